@@ -1,0 +1,1 @@
+"""Measurements: plain llama.cpp and FlexServe interleaved in one run."""

@@ -1,0 +1,1 @@
+"""Pure decisions: no I/O, no clock, no thread, no ctypes. Same code on every platform."""

@@ -1,0 +1,1 @@
+"""The UNTRUSTED side: HTTP relay, memory manager, launching the secure world."""

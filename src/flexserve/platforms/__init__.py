@@ -1,0 +1,1 @@
+"""Adapters behind two small ports: where secure memory comes from, and who may recall it."""

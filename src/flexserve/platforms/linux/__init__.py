@@ -1,0 +1,1 @@
+"""Linux: Flex-Mem from memfd_secret (or plain, labelled), memory pressure from /proc."""

@@ -1,0 +1,1 @@
+"""The TRUSTED side: everything that sees weights, keys, prompts or tokens in clear."""

@@ -1,0 +1,1 @@
+"""Sealed models: the .flex container, derived images, the local store, device keys."""

@@ -1,0 +1,1 @@
+"""The platform contract kit and stateful machines, shipped for third parties' adapters."""

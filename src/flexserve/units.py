@@ -1,0 +1,44 @@
+"""Sizes and durations as people write them."""
+
+from __future__ import annotations
+
+import re
+
+from flexserve.errors import CallerError
+
+KIB = 1 << 10
+MIB = 1 << 20
+GIB = 1 << 30
+
+_FACTORS = {"": 1, "b": 1, "k": KIB, "m": MIB, "g": GIB, "t": GIB << 10}
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?\s*", re.IGNORECASE)
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes that `text` ("512M", "1.5 GiB", "4096") stands for; units are binary.
+
+    Raises CallerError when it is not a size.
+    """
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise CallerError(f"{text!r} is not a size.", hint="Write it like 512M, 1.5GiB or 4096.")
+    return int(float(match[1]) * _FACTORS[match[2].lower()])
+
+
+def format_size(size: int) -> str:
+    """Return `size` bytes in the largest binary unit that keeps it at or above one."""
+    for factor, unit in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
+        if size >= factor:
+            value = size / factor
+            return f"{value:.0f} {unit}" if value >= 100 else f"{value:.1f} {unit}"
+    return f"{size} B"
+
+
+def align_up(value: int, step: int) -> int:
+    """Return the smallest multiple of `step` that is at least `value`."""
+    return -(-value // step) * step
+
+
+def align_down(value: int, step: int) -> int:
+    """Return the largest multiple of `step` that is at most `value`."""
+    return value // step * step

@@ -1,0 +1,285 @@
+"""Everything one world can say to the other. Versioned, typed, bounded.
+
+Both directions are tagged unions of frozen structs; an unknown tag, an unknown field, a wrong
+type or a value out of bounds is a protocol error (PeerError), never anything else. The first
+message each way is the handshake: `Hello` from the normal world, `Welcome` from the secure one.
+
+Sizes are bytes, durations are milliseconds unless the name says otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+PROTOCOL_VERSION = 1
+
+# A prompt is the largest thing that crosses the boundary; 1 MiB of text is ~250k tokens.
+MAX_TEXT = 1 << 20
+MAX_MESSAGES = 4096
+MAX_STOPS = 16
+MAX_TOP_LOGPROBS = 20
+
+Count = Annotated[int, Meta(ge=0, le=1 << 53)]
+Serial = Annotated[int, Meta(ge=0, le=1 << 53)]
+Millis = Annotated[float, Meta(ge=0, le=1e12)]
+Name = Annotated[str, Meta(min_length=1, max_length=128)]
+Short = Annotated[str, Meta(max_length=2048)]
+Text = Annotated[str, Meta(max_length=MAX_TEXT)]
+
+
+class _Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    pass
+
+
+class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
+    pass
+
+
+# ---- values ------------------------------------------------------------------------------
+
+
+class ChatMessage(_Struct):
+    """One turn of a conversation."""
+
+    role: Annotated[str, Meta(min_length=1, max_length=32)]
+    content: Text
+
+
+class ChatPrompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="chat"):
+    """A conversation; the secure world renders the model's own chat template over it."""
+
+    messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=MAX_MESSAGES)]
+
+
+class TextPrompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="text"):
+    """Raw text to continue."""
+
+    text: Text
+
+
+class Sampling(_Struct):
+    """How tokens are chosen. `temperature` 0 is greedy. `max_tokens` None: to the context's end."""
+
+    max_tokens: Annotated[int, Meta(ge=1, le=1 << 20)] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=5)] = 0.8
+    top_p: Annotated[float, Meta(ge=0, le=1)] = 0.95
+    seed: Annotated[int, Meta(ge=0, lt=1 << 63)] | None = None
+    stop: Annotated[
+        list[Annotated[str, Meta(min_length=1, max_length=256)]], Meta(max_length=MAX_STOPS)
+    ] = msgspec.field(default_factory=list)
+    # None: no logprobs; n: those of the chosen token and of the n likeliest at each position.
+    logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+
+
+class TokenLogprob(_Struct):
+    """A token's text and its natural-log probability under the model, before temperature."""
+
+    text: str
+    logprob: float
+
+
+class Choice(_Struct):
+    """A generated token with the likeliest alternatives at its position."""
+
+    token: TokenLogprob
+    top: list[TokenLogprob]
+
+
+class Usage(_Struct):
+    """Token counts of a request."""
+
+    prompt_tokens: Count
+    completion_tokens: Count
+    cached_tokens: Count = 0
+
+
+class Timings(_Struct):
+    """Where a request's time went, in milliseconds.
+
+    `ttft` runs from the secure world's receipt of the request to its first token. `restore`
+    is wall time that compute stood waiting for memory to come back; `decrypt` is thread time.
+    """
+
+    queue: Millis = 0
+    restore: Millis = 0
+    decrypt: Millis = 0
+    prefill: Millis = 0
+    decode: Millis = 0
+    ttft: Millis = 0
+    restored_bytes: Count = 0
+
+
+class Failure(_Struct):
+    """An error on its way across the boundary; see flexserve.errors."""
+
+    blame: str
+    code: Short
+    message: Short
+    hint: Short = ""
+
+
+class ModelStatus(_Struct):
+    """One model as `flexserve ps` shows it."""
+
+    name: Name
+    state: str  # unloaded | loading | partial | loaded
+    weights: Count  # bytes of weights when whole
+    resident: Count  # bytes of weights that are in memory
+    kv: Count  # bytes of KV cache committed
+    scratch: Count  # bytes of compute scratch committed
+    running: bool
+    error: Failure | None = None
+
+
+class MemoryStatus(_Struct):
+    """The secure world's granules by owner, and what the OS counts."""
+
+    granule: Count
+    granted: Count  # bytes granted and unused
+    secure: Count  # bytes in use
+    recalling: Count
+    os_secure: Count  # bytes of secure memory that the OS counts
+    os_rss: Count  # resident bytes of the whole secure process
+
+
+# ---- normal world to secure world -----------------------------------------------------------
+
+
+class Hello(_Message):
+    """First message of the normal world."""
+
+    version: int
+
+
+class Generate(_Message):
+    """Run a prompt. Answered by Started, Delta… and Finished, or by Failed."""
+
+    request: Serial
+    model: Name
+    prompt: ChatPrompt | TextPrompt
+    sampling: Sampling
+
+
+class Cancel(_Message):
+    """The client is gone; stop. Answered by Failed(code="cancelled") unless already ended."""
+
+    request: Serial
+
+
+class Recall(_Message):
+    """Give memory back. `demand` None asks for all that is not in use by a running request."""
+
+    serial: Serial
+    demand: Count | None
+    deadline: Millis
+
+
+class Grant(_Message):
+    """Answer to NeedMemory: `size` bytes more are yours (0: refused, with the reason)."""
+
+    serial: Serial
+    size: Count
+    reason: Short = ""
+
+
+class Query(_Message):
+    """Ask for Status. Never wakes a model and never resets an idle timer."""
+
+    serial: Serial
+
+
+class Shutdown(_Message):
+    """Finish or stop what runs within `drain` milliseconds, give all memory back, exit."""
+
+    drain: Millis
+
+
+# ---- secure world to normal world -----------------------------------------------------------
+
+
+class Welcome(_Message):
+    """First message of the secure world."""
+
+    version: int
+    pid: Count
+    protection: Short  # Protection.name
+    protected: bool
+    summary: Short
+    engine: Short  # llama.cpp build and CPU features
+    granule: Count
+
+
+class NeedMemory(_Message):
+    """Ask for a grant. Below `minimum` the request that needs it cannot make progress."""
+
+    serial: Serial
+    size: Count
+    minimum: Count
+
+
+class Returned(_Message):
+    """Memory went back unasked (an idle model's scratch, a closed model)."""
+
+    size: Count
+
+
+class Started(_Message):
+    """The request left the queue."""
+
+    request: Serial
+    prompt_tokens: Count
+
+
+class Delta(_Message):
+    """More text; `choices` is filled when logprobs were asked for. `tokens` may be 0 for text
+    that was held back while it could have been the start of a stop string."""
+
+    request: Serial
+    text: str
+    tokens: Count
+    choices: list[Choice] = msgspec.field(default_factory=list)
+
+
+class Finished(_Message):
+    """The request ended well. `reason`: "stop" or "length"."""
+
+    request: Serial
+    reason: str
+    usage: Usage
+    timings: Timings
+
+
+class Failed(_Message):
+    """The request ended in an error; no more comes for it."""
+
+    request: Serial
+    failure: Failure
+
+
+class Recalled(_Message):
+    """Answer to Recall: what really went back, by our table and by the OS's own count."""
+
+    serial: Serial
+    returned: Count  # bytes, by the ownership table
+    os_before: Count  # bytes the OS counted as ours before …
+    os_after: Count  # … and after
+    elapsed: Millis
+    protected: Count  # bytes kept because a running request is using them
+    plan: list[Short]  # what was given up, in order, for people
+
+
+class Status(_Message):
+    """Answer to Query."""
+
+    serial: Serial
+    models: list[ModelStatus]
+    memory: MemoryStatus
+    queued: Count
+    running: Count
+
+
+ToSecure = Hello | Generate | Cancel | Recall | Grant | Query | Shutdown
+ToNormal = Welcome | NeedMemory | Returned | Started | Delta | Finished | Failed | Recalled | Status
