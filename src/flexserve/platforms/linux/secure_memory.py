@@ -1,0 +1,291 @@
+"""Recallable memory on Linux: `memfd_secret`, and ordinary memory in the same shape.
+
+An arena is a PROT_NONE reservation. Commit maps memory over part of it, release maps PROT_NONE
+over that part again, so addresses stay put while memory comes and goes.
+
+Secret memory cannot be given back in part: no hole punching, no MADV_DONTNEED, one ftruncate
+per file. So each granule is its own `memfd_secret`, whose descriptor is closed as soon as it is
+mapped; unmapping the granule then drops the last reference, and the kernel frees its pages.
+"""
+
+from __future__ import annotations
+
+import abc
+import errno
+import os
+import re
+import resource
+from pathlib import Path
+
+from flexserve.errors import GrantRefusedError, NormalWorldError
+from flexserve.platforms.granules import GranuleBooks, GranuleState
+from flexserve.platforms.linux import mman
+from flexserve.platforms.ports import Arena, Protection
+from flexserve.units import MIB, align_up, format_size
+
+DEFAULT_GRANULE = MIB
+_READ_WRITE = mman.PROT_READ | mman.PROT_WRITE
+_RESERVATION = mman.MAP_PRIVATE | mman.MAP_ANONYMOUS | mman.MAP_NORESERVE
+_MAPPINGS_OF_OTHERS = 2048  # libraries, stacks, heaps: generous for a Python process
+_RESIDENT_RUN = re.compile(rb"\x01+")
+
+
+class _MappedMemory(abc.ABC):
+    """The SecureMemory port over mmap; subclasses say what is mapped and how it is scrubbed."""
+
+    def __init__(self, granule: int = DEFAULT_GRANULE) -> None:
+        if granule % mman.PAGE:
+            raise ValueError("a granule is whole pages")
+        self._books = GranuleBooks(granule)
+
+    @property
+    @abc.abstractmethod
+    def protection(self) -> Protection:
+        """The label of what this memory is protected by."""
+
+    @property
+    def granule(self) -> int:
+        """Bytes of the unit of commit and release."""
+        return self._books.granule
+
+    def reserve(self, size: int) -> Arena:
+        """Reserve addresses for `size` bytes, rounded up to granules. Uses no memory.
+
+        Raises NormalWorldError when the address space is refused.
+        """
+        size = align_up(max(size, 1), self.granule)
+        wanted = size + self.granule  # room to align: mmap only promises pages
+        try:
+            raw = mman.mmap(0, wanted, mman.PROT_NONE, _RESERVATION)
+        except OSError as error:
+            raise NormalWorldError(
+                f"The OS refused {format_size(size)} of address space ({error.strerror}).",
+                hint="Raise RLIMIT_AS, or load a smaller model.",
+            ) from error
+        base = align_up(raw, self.granule)
+        if base > raw:
+            mman.munmap(raw, base - raw)
+        if base + size < raw + wanted:
+            mman.munmap(base + size, raw + wanted - base - size)
+        arena = Arena(base=base, size=size)
+        self._books.open(arena)
+        return arena
+
+    def commit(self, arena: Arena, offset: int, length: int) -> None:
+        """Put memory behind a range that has none; pages come, zeroed, at first touch.
+
+        Raises GrantRefusedError when the OS refuses, InternalError for a range that is outside
+        the arena or (partly) committed; either way every granule is as it was.
+        """
+        self._books.claim_commit(arena, offset, length)
+        settled = GranuleState.EMPTY
+        try:
+            if length:
+                self._map(arena.base + offset, length)
+            settled = GranuleState.COMMITTED
+        except OSError as error:
+            self._unmap(arena.base + offset, length)
+            raise _refusal(length, error) from error
+        finally:
+            self._books.settle(arena, offset, length, settled)
+
+    def release(self, arena: Arena, offset: int, length: int) -> None:
+        """Give the memory of a committed range back, scrubbed before anyone can see it.
+
+        Returns when the OS has it. Raises InternalError for a range that is outside the arena
+        or not wholly committed, and then changes nothing.
+        """
+        self._books.claim_release(arena, offset, length)
+        settled = GranuleState.COMMITTED
+        try:
+            if length:
+                self._scrub(arena.base + offset, length)
+                self._unmap(arena.base + offset, length)
+            settled = GranuleState.EMPTY
+        finally:
+            self._books.settle(arena, offset, length, settled)
+
+    def view(self, arena: Arena, offset: int, length: int) -> memoryview:
+        """Return a writable view of committed memory (any alignment).
+
+        Raises InternalError when part of it is not committed. The view must not be used after
+        the release of its range: the addresses fault then.
+        """
+        self._books.require_committed(arena, offset, length)
+        return mman.view(arena.base + offset, length)
+
+    def free(self, arena: Arena) -> None:
+        """Release whatever is committed and give the addresses back. The arena is dead after."""
+        for offset, length in self._books.committed_runs(arena):
+            self.release(arena, offset, length)
+        self._books.close(arena)
+        mman.munmap(arena.base, arena.size)
+
+    def resident(self) -> int:
+        """Return the bytes of the arenas that the kernel has pages for, asked from its page tables.
+
+        mincore(2) over the arenas costs a few nanoseconds per page. The alternatives are worse:
+        /proc/self/statm counts secret memory as file pages, together with every library, and
+        /proc/self/smaps prints a page of text for each granule.
+        """
+        return mman.PAGE * sum(
+            mman.resident_pages(arena.base, arena.size).count(1) for arena in self._books.arenas()
+        )
+
+    @abc.abstractmethod
+    def _map(self, address: int, length: int) -> None:
+        """Map fresh memory over whole granules of a reservation; may stop half-way with OSError."""
+
+    @abc.abstractmethod
+    def _scrub(self, address: int, length: int) -> None:
+        """Make sure that nobody sees what a committed range holds once it is unmapped."""
+
+    def _unmap(self, address: int, length: int) -> None:
+        """Put the reservation back. One call for a whole run of granules: the kernel walks it once."""
+        try:
+            mman.mmap(address, length, mman.PROT_NONE, _RESERVATION | mman.MAP_FIXED)
+        except OSError as error:
+            raise NormalWorldError(
+                f"The OS would not take {format_size(length)} back ({error.strerror}).",
+                hint="Raise vm.max_map_count.",
+            ) from error
+
+
+class MemfdSecretMemory(_MappedMemory):
+    """Memory outside the kernel's direct map: no /proc/PID/mem, ptrace, kcore, swap, dump or DMA."""
+
+    @property
+    def protection(self) -> Protection:
+        """The label of what this memory is protected by."""
+        return Protection(
+            name="memfd_secret",
+            protected=True,
+            summary=(
+                "Other processes, root's debugging interfaces, swap and core dumps cannot reach model "
+                "memory; a hostile kernel still can."
+            ),
+        )
+
+    def _map(self, address: int, length: int) -> None:
+        # The kernel marks these mappings locked and left out of dumps by itself.
+        for granule in range(address, address + length, self.granule):
+            fd = mman.memfd_secret()
+            try:
+                os.ftruncate(fd, self.granule)
+                mman.mmap(granule, self.granule, _READ_WRITE, mman.MAP_SHARED | mman.MAP_FIXED, fd)
+            finally:
+                os.close(fd)
+        # Shared pages in a forked child would outlive their release here.
+        mman.madvise(address, length, mman.MADV_DONTFORK)
+
+    def _scrub(self, address: int, length: int) -> None:
+        # Left to the kernel, which clears every page of secret memory as it frees it, before the
+        # allocator can hand it to anyone (secretmem_free_folio in mm/secretmem.c), and does so even
+        # when this process is killed. A memset here added a third to the time of a recall (512 MiB:
+        # 157 ms without, 54 ms more with), and would allocate each page that was never touched.
+        del address, length
+
+
+class PlainMemory(_MappedMemory):
+    """Ordinary anonymous memory in the same shape: for trying things out, and for baselines."""
+
+    @property
+    def protection(self) -> Protection:
+        """The label of what this memory is protected by."""
+        return Protection(
+            name="plain",
+            protected=False,
+            summary="Ordinary memory: root and the kernel can read it. For trying things out only.",
+        )
+
+    def _map(self, address: int, length: int) -> None:
+        mman.mmap(address, length, _READ_WRITE, mman.MAP_PRIVATE | mman.MAP_ANONYMOUS | mman.MAP_FIXED)
+        # A huge page spans granules: releasing one of them would give nothing back.
+        for advice in (mman.MADV_NOHUGEPAGE, mman.MADV_DONTDUMP, mman.MADV_DONTFORK):
+            mman.madvise(address, length, advice)
+
+    def _scrub(self, address: int, length: int) -> None:
+        # The kernel clears anonymous pages when it hands them out, not when it takes them back, so
+        # they are cleared here; only those that exist, as a write would allocate the others.
+        pages = mman.resident_pages(address, length)
+        for run in _RESIDENT_RUN.finditer(pages):
+            mman.zero(address + run.start() * mman.PAGE, (run.end() - run.start()) * mman.PAGE)
+
+
+def probe_secret_memory(size: int = DEFAULT_GRANULE, granule: int = DEFAULT_GRANULE) -> None:
+    """Raise NormalWorldError, saying why and what to do, unless `size` bytes of secret memory can be had.
+
+    Uses no memory: it maps that much and touches nothing. Physical memory may still be short.
+    """
+    _require_mappings(size, granule)
+    try:
+        fd = mman.memfd_secret()
+    except OSError as error:
+        raise _no_secret_memory(error) from error
+    try:
+        os.ftruncate(fd, align_up(max(size, 1), mman.PAGE))
+        address = mman.mmap(0, size, _READ_WRITE, mman.MAP_SHARED, fd)
+    except OSError as error:
+        raise _no_locked_memory(size, error) from error
+    finally:
+        os.close(fd)
+    mman.munmap(address, size)
+
+
+def _require_mappings(size: int, granule: int) -> None:
+    """Raise NormalWorldError when a process may not have one mapping per granule of `size`."""
+    try:
+        limit = int(Path("/proc/sys/vm/max_map_count").read_text())
+    except (OSError, ValueError):
+        return  # nobody tells: commit will, should it matter
+    needed = -(-size // granule) + _MAPPINGS_OF_OTHERS
+    if needed > limit:
+        raise NormalWorldError(
+            f"{format_size(size)} of secret memory needs {needed} mappings; the kernel allows {limit}.",
+            hint=f"Run `sysctl -w vm.max_map_count={2 * needed}` as root.",
+        )
+
+
+def _no_secret_memory(error: OSError) -> NormalWorldError:
+    if error.errno == errno.ENOSYS:
+        return NormalWorldError(
+            "This kernel offers no secret memory (memfd_secret).",
+            hint="Boot with secretmem.enable=1 (Linux 5.14 or later), or use --memory plain.",
+            code="no_secret_memory",
+        )
+    return NormalWorldError(
+        f"The kernel refused secret memory ({error.strerror}).",
+        hint="Allow memfd_secret in the sandbox or container (seccomp), or use --memory plain.",
+        code="no_secret_memory",
+    )
+
+
+def _no_locked_memory(size: int, error: OSError) -> NormalWorldError:
+    if error.errno != errno.EAGAIN:
+        return NormalWorldError(
+            f"The kernel refused {format_size(size)} of secret memory ({error.strerror}).",
+            hint="Free memory or address space, or use --memory plain.",
+            code="no_secret_memory",
+        )
+    limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+    return NormalWorldError(
+        f"{format_size(size)} of secret memory is more than this process may lock ({format_size(limit)}).",
+        hint=(
+            "Raise the limit (`ulimit -l unlimited`, LimitMEMLOCK=infinity in systemd, memlock in "
+            "/etc/security/limits.conf), grant CAP_IPC_LOCK, or use --memory plain."
+        ),
+        code="locked_memory_limit",
+    )
+
+
+def _refusal(length: int, error: OSError) -> GrantRefusedError:
+    hints = {
+        errno.EAGAIN: "Raise RLIMIT_MEMLOCK (`ulimit -l`) or grant CAP_IPC_LOCK.",
+        errno.ENOMEM: "Free memory, or raise vm.max_map_count.",
+        errno.EMFILE: "Raise RLIMIT_NOFILE (`ulimit -n`).",
+        errno.ENFILE: "Raise fs.file-max.",
+    }
+    return GrantRefusedError(
+        f"The OS refused {format_size(length)} of memory ({error.strerror}).",
+        hint=hints.get(error.errno or 0, "Free memory, or use --memory plain."),
+    )
