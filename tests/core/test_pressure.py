@@ -1,0 +1,224 @@
+"""The pressure policy: grants, recalls, and that the two never chase each other."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flexserve.core.pressure import Holdings, Limits, PressurePolicy
+from flexserve.platforms.ports import MemorySample
+from flexserve.units import GIB, MIB
+
+LIMITS = Limits(low=1000, high=1500, emergency=250)
+NOTHING = Holdings(granted=0, used=0)
+
+
+def sample(available: int, stall: float | None = None) -> MemorySample:
+    return MemorySample(total=100_000, available=available, stall=stall)
+
+
+def test_defaults_follow_the_size_of_the_machine() -> None:
+    assert Limits.for_machine(64 * GIB).low == 64 * GIB // 20
+    small = Limits.for_machine(2 * GIB)
+    assert (small.low, small.high, small.emergency) == (512 * MIB, 768 * MIB, 128 * MIB)
+
+
+def test_lines_out_of_order_are_refused() -> None:
+    with pytest.raises(ValueError, match="order"):
+        Limits(low=10, high=10, emergency=0)
+
+
+def test_a_grant_that_leaves_enough_free_is_given_whole() -> None:
+    decision = PressurePolicy(LIMITS).grant(sample(5000), NOTHING, size=4000, minimum=10, now=0)
+    assert decision.size == 4000
+
+
+def test_a_grant_stops_at_the_low_line_in_whole_granules() -> None:
+    policy = PressurePolicy(LIMITS, granule=64)
+    decision = policy.grant(sample(5000), NOTHING, size=4500, minimum=10, now=0)
+    assert decision.size == 4000 // 64 * 64
+    assert "part" in decision.reason
+
+
+def test_promises_not_yet_kept_count_as_spent() -> None:
+    held = Holdings(granted=3000, used=0)
+    assert PressurePolicy(LIMITS).grant(sample(5000), held, size=2000, minimum=1, now=0).size == 1000
+
+
+def test_the_minimum_is_granted_below_the_low_line_but_not_below_the_emergency_line() -> None:
+    policy = PressurePolicy(LIMITS)
+    assert policy.grant(sample(900), NOTHING, size=800, minimum=600, now=0).size == 600
+    refused = policy.grant(sample(900), NOTHING, size=800, minimum=700, now=0)
+    assert refused.size == 0
+    assert "refused" in refused.reason
+
+
+def test_a_minimum_grant_below_the_low_line_starts_no_recall_until_others_take_more() -> None:
+    policy = PressurePolicy(LIMITS)
+    policy.grant(sample(900), NOTHING, size=100, minimum=100, now=0)
+    held = Holdings(granted=100, used=100)
+    assert policy.recall(sample(800), held, now=1) is None
+    decision = policy.recall(sample(799), held, now=2)
+    assert decision is not None
+    assert decision.size == 100
+
+
+def test_a_recall_aims_at_the_high_line_and_never_exceeds_what_is_granted() -> None:
+    held = Holdings(granted=5000, used=5000)
+    decision = PressurePolicy(LIMITS).recall(sample(900), held, now=0)
+    assert decision is not None
+    assert decision.size == 600
+    few = PressurePolicy(LIMITS).recall(sample(900), Holdings(granted=50, used=50), now=0)
+    assert few is not None
+    assert few.size == 50
+
+
+def test_between_the_lines_nothing_is_recalled() -> None:
+    held = Holdings(granted=5000, used=5000)
+    assert PressurePolicy(LIMITS).recall(sample(1000), held, now=0) is None
+
+
+def test_nothing_is_recalled_from_nobody() -> None:
+    assert PressurePolicy(LIMITS).recall(sample(0), NOTHING, now=0) is None
+
+
+def test_recalls_wait_for_the_cool_down_and_longer_when_the_last_brought_too_little() -> None:
+    policy = PressurePolicy(LIMITS)
+    held = Holdings(granted=5000, used=5000)
+    assert policy.recall(sample(900), held, now=0) is not None
+    assert policy.recall(sample(900), held, now=0.5) is None
+    policy.recalled(asked=600, returned=0, now=0.5)
+    assert policy.recall(sample(900), held, now=2.0) is None
+    assert policy.recall(sample(900), held, now=2.5) is not None
+    policy.recalled(asked=600, returned=600, now=2.5)
+    assert policy.recall(sample(900), held, now=3.5) is not None
+
+
+def test_after_any_recall_only_the_minimum_is_granted_for_a_while() -> None:
+    policy = PressurePolicy(LIMITS)
+    policy.recalled(asked=None, returned=100, now=0)
+    assert policy.grant(sample(90_000), NOTHING, size=500, minimum=20, now=2.9).size == 20
+    assert policy.grant(sample(90_000), NOTHING, size=500, minimum=0, now=2.9).size == 0
+    assert policy.grant(sample(90_000), NOTHING, size=500, minimum=20, now=3.0).size == 500
+
+
+def test_after_an_automatic_recall_grants_stop_at_the_high_line_until_it_is_calm() -> None:
+    policy = PressurePolicy(LIMITS)
+    assert policy.recall(sample(900), Holdings(granted=5000, used=5000), now=0) is not None
+    assert policy.grant(sample(2000), NOTHING, size=1000, minimum=1, now=29).size == 500
+    assert policy.grant(sample(2000), NOTHING, size=1000, minimum=1, now=30).size == 1000
+
+
+def test_a_stall_recalls_one_step_per_psi_window_while_memory_is_not_roomy() -> None:
+    policy = PressurePolicy(LIMITS)
+    held = Holdings(granted=50_000, used=50_000)
+    first = policy.recall(sample(1800, stall=12.0), held, now=0)
+    assert first is not None
+    assert first.size == 500
+    assert policy.recall(sample(1800, stall=12.0), held, now=9.9) is None
+    assert policy.recall(sample(1800, stall=12.0), held, now=10.0) is not None
+
+
+def test_a_stall_on_a_machine_with_plenty_free_is_not_ours_to_cure() -> None:
+    held = Holdings(granted=50_000, used=50_000)
+    assert PressurePolicy(LIMITS).recall(sample(3000, stall=90.0), held, now=0) is None
+
+
+def test_a_stall_holds_grants_back() -> None:
+    policy = PressurePolicy(LIMITS)
+    assert policy.grant(sample(3200, stall=12.0), NOTHING, size=1000, minimum=1, now=0).size == 200
+
+
+@dataclasses.dataclass
+class Machine:
+    """A machine with a constant external load, under a secure world that asks as it likes."""
+
+    free_without_us: int
+    granted: int
+    used: int
+
+    @property
+    def held(self) -> Holdings:
+        return Holdings(granted=self.granted, used=self.used)
+
+    def sample(self) -> MemorySample:
+        return sample(max(0, self.free_without_us - self.used))
+
+    def give_back(self, size: int) -> None:
+        self.granted -= size
+        self.used = min(self.used, self.granted)
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("ask"), st.integers(1, 3000), st.integers(0, 400)),
+        st.tuples(st.just("use"), st.integers(0, 3000), st.just(0)),
+        st.tuples(st.just("return"), st.integers(0, 3000), st.just(0)),
+        st.tuples(st.just("wait"), st.integers(0, 20), st.just(0)),
+    ),
+    max_size=60,
+)
+
+
+@settings(max_examples=200)
+@given(free=st.integers(0, 8000), granted=st.integers(0, 8000), steps=STEPS)
+def test_under_a_constant_load_there_is_at_most_one_recall(
+    free: int, granted: int, steps: list[tuple[str, int, int]]
+) -> None:
+    granted = min(granted, free)
+    machine, policy, now, recalls = Machine(free, granted, granted), PressurePolicy(LIMITS), 0.0, 0
+    for what, amount, minimum in [("wait", 0, 0), *steps]:
+        now += 0.25
+        match what:
+            case "ask":
+                least = min(minimum, amount)
+                decision = policy.grant(machine.sample(), machine.held, size=amount, minimum=least, now=now)
+                assert decision.size == 0 or least <= decision.size <= amount
+                machine.granted += decision.size
+            case "use":
+                machine.used = min(machine.used + amount, machine.granted)
+            case "return":
+                machine.give_back(min(amount, machine.granted))
+            case "wait":
+                now += amount
+        order = policy.recall(machine.sample(), machine.held, now=now)
+        if order is not None:
+            recalls += 1
+            machine.give_back(order.size)
+            policy.recalled(asked=order.size, returned=order.size, now=now)
+    assert recalls <= 1
+
+
+@settings(max_examples=200)
+@given(
+    free=st.integers(0, 8000),
+    asks=st.lists(st.tuples(st.integers(1, 3000), st.integers(0, 400), st.booleans()), max_size=30),
+)
+def test_no_grant_makes_the_next_sample_start_a_recall(free: int, asks: list[tuple[int, int, bool]]) -> None:
+    machine, policy = Machine(free, 0, 0), PressurePolicy(LIMITS)
+    for turn, (size, minimum, touched) in enumerate(asks):
+        decision = policy.grant(machine.sample(), machine.held, size=size, minimum=minimum, now=turn)
+        machine.granted += decision.size
+        machine.used = machine.granted if touched else machine.used
+        assert policy.recall(machine.sample(), machine.held, now=turn + 0.25) is None
+
+
+@settings(max_examples=200)
+@given(noise=st.lists(st.integers(-100, 100), min_size=100, max_size=100))
+def test_a_load_that_jitters_around_the_low_line_costs_one_recall_per_calm_time(noise: list[int]) -> None:
+    machine, policy, times = Machine(9000, 8000, 8000), PressurePolicy(LIMITS), []
+    for turn, jitter in enumerate(noise):
+        now, seen = turn * 0.5, sample(machine.sample().available + jitter)
+        order = policy.recall(seen, machine.held, now=now)
+        if order is not None:
+            times.append(now)
+            machine.give_back(order.size)
+            policy.recalled(asked=order.size, returned=order.size, now=now)
+        decision = policy.grant(seen, machine.held, size=2000, minimum=0, now=now)
+        machine.granted += decision.size
+        machine.used = machine.granted
+    assert all(later - earlier >= LIMITS.calm for earlier, later in itertools.pairwise(times))
