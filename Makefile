@@ -1,0 +1,47 @@
+# Every target sets itself up first; set-up happens once, and again when the locked packages change.
+VENV  := .venv
+BIN   := $(VENV)/bin
+STAMP := $(VENV)/.setup-$(shell cat requirements-dev.lock pyproject.toml tools/setup.sh | sha256sum | cut -c1-16)
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/flexserve
+MODEL := $(CACHE)/models/tinyllama-1.1b-q4_0.synth.gguf
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check bench lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## make .venv with everything in it (once; builds llama.cpp: 3 to 5 minutes)
+
+$(STAMP): requirements-dev.lock pyproject.toml tools/setup.sh
+	@tools/setup.sh $@
+
+demo: $(STAMP) ## see it work: seal, serve, press for memory, restore
+	$(BIN)/python -m flexserve.bench.demo
+
+check: $(STAMP) ## lint, types, import law, tests of the core: under a minute
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict
+	$(BIN)/lint-imports
+	$(BIN)/pytest tests/core
+
+test: check ## check, then every test
+	$(BIN)/pytest
+
+bench: $(STAMP) $(MODEL) ## measure on this machine, with a synthetic 1.1 B model
+	$(BIN)/flexserve bench $(MODEL)
+
+$(MODEL): | $(STAMP)
+	$(BIN)/python -m flexserve.bench.synth --shape tinyllama-1.1b --quant q4_0 $@
+
+lock: $(STAMP) ## pin the newest packages that pyproject.toml allows
+	$(COMPILE) --output-file requirements.lock pyproject.toml
+	$(COMPILE) --extra dev --extra build --output-file requirements-dev.lock pyproject.toml
+
+COMPILE = CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip-compile --quiet --upgrade --generate-hashes --strip-extras \
+	--allow-unsafe --no-emit-index-url --no-emit-trusted-host --no-emit-find-links
+
+clean: ## remove .venv and what tools left behind (not the wheel and model caches)
+	rm -rf $(VENV) build bench-out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
