@@ -1,0 +1,81 @@
+"""In which order to bring weights back, and how far compute may go meanwhile.
+
+The compute graph is the only source: walking its nodes in execution order gives, for each node,
+the granules it reads. The order of first use is the best load order (a pipeline that computes
+in order can start node n as soon as everything first used up to n is there), and it needs no
+knowledge of the model's architecture.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+ABSENT, LOADING, RESIDENT = 0, 1, 2
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Needs:
+    """What a graph reads: use i is node `node[i]` reading granule `granule[i]`; `node` ascends."""
+
+    nodes: int  # nodes in the graph
+    node: NDArray[np.int32]
+    granule: NDArray[np.int32]
+
+
+class RestorePlan:
+    """The load order for one run over a graph, from node `start` on. Immutable.
+
+    `order` lists the granules that are not resident: first those the graph reads, by first
+    use, then (`needed` counts the former) the rest of the model in its usual order, so that
+    what one graph happens not to read is there for the next.
+    """
+
+    def __init__(self, needs: Needs, states: NDArray[np.uint8], start: int, usual: Sequence[int] = ()) -> None:
+        size = len(states)
+        self.nodes = needs.nodes
+        self.last_use = np.full(size, -1, dtype=np.int32)
+        self.last_use[needs.granule] = needs.node  # ascending: the last write wins
+        ahead = needs.node >= start
+        granule, node = needs.granule[ahead], needs.node[ahead]
+        unique, first = np.unique(granule, return_index=True)
+        by_use = np.argsort(first, kind="stable")
+        unique, first = unique[by_use], first[by_use]
+        missing = states[unique] != RESIDENT
+        self.order: list[int] = unique[missing].tolist()
+        self._due: list[int] = node[first[missing]].tolist()
+        self.needed = len(self.order)
+        if self.needed < np.count_nonzero(states != RESIDENT):
+            named = set(self.order)
+            rest = usual or range(size)
+            self.order += [g for g in rest if states[g] != RESIDENT and g not in named]
+
+    def ready(self, done: int) -> int:
+        """Return n such that nodes before n read nothing beyond the first `done` of `order`."""
+        return self._due[done] if done < self.needed else self.nodes
+
+    def wanted(self, node: int) -> int:
+        """Return how many of `order` must be resident before node `node` can run."""
+        return bisect.bisect_right(self._due, node)
+
+    def passed(self, position: int, states: NDArray[np.uint8]) -> int | None:
+        """Return the resident granule that compute at node `position` will want again last.
+
+        A graph runs over and over from its first node, so what was used just now is farthest
+        from its next use. None when nothing that was passed is resident.
+        """
+        candidates = np.flatnonzero((states == RESIDENT) & (self.last_use < position))
+        if len(candidates) == 0:
+            return None
+        return int(candidates[np.argmax(self.last_use[candidates])])
+
+
+def usual_order(needs: Needs, size: int) -> list[int]:
+    """Return all `size` granules: those the graph reads by first use, then the others."""
+    unique, first = np.unique(needs.granule, return_index=True)
+    used = unique[np.argsort(first, kind="stable")].tolist()
+    return used + sorted(set(range(size)) - set(used))

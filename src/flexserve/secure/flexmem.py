@@ -1,0 +1,248 @@
+"""Flex-Mem: recallable secure memory, every granule of it under the ownership table.
+
+The platform's `SecureMemory` maps and unmaps; this decides whose turn it is. Each committed
+granule holds one page number of the table, so that law 2 (conservation) can be checked at any
+moment. Grants come from the normal world through a `Granter`: the secure world never takes
+memory that the OS has not agreed to.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Protocol
+
+import numpy as np
+
+from flexserve.core.pages import OwnershipTable, PageEvent, PageState
+from flexserve.errors import GrantRefusedError
+from flexserve.platforms.ports import Arena, Protection, SecureMemory
+from flexserve.units import format_size
+
+_NO_PAGE = -1
+
+
+class Granter(Protocol):
+    """The normal world as Flex-Mem sees it: it hands memory over and takes it back."""
+
+    def request(self, size: int, minimum: int) -> int:
+        """Ask for `size` bytes; return the bytes granted (0: refused).
+
+        `minimum` is what the running request needs to make any progress. May block for the
+        other world's answer. Raises PeerError when that world is gone.
+        """
+
+    def returned(self, size: int) -> None:
+        """Say that `size` bytes went back unasked."""
+
+
+class OpenHanded:
+    """A granter that agrees to everything: for building images and for measurements in one process."""
+
+    def request(self, size: int, minimum: int) -> int:  # noqa: ARG002
+        """Grant `size` bytes."""
+        return size
+
+    def returned(self, size: int) -> None:
+        """Take note of nothing."""
+
+
+class FlexMem:
+    """Arenas of secure memory, committed and released granule by granule. Thread-safe.
+
+    Callers do not commit, use and release the same range at the same time (secure.residency
+    and secure.reclaim see to that); everything else may run concurrently.
+    """
+
+    def __init__(self, memory: SecureMemory, capacity: int, granter: Granter) -> None:
+        self._memory = memory
+        self._granter = granter
+        self._table = OwnershipTable(max(1, capacity // memory.granule))
+        self._normal = list(range(self._table.total - 1, -1, -1))  # page numbers, lowest last
+        self._granted: list[int] = []
+        self._pages: dict[Arena, np.ndarray[tuple[int], np.dtype[np.int32]]] = {}
+        self._lock = threading.Lock()
+        self.granule = memory.granule
+
+    @property
+    def protection(self) -> Protection:
+        """What protects this memory."""
+        return self._memory.protection
+
+    # ---- arenas --------------------------------------------------------------------------
+
+    def reserve(self, size: int) -> Arena:
+        """Reserve addresses for `size` bytes; no memory yet."""
+        arena = self._memory.reserve(size)
+        with self._lock:
+            self._pages[arena] = np.full(arena.size // self.granule, _NO_PAGE, dtype=np.int32)
+        return arena
+
+    def free(self, arena: Arena) -> int:
+        """Release all of `arena` and forget it; return the bytes that went back to the OS."""
+        size = self.release_all(arena)
+        with self._lock:
+            del self._pages[arena]
+        self._memory.free(arena)
+        return size
+
+    def view(self, arena: Arena, offset: int, length: int) -> memoryview:
+        """Return a writable view of committed memory."""
+        return self._memory.view(arena, offset, length)
+
+    # ---- grants --------------------------------------------------------------------------
+
+    def secure_grant(self, size: int, minimum: int = 0) -> int:
+        """See to it that `size` bytes are granted and unused; return how many are (maybe fewer)."""
+        with self._lock:
+            have = len(self._granted) * self.granule
+        if have < size:
+            have += self._ask(size - have, max(0, minimum - have))
+        return have
+
+    def return_unused(self) -> int:
+        """Give every granted, unused granule back; return the bytes."""
+        with self._lock:
+            pages, self._granted = self._granted, []
+            self._table.apply(PageEvent.RETURN, pages)
+            self._normal += pages
+            return len(pages) * self.granule
+
+    def _ask(self, size: int, minimum: int) -> int:
+        count = min(-(-size // self.granule), len(self._normal))
+        if count == 0:
+            return 0
+        granted = self._granter.request(count * self.granule, minimum) // self.granule
+        with self._lock:
+            # A normal world that grants more than was asked for is held to what was asked.
+            count = min(granted, count, len(self._normal))
+            pages = [self._normal.pop() for _ in range(count)]
+            self._table.apply(PageEvent.GRANT, pages)
+            self._granted += pages
+        return count * self.granule
+
+    # ---- commit and release --------------------------------------------------------------
+
+    def commit(self, arena: Arena, offset: int, length: int) -> None:
+        """Put granted memory behind a range that has none; it reads as zeros.
+
+        Asks the normal world when too little is granted. Raises GrantRefusedError when it
+        refuses; then nothing was changed.
+        """
+        first, count = offset // self.granule, length // self.granule
+        pages = self._take(count)
+        if pages is None:
+            self.secure_grant(length, minimum=length)
+            pages = self._take(count)
+        if pages is None:
+            raise GrantRefusedError(
+                f"The OS did not grant {format_size(length)} of memory.",
+                hint="Free memory, or wait until the pressure is over, and try again.",
+            )
+        try:
+            self._memory.commit(arena, offset, length)
+        except BaseException:
+            with self._lock:
+                self._table.apply(PageEvent.RECALL, pages)
+                self._table.apply(PageEvent.SCRUBBED, pages)
+                self._normal += pages
+            self._granter.returned(length)
+            raise
+        with self._lock:
+            self._pages[arena][first : first + count] = pages
+
+    def try_commit(self, arena: Arena, offset: int, length: int) -> bool:
+        """Commit out of what is granted already; return False, and change nothing, if it is too little."""
+        pages = self._take(length // self.granule)
+        if pages is None:
+            return False
+        first = offset // self.granule
+        self._memory.commit(arena, offset, length)
+        with self._lock:
+            self._pages[arena][first : first + len(pages)] = pages
+        return True
+
+    def commit_missing(self, arena: Arena) -> int:
+        """Commit every granule of `arena` that has no memory; return the bytes added."""
+        with self._lock:
+            holes = _runs(np.flatnonzero(self._pages[arena] == _NO_PAGE))
+        for first, count in holes:
+            self.commit(arena, first * self.granule, count * self.granule)
+        return sum(count for _, count in holes) * self.granule
+
+    def release(self, arena: Arena, offset: int, length: int) -> int:
+        """Scrub a committed range and give it to the OS; return its bytes.
+
+        The caller reports them to the normal world (as part of a recall, or as `Returned`).
+        """
+        first, count = offset // self.granule, length // self.granule
+        with self._lock:
+            pages = [int(page) for page in self._pages[arena][first : first + count]]
+            self._table.apply(PageEvent.RECALL, pages)
+            self._pages[arena][first : first + count] = _NO_PAGE
+        self._memory.release(arena, offset, length)
+        with self._lock:
+            self._table.apply(PageEvent.SCRUBBED, pages)
+            self._normal += pages
+        return length
+
+    def recycle(self, arena: Arena, offset: int) -> None:
+        """Release one granule and keep its grant: the OS agreed to their number, not to their place."""
+        self.release(arena, offset, self.granule)
+        with self._lock:
+            page = self._normal.pop()
+            self._table.apply(PageEvent.GRANT, [page])
+            self._granted.append(page)
+
+    def release_all(self, arena: Arena) -> int:
+        """Release whatever of `arena` is committed; return the bytes."""
+        with self._lock:
+            held = _runs(np.flatnonzero(self._pages[arena] != _NO_PAGE))
+        return sum(self.release(arena, first * self.granule, count * self.granule) for first, count in held)
+
+    def report_returned(self, size: int) -> None:
+        """Tell the normal world of memory that went back unasked."""
+        if size:
+            self._granter.returned(size)
+
+    # ---- looking -------------------------------------------------------------------------
+
+    def committed(self, arena: Arena) -> int:
+        """Return the committed bytes of `arena`."""
+        with self._lock:
+            return int(np.count_nonzero(self._pages[arena] != _NO_PAGE)) * self.granule
+
+    def bytes_in(self, state: PageState) -> int:
+        """Return the bytes whose granules are in `state`."""
+        with self._lock:
+            return self._table.count(state) * self.granule
+
+    def resident(self) -> int:
+        """Return the bytes that the OS counts as ours in secure memory."""
+        return self._memory.resident()
+
+    def check(self) -> None:
+        """Assert conservation, and that arenas and table agree."""
+        with self._lock:
+            self._table.check()
+            held = sum(int(np.count_nonzero(pages != _NO_PAGE)) for pages in self._pages.values())
+            moving = self._table.count(PageState.SECURE) - held
+            assert moving == 0, f"{moving} granules are SECURE in no arena"
+            assert len(self._granted) == self._table.count(PageState.GRANTED), "granted pages drifted"
+
+    def _take(self, count: int) -> list[int] | None:
+        """Move `count` granted granules to SECURE, or return None and change nothing."""
+        with self._lock:
+            if count > len(self._granted):
+                return None
+            split = len(self._granted) - count
+            pages, self._granted = self._granted[split:], self._granted[:split]
+            self._table.apply(PageEvent.COMMIT, pages)
+            return pages
+
+
+def _runs(indices: np.ndarray[tuple[int], np.dtype[np.intp]]) -> list[tuple[int, int]]:
+    """Return (first, count) of each run of consecutive integers in sorted `indices`."""
+    if len(indices) == 0:
+        return []
+    breaks = np.flatnonzero(np.diff(indices) != 1) + 1
+    return [(int(run[0]), len(run)) for run in np.split(indices, breaks)]

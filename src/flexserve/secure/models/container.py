@@ -1,0 +1,328 @@
+"""The .flex file: a GGUF, sealed for one device.
+
+    signed block (see manifest.py), then for each chunk of the GGUF: ciphertext, 16-byte tag
+
+The length of the file follows from the manifest, so every byte of it is either signed or
+authenticated. A tag follows its chunk directly: one `preadv` puts the ciphertext where the
+plaintext is wanted and the tag beside it, and the chunk is decrypted where it lies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import stat
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+from flexserve.errors import CallerError, StoredDataError
+from flexserve.secure.models.aead import KEY_SIZE, MODEL_ID_SIZE, SALT_SIZE, TAG_SIZE, ChunkCipher, wipe
+from flexserve.secure.models.files import NewFile, disk_errors, read_exact, require_room, write_all
+from flexserve.secure.models.gguf import GgufHeader, parse_gguf
+from flexserve.secure.models.keys import DeviceKey
+from flexserve.secure.models.manifest import (
+    BLOCK_SIZE,
+    CHUNK,
+    FORMAT_VERSION,
+    Manifest,
+    bad,
+    check_name,
+    read_block,
+    write_block,
+)
+
+Progress = Callable[[int, int], None]  # bytes done, bytes in total
+
+_KIND = b"gguf"
+_STREAM = 0
+# Written data is pushed to the disk this often, so that progress tells the truth and the last
+# fsync does not take minutes.
+_FLUSH_EVERY = 256  # chunks
+
+
+def seal(source: Path, destination: Path, name: str, device: DeviceKey, progress: Progress) -> Manifest:
+    """Seal the GGUF `source` into the new file `destination`, readable by `device` only.
+
+    `progress(done, total)` is called after each chunk. Whatever happens, `destination` is either
+    complete or absent. Raises CallerError when the source is not a usable GGUF, changes while it
+    is read, or `destination` exists; NormalWorldError when the disk refuses (code "disk_full").
+    """
+    check_name(name)
+    fd, before = _open_source(source)
+    try:
+        header = parse_gguf(lambda offset, length: _read_source(fd, offset, length), before.st_size)
+        draft = _draft(header, before.st_size, name, device)
+        action = f"Adding {name}"
+        require_room(destination.parent, _file_size(draft.manifest), action)
+        with disk_errors(action), NewFile(destination) as file:
+            digest = _seal_chunks(fd, file.fd, draft, progress)
+            _check_unchanged(source, before, os.fstat(fd))
+            manifest = draft.signed_as(digest)
+            write_all(file.fd, [memoryview(write_block(manifest, device))], 0)
+            _publish(file, name)
+        return manifest
+    finally:
+        os.close(fd)
+
+
+def _publish(file: NewFile, name: str) -> None:
+    try:
+        file.publish()
+    except FileExistsError:
+        raise CallerError(
+            f"There is a model named {name} already.",
+            hint="Remove it first, or give another --name.",
+            code="model_exists",
+        ) from None
+
+
+def _open_source(source: Path) -> tuple[int, os.stat_result]:
+    try:
+        # O_NONBLOCK: opening a pipe must not hang.
+        fd = os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise CallerError(
+            f"{source} cannot be read: {os.strerror(error.errno or 0)}.", hint="Check the path."
+        ) from None
+    info = os.fstat(fd)
+    if not stat.S_ISREG(info.st_mode):
+        os.close(fd)
+        raise CallerError(f"{source} is not a file.", hint="Name a GGUF file.")
+    return fd, info
+
+
+def _read_source(fd: int, offset: int, length: int) -> bytes:
+    with disk_errors("Reading the GGUF file"):
+        return os.pread(fd, length, offset)
+
+
+def _check_unchanged(source: Path, before: os.stat_result, after: os.stat_result) -> None:
+    # The header that was checked must be the header that was sealed. This catches accidents;
+    # a forger who resets the times gets a model whose header is checked again at every open.
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise _changed(str(source))
+
+
+def _changed(source: str) -> CallerError:
+    return CallerError(f"{source} changed while it was added.", hint="Add it when it is complete.")
+
+
+class _Draft:
+    """A sealing in progress: the manifest without its digest, and the cipher."""
+
+    def __init__(self, manifest: Manifest, cipher: ChunkCipher) -> None:
+        self.manifest = manifest
+        self.cipher = cipher
+
+    def signed_as(self, digest: str) -> Manifest:
+        """Return the final manifest."""
+        fields = {name: getattr(self.manifest, name) for name in Manifest.__struct_fields__}
+        return Manifest(**fields | {"digest": digest})
+
+
+def _draft(header: GgufHeader, size: int, name: str, device: DeviceKey) -> _Draft:
+    key, salt = secrets.token_bytes(KEY_SIZE), secrets.token_bytes(SALT_SIZE)
+    model_id = secrets.token_bytes(MODEL_ID_SIZE)
+    manifest = Manifest(
+        name=name,
+        model_id=model_id.hex(),
+        device=device.identity,
+        size=size,
+        chunk=CHUNK,
+        digest="",
+        created=int(time.time()),
+        architecture=header.architecture,
+        parameters=header.parameter_count,
+        context_length=header.context_length or 0,
+        quantization=header.quantization,
+        metadata_bytes=header.data_offset,
+        salt=salt.hex(),
+        wrapped_key=device.wrap(model_id, key).hex(),
+    )
+    return _Draft(manifest, ChunkCipher(key, salt, _KIND, FORMAT_VERSION, model_id))
+
+
+def _seal_chunks(source: int, target: int, draft: _Draft, progress: Progress) -> str:
+    """Encrypt all of `source` into `target`; return the hex digest of the plaintext."""
+    manifest = draft.manifest
+    digest = hashlib.sha256()
+    plain, sealed = bytearray(CHUNK), bytearray(CHUNK)
+    try:
+        for index in range(manifest.chunks):
+            length = _chunk_length(manifest, index)
+            text, cipher = memoryview(plain)[:length], memoryview(sealed)[:length]
+            try:
+                read_exact(source, [text], index * CHUNK, "The GGUF file")
+            except StoredDataError:
+                raise _changed("The GGUF file") from None
+            digest.update(text)
+            tag = draft.cipher.encrypt(_STREAM, index, manifest.chunks, text, cipher)
+            write_all(target, [cipher, memoryview(tag)], _chunk_offset(index))
+            if index % _FLUSH_EVERY == _FLUSH_EVERY - 1:
+                os.fdatasync(target)
+            progress(index * CHUNK + length, manifest.size)
+    finally:
+        wipe(plain)
+    return digest.hexdigest()
+
+
+def _chunk_offset(index: int) -> int:
+    return BLOCK_SIZE + index * (CHUNK + TAG_SIZE)
+
+
+def _chunk_length(manifest: Manifest, index: int) -> int:
+    return min(CHUNK, manifest.size - index * CHUNK)
+
+
+def _file_size(manifest: Manifest) -> int:
+    return BLOCK_SIZE + manifest.size + manifest.chunks * TAG_SIZE
+
+
+class SealedModel:
+    """An opened .flex file whose manifest was verified; chunks are verified as they are read.
+
+    Thread-safe until `close`. A file removed from the store stays readable here.
+    """
+
+    def __init__(self, fd: int, manifest: Manifest, key: bytes, scratch: memoryview | None) -> None:
+        self.manifest = manifest
+        self.model_key = key
+        self._fd = fd
+        salt = bytes.fromhex(manifest.salt)
+        self._cipher = ChunkCipher(key, salt, _KIND, FORMAT_VERSION, manifest.id_bytes)
+        self._scratch = scratch
+        self._scratch_lock = threading.Lock()
+
+    @classmethod
+    def open(cls, path: Path, device: DeviceKey, *, scratch: memoryview | None = None) -> SealedModel:
+        """Open `path`, verify its manifest, unwrap its key.
+
+        `scratch`: CHUNK bytes of writable memory in which chunks that are wanted in part are
+        decrypted (and wiped again); hand over secure memory where plaintext matters. Raises
+        StoredDataError when the file is damaged, forged, of another version or device;
+        NormalWorldError when it cannot be read.
+        """
+        if scratch is not None and len(scratch) != CHUNK:
+            raise ValueError(f"scratch has {len(scratch)} bytes, not {CHUNK}")
+        with disk_errors(f"Opening {path.name}"):
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            manifest = _read_manifest(fd, device)
+            key = device.unwrap(manifest.id_bytes, bytes.fromhex(manifest.wrapped_key))
+            return cls(fd, manifest, key, scratch)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def metadata_bytes(self) -> bytes:
+        """Return the GGUF's bytes before its tensor data. Raises StoredDataError."""
+        data = bytearray(self.manifest.metadata_bytes)
+        self.read_into(0, memoryview(data))
+        return bytes(data)
+
+    def header(self) -> GgufHeader:
+        """Return the GGUF's header, parsed anew. Raises StoredDataError when it is not sound."""
+        data = self.metadata_bytes()
+        try:
+            header = parse_gguf(lambda offset, length: data[offset : offset + length], self.manifest.size)
+        except CallerError as error:
+            raise bad(f"the header inside is not sound ({error.message})") from None
+        if header.data_offset != self.manifest.metadata_bytes:
+            raise bad("the header inside is not the one that was sealed")
+        return header
+
+    def read_into(self, offset: int, target: memoryview) -> None:
+        """Fill `target` with the GGUF's bytes from `offset` on, authenticated.
+
+        Chunks that lie wholly inside are read and decrypted in `target` itself; of the others
+        only the wanted part leaves the scratch. Raises StoredDataError when a byte is not the one
+        that was sealed (what `target` holds then is undefined, but never unauthenticated
+        plaintext), ValueError for a range outside the GGUF.
+        """
+        end = offset + len(target)
+        if not 0 <= offset <= end <= self.manifest.size:
+            raise ValueError(f"{offset}…{end} is outside a GGUF of {self.manifest.size} bytes")
+        at = offset
+        while at < end:
+            index, skip = divmod(at, CHUNK)
+            length = _chunk_length(self.manifest, index)
+            count = min(length - skip, end - at)
+            part = target[at - offset : at - offset + count]
+            if count == length:
+                self._read_chunk(index, part)
+            else:
+                self._read_part(index, skip, part)
+            at += count
+
+    def verify(self, progress: Progress) -> None:
+        """Check every chunk and the digest of the whole. Raises StoredDataError.
+
+        `progress(done, total)` is called after each chunk, in bytes.
+        """
+        digest = hashlib.sha256()
+        for index in range(self.manifest.chunks):
+            length = _chunk_length(self.manifest, index)
+            with self._scratch_lock:
+                scratch = self._borrow()[:length]
+                try:
+                    self._read_chunk(index, scratch)
+                    digest.update(scratch)
+                finally:
+                    wipe(scratch)
+            progress(index * CHUNK + length, self.manifest.size)
+        if digest.hexdigest() != self.manifest.digest:
+            raise bad("its digest is not the one in its manifest")
+
+    def close(self) -> None:
+        """Close the file. Always safe; no other call may be under way or follow."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> SealedModel:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _borrow(self) -> memoryview:
+        if self._scratch is None:
+            self._scratch = memoryview(bytearray(CHUNK))
+        return self._scratch
+
+    def _read_part(self, index: int, skip: int, target: memoryview) -> None:
+        with self._scratch_lock:
+            scratch = self._borrow()[: _chunk_length(self.manifest, index)]
+            try:
+                self._read_chunk(index, scratch)
+                target[:] = scratch[skip : skip + len(target)]
+            finally:
+                wipe(scratch)
+
+    def _read_chunk(self, index: int, target: memoryview) -> None:
+        tag = memoryview(bytearray(TAG_SIZE))
+        read_exact(self._fd, [target, tag], _chunk_offset(index), f"Chunk {index} of {self.manifest.name}")
+        self._cipher.decrypt(_STREAM, index, self.manifest.chunks, target, tag)
+
+
+def read_manifest(path: Path, device: DeviceKey) -> Manifest:
+    """Return the verified manifest of `path`, reading one block. Errors as SealedModel.open."""
+    with SealedModel.open(path, device) as model:
+        return model.manifest
+
+
+def _read_manifest(fd: int, device: DeviceKey) -> Manifest:
+    info = os.fstat(fd)
+    if not stat.S_ISREG(info.st_mode):
+        raise bad("it is not a regular file")
+    with disk_errors("Reading a sealed model"):
+        manifest = read_block(os.pread(fd, BLOCK_SIZE, 0), device)
+    if info.st_size != _file_size(manifest):
+        raise bad(f"it has {info.st_size} bytes and should have {_file_size(manifest)}")
+    return manifest

@@ -1,0 +1,209 @@
+"""Files that appear whole or not at all, and reads that are exact or an error.
+
+A writer works on a temporary file beside its destination and publishes it with one `link` or
+`rename`, after `fsync` of the file and before `fsync` of the directory. Killed at any point, it
+leaves the old state or the new one, plus at most one temporary file that `sweep` removes.
+
+A temporary file belongs to a living writer as long as that writer holds its POSIX record lock.
+Such locks do not exclude the process that holds them, and closing *any* descriptor of the file
+drops them; therefore a process also remembers the temporary files of its own writers and never
+opens those.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+from flexserve.errors import NormalWorldError, StoredDataError
+from flexserve.units import format_size
+
+PRIVATE_FILE = 0o600
+PRIVATE_FOLDER = 0o700
+
+_PREFIX, _SUFFIX = ".flexserve-", ".tmp"
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+_own_lock = threading.Lock()
+_own: set[Path] = set()  # temporary files of living writers of this process
+
+
+@contextlib.contextmanager
+def disk_errors(action: str) -> Iterator[None]:
+    """Turn an OSError of the block into NormalWorldError; a full disk has code "disk_full"."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise disk_full(action) from error
+        raise NormalWorldError(
+            f"{action} failed: {os.strerror(error.errno or 0)}.",
+            hint="Check the disk and the permissions of the folder.",
+            code="disk_failed",
+        ) from error
+
+
+def disk_full(action: str, needed: int | None = None) -> NormalWorldError:
+    """Return the error that says that there is no room, for `needed` more bytes if known."""
+    return NormalWorldError(
+        f"{action} failed: the disk is full, or a quota or size limit is reached.",
+        hint=f"Free {format_size(needed)} and try again." if needed else "Free some space and try again.",
+        code="disk_full",
+    )
+
+
+def require_room(folder: Path, size: int, action: str) -> None:
+    """Raise the disk-full error when `folder`'s file system has less than `size` bytes free."""
+    with disk_errors(action):
+        stats = os.statvfs(folder)
+    free = stats.f_bavail * stats.f_frsize
+    if free < size:
+        raise disk_full(action, size - free)
+
+
+def make_folder(folder: Path) -> None:
+    """Create `folder` and its missing parents, mode 0700. An existing one stays as it is."""
+    with disk_errors(f"Creating {folder}"):
+        for missing in [*reversed(folder.parents), folder]:
+            if not missing.exists():
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(missing, PRIVATE_FOLDER)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def read_exact(fd: int, parts: list[memoryview], offset: int, what: str) -> None:
+    """Fill all of `parts` from `offset` of `fd`.
+
+    The kernel writes into the parts directly, without the interpreter lock. Raises
+    StoredDataError when the file ends first, NormalWorldError when the disk does not deliver.
+    """
+    wanted = sum(len(part) for part in parts)
+    with disk_errors(f"Reading {what}"):
+        done = os.preadv(fd, parts, offset)
+        while done < wanted:
+            rest = _skip(parts, done)
+            step = os.preadv(fd, rest, offset + done)
+            if step == 0:
+                raise StoredDataError(f"{what} ends early.", hint="Remove it and add it again.")
+            done += step
+
+
+def write_all(fd: int, parts: list[memoryview], offset: int) -> None:
+    """Write all of `parts` at `offset` of `fd`. Raises OSError."""
+    wanted = sum(len(part) for part in parts)
+    done = os.pwritev(fd, parts, offset)
+    while done < wanted:
+        done += os.pwritev(fd, _skip(parts, done), offset + done)
+
+
+def _skip(parts: list[memoryview], count: int) -> list[memoryview]:
+    rest = []
+    for part in parts:
+        if count < len(part):
+            rest.append(part[count:])
+        count = max(0, count - len(part))
+    return rest
+
+
+class NewFile:
+    """A file that is being written, mode 0600, invisible under `destination` until published.
+
+    A context manager: leaving it unpublished, by an exception or not, removes the file. `fd` is
+    open for reading and writing. All methods raise OSError; wrap calls in `disk_errors`.
+    """
+
+    def __init__(self, destination: Path) -> None:
+        self.destination = destination
+        self.fd = -1
+        while not self._create():
+            pass
+
+    def _create(self) -> bool:
+        self._path = self.destination.with_name(f"{_PREFIX}{secrets.token_hex(8)}{_SUFFIX}")
+        with _own_lock:
+            _own.add(self._path)
+        try:
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            self.fd = os.open(self._path, flags, PRIVATE_FILE)
+            os.lockf(self.fd, os.F_LOCK, 0)
+        except BaseException:
+            self.discard()
+            raise
+        # Between creation and lock another process may have swept the file: it has no name then.
+        if os.fstat(self.fd).st_nlink:
+            return True
+        self.discard()
+        return False
+
+    def publish(self) -> None:
+        """Give the file its name, durably. Raises FileExistsError when the name is taken."""
+        os.fsync(self.fd)
+        os.link(self._path, self.destination)
+        self._published()
+
+    def publish_over(self) -> None:
+        """Give the file its name, durably, in place of whatever has that name now."""
+        os.fsync(self.fd)
+        os.replace(self._path, self.destination)
+        self._published()
+
+    def _published(self) -> None:
+        self.discard()
+        sync_folder(self.destination.parent)
+
+    def discard(self) -> None:
+        """Remove the temporary name and close the file. Always safe."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path)
+        if self.fd >= 0:
+            os.close(self.fd)  # drops the lock, so after the unlink
+            self.fd = -1
+        with _own_lock:
+            _own.discard(self._path)
+
+    def __enter__(self) -> NewFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.discard()
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files that writers which are gone left in `folder`."""
+    with disk_errors(f"Cleaning up {folder}"):
+        for name in os.listdir(folder):
+            if name.startswith(_PREFIX) and name.endswith(_SUFFIX):
+                _sweep_one(folder / name)
+
+
+def _sweep_one(path: Path) -> None:
+    with _own_lock:
+        if path in _own:
+            return
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return  # published or swept since it was listed
+    try:
+        os.lockf(fd, os.F_TLOCK, 0)
+        os.unlink(path)
+    except (BlockingIOError, PermissionError, FileNotFoundError):
+        return  # its writer lives, or just finished
+    finally:
+        os.close(fd)

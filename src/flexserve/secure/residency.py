@@ -1,0 +1,370 @@
+"""Residency: which granules of a model's weights are in memory, and bringing them back in time.
+
+The plain loop is `compute`: make a plan from the graph, let loader threads follow it, and run
+each stretch of nodes as soon as what it reads is there. Loader threads commit a granule, read
+its ciphertext straight into it and decrypt in place; the interpreter lock is held only for the
+decryption, so page allocation in the kernel, which dominates, runs in parallel.
+
+When the normal world grants less than the graph needs, the loaders stream: each granule that
+compute has passed makes room for one ahead, and the generation goes on, slower.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import dataclasses
+import os
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flexserve.core.restore import ABSENT, LOADING, RESIDENT, Needs, RestorePlan, usual_order
+from flexserve.errors import CancelledError, GrantRefusedError
+from flexserve.platforms.ports import Arena
+from flexserve.secure.flexmem import FlexMem
+from flexserve.secure.gate import Gate
+
+# Loaders yield the cores to compute: a compute thread preempted inside one of ggml's spinning
+# barriers makes all others spin. They still get every cycle that compute leaves.
+_LOADER_NICE = 10
+_READ_AHEAD = 16  # granules of ciphertext asked of the disk ahead of the loaders
+
+
+class WeightSource(Protocol):
+    """Where evicted weights come back from (secure.models.image.Image)."""
+
+    def restore(self, buffer: int, index: int, target: memoryview) -> float:
+        """Fill `target` with chunk `index` of `buffer`, authenticated; return seconds of decryption."""
+
+    def prefetch(self, buffer: int, index: int, count: int) -> None:
+        """Ask the disk for chunks ahead of need."""
+
+
+class GraphRun(Protocol):
+    """One run over a compute graph, as the engine's hook presents it."""
+
+    nodes: int
+    stride: int  # nodes per slice at most: bounds how long a recall waits
+
+    def needs(self) -> Needs:
+        """Walk the graph and return what it reads of the weights."""
+
+    def run(self, start: int, stop: int) -> None:
+        """Compute nodes [start, stop)."""
+
+
+@dataclasses.dataclass(slots=True)
+class RestoreStats:
+    """What restoring cost a request. Seconds and bytes."""
+
+    waited: float = 0.0  # wall time compute stood still for memory
+    decrypt: float = 0.0  # loader-thread time in AES
+    restored: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Part:
+    """One weight buffer: its arena and its size in bytes."""
+
+    arena: Arena
+    size: int
+
+
+class Weights:
+    """The weights of one model as numbered granules, over all of its buffers.
+
+    `states`, `whole` and `epoch` change only under the residency's lock.
+    """
+
+    def __init__(self, name: str, parts: Sequence[Part], source: WeightSource, granule: int) -> None:
+        self.name = name
+        self.parts = tuple(parts)
+        self.source = source
+        self._granule = granule
+        counts = [part.arena.size // granule for part in self.parts]
+        self._bases = [sum(counts[:i]) for i in range(len(counts))]
+        self.count = sum(counts)
+        self.states: NDArray[np.uint8] = np.zeros(self.count, dtype=np.uint8)
+        self.whole = False
+        self.epoch = 0  # grows when something is taken away between slices
+        self.usual: list[int] = []  # load order, once a graph was seen
+
+    @property
+    def size(self) -> int:
+        """Bytes of all weight buffers."""
+        return sum(part.size for part in self.parts)
+
+    @property
+    def resident(self) -> int:
+        """Bytes of weights in memory."""
+        return min(self.size, int(np.count_nonzero(self.states == RESIDENT)) * self._granule)
+
+    def eviction_order(self) -> list[int]:
+        """Return the resident granules, first the one whose loss costs least (the end of the layers)."""
+        order = self.usual or range(self.count)
+        return [g for g in reversed(order) if self.states[g] == RESIDENT]
+
+    def locate(self, granule: int) -> tuple[int, int, int]:
+        """Return (buffer, chunk index in it, bytes of the chunk) of a granule."""
+        part = bisect.bisect_right(self._bases, granule) - 1
+        index = granule - self._bases[part]
+        return part, index, min(self._granule, self.parts[part].size - index * self._granule)
+
+    def base(self, part: int) -> int:
+        """Return the number of the first granule of buffer `part`."""
+        return self._bases[part]
+
+
+class _Job:
+    """One plan being followed by the loaders. Fields change only under the residency's lock."""
+
+    def __init__(self, weights: Weights, plan: RestorePlan, stats: RestoreStats, start: int) -> None:
+        self.weights, self.plan, self.stats = weights, plan, stats
+        self.position = start  # node that compute has reached
+        self.next = 0  # index in plan.order of the next granule to load
+        self.done = 0  # plan.order[:done] is resident
+        self.waiting = False  # compute stands still until plan.order[:goal] is resident
+        self.goal = 0
+        self.error: BaseException | None = None
+
+    def advance(self) -> None:
+        states, order = self.weights.states, self.plan.order
+        while self.done < len(order) and states[order[self.done]] == RESIDENT:
+            self.done += 1
+
+
+class Residency:
+    """Loader threads, the gate, and the plain loop that computes a graph over evicted weights."""
+
+    def __init__(self, flexmem: FlexMem, threads: int) -> None:
+        self.gate = Gate()
+        self._flexmem = flexmem
+        self._changed = threading.Condition()
+        self._job: _Job | None = None
+        self._closing = False
+        # What a stretch of compute holds at once at the least: several times the largest node.
+        self._window = 64 * flexmem.granule
+        self._threads = [
+            threading.Thread(target=self._load_forever, name=f"loader-{i}", daemon=True) for i in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        """Stop the loaders; granules stay as they are."""
+        with self._changed:
+            self._closing, self._job = True, None
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    # ---- compute ---------------------------------------------------------------------------
+
+    def compute(self, weights: Weights, graph: GraphRun, stats: RestoreStats) -> None:
+        """Run the whole graph, restoring what it reads. Mutates weights and stats.
+
+        Raises what the restore raised (StoredDataError, GrantRefusedError) or the graph; a
+        granule that failed authentication is never seen by a node.
+        """
+        position = 0
+        while position < graph.nodes:
+            if weights.whole:
+                position = self._slice_if(weights, weights.epoch, graph, position, graph.nodes)
+                continue
+            needs = graph.needs()
+            if not weights.usual:
+                weights.usual = usual_order(needs, weights.count)
+            job = self._start(weights, needs, position, stats)
+            try:
+                position = self._follow(job, graph, position)
+            except BaseException:
+                self._stop(job)
+                raise
+
+    def _follow(self, job: _Job, graph: GraphRun, position: int) -> int:
+        """Compute along the job; return the node reached when done or when a recall took something."""
+        epoch = job.weights.epoch
+        while position < graph.nodes and job.weights.epoch == epoch:
+            ready = self._wait_beyond(job, position)
+            position = self._slice_if(job.weights, epoch, graph, position, ready)
+        return position
+
+    def _slice_if(self, weights: Weights, epoch: int, graph: GraphRun, start: int, ready: int) -> int:
+        """Run one slice unless a recall came first; return the node reached."""
+        with self.gate.slice():
+            if weights.epoch != epoch:
+                return start
+            stop = min(ready, start + graph.stride)
+            graph.run(start, stop)
+            return stop
+
+    def _wait_beyond(self, job: _Job, position: int) -> int:
+        """Block until a node beyond `position` can run; return the first that cannot."""
+        with self._changed:
+            job.position = position
+            ready = job.plan.ready(job.done)
+            if ready <= position and job.error is None:
+                began = time.perf_counter()
+                job.waiting, job.goal = True, job.plan.wanted(position)
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: job.done >= job.goal or job.error is not None)
+                job.waiting = False
+                job.stats.waited += time.perf_counter() - began
+                ready = job.plan.ready(job.done)
+            if job.error is not None:
+                raise job.error
+            return ready
+
+    # ---- jobs --------------------------------------------------------------------------------
+
+    def _start(self, weights: Weights, needs: Needs, position: int, stats: RestoreStats) -> _Job:
+        with self._changed:
+            plan = RestorePlan(needs, weights.states, position, weights.usual)
+            job = _Job(weights, plan, stats, position)
+        missing = plan.needed * self._flexmem.granule
+        if missing:
+            self._flexmem.secure_grant(missing, min(missing, self._window))
+        with self._changed:
+            job.advance()
+            self._job = job
+            self._changed.notify_all()
+        return job
+
+    def _stop(self, job: _Job) -> None:
+        with self._changed:
+            if self._job is job:
+                self._job = None
+
+    def cancel(self) -> None:
+        """Make a compute that waits for memory raise CancelledError now."""
+        with self._changed:
+            if self._job is not None:
+                self._job.error = CancelledError("The request was cancelled.")
+                self._job = None
+                self._changed.notify_all()
+
+    # ---- eviction ----------------------------------------------------------------------------
+
+    def evict(self, weights: Weights, granules: Iterable[int]) -> int:
+        """Give the memory of resident `granules` back to the OS; return the bytes. Mutates weights.
+
+        For weights of a running request, call it with the gate shut.
+        """
+        with self._changed:
+            taken = sorted(g for g in granules if weights.states[g] == RESIDENT)
+            weights.states[taken] = ABSENT
+            if taken:
+                weights.whole = False
+                weights.epoch += 1
+        return sum(
+            self._flexmem.release(arena, first * self._flexmem.granule, count * self._flexmem.granule)
+            for arena, first, count in self._runs(weights, taken)
+        )
+
+    def _runs(self, weights: Weights, granules: list[int]) -> list[tuple[Arena, int, int]]:
+        """Group sorted granules into (arena, first index, count) of consecutive ones in one arena."""
+        runs: list[tuple[Arena, int, int]] = []
+        for granule in granules:
+            part, index, _ = weights.locate(granule)
+            arena = weights.parts[part].arena
+            if runs and runs[-1][0] is arena and runs[-1][1] + runs[-1][2] == index:
+                runs[-1] = (arena, runs[-1][1], runs[-1][2] + 1)
+            else:
+                runs.append((arena, index, 1))
+        return runs
+
+    # ---- loaders -----------------------------------------------------------------------------
+
+    def _load_forever(self) -> None:
+        with contextlib.suppress(OSError):  # a container may forbid it; it is only a preference
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOADER_NICE)
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closing or self._work() is not None)
+                if self._closing:
+                    return
+                job = self._work()
+                assert job is not None
+                granule = job.plan.order[job.next]
+                job.next += 1
+                if job.weights.states[granule] != ABSENT:
+                    job.advance()
+                    continue
+                job.weights.states[granule] = LOADING
+                position = job.next - 1
+            self._load(job, granule, position)
+
+    def _work(self) -> _Job | None:
+        job = self._job
+        return job if job is not None and job.error is None and job.next < len(job.plan.order) else None
+
+    def _load(self, job: _Job, granule: int, position: int) -> None:
+        weights, flexmem = job.weights, self._flexmem
+        part, index, length = weights.locate(granule)
+        arena, offset = weights.parts[part].arena, index * flexmem.granule
+        decrypt, error = 0.0, None
+        committed = False
+        try:
+            if position % _READ_AHEAD == 0:
+                self._read_ahead(job, position + _READ_AHEAD)
+            committed = self._commit(job, arena, offset, position)
+            if committed:
+                decrypt = weights.source.restore(part, index, flexmem.view(arena, offset, length))
+        except BaseException as problem:  # handed to the request that needs the granule
+            error = problem
+            if committed:
+                flexmem.report_returned(flexmem.release(arena, offset, flexmem.granule))
+                committed = False
+        with self._changed:
+            weights.states[granule] = RESIDENT if committed else ABSENT
+            job.stats.decrypt += decrypt
+            job.stats.restored += length if committed else 0
+            if error is not None:
+                job.error = job.error or error
+            elif not committed and self._job is job:
+                self._job = None  # only the luxury of having all was refused
+            weights.whole = not np.any(weights.states != RESIDENT)
+            if self._job is not None:
+                self._job.advance()
+            job.advance()
+            # A wake-up costs more than a granule's bookkeeping: only when somebody can go on.
+            if job.error is not None or (job.waiting and job.done >= job.goal):
+                self._changed.notify_all()
+
+    def _read_ahead(self, job: _Job, start: int) -> None:
+        for granule in job.plan.order[start : start + _READ_AHEAD]:
+            part, index, _ = job.weights.locate(granule)
+            job.weights.source.prefetch(part, index, 1)
+
+    def _commit(self, job: _Job, arena: Arena, offset: int, position: int) -> bool:
+        """Commit one granule, streaming when grants are short. False: not needed, and no room for it."""
+        granule = self._flexmem.granule
+        while not self._flexmem.try_commit(arena, offset, granule):
+            if position >= job.plan.needed:
+                if not self._flexmem.secure_grant(granule):
+                    return False
+                continue
+            with self._changed:
+                if job.error is not None or self._job is not job:
+                    return False
+                victim = job.plan.passed(job.position, job.weights.states)
+                if victim is None and not job.waiting:
+                    self._changed.wait(0.05)  # compute is busy; it will pass something
+                    continue
+                if victim is not None:
+                    job.weights.states[victim] = ABSENT
+                    job.weights.whole = False
+            if victim is not None:
+                part, index, _ = job.weights.locate(victim)
+                self._flexmem.recycle(job.weights.parts[part].arena, index * granule)
+            elif not self._flexmem.secure_grant(granule, minimum=granule):
+                raise GrantRefusedError(
+                    "The OS granted too little memory to run this model at all.",
+                    hint="Free memory, or use a smaller model.",
+                )
+        return True
