@@ -194,7 +194,7 @@ class SealedModel:
         self._fd = fd
         salt = bytes.fromhex(manifest.salt)
         self._cipher = ChunkCipher(key, salt, _KIND, FORMAT_VERSION, manifest.id_bytes)
-        self._scratch = scratch
+        self._scratch = scratch.cast("B") if scratch is not None else None
         self._scratch_lock = threading.Lock()
 
     @classmethod
@@ -227,8 +227,13 @@ class SealedModel:
     def header(self) -> GgufHeader:
         """Return the GGUF's header, parsed anew. Raises StoredDataError when it is not sound."""
         data = self.metadata_bytes()
+
+        def read(offset: int, length: int) -> bytes:
+            # The reader looks ahead; weights stay sealed, it gets zeros in their place.
+            return data[offset : offset + length].ljust(length, b"\0")
+
         try:
-            header = parse_gguf(lambda offset, length: data[offset : offset + length], self.manifest.size)
+            header = parse_gguf(read, self.manifest.size)
         except CallerError as error:
             raise bad(f"the header inside is not sound ({error.message})") from None
         if header.data_offset != self.manifest.metadata_bytes:
@@ -246,6 +251,7 @@ class SealedModel:
         end = offset + len(target)
         if not 0 <= offset <= end <= self.manifest.size:
             raise ValueError(f"{offset}…{end} is outside a GGUF of {self.manifest.size} bytes")
+        target = target.cast("B")  # memory of ctypes says "<B", which cannot be assigned to
         at = offset
         while at < end:
             index, skip = divmod(at, CHUNK)

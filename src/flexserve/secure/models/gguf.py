@@ -331,9 +331,7 @@ def _size(name: str, kind: int, shape: tuple[int, ...]) -> int:
     return math.prod(shape) // block * width
 
 
-def _place(
-    drafts: list[TensorInfo], data_offset: int, alignment: int, size: int
-) -> tuple[TensorInfo, ...]:
+def _place(drafts: list[TensorInfo], data_offset: int, alignment: int, size: int) -> tuple[TensorInfo, ...]:
     """Return `drafts` with absolute offsets, after checking that they tile the data in order."""
     names: set[str] = set()
     expected = 0

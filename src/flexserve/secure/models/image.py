@@ -20,6 +20,7 @@ import dataclasses
 import itertools
 import os
 import secrets
+import stat
 import struct
 import threading
 import time
@@ -118,6 +119,7 @@ class ImageWriter:
         fingerprint: str,
         buffers: Sequence[BufferSpec],
         chunk: int,
+        *,
         extra: bytes = b"",
     ) -> None:
         """Start the image of `sealed` at `path`, in chunks of `chunk` bytes (a multiple of ALIGN).
@@ -212,10 +214,11 @@ class Image:
         NormalWorldError when it cannot be read. Rebuilding helps in all but the last case.
         """
         try:
-            with disk_errors(f"Opening {path.name}"):
-                fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError:
-            raise
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise StaleImageError("There is no image of the model yet.", hint="Build it.") from None
+        except OSError as error:
+            raise bad(os.strerror(error.errno or 0)) from None
         try:
             cipher, index, start = _read_index(fd, sealed)
             if index.fingerprint != fingerprint:
@@ -239,6 +242,7 @@ class Image:
         place = self._layout.place(buffer, index)
         if len(target) != place.length:
             raise ValueError(f"chunk {index} of buffer {buffer} has {place.length} bytes")
+        target = target.cast("B")  # memory of ctypes says "<B", which cannot be assigned to
         read_exact(self._fd, [target], place.offset, "The image")
         tag = self._tags[place.number * TAG_SIZE : (place.number + 1) * TAG_SIZE]
         begin = time.perf_counter()
@@ -269,7 +273,9 @@ class Image:
 
 def bad(what: str) -> StoredDataError:
     """Return the error that says what is wrong with an image."""
-    return StoredDataError(f"The image is not usable: {what}.", hint="Remove it; it is rebuilt at the next use.")
+    return StoredDataError(
+        f"The image is not usable: {what}.", hint="Remove it; it is rebuilt at the next use."
+    )
 
 
 def _cipher(sealed: SealedModel, salt: bytes) -> ChunkCipher:
@@ -283,3 +289,30 @@ def _encode(index: _Index) -> bytes:
         raise ValueError("an image of that many chunks, or with that much extra, is not possible")
     msgspec.msgpack.decode(encoded, type=_Index)  # the reader's bounds hold for the writer
     return encoded
+
+
+def _read_index(fd: int, sealed: SealedModel) -> tuple[ChunkCipher, _Index, int]:
+    """Return the cipher, the authenticated index and where the data starts."""
+    info = os.fstat(fd)
+    if not stat.S_ISREG(info.st_mode) or info.st_size < _PRELUDE.size:
+        raise bad("it is not a file of a possible length")
+    prelude = memoryview(bytearray(_PRELUDE.size))
+    read_exact(fd, [prelude], 0, "The image")
+    magic, version, length, salt, tag = _PRELUDE.unpack(prelude)
+    if magic != _MAGIC:
+        raise bad("it does not start as one")
+    if version != VERSION:
+        raise StaleImageError(f"The image is of version {version}, not {VERSION}.", hint="Rebuild it.")
+    start = align_up(_PRELUDE.size + length, ALIGN)
+    if length > MAX_INDEX or start > info.st_size:
+        raise bad("its index is longer than can be")
+    head = memoryview(bytearray(start - _PRELUDE.size))
+    read_exact(fd, [head], _PRELUDE.size, "The image")
+    if any(head[length:]):
+        raise bad("there is something where nothing should be")
+    cipher = _cipher(sealed, salt)
+    cipher.decrypt(_INDEX_STREAM, 0, 1, head[:length], tag)
+    try:
+        return cipher, msgspec.msgpack.decode(head[:length], type=_Index), start
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        raise bad("its index is not one this program writes") from None

@@ -141,7 +141,7 @@ def _read_private(path: Path) -> bytes:
     except FileNotFoundError:
         raise CallerError(
             f"There is no device key {path}.",
-            hint="It is made when the first model is added; restore it from a backup if models exist already.",
+            hint="The first `flexserve add` makes it; if models exist already, restore it from a backup.",
             code="device_key_missing",
         ) from None
     except OSError as error:

@@ -1,0 +1,183 @@
+"""The local store: sealed models by name, and the images derived from them.
+
+    ROOT/models/NAME.flex
+    ROOT/images/MODEL_ID-FINGERPRINT.img
+
+A model exists exactly as long as its .flex file has its name: adding publishes that one file,
+removing unlinks it. Everything else is left over and swept when a store is opened: temporary
+files of writers that were killed, and images whose model is gone. Several processes may use one
+store at once.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from flexserve.errors import CallerError, StoredDataError, UnknownModelError
+from flexserve.secure.models.container import Progress, SealedModel, read_manifest, seal
+from flexserve.secure.models.files import disk_errors, make_folder, sweep, sync_folder
+from flexserve.secure.models.keys import DeviceKey
+from flexserve.secure.models.manifest import NAME_RULE, Manifest, check_name
+
+_MODEL, _IMAGE = ".flex", ".img"
+_NAMES_IN_HINT = 10
+
+
+class Store:
+    """The models of this device. Thread-safe: all state is in the file system."""
+
+    def __init__(self, root: Path, device: DeviceKey) -> None:
+        """Open the store in `root`, creating it (mode 0700) and sweeping leftovers.
+
+        Raises NormalWorldError when the disk refuses.
+        """
+        self.root = root
+        self._device = device
+        self._models = root / "models"
+        self._images = root / "images"
+        for folder in (self._models, self._images):
+            make_folder(folder)
+            sweep(folder)
+        self._sweep_orphans()
+
+    def add(self, source: Path, name: str | None, progress: Progress) -> Manifest:
+        """Seal the GGUF `source` as `name` (None: after its file name); return its manifest.
+
+        `progress(done, total)` is called in bytes. Raises CallerError for a name that is not
+        allowed or taken and for a file that is not a usable GGUF, NormalWorldError when the disk
+        refuses (code "disk_full" when it is full); the store is unchanged then.
+        """
+        name = check_name(name) if name is not None else _name_after(source)
+        path = self._path(name)
+        if path.exists():
+            raise CallerError(
+                f"There is a model named {name} already.",
+                hint=f"Remove it with `flexserve rm {name}`, or choose another name with --name.",
+                code="model_exists",
+            )
+        return seal(source, path, name, self._device, progress)
+
+    def list(self) -> builtins.list[Manifest]:
+        """Return the manifests of all sound models, by name; `damaged` has the others."""
+        return [entry for _, entry in self._scan() if isinstance(entry, Manifest)]
+
+    def damaged(self) -> dict[str, StoredDataError]:
+        """Return what is wrong with each model that `open` would refuse, by name."""
+        return {name: entry for name, entry in self._scan() if isinstance(entry, StoredDataError)}
+
+    def open(self, name: str, *, scratch: memoryview | None = None) -> SealedModel:
+        """Open the model `name`; see SealedModel.open for `scratch`.
+
+        Raises UnknownModelError when there is none, else as SealedModel.open.
+        """
+        model = SealedModel.open(self._existing(name), self._device, scratch=scratch)
+        if model.manifest.name != name:
+            model.close()
+            raise _renamed(name)
+        return model
+
+    def verify(self, name: str, progress: Progress) -> None:
+        """Check every byte of the model `name`. Raises StoredDataError, or as `open`."""
+        with self.open(name) as model:
+            model.verify(progress)
+
+    def remove(self, name: str) -> int:
+        """Remove the model `name`, sound or not, and its images; return the bytes of disk freed.
+
+        Raises UnknownModelError when there is none, NormalWorldError when the disk refuses.
+        """
+        path = self._existing(name)
+        with disk_errors(f"Removing {name}"):
+            freed = _unlink(path)
+            sync_folder(self._models)
+        return freed + self._sweep_orphans()
+
+    def image_path(self, manifest: Manifest, fingerprint: str) -> Path:
+        """Return where the image of a model for one CPU and llama.cpp belongs."""
+        digest = hashlib.sha256(fingerprint.encode()).hexdigest()[:16]
+        return self._images / f"{manifest.model_id}-{digest}{_IMAGE}"
+
+    def images(self, manifest: Manifest) -> builtins.list[Path]:
+        """Return the images of a model that exist."""
+        return sorted(self._images.glob(f"{manifest.model_id}-*{_IMAGE}"))
+
+    def drop_stale_images(self, manifest: Manifest, fingerprint: str) -> int:
+        """Remove a model's images for other fingerprints; return the bytes of disk freed."""
+        keep = self.image_path(manifest, fingerprint)
+        with disk_errors("Removing stale images"):
+            return sum(_unlink(path) for path in self.images(manifest) if path != keep)
+
+    def _path(self, name: str) -> Path:
+        return self._models / f"{name}{_MODEL}"
+
+    def _names(self) -> builtins.list[str]:
+        with disk_errors(f"Listing {self._models}"):
+            files = sorted(os.listdir(self._models))
+        names = (file.removesuffix(_MODEL) for file in files if file.endswith(_MODEL))
+        return [name for name in names if not name.startswith(".")]
+
+    def _existing(self, name: str) -> Path:
+        with contextlib.suppress(CallerError):
+            path = self._path(check_name(name))
+            if os.path.lexists(path):
+                return path
+        known = self._names()
+        shown = ", ".join(known[:_NAMES_IN_HINT]) + (" …" if len(known) > _NAMES_IN_HINT else "")
+        hint = f"The store has: {shown}." if known else "Add one with `flexserve add FILE.gguf`."
+        raise UnknownModelError(f"There is no model named {name[:64]!r}.", hint=hint)
+
+    def _scan(self) -> Iterator[tuple[str, Manifest | StoredDataError]]:
+        for name in self._names():
+            path = self._path(name)
+            try:
+                manifest = read_manifest(path, self._device)
+                yield name, manifest if manifest.name == name else _renamed(name)
+            except StoredDataError as error:
+                yield name, error
+            except Exception:
+                if path.exists():  # not merely removed since it was listed
+                    raise
+
+    def _sweep_orphans(self) -> int:
+        """Remove images without a sound model; return the bytes of disk freed."""
+        # Images first: the model of an image that exists now was added before, so it is listed.
+        with disk_errors(f"Cleaning up {self._images}"):
+            images = [name for name in os.listdir(self._images) if name.endswith(_IMAGE)]
+            if not images:
+                return 0
+            owners = {manifest.model_id for manifest in self.list()}
+            orphans = [name for name in images if name.split("-")[0] not in owners]
+            return sum(_unlink(self._images / name) for name in orphans)
+
+
+def _unlink(path: Path) -> int:
+    """Remove `path` if it is there; return the bytes of disk it had."""
+    try:
+        size = os.lstat(path).st_blocks * 512
+        os.unlink(path)
+    except FileNotFoundError:
+        return 0
+    return size
+
+
+def _name_after(source: Path) -> str:
+    name = re.sub(r"[^a-z0-9._-]+", "-", source.stem.lower()).strip("-._")[:64]
+    try:
+        return check_name(name)
+    except CallerError:
+        raise CallerError(
+            f"No name can be made from {source.name!r}.", hint=f"Give one with --name. {NAME_RULE}"
+        ) from None
+
+
+def _renamed(name: str) -> StoredDataError:
+    return StoredDataError(
+        f"The file of {name} holds a model of another name.",
+        hint="Give the file its old name back, or remove the model and add it again.",
+    )
