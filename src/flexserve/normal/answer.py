@@ -1,0 +1,150 @@
+"""One request's answer on its way from the secure world to a client that may be slow.
+
+The order is a law: Started, then Delta…, then Finished; or Failed at any point. What breaks it
+is a PeerError. The backlog is bounded: a client that stops reading loses its request, not the
+server's memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections import deque
+from collections.abc import Callable
+from typing import Self
+
+from flexserve.errors import Blame, CallerError, CancelledError, FlexServeError, PeerError, rebuild
+from flexserve.world.messages import Delta, Failed, Failure, Finished, Started
+
+MAX_BACKLOG = 4 << 20  # cost of what waits for one client, in bytes of its text and structure
+_MESSAGE_COST = 256  # bytes of Python objects around a message, roughly
+
+AnswerMessage = Started | Delta | Finished
+
+
+class _Phase(enum.Enum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    ENDED = "ended"
+
+
+class Answer:
+    """An async iterator over Started, Delta… and Finished; a failed request raises.
+
+    Use it as an async context manager: leaving early cancels the request in the secure world.
+    Fed by the channel's reader, read by one consumer, both on the same event loop.
+    """
+
+    def __init__(self, request: int, *, cancel: Callable[[int], None]) -> None:
+        self.request = request
+        self._cancel = cancel
+        self._phase = _Phase.QUEUED
+        self._backlog: deque[AnswerMessage] = deque()
+        self._cost = 0
+        self._error: FlexServeError | None = None
+        self._abandoned = False
+        self._news = asyncio.Event()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the secure world has said its last word on this request."""
+        return self._phase is _Phase.ENDED
+
+    def push(self, message: AnswerMessage | Failed) -> None:
+        """Take the next message from the secure world. Raises PeerError when it is out of order."""
+        self._advance(message)
+        if self._abandoned:
+            return
+        if isinstance(message, Failed):
+            self._error = revive(message.failure)
+        else:
+            self._backlog.append(message)
+            self._cost += _cost(message)
+            if self._cost > MAX_BACKLOG:
+                self._overflow()
+        self._news.set()
+
+    def fail(self, error: FlexServeError) -> None:
+        """End the answer from this side: the channel is gone."""
+        self._phase = _Phase.ENDED
+        self._error = self._error or error
+        self._news.set()
+
+    def abandon(self) -> None:
+        """Stop caring: drop what waits, and cancel the request unless it ended. Always safe."""
+        if self._abandoned:
+            return
+        self._abandoned = True
+        self._backlog.clear()
+        if not self.ended:
+            self._cancel(self.request)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> AnswerMessage:
+        while True:
+            if self._backlog:
+                message = self._backlog.popleft()
+                self._cost -= _cost(message)
+                return message
+            if self._error is not None:
+                raise self._error
+            if self.ended or self._abandoned:
+                raise StopAsyncIteration
+            self._news.clear()
+            await self._news.wait()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.abandon()
+
+    def _advance(self, message: AnswerMessage | Failed) -> None:
+        match message, self._phase:
+            case Started(), _Phase.QUEUED:
+                self._phase = _Phase.RUNNING
+            case Delta(), _Phase.RUNNING:
+                pass
+            case Finished(), _Phase.RUNNING:
+                self._phase = _Phase.ENDED
+            case Failed(), _Phase.QUEUED | _Phase.RUNNING:
+                self._phase = _Phase.ENDED
+            case _:
+                raise PeerError(
+                    f"The secure world sent {type(message).__name__} for a {self._phase.value} request.",
+                    hint="Restart the secure world.",
+                )
+
+    def _overflow(self) -> None:
+        error = CallerError(
+            "The client reads slower than the model writes, and the backlog is full.",
+            code="client_too_slow",
+            hint="Read the stream faster, or ask for fewer tokens.",
+        )
+        self.abandon()
+        self._error = error
+
+
+def revive(failure: Failure) -> FlexServeError:
+    """Return the error that crossed the boundary. Raises PeerError for a blame nobody knows."""
+    try:
+        blame = Blame(failure.blame)
+    except ValueError:
+        raise PeerError(
+            "The secure world sent an error that blames nobody known.", hint="Restart the secure world."
+        ) from None
+    return rebuild(blame, failure.code, failure.message, failure.hint)
+
+
+def cancelled() -> CancelledError:
+    """Return the error of a request that the server's own shutdown ends."""
+    return CancelledError("The server is shutting down.", hint="Send the request again once it is back.")
+
+
+def _cost(message: AnswerMessage) -> int:
+    if not isinstance(message, Delta):
+        return _MESSAGE_COST
+    entries = sum(1 + len(choice.top) for choice in message.choices)
+    return len(message.text) + _MESSAGE_COST * (1 + entries)

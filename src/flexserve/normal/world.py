@@ -1,0 +1,152 @@
+"""The secure world as the rest of the normal world sees it: one object that is always there.
+
+`running_world` is the composition used by the server, by `flexserve run` and by tests: broker,
+supervisor and launcher wired together, started and ended in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+from collections.abc import AsyncIterator, Sequence
+
+from flexserve.core.pressure import Limits
+from flexserve.errors import FlexServeError
+from flexserve.normal import journal
+from flexserve.normal.answer import Answer
+from flexserve.normal.launcher import Launcher, SecureOptions
+from flexserve.normal.memory import Decision, MemoryBroker, OsView, RecallReport
+from flexserve.normal.supervisor import Launch, Supervisor, WorldState
+from flexserve.platforms.linux.normal_memory import LinuxNormalMemory
+from flexserve.platforms.ports import NormalMemory, Protection
+from flexserve.world.messages import ChatPrompt, ModelStatus, Sampling, Status, TextPrompt, Welcome
+
+DRAIN = 10.0  # seconds that running requests get when their server ends
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class WorldReport:
+    """The secure world's own account, and next to it what the normal world counts."""
+
+    status: Status
+    os: OsView
+    granted: int  # bytes granted by the normal world and not returned
+    pid: int
+
+
+class World:
+    """The facade of the secure world. One event loop; every method may raise PeerError while the
+    secure world is down, and CancelledError once the server is shutting down."""
+
+    def __init__(self, supervisor: Supervisor, broker: MemoryBroker) -> None:
+        self._supervisor = supervisor
+        self._broker = broker
+        self._welcome = supervisor.channel().welcome
+
+    @property
+    def state(self) -> WorldState:
+        """Whether requests can be served now."""
+        return self._supervisor.state
+
+    @property
+    def failure(self) -> FlexServeError | None:
+        """Why the secure world last died; None if it never did."""
+        return self._supervisor.reason
+
+    @property
+    def restarts(self) -> int:
+        """How often a dead secure world was replaced."""
+        return self._supervisor.restarts
+
+    @property
+    def welcome(self) -> Welcome:
+        """What the present secure world (or the last one, while there is none) said of itself."""
+        with contextlib.suppress(FlexServeError):
+            self._welcome = self._supervisor.channel().welcome
+        return self._welcome
+
+    @property
+    def protection(self) -> Protection:
+        """The label of what protects this run."""
+        return Protection(self.welcome.protection, self.welcome.protected, self.welcome.summary)
+
+    @property
+    def decisions(self) -> Sequence[Decision]:
+        """The last memory decisions, oldest first."""
+        return tuple(self._broker.decisions)
+
+    async def generate(self, model: str, prompt: ChatPrompt | TextPrompt, sampling: Sampling) -> Answer:
+        """Start a request; `async with` the answer, and iterate it. See normal.answer.Answer.
+
+        Raises CallerError for a request out of bounds, QueueFullError when too many are in flight.
+        """
+        return await self._supervisor.channel().generate(model, prompt, sampling)
+
+    async def report(self) -> WorldReport:
+        """Return the state of models and memory. Never wakes a model."""
+        channel = self._supervisor.channel()
+        status = await channel.query()
+        return WorldReport(status, self._broker.look(), self._broker.granted, channel.welcome.pid)
+
+    async def models(self) -> list[ModelStatus]:
+        """Return the models of the store and their states."""
+        return (await self._supervisor.channel().query()).models
+
+    async def recall(self, demand: int | None, *, deadline: float) -> RecallReport:
+        """Take `demand` bytes (None: all that no running request uses) back within `deadline` s."""
+        self._supervisor.channel()  # says better than the broker why there is none
+        return await self._broker.recall(demand, deadline=deadline)
+
+    async def failed(self) -> FlexServeError:
+        """Wait until the secure world is given up for good, and return why."""
+        await self._supervisor.failed.wait()
+        assert self._supervisor.reason is not None
+        return self._supervisor.reason
+
+    async def drain(self, seconds: float) -> None:
+        """Refuse new requests, let running ones finish for `seconds`, end the secure world."""
+        await self._supervisor.stop(drain=seconds)
+
+    def kill(self) -> None:
+        """End the secure world at once."""
+        self._supervisor.kill()
+
+
+@contextlib.asynccontextmanager
+async def running_world(
+    options: SecureOptions,
+    *,
+    drain: float = DRAIN,
+    limits: Limits | None = None,
+    memory: NormalMemory | None = None,
+) -> AsyncIterator[World]:
+    """Start a secure world with `options`, keep it alive, end it on the way out.
+
+    Leaving in good order lets running requests finish for `drain` seconds; leaving by an
+    exception ends them. Raises what normal.launcher.Launcher.launch raises.
+    """
+    journal.configure_if_unset()
+    launcher = Launcher(options.command)
+    async with supervised(
+        launcher.launch, memory or LinuxNormalMemory(), drain=drain, limits=limits
+    ) as world:
+        yield world
+
+
+@contextlib.asynccontextmanager
+async def supervised(
+    launch: Launch, memory: NormalMemory, *, drain: float = DRAIN, limits: Limits | None = None
+) -> AsyncIterator[World]:
+    """Do what running_world does, for any way to launch and any view of memory."""
+    broker = MemoryBroker(memory, limits=limits)
+    supervisor = Supervisor(launch, broker)
+    await supervisor.start()
+    watch = asyncio.create_task(broker.watch(), name="memory-watch")
+    grace = 0.0
+    try:
+        yield World(supervisor, broker)
+        grace = drain
+    finally:
+        watch.cancel()
+        await supervisor.stop(drain=grace)

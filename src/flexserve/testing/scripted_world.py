@@ -1,0 +1,274 @@
+"""A secure world that follows a script: no engine, no memory, every behaviour on demand.
+
+It speaks the real protocol over the real socket, so the normal world cannot tell. Each model of
+its script is one behaviour (a slow one, one that fails, one that breaks the protocol), and a
+request picks the behaviour by naming the model. Run it in the test's own event loop
+(`ScriptedWorld`), or as a process that can be killed:
+
+    python -m flexserve.testing.scripted_world --channel-fd N --script JSON
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import enum
+import os
+import socket
+import sys
+from typing import Any
+
+import msgspec
+
+from flexserve.errors import Blame
+from flexserve.world.framing import FrameDecoder, encode
+from flexserve.world.messages import (
+    PROTOCOL_VERSION,
+    Cancel,
+    Choice,
+    Delta,
+    Failed,
+    Failure,
+    Finished,
+    Generate,
+    Grant,
+    Hello,
+    MemoryStatus,
+    ModelStatus,
+    NeedMemory,
+    Query,
+    Recall,
+    Recalled,
+    Returned,
+    Shutdown,
+    Started,
+    Status,
+    Timings,
+    TokenLogprob,
+    ToSecure,
+    Usage,
+    Welcome,
+)
+
+GRANULE = 2 << 20  # bytes
+PROMPT_TOKENS = 7  # of every prompt
+
+
+class Fault(enum.Enum):
+    """How a request goes wrong, after the behaviour's tokens were sent."""
+
+    NONE = "none"
+    FAIL = "fail"  # Failed: the stored data is bad
+    DIE = "die"  # the process exits without a word
+    GARBAGE = "garbage"  # bytes that are no frame
+    OVERSIZED = "oversized"  # a frame that announces 4 GiB
+    UNASKED = "unasked"  # a Delta for a request that was never made
+    REPEATED = "repeated"  # Started twice
+    SILENCE = "silence"  # nothing more, for ever
+
+
+class Behaviour(msgspec.Struct, frozen=True):
+    """What a request to one model does. Times in seconds, sizes in bytes."""
+
+    tokens: list[str] = msgspec.field(default_factory=lambda: ["Hello", ",", " world", "!"])
+    queue_delay: float = 0.0
+    prefill_delay: float = 0.0
+    token_delay: float = 0.0
+    reason: str = "stop"
+    memory: int = 0  # asked for before the first token, and returned after the last
+    fault: Fault = Fault.NONE
+
+
+class Script(msgspec.Struct, frozen=True):
+    """A scripted world: its models by name, and how it starts."""
+
+    models: dict[str, Behaviour] = msgspec.field(default_factory=lambda: {"tiny": Behaviour()})
+    max_queue: int = 8  # requests in flight beyond which it answers queue_full
+    version: int = PROTOCOL_VERSION
+    start_failure: Failure | None = None  # printed instead of starting, with exit status 3
+    dies_at_start: bool = False
+
+
+class ScriptedWorld:
+    """One end of a channel, following `script`. `received` holds every message in order."""
+
+    def __init__(self, sock: socket.socket, script: Script) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._script = script
+        self._requests: dict[int, asyncio.Task[None]] = {}
+        self._grants: dict[int, asyncio.Future[int]] = {}
+        self._serials = iter(range(1, 1 << 53))
+        self._writer: asyncio.StreamWriter | None = None
+        self._held = 0  # bytes granted and not returned
+        self.received: list[Any] = []
+        self.news = asyncio.Event()  # set at every message received; a test clears it
+
+    async def run(self) -> None:
+        """Serve until the other end closes the channel or asks for a shutdown."""
+        reader, self._writer = await asyncio.open_connection(sock=self._sock)
+        decoder: FrameDecoder[Any] = FrameDecoder(ToSecure)
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(1 << 16):
+                for message in decoder.feed(data):
+                    self.received.append(message)
+                    self.news.set()
+                    if isinstance(message, Shutdown):
+                        await self._drain(message)
+                        return
+                    self._handle(message)
+        for task in self._requests.values():
+            task.cancel()
+
+    def say(self, message: msgspec.Struct) -> None:
+        """Send any message, in or out of order."""
+        self.say_bytes(encode(message))
+
+    def say_bytes(self, data: bytes) -> None:
+        """Send any bytes at all."""
+        assert self._writer is not None
+        self._writer.write(data)
+
+    async def _drain(self, message: Shutdown) -> None:
+        if self._requests:
+            await asyncio.wait(self._requests.values(), timeout=message.drain / 1000)
+        for request in list(self._requests):
+            self._cancel(request)
+        assert self._writer is not None
+        with contextlib.suppress(ConnectionError):
+            await self._writer.drain()
+        self._writer.close()
+
+    def _handle(self, message: Any) -> None:
+        match message:
+            case Hello():
+                self.say(self._welcome())
+            case Generate():
+                self._accept(message)
+            case Cancel():
+                self._cancel(message.request)
+            case Query():
+                self.say(self._status(message.serial))
+            case Recall():
+                self.say(self._recalled(message))
+            case Grant():
+                self._grants.pop(message.serial).set_result(message.size)
+
+    def _accept(self, message: Generate) -> None:
+        behaviour = self._script.models.get(message.model)
+        if behaviour is None:
+            self._refuse(message.request, "model_not_found", "There is no such model.")
+        elif len(self._requests) >= self._script.max_queue:
+            self._refuse(message.request, "queue_full", "The queue is full.")
+        else:
+            task = asyncio.create_task(self._generate(message, behaviour))
+            self._requests[message.request] = task
+            task.add_done_callback(lambda _: self._requests.pop(message.request, None))
+
+    def _refuse(self, request: int, code: str, text: str) -> None:
+        self.say(Failed(request, Failure(Blame.CALLER.value, code, text, "Ask differently.")))
+
+    def _cancel(self, request: int) -> None:
+        task = self._requests.pop(request, None)
+        if task is not None:
+            task.cancel()
+            self._refuse(request, "cancelled", "The request was cancelled.")
+
+    async def _generate(self, message: Generate, behaviour: Behaviour) -> None:
+        await asyncio.sleep(behaviour.queue_delay)
+        request = message.request
+        self.say(Started(request, PROMPT_TOKENS))
+        granted = await self._acquire(behaviour.memory)
+        await asyncio.sleep(behaviour.prefill_delay)
+        tokens = behaviour.tokens[: message.sampling.max_tokens]
+        for token in tokens:
+            self.say(Delta(request, token, 1, _choices(token, message.sampling.logprobs)))
+            await asyncio.sleep(behaviour.token_delay)
+        await self._misbehave(request, behaviour.fault)
+        if granted:
+            self._held -= granted
+            self.say(Returned(granted))
+        reason = "length" if len(tokens) < len(behaviour.tokens) else behaviour.reason
+        usage = Usage(PROMPT_TOKENS, len(tokens), cached_tokens=3)
+        self.say(Finished(request, reason, usage, Timings(queue=1.5, prefill=2.5, decode=3.5, ttft=4.0)))
+
+    async def _acquire(self, size: int) -> int:
+        if not size:
+            return 0
+        serial = next(self._serials)
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._grants[serial] = future
+        self.say(NeedMemory(serial, size, 0))
+        granted = await future
+        self._held += granted
+        return granted
+
+    async def _misbehave(self, request: int, fault: Fault) -> None:
+        match fault:
+            case Fault.FAIL:
+                bad = Failure(
+                    Blame.STORED_DATA.value, "stored_data_bad", "A chunk is forged.", "Seal it again."
+                )
+                self.say(Failed(request, bad))
+                await asyncio.sleep(0)
+                raise asyncio.CancelledError
+            case Fault.DIE:
+                os._exit(7)
+            case Fault.GARBAGE:
+                self.say_bytes(b"\x05\x00\x00\x00\xc1\xc1\xc1\xc1\xc1")
+            case Fault.OVERSIZED:
+                self.say_bytes(b"\xff\xff\xff\xff")
+            case Fault.UNASKED:
+                self.say(Delta(1 << 40, "surprise", 1))
+            case Fault.REPEATED:
+                self.say(Started(request, PROMPT_TOKENS))
+            case Fault.SILENCE:
+                await asyncio.Event().wait()
+            case Fault.NONE:
+                pass
+
+    def _welcome(self) -> Welcome:
+        summary = "A scripted world: nothing is protected, nothing is computed."
+        return Welcome(self._script.version, os.getpid(), "scripted", False, summary, "script", GRANULE)
+
+    def _status(self, serial: int) -> Status:
+        models = [
+            ModelStatus(name, "partial", 1000, 250, 30, 20, running=bool(self._requests))
+            for name in self._script.models
+        ]
+        memory = MemoryStatus(GRANULE, 0, self._held, 0, self._held, self._held + 1)
+        return Status(serial, models, memory, queued=0, running=len(self._requests))
+
+    def _recalled(self, message: Recall) -> Recalled:
+        size = self._held if message.demand is None else min(self._held, message.demand)
+        before, self._held = self._held, self._held - size
+        return Recalled(message.serial, size, before, self._held, 1.0, 0, ["scratch of tiny"])
+
+
+def _choices(token: str, logprobs: int | None) -> list[Choice]:
+    if logprobs is None:
+        return []
+    others = [TokenLogprob(f"{token}{rank}", -1.0 - rank) for rank in range(logprobs)]
+    return [Choice(TokenLogprob(token, -0.5), others)]
+
+
+def main() -> int:
+    """Run a scripted world as a process. Returns its exit status."""
+    parser = argparse.ArgumentParser(prog="scripted_world")
+    parser.add_argument("--channel-fd", type=int, required=True)
+    parser.add_argument("--script", required=True, help="a Script as JSON")
+    arguments = parser.parse_args()
+    script = msgspec.json.decode(arguments.script, type=Script)
+    if script.dies_at_start:
+        sys.stderr.write("the script says to die\n")
+        return 9
+    if script.start_failure is not None:
+        sys.stderr.write(msgspec.json.encode(script.start_failure).decode() + "\n")
+        return 3
+    asyncio.run(ScriptedWorld(socket.socket(fileno=arguments.channel_fd), script).run())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
