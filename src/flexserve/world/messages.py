@@ -66,7 +66,7 @@ class Sampling(_Struct):
     max_tokens: Annotated[int, Meta(ge=1, le=1 << 20)] | None = None
     temperature: Annotated[float, Meta(ge=0, le=5)] = 0.8
     top_p: Annotated[float, Meta(ge=0, le=1)] = 0.95
-    seed: Annotated[int, Meta(ge=0, lt=1 << 63)] | None = None
+    seed: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] | None = None
     stop: Annotated[
         list[Annotated[str, Meta(min_length=1, max_length=256)]], Meta(max_length=MAX_STOPS)
     ] = msgspec.field(default_factory=list)
