@@ -1,0 +1,225 @@
+"""Random walks through the ports and the ownership table, against references that share no code with them.
+
+Use in a test module:
+
+    class MyMachine(SecureMemoryMachine):
+        def create_memory(self) -> SecureMemory:
+            return MyMemory(granule=4096)
+
+    TestMyMemory = MyMachine.TestCase
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import ClassVar
+
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    invariant,
+    precondition,
+    rule,
+)
+
+from flexserve.core.pages import OwnershipTable, PageEvent, PageState
+from flexserve.errors import GrantRefusedError, IllegalTransitionError, InternalError
+from flexserve.platforms.ports import Arena, SecureMemory
+from flexserve.testing.faults import Refusing
+
+_MOST_GRANULES = 6  # of an arena: small, so that ranges collide often
+_PAST_THE_END = _MOST_GRANULES + 2
+
+
+class MemoryModel:
+    """What SecureMemory promises, in plain dictionaries: arena → granule → its bytes."""
+
+    def __init__(self, granule: int) -> None:
+        self.granule = granule
+        self.sizes: dict[Arena, int] = {}  # granules of each arena
+        self.contents: dict[Arena, dict[int, bytearray]] = {}
+        self.touched: set[tuple[Arena, int]] = set()
+
+    def reserve(self, arena: Arena, granules: int) -> None:
+        self.sizes[arena], self.contents[arena] = granules, {}
+
+    def may_commit(self, arena: Arena, first: int, count: int) -> bool:
+        wanted = range(first, first + count)
+        return first + count <= self.sizes[arena] and not any(g in self.contents[arena] for g in wanted)
+
+    def may_release(self, arena: Arena, first: int, count: int) -> bool:
+        wanted = range(first, first + count)
+        return first + count <= self.sizes[arena] and all(g in self.contents[arena] for g in wanted)
+
+    def commit(self, arena: Arena, first: int, count: int) -> None:
+        for index in range(first, first + count):
+            self.contents[arena][index] = bytearray(self.granule)
+
+    def release(self, arena: Arena, first: int, count: int) -> None:
+        for index in range(first, first + count):
+            del self.contents[arena][index]
+            self.touched.discard((arena, index))
+
+    def free(self, arena: Arena) -> None:
+        for index in list(self.contents[arena]):
+            self.release(arena, index, 1)
+        del self.sizes[arena], self.contents[arena]
+
+    def write(self, arena: Arena, offset: int, data: bytes) -> None:
+        for position, value in enumerate(data, offset):
+            self.contents[arena][position // self.granule][position % self.granule] = value
+            self.touched.add((arena, position // self.granule))
+
+    def committed_bytes(self) -> int:
+        return self.granule * sum(len(granules) for granules in self.contents.values())
+
+    def touched_bytes(self) -> int:
+        return self.granule * len(self.touched)
+
+
+class SecureMemoryMachine(RuleBasedStateMachine):
+    """Drives a SecureMemory at random next to a MemoryModel. Abstract: says not which memory."""
+
+    arenas: Bundle[Arena] = Bundle("arenas")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory = Refusing(self.create_memory(), after=0)
+        self.before = self.memory.resident()
+        self.model = MemoryModel(self.memory.granule)
+
+    def create_memory(self) -> SecureMemory:
+        """Return a fresh adapter with room for at least 256 granules (small ones make this fast)."""
+        raise TypeError("derive from SecureMemoryMachine and say which memory to drive")
+
+    @rule(target=arenas, granules=st.integers(1, _MOST_GRANULES))
+    def reserve(self, granules: int) -> Arena:
+        arena = self.memory.reserve(granules * self.memory.granule)
+        assert arena.size == granules * self.memory.granule
+        self.model.reserve(arena, granules)
+        return arena
+
+    @rule(
+        arena=arenas,
+        first=st.integers(0, _PAST_THE_END),
+        count=st.integers(0, _MOST_GRANULES),
+        granted=st.booleans(),
+    )
+    def commit(self, arena: Arena, first: int, count: int, granted: bool) -> None:
+        unit = self.memory.granule
+        legal = self.model.may_commit(arena, first, count)
+        self.memory.after = int(granted)
+        if not granted:
+            expected: contextlib.AbstractContextManager[object] = _raises(GrantRefusedError)
+        else:
+            expected = contextlib.nullcontext() if legal else _raises(InternalError)
+        with expected:
+            self.memory.commit(arena, first * unit, count * unit)
+        if granted and legal:
+            self.model.commit(arena, first, count)
+
+    @rule(arena=arenas, first=st.integers(0, _PAST_THE_END), count=st.integers(0, _MOST_GRANULES))
+    def release(self, arena: Arena, first: int, count: int) -> None:
+        unit = self.memory.granule
+        legal = self.model.may_release(arena, first, count)
+        with contextlib.nullcontext() if legal else _raises(InternalError):
+            self.memory.release(arena, first * unit, count * unit)
+        if legal:
+            self.model.release(arena, first, count)
+
+    @precondition(lambda self: self.model.committed_bytes())
+    @rule(arena=arenas, data=st.data(), payload=st.binary(min_size=1, max_size=16))
+    def write(self, arena: Arena, data: st.DataObject, payload: bytes) -> None:
+        unit = self.memory.granule
+        granule = data.draw(st.integers(0, self.model.sizes[arena] - 1))
+        offset = granule * unit + data.draw(st.sampled_from((0, 1, unit // 2, unit - 8, unit - 1)))
+        last = (offset + len(payload) - 1) // unit
+        if not self.model.may_release(arena, granule, last - granule + 1):
+            with _raises(InternalError):
+                self.memory.view(arena, offset, len(payload))
+            return
+        self.memory.view(arena, offset, len(payload))[:] = payload
+        self.model.write(arena, offset, payload)
+
+    @rule()
+    def everything_reads_as_written(self) -> None:
+        unit = self.memory.granule
+        for arena, granules in self.model.contents.items():
+            for index, expected in granules.items():
+                assert self.memory.view(arena, index * unit, unit) == expected
+                self.model.touched.add((arena, index))
+
+    @rule(arena=consumes(arenas))
+    def free(self, arena: Arena) -> None:
+        self.memory.free(arena)
+        self.model.free(arena)
+
+    @invariant()
+    def the_os_counts_what_is_there_and_no_more(self) -> None:
+        counted = self.memory.resident() - self.before
+        assert self.model.touched_bytes() <= counted <= self.model.committed_bytes()
+
+    def teardown(self) -> None:
+        for arena in list(self.model.sizes):
+            self.memory.free(arena)
+        assert self.memory.resident() == self.before
+
+
+class OwnershipMachine(RuleBasedStateMachine):
+    """Drives an OwnershipTable at random next to four plain sets."""
+
+    TOTAL = 6
+    MOVES: ClassVar[dict[PageEvent, tuple[str, str]]] = {  # typed here a second time, on purpose
+        PageEvent.GRANT: ("NORMAL", "GRANTED"),
+        PageEvent.COMMIT: ("GRANTED", "SECURE"),
+        PageEvent.RETURN: ("GRANTED", "NORMAL"),
+        PageEvent.RECALL: ("SECURE", "RECALLING"),
+        PageEvent.SCRUBBED: ("RECALLING", "NORMAL"),
+    }
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = OwnershipTable(self.TOTAL)
+        self.owners: dict[str, set[int]] = {
+            "NORMAL": set(range(self.TOTAL)),
+            "GRANTED": set(),
+            "SECURE": set(),
+            "RECALLING": set(),
+        }
+
+    @rule(event=st.sampled_from(PageEvent), pages=st.lists(st.integers(-1, TOTAL), max_size=TOTAL))
+    def apply(self, event: PageEvent, pages: list[int]) -> None:
+        source, target = self.MOVES[event]
+        legal = len(set(pages)) == len(pages) and set(pages) <= self.owners[source]
+        with contextlib.nullcontext() if legal else _raises(IllegalTransitionError):
+            self.table.apply(event, pages)
+        if legal:
+            self.owners[source] -= set(pages)
+            self.owners[target] |= set(pages)
+
+    @rule(event=st.sampled_from(PageEvent), chosen=st.sets(st.integers(0, TOTAL - 1), min_size=1))
+    def apply_to_pages_in_the_right_state(self, event: PageEvent, chosen: set[int]) -> None:
+        self.apply(event, sorted(chosen & self.owners[self.MOVES[event][0]]))
+
+    @invariant()
+    def every_granule_has_the_owner_it_should_have(self) -> None:
+        for name, pages in self.owners.items():
+            assert self.table.count(PageState[name]) == len(pages)
+            assert all(self.table.state(page) is PageState[name] for page in pages)
+
+    @invariant()
+    def no_granule_is_lost(self) -> None:
+        self.table.check()
+        assert sum(self.table.count(state) for state in PageState) == self.TOTAL
+
+
+@contextlib.contextmanager
+def _raises(kind: type[Exception]) -> Iterator[None]:
+    try:
+        yield
+    except kind:
+        return
+    raise AssertionError(f"{kind.__name__} was expected")
