@@ -19,6 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
+import msgspec
+
 from flexserve.errors import CallerError, StoredDataError
 from flexserve.secure.models.aead import KEY_SIZE, MODEL_ID_SIZE, SALT_SIZE, TAG_SIZE, ChunkCipher, wipe
 from flexserve.secure.models.files import NewFile, disk_errors, read_exact, require_room, write_all
@@ -55,13 +57,13 @@ def seal(source: Path, destination: Path, name: str, device: DeviceKey, progress
     fd, before = _open_source(source)
     try:
         header = parse_gguf(lambda offset, length: _read_source(fd, offset, length), before.st_size)
-        draft = _draft(header, before.st_size, name, device)
+        draft, cipher = _draft(header, before.st_size, name, device)
         action = f"Adding {name}"
-        require_room(destination.parent, _file_size(draft.manifest), action)
+        require_room(destination.parent, _file_size(draft), action)
         with disk_errors(action), NewFile(destination) as file:
-            digest = _seal_chunks(fd, file.fd, draft, progress)
+            digest = _seal_chunks(fd, file.fd, draft, cipher, progress)
             _check_unchanged(source, before, os.fstat(fd))
-            manifest = draft.signed_as(digest)
+            manifest = msgspec.structs.replace(draft, digest=digest)
             write_all(file.fd, [memoryview(write_block(manifest, device))], 0)
             _publish(file, name)
         return manifest
@@ -73,11 +75,16 @@ def _publish(file: NewFile, name: str) -> None:
     try:
         file.publish()
     except FileExistsError:
-        raise CallerError(
-            f"There is a model named {name} already.",
-            hint="Remove it first, or give another --name.",
-            code="model_exists",
-        ) from None
+        raise name_taken(name) from None
+
+
+def name_taken(name: str) -> CallerError:
+    """Return the error that says that a model named `name` exists."""
+    return CallerError(
+        f"There is a model named {name} already.",
+        hint=f"Remove it with `flexserve rm {name}`, or choose another name with --name.",
+        code="model_exists",
+    )
 
 
 def _open_source(source: Path) -> tuple[int, os.stat_result]:
@@ -111,20 +118,8 @@ def _changed(source: str) -> CallerError:
     return CallerError(f"{source} changed while it was added.", hint="Add it when it is complete.")
 
 
-class _Draft:
-    """A sealing in progress: the manifest without its digest, and the cipher."""
-
-    def __init__(self, manifest: Manifest, cipher: ChunkCipher) -> None:
-        self.manifest = manifest
-        self.cipher = cipher
-
-    def signed_as(self, digest: str) -> Manifest:
-        """Return the final manifest."""
-        fields = {name: getattr(self.manifest, name) for name in Manifest.__struct_fields__}
-        return Manifest(**fields | {"digest": digest})
-
-
-def _draft(header: GgufHeader, size: int, name: str, device: DeviceKey) -> _Draft:
+def _draft(header: GgufHeader, size: int, name: str, device: DeviceKey) -> tuple[Manifest, ChunkCipher]:
+    """Return the manifest, still without its digest, and the cipher of a new sealing."""
     key, salt = secrets.token_bytes(KEY_SIZE), secrets.token_bytes(SALT_SIZE)
     model_id = secrets.token_bytes(MODEL_ID_SIZE)
     manifest = Manifest(
@@ -143,25 +138,26 @@ def _draft(header: GgufHeader, size: int, name: str, device: DeviceKey) -> _Draf
         salt=salt.hex(),
         wrapped_key=device.wrap(model_id, key).hex(),
     )
-    return _Draft(manifest, ChunkCipher(key, salt, _KIND, FORMAT_VERSION, model_id))
+    return manifest, ChunkCipher(key, salt, _KIND, FORMAT_VERSION, model_id)
 
 
-def _seal_chunks(source: int, target: int, draft: _Draft, progress: Progress) -> str:
+def _seal_chunks(
+    source: int, target: int, manifest: Manifest, cipher: ChunkCipher, progress: Progress
+) -> str:
     """Encrypt all of `source` into `target`; return the hex digest of the plaintext."""
-    manifest = draft.manifest
     digest = hashlib.sha256()
     plain, sealed = bytearray(CHUNK), bytearray(CHUNK)
     try:
         for index in range(manifest.chunks):
             length = _chunk_length(manifest, index)
-            text, cipher = memoryview(plain)[:length], memoryview(sealed)[:length]
+            text, output = memoryview(plain)[:length], memoryview(sealed)[:length]
             try:
                 read_exact(source, [text], index * CHUNK, "The GGUF file")
             except StoredDataError:
                 raise _changed("The GGUF file") from None
             digest.update(text)
-            tag = draft.cipher.encrypt(_STREAM, index, manifest.chunks, text, cipher)
-            write_all(target, [cipher, memoryview(tag)], _chunk_offset(index))
+            tag = cipher.encrypt(_STREAM, index, manifest.chunks, text, output)
+            write_all(target, [output, memoryview(tag)], _chunk_offset(index))
             if index % _FLUSH_EVERY == _FLUSH_EVERY - 1:
                 os.fdatasync(target)
             progress(index * CHUNK + length, manifest.size)

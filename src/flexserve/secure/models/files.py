@@ -31,7 +31,7 @@ _PREFIX, _SUFFIX = ".flexserve-", ".tmp"
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 _own_lock = threading.Lock()
-_own: set[Path] = set()  # temporary files of living writers of this process
+_own: set[str] = set()  # names (random, so unique) of temporary files of living writers of this process
 
 
 @contextlib.contextmanager
@@ -135,7 +135,7 @@ class NewFile:
     def _create(self) -> bool:
         self._path = self.destination.with_name(f"{_PREFIX}{secrets.token_hex(8)}{_SUFFIX}")
         with _own_lock:
-            _own.add(self._path)
+            _own.add(self._path.name)
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             self.fd = os.open(self._path, flags, PRIVATE_FILE)
@@ -173,7 +173,7 @@ class NewFile:
             os.close(self.fd)  # drops the lock, so after the unlink
             self.fd = -1
         with _own_lock:
-            _own.discard(self._path)
+            _own.discard(self._path.name)
 
     def __enter__(self) -> NewFile:
         return self
@@ -194,7 +194,7 @@ def sweep(folder: Path) -> None:
 
 def _sweep_one(path: Path) -> None:
     with _own_lock:
-        if path in _own:
+        if path.name in _own:
             return
     try:
         fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

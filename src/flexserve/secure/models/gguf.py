@@ -38,17 +38,24 @@ MAX_ELEMENTS = 1 << 22  # array elements in all arrays together
 MAX_TENSORS = 1 << 16
 MAX_NAME = 63  # bytes; ggml keeps names in 64 with the terminator
 MAX_DIMENSIONS = 4
-MAX_ALIGNMENT = 1 << 16
+MAX_ALIGNMENT = 1 << 16  # bytes
+MAX_CONTEXT = (1 << 31) - 1  # tokens
 
 _WINDOW = 1 << 20  # bytes fetched at a time
 _STRING, _ARRAY, _BOOL = 8, 9, 7
 _ALIGNMENT_KEY = "general.alignment"
+_TOKENS_KEY = "tokenizer.ggml.tokens"
 # value type → (struct and array code, bytes); bool is read as u8 and checked
 _SCALARS = {
     0: ("B", 1), 1: ("b", 1), 2: ("H", 2), 3: ("h", 2), 4: ("I", 4), 5: ("i", 4),
     6: ("f", 4), 7: ("B", 1), 10: ("Q", 8), 11: ("q", 8), 12: ("d", 8),
 }  # fmt: skip
-_BLOCKS: Mapping[int, tuple[int, int]] = {int(kind): sizes for kind, sizes in GGML_QUANT_SIZES.items()}
+_U32 = 4
+# ggml type → (weights per block, bytes per block). Q2_0 is newer than the gguf package.
+BLOCKS: Mapping[int, tuple[int, int]] = {
+    **{int(kind): sizes for kind, sizes in GGML_QUANT_SIZES.items()},
+    42: (64, 18),
+}
 
 Read = Callable[[int, int], bytes]
 
@@ -243,7 +250,10 @@ def _metadata(cursor: _Cursor, count: int) -> dict[str, object]:
         key = cursor.string(MAX_KEY, "metadata key")
         if not key or key in metadata:
             raise bad(f"the metadata key {_show(key)} is empty or appears twice")
-        metadata[key] = _value(cursor, cursor.number("I"))
+        kind = cursor.number("I")
+        if key == _ALIGNMENT_KEY and kind != _U32:
+            raise bad(f"its {key} is not a 32-bit number")
+        metadata[key] = _value(cursor, kind)
     return metadata
 
 
@@ -287,8 +297,7 @@ def _booleans(raw: bytes) -> list[bool]:
 
 def _alignment(metadata: Mapping[str, object]) -> int:
     alignment = metadata.get(_ALIGNMENT_KEY, 32)
-    if not isinstance(alignment, int) or isinstance(alignment, bool):
-        raise bad(f"its {_ALIGNMENT_KEY} is not a number")
+    assert isinstance(alignment, int)  # _metadata saw to it
     _bounded(alignment, 8, MAX_ALIGNMENT, _ALIGNMENT_KEY)
     if alignment & (alignment - 1):
         raise bad(f"its {_ALIGNMENT_KEY} is not a power of two")
@@ -299,6 +308,10 @@ def _check_model(metadata: Mapping[str, object]) -> None:
     architecture = metadata.get("general.architecture")
     if not isinstance(architecture, str) or not 0 < len(architecture) <= 64 or not architecture.isprintable():
         raise bad("it does not name its architecture")
+    context = metadata.get(f"{architecture}.context_length")
+    if isinstance(context, int) and not 0 <= context <= MAX_CONTEXT:
+        raise bad(f"its context length is {context}, which is not in 0…{MAX_CONTEXT}")
+    _check_vocabulary(metadata.get(_TOKENS_KEY))
     splits = metadata.get("split.count", 0)
     if isinstance(splits, int) and splits > 1:
         raise CallerError(
@@ -306,6 +319,16 @@ def _check_model(metadata: Mapping[str, object]) -> None:
             hint="Merge the parts first, with `llama-gguf-split --merge FIRST-PART OUTPUT`.",
             code="bad_gguf",
         )
+
+
+def _check_vocabulary(tokens: object) -> None:
+    """Raise CallerError for a vocabulary that names a token twice: llama.cpp would abort on it."""
+    if not isinstance(tokens, list):
+        return
+    # As llama.cpp sees them: up to the first NUL, and with a name for the empty ones.
+    texts = {str(token).partition("\0")[0] or f"[EMPTY_{index}]" for index, token in enumerate(tokens)}
+    if len(texts) != len(tokens):
+        raise bad("its vocabulary has the same token twice")
 
 
 def _tensor(cursor: _Cursor) -> TensorInfo:
@@ -321,11 +344,11 @@ def _tensor(cursor: _Cursor) -> TensorInfo:
 
 
 def _size(name: str, kind: int, shape: tuple[int, ...]) -> int:
-    if kind not in _BLOCKS:
+    if kind not in BLOCKS:
         raise bad(f"tensor {_show(name)} is of unknown type {kind}")
     if 0 in shape or math.prod(shape) >= 1 << 63:
         raise bad(f"tensor {_show(name)} has an impossible shape")
-    block, width = _BLOCKS[kind]
+    block, width = BLOCKS[kind]
     if shape[0] % block:
         raise bad(f"a row of tensor {_show(name)} is not a multiple of its block of {block}")
     return math.prod(shape) // block * width

@@ -47,6 +47,7 @@ MAX_INDEX = 64 << 20  # bytes
 _MAGIC = b"FLEXIMAG"
 _KIND = b"image"
 _PRELUDE = struct.Struct(f"<8sIQ{SALT_SIZE}s{TAG_SIZE}s")
+_READ_AHEAD = 128 << 10  # bytes; the kernel's default window
 _INDEX_STREAM = 0xFFFF_FFFF  # the index's nonces; buffers count from 0 and never get here
 
 
@@ -250,11 +251,16 @@ class Image:
         return time.perf_counter() - begin
 
     def prefetch(self, buffer: int, index: int, count: int) -> None:
-        """Ask the OS to read `count` chunks from `index` of `buffer` ahead. Returns at once."""
-        first, last = self._layout.place(buffer, index), self._layout.place(buffer, index + count - 1)
-        length = last.offset + last.length - first.offset
+        """Ask the OS to read `count` chunks from `index` of `buffer` ahead, up to the buffer's end.
+
+        Does not wait for them. Raises IndexError when there is no chunk `index`.
+        """
+        first = self._layout.place(buffer, index)
+        last = self._layout.place(buffer, min(index + max(count, 1), first.total) - 1)
         with disk_errors("Reading the image ahead"):
-            os.posix_fadvise(self._fd, first.offset, length, os.POSIX_FADV_WILLNEED)
+            # One call reads no more than the disk's read-ahead setting, so it takes several.
+            for offset in range(first.offset, last.offset + last.length, _READ_AHEAD):
+                os.posix_fadvise(self._fd, offset, _READ_AHEAD, os.POSIX_FADV_WILLNEED)
 
     def close(self) -> None:
         """Close the file. Always safe; no other call may be under way or follow."""

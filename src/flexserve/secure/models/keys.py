@@ -53,18 +53,11 @@ class DeviceKey:
         one wins and all load the winner's. Errors as in `load`; NormalWorldError when the disk
         does not take it.
         """
-        try:
-            return cls.load(path)
-        except CallerError as error:
-            if error.code != "device_key_missing":
-                raise
         make_folder(path.parent)
         _check_folder(path)
-        sweep(path.parent)
-        with disk_errors(f"Creating the device key {path}"), NewFile(path) as file:
-            write_all(file.fd, [memoryview(secrets.token_bytes(KEY_SIZE))], 0)
-            with contextlib.suppress(FileExistsError):  # another process was faster: its key counts
-                file.publish()
+        sweep(path.parent)  # a writer that was killed may have left the key under a second name
+        if not os.path.lexists(path):
+            _create(path)
         return cls.load(path)
 
     @classmethod
@@ -132,6 +125,13 @@ def _check_folder(path: Path) -> None:
         raise _unsafe(path, "others may replace files in its folder", f"Run `chmod go-w {folder}`.")
     if info.st_uid not in (0, os.geteuid()):
         raise _unsafe(path, "its folder belongs to another user", "Keep it in a folder of your own.")
+
+
+def _create(path: Path) -> None:
+    with disk_errors(f"Creating the device key {path}"), NewFile(path) as file:
+        write_all(file.fd, [memoryview(secrets.token_bytes(KEY_SIZE))], 0)
+        with contextlib.suppress(FileExistsError):  # another process was faster: its key counts
+            file.publish()
 
 
 def _read_private(path: Path) -> bytes:

@@ -21,7 +21,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from flexserve.errors import CallerError, StoredDataError
+from flexserve.errors import CallerError, InternalError, StoredDataError
 from flexserve.secure.models.aead import MODEL_ID_SIZE, SALT_SIZE
 from flexserve.secure.models.keys import SIGNATURE_SIZE, WRAPPED_SIZE, DeviceKey
 
@@ -86,6 +86,10 @@ def check_name(name: str) -> str:
 def write_block(manifest: Manifest, device: DeviceKey) -> bytes:
     """Return the signed block of `manifest`: BLOCK_SIZE bytes."""
     text = msgspec.json.encode(manifest)
+    try:
+        msgspec.json.decode(text, type=Manifest)  # what the reader would refuse is never signed
+    except msgspec.ValidationError as error:
+        raise InternalError("A manifest is out of its own bounds.", hint="Report this.") from error
     signed = (_PRELUDE.pack(_MAGIC, FORMAT_VERSION, len(text)) + text).ljust(_SIGNED, b"\0")
     return signed + device.sign(signed)
 

@@ -19,8 +19,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from flexserve.errors import CallerError, StoredDataError, UnknownModelError
-from flexserve.secure.models.container import Progress, SealedModel, read_manifest, seal
+from flexserve.errors import CallerError, NormalWorldError, StoredDataError, UnknownModelError
+from flexserve.secure.models.container import Progress, SealedModel, name_taken, read_manifest, seal
 from flexserve.secure.models.files import disk_errors, make_folder, sweep, sync_folder
 from flexserve.secure.models.keys import DeviceKey
 from flexserve.secure.models.manifest import NAME_RULE, Manifest, check_name
@@ -55,12 +55,8 @@ class Store:
         """
         name = check_name(name) if name is not None else _name_after(source)
         path = self._path(name)
-        if path.exists():
-            raise CallerError(
-                f"There is a model named {name} already.",
-                hint=f"Remove it with `flexserve rm {name}`, or choose another name with --name.",
-                code="model_exists",
-            )
+        if os.path.lexists(path):
+            raise name_taken(name)
         return seal(source, path, name, self._device, progress)
 
     def list(self) -> builtins.list[Manifest]:
@@ -140,20 +136,25 @@ class Store:
                 yield name, manifest if manifest.name == name else _renamed(name)
             except StoredDataError as error:
                 yield name, error
-            except Exception:
-                if path.exists():  # not merely removed since it was listed
+            except NormalWorldError:
+                if os.path.lexists(path):  # not merely removed since it was listed
                     raise
 
     def _sweep_orphans(self) -> int:
-        """Remove images without a sound model; return the bytes of disk freed."""
+        """Remove images without a model; return the bytes of disk freed.
+
+        While a model cannot be read its images cannot be told from orphans: all are kept then.
+        """
         # Images first: the model of an image that exists now was added before, so it is listed.
         with disk_errors(f"Cleaning up {self._images}"):
             images = [name for name in os.listdir(self._images) if name.endswith(_IMAGE)]
-            if not images:
-                return 0
-            owners = {manifest.model_id for manifest in self.list()}
-            orphans = [name for name in images if name.split("-")[0] not in owners]
-            return sum(_unlink(self._images / name) for name in orphans)
+        entries = [entry for _, entry in self._scan()] if images else []
+        owners = {entry.model_id for entry in entries if isinstance(entry, Manifest)}
+        if len(owners) < len(entries):
+            return 0
+        orphans = [self._images / name for name in images if name.split("-")[0] not in owners]
+        with disk_errors(f"Cleaning up {self._images}"):
+            return sum(_unlink(path) for path in orphans)
 
 
 def _unlink(path: Path) -> int:
