@@ -51,9 +51,11 @@ _SCALARS = {
     6: ("f", 4), 7: ("B", 1), 10: ("Q", 8), 11: ("q", 8), 12: ("d", 8),
 }  # fmt: skip
 _U32 = 4
-# ggml type → (weights per block, bytes per block). Q2_0 is newer than the gguf package.
+# ggml type → (weights per block, bytes per block). The gguf package is wrong about Q8_1 and older
+# than Q2_0; a test compares all of them with the engine's.
 BLOCKS: Mapping[int, tuple[int, int]] = {
     **{int(kind): sizes for kind, sizes in GGML_QUANT_SIZES.items()},
+    9: (32, 36),
     42: (64, 18),
 }
 
@@ -126,7 +128,9 @@ class GgufHeader:
         sizes: dict[int, int] = {}
         for tensor in self.tensors:
             sizes[tensor.type] = sizes.get(tensor.type, 0) + tensor.size
-        return str(GGMLQuantizationType(max(sizes, key=sizes.__getitem__)).name)
+        largest = max(sizes, key=sizes.__getitem__)
+        known = largest in GGMLQuantizationType.__members__.values()
+        return str(GGMLQuantizationType(largest).name) if known else f"type {largest}"
 
     def _text(self, key: str) -> str | None:
         value = self.metadata.get(key)
