@@ -91,9 +91,13 @@ class Supervisor:
             raise cancelled()
         if self.state is not WorldState.READY or self._world is None or self._world.channel is None:
             why = self.reason.message if self.reason else "It is starting."
+            hint = (
+                self.reason.hint if self.state is WorldState.FAILED and self.reason else "Retry in a moment."
+            )
+            raise PeerError(f"The secure world is {self.state.value}. {why}", hint=hint)
+        if self._world.channel.error is not None:  # just now; the keeper has not seen it yet
             raise PeerError(
-                f"The secure world is {self.state.value}: {why}",
-                hint="It is being restarted; retry in a moment.",
+                self._world.channel.error.message, hint="It is being restarted; retry in a moment."
             )
         return self._world.channel
 

@@ -76,6 +76,10 @@ class World:
         """The last memory decisions, oldest first."""
         return tuple(self._broker.decisions)
 
+    def check(self) -> None:
+        """Return if a request could be served now; raise what it would be answered otherwise."""
+        self._supervisor.channel()
+
     async def generate(self, model: str, prompt: ChatPrompt | TextPrompt, sampling: Sampling) -> Answer:
         """Start a request; `async with` the answer, and iterate it. See normal.answer.Answer.
 

@@ -1,0 +1,52 @@
+"""The HTTP application: OpenAI-compatible routes over one secure world."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from flexserve import __version__
+from flexserve.errors import FlexServeError
+from flexserve.normal.api import generation, operations
+from flexserve.normal.api.envelope import LOOPBACK_NAMES, Envelope
+from flexserve.normal.api.errors import from_error, from_http, from_validation
+from flexserve.normal.world import World
+
+
+def create_app(world: World, *, hosts: Collection[str] | None = LOOPBACK_NAMES) -> FastAPI:
+    """Return the application that serves `world`, whose life is the caller's affair.
+
+    `hosts`: the names a Host header may carry (None: any); see envelope.Envelope. There are no
+    CORS headers, so no web page from elsewhere reads an answer; and no interactive documentation,
+    because it would load scripts from a third party. /openapi.json describes the routes.
+    """
+    app = FastAPI(title="FlexServe", version=__version__, docs_url=None, redoc_url=None)
+    app.state.world = world
+    app.include_router(generation.router)
+    app.include_router(operations.router)
+    app.add_exception_handler(FlexServeError, _answer_error)
+    app.add_exception_handler(RequestValidationError, _answer_validation)
+    app.add_exception_handler(HTTPException, _answer_http)
+    app.add_middleware(Envelope, world=world, hosts=hosts)
+    return app
+
+
+async def _answer_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, FlexServeError)
+    request.state.note["error"] = error.code
+    return from_error(error).response()
+
+
+async def _answer_validation(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return from_validation(error).response()
+
+
+async def _answer_http(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return from_http(error).response()

@@ -1,0 +1,142 @@
+"""What surrounds every request, whatever its route: identity, protection label, limits, one log line.
+
+Three defences live here. A page in a browser that resolves its own name to this machine is
+refused by the Host header, one that posts here from elsewhere by its Origin; a body is cut off
+at a size no legal request has; and an exception nobody foresaw becomes a plain 500 whose log
+line has the place but not the text, because the text may quote a prompt.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+import uuid
+from collections.abc import Collection
+from urllib.parse import urlsplit
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from flexserve.normal.api.errors import HttpError, invalid
+from flexserve.normal.world import World
+
+# The longest legal prompt has 1 Mi characters; JSON writes one in up to six bytes.
+MAX_BODY = 8 << 20
+
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+
+_log = structlog.get_logger(__name__)
+
+
+class Envelope:
+    """ASGI middleware around the whole application.
+
+    `hosts` are the only names a request may call this server by; None accepts any (a server
+    bound to a public address or to a Unix socket).
+    """
+
+    def __init__(self, app: ASGIApp, *, world: World, hosts: Collection[str] | None) -> None:
+        self._app = app
+        self._world = world
+        self._hosts = hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request as an ASGI application."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = _Exchange(scope, receive, send, protection=self._world.protection.name)
+        scope.setdefault("state", {})["note"] = exchange.note
+        refusal = self._refusal(Headers(scope=scope))
+        try:
+            app = refusal.response() if refusal else self._app
+            await app(scope, exchange.receive, exchange.send)
+        except Exception as error:
+            _log.error("unforeseen", request=exchange.id, kind=type(error).__name__, at=_place(error))
+            if exchange.status is None:
+                failure = HttpError(
+                    500, "The server failed. Report this with its log.", "api_error", "internal_error"
+                )
+                await failure.response()(scope, exchange.receive, exchange.send)
+        finally:
+            exchange.log()
+
+    def _refusal(self, headers: Headers) -> HttpError | None:
+        if self._hosts is not None:
+            if _name(f"//{headers.get('host', '')}") not in self._hosts:
+                return invalid("Call this server by a loopback name.", code="host_not_allowed", status=403)
+            origin = headers.get("origin")
+            if origin is not None and _name(origin) not in self._hosts:
+                return invalid(
+                    "Web pages from elsewhere may not call this server.",
+                    code="origin_not_allowed",
+                    status=403,
+                )
+        length = headers.get("content-length", "0")
+        if not (length.isascii() and length.isdigit()) or int(length[:20]) > MAX_BODY:
+            return _too_large()
+        return None
+
+
+class _Exchange:
+    """One request and its answer: counts what comes in, labels what goes out, remembers for the log."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, *, protection: str) -> None:
+        self.id = f"req-{uuid.uuid4().hex}"
+        self.note: dict[str, object] = {}  # what routes add to the log line: model, counts, error code
+        self.status: int | None = None
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._protection = protection
+        self._began = time.monotonic()
+        self._received = 0
+
+    async def receive(self) -> Message:
+        """Pass a message of the request on. Raises HTTPException for a body beyond MAX_BODY."""
+        message = await self._receive()
+        self._received += len(message.get("body", b""))
+        if self._received > MAX_BODY:
+            raise HTTPException(413, _too_large().message)
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Pass a message of the answer on, labelled."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            headers["X-Request-Id"] = self.id
+            headers["X-FlexServe-Protection"] = self._protection
+        await self._send(message)
+
+    def log(self) -> None:
+        """Write the one line of this request: no body, no query, and of the path only the route."""
+        route = getattr(self._scope.get("route"), "path", None)
+        milliseconds = round((time.monotonic() - self._began) * 1000, 1)
+        _log.info(
+            "request",
+            request=self.id,
+            method=self._scope["method"],
+            route=route,
+            status=self.status,
+            ms=milliseconds,
+            **self.note,
+        )
+
+
+def _too_large() -> HttpError:
+    return invalid(f"The body is larger than {MAX_BODY >> 20} MiB.", code="body_too_large", status=413)
+
+
+def _name(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
+
+
+def _place(error: Exception) -> str:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{frame.filename.rpartition('/')[2]}:{frame.lineno}"

@@ -1,0 +1,108 @@
+"""FlexServe's errors as HTTP answers, in the shape OpenAI's clients expect."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from flexserve.errors import (
+    CallerError,
+    CancelledError,
+    FlexServeError,
+    NormalWorldError,
+    QueueFullError,
+    StoredDataError,
+    UnknownModelError,
+)
+
+_RETRY_SECONDS = 1  # a slot of the queue, or a restarted secure world, is seldom further away
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class HttpError:
+    """An error answer: its status, and OpenAI's error object."""
+
+    status: int
+    message: str
+    type: str
+    code: str | None = None
+    param: str | None = None
+    retry_after: int | None = None  # seconds
+
+    def body(self) -> dict[str, Any]:
+        """Return the object that goes on the wire, in a response as in an event."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+    def response(self) -> Response:
+        """Return the whole answer."""
+        headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        return Response(json.dumps(self.body()), self.status, headers, media_type="application/json")
+
+
+def invalid(
+    message: str, *, param: str | None = None, code: str | None = None, status: int = 400
+) -> HttpError:
+    """Return the error for a request that is wrong in itself."""
+    return HttpError(status, message, "invalid_request_error", code, param)
+
+
+def unavailable(message: str, *, code: str) -> HttpError:
+    """Return the error for a server that cannot serve now and may soon."""
+    return HttpError(503, message, "unavailable_error", code, retry_after=_RETRY_SECONDS)
+
+
+def from_error(error: FlexServeError) -> HttpError:
+    """Return the HTTP answer for `error`; the blame decides between 4xx, 503 and 500."""
+    text = str(error)
+    match error:
+        case UnknownModelError():
+            return invalid(text, param="model", code=error.code, status=404)
+        case QueueFullError():
+            return HttpError(429, text, "rate_limit_error", error.code, retry_after=_RETRY_SECONDS)
+        case CancelledError() | NormalWorldError():
+            return unavailable(text, code=error.code)
+        case CallerError():
+            return invalid(text, code=error.code)
+        case StoredDataError():
+            return HttpError(500, text, "stored_data_error", error.code)
+        case _:
+            return HttpError(500, text, "api_error", error.code)
+
+
+def from_validation(error: RequestValidationError) -> HttpError:
+    """Return the answer for a body that does not fit the schema: its first defect, by path.
+
+    The text names types and bounds. The offending value, which may be a prompt, is left out.
+    """
+    first = error.errors()[0]
+    kind, context = first["type"], first.get("ctx", {})
+    param = context.get("param") or _path(first["loc"])
+    if kind == "json_invalid":
+        return invalid("The body is not valid JSON.")
+    if kind == "unsupported":
+        return invalid(first["msg"], param=param, code="unsupported_parameter")
+    where = f"{param}: " if param else "The body: "
+    return invalid(f"{where}{first['msg']}.", param=param)
+
+
+def from_http(error: HTTPException) -> HttpError:
+    """Return the answer for what the framework itself refuses (unknown route, wrong method …)."""
+    return invalid(str(error.detail), status=error.status_code)
+
+
+def _path(location: tuple[int | str, ...]) -> str | None:
+    """Return ("body", "messages", 0, "content", "str") as "messages[0].content"."""
+    path = ""
+    for part in location[1:]:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif part.isidentifier() and part not in ("str", "bool", "int", "float"):
+            path += f".{part}" if path else part
+        else:
+            break  # the name of a union's branch, not of a field
+    return path or None

@@ -1,0 +1,132 @@
+"""POST /v1/chat/completions and /v1/completions: relays; holds nothing but what it is sending."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from flexserve.errors import CallerError, FlexServeError, InternalError
+from flexserve.normal.answer import Answer, AnswerMessage
+from flexserve.normal.api.errors import from_error
+from flexserve.normal.api.forms import ChatForm, CompletionForm, Form
+from flexserve.normal.api.schemas import ChatRequest, CompletionRequest
+from flexserve.normal.api.sse import DONE, PING, ClientGoneError, EventStream, event, while_connected
+from flexserve.normal.world import World
+from flexserve.world.messages import ChatPrompt, Delta, Finished, Sampling, Started, TextPrompt
+
+PING_SECONDS = 5.0
+MAX_ANSWER = 16 << 20  # characters and log-probabilities collected for an answer in one piece
+
+_CLIENT_CLOSED_REQUEST = 499  # nginx's number; nobody is there to read it, only the log
+
+router = APIRouter(prefix="/v1", tags=["generation"])
+
+
+@router.post("/chat/completions")
+async def chat_completions(body: ChatRequest, request: Request) -> Response:
+    """Answer a conversation."""
+    form = ChatForm(body.model, with_logprobs=bool(body.logprobs))
+    return await _respond(request, body, form, body.prompt(), body.sampling())
+
+
+@router.post("/completions")
+async def completions(body: CompletionRequest, request: Request) -> Response:
+    """Continue a text."""
+    form = CompletionForm(body.model, with_logprobs=body.logprobs is not None)
+    return await _respond(request, body, form, body.text(), body.sampling())
+
+
+async def _respond(
+    request: Request,
+    body: ChatRequest | CompletionRequest,
+    form: Form,
+    prompt: ChatPrompt | TextPrompt,
+    sampling: Sampling,
+) -> Response:
+    world: World = request.app.state.world
+    answer = await world.generate(body.model, prompt, sampling)
+    note = request.state.note
+    try:
+        if not body.stream:
+            whole = await while_connected(request.receive, _collect(answer, form))
+            note.update(model=body.model, **_counts(whole["usage"]))
+            return Response(json.dumps(whole, ensure_ascii=False), media_type="application/json")
+        # What is refused at once is refused by status; after the first ping it must be an event.
+        opening = await while_connected(request.receive, _within(PING_SECONDS, answer))
+    except ClientGoneError:
+        answer.abandon()
+        return Response(status_code=_CLIENT_CLOSED_REQUEST)
+    except BaseException:
+        answer.abandon()
+        raise
+    events = _events(answer, form, opening, include_usage=body.include_usage, note=note)
+    return EventStream(events, after=answer.abandon)
+
+
+async def _collect(answer: Answer, form: Form) -> dict[str, object]:
+    deltas: list[Delta] = []
+    size = 0
+    async with answer:
+        async for message in answer:
+            if isinstance(message, Delta):
+                deltas.append(message)
+                size += len(message.text) + sum(1 + len(choice.top) for choice in message.choices)
+                if size > MAX_ANSWER:
+                    raise CallerError("The answer is too long for one piece.", hint="Stream it.")
+            elif isinstance(message, Finished):
+                return form.whole(deltas, message)
+    raise _unended()
+
+
+async def _events(
+    answer: Answer, form: Form, first: AnswerMessage | None, *, include_usage: bool, note: dict[str, object]
+) -> AsyncIterator[bytes]:
+    """Yield the events of a stream; an error becomes the last one, without the [DONE] of a whole answer."""
+    if (opening := form.opening()) is not None:
+        yield event(opening)
+    message = first
+    try:
+        while True:
+            match message:
+                case None:
+                    yield PING
+                case Delta() if message.text or message.choices:
+                    yield event(form.chunk(message))
+                case Finished():
+                    yield event(form.closing(message))
+                    usage = form.usage(message)
+                    note.update(model=usage["model"], **_counts(usage["usage"]))
+                    if include_usage:
+                        yield event(usage)
+                    yield DONE
+                    return
+                case Started() | Delta():
+                    pass
+            message = await _within(PING_SECONDS, answer)
+    except FlexServeError as error:
+        note.update(error=error.code)
+        yield event(from_error(error).body())
+
+
+async def _within(seconds: float, answer: Answer) -> AnswerMessage | None:
+    """Return the next message of `answer`, or None when none comes within `seconds`."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await anext(answer)
+    except TimeoutError:
+        return None
+    except StopAsyncIteration:
+        raise _unended() from None
+
+
+def _unended() -> FlexServeError:
+    return InternalError("The answer ended without an end.", hint="Report this with the server's log.")
+
+
+def _counts(usage: object) -> dict[str, object]:
+    assert isinstance(usage, dict)
+    return {name: usage[name] for name in ("prompt_tokens", "completion_tokens")}

@@ -1,0 +1,145 @@
+"""Models, health and memory: what may be polled (it wakes nothing) and POST /recall."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+from starlette.responses import Response
+
+from flexserve.errors import FlexServeError, UnknownModelError
+from flexserve.normal.api.errors import from_error
+from flexserve.normal.api.schemas import RecallRequest
+from flexserve.normal.memory import OsView
+from flexserve.normal.supervisor import WorldState
+from flexserve.normal.world import World
+from flexserve.world.messages import ModelStatus
+
+router = APIRouter(tags=["operations"])
+
+
+@router.get("/health")
+async def health(request: Request) -> Response:
+    """Say whether requests can be served now: 200, or 503 with the reason."""
+    world = _world(request)
+    body: dict[str, Any] = {
+        "status": world.state.value,
+        "protection": dataclasses.asdict(world.protection),
+        "engine": world.welcome.engine,
+        "restarts": world.restarts,
+    }
+    try:
+        world.check()
+    except FlexServeError as error:
+        refusal = from_error(error)
+        if world.state is WorldState.READY:  # it died just now
+            body["status"] = WorldState.RESTARTING.value
+        headers = {"Retry-After": str(refusal.retry_after)} if refusal.retry_after else {}
+        return JSONResponse({**body, **refusal.body()}, refusal.status, headers)
+    return JSONResponse(body)
+
+
+@router.get("/v1/models")
+async def list_models(request: Request) -> Response:
+    """List the models of the store, in OpenAI's form."""
+    models = await _world(request).models()
+    return JSONResponse({"object": "list", "data": [_card(model) for model in models]})
+
+
+@router.get("/v1/models/{name:path}")
+async def show_model(name: str, request: Request) -> Response:
+    """Show one model of the store, in OpenAI's form."""
+    for model in await _world(request).models():
+        if model.name == name:
+            return JSONResponse(_card(model))
+    raise UnknownModelError("There is no such model.", hint="GET /v1/models lists them.")
+
+
+@router.get("/models")
+async def show_states(request: Request) -> Response:
+    """Show where every byte is: per model, in total, and as the OS counts it. Sizes in bytes."""
+    world = _world(request)
+    report = await world.report()
+    memory = report.status.memory
+    body = {
+        "protection": dataclasses.asdict(world.protection),
+        "models": [_state(model) for model in report.status.models],
+        "queued": report.status.queued,
+        "running": report.status.running,
+        "memory": {
+            "granule": memory.granule,
+            "granted": report.granted,
+            "unused": memory.granted,
+            "secure": memory.secure,
+            "recalling": memory.recalling,
+        },
+        "os": {
+            **_os(report.os),
+            "secure_pid": report.pid,
+            "secure_claimed": memory.os_secure,
+            "rss_claimed": memory.os_rss,
+        },
+    }
+    return JSONResponse(body)
+
+
+@router.post("/recall")
+async def recall(request: Request, body: RecallRequest | None = None) -> Response:
+    """Take memory back; answer what really came back, by the OS's counters before and after.
+
+    `claimed` is the secure world's account, `measured` what the normal world reads from the OS.
+    """
+    asked = body or RecallRequest()
+    report = await _world(request).recall(asked.bytes, deadline=asked.deadline_ms / 1000)
+    claim = report.claim
+    answer = {
+        "asked": asked.bytes,
+        "returned": claim.returned,
+        "protected": claim.protected,
+        "elapsed_ms": claim.elapsed,
+        "plan": claim.plan,
+        "claimed": {"before": claim.os_before, "after": claim.os_after},
+        "measured": {"freed": report.freed, "before": _os(report.before), "after": _os(report.after)},
+    }
+    return JSONResponse(answer)
+
+
+@router.get("/decisions")
+async def decisions(request: Request) -> Response:
+    """Show the last grants, refusals, recalls and returns with their reasons, oldest first."""
+    return JSONResponse(
+        {"decisions": [dataclasses.asdict(decision) for decision in _world(request).decisions]}
+    )
+
+
+def _world(request: Request) -> World:
+    world = request.app.state.world
+    assert isinstance(world, World)
+    return world
+
+
+def _card(model: ModelStatus) -> dict[str, Any]:
+    return {"id": model.name, "object": "model", "created": 0, "owned_by": "flexserve"}
+
+
+def _state(model: ModelStatus) -> dict[str, Any]:
+    error = model.error
+    return {
+        "name": model.name,
+        "state": model.state,
+        "weights": model.weights,
+        "resident": model.resident,
+        "resident_fraction": round(model.resident / model.weights, 4) if model.weights else 0.0,
+        "kv": model.kv,
+        "scratch": model.scratch,
+        "running": model.running,
+        "error": None
+        if error is None
+        else {"code": error.code, "message": error.message, "hint": error.hint},
+    }
+
+
+def _os(view: OsView) -> dict[str, Any]:
+    return {"total": view.total, "available": view.available, "stall": view.stall, "secure_rss": view.rss}

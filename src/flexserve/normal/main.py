@@ -1,0 +1,209 @@
+"""`flexserve serve`: the normal world as a program. HTTP in front, a secure world behind.
+
+Ctrl-C (or SIGTERM) drains: no new requests, running ones get `drain_seconds` to finish, the
+secure world gives its memory back and ends, exit status 0. A second one ends both at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import signal
+import socket
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import uvicorn
+
+from flexserve.core.pressure import Limits
+from flexserve.errors import CallerError, FlexServeError, NormalWorldError
+from flexserve.normal import journal
+from flexserve.normal.api.app import create_app
+from flexserve.normal.api.envelope import LOOPBACK_NAMES
+from flexserve.normal.launcher import TERM_GRACE, SecureOptions
+from flexserve.normal.world import DRAIN, World, running_world
+
+MAX_CONNECTIONS = 1024
+_BACKLOG = 128
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ServeOptions:
+    """How to serve. At least one of `host` and `unix_socket` is given."""
+
+    secure: SecureOptions
+    host: str | None = "127.0.0.1"
+    port: int = 8484  # 0: any free one, told in the banner
+    unix_socket: Path | None = None
+    drain_seconds: float = DRAIN
+    limits: Limits | None = None  # None: by the size of the machine
+    log_level: str = "info"
+    log_json: bool | None = None  # None: for people when standard error is a terminal
+
+
+def serve(options: ServeOptions) -> int:
+    """Serve until told to stop, and return the exit status: 0 after draining.
+
+    Raises CallerError for an address that cannot be bound, the secure world's own reason when
+    it cannot start, and PeerError when it died too often.
+    """
+    journal.configure(level=options.log_level, json=options.log_json)
+    try:
+        return asyncio.run(_serve(options))
+    except KeyboardInterrupt:  # before the server was up: there was nothing to drain
+        return 128 + signal.SIGINT
+
+
+async def _serve(options: ServeOptions) -> int:
+    with listening(options) as sockets:
+        async with running_world(options.secure, drain=0, limits=options.limits) as world:
+            server = _server(options, world)
+            stop = _stop_on_signals(world)
+            serving = asyncio.create_task(server.serve(sockets=sockets), name="http")
+            failed = asyncio.create_task(world.failed(), name="secure-world-failed")
+            told = asyncio.create_task(stop.wait(), name="stop-signal")
+            await _show_banner(world, sockets)
+            await asyncio.wait({serving, failed, told}, return_when=asyncio.FIRST_COMPLETED)
+            server.should_exit = True
+            await world.drain(options.drain_seconds)
+            await serving
+            told.cancel()
+            if failed.done():
+                raise failed.result()
+            failed.cancel()
+    return 0
+
+
+def _server(options: ServeOptions, world: World) -> uvicorn.Server:
+    app = create_app(world, hosts=_allowed_hosts(options))
+    config = uvicorn.Config(
+        app,
+        lifespan="off",
+        ws="none",
+        log_config=None,  # its records go nowhere: ours say more and hold no client data
+        access_log=False,
+        proxy_headers=False,  # nobody's X-Forwarded-For is believed
+        server_header=False,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_graceful_shutdown=int(options.drain_seconds + 3 * TERM_GRACE),
+    )
+    server = uvicorn.Server(config)
+    server.capture_signals = contextlib.nullcontext  # signals are handled here, see _stop_on_signals
+    return server
+
+
+def _allowed_hosts(options: ServeOptions) -> frozenset[str] | None:
+    """Return the names a Host header may carry: loopback ones, if only this machine can reach us."""
+    if options.host in LOOPBACK_NAMES and options.unix_socket is None:
+        return LOOPBACK_NAMES
+    return None
+
+
+def _stop_on_signals(world: World) -> asyncio.Event:
+    """Return an event that the first SIGINT or SIGTERM sets. The second ends the process."""
+    stop = asyncio.Event()
+
+    def on_signal(number: signal.Signals) -> None:
+        if stop.is_set():
+            world.kill()
+            sys.stderr.write("flexserve: ended at once; running requests were cut off\n")
+            os._exit(128 + number)
+        sys.stderr.write("flexserve: finishing what runs; once more to end at once\n")
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
+    return stop
+
+
+async def _show_banner(world: World, sockets: list[socket.socket]) -> None:
+    with contextlib.suppress(FlexServeError):  # died just now; the supervisor says so
+        names = [model.name for model in await world.models()]
+        protection = world.protection
+        lines = [f"FlexServe listens on {', '.join(_address(sock) for sock in sockets)}"]
+        lines.append(f"protection: {protection.name}: {protection.summary}")
+        lines.append(f"models: {', '.join(names) if names else 'none yet'}")
+        sys.stdout.write("\n".join(lines) + "\n")
+        sys.stdout.flush()
+
+
+# ---- sockets
+
+
+@contextlib.contextmanager
+def listening(options: ServeOptions) -> Iterator[list[socket.socket]]:
+    """Bind what `options` name, and close it (and remove the Unix socket's file) on the way out.
+
+    Raises CallerError when an address is taken or cannot be bound.
+    """
+    with contextlib.ExitStack() as stack:
+        sockets = []
+        if options.host is not None:
+            sockets.append(stack.enter_context(_tcp_socket(options.host, options.port)))
+        if options.unix_socket is not None:
+            sockets.append(stack.enter_context(_unix_socket(options.unix_socket)))
+            stack.callback(options.unix_socket.unlink, missing_ok=True)
+        if not sockets:
+            raise CallerError("There is nothing to listen on.", hint="Give a host or a Unix socket.")
+        yield sockets
+
+
+def _tcp_socket(host: str, port: int) -> socket.socket:
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise CallerError(
+            f"Cannot listen on {host} port {port}: {error.strerror or error}.",
+            hint="Choose another with --port, or stop the program that uses it.",
+            code="address_unavailable",
+        ) from None
+
+
+def _unix_socket(path: Path) -> socket.socket:
+    """Bind `path` for this user only; a socket that a dead server left behind is replaced."""
+    _remove_stale(path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    try:
+        sock.bind(str(path))
+        sock.listen(_BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise CallerError(
+            f"Cannot listen on {path}: {error.strerror or error}.",
+            hint="Choose another path, or stop the program that uses it.",
+            code="address_unavailable",
+        ) from None
+    finally:
+        os.umask(before)
+    return sock
+
+
+def _remove_stale(path: Path) -> None:
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            return
+    except OSError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise NormalWorldError(
+                f"{path} cannot be examined: {error.strerror}.", hint="Choose another path."
+            ) from None
+
+
+def _address(sock: socket.socket) -> str:
+    name = sock.getsockname()
+    if isinstance(name, str):
+        return f"unix:{name}"
+    host = f"[{name[0]}]" if ":" in name[0] else name[0]
+    return f"http://{host}:{name[1]}"
