@@ -26,6 +26,9 @@ def configure(*, level: str = "info", json: bool | None = None) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
+    # The HTTP server's own records quote exceptions, whose text may quote a client. Ours say more.
+    http = logging.getLogger("uvicorn")
+    http.handlers, http.propagate = [logging.NullHandler()], False
 
 
 def configure_if_unset() -> None:

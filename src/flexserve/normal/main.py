@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import ipaddress
 import os
 import signal
 import socket
@@ -84,7 +85,7 @@ def _server(options: ServeOptions, world: World) -> uvicorn.Server:
         app,
         lifespan="off",
         ws="none",
-        log_config=None,  # its records go nowhere: ours say more and hold no client data
+        log_config=None,  # see normal.journal
         access_log=False,
         proxy_headers=False,  # nobody's X-Forwarded-For is believed
         server_header=False,
@@ -98,9 +99,13 @@ def _server(options: ServeOptions, world: World) -> uvicorn.Server:
 
 def _allowed_hosts(options: ServeOptions) -> frozenset[str] | None:
     """Return the names a Host header may carry: loopback ones, if only this machine can reach us."""
-    if options.host in LOOPBACK_NAMES and options.unix_socket is None:
+    if options.host is None or options.host in LOOPBACK_NAMES:
         return LOOPBACK_NAMES
-    return None
+    try:
+        loopback = ipaddress.ip_address(options.host).is_loopback
+    except ValueError:  # a name: whoever binds it wants to be called by it, from anywhere
+        loopback = False
+    return LOOPBACK_NAMES | {options.host} if loopback else None
 
 
 def _stop_on_signals(world: World) -> asyncio.Event:
@@ -145,8 +150,9 @@ def listening(options: ServeOptions) -> Iterator[list[socket.socket]]:
         if options.host is not None:
             sockets.append(stack.enter_context(_tcp_socket(options.host, options.port)))
         if options.unix_socket is not None:
-            sockets.append(stack.enter_context(_unix_socket(options.unix_socket)))
-            stack.callback(options.unix_socket.unlink, missing_ok=True)
+            path = options.unix_socket.absolute()
+            sockets.append(stack.enter_context(_unix_socket(path)))
+            stack.callback(path.unlink, missing_ok=True)
         if not sockets:
             raise CallerError("There is nothing to listen on.", hint="Give a host or a Unix socket.")
         yield sockets

@@ -130,6 +130,13 @@ class ScriptedWorld:
         assert self._writer is not None
         self._writer.write(data)
 
+    def hang_up(self) -> None:
+        """Close the socket without a word."""
+        if self._writer is not None:
+            self._writer.transport.abort()
+        else:
+            self._sock.close()
+
     async def _drain(self, message: Shutdown) -> None:
         if self._requests:
             await asyncio.wait(self._requests.values(), timeout=message.drain / 1000)

@@ -34,7 +34,7 @@ class Envelope:
     """ASGI middleware around the whole application.
 
     `hosts` are the only names a request may call this server by; None accepts any (a server
-    bound to a public address or to a Unix socket).
+    bound to a public address). Over a Unix socket, where no browser comes from, any name will do.
     """
 
     def __init__(self, app: ASGIApp, *, world: World, hosts: Collection[str] | None) -> None:
@@ -49,7 +49,7 @@ class Envelope:
             return
         exchange = _Exchange(scope, receive, send, protection=self._world.protection.name)
         scope.setdefault("state", {})["note"] = exchange.note
-        refusal = self._refusal(Headers(scope=scope))
+        refusal = self._refusal(Headers(scope=scope), over_unix=_is_unix(scope))
         try:
             app = refusal.response() if refusal else self._app
             await app(scope, exchange.receive, exchange.send)
@@ -63,8 +63,8 @@ class Envelope:
         finally:
             exchange.log()
 
-    def _refusal(self, headers: Headers) -> HttpError | None:
-        if self._hosts is not None:
+    def _refusal(self, headers: Headers, *, over_unix: bool) -> HttpError | None:
+        if self._hosts is not None and not over_unix:
             if _name(f"//{headers.get('host', '')}") not in self._hosts:
                 return invalid("Call this server by a loopback name.", code="host_not_allowed", status=403)
             origin = headers.get("origin")
@@ -128,6 +128,12 @@ class _Exchange:
 
 def _too_large() -> HttpError:
     return invalid(f"The body is larger than {MAX_BODY >> 20} MiB.", code="body_too_large", status=413)
+
+
+def _is_unix(scope: Scope) -> bool:
+    """Whether the request came over a Unix socket: its "server" is the absolute path, without a port."""
+    host, port = scope.get("server") or ("", None)
+    return port is None and host.startswith("/")
 
 
 def _name(url: str) -> str | None:
