@@ -128,37 +128,34 @@ class FlexMem:
         Asks the normal world when too little is granted. Raises GrantRefusedError when it
         refuses; then nothing was changed.
         """
-        first, count = offset // self.granule, length // self.granule
-        pages = self._take(count)
-        if pages is None:
+        if not self.try_commit(arena, offset, length):
             self.secure_grant(length, minimum=length)
-            pages = self._take(count)
-        if pages is None:
-            raise GrantRefusedError(
-                f"The OS did not grant {format_size(length)} of memory.",
-                hint="Free memory, or wait until the pressure is over, and try again.",
-            )
+            if not self.try_commit(arena, offset, length):
+                raise GrantRefusedError(
+                    f"The OS did not grant {format_size(length)} of memory.",
+                    hint="Free memory, or wait until the pressure is over, and try again.",
+                )
+
+    def try_commit(self, arena: Arena, offset: int, length: int) -> bool:
+        """Commit out of what is granted already; return False, and change nothing, if it is too little."""
+        first, count = offset // self.granule, length // self.granule
+        with self._lock:
+            if count > len(self._granted):
+                return False
+            split = len(self._granted) - count
+            pages, self._granted = self._granted[split:], self._granted[:split]
+            self._table.apply(PageEvent.COMMIT, pages)
+            self._pages[arena][first : first + count] = pages
         try:
             self._memory.commit(arena, offset, length)
         except BaseException:
             with self._lock:
+                self._pages[arena][first : first + count] = _NO_PAGE
                 self._table.apply(PageEvent.RECALL, pages)
                 self._table.apply(PageEvent.SCRUBBED, pages)
                 self._normal += pages
             self._granter.returned(length)
             raise
-        with self._lock:
-            self._pages[arena][first : first + count] = pages
-
-    def try_commit(self, arena: Arena, offset: int, length: int) -> bool:
-        """Commit out of what is granted already; return False, and change nothing, if it is too little."""
-        pages = self._take(length // self.granule)
-        if pages is None:
-            return False
-        first = offset // self.granule
-        self._memory.commit(arena, offset, length)
-        with self._lock:
-            self._pages[arena][first : first + len(pages)] = pages
         return True
 
     def commit_missing(self, arena: Arena) -> int:
@@ -228,16 +225,6 @@ class FlexMem:
             moving = self._table.count(PageState.SECURE) - held
             assert moving == 0, f"{moving} granules are SECURE in no arena"
             assert len(self._granted) == self._table.count(PageState.GRANTED), "granted pages drifted"
-
-    def _take(self, count: int) -> list[int] | None:
-        """Move `count` granted granules to SECURE, or return None and change nothing."""
-        with self._lock:
-            if count > len(self._granted):
-                return None
-            split = len(self._granted) - count
-            pages, self._granted = self._granted[split:], self._granted[:split]
-            self._table.apply(PageEvent.COMMIT, pages)
-            return pages
 
 
 def _runs(indices: np.ndarray[tuple[int], np.dtype[np.intp]]) -> list[tuple[int, int]]:

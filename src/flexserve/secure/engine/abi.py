@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import pathlib
+import os
 from ctypes import POINTER, Structure, c_bool, c_char, c_char_p, c_int, c_int32, c_int64, c_size_t, c_uint64, c_void_p
 from typing import Any
 
@@ -234,10 +234,14 @@ TENSOR_DTYPE = np.dtype(
 
 
 class Ggml:
-    """The functions of libggml that the hooks call, with their types declared."""
+    """The functions of libggml that the hooks call, with their types declared.
 
-    def __init__(self, folder: pathlib.Path) -> None:
-        base, cpu, top = (ctypes.CDLL(str(folder / name)) for name in ("libggml-base.so", "libggml-cpu.so", "libggml.so"))
+    The instances are those that libllama already brought in, found by soname: a wheel holds
+    copies under several file names, and hooks in another copy would hook nothing.
+    """
+
+    def __init__(self) -> None:
+        base, cpu, top = (ctypes.CDLL(f"libggml{part}.so.0", mode=os.RTLD_NOLOAD) for part in ("-base", "-cpu", ""))
 
         def declare(library: ctypes.CDLL, name: str, result: Any, *arguments: Any) -> Any:
             function = getattr(library, name)
@@ -348,6 +352,9 @@ def load() -> Ggml:
             f"llama.cpp cannot be loaded: {type(error).__name__}.", hint="Run `make setup`.", code="engine_missing"
         ) from error
     _require(llama_cpp.__version__ == PINNED_VERSION, f"llama-cpp-python {llama_cpp.__version__}")
-    ggml = Ggml(pathlib.Path(llama_cpp.__file__).parent / "lib")
+    try:
+        ggml = Ggml()
+    except (OSError, AttributeError) as error:
+        raise InternalError(f"This build of llama.cpp lacks a part: {error}.", hint="Run `make setup`.", code="abi_mismatch") from error
     ggml.check()
     return ggml

@@ -32,8 +32,11 @@ class BufferOwner(Protocol):
 
     lazy: bool  # weights are recorded, not written
 
-    def adopt(self, kind: str, arena: Arena, size: int) -> None:
-        """Take note of a new buffer of type `kind`, `size` bytes at the start of `arena`."""
+    def adopt(self, kind: str, address: int, arena: Arena, size: int) -> None:
+        """Take note of a new buffer of type `kind`: its struct at `address`, `size` bytes in `arena`."""
+
+    def drop(self, address: int) -> None:
+        """Forget the buffer whose struct was at `address`."""
 
     def place(self, tensor: int, size: int) -> None:
         """Take note of a weight tensor (address of its struct) of `size` bytes in its GGUF form."""
@@ -154,7 +157,7 @@ class Hooks:
         interface.clear = _address(self._clear)
         address: int = self._ggml.buffer_init(buffer_type, interface, arena.base, size)
         self._arenas[address] = arena
-        self._owner.adopt(self._ggml.buffer_type_name(buffer_type).decode(), arena, size)
+        self._owner.adopt(self._ggml.buffer_type_name(buffer_type).decode(), address, arena, size)
         if buffer_type == ctypes.addressof(self._plain_type):
             self._divert(address)
         return address
@@ -185,6 +188,8 @@ class Hooks:
     def _free_buffer(self, address: int) -> None:
         self._set_tensor.pop(address, None)
         arena = self._arenas.pop(address)
+        if self._owner is not None:
+            self._owner.drop(address)
         self._flexmem.report_returned(self._flexmem.free(arena))
 
     def _clear_buffer(self, address: int, value: int) -> None:

@@ -1,0 +1,84 @@
+"""The engine's process-wide part: the library, its hooks, its scratch, its silence."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import platform
+
+from llama_cpp import llama_cpp as lib
+
+from flexserve.errors import InternalError
+from flexserve.secure.engine import abi
+from flexserve.secure.engine.hooks import Hooks
+from flexserve.secure.flexmem import FlexMem
+from flexserve.units import GIB, align_up
+
+_WORK_ADDRESSES = 4 * GIB  # reserved addresses for ggml's work area; memory comes with need
+
+
+@lib.llama_log_callback  # type: ignore[untyped-decorator]
+def _silent(_level: int, _text: bytes, _data: int) -> None:
+    """Drop llama.cpp's log: it names tensors and metadata of private models, and tokens when it fails."""
+
+
+class Engine:
+    """llama.cpp with all its memory in Flex-Mem. One per process; used from one thread.
+
+    Raises InternalError (code "abi_mismatch") when the library is not the pinned one.
+    """
+
+    def __init__(self, flexmem: FlexMem, threads: int) -> None:
+        self.ggml = abi.load()
+        self.flexmem = flexmem
+        self.threads = threads
+        self.hooks = Hooks(self.ggml, flexmem)
+        self._work = flexmem.reserve(_WORK_ADDRESSES)
+        self._work_size = 0
+        lib.llama_log_set(_silent, None)
+        lib.llama_backend_init()
+
+    @property
+    def build(self) -> str:
+        """One line naming the llama.cpp build and the CPU features that it uses."""
+        features = lib.llama_print_system_info().decode().strip()
+        return f"llama-cpp-python {abi.PINNED_VERSION} ({platform.machine()}; {features})"
+
+    @property
+    def fingerprint(self) -> str:
+        """What an image depends on: library version, CPU features, buffer types, granule."""
+        types = [
+            self.ggml.buffer_type_name(address).decode()
+            for address in self.ggml.extra_buffer_types(self.ggml.device_by_type(abi.DEVICE_TYPE_CPU))
+        ]
+        # The number of threads is part of the system information, and no image depends on it.
+        features = self.build.split("|", 1)[0].split(":", 1)[-1] + self.build.partition("|")[2]
+        text = "\n".join([abi.PINNED_VERSION, platform.machine(), features, *types, str(self.flexmem.granule)])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def compute(self, graph: abi.Graph) -> None:
+        """Compute a graph (slice) whose memory is all there, with the work area in Flex-Mem."""
+        plan = self.ggml.graph_plan(ctypes.byref(graph), self.threads, None)
+        if plan.work_size > self._work_size:
+            self._grow_work(plan.work_size)
+        plan.work_data = self._work.base
+        status = self.ggml.graph_compute(ctypes.byref(graph), ctypes.byref(plan))
+        if status != abi.STATUS_SUCCESS:
+            raise InternalError(f"llama.cpp failed to compute a graph (status {status}).")
+
+    def release_work(self) -> int:
+        """Give the work area back; return its bytes. Not while a graph computes."""
+        self._work_size = 0
+        return self.flexmem.release_all(self._work)
+
+    @property
+    def work_committed(self) -> int:
+        """Bytes of the work area in memory."""
+        return self._work_size
+
+    def _grow_work(self, size: int) -> None:
+        size = align_up(size, self.flexmem.granule)
+        if size > self._work.size:
+            raise InternalError(f"llama.cpp asks for a work area of {size} bytes.")
+        self.flexmem.commit(self._work, self._work_size, size - self._work_size)
+        self._work_size = size

@@ -1,0 +1,145 @@
+"""Text to tokens and back: the model's vocabulary and its chat template."""
+
+from __future__ import annotations
+
+import codecs
+import ctypes
+import datetime
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import jinja2
+import jinja2.sandbox
+from llama_cpp import llama_cpp as lib
+
+from flexserve.errors import CallerError, StoredDataError
+from flexserve.secure.engine.model import Model
+from flexserve.world.messages import ChatMessage
+
+_MAX_RENDERED = 4 << 20  # characters; a template that makes more of bounded messages is hostile
+_DEFAULT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "<|im_start|>assistant\n"
+)
+
+
+class Vocabulary:
+    """The tokens of a model. Thread-safe: llama.cpp's vocabulary does not change."""
+
+    def __init__(self, model: Model) -> None:
+        self._address = model.vocabulary
+        self._metadata = model.header.metadata
+
+    def encode(self, text: str, *, special: bool, start: bool = True) -> list[int]:
+        """Return the tokens of `text`.
+
+        `special`: text like "<|im_end|>" means the control token, as chat templates need it.
+        `start`: add the token that begins a sequence, where the model has one.
+        """
+        data = text.encode()
+        room = len(data) + 16
+        while True:
+            array = (lib.llama_token * room)()
+            count = lib.llama_tokenize(self._address, data, len(data), array, room, start, special)
+            if count >= 0:
+                return list(array[:count])
+            room = -count
+
+    def piece(self, token: int) -> bytes:
+        """Return the bytes that `token` stands for (control tokens: none)."""
+        room = 64
+        while True:
+            buffer = ctypes.create_string_buffer(room)
+            count = lib.llama_token_to_piece(self._address, token, buffer, room, 0, False)
+            if count >= 0:
+                return buffer.raw[:count]
+            room = -count
+
+    def ends(self, token: int) -> bool:
+        """Return whether `token` ends a generation."""
+        return bool(lib.llama_vocab_is_eog(self._address, token))
+
+    def text_of(self, key: str) -> str:
+        """Return the text of the special token whose number is at metadata key `key` ("" if none)."""
+        number, tokens = self._metadata.get(key), self._metadata.get("tokenizer.ggml.tokens")
+        if isinstance(number, int) and isinstance(tokens, list) and 0 <= number < len(tokens):
+            return str(tokens[number])
+        return ""
+
+
+class TextStream:
+    """Turns tokens into text; a character split over tokens comes out whole."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def feed(self, token: int) -> str:
+        """Return the text that `token` completes."""
+        return self._decoder.decode(self._vocabulary.piece(token))
+
+    def finish(self) -> str:
+        """Return what is left of a character that was never completed."""
+        return self._decoder.decode(b"", final=True)
+
+
+class ChatTemplate:
+    """The model's own chat template, rendered in jinja2's immutable sandbox.
+
+    A template is code inside a model file. The sandbox denies it attributes of Python objects
+    and mutation of its input; nothing but the values below is in its reach.
+    """
+
+    def __init__(self, model: Model, vocabulary: Vocabulary) -> None:
+        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment.globals["raise_exception"] = _refuse
+        environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(str(form)[:64])
+        try:
+            self._template = environment.from_string(model.header.chat_template or _DEFAULT_TEMPLATE)
+        except jinja2.TemplateError as error:
+            raise _bad_template(error) from None
+        self._values: dict[str, Any] = {
+            "bos_token": vocabulary.text_of("tokenizer.ggml.bos_token_id"),
+            "eos_token": vocabulary.text_of("tokenizer.ggml.eos_token_id"),
+            "add_generation_prompt": True,
+        }
+
+    def render(self, messages: Sequence[ChatMessage]) -> str:
+        """Return the prompt for `messages`.
+
+        Raises CallerError when the template refuses the conversation (a role out of order),
+        StoredDataError when the template itself fails. Neither quotes the conversation.
+        """
+        turns = [{"role": m.role, "content": m.content} for m in messages]
+        parts: list[str] = []
+        size = 0
+        try:
+            for part in self._template.generate(messages=turns, **self._values):
+                size += len(part)
+                if size > _MAX_RENDERED:
+                    raise _bad_template(OverflowError())
+                parts.append(part)
+        except _TemplateRefusal:
+            raise CallerError(
+                "The model's chat template refuses this conversation.",
+                hint="Check the order of roles: most templates want user and assistant in turn.",
+            ) from None
+        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
+            raise _bad_template(error) from None
+        return "".join(parts)
+
+
+class _TemplateRefusal(Exception):  # noqa: N818
+    """Raised by a template through raise_exception()."""
+
+
+def _refuse(_message: object = "") -> NoReturn:
+    raise _TemplateRefusal
+
+
+def _bad_template(error: Exception) -> StoredDataError:
+    return StoredDataError(
+        f"The model's chat template does not work ({type(error).__name__}).",
+        hint="Use /v1/completions, or a model file with a sound template.",
+        code="chat_template_bad",
+    )
