@@ -40,6 +40,7 @@ from flexserve.units import align_up
 
 VERSION = 1
 ALIGN = 4096  # bytes; a page, and what direct I/O asks for
+MAX_CHUNK = 64 << 20  # bytes
 MAX_BUFFERS = 1024
 MAX_CHUNKS = 1 << 21
 MAX_INDEX = 64 << 20  # bytes
@@ -67,7 +68,7 @@ class BufferSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class _Index(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fingerprint: str
     buffers: Annotated[tuple[BufferSpec, ...], Meta(max_length=MAX_BUFFERS)]
-    chunk: Annotated[int, Meta(ge=ALIGN, le=1 << 26, multiple_of=ALIGN)]
+    chunk: Annotated[int, Meta(ge=ALIGN, le=MAX_CHUNK, multiple_of=ALIGN)]
     extra: bytes
     tags: bytes
 
@@ -128,6 +129,8 @@ class ImageWriter:
         `extra` is kept, encrypted, for the engine. Raises NormalWorldError when the disk has no
         room (code "disk_full") or refuses, ValueError for a layout that no image can have.
         """
+        if chunk % ALIGN or not ALIGN <= chunk <= MAX_CHUNK:
+            raise ValueError(f"chunk size {chunk} is not a multiple of {ALIGN} up to {MAX_CHUNK}")
         count = _Layout(buffers, chunk, 0).chunks
         self._index = _Index(fingerprint, tuple(buffers), chunk, extra, bytes(TAG_SIZE * count))
         self._tags = bytearray(TAG_SIZE * count)
@@ -157,13 +160,18 @@ class ImageWriter:
             if place.number not in self._missing:
                 raise ValueError(f"chunk {index} of buffer {buffer} was written already")
             self._missing.remove(place.number)  # first: its nonce is used from here on
-            self._failed = True
-            target = self._scratch[: place.length]
-            tag = self._cipher.encrypt(buffer, index, place.total, plaintext, target)
-            with disk_errors(self._action):
-                write_all(self._file.fd, [target], place.offset)
-            self._tags[place.number * TAG_SIZE : (place.number + 1) * TAG_SIZE] = tag
-            self._failed = False
+            try:
+                self._write(place, buffer, index, plaintext)
+            except BaseException:
+                self._failed = True
+                raise
+
+    def _write(self, place: _Place, buffer: int, index: int, plaintext: memoryview) -> None:
+        target = self._scratch[: place.length]
+        tag = self._cipher.encrypt(buffer, index, place.total, plaintext, target)
+        with disk_errors(self._action):
+            write_all(self._file.fd, [target], place.offset)
+        self._tags[place.number * TAG_SIZE : (place.number + 1) * TAG_SIZE] = tag
 
     def finish(self) -> None:
         """Publish the image, durably, in place of an older one.

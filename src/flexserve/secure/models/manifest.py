@@ -34,7 +34,7 @@ _PRELUDE = struct.Struct("<8sII")
 _SIGNED = BLOCK_SIZE - SIGNATURE_SIZE
 _MAX_TEXT = _SIGNED - _PRELUDE.size
 
-NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}\Z"
 NAME_RULE = "Names have up to 64 of a–z, 0–9, '.', '_' and '-', and start with a letter or a digit."
 
 Name = Annotated[str, Meta(pattern=NAME_PATTERN, max_length=64)]
@@ -43,7 +43,7 @@ Size = Annotated[int, Meta(ge=0, lt=1 << 53)]
 
 
 def _hex(size: int) -> Meta:
-    return Meta(pattern=rf"^[0-9a-f]{{{2 * size}}}$", max_length=2 * size)
+    return Meta(pattern=rf"^[0-9a-f]{{{2 * size}}}\Z", max_length=2 * size)
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
