@@ -1,0 +1,73 @@
+"""A normal world over scripted secure worlds: in this event loop, or as processes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import httpx
+import pytest
+
+from flexserve.core.pressure import Limits
+from flexserve.normal.api.app import create_app
+from flexserve.normal.world import World, supervised
+from flexserve.testing.scripted_link import AdjustableMemory, ScriptedLink
+from flexserve.testing.scripted_world import Behaviour, Fault, Script
+from flexserve.units import GIB, MIB
+
+LONG = ["word "] * 2000
+
+MODELS = {
+    "tiny": Behaviour(),
+    "hungry": Behaviour(memory=64 * MIB, tokens=LONG, token_delay=0.01),
+    "slow": Behaviour(tokens=LONG, token_delay=0.01),
+    "stuck": Behaviour(queue_delay=3600),
+    "forged": Behaviour(fault=Fault.FAIL),
+    "garbage": Behaviour(fault=Fault.GARBAGE),
+    "oversized": Behaviour(fault=Fault.OVERSIZED),
+    "unasked": Behaviour(fault=Fault.UNASKED),
+    "repeated": Behaviour(fault=Fault.REPEATED),
+    "silent": Behaviour(fault=Fault.SILENCE),
+    "odd": Behaviour(tokens=["ключ", "🔑", "\n\n", '"}', ""]),
+}
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def memory() -> AdjustableMemory:
+    return AdjustableMemory()
+
+
+@pytest.fixture
+def link() -> ScriptedLink:
+    return ScriptedLink(Script(models=MODELS, max_queue=4))
+
+
+@pytest.fixture
+async def world(link: ScriptedLink, memory: AdjustableMemory) -> AsyncIterator[World]:
+    limits = Limits(low=2 * GIB, high=3 * GIB, emergency=GIB)
+    async with supervised(link.launch, memory, drain=0, limits=limits) as world:
+        yield world
+
+
+@pytest.fixture
+async def client(world: World) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the application in this event loop. It reads answers only when they are whole."""
+    transport = httpx.ASGITransport(create_app(world), raise_app_exceptions=True)
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+        yield client
+
+
+@pytest.fixture
+def until() -> Callable[[Callable[[], bool]], asyncio.Future[None]]:
+    """Wait until a condition holds; the test's own time limit ends a wait that never does."""
+
+    async def wait(condition: Callable[[], bool]) -> None:
+        while not condition():
+            await asyncio.sleep(0.005)
+
+    return wait  # type: ignore[return-value]

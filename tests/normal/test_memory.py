@@ -1,0 +1,178 @@
+"""The memory broker: what it grants, that nothing is lost, and that recalls are measured by the OS."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from flexserve.core.pressure import Limits
+from flexserve.errors import NormalWorldError, PeerError
+from flexserve.normal import memory as memory_module
+from flexserve.normal.memory import MemoryBroker
+from flexserve.platforms.ports import MemorySample
+from flexserve.testing.scripted_link import AdjustableMemory, ScriptedLink
+from flexserve.testing.scripted_world import Behaviour, Script
+from flexserve.units import GIB, MIB
+from flexserve.world.messages import NeedMemory, Recall, Recalled, Returned, Sampling, TextPrompt
+
+pytestmark = pytest.mark.anyio
+LIMITS = Limits(low=2 * GIB, high=3 * GIB, emergency=GIB)
+Until = Callable[[Callable[[], bool]], Any]
+
+
+@pytest.fixture
+def broker(memory: AdjustableMemory) -> MemoryBroker:
+    return MemoryBroker(memory, limits=LIMITS)
+
+
+@pytest.fixture
+async def attached(broker: MemoryBroker, link: ScriptedLink) -> AsyncIterator[MemoryBroker]:
+    await link.launch(broker)
+    assert link.channel is not None
+    broker.attach(link.channel)
+    yield broker
+    await link.stop(drain=0)
+
+
+def need(size: int, minimum: int = 0, serial: int = 1) -> NeedMemory:
+    return NeedMemory(serial, size, minimum)
+
+
+async def test_what_is_granted_and_what_returns_add_up(attached: MemoryBroker) -> None:
+    assert attached.need(need(5 * GIB)).size == 5 * GIB
+    assert attached.need(need(GIB)).size == GIB
+    attached.returned(Returned(2 * GIB))
+    assert attached.granted == 4 * GIB
+
+
+async def test_more_cannot_return_than_was_granted(attached: MemoryBroker) -> None:
+    attached.need(need(MIB))
+    with pytest.raises(PeerError, match="returned"):
+        attached.returned(Returned(2 * MIB))
+    assert attached.granted == MIB
+
+
+async def test_memory_granted_and_not_touched_is_not_granted_twice(
+    attached: MemoryBroker, memory: AdjustableMemory
+) -> None:
+    memory.available = 5 * GIB
+    assert attached.need(need(3 * GIB)).size == 3 * GIB
+    assert attached.need(need(3 * GIB)).size == 0
+    memory.available, memory.resident = 20 * GIB, 3 * GIB  # touched, and others freed some
+    assert attached.need(need(3 * GIB)).size == 3 * GIB
+
+
+async def test_a_refusal_says_why_and_is_remembered(attached: MemoryBroker, memory: AdjustableMemory) -> None:
+    memory.available = GIB
+    grant = attached.need(need(5 * GIB, minimum=GIB))
+    assert grant.size == 0
+    assert "refused" in grant.reason
+    assert [decision.kind for decision in attached.decisions] == ["refusal"]
+
+
+async def test_grants_are_whole_granules(attached: MemoryBroker, memory: AdjustableMemory) -> None:
+    memory.available = 2 * GIB + 3 * MIB
+    assert attached.need(need(GIB)).size == 2 * MIB
+
+
+async def test_an_os_that_does_not_tell_gets_a_refusal_not_an_exception() -> None:
+    class Mute:
+        def sample(self) -> MemorySample:
+            raise NormalWorldError("/proc is not mounted.")
+
+        def charged(self, pid: int) -> int:
+            return 0
+
+    assert MemoryBroker(Mute()).need(need(MIB)).size == 0
+
+
+async def test_the_death_of_the_secure_world_returns_everything(attached: MemoryBroker) -> None:
+    attached.need(need(5 * GIB))
+    attached.detach()
+    assert attached.granted == 0
+    with pytest.raises(PeerError):
+        await attached.recall(None, deadline=1)
+
+
+class Shrinking(AdjustableMemory):
+    """Memory in which the secure process is smaller at every look."""
+
+    def charged(self, pid: int) -> int:
+        self.resident -= MIB
+        return self.resident
+
+
+async def test_a_recall_reports_the_os_next_to_the_claim(link: ScriptedLink) -> None:
+    broker = MemoryBroker(Shrinking(resident=GIB), limits=LIMITS)
+    await link.launch(broker)
+    assert link.channel is not None
+    broker.attach(link.channel)
+    report = await broker.recall(None, deadline=1)
+    assert report.claim.returned == 0
+    assert report.freed == report.before.rss - report.after.rss == MIB
+    assert report.before.available == report.after.available == 48 * GIB
+
+
+async def test_after_a_recall_by_hand_grants_pause(attached: MemoryBroker) -> None:
+    await attached.recall(None, deadline=1)
+    assert attached.need(need(GIB, minimum=2 * MIB)).size == 2 * MIB
+
+
+async def test_a_recall_that_nobody_awaits_any_more_still_counts(attached: MemoryBroker) -> None:
+    attached.need(need(4 * MIB))
+    attached.recalled(Recalled(9, 4 * MIB, 0, 0, 0.0, 0, []))
+    assert attached.granted == 0
+
+
+async def test_a_claim_of_more_than_was_granted_ends_the_secure_world(
+    attached: MemoryBroker, link: ScriptedLink
+) -> None:
+    link.scripted.say(Returned(1))
+    assert link.channel is not None
+    await link.channel.closed.wait()
+    assert "returned" in str(link.channel.error)
+
+
+async def test_pressure_recalls_to_the_high_line_while_a_request_runs(
+    attached: MemoryBroker,
+    link: ScriptedLink,
+    memory: AdjustableMemory,
+    until: Until,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(memory_module, "_LONGEST_PERIOD", 0.01)
+    monkeypatch.setattr(memory_module, "_SHORTEST_PERIOD", 0.01)
+    watch = asyncio.create_task(attached.watch())
+    assert link.channel is not None
+    answer = await link.channel.generate("hungry", TextPrompt("x"), Sampling())
+    await until(lambda: attached.granted == 64 * MIB)
+    memory.resident, memory.available = 64 * MIB, 2 * GIB - 1
+    await until(lambda: attached.granted == 0)
+    recalls = [message for message in link.scripted.received if isinstance(message, Recall)]
+    assert recalls[0].demand == 64 * MIB
+    assert not answer.ended
+    answer.abandon()
+    watch.cancel()
+
+
+async def test_decisions_are_a_bounded_list(attached: MemoryBroker) -> None:
+    for _ in range(2 * memory_module.MAX_DECISIONS):
+        attached.need(need(0))
+    assert len(attached.decisions) == memory_module.MAX_DECISIONS
+
+
+async def test_a_restarted_world_gets_its_own_baseline(memory: AdjustableMemory) -> None:
+    link = ScriptedLink(Script(models={"tiny": Behaviour()}))
+    broker = MemoryBroker(memory, limits=LIMITS)
+    memory.available = 6 * GIB
+    for resident in (MIB, 500 * MIB):
+        memory.resident = resident
+        await link.launch(broker)
+        assert link.channel is not None
+        broker.attach(link.channel)
+        assert broker.need(need(3 * GIB)).size == 3 * GIB
+        assert broker.need(need(3 * GIB)).size == GIB  # nothing of the first grant is touched yet
+        broker.detach()
