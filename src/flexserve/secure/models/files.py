@@ -167,6 +167,9 @@ class NewFile:
 
     def discard(self) -> None:
         """Remove the temporary name and close the file. Always safe."""
+        with _own_lock:
+            if self._path.name not in _own:
+                return
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path)
         if self.fd >= 0:
