@@ -126,6 +126,17 @@ def test_a_renamed_model_is_refused(store: Store, small: Path):
         store.verify("b", quiet)
 
 
+def test_foreign_things_in_the_store_are_no_models(store: Store, small: Path, device: DeviceKey):
+    store.add(small, "a", quiet)
+    models = store.root / "models"
+    (models / "Not A Name.flex").write_bytes(b"x")
+    (models / "notes.txt").write_bytes(b"x")
+    (models / ".flexserve-folder.tmp").mkdir()
+    (models / "link.flex").symlink_to(models / "a.flex")
+    assert names(Store(store.root, device)) == ["a"]
+    assert list(store.damaged()) == ["link"]
+
+
 def test_a_store_of_another_device_lists_nothing_and_loses_nothing(store: Store, small: Path, tmp_path: Path):
     store.add(small, "a", quiet)
     add_image(store, "a")

@@ -186,7 +186,7 @@ class SealedModel:
 
     def __init__(self, fd: int, manifest: Manifest, key: bytes, scratch: memoryview | None) -> None:
         self.manifest = manifest
-        self.model_key = key
+        self.model_key = key  # secret; the images of this model derive their keys from it
         self._fd = fd
         salt = bytes.fromhex(manifest.salt)
         self._cipher = ChunkCipher(key, salt, _KIND, FORMAT_VERSION, manifest.id_bytes)
@@ -204,6 +204,8 @@ class SealedModel:
         """
         if scratch is not None and len(scratch) != CHUNK:
             raise ValueError(f"scratch has {len(scratch)} bytes, not {CHUNK}")
+        if path.is_symlink():
+            raise bad("it is a symbolic link")
         with disk_errors(f"Opening {path.name}"):
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:

@@ -201,8 +201,8 @@ def _sweep_one(path: Path) -> None:
             return
     try:
         fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return  # published or swept since it was listed
+    except OSError:
+        return  # gone since it was listed, or no file of ours
     try:
         os.lockf(fd, os.F_TLOCK, 0)
         os.unlink(path)

@@ -227,14 +227,27 @@ class _Cursor:
         length = self.number("Q")
         if length > limit:
             raise bad(f"the length of a {what} is {length} bytes, more than {limit}")
-        try:
-            return self.take(length).decode()
-        except UnicodeDecodeError:
-            raise bad(f"a {what} is not UTF-8 text") from None
+        return _decode(self.take(length), what)
 
     def strings(self, count: int) -> list[str]:
-        """Return the next `count` strings (a vocabulary: this loop is the reader's hot spot)."""
-        return [self.string(MAX_STRING, "text") for _ in range(count)]
+        """Return the next `count` strings: a vocabulary, so this loop is the reader's hot spot."""
+        texts = []
+        for _ in range(count):
+            window, start = self._window, self._next + 8
+            end = start + int.from_bytes(window[self._next : start], "little")
+            if end <= len(window):
+                self._next = end
+                texts.append(_decode(window[start:end], "text"))
+            else:  # not wholly in the window (nor, perhaps, its length)
+                texts.append(self.string(MAX_STRING, "text"))
+        return texts
+
+
+def _decode(data: bytes, what: str) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise bad(f"a {what} is not UTF-8 text") from None
 
 
 def _version(cursor: _Cursor) -> int:

@@ -12,7 +12,6 @@ store at once.
 from __future__ import annotations
 
 import builtins
-import contextlib
 import hashlib
 import os
 import re
@@ -23,7 +22,7 @@ from flexserve.errors import CallerError, NormalWorldError, StoredDataError, Unk
 from flexserve.secure.models.container import Progress, SealedModel, name_taken, read_manifest, seal
 from flexserve.secure.models.files import disk_errors, make_folder, sweep, sync_folder
 from flexserve.secure.models.keys import DeviceKey
-from flexserve.secure.models.manifest import NAME_RULE, Manifest, check_name
+from flexserve.secure.models.manifest import NAME_RULE, Manifest, check_name, is_name
 
 _MODEL, _IMAGE = ".flex", ".img"
 _NAMES_IN_HINT = 10
@@ -115,14 +114,11 @@ class Store:
     def _names(self) -> builtins.list[str]:
         with disk_errors(f"Listing {self._models}"):
             files = sorted(os.listdir(self._models))
-        names = (file.removesuffix(_MODEL) for file in files if file.endswith(_MODEL))
-        return [name for name in names if not name.startswith(".")]
+        return [file.removesuffix(_MODEL) for file in files if _is_model(file)]
 
     def _existing(self, name: str) -> Path:
-        with contextlib.suppress(CallerError):
-            path = self._path(check_name(name))
-            if os.path.lexists(path):
-                return path
+        if is_name(name) and os.path.lexists(self._path(name)):
+            return self._path(name)
         known = self._names()
         shown = ", ".join(known[:_NAMES_IN_HINT]) + (" …" if len(known) > _NAMES_IN_HINT else "")
         hint = f"The store has: {shown}." if known else "Add one with `flexserve add FILE.gguf`."
@@ -155,6 +151,10 @@ class Store:
         orphans = [self._images / name for name in images if name.split("-")[0] not in owners]
         with disk_errors(f"Cleaning up {self._images}"):
             return sum(_unlink(path) for path in orphans)
+
+
+def _is_model(file: str) -> bool:
+    return file.endswith(_MODEL) and is_name(file.removesuffix(_MODEL))
 
 
 def _unlink(path: Path) -> int:
