@@ -35,7 +35,9 @@ class RestorePlan:
     what one graph happens not to read is there for the next.
     """
 
-    def __init__(self, needs: Needs, states: NDArray[np.uint8], start: int, usual: Sequence[int] = ()) -> None:
+    def __init__(
+        self, needs: Needs, states: NDArray[np.uint8], start: int, usual: Sequence[int] = ()
+    ) -> None:
         size = len(states)
         self.nodes = needs.nodes
         self.last_use = np.full(size, -1, dtype=np.int32)

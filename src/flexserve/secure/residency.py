@@ -131,6 +131,7 @@ class _Job:
         self.waiting = False  # compute stands still until plan.order[:goal] is resident
         self.goal = 0
         self.error: BaseException | None = None
+        self.stale = False  # a recall took something: make a new plan
 
     def advance(self) -> None:
         states, order = self.weights.states, self.plan.order
@@ -150,7 +151,8 @@ class Residency:
         # What a stretch of compute holds at once at the least: several times the largest node.
         self._window = 64 * flexmem.granule
         self._threads = [
-            threading.Thread(target=self._load_forever, name=f"loader-{i}", daemon=True) for i in range(threads)
+            threading.Thread(target=self._load_forever, name=f"loader-{i}", daemon=True)
+            for i in range(threads)
         ]
         for thread in self._threads:
             thread.start()
@@ -189,7 +191,7 @@ class Residency:
     def _follow(self, job: _Job, graph: GraphRun, position: int) -> int:
         """Compute along the job; return the node reached when done or when a recall took something."""
         epoch = job.weights.epoch
-        while position < graph.nodes and job.weights.epoch == epoch:
+        while position < graph.nodes and not job.stale:
             ready = self._wait_beyond(job, position)
             position = self._slice_if(job.weights, epoch, graph, position, ready)
         return position
@@ -204,7 +206,7 @@ class Residency:
             return stop
 
     def _wait_beyond(self, job: _Job, position: int) -> int:
-        """Block until a node beyond `position` can run; return the first that cannot."""
+        """Block until a node beyond `position` can run, or the job is stale; return the first that cannot."""
         with self._changed:
             job.position = position
             ready = job.plan.ready(job.done)
@@ -212,7 +214,7 @@ class Residency:
                 began = time.perf_counter()
                 job.waiting, job.goal = True, job.plan.wanted(position)
                 self._changed.notify_all()
-                self._changed.wait_for(lambda: job.done >= job.goal or job.error is not None)
+                self._changed.wait_for(lambda: job.done >= job.goal or job.error is not None or job.stale)
                 job.waiting = False
                 job.stats.waited += time.perf_counter() - began
                 ready = job.plan.ready(job.done)
@@ -226,12 +228,14 @@ class Residency:
         with self._changed:
             plan = RestorePlan(needs, weights.states, position, weights.usual)
             job = _Job(weights, plan, stats, position)
+            epoch = weights.epoch
         missing = plan.needed * self._flexmem.granule
         if missing:
             self._flexmem.secure_grant(missing, min(missing, self._window))
         with self._changed:
+            job.stale = weights.epoch != epoch
             job.advance()
-            self._job = job
+            self._job = None if job.stale else job
             self._changed.notify_all()
         return job
 
@@ -261,6 +265,9 @@ class Residency:
             if taken:
                 weights.whole = False
                 weights.epoch += 1
+            if self._job is not None and self._job.weights is weights:
+                self._job.stale, self._job = True, None
+                self._changed.notify_all()
         return sum(
             self._flexmem.release(arena, first * self._flexmem.granule, count * self._flexmem.granule)
             for arena, first, count in self._runs(weights, taken)
@@ -350,7 +357,7 @@ class Residency:
                     return False
                 continue
             with self._changed:
-                if job.error is not None or self._job is not job:
+                if job.error is not None or job.stale or self._job is not job:
                     return False
                 victim = job.plan.passed(job.position, job.weights.states)
                 if victim is None and not job.waiting:

@@ -13,7 +13,19 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-from ctypes import POINTER, Structure, c_bool, c_char, c_char_p, c_int, c_int32, c_int64, c_size_t, c_uint64, c_void_p
+from ctypes import (
+    POINTER,
+    Structure,
+    c_bool,
+    c_char,
+    c_char_p,
+    c_int,
+    c_int32,
+    c_int64,
+    c_size_t,
+    c_uint64,
+    c_void_p,
+)
 from typing import Any
 
 import numpy as np
@@ -49,7 +61,9 @@ def _pointers(*names: str) -> list[tuple[str, Any]]:
 class BufferTypeInterface(Structure):
     """`ggml_backend_buffer_type_i`."""
 
-    _fields_ = _pointers("get_name", "alloc_buffer", "get_alignment", "get_max_size", "get_alloc_size", "is_host")
+    _fields_ = _pointers(
+        "get_name", "alloc_buffer", "get_alignment", "get_max_size", "get_alloc_size", "is_host"
+    )
 
 
 class BufferType(Structure):
@@ -224,7 +238,13 @@ TENSOR_DTYPE = np.dtype(
     {
         "names": ["ne", "nb", "op", "src", "data"],
         "formats": [("<i8", 4), ("<u8", 4), "<i4", ("<u8", MAX_SRC), "<u8"],
-        "offsets": [Tensor.ne.offset, Tensor.nb.offset, Tensor.op.offset, Tensor.src.offset, Tensor.data.offset],
+        "offsets": [
+            Tensor.ne.offset,
+            Tensor.nb.offset,
+            Tensor.op.offset,
+            Tensor.src.offset,
+            Tensor.data.offset,
+        ],
         "itemsize": ctypes.sizeof(Tensor),
     }
 )
@@ -241,7 +261,9 @@ class Ggml:
     """
 
     def __init__(self) -> None:
-        base, cpu, top = (ctypes.CDLL(f"libggml{part}.so.0", mode=os.RTLD_NOLOAD) for part in ("-base", "-cpu", ""))
+        base, cpu, top = (
+            ctypes.CDLL(f"libggml{part}.so.0", mode=os.RTLD_NOLOAD) for part in ("-base", "-cpu", "")
+        )
 
         def declare(library: ctypes.CDLL, name: str, result: Any, *arguments: Any) -> Any:
             function = getattr(library, name)
@@ -249,7 +271,9 @@ class Ggml:
             return function
 
         self.cpu_buffer_type = declare(base, "ggml_backend_cpu_buffer_type", c_void_p)
-        self.buffer_from_pointer = declare(base, "ggml_backend_cpu_buffer_from_ptr", c_void_p, c_void_p, c_size_t)
+        self.buffer_from_pointer = declare(
+            base, "ggml_backend_cpu_buffer_from_ptr", c_void_p, c_void_p, c_size_t
+        )
         self.buffer_init = declare(
             base, "ggml_backend_buffer_init", c_void_p, c_void_p, BufferInterface, c_void_p, c_size_t
         )
@@ -260,7 +284,9 @@ class Ggml:
         self.tensor_overhead = declare(base, "ggml_tensor_overhead", c_size_t)
         self.device_by_type = declare(top, "ggml_backend_dev_by_type", c_void_p, c_int)
         self.device_registry = declare(base, "ggml_backend_dev_backend_reg", c_void_p, c_void_p)
-        self.registry_function = declare(base, "ggml_backend_reg_get_proc_address", c_void_p, c_void_p, c_char_p)
+        self.registry_function = declare(
+            base, "ggml_backend_reg_get_proc_address", c_void_p, c_void_p, c_char_p
+        )
         self.graph_plan = declare(cpu, "ggml_graph_plan", Plan, c_void_p, c_int, c_void_p)
         self.graph_compute = declare(cpu, "ggml_graph_compute", c_int, c_void_p, POINTER(Plan))
         self._base = base
@@ -304,7 +330,9 @@ class Ggml:
         name(left, b"left")
         total = add(context, left, right)
         tensor = Tensor.from_address(total)
-        _require(list(tensor.ne) == [32, 3, 1, 1] and list(tensor.nb) == [4, 128, 384, 384], "ggml_tensor.ne/nb")
+        _require(
+            list(tensor.ne) == [32, 3, 1, 1] and list(tensor.nb) == [4, 128, 384, 384], "ggml_tensor.ne/nb"
+        )
         _require(list(tensor.src[:3]) == [left, right, None], "ggml_tensor.src")
         _require(Tensor.from_address(left).name == b"left", "ggml_tensor.name")
         overhead = self.tensor_overhead() - ctypes.sizeof(Tensor)
@@ -349,12 +377,16 @@ def load() -> Ggml:
         import llama_cpp
     except (ImportError, OSError, RuntimeError) as error:
         raise NormalWorldError(
-            f"llama.cpp cannot be loaded: {type(error).__name__}.", hint="Run `make setup`.", code="engine_missing"
+            f"llama.cpp cannot be loaded: {type(error).__name__}.",
+            hint="Run `make setup`.",
+            code="engine_missing",
         ) from error
     _require(llama_cpp.__version__ == PINNED_VERSION, f"llama-cpp-python {llama_cpp.__version__}")
     try:
         ggml = Ggml()
     except (OSError, AttributeError) as error:
-        raise InternalError(f"This build of llama.cpp lacks a part: {error}.", hint="Run `make setup`.", code="abi_mismatch") from error
+        raise InternalError(
+            f"This build of llama.cpp lacks a part: {error}.", hint="Run `make setup`.", code="abi_mismatch"
+        ) from error
     ggml.check()
     return ggml

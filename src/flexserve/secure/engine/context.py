@@ -30,6 +30,10 @@ class _ContextBuffer:
     address: int  # of the ggml buffer
     arena: Arena
 
+    @property
+    def is_scratch(self) -> bool:
+        return bool(abi.Buffer.from_address(self.address).usage == _USAGE_COMPUTE)
+
 
 class Context:
     """One sequence of tokens on a model. Belongs to the engine thread, but for `cancel`.
@@ -63,7 +67,8 @@ class Context:
             self.address = lib.llama_init_from_model(model.address, parameters) or 0
         if not self.address:
             raise InternalError("llama.cpp could not make a context.", hint="Try a smaller --context.")
-        self.release()
+        self.release_kv()
+        self.release_scratch()
 
     def close(self) -> None:
         """Free the context. Always safe."""
@@ -85,9 +90,13 @@ class Context:
         for buffer in self._buffers:
             self._engine.flexmem.commit_missing(buffer.arena)
 
-    def release(self) -> int:
-        """Give KV cache, scratch and work area back; return the bytes. Not while decoding."""
-        lent = sum(self._engine.flexmem.release_all(buffer.arena) for buffer in self._buffers)
+    def release_kv(self) -> int:
+        """Give the KV cache back; return the bytes. Not while decoding."""
+        return sum(self._engine.flexmem.release_all(b.arena) for b in self._buffers if not b.is_scratch)
+
+    def release_scratch(self) -> int:
+        """Give scratch and work area back; return the bytes. Not while any context decodes."""
+        lent = sum(self._engine.flexmem.release_all(b.arena) for b in self._buffers if b.is_scratch)
         return lent + self._engine.release_work()
 
     def committed(self) -> tuple[int, int]:
@@ -95,7 +104,7 @@ class Context:
         kv = scratch = 0
         for buffer in self._buffers:
             size = self._engine.flexmem.committed(buffer.arena)
-            if abi.Buffer.from_address(buffer.address).usage == _USAGE_COMPUTE:
+            if buffer.is_scratch:
                 scratch += size
             else:
                 kv += size
@@ -129,7 +138,9 @@ class Context:
             return
         if status == 1:
             raise CallerError(
-                f"The context of {self.size} tokens is full.", hint="Shorten the prompt.", code="context_length_exceeded"
+                f"The context of {self.size} tokens is full.",
+                hint="Shorten the prompt.",
+                code="context_length_exceeded",
             )
         raise InternalError(f"llama.cpp could not decode (status {status}).")
 
@@ -165,4 +176,3 @@ class Context:
         if self._cancelled:
             raise CancelledError("The request was cancelled.")
         self._engine.compute(graph)
-

@@ -80,7 +80,9 @@ class EngineGraph:
         gathers = (nodes["op"][node] == abi.OP_GET_ROWS) & (slot == 0) & (count > 1)
         pieces = [
             (n, self._gathered(nodes[n], int(t)) if gather else np.arange(f, f + c, dtype=np.int32))
-            for n, t, f, c, gather in zip(node.tolist(), tensor.tolist(), first.tolist(), count.tolist(), gathers)
+            for n, t, f, c, gather in zip(
+                node.tolist(), tensor.tolist(), first.tolist(), count.tolist(), gathers
+            )
         ]
         if not pieces:
             return Needs(self.nodes, np.empty(0, np.int32), np.empty(0, np.int32))
@@ -97,7 +99,9 @@ class EngineGraph:
         operation makes them), as they are for token embeddings; otherwise all rows are needed.
         """
         table, numbers = (abi.Tensor.from_address(int(p)) for p in node["src"][:2])
-        everything = np.arange(self._weights.first[tensor], self._weights.first[tensor] + self._weights.count[tensor])
+        everything = np.arange(
+            self._weights.first[tensor], self._weights.first[tensor] + self._weights.count[tensor]
+        )
         contiguous = numbers.nb[0] == 4 and numbers.ne[1] == numbers.ne[2] == numbers.ne[3] == 1
         if numbers.op != 0 or numbers.view_src or not contiguous or table.ne[2] != 1:
             return everything.astype(np.int32)

@@ -140,7 +140,9 @@ class Hooks:
                 # It has memory of its own (untouched yet): keep its methods, replace the memory.
                 buffer = abi.Buffer.from_address(address)
                 if buffer.context != self._ggml.buffer_base(address):
-                    raise InternalError("An extra buffer type of llama.cpp keeps its memory in an unknown place.")
+                    raise InternalError(
+                        "An extra buffer type of llama.cpp keeps its memory in an unknown place."
+                    )
                 interface = abi.BufferInterface.from_buffer_copy(buffer.iface)
                 self._ggml.buffer_free(address)
                 address = self._adopt(buffer_type, size, interface)

@@ -168,7 +168,9 @@ class Model:
         try:
             image = Image.open(path, self.sealed, fingerprint)
             expected = [(kind, size) for kind, _, size in self._buffers]
-            if [(b.name, b.size) for b in image.buffers] == expected and image.chunk == self.engine.flexmem.granule:
+            if [
+                (b.name, b.size) for b in image.buffers
+            ] == expected and image.chunk == self.engine.flexmem.granule:
                 return image
             image.close()
         except StoredDataError:
@@ -222,7 +224,8 @@ class _ImageMaker:
         info = self._files.get(tensor.name)
         if info is None or info.size != tensor.size:
             raise StoredDataError(
-                f"Tensor {tensor.name!r} is not in the file as llama.cpp expects it.", hint="Add the model again."
+                f"Tensor {tensor.name!r} is not in the file as llama.cpp expects it.",
+                hint="Add the model again.",
             )
         self._sealed.read_into(info.offset, self._engine.flexmem.view(staging, 0, tensor.size))
         self._engine.hooks.set_tensor(tensor.tensor, staging.base, tensor.size)
@@ -269,4 +272,3 @@ def _hollow_file(sealed: SealedModel) -> int:
     except BaseException:
         os.close(fd)
         raise
-

@@ -53,7 +53,9 @@ class Engine:
         ]
         # The number of threads is part of the system information, and no image depends on it.
         features = self.build.split("|", 1)[0].split(":", 1)[-1] + self.build.partition("|")[2]
-        text = "\n".join([abi.PINNED_VERSION, platform.machine(), features, *types, str(self.flexmem.granule)])
+        text = "\n".join(
+            [abi.PINNED_VERSION, platform.machine(), features, *types, str(self.flexmem.granule)]
+        )
         return hashlib.sha256(text.encode()).hexdigest()
 
     def compute(self, graph: abi.Graph) -> None:

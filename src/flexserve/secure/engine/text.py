@@ -98,8 +98,9 @@ class ChatTemplate:
             self._template = environment.from_string(model.header.chat_template or _DEFAULT_TEMPLATE)
         except jinja2.TemplateError as error:
             raise _bad_template(error) from None
+        self.beginning = vocabulary.text_of("tokenizer.ggml.bos_token_id")
         self._values: dict[str, Any] = {
-            "bos_token": vocabulary.text_of("tokenizer.ggml.bos_token_id"),
+            "bos_token": self.beginning,
             "eos_token": vocabulary.text_of("tokenizer.ggml.eos_token_id"),
             "add_generation_prompt": True,
         }
@@ -124,7 +125,14 @@ class ChatTemplate:
                 "The model's chat template refuses this conversation.",
                 hint="Check the order of roles: most templates want user and assistant in turn.",
             ) from None
-        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
+        except (
+            jinja2.TemplateError,
+            TypeError,
+            ValueError,
+            ArithmeticError,
+            LookupError,
+            RecursionError,
+        ) as error:
             raise _bad_template(error) from None
         return "".join(parts)
 

@@ -1,0 +1,180 @@
+"""The secure world's program: harden, shake hands, serve until the normal world goes away.
+
+Started by flexserve.normal.launcher; not meant to be run by hand. When it cannot start it
+prints why as one line of JSON on standard error and exits with status 3.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+
+import msgspec
+
+from flexserve.core.pages import PageState
+from flexserve.errors import FlexServeError, PeerError
+from flexserve.platforms.linux.hardening import die_with_parent, harden
+from flexserve.platforms.linux.secure_memory import MemfdSecretMemory, PlainMemory, probe_secret_memory
+from flexserve.platforms.ports import SecureMemory
+from flexserve.secure.engine.runtime import Engine
+from flexserve.secure.failures import failure_of
+from flexserve.secure.flexmem import FlexMem
+from flexserve.secure.link import Link
+from flexserve.secure.models.keys import DeviceKey
+from flexserve.secure.models.store import Store
+from flexserve.secure.reclaim import Reclaimer
+from flexserve.secure.residency import Residency
+from flexserve.secure.scheduler import Scheduler
+from flexserve.secure.shelf import Shelf
+from flexserve.units import MIB
+from flexserve.world.messages import (
+    PROTOCOL_VERSION,
+    Cancel,
+    Generate,
+    MemoryStatus,
+    Query,
+    Recall,
+    Shutdown,
+    Status,
+    Welcome,
+)
+
+EXIT_CANNOT_START = 3
+_DEFAULT_CONTEXT = 4096  # tokens
+_PROBE = 256 * MIB  # of locked memory: less would not run any model worth serving
+# The interpreter hands the lock over this often (seconds); the default of 5 ms is longer than
+# a loader takes for a granule.
+_SWITCH_INTERVAL = 0.0005
+
+
+class SecureWorld:
+    """Everything of a secure world, wired: answers one normal world over one link."""
+
+    def __init__(self, link: Link, memory: SecureMemory, store: Store, options: argparse.Namespace) -> None:
+        ram = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        threads = options.threads or len(os.sched_getaffinity(0))
+        self._link = link
+        self._flexmem = FlexMem(memory, ram, link)
+        self._engine = Engine(self._flexmem, threads)
+        self._residency = Residency(self._flexmem, threads)
+        self._shelf = Shelf(self._engine, self._residency, store, options.context or _DEFAULT_CONTEXT)
+        self._scheduler = Scheduler(
+            self._shelf, link.send, limit=options.max_queue, idle=options.idle_seconds
+        )
+        self._reclaimer = Reclaimer(self._shelf, self._residency, self._flexmem)
+        self._recalls: queue.SimpleQueue[Recall] = queue.SimpleQueue()
+        threading.Thread(target=self._answer_recalls, name="reclaimer", daemon=True).start()
+
+    def serve(self) -> None:
+        """Say Welcome and answer messages until Shutdown or until the normal world is gone."""
+        protection = self._flexmem.protection
+        self._link.send(
+            Welcome(
+                version=PROTOCOL_VERSION,
+                pid=os.getpid(),
+                protection=protection.name,
+                protected=protection.protected,
+                summary=protection.summary,
+                engine=self._engine.build,
+                granule=self._flexmem.granule,
+            )
+        )
+        for message in self._link.messages():
+            match message:
+                case Generate():
+                    self._scheduler.submit(message)
+                case Cancel():
+                    self._scheduler.cancel(message.request)
+                case Recall():
+                    self._recalls.put(message)
+                case Query():
+                    self._link.send(self._status(message.serial))
+                case Shutdown():
+                    # Aside, since what still runs may need grants, which this thread takes in.
+                    threading.Thread(target=self._shut_down, args=(message,), daemon=True).start()
+
+    def _shut_down(self, message: Shutdown) -> None:
+        self._scheduler.drain(message.drain / 1000)
+        os._exit(0)
+
+    def _answer_recalls(self) -> None:
+        while True:
+            message = self._recalls.get()
+            self._link.send(self._reclaimer.answer(message))
+
+    def _status(self, serial: int) -> Status:
+        queued, running = self._scheduler.counts()
+        flexmem = self._flexmem
+        memory = MemoryStatus(
+            granule=flexmem.granule,
+            granted=flexmem.bytes_in(PageState.GRANTED),
+            secure=flexmem.bytes_in(PageState.SECURE),
+            recalling=flexmem.bytes_in(PageState.RECALLING),
+            os_secure=flexmem.resident(),
+            os_rss=_resident_bytes(),
+        )
+        return Status(serial, self._shelf.statuses(), memory, queued, running)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the secure world; return its exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the normal world's to handle
+        harden(keep={options.channel_fd})
+        die_with_parent(signal.SIGKILL)
+        sys.setswitchinterval(_SWITCH_INTERVAL)
+        memory = _memory(options.memory)
+        store = Store(options.store, DeviceKey.load_or_create(options.device_key))
+        link = Link(socket.socket(fileno=options.channel_fd))
+        link.expect_hello()
+        world = SecureWorld(link, memory, store, options)
+    except FlexServeError as error:
+        sys.stderr.write(msgspec.json.encode(failure_of(error)).decode() + "\n")
+        return EXIT_CANNOT_START
+    except EOFError:
+        return 0  # the normal world went away before it said anything
+    try:
+        world.serve()
+    except PeerError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+def _memory(kind: str) -> SecureMemory:
+    if kind == "plain":
+        return PlainMemory()
+    probe_secret_memory(_PROBE)
+    return MemfdSecretMemory()
+
+
+def _resident_bytes() -> int:
+    """Return what the OS counts as resident for this process."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="flexserve.secure", description=__doc__)
+    parser.add_argument("--channel-fd", type=int, required=True)
+    parser.add_argument("--store", type=Path, required=True)
+    parser.add_argument("--device-key", type=Path, required=True)
+    parser.add_argument("--memory", choices=["secret", "plain"], default="secret")
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--context", type=int, default=0)
+    parser.add_argument("--max-queue", type=int, default=64)
+    parser.add_argument("--idle-seconds", type=float, default=300.0)
+    return parser
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stderr.flush()
+    os._exit(status)  # not through the interpreter's end: engine and loader threads may be inside C
