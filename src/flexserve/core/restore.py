@@ -79,5 +79,5 @@ class RestorePlan:
 def usual_order(needs: Needs, size: int) -> list[int]:
     """Return all `size` granules: those the graph reads by first use, then the others."""
     unique, first = np.unique(needs.granule, return_index=True)
-    used = unique[np.argsort(first, kind="stable")].tolist()
+    used: list[int] = unique[np.argsort(first, kind="stable")].tolist()
     return used + sorted(set(range(size)) - set(used))

@@ -24,25 +24,37 @@ class Reclaimer:
         began = time.monotonic()
         deadline = began + message.deadline / 1000
         before = self._flexmem.resident()
+        done: dict[Step, int] = {}  # bytes that the OS got by each
         with self._shelf.lock:
             returned = self._flexmem.return_unused()
-            missing = None if message.demand is None else message.demand - returned
-            holdings = self._shelf.holdings()
-            done: list[Step] = []
-            for step in recall.plan(holdings, missing):
-                size = self._carry_out(step, deadline)
-                returned += size
-                if size:
-                    done.append(step)
+            after = before
+            # One step at a time, since only the OS knows what a step brings: KV and scratch may
+            # be committed without having pages, and the demand is for pages.
+            while step := self._next_step(message.demand, before - after, done):
+                returned += self._carry_out(step, deadline)
+                now = self._flexmem.resident()
+                done[step] = after - now
+                after = now
+            kept = recall.protected(self._shelf.holdings())
         return Recalled(
             serial=message.serial,
             returned=returned,
             os_before=before,
-            os_after=self._flexmem.resident(),
+            os_after=after,
             elapsed=(time.monotonic() - began) * 1000,
-            protected=recall.protected(self._shelf.holdings()),
-            plan=[f"{step.kind.name.lower()} of {step.model}: {format_size(step.size)}" for step in done],
+            protected=kept,
+            plan=[
+                f"{step.kind.name.lower()} of {step.model}: {format_size(freed)}"
+                for step, freed in done.items()
+            ],
         )
+
+    def _next_step(self, demand: int | None, freed: int, done: dict[Step, int]) -> Step | None:
+        """Return what to give up next, None when the demand is met or every holding had its turn."""
+        missing = None if demand is None else demand - freed
+        tried = {(step.model, step.kind) for step in done}
+        steps = recall.plan(self._shelf.holdings(), missing)
+        return next((step for step in steps if (step.model, step.kind) not in tried), None)
 
     def _carry_out(self, step: Step, deadline: float) -> int:
         if not step.between_slices:

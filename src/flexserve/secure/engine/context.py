@@ -67,8 +67,8 @@ class Context:
             self.address = lib.llama_init_from_model(model.address, parameters) or 0
         if not self.address:
             raise InternalError("llama.cpp could not make a context.", hint="Try a smaller --context.")
-        self.release_kv()
-        self.release_scratch()
+        # llama.cpp's own making of the context needed memory; requests will ask for theirs.
+        self._engine.flexmem.report_returned(self.release_kv() + self.release_scratch())
 
     def close(self) -> None:
         """Free the context. Always safe."""

@@ -38,7 +38,8 @@ class WeightMap:
         """Return the index of the tensor at each address, −1 where there is none."""
         index = np.searchsorted(self.start, address, side="right") - 1
         inside = (index >= 0) & (address < self.stop[np.maximum(index, 0)])
-        return np.where(inside, index, -1)
+        found: NDArray[np.intp] = np.where(inside, index, -1)
+        return found
 
     def rows(self, tensor: int, first_byte: NDArray[np.int64], length: int) -> NDArray[np.int32]:
         """Return the granules that hold the given rows (byte offsets in tensor `tensor`)."""
@@ -46,7 +47,8 @@ class WeightMap:
         lead = int(self.start[tensor]) % self._granule
         low = (first_byte + lead) // self._granule
         high = (first_byte + lead + length - 1) // self._granule
-        return np.unique(np.concatenate([low, high])).astype(np.int32) + self.first[tensor]
+        granules: NDArray[np.int32] = np.unique(np.concatenate([low, high])) + self.first[tensor]
+        return granules.astype(np.int32)
 
 
 class EngineGraph:
@@ -106,11 +108,12 @@ class EngineGraph:
         if numbers.op != 0 or numbers.view_src or not contiguous or table.ne[2] != 1:
             return everything.astype(np.int32)
         ids = np.frombuffer(ctypes.string_at(numbers.data, 4 * numbers.ne[0]), dtype=np.int32)
-        ids = np.unique(ids[(ids >= 0) & (ids < table.ne[1])]).astype(np.int64)
+        ids = np.unique(ids[(ids >= 0) & (ids < table.ne[1])])
         if len(ids) == 0:
             return everything.astype(np.int32)
         offset = int(table.data) - int(self._weights.start[tensor])
-        return self._weights.rows(tensor, ids * int(table.nb[1]) + offset, int(table.nb[1]))
+        starts = ids.astype(np.int64) * int(table.nb[1]) + offset
+        return self._weights.rows(tensor, starts, int(table.nb[1]))
 
 
 def _tensors(pointers: Sequence[int] | ctypes.Array[ctypes.c_uint64]) -> NDArray[np.void]:

@@ -206,7 +206,7 @@ class Hooks:
     # ---- compute -------------------------------------------------------------------------------
 
     def _init_backend(self, device: int, parameters: bytes | None) -> int | None:
-        address = self._original_init(device, parameters)
+        address: int | None = self._original_init(device, parameters)
         if address:
             abi.Backend.from_address(address).iface.graph_compute = _address(self._compute)
         return address

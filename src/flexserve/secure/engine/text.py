@@ -18,7 +18,9 @@ from flexserve.world.messages import ChatMessage
 
 _MAX_RENDERED = 4 << 20  # characters; a template that makes more of bounded messages is hostile
 _DEFAULT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% for message in messages %}"
+    "<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% endfor %}"
     "<|im_start|>assistant\n"
 )
 
