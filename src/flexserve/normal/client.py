@@ -1,0 +1,401 @@
+"""A client of a running server, over TCP or a Unix socket.
+
+What the server sends is checked and bounded like any input; what goes wrong is raised as one of
+flexserve.errors. Nothing here logs, and no error text quotes a prompt or an answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx
+import msgspec
+
+from flexserve.errors import (
+    Blame,
+    CallerError,
+    FlexServeError,
+    InternalError,
+    NormalWorldError,
+    PeerError,
+    rebuild,
+)
+from flexserve.world.messages import ChatMessage, Sampling, Timings, Usage
+
+CONNECT_TIMEOUT = 3.0  # seconds; the server is on this machine, or near
+SILENCE_TIMEOUT = 60.0  # seconds; a server that is at work on an answer pings every 5
+MAX_BODY = 16 << 20  # bytes of an answer in one piece
+MAX_EVENT = 4 << 20  # bytes of one event of a stream
+
+_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # heard on all, asked on loopback
+
+T = TypeVar("T")
+
+
+class NoServerError(NormalWorldError):
+    """Nobody listens at the address."""
+
+    default_code = "no_server"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Address:
+    """Where a server listens. The Unix socket, if there is one, is preferred."""
+
+    host: str
+    port: int
+    unix_socket: Path | None = None
+
+    def __str__(self) -> str:
+        return f"unix:{self.unix_socket}" if self.unix_socket else self.url
+
+    @property
+    def url(self) -> str:
+        """The base of the server's URLs."""
+        if self.unix_socket:
+            return "http://localhost"
+        host = _ANY_ADDRESS.get(self.host, self.host)
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+
+# ---- what the server says: GET /health, GET /models, POST /recall. Bytes and milliseconds.
+
+
+class Protection(msgspec.Struct, frozen=True):
+    """What protects the server's secure memory."""
+
+    name: str
+    protected: bool
+    summary: str
+
+
+class Health(msgspec.Struct, frozen=True):
+    """The answer of GET /health."""
+
+    status: str
+    protection: Protection
+    engine: str
+
+
+class ModelError(msgspec.Struct, frozen=True):
+    """Why a model cannot be used."""
+
+    code: str
+    message: str
+    hint: str
+
+
+class ModelState(msgspec.Struct, frozen=True):
+    """One model: how much of it is in memory."""
+
+    name: str
+    state: str
+    weights: int
+    resident: int
+    resident_fraction: float
+    kv: int
+    scratch: int
+    running: bool
+    error: ModelError | None = None
+
+
+class MemoryTotals(msgspec.Struct, frozen=True):
+    """Secure memory by owner."""
+
+    granule: int
+    granted: int
+    unused: int
+    secure: int
+    recalling: int
+
+
+class OsCounts(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the OS counts, as the normal world reads it; `*_claimed` is the secure world's word."""
+
+    total: int
+    available: int
+    secure_rss: int
+    stall: float | None = None
+    secure_pid: int | None = None
+    secure_claimed: int | None = None
+    rss_claimed: int | None = None
+
+
+class States(msgspec.Struct, frozen=True):
+    """The answer of GET /models."""
+
+    protection: Protection
+    models: list[ModelState]
+    queued: int
+    running: int
+    memory: MemoryTotals
+    os: OsCounts
+
+
+class Claimed(msgspec.Struct, frozen=True):
+    """Secure memory around a recall, by the secure world's account."""
+
+    before: int
+    after: int
+
+
+class Measured(msgspec.Struct, frozen=True):
+    """The secure process around a recall, by the OS's count."""
+
+    freed: int
+    before: OsCounts
+    after: OsCounts
+
+
+class RecallResult(msgspec.Struct, frozen=True):
+    """The answer of POST /recall."""
+
+    asked: int | None
+    returned: int
+    protected: int
+    elapsed_ms: float
+    plan: list[str]
+    claimed: Claimed
+    measured: Measured
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ending:
+    """How an answer ended: "stop" or "length", the tokens it took and where the time went."""
+
+    reason: str
+    usage: Usage
+    timings: Timings
+
+
+class Client:
+    """A client of the server at `address`. Thread-safe, as httpx.Client is; a context manager."""
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        uds = str(address.unix_socket) if address.unix_socket else None
+        self._http = httpx.Client(
+            base_url=address.url,
+            # No proxy of the environment: a prompt goes to this server and nowhere else.
+            transport=httpx.HTTPTransport(uds=uds),
+            trust_env=False,
+            timeout=httpx.Timeout(SILENCE_TIMEOUT, connect=CONNECT_TIMEOUT),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.close()
+
+    def health(self) -> Health:
+        """Return what serves there. Raises NoServerError, or PeerError while it cannot serve."""
+        return self._whole("GET", "/health", Health)
+
+    def states(self) -> States:
+        """Return where every byte is. Wakes no model."""
+        return self._whole("GET", "/models", States)
+
+    def recall(self, size: int | None, *, deadline_ms: float) -> RecallResult:
+        """Take `size` bytes back (None: all that no running request uses); return what came."""
+        return self._whole("POST", "/recall", RecallResult, {"bytes": size, "deadline_ms": deadline_ms})
+
+    def ask(self, model: str, messages: list[ChatMessage], sampling: Sampling) -> Iterator[str | Ending]:
+        """Yield the answer as it comes, then its Ending. Closing the iterator cancels the request.
+
+        Raises the server's own error as its type in flexserve.errors, PeerError when it goes away.
+        """
+        body = {
+            "model": model,
+            "messages": msgspec.to_builtins(messages),
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            **_sampling(sampling),
+        }
+        with self._request("POST", "/v1/chat/completions", body) as response:
+            yield from _answer(response)
+
+    def _whole(self, method: str, path: str, kind: type[T], body: Any = None) -> T:
+        with self._request(method, path, body) as response:
+            return _decode(_read(response), kind)
+
+    @contextlib.contextmanager
+    def _request(self, method: str, path: str, body: Any) -> Iterator[httpx.Response]:
+        with self._translated():
+            content = None if body is None else msgspec.json.encode(body)
+            headers = {"Content-Type": "application/json"}
+            with self._http.stream(method, path, content=content, headers=headers) as response:
+                if response.status_code != httpx.codes.OK:
+                    raise _error(response.status_code, _decode(_read(response), _Refusal).error)
+                yield response
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (httpx.ConnectError, httpx.ConnectTimeout):
+            raise NoServerError(
+                f"No server answers at {self.address}.",
+                hint="Start one with `flexserve serve`, or name its address with --host and --port.",
+            ) from None
+        except httpx.TimeoutException:
+            raise PeerError(
+                f"The server at {self.address} is silent.", hint="See its log; restart it."
+            ) from None
+        except httpx.HTTPError:
+            raise PeerError(f"The server at {self.address} went away.", hint="See its log.") from None
+        except (httpx.InvalidURL, UnicodeError):
+            raise CallerError(
+                f"{self.address} is not an address.", hint="Check --host and --port."
+            ) from None
+
+
+# ---- the wire
+
+
+class _Error(msgspec.Struct, frozen=True):
+    message: str
+    type: str
+    code: str | None = None
+
+
+class _Refusal(msgspec.Struct, frozen=True):
+    error: _Error
+
+
+class _Delta(msgspec.Struct, frozen=True):
+    content: str | None = None
+
+
+class _Choice(msgspec.Struct, frozen=True):
+    delta: _Delta
+    finish_reason: str | None = None
+
+
+class _Cached(msgspec.Struct, frozen=True):
+    cached_tokens: int = 0
+
+
+class _Times(msgspec.Struct, frozen=True):
+    queue_ms: float = 0
+    restore_ms: float = 0
+    decrypt_ms: float = 0
+    prefill_ms: float = 0
+    decode_ms: float = 0
+    ttft_ms: float = 0
+    restored_bytes: int = 0
+
+
+class _Usage(msgspec.Struct, frozen=True):
+    prompt_tokens: int
+    completion_tokens: int
+    prompt_tokens_details: _Cached = _Cached()
+    timings: _Times = _Times()
+
+
+class _Chunk(msgspec.Struct, frozen=True):
+    choices: list[_Choice] = msgspec.field(default_factory=list)
+    usage: _Usage | None = None
+    error: _Error | None = None
+
+
+def _sampling(sampling: Sampling) -> dict[str, Any]:
+    wanted = {
+        "max_tokens": sampling.max_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "seed": sampling.seed,
+        "stop": sampling.stop or None,
+    }
+    return {name: value for name, value in wanted.items() if value is not None}
+
+
+def _answer(response: httpx.Response) -> Iterator[str | Ending]:
+    reason, usage = "", None
+    for data in _events(response):
+        if data == b"[DONE]":
+            break
+        chunk = _decode(data, _Chunk)
+        if chunk.error is not None:
+            raise _error(response.status_code, chunk.error)
+        usage = chunk.usage or usage
+        for choice in chunk.choices:
+            reason = choice.finish_reason or reason
+            if choice.delta.content:
+                yield choice.delta.content
+    if usage is None:
+        raise PeerError("The server broke the answer off.", hint="See its log.")
+    yield _ending(reason, usage)
+
+
+def _ending(reason: str, usage: _Usage) -> Ending:
+    times = usage.timings
+    return Ending(
+        reason,
+        Usage(usage.prompt_tokens, usage.completion_tokens, usage.prompt_tokens_details.cached_tokens),
+        Timings(
+            queue=times.queue_ms,
+            restore=times.restore_ms,
+            decrypt=times.decrypt_ms,
+            prefill=times.prefill_ms,
+            decode=times.decode_ms,
+            ttft=times.ttft_ms,
+            restored_bytes=times.restored_bytes,
+        ),
+    )
+
+
+def _events(response: httpx.Response) -> Iterator[bytes]:
+    """Yield the data of each event of a stream; comments (pings) are skipped."""
+    rest = b""
+    for piece in response.iter_bytes():
+        *lines, rest = (rest + piece).split(b"\n")
+        if len(rest) > MAX_EVENT:
+            raise _not_ours()
+        for line in lines:
+            if line.startswith(b"data: "):
+                yield line[6:].rstrip(b"\r")
+
+
+def _read(response: httpx.Response) -> bytes:
+    body = bytearray()
+    for piece in response.iter_bytes():
+        body += piece
+        if len(body) > MAX_BODY:
+            raise _not_ours()
+    return bytes(body)
+
+
+def _decode(data: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        raise _not_ours() from None
+
+
+def _not_ours() -> PeerError:
+    return PeerError(
+        "What listens there does not answer as FlexServe does.",
+        hint="Choose the server's own address with --host, --port or --unix-socket.",
+        code="not_flexserve",
+    )
+
+
+def _error(status: int, error: _Error) -> FlexServeError:
+    """Return the server's error as its own type again; the kind of it tells the blame."""
+    blame = {
+        "invalid_request_error": Blame.CALLER,
+        "rate_limit_error": Blame.CALLER,
+        "unavailable_error": Blame.CALLER if error.code == "cancelled" else Blame.NORMAL_WORLD,
+        "stored_data_error": Blame.STORED_DATA,
+    }.get(error.type, Blame.BUG)
+    if blame is Blame.BUG:
+        return InternalError(error.message, code=error.code or f"http_{status}")
+    return rebuild(blame, error.code or "", error.message, "")
