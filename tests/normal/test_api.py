@@ -22,14 +22,16 @@ from flexserve.errors import (
     UnknownModelError,
     rebuild,
 )
+from flexserve.normal import supervisor
 from flexserve.normal.api import envelope, generation
 from flexserve.normal.api.app import create_app
 from flexserve.normal.api.errors import from_error
+from flexserve.normal.api.forms import ChatForm
 from flexserve.normal.supervisor import WorldState
 from flexserve.normal.world import World
 from flexserve.testing.scripted_link import AdjustableMemory, ScriptedLink
 from flexserve.units import GIB, MIB
-from flexserve.world.messages import Cancel, Delta, Generate, Recall
+from flexserve.world.messages import Cancel, Choice, Delta, Generate, Recall, TokenLogprob
 
 pytestmark = pytest.mark.anyio
 Until = Callable[[Callable[[], bool]], Any]
@@ -272,10 +274,8 @@ async def test_pings_keep_a_long_prefill_alive(
     assert events(response.text)[-1] == "[DONE]"
 
 
-async def test_impossible_probabilities_are_still_json(client: httpx.AsyncClient) -> None:
-    form = generation.ChatForm("m", with_logprobs=True)
-    from flexserve.world.messages import Choice, TokenLogprob
-
+def test_impossible_probabilities_are_still_json() -> None:
+    form = ChatForm("m", with_logprobs=True)
     chunk = form.chunk(Delta(1, "x", 1, [Choice(TokenLogprob("x", float("-inf")), [])]))
     assert (
         json.loads(json.dumps(chunk, allow_nan=False))["choices"][0]["logprobs"]["content"][0]["logprob"]
@@ -325,8 +325,9 @@ async def test_a_wrong_recall_is_a_400(client: httpx.AsyncClient, body: Any) -> 
 
 
 async def test_health_says_ok_and_503_while_the_world_is_down(
-    client: httpx.AsyncClient, world: World, until: Until
+    client: httpx.AsyncClient, world: World, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(supervisor, "_wait_before", lambda _: 3600.0)
     healthy = await client.get("/health")
     assert healthy.status_code == 200
     assert healthy.json()["status"] == "ok"

@@ -24,9 +24,21 @@ JSON = st.recursive(
     max_leaves=8,
 )
 FIELDS = st.sampled_from(
-    ["model", "messages", "prompt", "max_tokens", "temperature", "top_p", "seed", "stop", "stream", "logprobs",
-     "top_logprobs", "stream_options", "n", "tools", "bytes", "deadline_ms", "suffix", "echo"]
-)  # fmt: skip
+    [
+        *("model", "messages", "prompt", "max_tokens", "temperature", "top_p", "seed", "stop", "stream"),
+        *(
+            "logprobs",
+            "top_logprobs",
+            "stream_options",
+            "n",
+            "tools",
+            "bytes",
+            "deadline_ms",
+            "suffix",
+            "echo",
+        ),
+    ]
+)
 NEARLY = st.fixed_dictionaries(
     {
         "model": st.just("tiny"),
@@ -80,7 +92,7 @@ def test_legal_bodies_with_any_values_in_known_fields(path: str, body: Any, chan
     [
         b"[" * 200_000,
         b'{"model":' * 50_000,
-        b'{"model": "tiny", "prompt": "\\ud800", "messages": [{"role": "user", "content": "\\ud800"}], "bytes": "x"}',
+        b'{"model": "\\ud800", "prompt": "\\ud800", "bytes": "\\ud800"}',
         b'{"max_tokens": ' + b"9" * 5000 + b"}",
         b'{"model": "tiny", "prompt": "x", "temperature": NaN, "bytes": NaN}',
         b'{"model": "tiny", "prompt": "x", "temperature": 1e999, "bytes": 1e999}',
