@@ -252,9 +252,7 @@ class Client:
         except httpx.HTTPError:
             raise PeerError(f"The server at {self.address} went away.", hint="See its log.") from None
         except (httpx.InvalidURL, UnicodeError):
-            raise CallerError(
-                f"{self.address} is not an address.", hint="Check --host and --port."
-            ) from None
+            raise CallerError(f"{self.address} is not an address.", hint="Check --host and --port.") from None
 
 
 # ---- the wire

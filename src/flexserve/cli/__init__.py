@@ -1,0 +1,16 @@
+"""The command line: composition root, with one module per noun. Heavy modules load when a command runs."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+
+def main() -> None:
+    """Run the command line on this process's arguments and exit: 0 done, 1 failed, 2 misused."""
+    from flexserve.cli.app import app
+
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a character is no reason to fail
+    app(prog_name="flexserve")

@@ -1,0 +1,5 @@
+"""`python -m flexserve.cli` is `flexserve`."""
+
+from flexserve.cli import main
+
+main()

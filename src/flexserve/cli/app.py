@@ -1,0 +1,76 @@
+"""The application: its commands, what they have in common, and how errors end them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from flexserve import __version__
+from flexserve.cli import bench, configuration, models, server, talk, terminal
+from flexserve.cli.options import AsJson
+from flexserve.errors import FlexServeError
+
+
+class Commands(TyperGroup):
+    """The group of all commands: an error of ours becomes two lines and status 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command. Raises typer.Exit with the status, never FlexServeError."""
+        try:
+            return super().invoke(ctx)
+        except FlexServeError as error:
+            terminal.show_error(error, as_json=ctx.meta.get(terminal.JSON_ASKED, False))
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    cls=Commands,
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Example: flexserve add model.gguf, then flexserve serve",
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"flexserve {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def flexserve(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    """Serve language models from memory that the OS can recall but not read."""
+    del version
+
+
+models.register(app)
+server.register(app)
+talk.register(app)
+bench.register(app)
+configuration.register(app)
+
+
+@app.command(epilog="Example: flexserve version --json")
+def version(as_json: AsJson = False) -> None:
+    """Show the versions of FlexServe, its engine and Python."""
+    import importlib.metadata
+    import platform
+
+    engine = importlib.metadata.version("llama-cpp-python")
+    python = platform.python_version()
+    if as_json:
+        terminal.show_json({"flexserve": __version__, "llama_cpp_python": engine, "python": python})
+    else:
+        typer.echo(f"flexserve {__version__} (llama-cpp-python {engine}, Python {python})")

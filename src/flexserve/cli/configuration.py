@@ -1,0 +1,39 @@
+"""The command config."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from flexserve.cli import terminal
+from flexserve.cli.options import AsJson
+
+
+def register(app: typer.Typer) -> None:
+    """Add this command to `app`."""
+    app.command("config", epilog="Example: FLEXSERVE_PORT=8080 flexserve config")(config)
+
+
+def config(
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON Schema of the file instead.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show the configuration and where it comes from."""
+    from flexserve import settings
+
+    if schema:
+        return terminal.show_json(settings.schema())
+    values = settings.load().model_dump(mode="json")
+    if as_json:
+        return terminal.show_json(
+            {name: {"value": value, "from": settings.origin(name)} for name, value in values.items()}
+        )
+    rows = [
+        [name, "" if value is None else str(value), settings.origin(name)] for name, value in values.items()
+    ]
+    terminal.show_table(["SETTING", "VALUE", "FROM"], rows)
+    terminal.note(f"file: {settings.config_file()}{'' if settings.config_file().exists() else ' (none)'}")
+    return None

@@ -1,0 +1,211 @@
+"""Commands on the store: add, list, show, verify, rm."""
+
+from __future__ import annotations
+
+import datetime
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flexserve.cli import terminal
+from flexserve.cli.options import AsJson, DeviceKeyFile, ModelName, ModelsFolder
+from flexserve.errors import CallerError, FlexServeError, UnknownModelError
+from flexserve.units import format_size
+
+if TYPE_CHECKING:
+    from flexserve.secure.models import Manifest, Store
+    from flexserve.settings import Settings
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to `app`."""
+    app.command("add", epilog="Example: flexserve add llama-3.2-1b.gguf --name llama")(add)
+    app.command("list", epilog="Example: flexserve list --json")(list_models)
+    app.command("show", epilog="Example: flexserve show llama")(show)
+    app.command("verify", epilog="Example: flexserve verify --all")(verify)
+    app.command("rm", epilog="Example: flexserve rm llama --yes")(remove)
+
+
+def add(
+    file: Annotated[Path, typer.Argument(metavar="FILE.gguf", show_default=False, help="The model's file.")],
+    name: Annotated[str | None, typer.Option("--name", help="Its name here [after the file].")] = None,
+    models: ModelsFolder = None,
+    device_key: DeviceKeyFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Seal a GGUF file into the store, for this device only."""
+    settings = _settings(models, device_key)
+    store = open_store(settings)
+    with terminal.progress(f"sealing {file.name}", silent=as_json) as show_progress:
+        manifest = store.add(file, name, show_progress)
+    if as_json:
+        return terminal.show_json({**_described(manifest), "device_key": str(settings.device_key)})
+    terminal.say(f"added {manifest.name}: {_summary(manifest)}")
+    terminal.say(
+        f"key: {settings.device_key} opens it and nothing else does; keep a backup apart from the models"
+    )
+    terminal.say(f"note: {file} is still there in clear; delete it if nobody else should read the weights")
+    return None
+
+
+def list_models(
+    models: ModelsFolder = None, device_key: DeviceKeyFile = None, as_json: AsJson = False
+) -> None:
+    """List the models of the store."""
+    store = open_store(_settings(models, device_key))
+    sound, damaged = store.list(), store.damaged()
+    if as_json:
+        rows = [{**_described(manifest), "damaged": None} for manifest in sound]
+        rows += [{"name": name, "damaged": terminal.error_object(error)} for name, error in damaged.items()]
+        return terminal.show_json({"models": rows})
+    if not sound and not damaged:
+        return terminal.say("No models yet. Add one with `flexserve add FILE.gguf`.")
+    columns = ["MODEL", "ARCHITECTURE", "PARAMETERS", "QUANTIZATION", "CONTEXT", "SIZE", "ADDED"]
+    terminal.show_table(
+        columns, [_row(manifest) for manifest in sound], right=("PARAMETERS", "CONTEXT", "SIZE")
+    )
+    for name, error in damaged.items():
+        terminal.warn(f"{name} cannot be used: {error}")
+    return None
+
+
+def show(
+    model: ModelName, models: ModelsFolder = None, device_key: DeviceKeyFile = None, as_json: AsJson = False
+) -> None:
+    """Show what a model is and where it lies."""
+    store = open_store(_settings(models, device_key))
+    with store.open(model) as sealed:
+        manifest = sealed.manifest
+    images = [{"path": str(path), "bytes": path.stat().st_size} for path in store.images(manifest)]
+    details = {
+        **_described(manifest),
+        "device": manifest.device,
+        "path": str(store.root / "models" / f"{model}.flex"),
+        "images": images,
+    }
+    if as_json:
+        return terminal.show_json(details)
+    details["size"] = f"{format_size(manifest.size)} ({manifest.size} bytes)"
+    details["images"] = ", ".join(str(image["path"]) for image in images) or "none yet (made at first use)"
+    for key, value in details.items():
+        terminal.say(f"{key.replace('_', ' '):16} {value}")
+    return None
+
+
+def verify(
+    model: Annotated[str | None, typer.Argument(metavar="MODEL", show_default=False)] = None,
+    every: Annotated[bool, typer.Option("--all", help="Check all models.")] = False,
+    models: ModelsFolder = None,
+    device_key: DeviceKeyFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check every byte of sealed models."""
+    if (model is None) != every:
+        raise typer.BadParameter("name a model, or give --all (and not both).")
+    store = open_store(_settings(models, device_key))
+    names = [model] if model is not None else sorted([m.name for m in store.list()] + [*store.damaged()])
+    results = [_verify(store, name, as_json=as_json) for name in names]
+    if as_json:
+        terminal.show_json({"models": results})
+    elif not results:
+        terminal.say("No models yet.")
+    if not all(result["ok"] for result in results):
+        raise typer.Exit(1)
+
+
+def remove(
+    model: ModelName,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    models: ModelsFolder = None,
+    device_key: DeviceKeyFile = None,
+) -> None:
+    """Remove a model and its images from the disk."""
+    store = open_store(_settings(models, device_key))
+    if not yes:
+        if not sys.stdin.isatty():
+            raise CallerError(f"{model} was not removed: nobody is here to ask.", hint="Add --yes.")
+        if not typer.confirm(f"Remove {model}?"):
+            return terminal.say("kept")
+    return terminal.say(f"removed {model}: {format_size(store.remove(model))} of disk freed")
+
+
+def open_store(settings: Settings) -> Store:
+    """Return the store of `settings`; a first one is made together with its device key.
+
+    Raises CallerError when models exist and their key does not: a new key would not open them.
+    """
+    from flexserve.secure.models import DeviceKey, Store
+
+    sealed = any((settings.models / "models").glob("*.flex"))
+    device = (DeviceKey.load if sealed else DeviceKey.load_or_create)(settings.device_key)
+    return Store(settings.models, device)
+
+
+def _settings(models: Path | None, device_key: Path | None) -> Settings:
+    from flexserve import settings
+
+    return settings.load(models=models, device_key=device_key)
+
+
+def _verify(store: Store, name: str, *, as_json: bool) -> dict[str, Any]:
+    began = time.monotonic()
+    result: dict[str, Any] = {"name": name, "ok": True, "error": None}
+    try:
+        with terminal.progress(f"verifying {name}", silent=as_json) as show_progress:
+            store.verify(name, show_progress)
+    except UnknownModelError:
+        raise
+    except FlexServeError as error:
+        result.update(ok=False, error=terminal.error_object(error))
+        if not as_json:
+            terminal.show_error(error)
+    result["seconds"] = round(time.monotonic() - began, 3)
+    if not as_json:
+        terminal.say(f"{name}: {'sound' if result['ok'] else 'NOT SOUND'} ({result['seconds']:.1f} s)")
+    return result
+
+
+def _described(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "name": manifest.name,
+        "architecture": manifest.architecture,
+        "parameters": manifest.parameters,
+        "quantization": manifest.quantization,
+        "context_length": manifest.context_length,
+        "size": manifest.size,
+        "created": _created(manifest).isoformat(),
+        "sha256": manifest.digest,
+        "model_id": manifest.model_id,
+    }
+
+
+def _created(manifest: Manifest) -> datetime.datetime:
+    seconds = min(manifest.created, 253_402_300_799)  # the last second of the calendar's year 9999
+    return datetime.datetime.fromtimestamp(seconds, tz=datetime.UTC)
+
+
+def _row(manifest: Manifest) -> list[str]:
+    return [
+        manifest.name,
+        manifest.architecture,
+        _count(manifest.parameters),
+        manifest.quantization,
+        str(manifest.context_length or "?"),
+        format_size(manifest.size),
+        f"{_created(manifest):%Y-%m-%d %H:%M}",
+    ]
+
+
+def _summary(manifest: Manifest) -> str:
+    kind = f"{manifest.architecture}, {_count(manifest.parameters)} parameters, {manifest.quantization}"
+    return f"{kind}, {format_size(manifest.size)}"
+
+
+def _count(number: int) -> str:
+    for factor, unit in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if number >= factor:
+            return f"{number / factor:.1f} {unit}"
+    return str(number)

@@ -1,0 +1,42 @@
+"""Options that several commands share. None means: not given, so the configuration decides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from flexserve.cli.terminal import JSON_ASKED
+
+
+def _note_json(ctx: typer.Context, wanted: bool) -> bool:
+    """Remember that JSON is wanted, for an error that ends the command."""
+    ctx.meta[JSON_ASKED] = wanted
+    return wanted
+
+
+AsJson = Annotated[bool, typer.Option("--json", callback=_note_json, help="Print JSON, errors included.")]
+
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", show_default=False, help="A model's name.")]
+ModelsFolder = Annotated[
+    Path | None, typer.Option("--models", metavar="DIR", help="Folder of the sealed models.")
+]
+DeviceKeyFile = Annotated[
+    Path | None, typer.Option("--device-key", metavar="FILE", help="File of the key that opens them.")
+]
+
+Host = Annotated[str | None, typer.Option("--host", metavar="ADDRESS", help="Address [127.0.0.1].")]
+Port = Annotated[int | None, typer.Option("--port", metavar="N", help="TCP port [7077].")]
+UnixSocket = Annotated[
+    Path | None, typer.Option("--unix-socket", metavar="PATH", help="Unix socket of the server.")
+]
+
+MemoryKind = Annotated[
+    Literal["secret", "plain"] | None,
+    typer.Option("--memory", help="secret: the OS cannot read it [secret]. plain: unprotected."),
+]
+Threads = Annotated[
+    int | None, typer.Option("--threads", metavar="N", help="Threads that compute [one per core].")
+]
+Context = Annotated[int | None, typer.Option("--context", metavar="TOKENS", help="Tokens of context [4096].")]

@@ -1,0 +1,205 @@
+"""Commands on a server: serve, ps, recall."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from flexserve.cli import terminal
+from flexserve.cli.options import (
+    AsJson,
+    Context,
+    DeviceKeyFile,
+    Host,
+    MemoryKind,
+    ModelsFolder,
+    Port,
+    Threads,
+    UnixSocket,
+)
+from flexserve.errors import CallerError
+from flexserve.units import format_size, parse_size
+
+if TYPE_CHECKING:
+    from flexserve.normal.client import Client, ModelState, RecallResult, States
+
+UNPROTECTED = "--memory plain: model memory is UNPROTECTED. Root, debuggers and swap can read it."
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to `app`."""
+    app.command("serve", epilog="Example: flexserve serve --port 8080 --memory secret")(serve)
+    app.command("ps", epilog="Example: flexserve ps --json")(ps)
+    app.command("recall", epilog="Example: flexserve recall 512M --deadline 100")(recall)
+
+
+def serve(
+    *,
+    host: Host = None,
+    port: Port = None,
+    unix_socket: UnixSocket = None,
+    memory: MemoryKind = None,
+    threads: Threads = None,
+    context: Context = None,
+    max_queue: Annotated[int | None, typer.Option(metavar="N", help="Requests that may wait [64].")] = None,
+    keep_alive: Annotated[
+        str | None,
+        typer.Option(
+            "--keep-alive",
+            "--idle-seconds",
+            metavar="TIME",
+            help="How long an idle model keeps its memory: 10m, seconds, -1 for ever [5m].",
+        ),
+    ] = None,
+    models: ModelsFolder = None,
+    device_key: DeviceKeyFile = None,
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], typer.Option(help="What to log on standard error.")
+    ] = "info",
+) -> None:
+    """Serve the models over HTTP until Ctrl-C.
+
+    The API is OpenAI's: point a client at http://127.0.0.1:7077/v1. What runs at Ctrl-C is finished.
+    """
+    from flexserve import settings
+    from flexserve.normal import main
+
+    chosen = settings.load(
+        host=host,
+        port=port,
+        unix_socket=unix_socket,
+        memory=memory,
+        threads=threads,
+        context=context,
+        max_queue=max_queue,
+        keep_alive=keep_alive,
+        models=models,
+        device_key=device_key,
+    )
+    if chosen.memory == "plain":
+        terminal.warn(UNPROTECTED)
+    options = main.ServeOptions(
+        chosen.secure_options(),
+        host=chosen.host,
+        port=chosen.port,
+        unix_socket=chosen.unix_socket,
+        log_level=log_level,
+    )
+    raise typer.Exit(main.serve(options))
+
+
+def ps(host: Host = None, port: Port = None, unix_socket: UnixSocket = None, as_json: AsJson = False) -> None:
+    """Show what is in memory, as the OS counts it."""
+    import msgspec
+
+    with client(host, port, unix_socket) as server:
+        states = server.states()
+    if as_json:
+        terminal.show_json(msgspec.to_builtins(states))
+    else:
+        show_states(states)
+
+
+def recall(
+    size: Annotated[
+        str | None, typer.Argument(metavar="SIZE", show_default=False, help="How much, as in 512M.")
+    ] = None,
+    *,
+    everything: Annotated[bool, typer.Option("--all", help="All that no running request uses.")] = False,
+    deadline: Annotated[float, typer.Option(metavar="MS", min=0, max=60_000, help="Milliseconds.")] = 2000,
+    host: Host = None,
+    port: Port = None,
+    unix_socket: UnixSocket = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take memory back; say what the OS really got.
+
+    A running request keeps what it uses; the rest comes back as needed.
+    """
+    import msgspec
+
+    if (size is None) != everything:
+        raise typer.BadParameter("give a size, or --all (and not both).")
+    wanted = None if size is None else _bytes(size)
+    with client(host, port, unix_socket) as server:
+        result = server.recall(wanted, deadline_ms=deadline)
+    if as_json:
+        terminal.show_json(msgspec.to_builtins(result))
+    else:
+        show_recall(result)
+
+
+def client(host: str | None, port: int | None, unix_socket: Path | None) -> Client:
+    """Return a client of the configured server."""
+    from flexserve import settings
+    from flexserve.normal.client import Client
+
+    return Client(settings.load(host=host, port=port, unix_socket=unix_socket).address())
+
+
+def show_states(states: States) -> None:
+    """Print where every byte is, for people."""
+    columns = ["MODEL", "STATE", "RESIDENT", "%", "OF", "KV", "SCRATCH", "RUNNING"]
+    rows = [_row(model) for model in states.models]
+    if rows:
+        terminal.show_table(columns, rows, right=("RESIDENT", "%", "OF", "KV", "SCRATCH"))
+        terminal.say()
+    else:
+        terminal.say("No models yet. Add one with `flexserve add FILE.gguf`.")
+    for model in states.models:
+        if model.error is not None:
+            terminal.warn(f"{model.name}: {model.error.message} {model.error.hint}")
+    memory, counted = states.memory, states.os
+    stall = "" if counted.stall is None else f", stalled {counted.stall:.1f} % of the time"
+    terminal.say(
+        f"secure memory  {format_size(memory.secure)} in use, {format_size(memory.unused)} unused, "
+        f"{format_size(memory.recalling)} on its way back, of {format_size(memory.granted)} granted"
+    )
+    terminal.say(
+        f"the OS counts  {format_size(counted.secure_rss)} in the secure process ({counted.secure_pid}); "
+        f"{format_size(counted.available)} of {format_size(counted.total)} available{stall}"
+    )
+    terminal.say(f"requests       {states.running} running, {states.queued} waiting")
+    terminal.say(f"protection     {states.protection.name}: {states.protection.summary}")
+    if not states.protection.protected:
+        terminal.warn("this server's model memory is UNPROTECTED.")
+
+
+def show_recall(result: RecallResult) -> None:
+    """Print what a recall brought, for people."""
+    measured = result.measured
+    terminal.say(
+        f"the OS got {format_size(measured.freed)} back in {result.elapsed_ms:.1f} ms: it counted "
+        f"{format_size(measured.before.secure_rss)} in the secure process before, "
+        f"{format_size(measured.after.secure_rss)} after"
+    )
+    terminal.say(
+        f"the secure world released {format_size(result.returned)}"
+        + (f" of {format_size(result.asked)} asked" if result.asked is not None else "")
+    )
+    if result.plan:
+        terminal.say(f"given up: {', '.join(result.plan)}")
+    if result.protected:
+        terminal.say(f"kept: {format_size(result.protected)}, in use by a running request")
+
+
+def _bytes(text: str) -> int:
+    try:
+        return parse_size(text)
+    except CallerError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def _row(model: ModelState) -> list[str]:
+    return [
+        model.name,
+        model.state,
+        format_size(model.resident),
+        f"{100 * model.resident_fraction:.0f}",
+        format_size(model.weights),
+        format_size(model.kv),
+        format_size(model.scratch),
+        "yes" if model.running else "no",
+    ]

@@ -1,0 +1,182 @@
+"""Whom `run` and `chat` ask: a running server, or two worlds started for one command.
+
+Both answer the same questions in the same way. The private world lives on an event loop in a
+thread of its own, so that the terminal's thread can wait for a person, or be interrupted, while
+the memory broker keeps answering the secure world.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import threading
+from collections.abc import Coroutine, Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
+
+from flexserve.errors import InternalError
+from flexserve.normal.client import Client, Ending, NoServerError, Protection
+from flexserve.world.messages import ChatMessage, ChatPrompt, Delta, Finished, Sampling
+
+if TYPE_CHECKING:
+    from flexserve.normal.answer import Answer
+    from flexserve.normal.launcher import SecureOptions
+    from flexserve.normal.world import World
+    from flexserve.settings import Settings
+
+T = TypeVar("T")
+
+
+class Responder(Protocol):
+    """Answers conversations."""
+
+    @property
+    def place(self) -> str:
+        """Where the answer is made, for people."""
+
+    def protection(self) -> Protection:
+        """Return the label of what protects it."""
+
+    def models(self) -> list[str]:
+        """Return the names of the models it has."""
+
+    def ask(self, model: str, messages: list[ChatMessage], sampling: Sampling) -> Iterator[str | Ending]:
+        """Yield the answer as it comes, then its Ending. Closing the iterator cancels the request."""
+
+
+class ServerResponder:
+    """A running server."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._health = client.health()
+        self.ask = client.ask
+
+    @property
+    def place(self) -> str:
+        """The server's address."""
+        return f"the server at {self._client.address}"
+
+    def protection(self) -> Protection:
+        """Return what the server says protects it."""
+        return self._health.protection
+
+    def models(self) -> list[str]:
+        """Return the names of the server's models."""
+        return [model.name for model in self._client.states().models]
+
+
+class PrivateWorld:
+    """The two worlds, for as long as the context lasts. Every method blocks its caller."""
+
+    place = "a secure world of this command's own"
+
+    def __init__(self, options: SecureOptions) -> None:
+        self._options = options
+        self._ready: concurrent.futures.Future[World] = concurrent.futures.Future()
+        self._thread = threading.Thread(target=self._run, name="private-world", daemon=True)
+        self._loop = asyncio.new_event_loop()
+        self._life: asyncio.Task[None] | None = None
+        self._ending = False
+
+    def __enter__(self) -> Self:
+        """Start the worlds. Raises what normal.world.running_world raises."""
+        self._thread.start()
+        try:
+            self._ready.result()
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+
+    def protection(self) -> Protection:
+        """Return what the secure world says protects it."""
+        label = self._world.protection
+        return Protection(label.name, label.protected, label.summary)
+
+    def models(self) -> list[str]:
+        """Return the names of the store's models."""
+        return [model.name for model in self._wait(self._world.models())]
+
+    def ask(self, model: str, messages: list[ChatMessage], sampling: Sampling) -> Iterator[str | Ending]:
+        """Yield the answer as it comes, then its Ending. Closing the iterator cancels the request."""
+        answer = self._wait(self._world.generate(model, ChatPrompt(messages), sampling))
+        try:
+            yield from self._read(answer)
+        finally:
+            self._loop.call_soon_threadsafe(answer.abandon)
+
+    def _read(self, answer: Answer) -> Iterator[str | Ending]:
+        while True:
+            message = self._wait(answer.__anext__())
+            if isinstance(message, Delta) and message.text:
+                yield message.text
+            elif isinstance(message, Finished):
+                yield Ending(message.reason, message.usage, message.timings)
+                return
+
+    @property
+    def _world(self) -> World:
+        return self._ready.result()
+
+    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def _end(self) -> None:
+        # Either the loop's thread sees the flag, or this one sees the task: it never lives on.
+        self._ending = True
+        if self._life is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: it ended by itself
+                self._loop.call_soon_threadsafe(self._life.cancel)
+        self._thread.join()
+
+    def _run(self) -> None:
+        runner = asyncio.Runner(loop_factory=lambda: self._loop)
+        with runner, contextlib.suppress(asyncio.CancelledError):
+            runner.run(self._live())
+        if not self._ready.done():
+            self._ready.set_exception(InternalError("The secure world ended while it started."))
+
+    async def _live(self) -> None:
+        from flexserve.normal.world import running_world
+
+        self._life = asyncio.current_task()
+        if self._ending:
+            return
+        try:
+            async with running_world(self._options, drain=0) as world:
+                self._ready.set_result(world)
+                await asyncio.Event().wait()
+        except Exception as error:
+            if self._ready.done():
+                raise
+            self._ready.set_exception(error)
+
+
+@contextlib.contextmanager
+def responder(settings: Settings) -> Iterator[Responder]:
+    """Yield the configured server if one answers, else worlds started for this block.
+
+    Raises PeerError when something that is no FlexServe server listens there: it gets no prompt.
+    """
+    with Client(settings.address()) as client:
+        try:
+            server = ServerResponder(client)
+        except NoServerError:
+            server = None
+        if server is not None:
+            yield server
+            return
+    with PrivateWorld(settings.secure_options()) as world:
+        yield world

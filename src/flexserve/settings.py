@@ -1,0 +1,195 @@
+"""Configuration: flags, then the environment (FLEXSERVE_*), then a file, then defaults.
+
+The file is $XDG_CONFIG_HOME/flexserve/config.toml, and its keys are the fields below. An unknown
+key or a value out of bounds is an error that says where it came from.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings.sources import InitSettingsSource
+
+from flexserve.errors import CallerError
+
+if TYPE_CHECKING:
+    from flexserve.normal.client import Address
+    from flexserve.normal.launcher import SecureOptions
+
+_PREFIX = "FLEXSERVE_"
+_MAX_FILE = 1 << 20  # bytes of the configuration file
+_SECONDS = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|)\s*")
+_YEAR = 365 * 86400.0
+
+
+def config_folder() -> Path:
+    """Return where this user's configuration and device key live."""
+    return _xdg("XDG_CONFIG_HOME", ".config") / "flexserve"
+
+
+def data_folder() -> Path:
+    """Return where this user's sealed models live."""
+    return _xdg("XDG_DATA_HOME", ".local/share") / "flexserve"
+
+
+def cache_folder() -> Path:
+    """Return where what can be made again lives (synthetic models)."""
+    return _xdg("XDG_CACHE_HOME", ".cache") / "flexserve"
+
+
+def _xdg(variable: str, otherwise: str) -> Path:
+    value = os.environ.get(variable, "")
+    return Path(value) if value.startswith("/") else Path.home() / otherwise  # relative: to be ignored
+
+
+def parse_duration(value: object) -> object:
+    """Return the seconds that "10m", "90s", "500ms", "300" or -1 (never) stand for.
+
+    What is no text is returned as it is, for the type check that follows. Raises ValueError.
+    """
+    if not isinstance(value, str):
+        return value
+    if value.strip() == "-1":
+        return -1.0
+    match = _DURATION.fullmatch(value)
+    if match is None:
+        raise ValueError("Write it like 10m, 90s, 0 or -1 (never)")
+    return float(match[1]) * _SECONDS[match[2]]
+
+
+def _check_duration(seconds: float) -> float:
+    if seconds != -1 and not 0 <= seconds <= _YEAR:
+        raise ValueError("Give -1 (never), or 0 seconds to a year")
+    return seconds
+
+
+def _absolute(path: Path) -> Path:
+    return path.expanduser().absolute()
+
+
+Duration = Annotated[float, BeforeValidator(parse_duration), AfterValidator(_check_duration)]
+Location = Annotated[Path, AfterValidator(_absolute)]
+
+
+class Settings(BaseSettings):
+    """FlexServe's configuration. Immutable; make one with `load`."""
+
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, extra="forbid", frozen=True, allow_inf_nan=False)
+
+    host: str = Field("127.0.0.1", max_length=255, description="Address to listen on, or to ask.")
+    port: int = Field(7077, ge=0, le=65535, description="TCP port; 0 lets the server take any free one.")
+    unix_socket: Location | None = Field(None, description="Unix socket to listen on too, or to ask instead.")
+    models: Location = Field(
+        default_factory=lambda: data_folder() / "models", description="Folder of the sealed models."
+    )
+    device_key: Location = Field(
+        default_factory=lambda: config_folder() / "device.key",
+        description="File of the key that opens them. Keep a backup, apart from the models.",
+    )
+    memory: Literal["secret", "plain"] = Field(
+        "secret", description="secret: memory that the OS cannot read. plain: unprotected, for trials."
+    )
+    threads: int = Field(0, ge=0, le=1024, description="Threads that compute; 0: one per core.")
+    context: int = Field(0, ge=0, le=1 << 20, description="Tokens of context; 0: 4096.")
+    max_queue: int = Field(64, ge=1, le=1024, description="Requests that may wait.")
+    keep_alive: Duration = Field(
+        300.0, description='How long an idle model keeps its memory unasked: "10m", seconds, -1 for ever.'
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Return the sources, strongest first."""
+        del dotenv_settings, file_secret_settings
+        return init_settings, env_settings, InitSettingsSource(settings_cls, read_file())
+
+    def address(self) -> Address:
+        """Return where a running server is to be asked."""
+        from flexserve.normal.client import Address
+
+        return Address(self.host, self.port, self.unix_socket)
+
+    def secure_options(self) -> SecureOptions:
+        """Return how a secure world is to be started."""
+        from flexserve.normal.launcher import SecureOptions
+
+        return SecureOptions(
+            store=self.models,
+            device_key=self.device_key,
+            memory=self.memory,
+            threads=self.threads,
+            context=self.context,
+            max_queue=self.max_queue,
+            idle_seconds=_YEAR if self.keep_alive < 0 else self.keep_alive,
+        )
+
+
+def config_file() -> Path:
+    """Return the configuration file's path; the file need not exist."""
+    return config_folder() / "config.toml"
+
+
+def read_file() -> dict[str, Any]:
+    """Return what the configuration file says; nothing if there is none. Raises CallerError."""
+    path = config_file()
+    try:
+        with path.open("rb") as file:
+            return tomllib.loads(file.read(_MAX_FILE).decode())
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise CallerError(
+            f"{path} cannot be read: {error.strerror}.", hint="Check its permissions."
+        ) from None
+    except ValueError as error:  # not TOML, or not UTF-8
+        raise CallerError(f"{path} is not a TOML file: {error}.", hint="Correct it.") from None
+
+
+def load(**flags: object) -> Settings:
+    """Return the effective settings. `flags` are those of the command line; None: not given.
+
+    Raises CallerError for a value that cannot be used, naming the place it came from.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    try:
+        return Settings(**given)  # type: ignore[arg-type]  # checked there
+    except ValidationError as error:
+        defect = error.errors(include_input=False, include_url=False)[0]
+        name = str(defect["loc"][0]) if defect["loc"] else "?"
+        reason = defect["msg"].removeprefix("Value error, ")
+        if defect["type"] == "extra_forbidden":
+            reason = "there is no such setting"
+        raise CallerError(
+            f"{origin(name, given)}: {reason}.",
+            hint="`flexserve config --schema` lists the settings.",
+            code="bad_setting",
+        ) from None
+
+
+def origin(name: str, flags: Mapping[str, object] | None = None) -> str:
+    """Return where the setting `name` gets its value from, as people would write it."""
+    if flags and flags.get(name) is not None:
+        return f"--{name.replace('_', '-')}"
+    variable = _PREFIX + name.upper()
+    if any(given.upper() == variable for given in os.environ):
+        return variable
+    return f"{name} in {config_file()}" if name in read_file() else "default"
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON Schema of the configuration file."""
+    return Settings.model_json_schema()
