@@ -5,6 +5,7 @@ import errno
 import hashlib
 import os
 import resource
+import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -470,3 +471,25 @@ def test_a_real_limit_on_the_file_size_is_a_full_disk(source: Path, target: Path
     with os.fdopen(reader, "rb") as pipe:
         assert pipe.read() == b"disk_full"
     assert os.listdir(target.parent) == []
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
+def test_a_disk_that_is_really_full_leaves_nothing(
+    source: Path, target: Path, device: DeviceKey, monkeypatch: pytest.MonkeyPatch
+):
+    folder = str(target.parent)
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1536k", "tmpfs", folder], check=False).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        with pytest.raises(NormalWorldError) as caught:
+            seal(source, target, "x", device, lambda done, total: pytest.fail("sealing began"))
+        assert caught.value.code == "disk_full"
+        # The same when the room is lost only after it was checked.
+        monkeypatch.setattr(container, "require_room", lambda *arguments: None)
+        with pytest.raises(NormalWorldError) as caught:
+            seal(source, target, "x", device, quiet)
+        assert caught.value.code == "disk_full"
+        assert os.listdir(folder) == []
+    finally:
+        subprocess.run(["umount", folder], check=True)

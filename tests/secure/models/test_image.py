@@ -83,6 +83,18 @@ def test_ciphertext_lies_at_page_boundaries(path: Path, sealed: SealedModel, mon
     assert all(offset % 4096 == 0 for offset in offsets)
 
 
+def test_memory_from_ctypes_can_be_written_from(tmp_path: Path, sealed: SealedModel):
+    buffer = BufferSpec("CPU", CHUNK)
+    content = (ctypes.c_ubyte * CHUNK).from_buffer_copy(piece(0, 0))
+    with ImageWriter(tmp_path / "x.img", sealed, FINGERPRINT, [buffer], CHUNK) as writer:
+        writer.write(0, 0, memoryview(content))
+        writer.finish()
+    target = bytearray(CHUNK)
+    with Image.open(tmp_path / "x.img", sealed, FINGERPRINT) as image:
+        image.restore(0, 0, memoryview(target))
+    assert target == piece(0, 0)
+
+
 def test_memory_from_ctypes_can_be_restored_into(path: Path, sealed: SealedModel):
     target = (ctypes.c_ubyte * CHUNK)()
     with Image.open(path, sealed, FINGERPRINT) as image:

@@ -168,7 +168,7 @@ class ImageWriter:
 
     def _write(self, place: _Place, buffer: int, index: int, plaintext: memoryview) -> None:
         target = self._scratch[: place.length]
-        tag = self._cipher.encrypt(buffer, index, place.total, plaintext, target)
+        tag = self._cipher.encrypt(buffer, index, place.total, plaintext.cast("B"), target)
         with disk_errors(self._action):
             write_all(self._file.fd, [target], place.offset)
         self._tags[place.number * TAG_SIZE : (place.number + 1) * TAG_SIZE] = tag
