@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import ClassVar
 
 from hypothesis import strategies as st
@@ -30,8 +31,13 @@ from flexserve.errors import GrantRefusedError, IllegalTransitionError, Internal
 from flexserve.platforms.ports import Arena, SecureMemory
 from flexserve.testing.faults import Refusing
 
-_MOST_GRANULES = 6  # of an arena: small, so that ranges collide often
-_PAST_THE_END = _MOST_GRANULES + 2
+# Small arenas, so that ranges collide often; and some that end past the end.
+_SIZES = st.integers(3, 4)
+_FIRST = st.integers(0, 3)
+_COUNT = st.integers(1, 3)
+_PLACES = (Fraction(0), Fraction(1, 2), Fraction(1))  # in a granule; the last reaches into the next
+_VALUES = st.integers(1, 255)
+_MOSTLY = st.sampled_from([True, True, True, False])
 
 
 class MemoryModel:
@@ -95,20 +101,16 @@ class SecureMemoryMachine(RuleBasedStateMachine):
         """Return a fresh adapter with room for at least 256 granules (small ones make this fast)."""
         raise TypeError("derive from SecureMemoryMachine and say which memory to drive")
 
-    @rule(target=arenas, granules=st.integers(1, _MOST_GRANULES))
+    @precondition(lambda self: len(self.model.sizes) < 2)  # more would spread the steps too thin to find much
+    @rule(target=arenas, granules=_SIZES)
     def reserve(self, granules: int) -> Arena:
         arena = self.memory.reserve(granules * self.memory.granule)
         assert arena.size == granules * self.memory.granule
         self.model.reserve(arena, granules)
         return arena
 
-    @rule(
-        arena=arenas,
-        first=st.integers(0, _PAST_THE_END),
-        count=st.integers(0, _MOST_GRANULES),
-        granted=st.booleans(),
-    )
-    def commit(self, arena: Arena, first: int, count: int, granted: bool) -> None:
+    @rule(arena=arenas, first=_FIRST, count=_COUNT, value=_VALUES, granted=_MOSTLY)
+    def commit(self, arena: Arena, first: int, count: int, value: int, granted: bool) -> None:
         unit = self.memory.granule
         legal = self.model.may_commit(arena, first, count)
         self.memory.after = int(granted)
@@ -120,8 +122,18 @@ class SecureMemoryMachine(RuleBasedStateMachine):
             self.memory.commit(arena, first * unit, count * unit)
         if granted and legal:
             self.model.commit(arena, first, count)
+            if value % 4:  # now and then, memory stays untouched
+                self._use(arena, first, count, value)
 
-    @rule(arena=arenas, first=st.integers(0, _PAST_THE_END), count=st.integers(0, _MOST_GRANULES))
+    def _use(self, arena: Arena, first: int, count: int, value: int) -> None:
+        """Do with fresh memory what everyone does: find it zero, and write to it."""
+        unit = self.memory.granule
+        assert not any(self.memory.view(arena, first * unit, count * unit)), "fresh memory is not zero"
+        for index in range(first, first + count):
+            self.memory.view(arena, index * unit, 1)[0] = value
+            self.model.write(arena, index * unit, bytes([value]))
+
+    @rule(arena=arenas, first=_FIRST, count=_COUNT)
     def release(self, arena: Arena, first: int, count: int) -> None:
         unit = self.memory.granule
         legal = self.model.may_release(arena, first, count)
@@ -130,28 +142,28 @@ class SecureMemoryMachine(RuleBasedStateMachine):
         if legal:
             self.model.release(arena, first, count)
 
-    @precondition(lambda self: self.model.committed_bytes())
-    @rule(arena=arenas, data=st.data(), payload=st.binary(min_size=1, max_size=16))
-    def write(self, arena: Arena, data: st.DataObject, payload: bytes) -> None:
+    @rule(arena=arenas, pick=_FIRST, where=st.sampled_from(_PLACES), value=st.integers(1, 255), size=_SIZES)
+    def write(self, arena: Arena, pick: int, where: Fraction, value: int, size: int) -> None:
         unit = self.memory.granule
-        granule = data.draw(st.integers(0, self.model.sizes[arena] - 1))
-        offset = granule * unit + data.draw(st.sampled_from((0, 1, unit // 2, unit - 8, unit - 1)))
-        last = (offset + len(payload) - 1) // unit
+        committed = sorted(self.model.contents[arena]) or [0]
+        granule = committed[pick % len(committed)]
+        offset = granule * unit + int(where * (unit - 1))
+        last = (offset + size - 1) // unit
         if not self.model.may_release(arena, granule, last - granule + 1):
             with _raises(InternalError):
-                self.memory.view(arena, offset, len(payload))
+                self.memory.view(arena, offset, size)
             return
-        self.memory.view(arena, offset, len(payload))[:] = payload
-        self.model.write(arena, offset, payload)
+        self.memory.view(arena, offset, size)[:] = bytes([value]) * size
+        self.model.write(arena, offset, bytes([value]) * size)
 
-    @rule()
-    def everything_reads_as_written(self) -> None:
+    @rule(arena=arenas)
+    def everything_reads_as_written(self, arena: Arena) -> None:
         unit = self.memory.granule
-        for arena, granules in self.model.contents.items():
-            for index, expected in granules.items():
-                assert self.memory.view(arena, index * unit, unit) == expected
-                self.model.touched.add((arena, index))
+        for index, expected in self.model.contents[arena].items():
+            assert self.memory.view(arena, index * unit, unit) == expected
+            self.model.touched.add((arena, index))
 
+    @precondition(lambda self: len(self.model.sizes) == 2)  # as often as reserve: rarely
     @rule(arena=consumes(arenas))
     def free(self, arena: Arena) -> None:
         self.memory.free(arena)
@@ -164,6 +176,7 @@ class SecureMemoryMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         for arena in list(self.model.sizes):
+            self.everything_reads_as_written(arena)
             self.memory.free(arena)
         assert self.memory.resident() == self.before
 
