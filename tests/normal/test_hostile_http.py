@@ -96,7 +96,7 @@ def test_legal_bodies_with_any_values_in_known_fields(path: str, body: Any, chan
         b'{"max_tokens": ' + b"9" * 5000 + b"}",
         b'{"model": "tiny", "prompt": "x", "temperature": NaN, "bytes": NaN}',
         b'{"model": "tiny", "prompt": "x", "temperature": 1e999, "bytes": 1e999}',
-        b"\xff\xfe{\x00}\x00",
+        b"\xff\xfe[\x00]\x00",
         b'{"model": "\x00"}',
         b"",
         b"null",
