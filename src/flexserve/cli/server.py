@@ -175,9 +175,10 @@ def show_recall(result: RecallResult) -> None:
         f"{format_size(measured.before.secure_rss)} in the secure process before, "
         f"{format_size(measured.after.secure_rss)} after"
     )
+    asked = "" if result.asked is None else f" of {format_size(result.asked)} asked"
     terminal.say(
-        f"the secure world released {format_size(result.returned)}"
-        + (f" of {format_size(result.asked)} asked" if result.asked is not None else "")
+        f"the secure world released {format_size(result.returned)}{asked}: pages of secure memory took "
+        f"{format_size(result.claimed.before)} before, {format_size(result.claimed.after)} after"
     )
     if result.plan:
         terminal.say(f"given up: {', '.join(result.plan)}")

@@ -1,0 +1,208 @@
+"""`make demo`: a sealed model answers, the OS takes its memory back, and it answers the same again.
+
+    python -m flexserve.bench.demo [MODEL.gguf]
+
+Every step is a command that could be typed, run on a store and a key that are made for this and
+removed afterwards. Exits with 0 if both answers are the same, 1 if not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console
+
+from flexserve.errors import FlexServeError, NormalWorldError, PeerError
+from flexserve.platforms.linux.secure_memory import probe_secret_memory
+from flexserve.units import MIB, format_size
+
+DEFAULT_MODEL = Path(__file__).parents[3] / "models" / "tiny" / "flexserve-tiny.gguf"
+QUESTION = "What is Flex-Mem?"
+MAX_TOKENS = 80  # of an answer; keeps the demo short with any model
+_NAME = "demo"
+_NEEDED = 256 * MIB  # of secret memory; the secure world does not start with less
+_STOP_SECONDS = 20.0
+_PATIENCE = 120.0  # seconds that one command may take
+_FLEXSERVE = (sys.executable, "-m", "flexserve.cli")
+_WARNING = "bold yellow"
+_ADDRESS = re.compile(r"http://127\.0\.0\.1:(\d+)")
+
+
+class Demo:
+    """The demo in one temporary folder. `environment` is all the configuration its commands see."""
+
+    def __init__(self, folder: Path, console: Console) -> None:
+        self._folder = folder
+        self._console = console
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("FLEXSERVE_")},
+            "XDG_CONFIG_HOME": str(folder / "config"),
+            "XDG_DATA_HOME": str(folder / "data"),
+        }
+
+    def run(self, model: Path) -> int:
+        """Show everything; return the exit status. Raises FlexServeError when a step fails."""
+        self._heading("FlexServe: a sealed model, in memory that the OS can take back and cannot read")
+        self._choose_memory()
+        self._step("Seal the model for this device")
+        self._show("add", str(model), "--name", _NAME)
+        self._step("Serve it")
+        with self._server():
+            self._step("Ask")
+            first = self._ask()
+            self._console.print(
+                f"(first token after {_ttft(first)}; a first use prepares the model for this CPU)"
+            )
+            self._step("See what is in memory")
+            self._show("ps")
+            self._step("The OS takes everything back")
+            self._show("recall", "--all")
+            self._step("Ask again: what was taken comes back, decrypted and checked, while it computes")
+            second = self._ask()
+            restored = format_size(second["timings_ms"]["restored_bytes"])
+            self._console.print(
+                f"(first token after {_ttft(second)}, from a cold start: {restored} restored)"
+            )
+            self._step("Stop the server (Ctrl-C)")
+        return self._compare(first["answer"], second["answer"])
+
+    def _compare(self, first: str, second: str) -> int:
+        if first == second:
+            self._console.print(
+                "\n[bold green]IDENTICAL[/]: the answer after the recall is the one before it."
+            )
+            return 0
+        self._console.print("\n[bold red]DIFFERENT[/]: the answer after the recall is not the one before it.")
+        return 1
+
+    def _choose_memory(self) -> None:
+        """Use secret memory, or say why not and use plain memory."""
+        try:
+            probe_secret_memory(_NEEDED)
+        except NormalWorldError as error:
+            self._console.print(
+                f"{error}\nSo this demo runs with --memory plain: UNPROTECTED.", markup=False, style=_WARNING
+            )
+            self.environment["FLEXSERVE_MEMORY"] = "plain"
+
+    @contextlib.contextmanager
+    def _server(self) -> Iterator[None]:
+        """Serve during the block on a free port; stop in good order after it."""
+        self._echo(("serve", "--port", "0"))
+        command = [*_FLEXSERVE, "serve", "--port", "0"]
+        with (self._folder / "server.log").open("w+") as log:
+            server = subprocess.Popen(
+                command,
+                env=self.environment,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                start_new_session=True,
+            )
+            try:
+                self._await_banner(server, log)
+                yield
+                server.send_signal(signal.SIGINT)
+                status = server.wait(_STOP_SECONDS)
+                self._console.print(f"stopped, exit status {status}")
+            except subprocess.TimeoutExpired:
+                raise PeerError("The server did not stop.", hint=_tail(log)) from None
+            finally:
+                if server.poll() is None:
+                    server.kill()
+                    server.wait()
+                assert server.stdout is not None
+                server.stdout.close()
+        if status != 0:
+            raise PeerError(f"The server ended with status {status}.")
+
+    def _await_banner(self, server: subprocess.Popen[str], log: TextIO) -> None:
+        """Show the server's three lines of greeting and note its port."""
+        assert server.stdout is not None
+        for _, line in zip(range(3), server.stdout, strict=False):
+            self._console.print(line.rstrip(), markup=False)
+            if found := _ADDRESS.search(line):
+                self.environment["FLEXSERVE_PORT"] = found[1]
+        if "FLEXSERVE_PORT" not in self.environment:
+            server.wait(_STOP_SECONDS)
+            raise PeerError("The server did not start.", hint=_tail(log))
+
+    def _ask(self) -> dict[str, Any]:
+        """Ask the question, show the answer, return all that is known about it."""
+        arguments = ("run", _NAME, QUESTION, "--temperature", "0", "--max-tokens", str(MAX_TOKENS))
+        self._echo(arguments)
+        answer: dict[str, Any] = json.loads(self._command(*arguments, "--json"))
+        self._console.print(answer["answer"].strip(), markup=False, style="cyan")
+        return answer
+
+    def _show(self, *arguments: str) -> None:
+        self._echo(arguments)
+        self._console.print(self._command(*arguments).rstrip(), markup=False)
+
+    def _command(self, *arguments: str) -> str:
+        """Run a command of ours and return its standard output. Raises PeerError when it fails."""
+        done = subprocess.run(
+            [*_FLEXSERVE, *arguments],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=_PATIENCE,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise PeerError(f"`flexserve {arguments[0]}` failed.", hint=done.stderr.strip())
+        return done.stdout
+
+    def _heading(self, text: str) -> None:
+        self._console.print(f"[bold]{text}[/]")
+
+    def _step(self, text: str) -> None:
+        self._console.print()
+        self._heading(text)
+
+    def _echo(self, arguments: Sequence[str]) -> None:
+        words = [f'"{word}"' if " " in word else word for word in arguments]
+        self._console.print(f"$ flexserve {' '.join(words)}", markup=False, style="dim")
+
+
+def _ttft(answer: dict[str, Any]) -> str:
+    return f"{answer['timings_ms']['ttft']:.0f} ms"
+
+
+def _tail(log: TextIO) -> str:
+    log.seek(0)
+    return "Its log ends with:\n" + "".join(log.readlines()[-5:]).strip()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the demo; return its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m flexserve.bench.demo", description=main.__doc__)
+    parser.add_argument("model", type=Path, nargs="?", default=DEFAULT_MODEL, help="a GGUF file")
+    model: Path = parser.parse_args(arguments).model
+    console = Console(highlight=False, soft_wrap=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix="flexserve-demo-") as folder:
+            return Demo(Path(folder), console).run(model)
+    except FlexServeError as error:
+        console.print(f"\nerror: {error.message}\n{error.hint}", markup=False, style="red")
+        return 1
+    except subprocess.TimeoutExpired as error:
+        console.print(f"\nerror: `flexserve {error.cmd[3]}` took longer than {_PATIENCE:.0f} s.", style="red")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
