@@ -24,7 +24,9 @@ def encode(message: msgspec.Struct) -> bytes:
     """Return `message` as one frame. Raises PeerError when it is larger than MAX_FRAME."""
     body = _encoder.encode(message)
     if len(body) > MAX_FRAME:
-        raise PeerError(f"A message of {len(body)} bytes does not fit a frame.", hint="Send a shorter prompt.")
+        raise PeerError(
+            f"A message of {len(body)} bytes does not fit a frame.", hint="Send a shorter prompt."
+        )
     return len(body).to_bytes(_HEADER, "little") + body
 
 

@@ -41,7 +41,7 @@ class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True
 # ---- values ------------------------------------------------------------------------------
 
 
-class ChatMessage(_Struct):
+class ChatMessage(_Struct, frozen=True):
     """One turn of a conversation."""
 
     role: Annotated[str, Meta(min_length=1, max_length=32)]
@@ -60,35 +60,35 @@ class TextPrompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="t
     text: Text
 
 
-class Sampling(_Struct):
+class Sampling(_Struct, frozen=True):
     """How tokens are chosen. `temperature` 0 is greedy. `max_tokens` None: to the context's end."""
 
     max_tokens: Annotated[int, Meta(ge=1, le=1 << 20)] | None = None
     temperature: Annotated[float, Meta(ge=0, le=5)] = 0.8
     top_p: Annotated[float, Meta(ge=0, le=1)] = 0.95
     seed: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] | None = None
-    stop: Annotated[
-        list[Annotated[str, Meta(min_length=1, max_length=256)]], Meta(max_length=MAX_STOPS)
-    ] = msgspec.field(default_factory=list)
+    stop: Annotated[list[Annotated[str, Meta(min_length=1, max_length=256)]], Meta(max_length=MAX_STOPS)] = (
+        msgspec.field(default_factory=list)
+    )
     # None: no logprobs; n: those of the chosen token and of the n likeliest at each position.
     logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
 
 
-class TokenLogprob(_Struct):
+class TokenLogprob(_Struct, frozen=True):
     """A token's text and its natural-log probability under the model, before temperature."""
 
     text: str
     logprob: float
 
 
-class Choice(_Struct):
+class Choice(_Struct, frozen=True):
     """A generated token with the likeliest alternatives at its position."""
 
     token: TokenLogprob
     top: list[TokenLogprob]
 
 
-class Usage(_Struct):
+class Usage(_Struct, frozen=True):
     """Token counts of a request."""
 
     prompt_tokens: Count
@@ -96,7 +96,7 @@ class Usage(_Struct):
     cached_tokens: Count = 0
 
 
-class Timings(_Struct):
+class Timings(_Struct, frozen=True):
     """Where a request's time went, in milliseconds.
 
     `ttft` runs from the secure world's receipt of the request to its first token. `restore`
@@ -112,7 +112,7 @@ class Timings(_Struct):
     restored_bytes: Count = 0
 
 
-class Failure(_Struct):
+class Failure(_Struct, frozen=True):
     """An error on its way across the boundary; see flexserve.errors."""
 
     blame: str
@@ -121,7 +121,7 @@ class Failure(_Struct):
     hint: Short = ""
 
 
-class ModelStatus(_Struct):
+class ModelStatus(_Struct, frozen=True):
     """One model as `flexserve ps` shows it."""
 
     name: Name
@@ -134,7 +134,7 @@ class ModelStatus(_Struct):
     error: Failure | None = None
 
 
-class MemoryStatus(_Struct):
+class MemoryStatus(_Struct, frozen=True):
     """The secure world's granules by owner, and what the OS counts."""
 
     granule: Count
@@ -148,13 +148,13 @@ class MemoryStatus(_Struct):
 # ---- normal world to secure world -----------------------------------------------------------
 
 
-class Hello(_Message):
+class Hello(_Message, frozen=True):
     """First message of the normal world."""
 
     version: int
 
 
-class Generate(_Message):
+class Generate(_Message, frozen=True):
     """Run a prompt. Answered by Started, Delta… and Finished, or by Failed."""
 
     request: Serial
@@ -163,13 +163,13 @@ class Generate(_Message):
     sampling: Sampling
 
 
-class Cancel(_Message):
+class Cancel(_Message, frozen=True):
     """The client is gone; stop. Answered by Failed(code="cancelled") unless already ended."""
 
     request: Serial
 
 
-class Recall(_Message):
+class Recall(_Message, frozen=True):
     """Give memory back. `demand` None asks for all that is not in use by a running request."""
 
     serial: Serial
@@ -177,7 +177,7 @@ class Recall(_Message):
     deadline: Millis
 
 
-class Grant(_Message):
+class Grant(_Message, frozen=True):
     """Answer to NeedMemory: `size` bytes more are yours (0: refused, with the reason)."""
 
     serial: Serial
@@ -185,13 +185,13 @@ class Grant(_Message):
     reason: Short = ""
 
 
-class Query(_Message):
+class Query(_Message, frozen=True):
     """Ask for Status. Never wakes a model and never resets an idle timer."""
 
     serial: Serial
 
 
-class Shutdown(_Message):
+class Shutdown(_Message, frozen=True):
     """Finish or stop what runs within `drain` milliseconds, give all memory back, exit."""
 
     drain: Millis
@@ -200,7 +200,7 @@ class Shutdown(_Message):
 # ---- secure world to normal world -----------------------------------------------------------
 
 
-class Welcome(_Message):
+class Welcome(_Message, frozen=True):
     """First message of the secure world."""
 
     version: int
@@ -212,7 +212,7 @@ class Welcome(_Message):
     granule: Count
 
 
-class NeedMemory(_Message):
+class NeedMemory(_Message, frozen=True):
     """Ask for a grant. Below `minimum` the request that needs it cannot make progress."""
 
     serial: Serial
@@ -220,20 +220,20 @@ class NeedMemory(_Message):
     minimum: Count
 
 
-class Returned(_Message):
+class Returned(_Message, frozen=True):
     """Memory went back unasked (an idle model's scratch, a closed model)."""
 
     size: Count
 
 
-class Started(_Message):
+class Started(_Message, frozen=True):
     """The request left the queue."""
 
     request: Serial
     prompt_tokens: Count
 
 
-class Delta(_Message):
+class Delta(_Message, frozen=True):
     """More text; `choices` is filled when logprobs were asked for. `tokens` may be 0 for text
     that was held back while it could have been the start of a stop string."""
 
@@ -243,7 +243,7 @@ class Delta(_Message):
     choices: list[Choice] = msgspec.field(default_factory=list)
 
 
-class Finished(_Message):
+class Finished(_Message, frozen=True):
     """The request ended well. `reason`: "stop" or "length"."""
 
     request: Serial
@@ -252,14 +252,14 @@ class Finished(_Message):
     timings: Timings
 
 
-class Failed(_Message):
+class Failed(_Message, frozen=True):
     """The request ended in an error; no more comes for it."""
 
     request: Serial
     failure: Failure
 
 
-class Recalled(_Message):
+class Recalled(_Message, frozen=True):
     """Answer to Recall: what really went back, by our table and by the OS's own count."""
 
     serial: Serial
@@ -271,7 +271,7 @@ class Recalled(_Message):
     plan: list[Short]  # what was given up, in order, for people
 
 
-class Status(_Message):
+class Status(_Message, frozen=True):
     """Answer to Query."""
 
     serial: Serial
