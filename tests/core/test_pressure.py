@@ -67,6 +67,14 @@ def test_a_minimum_grant_below_the_low_line_starts_no_recall_until_others_take_m
     assert decision.size == 100
 
 
+def test_a_minimum_grant_below_the_low_line_comes_back_once_it_had_its_time() -> None:
+    policy = PressurePolicy(LIMITS)
+    policy.grant(sample(900), NOTHING, size=100, minimum=100, now=0)
+    held = Holdings(granted=100, used=100)
+    assert policy.recall(sample(800), held, now=29.9) is None
+    assert policy.recall(sample(800), held, now=30) is not None
+
+
 def test_a_recall_aims_at_the_high_line_and_never_exceeds_what_is_granted() -> None:
     held = Holdings(granted=5000, used=5000)
     decision = PressurePolicy(LIMITS).recall(sample(900), held, now=0)
@@ -166,11 +174,12 @@ STEPS = st.lists(
 
 @settings(max_examples=200)
 @given(free=st.integers(0, 8000), granted=st.integers(0, 8000), steps=STEPS)
-def test_under_a_constant_load_there_is_at_most_one_recall(
+def test_under_a_constant_load_recalls_are_a_calm_time_apart(
     free: int, granted: int, steps: list[tuple[str, int, int]]
 ) -> None:
     granted = min(granted, free)
-    machine, policy, now, recalls = Machine(free, granted, granted), PressurePolicy(LIMITS), 0.0, 0
+    machine, policy, now = Machine(free, granted, granted), PressurePolicy(LIMITS), 0.0
+    recalls: list[float] = []
     for what, amount, minimum in [("wait", 0, 0), *steps]:
         now += 0.25
         match what:
@@ -187,9 +196,30 @@ def test_under_a_constant_load_there_is_at_most_one_recall(
                 now += amount
         order = policy.recall(machine.sample(), machine.held, now=now)
         if order is not None:
-            recalls += 1
+            recalls.append(now)
             machine.give_back(order.size)
             policy.recalled(asked=order.size, returned=order.size, now=now)
+    assert all(later - earlier >= LIMITS.calm for earlier, later in itertools.pairwise(recalls))
+
+
+@settings(max_examples=200)
+@given(
+    free=st.integers(0, 8000), granted=st.integers(0, 8000), asks=st.lists(st.integers(1, 3000), max_size=60)
+)
+def test_under_a_constant_load_ordinary_grants_cost_at_most_one_recall(
+    free: int, granted: int, asks: list[int]
+) -> None:
+    granted = min(granted, free)
+    machine, policy, recalls = Machine(free, granted, granted), PressurePolicy(LIMITS), 0
+    for turn, size in enumerate(asks):
+        now = turn * 7.0
+        machine.granted += policy.grant(machine.sample(), machine.held, size=size, minimum=0, now=now).size
+        machine.used = machine.granted
+        order = policy.recall(machine.sample(), machine.held, now=now + 0.25)
+        if order is not None:
+            recalls += 1
+            machine.give_back(order.size)
+            policy.recalled(asked=order.size, returned=order.size, now=now + 0.25)
     assert recalls <= 1
 
 

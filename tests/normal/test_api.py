@@ -405,6 +405,19 @@ async def test_a_body_that_grows_too_large_is_a_413(client: httpx.AsyncClient) -
     assert response.status_code == 413
 
 
+async def test_a_body_that_never_arrives_is_a_408(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(envelope, "BODY_TIMEOUT", 0.01)
+
+    async def stall() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.Event().wait()
+
+    response = await client.post("/v1/completions", content=stall())
+    assert response.status_code == 408
+
+
 async def test_an_unforeseen_error_is_a_plain_500_and_its_text_stays_inside(
     client: httpx.AsyncClient, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,13 +16,14 @@ that two quick grants cannot both spend the same free memory. Against the level 
 
 Why it does not oscillate. With a constant external load only grants lower the level, and every
 grant leaves it at or above the line whose crossing starts a recall: ordinary grants stop at
-`low` or higher; a progress grant that dips below `low` moves the trigger down with it, until the
-level is above `low` again. So no grant is followed by a recall that it caused itself, and once a
-recall was delivered, a constant load causes no second one. Against a load that
+`low` or higher, and a progress grant that dips below `low` takes the trigger down with it. So no
+grant is followed by a recall that it caused itself. The lowered trigger lasts `calm` seconds, so
+that a request can use what it got, and an idle model still gives it back. Against a load that
 jitters around `low`, a recall leaves the policy *pressed* for `calm` seconds: grants then stop at
-`high`, so the distance high - low must be eaten by others first. After any recall, automatic or
-asked for by a person, a *hold* keeps grants at the minimum, so that memory just given back is
-there for the one it was given back for.
+`high`, so the distance high - low must be eaten by others first. Either way a recall that was
+delivered is followed by `calm` seconds without another, unless the load itself grows. After any
+recall, automatic or asked for by a person, a *hold* keeps grants at the minimum, so that memory
+just given back is there for the one it was given back for.
 
 A stall (PSI "some avg10") is a second sign of pressure. It averages over ten seconds and counts
 the whole machine, hence the longer cool-down, and hence it is believed only below `roomy`: the
@@ -115,7 +116,8 @@ class PressurePolicy:
     def __init__(self, limits: Limits, *, granule: int = 1) -> None:
         self.limits = limits
         self._granule = granule  # bytes; partial grants are whole granules
-        self._trigger = limits.low
+        self._sunk_to = limits.low  # the trigger, for as long as a progress grant lowers it
+        self._sunk_until = float("-inf")
         self._hold_until = float("-inf")
         self._calm_at = float("-inf")
         self._next_recall = float("-inf")
@@ -125,7 +127,7 @@ class PressurePolicy:
     def grant(self, sample: Sample, held: Holdings, *, size: int, minimum: int, now: float) -> GrantDecision:
         """Return how many of `size` bytes may be granted: at least `minimum`, or 0.
 
-        Mutates only the trigger (see the theory above) when a progress grant dips below `low`.
+        Mutates only the trigger (see the theory above), when a progress grant dips below `low`.
         """
         level = sample.available - held.pending
         line, why = self._grant_line(sample, now)
@@ -137,7 +139,8 @@ class PressurePolicy:
         if room >= max(minimum, 1):
             return GrantDecision(room, f"only part of it: {why}")
         if 0 < minimum <= level - self.limits.emergency:
-            self._trigger = min(self._trigger, level - minimum)
+            self._sunk_to = min(self._trigger(now), level - minimum)
+            self._sunk_until = now + self.limits.calm
             return GrantDecision(minimum, f"only the minimum: {why}")
         return GrantDecision(0, f"refused: {format_size(max(0, level))} would be left free, {why}")
 
@@ -145,12 +148,13 @@ class PressurePolicy:
         """Return what should come back now, or None. Starts the cool-down and the pressed time."""
         level = sample.available - held.pending
         if level >= self.limits.low:
-            self._trigger = self.limits.low
+            self._sunk_until = now
+        trigger = self._trigger(now)
         if held.granted == 0 or now < self._next_recall:
             return None
-        if level < self._trigger:
+        if level < trigger:
             size = self.limits.high - level
-            reason = f"{format_size(max(0, level))} available, below {format_size(self._trigger)}"
+            reason = f"{format_size(max(0, level))} available, below {format_size(trigger)}"
         elif self._stalled(sample) and level < self.limits.roomy and now >= self._next_stall_recall:
             size = min(self.limits.high - self.limits.low, self.limits.roomy - level)
             reason = f"processes stalled on memory {sample.stall:.0f} % of the last ten seconds"
@@ -172,9 +176,13 @@ class PressurePolicy:
             self._misses = min(self._misses + 1, _MAX_MISSES) if returned < asked else 0
             self._next_recall = now + self.limits.cooldown * 2**self._misses
 
-    def headroom(self, sample: Sample, held: Holdings) -> int:
+    def headroom(self, sample: Sample, held: Holdings, *, now: float) -> int:
         """Return the bytes that others may still take before a recall starts (0: none)."""
-        return max(0, sample.available - held.pending - self._trigger)
+        return max(0, sample.available - held.pending - self._trigger(now))
+
+    def _trigger(self, now: float) -> int:
+        """Return the line below which the level starts a recall."""
+        return self._sunk_to if now < self._sunk_until else self.limits.low
 
     def _stalled(self, sample: Sample) -> bool:
         return sample.stall is not None and sample.stall >= self.limits.stall

@@ -159,7 +159,7 @@ class Launcher:
         PeerError when it died or was silent, or NormalWorldError when it could not be run;
         nothing of it is left then.
         """
-        ours, theirs = socket.socketpair()
+        ours, theirs = _socket_pair()
         try:
             with theirs:
                 process = SecureProcess(await self._spawn(theirs.fileno()))
@@ -202,6 +202,16 @@ class Launcher:
             raise (ended.result() if ended.done() else error) from None
         finally:
             ended.cancel()
+
+
+def _socket_pair() -> tuple[socket.socket, socket.socket]:
+    try:
+        return socket.socketpair()
+    except OSError as error:
+        raise NormalWorldError(
+            f"The secure world's channel cannot be made: {error.strerror}.",
+            hint="Raise the limit on open files.",
+        ) from None
 
 
 def _signal_name(number: int) -> str:

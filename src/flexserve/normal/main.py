@@ -38,7 +38,7 @@ class ServeOptions:
 
     secure: SecureOptions
     host: str | None = "127.0.0.1"
-    port: int = 8484  # 0: any free one, told in the banner
+    port: int = 7077  # 0: any free one, told in the banner
     unix_socket: Path | None = None
     drain_seconds: float = DRAIN
     limits: Limits | None = None  # None: by the size of the machine

@@ -189,7 +189,7 @@ class MemoryBroker:
         if decision is not None:
             await self._recall_for(policy, decision)
             return _SHORTEST_PERIOD
-        seconds = policy.headroom(sample, held) / _APPETITE
+        seconds = policy.headroom(sample, held, now=self._clock()) / _APPETITE
         return min(max(seconds, _SHORTEST_PERIOD), _LONGEST_PERIOD)
 
     async def _recall_for(self, policy: PressurePolicy, decision: RecallDecision) -> None:

@@ -8,6 +8,7 @@ line has the place but not the text, because the text may quote a prompt.
 
 from __future__ import annotations
 
+import asyncio
 import time
 import traceback
 import uuid
@@ -24,6 +25,8 @@ from flexserve.normal.world import World
 
 # The longest legal prompt has 1 Mi characters; JSON writes one in up to six bytes.
 MAX_BODY = 8 << 20
+
+BODY_TIMEOUT = 30.0  # seconds without a byte of a body that was announced
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -93,10 +96,19 @@ class _Exchange:
         self._protection = protection
         self._began = time.monotonic()
         self._received = 0
+        self._whole = False  # the body has arrived; the next message will be the disconnect
 
     async def receive(self) -> Message:
-        """Pass a message of the request on. Raises HTTPException for a body beyond MAX_BODY."""
-        message = await self._receive()
+        """Pass a message of the request on.
+
+        Raises HTTPException for a body beyond MAX_BODY, or that does not arrive.
+        """
+        try:
+            async with asyncio.timeout(None if self._whole else BODY_TIMEOUT):
+                message = await self._receive()
+        except TimeoutError:
+            raise HTTPException(408, "The body did not arrive.") from None
+        self._whole = not message.get("more_body", False)
         self._received += len(message.get("body", b""))
         if self._received > MAX_BODY:
             raise HTTPException(413, _too_large().message)
