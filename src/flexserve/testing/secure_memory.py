@@ -294,6 +294,28 @@ class SecureMemoryContract(abc.ABC):
 
     # Threads
 
+    def test_memory_may_be_counted_while_arenas_come_and_go(self, memory: SecureMemory) -> None:
+        done, failures = threading.Event(), list[BaseException]()
+
+        def count() -> None:
+            try:
+                while not done.is_set():
+                    assert 0 <= memory.resident() <= 2 * memory.granule
+            except BaseException as failure:
+                failures.append(failure)
+
+        counter = threading.Thread(target=count, daemon=True)
+        counter.start()
+        for _ in range(200):
+            arena = memory.reserve(2 * memory.granule)
+            memory.commit(arena, 0, 2 * memory.granule)
+            memory.view(arena, 0, 1)[0] = 1
+            memory.free(arena)
+        done.set()
+        counter.join(timeout=30)
+        assert not counter.is_alive(), "counting hangs"
+        assert failures == []
+
     def test_threads_may_work_on_disjoint_ranges(self, memory: SecureMemory, arena: Arena) -> None:
         unit, workers, failures = memory.granule, 4, list[BaseException]()
         gate = threading.Barrier(workers)

@@ -128,9 +128,7 @@ class _MappedMemory(abc.ABC):
         /proc/self/statm counts secret memory as file pages, together with every library, and
         /proc/self/smaps prints a page of text for each granule.
         """
-        return mman.PAGE * sum(
-            mman.resident_pages(arena.base, arena.size).count(1) for arena in self._books.arenas()
-        )
+        return mman.PAGE * sum(map(_pages_of, self._books.arenas()))
 
     @abc.abstractmethod
     def _map(self, address: int, length: int) -> None:
@@ -230,6 +228,15 @@ def probe_secret_memory(size: int = DEFAULT_GRANULE, granule: int = DEFAULT_GRAN
     finally:
         os.close(fd)
     mman.munmap(address, size)
+
+
+def _pages_of(arena: Arena) -> int:
+    try:
+        return mman.resident_pages(arena.base, arena.size).count(1)
+    except OSError as error:
+        if error.errno == errno.ENOMEM:
+            return 0  # freed by another thread since its arena was listed
+        raise
 
 
 def _require_mappings(size: int, granule: int) -> None:
