@@ -2,8 +2,6 @@
 VENV  := .venv
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.setup-$(shell cat requirements-dev.lock pyproject.toml tools/setup.sh | sha256sum | cut -c1-16)
-CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/flexserve
-MODEL := $(CACHE)/models/tinyllama-1.1b-q4_0.synth.gguf
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check bench lock clean
@@ -29,11 +27,8 @@ check: $(STAMP) ## lint, types, import law, tests of the core: under a minute
 test: check ## check, then every test
 	$(BIN)/pytest
 
-bench: $(STAMP) $(MODEL) ## measure on this machine, with a synthetic 1.1 B model
-	$(BIN)/flexserve bench $(MODEL)
-
-$(MODEL): | $(STAMP)
-	$(BIN)/python -m flexserve.bench.synth --shape tinyllama-1.1b --quant q4_0 $@
+bench: $(STAMP) ## measure on this machine, with a synthetic 1.1 B model
+	$(BIN)/flexserve bench
 
 lock: $(STAMP) ## pin the newest packages that pyproject.toml allows
 	$(COMPILE) --output-file requirements.lock pyproject.toml

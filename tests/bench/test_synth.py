@@ -9,7 +9,6 @@ from gguf import GGMLQuantizationType, GGUFReader
 from gguf.quants import dequantize
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from flexserve.bench import synth
 from flexserve.bench.blocks import random_weights
 from flexserve.bench.shapes import SHAPES
 from flexserve.bench.synth import QUANTS, write_synthetic
@@ -161,8 +160,3 @@ def test_the_chat_template_renders_in_a_sandbox():
         bos_token="<s>", messages=[{"role": "user", "content": "hi"}], add_generation_prompt=True
     )
     assert text == "<s><|user|>\nhi<|end|>\n<|assistant|>\n"
-
-
-def test_the_command_writes_a_model(tmp_path: Path):
-    synth.main(["--shape", "small-qwen3", "--quant", "q4_0", str(tmp_path / "deep" / "m.gguf")])
-    assert GGUFReader(tmp_path / "deep" / "m.gguf").tensors

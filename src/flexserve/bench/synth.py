@@ -3,12 +3,11 @@
 Speed and memory do not depend on what weights say, so these stand in for real models wherever no
 download is wanted. Their text is made-up words; the same seed gives the same file, byte for byte.
 
-    python -m flexserve.bench.synth --shape tinyllama-1.1b --quant q4_0 model.gguf
+    flexserve synth --shape tinyllama-1.1b --quant q4_0 -o model.gguf
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import math
 import zlib
@@ -19,7 +18,7 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
 
 from flexserve.bench.blocks import fits, random_weights
-from flexserve.bench.shapes import SHAPES, Shape
+from flexserve.bench.shapes import Shape
 from flexserve.bench.vocabulary import CHAT_TEMPLATE, Vocabulary, make_vocabulary
 
 Progress = Callable[[int, int], None]  # bytes of tensors written, bytes of tensors in all
@@ -256,29 +255,3 @@ def _add_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary) -> None:
     writer.add_add_bos_token(True)
     writer.add_add_eos_token(False)
     writer.add_chat_template(CHAT_TEMPLATE)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Write one synthetic model, showing progress."""
-    from rich.progress import Progress as Bar
-    from rich.progress import TransferSpeedColumn
-
-    parser = argparse.ArgumentParser(prog="python -m flexserve.bench.synth", description=main.__doc__)
-    parser.add_argument("path", type=Path, help="the GGUF file to write")
-    parser.add_argument("--shape", choices=sorted(SHAPES), default="tinyllama-1.1b")
-    parser.add_argument("--quant", choices=sorted(QUANTS), default="q4_0")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
-    with Bar(*Bar.get_default_columns(), TransferSpeedColumn()) as bar:
-        task = bar.add_task(options.path.name, total=None)
-        write_synthetic(
-            options.path,
-            SHAPES[options.shape],
-            options.quant,
-            seed=options.seed,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
-
-
-if __name__ == "__main__":
-    main()
