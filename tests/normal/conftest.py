@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import httpx
 import pytest
@@ -62,12 +62,12 @@ async def client(world: World) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
+async def _until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.005)
+
+
 @pytest.fixture
-def until() -> Callable[[Callable[[], bool]], asyncio.Future[None]]:
+def until() -> Callable[[Callable[[], bool]], Awaitable[None]]:
     """Wait until a condition holds; the test's own time limit ends a wait that never does."""
-
-    async def wait(condition: Callable[[], bool]) -> None:
-        while not condition():
-            await asyncio.sleep(0.005)
-
-    return wait  # type: ignore[return-value]
+    return _until

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import httpx
@@ -34,7 +34,7 @@ from flexserve.units import GIB, MIB
 from flexserve.world.messages import Cancel, Choice, Delta, Generate, Recall, TokenLogprob
 
 pytestmark = pytest.mark.anyio
-Until = Callable[[Callable[[], bool]], Any]
+Until = Callable[[Callable[[], bool]], Awaitable[None]]
 USER = [{"role": "user", "content": "a very secret prompt"}]
 
 
@@ -131,7 +131,7 @@ async def test_chat_logprobs_have_bytes_and_alternatives(client: httpx.AsyncClie
 
 async def test_max_tokens_ends_with_length_under_both_names(client: httpx.AsyncClient) -> None:
     for name in ("max_tokens", "max_completion_tokens"):
-        body = (await post(client, "/v1/chat/completions", chat(**{name: 2}))).json()
+        body = (await post(client, "/v1/chat/completions", chat() | {name: 2})).json()
         assert body["choices"][0]["finish_reason"] == "length"
         assert body["usage"]["completion_tokens"] == 2
 
@@ -213,7 +213,7 @@ async def test_completions_refuse_what_they_cannot_do(
 
 async def test_harmless_values_of_unsupported_parameters_pass(client: httpx.AsyncClient) -> None:
     more = {"n": 1, "tools": [], "response_format": {"type": "text"}, "user": "u", "presence_penalty": 0.0}
-    assert (await post(client, "/v1/chat/completions", chat(**more))).status_code == 200
+    assert (await post(client, "/v1/chat/completions", chat() | more)).status_code == 200
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -357,6 +357,7 @@ async def test_every_answer_is_labelled(client: httpx.AsyncClient) -> None:
     ):
         assert response.headers["x-flexserve-protection"] == "scripted"
         assert response.headers["x-request-id"].startswith("req-")
+        assert response.headers["date"].endswith("GMT")
 
 
 @pytest.mark.parametrize(

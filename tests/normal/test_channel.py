@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -47,7 +47,7 @@ from flexserve.world.messages import (
 
 pytestmark = pytest.mark.anyio
 PROMPT = TextPrompt("a prompt")
-Until = Callable[[Callable[[], bool]], Any]
+Until = Callable[[Callable[[], bool]], Awaitable[None]]
 
 
 class Ledger:
@@ -186,9 +186,7 @@ async def test_the_death_of_the_secure_world_fails_all_that_waits(
         await channel.query()
 
 
-async def test_demands_for_memory_are_answered_and_returns_are_counted(
-    link: ScriptedLink, until: Until
-) -> None:
+async def test_demands_for_memory_are_answered_and_returns_are_counted(link: ScriptedLink) -> None:
     ledger = Ledger()
     await link.launch(ledger)
     assert link.channel is not None
@@ -279,7 +277,7 @@ async def test_a_silent_peer_is_refused_in_bounded_time() -> None:
         await open_channel(ours, Ledger(), timeout=0.01)
 
 
-async def test_shutdown_lets_running_requests_finish(link: ScriptedLink, until: Until) -> None:
+async def test_shutdown_lets_running_requests_finish() -> None:
     link = ScriptedLink(Script(models={"brief": Behaviour(token_delay=0.01)}))
     await link.launch(Ledger())
     assert link.channel is not None

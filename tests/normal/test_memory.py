@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
@@ -20,7 +19,7 @@ from flexserve.world.messages import NeedMemory, Recall, Recalled, Returned, Sam
 
 pytestmark = pytest.mark.anyio
 LIMITS = Limits(low=2 * GIB, high=3 * GIB, emergency=GIB)
-Until = Callable[[Callable[[], bool]], Any]
+Until = Callable[[Callable[[], bool]], Awaitable[None]]
 
 
 @pytest.fixture

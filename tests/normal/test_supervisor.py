@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -19,7 +19,7 @@ from flexserve.testing.scripted_world import Behaviour, Script
 from flexserve.world.messages import Finished, Sampling, TextPrompt
 
 pytestmark = pytest.mark.anyio
-Until = Callable[[Callable[[], bool]], Any]
+Until = Callable[[Callable[[], bool]], Awaitable[None]]
 
 
 async def ask(world: World, model: str) -> list[Any]:

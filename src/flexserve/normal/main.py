@@ -62,14 +62,15 @@ def serve(options: ServeOptions) -> int:
 async def _serve(options: ServeOptions) -> int:
     with listening(options) as sockets:
         async with running_world(options.secure, drain=0, limits=options.limits) as world:
-            server = _server(options, world)
+            closing = asyncio.Event()
+            server = _server(options, world, closing)
             stop = _stop_on_signals(world)
             serving = asyncio.create_task(server.serve(sockets=sockets), name="http")
             failed = asyncio.create_task(world.failed(), name="secure-world-failed")
             told = asyncio.create_task(stop.wait(), name="stop-signal")
             await _show_banner(world, sockets)
             await asyncio.wait({serving, failed, told}, return_when=asyncio.FIRST_COMPLETED)
-            server.should_exit = True
+            closing.set()
             await world.drain(options.drain_seconds)
             await serving
             told.cancel()
@@ -79,7 +80,8 @@ async def _serve(options: ServeOptions) -> int:
     return 0
 
 
-def _server(options: ServeOptions, world: World) -> uvicorn.Server:
+def _server(options: ServeOptions, world: World, closing: asyncio.Event) -> uvicorn.Server:
+    """Return the HTTP server; it stops accepting when `closing` is set, and finishes what runs."""
     app = create_app(world, hosts=_allowed_hosts(options))
     config = uvicorn.Config(
         app,
@@ -89,11 +91,13 @@ def _server(options: ServeOptions, world: World) -> uvicorn.Server:
         access_log=False,
         proxy_headers=False,  # nobody's X-Forwarded-For is believed
         server_header=False,
+        date_header=False,  # kept up to date by the loop that is replaced below; see api.envelope
         limit_concurrency=MAX_CONNECTIONS,
         timeout_graceful_shutdown=int(options.drain_seconds + 3 * TERM_GRACE),
     )
     server = uvicorn.Server(config)
     server.capture_signals = contextlib.nullcontext  # signals are handled here, see _stop_on_signals
+    server.main_loop = closing.wait  # its own wakes up ten times a second to look whether it should end
     return server
 
 

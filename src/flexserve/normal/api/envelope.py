@@ -13,6 +13,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Collection
+from email.utils import formatdate
 from urllib.parse import urlsplit
 
 import structlog
@@ -119,6 +120,7 @@ class _Exchange:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
+            headers["Date"] = formatdate(usegmt=True)
             headers["X-Request-Id"] = self.id
             headers["X-FlexServe-Protection"] = self._protection
         await self._send(message)
