@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
-from flexserve.errors import CancelledError, PeerError
+from flexserve.errors import CancelledError, InternalError, PeerError
 from flexserve.normal import supervisor as supervisor_module
 from flexserve.normal.channel import MemoryCounter
 from flexserve.normal.launcher import Launcher
@@ -103,6 +104,32 @@ async def test_repeated_immediate_deaths_end_in_a_clear_failure(
         assert link.launches == supervisor_module.MAX_SHORT_LIVES
         with pytest.raises(PeerError, match="lock limit"):
             await ask(world, "tiny")
+
+
+async def test_an_unforeseen_error_while_restarting_is_a_failure_and_not_a_silence(
+    link: ScriptedLink, memory: AdjustableMemory
+) -> None:
+    async def launch(counter: MemoryCounter) -> ScriptedLink:
+        if link.launches:
+            raise RuntimeError("a very secret prompt")
+        return await link.launch(counter)
+
+    async with supervised(launch, memory, drain=0) as world:
+        world.kill()
+        failure = await world.failed()
+        assert isinstance(failure, InternalError)
+        assert "secret" not in str(failure)
+
+
+async def test_lives_and_deaths_leave_no_descriptors_behind(memory: AdjustableMemory, until: Until) -> None:
+    async with supervised(Launcher(scripted_command(Script())).launch, memory, drain=0) as world:
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(3):
+            life = world.restarts + 1
+            world.kill()
+            while world.restarts < life:
+                await asyncio.sleep(0.005)
+        await until(lambda: len(os.listdir("/proc/self/fd")) == before)
 
 
 async def test_a_first_start_that_fails_is_raised_at_once(memory: AdjustableMemory) -> None:

@@ -8,7 +8,6 @@ STARTING ──▶ READY ──death──▶ RESTARTING ──▶ READY …
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import enum
 import time
 from collections.abc import Awaitable, Callable
@@ -16,7 +15,7 @@ from typing import Protocol
 
 import structlog
 
-from flexserve.errors import FlexServeError, PeerError
+from flexserve.errors import FlexServeError, InternalError, PeerError
 from flexserve.normal.answer import cancelled
 from flexserve.normal.channel import MemoryCounter, WorldChannel
 from flexserve.normal.memory import MemoryBroker
@@ -81,6 +80,7 @@ class Supervisor:
         """Start the first secure world. Raises its reason not to start; nothing is left then."""
         await self._bring_up()
         self._keeper = asyncio.create_task(self._keep(), name="secure-world-keeper")
+        self._keeper.add_done_callback(self._keeper_ended)
 
     def channel(self) -> WorldChannel:
         """Return the channel to a living secure world.
@@ -111,8 +111,7 @@ class Supervisor:
         if keeper is not None:
             if world is None:  # between two lives: nothing will end by itself
                 keeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await keeper
+            await asyncio.wait({keeper})
         if self.state is WorldState.DRAINING:
             self.state = WorldState.STOPPED
 
@@ -184,13 +183,20 @@ class Supervisor:
 
     def _give_up(self, lives: int) -> None:
         last = self.reason.message if self.reason else "unknown"
+        reason = f"The secure world died {lives} times in a row; last: {last}"
+        self._fail(PeerError(reason, hint="Correct that, then start the server again."))
+
+    def _keeper_ended(self, keeper: asyncio.Task[None]) -> None:
+        """Do not go on without a keeper: what it did not foresee is our bug, and ends the server."""
+        if not keeper.cancelled() and (error := keeper.exception()) is not None:
+            kind = type(error).__name__  # not its text, which may quote anything
+            self._fail(InternalError(f"Unforeseen {kind} while restarting.", hint="Report this as a bug."))
+
+    def _fail(self, reason: FlexServeError) -> None:
         self.state = WorldState.FAILED
-        self.reason = PeerError(
-            f"The secure world died {lives} times in a row; last: {last}",
-            hint="Correct that, then start the server again.",
-        )
+        self.reason = reason
         self.failed.set()
-        _log.error("secure_world_failed", reason=str(self.reason))
+        _log.error("secure_world_failed", reason=str(reason))
 
 
 def _wait_before(short_lives: int) -> float:
