@@ -128,9 +128,9 @@ class FlexMem:
         Asks the normal world when too little is granted. Raises GrantRefusedError when it
         refuses; then nothing was changed.
         """
-        if not self.try_commit(arena, offset, length):
-            self.secure_grant(length, minimum=length)
-            if not self.try_commit(arena, offset, length):
+        # In a loop: a loader thread may take what was granted before we do.
+        while not self.try_commit(arena, offset, length):
+            if self.secure_grant(length, minimum=length) < length:
                 raise GrantRefusedError(
                     f"The OS did not grant {format_size(length)} of memory.",
                     hint="Free memory, or wait until the pressure is over, and try again.",

@@ -20,7 +20,12 @@ import msgspec
 from flexserve.core.pages import PageState
 from flexserve.errors import FlexServeError, PeerError
 from flexserve.platforms.linux.hardening import die_with_parent, harden
-from flexserve.platforms.linux.secure_memory import MemfdSecretMemory, PlainMemory, probe_secret_memory
+from flexserve.platforms.linux.secure_memory import (
+    DEFAULT_GRANULE,
+    MemfdSecretMemory,
+    PlainMemory,
+    probe_secret_memory,
+)
 from flexserve.platforms.ports import SecureMemory
 from flexserve.secure.engine.runtime import Engine
 from flexserve.secure.failures import failure_of
@@ -130,7 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
         harden(keep={options.channel_fd})
         die_with_parent(signal.SIGKILL)
         sys.setswitchinterval(_SWITCH_INTERVAL)
-        memory = _memory(options.memory)
+        memory = _memory(options.memory, options.granule)
         store = Store(options.store, DeviceKey.load_or_create(options.device_key))
         link = Link(socket.socket(fileno=options.channel_fd))
         link.expect_hello()
@@ -148,11 +153,11 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _memory(kind: str) -> SecureMemory:
+def _memory(kind: str, granule: int) -> SecureMemory:
     if kind == "plain":
-        return PlainMemory()
+        return PlainMemory(granule)
     probe_secret_memory(_PROBE)
-    return MemfdSecretMemory()
+    return MemfdSecretMemory(granule)
 
 
 def _resident_bytes() -> int:
@@ -171,6 +176,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--context", type=int, default=0)
     parser.add_argument("--max-queue", type=int, default=64)
     parser.add_argument("--idle-seconds", type=float, default=300.0)
+    parser.add_argument("--granule", type=int, default=DEFAULT_GRANULE, help="bytes; a power of two")
     return parser
 
 

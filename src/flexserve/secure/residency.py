@@ -336,11 +336,15 @@ class Residency:
             elif not committed and self._job is job:
                 self._job = None  # only the luxury of having all was refused
             weights.whole = not np.any(weights.states != RESIDENT)
-            if self._job is not None:
-                self._job.advance()
-            job.advance()
+            newer = self._job if self._job is not job else None
+            if newer is not None and not committed:
+                newer.next = 0  # it may have passed this granule by, trusting us with it
+                self._changed.notify_all()
+            current = [job] if newer is None else [job, newer]
+            for each in current:
+                each.advance()
             # A wake-up costs more than a granule's bookkeeping: only when somebody can go on.
-            if job.error is not None or (job.waiting and job.done >= job.goal):
+            if any(j.error is not None or (j.waiting and j.done >= j.goal) for j in current):
                 self._changed.notify_all()
 
     def _read_ahead(self, job: _Job, start: int) -> None:

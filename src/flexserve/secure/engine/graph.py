@@ -83,7 +83,7 @@ class EngineGraph:
         pieces = [
             (n, self._gathered(nodes[n], int(t)) if gather else np.arange(f, f + c, dtype=np.int32))
             for n, t, f, c, gather in zip(
-                node.tolist(), tensor.tolist(), first.tolist(), count.tolist(), gathers
+                node.tolist(), tensor.tolist(), first.tolist(), count.tolist(), gathers, strict=True
             )
         ]
         if not pieces:

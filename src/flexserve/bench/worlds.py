@@ -1,0 +1,227 @@
+"""A secure world driven directly, without HTTP: for measurements and for end-to-end tests.
+
+Plays the smallest possible normal world: grants what is asked for (within `budget`), sends one
+thing at a time and waits for its end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
+
+import msgspec
+
+from flexserve.errors import Blame, PeerError, rebuild
+from flexserve.world import framing
+from flexserve.world.messages import (
+    PROTOCOL_VERSION,
+    Delta,
+    Failed,
+    Failure,
+    Finished,
+    Generate,
+    Grant,
+    Hello,
+    NeedMemory,
+    Query,
+    Recall,
+    Recalled,
+    Returned,
+    Sampling,
+    Status,
+    TextPrompt,
+    ToNormal,
+    Welcome,
+)
+
+M = TypeVar("M")
+_PATIENCE = 300.0  # seconds
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Generated:
+    """A finished generation."""
+
+    text: str
+    finished: Finished
+
+
+class DrivenWorld:
+    """A real secure world process and its only client. A context manager; methods are thread-safe.
+
+    `budget` bounds the bytes granted at any time (None: no bound); it may be changed.
+    """
+
+    def __init__(
+        self, store: Path, device_key: Path, *, arguments: tuple[str, ...] = (), budget: int | None = None
+    ) -> None:
+        self.budget = budget
+        self.granted = 0
+        began = time.monotonic()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [
+                    *(sys.executable, "-I", "-m", "flexserve.secure.main"),
+                    *(
+                        "--channel-fd",
+                        str(theirs.fileno()),
+                        "--store",
+                        str(store),
+                        "--device-key",
+                        str(device_key),
+                    ),
+                    *arguments,
+                ],
+                stdin=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,
+            )
+        self._socket = ours
+        self._decoder: framing.FrameDecoder[ToNormal] = framing.FrameDecoder(ToNormal)
+        self._sending = threading.Lock()
+        self._arrived = threading.Condition()
+        self._inbox: list[ToNormal] = []
+        self._ended = False
+        self._serial = 0
+        self._send(Hello(PROTOCOL_VERSION))
+        threading.Thread(target=self._receive, name="driven-world", daemon=True).start()
+        self.welcome = self._take(Welcome, lambda _: True)
+        self.start_seconds = time.monotonic() - began
+
+    @property
+    def pid(self) -> int:
+        """Process id of the secure world."""
+        return self._process.pid
+
+    def generate(
+        self, model: str, text: str, tokens: int, on_text: Callable[[str], None] | None = None
+    ) -> Generated:
+        """Continue `text` greedily by at most `tokens` tokens. Raises the world's own error."""
+        number = self._next()
+        self._send(Generate(number, model, TextPrompt(text), Sampling(max_tokens=tokens, temperature=0)))
+        parts: list[str] = []
+        while True:
+            message = self._take(object, lambda m: getattr(m, "request", None) == number)
+            match message:
+                case Delta():
+                    parts.append(message.text)
+                    if on_text is not None:
+                        on_text(message.text)
+                case Finished():
+                    return Generated("".join(parts), message)
+                case Failed():
+                    raise _error(message.failure)
+
+    def recall(self, demand: int | None, deadline: float = 10_000) -> Recalled:
+        """Recall `demand` bytes (None: all that is idle) within `deadline` milliseconds."""
+        number = self._next()
+        self._send(Recall(number, demand, deadline))
+        answer = self._take(Recalled, lambda m: m.serial == number)
+        self.granted -= answer.returned
+        return answer
+
+    def status(self) -> Status:
+        """Return the secure world's own account."""
+        number = self._next()
+        self._send(Query(number))
+        return self._take(Status, lambda m: m.serial == number)
+
+    def close(self) -> None:
+        """Kill it. Always safe."""
+        self._process.kill()
+        self._process.wait()
+        if self._process.stderr is not None:
+            self._process.stderr.close()
+        self._socket.close()
+
+    def __enter__(self) -> DrivenWorld:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _next(self) -> int:
+        with self._sending:
+            self._serial += 1
+            return self._serial
+
+    def _send(self, message: msgspec.Struct) -> None:
+        with self._sending:
+            self._socket.sendall(framing.encode(message))
+
+    def _receive(self) -> None:
+        while data := self._read():
+            for message in self._decoder.feed(data):
+                match message:
+                    case NeedMemory():
+                        self._grant(message)
+                    case Returned():
+                        self.granted -= message.size
+                    case _:
+                        with self._arrived:
+                            self._inbox.append(message)
+                            self._arrived.notify_all()
+        with self._arrived:
+            self._ended = True
+            self._arrived.notify_all()
+
+    def _read(self) -> bytes:
+        try:
+            return self._socket.recv(1 << 16)
+        except OSError:
+            return b""
+
+    def _grant(self, message: NeedMemory) -> None:
+        free = message.size if self.budget is None else max(0, self.budget - self.granted)
+        size = min(message.size, free)
+        self.granted += size
+        self._send(Grant(message.serial, size))
+
+    def _take(self, kind: type[M], wanted: Callable[[M], bool]) -> M:
+        """Wait for the first message of `kind` that is `wanted` and return it."""
+
+        def find() -> M | None:
+            for message in self._inbox:
+                if isinstance(message, kind) and wanted(message):
+                    self._inbox.remove(message)
+                    return message
+            return None
+
+        found: M | None = None
+        with self._arrived:
+            deadline = time.monotonic() + _PATIENCE
+            while (found := find()) is None and not self._ended:
+                if not self._arrived.wait(deadline - time.monotonic()):
+                    break
+        if found is None:
+            raise self._death()
+        return found
+
+    def _death(self) -> Exception:
+        self._process.kill()
+        self._process.wait()
+        assert self._process.stderr is not None
+        last = self._process.stderr.read().decode(errors="replace").strip().splitlines()[-1:]
+        try:
+            return _error(msgspec.json.decode(last[0], type=Failure))
+        except (IndexError, msgspec.MsgspecError):
+            status = self._process.returncode
+            return PeerError(
+                f"The secure world ended with status {status}: {' '.join(last)}", hint="See above."
+            )
+
+
+def _error(failure: Failure) -> Exception:
+    return rebuild(Blame(failure.blame), failure.code, failure.message, failure.hint)
