@@ -22,9 +22,25 @@ LIMITS = Limits(low=2 * GIB, high=3 * GIB, emergency=GIB)
 Until = Callable[[Callable[[], bool]], Awaitable[None]]
 
 
+class Clock:
+    """A clock that moves a second at every look, unless it is stopped."""
+
+    def __init__(self) -> None:
+        self.now, self.step = 0.0, 1.0
+
+    def __call__(self) -> float:
+        self.now += self.step
+        return self.now
+
+
 @pytest.fixture
-def broker(memory: AdjustableMemory) -> MemoryBroker:
-    return MemoryBroker(memory, limits=LIMITS)
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def broker(memory: AdjustableMemory, clock: Clock) -> MemoryBroker:
+    return MemoryBroker(memory, limits=LIMITS, clock=clock)
 
 
 @pytest.fixture
@@ -115,7 +131,20 @@ async def test_a_recall_reports_the_os_next_to_the_claim(link: ScriptedLink) -> 
     assert report.before.available == report.after.available == 48 * GIB
 
 
-async def test_after_a_recall_by_hand_grants_pause(attached: MemoryBroker) -> None:
+async def test_asks_in_one_moment_share_a_look_and_still_do_not_spend_memory_twice(
+    attached: MemoryBroker, memory: AdjustableMemory, clock: Clock
+) -> None:
+    clock.step, memory.available = 0.0, 4 * GIB
+    assert attached.need(need(GIB)).size == GIB
+    memory.available = 40 * GIB  # not seen in this moment
+    assert attached.need(need(GIB)).size == GIB
+    assert attached.need(need(GIB)).size == 0
+    clock.now += 1
+    assert attached.need(need(GIB)).size == GIB
+
+
+async def test_after_a_recall_by_hand_grants_pause(attached: MemoryBroker, clock: Clock) -> None:
+    clock.step = 0.0
     await attached.recall(None, deadline=1)
     assert attached.need(need(GIB, minimum=2 * MIB)).size == 2 * MIB
 
@@ -165,7 +194,7 @@ async def test_decisions_are_a_bounded_list(attached: MemoryBroker) -> None:
 
 async def test_a_restarted_world_gets_its_own_baseline(memory: AdjustableMemory) -> None:
     link = ScriptedLink(Script(models={"tiny": Behaviour()}))
-    broker = MemoryBroker(memory, limits=LIMITS)
+    broker = MemoryBroker(memory, limits=LIMITS, clock=Clock())
     memory.available = 6 * GIB
     for resident in (MIB, 500 * MIB):
         memory.resident = resident

@@ -18,7 +18,7 @@ import structlog
 from flexserve.core.pressure import Holdings, Limits, PressurePolicy, RecallDecision
 from flexserve.errors import FlexServeError, NormalWorldError, PeerError
 from flexserve.normal.channel import WorldChannel
-from flexserve.platforms.ports import NormalMemory
+from flexserve.platforms.ports import MemorySample, NormalMemory
 from flexserve.units import GIB, format_size
 from flexserve.world.messages import Grant, NeedMemory, Recalled, Returned
 
@@ -30,6 +30,10 @@ _LONGEST_PERIOD = 2.0  # … and while it cannot
 # A process that touches fresh memory takes about 1 GiB/s per core from the OS; looking again after
 # half the time it needs to eat the headroom sees it coming. An idle server looks every 2 s.
 _APPETITE = 2 * GIB  # bytes per second
+
+# A restore asks for memory granule by granule. One look serves the asks of this many seconds: what
+# was granted since then is counted against it, so it is old but not wrong.
+_LOOK_LASTS = 0.01
 
 _log = structlog.get_logger(__name__)
 
@@ -86,6 +90,7 @@ class MemoryBroker:
         self._clock = clock
         self._policy: PressurePolicy | None = None
         self._channel: WorldChannel | None = None
+        self._last_look: tuple[float, MemorySample, int] | None = None  # when, and what _look returned
         self._baseline = 0  # bytes resident in the secure process before its first grant
         self._granted = 0
         self._in_use = asyncio.Event()  # something is granted: there is something to watch
@@ -108,6 +113,7 @@ class MemoryBroker:
             self._policy = PressurePolicy(limits, granule=channel.welcome.granule or 1)
         self._channel = channel
         self._baseline = self._memory.charged(channel.welcome.pid)
+        self._last_look = None
 
     def detach(self) -> None:
         """Forget the secure world: it died, and the OS has all it held. Always safe."""
@@ -128,15 +134,15 @@ class MemoryBroker:
 
     def need(self, message: NeedMemory) -> Grant:
         """Answer a demand for memory, now. Never raises: what cannot be decided is refused."""
-        try:
-            sample = self._memory.sample()
-        except NormalWorldError as error:
-            return Grant(message.serial, 0, error.message)
         if self._policy is None:  # asked before the handshake was done with
             return Grant(message.serial, 0, "the server is still starting")
+        try:
+            sample, held = self._look(lasts=_LOOK_LASTS)
+        except NormalWorldError as error:
+            return Grant(message.serial, 0, error.message)
         decision = self._policy.grant(
             sample,
-            self._holdings(),
+            held,
             size=message.size,
             minimum=min(message.minimum, message.size),
             now=self._clock(),
@@ -184,7 +190,7 @@ class MemoryBroker:
         """Look once, recall if the policy says so, and return the seconds until the next look."""
         policy = self._policy
         assert policy is not None  # something is granted, so someone attached
-        sample, held = self._memory.sample(), self._holdings()
+        sample, held = self._look(lasts=0)
         decision = policy.recall(sample, held, now=self._clock())
         if decision is not None:
             await self._recall_for(policy, decision)
@@ -214,16 +220,20 @@ class MemoryBroker:
 
     # ---- counting
 
-    def _holdings(self) -> Holdings:
-        """Return what is granted, and how much of it the OS counts already.
+    def _look(self, *, lasts: float) -> tuple[MemorySample, Holdings]:
+        """Return what the OS has and what the secure world holds, at most `lasts` seconds old.
 
         The secure process grows by little but what it was granted, so its growth since the
         handshake tells how much of the grants it has touched.
         """
-        if self._channel is None or not self._granted:
-            return Holdings(self._granted, 0)
-        grown = self._memory.charged(self._channel.welcome.pid) - self._baseline
-        return Holdings(self._granted, min(self._granted, max(0, grown)))
+        now = self._clock()
+        if self._last_look is None or now - self._last_look[0] >= lasts:
+            pid = self._channel.welcome.pid if self._channel is not None else 0
+            resident = self._memory.charged(pid) if pid else 0
+            self._last_look = now, self._memory.sample(), resident
+        _, sample, resident = self._last_look
+        used = min(self._granted, max(0, resident - self._baseline))
+        return sample, Holdings(self._granted, used)
 
     def _take_back(self, size: int, reason: str) -> None:
         if size > self._granted:
