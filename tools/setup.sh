@@ -9,6 +9,7 @@ lock=requirements-dev.lock
 venv=.venv
 work=
 builder=
+workarounds=
 
 say() { printf '\033[1m==> %s\033[0m\n' "$*" >&2; }
 die() { printf 'setup: %s\n' "$@" >&2; exit 1; }
@@ -53,15 +54,26 @@ wheel_key() {
     {
         cat "$work/llama.lock"
         "$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_platform())'
-        echo "${CMAKE_ARGS:-}"
+        echo "$workarounds ${CMAKE_ARGS:-}"
         uname -m
         grep -m1 -E '^(flags|Features)' /proc/cpuinfo || true
     } | sha256sum | cut -c1-16
 }
 
+# GCC before 13 forgets that `ldtilecfg` reads all of its operand and drops the stores to it, so that ggml's
+# AMX kernels fault on the CPUs that have AMX (seen with GCC 12.2 at -O3). Those kernels are left out there.
+compiler_workarounds() {
+    local flags="-mno-amx-tile -mno-amx-int8 -mno-amx-bf16" macros
+    macros=$(${CXX:-c++} -march=native -dM -E -x c++ /dev/null 2>/dev/null || true)
+    if grep -q __AMX_TILE__ <<<"$macros" && ! grep -q __clang__ <<<"$macros" &&
+        [ "$(awk '$2 == "__GNUC__" { print $3 }' <<<"$macros")" -lt 13 ]; then
+        echo "-DCMAKE_C_FLAGS='$flags' -DCMAKE_CXX_FLAGS='$flags'"
+    fi
+}
+
 build_llama() {
     local log=$work/build.log started=$SECONDS shown=0 step
-    CMAKE_ARGS="-DLLAVA_BUILD=OFF ${CMAKE_ARGS:-}" PATH="$PWD/$venv/bin:$PATH" \
+    CMAKE_ARGS="-DLLAVA_BUILD=OFF $workarounds ${CMAKE_ARGS:-}" PATH="$PWD/$venv/bin:$PATH" \
         "$venv/bin/python" -m pip wheel -v --no-cache-dir --no-deps --no-build-isolation --require-hashes \
         -r "$work/llama.lock" -w "$work/wheel" >"$log" 2>&1 &
     builder=$!
@@ -85,6 +97,7 @@ build_llama() {
 }
 
 install_llama() {
+    workarounds=$(compiler_workarounds)
     local cache=${XDG_CACHE_HOME:-$HOME/.cache}/flexserve/wheels key
     lock_of llama-cpp-python >"$work/llama.lock"
     key=$(wheel_key)
