@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from flexserve.cli import terminal
+from flexserve.cli.options import AsJson, Threads
 from flexserve.errors import CallerError, NormalWorldError
 from flexserve.units import format_size
+
+Quant = Literal["f16", "q8_0", "q4_0", "q4_k_m"]
+
+DEFAULT_SHAPE = "tinyllama-1.1b"
+DEFAULT_QUANT: Quant = "q4_0"
+_MAX_PROMPT = 1 << 20  # tokens
 
 
 def register(app: typer.Typer) -> None:
@@ -17,28 +25,89 @@ def register(app: typer.Typer) -> None:
     app.command("synth", epilog="Example: flexserve synth --shape tinyllama-1.1b --quant q4_0 -o model.gguf")(
         synth
     )
+    app.command("bench", epilog="Example: flexserve bench model.gguf --prompts 32,128 --runs 5")(bench)
 
 
 def synth(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The GGUF file to write.")],
-    shape: Annotated[str, typer.Option(help="Whose shape it has.")] = "tinyllama-1.1b",
-    quant: Annotated[Literal["f16", "q8_0", "q4_0", "q4_k_m"], typer.Option(help="Of its weights.")] = "q4_0",
+    shape: Annotated[str, typer.Option(help="Whose shape it has.")] = DEFAULT_SHAPE,
+    quant: Annotated[Quant, typer.Option(help="Of its weights.")] = DEFAULT_QUANT,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same file.")] = 0,
 ) -> None:
     """Write a model of random weights, to measure with.
 
     It has the shape of a real one, and so its speed and its memory.
     """
+    _synthesize(output, shape, quant, seed=seed, silent=False)
+    terminal.say(f"wrote {output}: {format_size(output.stat().st_size)}")
+
+
+def bench(
+    model: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="FILE.gguf", show_default=False, help="What to measure [a synthetic 1.1 B model]."
+        ),
+    ] = None,
+    *,
+    runs: Annotated[int, typer.Option(min=1, max=1000, help="Repetitions of each measurement.")] = 5,
+    prompts: Annotated[str, typer.Option(metavar="N,N,…", help="Lengths of prompts, in tokens.")] = "32,128",
+    threads: Threads = None,
+    output: Annotated[Literal["md", "json", "csv"], typer.Option("--output", "-o", help="Form.")] = "md",
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the results, too.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure FlexServe against its baselines on this machine."""
+    from flexserve import settings
+
+    lengths = _lengths(prompts)
+    try:
+        main = importlib.import_module("flexserve.bench.main")
+    except ModuleNotFoundError as error:
+        raise NormalWorldError(
+            f"This installation cannot measure: {error.name} is missing.", hint="Install flexserve again."
+        ) from None
+    options = main.BenchOptions(
+        model=model or _default_model(silent=as_json),
+        runs=runs,
+        prompts=lengths,
+        threads=settings.load(threads=threads).threads,
+        output="json" if as_json else output,
+        plot=plot,
+    )
+    raise typer.Exit(main.run(options))
+
+
+def _lengths(text: str) -> tuple[int, ...]:
+    try:
+        lengths = tuple(int(length) for length in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a list of lengths, as in 32,128.") from None
+    if not all(0 < length <= _MAX_PROMPT for length in lengths):
+        raise typer.BadParameter(f"A prompt has 1 to {_MAX_PROMPT} tokens.")
+    return lengths
+
+
+def _default_model(*, silent: bool) -> Path:
+    """Return the synthetic model of the cache folder, which is written when it is not there."""
+    from flexserve.settings import cache_folder
+
+    path = cache_folder() / "models" / f"{DEFAULT_SHAPE}-{DEFAULT_QUANT}.synth.gguf"
+    if not path.exists():
+        _synthesize(path, DEFAULT_SHAPE, DEFAULT_QUANT, seed=0, silent=silent)
+    return path
+
+
+def _synthesize(path: Path, shape: str, quant: Quant, *, seed: int, silent: bool) -> None:
     from flexserve.bench.shapes import SHAPES
     from flexserve.bench.synth import write_synthetic
 
     if shape not in SHAPES:
         raise CallerError(f"There is no shape {shape!r}.", hint=f"Choose one of: {', '.join(SHAPES)}.")
     try:
-        with terminal.progress(f"writing {output.name}") as show_progress:
-            write_synthetic(output, SHAPES[shape], quant, seed=seed, progress=show_progress)
+        with terminal.progress(f"writing {path.name}", silent=silent) as show_progress:
+            write_synthetic(path, SHAPES[shape], quant, seed=seed, progress=show_progress)
     except OSError as error:
         raise NormalWorldError(
-            f"{output} cannot be written: {error.strerror}.", hint="Choose another."
+            f"{path} cannot be written: {error.strerror}.", hint="Choose another place."
         ) from None
-    terminal.say(f"wrote {output}: {format_size(output.stat().st_size)}")

@@ -27,7 +27,7 @@ DeviceKeyFile = Annotated[
 ]
 
 Host = Annotated[str | None, typer.Option("--host", metavar="ADDRESS", help="Address [127.0.0.1].")]
-Port = Annotated[int | None, typer.Option("--port", metavar="N", help="TCP port [7077].")]
+Port = Annotated[int | None, typer.Option("--port", metavar="N", min=0, max=65535, help="TCP port [7077].")]
 UnixSocket = Annotated[
     Path | None, typer.Option("--unix-socket", metavar="PATH", help="Unix socket of the server.")
 ]
@@ -37,6 +37,10 @@ MemoryKind = Annotated[
     typer.Option("--memory", help="secret: the OS cannot read it [secret]. plain: unprotected."),
 ]
 Threads = Annotated[
-    int | None, typer.Option("--threads", metavar="N", help="Threads that compute [one per core].")
+    int | None,
+    typer.Option("--threads", metavar="N", min=0, max=1024, help="Threads that compute [one per core]."),
 ]
-Context = Annotated[int | None, typer.Option("--context", metavar="TOKENS", help="Tokens of context [4096].")]
+Context = Annotated[
+    int | None,
+    typer.Option("--context", metavar="TOKENS", min=0, max=1 << 20, help="Tokens of context [4096]."),
+]

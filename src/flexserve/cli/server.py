@@ -43,7 +43,9 @@ def serve(
     memory: MemoryKind = None,
     threads: Threads = None,
     context: Context = None,
-    max_queue: Annotated[int | None, typer.Option(metavar="N", help="Requests that may wait [64].")] = None,
+    max_queue: Annotated[
+        int | None, typer.Option(metavar="N", min=1, max=1024, help="Requests that may wait [64].")
+    ] = None,
     keep_alive: Annotated[
         str | None,
         typer.Option(

@@ -1,0 +1,49 @@
+"""The command line in this process, in a home of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from servers import MODELS, Cli, ScriptedServer, free_port, scripted_server
+from typer.testing import CliRunner, Result
+
+from flexserve.bench.shapes import Shape
+from flexserve.bench.synth import write_synthetic
+from flexserve.cli.app import app
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No test sees the configuration, the models or the server of whoever runs it."""
+    for variable in ("CONFIG", "DATA", "CACHE"):
+        monkeypatch.setenv(f"XDG_{variable}_HOME", str(tmp_path / variable.lower()))
+    for variable in ("HOST", "PORT", "UNIX_SOCKET", "MODELS", "DEVICE_KEY", "MEMORY", "KEEP_ALIVE"):
+        monkeypatch.delenv(f"FLEXSERVE_{variable}", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("FLEXSERVE_PORT", str(free_port()))  # where nobody listens, unless a test says so
+    return tmp_path
+
+
+@pytest.fixture
+def cli() -> Cli:
+    def invoke(*arguments: str, stdin: str | None = None) -> Result:
+        return CliRunner().invoke(app, list(arguments), input=stdin, prog_name="flexserve")
+
+    return invoke
+
+
+@pytest.fixture(scope="session")
+def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("gguf") / "Small Model.gguf"
+    shape = Shape("small", "llama", 1, 64, 128, 2, 2, 512, 128)
+    write_synthetic(path, shape, "q8_0")
+    return path
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedServer]:
+    """A server at the configured address."""
+    with scripted_server(monkeypatch, MODELS) as server:
+        yield server

@@ -1,0 +1,101 @@
+"""config, and where settings come from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from servers import Cli
+
+from flexserve import settings
+from flexserve.errors import CallerError
+
+
+@pytest.fixture
+def file(home: Path) -> Path:
+    path = home / "config/flexserve/config.toml"
+    path.parent.mkdir(parents=True)
+    return path
+
+
+def test_flags_win_over_environment_over_file_over_defaults(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.write_text('host = "10.0.0.1"\nport = 1\nthreads = 1\nmemory = "plain"\n')
+    monkeypatch.setenv("FLEXSERVE_PORT", "2")
+    monkeypatch.setenv("FLEXSERVE_THREADS", "2")
+    chosen = settings.load(threads=3)
+    assert (chosen.threads, chosen.port, chosen.host, chosen.memory) == (3, 2, "10.0.0.1", "plain")
+    assert chosen.max_queue == 64
+
+
+def test_a_flag_not_given_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLEXSERVE_PORT", "2")
+    assert settings.load(port=None).port == 2
+
+
+def test_config_says_where_each_value_comes_from(
+    cli: Cli, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.write_text("threads = 5\n")
+    monkeypatch.setenv("FLEXSERVE_HOST", "::1")
+    shown = json.loads(cli("config", "--json").stdout)
+    assert shown["threads"] == {"value": 5, "from": f"threads in {file}"}
+    assert shown["host"] == {"value": "::1", "from": "FLEXSERVE_HOST"}
+    assert shown["max_queue"] == {"value": 64, "from": "default"}
+    assert "FLEXSERVE_HOST" in cli("config").stdout
+
+
+def test_the_schema_describes_every_setting(cli: Cli) -> None:
+    schema = json.loads(cli("config", "--schema").stdout)
+    assert set(schema["properties"]) == set(settings.Settings.model_fields)
+    assert all(field["description"] for field in schema["properties"].values())
+    assert schema["additionalProperties"] is False
+
+
+def test_files_lie_where_xdg_says(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = settings.load()
+    assert chosen.models == home / "data/flexserve/models"
+    assert chosen.device_key == home / "config/flexserve/device.key"
+    monkeypatch.setenv("XDG_DATA_HOME", "relative")
+    assert settings.load().models == home / ".local/share/flexserve/models"
+
+
+def test_a_path_may_start_with_a_tilde(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLEXSERVE_MODELS", "~/sealed")
+    assert settings.load().models == home / "sealed"
+
+
+@pytest.mark.parametrize(
+    "text", ["prot = 7077", "port = ", 'port = "many"', "port = -1", "\udcff", "[host]\n"]
+)
+def test_a_bad_file_is_an_error_that_names_it(cli: Cli, file: Path, text: str) -> None:
+    file.write_bytes(text.encode(errors="surrogateescape"))
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.delenv("FLEXSERVE_PORT")
+    result = cli("config")
+    monkeypatch.undo()
+    assert result.exit_code == 1
+    assert str(file) in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("PORT", "many"), ("MEMORY", "safe"), ("KEEP_ALIVE", "-2"), ("KEEP_ALIVE", "nan"), ("CONTEXT", "-1")],
+)
+def test_a_bad_variable_is_an_error_that_names_it(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(f"FLEXSERVE_{variable}", value)
+    with pytest.raises(CallerError, match=f"^FLEXSERVE_{variable}: ") as refusal:
+        settings.load()
+    assert refusal.value.code == "bad_setting"
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("10m", 600.0), ("250ms", 0.25), (" 2 h ", 7200.0), ("5", 5.0), ("-1", -1.0)]
+)
+def test_times_are_read_as_people_write_them(text: str, seconds: float) -> None:
+    assert settings.load(keep_alive=text).keep_alive == pytest.approx(seconds)

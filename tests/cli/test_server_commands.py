@@ -1,0 +1,200 @@
+"""serve, ps, recall."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from servers import Cli, ScriptedServer, Stranger, free_port
+
+from flexserve.normal import main as normal_main
+from flexserve.normal.main import ServeOptions
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[ServeOptions]:
+    """The options of each server that was started instead of starting one."""
+    options: list[ServeOptions] = []
+
+    def serve(given: ServeOptions) -> int:
+        options.append(given)
+        return 0
+
+    monkeypatch.setattr(normal_main, "serve", serve)
+    return options
+
+
+# ---- ps
+
+
+def test_ps_shows_each_model_the_os_count_and_the_label(cli: Cli, server: ScriptedServer) -> None:
+    result = cli("ps")
+    assert result.exit_code == 0
+    rows = {line.split()[0]: line.split() for line in result.stdout.splitlines() if line.strip()}
+    assert rows["tiny"][1:] == ["partial", "250", "B", "25", "1000", "B", "30", "B", "20", "B", "no"]
+    assert "the OS counts" in result.stdout
+    assert "protection     scripted: A scripted world" in result.stdout
+    assert "UNPROTECTED" in result.stderr
+
+
+def test_ps_as_json_has_models_memory_os_and_protection(cli: Cli, server: ScriptedServer) -> None:
+    states = json.loads(cli("ps", "--json").stdout)
+    assert set(states) == {"protection", "models", "queued", "running", "memory", "os"}
+    assert states["models"][0]["resident_fraction"] == 0.25
+    assert set(states["memory"]) == {"granule", "granted", "unused", "secure", "recalling"}
+    assert states["os"]["secure_rss"] == 0
+    assert states["protection"]["protected"] is False
+
+
+def test_ps_wakes_nothing(cli: Cli, server: ScriptedServer) -> None:
+    cli("ps")
+    assert server.asked == []
+
+
+@pytest.mark.parametrize("command", [("ps",), ("recall", "--all")])
+def test_without_a_server_they_say_how_to_start_one(cli: Cli, command: tuple[str, ...]) -> None:
+    result = cli(*command)
+    assert result.exit_code == 1
+    assert "error: No server answers at http://127.0.0.1:" in result.stderr
+    assert "hint: Start one with `flexserve serve`" in result.stderr
+    assert json.loads(cli(*command, "--json").stderr)["error"]["code"] == "no_server"
+
+
+@pytest.mark.parametrize(
+    "answer", [b"<html>", b"{}", b'{"error": "no"}', b"[" * 100_000, b"\xff\xfe", b'{"models": 5}']
+)
+@pytest.mark.parametrize("status", [200, 404])
+def test_a_program_that_is_not_flexserve_is_recognised(cli: Cli, answer: bytes, status: int) -> None:
+    with Stranger(answer, status) as stranger:
+        result = cli("ps", "--port", str(stranger.port), "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stderr)["error"]["code"] == "not_flexserve"
+
+
+def test_a_unix_socket_without_a_server_is_named_in_the_error(cli: Cli, tmp_path: Path) -> None:
+    result = cli("ps", "--unix-socket", str(tmp_path / "socket"))
+    assert f"No server answers at unix:{tmp_path / 'socket'}" in result.stderr
+
+
+def test_no_proxy_of_the_environment_is_asked(
+    cli: Cli, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Stranger(b"{}") as proxy:
+        for variable in ("http_proxy", "HTTP_PROXY", "ALL_PROXY", "all_proxy"):
+            monkeypatch.setenv(variable, f"http://127.0.0.1:{proxy.port}")
+        assert cli("ps").exit_code == 0
+    assert proxy.heard == []
+
+
+# ---- recall
+
+
+def test_recall_prints_what_the_os_got(cli: Cli, server: ScriptedServer) -> None:
+    result = cli("recall", "--all")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("the OS got 0 B back in 1.0 ms: it counted")
+    assert "given up: scratch of tiny" in result.stdout
+
+
+def test_recall_as_json_has_counts_before_and_after(cli: Cli, server: ScriptedServer) -> None:
+    result = json.loads(cli("recall", "512M", "--deadline", "50", "--json").stdout)
+    assert result["asked"] == 512 << 20
+    assert set(result["measured"]) == {"freed", "before", "after"}
+    assert result["plan"] == ["scratch of tiny"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [(), ("1M", "--all"), ("plenty",), ("5x",), ("--deadline", "-1", "--all")]
+)
+def test_recall_takes_one_size_or_all(cli: Cli, arguments: tuple[str, ...]) -> None:
+    result = cli("recall", *arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+
+
+def test_a_bad_size_is_answered_with_good_ones(cli: Cli) -> None:
+    assert "Write it like 512M, 1.5GiB or 4096." in cli("recall", "plenty").stderr
+
+
+def test_a_size_beyond_all_bounds_is_the_callers_error(cli: Cli, server: ScriptedServer) -> None:
+    result = cli("recall", "9999999999T")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: bytes: ")
+
+
+# ---- serve
+
+
+def test_serve_passes_flags_over_environment_over_defaults(
+    cli: Cli, served: list[ServeOptions], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("FLEXSERVE_PORT", "1111")
+    monkeypatch.setenv("FLEXSERVE_MAX_QUEUE", "7")
+    monkeypatch.setenv("FLEXSERVE_KEEP_ALIVE", "10m")
+    assert cli("serve", "--port", "2222", "--unix-socket", str(tmp_path / "socket")).exit_code == 0
+    (options,) = served
+    assert (options.host, options.port) == ("127.0.0.1", 2222)
+    assert options.unix_socket == tmp_path / "socket"
+    assert (options.secure.max_queue, options.secure.idle_seconds) == (7, 600)
+    assert options.secure.memory == "secret"
+
+
+@pytest.mark.parametrize("flag", ["--keep-alive", "--idle-seconds"])
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90.0), ("0", 0.0), ("1.5h", 5400.0)])
+def test_serve_understands_times(
+    cli: Cli, served: list[ServeOptions], flag: str, text: str, seconds: float
+) -> None:
+    assert cli("serve", flag, text).exit_code == 0
+    assert served[0].secure.idle_seconds == seconds
+
+
+def test_a_model_may_be_kept_for_ever(cli: Cli, served: list[ServeOptions]) -> None:
+    cli("serve", "--keep-alive", "-1")
+    assert served[0].secure.idle_seconds > 300 * 86400
+
+
+def test_plain_memory_is_called_unprotected(cli: Cli, served: list[ServeOptions]) -> None:
+    assert "UNPROTECTED" in cli("serve", "--memory", "plain").stderr
+    assert "UNPROTECTED" not in cli("serve").stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--port", "65536"),
+        ("--port", "http"),
+        ("--memory", "safe"),
+        ("--threads", "-1"),
+        ("--max-queue", "0"),
+    ],
+)
+def test_serve_refuses_flags_out_of_bounds(
+    cli: Cli, served: list[ServeOptions], arguments: tuple[str, ...]
+) -> None:
+    assert cli("serve", *arguments).exit_code == 2
+    assert served == []
+
+
+def test_a_time_that_is_none_is_named_by_its_flag(cli: Cli, served: list[ServeOptions]) -> None:
+    result = cli("serve", "--keep-alive", "soon")
+    assert result.exit_code == 1
+    assert "error: --keep-alive: Write it like 10m" in result.stderr
+
+
+def test_an_address_in_use_ends_serve_with_a_hint(cli: Cli) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        result = cli("serve", "--port", str(taken.getsockname()[1]))
+    assert result.exit_code == 1
+    assert "hint: Choose another with --port" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_the_status_of_the_server_is_the_commands(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: Any) -> int:
+        return 130
+
+    monkeypatch.setattr(normal_main, "serve", interrupted)
+    assert cli("serve", "--port", str(free_port())).exit_code == 130

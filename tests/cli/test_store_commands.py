@@ -1,0 +1,162 @@
+"""add, list, show, verify, rm."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from servers import Cli
+
+LISTED = {
+    "name", "architecture", "parameters", "quantization", "context_length", "size",
+    "created", "sha256", "model_id", "damaged",
+}  # fmt: skip
+
+
+@pytest.fixture
+def sealed(cli: Cli, gguf: Path, home: Path) -> Path:
+    """The file of the sealed model "small"."""
+    assert cli("add", str(gguf), "--name", "small").exit_code == 0
+    return home / "data/flexserve/models/models/small.flex"
+
+
+def test_add_seals_under_a_name_made_from_the_files(cli: Cli, gguf: Path) -> None:
+    result = cli("add", str(gguf))
+    assert result.exit_code == 0
+    assert "added small-model: llama" in result.stdout
+    assert "100 %" in result.stderr
+
+
+def test_add_says_where_the_key_is_and_that_the_file_is_still_in_clear(
+    cli: Cli, gguf: Path, home: Path
+) -> None:
+    result = cli("add", str(gguf))
+    assert str(home / "config/flexserve/device.key") in result.stdout
+    assert f"{gguf} is still there in clear" in result.stdout
+
+
+def test_add_as_json_describes_the_model_and_says_nothing_else(cli: Cli, gguf: Path, home: Path) -> None:
+    result = cli("add", str(gguf), "--name", "small", "--json")
+    added = json.loads(result.stdout)
+    assert added["name"] == "small"
+    assert added["size"] == gguf.stat().st_size
+    assert added["device_key"] == str(home / "config/flexserve/device.key")
+    assert result.stderr == ""
+
+
+def test_a_name_can_be_used_once(cli: Cli, gguf: Path, sealed: Path) -> None:
+    result = cli("add", str(gguf), "--name", "small")
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert "error: There is a model named small already.\nhint: Remove it" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_file_that_is_no_model_is_refused(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "notes.gguf").write_text("not a model")
+    result = cli("add", str(tmp_path / "notes.gguf"))
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ")
+
+
+def test_an_empty_store_is_a_listing_too(cli: Cli) -> None:
+    assert "flexserve add" in cli("list").stdout
+    assert json.loads(cli("list", "--json").stdout) == {"models": []}
+
+
+def test_list_as_json_has_every_fact_and_no_key_material(cli: Cli, sealed: Path) -> None:
+    (model,) = json.loads(cli("list", "--json").stdout)["models"]
+    assert set(model) == LISTED
+    assert model["damaged"] is None
+
+
+def test_list_shows_one_line_per_model(cli: Cli, gguf: Path, sealed: Path) -> None:
+    cli("add", str(gguf), "--name", "other")
+    _, *rows = cli("list").stdout.splitlines()
+    assert [row.split()[0] for row in rows] == ["other", "small"]
+
+
+def test_show_says_where_a_model_lies(cli: Cli, sealed: Path) -> None:
+    assert str(sealed) in cli("show", "small").stdout
+    shown = json.loads(cli("show", "small", "--json").stdout)
+    assert shown["path"] == str(sealed)
+    assert shown["images"] == []
+
+
+def test_an_unknown_model_is_an_error_in_words_and_in_json(cli: Cli, sealed: Path) -> None:
+    words, as_json = cli("show", "smal"), cli("show", "smal", "--json")
+    assert (words.exit_code, as_json.exit_code) == (1, 1)
+    assert words.stderr == "error: There is no model named 'smal'.\nhint: The store has: small.\n"
+    assert json.loads(as_json.stderr) == {
+        "error": {
+            "code": "model_not_found",
+            "message": "There is no model named 'smal'.",
+            "hint": "The store has: small.",
+            "blame": "caller",
+        }
+    }
+    assert words.stdout == as_json.stdout == ""
+
+
+def test_verify_finds_a_sound_model_sound(cli: Cli, sealed: Path) -> None:
+    result = cli("verify", "small")
+    assert result.exit_code == 0
+    assert "small: sound" in result.stdout
+
+
+def test_verify_finds_one_flipped_bit_among_all_models(cli: Cli, gguf: Path, sealed: Path) -> None:
+    cli("add", str(gguf), "--name", "other")
+    data = bytearray(sealed.read_bytes())
+    data[-1000] ^= 1
+    sealed.write_bytes(data)
+    result = cli("verify", "--all", "--json")
+    assert result.exit_code == 1
+    found = {model["name"]: model for model in json.loads(result.stdout)["models"]}
+    assert found["other"]["ok"]
+    assert not found["small"]["ok"]
+    assert found["small"]["error"]["blame"] == "stored_data"
+    assert "NOT SOUND" in cli("verify", "small").stdout
+
+
+def test_list_warns_of_a_model_whose_label_was_changed(cli: Cli, sealed: Path) -> None:
+    data = bytearray(sealed.read_bytes())
+    data[40] ^= 1
+    sealed.write_bytes(data)
+    assert "small cannot be used" in cli("list").stderr
+    (model,) = json.loads(cli("list", "--json").stdout)["models"]
+    assert model["damaged"]["code"] == "stored_data_bad"
+
+
+@pytest.mark.parametrize("arguments", [(), ("small", "--all")])
+def test_verify_takes_a_model_or_all(cli: Cli, arguments: tuple[str, ...]) -> None:
+    result = cli("verify", *arguments)
+    assert result.exit_code == 2
+    assert "--all" in result.stderr
+
+
+def test_rm_removes_only_when_told_so(cli: Cli, sealed: Path) -> None:
+    refused = cli("rm", "small", stdin="y\n")  # no terminal: whatever is piped in is no consent
+    assert refused.exit_code == 1
+    assert "--yes" in refused.stderr
+    assert sealed.exists()
+    assert cli("rm", "small", "--yes").exit_code == 0
+    assert not sealed.exists()
+    assert cli("rm", "small", "--yes").exit_code == 1
+
+
+def test_a_lost_key_is_not_silently_replaced(cli: Cli, sealed: Path, home: Path) -> None:
+    key = home / "config/flexserve/device.key"
+    key.unlink()
+    result = cli("list", "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stderr)["error"]["code"] == "device_key_missing"
+    assert not key.exists()
+
+
+def test_another_store_and_key_can_be_named(cli: Cli, gguf: Path, tmp_path: Path, home: Path) -> None:
+    where = ("--models", str(tmp_path / "elsewhere"), "--device-key", str(tmp_path / "keys/key"))
+    assert cli("add", str(gguf), "--name", "small", *where).exit_code == 0
+    assert "small" in cli("list", *where).stdout
+    assert (tmp_path / "keys/key").exists()
+    assert not (home / "config/flexserve/device.key").exists()

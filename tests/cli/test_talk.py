@@ -1,0 +1,276 @@
+"""run and chat, through a server and in worlds of their own."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from servers import MODELS, Cli, ScriptedServer, Stranger, scripted_server
+
+from flexserve.cli import terminal
+from flexserve.normal.launcher import SecureOptions
+from flexserve.testing.scripted_link import scripted_command
+from flexserve.testing.scripted_world import Behaviour, Script
+from flexserve.world.messages import ChatPrompt, Sampling
+
+
+@pytest.fixture
+def private(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Worlds that a command starts for itself are scripted ones."""
+    command = scripted_command(Script(models=MODELS))
+    monkeypatch.setattr(SecureOptions, "command", lambda _, channel_fd: command(channel_fd))
+
+
+def turns(server: ScriptedServer) -> list[list[tuple[str, str]]]:
+    """Return the conversations that reached the secure world, as roles and texts."""
+    prompts = [message.prompt for message in server.asked]
+    return [
+        [(m.role, m.content) for m in prompt.messages] for prompt in prompts if isinstance(prompt, ChatPrompt)
+    ]
+
+
+# ---- run
+
+
+def test_run_streams_the_answer_of_the_running_server(cli: Cli, server: ScriptedServer) -> None:
+    result = cli("run", "tiny", "Hi?")
+    assert result.exit_code == 0
+    assert result.stdout == "Hello, world!\n"
+    assert turns(server) == [[("user", "Hi?")]]
+
+
+def test_run_says_who_answers_only_when_asked(cli: Cli, server: ScriptedServer) -> None:
+    assert "answered by" not in cli("run", "tiny", "Hi?").stderr
+    assert "answered by the server at http://127.0.0.1:" in cli("run", "tiny", "Hi?", "-v").stderr
+
+
+def test_run_passes_every_sampling_option(cli: Cli, server: ScriptedServer) -> None:
+    options = ("--max-tokens", "3", "--temperature", "0", "--top-p", "0.5", "--seed", "9", "--stop", "a")
+    assert cli("run", "tiny", "Hi?", *options, "--stop", "b").stdout == "Hello, world\n"
+    assert server.asked[0].sampling == Sampling(3, 0.0, 0.5, 9, ["a", "b"])
+
+
+def test_run_as_json_has_the_answer_usage_timings_and_label(cli: Cli, server: ScriptedServer) -> None:
+    answer = json.loads(cli("run", "tiny", "Hi?", "--json").stdout)
+    assert answer["answer"] == "Hello, world!"
+    assert answer["finish_reason"] == "stop"
+    assert answer["usage"] == {"prompt_tokens": 7, "completion_tokens": 4, "cached_tokens": 3}
+    assert answer["timings_ms"]["ttft"] == 4.0
+    assert answer["protection"]["name"] == "scripted"
+
+
+def test_stats_are_not_part_of_the_answer(cli: Cli, server: ScriptedServer) -> None:
+    result = cli("run", "tiny", "Hi?", "--stats")
+    assert result.stdout == "Hello, world!\n"
+    assert "prompt 7 tokens (3 cached), answer 4 tokens (stop), first token after 4 ms" in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [("-",), ()])
+def test_the_prompt_may_come_from_standard_input(
+    cli: Cli, server: ScriptedServer, arguments: tuple[str, ...]
+) -> None:
+    assert cli("run", "tiny", *arguments, stdin="Grüße\n").exit_code == 0
+    assert turns(server) == [[("user", "Grüße\n")]]
+
+
+def test_an_empty_prompt_is_refused(cli: Cli, server: ScriptedServer) -> None:
+    result = cli("run", "tiny", stdin="")
+    assert result.exit_code == 1
+    assert "error: The prompt is empty." in result.stderr
+    assert server.asked == []
+
+
+@pytest.mark.parametrize("command", ["run", "chat"])
+def test_a_file_is_to_be_added_first(cli: Cli, command: str) -> None:
+    result = cli(command, "models/big.gguf")
+    assert result.exit_code == 1
+    assert "hint: Add it first: flexserve add models/big.gguf" in result.stderr
+
+
+def test_an_unknown_model_is_the_servers_error(cli: Cli, server: ScriptedServer) -> None:
+    result = cli("run", "nope", "Hi?", "--json")
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    error = json.loads(result.stderr)["error"]
+    assert (error["code"], error["blame"]) == ("model_not_found", "caller")
+
+
+@pytest.mark.parametrize(
+    ("model", "blame"), [("forged", "stored_data"), ("dies", "normal_world")], ids=["forged", "dies"]
+)
+def test_an_answer_that_fails_half_way_is_an_error(cli: Cli, private: None, model: str, blame: str) -> None:
+    result = cli("run", model, "Hi?", "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stderr.splitlines()[-1])["error"]["blame"] == blame
+    assert "Traceback" not in result.stderr
+
+
+def test_a_stream_that_fails_half_way_shows_what_came_and_the_error(cli: Cli, server: ScriptedServer) -> None:
+    result = cli("run", "forged", "Hi?")
+    assert result.exit_code == 1
+    assert result.stdout == "Hello, world!"
+    assert "error: A chunk is forged. Seal it again." in result.stderr
+
+
+def test_without_a_server_run_starts_worlds_of_its_own(cli: Cli, private: None) -> None:
+    result = cli("run", "tiny", "Hi?", "-v")
+    assert result.exit_code == 0
+    assert result.stdout == "Hello, world!\n"
+    assert "answered by a secure world of this command's own" in result.stderr
+
+
+def test_a_secure_world_that_cannot_start_says_why(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = scripted_command(Script(dies_at_start=True))
+    monkeypatch.setattr(SecureOptions, "command", lambda _, channel_fd: command(channel_fd))
+    result = cli("run", "tiny", "Hi?")
+    assert result.exit_code == 1
+    assert "error: The secure world exited with status 9" in result.stderr
+
+
+def test_a_stranger_at_the_address_gets_no_prompt(cli: Cli, private: None) -> None:
+    with Stranger(b'{"status": "ok"}') as stranger:
+        result = cli("run", "tiny", "my secret", "--port", str(stranger.port))
+    assert result.exit_code == 1
+    assert "does not answer as FlexServe does" in result.stderr
+    assert not any(b"secret" in body for body in stranger.heard)
+
+
+def test_control_sequences_do_not_reach_the_terminal() -> None:
+    assert terminal.printable("a\x1b[31mb\x07\x9bc\r\nd\te\x00") == "a[31mbc\nd\te"
+
+
+# ---- chat
+
+
+def test_chat_remembers_until_told_to_forget(cli: Cli, server: ScriptedServer) -> None:
+    result = cli("chat", "tiny", stdin="one\n\ntwo\n/clear\nthree\n/exit\nfour\n")
+    assert result.exit_code == 0
+    assert result.stdout == "Hello, world!\n" * 3
+    said = ("assistant", "Hello, world!")
+    assert turns(server) == [[("user", "one")], [("user", "one"), said, ("user", "two")], [("user", "three")]]
+
+
+def test_chat_ends_with_its_input(cli: Cli, server: ScriptedServer) -> None:
+    assert cli("chat", "tiny", stdin="").exit_code == 0
+
+
+def test_chat_helps_and_refuses_commands_it_has_not(cli: Cli, server: ScriptedServer) -> None:
+    result = cli("chat", "tiny", stdin="/help\n/nonsense\n")
+    assert "/clear" in result.stderr
+    assert "There is no command /nonsense" in result.stderr
+    assert server.asked == []
+
+
+def test_a_failed_answer_is_taken_back_and_the_chat_goes_on(cli: Cli, server: ScriptedServer) -> None:
+    result = cli("chat", "forged", stdin="one\ntwo\n")
+    assert result.exit_code == 0
+    assert result.stderr.count("error: A chunk is forged.") == 2
+    assert turns(server) == [[("user", "one")], [("user", "two")]]
+
+
+def test_chat_takes_the_only_model(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    with scripted_server(monkeypatch, {"single": Behaviour()}) as server:
+        assert cli("chat", stdin="Hi?\n").stdout == "Hello, world!\n"
+        assert server.asked[0].model == "single"
+
+
+@pytest.mark.parametrize("models", [{}, MODELS])
+def test_chat_does_not_guess_among_models(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, models: dict[str, Behaviour]
+) -> None:
+    with scripted_server(monkeypatch, models):
+        result = cli("chat", stdin="Hi?\n")
+    assert result.exit_code == 1
+    assert ("Name one: flexserve chat MODEL" if models else "flexserve add") in result.stderr
+
+
+def test_chat_works_in_worlds_of_its_own(cli: Cli, private: None) -> None:
+    assert cli("chat", "tiny", stdin="one\ntwo\n").stdout == "Hello, world!\n" * 2
+
+
+def test_a_conversation_leaves_no_file(cli: Cli, server: ScriptedServer, home: Path) -> None:
+    cli("chat", "tiny", stdin="my secret\n")
+    assert [path for path in home.rglob("*") if path.is_file()] == []
+
+
+# ---- Ctrl-C
+
+
+@pytest.fixture
+def talking(server: ScriptedServer) -> Iterator[list[subprocess.Popen[str]]]:
+    started: list[subprocess.Popen[str]] = []
+    yield started
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def start(started: list[subprocess.Popen[str]], *arguments: str) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flexserve.cli", *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+    )
+    started.append(process)
+    return process
+
+
+def wait_until_cancelled(server: ScriptedServer) -> None:
+    while not server.cancelled:
+        threading.Event().wait(0.01)
+
+
+def test_ctrl_c_ends_run_quietly_and_cancels_the_request(
+    server: ScriptedServer, talking: list[subprocess.Popen[str]]
+) -> None:
+    process = start(talking, "run", "slow", "Hi?")
+    assert process.stdout is not None
+    assert process.stdout.read(4) == "word"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    wait_until_cancelled(server)
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_chat(
+    server: ScriptedServer, talking: list[subprocess.Popen[str]]
+) -> None:
+    process = start(talking, "chat", "slow", "--max-tokens", "4000")
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write("one\n")
+    assert process.stdout.read(4) == "word"
+    process.send_signal(signal.SIGINT)
+    wait_until_cancelled(server)
+    _, errors = process.communicate("/exit\n", timeout=30)
+    assert process.returncode == 0
+    assert "(stopped)" in errors
+
+
+def test_what_was_said_before_ctrl_c_stays_in_the_conversation(
+    server: ScriptedServer, talking: list[subprocess.Popen[str]]
+) -> None:
+    process = start(talking, "chat", "slow", "--max-tokens", "4000")
+    assert process.stdin is not None
+    assert process.stdout is not None
+    for line in ("one\n", "two\n"):
+        process.stdin.write(line)
+        assert process.stdout.read(4) == "word"
+        process.send_signal(signal.SIGINT)
+        while process.stderr is not None and "(stopped)" not in process.stderr.readline():
+            pass
+    process.communicate("", timeout=30)
+    first, answer, second = turns(server)[1]
+    assert (first, second) == (("user", "one"), ("user", "two"))
+    assert answer[0] == "assistant"
+    assert answer[1].startswith("word")
