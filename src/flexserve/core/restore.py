@@ -42,6 +42,8 @@ class RestorePlan:
         self.nodes = needs.nodes
         self.last_use = np.full(size, -1, dtype=np.int32)
         self.last_use[needs.granule] = needs.node  # ascending: the last write wins
+        self._first_use = np.full(size, needs.nodes, dtype=np.int32)  # never read: beyond all nodes
+        self._first_use[needs.granule[::-1]] = needs.node[::-1]
         ahead = needs.node >= start
         granule, node = needs.granule[ahead], needs.node[ahead]
         unique, first = np.unique(granule, return_index=True)
@@ -67,13 +69,13 @@ class RestorePlan:
     def passed(self, position: int, states: NDArray[np.uint8]) -> int | None:
         """Return the resident granule that compute at node `position` will want again last.
 
-        A graph runs over and over from its first node, so what was used just now is farthest
-        from its next use. None when nothing that was passed is resident.
+        A graph runs over and over from its first node: what it never reads can go first, then
+        what its next run reads last. None when nothing that was passed is resident.
         """
         candidates = np.flatnonzero((states == RESIDENT) & (self.last_use < position))
         if len(candidates) == 0:
             return None
-        return int(candidates[np.argmax(self.last_use[candidates])])
+        return int(candidates[np.argmax(self._first_use[candidates])])
 
 
 def usual_order(needs: Needs, size: int) -> list[int]:

@@ -18,9 +18,11 @@ class StopScanner:
         if self.stopped:
             return ""
         self._held += text
-        found = [at for at in (self._held.find(stop) for stop in self._stops) if at >= 0]
+        # Of several stops the one that was complete first, wherever the pieces happened to be cut.
+        found = [(at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if found:
-            shown, self._held, self.stopped = self._held[: min(found)], "", True
+            _, at = min(found)
+            shown, self._held, self.stopped = self._held[:at], "", True
             return shown
         keep = self._undecided()
         shown = self._held[: len(self._held) - keep]
