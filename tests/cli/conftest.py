@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 from flexserve.bench.shapes import Shape
 from flexserve.bench.synth import write_synthetic
 from flexserve.cli.app import app
+from flexserve.normal import journal
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +24,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(f"FLEXSERVE_{variable}", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("FLEXSERVE_PORT", str(free_port()))  # where nobody listens, unless a test says so
+    journal.configure(level="critical")  # a server in this process would log among the command's output
     return tmp_path
 
 

@@ -32,10 +32,8 @@ HEAVY = [
 def test_help_lists_every_command(cli: Cli) -> None:
     result = cli("--help")
     assert result.exit_code == 0
-    listed = [
-        line.split()[0] for line in result.stdout.partition("Commands:")[2].splitlines() if line.strip()
-    ]
-    assert set(COMMANDS) <= set(listed)
+    listed = result.stdout.partition("Commands:")[2].splitlines()
+    assert set(COMMANDS) <= {line.split()[0] for line in listed if line.strip()}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -162,19 +162,13 @@ def test_plain_memory_is_called_unprotected(cli: Cli, served: list[ServeOptions]
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [
-        ("--port", "65536"),
-        ("--port", "http"),
-        ("--memory", "safe"),
-        ("--threads", "-1"),
-        ("--max-queue", "0"),
-    ],
+    ("flag", "value"),
+    [("port", "65536"), ("port", "http"), ("memory", "safe"), ("threads", "-1"), ("max-queue", "0")],
 )
 def test_serve_refuses_flags_out_of_bounds(
-    cli: Cli, served: list[ServeOptions], arguments: tuple[str, ...]
+    cli: Cli, served: list[ServeOptions], flag: str, value: str
 ) -> None:
-    assert cli("serve", *arguments).exit_code == 2
+    assert cli("serve", f"--{flag}", value).exit_code == 2
     assert served == []
 
 
