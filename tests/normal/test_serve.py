@@ -197,6 +197,7 @@ def test_a_client_that_goes_away_cancels_its_request(server: Server, stream: boo
         sock.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
         until(lambda: httpx.get(f"{server.url}/models").json()["running"] == 1)
     until(lambda: httpx.get(f"{server.url}/models").json()["running"] == 0)
+    until(lambda: '"error": "client_gone"' in server.log())
 
 
 def test_a_full_queue_is_openais_rate_limit_error(server: Server) -> None:

@@ -174,18 +174,22 @@ class Ending:
 
 
 class Client:
-    """A client of the server at `address`. Thread-safe, as httpx.Client is; a context manager."""
+    """A client of the server at `address`: a context manager, thread-safe as httpx.Client is.
+
+    Raises CallerError for what cannot be an address.
+    """
 
     def __init__(self, address: Address) -> None:
         self.address = address
         uds = str(address.unix_socket) if address.unix_socket else None
-        self._http = httpx.Client(
-            base_url=address.url,
-            # No proxy of the environment: a prompt goes to this server and nowhere else.
-            transport=httpx.HTTPTransport(uds=uds),
-            trust_env=False,
-            timeout=httpx.Timeout(SILENCE_TIMEOUT, connect=CONNECT_TIMEOUT),
-        )
+        with _translating(address):
+            self._http = httpx.Client(
+                base_url=address.url,
+                # No proxy of the environment: a prompt goes to this server and nowhere else.
+                transport=httpx.HTTPTransport(uds=uds),
+                trust_env=False,
+                timeout=httpx.Timeout(SILENCE_TIMEOUT, connect=CONNECT_TIMEOUT),
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -228,7 +232,7 @@ class Client:
 
     @contextlib.contextmanager
     def _request(self, method: str, path: str, body: Any) -> Iterator[httpx.Response]:
-        with self._translated():
+        with _translating(self.address):
             content = None if body is None else msgspec.json.encode(body)
             headers = {"Content-Type": "application/json"}
             with self._http.stream(method, path, content=content, headers=headers) as response:
@@ -236,26 +240,26 @@ class Client:
                     raise _error(response.status_code, _decode(_read(response), _Refusal).error)
                 yield response
 
-    @contextlib.contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except (httpx.ConnectError, httpx.ConnectTimeout):
-            raise NoServerError(
-                f"No server answers at {self.address}.",
-                hint="Start one with `flexserve serve`, or name its address with --host and --port.",
-            ) from None
-        except httpx.TimeoutException:
-            raise PeerError(
-                f"The server at {self.address} is silent.", hint="See its log; restart it."
-            ) from None
-        except httpx.HTTPError:
-            raise PeerError(f"The server at {self.address} went away.", hint="See its log.") from None
-        except (httpx.InvalidURL, UnicodeError):
-            raise CallerError(f"{self.address} is not an address.", hint="Check --host and --port.") from None
-
 
 # ---- the wire
+
+
+@contextlib.contextmanager
+def _translating(address: Address) -> Iterator[None]:
+    """Turn the HTTP library's errors into ours."""
+    try:
+        yield
+    except (httpx.ConnectError, httpx.ConnectTimeout):
+        raise NoServerError(
+            f"No server answers at {address}.",
+            hint="Start one with `flexserve serve`, or name its address with --host and --port.",
+        ) from None
+    except httpx.TimeoutException:
+        raise PeerError(f"The server at {address} is silent.", hint="See its log; restart it.") from None
+    except httpx.HTTPError:
+        raise PeerError(f"The server at {address} went away.", hint="See its log.") from None
+    except (httpx.InvalidURL, UnicodeError):
+        raise CallerError(f"{address} is not an address.", hint="Check --host and --port.") from None
 
 
 class _Error(msgspec.Struct, frozen=True):

@@ -58,13 +58,20 @@ async def _respond(
         # What is refused at once is refused by status; after the first ping it must be an event.
         opening = await while_connected(request.receive, _within(PING_SECONDS, answer))
     except ClientGoneError:
-        answer.abandon()
+        _give_up(answer, note)
         return Response(status_code=_CLIENT_CLOSED_REQUEST)
     except BaseException:
         answer.abandon()
         raise
     events = _events(answer, form, opening, include_usage=body.include_usage, note=note)
-    return EventStream(events, after=answer.abandon)
+    return EventStream(events, after=lambda: _give_up(answer, note))
+
+
+def _give_up(answer: Answer, note: dict[str, object]) -> None:
+    """Cancel what the secure world still does for a client that went away; nothing if it is done."""
+    if not answer.ended:
+        note["error"] = "client_gone"
+    answer.abandon()
 
 
 async def _collect(answer: Answer, form: Form) -> dict[str, object]:
