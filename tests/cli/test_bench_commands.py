@@ -1,0 +1,94 @@
+"""synth and bench."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+from servers import Cli
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The options of each measurement that was asked for; none is made."""
+    options: list[Any] = []
+    module = types.ModuleType("flexserve.bench.main")
+
+    @dataclasses.dataclass
+    class BenchOptions:
+        model: Path
+        runs: int
+        prompts: tuple[int, ...]
+        threads: int
+        output: str
+        plot: Path | None
+
+    def run(given: BenchOptions) -> int:
+        options.append(given)
+        return 0
+
+    module.BenchOptions = BenchOptions  # type: ignore[attr-defined]
+    module.run = run  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "flexserve.bench.main", module)
+    return options
+
+
+def test_synth_writes_a_model_that_can_be_added(cli: Cli, tmp_path: Path) -> None:
+    path = tmp_path / "made.gguf"
+    result = cli("synth", "--shape", "small-llama", "--quant", "q8_0", "-o", str(path))
+    assert result.exit_code == 0
+    assert result.stdout.startswith(f"wrote {path}: ")
+    assert cli("add", str(path)).exit_code == 0
+
+
+def test_synth_lists_the_shapes_it_has(cli: Cli, tmp_path: Path) -> None:
+    result = cli("synth", "--shape", "round", "-o", str(tmp_path / "made.gguf"))
+    assert result.exit_code == 1
+    assert "tinyllama-1.1b" in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [(), ("--quant", "q2", "-o", "x")])
+def test_synth_needs_a_place_and_a_quantization_it_has(cli: Cli, arguments: tuple[str, ...]) -> None:
+    assert cli("synth", *arguments).exit_code == 2
+
+
+def test_a_place_that_cannot_be_written_is_an_error(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = cli("synth", "--shape", "small-llama", "-o", str(tmp_path / "file" / "made.gguf"))
+    assert result.exit_code == 1
+    assert "cannot be written" in result.stderr
+
+
+def test_bench_passes_its_options_on(cli: Cli, measured: list[Any], gguf: Path, tmp_path: Path) -> None:
+    plot = tmp_path / "plot.svg"
+    assert cli("bench", str(gguf), "--prompts", "8,16", "--runs", "2", "--plot", str(plot)).exit_code == 0
+    (options,) = measured
+    assert (options.model, options.runs, options.prompts) == (gguf, 2, (8, 16))
+    assert (options.output, options.plot) == ("md", plot)
+
+
+def test_json_is_a_form_of_the_results(cli: Cli, measured: list[Any], gguf: Path) -> None:
+    cli("bench", str(gguf), "--json")
+    cli("bench", str(gguf), "-o", "csv")
+    assert [options.output for options in measured] == ["json", "csv"]
+
+
+@pytest.mark.parametrize("prompts", ["", "a", "8,,9", "0", "-1", "8;9"])
+def test_lengths_that_are_none_are_misuse(cli: Cli, measured: list[Any], gguf: Path, prompts: str) -> None:
+    assert cli("bench", str(gguf), f"--prompts={prompts}").exit_code == 2
+    assert measured == []
+
+
+def test_a_missing_part_is_an_error_and_no_traceback(
+    cli: Cli, gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(
+        sys.modules, "flexserve.bench.main", None
+    )  # what importing it finds, then, is nothing
+    result = cli("bench", str(gguf))
+    assert result.exit_code == 1
+    assert "error: This installation cannot measure" in result.stderr
