@@ -33,7 +33,7 @@ MAX_TOKENS = 80  # of an answer; keeps the demo short with any model
 _NAME = "demo"
 _NEEDED = 256 * MIB  # of secret memory; the secure world does not start with less
 _STOP_SECONDS = 20.0
-_PATIENCE = 120.0  # seconds that one command may take
+_PATIENCE = 60.0  # seconds that one command may take
 _FLEXSERVE = (sys.executable, "-m", "flexserve.cli")
 _WARNING = "bold yellow"
 _ADDRESS = re.compile(r"http://127\.0\.0\.1:(\d+)")
@@ -113,19 +113,24 @@ class Demo:
             try:
                 self._await_banner(server, log)
                 yield
-                server.send_signal(signal.SIGINT)
-                status = server.wait(_STOP_SECONDS)
-                self._console.print(f"stopped, exit status {status}")
-            except subprocess.TimeoutExpired:
-                raise PeerError("The server did not stop.", hint=_tail(log)) from None
+                self._stop(server, log)
             finally:
                 if server.poll() is None:
                     server.kill()
                     server.wait()
                 assert server.stdout is not None
                 server.stdout.close()
+
+    def _stop(self, server: subprocess.Popen[str], log: TextIO) -> None:
+        """Interrupt the server, as Ctrl-C does. Raises PeerError unless it ends in good order."""
+        server.send_signal(signal.SIGINT)
+        try:
+            status = server.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise PeerError("The server did not stop.", hint=_tail(log)) from None
         if status != 0:
-            raise PeerError(f"The server ended with status {status}.")
+            raise PeerError(f"The server ended with status {status}.", hint=_tail(log))
+        self._console.print("stopped, exit status 0")
 
     def _await_banner(self, server: subprocess.Popen[str], log: TextIO) -> None:
         """Show the server's three lines of greeting and note its port."""

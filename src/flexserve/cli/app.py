@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -24,6 +25,8 @@ class Commands(TyperGroup):
             terminal.show_error(error, as_json=ctx.meta.get(terminal.JSON_ASKED, False))
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
+            if sys.stderr.isatty():
+                typer.echo(err=True)  # the next prompt of the shell starts on a line of its own
             raise typer.Exit(130) from None
 
 

@@ -105,14 +105,22 @@ def _bar(title: str) -> Iterator[Progress]:
     from rich.markup import escape
     from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
+    from rich.table import Column
     from rich.text import Text
 
     class Bytes(ProgressColumn):
         def render(self, task: Task) -> Text:
+            if task.total is None:
+                return Text()
             speed = f" · {format_size(int(task.speed))}/s" if task.speed else ""
-            return Text(f"{format_size(int(task.completed))} of {format_size(int(task.total or 0))}{speed}")
+            return Text(f"{format_size(int(task.completed))} of {format_size(int(task.total))}{speed}")
 
-    columns = (TextColumn("{task.description}"), BarColumn(), Bytes(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        Bytes(table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(),
+    )
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(escape(printable(title)), total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
