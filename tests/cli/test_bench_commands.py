@@ -2,38 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
-import types
 from pathlib import Path
-from typing import Any
 
 import pytest
 from servers import Cli
 
+from flexserve.bench import main as bench_main
+from flexserve.bench.main import BenchOptions
+
 
 @pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[BenchOptions]:
     """The options of each measurement that was asked for; none is made."""
-    options: list[Any] = []
-    module = types.ModuleType("flexserve.bench.main")
-
-    @dataclasses.dataclass
-    class BenchOptions:
-        model: Path
-        runs: int
-        prompts: tuple[int, ...]
-        threads: int
-        output: str
-        plot: Path | None
+    options: list[BenchOptions] = []
 
     def run(given: BenchOptions) -> int:
         options.append(given)
         return 0
 
-    module.BenchOptions = BenchOptions  # type: ignore[attr-defined]
-    module.run = run  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "flexserve.bench.main", module)
+    monkeypatch.setattr(bench_main, "run", run)
     return options
 
 
@@ -63,22 +51,26 @@ def test_a_place_that_cannot_be_written_is_an_error(cli: Cli, tmp_path: Path) ->
     assert "cannot be written" in result.stderr
 
 
-def test_bench_passes_its_options_on(cli: Cli, measured: list[Any], gguf: Path, tmp_path: Path) -> None:
+def test_bench_passes_its_options_on(
+    cli: Cli, measured: list[BenchOptions], gguf: Path, tmp_path: Path
+) -> None:
     plot = tmp_path / "plot.svg"
     assert cli("bench", str(gguf), "--prompts", "8,16", "--runs", "2", "--plot", str(plot)).exit_code == 0
     (options,) = measured
     assert (options.model, options.runs, options.prompts) == (gguf, 2, (8, 16))
-    assert (options.output, options.plot) == ("md", plot)
+    assert (options.output, options.plot, options.memory) == ("md", plot, "secret")
 
 
-def test_json_is_a_form_of_the_results(cli: Cli, measured: list[Any], gguf: Path) -> None:
+def test_json_is_a_form_of_the_results(cli: Cli, measured: list[BenchOptions], gguf: Path) -> None:
     cli("bench", str(gguf), "--json")
     cli("bench", str(gguf), "-o", "csv")
     assert [options.output for options in measured] == ["json", "csv"]
 
 
 @pytest.mark.parametrize("prompts", ["", "a", "8,,9", "0", "-1", "8;9"])
-def test_lengths_that_are_none_are_misuse(cli: Cli, measured: list[Any], gguf: Path, prompts: str) -> None:
+def test_lengths_that_are_none_are_misuse(
+    cli: Cli, measured: list[BenchOptions], gguf: Path, prompts: str
+) -> None:
     assert cli("bench", str(gguf), f"--prompts={prompts}").exit_code == 2
     assert measured == []
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from flexserve.cli import terminal
-from flexserve.cli.options import AsJson, Threads
+from flexserve.cli.options import AsJson, MemoryKind, Threads
 from flexserve.errors import CallerError, NormalWorldError
 from flexserve.units import format_size
 
@@ -52,6 +51,7 @@ def bench(
     *,
     runs: Annotated[int, typer.Option(min=1, max=1000, help="Repetitions of each measurement.")] = 5,
     prompts: Annotated[str, typer.Option(metavar="N,N,…", help="Lengths of prompts, in tokens.")] = "32,128",
+    memory: MemoryKind = None,
     threads: Threads = None,
     output: Annotated[Literal["md", "json", "csv"], typer.Option("--output", "-o", help="Form.")] = "md",
     plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the results, too.")] = None,
@@ -62,20 +62,24 @@ def bench(
 
     lengths = _lengths(prompts)
     try:
-        main = importlib.import_module("flexserve.bench.main")
+        from flexserve.bench.main import BenchOptions, run
     except ModuleNotFoundError as error:
         raise NormalWorldError(
             f"This installation cannot measure: {error.name} is missing.", hint="Install flexserve again."
         ) from None
-    options = main.BenchOptions(
+    chosen = settings.load(memory=memory, threads=threads)
+    if chosen.memory == "plain":
+        terminal.warn(terminal.UNPROTECTED)
+    options = BenchOptions(
         model=model or _default_model(silent=as_json),
         runs=runs,
         prompts=lengths,
-        threads=settings.load(threads=threads).threads,
+        threads=chosen.threads,
+        memory=chosen.memory,
         output="json" if as_json else output,
         plot=plot,
     )
-    raise typer.Exit(main.run(options))
+    raise typer.Exit(run(options))
 
 
 def _lengths(text: str) -> tuple[int, ...]:

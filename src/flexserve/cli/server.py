@@ -25,8 +25,6 @@ from flexserve.units import format_size, parse_size
 if TYPE_CHECKING:
     from flexserve.normal.client import Client, ModelState, RecallResult, States
 
-UNPROTECTED = "--memory plain: model memory is UNPROTECTED. Root, debuggers and swap can read it."
-
 
 def register(app: typer.Typer) -> None:
     """Add these commands to `app`."""
@@ -81,7 +79,7 @@ def serve(
         device_key=device_key,
     )
     if chosen.memory == "plain":
-        terminal.warn(UNPROTECTED)
+        terminal.warn(terminal.UNPROTECTED)
     options = main.ServeOptions(
         chosen.secure_options(),
         host=chosen.host,

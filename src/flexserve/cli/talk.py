@@ -21,7 +21,6 @@ from flexserve.cli.options import (
     Threads,
     UnixSocket,
 )
-from flexserve.cli.server import UNPROTECTED
 from flexserve.errors import CallerError, FlexServeError
 from flexserve.units import format_size
 
@@ -101,7 +100,7 @@ def run(
         _introduce(who, verbose=verbose, silent=as_json)
         if as_json:
             return terminal.show_json(_whole(who, model, messages, sampling))
-        _, ending = _stream(who, model, messages, sampling)
+        ending = _stream(who, model, messages, sampling, said=[])
     if stats:
         terminal.note(_stats(ending))
     return None
@@ -204,7 +203,7 @@ class Conversation:
         said: list[str] = []
         try:
             self.messages.append(ChatMessage("user", _checked(text)))
-            _, ending = _stream(self._who, self._model, self.messages, self._sampling, said)
+            ending = _stream(self._who, self._model, self.messages, self._sampling, said=said)
             if self._stats:
                 terminal.note(_stats(ending))
         except KeyboardInterrupt:
@@ -224,17 +223,17 @@ def _stream(
     model: str,
     messages: list[ChatMessage],
     sampling: Sampling,
-    said: list[str] | None = None,
-) -> tuple[str, Ending]:
-    """Print the answer as it comes; return it whole with its ending. `said` gets the pieces, too."""
-    said = [] if said is None else said
+    *,
+    said: list[str],
+) -> Ending:
+    """Print the answer as it comes, put its pieces into `said`, and return its ending."""
     to_terminal = sys.stdout.isatty()
     with _asking(who, model, messages, sampling) as pieces, _waiting() as answered:
         for piece in pieces:
             answered()
             if not isinstance(piece, str):
                 typer.echo()
-                return "".join(said), piece
+                return piece
             said.append(piece)
             typer.echo(terminal.printable(piece) if to_terminal else piece, nl=False)
             sys.stdout.flush()
@@ -288,7 +287,7 @@ def _introduce(who: Responder, *, verbose: bool, silent: bool) -> None:
         terminal.note(f"answered by {who.place}")
         terminal.note(f"protection: {label.name}: {label.summary}")
     if not label.protected and not silent:
-        terminal.warn(UNPROTECTED if label.name == "plain" else "model memory is UNPROTECTED.")
+        terminal.warn(terminal.UNPROTECTED if label.name == "plain" else "model memory is UNPROTECTED.")
 
 
 def _stats(ending: Ending) -> str:
