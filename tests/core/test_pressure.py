@@ -106,12 +106,27 @@ def test_recalls_wait_for_the_cool_down_and_longer_when_the_last_brought_too_lit
     assert policy.recall(sample(900), held, now=3.5) is not None
 
 
-def test_after_any_recall_only_the_minimum_is_granted_for_a_while() -> None:
+def test_what_a_recall_brought_is_set_aside_for_a_while() -> None:
     policy = PressurePolicy(LIMITS)
-    policy.recalled(asked=None, returned=100, now=0)
-    assert policy.grant(sample(90_000), NOTHING, size=500, minimum=20, now=2.9).size == 20
-    assert policy.grant(sample(90_000), NOTHING, size=500, minimum=0, now=2.9).size == 0
-    assert policy.grant(sample(90_000), NOTHING, size=500, minimum=20, now=3.0).size == 500
+    policy.recalled(asked=None, returned=600, now=0)
+    assert policy.grant(sample(2000), NOTHING, size=500, minimum=20, now=2.9).size == 400
+    assert policy.grant(sample(1500), NOTHING, size=500, minimum=20, now=2.9).size == 20
+    assert policy.grant(sample(1500), NOTHING, size=500, minimum=0, now=2.9).size == 0
+    assert policy.grant(sample(1500), NOTHING, size=500, minimum=20, now=3.0).size == 500
+
+
+def test_recalls_in_a_row_are_all_set_aside() -> None:
+    policy = PressurePolicy(LIMITS)
+    policy.recalled(asked=None, returned=600, now=0)
+    policy.recalled(asked=None, returned=300, now=2)
+    assert policy.grant(sample(2000), NOTHING, size=500, minimum=1, now=4.9).size == 100
+    assert policy.grant(sample(2000), NOTHING, size=500, minimum=1, now=5.0).size == 500
+
+
+def test_with_plenty_free_a_recall_costs_the_next_request_nothing() -> None:
+    policy = PressurePolicy(LIMITS)
+    policy.recalled(asked=None, returned=600, now=0)
+    assert policy.grant(sample(90_000), NOTHING, size=500, minimum=20, now=0).size == 500
 
 
 def test_after_an_automatic_recall_grants_stop_at_the_high_line_until_it_is_calm() -> None:

@@ -39,6 +39,7 @@ from flexserve.world.messages import (
     Status,
     TextPrompt,
     ToNormal,
+    Warm,
     Welcome,
 )
 
@@ -89,6 +90,8 @@ class DrivenWorld:
         self._socket = ours
         self._decoder: framing.FrameDecoder[ToNormal] = framing.FrameDecoder(ToNormal)
         self._sending = threading.Lock()
+        self._granting = threading.Lock()
+        self.after_recall: Callable[[], None] = lambda: None
         self._arrived = threading.Condition()
         self._inbox: list[ToNormal] = []
         self._ended = False
@@ -122,12 +125,28 @@ class DrivenWorld:
                 case Failed():
                     raise _error(message.failure)
 
-    def recall(self, demand: int | None, deadline: float = 10_000) -> Recalled:
-        """Recall `demand` bytes (None: all that is idle) within `deadline` milliseconds."""
+    def warm(self, model: str) -> Finished:
+        """Bring all weights of `model` into memory; return what it took."""
         number = self._next()
-        self._send(Recall(number, demand, deadline))
-        answer = self._take(Recalled, lambda m: m.serial == number)
-        self.granted -= answer.returned
+        self._send(Warm(number, model))
+        message = self._take(object, lambda m: getattr(m, "request", None) == number)
+        if isinstance(message, Failed):
+            raise _error(message.failure)
+        assert isinstance(message, Finished)
+        return message
+
+    def recall(self, demand: int | None, deadline: float = 10_000) -> Recalled:
+        """Recall `demand` bytes (None: all that is idle) within `deadline` milliseconds.
+
+        Like the real normal world, it grants nothing until it has taken note of the answer
+        (`after_recall`).
+        """
+        number = self._next()
+        with self._granting:
+            self._send(Recall(number, demand, deadline))
+            answer = self._take(Recalled, lambda m: m.serial == number)
+            self.granted -= answer.returned
+            self.after_recall()
         return answer
 
     def status(self) -> Status:
@@ -166,9 +185,9 @@ class DrivenWorld:
             for message in self._decoder.feed(data):
                 match message:
                     case NeedMemory():
-                        self._grant(message)
+                        threading.Thread(target=self._grant, args=(message,), daemon=True).start()
                     case Returned():
-                        self.granted -= message.size
+                        self.granted -= message.size  # only this thread and holders of _granting write it
                     case _:
                         with self._arrived:
                             self._inbox.append(message)
@@ -184,9 +203,10 @@ class DrivenWorld:
             return b""
 
     def _grant(self, message: NeedMemory) -> None:
-        free = message.size if self.budget is None else max(0, self.budget - self.granted)
-        size = min(message.size, free)
-        self.granted += size
+        with self._granting:
+            free = message.size if self.budget is None else max(0, self.budget - self.granted)
+            size = min(message.size, free)
+            self.granted += size
         self._send(Grant(message.serial, size))
 
     def _take(self, kind: type[M], wanted: Callable[[M], bool]) -> M:

@@ -22,8 +22,9 @@ that a request can use what it got, and an idle model still gives it back. Again
 jitters around `low`, a recall leaves the policy *pressed* for `calm` seconds: grants then stop at
 `high`, so the distance high - low must be eaten by others first. Either way a recall that was
 delivered is followed by `calm` seconds without another, unless the load itself grows. After any
-recall, automatic or asked for by a person, a *hold* keeps grants at the minimum, so that memory
-just given back is there for the one it was given back for.
+recall, automatic or asked for by a person, a *hold* sets aside what came back for the one it was
+given back for: for `hold` seconds it counts as promised, and grants are made from the rest. On a
+machine with plenty free that costs the next request nothing.
 
 A stall (PSI "some avg10") is a second sign of pressure. It averages over ten seconds and counts
 the whole machine, hence the longer cool-down, and hence it is believed only below `roomy`: the
@@ -62,7 +63,7 @@ class Limits:
     stall: float = 10.0
     cooldown: float = 1.0  # between recalls for the level
     stall_cooldown: float = 10.0  # between recalls for a stall: the window that PSI averages over
-    hold: float = 3.0  # after any recall: minimum grants only
+    hold: float = 3.0  # after any recall: what came back is set aside
     calm: float = 30.0  # after an automatic recall: ordinary grants stop at `high`
 
     def __post_init__(self) -> None:
@@ -118,6 +119,7 @@ class PressurePolicy:
         self._granule = granule  # bytes; partial grants are whole granules
         self._sunk_to = limits.low  # the trigger, for as long as a progress grant lowers it
         self._sunk_until = float("-inf")
+        self._set_aside = 0  # bytes, until the hold ends
         self._hold_until = float("-inf")
         self._calm_at = float("-inf")
         self._next_recall = float("-inf")
@@ -131,9 +133,9 @@ class PressurePolicy:
         """
         level = sample.available - held.pending
         line, why = self._grant_line(sample, now)
-        room = align_down(max(0, level - line), self._granule)
         if now < self._hold_until:
-            room, why = 0, "memory was just recalled"
+            line, why = line + self._set_aside, "memory was just recalled"
+        room = align_down(max(0, level - line), self._granule)
         if room >= size:
             return GrantDecision(size, "enough memory is free")
         if room >= max(minimum, 1):
@@ -168,9 +170,10 @@ class PressurePolicy:
     def recalled(self, *, asked: int | None, returned: int, now: float) -> None:
         """Note the outcome of a recall; `asked` None when a person or a client asked for it.
 
-        Starts the hold. A recall that brought less than asked (the rest is in use by running
+        Starts or extends the hold. A recall that brought less than asked (the rest is in use by running
         requests) doubles the time to the next one, because asking again at once brings nothing.
         """
+        self._set_aside = returned + (self._set_aside if now < self._hold_until else 0)
         self._hold_until = now + self.limits.hold
         if asked is not None:
             self._misses = min(self._misses + 1, _MAX_MISSES) if returned < asked else 0

@@ -24,6 +24,7 @@ from flexserve.world.messages import (
     Timings,
     TokenLogprob,
     Usage,
+    Warm,
 )
 
 Send = Callable[[msgspec.Struct], None]
@@ -44,8 +45,11 @@ class Generation:
         self._sampler = Sampler(self._sampling)
         self._count = 0
 
-    def run(self) -> None:
-        """Generate; send Started, Delta… and Finished."""
+    def run(self) -> Finished:
+        """Generate; send Started and Delta…, and return the end, to be sent once the lease is over.
+
+        Who has heard of the end may recall the model's memory at once: it is not in use then.
+        """
         began = time.monotonic()
         try:
             tokens = self._prompt()
@@ -67,7 +71,7 @@ class Generation:
             restored_bytes=stats.restored,
         )
         usage = Usage(prompt_tokens=len(tokens), completion_tokens=self._count)
-        self._send(Finished(self._request.request, reason, usage, timings))
+        return Finished(self._request.request, reason, usage, timings)
 
     def _prompt(self) -> list[int]:
         prompt, vocabulary = self._request.prompt, self._entry.vocabulary
@@ -128,6 +132,25 @@ class Generation:
     def _scored(self, token: int, scores: NDArray[np.float64]) -> TokenLogprob:
         text = self._entry.vocabulary.piece(token).decode("utf-8", "replace")
         return TokenLogprob(text, float(scores[token]))
+
+
+class Warming:
+    """Brings a leased model's weights into memory and reports the time that it took."""
+
+    def __init__(self, entry: OpenModel, request: Warm, received: float) -> None:
+        self._entry, self._request, self._received = entry, request, received
+
+    def run(self) -> Finished:
+        """Restore; return the end, to be sent once the lease is over."""
+        began = time.monotonic()
+        stats = self._entry.context.restore()
+        timings = Timings(
+            queue=_ms(began - self._received),
+            restore=_ms(stats.waited),
+            decrypt=_ms(stats.decrypt),
+            restored_bytes=stats.restored,
+        )
+        return Finished(self._request.request, "stop", Usage(0, 0), timings)
 
 
 def _ms(seconds: float) -> float:

@@ -47,6 +47,7 @@ from flexserve.world.messages import (
     Recall,
     Shutdown,
     Status,
+    Warm,
     Welcome,
 )
 
@@ -92,7 +93,7 @@ class SecureWorld:
         )
         for message in self._link.messages():
             match message:
-                case Generate():
+                case Generate() | Warm():
                     self._scheduler.submit(message)
                 case Cancel():
                     self._scheduler.cancel(message.request)

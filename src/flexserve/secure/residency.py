@@ -125,6 +125,7 @@ class _Job:
 
     def __init__(self, weights: Weights, plan: RestorePlan, stats: RestoreStats, start: int) -> None:
         self.weights, self.plan, self.stats = weights, plan, stats
+        self.epoch = weights.epoch  # of the states that the plan was made from
         self.position = start  # node that compute has reached
         self.next = 0  # index in plan.order of the next granule to load
         self.done = 0  # plan.order[:done] is resident
@@ -175,8 +176,9 @@ class Residency:
         """
         position = 0
         while position < graph.nodes:
+            epoch = weights.epoch  # read first: a recall after this line is seen at the gate
             if weights.whole:
-                position = self._slice_if(weights, weights.epoch, graph, position, graph.nodes)
+                position = self._slice_if(weights, epoch, graph, position, graph.nodes)
                 continue
             needs = graph.needs()
             if not weights.usual:
@@ -188,12 +190,23 @@ class Residency:
                 self._stop(job)
                 raise
 
+    def restore(self, weights: Weights, stats: RestoreStats) -> None:
+        """Bring all weights into memory, without computing. Mutates weights and stats; raises as compute."""
+        everything = weights.usual or range(weights.count)
+        needs = Needs(1, np.zeros(weights.count, np.int32), np.fromiter(everything, np.int32, weights.count))
+        while not weights.whole:
+            job = self._start(weights, needs, 0, stats)
+            try:
+                self._wait_beyond(job, 0)
+            except BaseException:
+                self._stop(job)
+                raise
+
     def _follow(self, job: _Job, graph: GraphRun, position: int) -> int:
         """Compute along the job; return the node reached when done or when a recall took something."""
-        epoch = job.weights.epoch
         while position < graph.nodes and not job.stale:
             ready = self._wait_beyond(job, position)
-            position = self._slice_if(job.weights, epoch, graph, position, ready)
+            position = self._slice_if(job.weights, job.epoch, graph, position, ready)
         return position
 
     def _slice_if(self, weights: Weights, epoch: int, graph: GraphRun, start: int, ready: int) -> int:
@@ -228,12 +241,11 @@ class Residency:
         with self._changed:
             plan = RestorePlan(needs, weights.states, position, weights.usual)
             job = _Job(weights, plan, stats, position)
-            epoch = weights.epoch
         missing = plan.needed * self._flexmem.granule
         if missing:
             self._flexmem.secure_grant(missing, min(missing, self._window))
         with self._changed:
-            job.stale = weights.epoch != epoch
+            job.stale = weights.epoch != job.epoch
             job.advance()
             self._job = None if job.stale else job
             self._changed.notify_all()
@@ -241,6 +253,7 @@ class Residency:
 
     def _stop(self, job: _Job) -> None:
         with self._changed:
+            job.stale = True
             if self._job is job:
                 self._job = None
 
@@ -261,17 +274,39 @@ class Residency:
         """
         with self._changed:
             taken = sorted(g for g in granules if weights.states[g] == RESIDENT)
-            weights.states[taken] = ABSENT
+            weights.states[taken] = LOADING  # in our hands: no loader may fill them before they are gone
             if taken:
                 weights.whole = False
                 weights.epoch += 1
             if self._job is not None and self._job.weights is weights:
                 self._job.stale, self._job = True, None
                 self._changed.notify_all()
-        return sum(
-            self._flexmem.release(arena, first * self._flexmem.granule, count * self._flexmem.granule)
-            for arena, first, count in self._runs(weights, taken)
-        )
+        try:
+            return sum(
+                self._flexmem.release(arena, first * self._flexmem.granule, count * self._flexmem.granule)
+                for arena, first, count in self._runs(weights, taken)
+            )
+        finally:
+            self._put_down(weights, taken)
+
+    def retire(self, weights: Weights) -> int:
+        """Evict all of `weights`, and wait until no loader touches them any more; return the bytes.
+
+        For the engine thread, which may then free their arenas and close their source.
+        """
+        with self._changed:
+            if self._job is not None and self._job.weights is weights:
+                self._job.stale, self._job = True, None
+            self._changed.wait_for(lambda: not np.any(weights.states == LOADING))
+        return self.evict(weights, range(weights.count))
+
+    def _put_down(self, weights: Weights, granules: list[int]) -> None:
+        """Mark granules that were in our hands as absent; a plan made meanwhile has passed them by."""
+        with self._changed:
+            weights.states[granules] = ABSENT
+            if self._job is not None:
+                self._job.next = 0
+            self._changed.notify_all()
 
     def _runs(self, weights: Weights, granules: list[int]) -> list[tuple[Arena, int, int]]:
         """Group sorted granules into (arena, first index, count) of consecutive ones in one arena."""
@@ -333,8 +368,8 @@ class Residency:
             job.stats.restored += length if committed else 0
             if error is not None:
                 job.error = job.error or error
-            elif not committed and self._job is job:
-                self._job = None  # only the luxury of having all was refused
+            elif not committed and self._job is job and position >= job.plan.needed:
+                job.next = len(job.plan.order)  # only the luxury of having all was refused
             weights.whole = not np.any(weights.states != RESIDENT)
             newer = self._job if self._job is not job else None
             if newer is not None and not committed:
@@ -344,7 +379,7 @@ class Residency:
             for each in current:
                 each.advance()
             # A wake-up costs more than a granule's bookkeeping: only when somebody can go on.
-            if any(j.error is not None or (j.waiting and j.done >= j.goal) for j in current):
+            if job.stale or any(j.error is not None or (j.waiting and j.done >= j.goal) for j in current):
                 self._changed.notify_all()
 
     def _read_ahead(self, job: _Job, start: int) -> None:
@@ -368,11 +403,16 @@ class Residency:
                     self._changed.wait(0.05)  # compute is busy; it will pass something
                     continue
                 if victim is not None:
-                    job.weights.states[victim] = ABSENT
+                    job.weights.states[victim] = LOADING  # in our hands, as in `evict`
                     job.weights.whole = False
             if victim is not None:
                 part, index, _ = job.weights.locate(victim)
                 self._flexmem.recycle(job.weights.parts[part].arena, index * granule)
+                with self._changed:
+                    job.weights.states[victim] = ABSENT
+                    if self._job is not job and self._job is not None:
+                        self._job.next = 0  # planned while the victim was in our hands
+                        self._changed.notify_all()
             elif not self._flexmem.secure_grant(granule, minimum=granule):
                 raise GrantRefusedError(
                     "The OS granted too little memory to run this model at all.",

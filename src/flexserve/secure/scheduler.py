@@ -12,14 +12,14 @@ import msgspec
 
 from flexserve.errors import CancelledError, FlexServeError, QueueFullError
 from flexserve.secure.failures import failure_of
-from flexserve.secure.generate import Generation
+from flexserve.secure.generate import Generation, Warming
 from flexserve.secure.shelf import OpenModel, Shelf
-from flexserve.world.messages import Failed, Generate
+from flexserve.world.messages import Failed, Generate, Warm
 
 
 @dataclasses.dataclass(slots=True)
 class _Job:
-    request: Generate
+    request: Generate | Warm
     received: float  # monotonic seconds
     cancelled: bool = False
     entry: OpenModel | None = None  # while it runs
@@ -43,7 +43,7 @@ class Scheduler:
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
 
-    def submit(self, request: Generate) -> None:
+    def submit(self, request: Generate | Warm) -> None:
         """Queue a request, or report at once that the queue is full or the server is ending."""
         with self._changed:
             if self._closing:
@@ -122,10 +122,15 @@ class Scheduler:
                 job.entry = entry
                 self._check(job)
             try:
-                Generation(entry, job.request, job.received, self._send).run()
+                match job.request:
+                    case Warm():
+                        finished = Warming(entry, job.request, job.received).run()
+                    case Generate():
+                        finished = Generation(entry, job.request, job.received, self._send).run()
             finally:
                 with self._changed:
                     job.entry = None
+        self._send(finished)  # not in the lease: who hears of the end may recall the memory at once
 
     def _check(self, job: _Job) -> None:
         if job.cancelled:

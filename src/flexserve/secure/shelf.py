@@ -85,11 +85,11 @@ class Shelf:
         waits: list[float] = []
         with self.lock:
             for entry in self._open.values():
-                if sum(entry.context.committed()) == 0:
+                if sum(self._committed(entry)) == 0:
                     continue
                 wait = entry.last_used + idle - time.monotonic()
                 if wait <= 0:
-                    size = entry.context.release_scratch() + entry.context.release_kv()
+                    size = self._release_scratch(entry) + entry.context.release_kv()
                     self._engine.flexmem.report_returned(size + self._engine.flexmem.return_unused())
                 else:
                     waits.append(wait)
@@ -138,8 +138,7 @@ class Shelf:
     def _put_away(self, name: str) -> None:
         with self.lock:
             entry = self._open.pop(name)
-        weights = entry.model.weights
-        self._engine.flexmem.report_returned(self._residency.evict(weights, range(weights.count)))
+        self._engine.flexmem.report_returned(self._residency.retire(entry.model.weights))
         entry.context.close()
         entry.model.close()
 
@@ -154,7 +153,7 @@ class Shelf:
         found: list[Holding] = []
         with self.lock:
             for name, entry in self._open.items():
-                kv, scratch = entry.context.committed()
+                kv, scratch = self._committed(entry)
                 sizes = {Kind.SCRATCH: scratch, Kind.KV: kv, Kind.WEIGHTS: entry.model.weights.resident}
                 found += [
                     Holding(name, kind, size, entry.running, entry.last_used)
@@ -170,12 +169,28 @@ class Shelf:
         """
         entry = self._open[name]
         if kind is Kind.SCRATCH:
-            return entry.context.release_scratch()
+            return self._release_scratch(entry)
         if kind is Kind.KV:
             return entry.context.release_kv()
         granules = -(-size // self._engine.flexmem.granule)
         weights = entry.model.weights
         return self._residency.evict(weights, weights.eviction_order()[:granules])
+
+    # The engine's work area serves whichever model computes. It counts as scratch of the model that
+    # runs or, when none does, ran last, so that no idle model's scratch takes it from a running one.
+
+    def _has_work(self, entry: OpenModel) -> bool:
+        latest = max(self._open.values(), key=lambda e: (e.running, e.last_used))
+        return entry is latest
+
+    def _committed(self, entry: OpenModel) -> tuple[int, int]:
+        """Return the committed bytes of (KV cache, scratch and work area)."""
+        kv, scratch = entry.context.committed()
+        return kv, scratch + (self._engine.work_committed if self._has_work(entry) else 0)
+
+    def _release_scratch(self, entry: OpenModel) -> int:
+        work = self._engine.release_work() if self._has_work(entry) else 0
+        return work + entry.context.release_scratch()
 
     def statuses(self) -> list[ModelStatus]:
         """Return one status for each model of the store, open or not."""
@@ -191,7 +206,7 @@ class Shelf:
         if entry is None:
             state = "loading" if name == self._opening else "unloaded"
             return ModelStatus(name, state, size, 0, 0, 0, False, failure)
-        weights, (kv, scratch) = entry.model.weights, entry.context.committed()
+        weights, (kv, scratch) = entry.model.weights, self._committed(entry)
         resident = weights.resident
         state = "loaded" if weights.whole else "partial" if resident else "unloaded"
         return ModelStatus(name, state, weights.size, resident, kv, scratch, entry.running, failure)

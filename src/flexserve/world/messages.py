@@ -163,6 +163,13 @@ class Generate(_Message, frozen=True):
     sampling: Sampling
 
 
+class Warm(_Message, frozen=True):
+    """Bring all of a model's weights into memory. Answered by Finished (no tokens) or Failed."""
+
+    request: Serial
+    model: Name
+
+
 class Cancel(_Message, frozen=True):
     """The client is gone; stop. Answered by Failed(code="cancelled") unless already ended."""
 
@@ -281,5 +288,5 @@ class Status(_Message, frozen=True):
     running: Count
 
 
-ToSecure = Hello | Generate | Cancel | Recall | Grant | Query | Shutdown
+ToSecure = Hello | Generate | Warm | Cancel | Recall | Grant | Query | Shutdown
 ToNormal = Welcome | NeedMemory | Returned | Started | Delta | Finished | Failed | Recalled | Status

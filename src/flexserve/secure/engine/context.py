@@ -68,7 +68,8 @@ class Context:
         if not self.address:
             raise InternalError("llama.cpp could not make a context.", hint="Try a smaller --context.")
         # llama.cpp's own making of the context needed memory; requests will ask for theirs.
-        self._engine.flexmem.report_returned(self.release_kv() + self.release_scratch())
+        size = self.release_kv() + self.release_scratch() + self._engine.release_work()
+        self._engine.flexmem.report_returned(size)
 
     def close(self) -> None:
         """Free the context. Always safe."""
@@ -95,9 +96,8 @@ class Context:
         return sum(self._engine.flexmem.release_all(b.arena) for b in self._buffers if not b.is_scratch)
 
     def release_scratch(self) -> int:
-        """Give scratch and work area back; return the bytes. Not while any context decodes."""
-        lent = sum(self._engine.flexmem.release_all(b.arena) for b in self._buffers if b.is_scratch)
-        return lent + self._engine.release_work()
+        """Give scratch back; return the bytes. Not while decoding."""
+        return sum(self._engine.flexmem.release_all(b.arena) for b in self._buffers if b.is_scratch)
 
     def committed(self) -> tuple[int, int]:
         """Return the committed bytes of (KV cache, scratch)."""
@@ -108,7 +108,7 @@ class Context:
                 scratch += size
             else:
                 kv += size
-        return kv, scratch + self._engine.work_committed
+        return kv, scratch
 
     # ---- tokens --------------------------------------------------------------------------------
 
@@ -127,6 +127,11 @@ class Context:
             self._check(status)
         logits = lib.llama_get_logits_ith(self.address, -1)
         return np.ctypeslib.as_array(logits, shape=(self._vocabulary_size,))
+
+    def restore(self) -> RestoreStats:
+        """Bring all weights into memory; return what it cost. Raises what restoring raises."""
+        self._residency.restore(self.model.weights, self.stats)
+        return self.stats
 
     def cancel(self) -> None:
         """Make the decode under way, or the next one, raise CancelledError. From any thread."""

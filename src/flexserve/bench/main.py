@@ -1,0 +1,37 @@
+"""`flexserve bench`: measure and print."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+
+from flexserve.bench import report
+from flexserve.bench.measure import Bench, Setting
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class BenchOptions:
+    """What to measure and how to print it."""
+
+    model: Path
+    runs: int = 5
+    prompts: tuple[int, ...] = (32, 128)
+    threads: int = 0  # 0: one for each core
+    memory: str = "secret"
+    output: str = "md"
+    plot: Path | None = None
+
+
+def run(options: BenchOptions) -> int:
+    """Measure, print the report to standard output and progress to standard error; return 0."""
+    threads = options.threads or len(os.sched_getaffinity(0))
+    setting = Setting(options.model, options.runs, options.prompts, threads, options.memory)
+    result = Bench(setting, lambda what: print(f"bench: {what}", file=sys.stderr, flush=True)).run()  # noqa: T201
+    if options.plot is not None:
+        report.plot(result, options.plot)
+    form = {"json": json.dumps, "csv": report.comma_separated, "md": report.markdown}[options.output]
+    sys.stdout.write(form(result).rstrip("\n") + "\n")
+    return 0

@@ -1,0 +1,112 @@
+"""The report of `flexserve bench` as a table, CSV or a plot."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+from flexserve.units import format_size
+
+Row = tuple[str, str, str, str]  # test, plain llama.cpp, FlexServe, FlexServe / plain
+
+
+def rows(report: dict[str, Any]) -> list[Row]:
+    """Return the table: speeds in tokens per second, times in seconds."""
+    table: list[Row] = []
+    for length, row in report["prompts"].items():
+        table.append(_compared(f"pp{length}", row, "prefill"))
+        table.append(_compared(f"tg after {length}", row, "decode"))
+        table.append((f"TTFT {length}, warm", "", f"{row['warm.ttft']:.3f} s", ""))
+        for fraction, seconds in row["cold.ttft"].items():
+            table.append((f"TTFT {length}, {fraction} % recalled", "", f"{seconds:.3f} s", ""))
+        over = report["cold"]["ttft_over_bound"][length]
+        table.append(
+            (f"TTFT {length}, all recalled ÷ lower bound", f"{row['cold.bound']:.3f} s", "", f"{over:.2f}")
+        )
+    start = report["start_to_first_token"]
+    table.append(
+        ("process start to first token", f"{start['plain']:.2f} s", f"{start['flexserve']:.2f} s", "")
+    )
+    recall, idle = report["recall"], report["idle"]
+    table.append(("recall, OS's count of what came back", "", f"{recall['returned_fraction']:.1%}", ""))
+    table.append(("recall, time", "", f"{recall['seconds'] * 1000:.0f} ms", ""))
+    table.append(("idle after recall --all: resident", "", format_size(int(idle["secure_rss_bytes"])), ""))
+    table.append(("idle: CPU", "", f"{idle['cpu_fraction']:.1%}", ""))
+    return table
+
+
+def _compared(label: str, row: dict[str, float], what: str) -> Row:
+    plain, ours, ratio = row[f"plain.{what}"], row[f"warm.{what}"], row[f"warm.{what}_ratio"]
+    return label, f"{plain:.1f} tok/s", f"{ours:.1f} tok/s", f"{ratio:.3f}"
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """Return the report as a Markdown table with a line on what protected the run."""
+    head: Row = ("test", "plain llama.cpp", "FlexServe", "ratio")
+    table = [head, *rows(report)]
+    widths = [max(len(row[column]) for row in table) for column in range(len(head))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        for row in table
+    ]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    label = report["protection"] if report["protected"] else f"{report['protection']}, UNPROTECTED"
+    return "\n".join([f"{report['model']}, {report['cores']} cores, memory: {label}", "", *lines])
+
+
+def comma_separated(report: dict[str, Any]) -> str:
+    """Return the report's rows as CSV."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(("test", "plain", "flexserve", "ratio"))
+    writer.writerows(rows(report))
+    return out.getvalue()
+
+
+def plot(report: dict[str, Any], path: Path) -> None:
+    """Draw warm speed beside plain llama.cpp, and TTFT over the fraction recalled, into `path`."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (speed, latency) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    labels, plain, ours = [], [], []
+    for length, row in report["prompts"].items():
+        labels += [f"prefill {length}", f"decode after {length}"]
+        plain += [row["plain.prefill"], row["plain.decode"]]
+        ours += [row["warm.prefill"], row["warm.decode"]]
+    places = range(len(labels))
+    speed.bar([place - 0.2 for place in places], plain, 0.4, label="plain llama.cpp", color="#9aa5b1")
+    speed.bar(
+        [place + 0.2 for place in places],
+        ours,
+        0.4,
+        label=f"FlexServe ({report['protection']})",
+        color="#2b6cb0",
+    )
+    speed.set_xticks(list(places), labels, rotation=15)
+    speed.set_ylabel("tokens per second")
+    speed.set_title("Speed, everything in memory")
+    speed.legend(frameon=False)
+    for (length, row), colour in zip(
+        report["prompts"].items(), ("#2b6cb0", "#c05621", "#2f855a", "#6b46c1"), strict=False
+    ):
+        fractions = [0, *(int(f) for f in row["cold.ttft"])]
+        seconds = [row["warm.ttft"], *row["cold.ttft"].values()]
+        latency.plot(fractions, seconds, marker="o", color=colour, label=f"{length} tokens")
+        latency.plot([100], [row["cold.bound"]], marker="_", markersize=14, color=colour)
+    latency.set_xlabel("weights recalled, percent")
+    latency.set_ylabel("time to first token, seconds")
+    latency.set_ylim(bottom=0)
+    latency.set_title("Cold start (– lower bound)")
+    latency.legend(frameon=False)
+    for axes in (speed, latency):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(
+        f"{report['model']}, {report['cores']} cores, medians of {report['runs']} interleaved runs"
+    )
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
