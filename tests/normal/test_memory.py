@@ -143,19 +143,6 @@ async def test_asks_in_one_moment_share_a_look_and_still_do_not_spend_memory_twi
     assert attached.need(need(GIB)).size == GIB
 
 
-async def test_what_was_recalled_by_hand_is_set_aside_for_a_while(
-    attached: MemoryBroker, memory: AdjustableMemory, clock: Clock
-) -> None:
-    clock.step, memory.available = 0.0, 4 * GIB
-    assert attached.need(need(GIB)).size == GIB
-    await attached.recall(None, deadline=1)
-    clock.now += 1
-    short = attached.need(need(8 * GIB, minimum=MIB)).size
-    attached.returned(Returned(short))
-    clock.now += 3
-    assert attached.need(need(8 * GIB, minimum=MIB)).size == short + GIB
-
-
 async def test_a_recall_that_nobody_awaits_any_more_still_counts(attached: MemoryBroker) -> None:
     attached.need(need(4 * MIB))
     attached.recalled(Recalled(9, 4 * MIB, 0, 0, 0.0, 0, []))
