@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -143,6 +147,18 @@ def test_rm_removes_only_when_told_so(cli: Cli, sealed: Path) -> None:
     assert cli("rm", "small", "--yes").exit_code == 0
     assert not sealed.exists()
     assert cli("rm", "small", "--yes").exit_code == 1
+
+
+@pytest.mark.parametrize(("answer", "kept"), [("n", True), ("y", False), ("", True)])
+def test_rm_asks_on_a_terminal(sealed: Path, answer: str, kept: bool) -> None:
+    terminal, inside = pty.openpty()
+    os.write(terminal, f"{answer}\n".encode())
+    command = [sys.executable, "-m", "flexserve.cli", "rm", "small"]
+    done = subprocess.run(command, stdin=inside, capture_output=True, text=True, check=True, timeout=30)
+    os.close(terminal)
+    os.close(inside)
+    assert "Remove small? [y/N]" in done.stdout
+    assert sealed.exists() == kept
 
 
 def test_a_lost_key_is_not_silently_replaced(cli: Cli, sealed: Path, home: Path) -> None:

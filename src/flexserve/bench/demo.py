@@ -56,7 +56,7 @@ class Demo:
         self._heading("FlexServe: a sealed model, in memory that the OS can take back and cannot read")
         self._choose_memory()
         self._step("Seal the model for this device")
-        self._show("add", str(model), "--name", _NAME)
+        self._show("add", _short(model), "--name", _NAME)
         self._step("Serve it")
         with self._server():
             self._step("Ask")
@@ -179,6 +179,12 @@ class Demo:
     def _echo(self, arguments: Sequence[str]) -> None:
         words = [f'"{word}"' if " " in word else word for word in arguments]
         self._console.print(f"$ flexserve {' '.join(words)}", markup=False, style="dim")
+
+
+def _short(path: Path) -> str:
+    """Return `path` as one would type it here."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
 
 
 def _ttft(answer: dict[str, Any]) -> str:
