@@ -167,6 +167,7 @@ class Context:
 
     def compute(self, graph: int) -> int:
         """Run a graph through the residency barrier."""
+        self._engine.prepare(abi.Graph.from_address(graph))
         run = EngineGraph(graph, self.model.map, 0, self._compute_slice)
         run.stride = self._stride(run.nodes)
         self._residency.compute(self.model.weights, run, self.stats)

@@ -58,11 +58,21 @@ class Engine:
         )
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def compute(self, graph: abi.Graph) -> None:
-        """Compute a graph (slice) whose memory is all there, with the work area in Flex-Mem."""
+    def prepare(self, graph: abi.Graph) -> None:
+        """Have work area for `graph` and all of its slices. Raises GrantRefusedError.
+
+        Not left to `compute`: a slice that waits for a grant would keep a recall waiting, and the
+        normal world grants nothing while it waits for a recall.
+        """
         plan = self.ggml.graph_plan(ctypes.byref(graph), self.threads, None)
         if plan.work_size > self._work_size:
             self._grow_work(plan.work_size)
+
+    def compute(self, graph: abi.Graph) -> None:
+        """Compute a graph (slice) that was prepared and whose memory is all there."""
+        plan = self.ggml.graph_plan(ctypes.byref(graph), self.threads, None)
+        if plan.work_size > self._work_size:
+            raise InternalError("A slice of a graph needs more work area than the graph.")
         plan.work_data = self._work.base
         status = self.ggml.graph_compute(ctypes.byref(graph), ctypes.byref(plan))
         if status != abi.STATUS_SUCCESS:
