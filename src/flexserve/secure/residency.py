@@ -32,6 +32,7 @@ from flexserve.secure.gate import Gate
 # Loaders yield the cores to compute: a compute thread preempted inside one of ggml's spinning
 # barriers makes all others spin. They still get every cycle that compute leaves.
 _LOADER_NICE = 10
+_STRETCHES = 12  # compute that had to stop goes on after this part of what is missing
 _READ_AHEAD = 16  # granules of ciphertext asked of the disk ahead of the loaders
 
 
@@ -225,7 +226,10 @@ class Residency:
             ready = job.plan.ready(job.done)
             if ready <= position and job.error is None:
                 began = time.perf_counter()
-                job.waiting, job.goal = True, job.plan.wanted(position)
+                # Once stopped, wait for a good stretch: after each slice ggml's threads spin for
+                # milliseconds, on cores that the loaders need.
+                stretch = min(job.plan.needed, job.done + job.plan.needed // _STRETCHES)
+                job.waiting, job.goal = True, max(job.plan.wanted(position), stretch)
                 self._changed.notify_all()
                 self._changed.wait_for(lambda: job.done >= job.goal or job.error is not None or job.stale)
                 job.waiting = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,10 +18,8 @@ from flexserve.secure.engine.model import Model
 from flexserve.secure.residency import Residency, RestoreStats
 
 _BATCH = 512  # tokens of a prompt that one graph takes in
-# A slice should take some milliseconds, so that a recall need not wait longer. Decoding one
-# token runs in a single slice; a graph over n tokens takes about n/4 times as long per node.
-_SINGLE_SLICE_TOKENS = 4
-_MIN_STRIDE = 16  # nodes; below that the overhead of a slice shows
+_SLICE_SECONDS = 0.025  # a recall waits for a slice at most; below this its overhead shows
+_MIN_STRIDE = 16  # nodes
 _USAGE_COMPUTE = 2  # GGML_BACKEND_BUFFER_USAGE_COMPUTE
 
 
@@ -54,6 +52,7 @@ class Context:
         self._buffers: list[_ContextBuffer] = []
         self._cancelled = False
         self._tokens_in_graph = 0
+        self._pace: dict[int, float] = {}  # seconds per node, by size class of the batch
         self.size = min(context, model.trained_context)
         self._vocabulary_size = lib.llama_vocab_n_tokens(model.vocabulary)
         parameters = lib.llama_context_default_params()
@@ -174,11 +173,16 @@ class Context:
         return abi.STATUS_SUCCESS
 
     def _stride(self, nodes: int) -> int:
-        if self._tokens_in_graph <= _SINGLE_SLICE_TOKENS:
-            return nodes
-        return max(_MIN_STRIDE, math.ceil(nodes * _SINGLE_SLICE_TOKENS / self._tokens_in_graph))
+        """Return how many nodes make a slice, by how long such graphs took lately."""
+        pace = self._pace.get(self._tokens_in_graph.bit_length())
+        if pace is None:
+            return _MIN_STRIDE if self._tokens_in_graph > 1 else nodes
+        return max(_MIN_STRIDE, int(_SLICE_SECONDS / pace))
 
     def _compute_slice(self, graph: abi.Graph) -> None:
         if self._cancelled:
             raise CancelledError("The request was cancelled.")
+        began = time.perf_counter()
         self._engine.compute(graph)
+        pace, size = (time.perf_counter() - began) / graph.n_nodes, self._tokens_in_graph.bit_length()
+        self._pace[size] = (self._pace.get(size, pace) + pace) / 2
