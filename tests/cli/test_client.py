@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -142,8 +141,8 @@ def test_a_server_that_listens_everywhere_is_asked_here(host: str, url: str) -> 
 
 def test_leaving_an_answer_early_cancels_it(server: ScriptedServer) -> None:
     with Client(settings.load().address()) as client:
-        pieces: Iterator[str | Ending] = client.ask("slow", [ChatMessage("user", "x")], Sampling())
+        pieces = client.ask("slow", [ChatMessage("user", "x")], Sampling())
         assert next(pieces) == "word "
-        pieces.close()  # type: ignore[attr-defined]
+        pieces.close()
     while not server.cancelled:
         pass

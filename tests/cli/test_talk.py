@@ -197,6 +197,13 @@ def test_a_conversation_leaves_no_file(cli: Cli, server: ScriptedServer, home: P
     assert [path for path in home.rglob("*") if path.is_file()] == []
 
 
+def test_bytes_that_are_no_text_are_refused_and_the_chat_goes_on(server: ScriptedServer) -> None:
+    command = [sys.executable, "-m", "flexserve.cli", "chat", "tiny"]
+    done = subprocess.run(command, input=b"\xff\xfe\nHi?\n", capture_output=True, check=True, timeout=30)
+    assert b"error: The prompt is not UTF-8 text." in done.stderr
+    assert turns(server) == [[("user", "Hi?")]]
+
+
 # ---- Ctrl-C
 
 

@@ -23,7 +23,8 @@ from flexserve.errors import CallerError
 from flexserve.units import format_size, parse_size
 
 if TYPE_CHECKING:
-    from flexserve.normal.client import Client, ModelState, RecallResult, States
+    from flexserve.normal.client import Client
+    from flexserve.normal.reports import ModelState, RecallResult, States
 
 
 def register(app: typer.Typer) -> None:

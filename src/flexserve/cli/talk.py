@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
@@ -228,7 +228,7 @@ def _stream(
 ) -> Ending:
     """Print the answer as it comes, put its pieces into `said`, and return its ending."""
     to_terminal = sys.stdout.isatty()
-    with _asking(who, model, messages, sampling) as pieces, _waiting() as answered:
+    with contextlib.closing(who.ask(model, messages, sampling)) as pieces, _waiting() as answered:
         for piece in pieces:
             answered()
             if not isinstance(piece, str):
@@ -244,7 +244,7 @@ def _whole(who: Responder, model: str, messages: list[ChatMessage], sampling: Sa
     """Return the answer with everything known about it."""
     import msgspec
 
-    with _asking(who, model, messages, sampling) as pieces:
+    with contextlib.closing(who.ask(model, messages, sampling)) as pieces:
         *text, ending = pieces
     assert not isinstance(ending, str)
     return {
@@ -256,16 +256,6 @@ def _whole(who: Responder, model: str, messages: list[ChatMessage], sampling: Sa
         "protection": msgspec.to_builtins(who.protection()),
         "answered_by": who.place,
     }
-
-
-@contextlib.contextmanager
-def _asking(
-    who: Responder, model: str, messages: list[ChatMessage], sampling: Sampling
-) -> Iterator[Iterator[str | Ending]]:
-    """Ask, and cancel the request when the block is left early."""
-    pieces = cast("Generator[str | Ending]", who.ask(model, messages, sampling))
-    with contextlib.closing(pieces):
-        yield pieces
 
 
 @contextlib.contextmanager

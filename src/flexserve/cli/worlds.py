@@ -16,11 +16,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from flexserve.errors import InternalError
-from flexserve.normal.client import Client, Ending, NoServerError, Protection
+from flexserve.normal.client import Answer, Client, Ending, NoServerError
+from flexserve.normal.reports import Protection
 from flexserve.world.messages import ChatMessage, ChatPrompt, Delta, Finished, Sampling
 
 if TYPE_CHECKING:
-    from flexserve.normal.answer import Answer
+    from flexserve.normal.answer import Answer as Messages
     from flexserve.normal.launcher import SecureOptions
     from flexserve.normal.world import World
     from flexserve.settings import Settings
@@ -41,8 +42,8 @@ class Responder(Protocol):
     def models(self) -> list[str]:
         """Return the names of the models it has."""
 
-    def ask(self, model: str, messages: list[ChatMessage], sampling: Sampling) -> Iterator[str | Ending]:
-        """Yield the answer as it comes, then its Ending. Closing the iterator cancels the request."""
+    def ask(self, model: str, messages: list[ChatMessage], sampling: Sampling) -> Answer:
+        """Yield the answer as it comes, then its Ending. Closing it cancels the request."""
 
 
 class ServerResponder:
@@ -104,15 +105,15 @@ class PrivateWorld:
         """Return the names of the store's models."""
         return [model.name for model in self._wait(self._world.models())]
 
-    def ask(self, model: str, messages: list[ChatMessage], sampling: Sampling) -> Iterator[str | Ending]:
-        """Yield the answer as it comes, then its Ending. Closing the iterator cancels the request."""
+    def ask(self, model: str, messages: list[ChatMessage], sampling: Sampling) -> Answer:
+        """Yield the answer as it comes, then its Ending. Closing it cancels the request."""
         answer = self._wait(self._world.generate(model, ChatPrompt(messages), sampling))
         try:
             yield from self._read(answer)
         finally:
             self._loop.call_soon_threadsafe(answer.abandon)
 
-    def _read(self, answer: Answer) -> Iterator[str | Ending]:
+    def _read(self, answer: Messages) -> Answer:
         while True:
             message = self._wait(answer.__anext__())
             if isinstance(message, Delta) and message.text:

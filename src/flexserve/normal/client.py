@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -25,6 +25,7 @@ from flexserve.errors import (
     PeerError,
     rebuild,
 )
+from flexserve.normal.reports import Health, RecallResult, States
 from flexserve.world.messages import ChatMessage, Sampling, Timings, Usage
 
 CONNECT_TIMEOUT = 3.0  # seconds; the server is on this machine, or near
@@ -63,107 +64,6 @@ class Address:
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
 
-# ---- what the server says: GET /health, GET /models, POST /recall. Bytes and milliseconds.
-
-
-class Protection(msgspec.Struct, frozen=True):
-    """What protects the server's secure memory."""
-
-    name: str
-    protected: bool
-    summary: str
-
-
-class Health(msgspec.Struct, frozen=True):
-    """The answer of GET /health."""
-
-    status: str
-    protection: Protection
-    engine: str
-
-
-class ModelError(msgspec.Struct, frozen=True):
-    """Why a model cannot be used."""
-
-    code: str
-    message: str
-    hint: str
-
-
-class ModelState(msgspec.Struct, frozen=True):
-    """One model: how much of it is in memory."""
-
-    name: str
-    state: str
-    weights: int
-    resident: int
-    resident_fraction: float
-    kv: int
-    scratch: int
-    running: bool
-    error: ModelError | None = None
-
-
-class MemoryTotals(msgspec.Struct, frozen=True):
-    """Secure memory by owner."""
-
-    granule: int
-    granted: int
-    unused: int
-    secure: int
-    recalling: int
-
-
-class OsCounts(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What the OS counts, as the normal world reads it; `*_claimed` is the secure world's word."""
-
-    total: int
-    available: int
-    secure_rss: int
-    stall: float | None = None
-    secure_pid: int | None = None
-    secure_claimed: int | None = None
-    rss_claimed: int | None = None
-
-
-class States(msgspec.Struct, frozen=True):
-    """The answer of GET /models."""
-
-    protection: Protection
-    models: list[ModelState]
-    queued: int
-    running: int
-    memory: MemoryTotals
-    os: OsCounts
-
-
-class Claimed(msgspec.Struct, frozen=True):
-    """Secure memory around a recall, by the secure world's account."""
-
-    before: int
-    after: int
-
-
-class Measured(msgspec.Struct, frozen=True):
-    """The secure process around a recall, by the OS's count."""
-
-    freed: int
-    before: OsCounts
-    after: OsCounts
-
-
-class RecallResult(msgspec.Struct, frozen=True):
-    """The answer of POST /recall."""
-
-    asked: int | None
-    returned: int
-    protected: int
-    elapsed_ms: float
-    plan: list[str]
-    claimed: Claimed
-    measured: Measured
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
 class Ending:
     """How an answer ended: "stop" or "length", the tokens it took and where the time went."""
@@ -171,6 +71,10 @@ class Ending:
     reason: str
     usage: Usage
     timings: Timings
+
+
+# An answer as it comes: pieces of text, and at last how it ended.
+Answer = Generator[str | Ending, None, None]
 
 
 class Client:
@@ -211,8 +115,8 @@ class Client:
         """Take `size` bytes back (None: all that no running request uses); return what came."""
         return self._whole("POST", "/recall", RecallResult, {"bytes": size, "deadline_ms": deadline_ms})
 
-    def ask(self, model: str, messages: list[ChatMessage], sampling: Sampling) -> Iterator[str | Ending]:
-        """Yield the answer as it comes, then its Ending. Closing the iterator cancels the request.
+    def ask(self, model: str, messages: list[ChatMessage], sampling: Sampling) -> Answer:
+        """Yield the answer as it comes, then its Ending. Closing it cancels the request.
 
         Raises the server's own error as its type in flexserve.errors, PeerError when it goes away.
         """

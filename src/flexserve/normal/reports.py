@@ -1,0 +1,106 @@
+"""What a server reports of itself, as its clients read it: GET /health, GET /models, POST /recall.
+
+Sizes are bytes, durations milliseconds. Unknown fields are skipped: a newer server may say more.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Protection(msgspec.Struct, frozen=True):
+    """What protects the server's secure memory."""
+
+    name: str
+    protected: bool
+    summary: str
+
+
+class Health(msgspec.Struct, frozen=True):
+    """The answer of GET /health."""
+
+    status: str
+    protection: Protection
+    engine: str
+
+
+class ModelError(msgspec.Struct, frozen=True):
+    """Why a model cannot be used."""
+
+    code: str
+    message: str
+    hint: str
+
+
+class ModelState(msgspec.Struct, frozen=True):
+    """One model: how much of it is in memory."""
+
+    name: str
+    state: str
+    weights: int
+    resident: int
+    resident_fraction: float
+    kv: int
+    scratch: int
+    running: bool
+    error: ModelError | None = None
+
+
+class MemoryTotals(msgspec.Struct, frozen=True):
+    """Secure memory by owner."""
+
+    granule: int
+    granted: int
+    unused: int
+    secure: int
+    recalling: int
+
+
+class OsCounts(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the OS counts, as the normal world reads it; `*_claimed` is the secure world's word."""
+
+    total: int
+    available: int
+    secure_rss: int
+    stall: float | None = None
+    secure_pid: int | None = None
+    secure_claimed: int | None = None
+    rss_claimed: int | None = None
+
+
+class States(msgspec.Struct, frozen=True):
+    """The answer of GET /models."""
+
+    protection: Protection
+    models: list[ModelState]
+    queued: int
+    running: int
+    memory: MemoryTotals
+    os: OsCounts
+
+
+class Claimed(msgspec.Struct, frozen=True):
+    """Secure memory around a recall, by the secure world's account."""
+
+    before: int
+    after: int
+
+
+class Measured(msgspec.Struct, frozen=True):
+    """The secure process around a recall, by the OS's count."""
+
+    freed: int
+    before: OsCounts
+    after: OsCounts
+
+
+class RecallResult(msgspec.Struct, frozen=True):
+    """The answer of POST /recall."""
+
+    asked: int | None
+    returned: int
+    protected: int
+    elapsed_ms: float
+    plan: list[str]
+    claimed: Claimed
+    measured: Measured
