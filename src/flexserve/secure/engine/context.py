@@ -18,7 +18,7 @@ from flexserve.secure.engine.model import Model
 from flexserve.secure.residency import Residency, RestoreStats
 
 _BATCH = 512  # tokens of a prompt that one graph takes in
-_SLICE_SECONDS = 0.025  # a recall waits for a slice at most; below this its overhead shows
+_SLICE_SECONDS = 0.05  # a recall waits for a slice at most; shorter ones cost over a percent of speed
 _MIN_STRIDE = 16  # nodes
 _USAGE_COMPUTE = 2  # GGML_BACKEND_BUFFER_USAGE_COMPUTE
 
