@@ -128,7 +128,8 @@ class _Job:
         self.weights, self.plan, self.stats = weights, plan, stats
         self.epoch = weights.epoch  # of the states that the plan was made from
         self.position = start  # node that compute has reached
-        self.next = 0  # index in plan.order of the next granule to load
+        self.next = 0  # index in plan.order of the next granule to load …
+        self.end = len(plan.order)  # … and where to stop
         self.done = 0  # plan.order[:done] is resident
         self.waiting = False  # compute stands still until plan.order[:goal] is resident
         self.goal = 0
@@ -139,6 +140,23 @@ class _Job:
         states, order = self.weights.states, self.plan.order
         while self.done < len(order) and states[order[self.done]] == RESIDENT:
             self.done += 1
+
+    def take(self) -> int | None:
+        """Take the next absent granule in hand; return its place in the order (None: there is none)."""
+        states, order = self.weights.states, self.plan.order
+        while self.next < self.end:
+            position, self.next = self.next, self.next + 1
+            if states[order[position]] == ABSENT:
+                states[order[position]] = LOADING
+                return position
+        self.advance()
+        return None
+
+    def early(self) -> int | None:
+        """Return the resident granule that was loaded longest before its turn, if compute can do without."""
+        states, order = self.weights.states, self.plan.order
+        later = range(len(order) - 1, max(self.done, self.goal - 1), -1)
+        return next((order[i] for i in later if states[order[i]] == RESIDENT), None)
 
 
 class Residency:
@@ -310,7 +328,7 @@ class Residency:
             weights.states[granules] = ABSENT
             if self._job is not None:
                 self._job.next = 0
-            self._changed.notify_all()
+                self._changed.notify_all()
 
     def _runs(self, weights: Weights, granules: list[int]) -> list[tuple[Arena, int, int]]:
         """Group sorted granules into (arena, first index, count) of consecutive ones in one arena."""
@@ -336,18 +354,15 @@ class Residency:
                     return
                 job = self._work()
                 assert job is not None
-                granule = job.plan.order[job.next]
-                job.next += 1
-                if job.weights.states[granule] != ABSENT:
-                    job.advance()
+                position = job.take()
+                if position is None:
                     continue
-                job.weights.states[granule] = LOADING
-                position = job.next - 1
+                granule = job.plan.order[position]
             self._load(job, granule, position)
 
     def _work(self) -> _Job | None:
         job = self._job
-        return job if job is not None and job.error is None and job.next < len(job.plan.order) else None
+        return job if job is not None and job.error is None and job.next < job.end else None
 
     def _load(self, job: _Job, granule: int, position: int) -> None:
         weights, flexmem = job.weights, self._flexmem
@@ -373,7 +388,9 @@ class Residency:
             if error is not None:
                 job.error = job.error or error
             elif not committed and self._job is job and position >= job.plan.needed:
-                job.next = len(job.plan.order)  # only the luxury of having all was refused
+                job.end = job.plan.needed  # only the luxury of having all was refused
+            elif not committed and self._job is job:
+                job.next = 0  # memory is so short that what is needed first goes first
             weights.whole = not np.any(weights.states != RESIDENT)
             newer = self._job if self._job is not job else None
             if newer is not None and not committed:
@@ -392,7 +409,7 @@ class Residency:
             job.weights.source.prefetch(part, index, 1)
 
     def _commit(self, job: _Job, arena: Arena, offset: int, position: int) -> bool:
-        """Commit one granule, streaming when grants are short. False: not needed, and no room for it."""
+        """Commit one granule, streaming when grants are short. False: not needed now, and no room for it."""
         granule = self._flexmem.granule
         while not self._flexmem.try_commit(arena, offset, granule):
             if position >= job.plan.needed:
@@ -400,26 +417,50 @@ class Residency:
                     return False
                 continue
             with self._changed:
-                if job.error is not None or job.stale or self._job is not job:
+                if not self._follows(job):
                     return False
                 victim = job.plan.passed(job.position, job.weights.states)
                 if victim is None and not job.waiting:
                     self._changed.wait(0.05)  # compute is busy; it will pass something
                     continue
-                if victim is not None:
-                    job.weights.states[victim] = LOADING  # in our hands, as in `evict`
-                    job.weights.whole = False
+                minimum = granule if position == job.done else 0  # compute waits for this very granule
+                self._take(job, victim)
             if victim is not None:
-                part, index, _ = job.weights.locate(victim)
-                self._flexmem.recycle(job.weights.parts[part].arena, index * granule)
-                with self._changed:
-                    job.weights.states[victim] = ABSENT
-                    if self._job is not job and self._job is not None:
-                        self._job.next = 0  # planned while the victim was in our hands
-                        self._changed.notify_all()
-            elif not self._flexmem.secure_grant(granule, minimum=granule):
-                raise GrantRefusedError(
-                    "The OS granted too little memory to run this model at all.",
-                    hint="Free memory, or use a smaller model.",
-                )
+                self._recycle(job, victim)
+            elif not self._flexmem.secure_grant(granule, minimum) and not self._make_room(job, position):
+                return False
         return True
+
+    def _follows(self, job: _Job) -> bool:
+        return job.error is None and not job.stale and self._job is job
+
+    def _make_room(self, job: _Job, position: int) -> bool:
+        """Take memory from what was loaded too early for the granule that compute needs first.
+
+        False: this is not that granule. Raises GrantRefusedError when there is nothing to take.
+        """
+        with self._changed:
+            if not self._follows(job):
+                return False
+            if position > job.done:
+                self._changed.wait(0.05)  # let go of it after a moment: the first one may need a loader
+                return False
+            victim = job.early()
+            self._take(job, victim)
+        if victim is None:
+            raise GrantRefusedError(
+                "The OS granted too little memory to run this model at all.",
+                hint="Free memory, or use a smaller model.",
+            )
+        self._recycle(job, victim)
+        return True
+
+    def _take(self, job: _Job, victim: int | None) -> None:
+        if victim is not None:
+            job.weights.states[victim] = LOADING  # in our hands, as in `evict`
+            job.weights.whole = False
+
+    def _recycle(self, job: _Job, victim: int) -> None:
+        part, index, _ = job.weights.locate(victim)
+        self._flexmem.recycle(job.weights.parts[part].arena, index * self._flexmem.granule)
+        self._put_down(job.weights, [victim])

@@ -105,7 +105,7 @@ class Shelf:
         with self._store.open(name) as sealed:
             manifest = sealed.manifest
         entry = self._open.get(name)
-        if entry is not None and entry.model.sealed.manifest.model_id == manifest.model_id:
+        if entry is not None and entry.model.manifest.model_id == manifest.model_id:
             return entry
         if entry is not None:  # removed, and another added under its name
             self._put_away(name)

@@ -22,6 +22,7 @@ from flexserve.secure.engine.runtime import Engine
 from flexserve.secure.flexmem import FlexMem
 from flexserve.secure.models.container import SealedModel
 from flexserve.secure.models.image import BufferSpec, Image, ImageWriter
+from flexserve.secure.models.manifest import CHUNK
 from flexserve.secure.models.store import Store
 from flexserve.secure.residency import Part, Weights
 from flexserve.units import align_up
@@ -90,20 +91,27 @@ class Model:
         """
         self.engine = engine
         self.name = name
-        self.sealed = store.open(name)
         self.address = 0
         self.image: Image | None = None
+        scratch = engine.flexmem.reserve(
+            CHUNK
+        )  # weights at a chunk's edge are decrypted in secure memory, too
         try:
-            self.header = self.sealed.header()
-            opening = self._open()
-            self._buffers = opening.buffers
-            self.image = self._image(store, opening.tensors, progress)
+            engine.flexmem.commit(scratch, 0, scratch.size)
+            with store.open(name, scratch=engine.flexmem.view(scratch, 0, CHUNK)) as sealed:
+                self.manifest = sealed.manifest
+                self.header = sealed.header()
+                opening = self._open(sealed)
+                self._buffers = opening.buffers
+                self.image = self._image(store, sealed, opening.tensors, progress)
             parts = [Part(arena, size) for _, arena, size in opening.buffers]
             self.weights = Weights(name, parts, self.image, engine.flexmem.granule)
             self.map = WeightMap(self._extents(opening.tensors), engine.flexmem.granule)
         except BaseException:
             self.close()
             raise
+        finally:
+            engine.flexmem.report_returned(engine.flexmem.free(scratch))
 
     def close(self) -> None:
         """Free the model, its memory and its files. Always safe."""
@@ -114,7 +122,6 @@ class Model:
         if self.image is not None:
             self.image.close()
             self.image = None
-        self.sealed.close()
 
     @property
     def vocabulary(self) -> int:
@@ -128,13 +135,13 @@ class Model:
 
     # ---- opening -----------------------------------------------------------------------------
 
-    def _open(self) -> _Opening:
+    def _open(self, sealed: SealedModel) -> _Opening:
         opening = _Opening()
         parameters = lib.llama_model_default_params()
         parameters.n_gpu_layers = 0
         parameters.load_mode = lib.LLAMA_LOAD_MODE_NONE
         parameters.lazy_mode = lib.LLAMA_LAZY_MODE_OFF
-        stream = _hollow_file(self.sealed)
+        stream = _hollow_file(sealed)
         try:
             with self.engine.hooks.owner(opening):
                 self.address = lib.llama_model_load_from_file_ptr(stream, parameters) or 0
@@ -162,25 +169,24 @@ class Model:
 
     # ---- the image ---------------------------------------------------------------------------
 
-    def _image(self, store: Store, tensors: list[_Placed], progress: Progress) -> Image:
+    def _image(self, store: Store, sealed: SealedModel, tensors: list[_Placed], progress: Progress) -> Image:
         fingerprint = self.engine.fingerprint
-        path = store.image_path(self.sealed.manifest, fingerprint)
+        path = store.image_path(self.manifest, fingerprint)
         try:
-            image = Image.open(path, self.sealed, fingerprint)
+            image = Image.open(path, sealed, fingerprint)
             expected = [(kind, size) for kind, _, size in self._buffers]
-            if [
-                (b.name, b.size) for b in image.buffers
-            ] == expected and image.chunk == self.engine.flexmem.granule:
+            layout = [(buffer.name, buffer.size) for buffer in image.buffers]
+            if layout == expected and image.chunk == self.engine.flexmem.granule:
                 return image
             image.close()
         except StoredDataError:
             pass  # absent, stale or damaged: it is derived, so it is simply made again
         specs = [BufferSpec(kind, size) for kind, _, size in self._buffers]
-        with ImageWriter(path, self.sealed, fingerprint, specs, self.engine.flexmem.granule) as writer:
-            _ImageMaker(self, writer, tensors, progress).make(self._buffers)
+        with ImageWriter(path, sealed, fingerprint, specs, self.engine.flexmem.granule) as writer:
+            _ImageMaker(self, sealed, writer, tensors, progress).make(self._buffers)
             writer.finish()
-        store.drop_stale_images(self.sealed.manifest, fingerprint)
-        return Image.open(path, self.sealed, fingerprint)
+        store.drop_stale_images(self.manifest, fingerprint)
+        return Image.open(path, sealed, fingerprint)
 
 
 class _ImageMaker:
@@ -190,8 +196,15 @@ class _ImageMaker:
     image of a model needs memory for its largest tensor (twice), not for the model.
     """
 
-    def __init__(self, model: Model, writer: ImageWriter, tensors: list[_Placed], progress: Progress) -> None:
-        self._engine, self._sealed, self._writer = model.engine, model.sealed, writer
+    def __init__(
+        self,
+        model: Model,
+        sealed: SealedModel,
+        writer: ImageWriter,
+        tensors: list[_Placed],
+        progress: Progress,
+    ) -> None:
+        self._engine, self._sealed, self._writer = model.engine, sealed, writer
         self._files = {info.name: info for info in model.header.tensors}
         self._tensors = sorted(tensors, key=lambda t: t.address)
         self._total = sum(t.size for t in tensors)
