@@ -6,7 +6,9 @@ import dataclasses
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from flexserve.bench import report
 from flexserve.bench.measure import Bench, Setting
@@ -32,6 +34,10 @@ def run(options: BenchOptions) -> int:
     result = Bench(setting, lambda what: print(f"bench: {what}", file=sys.stderr, flush=True)).run()  # noqa: T201
     if options.plot is not None:
         report.plot(result, options.plot)
-    form = {"json": json.dumps, "csv": report.comma_separated, "md": report.markdown}[options.output]
-    sys.stdout.write(form(result).rstrip("\n") + "\n")
+    forms: dict[str, Callable[[dict[str, Any]], str]] = {
+        "json": json.dumps,
+        "csv": report.comma_separated,
+        "md": report.markdown,
+    }
+    sys.stdout.write(forms[options.output](result).rstrip("\n") + "\n")
     return 0
