@@ -90,7 +90,8 @@ def plot(report: dict[str, Any], path: Path) -> None:
     speed.set_xticks(list(places), labels, rotation=15)
     speed.set_ylabel("tokens per second")
     speed.set_title("Speed, everything in memory")
-    speed.legend(frameon=False)
+    speed.margins(y=0.25)  # room for the legend
+    speed.legend(frameon=False, loc="upper right")
     for (length, row), colour in zip(
         report["prompts"].items(), ("#2b6cb0", "#c05621", "#2f855a", "#6b46c1"), strict=False
     ):
