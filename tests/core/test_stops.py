@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,7 +26,7 @@ def cut(text: str, stops: list[str]) -> tuple[str, bool]:
 
 def split(text: str, places: list[int]) -> list[str]:
     cuts = sorted({0, len(text), *(place % (len(text) + 1) for place in places)})
-    return [text[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+    return [text[a:b] for a, b in itertools.pairwise(cuts)]
 
 
 @given(text=TEXT, stops=STOPS, places=st.lists(st.integers(0, 100), max_size=10))
