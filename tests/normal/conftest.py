@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import httpx
 import pytest
+import structlog
 
 from flexserve.core.pressure import Limits
 from flexserve.normal.api.app import create_app
@@ -30,6 +31,12 @@ MODELS = {
     "silent": Behaviour(fault=Fault.SILENCE),
     "odd": Behaviour(tokens=["ключ", "🔑", "\n\n", '"}', ""]),
 }
+
+
+@pytest.fixture(autouse=True)
+def default_logging() -> None:
+    """Undo what a program run by another test in this process made of the log."""
+    structlog.reset_defaults()
 
 
 @pytest.fixture
