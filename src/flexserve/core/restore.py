@@ -30,9 +30,10 @@ class Needs:
 class RestorePlan:
     """The load order for one run over a graph, from node `start` on. Immutable.
 
-    `order` lists the granules that are not resident: first those the graph reads, by first
-    use, then (`needed` counts the former) the rest of the model in its usual order, so that
-    what one graph happens not to read is there for the next.
+    `order` lists all granules that the graph reads, by first use (`needed` counts them, `missing`
+    those that are not resident), then what else is not resident of the model, in its usual order,
+    so that what one graph happens not to read is there for the next. Those that are resident are
+    in it too, since they may have to make room for others and come back.
     """
 
     def __init__(
@@ -49,11 +50,11 @@ class RestorePlan:
         unique, first = np.unique(granule, return_index=True)
         by_use = np.argsort(first, kind="stable")
         unique, first = unique[by_use], first[by_use]
-        missing = states[unique] != RESIDENT
-        self.order: list[int] = unique[missing].tolist()
-        self._due: list[int] = node[first[missing]].tolist()
+        self.order: list[int] = unique.tolist()
+        self._due: list[int] = node[first].tolist()
         self.needed = len(self.order)
-        if self.needed < np.count_nonzero(states != RESIDENT):
+        self.missing = int(np.count_nonzero(states[unique] != RESIDENT))
+        if self.missing < np.count_nonzero(states != RESIDENT):
             named = set(self.order)
             rest = usual or range(size)
             self.order += [g for g in rest if states[g] != RESIDENT and g not in named]

@@ -23,6 +23,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from flexserve.core.pages import PageState
 from flexserve.core.restore import ABSENT, LOADING, RESIDENT, Needs, RestorePlan, usual_order
 from flexserve.errors import CancelledError, GrantRefusedError
 from flexserve.platforms.ports import Arena
@@ -33,6 +34,7 @@ from flexserve.secure.gate import Gate
 # barriers makes all others spin. They still get every cycle that compute leaves.
 _LOADER_NICE = 10
 _STRETCHES = 12  # compute that had to stop goes on after this part of what is missing
+_PATIENCE = 0.5  # seconds for memory that is in other hands to turn up, before it counts as too little
 _READ_AHEAD = 16  # granules of ciphertext asked of the disk ahead of the loaders
 
 
@@ -246,7 +248,7 @@ class Residency:
                 began = time.perf_counter()
                 # Once stopped, wait for a good stretch: after each slice ggml's threads spin for
                 # milliseconds, on cores that the loaders need.
-                stretch = min(job.plan.needed, job.done + job.plan.needed // _STRETCHES)
+                stretch = min(job.plan.needed, job.done + job.plan.missing // _STRETCHES)
                 job.waiting, job.goal = True, max(job.plan.wanted(position), stretch)
                 self._changed.notify_all()
                 self._changed.wait_for(lambda: job.done >= job.goal or job.error is not None or job.stale)
@@ -263,7 +265,7 @@ class Residency:
         with self._changed:
             plan = RestorePlan(needs, weights.states, position, weights.usual)
             job = _Job(weights, plan, stats, position)
-        missing = plan.needed * self._flexmem.granule
+        missing = plan.missing * self._flexmem.granule
         if missing:
             self._flexmem.secure_grant(missing, min(missing, self._window))
         with self._changed:
@@ -327,7 +329,7 @@ class Residency:
         with self._changed:
             weights.states[granules] = ABSENT
             if self._job is not None:
-                self._job.next = 0
+                self._job.next = self._job.done
                 self._changed.notify_all()
 
     def _runs(self, weights: Weights, granules: list[int]) -> list[tuple[Arena, int, int]]:
@@ -390,11 +392,11 @@ class Residency:
             elif not committed and self._job is job and position >= job.plan.needed:
                 job.end = job.plan.needed  # only the luxury of having all was refused
             elif not committed and self._job is job:
-                job.next = 0  # memory is so short that what is needed first goes first
+                job.next = job.done  # memory is so short that what is needed first goes first
             weights.whole = not np.any(weights.states != RESIDENT)
             newer = self._job if self._job is not job else None
             if newer is not None and not committed:
-                newer.next = 0  # it may have passed this granule by, trusting us with it
+                newer.next = newer.done  # it may have passed this granule by, trusting us with it
                 self._changed.notify_all()
             current = [job] if newer is None else [job, newer]
             for each in current:
@@ -437,23 +439,39 @@ class Residency:
     def _make_room(self, job: _Job, position: int) -> bool:
         """Take memory from what was loaded too early for the granule that compute needs first.
 
-        False: this is not that granule. Raises GrantRefusedError when there is nothing to take.
+        True: look again for memory. False: this is not that granule. Raises GrantRefusedError
+        when there was nothing to take for a while.
         """
+        deadline = time.monotonic() + _PATIENCE
         with self._changed:
-            if not self._follows(job):
-                return False
-            if position > job.done:
-                self._changed.wait(0.05)  # let go of it after a moment: the first one may need a loader
-                return False
-            victim = job.early()
-            self._take(job, victim)
-        if victim is None:
-            raise GrantRefusedError(
-                "The OS granted too little memory to run this model at all.",
-                hint="Free memory, or use a smaller model.",
-            )
+            while True:
+                if not self._follows(job):
+                    return False
+                first = position == job.done
+                job.goal = min(job.goal, job.plan.wanted(job.position))  # no room for a good stretch
+                if first and job.done < job.goal and (victim := job.early()) is not None:
+                    self._take(job, victim)
+                    break
+                if job.done >= job.goal:
+                    self._changed.notify_all()  # compute can go on, and will pass something
+                elif first and time.monotonic() > deadline and not self._in_hand(job):
+                    raise GrantRefusedError(
+                        "The OS granted too little memory to run this model at all.",
+                        hint="Free memory, or use a smaller model.",
+                    )
+                self._changed.wait(0.05)
+                if not first or not job.waiting or self._in_hand(job):
+                    return first  # let go of any other: the first one may need a loader
         self._recycle(job, victim)
         return True
+
+    def _in_hand(self, job: _Job) -> bool:
+        """Return whether there is memory that can be had: passed, granted, or with another loader."""
+        states = job.weights.states
+        if self._flexmem.bytes_in(PageState.GRANTED) or job.plan.passed(job.position, states) is not None:
+            return True
+        held = sum(self._flexmem.committed(part.arena) for part in job.weights.parts)
+        return held > int(np.count_nonzero(states == RESIDENT)) * self._flexmem.granule
 
     def _take(self, job: _Job, victim: int | None) -> None:
         if victim is not None:
