@@ -15,7 +15,9 @@ from flexserve.core.restore import Needs
 from flexserve.errors import StoredDataError
 from flexserve.platforms.sim.secure_memory import SimSecureMemory
 from flexserve.secure.flexmem import FlexMem
-from flexserve.secure.residency import Part, Residency, RestoreStats, Weights
+from flexserve.secure.job import RestoreStats
+from flexserve.secure.residency import Residency
+from flexserve.secure.weights import Part, Weights
 from flexserve.units import align_up
 
 GRANULE = 4096

@@ -11,7 +11,7 @@ from fake_engine import GRANULE, FakeGraph, FakeSource, Machine
 
 from flexserve.core.restore import RESIDENT
 from flexserve.errors import CancelledError, GrantRefusedError, StoredDataError
-from flexserve.secure.residency import RestoreStats
+from flexserve.secure.job import RestoreStats
 
 COUNT = 22  # granules of a machine's model
 READS = [[0], [1, 2], [], [3], [4, 5, 6], [7], [8, 9], [10, 11], [12, 13], [14], [15, 16], [17], [18, 19]]

@@ -11,17 +11,14 @@ compute has passed makes room for one ahead, and the generation goes on, slower.
 
 from __future__ import annotations
 
-import bisect
 import contextlib
-import dataclasses
 import os
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from flexserve.core.pages import PageState
 from flexserve.core.restore import ABSENT, LOADING, RESIDENT, Needs, RestorePlan, usual_order
@@ -29,6 +26,8 @@ from flexserve.errors import CancelledError, GrantRefusedError
 from flexserve.platforms.ports import Arena
 from flexserve.secure.flexmem import FlexMem
 from flexserve.secure.gate import Gate
+from flexserve.secure.job import RestoreJob, RestoreStats
+from flexserve.secure.weights import Weights
 
 # Loaders yield the cores to compute: a compute thread preempted inside one of ggml's spinning
 # barriers makes all others spin. They still get every cycle that compute leaves.
@@ -36,16 +35,6 @@ _LOADER_NICE = 10
 _STRETCHES = 12  # compute that had to stop goes on after this part of what is missing
 _PATIENCE = 0.5  # seconds for memory that is in other hands to turn up, before it counts as too little
 _READ_AHEAD = 16  # granules of ciphertext asked of the disk ahead of the loaders
-
-
-class WeightSource(Protocol):
-    """Where evicted weights come back from (secure.models.image.Image)."""
-
-    def restore(self, buffer: int, index: int, target: memoryview) -> float:
-        """Fill `target` with chunk `index` of `buffer`, authenticated; return seconds of decryption."""
-
-    def prefetch(self, buffer: int, index: int, count: int) -> None:
-        """Ask the disk for chunks ahead of need."""
 
 
 class GraphRun(Protocol):
@@ -61,106 +50,6 @@ class GraphRun(Protocol):
         """Compute nodes [start, stop)."""
 
 
-@dataclasses.dataclass(slots=True)
-class RestoreStats:
-    """What restoring cost a request. Seconds and bytes."""
-
-    waited: float = 0.0  # wall time compute stood still for memory
-    decrypt: float = 0.0  # loader-thread time in AES
-    restored: int = 0
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Part:
-    """One weight buffer: its arena and its size in bytes."""
-
-    arena: Arena
-    size: int
-
-
-class Weights:
-    """The weights of one model as numbered granules, over all of its buffers.
-
-    `states`, `whole` and `epoch` change only under the residency's lock.
-    """
-
-    def __init__(self, name: str, parts: Sequence[Part], source: WeightSource, granule: int) -> None:
-        self.name = name
-        self.parts = tuple(parts)
-        self.source = source
-        self._granule = granule
-        counts = [part.arena.size // granule for part in self.parts]
-        self._bases = [sum(counts[:i]) for i in range(len(counts))]
-        self.count = sum(counts)
-        self.states: NDArray[np.uint8] = np.zeros(self.count, dtype=np.uint8)
-        self.whole = False
-        self.epoch = 0  # grows when something is taken away between slices
-        self.usual: list[int] = []  # load order, once a graph was seen
-
-    @property
-    def size(self) -> int:
-        """Bytes of all weight buffers."""
-        return sum(part.size for part in self.parts)
-
-    @property
-    def resident(self) -> int:
-        """Bytes of weights in memory."""
-        return min(self.size, int(np.count_nonzero(self.states == RESIDENT)) * self._granule)
-
-    def eviction_order(self) -> list[int]:
-        """Return the resident granules, first the one whose loss costs least (the end of the layers)."""
-        order = self.usual or range(self.count)
-        return [g for g in reversed(order) if self.states[g] == RESIDENT]
-
-    def locate(self, granule: int) -> tuple[int, int, int]:
-        """Return (buffer, chunk index in it, bytes of the chunk) of a granule."""
-        part = bisect.bisect_right(self._bases, granule) - 1
-        index = granule - self._bases[part]
-        return part, index, min(self._granule, self.parts[part].size - index * self._granule)
-
-    def base(self, part: int) -> int:
-        """Return the number of the first granule of buffer `part`."""
-        return self._bases[part]
-
-
-class _Job:
-    """One plan being followed by the loaders. Fields change only under the residency's lock."""
-
-    def __init__(self, weights: Weights, plan: RestorePlan, stats: RestoreStats, start: int) -> None:
-        self.weights, self.plan, self.stats = weights, plan, stats
-        self.epoch = weights.epoch  # of the states that the plan was made from
-        self.position = start  # node that compute has reached
-        self.next = 0  # index in plan.order of the next granule to load …
-        self.end = len(plan.order)  # … and where to stop
-        self.done = 0  # plan.order[:done] is resident
-        self.waiting = False  # compute stands still until plan.order[:goal] is resident
-        self.goal = 0
-        self.error: BaseException | None = None
-        self.stale = False  # a recall took something: make a new plan
-
-    def advance(self) -> None:
-        states, order = self.weights.states, self.plan.order
-        while self.done < len(order) and states[order[self.done]] == RESIDENT:
-            self.done += 1
-
-    def take(self) -> int | None:
-        """Take the next absent granule in hand; return its place in the order (None: there is none)."""
-        states, order = self.weights.states, self.plan.order
-        while self.next < self.end:
-            position, self.next = self.next, self.next + 1
-            if states[order[position]] == ABSENT:
-                states[order[position]] = LOADING
-                return position
-        self.advance()
-        return None
-
-    def early(self) -> int | None:
-        """Return the resident granule that was loaded longest before its turn, if compute can do without."""
-        states, order = self.weights.states, self.plan.order
-        later = range(len(order) - 1, max(self.done, self.goal - 1), -1)
-        return next((order[i] for i in later if states[order[i]] == RESIDENT), None)
-
-
 class Residency:
     """Loader threads, the gate, and the plain loop that computes a graph over evicted weights."""
 
@@ -168,7 +57,7 @@ class Residency:
         self.gate = Gate()
         self._flexmem = flexmem
         self._changed = threading.Condition()
-        self._job: _Job | None = None
+        self._job: RestoreJob | None = None
         self._closing = False
         # What a stretch of compute holds at once at the least: several times the largest node.
         self._window = 64 * flexmem.granule
@@ -223,7 +112,7 @@ class Residency:
                 self._stop(job)
                 raise
 
-    def _follow(self, job: _Job, graph: GraphRun, position: int) -> int:
+    def _follow(self, job: RestoreJob, graph: GraphRun, position: int) -> int:
         """Compute along the job; return the node reached when done or when a recall took something."""
         while position < graph.nodes and not job.stale:
             ready = self._wait_beyond(job, position)
@@ -239,7 +128,7 @@ class Residency:
             graph.run(start, stop)
             return stop
 
-    def _wait_beyond(self, job: _Job, position: int) -> int:
+    def _wait_beyond(self, job: RestoreJob, position: int) -> int:
         """Block until a node beyond `position` can run, or the job is stale; return the first that cannot."""
         with self._changed:
             job.position = position
@@ -261,10 +150,10 @@ class Residency:
 
     # ---- jobs --------------------------------------------------------------------------------
 
-    def _start(self, weights: Weights, needs: Needs, position: int, stats: RestoreStats) -> _Job:
+    def _start(self, weights: Weights, needs: Needs, position: int, stats: RestoreStats) -> RestoreJob:
         with self._changed:
             plan = RestorePlan(needs, weights.states, position, weights.usual)
-            job = _Job(weights, plan, stats, position)
+            job = RestoreJob(weights, plan, stats, position)
         missing = plan.missing * self._flexmem.granule
         if missing:
             self._flexmem.secure_grant(missing, min(missing, self._window))
@@ -275,7 +164,7 @@ class Residency:
             self._changed.notify_all()
         return job
 
-    def _stop(self, job: _Job) -> None:
+    def _stop(self, job: RestoreJob) -> None:
         with self._changed:
             job.stale = True
             if self._job is job:
@@ -308,7 +197,7 @@ class Residency:
         try:
             return sum(
                 self._flexmem.release(arena, first * self._flexmem.granule, count * self._flexmem.granule)
-                for arena, first, count in self._runs(weights, taken)
+                for arena, first, count in weights.runs(taken)
             )
         finally:
             self._put_down(weights, taken)
@@ -332,18 +221,6 @@ class Residency:
                 self._job.next = self._job.done
                 self._changed.notify_all()
 
-    def _runs(self, weights: Weights, granules: list[int]) -> list[tuple[Arena, int, int]]:
-        """Group sorted granules into (arena, first index, count) of consecutive ones in one arena."""
-        runs: list[tuple[Arena, int, int]] = []
-        for granule in granules:
-            part, index, _ = weights.locate(granule)
-            arena = weights.parts[part].arena
-            if runs and runs[-1][0] is arena and runs[-1][1] + runs[-1][2] == index:
-                runs[-1] = (arena, runs[-1][1], runs[-1][2] + 1)
-            else:
-                runs.append((arena, index, 1))
-        return runs
-
     # ---- loaders -----------------------------------------------------------------------------
 
     def _load_forever(self) -> None:
@@ -362,11 +239,11 @@ class Residency:
                 granule = job.plan.order[position]
             self._load(job, granule, position)
 
-    def _work(self) -> _Job | None:
+    def _work(self) -> RestoreJob | None:
         job = self._job
         return job if job is not None and job.error is None and job.next < job.end else None
 
-    def _load(self, job: _Job, granule: int, position: int) -> None:
+    def _load(self, job: RestoreJob, granule: int, position: int) -> None:
         weights, flexmem = job.weights, self._flexmem
         part, index, length = weights.locate(granule)
         arena, offset = weights.parts[part].arena, index * flexmem.granule
@@ -405,12 +282,12 @@ class Residency:
             if job.stale or any(j.error is not None or (j.waiting and j.done >= j.goal) for j in current):
                 self._changed.notify_all()
 
-    def _read_ahead(self, job: _Job, start: int) -> None:
+    def _read_ahead(self, job: RestoreJob, start: int) -> None:
         for granule in job.plan.order[start : start + _READ_AHEAD]:
             part, index, _ = job.weights.locate(granule)
             job.weights.source.prefetch(part, index, 1)
 
-    def _commit(self, job: _Job, arena: Arena, offset: int, position: int) -> bool:
+    def _commit(self, job: RestoreJob, arena: Arena, offset: int, position: int) -> bool:
         """Commit one granule, streaming when grants are short. False: not needed now, and no room for it."""
         granule = self._flexmem.granule
         while not self._flexmem.try_commit(arena, offset, granule):
@@ -433,10 +310,10 @@ class Residency:
                 return False
         return True
 
-    def _follows(self, job: _Job) -> bool:
+    def _follows(self, job: RestoreJob) -> bool:
         return job.error is None and not job.stale and self._job is job
 
-    def _make_room(self, job: _Job, position: int) -> bool:
+    def _make_room(self, job: RestoreJob, position: int) -> bool:
         """Take memory from what was loaded too early for the granule that compute needs first.
 
         True: look again for memory. False: this is not that granule. Raises GrantRefusedError
@@ -465,7 +342,7 @@ class Residency:
         self._recycle(job, victim)
         return True
 
-    def _in_hand(self, job: _Job) -> bool:
+    def _in_hand(self, job: RestoreJob) -> bool:
         """Return whether there is memory that can be had: passed, granted, or with another loader."""
         states = job.weights.states
         if self._flexmem.bytes_in(PageState.GRANTED) or job.plan.passed(job.position, states) is not None:
@@ -473,12 +350,12 @@ class Residency:
         held = sum(self._flexmem.committed(part.arena) for part in job.weights.parts)
         return held > int(np.count_nonzero(states == RESIDENT)) * self._flexmem.granule
 
-    def _take(self, job: _Job, victim: int | None) -> None:
+    def _take(self, job: RestoreJob, victim: int | None) -> None:
         if victim is not None:
             job.weights.states[victim] = LOADING  # in our hands, as in `evict`
             job.weights.whole = False
 
-    def _recycle(self, job: _Job, victim: int) -> None:
+    def _recycle(self, job: RestoreJob, victim: int) -> None:
         part, index, _ = job.weights.locate(victim)
         self._flexmem.recycle(job.weights.parts[part].arena, index * self._flexmem.granule)
         self._put_down(job.weights, [victim])

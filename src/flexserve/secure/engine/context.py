@@ -15,7 +15,8 @@ from flexserve.platforms.ports import Arena
 from flexserve.secure.engine import abi
 from flexserve.secure.engine.graph import EngineGraph
 from flexserve.secure.engine.model import Model
-from flexserve.secure.residency import Residency, RestoreStats
+from flexserve.secure.job import RestoreStats
+from flexserve.secure.residency import Residency
 
 _BATCH = 512  # tokens of a prompt that one graph takes in
 _SLICE_SECONDS = 0.05  # a recall waits for a slice at most; shorter ones cost over a percent of speed

@@ -24,7 +24,7 @@ from flexserve.secure.models.container import SealedModel
 from flexserve.secure.models.image import BufferSpec, Image, ImageWriter
 from flexserve.secure.models.manifest import CHUNK
 from flexserve.secure.models.store import Store
-from flexserve.secure.residency import Part, Weights
+from flexserve.secure.weights import Part, Weights
 from flexserve.units import align_up
 
 Progress = Callable[[int, int], None]

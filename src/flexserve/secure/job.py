@@ -1,0 +1,56 @@
+"""A restore under way: a plan, how far the loaders are with it, and what it cost."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from flexserve.core.restore import ABSENT, LOADING, RESIDENT, RestorePlan
+from flexserve.secure.weights import Weights
+
+
+@dataclasses.dataclass(slots=True)
+class RestoreStats:
+    """What restoring cost a request. Seconds and bytes."""
+
+    waited: float = 0.0  # wall time compute stood still for memory
+    decrypt: float = 0.0  # loader-thread time in AES
+    restored: int = 0
+
+
+class RestoreJob:
+    """One plan being followed by the loaders. Fields change only under the residency's lock."""
+
+    def __init__(self, weights: Weights, plan: RestorePlan, stats: RestoreStats, start: int) -> None:
+        self.weights, self.plan, self.stats = weights, plan, stats
+        self.epoch = weights.epoch  # of the states that the plan was made from
+        self.position = start  # node that compute has reached
+        self.next = 0  # index in plan.order of the next granule to load …
+        self.end = len(plan.order)  # … and where to stop
+        self.done = 0  # plan.order[:done] is resident
+        self.waiting = False  # compute stands still until plan.order[:goal] is resident
+        self.goal = 0
+        self.error: BaseException | None = None
+        self.stale = False  # a recall took something: make a new plan
+
+    def advance(self) -> None:
+        """Move `done` over what is resident by now."""
+        states, order = self.weights.states, self.plan.order
+        while self.done < len(order) and states[order[self.done]] == RESIDENT:
+            self.done += 1
+
+    def take(self) -> int | None:
+        """Take the next absent granule in hand; return its place in the order (None: there is none)."""
+        states, order = self.weights.states, self.plan.order
+        while self.next < self.end:
+            position, self.next = self.next, self.next + 1
+            if states[order[position]] == ABSENT:
+                states[order[position]] = LOADING
+                return position
+        self.advance()
+        return None
+
+    def early(self) -> int | None:
+        """Return the resident granule that was loaded longest before its turn, if compute can do without."""
+        states, order = self.weights.states, self.plan.order
+        later = range(len(order) - 1, max(self.done, self.goal - 1), -1)
+        return next((order[i] for i in later if states[order[i]] == RESIDENT), None)
