@@ -1,0 +1,79 @@
+"""What end-to-end tests share: models in a store, secure worlds over it, plain llama.cpp as oracle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flexserve.bench.plain import PlainProcess
+from flexserve.bench.shapes import SHAPES, Shape
+from flexserve.bench.synth import write_synthetic
+from flexserve.bench.worlds import DrivenWorld
+from flexserve.errors import NormalWorldError
+from flexserve.platforms.linux.secure_memory import probe_secret_memory
+from flexserve.secure.models.keys import DeviceKey
+from flexserve.secure.models.store import Store
+from flexserve.units import MIB
+
+PROMPTS = ("Kato bime wurafo. " * 8, "Once.", "Zi lo mera? Tuvo, kane pi sura; dolo.")
+THREADS = 2
+CONTEXT = 512  # tokens
+GRANULE = 65536  # bytes: small, so that small models have many
+
+
+class Library:
+    """A store in `folder` with GGUF files beside it, and the answers that plain llama.cpp gives to them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder / "store"
+        self.key = folder / "keys" / "device.key"
+        self.store = Store(self.root, DeviceKey.load_or_create(self.key))
+        self._files = folder / "gguf"
+        self._files.mkdir()
+        self._answers: dict[tuple[Path, str, int], str] = {}
+
+    def file(self, shape: str | Shape, quant: str, seed: int = 0) -> Path:
+        """Return the GGUF of a shape, writing it when it is not there yet."""
+        shape = SHAPES[shape] if isinstance(shape, str) else shape
+        path = self._files / f"{shape.name}-{quant}-{seed}.gguf"
+        if not path.exists():
+            write_synthetic(path, shape, quant, seed=seed)
+        return path
+
+    def add(self, source: Path, name: str) -> str:
+        """Seal a GGUF as `name`."""
+        self.store.add(source, name, lambda _done, _total: None)
+        return name
+
+    def answer(self, source: Path, prompt: str, tokens: int) -> str:
+        """Return what plain llama.cpp continues `prompt` with."""
+        key = (source, prompt, tokens)
+        if key not in self._answers:
+            with PlainProcess(source, THREADS, CONTEXT) as plain:
+                self._answers[key] = plain.generate(prompt, tokens)["text"]
+        return self._answers[key]
+
+    def arguments(self, *more: str, granule: int = GRANULE) -> tuple[str, ...]:
+        """Return the options of a secure world for small models, in the best memory of this machine."""
+        return (
+            *("--granule", str(granule), "--context", str(CONTEXT), "--threads", str(THREADS)),
+            *("--memory", "secret" if has_secret_memory() else "plain"),
+            *more,
+        )
+
+    def open(self, *more: str, granule: int = GRANULE, budget: int | None = None) -> DrivenWorld:
+        """Start a secure world over the store."""
+        arguments = self.arguments(*more, granule=granule)
+        return DrivenWorld(self.root, self.key, arguments=arguments, budget=budget)
+
+    def images(self) -> list[Path]:
+        """Return all files in the store's folder of images, finished or not."""
+        return sorted((self.root / "images").iterdir())
+
+
+def has_secret_memory() -> bool:
+    """Return whether this machine gives a process secret memory."""
+    try:
+        probe_secret_memory(256 * MIB)
+    except NormalWorldError:
+        return False
+    return True
