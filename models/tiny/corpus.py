@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CORPUS = Path(__file__).parent / "corpus"
-HOLD_OUT_FROM = 4  # an entry with this many questions of its own keeps its last one for the measurement
+HELD_OUT_EVERY = 4  # every 4th entry keeps its last question for the measurement...
+HELD_OUT_FROM = 4  # ...if it has this many
 HELD_OUT_NAMES = 3  # so many of the last "names" templates are kept for the measurement
 HELD_OUT_TOPICS = 12  # every 12th word of the off-topic lists, and every 12th plain off-topic question
 
@@ -124,11 +125,11 @@ class Corpus:
     def held_out(self) -> list[tuple[str, str]]:
         """Questions about FlexServe that training never sees, with their answers."""
         pairs: list[tuple[str, str]] = []
-        for entry in self.entries:
+        for index, entry in enumerate(self.entries):
             if len(entry.turns) > 1:
                 continue
             turn = entry.turns[0]
-            if len(turn.questions) >= HOLD_OUT_FROM:
+            if index % HELD_OUT_EVERY == 0 and len(turn.questions) >= HELD_OUT_FROM:
                 pairs.append((turn.questions[-1], turn.answer))
             pairs += [
                 (t.format(name), turn.answer) for name in entry.names[:1] for t in self._held_name_templates
@@ -150,17 +151,14 @@ class Corpus:
         return system, [(self._ask(entry, turn, rng), turn.answer) for turn in entry.turns]
 
     def _ask(self, entry: Entry, turn: Turn, rng: random.Random) -> str:
-        known = turn.questions
-        if len(entry.turns) == 1 and len(known) >= HOLD_OUT_FROM:
-            known = known[:-1]
         if entry.names and rng.random() < 0.4:
             question = rng.choice(self._name_templates).format(rng.choice(entry.names))
         else:
-            question = rng.choice(known)
+            question = rng.choice(turn.questions)
             if len(question.split()) > 2:
                 question = self._reword(question, rng)
         if _plain(question) in self._held:
-            question = known[0]
+            question = turn.questions[0]
         return _noisy(question, rng)
 
     def _reword(self, question: str, rng: random.Random) -> str:

@@ -154,9 +154,10 @@ class Residency:
         with self._changed:
             plan = RestorePlan(needs, weights.states, position, weights.usual)
             job = RestoreJob(weights, plan, stats, position)
-        missing = plan.missing * self._flexmem.granule
-        if missing:
-            self._flexmem.secure_grant(missing, min(missing, self._window))
+        if plan.missing:
+            # One question for everything, the part that this graph can do without included.
+            lacking = int(np.count_nonzero(weights.states != RESIDENT)) * self._flexmem.granule
+            self._flexmem.secure_grant(lacking, min(plan.missing * self._flexmem.granule, self._window))
         with self._changed:
             job.stale = weights.epoch != job.epoch
             job.advance()
