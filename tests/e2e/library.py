@@ -15,7 +15,7 @@ from flexserve.secure.models.store import Store
 from flexserve.units import MIB
 
 PROMPTS = ("Kato bime wurafo. " * 8, "Once.", "Zi lo mera? Tuvo, kane pi sura; dolo.")
-THREADS = 2
+THREADS = 1  # ggml's threads spin for each other: two of them on a busy machine of two cores crawl
 CONTEXT = 512  # tokens
 GRANULE = 65536  # bytes: small, so that small models have many
 
