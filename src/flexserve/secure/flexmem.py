@@ -111,13 +111,14 @@ class FlexMem:
         count = min(-(-size // self.granule), len(self._normal))
         if count == 0:
             return 0
-        granted = self._granter.request(count * self.granule, minimum) // self.granule
+        granted = self._granter.request(count * self.granule, minimum)
         with self._lock:
-            # A normal world that grants more than was asked for is held to what was asked.
-            count = min(granted, count, len(self._normal))
+            # Held to what was asked, and to whole granules; what is left over goes straight back.
+            count = min(granted // self.granule, count, len(self._normal))
             pages = [self._normal.pop() for _ in range(count)]
             self._table.apply(PageEvent.GRANT, pages)
             self._granted += pages
+        self.report_returned(granted - count * self.granule)
         return count * self.granule
 
     # ---- commit and release --------------------------------------------------------------

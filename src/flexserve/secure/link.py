@@ -89,7 +89,10 @@ class Link:
     # ---- Granter -------------------------------------------------------------------------------
 
     def request(self, size: int, minimum: int) -> int:
-        """Ask for `size` bytes of memory; return what was granted (0: refused, or no answer in time)."""
+        """Ask for `size` bytes of memory; return what was granted (0: refused, or no answer in time).
+
+        What is granted beyond `size` goes straight back.
+        """
         with self._granted:
             self._serial += 1
             serial = self._serial
@@ -98,9 +101,10 @@ class Link:
         with self._granted:
             self._granted.wait_for(lambda: self._closed or self._answers[serial] is not None, _GRANT_TIMEOUT)
             granted = self._answers.pop(serial)
-        if granted is None and not self._closed:
-            return 0
-        return min(granted or 0, size)
+        excess = max(0, (granted or 0) - size)
+        if excess:
+            self.returned(excess)
+        return (granted or 0) - excess
 
     def returned(self, size: int) -> None:
         """Say that `size` bytes went back unasked."""

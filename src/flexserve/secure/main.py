@@ -146,12 +146,24 @@ def main(arguments: list[str] | None = None) -> int:
         return EXIT_CANNOT_START
     except EOFError:
         return 0  # the normal world went away before it said anything
+    threading.excepthook = _end_with
     try:
         world.serve()
     except PeerError as error:
         sys.stderr.write(f"{error}\n")
         return 1
     return 0
+
+
+def _end_with(death: threading.ExceptHookArgs) -> None:
+    """End the process when one of its threads dies: half a secure world would look alive and be useless.
+
+    Says which thread and which type of exception; its text may quote a prompt.
+    """
+    name = death.thread.name if death.thread is not None else "a thread"
+    sys.stderr.write(f"{name} died of {death.exc_type.__name__}\n")
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _memory(kind: str, granule: int) -> SecureMemory:
