@@ -23,6 +23,9 @@ from flexserve.errors import Blame, PeerError, rebuild
 from flexserve.world import framing
 from flexserve.world.messages import (
     PROTOCOL_VERSION,
+    Cancel,
+    ChatMessage,
+    ChatPrompt,
     Delta,
     Failed,
     Failure,
@@ -36,6 +39,7 @@ from flexserve.world.messages import (
     Recalled,
     Returned,
     Sampling,
+    Shutdown,
     Status,
     TextPrompt,
     ToNormal,
@@ -58,7 +62,8 @@ class Generated:
 class DrivenWorld:
     """A real secure world process and its only client. A context manager; methods are thread-safe.
 
-    `budget` bounds the bytes granted at any time (None: no bound); it may be changed.
+    `budget` bounds the bytes granted at any time (None: no bound); it may be changed, and so may
+    `before_grant` and `after_recall`, which are called at those moments.
     """
 
     def __init__(
@@ -91,6 +96,7 @@ class DrivenWorld:
         self._decoder: framing.FrameDecoder[ToNormal] = framing.FrameDecoder(ToNormal)
         self._sending = threading.Lock()
         self._granting = threading.Lock()
+        self.before_grant: Callable[[], None] = lambda: None
         self.after_recall: Callable[[], None] = lambda: None
         self._arrived = threading.Condition()
         self._inbox: list[ToNormal] = []
@@ -110,8 +116,21 @@ class DrivenWorld:
         self, model: str, text: str, tokens: int, on_text: Callable[[str], None] | None = None
     ) -> Generated:
         """Continue `text` greedily by at most `tokens` tokens. Raises the world's own error."""
+        return self.result(self.submit(model, TextPrompt(text), tokens), on_text)
+
+    def chat(self, model: str, question: str, tokens: int) -> Generated:
+        """Answer `question`, greedily, in at most `tokens` tokens. Raises the world's own error."""
+        prompt = ChatPrompt([ChatMessage("user", question)])
+        return self.result(self.submit(model, prompt, tokens))
+
+    def submit(self, model: str, prompt: TextPrompt | ChatPrompt, tokens: int) -> int:
+        """Send a greedy request for at most `tokens` tokens; return its number for `result`."""
         number = self._next()
-        self._send(Generate(number, model, TextPrompt(text), Sampling(max_tokens=tokens, temperature=0)))
+        self._send(Generate(number, model, prompt, Sampling(max_tokens=tokens, temperature=0)))
+        return number
+
+    def result(self, number: int, on_text: Callable[[str], None] | None = None) -> Generated:
+        """Wait for the end of request `number`. Raises the world's own error."""
         parts: list[str] = []
         while True:
             message = self._take(object, lambda m: getattr(m, "request", None) == number)
@@ -124,6 +143,10 @@ class DrivenWorld:
                     return Generated("".join(parts), message)
                 case Failed():
                     raise _error(message.failure)
+
+    def cancel(self, number: int) -> None:
+        """Ask for the end of request `number`, whose `result` says what came of it."""
+        self._send(Cancel(number))
 
     def warm(self, model: str) -> Finished:
         """Bring all weights of `model` into memory; return what it took."""
@@ -154,6 +177,14 @@ class DrivenWorld:
         number = self._next()
         self._send(Query(number))
         return self._take(Status, lambda m: m.serial == number)
+
+    def shut_down(self, drain: float) -> None:
+        """Ask it to end; what runs may go on for `drain` seconds."""
+        self._send(Shutdown(drain * 1000))
+
+    def wait(self) -> int:
+        """Wait until it has ended by itself; return its exit status."""
+        return self._process.wait(_PATIENCE)
 
     def close(self) -> None:
         """Kill it. Always safe."""
@@ -203,6 +234,7 @@ class DrivenWorld:
             return b""
 
     def _grant(self, message: NeedMemory) -> None:
+        self.before_grant()
         with self._granting:
             free = message.size if self.budget is None else max(0, self.budget - self.granted)
             size = min(message.size, free)
