@@ -114,7 +114,7 @@ class Shelf:
     def _take_in(self, name: str, size: int) -> OpenModel:
         self._opening = name
         try:
-            _require_room(name, size)
+            require_room(name, size)
             model = Model(self._engine, self._store, name, _unseen)
             try:
                 vocabulary = Vocabulary(model)
@@ -212,7 +212,8 @@ class Shelf:
         return ModelStatus(name, state, weights.size, resident, kv, scratch, entry.running, failure)
 
 
-def _require_room(name: str, size: int) -> None:
+def require_room(name: str, size: int) -> None:
+    """Raise CallerError when model `name`, of `size` bytes, is larger than the machine's memory."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if size > memory:
         raise CallerError(
