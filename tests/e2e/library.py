@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from flexserve.bench.plain import PlainProcess
@@ -18,6 +19,8 @@ PROMPTS = ("Kato bime wurafo. " * 8, "Once.", "Zi lo mera? Tuvo, kane pi sura; d
 THREADS = 1  # ggml's threads spin for each other: two of them on a busy machine of two cores crawl
 CONTEXT = 512  # tokens
 GRANULE = 65536  # bytes: small, so that small models have many
+# For requests that must still run when something happens to them.
+SLOW = dataclasses.replace(SHAPES["small-llama"], name="slow-llama", layers=24)
 
 
 class Library:
