@@ -233,7 +233,7 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=Path(__file__).with_name("flexserve-tiny.gguf"), help="GGUF file"
     )
-    parser.add_argument("--steps", type=int, default=1200, help="optimizer steps")
+    parser.add_argument("--steps", type=int, default=900, help="optimizer steps")
     parser.add_argument("--batch-tokens", type=int, default=4096, help="tokens per step")
     parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate")
     parser.add_argument(
