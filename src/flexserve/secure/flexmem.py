@@ -172,12 +172,7 @@ class FlexMem:
 
         The caller reports them to the normal world (as part of a recall, or as `Returned`).
         """
-        first, count = offset // self.granule, length // self.granule
-        with self._lock:
-            pages = [int(page) for page in self._pages[arena][first : first + count]]
-            self._table.apply(PageEvent.RECALL, pages)
-            self._pages[arena][first : first + count] = _NO_PAGE
-        self._memory.release(arena, offset, length)
+        pages = self._take_out(arena, offset, length)
         with self._lock:
             self._table.apply(PageEvent.SCRUBBED, pages)
             self._normal += pages
@@ -185,11 +180,21 @@ class FlexMem:
 
     def recycle(self, arena: Arena, offset: int) -> None:
         """Release one granule and keep its grant: the OS agreed to their number, not to their place."""
-        self.release(arena, offset, self.granule)
+        pages = self._take_out(arena, offset, self.granule)
+        with self._lock:  # once for both steps: nobody else may ask for the page in between
+            self._table.apply(PageEvent.SCRUBBED, pages)
+            self._table.apply(PageEvent.GRANT, pages)
+            self._granted += pages
+
+    def _take_out(self, arena: Arena, offset: int, length: int) -> list[int]:
+        """Scrub and unmap a committed range; return its pages, which are RECALLING now."""
+        first, count = offset // self.granule, length // self.granule
         with self._lock:
-            page = self._normal.pop()
-            self._table.apply(PageEvent.GRANT, [page])
-            self._granted.append(page)
+            pages = [int(page) for page in self._pages[arena][first : first + count]]
+            self._table.apply(PageEvent.RECALL, pages)
+            self._pages[arena][first : first + count] = _NO_PAGE
+        self._memory.release(arena, offset, length)
+        return pages
 
     def release_all(self, arena: Arena) -> int:
         """Release whatever of `arena` is committed; return the bytes."""
