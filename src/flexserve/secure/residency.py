@@ -265,10 +265,10 @@ class Residency:
             weights.states[granule] = RESIDENT if committed else ABSENT
             job.stats.decrypt += decrypt
             job.stats.restored += length if committed else 0
-            if error is not None:
+            if error is not None and position < job.plan.needed:
                 job.error = job.error or error
             elif not committed and self._job is job and position >= job.plan.needed:
-                job.end = job.plan.needed  # only the luxury of having all was refused
+                job.end = job.plan.needed  # only the luxury of having all failed; who needs it will see
             elif not committed and self._job is job:
                 job.next = job.done  # memory is so short that what is needed first goes first
             weights.whole = not np.any(weights.states != RESIDENT)

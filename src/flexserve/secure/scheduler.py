@@ -62,9 +62,12 @@ class Scheduler:
     def cancel(self, number: int) -> None:
         """Stop request `number`, queued or running. Unknown numbers are ended requests: no matter."""
         with self._changed:
-            for job in [*self._queue, *([self._running] if self._running else [])]:
-                if job.request.request == number:
-                    self._stop(job)
+            queued = [job for job in self._queue if job.request.request == number]
+            for job in queued:
+                self._queue.remove(job)
+            if self._running is not None and self._running.request.request == number:
+                self._stop(self._running)
+        self._turn_away(queued)
 
     def counts(self) -> tuple[int, int]:
         """Return how many requests (wait, run)."""
@@ -75,14 +78,20 @@ class Scheduler:
         """Take no more; let what runs end within `seconds`, then stop it. Returns when the thread ended."""
         with self._changed:
             self._closing = True
-            for job in self._queue:
-                self._stop(job)
+            queued = list(self._queue)
+            self._queue.clear()
             self._changed.notify_all()
+        self._turn_away(queued)
         self._thread.join(seconds)
         with self._changed:
             if self._running is not None:
                 self._stop(self._running)
         self._thread.join()
+
+    def _turn_away(self, jobs: list[_Job]) -> None:
+        """Report jobs that will not run. Not under the lock: sending may block."""
+        for job in jobs:
+            self._send(Failed(job.request.request, failure_of(CancelledError("The request was cancelled."))))
 
     def _stop(self, job: _Job) -> None:
         job.cancelled = True
