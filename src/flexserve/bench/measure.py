@@ -68,12 +68,14 @@ class Bench:
                 label = world.welcome
             for _ in range(min(3, self._setting.runs)):
                 self._measure_start(store, key)
-            with self._plain() as plain, self._world(store, key) as world:
-                self._texts = {length: _prompt(plain, length) for length in self._setting.prompts}
-                for number in range(self._setting.runs):
-                    self._say(f"round {number + 1} of {self._setting.runs}")
+            for number in range(self._setting.runs):
+                self._say(f"round {number + 1} of {self._setting.runs}")
+                # Both anew: how fast a process decodes depends on the pages that it happened to
+                # get, by more than what is to be measured.
+                with self._plain() as plain, self._world(store, key) as world:
+                    if not self._texts:
+                        self._texts = {length: _prompt(plain, length) for length in self._setting.prompts}
                     self._round(plain, world)
-                self._measure_idle(world)
         return self._report(label.engine, label.protection, label.protected)
 
     def _world(self, store: Path, key: Path) -> DrivenWorld:
@@ -99,6 +101,7 @@ class Bench:
             for fraction in _FRACTIONS:
                 self._measure_cold(world, length, fraction)
         self._measure_recall(world)
+        self._measure_idle(world)
 
     def _measure_warm(self, plain: PlainProcess, world: DrivenWorld) -> None:
         world.warm(_NAME)

@@ -1,8 +1,9 @@
 """Plain llama.cpp, unprotected: the reference that FlexServe is measured and compared against.
 
 A process of its own, since FlexServe's hooks are process-wide: `python -m flexserve.bench.plain
-MODEL` answers JSON lines. Same library, threads, context and batch as the secure world's engine;
-only what FlexServe adds is missing.
+MODEL` answers JSON lines. Same library, threads, context and batch as the secure world's engine,
+and like it, it hands each token to another process as soon as it is there; only what FlexServe
+adds is missing.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ class PlainProcess:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
-        return self._read()
+        while "token" in (answer := self._read()):
+            pass  # streamed, as FlexServe streams; the last line has the whole text
+        return answer
 
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -115,6 +118,7 @@ class _Plain:
             if self._lib.llama_vocab_is_eog(self._vocabulary, token):
                 break
             chosen.append(token)
+            _write({"token": self._piece(token).decode("utf-8", "replace")})
             if len(chosen) < tokens:
                 self._decode([token])
         ended = time.perf_counter()
@@ -153,11 +157,14 @@ def main() -> None:
     parser.add_argument("context", type=int)
     options = parser.parse_args()
     plain = _Plain(options.model, options.threads, options.context)
-    sys.stdout.write('{"ready": true}\n')
-    sys.stdout.flush()
+    _write({"ready": True})
     for line in sys.stdin:
-        sys.stdout.write(json.dumps(plain.answer(**json.loads(line))) + "\n")
-        sys.stdout.flush()
+        _write(plain.answer(**json.loads(line)))
+
+
+def _write(answer: dict[str, object]) -> None:
+    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

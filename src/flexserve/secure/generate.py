@@ -54,10 +54,10 @@ class Generation:
         try:
             tokens = self._prompt()
             self._send(Started(self._request.request, len(tokens)))
-            logits = self._entry.context.decode(tokens)
+            self._entry.context.decode(tokens)
             first = time.monotonic()
             waited = self._entry.context.stats.waited
-            reason = self._loop(logits, len(tokens))
+            reason = self._loop(len(tokens))
         finally:
             self._sampler.close()
         stats = self._entry.context.stats
@@ -94,7 +94,7 @@ class Generation:
             )
         return tokens
 
-    def _loop(self, logits: NDArray[np.float32], used: int) -> str:
+    def _loop(self, used: int) -> str:
         """Sample and decode until an end; return the finish reason."""
         limit = min(self._sampling.max_tokens or self._entry.context.size, self._entry.context.size - used)
         while True:
@@ -103,19 +103,17 @@ class Generation:
                 self._finish_text()
                 return "stop"
             self._count += 1
-            self._emit(token, logits)
+            self._emit(token)
             if self._scanner.stopped:
                 return "stop"
             if self._count >= limit:
                 self._finish_text()
                 return "length"
-            logits = self._entry.context.decode([token])
+            self._entry.context.decode([token])
 
-    def _emit(self, token: int, logits: NDArray[np.float32]) -> None:
+    def _emit(self, token: int) -> None:
         text = self._scanner.feed(self._stream.feed(token))
-        choices = (
-            [] if self._sampling.logprobs is None else [self._choice(token, logits, self._sampling.logprobs)]
-        )
+        choices = [] if self._sampling.logprobs is None else [self._choice(token, self._sampling.logprobs)]
         self._send(Delta(self._request.request, text, 1, choices))
 
     def _finish_text(self) -> None:
@@ -123,8 +121,8 @@ class Generation:
         if text:
             self._send(Delta(self._request.request, text, 0))
 
-    def _choice(self, token: int, logits: NDArray[np.float32], count: int) -> Choice:
-        scores = log_probabilities(logits)
+    def _choice(self, token: int, count: int) -> Choice:
+        scores = log_probabilities(self._entry.context.logits())
         best = np.argpartition(scores, -count)[-count:] if count else np.empty(0, dtype=np.intp)
         best = best[np.argsort(-scores[best], kind="stable")]
         return Choice(self._scored(token, scores), [self._scored(int(other), scores) for other in best])

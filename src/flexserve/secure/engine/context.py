@@ -112,8 +112,8 @@ class Context:
 
     # ---- tokens --------------------------------------------------------------------------------
 
-    def decode(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Append `tokens`; return the logits after the last, shape (vocabulary,), a view until the next call.
+    def decode(self, tokens: Sequence[int]) -> None:
+        """Append `tokens`; the logits after the last are there then.
 
         Raises CallerError when the context is full, CancelledError after `cancel`, and what
         restoring weights raises.
@@ -125,6 +125,9 @@ class Context:
             with self._engine.hooks.owner(self):
                 status = lib.llama_decode(self.address, lib.llama_batch_get_one(array, len(batch)))
             self._check(status)
+
+    def logits(self) -> NDArray[np.float32]:
+        """Return the logits after the last token, shape (vocabulary,): a view until the next decode."""
         logits = lib.llama_get_logits_ith(self.address, -1)
         return np.ctypeslib.as_array(logits, shape=(self._vocabulary_size,))
 
