@@ -40,6 +40,7 @@ from flexserve.world.messages import (
     Returned,
     Sampling,
     Shutdown,
+    Started,
     Status,
     TextPrompt,
     ToNormal,
@@ -100,6 +101,7 @@ class DrivenWorld:
         self.after_recall: Callable[[], None] = lambda: None
         self._arrived = threading.Condition()
         self._inbox: list[ToNormal] = []
+        self._listening = 0  # how many want each piece of text as it comes
         self._ended = False
         self._serial = 0
         self._send(Hello(PROTOCOL_VERSION))
@@ -132,17 +134,21 @@ class DrivenWorld:
     def result(self, number: int, on_text: Callable[[str], None] | None = None) -> Generated:
         """Wait for the end of request `number`. Raises the world's own error."""
         parts: list[str] = []
-        while True:
-            message = self._take(object, lambda m: getattr(m, "request", None) == number)
-            match message:
-                case Delta():
-                    parts.append(message.text)
-                    if on_text is not None:
-                        on_text(message.text)
-                case Finished():
-                    return Generated("".join(parts), message)
-                case Failed():
-                    raise _error(message.failure)
+        self._listening += on_text is not None
+        try:
+            while True:
+                message = self._take(object, lambda m: getattr(m, "request", None) == number)
+                match message:
+                    case Delta():
+                        parts.append(message.text)
+                        if on_text is not None:
+                            on_text(message.text)
+                    case Finished():
+                        return Generated("".join(parts), message)
+                    case Failed():
+                        raise _error(message.failure)
+        finally:
+            self._listening -= on_text is not None
 
     def cancel(self, number: int) -> None:
         """Ask for the end of request `number`, whose `result` says what came of it."""
@@ -222,7 +228,10 @@ class DrivenWorld:
                     case _:
                         with self._arrived:
                             self._inbox.append(message)
-                            self._arrived.notify_all()
+                            # Text that nobody waits for wakes nobody: it would take a core from
+                            # the engine that is being measured.
+                            if self._listening or not isinstance(message, Started | Delta):
+                                self._arrived.notify_all()
         with self._arrived:
             self._ended = True
             self._arrived.notify_all()
