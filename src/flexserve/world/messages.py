@@ -14,7 +14,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 # A prompt is the largest thing that crosses the boundary; 1 MiB of text is ~250k tokens.
 MAX_TEXT = 1 << 20
@@ -25,6 +25,9 @@ MAX_TOP_LOGPROBS = 20
 Count = Annotated[int, Meta(ge=0, le=1 << 53)]
 Serial = Annotated[int, Meta(ge=0, le=1 << 53)]
 Millis = Annotated[float, Meta(ge=0, le=1e12)]
+# How long a model keeps its memory after its last use; 0: give it back at once, -1: for ever. Memory
+# that the OS recalls goes in any case.
+KeepAlive = Annotated[float, Meta(ge=-1, le=1e9)]
 Name = Annotated[str, Meta(min_length=1, max_length=128)]
 Short = Annotated[str, Meta(max_length=2048)]
 Text = Annotated[str, Meta(max_length=MAX_TEXT)]
@@ -100,11 +103,15 @@ class Timings(_Struct, frozen=True):
     """Where a request's time went, in milliseconds.
 
     `ttft` runs from the secure world's receipt of the request to its first token. `restore`
-    is wall time that compute stood waiting for memory to come back; `decrypt` is thread time.
+    is wall time that compute stood waiting for memory to come back. `allocate`, `load` and
+    `decrypt` are what loader threads spent on getting memory, reading and AES: thread time, most
+    of it hidden behind compute.
     """
 
     queue: Millis = 0
     restore: Millis = 0
+    allocate: Millis = 0
+    load: Millis = 0
     decrypt: Millis = 0
     prefill: Millis = 0
     decode: Millis = 0
@@ -161,6 +168,12 @@ class Generate(_Message, frozen=True):
     model: Name
     prompt: ChatPrompt | TextPrompt
     sampling: Sampling
+    # Whose request it is. KV is reused between requests of one owner only: how fast an answer
+    # comes would tell others what was asked before.
+    owner: Short = ""
+    priority: Annotated[int, Meta(ge=-10, le=10)] = 0  # higher goes first
+    next_model: Name | None = None  # the caller expects to ask this model next: prefetch it
+    keep_alive: KeepAlive | None = None  # seconds
 
 
 class Warm(_Message, frozen=True):
@@ -168,6 +181,7 @@ class Warm(_Message, frozen=True):
 
     request: Serial
     model: Name
+    keep_alive: KeepAlive | None = None  # seconds
 
 
 class Cancel(_Message, frozen=True):
