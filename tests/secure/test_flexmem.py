@@ -129,12 +129,71 @@ def test_recycling_keeps_the_grant_for_another_place():
     bench = Bench(limit=1)
     bench.commit(0, 1)
     bench.flexmem.view(bench.arena, 0, 8)[:] = b"a secret"
-    bench.flexmem.recycle(bench.arena, 0)
+    assert bench.flexmem.recycle(bench.arena, 0, GRANULE) == GRANULE
     assert bench.counts() == (1, 0)
     assert bench.flexmem.try_commit(bench.arena, 5 * GRANULE, GRANULE)
     assert bytes(bench.flexmem.view(bench.arena, 5 * GRANULE, 8)) == bytes(8)
     assert bench.purse.out == 1
     assert len(bench.purse.asked) == 1
+
+
+def test_what_the_os_refuses_idle_models_give_up_and_the_grants_stay():
+    bench = Bench(limit=4)
+    bench.commit(0, 4)
+    asked: list[int] = []
+
+    def spare(missing: int) -> int:
+        asked.append(missing // GRANULE)
+        return bench.flexmem.recycle(bench.arena, GRANULE, 3 * GRANULE)
+
+    bench.flexmem.spare = spare
+    assert bench.flexmem.secure_grant(5 * GRANULE, needed=2 * GRANULE) == 3 * GRANULE
+    assert asked == [2], "only for what is needed"
+    assert bench.counts() == (3, 1)
+    assert bench.purse.out == 4
+
+
+def test_idle_models_are_not_asked_for_what_is_not_needed_or_was_granted():
+    bench = Bench(limit=3)
+    bench.flexmem.spare = lambda _missing: pytest.fail("it was asked")
+    assert bench.flexmem.secure_grant(3 * GRANULE) == 3 * GRANULE
+    assert bench.flexmem.secure_grant(6 * GRANULE, needed=0) == 3 * GRANULE
+    assert bench.flexmem.secure_grant(6 * GRANULE, needed=3 * GRANULE) == 3 * GRANULE
+
+
+def test_idle_models_may_be_asked_from_a_place_that_uses_flex_mem():
+    # No lock of its own is held meanwhile: another thread can use it, too.
+    bench = Bench(limit=1)
+    bench.commit(0, 1)
+
+    def spare(_missing: int) -> int:
+        sizes: list[int] = []
+        thread = threading.Thread(target=lambda: sizes.append(bench.flexmem.recycle_all(bench.arena)))
+        thread.start()
+        thread.join()
+        return sizes[0]
+
+    bench.flexmem.spare = spare
+    bench.commit(3, 1)
+    assert bench.counts() == (0, 1)
+
+
+def test_a_commit_is_refused_when_neither_the_os_nor_idle_models_have_enough():
+    bench = Bench(limit=3)
+    bench.commit(0, 2)
+    bench.flexmem.spare = lambda _missing: bench.flexmem.recycle(bench.arena, 0, GRANULE)
+    with pytest.raises(GrantRefusedError):
+        bench.commit(2, 3)
+    assert bench.counts() == (2, 1)
+
+
+def test_recycling_all_of_an_arena_keeps_every_grant():
+    bench = Bench()
+    bench.commit(0, 1)
+    bench.commit(3, 2)
+    assert bench.flexmem.recycle_all(bench.arena) == 3 * GRANULE
+    assert bench.counts() == (3, 0)
+    assert bench.flexmem.recycle_all(bench.arena) == 0
 
 
 def test_unused_grants_go_back_all_at_once_and_what_is_in_use_stays():
@@ -219,7 +278,7 @@ def test_threads_that_commit_and_release_at_once_lose_no_granule():
         try:
             for turn in range(60):
                 flexmem.commit(arena, 0, arena.size)
-                flexmem.recycle(arena, (turn % ARENA) * GRANULE)
+                flexmem.recycle(arena, (turn % ARENA) * GRANULE, GRANULE)
                 flexmem.release_all(arena)
         except BaseException as error:
             failures.append(error)
@@ -291,9 +350,15 @@ class FlexMemMachine(RuleBasedStateMachine):
     @rule(granule=granules)
     def recycle(self, granule: int) -> None:
         if granule in self.committed:
-            self.bench.flexmem.recycle(self.bench.arena, granule * GRANULE)
+            self.bench.flexmem.recycle(self.bench.arena, granule * GRANULE, GRANULE)
             self.committed.remove(granule)
             self.granted += 1
+
+    @rule()
+    def recycle_all(self) -> None:
+        assert self.bench.flexmem.recycle_all(self.bench.arena) == len(self.committed) * GRANULE
+        self.granted += len(self.committed)
+        self.committed = set()
 
     @rule()
     def return_unused(self) -> None:

@@ -38,6 +38,17 @@ def test_a_model_with_nothing_in_memory_computes_as_one_that_is_whole(machine: M
     assert machine.compute(READS) == machine.expected(READS)
 
 
+def test_a_request_learns_what_its_restore_took(machine: Machine):
+    machine.source.delay = 0.001
+    stats = RestoreStats()
+    machine.residency.restore(machine.weights, stats)
+    assert stats.restored == machine.weights.size
+    assert min(stats.allocate, stats.load, stats.decrypt) > 0
+    again = RestoreStats()
+    machine.residency.restore(machine.weights, again)
+    assert again == RestoreStats()
+
+
 def test_granules_come_in_the_order_in_which_the_graph_reads_them():
     machine = Machine(threads=1)
     reads = [[7], [3], [12]]

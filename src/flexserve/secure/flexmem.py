@@ -9,6 +9,7 @@ memory that the OS has not agreed to.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -62,6 +63,9 @@ class FlexMem:
         self._pages: dict[Arena, np.ndarray[tuple[int], np.dtype[np.int32]]] = {}
         self._lock = threading.Lock()
         self.granule = memory.granule
+        # Asked, with no lock held, when the normal world grants too little: gives up as many bytes of
+        # idle models, keeping the grants, and returns how many there are now for others.
+        self.spare: Callable[[int], int] = lambda _missing: 0
 
     @property
     def protection(self) -> Protection:
@@ -91,12 +95,18 @@ class FlexMem:
 
     # ---- grants --------------------------------------------------------------------------
 
-    def secure_grant(self, size: int, minimum: int = 0) -> int:
-        """See to it that `size` bytes are granted and unused; return how many are (maybe fewer)."""
-        with self._lock:
-            have = len(self._granted) * self.granule
+    def secure_grant(self, size: int, minimum: int = 0, *, needed: int | None = None) -> int:
+        """See to it that `size` bytes are granted and unused; return how many are (maybe fewer).
+
+        Asks the normal world first. What it leaves lacking of `needed` (all of `size` unless said),
+        idle models give up, if they can; with `needed` 0 none of them is asked.
+        """
+        have = self.bytes_in(PageState.GRANTED)
         if have < size:
             have += self._ask(size - have, max(0, minimum - have))
+        missing = (size if needed is None else needed) - have
+        if missing > 0 and self.spare(missing):
+            have = self.bytes_in(PageState.GRANTED)
         return have
 
     def return_unused(self) -> int:
@@ -178,13 +188,21 @@ class FlexMem:
             self._normal += pages
         return length
 
-    def recycle(self, arena: Arena, offset: int) -> None:
-        """Release one granule and keep its grant: the OS agreed to their number, not to their place."""
-        pages = self._take_out(arena, offset, self.granule)
-        with self._lock:  # once for both steps: nobody else may ask for the page in between
+    def recycle(self, arena: Arena, offset: int, length: int) -> int:
+        """Release a range and keep its grant: the OS agreed to their number, not to their place.
+
+        Returns its bytes, which are there for any commit now.
+        """
+        pages = self._take_out(arena, offset, length)
+        with self._lock:  # once for both steps: nobody else may ask for the pages in between
             self._table.apply(PageEvent.SCRUBBED, pages)
             self._table.apply(PageEvent.GRANT, pages)
             self._granted += pages
+        return length
+
+    def recycle_all(self, arena: Arena) -> int:
+        """Release whatever of `arena` is committed and keep its grant; return the bytes."""
+        return sum(self.recycle(arena, *run) for run in self._committed_runs(arena))
 
     def _take_out(self, arena: Arena, offset: int, length: int) -> list[int]:
         """Scrub and unmap a committed range; return its pages, which are RECALLING now."""
@@ -198,9 +216,13 @@ class FlexMem:
 
     def release_all(self, arena: Arena) -> int:
         """Release whatever of `arena` is committed; return the bytes."""
+        return sum(self.release(arena, *run) for run in self._committed_runs(arena))
+
+    def _committed_runs(self, arena: Arena) -> list[tuple[int, int]]:
+        """Return (offset, length) of each committed run."""
         with self._lock:
             held = _runs(np.flatnonzero(self._pages[arena] != _NO_PAGE))
-        return sum(self.release(arena, first * self.granule, count * self.granule) for first, count in held)
+        return [(first * self.granule, count * self.granule) for first, count in held]
 
     def report_returned(self, size: int) -> None:
         """Tell the normal world of memory that went back unasked."""

@@ -64,6 +64,8 @@ class Generation:
         timings = Timings(
             queue=_ms(began - self._received),
             restore=_ms(stats.waited),
+            allocate=_ms(stats.allocate),
+            load=_ms(stats.load),
             decrypt=_ms(stats.decrypt),
             prefill=_ms(first - began - waited),
             decode=_ms(time.monotonic() - first - (stats.waited - waited)),
@@ -145,6 +147,8 @@ class Warming:
         timings = Timings(
             queue=_ms(began - self._received),
             restore=_ms(stats.waited),
+            allocate=_ms(stats.allocate),
+            load=_ms(stats.load),
             decrypt=_ms(stats.decrypt),
             restored_bytes=stats.restored,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from flexserve.core.restore import ABSENT, LOADING, RESIDENT, RestorePlan
+from flexserve.secure.fill import Cost
 from flexserve.secure.weights import Weights
 
 
@@ -13,8 +14,18 @@ class RestoreStats:
     """What restoring cost a request. Seconds and bytes."""
 
     waited: float = 0.0  # wall time compute stood still for memory
-    decrypt: float = 0.0  # loader-thread time in AES
+    # Time of loader threads, most of it hidden behind compute:
+    allocate: float = 0.0  # getting memory: grants, places, pages
+    load: float = 0.0  # reading ciphertext
+    decrypt: float = 0.0
     restored: int = 0
+
+    def add(self, cost: Cost) -> None:
+        """Count one granule."""
+        self.allocate += cost.allocate
+        self.load += cost.load
+        self.decrypt += cost.decrypt
+        self.restored += cost.size
 
 
 class RestoreJob:

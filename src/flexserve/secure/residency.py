@@ -5,8 +5,7 @@ each stretch of nodes as soon as what it reads is there. Loader threads commit a
 its ciphertext straight into it and decrypt in place; the interpreter lock is held only for the
 decryption, so page allocation in the kernel, which dominates, runs in parallel.
 
-When the normal world grants less than the graph needs, the loaders stream: each granule that
-compute has passed makes room for one ahead, and the generation goes on, slower.
+When the normal world grants less than the graph needs, the loaders stream (secure.room).
 """
 
 from __future__ import annotations
@@ -15,25 +14,25 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
 
-from flexserve.core.pages import PageState
 from flexserve.core.restore import ABSENT, LOADING, RESIDENT, Needs, RestorePlan, usual_order
-from flexserve.errors import CancelledError, GrantRefusedError
-from flexserve.platforms.ports import Arena
+from flexserve.errors import CancelledError
+from flexserve.secure.fill import Cost, Filler
 from flexserve.secure.flexmem import FlexMem
 from flexserve.secure.gate import Gate
 from flexserve.secure.job import RestoreJob, RestoreStats
+from flexserve.secure.prefetch import Prefetcher
+from flexserve.secure.room import Room
 from flexserve.secure.weights import Weights
 
 # Loaders yield the cores to compute: a compute thread preempted inside one of ggml's spinning
 # barriers makes all others spin. They still get every cycle that compute leaves.
 _LOADER_NICE = 10
 _STRETCHES = 12  # compute that had to stop goes on after this part of what is missing
-_PATIENCE = 0.5  # seconds for memory that is in other hands to turn up, before it counts as too little
 _READ_AHEAD = 16  # granules of ciphertext asked of the disk ahead of the loaders
 
 
@@ -58,7 +57,13 @@ class Residency:
         self._flexmem = flexmem
         self._changed = threading.Condition()
         self._job: RestoreJob | None = None
+        self._starting = 0  # jobs that ask for their memory
         self._closing = False
+        self._filler = Filler(flexmem)
+        self._room = Room(flexmem, self._changed, follows=self._follows, put_down=self._put_down)
+        self._prefetcher = Prefetcher(
+            *(flexmem, self._filler, self._changed, threads), idle=self._idle, settle=self._settle
+        )
         # What a stretch of compute holds at once at the least: several times the largest node.
         self._window = 64 * flexmem.granule
         self._threads = [
@@ -75,6 +80,8 @@ class Residency:
             self._changed.notify_all()
         for thread in self._threads:
             thread.join()
+        self._prefetcher.close()
+        self._filler.close()
 
     # ---- compute ---------------------------------------------------------------------------
 
@@ -155,9 +162,7 @@ class Residency:
             plan = RestorePlan(needs, weights.states, position, weights.usual)
             job = RestoreJob(weights, plan, stats, position)
         if plan.missing:
-            # One question for everything, the part that this graph can do without included.
-            lacking = int(np.count_nonzero(weights.states != RESIDENT)) * self._flexmem.granule
-            self._flexmem.secure_grant(lacking, min(plan.missing * self._flexmem.granule, self._window))
+            self._ask_for(job)
         with self._changed:
             job.stale = weights.epoch != job.epoch
             job.advance()
@@ -165,11 +170,31 @@ class Residency:
             self._changed.notify_all()
         return job
 
+    def _ask_for(self, job: RestoreJob) -> None:
+        """Ask for all the memory at once, the part that this graph can do without included."""
+        granule = self._flexmem.granule
+        lacking = int(np.count_nonzero(job.weights.states != RESIDENT)) * granule
+        missing = job.plan.missing * granule
+        began = time.perf_counter()
+        with self._changed:
+            self._starting += 1  # what is granted now is not for a prefetch
+        try:
+            self._flexmem.secure_grant(lacking, min(missing, self._window), needed=missing)
+        finally:
+            with self._changed:
+                self._starting -= 1
+                job.stats.allocate += time.perf_counter() - began
+
     def _stop(self, job: RestoreJob) -> None:
         with self._changed:
             job.stale = True
             if self._job is job:
                 self._job = None
+            self._changed.notify_all()
+
+    def _follows(self, job: RestoreJob) -> bool:
+        """Return whether the loaders still follow `job`. Under the lock."""
+        return job.error is None and not job.stale and self._job is job
 
     def cancel(self) -> None:
         """Make a compute that waits for memory raise CancelledError now."""
@@ -179,13 +204,35 @@ class Residency:
                 self._job = None
                 self._changed.notify_all()
 
+    # ---- prefetch ----------------------------------------------------------------------------
+
+    def prefetch(self, weights: Weights, granules: Sequence[int]) -> None:
+        """Bring `granules` in, in this order, while no request has anything to load.
+
+        Returns at once. Replaces an older prefetch (with no granules: ends it). `evict` and `retire`
+        of these weights end it, too, and so, silently, does a refused grant or damaged data.
+        """
+        self._prefetcher.start(weights, granules)
+
+    @property
+    def prefetching(self) -> bool:
+        """Whether a prefetch is under way."""
+        return self._prefetcher.active
+
+    def _idle(self) -> bool:
+        """Return whether no foreground job has anything to load. Under the lock."""
+        job = self._job
+        return not self._starting and (job is None or job.error is not None or job.done >= job.end)
+
     # ---- eviction ----------------------------------------------------------------------------
 
-    def evict(self, weights: Weights, granules: Iterable[int]) -> int:
+    def evict(self, weights: Weights, granules: Iterable[int], *, keep_grants: bool = False) -> int:
         """Give the memory of resident `granules` back to the OS; return the bytes. Mutates weights.
 
-        For weights of a running request, call it with the gate shut.
+        With `keep_grants` it stays granted, for others of us to use; nothing goes on prefetching
+        then, which would take it. For weights of a running request, call it with the gate shut.
         """
+        self._prefetcher.revoke(None if keep_grants else weights)
         with self._changed:
             taken = sorted(g for g in granules if weights.states[g] == RESIDENT)
             weights.states[taken] = LOADING  # in our hands: no loader may fill them before they are gone
@@ -195,9 +242,10 @@ class Residency:
             if self._job is not None and self._job.weights is weights:
                 self._job.stale, self._job = True, None
                 self._changed.notify_all()
+        give_up = self._flexmem.recycle if keep_grants else self._flexmem.release
         try:
             return sum(
-                self._flexmem.release(arena, first * self._flexmem.granule, count * self._flexmem.granule)
+                give_up(arena, first * self._flexmem.granule, count * self._flexmem.granule)
                 for arena, first, count in weights.runs(taken)
             )
         finally:
@@ -208,6 +256,7 @@ class Residency:
 
         For the engine thread, which may then free their arenas and close their source.
         """
+        self._prefetcher.revoke(weights)
         with self._changed:
             if self._job is not None and self._job.weights is weights:
                 self._job.stale, self._job = True, None
@@ -220,7 +269,7 @@ class Residency:
             weights.states[granules] = ABSENT
             if self._job is not None:
                 self._job.next = self._job.done
-                self._changed.notify_all()
+            self._changed.notify_all()
 
     # ---- loaders -----------------------------------------------------------------------------
 
@@ -245,118 +294,47 @@ class Residency:
         return job if job is not None and job.error is None and job.next < job.end else None
 
     def _load(self, job: RestoreJob, granule: int, position: int) -> None:
-        weights, flexmem = job.weights, self._flexmem
-        part, index, length = weights.locate(granule)
-        arena, offset = weights.parts[part].arena, index * flexmem.granule
-        decrypt, error = 0.0, None
-        committed = False
+        cost: Cost | None = None
+        error: BaseException | None = None
         try:
             if position % _READ_AHEAD == 0:
                 self._read_ahead(job, position + _READ_AHEAD)
-            committed = self._commit(job, arena, offset, position)
-            if committed:
-                decrypt = weights.source.restore(part, index, flexmem.view(arena, offset, length))
+            cost = self._filler.fill(
+                job.weights, granule, lambda arena, offset: self._room.commit(job, position, arena, offset)
+            )
         except BaseException as problem:  # handed to the request that needs the granule
             error = problem
-            if committed:
-                flexmem.report_returned(flexmem.release(arena, offset, flexmem.granule))
-                committed = False
         with self._changed:
-            weights.states[granule] = RESIDENT if committed else ABSENT
-            job.stats.decrypt += decrypt
-            job.stats.restored += length if committed else 0
+            if cost is not None:
+                job.stats.add(cost)
             if error is not None and position < job.plan.needed:
                 job.error = job.error or error
-            elif not committed and self._job is job and position >= job.plan.needed:
+            elif cost is None and self._job is job and position >= job.plan.needed:
                 job.end = job.plan.needed  # only the luxury of having all failed; who needs it will see
-            elif not committed and self._job is job:
+            elif cost is None and self._job is job:
                 job.next = job.done  # memory is so short that what is needed first goes first
-            weights.whole = not np.any(weights.states != RESIDENT)
-            newer = self._job if self._job is not job else None
-            if newer is not None and not committed:
-                newer.next = newer.done  # it may have passed this granule by, trusting us with it
-                self._changed.notify_all()
-            current = [job] if newer is None else [job, newer]
-            for each in current:
+            self._settle(job.weights, granule, resident=cost is not None, by=job)
+
+    def _settle(
+        self, weights: Weights, granule: int, *, resident: bool, by: RestoreJob | None = None
+    ) -> None:
+        """Note what became of a granule in hand (of job `by`; None: of a prefetch). Under the lock."""
+        weights.states[granule] = RESIDENT if resident else ABSENT
+        weights.whole = not np.any(weights.states != RESIDENT)
+        job = self._job
+        overlooked = job is not by and not resident
+        if job is not None and overlooked:
+            job.next = job.done  # it may have passed this granule by, trusting us with it
+        for each in (by, job):
+            if each is not None:
                 each.advance()
-            # A wake-up costs more than a granule's bookkeeping: only when somebody can go on.
-            if job.stale or any(j.error is not None or (j.waiting and j.done >= j.goal) for j in current):
-                self._changed.notify_all()
+        # A wake-up costs more than a granule's bookkeeping: only when somebody can go on.
+        waited_for = job is not None and job.waiting and job.done >= job.goal
+        ended = by is not None and (by.stale or by.error is not None or by.done >= by.end)
+        if overlooked or waited_for or ended:
+            self._changed.notify_all()
 
     def _read_ahead(self, job: RestoreJob, start: int) -> None:
         for granule in job.plan.order[start : start + _READ_AHEAD]:
             part, index, _ = job.weights.locate(granule)
             job.weights.source.prefetch(part, index, 1)
-
-    def _commit(self, job: RestoreJob, arena: Arena, offset: int, position: int) -> bool:
-        """Commit one granule, streaming when grants are short. False: not needed now, and no room for it."""
-        granule = self._flexmem.granule
-        while not self._flexmem.try_commit(arena, offset, granule):
-            if position >= job.plan.needed:
-                if not self._flexmem.secure_grant(granule):
-                    return False
-                continue
-            with self._changed:
-                if not self._follows(job):
-                    return False
-                victim = job.plan.passed(job.position, job.weights.states)
-                if victim is None and not job.waiting:
-                    self._changed.wait(0.05)  # compute is busy; it will pass something
-                    continue
-                minimum = granule if position == job.done else 0  # compute waits for this very granule
-                self._take(job, victim)
-            if victim is not None:
-                self._recycle(job, victim)
-            elif not self._flexmem.secure_grant(granule, minimum) and not self._make_room(job, position):
-                return False
-        return True
-
-    def _follows(self, job: RestoreJob) -> bool:
-        return job.error is None and not job.stale and self._job is job
-
-    def _make_room(self, job: RestoreJob, position: int) -> bool:
-        """Take memory from what was loaded too early for the granule that compute needs first.
-
-        True: look again for memory. False: this is not that granule. Raises GrantRefusedError
-        when there was nothing to take for a while.
-        """
-        deadline = time.monotonic() + _PATIENCE
-        with self._changed:
-            while True:
-                if not self._follows(job):
-                    return False
-                first = position == job.done
-                job.goal = min(job.goal, job.plan.wanted(job.position))  # no room for a good stretch
-                if first and job.done < job.goal and (victim := job.early()) is not None:
-                    self._take(job, victim)
-                    break
-                if job.done >= job.goal:
-                    self._changed.notify_all()  # compute can go on, and will pass something
-                elif first and time.monotonic() > deadline and not self._in_hand(job):
-                    raise GrantRefusedError(
-                        "The OS granted too little memory to run this model at all.",
-                        hint="Free memory, or use a smaller model.",
-                    )
-                self._changed.wait(0.05)
-                if not first or not job.waiting or self._in_hand(job):
-                    return first  # let go of any other: the first one may need a loader
-        self._recycle(job, victim)
-        return True
-
-    def _in_hand(self, job: RestoreJob) -> bool:
-        """Return whether there is memory that can be had: passed, granted, or with another loader."""
-        states = job.weights.states
-        if self._flexmem.bytes_in(PageState.GRANTED) or job.plan.passed(job.position, states) is not None:
-            return True
-        held = sum(self._flexmem.committed(part.arena) for part in job.weights.parts)
-        return held > int(np.count_nonzero(states == RESIDENT)) * self._flexmem.granule
-
-    def _take(self, job: RestoreJob, victim: int | None) -> None:
-        if victim is not None:
-            job.weights.states[victim] = LOADING  # in our hands, as in `evict`
-            job.weights.whole = False
-
-    def _recycle(self, job: RestoreJob, victim: int) -> None:
-        part, index, _ = job.weights.locate(victim)
-        self._flexmem.recycle(job.weights.parts[part].arena, index * self._flexmem.granule)
-        self._put_down(job.weights, [victim])

@@ -265,7 +265,7 @@ class _Window:
             length = min(granule, self._size - self._start)
             chunk = self._flexmem.view(self._arena, self._start, length)
             self._writer.write(self._number, self._start // granule, chunk)
-            self._flexmem.recycle(self._arena, self._start)
+            self._flexmem.recycle(self._arena, self._start, granule)
             self._start += granule
 
 
