@@ -100,6 +100,58 @@ def test_the_plan_does_not_depend_on_the_order_in_which_holdings_are_named(holdi
     assert plan(holdings, demand) == plan(holdings[::-1], demand)
 
 
+def test_with_a_policy_weights_go_by_what_it_says_and_not_by_last_use():
+    holdings = [
+        Holding("old", Kind.WEIGHTS, 100, running=False, last_used=1),
+        Holding("new", Kind.WEIGHTS, 100, running=False, last_used=2),
+        Holding("new", Kind.KV, 5, running=False, last_used=2),
+    ]
+    steps = plan(holdings, 95, victims=lambda resident, size: [("new", 60), ("old", size - 60)])
+    assert [(step.kind, step.model, step.size) for step in steps] == [
+        (Kind.KV, "new", 5),
+        (Kind.WEIGHTS, "new", 60),
+        (Kind.WEIGHTS, "old", 30),
+    ]
+
+
+def test_a_policy_is_asked_about_idle_models_first_and_about_running_ones_only_for_the_rest():
+    asked = []
+    holdings = [
+        Holding("busy", Kind.WEIGHTS, 100, running=True, last_used=9),
+        Holding("idle", Kind.WEIGHTS, 30, running=False, last_used=1),
+    ]
+
+    def victims(resident, size):
+        asked.append((dict(resident), size))
+        return [(model, min(held, size)) for model, held in resident.items()]
+
+    steps = plan(holdings, 50, victims=victims)
+    assert asked == [({"idle": 30}, 50), ({"busy": 100}, 20)]
+    assert [(step.model, step.size, step.between_slices) for step in steps] == [
+        ("idle", 30, False),
+        ("busy", 20, True),
+    ]
+
+
+OFFERS = st.lists(st.tuples(st.sampled_from(["a", "b", "c", "d"]), st.integers(-5, 200)), max_size=5)
+
+
+@given(holdings=HOLDINGS, demand=st.none() | DEMANDS, offers=OFFERS)
+def test_whatever_a_policy_offers_the_demand_is_met_and_nobody_gives_what_he_has_not(
+    holdings, demand, offers
+):
+    steps = plan(holdings, demand, victims=lambda resident, size: offers)
+    sizes = {(h.model, h.kind): h.size for h in holdings}
+    assert len({(step.model, step.kind) for step in steps}) == len(steps)
+    assert all(0 < step.size <= sizes[step.model, step.kind] for step in steps)
+    untouchable = sum(
+        h.size for h in holdings if h.running and (demand is None or h.kind is not Kind.WEIGHTS)
+    )
+    available = sum(h.size for h in holdings) - untouchable
+    wanted = available if demand is None else min(demand, available)
+    assert sum(step.size for step in steps) >= wanted
+
+
 @pytest.mark.parametrize("demand", [0, None])
 def test_with_nothing_held_there_is_nothing_to_do(demand):
     assert plan([], demand) == []
