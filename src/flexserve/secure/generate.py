@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from flexserve.core.stops import StopScanner
 from flexserve.errors import CallerError
+from flexserve.secure.engine.constraint import constraint
 from flexserve.secure.engine.sampler import Sampler, log_probabilities
 from flexserve.secure.engine.text import TextStream
 from flexserve.secure.shelf import OpenModel
@@ -42,7 +43,8 @@ class Generation:
         self._sampling = request.sampling
         self._stream = TextStream(entry.vocabulary)
         self._scanner = StopScanner(self._sampling.stop)
-        self._sampler = Sampler(self._sampling)
+        grammar = constraint(request, entry.template)
+        self._sampler = Sampler(self._sampling, entry.model.vocabulary, grammar)
         self._count = 0
 
     def run(self) -> Finished:
@@ -78,7 +80,7 @@ class Generation:
     def _prompt(self) -> list[int]:
         prompt, vocabulary = self._request.prompt, self._entry.vocabulary
         if isinstance(prompt, ChatPrompt):
-            text = self._entry.template.render(prompt.messages)
+            text = self._entry.template.render(prompt)
             beginning = self._entry.template.beginning
             tokens = vocabulary.encode(
                 text, special=True, start=not (beginning and text.startswith(beginning))

@@ -21,6 +21,9 @@ MAX_TEXT = 1 << 20
 MAX_MESSAGES = 4096
 MAX_STOPS = 16
 MAX_TOP_LOGPROBS = 20
+MAX_TOOL_CALLS = 128
+MAX_SCHEMA = 1 << 16  # characters of a JSON schema, or of all tools of a request together
+MAX_TEXTS = 2048  # of one request for embeddings
 
 Count = Annotated[int, Meta(ge=0, le=1 << 53)]
 Serial = Annotated[int, Meta(ge=0, le=1 << 53)]
@@ -30,7 +33,9 @@ Millis = Annotated[float, Meta(ge=0, le=1e12)]
 KeepAlive = Annotated[float, Meta(ge=-1, le=1e9)]
 Name = Annotated[str, Meta(min_length=1, max_length=128)]
 Short = Annotated[str, Meta(max_length=2048)]
+Label = Annotated[str, Meta(max_length=128)]
 Text = Annotated[str, Meta(max_length=MAX_TEXT)]
+Schema = Annotated[str, Meta(max_length=MAX_SCHEMA)]
 
 
 class _Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -44,17 +49,39 @@ class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True
 # ---- values ------------------------------------------------------------------------------
 
 
+class ToolCall(_Struct, frozen=True):
+    """A call of a tool that the model made: `arguments` is a JSON object as text."""
+
+    id: Label
+    name: Name
+    arguments: Text
+
+
 class ChatMessage(_Struct, frozen=True):
-    """One turn of a conversation."""
+    """One turn of a conversation.
+
+    `tool_calls` are of an assistant's turn; `tool_call_id` and `name` say what a tool's turn answers.
+    """
 
     role: Annotated[str, Meta(min_length=1, max_length=32)]
     content: Text
+    tool_calls: Annotated[list[ToolCall], Meta(max_length=MAX_TOOL_CALLS)] = msgspec.field(
+        default_factory=list
+    )
+    tool_call_id: Label = ""
+    name: Label = ""
 
 
 class ChatPrompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="chat"):
-    """A conversation; the secure world renders the model's own chat template over it."""
+    """A conversation; the secure world renders the model's own chat template over it.
+
+    `tools` is a JSON array of OpenAI's tool objects. `must_call` names the tools of which the model
+    has to call one instead of answering; empty: it decides.
+    """
 
     messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=MAX_MESSAGES)]
+    tools: Schema | None = None
+    must_call: Annotated[list[Name], Meta(max_length=MAX_TOOL_CALLS)] = msgspec.field(default_factory=list)
 
 
 class TextPrompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="text"):
@@ -64,7 +91,11 @@ class TextPrompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="t
 
 
 class Sampling(_Struct, frozen=True):
-    """How tokens are chosen. `temperature` 0 is greedy. `max_tokens` None: to the context's end."""
+    """How tokens are chosen. `temperature` 0 is greedy. `max_tokens` None: to the context's end.
+
+    `schema`: a JSON schema that the answer has to follow ("{}": any JSON object). With tools, a call
+    is as good as such an answer.
+    """
 
     max_tokens: Annotated[int, Meta(ge=1, le=1 << 20)] | None = None
     temperature: Annotated[float, Meta(ge=0, le=5)] = 0.8
@@ -75,6 +106,7 @@ class Sampling(_Struct, frozen=True):
     )
     # None: no logprobs; n: those of the chosen token and of the n likeliest at each position.
     logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    schema: Schema | None = None
 
 
 class TokenLogprob(_Struct, frozen=True):
@@ -176,6 +208,18 @@ class Generate(_Message, frozen=True):
     keep_alive: KeepAlive | None = None  # seconds
 
 
+class Embed(_Message, frozen=True):
+    """Turn each text into a vector. Answered by Started, Embedded… and Finished, or by Failed."""
+
+    request: Serial
+    model: Name
+    texts: Annotated[list[Text], Meta(min_length=1, max_length=MAX_TEXTS)]
+    owner: Short = ""
+    priority: Annotated[int, Meta(ge=-10, le=10)] = 0
+    next_model: Name | None = None
+    keep_alive: KeepAlive | None = None  # seconds
+
+
 class Warm(_Message, frozen=True):
     """Bring all of a model's weights into memory. Answered by Finished (no tokens) or Failed."""
 
@@ -264,6 +308,13 @@ class Delta(_Message, frozen=True):
     choices: list[Choice] = msgspec.field(default_factory=list)
 
 
+class Embedded(_Message, frozen=True):
+    """Vectors of the next texts, in order: little-endian float32, of length 1."""
+
+    request: Serial
+    vectors: Annotated[list[bytes], Meta(max_length=MAX_TEXTS)]
+
+
 class Finished(_Message, frozen=True):
     """The request ended well. `reason`: "stop" or "length"."""
 
@@ -302,5 +353,7 @@ class Status(_Message, frozen=True):
     running: Count
 
 
-ToSecure = Hello | Generate | Warm | Cancel | Recall | Grant | Query | Shutdown
-ToNormal = Welcome | NeedMemory | Returned | Started | Delta | Finished | Failed | Recalled | Status
+ToSecure = Hello | Generate | Embed | Warm | Cancel | Recall | Grant | Query | Shutdown
+ToNormal = (
+    Welcome | NeedMemory | Returned | Started | Delta | Embedded | Finished | Failed | Recalled | Status
+)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import codecs
 import ctypes
 import datetime
-from collections.abc import Sequence
+import json
 from typing import Any, NoReturn
 
 import jinja2
+import jinja2.meta
 import jinja2.sandbox
 from llama_cpp import llama_cpp as lib
 
+from flexserve.core.calls import form_of
 from flexserve.errors import CallerError, StoredDataError
 from flexserve.secure.engine.model import Model
-from flexserve.world.messages import ChatMessage
+from flexserve.world.messages import ChatMessage, ChatPrompt
 
 _MAX_RENDERED = 4 << 20  # characters; a template that makes more of bounded messages is hostile
 _DEFAULT_TEMPLATE = (
@@ -93,13 +95,19 @@ class ChatTemplate:
     """
 
     def __init__(self, model: Model, vocabulary: Vocabulary) -> None:
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _refuse
         environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(str(form)[:64])
+        source = model.header.chat_template or _DEFAULT_TEMPLATE
         try:
-            self._template = environment.from_string(model.header.chat_template or _DEFAULT_TEMPLATE)
+            self._template = environment.from_string(source)
+            self._takes_tools = "tools" in jinja2.meta.find_undeclared_variables(environment.parse(source))
         except jinja2.TemplateError as error:
             raise _bad_template(error) from None
+        self.call_form = form_of(source) if self._takes_tools else None
         self.beginning = vocabulary.text_of("tokenizer.ggml.bos_token_id")
         self._values: dict[str, Any] = {
             "bos_token": self.beginning,
@@ -107,17 +115,26 @@ class ChatTemplate:
             "add_generation_prompt": True,
         }
 
-    def render(self, messages: Sequence[ChatMessage]) -> str:
-        """Return the prompt for `messages`.
+    def render(self, prompt: ChatPrompt) -> str:
+        """Return the text of a conversation.
 
-        Raises CallerError when the template refuses the conversation (a role out of order),
-        StoredDataError when the template itself fails. Neither quotes the conversation.
+        Raises CallerError when the template refuses it (a role out of order) or knows no tools and
+        there are some, StoredDataError when the template itself fails. Neither quotes the conversation.
         """
-        turns = [{"role": m.role, "content": m.content} for m in messages]
+        has_calls = any(turn.tool_calls or turn.role == "tool" for turn in prompt.messages)
+        if (prompt.tools is not None or has_calls) and not self._takes_tools:
+            raise CallerError(
+                "This model's chat template knows no tools.",
+                hint="Leave tools out, or use a model that was trained to call them.",
+                code="tools_unsupported",
+            )
+        values = dict(self._values)
+        if prompt.tools is not None:
+            values["tools"] = tools_of(prompt)
         parts: list[str] = []
         size = 0
         try:
-            for part in self._template.generate(messages=turns, **self._values):
+            for part in self._template.generate(messages=[_turn(m) for m in prompt.messages], **values):
                 size += len(part)
                 if size > _MAX_RENDERED:
                     raise _bad_template(OverflowError())
@@ -137,6 +154,52 @@ class ChatTemplate:
         ) as error:
             raise _bad_template(error) from None
         return "".join(parts)
+
+
+def tools_of(prompt: ChatPrompt) -> list[dict[str, Any]]:
+    """Return the tools of a conversation. Raises CallerError for what is no list of OpenAI's tool objects."""
+    try:
+        tools = json.loads(prompt.tools or "[]")
+        if isinstance(tools, list) and all(isinstance(tool["function"]["name"], str) for tool in tools):
+            return tools
+    except (ValueError, RecursionError, LookupError, TypeError):
+        pass
+    raise CallerError(
+        "The tools are not a list of functions with names.", hint="Send them as OpenAI's API has them."
+    )
+
+
+def _turn(message: ChatMessage) -> dict[str, Any]:
+    """Return a message as templates expect it."""
+    turn: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        turn["tool_calls"] = [
+            {
+                "id": c.id,
+                "type": "function",
+                "function": {"name": c.name, "arguments": _arguments(c.arguments)},
+            }
+            for c in message.tool_calls
+        ]
+    if message.tool_call_id:
+        turn["tool_call_id"] = message.tool_call_id
+    if message.name:
+        turn["name"] = message.name
+    return turn
+
+
+def _arguments(text: str) -> Any:
+    """Return a call's arguments as the object that templates write out; what is none stays text."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return value if isinstance(value, dict) else text
+
+
+def _to_json(value: object, indent: int | None = None) -> str:
+    """Write JSON as models were trained on it; jinja2's own filter escapes it for HTML."""
+    return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
 class _TemplateRefusal(Exception):  # noqa: N818
