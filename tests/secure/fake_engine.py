@@ -62,9 +62,17 @@ class FakeSource:
         self._rng = random.Random(seed)
 
     def restore(self, buffer: int, index: int, target: memoryview) -> float:
+        self.read(buffer, index, target)
+        return self.decrypt(buffer, index, target)
+
+    def read(self, buffer: int, index: int, target: memoryview) -> None:
         self.hold.wait()
         if self.delay:
             time.sleep(self._rng.random() * self.delay)
+        target[:] = b"?" * len(target)
+
+    def decrypt(self, buffer: int, index: int, target: memoryview) -> float:
+        assert bytes(target) == b"?" * len(target), "it was not read before"
         if (buffer, index) in self.damaged:
             target[:] = bytes(len(target))
             raise StoredDataError("A chunk is not what was written.", hint="Add the model again.")

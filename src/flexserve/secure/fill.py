@@ -28,10 +28,14 @@ class Cost:
 
 
 class Filler:
-    """Fills granules. Thread-safe for different granules."""
+    """Fills granules. Thread-safe for different granules.
 
-    def __init__(self, flexmem: FlexMem) -> None:
+    With `sampling` off all the time of reading counts as load: for memory that has its pages already.
+    """
+
+    def __init__(self, flexmem: FlexMem, *, sampling: bool = True) -> None:
         self._flexmem = flexmem
+        self._sampling = sampling
         self._zeros = os.open("/dev/zero", os.O_RDONLY | os.O_CLOEXEC)
         self._filled = 0
         self._touching = 0.0  # fraction of (first touch and read) that is first touch
@@ -55,7 +59,8 @@ class Filler:
         try:
             target = self._flexmem.view(arena, offset, length)
             committed = time.perf_counter()
-            touched = self._touch(target) if self._filled % _SAMPLED == 0 else None
+            sampled = self._sampling and self._filled % _SAMPLED == 0
+            touched = self.touch(target) if sampled else None
             decrypt = weights.source.restore(part, index, target)
         except BaseException:
             self._flexmem.report_returned(self._flexmem.release(arena, offset, self._flexmem.granule))
@@ -68,8 +73,8 @@ class Filler:
         allocate = committed - began + both * self._touching
         return Cost(allocate, both * (1 - self._touching), decrypt, length)
 
-    def _touch(self, target: memoryview) -> float:
-        """Have the OS supply the pages of `target`, without the interpreter lock; return the seconds."""
+    def touch(self, target: memoryview) -> float:
+        """Have the OS supply the pages of `target`, zeroed, without the interpreter lock; return seconds."""
         began = time.perf_counter()
         os.readv(self._zeros, [target])
         return time.perf_counter() - began

@@ -236,6 +236,11 @@ class FlexMem:
         with self._lock:
             return int(np.count_nonzero(self._pages[arena] != _NO_PAGE)) * self.granule
 
+    def holds(self, arena: Arena, offset: int) -> bool:
+        """Return whether there is memory behind the granule at `offset`."""
+        with self._lock:
+            return bool(self._pages[arena][offset // self.granule] != _NO_PAGE)
+
     def bytes_in(self, state: PageState) -> int:
         """Return the bytes whose granules are in `state`."""
         with self._lock:

@@ -27,6 +27,7 @@ from flexserve.platforms.linux.secure_memory import (
     probe_secret_memory,
 )
 from flexserve.platforms.ports import SecureMemory
+from flexserve.secure.baselines import BASELINES, make_residency
 from flexserve.secure.engine.runtime import Engine
 from flexserve.secure.failures import failure_of
 from flexserve.secure.flexmem import FlexMem
@@ -34,7 +35,6 @@ from flexserve.secure.link import Link
 from flexserve.secure.models.keys import DeviceKey
 from flexserve.secure.models.store import Store
 from flexserve.secure.reclaim import Reclaimer
-from flexserve.secure.residency import Residency
 from flexserve.secure.scheduler import Scheduler
 from flexserve.secure.shelf import Shelf
 from flexserve.units import MIB
@@ -68,7 +68,7 @@ class SecureWorld:
         self._link = link
         self._flexmem = FlexMem(memory, ram, link)
         self._engine = Engine(self._flexmem, threads)
-        self._residency = Residency(self._flexmem, threads)
+        self._residency = make_residency(options.baseline, self._flexmem, threads, options.store)
         self._shelf = Shelf(self._engine, self._residency, store, options.context or _DEFAULT_CONTEXT)
         self._scheduler = Scheduler(
             self._shelf, link.send, limit=options.max_queue, idle=options.idle_seconds
@@ -190,6 +190,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-queue", type=int, default=64)
     parser.add_argument("--idle-seconds", type=float, default=300.0)
     parser.add_argument("--granule", type=int, default=DEFAULT_GRANULE, help="bytes; a power of two")
+    parser.add_argument("--baseline", choices=["", *BASELINES], default="", help="for measurements")
     return parser
 
 

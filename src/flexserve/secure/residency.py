@@ -21,6 +21,7 @@ import numpy as np
 
 from flexserve.core.restore import ABSENT, LOADING, RESIDENT, Needs, RestorePlan, usual_order
 from flexserve.errors import CancelledError
+from flexserve.platforms.ports import Arena
 from flexserve.secure.fill import Cost, Filler
 from flexserve.secure.flexmem import FlexMem
 from flexserve.secure.gate import Gate
@@ -33,7 +34,7 @@ from flexserve.secure.weights import Weights
 # barriers makes all others spin. They still get every cycle that compute leaves.
 _LOADER_NICE = 10
 _STRETCHES = 12  # compute that had to stop goes on after this part of what is missing
-_READ_AHEAD = 16  # granules of ciphertext asked of the disk ahead of the loaders
+READ_AHEAD = 16  # granules of ciphertext asked of the disk ahead of the loaders
 
 
 class GraphRun(Protocol):
@@ -52,14 +53,14 @@ class GraphRun(Protocol):
 class Residency:
     """Loader threads, the gate, and the plain loop that computes a graph over evicted weights."""
 
-    def __init__(self, flexmem: FlexMem, threads: int) -> None:
+    def __init__(self, flexmem: FlexMem, threads: int, filler: Filler | None = None) -> None:
         self.gate = Gate()
         self._flexmem = flexmem
         self._changed = threading.Condition()
         self._job: RestoreJob | None = None
         self._starting = 0  # jobs that ask for their memory
         self._closing = False
-        self._filler = Filler(flexmem)
+        self._filler = filler or Filler(flexmem)
         self._room = Room(flexmem, self._changed, follows=self._follows, put_down=self._put_down)
         self._prefetcher = Prefetcher(
             *(flexmem, self._filler, self._changed, threads), idle=self._idle, settle=self._settle
@@ -242,14 +243,18 @@ class Residency:
             if self._job is not None and self._job.weights is weights:
                 self._job.stale, self._job = True, None
                 self._changed.notify_all()
-        give_up = self._flexmem.recycle if keep_grants else self._flexmem.release
+        granule = self._flexmem.granule
+        give_up = self._flexmem.recycle if keep_grants else self._release
         try:
             return sum(
-                give_up(arena, first * self._flexmem.granule, count * self._flexmem.granule)
+                give_up(arena, first * granule, count * granule)
                 for arena, first, count in weights.runs(taken)
             )
         finally:
             self._put_down(weights, taken)
+
+    def _release(self, arena: Arena, offset: int, length: int) -> int:
+        return self._flexmem.release(arena, offset, length)
 
     def retire(self, weights: Weights) -> int:
         """Evict all of `weights`, and wait until no loader touches them any more; return the bytes.
@@ -297,10 +302,10 @@ class Residency:
         cost: Cost | None = None
         error: BaseException | None = None
         try:
-            if position % _READ_AHEAD == 0:
-                self._read_ahead(job, position + _READ_AHEAD)
+            if position % READ_AHEAD == 0:
+                self._read_ahead(job, position + READ_AHEAD)
             cost = self._filler.fill(
-                job.weights, granule, lambda arena, offset: self._room.commit(job, position, arena, offset)
+                job.weights, granule, lambda arena, offset: self._commit(job, position, arena, offset)
             )
         except BaseException as problem:  # handed to the request that needs the granule
             error = problem
@@ -314,6 +319,9 @@ class Residency:
             elif cost is None and self._job is job:
                 job.next = job.done  # memory is so short that what is needed first goes first
             self._settle(job.weights, granule, resident=cost is not None, by=job)
+
+    def _commit(self, job: RestoreJob, position: int, arena: Arena, offset: int) -> bool:
+        return self._room.commit(job, position, arena, offset)
 
     def _settle(
         self, weights: Weights, granule: int, *, resident: bool, by: RestoreJob | None = None
@@ -335,6 +343,6 @@ class Residency:
             self._changed.notify_all()
 
     def _read_ahead(self, job: RestoreJob, start: int) -> None:
-        for granule in job.plan.order[start : start + _READ_AHEAD]:
+        for granule in job.plan.order[start : start + READ_AHEAD]:
             part, index, _ = job.weights.locate(granule)
             job.weights.source.prefetch(part, index, 1)

@@ -20,6 +20,12 @@ class WeightSource(Protocol):
     def restore(self, buffer: int, index: int, target: memoryview) -> float:
         """Fill `target` with chunk `index` of `buffer`, authenticated; return seconds of decryption."""
 
+    def read(self, buffer: int, index: int, target: memoryview) -> None:
+        """Fill `target` with the ciphertext of the chunk: the first half of `restore`."""
+
+    def decrypt(self, buffer: int, index: int, target: memoryview) -> float:
+        """Replace the ciphertext in `target` by its plaintext: the second half; return its seconds."""
+
     def prefetch(self, buffer: int, index: int, count: int) -> None:
         """Ask the disk for chunks ahead of need."""
 

@@ -248,15 +248,28 @@ class Image:
         there. Raises StoredDataError when it is not what was written (`target` is zeroed then),
         NormalWorldError when the disk does not deliver.
         """
+        self.read(buffer, index, target)
+        return self.decrypt(buffer, index, target)
+
+    def read(self, buffer: int, index: int, target: memoryview) -> None:
+        """Do the first half of `restore`: fill `target` with the ciphertext."""
+        place = self._place(buffer, index, target)
+        read_exact(self._fd, [target.cast("B")], place.offset, "The image")
+
+    def decrypt(self, buffer: int, index: int, target: memoryview) -> float:
+        """Do the second half of `restore`: turn the ciphertext in `target` into plaintext."""
+        place = self._place(buffer, index, target)
+        tag = self._tags[place.number * TAG_SIZE : (place.number + 1) * TAG_SIZE]
+        begin = time.perf_counter()
+        # Memory of ctypes says "<B", which cannot be assigned to.
+        self._cipher.decrypt(buffer, index, place.total, target.cast("B"), tag)
+        return time.perf_counter() - begin
+
+    def _place(self, buffer: int, index: int, target: memoryview) -> _Place:
         place = self._layout.place(buffer, index)
         if len(target) != place.length:
             raise ValueError(f"chunk {index} of buffer {buffer} has {place.length} bytes")
-        target = target.cast("B")  # memory of ctypes says "<B", which cannot be assigned to
-        read_exact(self._fd, [target], place.offset, "The image")
-        tag = self._tags[place.number * TAG_SIZE : (place.number + 1) * TAG_SIZE]
-        begin = time.perf_counter()
-        self._cipher.decrypt(buffer, index, place.total, target, tag)
-        return time.perf_counter() - begin
+        return place
 
     def prefetch(self, buffer: int, index: int, count: int) -> None:
         """Ask the OS to read `count` chunks from `index` of `buffer` ahead, up to the buffer's end.
