@@ -13,6 +13,7 @@ import numpy as np
 from flexserve.core.pages import PageState
 from flexserve.core.restore import Needs
 from flexserve.errors import StoredDataError
+from flexserve.platforms.ports import SecureMemory
 from flexserve.platforms.sim.secure_memory import SimSecureMemory
 from flexserve.secure.flexmem import FlexMem
 from flexserve.secure.job import RestoreStats
@@ -57,6 +58,7 @@ class FakeSource:
         self.damaged: set[tuple[int, int]] = set()
         self.delay = delay  # seconds at most
         self.restored: list[tuple[int, int]] = []
+        self.steps: list[str] = []
         self.hold = threading.Event()
         self.hold.set()
         self._rng = random.Random(seed)
@@ -70,6 +72,7 @@ class FakeSource:
         if self.delay:
             time.sleep(self._rng.random() * self.delay)
         target[:] = b"?" * len(target)
+        self.steps.append("read")
 
     def decrypt(self, buffer: int, index: int, target: memoryview) -> float:
         assert bytes(target) == b"?" * len(target), "it was not read before"
@@ -78,6 +81,7 @@ class FakeSource:
             raise StoredDataError("A chunk is not what was written.", hint="Add the model again.")
         target[:] = content(buffer, index, len(target))
         self.restored.append((buffer, index))
+        self.steps.append("decrypt")
         return 1e-6
 
     def prefetch(self, buffer: int, index: int, count: int) -> None:
@@ -88,12 +92,19 @@ class Machine:
     """Simulated memory, one model with two buffers, and graphs that check all they read."""
 
     def __init__(
-        self, granules: tuple[int, ...] = (13, 9), budget: int = 1 << 30, threads: int = 2, delay: float = 0
+        self,
+        granules: tuple[int, ...] = (13, 9),
+        budget: int = 1 << 30,
+        threads: int = 2,
+        delay: float = 0,
+        *,
+        memory: SecureMemory | None = None,
+        residency: Callable[[FlexMem, int], Residency] = Residency,
     ) -> None:
         self.budget = Budget(budget)
-        self.memory = SimSecureMemory(64 << 20, GRANULE)
+        self.memory = memory or SimSecureMemory(64 << 20, GRANULE)
         self.flexmem = FlexMem(self.memory, 64 << 20, self.budget)
-        self.residency = Residency(self.flexmem, threads)
+        self.residency = residency(self.flexmem, threads)
         self.source = FakeSource(delay=delay)
         self.weights = self.model(granules, self.source)
 
