@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from pydantic_settings.sources import InitSettingsSource
 
 from flexserve.errors import CallerError
+from flexserve.units import parse_size
 
 if TYPE_CHECKING:
     from flexserve.normal.client import Address
@@ -27,6 +28,7 @@ _PREFIX = "FLEXSERVE_"
 _MAX_FILE = 1 << 20  # bytes of the configuration file
 _SECONDS = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|)\s*")
+_MAX_SIZE_TEXT = 32  # characters of a size
 _YEAR = 365 * 86400.0
 
 
@@ -75,6 +77,18 @@ def _absolute(path: Path) -> Path:
     return path.expanduser().absolute()
 
 
+def _parse_size(value: object) -> object:
+    """Return the bytes that "2GiB" stands for, None for "none"; other types go on to the type check."""
+    if not isinstance(value, str):
+        return value
+    if value.strip().lower() in ("", "none"):
+        return None
+    try:
+        return parse_size(value[:_MAX_SIZE_TEXT])
+    except CallerError as error:
+        raise ValueError(str(error).rstrip(".")) from None
+
+
 Duration = Annotated[float, BeforeValidator(parse_duration), AfterValidator(_check_duration)]
 Location = Annotated[Path, AfterValidator(_absolute)]
 
@@ -96,6 +110,13 @@ class Settings(BaseSettings):
     )
     memory: Literal["secret", "plain"] = Field(
         "secret", description="secret: memory that the OS cannot read. plain: unprotected, for trials."
+    )
+    max_memory: Annotated[int | None, BeforeValidator(_parse_size)] = Field(
+        None, ge=0, le=1 << 53, description='The most that models may take of memory: "2GiB", or none.'
+    )
+    pins: Location = Field(
+        default_factory=lambda: config_folder() / "pins.json",
+        description="File of the models that `flexserve pin` keeps in memory.",
     )
     threads: int = Field(0, ge=0, le=1024, description="Threads that compute; 0: one per core.")
     context: int = Field(0, ge=0, le=1 << 20, description="Tokens of context; 0: 4096.")

@@ -13,6 +13,7 @@ from flexserve import __version__
 
 COMMANDS = [
     "add", "list", "show", "verify", "rm", "serve", "ps", "recall",
+    "free", "limit", "pin", "unpin", "log",
     "run", "chat", "synth", "bench", "config", "version",
 ]  # fmt: skip
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flexserve.core.pressure import Holdings, Limits, PressurePolicy
+from flexserve.core.pressure import MAX_RESERVATIONS, Bound, Holdings, Limits, PressurePolicy
 from flexserve.platforms.ports import MemorySample
 from flexserve.units import GIB, MIB
 
@@ -154,6 +154,71 @@ def test_a_stall_on_a_machine_with_plenty_free_is_not_ours_to_cure() -> None:
 def test_a_stall_holds_grants_back() -> None:
     policy = PressurePolicy(LIMITS)
     assert policy.grant(sample(3200, stall=12.0), NOTHING, size=1000, minimum=1, now=0).size == 200
+
+
+def test_the_cap_bounds_even_the_minimum_and_says_so() -> None:
+    policy, held = PressurePolicy(LIMITS, cap=2000), Holdings(1500, 1500)
+    part = policy.grant(sample(50_000), held, size=800, minimum=100, now=0)
+    assert (part.size, part.bound) == (500, Bound.CAP)
+    refused = policy.grant(sample(50_000), held, size=800, minimum=501, now=0)
+    assert (refused.size, refused.bound) == (0, Bound.CAP)
+    assert "cap" in refused.reason
+
+
+def test_a_cap_set_below_what_is_held_is_recalled_and_calls_for_no_calm() -> None:
+    policy, held = PressurePolicy(LIMITS), Holdings(1500, 1500)
+    policy.cap = 1000
+    order = policy.recall(sample(50_000), held, now=0)
+    assert order is not None
+    assert (order.size, order.gentle) == (500, False)
+    policy.recalled(asked=500, returned=500, now=0)
+    policy.cap = None
+    assert policy.grant(sample(50_000), Holdings(1000, 1000), size=5000, minimum=1, now=0).size == 5000
+
+
+def test_a_reservation_is_kept_from_every_grant_until_it_ends() -> None:
+    policy = PressurePolicy(LIMITS)
+    policy.reserve(3000, until=10, now=0)
+    decision = policy.grant(sample(5000), NOTHING, size=2000, minimum=1, now=9.9)
+    assert (decision.size, decision.bound) == (1000, Bound.RESERVED)
+    assert policy.grant(sample(3200), NOTHING, size=2000, minimum=1, now=9.9).size == 0
+    assert policy.grant(sample(5000), NOTHING, size=2000, minimum=1, now=10).size == 2000
+
+
+def test_reservations_are_bounded_and_forgotten_in_time() -> None:
+    policy = PressurePolicy(LIMITS)
+    for _ in range(MAX_RESERVATIONS):
+        policy.reserve(1, until=10, now=0)
+    with pytest.raises(ValueError, match="too many"):
+        policy.reserve(1, until=10, now=9)
+    policy.reserve(1, until=20, now=10)
+
+
+@given(
+    available=st.integers(0, 10_000),
+    granted=st.integers(0, 10_000),
+    size=st.integers(0, 10_000),
+    others=st.lists(st.integers(0, 3000), max_size=3),
+)
+def test_what_is_lacking_once_recalled_leaves_others_their_need_and_starts_no_recall(
+    available: int, granted: int, size: int, others: list[int]
+) -> None:
+    policy, held = PressurePolicy(LIMITS), Holdings(granted, granted)
+    for other in others:
+        policy.reserve(other, until=100, now=0)
+    lacking = policy.lacking(sample(available), held, size=size, now=0)
+    assert 0 <= lacking <= granted
+    if lacking < granted:
+        left = Holdings(granted - lacking, granted - lacking)
+        assert available + lacking >= size + sum(others)
+        assert policy.recall(sample(available + lacking - size - sum(others)), left, now=0) is None
+
+
+@given(available=st.integers(0, 10_000), granted=st.integers(0, 5000), cap=st.none() | st.integers(0, 9000))
+def test_the_budget_is_what_an_ordinary_grant_reaches(available: int, granted: int, cap: int | None) -> None:
+    policy, held = PressurePolicy(LIMITS, cap=cap), Holdings(granted, granted)
+    budget = policy.budget(sample(available), held, now=0)
+    assert budget.size == granted + policy.grant(sample(available), held, size=1 << 40, minimum=0, now=0).size
 
 
 @dataclasses.dataclass

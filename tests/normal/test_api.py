@@ -315,7 +315,7 @@ async def test_a_recall_answers_with_the_claim_and_the_measurement(
     assert set(body["measured"]) == {"freed", "before", "after"}
     everything = await client.post("/recall")
     assert everything.json()["asked"] is None
-    decisions = (await client.get("/decisions")).json()["decisions"]
+    decisions = (await client.get("/memory/decisions")).json()["decisions"]
     assert [decision["kind"] for decision in decisions] == ["recall", "recall"]
 
 

@@ -7,15 +7,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
-from flexserve.core.pressure import Limits
-from flexserve.errors import NormalWorldError, PeerError
+from flexserve.core.pressure import MAX_RESERVATIONS, Limits
+from flexserve.errors import NormalWorldError, PeerError, QueueFullError
 from flexserve.normal import memory as memory_module
+from flexserve.normal.ledger import Kind
 from flexserve.normal.memory import MemoryBroker
+from flexserve.normal.pins import Pins
 from flexserve.platforms.ports import MemorySample
 from flexserve.testing.scripted_link import AdjustableMemory, ScriptedLink
 from flexserve.testing.scripted_world import Behaviour, Script
 from flexserve.units import GIB, MIB
-from flexserve.world.messages import NeedMemory, Recall, Recalled, Returned, Sampling, TextPrompt
+from flexserve.world.messages import NeedMemory, Pin, Recall, Recalled, Returned, Sampling, TextPrompt
 
 pytestmark = pytest.mark.anyio
 LIMITS = Limits(low=2 * GIB, high=3 * GIB, emergency=GIB)
@@ -85,7 +87,8 @@ async def test_a_refusal_says_why_and_is_remembered(attached: MemoryBroker, memo
     grant = attached.need(need(5 * GIB, minimum=GIB))
     assert grant.size == 0
     assert "refused" in grant.reason
-    assert [decision.kind for decision in attached.decisions] == ["refusal"]
+    assert [decision.kind for decision in attached.ledger.lines()] == [Kind.REFUSAL]
+    assert attached.counters.refusals == {"level": 1}
 
 
 async def test_grants_are_whole_granules(attached: MemoryBroker, memory: AdjustableMemory) -> None:
@@ -180,12 +183,6 @@ async def test_pressure_recalls_to_the_high_line_while_a_request_runs(
     watch.cancel()
 
 
-async def test_decisions_are_a_bounded_list(attached: MemoryBroker) -> None:
-    for _ in range(2 * memory_module.MAX_DECISIONS):
-        attached.need(need(0))
-    assert len(attached.decisions) == memory_module.MAX_DECISIONS
-
-
 async def test_a_restarted_world_gets_its_own_baseline(memory: AdjustableMemory) -> None:
     link = ScriptedLink(Script(models={"tiny": Behaviour()}))
     broker = MemoryBroker(memory, limits=LIMITS, clock=Clock())
@@ -198,3 +195,116 @@ async def test_a_restarted_world_gets_its_own_baseline(memory: AdjustableMemory)
         assert broker.need(need(3 * GIB)).size == 3 * GIB
         assert broker.need(need(3 * GIB)).size == GIB  # nothing of the first grant is touched yet
         broker.detach()
+
+
+async def test_no_more_is_granted_than_the_cap(attached: MemoryBroker) -> None:
+    attached.set_cap(3 * GIB)
+    grant = attached.need(need(5 * GIB))
+    assert grant.size == 3 * GIB
+    assert "cap" in grant.reason
+    refused = attached.need(need(GIB, minimum=GIB))
+    assert refused.size == 0
+    assert "the cap is 3.0 GiB" in refused.reason
+    attached.set_cap(None)
+    assert attached.need(need(GIB)).size == GIB
+
+
+async def test_a_lower_cap_recalls_what_is_beyond_it(
+    attached: MemoryBroker, link: ScriptedLink, until: Until
+) -> None:
+    watch = asyncio.create_task(attached.watch())
+    assert link.channel is not None
+    answer = await link.channel.generate("hungry", TextPrompt("x"), Sampling())
+    await until(lambda: attached.granted == 64 * MIB)
+    attached.set_cap(16 * MIB)
+    await until(lambda: attached.granted == 16 * MIB)
+    answer.abandon()
+    watch.cancel()
+
+
+async def test_memory_that_others_asked_for_is_recalled_for_them_and_kept_from_grants(
+    attached: MemoryBroker, link: ScriptedLink, memory: AdjustableMemory, until: Until
+) -> None:
+    assert link.channel is not None
+    answer = await link.channel.generate("hungry", TextPrompt("x"), Sampling())
+    await until(lambda: attached.granted == 64 * MIB)
+    memory.available, memory.resident = 2 * GIB + MIB, 64 * MIB
+    room = await attached.make_room(32 * MIB, deadline=0.5, hold=60)
+    assert room.recall is not None
+    assert room.recall.claim.returned == 31 * MIB
+    assert [m for m in link.scripted.received if isinstance(m, Recall)][-1].deadline == 500
+    memory.available = 2 * GIB + 33 * MIB
+    refused = attached.need(need(4 * MIB))
+    assert refused.size == 0
+    assert "held for another program" in refused.reason
+    answer.abandon()
+
+
+async def test_memory_that_is_available_anyway_is_not_recalled_for_others(attached: MemoryBroker) -> None:
+    attached.need(need(GIB))
+    room = await attached.make_room(GIB, deadline=0.5, hold=0)
+    assert room.recall is None
+    assert room.freed == 0
+    assert attached.granted == GIB
+
+
+async def test_others_can_ask_for_memory_while_there_is_no_secure_world(attached: MemoryBroker) -> None:
+    attached.detach()
+    assert (await attached.make_room(GIB, deadline=0.5, hold=1)).recall is None
+
+
+async def test_holds_are_bounded(attached: MemoryBroker, clock: Clock) -> None:
+    clock.step = 0.0
+    for _ in range(MAX_RESERVATIONS):
+        await attached.make_room(1, deadline=0, hold=10)
+    with pytest.raises(QueueFullError):
+        await attached.make_room(1, deadline=0, hold=10)
+    clock.now += 10
+    await attached.make_room(1, deadline=0, hold=10)
+
+
+async def test_others_that_lack_memory_for_files_get_what_no_request_uses_within_two_looks(
+    attached: MemoryBroker, link: ScriptedLink, memory: AdjustableMemory, clock: Clock, until: Until
+) -> None:
+    assert link.channel is not None
+    answer = await link.channel.generate("hungry", TextPrompt("x"), Sampling())
+    await until(lambda: attached.granted == 64 * MIB)
+    memory.free, memory.refaulted, memory.resident = 0, 0, 64 * MIB
+    await attached._relieve()
+    memory.refaulted = 512 * MIB
+    await attached._relieve()
+    await until(lambda: attached.granted == 0)
+    assert [m for m in link.scripted.received if isinstance(m, Recall)][-1].gentle
+    line = [line for line in attached.ledger.lines() if line.kind is Kind.RECALL][-1]
+    assert "read back" in line.reason
+    answer.abandon()
+
+
+async def test_pins_are_told_at_start_and_at_every_change(memory: AdjustableMemory, until: Until) -> None:
+    link = ScriptedLink(Script(models={"tiny": Behaviour()}))
+    pins = Pins()
+    pins.replace(["tiny"])
+    broker = MemoryBroker(memory, limits=LIMITS, pins=pins)
+    await link.launch(broker)
+    assert link.channel is not None
+    broker.attach(link.channel)
+    broker.set_pins(["other", "tiny"])
+    told = lambda: [m.models for m in link.scripted.received if isinstance(m, Pin)]  # noqa: E731
+    await until(lambda: told() == [["tiny"], ["other", "tiny"]])
+    await link.stop(drain=0)
+
+
+async def test_the_sums_say_what_was_granted_returned_and_recalled(
+    attached: MemoryBroker, link: ScriptedLink, until: Until
+) -> None:
+    assert link.channel is not None
+    answer = await link.channel.generate("hungry", TextPrompt("x"), Sampling())
+    await until(lambda: attached.granted == 64 * MIB)
+    await attached.recall(None, deadline=1)
+    attached.need(need(2 * MIB))
+    attached.returned(Returned(2 * MIB))
+    counters = attached.counters
+    assert (counters.granted, counters.recalled, counters.returned) == (66 * MIB, 64 * MIB, 2 * MIB)
+    assert counters.recalls == 1
+    assert counters.recall_seconds > 0
+    answer.abandon()

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from flexserve import __version__
-from flexserve.cli import bench, configuration, models, server, talk, terminal
+from flexserve.cli import bench, configuration, memory, models, server, talk, terminal
 from flexserve.cli.options import AsJson
 from flexserve.errors import FlexServeError
 
@@ -60,6 +60,7 @@ def flexserve(
 
 models.register(app)
 server.register(app)
+memory.register(app)
 talk.register(app)
 bench.register(app)
 configuration.register(app)

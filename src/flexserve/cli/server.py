@@ -40,6 +40,10 @@ def serve(
     port: Port = None,
     unix_socket: UnixSocket = None,
     memory: MemoryKind = None,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="The most that models may take of memory, as in 4G [no limit]."),
+    ] = None,
     threads: Threads = None,
     context: Context = None,
     max_queue: Annotated[
@@ -72,6 +76,7 @@ def serve(
         port=port,
         unix_socket=unix_socket,
         memory=memory,
+        max_memory=max_memory,
         threads=threads,
         context=context,
         max_queue=max_queue,
@@ -86,6 +91,8 @@ def serve(
         host=chosen.host,
         port=chosen.port,
         unix_socket=chosen.unix_socket,
+        max_memory=chosen.max_memory,
+        pins=chosen.pins,
         log_level=log_level,
     )
     raise typer.Exit(main.serve(options))
@@ -123,7 +130,7 @@ def recall(
 
     if (size is None) != everything:
         raise typer.BadParameter("give a size, or --all (and not both).")
-    wanted = None if size is None else _bytes(size)
+    wanted = None if size is None else bytes_of(size)
     with client(host, port, unix_socket) as server:
         result = server.recall(wanted, deadline_ms=deadline)
     if as_json:
@@ -187,7 +194,8 @@ def show_recall(result: RecallResult) -> None:
         terminal.say(f"kept: {format_size(result.protected)}, in use by a running request")
 
 
-def _bytes(text: str) -> int:
+def bytes_of(text: str) -> int:
+    """Return the size that an argument names, in bytes. Raises typer.BadParameter."""
     try:
         return parse_size(text)
     except CallerError as error:
@@ -197,7 +205,7 @@ def _bytes(text: str) -> int:
 def _row(model: ModelState) -> list[str]:
     return [
         model.name,
-        model.state,
+        f"{model.state}, pinned" if model.pinned else model.state,
         format_size(model.resident),
         f"{100 * model.resident_fraction:.0f}",
         format_size(model.weights),

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import itertools
 import socket
+from collections.abc import Sequence
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -30,6 +31,7 @@ from flexserve.world.messages import (
     Grant,
     Hello,
     NeedMemory,
+    Pin,
     Query,
     Recall,
     Recalled,
@@ -125,13 +127,20 @@ class WorldChannel:
         serial = next(self._numbers)
         return await self._ask(Query(serial), serial, Status, timeout)
 
-    async def recall(self, demand: int | None, *, deadline: float, timeout: float) -> Recalled:
+    async def recall(
+        self, demand: int | None, *, deadline: float, timeout: float, gentle: bool = False
+    ) -> Recalled:
         """Ask for `demand` bytes (None: all it can spare) within `deadline` seconds.
 
-        Raises PeerError when no answer comes within `timeout` seconds.
+        `gentle`: only for what neither a running request nor a pin needs. Raises PeerError when no
+        answer comes within `timeout` seconds.
         """
         serial = next(self._numbers)
-        return await self._ask(Recall(serial, demand, deadline * 1000), serial, Recalled, timeout)
+        return await self._ask(Recall(serial, demand, deadline * 1000, gentle), serial, Recalled, timeout)
+
+    def pin(self, models: Sequence[str]) -> None:
+        """Name the models whose weights are to be kept, all of them. Raises PeerError on a dead channel."""
+        self._write(encode(Pin(list(models))))
 
     def shut_down(self, *, drain: float) -> None:
         """Tell the secure world to finish within `drain` seconds and exit. Safe on a dead channel."""

@@ -25,7 +25,15 @@ from flexserve.errors import (
     PeerError,
     rebuild,
 )
-from flexserve.normal.reports import Health, RecallResult, States
+from flexserve.normal.reports import (
+    CapResult,
+    DecisionLog,
+    Health,
+    MemoryState,
+    NeedResult,
+    RecallResult,
+    States,
+)
 from flexserve.world.messages import ChatMessage, Sampling, Timings, Usage
 
 CONNECT_TIMEOUT = 3.0  # seconds; the server is on this machine, or near
@@ -114,6 +122,27 @@ class Client:
     def recall(self, size: int | None, *, deadline_ms: float) -> RecallResult:
         """Take `size` bytes back (None: all that no running request uses); return what came."""
         return self._whole("POST", "/recall", RecallResult, {"bytes": size, "deadline_ms": deadline_ms})
+
+    def memory(self) -> MemoryState:
+        """Return what is granted and what may be."""
+        return self._whole("GET", "/memory", MemoryState)
+
+    def need(self, size: int, *, deadline_ms: float, hold_seconds: float) -> NeedResult:
+        """Have `size` bytes available for this program; return what the OS counts then."""
+        body = {"size": size, "deadline_ms": deadline_ms, "hold_seconds": hold_seconds}
+        return self._whole("POST", "/memory/need", NeedResult, body)
+
+    def set_cap(self, size: int | None) -> CapResult:
+        """Let at most `size` bytes be granted; None: no cap."""
+        return self._whole("PUT", "/memory/cap", CapResult, {"size": size})
+
+    def set_pins(self, models: list[str]) -> None:
+        """Pin `models` and no others. Raises UnknownModelError."""
+        self._whole("PUT", "/memory/pins", dict, {"models": models})
+
+    def decisions(self, *, after: int = 0) -> DecisionLog:
+        """Return the last memory decisions numbered above `after`, oldest first."""
+        return self._whole("GET", f"/memory/decisions?after={after}", DecisionLog)
 
     def ask(self, model: str, messages: list[ChatMessage], sampling: Sampling) -> Answer:
         """Yield the answer as it comes, then its Ending. Closing it cancels the request.

@@ -26,6 +26,7 @@ from flexserve.normal import journal
 from flexserve.normal.api.app import create_app
 from flexserve.normal.api.envelope import LOOPBACK_NAMES
 from flexserve.normal.launcher import TERM_GRACE, SecureOptions
+from flexserve.normal.pins import Pins
 from flexserve.normal.world import DRAIN, World, running_world
 
 MAX_CONNECTIONS = 1024
@@ -42,6 +43,8 @@ class ServeOptions:
     unix_socket: Path | None = None
     drain_seconds: float = DRAIN
     limits: Limits | None = None  # None: by the size of the machine
+    max_memory: int | None = None  # bytes that are granted at most
+    pins: Path | None = None  # file of the pinned models; None: they are forgotten at the end
     log_level: str = "info"
     log_json: bool | None = None  # None: for people when standard error is a terminal
 
@@ -61,7 +64,14 @@ def serve(options: ServeOptions) -> int:
 
 async def _serve(options: ServeOptions) -> int:
     with listening(options) as sockets:
-        async with running_world(options.secure, drain=0, limits=options.limits) as world:
+        running = running_world(
+            options.secure,
+            drain=0,
+            limits=options.limits,
+            cap=options.max_memory,
+            pins=Pins(options.pins),
+        )
+        async with running as world:
             closing = asyncio.Event()
             server = _server(options, world, closing)
             stop = _stop_on_signals(world)

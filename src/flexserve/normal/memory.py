@@ -8,23 +8,24 @@ passed on next to that, never instead of it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import structlog
 
-from flexserve.core.pressure import Holdings, Limits, PressurePolicy, RecallDecision
-from flexserve.errors import FlexServeError, NormalWorldError, PeerError
+from flexserve.core.pressure import Bound, Budget, Holdings, Limits, PressurePolicy, RecallDecision
+from flexserve.errors import FlexServeError, NormalWorldError, PeerError, QueueFullError
 from flexserve.normal.channel import WorldChannel
+from flexserve.normal.ledger import Counters, Kind, Ledger
+from flexserve.normal.pins import Pins
 from flexserve.platforms.ports import MemorySample, NormalMemory
 from flexserve.units import GIB, format_size
 from flexserve.world.messages import Grant, NeedMemory, Recalled, Returned
 
 AUTOMATIC_DEADLINE = 0.5  # seconds the secure world has for a recall the policy decided
 ANSWER_GRACE = 5.0  # seconds beyond the deadline until an unanswered recall is an error
-MAX_DECISIONS = 256
 _SHORTEST_PERIOD = 0.25  # seconds between looks at memory while it may become short …
 _LONGEST_PERIOD = 2.0  # … and while it cannot
 # A process that touches fresh memory takes about 1 GiB/s per core from the OS; looking again after
@@ -36,16 +37,6 @@ _APPETITE = 2 * GIB  # bytes per second
 _LOOK_LASTS = 0.01
 
 _log = structlog.get_logger(__name__)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Decision:
-    """Something the broker decided: `kind` is "grant", "refusal", "recall" or "return"."""
-
-    at: float  # seconds since the epoch
-    kind: str
-    size: int  # bytes
-    reason: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -72,10 +63,27 @@ class RecallReport:
         return max(0, self.before.rss - self.after.rss)
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Room:
+    """What was done for a program that asked for memory."""
+
+    asked: int  # bytes
+    before: OsView
+    after: OsView
+    recall: RecallReport | None  # None: that much was available, or nothing is granted
+    hold_seconds: float
+
+    @property
+    def freed(self) -> int:
+        """Bytes by which the secure process shrank for it, as the OS counts it."""
+        return self.recall.freed if self.recall else 0
+
+
 class MemoryBroker:
     """Grants to and recalls from the one secure world attached to it (or none).
 
-    `memory` is read, never written. All methods belong to one event loop.
+    `memory` is read, never written. `cap` bounds what is granted (bytes; None: the policy's lines
+    alone do). `ledger` and `counters` say what was decided. All methods belong to one event loop.
     """
 
     def __init__(
@@ -83,10 +91,14 @@ class MemoryBroker:
         memory: NormalMemory,
         *,
         limits: Limits | None = None,
+        cap: int | None = None,
+        pins: Pins | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._memory = memory
         self._limits = limits
+        self._cap = cap
+        self._pins = pins or Pins()
         self._clock = clock
         self._policy: PressurePolicy | None = None
         self._channel: WorldChannel | None = None
@@ -94,13 +106,25 @@ class MemoryBroker:
         self._baseline = 0  # bytes resident in the secure process before its first grant
         self._granted = 0
         self._in_use = asyncio.Event()  # something is granted: there is something to watch
+        self._hurry = asyncio.Event()  # the watch should look at once
         self._recalling = asyncio.Lock()  # one recall at a time, so that the measurement is of one
-        self.decisions: deque[Decision] = deque(maxlen=MAX_DECISIONS)
+        self.ledger = Ledger(clock=clock)
+        self.counters = Counters()
 
     @property
     def granted(self) -> int:
         """Bytes granted and not yet returned."""
         return self._granted
+
+    @property
+    def cap(self) -> int | None:
+        """Bytes that may be granted at most; None: no cap."""
+        return self._cap
+
+    @property
+    def pins(self) -> tuple[str, ...]:
+        """The models whose weights a person wants kept."""
+        return self._pins.names
 
     def attach(self, channel: WorldChannel) -> None:
         """Serve the secure world behind `channel`; the one before it holds nothing any more.
@@ -110,15 +134,17 @@ class MemoryBroker:
         sample = self._memory.sample()
         limits = self._limits or Limits.for_machine(sample.total)
         if self._policy is None:
-            self._policy = PressurePolicy(limits, granule=channel.welcome.granule or 1)
+            self._policy = PressurePolicy(limits, granule=channel.welcome.granule or 1, cap=self._cap)
         self._channel = channel
         self._baseline = self._memory.charged(channel.welcome.pid)
         self._last_look = None
+        if self._pins.names:
+            channel.pin(self._pins.names)
 
     def detach(self) -> None:
         """Forget the secure world: it died, and the OS has all it held. Always safe."""
         if self._granted:
-            self._note("return", self._granted, "the secure world ended")
+            self._note(Kind.RETURN, self._granted, "the secure world ended")
         self._channel = None
         self._granted = 0
         self._in_use.clear()
@@ -130,16 +156,46 @@ class MemoryBroker:
         rss = self._memory.charged(pid) if pid else 0
         return OsView(sample.total, sample.available, sample.stall, rss)
 
+    def budget(self) -> Budget:
+        """Return what the secure world may hold now and why not more.
+
+        Raises NormalWorldError when the OS does not tell.
+        """
+        if self._policy is None:
+            return Budget(0, Bound.UNKNOWN, "the server is still starting")
+        sample, held = self._look(lasts=_LOOK_LASTS)
+        return self._policy.budget(sample, held, now=self._clock())
+
+    # ---- what people decide
+
+    def set_cap(self, cap: int | None) -> None:
+        """Grant no more than `cap` bytes (None: no cap) from now on. What is beyond it is recalled soon."""
+        self._cap = cap
+        if self._policy is not None:
+            self._policy.cap = cap
+        self._note(Kind.CAP, cap or 0, "there is no cap any more" if cap is None else "a person set the cap")
+        self._hurry.set()
+
+    def set_pins(self, models: Iterable[str]) -> None:
+        """Keep the weights of `models`, and of no others, as long as anything else can be given up.
+
+        Raises CallerError and NormalWorldError (they cannot be written down), and changes nothing then.
+        """
+        self._pins.replace(models)
+        self._note(Kind.PIN, 0, f"pinned: {', '.join(self.pins) or 'nothing'}")
+        if self._channel is not None and self._channel.error is None:
+            self._channel.pin(self.pins)  # else the next secure world is told when it starts
+
     # ---- what the channel calls
 
     def need(self, message: NeedMemory) -> Grant:
         """Answer a demand for memory, now. Never raises: what cannot be decided is refused."""
         if self._policy is None:  # asked before the handshake was done with
-            return Grant(message.serial, 0, "the server is still starting")
+            return self._refuse(message, Bound.UNKNOWN, "the server is still starting")
         try:
             sample, held = self._look(lasts=_LOOK_LASTS)
         except NormalWorldError as error:
-            return Grant(message.serial, 0, error.message)
+            return self._refuse(message, Bound.UNKNOWN, error.message)
         decision = self._policy.grant(
             sample,
             held,
@@ -147,20 +203,28 @@ class MemoryBroker:
             minimum=min(message.minimum, message.size),
             now=self._clock(),
         )
+        if message.size and not decision.size:
+            return self._refuse(message, decision.bound or Bound.UNKNOWN, decision.reason)
         self._granted += decision.size
-        if decision.size:
-            self._in_use.set()
-        short = decision.size < message.size
-        self._note("refusal" if short and not decision.size else "grant", decision.size, decision.reason)
+        self.counters.granted += decision.size
+        self._in_use.set()
+        self._note(Kind.GRANT, decision.size, decision.reason)
         return Grant(message.serial, decision.size, decision.reason)
+
+    def _refuse(self, message: NeedMemory, bound: Bound, reason: str) -> Grant:
+        self.counters.refusals[bound.value] += 1
+        self._note(Kind.REFUSAL, message.size, reason)
+        return Grant(message.serial, 0, reason)
 
     def returned(self, message: Returned) -> None:
         """Count memory that came back unasked. Raises PeerError when more came than was granted."""
         self._take_back(message.size, "no longer needed")
+        self.counters.returned += message.size
 
     def recalled(self, message: Recalled) -> None:
         """Count memory that came back on demand. Raises PeerError when more came than was granted."""
         self._take_back(message.returned, "recalled")
+        self.counters.recalled += message.returned
 
     # ---- recalls
 
@@ -175,6 +239,29 @@ class MemoryBroker:
             self._policy.recalled(asked=None, returned=report.claim.returned, now=self._clock())
         return report
 
+    async def make_room(self, size: int, *, deadline: float, hold: float) -> Room:
+        """Have `size` bytes available for another program, and grant none of them for `hold` seconds.
+
+        What is missing is recalled within `deadline` seconds; the report says what the OS counts after
+        it. Raises QueueFullError when too many programs hold memory, PeerError when the secure world is
+        silent, NormalWorldError when the OS does not tell.
+        """
+        before, recalled = self.look(), None
+        if self._policy is not None:
+            now = self._clock()
+            sample, held = self._look(lasts=0)
+            lacking = self._policy.lacking(sample, held, size=size, now=now)
+            try:
+                self._policy.reserve(size, until=now + hold, now=now)
+            except ValueError:
+                raise QueueFullError(
+                    "Too many programs hold memory.", hint="Wait until one of the holds ends."
+                ) from None
+            self._note(Kind.HOLD, size, f"another program asked for it, for {hold:.0f} s")
+            if lacking and self._channel is not None:
+                recalled = await self._recall(lacking, deadline, reason="another program asked for memory")
+        return Room(size, before, self.look(), recalled, hold)
+
     async def watch(self) -> None:
         """Recall under pressure, for ever. Sleeps while nothing is granted."""
         while True:
@@ -184,7 +271,10 @@ class MemoryBroker:
             except FlexServeError as error:  # the OS or the secure world; both are reported elsewhere too
                 _log.warning("recall_failed", code=error.code, reason=error.message)
                 period = _LONGEST_PERIOD
-            await asyncio.sleep(period)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(period):
+                    await self._hurry.wait()
+            self._hurry.clear()
 
     async def _relieve(self) -> float:
         """Look once, recall if the policy says so, and return the seconds until the next look."""
@@ -199,21 +289,27 @@ class MemoryBroker:
         return min(max(seconds, _SHORTEST_PERIOD), _LONGEST_PERIOD)
 
     async def _recall_for(self, policy: PressurePolicy, decision: RecallDecision) -> None:
-        returned = 0
+        returned, size, gentle = 0, decision.size, decision.gentle
         try:
-            report = await self._recall(decision.size, AUTOMATIC_DEADLINE, reason=decision.reason)
+            report = await self._recall(size, AUTOMATIC_DEADLINE, reason=decision.reason, gentle=gentle)
             returned = report.claim.returned
         finally:
-            policy.recalled(asked=decision.size, returned=returned, now=self._clock())
+            policy.recalled(asked=size, returned=returned, now=self._clock(), gentle=gentle)
 
-    async def _recall(self, demand: int | None, deadline: float, *, reason: str) -> RecallReport:
+    async def _recall(
+        self, demand: int | None, deadline: float, *, reason: str, gentle: bool = False
+    ) -> RecallReport:
         async with self._recalling:
             channel = self._channel
             if channel is None:
                 raise PeerError("The secure world is down.", hint="It is being restarted; retry in a moment.")
-            self._note("recall", self._granted if demand is None else demand, reason)
-            before = self.look()
-            claim = await channel.recall(demand, deadline=deadline, timeout=deadline + ANSWER_GRACE)
+            self._note(Kind.RECALL, self._granted if demand is None else demand, reason)
+            before, began = self.look(), self._clock()
+            claim = await channel.recall(
+                demand, deadline=deadline, timeout=deadline + ANSWER_GRACE, gentle=gentle
+            )
+            self.counters.recalls += 1
+            self.counters.recall_seconds += self._clock() - began
             report = RecallReport(claim, before, self.look())
             _log.info("recalled", claimed=claim.returned, freed=report.freed, elapsed_ms=claim.elapsed)
             return report
@@ -243,10 +339,10 @@ class MemoryBroker:
             )
         self._granted -= size
         if size:
-            self._note("return", size, reason)
+            self._note(Kind.RETURN, size, reason)
         if not self._granted:
             self._in_use.clear()
 
-    def _note(self, kind: str, size: int, reason: str) -> None:
-        self.decisions.append(Decision(time.time(), kind, size, reason))
-        _log.debug("memory", kind=kind, size=size, granted=self._granted, reason=reason)
+    def _note(self, kind: Kind, size: int, reason: str) -> None:
+        self.ledger.note(kind, size, reason)
+        _log.debug("memory", kind=kind.value, size=size, granted=self._granted, reason=reason)

@@ -1,4 +1,4 @@
-"""What a server reports of itself, as its clients read it: GET /health, GET /models, POST /recall.
+"""What a server reports of itself, as its clients read it (flexserve.normal.api.operations, .memory).
 
 Sizes are bytes, durations milliseconds. Unknown fields are skipped: a newer server may say more.
 """
@@ -44,6 +44,7 @@ class ModelState(msgspec.Struct, frozen=True):
     scratch: int
     running: bool
     error: ModelError | None = None
+    pinned: bool = False
 
 
 class MemoryTotals(msgspec.Struct, frozen=True):
@@ -104,3 +105,59 @@ class RecallResult(msgspec.Struct, frozen=True):
     plan: list[str]
     claimed: Claimed
     measured: Measured
+
+
+class Budget(msgspec.Struct, frozen=True):
+    """What may be held now, what bounds it, and that in words."""
+
+    size: int
+    bound: str
+    reason: str
+
+
+class MemoryState(msgspec.Struct, frozen=True):
+    """The answer of GET /memory."""
+
+    granted: int
+    cap: int | None
+    budget: Budget
+    pins: list[str]
+
+
+class NeedResult(msgspec.Struct, frozen=True):
+    """The answer of POST /memory/need."""
+
+    asked: int
+    satisfied: bool
+    freed: int
+    elapsed_ms: float
+    plan: list[str]
+    hold_seconds: float
+    before: OsCounts
+    after: OsCounts
+
+
+class CapResult(msgspec.Struct, frozen=True):
+    """The answer of PUT /memory/cap."""
+
+    cap: int | None
+    granted: int
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """One line of the log of memory decisions; times in seconds since the epoch."""
+
+    number: int
+    at: float
+    until: float
+    kind: str
+    size: int
+    count: int
+    reason: str
+
+
+class DecisionLog(msgspec.Struct, frozen=True):
+    """The answer of GET /memory/decisions. Lines up to number `settled` do not change any more."""
+
+    settled: int
+    decisions: list[Decision]

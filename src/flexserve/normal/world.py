@@ -9,14 +9,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable
 
-from flexserve.core.pressure import Limits
-from flexserve.errors import FlexServeError
+from flexserve.core.pressure import Budget, Limits
+from flexserve.errors import FlexServeError, UnknownModelError
 from flexserve.normal import journal
 from flexserve.normal.answer import Answer
 from flexserve.normal.launcher import Launcher, SecureOptions
-from flexserve.normal.memory import Decision, MemoryBroker, OsView, RecallReport
+from flexserve.normal.ledger import Counters, Ledger
+from flexserve.normal.memory import MemoryBroker, OsView, RecallReport, Room
+from flexserve.normal.pins import Pins
 from flexserve.normal.supervisor import Launch, Supervisor, WorldState
 from flexserve.platforms.linux.normal_memory import LinuxNormalMemory
 from flexserve.platforms.ports import NormalMemory, Protection
@@ -72,9 +74,29 @@ class World:
         return Protection(self.welcome.protection, self.welcome.protected, self.welcome.summary)
 
     @property
-    def decisions(self) -> Sequence[Decision]:
-        """The last memory decisions, oldest first."""
-        return tuple(self._broker.decisions)
+    def ledger(self) -> Ledger:
+        """The last memory decisions, with their reasons."""
+        return self._broker.ledger
+
+    @property
+    def counters(self) -> Counters:
+        """Sums of what was granted, refused and recalled since the server started."""
+        return self._broker.counters
+
+    @property
+    def granted(self) -> int:
+        """Bytes granted to the secure world and not returned."""
+        return self._broker.granted
+
+    @property
+    def cap(self) -> int | None:
+        """Bytes that may be granted at most; None: no cap."""
+        return self._broker.cap
+
+    @property
+    def pins(self) -> tuple[str, ...]:
+        """The pinned models."""
+        return self._broker.pins
 
     def check(self) -> None:
         """Return if a request could be served now; raise what it would be answered otherwise."""
@@ -102,6 +124,27 @@ class World:
         self._supervisor.channel()  # says better than the broker why there is none
         return await self._broker.recall(demand, deadline=deadline)
 
+    async def make_room(self, size: int, *, deadline: float, hold: float) -> Room:
+        """Have `size` bytes available for another program within `deadline` s, and kept for `hold` s."""
+        return await self._broker.make_room(size, deadline=deadline, hold=hold)
+
+    def budget(self) -> Budget:
+        """Return what the secure world may hold now and why not more."""
+        return self._broker.budget()
+
+    def set_cap(self, cap: int | None) -> None:
+        """Grant no more than `cap` bytes from now on (None: no cap); what is beyond it is recalled."""
+        self._broker.set_cap(cap)
+
+    async def set_pins(self, models: Iterable[str]) -> None:
+        """Pin `models` and no others. Raises UnknownModelError; nothing is changed then."""
+        wanted = set(models)
+        if unknown := wanted - {model.name for model in await self.models()} - set(self.pins):
+            raise UnknownModelError(
+                f"There is no model {min(unknown)!r}.", hint="`flexserve list` shows the models."
+            )
+        self._broker.set_pins(wanted)
+
     async def failed(self) -> FlexServeError:
         """Wait until the secure world is given up for good, and return why."""
         await self._supervisor.failed.wait()
@@ -124,8 +167,12 @@ async def running_world(
     drain: float = DRAIN,
     limits: Limits | None = None,
     memory: NormalMemory | None = None,
+    cap: int | None = None,
+    pins: Pins | None = None,
 ) -> AsyncIterator[World]:
     """Start a secure world with `options`, keep it alive, end it on the way out.
+
+    `cap` bounds the bytes that are granted; `pins` are the models to keep, and where they are written.
 
     Leaving in good order lets running requests finish for `drain` seconds; leaving by an
     exception ends them. Raises what normal.launcher.Launcher.launch raises.
@@ -133,17 +180,23 @@ async def running_world(
     journal.configure_if_unset()
     launcher = Launcher(options.command)
     async with supervised(
-        launcher.launch, memory or LinuxNormalMemory(), drain=drain, limits=limits
+        launcher.launch, memory or LinuxNormalMemory(), drain=drain, limits=limits, cap=cap, pins=pins
     ) as world:
         yield world
 
 
 @contextlib.asynccontextmanager
 async def supervised(
-    launch: Launch, memory: NormalMemory, *, drain: float = DRAIN, limits: Limits | None = None
+    launch: Launch,
+    memory: NormalMemory,
+    *,
+    drain: float = DRAIN,
+    limits: Limits | None = None,
+    cap: int | None = None,
+    pins: Pins | None = None,
 ) -> AsyncIterator[World]:
     """Do what running_world does, for any way to launch and any view of memory."""
-    broker = MemoryBroker(memory, limits=limits)
+    broker = MemoryBroker(memory, limits=limits, cap=cap, pins=pins)
     supervisor = Supervisor(launch, broker)
     await supervisor.start()
     watch = asyncio.create_task(broker.watch(), name="memory-watch")

@@ -82,6 +82,9 @@ class MemorySample:
     total: int  # bytes of RAM
     available: int  # bytes the OS could hand out without swapping
     stall: float | None  # PSI "some avg10" in percent; None where the kernel has no PSI
+    free: int | None = None  # bytes nobody uses, not even as cache; None where the OS does not tell
+    # Bytes read back soon after the OS had dropped them, counted up for ever; None where it does not tell.
+    refaulted: int | None = None
 
 
 class NormalMemory(Protocol):

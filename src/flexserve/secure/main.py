@@ -43,6 +43,7 @@ from flexserve.world.messages import (
     Cancel,
     Generate,
     MemoryStatus,
+    Pin,
     Query,
     Recall,
     Shutdown,
@@ -99,6 +100,8 @@ class SecureWorld:
                     self._scheduler.cancel(message.request)
                 case Recall():
                     self._recalls.put(message)
+                case Pin():
+                    self._shelf.pin(message.models)
                 case Query():
                     self._link.send(self._status(message.serial))
                 case Shutdown():

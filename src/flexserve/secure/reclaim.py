@@ -30,7 +30,7 @@ class Reclaimer:
             after = before
             # One step at a time, since only the OS knows what a step brings: KV and scratch may
             # be committed without having pages, and the demand is for pages.
-            while step := self._next_step(message.demand, before - after, done):
+            while step := self._next_step(message, before - after, done):
                 returned += self._carry_out(step, deadline)
                 now = self._flexmem.resident()
                 done[step] = after - now
@@ -49,11 +49,12 @@ class Reclaimer:
             ],
         )
 
-    def _next_step(self, demand: int | None, freed: int, done: dict[Step, int]) -> Step | None:
+    def _next_step(self, message: Recall, freed: int, done: dict[Step, int]) -> Step | None:
         """Return what to give up next, None when the demand is met or every holding had its turn."""
-        missing = None if demand is None else demand - freed
+        missing = None if message.demand is None else message.demand - freed
         tried = {(step.model, step.kind) for step in done}
         steps = recall.plan(self._shelf.holdings(), missing)
+        steps = [step for step in steps if not (message.gentle and step.between_slices)]
         return next((step for step in steps if (step.model, step.kind) not in tried), None)
 
     def _carry_out(self, step: Step, deadline: float) -> int:

@@ -12,7 +12,7 @@ import dataclasses
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from flexserve.core.recall import Holding, Kind
 from flexserve.errors import CallerError, FlexServeError
@@ -50,6 +50,7 @@ class Shelf:
         self._open: dict[str, OpenModel] = {}
         self._opening = ""
         self._failed: dict[str, FlexServeError] = {}
+        self._pinned: frozenset[str] = frozenset()
         self.lock = threading.RLock()
 
     # ---- the engine thread ----------------------------------------------------------------------
@@ -147,6 +148,11 @@ class Shelf:
             self._failed[name] = error
 
     # ---- any thread -------------------------------------------------------------------------------
+
+    def pin(self, names: Iterable[str]) -> None:
+        """Keep the weights of these models, and of no others, as long as anything else can be given up."""
+        with self.lock:
+            self._pinned = frozenset(names)
 
     def holdings(self) -> list[Holding]:
         """Return what open models hold. Call it under the lock to act on it."""

@@ -90,10 +90,12 @@ class AdjustableMemory:
     available: int = 48 * GIB
     stall: float | None = None
     resident: int = 0
+    free: int | None = None
+    refaulted: int | None = None
 
     def sample(self) -> MemorySample:
         """Return the readings as they are set."""
-        return MemorySample(self.total, self.available, self.stall)
+        return MemorySample(self.total, self.available, self.stall, self.free, self.refaulted)
 
     def charged(self, pid: int) -> int:
         """Return `resident`, whatever the process."""

@@ -24,6 +24,7 @@ MAX_TOP_LOGPROBS = 20
 MAX_TOOL_CALLS = 128
 MAX_SCHEMA = 1 << 16  # characters of a JSON schema, or of all tools of a request together
 MAX_TEXTS = 2048  # of one request for embeddings
+MAX_PINS = 64
 
 Count = Annotated[int, Meta(ge=0, le=1 << 53)]
 Serial = Annotated[int, Meta(ge=0, le=1 << 53)]
@@ -235,11 +236,21 @@ class Cancel(_Message, frozen=True):
 
 
 class Recall(_Message, frozen=True):
-    """Give memory back. `demand` None asks for all that is not in use by a running request."""
+    """Give memory back. `demand` None asks for all that is not in use by a running request.
+
+    `gentle`: at most `demand`, and only what neither a running request nor a pin needs.
+    """
 
     serial: Serial
     demand: Count | None
     deadline: Millis
+    gentle: bool = False
+
+
+class Pin(_Message, frozen=True):
+    """Keep the weights of these models, and of no others, until nothing else meets a definite demand."""
+
+    models: Annotated[list[Name], Meta(max_length=MAX_PINS)]
 
 
 class Grant(_Message, frozen=True):
@@ -353,7 +364,7 @@ class Status(_Message, frozen=True):
     running: Count
 
 
-ToSecure = Hello | Generate | Embed | Warm | Cancel | Recall | Grant | Query | Shutdown
+ToSecure = Hello | Generate | Embed | Warm | Cancel | Recall | Pin | Grant | Query | Shutdown
 ToNormal = (
     Welcome | NeedMemory | Returned | Started | Delta | Embedded | Finished | Failed | Recalled | Status
 )

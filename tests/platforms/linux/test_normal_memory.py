@@ -91,6 +91,97 @@ def test_the_tightest_limit_on_the_way_up_counts(tmp_path: Path) -> None:
     assert (sample.total, sample.available) == (2 * GIB, GIB)
 
 
+def test_what_files_keep_cached_is_available_but_not_free(tmp_path: Path) -> None:
+    folder = "sys/fs/cgroup/a"
+    memory = put(
+        tmp_path,
+        {
+            "proc/meminfo": MEMINFO,
+            "proc/self/cgroup": "0::/a\n",
+            f"{folder}/memory.max": f"{900 * KIB}\n",
+            f"{folder}/memory.current": f"{800 * KIB}\n",
+            f"{folder}/memory.stat": f"inactive_file {100 * KIB}\nactive_file {200 * KIB}\nunevictable 5\n",
+        },
+    )
+    sample = memory.sample()
+    assert (sample.available, sample.free) == (400 * KIB, 100 * KIB)
+
+
+def test_a_machine_without_limits_has_its_own_free_memory_and_refaults(tmp_path: Path) -> None:
+    memory = put(tmp_path, {"proc/meminfo": MEMINFO, "proc/vmstat": "workingset_refault_file 100\n"})
+    assert memory.sample().free == 1000 * KIB
+    put(tmp_path, {"proc/vmstat": "workingset_refault_anon 9\nworkingset_refault_file 350\n"})
+    assert memory.sample().refaulted == 250 * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_refaults_and_stalls_are_those_of_the_tightest_limit(tmp_path: Path) -> None:
+    files = {
+        "proc/meminfo": MEMINFO,
+        "proc/vmstat": "workingset_refault_file 0\n",
+        "proc/pressure/memory": PRESSURE,
+        "proc/self/cgroup": "0::/a/b\n",
+        "sys/fs/cgroup/a/b/memory.max": f"{2 * GIB}\n",
+        "sys/fs/cgroup/a/b/memory.stat": "workingset_refault_file 7\n",
+        "sys/fs/cgroup/a/memory.max": f"{GIB}\n",
+        "sys/fs/cgroup/a/memory.stat": "workingset_refault_file 50\n",
+        "sys/fs/cgroup/a/memory.pressure": "some avg10=2.50 avg60=1.00 avg300=0.00 total=5\n",
+    }
+    memory = put(tmp_path, files)
+    assert memory.sample().stall == 2.5
+    put(tmp_path, {"sys/fs/cgroup/a/memory.stat": "workingset_refault_file 60\n"})
+    assert memory.sample().refaulted == 10 * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_refaults_of_version_1_count_the_cgroups_below(tmp_path: Path) -> None:
+    mount = "sys/fs/cgroup/memory/job"
+    files = {
+        "proc/meminfo": MEMINFO,
+        "proc/self/cgroup": "4:memory:/job\n",
+        f"{mount}/memory.limit_in_bytes": f"{GIB}\n",
+        f"{mount}/memory.stat": "workingset_refault_file 1\ntotal_workingset_refault_file 30\n",
+    }
+    memory = put(tmp_path, files)
+    assert memory.sample().refaulted == 0
+    put(tmp_path, {f"{mount}/memory.stat": "total_workingset_refault_file 31\n"})
+    assert memory.sample().refaulted == os.sysconf("SC_PAGE_SIZE")
+
+
+def test_refaults_only_ever_count_up_when_limits_come_and_go(tmp_path: Path) -> None:
+    folder = "sys/fs/cgroup/a"
+    files = {
+        "proc/meminfo": MEMINFO,
+        "proc/vmstat": "workingset_refault_file 900000\n",
+        "proc/self/cgroup": "0::/a\n",
+        f"{folder}/memory.max": f"{GIB}\n",
+        f"{folder}/memory.stat": "workingset_refault_file 5\n",
+    }
+    memory, seen = put(tmp_path, files), []
+    for limit in (f"{GIB}\n", "max\n", f"{GIB}\n"):
+        put(tmp_path, {f"{folder}/memory.max": limit})
+        seen.append(memory.sample().refaulted)
+    assert seen == [0, 0, 0]
+
+
+def test_a_process_that_is_moved_is_followed(tmp_path: Path) -> None:
+    files = {"sys/fs/cgroup/b/memory.max": f"{GIB}\n", "proc/self/cgroup": "0::/\n"}
+    memory = put(tmp_path, {"proc/meminfo": MEMINFO, **files})
+    assert memory.sample().total == 16 * GIB
+    put(tmp_path, {"proc/self/cgroup": "0::/b\n"})
+    assert memory.sample().total == GIB
+
+
+def test_version_2_beside_version_1_is_found_where_it_is_mounted(tmp_path: Path) -> None:
+    memory = put(
+        tmp_path,
+        {
+            "proc/meminfo": MEMINFO,
+            "proc/self/cgroup": "3:cpu:/\n0::/a\n",
+            "sys/fs/cgroup/unified/a/memory.max": f"{GIB}\n",
+        },
+    )
+    assert memory.sample().total == GIB
+
+
 def test_a_limit_of_cgroup_v1_is_found_when_the_path_is_the_hosts(tmp_path: Path) -> None:
     mount = "sys/fs/cgroup/memory"
     memory = put(

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from flexserve import __version__
 from flexserve.errors import FlexServeError
-from flexserve.normal.api import generation, operations
+from flexserve.normal.api import generation, memory, operations
 from flexserve.normal.api.envelope import LOOPBACK_NAMES, Envelope
 from flexserve.normal.api.errors import from_error, from_http, from_validation
 from flexserve.normal.world import World
@@ -29,6 +29,7 @@ def create_app(world: World, *, hosts: Collection[str] | None = LOOPBACK_NAMES) 
     app.state.world = world
     app.include_router(generation.router)
     app.include_router(operations.router)
+    app.include_router(memory.router)
     app.add_exception_handler(FlexServeError, _answer_error)
     app.add_exception_handler(RequestValidationError, _answer_validation)
     app.add_exception_handler(HTTPException, _answer_http)

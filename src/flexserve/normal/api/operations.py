@@ -23,7 +23,7 @@ router = APIRouter(tags=["operations"])
 @router.get("/health")
 async def health(request: Request) -> Response:
     """Say whether requests can be served now: 200, or 503 with the reason."""
-    world = _world(request)
+    world = world_of(request)
     body: dict[str, Any] = {
         "status": world.state.value,
         "protection": dataclasses.asdict(world.protection),
@@ -44,14 +44,14 @@ async def health(request: Request) -> Response:
 @router.get("/v1/models")
 async def list_models(request: Request) -> Response:
     """List the models of the store, in OpenAI's form."""
-    models = await _world(request).models()
+    models = await world_of(request).models()
     return JSONResponse({"object": "list", "data": [_card(model) for model in models]})
 
 
 @router.get("/v1/models/{name:path}")
 async def show_model(name: str, request: Request) -> Response:
     """Show one model of the store, in OpenAI's form."""
-    for model in await _world(request).models():
+    for model in await world_of(request).models():
         if model.name == name:
             return JSONResponse(_card(model))
     raise UnknownModelError("There is no such model.", hint="GET /v1/models lists them.")
@@ -60,12 +60,12 @@ async def show_model(name: str, request: Request) -> Response:
 @router.get("/models")
 async def show_states(request: Request) -> Response:
     """Show where every byte is: per model, in total, and as the OS counts it. Sizes in bytes."""
-    world = _world(request)
+    world = world_of(request)
     report = await world.report()
     memory = report.status.memory
     body = {
         "protection": dataclasses.asdict(world.protection),
-        "models": [_state(model) for model in report.status.models],
+        "models": [_state(model, pinned=model.name in world.pins) for model in report.status.models],
         "queued": report.status.queued,
         "running": report.status.running,
         "memory": {
@@ -76,7 +76,7 @@ async def show_states(request: Request) -> Response:
             "recalling": memory.recalling,
         },
         "os": {
-            **_os(report.os),
+            **described_os(report.os),
             "secure_pid": report.pid,
             "secure_claimed": memory.os_secure,
             "rss_claimed": memory.os_rss,
@@ -92,7 +92,7 @@ async def recall(request: Request, body: RecallRequest | None = None) -> Respons
     `claimed` is the secure world's account, `measured` what the normal world reads from the OS.
     """
     asked = body or RecallRequest()
-    report = await _world(request).recall(asked.bytes, deadline=asked.deadline_ms / 1000)
+    report = await world_of(request).recall(asked.bytes, deadline=asked.deadline_ms / 1000)
     claim = report.claim
     answer = {
         "asked": asked.bytes,
@@ -101,20 +101,17 @@ async def recall(request: Request, body: RecallRequest | None = None) -> Respons
         "elapsed_ms": claim.elapsed,
         "plan": claim.plan,
         "claimed": {"before": claim.os_before, "after": claim.os_after},
-        "measured": {"freed": report.freed, "before": _os(report.before), "after": _os(report.after)},
+        "measured": {
+            "freed": report.freed,
+            "before": described_os(report.before),
+            "after": described_os(report.after),
+        },
     }
     return JSONResponse(answer)
 
 
-@router.get("/decisions")
-async def decisions(request: Request) -> Response:
-    """Show the last grants, refusals, recalls and returns with their reasons, oldest first."""
-    return JSONResponse(
-        {"decisions": [dataclasses.asdict(decision) for decision in _world(request).decisions]}
-    )
-
-
-def _world(request: Request) -> World:
+def world_of(request: Request) -> World:
+    """Return the world that the application of `request` serves."""
     world = request.app.state.world
     assert isinstance(world, World)
     return world
@@ -124,7 +121,7 @@ def _card(model: ModelStatus) -> dict[str, Any]:
     return {"id": model.name, "object": "model", "created": 0, "owned_by": "flexserve"}
 
 
-def _state(model: ModelStatus) -> dict[str, Any]:
+def _state(model: ModelStatus, *, pinned: bool) -> dict[str, Any]:
     error = model.error
     return {
         "name": model.name,
@@ -135,11 +132,13 @@ def _state(model: ModelStatus) -> dict[str, Any]:
         "kv": model.kv,
         "scratch": model.scratch,
         "running": model.running,
+        "pinned": pinned,
         "error": None
         if error is None
         else {"code": error.code, "message": error.message, "hint": error.hint},
     }
 
 
-def _os(view: OsView) -> dict[str, Any]:
+def described_os(view: OsView) -> dict[str, Any]:
+    """Return what the OS counts, as it stands in JSON."""
     return {"total": view.total, "available": view.available, "stall": view.stall, "secure_rss": view.rss}

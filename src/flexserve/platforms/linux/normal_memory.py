@@ -1,8 +1,10 @@
 """What Linux says about memory: the NormalMemory port over /proc and the memory cgroup.
 
-A server inside a container may use less than the machine has: the tightest memory limit on the
-way from this process's cgroup to the root bounds both `total` and `available`. Page cache that
-the kernel would drop first (inactive_file) counts as available there, as it does in MemAvailable.
+A server inside a container may use less than the machine has: every memory limit on the way from
+this process's cgroup to the root bounds `total`, `available` and `free`. Cached file pages count
+as available there, as they do in MemAvailable: the kernel drops them before anything fails. What
+dropping them costs their users shows in `refaulted` and `stall`, which are those of the cgroup
+whose limit is the tightest, or the machine's when no limit is below its memory.
 """
 
 from __future__ import annotations
@@ -23,14 +25,17 @@ _AVG10 = re.compile(r"^some avg10=(\d{1,3}\.\d+) ", re.MULTILINE)
 class LinuxNormalMemory:
     """The memory of this machine, or of the cgroup this process lives in.
 
-    `root` is where /proc and /sys are found: "/" but in tests. Reads a handful of small files
-    per call (some 100 µs) and keeps no state that could grow.
+    `root` is where /proc and /sys are found: "/" but in tests. Reads a dozen small files per call
+    (some 200 µs), limits included, since both they and the process's cgroup may change meanwhile.
     """
 
     def __init__(self, *, root: Path = Path("/")) -> None:
         self._root = root
         self._page = os.sysconf("SC_PAGE_SIZE")
-        self._cgroups = list(_limiting_cgroups(root))
+        self._membership: str | None = None
+        self._cgroups: list[_Cgroup] = []
+        self._counter: tuple[Path, int] | None = None  # what was last read of whose refaults, in pages
+        self._refaulted = 0  # pages
 
     def sample(self) -> MemorySample:
         """Return the state of memory now. Raises NormalWorldError when the OS does not tell."""
@@ -42,11 +47,18 @@ class LinuxNormalMemory:
                 f"/proc/meminfo has no {missing.args[0]}.",
                 hint="Use Linux 3.14 or newer, with /proc mounted.",
             ) from None
-        for cgroup in self._cgroups:
+        free = fields.get("MemFree")
+        tightest: _Cgroup | None = None
+        for cgroup in self._own_cgroups():
             limit = cgroup.limit()
-            total = min(total, limit)
-            available = min(available, max(0, limit - cgroup.used()))
-        return MemorySample(total=total, available=available, stall=self._stall())
+            if limit >= _UNLIMITED:
+                continue
+            cgroup.look()
+            if limit < total:
+                total, tightest = limit, cgroup
+            available = min(available, max(0, limit - cgroup.used))
+            free = None if free is None else min(free, max(0, limit - cgroup.usage))
+        return MemorySample(total, available, self._stall(tightest), free, self._count_refaults(tightest))
 
     def charged(self, pid: int) -> int:
         """Return the bytes that the OS counts as resident for process `pid` (0 if it is gone).
@@ -59,67 +71,105 @@ class LinuxNormalMemory:
         except (NormalWorldError, IndexError, ValueError):
             return 0
 
-    def _stall(self) -> float | None:
+    def _own_cgroups(self) -> list[_Cgroup]:
         try:
-            match = _AVG10.search(_read(self._root / "proc/pressure/memory"))
-        except NormalWorldError:  # a kernel without CONFIG_PSI, or psi=0
+            membership = _read(self._root / "proc/self/cgroup")
+        except NormalWorldError:  # a kernel without cgroups
+            membership = ""
+        if membership != self._membership:
+            self._membership = membership
+            self._cgroups = list(_memory_cgroups(self._root, membership))
+        return self._cgroups
+
+    def _stall(self, cgroup: _Cgroup | None) -> float | None:
+        """Return PSI of `cgroup` where it has its own (version 2), else the machine's."""
+        own = [] if cgroup is None else [cgroup.folder / "memory.pressure"]
+        for path in (*own, self._root / "proc/pressure/memory"):
+            try:
+                match = _AVG10.search(_read(path))
+            except NormalWorldError:  # a kernel without CONFIG_PSI, or psi=0, or version 1
+                continue
+            return float(match[1]) if match else None
+        return None
+
+    def _count_refaults(self, cgroup: _Cgroup | None) -> int | None:
+        """Return the bytes of files read back since the first call, of `cgroup` or the machine.
+
+        Counted up across a change of limits, which may change whose counter is read.
+        """
+        if cgroup is not None:
+            folder, pages = cgroup.folder, cgroup.refaults
+        else:
+            folder = self._root / "proc/vmstat"
+            try:
+                pages = _fields(_read(folder), scale=1).get("workingset_refault_file")
+            except NormalWorldError:
+                pages = None
+        if pages is None:
             return None
-        return float(match[1]) if match else None
+        if self._counter is not None and self._counter[0] == folder:
+            self._refaulted += max(0, pages - self._counter[1])
+        self._counter = folder, pages
+        return self._refaulted * self._page
 
 
 class _Cgroup:
-    """One memory cgroup, version 1 or 2: the same three facts under different names."""
+    """One memory cgroup, version 1 or 2: the same facts under different names.
 
-    def __init__(self, path: Path, *, limits: tuple[str, ...], usage: str, inactive: str) -> None:
-        self._path = path
+    `usage`, `used` and `refaults` are those of the last `look`; all of the cgroup and those below it.
+    """
+
+    def __init__(self, folder: Path, *, limits: tuple[str, ...], usage: str, prefix: str) -> None:
+        self.folder = folder
         self._limits = limits
         self._usage = usage
-        self._inactive = inactive
+        self._prefix = prefix  # of what counts the cgroups below, too
+        self.usage = 0  # bytes
+        self.used = 0  # bytes that the kernel cannot drop by forgetting files
+        self.refaults: int | None = None  # pages; None: this kernel does not count them
 
     def limit(self) -> int:
         """Return the bytes this cgroup may use; _UNLIMITED where it has no limit (any more)."""
         return min(
-            (_number(self._path / name, absent=_UNLIMITED) for name in self._limits), default=_UNLIMITED
+            (_number(self.folder / name, absent=_UNLIMITED) for name in self._limits), default=_UNLIMITED
         )
 
-    def used(self) -> int:
-        """Return the bytes this cgroup uses and the kernel would not drop first."""
-        usage = _number(self._path / self._usage, absent=0)
+    def look(self) -> None:
+        """Read what is used, and of what kind."""
+        self.usage = _number(self.folder / self._usage, absent=0)
         try:
-            stat = _fields(_read(self._path / "memory.stat"), scale=1)
+            stat = _fields(_read(self.folder / "memory.stat"), scale=1)
         except NormalWorldError:
-            return usage
-        return max(0, usage - stat.get(self._inactive, 0))
+            stat = {}
+        cached = (stat.get(f"{self._prefix}{list_}_file", 0) for list_ in ("inactive", "active"))
+        self.used = max(0, self.usage - sum(cached))
+        name = f"{self._prefix}workingset_refault"
+        self.refaults = stat.get(f"{name}_file", stat.get(name))  # the shorter name before Linux 5.9
 
 
-def _limiting_cgroups(root: Path) -> Iterator[_Cgroup]:
-    """Yield the memory cgroups from this process's own up to the root that can hold a limit."""
-    try:
-        lines = _read(root / "proc/self/cgroup").splitlines()
-    except NormalWorldError:  # a kernel without cgroups
-        return
-    for line in lines:
+def _memory_cgroups(root: Path, membership: str) -> Iterator[_Cgroup]:
+    """Yield the memory cgroups from this process's own up to the root that can hold a limit.
+
+    `membership` is the text of /proc/self/cgroup. Version 2 is mounted at its own place, or, beside
+    version 1, at "unified"; a controller is with one version only.
+    """
+    for line in membership.splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if controllers == "":
-            mount = root / "sys/fs/cgroup"
-            for folder in _upwards(mount, path):
-                if (folder / "memory.max").exists():
-                    yield _Cgroup(
-                        folder,
-                        limits=("memory.max", "memory.high"),
-                        usage="memory.current",
-                        inactive="inactive_file",
-                    )
+            for mount in (root / "sys/fs/cgroup", root / "sys/fs/cgroup/unified"):
+                for folder in _upwards(mount, path):
+                    if (folder / "memory.max").exists():
+                        limits = ("memory.max", "memory.high")
+                        yield _Cgroup(folder, limits=limits, usage="memory.current", prefix="")
         elif "memory" in controllers.split(","):
-            mount = root / "sys/fs/cgroup/memory"
-            for folder in _upwards(mount, path):
+            for folder in _upwards(root / "sys/fs/cgroup/memory", path):
                 if (folder / "memory.limit_in_bytes").exists():
                     yield _Cgroup(
                         folder,
                         limits=("memory.limit_in_bytes",),
                         usage="memory.usage_in_bytes",
-                        inactive="total_inactive_file",
+                        prefix="total_",
                     )
 
 

@@ -1,0 +1,92 @@
+"""free, limit, pin, unpin, log."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from servers import Cli, ScriptedServer
+
+from flexserve import settings
+from flexserve.normal import main as normal_main
+from flexserve.normal.main import ServeOptions
+from flexserve.normal.pins import Pins
+from flexserve.units import GIB, MIB
+
+
+def test_free_says_what_is_available_and_for_how_long(cli: Cli, server: ScriptedServer) -> None:
+    result = cli("free", "512M", "--hold", "5")
+    assert result.exit_code == 0
+    assert "48.0 GiB are available" in result.stdout
+    assert "no model gets any of 512 MiB for 5 s" in result.stdout
+    assert json.loads(cli("free", "1G", "--json").stdout)["asked"] == GIB
+
+
+def test_free_fails_when_there_is_too_little_after_all(cli: Cli, server: ScriptedServer) -> None:
+    result = cli("free", "100T")
+    assert result.exit_code == 1
+    assert "less than" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments", [("free", "much"), ("free",), ("limit", "much"), ("free", "1G", "--hold", "-1")]
+)
+def test_a_wrong_argument_is_a_usage_error(
+    cli: Cli, server: ScriptedServer, arguments: tuple[str, ...]
+) -> None:
+    assert cli(*arguments).exit_code == 2
+
+
+def test_limit_sets_shows_and_lifts_the_cap(cli: Cli, server: ScriptedServer) -> None:
+    assert "limit    2.0 GiB" in cli("limit", "2G").stdout
+    assert json.loads(cli("limit", "--json").stdout)["cap"] == 2 * GIB
+    assert "limit    none" in cli("limit", "none").stdout
+
+
+def test_serve_takes_its_cap_from_the_flag_or_the_environment(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served: list[ServeOptions] = []
+    monkeypatch.setattr(normal_main, "serve", lambda options: served.append(options) or 0)
+    monkeypatch.setenv("FLEXSERVE_MAX_MEMORY", "512MiB")
+    cli("serve")
+    cli("serve", "--max-memory", "2G")
+    cli("serve", "--max-memory", "none")
+    assert [options.max_memory for options in served] == [512 * MIB, 2 * GIB, None]
+    wrong = cli("serve", "--max-memory", "much")
+    assert wrong.exit_code == 1
+    assert "--max-memory" in wrong.stderr
+
+
+def test_a_pinned_model_is_shown_and_written_down(cli: Cli, server: ScriptedServer) -> None:
+    assert cli("pin", "tiny").stdout == "pinned tiny\n"
+    assert "partial, pinned" in cli("ps").stdout
+    assert cli("unpin", "tiny").stdout == "unpinned tiny\n"
+    assert "pinned" not in cli("ps").stdout
+
+
+def test_what_is_not_there_cannot_be_pinned_nor_unpinned(cli: Cli, server: ScriptedServer) -> None:
+    assert "There is no model 'nobody'" in cli("pin", "nobody").stderr
+    assert "tiny is not pinned" in cli("unpin", "tiny").stderr
+
+
+def test_without_a_server_a_pin_is_for_the_next_one(cli: Cli, gguf: Path) -> None:
+    cli("add", str(gguf), "--name", "small")
+    result = cli("pin", "small")
+    assert result.exit_code == 0
+    assert "the next one will do so" in result.stderr
+    assert Pins(settings.load().pins).names == ("small",)
+    assert cli("pin", "nobody").exit_code == 1
+    cli("unpin", "small")
+    assert Pins(settings.load().pins).names == ()
+
+
+def test_the_log_has_a_line_for_each_decision_with_its_reason(cli: Cli, server: ScriptedServer) -> None:
+    cli("free", "1G", "--hold", "7")
+    cli("limit", "2G")
+    lines = cli("log").stdout.splitlines()
+    assert [line.split()[1] for line in lines] == ["hold", "cap"]
+    assert lines[0].endswith("1.0 GiB: another program asked for it, for 7 s")
+    decisions = [json.loads(line) for line in cli("log", "--json").stdout.splitlines()]
+    assert [decision["kind"] for decision in decisions] == ["hold", "cap"]
