@@ -7,7 +7,6 @@ key or a value out of bounds is an error that says where it came from.
 from __future__ import annotations
 
 import os
-import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings.sources import InitSettingsSource
 
+from flexserve import units
 from flexserve.errors import CallerError
 from flexserve.units import parse_size
 
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 _PREFIX = "FLEXSERVE_"
 _MAX_FILE = 1 << 20  # bytes of the configuration file
-_SECONDS = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
-_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|)\s*")
 _MAX_SIZE_TEXT = 32  # characters of a size
 _YEAR = 365 * 86400.0
 
@@ -57,14 +55,7 @@ def parse_duration(value: object) -> object:
 
     What is no text is returned as it is, for the type check that follows. Raises ValueError.
     """
-    if not isinstance(value, str):
-        return value
-    if value.strip() == "-1":
-        return -1.0
-    match = _DURATION.fullmatch(value)
-    if match is None:
-        raise ValueError("Write it like 10m, 90s, 0 or -1 (never)")
-    return float(match[1]) * _SECONDS[match[2]]
+    return units.parse_duration(value) if isinstance(value, str) else value
 
 
 def _check_duration(seconds: float) -> float:

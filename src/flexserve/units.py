@@ -12,6 +12,8 @@ GIB = 1 << 30
 
 _FACTORS = {"": 1, "b": 1, "k": KIB, "m": MIB, "g": GIB, "t": GIB << 10}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?\s*", re.IGNORECASE)
+_SECONDS = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|)\s*", re.ASCII)
 
 
 def parse_size(text: str) -> int:
@@ -23,6 +25,19 @@ def parse_size(text: str) -> int:
     if match is None:
         raise CallerError(f"{text!r} is not a size.", hint="Write it like 512M, 1.5GiB or 4096.")
     return int(float(match[1]) * _FACTORS[match[2].lower()])
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds that "10m", "90s", "500ms", "300" or "-1" (for ever) stand for.
+
+    Raises ValueError when it is none of these.
+    """
+    if text.strip() == "-1":
+        return -1.0
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise ValueError("Write it like 10m, 90s, 0 or -1 (never)")
+    return float(match[1]) * _SECONDS[match[2]]
 
 
 def format_size(size: int) -> str:

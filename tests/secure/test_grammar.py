@@ -61,7 +61,10 @@ class Reader:
             rules.close()
 
     def walk(self, grammar: str, seed: int, limit: int = 400) -> str | None:
-        """Return some text that the grammar allows, at random; None when it does not come to an end."""
+        """Return some text that the grammar allows, at random; None when that has no end or is not UTF-8.
+
+        llama.cpp's grammars let tokens through that are parts of characters that do not exist.
+        """
         rng = np.random.default_rng(seed)
         rules = TextGrammar(self.vocabulary, grammar)
         text = b""
@@ -71,12 +74,16 @@ class Reader:
                 data = rules.confine(likes).data
                 token = int(data["id"][np.argmax(data["logit"])])
                 if lib.llama_vocab_is_eog(self.vocabulary, token):
-                    return text.decode()
+                    return text.decode() if _is_utf8(text) else None
                 rules.accept(token)
                 text += self.piece(token)
         finally:
             rules.close()
         return None
+
+
+def _is_utf8(text: bytes) -> bool:
+    return text.decode(errors="ignore").encode() == text
 
 
 @functools.cache

@@ -18,6 +18,7 @@ from flexserve.world.messages import (
     ChatMessage,
     ChatPrompt,
     Delta,
+    Embed,
     Generate,
     Hello,
     NeedMemory,
@@ -26,6 +27,7 @@ from flexserve.world.messages import (
     Sampling,
     TextPrompt,
     ToNormal,
+    ToolCall,
     ToSecure,
 )
 
@@ -39,14 +41,35 @@ SAMPLING = st.builds(
     seed=st.none() | st.integers(0, (1 << 63) - 1),
     stop=st.lists(TEXT.filter(bool), max_size=4),
     logprobs=st.none() | st.integers(0, messages.MAX_TOP_LOGPROBS),
+    schema=st.none() | TEXT,
 )
 PROMPTS = st.builds(TextPrompt, TEXT) | st.builds(
     ChatPrompt,
-    st.lists(st.builds(ChatMessage, st.sampled_from(["user", "system"]), TEXT), min_size=1, max_size=3),
+    st.lists(
+        st.builds(
+            ChatMessage,
+            st.sampled_from(["user", "system"]),
+            TEXT,
+            st.lists(st.builds(ToolCall, TEXT, TEXT.filter(bool), TEXT), max_size=2),
+            TEXT,
+            TEXT,
+        ),
+        min_size=1,
+        max_size=3,
+    ),
+    st.none() | TEXT,
+    st.lists(TEXT.filter(bool), max_size=2),
 )
 TO_SECURE = st.one_of(
     st.builds(Hello, st.integers(0, 9)),
     st.builds(Generate, SERIALS, TEXT.filter(bool), PROMPTS, SAMPLING),
+    st.builds(
+        Embed,
+        SERIALS,
+        TEXT.filter(bool),
+        st.lists(TEXT, min_size=1, max_size=4),
+        keep_alive=st.none() | st.floats(-1, 1e9),
+    ),
     st.builds(Cancel, SERIALS),
     st.builds(Recall, SERIALS, st.none() | SERIALS, st.floats(0, 1e12)),
 )

@@ -1,6 +1,6 @@
 """One request's answer on its way from the secure world to a client that may be slow.
 
-The order is a law: Started, then Delta…, then Finished; or Failed at any point. What breaks it
+The order is a law: Started, then Delta… or Embedded…, then Finished; or Failed at any point. What breaks it
 is a PeerError. The backlog is bounded: a client that stops reading loses its request, not the
 server's memory.
 """
@@ -11,15 +11,15 @@ import asyncio
 import enum
 from collections import deque
 from collections.abc import Callable
-from typing import Self
+from typing import Protocol, Self
 
 from flexserve.errors import Blame, CallerError, CancelledError, FlexServeError, PeerError, rebuild
-from flexserve.world.messages import Delta, Failed, Failure, Finished, Started
+from flexserve.world.messages import Delta, Embedded, Failed, Failure, Finished, Started
 
 MAX_BACKLOG = 4 << 20  # cost of what waits for one client, in bytes of its text and structure
 _MESSAGE_COST = 256  # bytes of Python objects around a message, roughly
 
-AnswerMessage = Started | Delta | Finished
+AnswerMessage = Started | Delta | Embedded | Finished
 
 
 class _Phase(enum.Enum):
@@ -28,16 +28,29 @@ class _Phase(enum.Enum):
     ENDED = "ended"
 
 
+class Observer(Protocol):
+    """Who follows a request as it goes, for statistics. Its methods must not raise."""
+
+    def saw(self, message: AnswerMessage | Failed) -> None:
+        """Take note of a message, when it came."""
+
+    def lost(self) -> None:
+        """Take note that no more comes: the secure world is gone."""
+
+
 class Answer:
-    """An async iterator over Started, Delta… and Finished; a failed request raises.
+    """An async iterator over Started, Delta… (or Embedded…) and Finished; a failed request raises.
 
     Use it as an async context manager: leaving early cancels the request in the secure world.
     Fed by the channel's reader, read by one consumer, both on the same event loop.
     """
 
-    def __init__(self, request: int, *, cancel: Callable[[int], None]) -> None:
+    def __init__(
+        self, request: int, *, cancel: Callable[[int], None], observer: Observer | None = None
+    ) -> None:
         self.request = request
         self._cancel = cancel
+        self._observer = observer
         self._phase = _Phase.QUEUED
         self._backlog: deque[AnswerMessage] = deque()
         self._cost = 0
@@ -53,6 +66,8 @@ class Answer:
     def push(self, message: AnswerMessage | Failed) -> None:
         """Take the next message from the secure world. Raises PeerError when it is out of order."""
         self._advance(message)
+        if self._observer is not None:
+            self._observer.saw(message)
         if self._abandoned:
             return
         if isinstance(message, Failed):
@@ -66,6 +81,8 @@ class Answer:
 
     def fail(self, error: FlexServeError) -> None:
         """End the answer from this side: the channel is gone."""
+        if self._observer is not None and not self.ended:
+            self._observer.lost()
         self._phase = _Phase.ENDED
         self._error = self._error or error
         self._news.set()
@@ -105,7 +122,7 @@ class Answer:
         match message, self._phase:
             case Started(), _Phase.QUEUED:
                 self._phase = _Phase.RUNNING
-            case Delta(), _Phase.RUNNING:
+            case Delta() | Embedded(), _Phase.RUNNING:
                 pass
             case Finished(), _Phase.RUNNING:
                 self._phase = _Phase.ENDED
@@ -144,6 +161,8 @@ def cancelled() -> CancelledError:
 
 
 def _cost(message: AnswerMessage) -> int:
+    if isinstance(message, Embedded):
+        return _MESSAGE_COST + sum(map(len, message.vectors))
     if not isinstance(message, Delta):
         return _MESSAGE_COST
     entries = sum(1 + len(choice.top) for choice in message.choices)

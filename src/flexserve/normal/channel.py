@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import itertools
 import socket
 from collections.abc import Sequence
@@ -18,13 +19,16 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from flexserve.errors import CallerError, FlexServeError, PeerError, QueueFullError
-from flexserve.normal.answer import Answer
+from flexserve.normal.answer import Answer, Observer
+from flexserve.normal.terms import Terms
 from flexserve.world.framing import FrameDecoder, encode
 from flexserve.world.messages import (
     PROTOCOL_VERSION,
     Cancel,
     ChatPrompt,
     Delta,
+    Embed,
+    Embedded,
     Failed,
     Finished,
     Generate,
@@ -50,6 +54,7 @@ MAX_QUESTIONS = 256  # queries and recalls that the secure world still owes an a
 MAX_UNSENT = 32 << 20  # bytes the secure world may leave unread before it counts as hung
 ANSWER_TIMEOUT = 10.0  # seconds; a healthy secure world answers a query between two slices
 _READ_SIZE = 256 << 10
+_USUAL = Terms()
 
 A = TypeVar("A", Status, Recalled)
 
@@ -98,18 +103,38 @@ class WorldChannel:
         self._memory = memory
         self._task = asyncio.create_task(self._read(backlog), name="world-channel")
 
-    async def generate(self, model: str, prompt: ChatPrompt | TextPrompt, sampling: Sampling) -> Answer:
+    async def generate(
+        self,
+        model: str,
+        prompt: ChatPrompt | TextPrompt,
+        sampling: Sampling,
+        terms: Terms = _USUAL,
+        observer: Observer | None = None,
+    ) -> Answer:
+        """Send a request for text and return its answer to come; see `_send`."""
+        fields = dataclasses.asdict(terms)
+        return await self._send(Generate(next(self._numbers), model, prompt, sampling, **fields), observer)
+
+    async def embed(
+        self, model: str, texts: list[str], terms: Terms = _USUAL, observer: Observer | None = None
+    ) -> Answer:
+        """Send a request for vectors and return its answer to come; see `_send`."""
+        return await self._send(
+            Embed(next(self._numbers), model, texts, **dataclasses.asdict(terms)), observer
+        )
+
+    async def _send(self, message: Generate | Embed, observer: Observer | None) -> Answer:
         """Send a request and return its answer to come. Use the answer as a context manager.
 
-        Raises CallerError for a request that the protocol has no room for, QueueFullError when
-        too many are in flight, PeerError when the channel is dead.
+        `observer` hears of everything once the request is on its way. Raises CallerError for a
+        request that the protocol has no room for, QueueFullError when too many are in flight,
+        PeerError when the channel is dead.
         """
         if len(self._answers) >= MAX_REQUESTS:
             raise QueueFullError("Too many requests are in flight.", hint="Retry in a moment.")
-        message = Generate(next(self._numbers), model, prompt, sampling)
         frame = _checked(message)
         self._write(frame)
-        answer = Answer(message.request, cancel=self._cancel)
+        answer = Answer(message.request, cancel=self._cancel, observer=observer)
         self._answers[message.request] = answer
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT):
@@ -204,7 +229,7 @@ class WorldChannel:
 
     def _dispatch(self, message: Any) -> None:
         match message:
-            case Started() | Delta() | Finished() | Failed():
+            case Started() | Delta() | Embedded() | Finished() | Failed():
                 self._deliver(message)
             case Status() | Recalled():
                 self._settle(message)
@@ -217,7 +242,7 @@ class WorldChannel:
             case _:
                 raise PeerError(f"The secure world sent {type(message).__name__} out of order.")
 
-    def _deliver(self, message: Started | Delta | Finished | Failed) -> None:
+    def _deliver(self, message: Started | Delta | Embedded | Finished | Failed) -> None:
         answer = self._answers.get(message.request)
         if answer is None:
             raise PeerError(f"The secure world sent {type(message).__name__} for a request it has not.")
@@ -304,7 +329,7 @@ def _check_welcome(message: Any) -> None:
         )
 
 
-def _checked(message: Generate) -> bytes:
+def _checked(message: Generate | Embed) -> bytes:
     """Return the frame of `message`, which decodes at the other end, or raise CallerError.
 
     The encoder does not check bounds; the secure world does, and would take a request beyond
@@ -312,7 +337,7 @@ def _checked(message: Generate) -> bytes:
     """
     try:
         body = msgspec.msgpack.encode(message)
-        msgspec.msgpack.decode(body, type=Generate)
+        msgspec.msgpack.decode(body, type=type(message))
         return encode(message)
     except UnicodeEncodeError:
         raise CallerError("The prompt is not valid Unicode text.", hint="Send it as UTF-8.") from None

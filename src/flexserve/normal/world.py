@@ -14,16 +14,18 @@ from collections.abc import AsyncIterator, Iterable
 from flexserve.core.pressure import Budget, Limits
 from flexserve.errors import FlexServeError, UnknownModelError
 from flexserve.normal import journal
-from flexserve.normal.answer import Answer
+from flexserve.normal.answer import Answer, Observer
 from flexserve.normal.launcher import Launcher, SecureOptions
 from flexserve.normal.ledger import Counters, Ledger
 from flexserve.normal.memory import MemoryBroker, OsView, RecallReport, Room
 from flexserve.normal.pins import Pins
 from flexserve.normal.supervisor import Launch, Supervisor, WorldState
+from flexserve.normal.terms import Terms
 from flexserve.platforms.linux.normal_memory import LinuxNormalMemory
 from flexserve.platforms.ports import NormalMemory, Protection
 from flexserve.world.messages import ChatPrompt, ModelStatus, Sampling, Status, TextPrompt, Welcome
 
+_USUAL = Terms()
 DRAIN = 10.0  # seconds that running requests get when their server ends
 
 
@@ -102,12 +104,25 @@ class World:
         """Return if a request could be served now; raise what it would be answered otherwise."""
         self._supervisor.channel()
 
-    async def generate(self, model: str, prompt: ChatPrompt | TextPrompt, sampling: Sampling) -> Answer:
+    async def generate(
+        self,
+        model: str,
+        prompt: ChatPrompt | TextPrompt,
+        sampling: Sampling,
+        terms: Terms = _USUAL,
+        observer: Observer | None = None,
+    ) -> Answer:
         """Start a request; `async with` the answer, and iterate it. See normal.answer.Answer.
 
         Raises CallerError for a request out of bounds, QueueFullError when too many are in flight.
         """
-        return await self._supervisor.channel().generate(model, prompt, sampling)
+        return await self._supervisor.channel().generate(model, prompt, sampling, terms, observer)
+
+    async def embed(
+        self, model: str, texts: list[str], terms: Terms = _USUAL, observer: Observer | None = None
+    ) -> Answer:
+        """Start a request for the vectors of `texts`; otherwise as `generate`."""
+        return await self._supervisor.channel().embed(model, texts, terms, observer)
 
     async def report(self) -> WorldReport:
         """Return the state of models and memory. Never wakes a model."""

@@ -41,6 +41,7 @@ from flexserve.units import MIB
 from flexserve.world.messages import (
     PROTOCOL_VERSION,
     Cancel,
+    Embed,
     Generate,
     MemoryStatus,
     Pin,
@@ -94,7 +95,7 @@ class SecureWorld:
         )
         for message in self._link.messages():
             match message:
-                case Generate() | Warm():
+                case Generate() | Embed() | Warm():
                     self._scheduler.submit(message)
                 case Cancel():
                     self._scheduler.cancel(message.request)

@@ -11,15 +11,16 @@ from collections.abc import Callable
 import msgspec
 
 from flexserve.errors import CancelledError, FlexServeError, QueueFullError
+from flexserve.secure.embed import Embedding
 from flexserve.secure.failures import failure_of
 from flexserve.secure.generate import Generation, Warming
 from flexserve.secure.shelf import OpenModel, Shelf
-from flexserve.world.messages import Failed, Generate, Warm
+from flexserve.world.messages import Embed, Failed, Generate, Warm
 
 
 @dataclasses.dataclass(slots=True)
 class _Job:
-    request: Generate | Warm
+    request: Generate | Embed | Warm
     received: float  # monotonic seconds
     cancelled: bool = False
     entry: OpenModel | None = None  # while it runs
@@ -43,7 +44,7 @@ class Scheduler:
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
 
-    def submit(self, request: Generate | Warm) -> None:
+    def submit(self, request: Generate | Embed | Warm) -> None:
         """Queue a request, or report at once that the queue is full or the server is ending."""
         with self._changed:
             if self._closing:
@@ -134,6 +135,10 @@ class Scheduler:
                 match job.request:
                     case Warm():
                         finished = Warming(entry, job.request, job.received).run()
+                    case Embed():
+                        finished = Embedding(entry, job.request, job.received, self._send).run(
+                            lambda: self._check(job)
+                        )
                     case Generate():
                         finished = Generation(entry, job.request, job.received, self._send).run()
             finally:

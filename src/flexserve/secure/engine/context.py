@@ -63,6 +63,7 @@ class Context:
         parameters.n_outputs_max = 1  # logits of the last token only: the rest would be scratch
         parameters.n_threads = parameters.n_threads_batch = self._engine.threads
         parameters.no_perf = True
+        self._specialise(parameters)
         with self._engine.hooks.owner(self):
             self.address = lib.llama_init_from_model(model.address, parameters) or 0
         if not self.address:
@@ -70,6 +71,9 @@ class Context:
         # llama.cpp's own making of the context needed memory; requests will ask for theirs.
         size = self.release_kv() + self.release_scratch() + self._engine.release_work()
         self._engine.flexmem.report_returned(size)
+
+    def _specialise(self, parameters: lib.llama_context_params) -> None:
+        """Change what llama.cpp is asked for. For kinds of contexts that generate no text."""
 
     def close(self) -> None:
         """Free the context. Always safe."""

@@ -1,0 +1,66 @@
+"""One request for embeddings, from texts to vectors."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from flexserve.errors import CallerError
+from flexserve.secure.engine.embedder import Embedder
+from flexserve.secure.shelf import OpenModel
+from flexserve.world.messages import Embed, Embedded, Finished, Started, Timings, Usage
+
+_TOGETHER = 64  # vectors of a message: far below what a frame holds, for any model
+_MAX_TOKENS = 1 << 20  # of all texts of a request
+
+
+class Embedding:
+    """Runs one request on a leased model and sends its messages.
+
+    `received` is when the request came in (monotonic seconds).
+    """
+
+    def __init__(
+        self, entry: OpenModel, request: Embed, received: float, send: Callable[[msgspec.Struct], None]
+    ) -> None:
+        self._entry, self._request, self._received, self._send = entry, request, received, send
+
+    def run(self, check: Callable[[], None]) -> Finished:
+        """Send Started and Embedded…; return the end, to be sent once the lease is over.
+
+        `check` is called before each text and raises when the request was cancelled. Raises
+        CallerError for texts that do not fit, and what restoring raises.
+        """
+        began = time.monotonic()
+        texts = [self._entry.vocabulary.encode(text, special=False) for text in self._request.texts]
+        count = sum(map(len, texts))
+        if count > _MAX_TOKENS:
+            raise CallerError(f"The texts have {count} tokens together.", hint="Send fewer at once.")
+        embedder = Embedder.beside(self._entry.context)
+        waited = decrypted = 0.0
+        restored = 0
+        try:
+            self._send(Started(self._request.request, count))
+            for at in range(0, len(texts), _TOGETHER):
+                vectors = []
+                for tokens in texts[at : at + _TOGETHER]:
+                    check()
+                    vectors.append(embedder.embed(tokens).astype("<f4").tobytes())
+                    waited += embedder.stats.waited
+                    decrypted += embedder.stats.decrypt
+                    restored += embedder.stats.restored
+                self._send(Embedded(self._request.request, vectors))
+        finally:
+            embedder.close()
+        ended = time.monotonic()
+        timings = Timings(
+            queue=max(0.0, began - self._received) * 1000,
+            restore=waited * 1000,
+            decrypt=decrypted * 1000,
+            prefill=max(0.0, ended - began - waited) * 1000,
+            ttft=(ended - self._received) * 1000,
+            restored_bytes=restored,
+        )
+        return Finished(self._request.request, "stop", Usage(count, 0), timings)

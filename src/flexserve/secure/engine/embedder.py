@@ -1,0 +1,98 @@
+"""Texts to vectors: a context that pools what a model makes of each token, instead of generating."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Self
+
+import numpy as np
+from llama_cpp import llama_cpp as lib
+from numpy.typing import NDArray
+
+from flexserve.errors import CallerError, InternalError
+from flexserve.secure.engine.context import Context
+from flexserve.secure.engine.model import Model
+from flexserve.secure.residency import Residency
+
+_POOLINGS = (lib.LLAMA_POOLING_TYPE_MEAN, lib.LLAMA_POOLING_TYPE_CLS, lib.LLAMA_POOLING_TYPE_LAST)
+_BATCH = 512  # tokens that one graph takes in
+
+
+class Embedder(Context):
+    """A context that lives for one request; its memory is in Flex-Mem as any other context's.
+
+    It pools as the model's own metadata says, or takes the mean where it says nothing.
+    """
+
+    def __init__(self, model: Model, residency: Residency, context: int) -> None:
+        """Make a context for texts of at most `context` tokens. Commits nothing.
+
+        Raises CallerError for a model that ranks texts, InternalError when llama.cpp cannot.
+        """
+        metadata, architecture = model.header.metadata, model.header.architecture
+        pooling = metadata.get(f"{architecture}.pooling_type")
+        self._pooling = pooling if pooling in _POOLINGS else lib.LLAMA_POOLING_TYPE_MEAN
+        if pooling == lib.LLAMA_POOLING_TYPE_RANK:
+            raise CallerError(
+                "This model ranks texts; it makes no vectors.",
+                hint="Use an embedding model.",
+                code="embeddings_unsupported",
+            )
+        # A model whose tokens see those behind them has to see all of a text at once.
+        self._whole = metadata.get(f"{architecture}.attention.causal") is False
+        super().__init__(model, residency, min(context, _BATCH) if self._whole else context)
+
+    @classmethod
+    def beside(cls, context: Context) -> Self:
+        """Return an embedder over the model of `context`, for texts of the same length."""
+        return cls(context.model, context._residency, context.size)
+
+    def _specialise(self, parameters: lib.llama_context_params) -> None:
+        parameters.embeddings = True
+        parameters.pooling_type = self._pooling
+        parameters.n_outputs_max = parameters.n_batch
+
+    def embed(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Return the vector of a text, of length 1, shape (width,).
+
+        Raises CallerError for an empty or too long text, GrantRefusedError, CancelledError after
+        `cancel`, and what restoring weights raises.
+        """
+        if not 0 < len(tokens) <= self.size:
+            raise CallerError(
+                f"A text has {len(tokens)} tokens; this model takes 1 to {self.size} here.",
+                hint="Split long texts, leave empty ones out, or serve with a larger --context.",
+                code="context_length_exceeded",
+            )
+        self.prepare()
+        parts = [self._pooled(tokens[at : at + _BATCH]) for at in range(0, len(tokens), _BATCH)]
+        vector = self._combined(parts, len(tokens))
+        length = float(np.linalg.norm(vector))
+        if not (np.isfinite(length) and length > 0):
+            raise InternalError("The model made a vector that has no direction.")
+        return (vector / length).astype(np.float32)
+
+    def _pooled(self, tokens: Sequence[int]) -> NDArray[np.float64]:
+        """Take in the next tokens of a text; return what llama.cpp pools of them."""
+        self.decode(tokens)
+        vector = lib.llama_get_embeddings_seq(self.address, 0)
+        if not vector:
+            raise InternalError("llama.cpp pooled nothing.")
+        width = int(lib.llama_model_n_embd(self.model.address))
+        return np.ctypeslib.as_array(vector, shape=(width,)).astype(np.float64)
+
+    def _combined(self, parts: Sequence[NDArray[np.float64]], count: int) -> NDArray[np.float64]:
+        """Return the pooling of a text of `count` tokens, of which `parts` are those of its batches."""
+        if self._pooling == lib.LLAMA_POOLING_TYPE_CLS:
+            return parts[0]
+        if self._pooling == lib.LLAMA_POOLING_TYPE_LAST:
+            return parts[-1]
+        sizes = [min(_BATCH, count - at) for at in range(0, count, _BATCH)]
+        return np.average(parts, axis=0, weights=sizes)
+
+    def compute(self, graph: int) -> int:
+        """Run a graph. For more outputs than before llama.cpp has made, and cleared, a new buffer: the
+        hooks give back the memory of what is cleared, so it is put there again."""
+        for buffer in self._buffers:
+            self._engine.flexmem.commit_missing(buffer.arena)
+        return super().compute(graph)
