@@ -125,10 +125,23 @@ class DrivenWorld:
         prompt = ChatPrompt([ChatMessage("user", question)])
         return self.result(self.submit(model, prompt, tokens))
 
-    def submit(self, model: str, prompt: TextPrompt | ChatPrompt, tokens: int) -> int:
-        """Send a greedy request for at most `tokens` tokens; return its number for `result`."""
+    def submit(
+        self,
+        model: str,
+        prompt: TextPrompt | ChatPrompt,
+        tokens: int,
+        *,
+        reuse: bool = False,
+        owner: str = "",
+        next_model: str | None = None,
+    ) -> int:
+        """Send a greedy request for at most `tokens` tokens; return its number for `result`.
+
+        Its prompt is computed whole unless `reuse` is asked for: who measures wants no short cuts.
+        """
         number = self._next()
-        self._send(Generate(number, model, prompt, Sampling(max_tokens=tokens, temperature=0)))
+        sampling = Sampling(max_tokens=tokens, temperature=0)
+        self._send(Generate(number, model, prompt, sampling, owner=owner, reuse=reuse, next_model=next_model))
         return number
 
     def result(self, number: int, on_text: Callable[[str], None] | None = None) -> Generated:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flexserve.core.pages import OwnershipTable, PageEvent, PageState
 from flexserve.errors import GrantRefusedError
@@ -20,6 +21,7 @@ from flexserve.platforms.ports import Arena, Protection, SecureMemory
 from flexserve.units import format_size
 
 _NO_PAGE = -1
+Mask = NDArray[np.bool_]
 
 
 class Granter(Protocol):
@@ -169,10 +171,13 @@ class FlexMem:
             raise
         return True
 
-    def commit_missing(self, arena: Arena) -> int:
-        """Commit every granule of `arena` that has no memory; return the bytes added."""
+    def commit_missing(self, arena: Arena, among: Mask | None = None) -> int:
+        """Commit every granule of `arena` that has no memory; return the bytes added.
+
+        `among` (one bool for each granule) restricts this, as below, to some of the granules.
+        """
         with self._lock:
-            holes = _runs(np.flatnonzero(self._pages[arena] == _NO_PAGE))
+            holes = _runs(_chosen(self._pages[arena] == _NO_PAGE, among))
         for first, count in holes:
             self.commit(arena, first * self.granule, count * self.granule)
         return sum(count for _, count in holes) * self.granule
@@ -200,9 +205,9 @@ class FlexMem:
             self._granted += pages
         return length
 
-    def recycle_all(self, arena: Arena) -> int:
+    def recycle_all(self, arena: Arena, among: Mask | None = None) -> int:
         """Release whatever of `arena` is committed and keep its grant; return the bytes."""
-        return sum(self.recycle(arena, *run) for run in self._committed_runs(arena))
+        return sum(self.recycle(arena, *run) for run in self._committed_runs(arena, among))
 
     def _take_out(self, arena: Arena, offset: int, length: int) -> list[int]:
         """Scrub and unmap a committed range; return its pages, which are RECALLING now."""
@@ -214,14 +219,14 @@ class FlexMem:
         self._memory.release(arena, offset, length)
         return pages
 
-    def release_all(self, arena: Arena) -> int:
+    def release_all(self, arena: Arena, among: Mask | None = None) -> int:
         """Release whatever of `arena` is committed; return the bytes."""
-        return sum(self.release(arena, *run) for run in self._committed_runs(arena))
+        return sum(self.release(arena, *run) for run in self._committed_runs(arena, among))
 
-    def _committed_runs(self, arena: Arena) -> list[tuple[int, int]]:
+    def _committed_runs(self, arena: Arena, among: Mask | None) -> list[tuple[int, int]]:
         """Return (offset, length) of each committed run."""
         with self._lock:
-            held = _runs(np.flatnonzero(self._pages[arena] != _NO_PAGE))
+            held = _runs(_chosen(self._pages[arena] != _NO_PAGE, among))
         return [(first * self.granule, count * self.granule) for first, count in held]
 
     def report_returned(self, size: int) -> None:
@@ -231,10 +236,10 @@ class FlexMem:
 
     # ---- looking -------------------------------------------------------------------------
 
-    def committed(self, arena: Arena) -> int:
+    def committed(self, arena: Arena, among: Mask | None = None) -> int:
         """Return the committed bytes of `arena`."""
         with self._lock:
-            return int(np.count_nonzero(self._pages[arena] != _NO_PAGE)) * self.granule
+            return len(_chosen(self._pages[arena] != _NO_PAGE, among)) * self.granule
 
     def holds(self, arena: Arena, offset: int) -> bool:
         """Return whether there is memory behind the granule at `offset`."""
@@ -258,6 +263,10 @@ class FlexMem:
             moving = self._table.count(PageState.SECURE) - held
             assert moving == 0, f"{moving} granules are SECURE in no arena"
             assert len(self._granted) == self._table.count(PageState.GRANTED), "granted pages drifted"
+
+
+def _chosen(granules: Mask, among: Mask | None) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
+    return np.flatnonzero(granules if among is None else granules & among)
 
 
 def _runs(indices: np.ndarray[tuple[int], np.dtype[np.intp]]) -> list[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""One generation, from prompt to last token."""
+"""One generation, from prompt to last token: its tokens, its sampler, its text, its times."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from flexserve.core.slots import Slot
 from flexserve.core.stops import StopScanner
 from flexserve.errors import CallerError
 from flexserve.secure.engine.constraint import constraint
+from flexserve.secure.engine.context import Context, Span
 from flexserve.secure.engine.sampler import Sampler, log_probabilities
 from flexserve.secure.engine.text import TextStream
+from flexserve.secure.job import RestoreStats
 from flexserve.secure.shelf import OpenModel
 from flexserve.world.messages import (
     ChatPrompt,
@@ -25,63 +28,112 @@ from flexserve.world.messages import (
     Timings,
     TokenLogprob,
     Usage,
-    Warm,
 )
 
 Send = Callable[[msgspec.Struct], None]
 
 
 class Generation:
-    """Runs one request on a leased model and sends its messages.
+    """A request on its way. Belongs to the engine thread.
 
-    `received` is when the request came in (monotonic seconds). Raises CallerError for a prompt
-    that does not fit, CancelledError, and what restoring raises; the caller reports those.
+    `tokens` are the prompt's, then those generated; the first `done` of them are in the KV cache.
     """
 
     def __init__(self, entry: OpenModel, request: Generate, received: float, send: Send) -> None:
-        self._entry, self._request, self._received, self._send = entry, request, received, send
+        """Make the prompt into tokens. `received`: when the request came in (monotonic seconds).
+
+        Raises CallerError for a prompt that is empty or does not fit.
+        """
+        self.entry, self.request = entry, request
+        self._received, self._send = received, send
         self._sampling = request.sampling
+        self.tokens = self._prompt()
+        self._prompt_size = len(self.tokens)
+        self.slot: Slot | None = None
+        self.done = self._cached = self._count = 0
+        self._limit = min(
+            self._sampling.max_tokens or entry.context.size, entry.context.size - self._prompt_size
+        )
         self._stream = TextStream(entry.vocabulary)
         self._scanner = StopScanner(self._sampling.stop)
         grammar = constraint(request, entry.template)
         self._sampler = Sampler(self._sampling, entry.model.vocabulary, grammar)
-        self._count = 0
+        self._stats = RestoreStats()
+        self._began = self._first = 0.0
+        self._first_waited = 0.0
 
-    def run(self) -> Finished:
-        """Generate; send Started and Delta…, and return the end, to be sent once the lease is over.
+    def begin(self, slot: Slot, cached: int, began: float) -> None:
+        """Start in `slot`, whose first `cached` tokens are ours. `began`: when it left the queue."""
+        self.slot, self._cached, self._began = slot, cached, began
+        self.done = cached
+        slot.tokens = self.tokens[:cached]
+        self._send(Started(self.request.request, self._prompt_size))
 
-        Who has heard of the end may recall the model's memory at once: it is not in use then.
-        """
-        began = time.monotonic()
-        try:
-            tokens = self._prompt()
-            self._send(Started(self._request.request, len(tokens)))
-            self._entry.context.decode(tokens)
-            first = time.monotonic()
-            waited = self._entry.context.stats.waited
-            reason = self._loop(len(tokens))
-        finally:
-            self._sampler.close()
-        stats = self._entry.context.stats
+    @property
+    def pending(self) -> int:
+        """How many tokens are to be computed before the next one can be chosen."""
+        return len(self.tokens) - self.done
+
+    def span(self, limit: int) -> Span:
+        """Return the next tokens to compute, at most `limit`."""
+        assert self.slot is not None
+        return Span(self.slot.number, self.done, self.tokens[self.done : self.done + limit])
+
+    def took(self, span: Span, stats: RestoreStats) -> None:
+        """Note that `span` was computed, and what it cost."""
+        assert self.slot is not None
+        self.done += len(span.tokens)
+        self.slot.tokens += span.tokens
+        self.slot.sealed = False
+        self._stats.include(stats)
+
+    def choose(self, context: Context, row: int) -> str | None:
+        """Choose the next token by the logits of `row` and send its text; return why it was the last."""
+        if not self._count:
+            self._first, self._first_waited = time.monotonic(), self._stats.waited
+        token = self._sampler.choose(context, context.row(row))
+        if self.entry.vocabulary.ends(token):
+            self._finish_text()
+            return "stop"
+        self._count += 1
+        self.tokens.append(token)
+        self._emit(token, context, row)
+        if self._scanner.stopped:
+            return "stop"
+        if self._count >= self._limit:
+            self._finish_text()
+            return "length"
+        return None
+
+    def finished(self, reason: str) -> Finished:
+        """Return the last message. Send it when the slot is free: who hears of the end may recall."""
+        stats, ended = self._stats, time.monotonic()
         timings = Timings(
-            queue=_ms(began - self._received),
+            queue=_ms(self._began - self._received),
             restore=_ms(stats.waited),
             allocate=_ms(stats.allocate),
             load=_ms(stats.load),
             decrypt=_ms(stats.decrypt),
-            prefill=_ms(first - began - waited),
-            decode=_ms(time.monotonic() - first - (stats.waited - waited)),
-            ttft=_ms(first - self._received),
+            prefill=_ms(self._first - self._began - self._first_waited),
+            decode=_ms(ended - self._first - (stats.waited - self._first_waited)),
+            ttft=_ms(self._first - self._received),
             restored_bytes=stats.restored,
         )
-        usage = Usage(prompt_tokens=len(tokens), completion_tokens=self._count)
-        return Finished(self._request.request, reason, usage, timings)
+        return Finished(
+            self.request.request, reason, Usage(self._prompt_size, self._count, self._cached), timings
+        )
+
+    def close(self) -> None:
+        """Free the sampler. Always safe."""
+        self._sampler.close()
+
+    # ---- inside --------------------------------------------------------------------------------
 
     def _prompt(self) -> list[int]:
-        prompt, vocabulary = self._request.prompt, self._entry.vocabulary
+        prompt, vocabulary = self.request.prompt, self.entry.vocabulary
         if isinstance(prompt, ChatPrompt):
-            text = self._entry.template.render(prompt)
-            beginning = self._entry.template.beginning
+            text = self.entry.template.render(prompt)
+            beginning = self.entry.template.beginning
             tokens = vocabulary.encode(
                 text, special=True, start=not (beginning and text.startswith(beginning))
             )
@@ -89,7 +141,7 @@ class Generation:
             tokens = vocabulary.encode(prompt.text, special=False)
         if not tokens:
             raise CallerError("The prompt is empty.", hint="Send some text.", code="prompt_empty")
-        size = self._entry.context.size
+        size = self.entry.context.size
         if len(tokens) >= size:
             raise CallerError(
                 f"The prompt has {len(tokens)} tokens; the context holds {size}, answer included.",
@@ -98,63 +150,27 @@ class Generation:
             )
         return tokens
 
-    def _loop(self, used: int) -> str:
-        """Sample and decode until an end; return the finish reason."""
-        limit = min(self._sampling.max_tokens or self._entry.context.size, self._entry.context.size - used)
-        while True:
-            token = self._sampler.choose(self._entry.context)
-            if self._entry.vocabulary.ends(token):
-                self._finish_text()
-                return "stop"
-            self._count += 1
-            self._emit(token)
-            if self._scanner.stopped:
-                return "stop"
-            if self._count >= limit:
-                self._finish_text()
-                return "length"
-            self._entry.context.decode([token])
-
-    def _emit(self, token: int) -> None:
+    def _emit(self, token: int, context: Context, row: int) -> None:
         text = self._scanner.feed(self._stream.feed(token))
-        choices = [] if self._sampling.logprobs is None else [self._choice(token, self._sampling.logprobs)]
-        self._send(Delta(self._request.request, text, 1, choices))
+        choices: list[Choice] = []
+        if self._sampling.logprobs is not None:
+            choices.append(self._choice(token, context.logits(row), self._sampling.logprobs))
+        self._send(Delta(self.request.request, text, 1, choices))
 
     def _finish_text(self) -> None:
         text = self._scanner.feed(self._stream.finish()) + self._scanner.finish()
         if text:
-            self._send(Delta(self._request.request, text, 0))
+            self._send(Delta(self.request.request, text, 0))
 
-    def _choice(self, token: int, count: int) -> Choice:
-        scores = log_probabilities(self._entry.context.logits())
+    def _choice(self, token: int, logits: NDArray[np.float32], count: int) -> Choice:
+        scores = log_probabilities(logits)
         best = np.argpartition(scores, -count)[-count:] if count else np.empty(0, dtype=np.intp)
         best = best[np.argsort(-scores[best], kind="stable")]
         return Choice(self._scored(token, scores), [self._scored(int(other), scores) for other in best])
 
     def _scored(self, token: int, scores: NDArray[np.float64]) -> TokenLogprob:
-        text = self._entry.vocabulary.piece(token).decode("utf-8", "replace")
+        text = self.entry.vocabulary.piece(token).decode("utf-8", "replace")
         return TokenLogprob(text, float(scores[token]))
-
-
-class Warming:
-    """Brings a leased model's weights into memory and reports the time that it took."""
-
-    def __init__(self, entry: OpenModel, request: Warm, received: float) -> None:
-        self._entry, self._request, self._received = entry, request, received
-
-    def run(self) -> Finished:
-        """Restore; return the end, to be sent once the lease is over."""
-        began = time.monotonic()
-        stats = self._entry.context.restore()
-        timings = Timings(
-            queue=_ms(began - self._received),
-            restore=_ms(stats.waited),
-            allocate=_ms(stats.allocate),
-            load=_ms(stats.load),
-            decrypt=_ms(stats.decrypt),
-            restored_bytes=stats.restored,
-        )
-        return Finished(self._request.request, "stop", Usage(0, 0), timings)
 
 
 def _ms(seconds: float) -> float:

@@ -27,6 +27,11 @@ class RestoreStats:
         self.decrypt += cost.decrypt
         self.restored += cost.size
 
+    def include(self, other: RestoreStats) -> None:
+        """Add what another restore cost."""
+        for field in dataclasses.fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+
 
 class RestoreJob:
     """One plan being followed by the loaders. Fields change only under the residency's lock."""

@@ -28,6 +28,7 @@ from flexserve.platforms.linux.secure_memory import (
 )
 from flexserve.platforms.ports import SecureMemory
 from flexserve.secure.baselines import BASELINES, make_residency
+from flexserve.secure.cache import Cache
 from flexserve.secure.engine.runtime import Engine
 from flexserve.secure.failures import failure_of
 from flexserve.secure.flexmem import FlexMem
@@ -36,8 +37,8 @@ from flexserve.secure.models.keys import DeviceKey
 from flexserve.secure.models.store import Store
 from flexserve.secure.reclaim import Reclaimer
 from flexserve.secure.scheduler import Scheduler
-from flexserve.secure.shelf import Shelf
-from flexserve.units import MIB
+from flexserve.secure.shelf import Limits, Shelf
+from flexserve.units import GIB, MIB
 from flexserve.world.messages import (
     PROTOCOL_VERSION,
     Cancel,
@@ -71,11 +72,17 @@ class SecureWorld:
         self._flexmem = FlexMem(memory, ram, link)
         self._engine = Engine(self._flexmem, threads)
         self._residency = make_residency(options.baseline, self._flexmem, threads, options.store)
-        self._shelf = Shelf(self._engine, self._residency, store, options.context or _DEFAULT_CONTEXT)
-        self._scheduler = Scheduler(
-            self._shelf, link.send, limit=options.max_queue, idle=options.idle_seconds
+        limits = Limits(
+            context=options.context or _DEFAULT_CONTEXT,
+            sequences=options.parallel,
+            parked=options.kv_disk,
+            idle=options.idle_seconds,
         )
-        self._reclaimer = Reclaimer(self._shelf, self._residency, self._flexmem)
+        self._shelf = Shelf(self._engine, self._residency, store, limits)
+        self._cache = Cache(self._shelf, self._residency, self._flexmem.granule)
+        self._flexmem.spare = self._cache.spare
+        self._scheduler = Scheduler(self._shelf, self._cache, link.send, limit=options.max_queue)
+        self._reclaimer = Reclaimer(self._shelf, self._cache, self._residency, self._flexmem)
         self._recalls: queue.SimpleQueue[Recall] = queue.SimpleQueue()
         threading.Thread(target=self._answer_recalls, name="reclaimer", daemon=True).start()
 
@@ -191,6 +198,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--memory", choices=["secret", "plain"], default="secret")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--context", type=int, default=0)
+    parser.add_argument("--parallel", type=int, default=4, help="sequences of a model generated at once")
+    parser.add_argument("--kv-disk", type=int, default=GIB, help="bytes of sealed KV kept for a model")
     parser.add_argument("--max-queue", type=int, default=64)
     parser.add_argument("--idle-seconds", type=float, default=300.0)
     parser.add_argument("--granule", type=int, default=DEFAULT_GRANULE, help="bytes; a power of two")

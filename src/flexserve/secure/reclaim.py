@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 
 from flexserve.core import recall
-from flexserve.core.recall import Step
+from flexserve.core.recall import Kind, Step
+from flexserve.secure.cache import Cache
 from flexserve.secure.flexmem import FlexMem
 from flexserve.secure.residency import Residency
 from flexserve.secure.shelf import Shelf
@@ -16,8 +17,9 @@ from flexserve.world.messages import Recall, Recalled
 class Reclaimer:
     """Answers recalls, one at a time, from a thread of its own."""
 
-    def __init__(self, shelf: Shelf, residency: Residency, flexmem: FlexMem) -> None:
-        self._shelf, self._residency, self._flexmem = shelf, residency, flexmem
+    def __init__(self, shelf: Shelf, cache: Cache, residency: Residency, flexmem: FlexMem) -> None:
+        self._shelf, self._cache = shelf, cache
+        self._residency, self._flexmem = residency, flexmem
 
     def answer(self, message: Recall) -> Recalled:
         """Give memory back as asked and report it. Never waits on inference beyond one slice."""
@@ -26,6 +28,8 @@ class Reclaimer:
         before = self._flexmem.resident()
         done: dict[Step, int] = {}  # bytes that the OS got by each
         with self._shelf.lock:
+            if self._needs_kv(message.demand):
+                self._shelf.prepare_recall(deadline)
             returned = self._flexmem.return_unused()
             after = before
             # One step at a time, since only the OS knows what a step brings: KV and scratch may
@@ -49,13 +53,23 @@ class Reclaimer:
             ],
         )
 
+    def _needs_kv(self, demand: int | None) -> bool:
+        """Return whether meeting `demand` will take KV that nobody uses."""
+        return any(step.kind is Kind.KV for step in recall.plan(self._shelf.holdings(), demand))
+
     def _next_step(self, message: Recall, freed: int, done: dict[Step, int]) -> Step | None:
         """Return what to give up next, None when the demand is met or every holding had its turn."""
         missing = None if message.demand is None else message.demand - freed
         tried = {(step.model, step.kind) for step in done}
-        steps = recall.plan(self._shelf.holdings(), missing)
-        steps = [step for step in steps if not (message.gentle and step.between_slices)]
+        steps = recall.plan(self._shelf.holdings(), missing, victims=self._cache.victims)
+        steps = [step for step in steps if not self._spared(step, message)]
         return next((step for step in steps if (step.model, step.kind) not in tried), None)
+
+    def _spared(self, step: Step, message: Recall) -> bool:
+        """Return whether `message` is not worth this step."""
+        definite = message.demand is not None and not message.gentle
+        pinned = step.kind is Kind.WEIGHTS and self._shelf.is_pinned(step.model)
+        return (message.gentle and step.between_slices) or (pinned and not definite)
 
     def _carry_out(self, step: Step, deadline: float) -> int:
         if not step.between_slices:

@@ -1,45 +1,54 @@
-"""The queue and the one engine thread that works it off. First come, first served; bounded."""
+"""The queue and the one engine thread: whose turn it is, what starts, what ends.
+
+Requests wait in one bounded queue. The engine works in turns: a turn is one model's, starts what
+fits of its waiting requests and computes one graph for its running ones. `core.schedule` says whose
+turn it is, so that models in memory share the engine and others are not swapped in for nothing.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import threading
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
-from flexserve.errors import CancelledError, FlexServeError, QueueFullError
+from flexserve.core.schedule import Lane, Turns
+from flexserve.errors import CallerError, CancelledError, FlexServeError, QueueFullError
+from flexserve.secure.batch import Batch, Ended
+from flexserve.secure.cache import Cache
 from flexserve.secure.embed import Embedding
 from flexserve.secure.failures import failure_of
-from flexserve.secure.generate import Generation, Warming
+from flexserve.secure.generate import Generation
 from flexserve.secure.shelf import OpenModel, Shelf
-from flexserve.world.messages import Embed, Failed, Generate, Warm
+from flexserve.world.messages import Embed, Failed, Finished, Generate, Timings, Usage, Warm
 
 
-@dataclasses.dataclass(slots=True)
+@dataclasses.dataclass(slots=True, eq=False)
 class _Job:
     request: Generate | Embed | Warm
     received: float  # monotonic seconds
     cancelled: bool = False
-    entry: OpenModel | None = None  # while it runs
+    stop: Callable[[], None] | None = None  # while it runs: what ends it early
 
 
 class Scheduler:
-    """Takes requests, runs them one by one, reports their ends through `send`.
+    """Takes requests, runs them, reports their ends through `send`.
 
-    `submit`, `cancel` and `drain` may be called from any thread.
+    `submit`, `cancel`, `counts` and `drain` may be called from any thread.
     """
 
     def __init__(
-        self, shelf: Shelf, send: Callable[[msgspec.Struct], None], *, limit: int, idle: float
+        self, shelf: Shelf, cache: Cache, send: Callable[[msgspec.Struct], None], *, limit: int
     ) -> None:
-        self._shelf, self._send = shelf, send
-        self._limit, self._idle = limit, idle
+        self._shelf, self._cache, self._send, self._limit = shelf, cache, send, limit
+        self._turns = Turns()
         self._changed = threading.Condition()
-        self._queue: deque[_Job] = deque()
-        self._running: _Job | None = None
+        self._queue: list[_Job] = []  # the oldest first
+        self._running: list[_Job] = []
+        self._batches: dict[str, Batch] = {}  # these two are the engine thread's own
+        self._jobs: dict[Generation, _Job] = {}
         self._closing = False
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
@@ -64,88 +73,202 @@ class Scheduler:
         """Stop request `number`, queued or running. Unknown numbers are ended requests: no matter."""
         with self._changed:
             queued = [job for job in self._queue if job.request.request == number]
-            for job in queued:
-                self._queue.remove(job)
-            if self._running is not None and self._running.request.request == number:
-                self._stop(self._running)
+            self._queue = [job for job in self._queue if job not in queued]
+            for job in self._running:
+                if job.request.request == number:
+                    _stop(job)
         self._turn_away(queued)
 
     def counts(self) -> tuple[int, int]:
         """Return how many requests (wait, run)."""
         with self._changed:
-            return len(self._queue), int(self._running is not None)
+            return len(self._queue), len(self._running)
 
     def drain(self, seconds: float) -> None:
         """Take no more; let what runs end within `seconds`, then stop it. Returns when the thread ended."""
         with self._changed:
             self._closing = True
-            queued = list(self._queue)
-            self._queue.clear()
+            queued, self._queue = self._queue, []
             self._changed.notify_all()
         self._turn_away(queued)
         self._thread.join(seconds)
         with self._changed:
-            if self._running is not None:
-                self._stop(self._running)
+            for job in self._running:
+                _stop(job)
         self._thread.join()
 
-    def _turn_away(self, jobs: list[_Job]) -> None:
+    def _turn_away(self, jobs: Iterable[_Job]) -> None:
         """Report jobs that will not run. Not under the lock: sending may block."""
         for job in jobs:
             self._send(Failed(job.request.request, failure_of(CancelledError("The request was cancelled."))))
 
-    def _stop(self, job: _Job) -> None:
-        job.cancelled = True
-        if job.entry is not None:
-            job.entry.context.cancel()
-
     # ---- the engine thread -----------------------------------------------------------------------
 
     def _work(self) -> None:
-        while (job := self._next()) is not None:
-            try:
-                self._run(job)
-            except BaseException as error:  # whatever it is, the client hears of it and we go on
-                self._send(Failed(job.request.request, failure_of(error)))
-            finally:
-                with self._changed:
-                    self._running = None
-                    self._changed.notify_all()
+        while self._wait():
+            model = self._turns.next(self._lanes(), time.monotonic())
+            if model is not None:
+                self._take_turn(model)
         self._shelf.close()
 
-    def _next(self) -> _Job | None:
-        """Wait for work; meanwhile give idle models' scratch back. None when closing."""
+    def _wait(self) -> bool:
+        """Return when there is work for a turn; meanwhile keep the house. False when closing and done."""
         while True:
-            wait = self._shelf.release_idle(self._idle)
+            busy = any(batch.running for batch in self._batches.values())
             with self._changed:
-                self._changed.wait_for(lambda: self._queue or self._closing, wait)
-                if self._queue:
-                    self._running = self._queue.popleft()
-                    return self._running
+                if busy or self._queue:
+                    return True
                 if self._closing:
-                    return None
-
-    def _run(self, job: _Job) -> None:
-        self._check(job)
-        with self._shelf.lease(job.request.model) as entry:
+                    return False
+            pause = self._shelf.tidy()
+            if pause is None or pause > 0:
+                pause = self._cache.rearrange() or pause
             with self._changed:
-                job.entry = entry
-                self._check(job)
-            try:
-                match job.request:
-                    case Warm():
-                        finished = Warming(entry, job.request, job.received).run()
-                    case Embed():
-                        finished = Embedding(entry, job.request, job.received, self._send).run(
-                            lambda: self._check(job)
-                        )
-                    case Generate():
-                        finished = Generation(entry, job.request, job.received, self._send).run()
-            finally:
-                with self._changed:
-                    job.entry = None
-        self._send(finished)  # not in the lease: who hears of the end may recall the memory at once
+                self._changed.wait_for(lambda: self._queue or self._closing, pause)
 
-    def _check(self, job: _Job) -> None:
-        if job.cancelled:
-            raise CancelledError("The request was cancelled.")
+    def _lanes(self) -> list[Lane]:
+        with self._changed:
+            queue = list(self._queue)
+        lanes: list[Lane] = []
+        for model in dict.fromkeys([*self._batches, *(job.request.model for job in queue)]):
+            waiting = [job for job in queue if job.request.model == model]
+            running = self._batches[model].running if model in self._batches else []
+            if not waiting and not running:
+                continue
+            # A request that finds all slots busy has nothing to gain from a turn.
+            oldest = min((job.received for job in waiting), default=None)
+            priority = max([_priority(job) for job in waiting] + [g.request.priority for g in running])
+            missing = self._cache.restore_seconds(self._shelf.missing(model))
+            lanes.append(Lane(model, len(running), len(waiting), oldest, priority, missing))
+        return lanes
+
+    def _take_turn(self, model: str) -> None:
+        while (job := self._next_job(model)) is not None:
+            if not self._start(job):
+                break
+        batch = self._batches.get(model)
+        if batch is not None:
+            for ended in batch.step():
+                self._end(batch.entry, ended)
+            if not batch.running:
+                del self._batches[model]
+
+    def _next_job(self, model: str) -> _Job | None:
+        """Take the next request for `model` out of the queue: the highest priority, then the oldest."""
+        batch = self._batches.get(model)
+        full = batch is not None and len(batch.running) >= self._shelf.limits.sequences
+        with self._changed:
+            waiting = [job for job in self._queue if job.request.model == model]
+            if full or not waiting:
+                return None
+            job = max(waiting, key=_priority)  # the first, so the oldest, of the highest
+            self._queue.remove(job)
+            self._running.append(job)
+        return job
+
+    def _start(self, job: _Job) -> bool:
+        """Start a request; report at once what keeps it from running. False: no slot is free for it."""
+        began = time.monotonic()
+        try:
+            entry = self._shelf.fetch(job.request.model)
+            _check(job)
+            match job.request:
+                case Warm():
+                    self._finish(job, self._warm(entry, job, job.request, began))
+                case Embed():
+                    self._finish(job, self._embed(entry, job, job.request))
+                case Generate():
+                    return self._begin(entry, job, job.request, began)
+        except BaseException as error:  # whatever it is, the client hears of it and we go on
+            self._fail(job, error)
+        return True
+
+    def _begin(self, entry: OpenModel, job: _Job, request: Generate, began: float) -> bool:
+        batch = self._batches.get(request.model) or Batch(entry)
+        generation = Generation(entry, request, job.received, self._send)
+        try:
+            known = generation.tokens[:-1] if request.reuse else []
+            claimed = self._shelf.claim(entry, request.owner, known)
+        except BaseException:
+            generation.close()
+            raise
+        if claimed is None:
+            generation.close()
+            with self._changed:
+                self._running.remove(job)
+                self._queue.insert(0, job)
+            return False
+        slot, cached = claimed
+        with self._changed:
+            job.stop = lambda: batch.stop(generation)
+            if job.cancelled:
+                job.stop()
+        batch.running.append(generation)
+        self._jobs[generation] = job
+        self._batches[request.model] = batch
+        generation.begin(slot, cached, began)
+        self._cache.invoked(request.model, len(generation.tokens), request.next_model)
+        return True
+
+    def _warm(self, entry: OpenModel, job: _Job, request: Warm, began: float) -> Finished:
+        with self._changed:
+            job.stop = entry.context.cancel
+        with self._shelf.using(entry, request.keep_alive):
+            stats = entry.context.restore()
+        timings = Timings(
+            queue=(began - job.received) * 1000,
+            restore=stats.waited * 1000,
+            allocate=stats.allocate * 1000,
+            load=stats.load * 1000,
+            decrypt=stats.decrypt * 1000,
+            restored_bytes=stats.restored,
+        )
+        return Finished(request.request, "stop", Usage(0, 0), timings)
+
+    def _embed(self, entry: OpenModel, job: _Job, request: Embed) -> Finished:
+        with self._shelf.using(entry):
+            return Embedding(entry, request, job.received, self._send).run(lambda: _check(job))
+
+    def _end(self, entry: OpenModel, ended: Ended) -> None:
+        """Take the slot back, then tell the client: who hears of the end may recall the memory at once."""
+        generation = ended.generation
+        generation.close()
+        assert generation.slot is not None
+        self._shelf.release(entry, generation.slot, generation.request.keep_alive)
+        job = self._jobs.pop(generation)
+        if ended.error is None:
+            finished = generation.finished(ended.reason)
+            self._cache.measured(entry.name, finished)
+            self._shelf.note(entry.name, None)
+            self._finish(job, finished)
+        else:
+            if isinstance(ended.error, FlexServeError) and not isinstance(ended.error, CallerError):
+                self._shelf.note(entry.name, ended.error)
+            self._fail(job, ended.error)
+
+    def _finish(self, job: _Job, message: Finished) -> None:
+        self._forget(job)
+        self._send(message)
+
+    def _fail(self, job: _Job, error: BaseException) -> None:
+        self._forget(job)
+        self._send(Failed(job.request.request, failure_of(error)))
+
+    def _forget(self, job: _Job) -> None:
+        with self._changed:
+            self._running.remove(job)
+
+
+def _check(job: _Job) -> None:
+    if job.cancelled:
+        raise CancelledError("The request was cancelled.")
+
+
+def _stop(job: _Job) -> None:
+    job.cancelled = True
+    if job.stop is not None:
+        job.stop()
+
+
+def _priority(job: _Job) -> int:
+    return job.request.priority if isinstance(job.request, Generate) else 0

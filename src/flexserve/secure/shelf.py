@@ -1,8 +1,8 @@
 """The shelf: models that are open, who is using them, and what each holds in memory.
 
 Models are opened, used and closed by the engine thread alone. Recalls come from another thread
-at any time. The shelf's lock is what keeps a recall from taking KV or scratch of a model that
-is just being put to use; it is never held while a graph computes or a model opens.
+at any time. The shelf's lock is what keeps a recall from taking KV or scratch that is just being
+put to use; it is never held while a graph computes, a model opens or the normal world is asked.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import dataclasses
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from flexserve.core.recall import Holding, Kind
+from flexserve.core.slots import Slot, choose
 from flexserve.errors import CallerError, FlexServeError
 from flexserve.secure.engine.context import Context
 from flexserve.secure.engine.model import Model
@@ -22,14 +23,27 @@ from flexserve.secure.engine.runtime import Engine
 from flexserve.secure.engine.text import ChatTemplate, Vocabulary
 from flexserve.secure.failures import failure_of
 from flexserve.secure.models.store import Store
+from flexserve.secure.parked import WORTHWHILE, Counters, ParkedKv
 from flexserve.secure.residency import Residency
 from flexserve.units import format_size
 from flexserve.world.messages import ModelStatus
 
 _MAX_OPEN = 8  # open models; an open model without weights costs its vocabulary, some 10 MB
+_SEAL_AFTER = 1.0  # seconds after its last use that KV is sealed, when there is nothing else to do
+_SEAL_SPEED = 300e6  # bytes per second, a cautious guess: what a recall's deadline leaves room for
 
 
-@dataclasses.dataclass(slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
+class Limits:
+    """What one model may have."""
+
+    context: int  # tokens of a sequence
+    sequences: int  # generated at once
+    parked: int  # bytes of sealed KV on disk
+    idle: float  # seconds after its last use that KV and scratch go back
+
+
+@dataclasses.dataclass(slots=True, eq=False)
 class OpenModel:
     """A model ready for use. Fields change under the shelf's lock."""
 
@@ -37,80 +51,185 @@ class OpenModel:
     context: Context
     vocabulary: Vocabulary
     template: ChatTemplate
-    running: bool = False
+    parked: ParkedKv
+    slots: list[Slot]
+    users: int = 0  # beside the busy slots
     last_used: float = 0.0
+    keep: float | None = None  # seconds that its last user wants it kept; None: as the limits say
+
+    @property
+    def name(self) -> str:
+        """The model's name in the store."""
+        return self.model.name
+
+    @property
+    def running(self) -> bool:
+        """Whether a request uses it now."""
+        return self.users > 0 or any(slot.busy for slot in self.slots)
+
+    def idle_slots(self) -> list[Slot]:
+        """Return the slots whose KV nobody uses, the one used longest ago first."""
+        has_memory = self.context.kv.holds
+        return sorted(
+            (s for s in self.slots if not s.busy and has_memory(s.number)), key=lambda s: s.last_used
+        )
 
 
 class Shelf:
     """Open models by name."""
 
-    def __init__(self, engine: Engine, residency: Residency, store: Store, context: int) -> None:
+    def __init__(self, engine: Engine, residency: Residency, store: Store, limits: Limits) -> None:
         self._engine, self._residency, self._store = engine, residency, store
-        self._context = context
+        self.limits = limits
         self._open: dict[str, OpenModel] = {}
         self._opening = ""
         self._failed: dict[str, FlexServeError] = {}
         self._pinned: frozenset[str] = frozenset()
+        self.counters = Counters()
         self.lock = threading.RLock()
 
     # ---- the engine thread ----------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def lease(self, name: str) -> Iterator[OpenModel]:
-        """Have model `name` open and protected from recalls of KV and scratch inside the block.
+    def fetch(self, name: str) -> OpenModel:
+        """Return model `name` as the store has it now, opening it when need be.
 
         Raises UnknownModelError, StoredDataError, CallerError (larger than memory) and
         GrantRefusedError; the shelf stays usable.
         """
-        entry = self._fetch(name)
+        with self._store.open(name) as sealed:
+            manifest = sealed.manifest
+        entry = self._open.get(name)
+        if entry is not None and (entry.model.manifest.model_id == manifest.model_id or entry.running):
+            return entry
+        if entry is not None:  # removed, and another added under its name
+            self._put_away(name)
+        return self._take_in(name, manifest.size)
+
+    def fetch_ready(self, name: str) -> OpenModel | None:
+        """Return model `name` if that takes no more than a moment: it is open, or its image is made.
+
+        Raises as `fetch`.
+        """
+        with self._store.open(name) as sealed:
+            manifest = sealed.manifest
+        image = self._store.image_path(manifest, self._engine.fingerprint)
+        return self.fetch(name) if name in self._open or image.exists() else None
+
+    @contextlib.contextmanager
+    def using(self, entry: OpenModel, keep: float | None = None) -> Iterator[None]:
+        """Protect the scratch of `entry` from recalls inside the block; errors are noted as the model's."""
         with self.lock:
-            entry.running = True
+            entry.users += 1
         try:
             entry.context.prepare()
-            yield entry
+            yield
         except FlexServeError as error:
-            self._note(name, error)
+            self.note(entry.name, error)
             raise
-        else:
-            self._failed.pop(name, None)
         finally:
             with self.lock:
-                entry.running = False
-                entry.last_used = time.monotonic()
+                entry.users -= 1
+                self._used(entry, keep)
 
-    def release_idle(self, idle: float) -> float | None:
-        """Give KV and scratch of models unused for `idle` seconds back.
+    def claim(self, entry: OpenModel, owner: str, known: Sequence[int]) -> tuple[Slot, int] | None:
+        """Have a slot for a request, its memory there and kept from recalls.
 
-        Returns the seconds until the next model's turn, None when nothing is left to give.
+        `known` are the prompt's tokens whose KV may be used again. Returns the slot and how many of
+        them it has; None when all slots are busy. Give it back with `release`. Raises
+        GrantRefusedError; no slot is taken then.
         """
-        waits: list[float] = []
         with self.lock:
-            for entry in self._open.values():
-                if sum(self._committed(entry)) == 0:
-                    continue
-                wait = entry.last_used + idle - time.monotonic()
-                if wait <= 0:
-                    size = self._release_scratch(entry) + entry.context.release_kv()
-                    self._engine.flexmem.report_returned(size + self._engine.flexmem.return_unused())
+            found = choose(entry.slots, owner, known)
+            if found is None:
+                return None
+            slot, kept = found
+            slot.busy = True
+        try:
+            entry.context.prepare()
+            if slot.tokens and kept < len(slot.tokens):
+                self._seal(entry, slot, ask=True)  # it is somebody's conversation
+            parked = entry.parked.find(owner, known)
+            if parked is not None and parked[1] > kept + WORTHWHILE:
+                entry.context.take(slot.number, 0)
+                if entry.parked.load(parked[0], lambda data: entry.context.load(slot.number, data)):
+                    kept = parked[1]
                 else:
-                    waits.append(wait)
+                    kept = 0
+            kept = entry.context.take(slot.number, kept)
+        except BaseException:
+            slot.tokens = []
+            self.release(entry, slot, None)
+            raise
+        slot.owner, slot.tokens = owner, list(known[:kept])
+        return slot, kept
+
+    def release(self, entry: OpenModel, slot: Slot, keep: float | None) -> None:
+        """Take a slot back; its KV stays for the next request. `keep`: the request's keep_alive, seconds."""
+        with self.lock:
+            slot.busy = False
+            slot.last_used = time.monotonic()
+            self._used(entry, keep)
+
+    def _used(self, entry: OpenModel, keep: float | None) -> None:
+        entry.last_used, entry.keep = time.monotonic(), keep
+
+    def tidy(self) -> float | None:
+        """Seal KV, and give back what was kept long enough; return the seconds until there is more to do.
+
+        None: there is nothing left to give. One thing at a time, so that a request need not wait.
+        """
+        now = time.monotonic()
+        waits: list[float] = []
+        for entry in list(self._open.values()):
+            for slot in self._unsealed(entry):
+                wait = slot.last_used + _SEAL_AFTER - now
+                if wait <= 0:
+                    self._seal_idle(entry, slot)
+                    return 0
+                waits.append(wait)
+            turn = self._let_go(entry, now)
+            if turn is not None:
+                waits.append(turn)
         return min(waits, default=None)
+
+    def seal_all(self, deadline: float) -> None:
+        """Seal what KV there is, until `deadline` (monotonic seconds)."""
+        for entry in list(self._open.values()):
+            for slot in self._unsealed(entry):
+                if time.monotonic() < deadline:
+                    self._seal_idle(entry, slot)
 
     def close(self) -> None:
         """Close every model."""
         for name in list(self._open):
             self._put_away(name)
 
-    def _fetch(self, name: str) -> OpenModel:
-        """Return model `name` as the store has it now, opening it when need be."""
-        with self._store.open(name) as sealed:
-            manifest = sealed.manifest
-        entry = self._open.get(name)
-        if entry is not None and entry.model.manifest.model_id == manifest.model_id:
-            return entry
-        if entry is not None:  # removed, and another added under its name
-            self._put_away(name)
-        return self._take_in(name, manifest.size)
+    def note(self, name: str, error: FlexServeError | None) -> None:
+        """Keep the last error of a model, for its status; None: it is well."""
+        with self.lock:
+            if error is None:
+                self._failed.pop(name, None)
+            else:
+                self._failed[name] = error
+
+    def _let_go(self, entry: OpenModel, now: float) -> float | None:
+        """Give back what `entry` was kept long enough; return the seconds until its turn (None: no turn)."""
+        keep = entry.keep
+        with self.lock:
+            if entry.running or keep == -1:
+                return None
+            kv, scratch = self._committed(entry)
+            weights = entry.model.weights.resident if keep is not None else 0
+            if kv + scratch + weights == 0:
+                return None
+            wait = entry.last_used + (self.limits.idle if keep is None else keep) - now
+            if wait > 0:
+                return wait
+            size = self._release_scratch(entry) + self._release_kv(entry, kv)
+            if weights:
+                size += self._residency.evict(entry.model.weights, entry.model.weights.eviction_order())
+            self._engine.flexmem.report_returned(size + self._engine.flexmem.return_unused())
+            return None
 
     def _take_in(self, name: str, size: int) -> OpenModel:
         self._opening = name
@@ -120,18 +239,26 @@ class Shelf:
             try:
                 vocabulary = Vocabulary(model)
                 template = ChatTemplate(model, vocabulary)
-                context = Context(model, self._residency, self._context)
+                context = Context(model, self._residency, self.limits.context, self.limits.sequences)
+                fingerprint, flexmem = self._engine.fingerprint, self._engine.flexmem
+                parked = ParkedKv(
+                    self._store, name, fingerprint, flexmem, quota=self.limits.parked, counters=self.counters
+                )
             except BaseException:
                 model.close()
                 raise
         except FlexServeError as error:
-            self._note(name, error)
+            self.note(name, error)
             raise
         finally:
             self._opening = ""
-        entry = OpenModel(model, context, vocabulary, template, last_used=time.monotonic())
+        slots = [Slot(number) for number in range(self.limits.sequences)]
+        entry = OpenModel(model, context, vocabulary, template, parked, slots, last_used=time.monotonic())
         while len(self._open) >= _MAX_OPEN:
-            self._put_away(min(self._open, key=lambda n: self._open[n].last_used))
+            idle = [n for n, other in self._open.items() if not other.running]
+            if not idle:
+                break
+            self._put_away(min(idle, key=lambda n: self._open[n].last_used))
         with self.lock:
             self._open[name] = entry
         return entry
@@ -143,9 +270,32 @@ class Shelf:
         entry.context.close()
         entry.model.close()
 
-    def _note(self, name: str, error: FlexServeError) -> None:
+    # ---- sealing KV -------------------------------------------------------------------------------
+
+    def _unsealed(self, entry: OpenModel) -> list[Slot]:
         with self.lock:
-            self._failed[name] = error
+            return [s for s in entry.idle_slots() if not s.sealed and len(s.tokens) >= WORTHWHILE]
+
+    def _seal_idle(self, entry: OpenModel, slot: Slot) -> None:
+        with self.lock:
+            if slot.busy or not slot.tokens:
+                return  # recalled meanwhile
+            slot.busy = True
+        try:
+            self._seal(entry, slot, ask=True)
+        finally:
+            with self.lock:
+                slot.busy = False
+
+    def _seal(self, entry: OpenModel, slot: Slot, *, ask: bool) -> None:
+        """Seal the KV of a slot that nobody else uses, if it is worth it and not sealed yet."""
+        if slot.sealed or len(slot.tokens) < WORTHWHILE:
+            return
+        size = entry.context.state_size(slot.number)
+        entry.parked.save(
+            slot.owner, slot.tokens, size, lambda data: entry.context.save(slot.number, data), ask=ask
+        )
+        slot.sealed = True  # or it cannot be: trying again at every turn would help nobody
 
     # ---- any thread -------------------------------------------------------------------------------
 
@@ -154,33 +304,72 @@ class Shelf:
         with self.lock:
             self._pinned = frozenset(names)
 
+    def is_pinned(self, name: str) -> bool:
+        """Return whether model `name` is pinned."""
+        return name in self._pinned
+
     def holdings(self) -> list[Holding]:
         """Return what open models hold. Call it under the lock to act on it."""
         found: list[Holding] = []
         with self.lock:
             for name, entry in self._open.items():
                 kv, scratch = self._committed(entry)
-                sizes = {Kind.SCRATCH: scratch, Kind.KV: kv, Kind.WEIGHTS: entry.model.weights.resident}
-                found += [
-                    Holding(name, kind, size, entry.running, entry.last_used)
-                    for kind, size in sizes.items()
-                    if size
+                idle = entry.context.kv.committed(_numbers(entry.idle_slots()))
+                sizes = [
+                    (Kind.SCRATCH, scratch, entry.running),
+                    (Kind.KV, idle, False),
+                    (Kind.KV, kv - idle, True),
+                    (Kind.WEIGHTS, entry.model.weights.resident, entry.running),
                 ]
+                found += [Holding(name, k, size, busy, entry.last_used) for k, size, busy in sizes if size]
         return found
 
-    def give_up(self, name: str, kind: Kind, size: int) -> int:
-        """Give about `size` bytes of one kind back to the OS; return the bytes that went.
+    def entries(self) -> list[OpenModel]:
+        """Return the models that are open."""
+        with self.lock:
+            return list(self._open.values())
 
-        Under the lock; for weights of a running model also with the gate shut.
+    def give_up(self, name: str, kind: Kind, size: int, *, keep_grants: bool = False) -> int:
+        """Give about `size` bytes of one kind up; return the bytes that went.
+
+        They go to the OS or, with `keep_grants`, to the next commit of ours. Under the lock; for
+        weights of a running model also with the gate shut.
         """
         entry = self._open[name]
         if kind is Kind.SCRATCH:
-            return self._release_scratch(entry)
+            return self._release_scratch(entry, keep_grants=keep_grants)
         if kind is Kind.KV:
-            return entry.context.release_kv()
+            return self._release_kv(entry, size, keep_grants=keep_grants)
         granules = -(-size // self._engine.flexmem.granule)
         weights = entry.model.weights
-        return self._residency.evict(weights, weights.eviction_order()[:granules])
+        return self._residency.evict(weights, weights.eviction_order()[:granules], keep_grants=keep_grants)
+
+    def prepare_recall(self, deadline: float) -> None:
+        """Seal idle KV while `deadline` (monotonic seconds) leaves time for it. Under the lock.
+
+        The plaintext needs room for a moment and nothing may be asked of the normal world now, so
+        it goes where idle scratch was.
+        """
+        for entry in self._open.values():
+            if entry.running:
+                continue  # the engine thread is inside this context
+            for slot in self._unsealed(entry):
+                size = entry.context.state_size(slot.number)
+                if size / _SEAL_SPEED > (deadline - time.monotonic()) / 2:
+                    continue
+                self._release_scratch(entry, keep_grants=True)
+                self._seal(entry, slot, ask=False)
+
+    def _release_kv(self, entry: OpenModel, size: int, *, keep_grants: bool = False) -> int:
+        """Release idle sequences, the one used longest ago first, until `size` bytes went."""
+        freed = 0
+        for slot in entry.idle_slots():
+            if freed >= size:
+                break
+            self.counters.dropped += not slot.sealed and len(slot.tokens) >= WORTHWHILE
+            slot.tokens = []
+            freed += entry.context.release([slot.number], keep_grants=keep_grants)
+        return freed
 
     # The engine's work area serves whichever model computes. It counts as scratch of the model that
     # runs or, when none does, ran last, so that no idle model's scratch takes it from a running one.
@@ -191,12 +380,19 @@ class Shelf:
 
     def _committed(self, entry: OpenModel) -> tuple[int, int]:
         """Return the committed bytes of (KV cache, scratch and work area)."""
-        kv, scratch = entry.context.committed()
-        return kv, scratch + (self._engine.work_committed if self._has_work(entry) else 0)
+        scratch = entry.context.scratch_committed()
+        work = self._engine.work_committed if self._has_work(entry) else 0
+        return entry.context.kv.committed(), scratch + work
 
-    def _release_scratch(self, entry: OpenModel) -> int:
-        work = self._engine.release_work() if self._has_work(entry) else 0
-        return work + entry.context.release_scratch()
+    def _release_scratch(self, entry: OpenModel, *, keep_grants: bool = False) -> int:
+        work = self._engine.release_work(keep_grants=keep_grants) if self._has_work(entry) else 0
+        return work + entry.context.release_scratch(keep_grants=keep_grants)
+
+    def missing(self, name: str) -> int:
+        """Return the bytes of weights that a request to model `name` finds missing; 0 if it is unknown."""
+        with self.lock:
+            entry = self._open.get(name)
+            return entry.model.weights.size - entry.model.weights.resident if entry is not None else 0
 
     def statuses(self) -> list[ModelStatus]:
         """Return one status for each model of the store, open or not."""
@@ -216,6 +412,10 @@ class Shelf:
         resident = weights.resident
         state = "loaded" if weights.whole else "partial" if resident else "unloaded"
         return ModelStatus(name, state, weights.size, resident, kv, scratch, entry.running, failure)
+
+
+def _numbers(slots: Iterable[Slot]) -> Collection[int]:
+    return [slot.number for slot in slots]
 
 
 def require_room(name: str, size: int) -> None:

@@ -46,6 +46,7 @@ OP_GET_ROWS = 40
 AllocBuffer = ctypes.CFUNCTYPE(c_void_p, c_void_p, c_size_t)  # (buffer type, size) → buffer
 FreeBuffer = ctypes.CFUNCTYPE(None, c_void_p)
 SetTensor = ctypes.CFUNCTYPE(None, c_void_p, c_void_p, c_void_p, c_size_t, c_size_t)
+InitTensor = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p)  # (buffer, tensor) → status
 ClearBuffer = ctypes.CFUNCTYPE(None, c_void_p, ctypes.c_uint8)
 InitBackend = ctypes.CFUNCTYPE(c_void_p, c_void_p, c_char_p)
 GraphCompute = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p)  # (backend, graph) → status

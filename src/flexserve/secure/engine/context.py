@@ -2,74 +2,82 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from llama_cpp import llama_cpp as lib
 from numpy.typing import NDArray
 
-from flexserve.errors import CallerError, CancelledError, InternalError
+from flexserve.errors import CancelledError, InternalError
 from flexserve.platforms.ports import Arena
 from flexserve.secure.engine import abi
 from flexserve.secure.engine.graph import EngineGraph
+from flexserve.secure.engine.kv import KvCache
 from flexserve.secure.engine.model import Model
 from flexserve.secure.job import RestoreStats
 from flexserve.secure.residency import Residency
 
-_BATCH = 512  # tokens of a prompt that one graph takes in
+BATCH = 512  # tokens that one graph takes in
 _SLICE_SECONDS = 0.05  # a recall waits for a slice at most; shorter ones cost over a percent of speed
 _MIN_STRIDE = 16  # nodes
-_USAGE_COMPUTE = 2  # GGML_BACKEND_BUFFER_USAGE_COMPUTE
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _ContextBuffer:
-    address: int  # of the ggml buffer
-    arena: Arena
+class Span:
+    """Consecutive tokens of one sequence: `tokens` come at positions `start`, `start` + 1, …"""
 
-    @property
-    def is_scratch(self) -> bool:
-        return bool(abi.Buffer.from_address(self.address).usage == _USAGE_COMPUTE)
+    sequence: int
+    start: int
+    tokens: Sequence[int]
 
 
 class Context:
-    """One sequence of tokens on a model. Belongs to the engine thread, but for `cancel`.
+    """Several sequences of tokens on a model. Belongs to the engine thread, but for `cancel` and
+    `release`.
 
-    KV cache and scratch have memory only between `prepare` and `release`.
+    Scratch has memory only between `prepare` and `release_scratch`, the KV of a sequence only
+    between `take` and `release`.
     """
 
     lazy = False  # the hooks write its tensors (a BufferOwner)
 
-    def __init__(self, model: Model, residency: Residency, context: int) -> None:
-        """Make a context of at most `context` tokens. Commits nothing.
+    def __init__(self, model: Model, residency: Residency, context: int, sequences: int) -> None:
+        """Make a context of at most `context` tokens for each of `sequences`. Commits nothing.
 
         Raises InternalError when llama.cpp cannot.
         """
         self.model = model
-        self.stats = RestoreStats()
         self._engine, self._residency = model.engine, residency
-        self._buffers: list[_ContextBuffer] = []
+        self._arenas: dict[int, Arena] = {}  # by address of the ggml buffer
         self._cancelled = False
+        self._stats = RestoreStats()
         self._tokens_in_graph = 0
         self._pace: dict[int, float] = {}  # seconds per node, by size class of the batch
         self.size = min(context, model.trained_context)
+        self.sequences = sequences
         self._vocabulary_size = lib.llama_vocab_n_tokens(model.vocabulary)
+        self.kv = KvCache(self._engine.flexmem, sequences)
         parameters = lib.llama_context_default_params()
-        parameters.n_ctx = self.size
-        parameters.n_batch = parameters.n_ubatch = min(_BATCH, self.size)
-        parameters.n_seq_max = 1
-        parameters.n_outputs_max = 1  # logits of the last token only: the rest would be scratch
+        parameters.n_ctx = self.size * sequences
+        parameters.n_batch = parameters.n_ubatch = max(min(BATCH, self.size), sequences)
+        parameters.n_seq_max = parameters.n_outputs_max = sequences
+        parameters.kv_unified = False  # a stream for each sequence: the same logits as if it were alone
         parameters.n_threads = parameters.n_threads_batch = self._engine.threads
         parameters.no_perf = True
         self._specialise(parameters)
+        self.watches = True
         with self._engine.hooks.owner(self):
             self.address = lib.llama_init_from_model(model.address, parameters) or 0
+        self.watches = False
         if not self.address:
             raise InternalError("llama.cpp could not make a context.", hint="Try a smaller --context.")
-        # llama.cpp's own making of the context needed memory; requests will ask for theirs.
-        size = self.release_kv() + self.release_scratch() + self._engine.release_work()
+        self._memory = lib.llama_get_memory(self.address)
+        self._batch = lib.llama_batch_init(parameters.n_batch, 0, 1)
+        # llama.cpp's own making of the context may have needed memory; requests will ask for theirs.
+        size = self.release(range(sequences)) + self.release_scratch() + self._engine.release_work()
         self._engine.flexmem.report_returned(size)
 
     def _specialise(self, parameters: lib.llama_context_params) -> None:
@@ -78,6 +86,7 @@ class Context:
     def close(self) -> None:
         """Free the context. Always safe."""
         if self.address:
+            lib.llama_batch_free(self._batch)
             with self._engine.hooks.owner(self):
                 lib.llama_free(self.address)
             self.address = 0
@@ -85,88 +94,127 @@ class Context:
     # ---- memory --------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Put memory behind KV cache and scratch, and forget all tokens. Raises GrantRefusedError.
+        """Put memory behind scratch and outputs. Raises GrantRefusedError."""
+        for arena in self._scratch():
+            self._engine.flexmem.commit_missing(arena)
 
-        Pages come at first touch; what a short prompt does not reach costs nothing.
+    def take(self, sequence: int, keep: int) -> int:
+        """Put memory behind the KV of `sequence` and forget its tokens from position `keep` on.
+
+        Returns how many it still has: 0 where the model cannot forget a part. Pages come at first
+        touch; what a short prompt does not reach costs nothing. Raises GrantRefusedError.
         """
-        self._cancelled = False
-        self.stats = RestoreStats()
-        lib.llama_memory_clear(lib.llama_get_memory(self.address), False)
-        for buffer in self._buffers:
-            self._engine.flexmem.commit_missing(buffer.arena)
+        self.kv.take(sequence)
+        if keep and lib.llama_memory_seq_rm(self._memory, sequence, keep, -1):
+            return keep
+        lib.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+        return 0
 
-    def release_kv(self) -> int:
-        """Give the KV cache back; return the bytes. Not while decoding."""
-        return sum(self._engine.flexmem.release_all(b.arena) for b in self._buffers if not b.is_scratch)
+    def release(self, sequences: Collection[int], *, keep_grants: bool = False) -> int:
+        """Give the KV of `sequences` up; return the bytes. Any thread, while no graph reads them.
 
-    def release_scratch(self) -> int:
-        """Give scratch back; return the bytes. Not while decoding."""
-        return sum(self._engine.flexmem.release_all(b.arena) for b in self._buffers if b.is_scratch)
+        Their next `take` must keep nothing.
+        """
+        return self.kv.release(sequences, keep_grants=keep_grants)
 
-    def committed(self) -> tuple[int, int]:
-        """Return the committed bytes of (KV cache, scratch)."""
-        kv = scratch = 0
-        for buffer in self._buffers:
-            size = self._engine.flexmem.committed(buffer.arena)
-            if buffer.is_scratch:
-                scratch += size
-            else:
-                kv += size
-        return kv, scratch
+    def release_scratch(self, *, keep_grants: bool = False) -> int:
+        """Give scratch up; return the bytes. Not while decoding."""
+        flexmem = self._engine.flexmem
+        give_up = flexmem.recycle_all if keep_grants else flexmem.release_all
+        return sum(give_up(arena) for arena in self._scratch())
+
+    def scratch_committed(self) -> int:
+        """Return the committed bytes of scratch and outputs."""
+        return sum(self._engine.flexmem.committed(arena) for arena in self._scratch())
+
+    def _scratch(self) -> list[Arena]:
+        return [arena for arena in list(self._arenas.values()) if not self.kv.has(arena)]
 
     # ---- tokens --------------------------------------------------------------------------------
 
-    def decode(self, tokens: Sequence[int]) -> None:
-        """Append `tokens`; the logits after the last are there then.
+    def decode(self, spans: Sequence[Span]) -> RestoreStats:
+        """Take in `spans`, of different sequences and BATCH tokens at most, in one go.
 
-        Raises CallerError when the context is full, CancelledError after `cancel`, and what
-        restoring weights raises.
+        The logits after each span are `logits(i)` then. Returns what bringing weights back cost.
+        Raises CancelledError after `cancel`, and what restoring weights raises: the sequences are
+        to be taken anew then.
         """
-        for start in range(0, len(tokens), _BATCH):
-            batch = tokens[start : start + _BATCH]
-            array = (lib.llama_token * len(batch))(*batch)
-            self._tokens_in_graph = len(batch)
-            with self._engine.hooks.owner(self):
-                status = lib.llama_decode(self.address, lib.llama_batch_get_one(array, len(batch)))
-            self._check(status)
+        self._stats, self._cancelled = RestoreStats(), False
+        self._fill(spans)
+        with self._engine.hooks.owner(self):
+            status = lib.llama_decode(self.address, self._batch)
+        if status != 0:
+            raise InternalError(f"llama.cpp could not decode (status {status}).")
+        return self._stats
 
-    def logits(self) -> NDArray[np.float32]:
-        """Return the logits after the last token, shape (vocabulary,): a view until the next decode."""
-        logits = lib.llama_get_logits_ith(self.address, -1)
+    def _fill(self, spans: Sequence[Span]) -> None:
+        """Write the spans into the batch that llama.cpp reads."""
+        batch, at = self._batch, 0
+        self._rows: list[int] = []
+        for span in spans:
+            for position, token in enumerate(span.tokens, span.start):
+                batch.token[at], batch.pos[at], batch.logits[at] = token, position, False
+                batch.n_seq_id[at] = 1
+                batch.seq_id[at][0] = span.sequence
+                at += 1
+            batch.logits[at - 1] = True
+            self._rows.append(at - 1)
+        batch.n_tokens = self._tokens_in_graph = at
+
+    def row(self, span: int) -> int:
+        """Return the number by which llama.cpp knows the logits after span number `span`."""
+        return self._rows[span]
+
+    def logits(self, span: int) -> NDArray[np.float32]:
+        """Return the logits after a span, shape (vocabulary,): a view until the next decode."""
+        logits = lib.llama_get_logits_ith(self.address, self._rows[span])
         return np.ctypeslib.as_array(logits, shape=(self._vocabulary_size,))
 
     def restore(self) -> RestoreStats:
         """Bring all weights into memory; return what it cost. Raises what restoring raises."""
-        self._residency.restore(self.model.weights, self.stats)
-        return self.stats
+        stats = RestoreStats()
+        self._residency.restore(self.model.weights, stats)
+        return stats
 
     def cancel(self) -> None:
-        """Make the decode under way, or the next one, raise CancelledError. From any thread."""
+        """Make the decode under way raise CancelledError. From any thread."""
         self._cancelled = True
         self._residency.cancel()
 
-    def _check(self, status: int) -> None:
-        if status == 0:
-            return
-        if status == 1:
-            raise CallerError(
-                f"The context of {self.size} tokens is full.",
-                hint="Shorten the prompt.",
-                code="context_length_exceeded",
-            )
-        raise InternalError(f"llama.cpp could not decode (status {status}).")
+    # ---- the state of a sequence -----------------------------------------------------------------
+
+    def state_size(self, sequence: int) -> int:
+        """Return the bytes that `save` will write for `sequence`."""
+        return int(lib.llama_state_seq_get_size(self.address, sequence))
+
+    def save(self, sequence: int, target: memoryview) -> int:
+        """Write the KV of `sequence`, in llama.cpp's own form; return the bytes written (0: failed)."""
+        buffer = (ctypes.c_uint8 * len(target)).from_buffer(target)
+        return int(lib.llama_state_seq_get_data(self.address, buffer, len(target), sequence))
+
+    def load(self, sequence: int, source: memoryview) -> bool:
+        """Replace the KV of `sequence`, which was taken, by what `save` wrote. False: it did not fit."""
+        buffer = (ctypes.c_uint8 * len(source)).from_buffer(source)
+        return bool(lib.llama_state_seq_set_data(self.address, buffer, len(source), sequence))
 
     # ---- what the hooks call -------------------------------------------------------------------
 
     def adopt(self, _kind: str, address: int, arena: Arena, _size: int) -> None:
         """Note a KV, scratch or output buffer; while a request runs it needs memory at once."""
-        self._buffers = [b for b in self._buffers if b.address != address]
-        self._buffers.append(_ContextBuffer(address, arena))
-        self._engine.flexmem.commit_missing(arena)
+        self._arenas[address] = arena
+        if not self.watches:
+            self._engine.flexmem.commit_missing(arena)
+
+    def settle(self, buffer: int, tensor: int) -> None:
+        """Note a tensor that has its place before any graph runs: it belongs to the KV cache."""
+        struct = abi.Tensor.from_address(tensor)
+        if not struct.view_src:
+            size = int(struct.nb[3]) * int(struct.ne[3])
+            self.kv.add(self._arenas[buffer], int(struct.data), size, list(struct.ne), int(struct.nb[2]))
 
     def drop(self, address: int) -> None:
         """Forget a buffer that llama.cpp freed."""
-        self._buffers = [b for b in self._buffers if b.address != address]
+        self._arenas.pop(address, None)
 
     def place(self, _tensor: int, _size: int) -> None:
         """Contexts have no weights."""
@@ -177,7 +225,7 @@ class Context:
         self._engine.prepare(abi.Graph.from_address(graph))
         run = EngineGraph(graph, self.model.map, 0, self._compute_slice)
         run.stride = self._stride(run.nodes)
-        self._residency.compute(self.model.weights, run, self.stats)
+        self._residency.compute(self.model.weights, run, self._stats)
         return abi.STATUS_SUCCESS
 
     def _stride(self, nodes: int) -> int:

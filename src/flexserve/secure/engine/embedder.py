@@ -10,12 +10,12 @@ from llama_cpp import llama_cpp as lib
 from numpy.typing import NDArray
 
 from flexserve.errors import CallerError, InternalError
-from flexserve.secure.engine.context import Context
+from flexserve.secure.engine.context import BATCH, Context, Span
 from flexserve.secure.engine.model import Model
+from flexserve.secure.job import RestoreStats
 from flexserve.secure.residency import Residency
 
 _POOLINGS = (lib.LLAMA_POOLING_TYPE_MEAN, lib.LLAMA_POOLING_TYPE_CLS, lib.LLAMA_POOLING_TYPE_LAST)
-_BATCH = 512  # tokens that one graph takes in
 
 
 class Embedder(Context):
@@ -40,7 +40,8 @@ class Embedder(Context):
             )
         # A model whose tokens see those behind them has to see all of a text at once.
         self._whole = metadata.get(f"{architecture}.attention.causal") is False
-        super().__init__(model, residency, min(context, _BATCH) if self._whole else context)
+        super().__init__(model, residency, min(context, BATCH) if self._whole else context, sequences=1)
+        self.stats = RestoreStats()
 
     @classmethod
     def beside(cls, context: Context) -> Self:
@@ -65,16 +66,18 @@ class Embedder(Context):
                 code="context_length_exceeded",
             )
         self.prepare()
-        parts = [self._pooled(tokens[at : at + _BATCH]) for at in range(0, len(tokens), _BATCH)]
+        self.take(0, keep=0)
+        self.stats = RestoreStats()
+        parts = [self._pooled(at, tokens[at : at + BATCH]) for at in range(0, len(tokens), BATCH)]
         vector = self._combined(parts, len(tokens))
         length = float(np.linalg.norm(vector))
         if not (np.isfinite(length) and length > 0):
             raise InternalError("The model made a vector that has no direction.")
         return (vector / length).astype(np.float32)
 
-    def _pooled(self, tokens: Sequence[int]) -> NDArray[np.float64]:
+    def _pooled(self, start: int, tokens: Sequence[int]) -> NDArray[np.float64]:
         """Take in the next tokens of a text; return what llama.cpp pools of them."""
-        self.decode(tokens)
+        self.stats.include(self.decode([Span(0, start, tokens)]))
         vector = lib.llama_get_embeddings_seq(self.address, 0)
         if not vector:
             raise InternalError("llama.cpp pooled nothing.")
@@ -87,12 +90,11 @@ class Embedder(Context):
             return parts[0]
         if self._pooling == lib.LLAMA_POOLING_TYPE_LAST:
             return parts[-1]
-        sizes = [min(_BATCH, count - at) for at in range(0, count, _BATCH)]
+        sizes = [min(BATCH, count - at) for at in range(0, count, BATCH)]
         return np.average(parts, axis=0, weights=sizes)
 
     def compute(self, graph: int) -> int:
         """Run a graph. For more outputs than before llama.cpp has made, and cleared, a new buffer: the
         hooks give back the memory of what is cleared, so it is put there again."""
-        for buffer in self._buffers:
-            self._engine.flexmem.commit_missing(buffer.arena)
+        self.prepare()
         return super().compute(graph)

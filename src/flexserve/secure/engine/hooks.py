@@ -31,6 +31,7 @@ class BufferOwner(Protocol):
     """Who the buffers of a call into llama.cpp belong to: a model or one of its contexts."""
 
     lazy: bool  # weights are recorded, not written
+    watches: bool  # wants to hear of the tensors in its buffers, by `settle`
 
     def adopt(self, kind: str, address: int, arena: Arena, size: int) -> None:
         """Take note of a new buffer of type `kind`: its struct at `address`, `size` bytes in `arena`."""
@@ -40,6 +41,9 @@ class BufferOwner(Protocol):
 
     def place(self, tensor: int, size: int) -> None:
         """Take note of a weight tensor (address of its struct) of `size` bytes in its GGUF form."""
+
+    def settle(self, buffer: int, tensor: int) -> None:
+        """Take note of a tensor (address of its struct) that got its place in `buffer`."""
 
     def compute(self, graph: int) -> int:
         """Run a `ggml_cgraph`; return a ggml status."""
@@ -53,11 +57,13 @@ class Hooks:
         self._owner: BufferOwner | None = None
         self._arenas: dict[int, Arena] = {}  # by address of the ggml buffer
         self._set_tensor: dict[int, int] = {}  # the original of each diverted buffer
+        self._watched: set[int] = set()  # buffers whose tensors the current owner hears of
         self._pending: BaseException | None = None
         # ctypes callbacks must outlive the library's use of them: they live as long as this.
         self._alloc = abi.AllocBuffer(self._guard(self._alloc_plain, None))
         self._free = abi.FreeBuffer(self._guard(self._free_buffer, None))
         self._clear = abi.ClearBuffer(self._guard(self._clear_buffer, None))
+        self._settle = abi.InitTensor(self._guard(self._settle_tensor, abi.STATUS_FAILED))
         self._record = abi.SetTensor(self._guard(self._record_tensor, None))
         self._compute = abi.GraphCompute(self._guard(self._graph_compute, abi.STATUS_FAILED))
         self._init = abi.InitBackend(self._guard(self._init_backend, None))
@@ -75,6 +81,7 @@ class Hooks:
         finally:
             self._owner = previous
             self._restore_host()
+            self._stop_watching()
         self.raise_pending()
 
     def raise_pending(self) -> None:
@@ -157,8 +164,12 @@ class Hooks:
         arena = self._flexmem.reserve(max(size, 1))
         interface.free_buffer = _address(self._free)
         interface.clear = _address(self._clear)
+        if self._owner.watches:
+            interface.init_tensor = _address(self._settle)
         address: int = self._ggml.buffer_init(buffer_type, interface, arena.base, size)
         self._arenas[address] = arena
+        if self._owner.watches:
+            self._watched.add(address)
         self._owner.adopt(self._ggml.buffer_type_name(buffer_type).decode(), address, arena, size)
         if buffer_type == ctypes.addressof(self._plain_type):
             self._divert(address)
@@ -187,7 +198,19 @@ class Hooks:
             raise InternalError("llama.cpp loads a weight in pieces; it cannot be opened without reading it.")
         self._owner.place(tensor, size)
 
+    def _settle_tensor(self, buffer: int, tensor: int) -> int:
+        if self._owner is not None:
+            self._owner.settle(buffer, tensor)
+        return abi.STATUS_SUCCESS
+
+    def _stop_watching(self) -> None:
+        """Take the callback out: compute buffers place every tensor of every graph."""
+        for address in self._watched:
+            abi.Buffer.from_address(address).iface.init_tensor = None
+        self._watched.clear()
+
     def _free_buffer(self, address: int) -> None:
+        self._watched.discard(address)
         self._set_tensor.pop(address, None)
         arena = self._arenas.pop(address)
         if self._owner is not None:

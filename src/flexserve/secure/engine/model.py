@@ -56,6 +56,7 @@ class _Opening:
     """Collects what the hooks report while llama.cpp builds the model (a BufferOwner)."""
 
     lazy = True
+    watches = False
 
     def __init__(self) -> None:
         self.buffers: list[tuple[str, Arena, int]] = []
@@ -71,6 +72,9 @@ class _Opening:
     def place(self, tensor: int, size: int) -> None:
         """Note where a tensor lives."""
         self.tensors.append(_Placed(tensor, size))
+
+    def settle(self, _buffer: int, _tensor: int) -> None:
+        """Nothing is watched."""
 
     def compute(self, _graph: int) -> int:
         """No graph runs while a model opens."""

@@ -78,10 +78,11 @@ class Engine:
         if status != abi.STATUS_SUCCESS:
             raise InternalError(f"llama.cpp failed to compute a graph (status {status}).")
 
-    def release_work(self) -> int:
-        """Give the work area back; return its bytes. Not while a graph computes."""
+    def release_work(self, *, keep_grants: bool = False) -> int:
+        """Give the work area up; return its bytes. Not while a graph computes."""
         self._work_size = 0
-        return self.flexmem.release_all(self._work)
+        give_up = self.flexmem.recycle_all if keep_grants else self.flexmem.release_all
+        return give_up(self._work)
 
     @property
     def work_committed(self) -> int:

@@ -1,11 +1,12 @@
-"""The local store: sealed models by name, and the images derived from them.
+"""The local store: sealed models by name, the images derived from them, and parked KV.
 
     ROOT/models/NAME.flex
     ROOT/images/MODEL_ID-FINGERPRINT.img
+    ROOT/kv/MODEL_ID-RANDOM.kv
 
 A model exists exactly as long as its .flex file has its name: adding publishes that one file,
 removing unlinks it. Everything else is left over and swept when a store is opened: temporary
-files of writers that were killed, and images whose model is gone. Several processes may use one
+files of writers that were killed, and images and parked KV whose model is gone. Several processes may use one
 store at once.
 """
 
@@ -24,7 +25,7 @@ from flexserve.secure.models.files import disk_errors, make_folder, sweep, sync_
 from flexserve.secure.models.keys import DeviceKey
 from flexserve.secure.models.manifest import NAME_RULE, Manifest, check_name, is_name
 
-_MODEL, _IMAGE = ".flex", ".img"
+_MODEL, _IMAGE, _KV = ".flex", ".img", ".kv"
 _NAMES_IN_HINT = 10
 
 
@@ -40,7 +41,8 @@ class Store:
         self._device = device
         self._models = root / "models"
         self._images = root / "images"
-        for folder in (self._models, self._images):
+        self._kv = root / "kv"
+        for folder in (self._models, self._images, self._kv):
             make_folder(folder)
             sweep(folder)
         self._sweep_orphans()
@@ -108,6 +110,14 @@ class Store:
         with disk_errors("Removing stale images"):
             return sum(_unlink(path) for path in self.images(manifest) if path != keep)
 
+    def kv_path(self, manifest: Manifest, name: str) -> Path:
+        """Return where parked KV of a model belongs; `name` without "-"."""
+        return self._kv / f"{manifest.model_id}-{name}{_KV}"
+
+    def kv_paths(self, manifest: Manifest) -> builtins.list[Path]:
+        """Return all parked KV of a model."""
+        return sorted(self._kv.glob(f"{manifest.model_id}-*{_KV}"))
+
     def _path(self, name: str) -> Path:
         return self._models / f"{name}{_MODEL}"
 
@@ -137,19 +147,19 @@ class Store:
                     raise
 
     def _sweep_orphans(self) -> int:
-        """Remove images without a model; return the bytes of disk freed.
+        """Remove images and parked KV without a model; return the bytes of disk freed.
 
-        While a model cannot be read its images cannot be told from orphans: all are kept then.
+        While a model cannot be read what is its cannot be told from orphans: all is kept then.
         """
-        # Images first: the model of an image that exists now was added before, so it is listed.
-        with disk_errors(f"Cleaning up {self._images}"):
-            images = [name for name in os.listdir(self._images) if name.endswith(_IMAGE)]
-        entries = [entry for _, entry in self._scan()] if images else []
+        # These first: the model of an image that exists now was added before, so it is listed.
+        with disk_errors(f"Cleaning up {self.root}"):
+            derived = [*self._images.glob(f"*{_IMAGE}"), *self._kv.glob(f"*{_KV}")]
+        entries = [entry for _, entry in self._scan()] if derived else []
         owners = {entry.model_id for entry in entries if isinstance(entry, Manifest)}
         if len(owners) < len(entries):
             return 0
-        orphans = [self._images / name for name in images if name.split("-")[0] not in owners]
-        with disk_errors(f"Cleaning up {self._images}"):
+        orphans = [path for path in derived if path.name.split("-")[0] not in owners]
+        with disk_errors(f"Cleaning up {self.root}"):
             return sum(_unlink(path) for path in orphans)
 
 
