@@ -35,8 +35,8 @@ class Reclaimer:
             # One step at a time, since only the OS knows what a step brings: KV and scratch may
             # be committed without having pages, and the demand is for pages.
             while step := self._next_step(message, before - after, done):
-                returned += self._carry_out(step, deadline)
-                now = self._flexmem.resident()
+                size, now = self._carry_out(step, deadline)
+                returned += size
                 done[step] = after - now
                 after = now
             kept = recall.protected(self._shelf.holdings())
@@ -71,8 +71,11 @@ class Reclaimer:
         pinned = step.kind is Kind.WEIGHTS and self._shelf.is_pinned(step.model)
         return (message.gentle and step.between_slices) or (pinned and not definite)
 
-    def _carry_out(self, step: Step, deadline: float) -> int:
+    def _carry_out(self, step: Step, deadline: float) -> tuple[int, int]:
+        """Give up what `step` says; return the bytes that went, and what the OS counts then."""
         if not step.between_slices:
-            return self._shelf.give_up(step.model, step.kind, step.size)
+            return self._shelf.give_up(step.model, step.kind, step.size), self._flexmem.resident()
         with self._residency.gate.shut(max(0.0, deadline - time.monotonic())) as shut:
-            return self._shelf.give_up(step.model, step.kind, step.size) if shut else 0
+            size = self._shelf.give_up(step.model, step.kind, step.size) if shut else 0
+            # Before the request goes on, and takes what it needs anew.
+            return size, self._flexmem.resident()
