@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings.sources import InitSettingsSource
 
@@ -92,6 +92,15 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", max_length=255, description="Address to listen on, or to ask.")
     port: int = Field(7077, ge=0, le=65535, description="TCP port; 0 lets the server take any free one.")
     unix_socket: Location | None = Field(None, description="Unix socket to listen on too, or to ask instead.")
+    api_key: SecretStr | None = Field(
+        None, description="Key that clients send, and that a server asks for. Better in the environment."
+    )
+    api_keys: SecretStr | None = Field(
+        None, description="More keys that a server accepts, separated by commas."
+    )
+    api_key_file: Location | None = Field(
+        None, description="File of keys that a server accepts, one per line."
+    )
     models: Location = Field(
         default_factory=lambda: data_folder() / "models", description="Folder of the sealed models."
     )
@@ -133,7 +142,17 @@ class Settings(BaseSettings):
         """Return where a running server is to be asked."""
         from flexserve.normal.client import Address
 
-        return Address(self.host, self.port, self.unix_socket)
+        key = self.api_key.get_secret_value() if self.api_key else ""
+        return Address(self.host, self.port, self.unix_socket, key)
+
+    def server_keys(self) -> list[str]:
+        """Return the keys that a server accepts; none: it lets everybody in. Raises CallerError."""
+        from flexserve.normal.api.keys import read_keys
+
+        keys = [self.api_key.get_secret_value()] if self.api_key else []
+        if self.api_keys:
+            keys += [key.strip() for key in self.api_keys.get_secret_value().split(",") if key.strip()]
+        return keys + (read_keys(self.api_key_file) if self.api_key_file else [])
 
     def secure_options(self) -> SecureOptions:
         """Return how a secure world is to be started."""

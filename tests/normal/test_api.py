@@ -169,7 +169,14 @@ async def test_completions_default_to_sixteen_tokens(client: httpx.AsyncClient, 
     [
         ({"n": 2}, "n"),
         ({"tools": [{"type": "function"}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "xml"}}, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"keep_alive": "soon"}, "keep_alive"),
+        ({"keep_alive": -2}, "keep_alive"),
+        ({"keep_alive": True}, "keep_alive"),
+        ({"flexserve": {"priority": 11}}, "flexserve.priority"),
+        ({"flexserve": {"next_model": ""}}, "flexserve.next_model"),
         ({"logit_bias": {"1": 2}}, "logit_bias"),
         ({"presence_penalty": 0.5}, "presence_penalty"),
         ({"temperature": 9}, "temperature"),
@@ -182,7 +189,10 @@ async def test_completions_default_to_sixteen_tokens(client: httpx.AsyncClient, 
         ({"top_logprobs": 3}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"messages": []}, "messages"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "function", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0]"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages[0]"),
+        ({"messages": [{"role": "user", "content": "x", "tool_calls": []}, {"role": "user"}]}, "messages[1]"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": "x" * ((1 << 20) + 1)}]}, "messages[0].content"),
         ({"model": ""}, "model"),
@@ -276,7 +286,7 @@ async def test_pings_keep_a_long_prefill_alive(
 
 def test_impossible_probabilities_are_still_json() -> None:
     form = ChatForm("m", with_logprobs=True)
-    chunk = form.chunk(Delta(1, "x", 1, [Choice(TokenLogprob("x", float("-inf")), [])]))
+    (chunk,) = form.chunks(Delta(1, "x", 1, [Choice(TokenLogprob("x", float("-inf")), [])]))
     assert (
         json.loads(json.dumps(chunk, allow_nan=False))["choices"][0]["logprobs"]["content"][0]["logprob"]
         == -9999

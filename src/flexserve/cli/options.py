@@ -26,10 +26,13 @@ DeviceKeyFile = Annotated[
     Path | None, typer.Option("--device-key", metavar="FILE", help="File of the key that opens them.")
 ]
 
-Host = Annotated[str | None, typer.Option("--host", metavar="ADDRESS", help="Address [127.0.0.1].")]
+Host = Annotated[
+    str | None, typer.Option("--host", metavar="ADDRESS", help="Address; none: Unix socket only [127.0.0.1].")
+]
 Port = Annotated[int | None, typer.Option("--port", metavar="N", min=0, max=65535, help="TCP port [7077].")]
 UnixSocket = Annotated[
-    Path | None, typer.Option("--unix-socket", metavar="PATH", help="Unix socket of the server.")
+    Path | None,
+    typer.Option("--unix-socket", "--socket", metavar="PATH", help="Unix socket of the server."),
 ]
 
 MemoryKind = Annotated[

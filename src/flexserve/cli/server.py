@@ -39,6 +39,10 @@ def serve(
     host: Host = None,
     port: Port = None,
     unix_socket: UnixSocket = None,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Serve only who has one of these keys, one per line [everybody]."),
+    ] = None,
     memory: MemoryKind = None,
     max_memory: Annotated[
         str | None,
@@ -75,6 +79,7 @@ def serve(
         host=host,
         port=port,
         unix_socket=unix_socket,
+        api_key_file=api_key_file,
         memory=memory,
         max_memory=max_memory,
         threads=threads,
@@ -88,9 +93,10 @@ def serve(
         terminal.warn(terminal.UNPROTECTED)
     options = main.ServeOptions(
         chosen.secure_options(),
-        host=chosen.host,
+        host=None if chosen.host == "none" else chosen.host,
         port=chosen.port,
         unix_socket=chosen.unix_socket,
+        api_keys=chosen.server_keys(),
         max_memory=chosen.max_memory,
         pins=chosen.pins,
         log_level=log_level,

@@ -54,11 +54,12 @@ class NoServerError(NormalWorldError):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Address:
-    """Where a server listens. The Unix socket, if there is one, is preferred."""
+    """Where a server listens, and the key to send it. The Unix socket, if there is one, is preferred."""
 
     host: str
     port: int
     unix_socket: Path | None = None
+    key: str = dataclasses.field(default="", repr=False)
 
     def __str__(self) -> str:
         return f"unix:{self.unix_socket}" if self.unix_socket else self.url
@@ -100,6 +101,7 @@ class Client:
                 # No proxy of the environment: a prompt goes to this server and nowhere else.
                 transport=httpx.HTTPTransport(uds=uds),
                 trust_env=False,
+                headers={"Authorization": f"Bearer {address.key}"} if address.key else None,
                 timeout=httpx.Timeout(SILENCE_TIMEOUT, connect=CONNECT_TIMEOUT),
             )
 
@@ -327,6 +329,7 @@ def _error(status: int, error: _Error) -> FlexServeError:
     """Return the server's error as its own type again; the kind of it tells the blame."""
     blame = {
         "invalid_request_error": Blame.CALLER,
+        "authentication_error": Blame.CALLER,
         "rate_limit_error": Blame.CALLER,
         "unavailable_error": Blame.CALLER if error.code == "cancelled" else Blame.NORMAL_WORLD,
         "stored_data_error": Blame.STORED_DATA,

@@ -15,7 +15,7 @@ import signal
 import socket
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import uvicorn
@@ -25,6 +25,7 @@ from flexserve.errors import CallerError, FlexServeError, NormalWorldError
 from flexserve.normal import journal
 from flexserve.normal.api.app import create_app
 from flexserve.normal.api.envelope import LOOPBACK_NAMES
+from flexserve.normal.api.keys import Keys
 from flexserve.normal.launcher import TERM_GRACE, SecureOptions
 from flexserve.normal.pins import Pins
 from flexserve.normal.world import DRAIN, World, running_world
@@ -44,6 +45,7 @@ class ServeOptions:
     drain_seconds: float = DRAIN
     limits: Limits | None = None  # None: by the size of the machine
     max_memory: int | None = None  # bytes that are granted at most
+    api_keys: Sequence[str] = dataclasses.field(default=(), repr=False)  # none: everybody is let in
     pins: Path | None = None  # file of the pinned models; None: they are forgotten at the end
     log_level: str = "info"
     log_json: bool | None = None  # None: for people when standard error is a terminal
@@ -52,17 +54,18 @@ class ServeOptions:
 def serve(options: ServeOptions) -> int:
     """Serve until told to stop, and return the exit status: 0 after draining.
 
-    Raises CallerError for an address that cannot be bound, the secure world's own reason when
-    it cannot start, and PeerError when it died too often.
+    Raises CallerError for an address that cannot be bound or a key that cannot be used, the secure
+    world's own reason when it cannot start, and PeerError when it died too often.
     """
     journal.configure(level=options.log_level, json=options.log_json)
+    keys = Keys(options.api_keys)
     try:
-        return asyncio.run(_serve(options))
+        return asyncio.run(_serve(options, keys))
     except KeyboardInterrupt:  # before the server was up: there was nothing to drain
         return 128 + signal.SIGINT
 
 
-async def _serve(options: ServeOptions) -> int:
+async def _serve(options: ServeOptions, keys: Keys) -> int:
     with listening(options) as sockets:
         running = running_world(
             options.secure,
@@ -73,7 +76,7 @@ async def _serve(options: ServeOptions) -> int:
         )
         async with running as world:
             closing = asyncio.Event()
-            server = _server(options, world, closing)
+            server = _server(options, world, keys, closing)
             stop = _stop_on_signals(world)
             serving = asyncio.create_task(server.serve(sockets=sockets), name="http")
             failed = asyncio.create_task(world.failed(), name="secure-world-failed")
@@ -90,9 +93,9 @@ async def _serve(options: ServeOptions) -> int:
     return 0
 
 
-def _server(options: ServeOptions, world: World, closing: asyncio.Event) -> uvicorn.Server:
+def _server(options: ServeOptions, world: World, keys: Keys, closing: asyncio.Event) -> uvicorn.Server:
     """Return the HTTP server; it stops accepting when `closing` is set, and finishes what runs."""
-    app = create_app(world, hosts=_allowed_hosts(options))
+    app = create_app(world, hosts=_allowed_hosts(options), keys=keys)
     config = uvicorn.Config(
         app,
         lifespan="off",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter as Tally
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -172,6 +172,14 @@ def by_model(name: str, help_text: str, values: Iterable[tuple[str, float]]) -> 
     family = GaugeMetricFamily(f"{PREFIX}_{name}", help_text, labels=_MODEL)
     for model, value in values:
         family.add_metric([model], value)
+    return family
+
+
+def by_reason(name: str, help_text: str, values: Mapping[str, int]) -> Metric:
+    """Return a sum for each of a fixed set of reasons."""
+    family = CounterMetricFamily(f"{PREFIX}_{name}", help_text, labels=["reason"])
+    for reason, value in values.items():
+        family.add_metric([reason], value)
     return family
 
 

@@ -18,6 +18,7 @@ from flexserve.normal.answer import Answer, Observer
 from flexserve.normal.launcher import Launcher, SecureOptions
 from flexserve.normal.ledger import Counters, Ledger
 from flexserve.normal.memory import MemoryBroker, OsView, RecallReport, Room
+from flexserve.normal.metrics import Metrics
 from flexserve.normal.pins import Pins
 from flexserve.normal.supervisor import Launch, Supervisor, WorldState
 from flexserve.normal.terms import Terms
@@ -47,11 +48,17 @@ class World:
         self._supervisor = supervisor
         self._broker = broker
         self._welcome = supervisor.channel().welcome
+        self.metrics = Metrics()
 
     @property
     def state(self) -> WorldState:
         """Whether requests can be served now."""
         return self._supervisor.state
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests can be served now."""
+        return self.state is WorldState.READY
 
     @property
     def failure(self) -> FlexServeError | None:

@@ -16,6 +16,7 @@ import contextlib
 import enum
 import os
 import socket
+import struct
 import sys
 from typing import Any
 
@@ -28,6 +29,8 @@ from flexserve.world.messages import (
     Cancel,
     Choice,
     Delta,
+    Embed,
+    Embedded,
     Failed,
     Failure,
     Finished,
@@ -151,7 +154,7 @@ class ScriptedWorld:
         match message:
             case Hello():
                 self.say(self._welcome())
-            case Generate():
+            case Generate() | Embed():
                 self._accept(message)
             case Cancel():
                 self._cancel(message.request)
@@ -162,14 +165,19 @@ class ScriptedWorld:
             case Grant():
                 self._grants.pop(message.serial).set_result(message.size)
 
-    def _accept(self, message: Generate) -> None:
+    def _accept(self, message: Generate | Embed) -> None:
         behaviour = self._script.models.get(message.model)
         if behaviour is None:
             self._refuse(message.request, "model_not_found", "There is no such model.")
         elif len(self._requests) >= self._script.max_queue:
             self._refuse(message.request, "queue_full", "The queue is full.")
         else:
-            task = asyncio.create_task(self._generate(message, behaviour))
+            work = (
+                self._generate(message, behaviour)
+                if isinstance(message, Generate)
+                else self._embed(message, behaviour)
+            )
+            task = asyncio.create_task(work)
             self._requests[message.request] = task
             task.add_done_callback(lambda _: self._requests.pop(message.request, None))
 
@@ -199,6 +207,15 @@ class ScriptedWorld:
         reason = "length" if len(tokens) < len(behaviour.tokens) else behaviour.reason
         usage = Usage(PROMPT_TOKENS, len(tokens), cached_tokens=3)
         self.say(Finished(request, reason, usage, Timings(queue=1.5, prefill=2.5, decode=3.5, ttft=4.0)))
+
+    async def _embed(self, message: Embed, behaviour: Behaviour) -> None:
+        await asyncio.sleep(behaviour.queue_delay)
+        self.say(Started(message.request, PROMPT_TOKENS))
+        for text in message.texts:
+            await asyncio.sleep(behaviour.prefill_delay)
+            self.say(Embedded(message.request, [vector_of(text)]))
+        await self._misbehave(message.request, behaviour.fault)
+        self.say(Finished(message.request, "stop", Usage(PROMPT_TOKENS, 0), Timings(prefill=2.5)))
 
     async def _acquire(self, size: int) -> int:
         if not size:
@@ -251,6 +268,12 @@ class ScriptedWorld:
         size = self._held if message.demand is None else min(self._held, message.demand)
         before, self._held = self._held, self._held - size
         return Recalled(message.serial, size, before, self._held, 1.0, 0, ["scratch of tiny"])
+
+
+def vector_of(text: str) -> bytes:
+    """Return the vector that the scripted world makes of `text`: of length 1, by how long the text is."""
+    share = min(len(text), 8) / 8
+    return struct.pack("<2f", share, (1 - share * share) ** 0.5)
 
 
 def _choices(token: str, logprobs: int | None) -> list[Choice]:

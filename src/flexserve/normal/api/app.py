@@ -12,16 +12,22 @@ from starlette.responses import Response
 
 from flexserve import __version__
 from flexserve.errors import FlexServeError
-from flexserve.normal.api import generation, memory, operations
+from flexserve.normal.api import embeddings, generation, memory, metrics, operations
 from flexserve.normal.api.envelope import LOOPBACK_NAMES, Envelope
 from flexserve.normal.api.errors import from_error, from_http, from_validation
+from flexserve.normal.api.keys import Keys
 from flexserve.normal.world import World
 
+_NO_KEYS = Keys()
 
-def create_app(world: World, *, hosts: Collection[str] | None = LOOPBACK_NAMES) -> FastAPI:
+
+def create_app(
+    world: World, *, hosts: Collection[str] | None = LOOPBACK_NAMES, keys: Keys = _NO_KEYS
+) -> FastAPI:
     """Return the application that serves `world`, whose life is the caller's affair.
 
-    `hosts`: the names a Host header may carry (None: any); see envelope.Envelope. There are no
+    `hosts`: the names a Host header may carry (None: any); see envelope.Envelope. `keys`: those that
+    clients have to send one of; with none, everybody who can connect is served. There are no
     CORS headers, so no web page from elsewhere reads an answer; and no interactive documentation,
     because it would load scripts from a third party. /openapi.json describes the routes.
     """
@@ -30,10 +36,12 @@ def create_app(world: World, *, hosts: Collection[str] | None = LOOPBACK_NAMES) 
     app.include_router(generation.router)
     app.include_router(operations.router)
     app.include_router(memory.router)
+    app.include_router(embeddings.router)
+    app.include_router(metrics.router)
     app.add_exception_handler(FlexServeError, _answer_error)
     app.add_exception_handler(RequestValidationError, _answer_validation)
     app.add_exception_handler(HTTPException, _answer_http)
-    app.add_middleware(Envelope, world=world, hosts=hosts)
+    app.add_middleware(Envelope, world=world, hosts=hosts, keys=keys)
     return app
 
 

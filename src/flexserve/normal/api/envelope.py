@@ -21,13 +21,16 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from flexserve.normal.api.errors import HttpError, invalid
+from flexserve.normal.api.errors import HttpError, invalid, unauthenticated
+from flexserve.normal.api.keys import Keys, bearer
 from flexserve.normal.world import World
 
 # The longest legal prompt has 1 Mi characters; JSON writes one in up to six bytes.
 MAX_BODY = 8 << 20
 
 BODY_TIMEOUT = 30.0  # seconds without a byte of a body that was announced
+
+_OPEN = "/health"  # the one path that needs no key
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -39,10 +42,12 @@ class Envelope:
 
     `hosts` are the only names a request may call this server by; None accepts any (a server
     bound to a public address). Over a Unix socket, where no browser comes from, any name will do.
+    One of `keys` has to come with every request but those for /health.
     """
 
-    def __init__(self, app: ASGIApp, *, world: World, hosts: Collection[str] | None) -> None:
+    def __init__(self, app: ASGIApp, *, world: World, hosts: Collection[str] | None, keys: Keys) -> None:
         self._app = app
+        self._keys = keys
         self._world = world
         self._hosts = hosts
 
@@ -52,8 +57,12 @@ class Envelope:
             await self._app(scope, receive, send)
             return
         exchange = _Exchange(scope, receive, send, protection=self._world.protection.name)
-        scope.setdefault("state", {})["note"] = exchange.note
-        refusal = self._refusal(Headers(scope=scope), over_unix=_is_unix(scope))
+        headers = Headers(scope=scope)
+        key = bearer(headers.get("authorization", ""))
+        scope.setdefault("state", {}).update(note=exchange.note, key=key)
+        refusal = self._refusal(headers, over_unix=_is_unix(scope))
+        if refusal is None and scope["path"] != _OPEN and not self._keys.admit(key):
+            refusal = unauthenticated()
         try:
             app = refusal.response() if refusal else self._app
             await app(scope, exchange.receive, exchange.send)

@@ -41,6 +41,8 @@ class HttpError:
     def response(self) -> Response:
         """Return the whole answer."""
         headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
         return Response(json.dumps(self.body()), self.status, headers, media_type="application/json")
 
 
@@ -49,6 +51,16 @@ def invalid(
 ) -> HttpError:
     """Return the error for a request that is wrong in itself."""
     return HttpError(status, message, "invalid_request_error", code, param)
+
+
+def unauthenticated() -> HttpError:
+    """Return the error for a request without one of the server's keys."""
+    return HttpError(
+        401,
+        "This server wants one of its API keys. Send it as Authorization: Bearer KEY.",
+        "authentication_error",
+        "invalid_api_key",
+    )
 
 
 def unavailable(message: str, *, code: str) -> HttpError:

@@ -12,6 +12,7 @@ import time
 import uuid
 from typing import Any
 
+from flexserve.core.calls import Call, CallScanner
 from flexserve.world.messages import Choice, Delta, Finished, TokenLogprob
 
 Json = dict[str, Any]
@@ -34,12 +35,12 @@ class Form(abc.ABC):
         """Return the chunk before any text, if the form has one."""
 
     @abc.abstractmethod
-    def chunk(self, delta: Delta) -> Json:
-        """Return the chunk for more text."""
+    def chunks(self, delta: Delta) -> list[Json]:
+        """Return the chunks for more text."""
 
     @abc.abstractmethod
-    def closing(self, finished: Finished) -> Json:
-        """Return the last chunk with a choice: the reason to stop."""
+    def closing(self, finished: Finished) -> list[Json]:
+        """Return the last chunks with a choice, at the end the reason to stop."""
 
     @abc.abstractmethod
     def whole(self, deltas: list[Delta], finished: Finished) -> Json:
@@ -54,34 +55,75 @@ class Form(abc.ABC):
 
 
 class ChatForm(Form):
-    """/v1/chat/completions."""
+    """/v1/chat/completions.
 
-    def __init__(self, model: str, *, with_logprobs: bool) -> None:
+    With tools, calls are taken out of the text; `most_calls` are taken, and those beyond it dropped.
+    """
+
+    def __init__(self, model: str, *, with_logprobs: bool, most_calls: int = 0) -> None:
         super().__init__(model, id_prefix="chatcmpl", kind="chat.completion.chunk")
         self._with_logprobs = with_logprobs
+        self._scanner = CallScanner() if most_calls else None
+        self._most_calls = most_calls
+        self._calls: list[Json] = []
 
     def opening(self) -> Json | None:
         """Return the role, which comes before any text."""
         return self._chunk({"role": "assistant", "content": ""})
 
-    def chunk(self, delta: Delta) -> Json:
-        """Return the chunk for more text."""
-        return self._chunk({"content": delta.text}, logprobs=self._logprobs(delta.choices))
+    def chunks(self, delta: Delta) -> list[Json]:
+        """Return the chunks for more text: of text, and one for each call."""
+        logprobs = self._logprobs(delta.choices)
+        if self._scanner is None:
+            return [self._chunk({"content": delta.text}, logprobs=logprobs)]
+        found = [self._chunk(part) for part in self._parts(self._scanner.feed(delta.text))]
+        if delta.choices:
+            found.append(self._chunk({}, logprobs=logprobs))
+        return found
 
-    def closing(self, finished: Finished) -> Json:
-        """Return the chunk with the reason to stop."""
-        return self._chunk({}, reason=finished.reason)
+    def closing(self, finished: Finished) -> list[Json]:
+        """Return what was held back, and the chunk with the reason to stop."""
+        rest = [] if self._scanner is None else self._parts(self._scanner.finish())
+        return [*map(self._chunk, rest), self._chunk({}, reason=self._reason(finished))]
 
     def whole(self, deltas: list[Delta], finished: Finished) -> Json:
         """Return the answer as one object, usage included."""
         text = "".join(delta.text for delta in deltas)
+        if self._scanner is not None:
+            parts = self._parts(self._scanner.feed(text) + self._scanner.finish())
+            text = "".join(part.get("content", "") for part in parts)
+        message: Json = {"role": "assistant", "content": text, "refusal": None}
+        if self._calls:
+            calls = [{key: value for key, value in call.items() if key != "index"} for call in self._calls]
+            message |= {"content": text or None, "tool_calls": calls}
         choice = {
             "index": 0,
-            "message": {"role": "assistant", "content": text, "refusal": None},
+            "message": message,
             "logprobs": self._logprobs([choice for delta in deltas for choice in delta.choices]),
-            "finish_reason": finished.reason,
+            "finish_reason": self._reason(finished),
         }
         return {**self._object("chat.completion", [choice]), "usage": _usage(finished)}
+
+    def _parts(self, found: list[str | Call]) -> list[Json]:
+        """Return the delta of each piece of text and of each call, which is counted."""
+        parts: list[Json] = []
+        for one in found:
+            if isinstance(one, str):
+                parts.append({"content": one})
+            elif len(self._calls) < self._most_calls:
+                self._calls.append(
+                    {
+                        "index": len(self._calls),
+                        "id": f"call_{uuid.uuid4().hex[:24]}",
+                        "type": "function",
+                        "function": {"name": one.name, "arguments": one.arguments},
+                    }
+                )
+                parts.append({"tool_calls": self._calls[-1:]})
+        return parts
+
+    def _reason(self, finished: Finished) -> str:
+        return "tool_calls" if self._calls and finished.reason == "stop" else finished.reason
 
     def _chunk(self, delta: Json, *, logprobs: Json | None = None, reason: str | None = None) -> Json:
         choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
@@ -109,13 +151,13 @@ class CompletionForm(Form):
         """Return None: this form begins with text."""
         return None
 
-    def chunk(self, delta: Delta) -> Json:
+    def chunks(self, delta: Delta) -> list[Json]:
         """Return the chunk for more text."""
-        return self._object(self._kind, [self._choice(delta.text, delta.choices, None)])
+        return [self._object(self._kind, [self._choice(delta.text, delta.choices, None)])]
 
-    def closing(self, finished: Finished) -> Json:
+    def closing(self, finished: Finished) -> list[Json]:
         """Return the chunk with the reason to stop."""
-        return self._object(self._kind, [self._choice("", [], finished.reason)])
+        return [self._object(self._kind, [self._choice("", [], finished.reason)])]
 
     def whole(self, deltas: list[Delta], finished: Finished) -> Json:
         """Return the answer as one object, usage included."""

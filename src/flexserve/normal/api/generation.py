@@ -16,12 +16,21 @@ from flexserve.normal.api.forms import ChatForm, CompletionForm, Form
 from flexserve.normal.api.schemas import ChatRequest, CompletionRequest
 from flexserve.normal.api.sse import DONE, PING, ClientGoneError, EventStream, event, while_connected
 from flexserve.normal.world import World
-from flexserve.world.messages import ChatPrompt, Delta, Finished, Sampling, Started, TextPrompt
+from flexserve.world.messages import (
+    MAX_TOOL_CALLS,
+    ChatPrompt,
+    Delta,
+    Embedded,
+    Finished,
+    Sampling,
+    Started,
+    TextPrompt,
+)
 
 PING_SECONDS = 5.0
 MAX_ANSWER = 16 << 20  # characters and log-probabilities collected for an answer in one piece
 
-_CLIENT_CLOSED_REQUEST = 499  # nginx's number; nobody is there to read it, only the log
+CLIENT_CLOSED_REQUEST = 499  # nginx's number; nobody is there to read it, only the log
 
 router = APIRouter(prefix="/v1", tags=["generation"])
 
@@ -29,8 +38,10 @@ router = APIRouter(prefix="/v1", tags=["generation"])
 @router.post("/chat/completions")
 async def chat_completions(body: ChatRequest, request: Request) -> Response:
     """Answer a conversation."""
-    form = ChatForm(body.model, with_logprobs=bool(body.logprobs))
-    return await _respond(request, body, form, body.prompt(), body.sampling())
+    prompt = body.prompt()
+    most_calls = 0 if prompt.tools is None else 1 if body.parallel_tool_calls is False else MAX_TOOL_CALLS
+    form = ChatForm(body.model, with_logprobs=bool(body.logprobs), most_calls=most_calls)
+    return await _respond(request, body, form, prompt, body.sampling())
 
 
 @router.post("/completions")
@@ -48,7 +59,13 @@ async def _respond(
     sampling: Sampling,
 ) -> Response:
     world: World = request.app.state.world
-    answer = await world.generate(body.model, prompt, sampling)
+    record = world.metrics.follow(body.model)
+    try:
+        terms = body.terms(request.state.key)
+        answer = await world.generate(body.model, prompt, sampling, terms, record)
+    except BaseException:
+        record.lost()
+        raise
     note = request.state.note
     try:
         if not body.stream:
@@ -58,16 +75,16 @@ async def _respond(
         # What is refused at once is refused by status; after the first ping it must be an event.
         opening = await while_connected(request.receive, _within(PING_SECONDS, answer))
     except ClientGoneError:
-        _give_up(answer, note)
-        return Response(status_code=_CLIENT_CLOSED_REQUEST)
+        give_up(answer, note)
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
     except BaseException:
         answer.abandon()
         raise
     events = _events(answer, form, opening, include_usage=body.include_usage, note=note)
-    return EventStream(events, after=lambda: _give_up(answer, note))
+    return EventStream(events, after=lambda: give_up(answer, note))
 
 
-def _give_up(answer: Answer, note: dict[str, object]) -> None:
+def give_up(answer: Answer, note: dict[str, object]) -> None:
     """Cancel what the secure world still does for a client that went away; nothing if it is done."""
     if not answer.ended:
         note["error"] = "client_gone"
@@ -86,7 +103,7 @@ async def _collect(answer: Answer, form: Form) -> dict[str, object]:
                     raise CallerError("The answer is too long for one piece.", hint="Stream it.")
             elif isinstance(message, Finished):
                 return form.whole(deltas, message)
-    raise _unended()
+    raise unended()
 
 
 async def _events(
@@ -102,16 +119,18 @@ async def _events(
                 case None:
                     yield PING
                 case Delta() if message.text or message.choices:
-                    yield event(form.chunk(message))
+                    for chunk in form.chunks(message):
+                        yield event(chunk)
                 case Finished():
-                    yield event(form.closing(message))
+                    for chunk in form.closing(message):
+                        yield event(chunk)
                     usage = form.usage(message)
                     note.update(model=usage["model"], **_counts(usage["usage"]))
                     if include_usage:
                         yield event(usage)
                     yield DONE
                     return
-                case Started() | Delta():
+                case Started() | Delta() | Embedded():
                     pass
             message = await _within(PING_SECONDS, answer)
     except FlexServeError as error:
@@ -127,10 +146,11 @@ async def _within(seconds: float, answer: Answer) -> AnswerMessage | None:
     except TimeoutError:
         return None
     except StopAsyncIteration:
-        raise _unended() from None
+        raise unended() from None
 
 
-def _unended() -> FlexServeError:
+def unended() -> FlexServeError:
+    """Return the error of an answer that broke off without a reason."""
     return InternalError("The answer ended without an end.", hint="Report this with the server's log.")
 
 

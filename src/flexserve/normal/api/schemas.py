@@ -7,15 +7,30 @@ some all the time.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
+from flexserve.normal.api.keys import owner_of
+from flexserve.normal.api.tools import Choice, Format, Label, MadeCall, Tools, offered, schema_of
+from flexserve.normal.terms import Terms
+from flexserve.units import parse_duration
 from flexserve.world.messages import (
     MAX_MESSAGES,
     MAX_STOPS,
     MAX_TEXT,
+    MAX_TOOL_CALLS,
     MAX_TOP_LOGPROBS,
     ChatMessage,
     ChatPrompt,
@@ -32,11 +47,8 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "best_of": (None, 1),
     "echo": (None, False),
     "suffix": (None, ""),
-    "tools": (None, []),
-    "tool_choice": (None, "none", "auto"),
     "functions": (None, []),
     "function_call": (None, "none", "auto"),
-    "response_format": (None, {"type": "text"}),
     "modalities": (None, ["text"]),
     "audio": (None,),
     "logit_bias": (None, {}),
@@ -46,9 +58,18 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "web_search_options": (None,),
 }
 
+# Of these, only what a conversation can have.
+_ONLY_CHAT: dict[str, tuple[Any, ...]] = {
+    "tools": (None, []),
+    "tool_choice": (None, "none", "auto"),
+    "response_format": (None, {"type": "text"}),
+}
+
 Text = Annotated[str, StringConstraints(max_length=MAX_TEXT)]
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Tokens = Annotated[int, Field(ge=1, le=1 << 20)]
+ModelName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+_MAX_DURATION_TEXT = 32  # characters
 
 
 class _Body(BaseModel):
@@ -64,16 +85,40 @@ class TextPart(_Body):
 
 
 class Turn(_Body):
-    """One message of a conversation."""
+    """One message of a conversation. Only an assistant that calls tools may have nothing to say."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(min_length=1, max_length=MAX_MESSAGES)]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Text | Annotated[list[TextPart], Field(min_length=1, max_length=MAX_MESSAGES)] | None = None
+    tool_calls: Annotated[list[MadeCall], Field(max_length=MAX_TOOL_CALLS)] | None = None
+    tool_call_id: Label | None = None
+    name: Label | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.tool_calls and self.role != "assistant":
+            raise PydanticCustomError("turn", "Only an assistant has tool_calls")
+        if self.content is None and not self.tool_calls:
+            raise PydanticCustomError("turn", "A message needs content")
+        if self.role == "tool" and not self.tool_call_id:
+            raise PydanticCustomError("turn", "A tool's message needs a tool_call_id")
+        return self
 
     def message(self) -> ChatMessage:
         """Return it as it crosses to the secure world: "developer" is "system" to chat templates."""
         role = "system" if self.role == "developer" else self.role
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return ChatMessage(role, text)
+        parts = self.content or ""
+        text = parts if isinstance(parts, str) else "".join(part.text for part in parts)
+        calls = [call.message() for call in self.tool_calls or []]
+        return ChatMessage(role, text, calls, self.tool_call_id or "", self.name or "")
+
+
+def refuse_unsupported(body: Any, unsupported: Mapping[str, tuple[Any, ...]]) -> None:
+    """Raise PydanticCustomError for a parameter that is not implemented and has not a harmless value."""
+    for name, harmless in unsupported.items():
+        if isinstance(body, dict) and name in body and body[name] not in harmless:
+            raise PydanticCustomError(
+                "unsupported", "This server does not support {param}. Leave it out.", {"param": name}
+            )
 
 
 class StreamOptions(_Body):
@@ -82,10 +127,62 @@ class StreamOptions(_Body):
     include_usage: bool | None = None
 
 
-class _Request(_Body):
+class Extension(_Body):
+    """What FlexServe understands beyond OpenAI's API: field `flexserve` of a body.
+
+    `next_model` is the model that will be asked next; its weights are brought in meanwhile. Of
+    requests that wait, those with higher `priority` go first.
+    """
+
+    next_model: ModelName | None = None
+    priority: Annotated[int, Field(ge=-10, le=10)] = 0
+
+
+def _seconds(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return parse_duration(value[:_MAX_DURATION_TEXT])
+    except ValueError as error:
+        raise PydanticCustomError("duration", "{reason}", {"reason": str(error)}) from None
+
+
+def _check_seconds(value: float) -> float:
+    if value < 0 and value != -1:
+        raise PydanticCustomError("duration", "Give -1 (for ever), or 0 seconds or more")
+    return value
+
+
+KeepAlive = Annotated[
+    float,
+    BeforeValidator(_seconds, json_schema_input_type=str | float),
+    Field(ge=-1, le=1e9),
+    AfterValidator(_check_seconds),
+]
+
+
+class ModelRequest(_Body):
+    """What all requests to a model have in common."""
+
+    model: ModelName
+    keep_alive: KeepAlive | None = None
+    flexserve: Extension | None = None
+    user: Annotated[str, StringConstraints(max_length=1024)] | None = None
+
+    def terms(self, key: bytes) -> Terms:
+        """Return the terms of a request that came with bearer `key`."""
+        extension = self.flexserve or Extension()
+        return Terms(
+            owner=owner_of(key, self.user),
+            priority=extension.priority,
+            next_model=extension.next_model,
+            keep_alive=self.keep_alive,
+        )
+
+
+class _Request(ModelRequest):
     """What chat and plain completions have in common."""
 
-    model: Annotated[str, StringConstraints(min_length=1, max_length=128)]
     max_tokens: Tokens | None = None
     temperature: Annotated[float, Field(ge=0, le=5)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -97,12 +194,7 @@ class _Request(_Body):
     @model_validator(mode="before")
     @classmethod
     def _refuse_unsupported(cls, body: Any) -> Any:
-        if isinstance(body, dict):
-            for name, harmless in _UNSUPPORTED.items():
-                if name in body and body[name] not in harmless:
-                    raise PydanticCustomError(
-                        "unsupported", "This server does not support {param}. Leave it out.", {"param": name}
-                    )
+        refuse_unsupported(body, _UNSUPPORTED)
         return body
 
     @property
@@ -110,13 +202,16 @@ class _Request(_Body):
         """Whether a stream ends with a chunk of usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
-    def _sampling(self, *, max_tokens: int | None, logprobs: int | None) -> Sampling:
+    def _sampling(
+        self, *, max_tokens: int | None, logprobs: int | None, schema: str | None = None
+    ) -> Sampling:
         given = {
             "max_tokens": max_tokens,
             "temperature": self.temperature,
             "top_p": self.top_p,
             "seed": self.seed,
             "logprobs": logprobs,
+            "schema": schema,
         }
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return Sampling(stop=stop, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
@@ -129,9 +224,15 @@ class ChatRequest(_Request):
     max_completion_tokens: Tokens | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    tools: Tools | None = None
+    tool_choice: Choice | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: Format | None = None
 
     @model_validator(mode="after")
-    def _top_needs_logprobs(self) -> Self:
+    def _fits_together(self) -> Self:
+        offered(self.tools, self.tool_choice)
+        schema_of(self.response_format)
         if self.top_logprobs and not self.logprobs:
             raise PydanticCustomError(
                 "missing", "top_logprobs needs logprobs: true", {"param": "top_logprobs"}
@@ -140,12 +241,15 @@ class ChatRequest(_Request):
 
     def prompt(self) -> ChatPrompt:
         """Return the conversation."""
-        return ChatPrompt([turn.message() for turn in self.messages])
+        tools, must_call = offered(self.tools, self.tool_choice)
+        return ChatPrompt([turn.message() for turn in self.messages], tools, must_call)
 
     def sampling(self) -> Sampling:
         """Return how to sample."""
         limit = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
-        return self._sampling(max_tokens=limit, logprobs=self.top_logprobs or 0 if self.logprobs else None)
+        logprobs = self.top_logprobs or 0 if self.logprobs else None
+        schema = schema_of(self.response_format)
+        return self._sampling(max_tokens=limit, logprobs=logprobs, schema=schema)
 
 
 class CompletionRequest(_Request):
@@ -153,6 +257,12 @@ class CompletionRequest(_Request):
 
     prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=1)]
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_chat(cls, body: Any) -> Any:
+        refuse_unsupported(body, _ONLY_CHAT)
+        return body
 
     @field_validator("prompt", mode="before")
     @classmethod

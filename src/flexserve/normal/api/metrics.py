@@ -1,0 +1,67 @@
+"""GET /metrics: what monitoring reads. It wakes no model and resets no idle timer."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from fastapi import APIRouter, Request
+from prometheus_client.metrics_core import Metric, SummaryMetricFamily
+from starlette.responses import Response
+
+from flexserve.errors import FlexServeError
+from flexserve.normal.api.operations import world_of
+from flexserve.normal.metrics import (
+    CONTENT_TYPE,
+    PREFIX,
+    by_model,
+    by_reason,
+    gauge,
+    running_and_waiting,
+    total,
+)
+from flexserve.normal.world import World, WorldReport
+
+router = APIRouter(tags=["operations"])
+
+
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+async def metrics(request: Request) -> Response:
+    """Show numbers for Prometheus. While the secure world is down, only those that do not come from it."""
+    world = world_of(request)
+    state = list(_lasting(world))
+    with contextlib.suppress(FlexServeError):
+        report = await world.report()
+        names = [model.name for model in report.status.models]
+        world.metrics.forget(names)
+        state += [*running_and_waiting(world.metrics, names), *_present(report)]
+    return Response(world.metrics.text(state), media_type=CONTENT_TYPE)
+
+
+def _lasting(world: World) -> Iterator[Metric]:
+    counters = world.counters
+    yield gauge("secure_world_up", "1 while requests can be served.", world.ready)
+    yield total("secure_restarts", "Times that a dead secure world was replaced.", world.restarts)
+    yield gauge("granted_bytes", "Memory granted to the secure world and not returned.", world.granted)
+    yield total("recalled_bytes", "Memory that came back on demand.", counters.recalled)
+    yield total("returned_bytes", "Memory that came back unasked.", counters.returned)
+    yield SummaryMetricFamily(
+        f"{PREFIX}_recall_seconds",
+        "From a recall's demand to its answer.",
+        count_value=counters.recalls,
+        sum_value=counters.recall_seconds,
+    )
+    yield by_reason("grant_refusals", "Demands for memory that were refused.", counters.refusals)
+
+
+def _present(report: WorldReport) -> Iterator[Metric]:
+    status = report.status
+    yield gauge("secure_bytes", "Secure memory in use, by the secure world's account.", status.memory.secure)
+    yield gauge("secure_resident_bytes", "Memory of the secure process, by the OS's count.", report.os.rss)
+    models = status.models
+    yield by_model("weights_bytes", "Size of a model's weights.", [(m.name, m.weights) for m in models])
+    yield by_model(
+        "weights_resident_bytes", "Weights that are in memory.", [(m.name, m.resident) for m in models]
+    )
+    yield by_model("kv_bytes", "Memory of KV caches.", [(m.name, m.kv) for m in models])
+    yield by_model("scratch_bytes", "Memory of compute scratch.", [(m.name, m.scratch) for m in models])

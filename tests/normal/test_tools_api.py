@@ -1,0 +1,213 @@
+"""Tools, forms of answers, terms of requests and vectors, over a scripted world."""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+
+from flexserve.core.pressure import Limits
+from flexserve.normal.api.app import create_app
+from flexserve.normal.world import supervised
+from flexserve.testing.scripted_link import AdjustableMemory, ScriptedLink
+from flexserve.testing.scripted_world import Behaviour, Script, vector_of
+from flexserve.units import GIB
+from flexserve.world.messages import Embed, Generate, ToolCall
+
+pytestmark = pytest.mark.anyio
+
+CALL = '<tool_call>\n{"name": "look", "arguments": {"where": "here"}}\n</tool_call>'
+MODELS = {
+    "tiny": Behaviour(),
+    "caller": Behaviour(tokens=["I ", "look.\n", *CALL, "\n", *CALL]),
+    "bare": Behaviour(tokens=list('{"name": "look", "parameters": {}}')),
+    "cut": Behaviour(tokens=["<tool_call>", '{"name"'], reason="length"),
+}
+TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
+USER = [{"role": "user", "content": "a very secret prompt"}]
+
+
+@pytest.fixture
+def link() -> ScriptedLink:
+    return ScriptedLink(Script(models=MODELS))
+
+
+@pytest.fixture
+async def client(link: ScriptedLink) -> AsyncIterator[httpx.AsyncClient]:
+    limits = Limits(low=2 * GIB, high=3 * GIB, emergency=GIB)
+    async with supervised(link.launch, AdjustableMemory(), drain=0, limits=limits) as world:
+        transport = httpx.ASGITransport(create_app(world), raise_app_exceptions=True)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            yield client
+
+
+async def chat(client: httpx.AsyncClient, model: str = "tiny", **more: Any) -> Any:
+    response = await client.post("/v1/chat/completions", json={"model": model, "messages": USER, **more})
+    if more.get("stream"):
+        data = [line[6:] for line in response.text.splitlines() if line.startswith("data: ")]
+        return [json.loads(one) for one in data if one != "[DONE]"]
+    return response.json()
+
+
+def sent_to(link: ScriptedLink, kind: type[Any] = Generate) -> Any:
+    return [message for message in link.scripted.received if isinstance(message, kind)][-1]
+
+
+async def test_calls_are_told_apart_from_text(client: httpx.AsyncClient) -> None:
+    choice = (await chat(client, "caller", tools=TOOLS))["choices"][0]
+    assert choice["finish_reason"] == "tool_calls"
+    assert choice["message"]["content"] == "I look."
+    first, second = choice["message"]["tool_calls"]
+    assert first["type"] == "function"
+    assert first["function"] == {"name": "look", "arguments": '{"where": "here"}'}
+    assert first["id"] != second["id"]
+    bare = (await chat(client, "bare", tools=TOOLS))["choices"][0]["message"]
+    assert bare["content"] is None
+    assert [call["function"]["name"] for call in bare["tool_calls"]] == ["look"]
+
+
+async def test_calls_in_a_stream_come_whole_and_in_order(client: httpx.AsyncClient) -> None:
+    chunks = await chat(client, "caller", tools=TOOLS, stream=True)
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    assert "".join(delta.get("content") or "" for delta in deltas) == "I look."
+    calls = [call for delta in deltas for call in delta.get("tool_calls", [])]
+    assert [call["index"] for call in calls] == [0, 1]
+    assert json.loads(calls[0]["function"]["arguments"]) == {"where": "here"}
+    assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
+
+
+async def test_a_client_that_wants_one_call_gets_one(client: httpx.AsyncClient) -> None:
+    message = (await chat(client, "caller", tools=TOOLS, parallel_tool_calls=False))["choices"][0]["message"]
+    assert len(message["tool_calls"]) == 1
+
+
+async def test_without_tools_text_that_looks_like_a_call_is_text(client: httpx.AsyncClient) -> None:
+    for more in ({}, {"tools": TOOLS, "tool_choice": "none"}):
+        choice = (await chat(client, "caller", **more))["choices"][0]
+        assert choice["message"]["content"].count("<tool_call>") == 2
+        assert choice["finish_reason"] == "stop"
+
+
+async def test_a_call_that_was_cut_off_is_text(client: httpx.AsyncClient) -> None:
+    choice = (await chat(client, "cut", tools=TOOLS))["choices"][0]
+    assert choice["message"]["content"] == '<tool_call>{"name"'
+    assert choice["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize(
+    ("choice", "must_call"),
+    [("auto", []), ("required", ["look"]), ({"type": "function", "function": {"name": "look"}}, ["look"])],
+)
+async def test_tools_and_the_choice_cross_to_the_secure_world(
+    client: httpx.AsyncClient, link: ScriptedLink, choice: Any, must_call: list[str]
+) -> None:
+    await chat(client, tools=TOOLS, tool_choice=choice)
+    prompt = sent_to(link).prompt
+    assert json.loads(prompt.tools) == TOOLS
+    assert prompt.must_call == must_call
+
+
+async def test_a_named_tool_has_to_be_among_the_tools(client: httpx.AsyncClient) -> None:
+    choice = {"type": "function", "function": {"name": "other"}}
+    error = (await chat(client, tools=TOOLS, tool_choice=choice))["error"]
+    assert error["param"] == "tool_choice.function.name"
+
+
+async def test_a_conversation_with_calls_crosses_whole(client: httpx.AsyncClient, link: ScriptedLink) -> None:
+    call = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": '{"a":1}'}}
+    turns = [
+        *USER,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "42"},
+    ]
+    assert "choices" in await chat(client, messages=turns, tools=TOOLS)
+    _, made, result = sent_to(link).prompt.messages
+    assert (made.content, made.tool_calls) == ("", [ToolCall("call_1", "look", '{"a":1}')])
+    assert (result.role, result.tool_call_id, result.content) == ("tool", "call_1", "42")
+
+
+async def test_the_form_of_an_answer_crosses_as_a_schema(
+    client: httpx.AsyncClient, link: ScriptedLink
+) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    await chat(client, response_format={"type": "json_object"})
+    assert sent_to(link).sampling.schema == "{}"
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
+    await chat(client, response_format=wanted)
+    assert json.loads(sent_to(link).sampling.schema) == schema
+    await chat(client, response_format={"type": "text"})
+    assert sent_to(link).sampling.schema is None
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"), [("10m", 600), (90, 90), (-1, -1), ("-1", -1), (0, 0), (None, None)]
+)
+async def test_keep_alive_is_honoured_on_every_route(
+    client: httpx.AsyncClient, link: ScriptedLink, value: Any, seconds: float | None
+) -> None:
+    await chat(client, keep_alive=value)
+    assert sent_to(link).keep_alive == seconds
+    await client.post("/v1/completions", json={"model": "tiny", "prompt": "x", "keep_alive": value})
+    assert sent_to(link).keep_alive == seconds
+    await client.post("/v1/embeddings", json={"model": "tiny", "input": "x", "keep_alive": value})
+    assert sent_to(link, Embed).keep_alive == seconds
+
+
+async def test_hints_and_priority_cross(client: httpx.AsyncClient, link: ScriptedLink) -> None:
+    await chat(client, flexserve={"next_model": "bare", "priority": 3})
+    assert (sent_to(link).next_model, sent_to(link).priority) == ("bare", 3)
+
+
+async def test_the_owner_is_told_by_key_and_user_and_does_not_show_them(
+    client: httpx.AsyncClient, link: ScriptedLink
+) -> None:
+    owners = []
+    for key, user in (("key-one", None), ("key-two", None), ("key-one", "u"), ("key-one", None)):
+        client.headers["Authorization"] = f"Bearer {key}"
+        await chat(client, user=user)
+        owners.append(sent_to(link).owner)
+        assert key not in owners[-1]
+    assert len(set(owners)) == 3
+    assert owners[0] == owners[3]
+
+
+async def test_vectors_in_both_forms(client: httpx.AsyncClient) -> None:
+    body = {"model": "tiny", "input": ["x", "seven.."]}
+    answer = (await client.post("/v1/embeddings", json=body)).json()
+    assert answer["object"] == "list"
+    assert answer["usage"] == {"prompt_tokens": 7, "total_tokens": 7}
+    assert [one["index"] for one in answer["data"]] == [0, 1]
+    for one, text in zip(answer["data"], body["input"], strict=True):
+        assert one["embedding"] == pytest.approx(struct.unpack("<2f", vector_of(text)), abs=1e-6)
+    coded = (await client.post("/v1/embeddings", json={**body, "encoding_format": "base64"})).json()
+    assert base64.b64decode(coded["data"][1]["embedding"]) == vector_of("seven..")
+
+
+@pytest.mark.parametrize(
+    ("more", "param"),
+    [
+        ({"input": []}, "input"),
+        ({"input": ""}, "input"),
+        ({"input": [1, 2]}, "input"),
+        ({"input": [""]}, "input"),
+        ({"input": ["x"] * 2049}, "input"),
+        ({"dimensions": 3}, "dimensions"),
+        ({"encoding_format": "hex"}, "encoding_format"),
+    ],
+)
+async def test_a_wrong_request_for_vectors_is_a_400_that_names_it(
+    client: httpx.AsyncClient, more: dict[str, Any], param: str
+) -> None:
+    response = await client.post("/v1/embeddings", json={"model": "tiny", "input": "x", **more})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"].startswith(param)
+
+
+async def test_vectors_of_an_unknown_model_are_a_404(client: httpx.AsyncClient) -> None:
+    response = await client.post("/v1/embeddings", json={"model": "nobody", "input": "x"})
+    assert response.status_code == 404
