@@ -18,6 +18,7 @@ from flexserve.units import MIB
 PROMPTS = ("Kato bime wurafo. " * 8, "Once.", "Zi lo mera? Tuvo, kane pi sura; dolo.")
 THREADS = 1  # ggml's threads spin for each other: two of them on a busy machine of two cores crawl
 CONTEXT = 512  # tokens
+TOKENS_OF_TURN = 48  # an answer of the tiny model is at most so long
 GRANULE = 65536  # bytes: small, so that small models have many
 # For requests that must still run when something happens to them.
 SLOW = dataclasses.replace(SHAPES["small-llama"], name="slow-llama", layers=24)

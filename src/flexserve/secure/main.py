@@ -7,6 +7,7 @@ prints why as one line of JSON on standard error and exits with status 3.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import queue
 import signal
@@ -44,6 +45,7 @@ from flexserve.world.messages import (
     Cancel,
     Embed,
     Generate,
+    KvStatus,
     MemoryStatus,
     Pin,
     Query,
@@ -136,7 +138,8 @@ class SecureWorld:
             os_secure=flexmem.resident(),
             os_rss=_resident_bytes(),
         )
-        return Status(serial, self._shelf.statuses(), memory, queued, running)
+        kv = KvStatus(**dataclasses.asdict(self._shelf.counters))
+        return Status(serial, self._shelf.statuses(), memory, queued, running, kv)
 
 
 def main(arguments: list[str] | None = None) -> int:

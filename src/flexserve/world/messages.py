@@ -185,6 +185,15 @@ class MemoryStatus(_Struct, frozen=True):
     os_rss: Count  # resident bytes of the whole secure process
 
 
+class KvStatus(_Struct, frozen=True):
+    """What became of the KV of ended requests, counted since the start."""
+
+    parked: Count = 0  # sealed on disk
+    resumed: Count = 0  # taken from there by a later request
+    damaged: Count = 0  # did not authenticate or did not fit, and was computed anew
+    dropped: Count = 0  # given up unsealed, to a recall that left no time or memory for it
+
+
 # ---- normal world to secure world -----------------------------------------------------------
 
 
@@ -368,6 +377,7 @@ class Status(_Message, frozen=True):
     memory: MemoryStatus
     queued: Count
     running: Count
+    kv: KvStatus = KvStatus()
 
 
 ToSecure = Hello | Generate | Embed | Warm | Cancel | Recall | Pin | Grant | Query | Shutdown
