@@ -18,7 +18,7 @@ from pydantic_settings.sources import InitSettingsSource
 
 from flexserve import units
 from flexserve.errors import CallerError
-from flexserve.units import parse_size
+from flexserve.units import GIB, parse_size
 
 if TYPE_CHECKING:
     from flexserve.normal.client import Address
@@ -120,6 +120,10 @@ class Settings(BaseSettings):
     )
     threads: int = Field(0, ge=0, le=1024, description="Threads that compute; 0: one per core.")
     context: int = Field(0, ge=0, le=1 << 20, description="Tokens of context; 0: 4096.")
+    parallel: int = Field(4, ge=1, le=64, description="Requests that a model answers at once.")
+    kv_disk: Annotated[int, BeforeValidator(_parse_size)] = Field(
+        GIB, ge=0, le=1 << 53, description='Disk that a model\'s sealed conversations may take: "1GiB".'
+    )
     max_queue: int = Field(64, ge=1, le=1024, description="Requests that may wait.")
     keep_alive: Duration = Field(
         300.0, description='How long an idle model keeps its memory unasked: "10m", seconds, -1 for ever.'
@@ -164,6 +168,8 @@ class Settings(BaseSettings):
             memory=self.memory,
             threads=self.threads,
             context=self.context,
+            parallel=self.parallel,
+            kv_disk=self.kv_disk,
             max_queue=self.max_queue,
             idle_seconds=_YEAR if self.keep_alive < 0 else self.keep_alive,
         )

@@ -50,6 +50,14 @@ def serve(
     ] = None,
     threads: Threads = None,
     context: Context = None,
+    parallel: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, max=64, help="Requests that a model answers at once [4]."),
+    ] = None,
+    kv_disk: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Disk that a model's sealed conversations may take [1GiB]."),
+    ] = None,
     max_queue: Annotated[
         int | None, typer.Option(metavar="N", min=1, max=1024, help="Requests that may wait [64].")
     ] = None,
@@ -84,6 +92,8 @@ def serve(
         max_memory=max_memory,
         threads=threads,
         context=context,
+        parallel=parallel,
+        kv_disk=kv_disk,
         max_queue=max_queue,
         keep_alive=keep_alive,
         models=models,

@@ -119,9 +119,9 @@ class WorldChannel:
         self, model: str, texts: list[str], terms: Terms = _USUAL, observer: Observer | None = None
     ) -> Answer:
         """Send a request for vectors and return its answer to come; see `_send`."""
-        return await self._send(
-            Embed(next(self._numbers), model, texts, **dataclasses.asdict(terms)), observer
-        )
+        fields = dataclasses.asdict(terms)
+        del fields["reuse"]  # there is no KV to use again
+        return await self._send(Embed(next(self._numbers), model, texts, **fields), observer)
 
     async def _send(self, message: Generate | Embed, observer: Observer | None) -> Answer:
         """Send a request and return its answer to come. Use the answer as a context manager.

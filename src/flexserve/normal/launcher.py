@@ -24,6 +24,7 @@ import msgspec
 from flexserve.errors import FlexServeError, NormalWorldError, PeerError
 from flexserve.normal.answer import revive
 from flexserve.normal.channel import MemoryCounter, WorldChannel, open_channel
+from flexserve.units import GIB
 from flexserve.world.messages import Failure
 
 HANDSHAKE_TIMEOUT = 60.0  # seconds; loading the engine's libraries from a cold disk takes a few
@@ -45,6 +46,8 @@ class SecureOptions:
     memory: Literal["secret", "plain"] = "secret"
     threads: int = 0
     context: int = 0  # tokens
+    parallel: int = 4  # requests that a model answers at once
+    kv_disk: int = GIB  # bytes of sealed KV kept on disk for a model
     max_queue: int = 64  # requests that may wait
     idle_seconds: float = 300.0  # after which an idle model gives its memory back unasked
 
@@ -61,6 +64,8 @@ class SecureOptions:
             "memory": self.memory,
             "threads": self.threads,
             "context": self.context,
+            "parallel": self.parallel,
+            "kv-disk": self.kv_disk,
             "max-queue": self.max_queue,
             "idle-seconds": self.idle_seconds,
         }

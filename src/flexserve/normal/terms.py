@@ -11,10 +11,11 @@ class Terms:
 
     KV is reused between requests of one `owner` only. `next_model` is the model that the caller
     expects to ask next. `keep_alive` is how long the model keeps its memory (seconds; -1: for ever;
-    None: as the server is configured).
+    None: as the server is configured). Without `reuse` the whole prompt is computed anew.
     """
 
     owner: str = ""
     priority: int = 0
     next_model: str | None = None
     keep_alive: float | None = None
+    reuse: bool = True

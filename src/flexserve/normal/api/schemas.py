@@ -131,11 +131,13 @@ class Extension(_Body):
     """What FlexServe understands beyond OpenAI's API: field `flexserve` of a body.
 
     `next_model` is the model that will be asked next; its weights are brought in meanwhile. Of
-    requests that wait, those with higher `priority` go first.
+    requests that wait, those with higher `priority` go first. Without `reuse` the whole prompt is
+    computed anew: slower, and to the last bit what a server answers that has just started.
     """
 
     next_model: ModelName | None = None
     priority: Annotated[int, Field(ge=-10, le=10)] = 0
+    reuse: bool = True
 
 
 def _seconds(value: Any) -> Any:
@@ -177,6 +179,7 @@ class ModelRequest(_Body):
             priority=extension.priority,
             next_model=extension.next_model,
             keep_alive=self.keep_alive,
+            reuse=extension.reuse,
         )
 
 
