@@ -107,6 +107,7 @@ class MemoryBroker:
         self._granted = 0
         self._in_use = asyncio.Event()  # something is granted: there is something to watch
         self._hurry = asyncio.Event()  # the watch should look at once
+        self._fruitless = False  # the last recall was gentle and brought nothing
         self._recalling = asyncio.Lock()  # one recall at a time, so that the measurement is of one
         self.ledger = Ledger(clock=clock)
         self.counters = Counters()
@@ -303,11 +304,13 @@ class MemoryBroker:
             channel = self._channel
             if channel is None:
                 raise PeerError("The secure world is down.", hint="It is being restarted; retry in a moment.")
-            self._note(Kind.RECALL, self._granted if demand is None else demand, reason)
+            if not (gentle and self._fruitless):  # else it is the one before, still wanting
+                self._note(Kind.RECALL, self._granted if demand is None else demand, reason)
             before, began = self.look(), self._clock()
             claim = await channel.recall(
                 demand, deadline=deadline, timeout=deadline + ANSWER_GRACE, gentle=gentle
             )
+            self._fruitless = gentle and not claim.returned
             self.counters.recalls += 1
             self.counters.recall_seconds += self._clock() - began
             report = RecallReport(claim, before, self.look())

@@ -112,12 +112,12 @@ class Link:
 
     def _answer(self, grant: Grant) -> None:
         with self._granted:
-            waited_for = grant.serial in self._answers
+            waited_for = self._answers.get(grant.serial, 0) is None
             if waited_for:
                 self._answers[grant.serial] = grant.size
                 self._granted.notify_all()
         if not waited_for and grant.size:
-            # Too late, or never asked for: it is not used, so it goes straight back.
+            # Too late, never asked for or answered already: it is not used, so it goes straight back.
             self.returned(grant.size)
 
     def _receive(self) -> list[ToSecure]:

@@ -1,0 +1,160 @@
+"""What the application benchmark saw, and what that says."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from typing import Any
+
+from flexserve.bench import foreground
+from flexserve.units import MIB, format_size
+
+PAPER_KEPT = 0.972  # of normal-world applications while FlexServe infers
+SETTLED = 1.0  # seconds after the start of the pressure
+SCENARIOS = ("alone", "idle", "inferring", "strawman")
+_FULL = 24 * MIB  # less than this is free: the cgroup is full
+_SHRUNK = 16 * MIB  # a secure world smaller by more than this was recalled from
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Setting:
+    """How large and how long. `limit` in bytes, `warm` and `grown` in seconds."""
+
+    limit: int
+    rows: int  # of the database
+    few: int  # of them used at first
+    warm: float
+    grown: float
+    rounds: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Look:
+    """Who has how much at one moment (bytes). `at`: seconds since the program began to use all its data."""
+
+    at: float
+    free: int  # of the cgroup
+    secure: int  # resident in the secure world
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Run:
+    """One scenario of one round."""
+
+    scenario: str
+    operations: list[int]  # per foreground.BUCKET
+    looks: list[Look]
+    decisions: list[dict[str, Any]]
+    answers: int  # that FlexServe gave meanwhile
+
+    @property
+    def pressure_at(self) -> float | None:
+        """When the cgroup was full first, or memory was recalled lest it be; in seconds, None: never.
+
+        Negative: before the program grew.
+        """
+        most = 0
+        for look in self.looks:
+            most = max(most, look.secure)
+            if look.free < _FULL or look.secure < most - _SHRUNK:
+                return look.at
+        return None
+
+    def done(self, since: float) -> int:
+        """Operations from `since` seconds on."""
+        return sum(self.operations[max(0, math.ceil(since / foreground.BUCKET)) :])
+
+    def given_back_at(self) -> float | None:
+        """When nine tenths of what the secure world shrank by had gone; None: it did not shrink."""
+        sizes = [look.secure for look in self.looks]
+        most, least = max(sizes, default=0), min(sizes, default=0)
+        if most - least < _SHRUNK:
+            return None
+        goal = most - (most - least) * 9 // 10
+        return next(look.at for look in self.looks if look.secure <= goal)
+
+
+def summed_up(rounds: list[dict[str, Run]], setting: Setting, version: int, model: int) -> dict[str, Any]:
+    """Return the report as one JSON-able object. `model` is the size of its file, in bytes."""
+    cells = {name: _cell(name, rounds) for name in SCENARIOS}
+    return {
+        "kept_fraction": cells["idle"]["kept"],
+        "paper_kept_fraction": PAPER_KEPT,
+        "cells": cells,
+        "settled_after_s": SETTLED,
+        "cgroup_version": version,
+        "limit_bytes": setting.limit,
+        "data_bytes": setting.rows * foreground.PAGE,
+        "model_bytes": model,
+        "rounds": len(rounds),
+    }
+
+
+def _cell(scenario: str, rounds: list[dict[str, Run]]) -> dict[str, Any]:
+    kept, whole, pressure, returned = [], [], [], []
+    for runs in rounds:
+        run, alone = runs[scenario], runs["alone"]
+        at = runs["idle"].pressure_at or 0.0
+        kept.append(run.done(at + SETTLED) / max(1, alone.done(at + SETTLED)))
+        whole.append(run.done(0) / max(1, alone.done(0)))
+        if run.pressure_at is not None:
+            pressure.append(run.pressure_at)
+        if (given := run.given_back_at()) is not None:
+            returned.append(given - (run.pressure_at or 0.0))
+    last = rounds[-1][scenario]
+    return {
+        "kept": statistics.median(kept),
+        "kept_all": kept,
+        "kept_since_growth": statistics.median(whole),
+        "operations_per_second": statistics.median(
+            sum(runs[scenario].operations) / (len(runs[scenario].operations) * foreground.BUCKET)
+            for runs in rounds
+        ),
+        "pressure_at_s": statistics.median(pressure) if pressure else None,
+        "given_back_after_s": statistics.median(returned) if returned else None,
+        "secure_bytes_first": last.looks[0].secure if last.looks else 0,
+        "secure_bytes_last": last.looks[-1].secure if last.looks else 0,
+        "answers": statistics.median(runs[scenario].answers for runs in rounds),
+        "timeline": _timeline(last),
+        "decisions": last.decisions,
+    }
+
+
+def _timeline(run: Run) -> list[dict[str, float]]:
+    """Return one row for each bucket: seconds, operations a second, bytes free and in the secure world."""
+    rows = []
+    for number, count in enumerate(run.operations):
+        at = number * foreground.BUCKET
+        look = next((look for look in run.looks if look.at >= at), run.looks[-1])
+        rows.append(
+            {"s": at, "per_second": count / foreground.BUCKET, "free": look.free, "secure": look.secure}
+        )
+    return rows
+
+
+def as_text(report: dict[str, Any]) -> str:
+    """Return the report for people."""
+    lines = [
+        f"SQLite over {format_size(report['data_bytes'])} beside a model of "
+        f"{format_size(report['model_bytes'])}, in {format_size(report['limit_bytes'])} "
+        f"(cgroup v{report['cgroup_version']}, {report['rounds']} rounds, medians)",
+        "",
+        f"{'':10} {'kept':>7} {'ops/s':>9} {'pressure':>9} {'returned':>9}",
+    ]
+    for name, cell in report["cells"].items():
+        at = "-" if cell["pressure_at_s"] is None else f"{cell['pressure_at_s']:.2f} s"
+        given = "-" if cell["given_back_after_s"] is None else f"+{cell['given_back_after_s']:.2f} s"
+        kept, speed = f"{100 * cell['kept']:.1f} %", f"{cell['operations_per_second']:.0f}"
+        lines.append(f"{name:10} {kept:>7} {speed:>9} {at:>9} {given:>9}")
+    lines.append(f"{'paper':10} {100 * PAPER_KEPT:>5.1f} %   (while inferring, on an NPU)")
+    lines += ["", "beside idle FlexServe, over time (last round):"]
+    idle, alone = (report["cells"][name]["timeline"] for name in ("idle", "alone"))
+    for mine, theirs in list(zip(idle, alone, strict=True))[::4]:
+        share = 100 * mine["per_second"] / max(1.0, theirs["per_second"])
+        lines.append(
+            f"{mine['s']:6.1f} s {mine['per_second']:9.0f} ops/s ({share:3.0f} % of alone), "
+            f"{format_size(int(mine['secure'])):>9} in the secure world, "
+            f"{format_size(max(0, int(mine['free']))):>9} free"
+        )
+    return "\n".join(lines)
