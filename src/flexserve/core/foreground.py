@@ -28,12 +28,12 @@ class Sample(Protocol):
 class Foreground:
     """Follows the refaults of others from look to look. Sizes in bytes, times in seconds.
 
-    `cushion`: what is kept free ahead of those who lack memory. `threshold`: bytes a second read
+    `full`: with less free the OS drops files. `cushion`: what is kept free ahead of those who lack memory. `threshold`: bytes a second read
     back that are a sign of lack. `calm`: how long a sign counts, at first; `longest_calm`: at most.
     """
 
-    def __init__(self, *, cushion: int, threshold: int, calm: float, longest_calm: float) -> None:
-        self._cushion, self._threshold = cushion, threshold
+    def __init__(self, *, full: int, cushion: int, threshold: int, calm: float, longest_calm: float) -> None:
+        self._full, self._cushion, self._threshold = full, cushion, threshold
         self._shortest_calm, self._longest_calm = calm, longest_calm
         self._calm = calm
         self._last: tuple[float, int] | None = None  # when was looked, and `refaulted` then
@@ -56,7 +56,8 @@ class Foreground:
             return
         self.rate = self._others(sample.refaulted - self._last[1], now) / span
         self._last = now, sample.refaulted
-        self._short = self.rate >= self._threshold and sample.free < self._cushion
+        line = self._cushion if now < self.calm_at else self._full
+        self._short = self.rate >= self._threshold and sample.free < line
         if self._short:
             self._note_sign(now)
 

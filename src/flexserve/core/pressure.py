@@ -32,19 +32,20 @@ thrashing of a container in its own small limit is not cured by emptying ours.
 
 The foreground. Most programs keep their data in the OS's page cache, which counts as available:
 the level stays high while they suffer. What tells is the *refault*: a page read back soon after
-the OS dropped it. Refaults of `refault_rate` bytes a second or more, while less than `cushion` is
+the OS dropped it. Refaults of `refault_rate` bytes a second or more, while less than `full` is
 free (not even used as cache), are the third sign: somebody's working set no longer fits, and what
-we keep for a later request is what it lacks. Then memory that no request uses goes back,
-`cushion` bytes ahead of what others take and twice as much each time they took it all. So a
-foreground program that grows never waits for us longer than one look, one that stops growing
-takes no more, and one whose refaults no memory of ours can cure (it thrashes in a limit of its
-own) leaves what it got free, which ends the sign. While pressed like this the budget is what we
-hold plus what is free beyond the cushion: cache of others is not ours to displace. `calm` seconds
-after the last sign the budget grows again to all that the lines above allow. Should the growth
-itself bring the sign back, the next calm is twice as long, up to `longest_calm`, after which a
-quiet time of that length makes it short again: under any steady load such bouts come ever more
-rarely, at last once per longest calm. What the secure world reads itself, restoring what it was
-granted, is not held against others.
+we keep for a later request is what it lacks. (With more free, a refault is of something dropped
+long ago.) Then memory that no request uses goes back, `cushion` bytes ahead of what others take
+and twice as much each time they took it all. Until it is calm again, refaults while less than
+`cushion` is free are sign enough. So a foreground program that grows never waits for us longer
+than one look, one that stops growing takes no more, and one whose refaults no memory of ours can
+cure (it thrashes in a limit of its own) leaves what it got free, which ends the sign. While
+pressed like this the budget is what we hold plus what is free beyond the cushion: cache of others
+is not ours to displace. `calm` seconds after the last sign the budget grows again to all that the
+lines above allow. Should the growth itself bring the sign back, the next calm is twice as long,
+up to `longest_calm`, after which a quiet time of that length makes it short again: under any
+steady load such bouts come ever more rarely, at last once per longest calm. What the secure world
+reads itself, restoring what it was granted, is not held against others.
 
 Others may ask outright (`reserve`): the level is first brought to `low` + what they need, and for
 the time they name no grant at all, progress included, is made from it.
@@ -98,6 +99,7 @@ class Limits:
     hold: float = 3.0  # after any recall: what came back is set aside
     calm: float = 30.0  # after the last sign of pressure: no ordinary grants beyond the pressed lines
     longest_calm: float = 480.0
+    full: int = 128 * MIB  # the OS's own reserve is of this order
     cushion: int = 256 * MIB  # kept free ahead of a foreground that grows: a quarter second's appetite
     refault_rate: int = MIB  # bytes per second; 256 reads a second cost a fast disk's user 3 % of its time
 
@@ -193,6 +195,7 @@ class PressurePolicy:
         self._misses = 0
         self._reservations: list[tuple[float, int]] = []  # until when, bytes
         self._foreground = Foreground(
+            full=limits.full,
             cushion=limits.cushion,
             threshold=limits.refault_rate,
             calm=limits.calm,
