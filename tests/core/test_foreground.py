@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from flexserve.core.pressure import Bound, Holdings, Limits, PressurePolicy, RecallDecision
 from flexserve.platforms.ports import MemorySample
 
-LIMITS = Limits(low=100, high=150, emergency=25, full=25, cushion=50, refault_rate=10, calm=30, longest_calm=240)
+LIMITS = Limits(
+    low=100, high=150, emergency=25, full=25, cushion=50, refault_rate=10, calm=30, longest_calm=240
+)
 LOOK = 0.25  # seconds
 TOTAL = 10_000
 

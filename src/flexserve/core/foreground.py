@@ -28,8 +28,9 @@ class Sample(Protocol):
 class Foreground:
     """Follows the refaults of others from look to look. Sizes in bytes, times in seconds.
 
-    `full`: with less free the OS drops files. `cushion`: what is kept free ahead of those who lack memory. `threshold`: bytes a second read
-    back that are a sign of lack. `calm`: how long a sign counts, at first; `longest_calm`: at most.
+    `full`: with less free the OS drops files. `cushion`: what is kept free ahead of those who lack
+    memory. `threshold`: bytes a second read back that are a sign of lack. `calm`: how long a sign
+    counts, at first; `longest_calm`: at most.
     """
 
     def __init__(self, *, full: int, cushion: int, threshold: int, calm: float, longest_calm: float) -> None:
