@@ -23,7 +23,8 @@ class Design:
     name: str
     npu: bool  # else the CPU computes
     pipelined: bool  # else allocate, load, decrypt and compute come one after the other
-    contiguous: bool  # memory from CMA, whole, before anything else; else page by page
+    contiguous: bool  # memory from CMA, else pages as they come
+    whole: bool  # all memory is allocated before anything else
     sealed: bool  # weights are taken out of the OS's reach and decrypted
     keeping: Keeping
     slowdown: float = 0.0  # of compute, by page tables that guard memory
@@ -46,6 +47,7 @@ def designs(machine: Machine) -> dict[str, Design]:
         npu=True,
         pipelined=True,
         contiguous=False,
+        whole=False,
         sealed=False,
         keeping=Keeping.LEAST_RECENT,
     )
@@ -54,6 +56,7 @@ def designs(machine: Machine) -> dict[str, Design]:
         npu=False,
         pipelined=False,
         contiguous=True,
+        whole=True,
         sealed=True,
         keeping=Keeping.NOTHING,
     )
@@ -72,6 +75,7 @@ def designs(machine: Machine) -> dict[str, Design]:
         npu=True,
         pipelined=True,
         contiguous=False,
+        whole=False,
         sealed=True,
         keeping=Keeping.MOST_VALUABLE,
         slowdown=machine.stage2_slowdown,
@@ -82,12 +86,14 @@ def designs(machine: Machine) -> dict[str, Design]:
     restarting = dataclasses.replace(
         strawman, name="Strawman, framework restarted", start=machine.framework_start
     )
+    overlapped = dataclasses.replace(optimized, name="Strawman-OPT, allocating as it goes", whole=False)
     return {
         "flexserve": flexserve,
         "strawman": strawman,
         "strawman_opt": optimized,
         "nw_base": nw_base,
         "strawman_restart": restarting,
+        "strawman_opt_overlapped": overlapped,
     }
 
 

@@ -1,8 +1,7 @@
 """The simulated machine's memory: who owns each granule, and what the others have taken.
 
 The books are the ownership table of flexserve.core.pages itself, so that the simulation is held to
-the same law as the real thing, which is checked after every step. The background load is normal
-memory that somebody uses.
+the same law as the real thing. The background load is normal memory that somebody uses.
 """
 
 from __future__ import annotations
@@ -54,7 +53,6 @@ class Dram:
         pages = [self._normal.pop() for _ in range(count)]
         self._table.apply(PageEvent.GRANT, pages)
         self._table.apply(PageEvent.COMMIT, pages)
-        self.check()
         return pages
 
     def give(self, pages: list[int]) -> None:
@@ -62,7 +60,6 @@ class Dram:
         self._table.apply(PageEvent.RECALL, pages)
         self._table.apply(PageEvent.SCRUBBED, pages)
         self._normal += pages
-        self.check()
 
     def check(self) -> None:
         """Assert that no granule is lost and that what is listed as normal is."""

@@ -72,7 +72,7 @@ class Pipeline:
         parts.protect += size * costs.protect
         parts.decrypt += size * costs.decrypt
         allocated = _Count()
-        if self._design.contiguous:
+        if self._design.whole:
             allocated.value = len(granules)  # all of it was, before
         else:
             parts.allocate += size * costs.allocate

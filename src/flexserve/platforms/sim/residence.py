@@ -69,6 +69,7 @@ class Residence:
                 return None
         weights.take(absent)
         scratch += self.dram.take(pages)
+        self.check()
         return absent, pages > 0
 
     def pressed(self, now: float) -> int:
@@ -79,6 +80,7 @@ class Residence:
         returned = self._give_back(decision.size, now)
         self._policy.recalled(asked=decision.size, returned=returned, now=now)
         self.recalled += returned
+        self.check()
         return returned
 
     def rest(self, model: str, now: float) -> int:
@@ -87,18 +89,22 @@ class Residence:
         self._last_used[model] = now
         over = self._idle_bytes() - self._budget
         returned = self._give_back(over, now, kinds=(Kind.WEIGHTS,))
-        return returned + self._give_back(over - returned, now)
+        returned += self._give_back(over - returned, now)
+        self.check()
+        return returned
 
-    def wanted(self, now: float) -> tuple[str, int] | None:
+    def wanted(self, awaited: Collection[str], now: float) -> tuple[str, int] | None:
         """Return (model, granule) that is best restored next, and take memory for it.
 
         None when everything idle is at its best, or memory is short. The expected next model
-        comes first; what another model holds beyond its target makes room.
+        comes first; what another model holds beyond its target makes room. What requests wait for
+        (`awaited`) is left alone: they will restore it themselves.
         """
         granule = self.dram.granule
         idle = self.weights.keys() - self.running
-        scratch = sum(len(self._scratch[name]) for name in idle) * granule
-        goals = cache.targets(self._profiles(now, idle=True), self._budget - scratch, granule=granule)
+        room = self._budget - sum(len(self._scratch[name]) for name in idle) * granule
+        room -= sum(self.weights[name].held for name in idle & set(awaited))
+        goals = cache.targets(self._profiles(now, idle - set(awaited)), room, granule=granule)
         short = {name: align_up(goal, granule) - self.weights[name].held for name, goal in goals.items()}
         lacking = [name for name, size in short.items() if size > 0]
         if not lacking:
@@ -112,11 +118,15 @@ class Residence:
             return None
         first = self.weights[model].absent()[0]
         self.weights[model].take([first])
+        self.check()
         return model, first
 
     def check(self) -> None:
-        """Assert that memory is conserved and that idle models keep to the budget."""
+        """Assert that memory is conserved and accounted for, and that idle models keep to the budget."""
         self.dram.check()
+        held = sum(weights.held for weights in self.weights.values())
+        scratch = sum(len(pages) for pages in self._scratch.values()) * self.dram.granule
+        assert held + scratch == self.dram.secure, "secure memory that no model holds"
         assert self._idle_bytes() <= self._budget, "idle models hold more than the budget"
 
     def _granted(self, size: int, now: float, minimum: int | None = None) -> bool:
@@ -136,7 +146,7 @@ class Residence:
         holdings = [holding for holding in self._holdings() if holding.kind in kinds]
         victims = None
         if self._design.keeping is Keeping.MOST_VALUABLE:
-            profiles = self._profiles(now, idle=False)
+            profiles = self._profiles(now, self.weights)
             victims = functools.partial(cache.victims, profiles, granule=self.dram.granule)
         returned = 0
         for step in recall.plan(holdings, size, victims=victims):
@@ -165,12 +175,10 @@ class Residence:
         scratch = sum(len(self._scratch[model]) for model in idle) * self.dram.granule
         return scratch + sum(self.weights[model].held for model in idle)
 
-    def _profiles(self, now: float, *, idle: bool) -> list[Profile]:
+    def _profiles(self, now: float, models: Collection[str]) -> list[Profile]:
         profiles = []
-        for name, model in self._models.items():
-            if idle and name in self.running:
-                continue
-            costs = self._costs[name]
+        for name in models:
+            model, costs = self._models[name], self._costs[name]
             profile = Profile(
                 model=name,
                 weights=model.weights,

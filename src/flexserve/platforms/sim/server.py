@@ -175,7 +175,7 @@ class Server:
         parts.other += self._design.start + self._design.handover + wake
         yield self._design.start + self._design.handover + wake
         prepared = ticket.prepared
-        if self._design.contiguous:  # whole, before anything else
+        if self._design.whole:
             prepared += sum(weights.size(granule) for granule in ticket.taken)
         parts.prepare += prepared * (costs.allocate + costs.protect)
         yield from self._pipeline.cpu.use(prepared * (costs.allocate + costs.protect))
@@ -214,7 +214,8 @@ class Server:
 
     def _fetch(self) -> Process:
         while True:
-            found = None if self._urgent else self.residence.wanted(self._simulation.now)
+            awaited = [name for name, queue in self._queues.items() if queue.waiting]
+            found = None if self._urgent else self.residence.wanted(awaited, self._simulation.now)
             if found is None:
                 yield self._settled
                 continue
