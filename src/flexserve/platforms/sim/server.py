@@ -6,8 +6,8 @@ engine computes or rests, a background loader brings in what flexserve.core.cach
 resident and is not, the expected next model's part first.
 
 What is simplified: weights of running models are never recalled (a recall that they alone could
-meet is met when they end), nobody waits for pages that go back one by one, and the KV cache of a
-request ends with the request.
+meet is met when they end), a request is refused when its model cannot be wholly resident (the real
+one would stream it), and no request takes over another's KV cache.
 """
 
 from __future__ import annotations
