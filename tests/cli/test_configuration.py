@@ -97,3 +97,19 @@ def test_a_bad_variable_is_an_error_that_names_it(
 )
 def test_times_are_read_as_people_write_them(text: str, seconds: float) -> None:
     assert settings.load(keep_alive=text).keep_alive == pytest.approx(seconds)
+
+
+def test_keys_are_known_and_never_shown(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("sk-of-the-file\n")
+    monkeypatch.setenv("FLEXSERVE_API_KEY", "sk-of-mine")
+    monkeypatch.setenv("FLEXSERVE_API_KEYS", "sk-of-ada, sk-of-bob")
+    monkeypatch.setenv("FLEXSERVE_API_KEY_FILE", str(file))
+    loaded = settings.load()
+    assert loaded.server_keys() == ["sk-of-mine", "sk-of-ada", "sk-of-bob", "sk-of-the-file"]
+    assert loaded.address().key == "sk-of-mine"
+    for arguments in (["config"], ["config", "--json"]):
+        result = cli(*arguments)
+        assert result.exit_code == 0
+        assert "sk-of" not in result.stdout
+    assert "sk-of" not in repr(loaded) + repr(loaded.address())

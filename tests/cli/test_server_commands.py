@@ -192,3 +192,16 @@ def test_the_status_of_the_server_is_the_commands(cli: Cli, monkeypatch: pytest.
 
     monkeypatch.setattr(normal_main, "serve", interrupted)
     assert cli("serve", "--port", str(free_port())).exit_code == 130
+
+
+def test_serve_takes_keys_and_can_do_without_tcp(
+    cli: Cli, served: list[ServeOptions], tmp_path: Path
+) -> None:
+    file = tmp_path / "keys"
+    file.write_text("sk-of-the-file\n")
+    arguments = ["--host", "none", "--socket", str(tmp_path / "s"), "--api-key-file", str(file)]
+    assert cli("serve", *arguments).exit_code == 0
+    (options,) = served
+    assert (options.host, options.unix_socket) == (None, tmp_path / "s")
+    assert list(options.api_keys) == ["sk-of-the-file"]
+    assert "sk-" not in repr(options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection
 
 from fastapi import FastAPI
@@ -13,6 +14,7 @@ from starlette.responses import Response
 from flexserve import __version__
 from flexserve.errors import FlexServeError
 from flexserve.normal.api import embeddings, generation, memory, metrics, operations
+from flexserve.normal.api.document import describe
 from flexserve.normal.api.envelope import LOOPBACK_NAMES, Envelope
 from flexserve.normal.api.errors import from_error, from_http, from_validation
 from flexserve.normal.api.keys import Keys
@@ -41,6 +43,8 @@ def create_app(
     app.add_exception_handler(FlexServeError, _answer_error)
     app.add_exception_handler(RequestValidationError, _answer_validation)
     app.add_exception_handler(HTTPException, _answer_http)
+    document = functools.cache(lambda: describe(app, with_keys=bool(keys)))
+    app.openapi = document  # type: ignore[method-assign]  # the framework's own knows no errors of ours
     app.add_middleware(Envelope, world=world, hosts=hosts, keys=keys)
     return app
 

@@ -1,0 +1,76 @@
+"""A real `flexserve serve` over real (small) models, with a key, on TCP and on a Unix socket."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+from flexserve.bench import synth
+from flexserve.bench.shapes import SHAPES
+from flexserve.errors import NormalWorldError
+from flexserve.platforms.linux.secure_memory import probe_secret_memory
+from flexserve.secure.models.keys import DeviceKey
+from flexserve.secure.models.store import Store
+from flexserve.units import MIB
+
+TINY = Path(__file__).parents[2] / "models" / "tiny" / "flexserve-tiny.gguf"
+KEY = "sk-conformance-key"
+# A chat template of our own that offers tools the way Hermes and Qwen do.
+TEMPLATE = """{{ bos_token }}{% if tools %}<tools>{% for tool in tools %}{{ tool | tojson }}
+{% endfor %}</tools> Answer <tool_call>{"name": NAME, "arguments": ARGUMENTS}</tool_call>
+{% endif %}{% for message in messages %}<|{{ message.role }}|>
+{{ message.content }}{% for call in message.tool_calls %}<tool_call>{{ call.function | tojson }}</tool_call>
+{% endfor %}<|end|>
+{% endfor %}<|assistant|>
+"""
+
+
+class Server:
+    """A running server over a store in `folder`: its addresses, and clients of it."""
+
+    def __init__(self, folder: Path) -> None:
+        _fill(folder)
+        self.unix = folder / "socket"
+        command = [sys.executable, "-m", "flexserve.cli", "serve", "--port", "0", "--socket", str(self.unix)]
+        command += ["--models", str(folder / "store"), "--device-key", str(folder / "device.key")]
+        command += ["--threads", "1", "--context", "512", "--memory", _memory(), "--log-level", "error"]
+        environment = {**os.environ, "XDG_CONFIG_HOME": str(folder), "FLEXSERVE_API_KEY": KEY}
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        assert self._process.stdout is not None
+        banner = self._process.stdout.readline()
+        self.url = banner.split()[3].rstrip(",") if banner else ""
+
+    def end(self) -> int:
+        """Stop it in good order; return its exit status."""
+        self._process.send_signal(signal.SIGINT)
+        return self._process.wait(60)
+
+    def openai(self, *, key: str = KEY, over_unix: bool = False) -> openai.OpenAI:
+        transport = httpx.HTTPTransport(uds=str(self.unix)) if over_unix else None
+        http = httpx.Client(transport=transport, timeout=60)
+        url = "http://localhost/v1" if over_unix else f"{self.url}/v1"
+        return openai.OpenAI(base_url=url, api_key=key, max_retries=0, http_client=http)
+
+
+def _fill(folder: Path) -> None:
+    store = Store(folder / "store", DeviceKey.load_or_create(folder / "device.key"))
+    store.add(TINY, "tiny", lambda _done, _total: None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(synth, "CHAT_TEMPLATE", TEMPLATE)
+        synth.write_synthetic(folder / "caller.gguf", SHAPES["small-llama"], "q4_0")
+    store.add(folder / "caller.gguf", "caller", lambda _done, _total: None)
+
+
+def _memory() -> str:
+    try:
+        probe_secret_memory(256 * MIB)
+    except NormalWorldError:
+        return "plain"
+    return "secret"

@@ -1,0 +1,65 @@
+"""Requests made up from /openapi.json: whatever they are, the answer is one that the document allows."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from typing import Any
+
+import httpx
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from hypothesis.errors import Unsatisfiable
+from real_server import KEY, Server
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+CHECKS: Any = (
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+)
+HEADERS = {"Authorization": f"Bearer {KEY}"}
+
+
+def test_no_request_gets_an_answer_that_is_not_described(server: Server) -> None:
+    document: Any = schemathesis.openapi.from_url(f"{server.url}/openapi.json", headers=HEADERS)
+    # What is left out changes what the server may do for everybody else: a cap of zero is obeyed.
+    document = document.exclude(path_regex="^/memory/", method=["PUT", "POST"])
+    tried = 0
+    for found, mode in itertools.product(document.get_all_operations(), GenerationMode):
+        operation = found.ok()
+
+        @settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+        @given(case=operation.as_strategy(generation_mode=mode))
+        def try_out(case: schemathesis.Case) -> None:
+            _name_a_model(case)
+            case.call_and_validate(headers=HEADERS, checks=CHECKS)
+
+        with contextlib.suppress(Unsatisfiable):  # nothing can be wrong in a request that has nothing
+            try_out()
+            tried += 1
+    assert tried >= 12
+
+
+def _name_a_model(case: schemathesis.Case) -> None:
+    """Have a request go to a model that exists, as made-up names hardly do, and not for long."""
+    body = case.body
+    if isinstance(body, dict) and isinstance(body.get("model"), str):
+        body["model"] = "tiny"
+        if case.path != "/v1/embeddings":
+            body["max_tokens"] = 4
+
+
+def test_the_document_asks_for_a_key_where_the_server_does(server: Server) -> None:
+    paths = httpx.get(f"{server.url}/openapi.json", headers=HEADERS).json()["paths"]
+    for path, operations in paths.items():
+        for operation in operations.values():
+            assert bool(operation.get("security")) == (path != "/health"), path
+            assert "422" not in operation["responses"]
