@@ -51,7 +51,8 @@ class Cache:
         Starts to bring the next model in while this one computes.
         """
         now = time.monotonic()
-        self._log.note(model, prompt, now)
+        with self._shelf.lock:  # a recall reads the log from a thread of its own
+            self._log.note(model, prompt, now)
         self._transitions.note(model, now)
         following = hint or self._transitions.expected(model)
         if following is not None and following != model:
@@ -149,11 +150,12 @@ class Cache:
         for entry in self._shelf.entries():
             if entry.name not in names:
                 continue
-            rate, share = self._log.rate(entry.name, now), self._log.share(entry.name, now)
+            with self._shelf.lock:
+                rate, share = self._log.rate(entry.name, now), self._log.share(entry.name, now)
+                prompt = self._log.usual_prompt(entry.name, now)
             if entry.name == expected and now < until:
                 rate, share = max(rate, _EXPECTED_RATE), 1.0
             speeds = Speeds(self._restore_speed, self._prefill_speeds.get(entry.name, _PREFILL_SPEED))
-            prompt = self._log.usual_prompt(entry.name, now)
             pinned, size = self._shelf.is_pinned(entry.name), entry.model.weights.size
             found.append(Profile(entry.name, size, rate, share, prompt, speeds, pinned))
         return found

@@ -47,6 +47,7 @@ PAPER = {
     },
     "decode": {"speed_over_nw_base": 1 - 0.0301},
     "workflow": {"speedup_over_strawman_max": 24.30, "speedup_over_strawman_opt_max": 4.05},
+    "normal_world": {"kept_fraction": 0.972},
     "pipeline": {"over_bound_max": 1.099},
 }
 PROMPTS = (32, 128, 512)  # tokens
@@ -128,6 +129,10 @@ def run(seed: int = 0) -> dict[str, Any]:
                 str(tokens): _maxima(c for c in flows if c["answer"] == tokens) for tokens in ANSWERS
             },
             "cells": flows,
+        },
+        "normal_world": {
+            "kept_fraction": 1 / (1 + RK3588.stage2_slowdown),  # nothing else that slows apps is modelled
+            "paper": PAPER["normal_world"],
         },
         "pipeline": {
             "over_bound_max": max(cell["over_bound"] for cell in bounds),

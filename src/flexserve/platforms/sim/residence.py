@@ -110,12 +110,13 @@ class Residence:
         if not lacking:
             return None
         model = max(lacking, key=lambda name: (name == self._expected, short[name], name))
-        if self._idle_bytes() + granule > self._budget:
-            surplus = min(short, key=lambda name: (short[name], name))
-            if short[surplus] >= 0 or not self.weights[surplus].drop(granule):
+        if self._idle_bytes() + granule <= self._budget:
+            if not self._granted(granule, now, minimum=0):
                 return None
-        if not self._granted(granule, now, minimum=0):
-            return None
+        else:  # one granule for another: that takes no grant
+            surplus = min(short, key=lambda name: (short[name], name))
+            if short[surplus] >= 0 or self.dram.available < 0 or not self.weights[surplus].drop(granule):
+                return None
         first = self.weights[model].absent()[0]
         self.weights[model].take([first])
         self.check()
