@@ -46,7 +46,7 @@ class Cache:
     # ---- what requests tell -----------------------------------------------------------------------
 
     def invoked(self, model: str, prompt: int, hint: str | None) -> None:
-        """Note a request of `prompt` tokens; `hint`: the model that its sender wants to ask next.
+        """Note a request with `prompt` tokens to compute; `hint`: the model that its sender asks next.
 
         Starts to bring the next model in while this one computes.
         """

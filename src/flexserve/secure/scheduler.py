@@ -207,7 +207,7 @@ class Scheduler:
         self._jobs[generation] = job
         self._batches[request.model] = batch
         generation.begin(slot, cached, began)
-        self._cache.invoked(request.model, len(generation.tokens), request.next_model)
+        self._cache.invoked(request.model, len(generation.tokens) - cached, request.next_model)
         return True
 
     def _warm(self, entry: OpenModel, job: _Job, request: Warm, began: float) -> Finished:

@@ -140,3 +140,25 @@ def test_memory_that_is_not_there_is_refused_and_nothing_changes():
     dram.give(pages)
     dram.check()
     assert dram.available == GIB
+
+
+def test_two_resident_models_are_served_at_once():
+    board = rig(models=[QWEN3_1_7B, LLAMA_3_2_3B])
+    for model in (QWEN3_1_7B, LLAMA_3_2_3B):
+        board.ask(model.name, 32)
+    first = board.server.submit(QWEN3_1_7B.name, 32, 64)
+    second = board.server.submit(LLAMA_3_2_3B.name, 32, 64)
+    board.simulation.run(board.simulation.now + 600.0)
+    assert second.first < first.ended
+    assert first.first < second.ended
+
+
+def test_a_model_that_must_be_restored_waits_a_little_for_one_that_is_busy_but_not_for_its_end():
+    board = rig(models=[QWEN3_1_7B, LLAMA_3_2_3B])
+    board.ask(QWEN3_1_7B.name, 32)
+    busy = board.server.submit(QWEN3_1_7B.name, 32, 200)
+    board.simulation.run(board.simulation.now + 1.0)
+    other = board.server.submit(LLAMA_3_2_3B.name, 32, 8)
+    board.simulation.run(board.simulation.now + 600.0)
+    assert other.ttft > 2.0, "the patience of flexserve.core.schedule"
+    assert other.ended < busy.ended
