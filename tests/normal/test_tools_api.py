@@ -188,6 +188,19 @@ async def test_vectors_in_both_forms(client: httpx.AsyncClient) -> None:
     assert base64.b64decode(coded["data"][1]["embedding"]) == vector_of("seven..")
 
 
+async def test_many_texts_go_in_parts_so_that_others_have_their_turn(
+    client: httpx.AsyncClient, link: ScriptedLink
+) -> None:
+    texts = ["x" * (1 + number % 8) for number in range(37)]
+    body = {"model": "tiny", "input": texts, "encoding_format": "base64"}
+    answer = (await client.post("/v1/embeddings", json=body)).json()
+    parts = [message.texts for message in link.scripted.received if isinstance(message, Embed)]
+    assert len(parts) == 3
+    assert [text for part in parts for text in part] == texts
+    assert [base64.b64decode(one["embedding"]) for one in answer["data"]] == [vector_of(t) for t in texts]
+    assert answer["usage"]["prompt_tokens"] == 21
+
+
 @pytest.mark.parametrize(
     ("more", "param"),
     [

@@ -226,7 +226,7 @@ class Scheduler:
         return Finished(request.request, "stop", Usage(0, 0), timings)
 
     def _embed(self, entry: OpenModel, job: _Job, request: Embed) -> Finished:
-        with self._shelf.using(entry):
+        with self._shelf.using(entry, request.keep_alive):
             return Embedding(entry, request, job.received, self._send).run(lambda: _check(job))
 
     def _end(self, entry: OpenModel, ended: Ended) -> None:

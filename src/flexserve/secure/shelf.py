@@ -124,7 +124,8 @@ class Shelf:
             entry.context.prepare()
             yield
         except FlexServeError as error:
-            self.note(entry.name, error)
+            if not isinstance(error, CallerError):
+                self.note(entry.name, error)
             raise
         finally:
             with self.lock:

@@ -6,20 +6,23 @@ import array
 import base64
 import json
 import sys
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from pydantic import Field, StringConstraints, model_validator
 from starlette.responses import Response
 
-from flexserve.errors import CallerError
+from flexserve.errors import CallerError, PeerError
 from flexserve.normal.answer import Answer
-from flexserve.normal.api.generation import CLIENT_CLOSED_REQUEST, give_up, unended
+from flexserve.normal.api.generation import CLIENT_CLOSED_REQUEST, unended
 from flexserve.normal.api.schemas import ModelRequest, refuse_unsupported
 from flexserve.normal.api.sse import ClientGoneError, while_connected
+from flexserve.normal.terms import Terms
 from flexserve.normal.world import World
 from flexserve.world.messages import MAX_TEXT, MAX_TEXTS, Embedded, Finished
 
+_PART_TEXTS, _PART_SIZE = 16, 16 << 10  # texts, characters
 MAX_VECTORS = 16 << 20  # bytes of float32 in one answer
 
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {"dimensions": (None,)}
@@ -49,19 +52,13 @@ class EmbeddingsRequest(ModelRequest):
 async def embeddings(body: EmbeddingsRequest, request: Request) -> Response:
     """Turn each text into a vector of length 1."""
     world: World = request.app.state.world
-    record = world.metrics.follow(body.model)
-    try:
-        answer = await world.embed(body.model, body.texts(), body.terms(request.state.key), record)
-    except BaseException:
-        record.lost()
-        raise
     note = request.state.note
     try:
-        vectors, finished = await while_connected(request.receive, _collect(answer))
+        work = _embed(world, body, body.terms(request.state.key))
+        vectors, tokens = await while_connected(request.receive, work)
     except ClientGoneError:
-        give_up(answer, note)
+        note["error"] = "client_gone"
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    tokens = finished.usage.prompt_tokens
     note.update(model=body.model, prompt_tokens=tokens)
     encode = _as_text if body.encoding_format == "base64" else _as_numbers
     whole = {
@@ -76,18 +73,48 @@ async def embeddings(body: EmbeddingsRequest, request: Request) -> Response:
     return Response(json.dumps(whole), media_type="application/json")
 
 
-async def _collect(answer: Answer) -> tuple[list[bytes], Finished]:
+async def _embed(world: World, body: EmbeddingsRequest, terms: Terms) -> tuple[list[bytes], int]:
+    """Return the vectors of all texts, and the tokens that those have.
+
+    Many texts go to the secure world in parts: between two of them others have their turn.
+    """
     vectors: list[bytes] = []
-    size = 0
+    tokens = 0
+    for part in _parts(body.texts()):
+        record = world.metrics.follow(body.model)
+        try:
+            answer = await world.embed(body.model, part, terms, record)
+        except BaseException:
+            record.lost()
+            raise
+        made = len(vectors)
+        tokens += await _collect(answer, vectors)
+        if len(vectors) - made != len(part):
+            raise PeerError("The secure world made another number of vectors.", hint="See the server's log.")
+        if sum(map(len, vectors)) > MAX_VECTORS:
+            raise CallerError("The vectors are too many for one answer.", hint="Send fewer texts.")
+    return vectors, tokens
+
+
+def _parts(texts: list[str]) -> Iterator[list[str]]:
+    """Yield the texts in parts that are worked off in one go."""
+    part: list[str] = []
+    for text in texts:
+        if part and (len(part) == _PART_TEXTS or sum(map(len, part)) + len(text) > _PART_SIZE):
+            yield part
+            part = []
+        part.append(text)
+    yield part
+
+
+async def _collect(answer: Answer, vectors: list[bytes]) -> int:
+    """Add the vectors of an answer to `vectors`; return the tokens of its texts. Cancelled: so is it."""
     async with answer:
         async for message in answer:
             if isinstance(message, Embedded):
                 vectors += message.vectors
-                size += sum(map(len, message.vectors))
-                if size > MAX_VECTORS:
-                    raise CallerError("The vectors are too many for one answer.", hint="Send fewer texts.")
             elif isinstance(message, Finished):
-                return vectors, message
+                return message.usage.prompt_tokens
     raise unended()
 
 

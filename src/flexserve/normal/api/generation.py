@@ -75,16 +75,16 @@ async def _respond(
         # What is refused at once is refused by status; after the first ping it must be an event.
         opening = await while_connected(request.receive, _within(PING_SECONDS, answer))
     except ClientGoneError:
-        give_up(answer, note)
+        _give_up(answer, note)
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     except BaseException:
         answer.abandon()
         raise
     events = _events(answer, form, opening, include_usage=body.include_usage, note=note)
-    return EventStream(events, after=lambda: give_up(answer, note))
+    return EventStream(events, after=lambda: _give_up(answer, note))
 
 
-def give_up(answer: Answer, note: dict[str, object]) -> None:
+def _give_up(answer: Answer, note: dict[str, object]) -> None:
     """Cancel what the secure world still does for a client that went away; nothing if it is done."""
     if not answer.ended:
         note["error"] = "client_gone"

@@ -15,6 +15,9 @@ from flexserve.secure.engine.model import Model
 from flexserve.secure.job import RestoreStats
 from flexserve.secure.residency import Residency
 
+# Tokens that one graph takes in. llama.cpp makes, and has room for, the logits of each of them, though
+# only vectors are wanted: with large vocabularies that is most of the memory.
+_BATCH = 128
 _POOLINGS = (lib.LLAMA_POOLING_TYPE_MEAN, lib.LLAMA_POOLING_TYPE_CLS, lib.LLAMA_POOLING_TYPE_LAST)
 
 
@@ -40,7 +43,8 @@ class Embedder(Context):
             )
         # A model whose tokens see those behind them has to see all of a text at once.
         self._whole = metadata.get(f"{architecture}.attention.causal") is False
-        super().__init__(model, residency, min(context, BATCH) if self._whole else context, sequences=1)
+        self._step = min(BATCH, context) if self._whole else _BATCH
+        super().__init__(model, residency, self._step if self._whole else context, sequences=1)
         self.stats = RestoreStats()
 
     @classmethod
@@ -51,7 +55,7 @@ class Embedder(Context):
     def _specialise(self, parameters: lib.llama_context_params) -> None:
         parameters.embeddings = True
         parameters.pooling_type = self._pooling
-        parameters.n_outputs_max = parameters.n_batch
+        parameters.n_batch = parameters.n_ubatch = parameters.n_outputs_max = min(self._step, self.size)
 
     def embed(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Return the vector of a text, of length 1, shape (width,).
@@ -68,7 +72,8 @@ class Embedder(Context):
         self.prepare()
         self.take(0, keep=0)
         self.stats = RestoreStats()
-        parts = [self._pooled(at, tokens[at : at + BATCH]) for at in range(0, len(tokens), BATCH)]
+        step = self._step
+        parts = [self._pooled(at, tokens[at : at + step]) for at in range(0, len(tokens), step)]
         vector = self._combined(parts, len(tokens))
         length = float(np.linalg.norm(vector))
         if not (np.isfinite(length) and length > 0):
@@ -90,7 +95,7 @@ class Embedder(Context):
             return parts[0]
         if self._pooling == lib.LLAMA_POOLING_TYPE_LAST:
             return parts[-1]
-        sizes = [min(BATCH, count - at) for at in range(0, count, BATCH)]
+        sizes = [min(self._step, count - at) for at in range(0, count, self._step)]
         return np.average(parts, axis=0, weights=sizes)
 
     def compute(self, graph: int) -> int:
