@@ -10,6 +10,8 @@ from servers import Cli
 
 from flexserve.bench import main as bench_main
 from flexserve.bench.main import BenchOptions
+from flexserve.bench.paper import main as paper_main
+from flexserve.bench.paper.main import PaperOptions
 
 
 @pytest.fixture
@@ -84,3 +86,41 @@ def test_a_missing_part_is_an_error_and_no_traceback(
     result = cli("bench", str(gguf))
     assert result.exit_code == 1
     assert "error: This installation cannot measure" in result.stderr
+
+
+@pytest.fixture
+def papers(monkeypatch: pytest.MonkeyPatch) -> list[PaperOptions]:
+    """The options of each comparison with the paper that was asked for; none is made."""
+    options: list[PaperOptions] = []
+
+    def run(given: PaperOptions) -> int:
+        options.append(given)
+        return 0
+
+    monkeypatch.setattr(paper_main, "run", run)
+    return options
+
+
+def test_bench_paper_is_a_command_of_its_own(
+    cli: Cli, measured: list[BenchOptions], papers: list[PaperOptions], tmp_path: Path
+) -> None:
+    plot = tmp_path / "paper.png"
+    assert cli("bench", "paper", "--quick", "--platform", "sim", "--plot", str(plot), "--json").exit_code == 0
+    (options,) = papers
+    assert (options.quick, options.platform, options.plot, options.as_json) == (True, "sim", plot, True)
+    assert measured == []
+
+
+def test_a_file_named_paper_is_measured_by_its_path(
+    cli: Cli, measured: list[BenchOptions], papers: list[PaperOptions], gguf: Path
+) -> None:
+    assert cli("bench", str(gguf)).exit_code == 0
+    assert papers == []
+    assert [options.model for options in measured] == [gguf]
+
+
+def test_bench_paper_has_help_of_its_own(cli: Cli) -> None:
+    result = cli("bench", "paper", "--help")
+    assert result.exit_code == 0
+    assert "--platform" in result.stdout
+    assert "--runs" not in result.stdout

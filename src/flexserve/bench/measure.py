@@ -74,7 +74,7 @@ class Bench:
                 # get, by more than what is to be measured.
                 with self._plain() as plain, self._world(store, key) as world:
                     if not self._texts:
-                        self._texts = {length: _prompt(plain, length) for length in self._setting.prompts}
+                        self._texts = {length: prompt_of(plain, length) for length in self._setting.prompts}
                     self._round(plain, world)
         return self._report(label.engine, label.protection, label.protected)
 
@@ -125,15 +125,15 @@ class Bench:
     def _measure_bound(self, world: DrivenWorld, length: int) -> None:
         """Measure the largest of: restore alone, compute alone, CPU of both ÷ cores."""
         world.generate(_NAME, self._texts[length], 1)
-        cpu = _cpu_seconds(world.pid)
+        cpu = cpu_seconds(world.pid)
         began = time.monotonic()
         world.generate(_NAME, self._texts[length], 1)
-        compute, compute_cpu = time.monotonic() - began, _cpu_seconds(world.pid) - cpu
+        compute, compute_cpu = time.monotonic() - began, cpu_seconds(world.pid) - cpu
         world.recall(None)
-        cpu = _cpu_seconds(world.pid)
+        cpu = cpu_seconds(world.pid)
         began = time.monotonic()
         world.warm(_NAME)
-        restore, restore_cpu = time.monotonic() - began, _cpu_seconds(world.pid) - cpu
+        restore, restore_cpu = time.monotonic() - began, cpu_seconds(world.pid) - cpu
         cores = len(os.sched_getaffinity(0))
         self._note("restore.alone", restore)
         self._note("restore.cpu", restore_cpu)
@@ -200,9 +200,9 @@ class Bench:
 
     def _measure_idle(self, world: DrivenWorld) -> None:
         world.recall(None)
-        cpu = _cpu_seconds(world.pid)
+        cpu = cpu_seconds(world.pid)
         time.sleep(_IDLE_SECONDS)
-        self._note("idle.cpu_fraction", (_cpu_seconds(world.pid) - cpu) / _IDLE_SECONDS)
+        self._note("idle.cpu_fraction", (cpu_seconds(world.pid) - cpu) / _IDLE_SECONDS)
         self._note("idle.secure_rss_bytes", _resident(world.pid))
 
     # ---- the report ------------------------------------------------------------------------------
@@ -262,7 +262,7 @@ _BY_LENGTH = (
 _WHEN = ("idle", "running")
 
 
-def _prompt(plain: PlainProcess, length: int) -> str:
+def prompt_of(plain: PlainProcess, length: int) -> str:
     """Return a text of exactly `length` tokens."""
     letters = "abcdefghijklmnopqrstuvwxyz"
     text = ""
@@ -273,7 +273,7 @@ def _prompt(plain: PlainProcess, length: int) -> str:
     return text
 
 
-def _cpu_seconds(pid: int) -> float:
+def cpu_seconds(pid: int) -> float:
     """Return the CPU seconds of a process, all threads, by the OS's count."""
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS

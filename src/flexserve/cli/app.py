@@ -15,7 +15,17 @@ from flexserve.errors import FlexServeError
 
 
 class Commands(TyperGroup):
-    """The group of all commands: an error of ours becomes two lines and status 1."""
+    """The group of all commands: an error of ours becomes two lines and status 1.
+
+    Two words may name a command, as in `bench paper`.
+    """
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """Return the command's name, the command and its arguments."""
+        name = " ".join(args[:2])
+        if len(args) > 1 and name in self.commands:
+            return name, self.commands[name], args[2:]
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command. Raises typer.Exit with the status, never FlexServeError."""

@@ -1,4 +1,4 @@
-"""Commands that measure: synth, bench."""
+"""Commands that measure: synth, bench, bench paper."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ def register(app: typer.Typer) -> None:
         synth
     )
     app.command("bench", epilog="Example: flexserve bench model.gguf --prompts 32,128 --runs 5")(bench)
+    app.command("bench paper", epilog="Example: flexserve bench paper --quick --plot paper.png")(bench_paper)
 
 
 def synth(
@@ -57,7 +58,7 @@ def bench(
     plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the results, too.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure FlexServe against its baselines on this machine."""
+    """Measure FlexServe against plain llama.cpp on this machine."""
     from flexserve import settings
 
     lengths = _lengths(prompts)
@@ -77,6 +78,43 @@ def bench(
         threads=chosen.threads,
         memory=chosen.memory,
         output="json" if as_json else output,
+        plot=plot,
+    )
+    raise typer.Exit(run(options))
+
+
+def bench_paper(
+    *,
+    platform: Annotated[
+        Literal["linux", "sim"], typer.Option(help="linux: measured here. sim: the paper's board, modelled.")
+    ] = "linux",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Some minutes instead of half an hour; two models, one round.")
+    ] = False,
+    memory: MemoryKind = None,
+    threads: Threads = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the results, as PNG and as SVG.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure FlexServe against the paper's three baselines, beside the paper's numbers.
+
+    The models are synthetic and kept in the cache folder from run to run: 6 GB (quick: 2 GB).
+    """
+    from flexserve import settings
+    from flexserve.bench.paper.main import PaperOptions, run
+
+    chosen = settings.load(memory=memory, threads=threads)
+    if chosen.memory == "plain" and platform == "linux":
+        terminal.warn(terminal.UNPROTECTED)
+    options = PaperOptions(
+        folder=settings.cache_folder() / "paper",
+        platform=platform,
+        quick=quick,
+        threads=chosen.threads,
+        memory=chosen.memory,
+        as_json=as_json,
         plot=plot,
     )
     raise typer.Exit(run(options))

@@ -1,0 +1,78 @@
+"""A contestant: a secure world with one of the policies, asked one thing at a time."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from flexserve.bench.paper.models import Models
+from flexserve.bench.paper.plan import Plan, System
+from flexserve.bench.worlds import DrivenWorld
+from flexserve.world.messages import Finished, TextPrompt
+
+_TRIES = 8  # recalls until no more is kept than may be
+
+
+class Contestant:
+    """One system under measurement. A context manager; closing it ends its process."""
+
+    def __init__(self, system: System, plan: Plan, models: Models) -> None:
+        self.system = system
+        memory = "plain" if system is System.NW_BASE else plan.memory
+        arguments = (*plan.arguments, "--memory", memory, *system.arguments)
+        self.world = DrivenWorld(models.root, models.key, arguments=arguments)
+
+    def open(self, model: str) -> None:
+        """Have `model` open, as a server that was used before has it; and in memory, if it keeps any."""
+        self.world.warm(model)
+        self.rest()
+
+    def ask(self, model: str, prompt: str, tokens: int, next_model: str | None = None) -> Finished:
+        """Continue `prompt` by up to `tokens` tokens, and free what this system frees after a request."""
+        number = self.world.submit(model, TextPrompt(prompt), tokens, next_model=next_model)
+        finished = self.world.result(number).finished
+        self.rest()
+        return finished
+
+    def rest(self) -> None:
+        """Do what follows a request: the strawmen keep nothing."""
+        if not self.system.keeps:
+            self.world.recall(None)
+
+    def press(self, limit: int) -> None:
+        """Recall until at most `limit` bytes of weights are in memory, as background pressure would."""
+        if limit <= 0:
+            self.world.recall(None)
+        for _ in range(_TRIES):
+            excess = self.resident() - limit
+            if excess < self.world.welcome.granule:
+                return
+            self.world.recall(excess)
+
+    def resident(self) -> int:
+        """Return the bytes of weights that are in memory."""
+        return sum(model.resident for model in self.world.status().models)
+
+    def weights(self, model: str) -> int:
+        """Return the bytes of the open model's weights."""
+        return next(each.weights for each in self.world.status().models if each.name == model)
+
+    def close(self) -> None:
+        """End it. Always safe."""
+        self.world.close()
+
+    def __enter__(self) -> Contestant:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def fresh_request(plan: Plan, models: Models, model: str, prompt: str) -> float:
+    """Return the seconds from the start of a strawman's process to its first token."""
+    began = time.monotonic()
+    with Contestant(System.STRAWMAN, plan, models) as contestant:
+        contestant.world.generate(model, prompt, 1)
+        return time.monotonic() - began

@@ -1,0 +1,84 @@
+"""`flexserve bench paper`: measure, or simulate, and print."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from flexserve.bench.paper import plan
+from flexserve.bench.paper.report import PAPER
+from flexserve.errors import CallerError, NormalWorldError
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PaperOptions:
+    """What to measure and how to print it."""
+
+    folder: Path  # of models that are kept from run to run
+    platform: str = "linux"  # or "sim"
+    quick: bool = False
+    threads: int = 0  # 0: one for each core
+    memory: str = "secret"
+    as_json: bool = False
+    plot: Path | None = None
+
+
+def run(options: PaperOptions) -> int:
+    """Print the report to standard output and progress to standard error; return 0."""
+    if options.platform == "sim":
+        if options.plot is not None:
+            raise CallerError("There are no plots of a simulation.", hint="Leave --plot away.")
+        simulated = _part("flexserve.bench.paper.simulated")
+        report = simulated.run()
+        text = "" if options.as_json else simulated.table(report)
+    else:
+        from flexserve.bench.paper import plots, table
+
+        report = _measure(options)
+        text = "" if options.as_json else table.table(report)
+        if options.plot is not None:
+            for file in plots.plot(report, options.plot):
+                _say(f"drew {file}")
+    sys.stdout.write((json.dumps(report) if options.as_json else text).rstrip("\n") + "\n")
+    return 0
+
+
+def _measure(options: PaperOptions) -> dict[str, Any]:
+    from flexserve.bench.paper import runner
+
+    threads = options.threads or len(os.sched_getaffinity(0))
+    chosen = plan.quick if options.quick else plan.full
+    report = runner.measure(chosen(threads, options.memory), options.folder, _say)
+    report["normal_world"] = _application(quick=options.quick)
+    return report
+
+
+def _application(*, quick: bool) -> dict[str, Any]:
+    """Measure what an application of the normal world keeps; say why not where that cannot be."""
+    try:
+        found = _part("flexserve.bench.application").measure(_say, quick=quick)
+    except NormalWorldError as error:
+        _say(f"the normal world's application was not measured: {error.message}")
+        found = {"kept_fraction": None, "reason": error.message}
+    return {**found, "paper": PAPER["normal_world"]}
+
+
+def _part(name: str) -> ModuleType:
+    """Return a module that not every run needs. Raises NormalWorldError when it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise NormalWorldError(
+            f"This installation cannot measure that: {error.name} is missing.",
+            hint="Install flexserve again.",
+        ) from None
+
+
+def _say(what: str) -> None:
+    print(f"bench: {what}", file=sys.stderr, flush=True)  # noqa: T201

@@ -1,0 +1,115 @@
+"""What `flexserve bench paper` measures: models, prompts, pressure, workflows; in full, or quickly."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Sequence
+
+
+class System(enum.Enum):
+    """A contestant. Values are the names in the report."""
+
+    FLEXSERVE = "flexserve"
+    STRAWMAN = "strawman"
+    STRAWMAN_OPT = "strawman_opt"
+    NW_BASE = "nw_base"
+
+    @property
+    def keeps(self) -> bool:
+        """Whether it keeps anything between requests."""
+        return self in (System.FLEXSERVE, System.NW_BASE)
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """What makes a secure world this contestant."""
+        if self is System.FLEXSERVE:
+            return ()
+        return ("--baseline", self.value.replace("_", "-"))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Workflow:
+    """Calls of models (by their place in the plan's shapes), one after the other."""
+
+    name: str
+    calls: tuple[int, ...]
+    kept: float | None = None  # what may stay between calls, of the models' summed weights; None: all
+    hints: bool = False  # each call names the next one's model
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Plan:
+    """All that is measured in each of `rounds`, and how a world is started for it."""
+
+    shapes: tuple[str, ...]
+    prompts: tuple[int, ...]  # tokens
+    kept: tuple[float, ...]  # background pressure: the fraction of the weights that it leaves in memory
+    workflows: tuple[Workflow, ...]
+    rounds: int
+    threads: int
+    memory: str  # "secret" or "plain", of all but the unprotected baseline
+    quant: str = "q4_0"
+    call_prompt: int = 64  # tokens of a call of a workflow …
+    call_tokens: int = 16  # … and of its answer
+    decode_prompt: int = 128  # decode speed: tokens in …
+    decode_tokens: int = 32  # … and out
+    pipeline_shape: int = 0  # whose pipeline is held against its lower bound
+    pipeline_prompts: tuple[int, ...] = (32, 128)
+    recalled: tuple[int, ...] = (25, 50, 75, 100)  # percent
+    context: int = 2048
+    granule: int = 0  # bytes; 0: as FlexServe has it
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """Options that every contestant has."""
+        granule = ("--granule", str(self.granule)) if self.granule else ()
+        return ("--threads", str(self.threads), "--context", str(self.context), *granule)
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """Every length of prompt that is used, in tokens."""
+        return sorted({*self.prompts, *self.pipeline_prompts, self.call_prompt, self.decode_prompt})
+
+
+# Random in that nobody can guess them, and the same in every run: three models, each three times.
+_RANDOM_CALLS = (1, 0, 2, 1, 1, 0, 2, 0, 2)
+
+
+def full(threads: int, memory: str) -> Plan:
+    """Return the plan of the published measurements, as far as one machine can: 30 to 40 minutes."""
+    return Plan(
+        shapes=("qwen2.5-0.5b", "tinyllama-1.1b", "llama-3.2-3b"),
+        prompts=(32, 128, 512),
+        kept=(1.0, 0.5, 0.0),
+        workflows=(
+            Workflow("two-model loop", (0, 1) * 3, hints=True),
+            Workflow("three-model loop", (0, 1, 2) * 2, hints=True),
+            Workflow("three-model loop, 40 % kept", (0, 1, 2) * 2, kept=0.4, hints=True),
+            Workflow("random calls, 40 % kept", _RANDOM_CALLS, kept=0.4),
+        ),
+        rounds=3,
+        threads=threads,
+        memory=memory,
+        pipeline_shape=1,
+    )
+
+
+def quick(threads: int, memory: str) -> Plan:
+    """Return a plan of some minutes that touches everything once."""
+    return Plan(
+        shapes=("qwen2.5-0.5b", "tinyllama-1.1b"),
+        prompts=(32, 128),
+        kept=(1.0, 0.5, 0.0),
+        workflows=(
+            Workflow("two-model loop", (0, 1) * 2, hints=True),
+            Workflow("random calls, 40 % kept", (1, 0, 0, 1), kept=0.4),
+        ),
+        rounds=1,
+        threads=threads,
+        memory=memory,
+        call_prompt=32,
+        call_tokens=8,
+        decode_tokens=16,
+        pipeline_shape=0,
+    )

@@ -1,0 +1,123 @@
+"""The plots of a measurement: time to first token, where it goes, workflows, and the pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from flexserve.bench.paper.samples import PARTS
+
+_COLOURS = {"flexserve": "#2b6cb0", "strawman": "#9b2c2c", "strawman_opt": "#dd6b20", "nw_base": "#9aa5b1"}
+_NAMES = {
+    "flexserve": "FlexServe",
+    "strawman": "Strawman",
+    "strawman_opt": "Strawman-OPT",
+    "nw_base": "NW-Base",
+}
+_STACKED = {
+    **{"allocate": "#c05621", "load": "#d69e2e", "decrypt": "#805ad5", "waited": "#c53030"},
+    "compute": "#2b6cb0",
+}
+
+
+def plot(report: dict[str, Any], path: Path) -> list[Path]:
+    """Draw the report into `path`, as PNG and as SVG whatever its suffix; return both files."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(2, 2, figsize=(13, 9), layout="constrained")
+    _latency(axes[0][0], report["ttft"]["cells"])
+    _breakdown(axes[0][1], report["ttft"]["cells"])
+    _workflows(axes[1][0], report["workflow"]["cells"])
+    _pipeline(axes[1][1], report["pipeline"]["cells"])
+    for each in axes.flat:
+        each.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(
+        f"FlexServe and its baselines: {report['cores']} cores, {report['protection']}, "
+        f"medians of {report['rounds']} interleaved rounds"
+    )
+    files = [path.with_suffix(suffix) for suffix in (".png", ".svg")]
+    for file in files:
+        figure.savefig(file, dpi=120)
+    pyplot.close(figure)
+    return files
+
+
+def _latency(axes: Any, cells: list[dict[str, Any]]) -> None:
+    """One group of bars for each model and prompt, at the middle pressure."""
+    levels = sorted({cell["kept"] for cell in cells})
+    shown = [cell for cell in cells if cell["kept"] == levels[len(levels) // 2]]
+    _bars(axes, shown, [f"{cell['model']}\n{cell['prompt']}" for cell in shown])
+    axes.set_yscale("log")
+    axes.set_ylabel("time to first token, seconds")
+    axes.set_title(f"{shown[0]['kept']:.0%} of the weights kept")
+
+
+def _workflows(axes: Any, cells: list[dict[str, Any]]) -> None:
+    _bars(axes, cells, [cell["workflow"].replace(", ", "\n") for cell in cells])
+    axes.set_ylabel("end to end, seconds")
+    axes.set_title("Agent workflows")
+
+
+def _bars(axes: Any, cells: list[dict[str, Any]], labels: list[str]) -> None:
+    width = 0.8 / len(_NAMES)
+    for number, (system, name) in enumerate(_NAMES.items()):
+        places = [place + (number - 1.5) * width for place in range(len(cells))]
+        heights = [cell["seconds"][system] for cell in cells]
+        axes.bar(places, heights, width, label=name, color=_COLOURS[system])
+    axes.set_xticks(range(len(cells)), labels, fontsize=7)
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _breakdown(axes: Any, cells: list[dict[str, Any]]) -> None:
+    """The largest model's middle prompt: what stands in the way of the first token, and what is hidden."""
+    model = cells[-1]["model"]
+    prompts = sorted({cell["prompt"] for cell in cells})
+    shown = [c for c in cells if c["model"] == model and c["prompt"] == prompts[len(prompts) // 2]]
+    columns = [(name, shown[-1]["parts"][name], _NAMES[name]) for name in ("strawman", "strawman_opt")]
+    columns += [
+        ("flexserve", cell["parts"]["flexserve"], f"FlexServe\n{cell['kept']:.0%} kept") for cell in shown
+    ]
+    for place, (_, parts, _label) in enumerate(columns):
+        bottom = 0.0
+        visible = _visible(parts)
+        for part, colour in _STACKED.items():
+            axes.bar(place, visible.get(part, 0.0), 0.6, bottom=bottom, color=colour)
+            bottom += visible.get(part, 0.0)
+        axes.bar(place, parts["hidden"], 0.6, bottom=bottom, color="none", edgecolor="#718096", hatch="//")
+    axes.set_xticks(range(len(columns)), [label for *_, label in columns], fontsize=8)
+    for part, colour in _STACKED.items():
+        if part != "waited":
+            axes.bar(0, 0, color=colour, label=part)
+    axes.bar(0, 0, color="none", edgecolor="#718096", hatch="//", label="hidden behind compute")
+    axes.set_ylabel("seconds")
+    axes.set_title(f"{model}, prompt of {prompts[len(prompts) // 2]}: where the time goes")
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _visible(parts: dict[str, float]) -> dict[str, float]:
+    """Share what a request waited among the loaders' three kinds of work, by their sizes."""
+    work = {part: parts[part] for part in PARTS[:3]}
+    total = sum(work.values())
+    if total == 0:
+        return {"compute": parts["compute"], "waited": parts["waited"]}
+    return {part: parts["waited"] * size / total for part, size in work.items()} | {
+        "compute": parts["compute"]
+    }
+
+
+def _pipeline(axes: Any, cells: list[dict[str, Any]]) -> None:
+    for prompt, colour in zip(
+        sorted({cell["prompt"] for cell in cells}), ("#2b6cb0", "#c05621", "#2f855a"), strict=False
+    ):
+        shown = [cell for cell in cells if cell["prompt"] == prompt]
+        recalled = [cell["recalled"] for cell in shown]
+        axes.plot(recalled, [cell["seconds"] for cell in shown], "o-", color=colour, label=f"{prompt} tokens")
+        axes.plot(recalled, [cell["bound"] for cell in shown], "--", color=colour, label="its lower bound")
+    axes.set_xlabel("weights recalled, percent")
+    axes.set_ylabel("time to first token, seconds")
+    axes.set_ylim(bottom=0)
+    axes.set_title(f"Pipeline, {cells[0]['model']}")
+    axes.legend(frameon=False, fontsize=8)
