@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 import os
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from flexserve.bench.paper import plan
@@ -34,7 +32,8 @@ def run(options: PaperOptions) -> int:
     if options.platform == "sim":
         if options.plot is not None:
             raise CallerError("There are no plots of a simulation.", hint="Leave --plot away.")
-        simulated = _part("flexserve.bench.paper.simulated")
+        from flexserve.bench.paper import simulated
+
         report = simulated.run()
         text = "" if options.as_json else simulated.table(report)
     else:
@@ -61,23 +60,14 @@ def _measure(options: PaperOptions) -> dict[str, Any]:
 
 def _application(*, quick: bool) -> dict[str, Any]:
     """Measure what an application of the normal world keeps; say why not where that cannot be."""
+    from flexserve.bench import application
+
     try:
-        found = _part("flexserve.bench.application").measure(_say, quick=quick)
+        found = application.measure(_say, quick=quick)
     except NormalWorldError as error:
         _say(f"the normal world's application was not measured: {error.message}")
         found = {"kept_fraction": None, "reason": error.message}
     return {**found, "paper": PAPER["normal_world"]}
-
-
-def _part(name: str) -> ModuleType:
-    """Return a module that not every run needs. Raises NormalWorldError when it is not installed."""
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise NormalWorldError(
-            f"This installation cannot measure that: {error.name} is missing.",
-            hint="Install flexserve again.",
-        ) from None
 
 
 def _say(what: str) -> None:

@@ -25,7 +25,7 @@ class System(enum.Enum):
         """What makes a secure world this contestant."""
         if self is System.FLEXSERVE:
             return ()
-        return ("--baseline", self.value.replace("_", "-"))
+        return ("--baseline", self.value.replace("_", "-"), "--kv-disk", "0")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
