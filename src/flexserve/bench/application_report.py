@@ -44,6 +44,7 @@ class Run:
 
     scenario: str
     operations: list[int]  # per foreground.BUCKET
+    read: list[int]  # bytes from the disk, per foreground.BUCKET
     looks: list[Look]
     decisions: list[dict[str, Any]]
     answers: int  # that FlexServe gave meanwhile
@@ -63,7 +64,14 @@ class Run:
 
     def done(self, since: float) -> int:
         """Operations from `since` seconds on."""
-        return sum(self.operations[max(0, math.ceil(since / foreground.BUCKET)) :])
+        return sum(self.operations[_bucket(since) :])
+
+    def read_per_operation(self, since: float) -> float:
+        """Bytes from the disk for each operation, from `since` seconds on.
+
+        It tells how much memory the program lacked, on a machine however busy.
+        """
+        return sum(self.read[_bucket(since) :]) / max(1, self.done(since))
 
     def given_back_at(self) -> float | None:
         """When nine tenths of what the secure world shrank by had gone; None: it did not shrink."""
@@ -73,6 +81,10 @@ class Run:
             return None
         goal = most - (most - least) * 9 // 10
         return next(look.at for look in self.looks if look.secure <= goal)
+
+
+def _bucket(at: float) -> int:
+    return max(0, math.ceil(at / foreground.BUCKET))
 
 
 def summed_up(rounds: list[dict[str, Run]], setting: Setting, version: int, model: int) -> dict[str, Any]:
@@ -92,11 +104,12 @@ def summed_up(rounds: list[dict[str, Run]], setting: Setting, version: int, mode
 
 
 def _cell(scenario: str, rounds: list[dict[str, Run]]) -> dict[str, Any]:
-    kept, whole, pressure, returned = [], [], [], []
+    kept, whole, read, pressure, returned = [], [], [], [], []
     for runs in rounds:
         run, alone = runs[scenario], runs["alone"]
         at = runs["idle"].pressure_at or 0.0
         kept.append(run.done(at + SETTLED) / max(1, alone.done(at + SETTLED)))
+        read.append(run.read_per_operation(at + SETTLED))
         whole.append(run.done(0) / max(1, alone.done(0)))
         if run.pressure_at is not None:
             pressure.append(run.pressure_at)
@@ -111,6 +124,7 @@ def _cell(scenario: str, rounds: list[dict[str, Run]]) -> dict[str, Any]:
             sum(runs[scenario].operations) / (len(runs[scenario].operations) * foreground.BUCKET)
             for runs in rounds
         ),
+        "read_per_operation": statistics.median(read),
         "pressure_at_s": statistics.median(pressure) if pressure else None,
         "given_back_after_s": statistics.median(returned) if returned else None,
         "secure_bytes_first": last.looks[0].secure if last.looks else 0,
@@ -140,13 +154,14 @@ def as_text(report: dict[str, Any]) -> str:
         f"{format_size(report['model_bytes'])}, in {format_size(report['limit_bytes'])} "
         f"(cgroup v{report['cgroup_version']}, {report['rounds']} rounds, medians)",
         "",
-        f"{'':10} {'kept':>7} {'ops/s':>9} {'pressure':>9} {'returned':>9}",
+        f"{'':10} {'kept':>7} {'ops/s':>9} {'read/op':>9} {'pressure':>9} {'returned':>9}",
     ]
     for name, cell in report["cells"].items():
         at = "-" if cell["pressure_at_s"] is None else f"{cell['pressure_at_s']:.2f} s"
         given = "-" if cell["given_back_after_s"] is None else f"+{cell['given_back_after_s']:.2f} s"
         kept, speed = f"{100 * cell['kept']:.1f} %", f"{cell['operations_per_second']:.0f}"
-        lines.append(f"{name:10} {kept:>7} {speed:>9} {at:>9} {given:>9}")
+        read = format_size(int(cell["read_per_operation"]))
+        lines.append(f"{name:10} {kept:>7} {speed:>9} {read:>9} {at:>9} {given:>9}")
     lines.append(f"{'paper':10} {100 * PAPER_KEPT:>5.1f} %   (while inferring, on an NPU)")
     lines += ["", "beside idle FlexServe, over time (last round):"]
     idle, alone = (report["cells"][name]["timeline"] for name in ("idle", "alone"))

@@ -4,8 +4,8 @@
     python -m flexserve.bench.foreground run DATABASE --few N --rows N --warm S --grown S
 
 `run` uses the first `few` rows for `warm` seconds; then, at a moment that it tells, all `rows`, for
-`grown` seconds. It prints one JSON object: that moment (CLOCK_MONOTONIC, seconds), and how many
-operations were done in each BUCKET since. SQLite's own cache is small, so that the OS's counts.
+`grown` seconds. It prints one JSON object: that moment (CLOCK_MONOTONIC, seconds), and for each BUCKET
+since then the operations done and the bytes that the disk was asked for. SQLite's own cache is small, so that the OS's counts.
 Rows are chosen by Zipf's law (the row of rank r with a probability of 1 / r), as the popularity of
 records is usually modelled (YCSB does so), and rows of neighbouring ranks lie apart.
 """
@@ -18,6 +18,7 @@ import random
 import sqlite3
 import sys
 import time
+from pathlib import Path
 
 PAGE = 16384  # bytes; a row takes one, as a document or a thumbnail would
 BUCKET = 0.25  # seconds
@@ -49,17 +50,23 @@ def run(path: str, *, few: int, rows: int, warm: float, grown: float) -> dict[st
     chance = random.Random(1)
     _work(connection, chance, few, warm)
     began = time.monotonic()
-    buckets = _work(connection, chance, rows, grown)
+    operations, read = _work(connection, chance, rows, grown)
     connection.close()
-    return {"grown_at": began, "bucket": BUCKET, "operations": buckets}
+    return {"grown_at": began, "operations": operations, "read": read}
 
 
-def _work(connection: sqlite3.Connection, chance: random.Random, rows: int, seconds: float) -> list[int]:
-    """Use rows below `rows` for `seconds`; return the operations done in each bucket."""
-    began = time.monotonic()
+def _work(
+    connection: sqlite3.Connection, chance: random.Random, rows: int, seconds: float
+) -> tuple[list[int], list[int]]:
+    """Use rows below `rows` for `seconds`; return operations and bytes read in each bucket."""
+    began, last, before = time.monotonic(), 0, _bytes_read()
     buckets = [0] * int(seconds / BUCKET)
+    read = [0] * len(buckets)
     body = chance.randbytes(_BLOB)
     while (at := int((time.monotonic() - began) / BUCKET)) < len(buckets):
+        if at != last:
+            now = _bytes_read()
+            read[last], last, before = now - before, at, now
         for _ in range(_LOOK_AT_CLOCK):
             number = int(rows ** chance.random()) * _APART % rows
             if chance.random() < _UPDATES:
@@ -68,7 +75,14 @@ def _work(connection: sqlite3.Connection, chance: random.Random, rows: int, seco
             else:
                 connection.execute("SELECT body FROM documents WHERE id = ?", (number,)).fetchone()
         buckets[at] += _LOOK_AT_CLOCK
-    return buckets
+    read[last] = _bytes_read() - before
+    return buckets, read
+
+
+def _bytes_read() -> int:
+    """Return the bytes that this process had the disk read."""
+    fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(fields["read_bytes"])
 
 
 def _connect(path: str, *, fresh: bool) -> sqlite3.Connection:

@@ -101,7 +101,9 @@ class Limits:
     longest_calm: float = 480.0
     full: int = 128 * MIB  # the OS's own reserve is of this order
     cushion: int = 256 * MIB  # kept free ahead of a foreground that grows: a quarter second's appetite
-    refault_rate: int = MIB  # bytes per second; 256 reads a second cost a fast disk's user 3 % of its time
+    refault_rate: int = (
+        MIB // 2
+    )  # bytes per second; 128 reads a second cost a fast disk's user 2 % of its time
 
     def __post_init__(self) -> None:
         if not 0 <= self.emergency <= self.low < self.high:

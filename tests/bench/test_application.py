@@ -1,0 +1,125 @@
+"""The application benchmark: its parts, and what its report makes of what was seen."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flexserve.bench import application, foreground, group
+from flexserve.bench.application_report import SCENARIOS, Look, Run, Setting, as_text, summed_up
+from flexserve.bench.group import memory_group
+from flexserve.errors import NormalWorldError
+from flexserve.units import GIB, MIB
+
+SETTING = Setting(limit=GIB, rows=1000, few=100, warm=1.0, grown=5.0, rounds=1)
+
+
+def run(scenario: str, rate: int, looks: list[Look], *, slow_until: int = 0) -> Run:
+    operations = [rate // 10 if number < slow_until else rate for number in range(20)]
+    return Run(scenario, operations, [rate * 512] * 20, looks, [], 0)
+
+
+def recalled_from(at: float) -> list[Look]:
+    """A secure world of 600 MiB of which 500 go in half a second from `at` on."""
+    looks = [Look(tick / 20 - 1, 300 * MIB, 600 * MIB) for tick in range(int((at + 1) * 20))]
+    looks += [Look(at + 0.1 * step, 10 * MIB, (600 - 100 * step) * MIB) for step in range(6)]
+    return looks
+
+
+def test_the_pressure_starts_when_the_cgroup_is_full_or_memory_is_recalled() -> None:
+    assert run("idle", 1, recalled_from(2.0)).pressure_at == 2.0
+    early = [Look(0.0, 300 * MIB, 600 * MIB), Look(0.5, 300 * MIB, 500 * MIB)]
+    assert run("idle", 1, early).pressure_at == 0.5
+    assert run("alone", 1, [Look(0.0, 300 * MIB, 0)]).pressure_at is None
+
+
+def test_what_is_kept_counts_from_a_second_after_the_start_of_the_pressure() -> None:
+    steady = [Look(0.0, 300 * MIB, 0)]
+    runs = {name: run(name, 100, steady) for name in SCENARIOS}
+    # Slow until the fourth second, three quarters of a second after the pressure started.
+    runs["idle"] = run("idle", 100, recalled_from(3.2), slow_until=16)
+    runs["strawman"] = run("strawman", 50, steady)
+    report = summed_up([runs], SETTING, 1, 600 * MIB)
+    assert report["kept_fraction"] == report["cells"]["idle"]["kept"] == 1.0
+    assert report["cells"]["idle"]["kept_since_growth"] < 0.5
+    assert report["cells"]["strawman"]["kept"] == 0.5
+    assert report["cells"]["idle"]["given_back_after_s"] == pytest.approx(0.5)
+    assert report["cells"]["alone"]["read_per_operation"] == 512
+    assert "97.2 %" in as_text(report)
+
+
+def test_rounds_are_summed_up_by_medians() -> None:
+    steady = [Look(0.0, 300 * MIB, 0)]
+    rounds = []
+    for rate in (90, 98, 10):
+        runs = {name: run(name, 100, steady) for name in SCENARIOS}
+        runs["idle"] = run("idle", rate, steady)
+        rounds.append(runs)
+    report = summed_up(rounds, SETTING, 2, 1)
+    assert report["kept_fraction"] == 0.9
+    assert report["cells"]["idle"]["kept_all"] == [0.9, 0.98, 0.1]
+
+
+def test_the_foreground_program_counts_what_it_does(tmp_path: Path) -> None:
+    database = str(tmp_path / "documents.db")
+    foreground.fill(database, 50)
+    result = foreground.run(database, few=10, rows=50, warm=0.25, grown=0.5)
+    assert len(result["operations"]) == len(result["read"]) == 2
+    assert sum(result["operations"]) > 0
+
+
+@pytest.mark.root
+def test_what_runs_in_a_group_shares_its_limit_and_ends_with_it() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    with memory_group(64 * MIB) as shared:
+        within = subprocess.Popen(
+            shared.command(["/bin/sh", "-c", "sleep 600 & head -c 20M /dev/zero | tail; sleep 600"])
+        )
+        hungry = subprocess.run(
+            shared.command([sys.executable, "-c", "x = bytearray(200 << 20)"]),
+            capture_output=True,
+            check=False,
+        )
+        assert hungry.returncode != 0
+        assert shared.used() <= 64 * MIB
+    assert within.wait(10) != 0
+    assert not shared._folder.exists()
+
+
+def test_without_cgroups_it_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group, "_ROOT", tmp_path)
+    with pytest.raises(NormalWorldError, match="no memory cgroups"), memory_group(GIB):
+        pass
+
+
+def test_who_may_make_no_cgroup_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "memory" / "memory.limit_in_bytes").write_text("0")
+
+    def refuse(self: Path, *_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(group, "_ROOT", tmp_path)
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(NormalWorldError, match="Permission denied") as refused, memory_group(GIB):
+        pass
+    assert "root" in refused.value.hint
+
+
+def test_version_2_is_preferred_where_it_has_the_controller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cgroup.controllers").write_text("cpu memory pids\n")
+    monkeypatch.setattr(group, "_ROOT", tmp_path)
+    assert group._controller() == (2, tmp_path)
+
+
+def test_the_settings_leave_the_foreground_too_little_memory_for_all_its_data() -> None:
+    for setting in (application.FULL, application.QUICK):
+        assert setting.rows * foreground.PAGE > setting.limit
+        assert setting.few * foreground.PAGE < setting.limit // 2
