@@ -122,4 +122,4 @@ def test_version_2_is_preferred_where_it_has_the_controller(
 def test_the_settings_leave_the_foreground_too_little_memory_for_all_its_data() -> None:
     for setting in (application.FULL, application.QUICK):
         assert setting.rows * foreground.PAGE > setting.limit
-        assert setting.few * foreground.PAGE < setting.limit // 2
+        assert setting.few * foreground.PAGE < setting.limit

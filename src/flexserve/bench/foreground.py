@@ -5,9 +5,11 @@
 
 `run` uses the first `few` rows for `warm` seconds; then, at a moment that it tells, all `rows`, for
 `grown` seconds. It prints one JSON object: that moment (CLOCK_MONOTONIC, seconds), and for each BUCKET
-since then the operations done and the bytes that the disk was asked for. SQLite's own cache is small, so that the OS's counts.
-Rows are chosen by Zipf's law (the row of rank r with a probability of 1 / r), as the popularity of
-records is usually modelled (YCSB does so), and rows of neighbouring ranks lie apart.
+since then the operations done and the bytes that the disk was asked for.
+
+SQLite's own cache is small, so that the OS's counts. Rows are chosen by Zipf's law (the row of rank r
+with a probability of 1 / r), as the popularity of records is usually modelled (YCSB does so), and rows
+of neighbouring ranks lie apart.
 """
 
 from __future__ import annotations
