@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 from servers import Cli, ScriptedServer
 
 from flexserve import settings
+from flexserve.cli import memory
 from flexserve.normal import main as normal_main
+from flexserve.normal.client import Client
 from flexserve.normal.main import ServeOptions
 from flexserve.normal.pins import Pins
+from flexserve.normal.reports import Decision, DecisionLog
 from flexserve.units import GIB, MIB
 
 
@@ -90,3 +94,33 @@ def test_the_log_has_a_line_for_each_decision_with_its_reason(cli: Cli, server: 
     assert lines[0].endswith("1.0 GiB: another program asked for it, for 7 s")
     decisions = [json.loads(line) for line in cli("log", "--json").stdout.splitlines()]
     assert [decision["kind"] for decision in decisions] == ["hold", "cap"]
+
+
+def test_the_log_is_followed_without_repeating_or_leaving_out_a_line(
+    cli: Cli, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sleep, pauses = time.sleep, iter(range(8))
+
+    def pause(_seconds: float) -> None:
+        if (number := next(pauses, None)) is None:
+            raise KeyboardInterrupt
+        if number in (1, 2):
+            with Client(settings.load().address()) as client:
+                client.set_cap(number * GIB)
+        sleep(0.4)  # a line is shown once nothing can join it any more
+
+    monkeypatch.setattr(memory.time, "sleep", pause)
+    cli("limit", "5G")
+    result = cli("log", "--follow", "--json")
+    assert result.exit_code == 130
+    assert [json.loads(line)["size"] for line in result.stdout.splitlines()] == [5 * GIB, GIB, 2 * GIB]
+
+
+def test_following_a_server_that_was_restarted_says_so(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = Decision(7, 0.0, 0.0, "cap", 0, 1, "a person set the cap")
+    pages = iter([DecisionLog(7, [line]), DecisionLog(2, [])])
+    monkeypatch.setattr(Client, "decisions", lambda _self, after: next(pages))
+    monkeypatch.setattr(memory, "_POLL", 0.0)
+    result = cli("log", "--follow")
+    assert result.exit_code == 1
+    assert "was restarted" in result.stderr

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from flexserve.core.pressure import MAX_RESERVATIONS, Limits
 from flexserve.errors import NormalWorldError, PeerError, QueueFullError
@@ -308,3 +310,38 @@ async def test_the_sums_say_what_was_granted_returned_and_recalled(
     assert counters.recalls == 1
     assert counters.recall_seconds > 0
     answer.abandon()
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    asks=st.lists(
+        st.tuples(st.integers(0, 1 << 53), st.integers(0, 1 << 53), st.integers(0, 1 << 53)), max_size=20
+    ),
+    cap=st.none() | st.integers(0, 1 << 40),
+    available=st.integers(0, 1 << 42),
+)
+def test_whatever_a_hostile_secure_world_asks_and_claims_the_sum_stays_right(
+    asks: list[tuple[int, int, int]], cap: int | None, available: int
+) -> None:
+    async def run() -> None:
+        link = ScriptedLink(Script(models={"tiny": Behaviour()}))
+        memory = AdjustableMemory(available=available, free=available, refaulted=0)
+        broker = MemoryBroker(memory, limits=LIMITS, cap=cap, clock=Clock())
+        await link.launch(broker)
+        assert link.channel is not None
+        broker.attach(link.channel)
+        held = 0
+        for size, minimum, back in asks:
+            grant = broker.need(NeedMemory(1, size, minimum))
+            assert grant.size <= size
+            held += grant.size
+            try:
+                broker.returned(Returned(back))
+                held -= back
+            except PeerError:
+                assert back > held
+            assert broker.granted == held >= 0
+            assert held <= (available if cap is None else min(cap, available))
+        await link.stop(drain=0)
+
+    asyncio.run(run())
