@@ -52,6 +52,8 @@ def test_the_command_line_is_isolated_and_names_every_option() -> None:
         "--context": "0",
         "--max-queue": "64",
         "--idle-seconds": "300.0",
+        "--parallel": "4",
+        "--kv-disk": str(1 << 30),
     }
 
 
