@@ -71,7 +71,7 @@ class Reader:
         try:
             for _ in range(limit):
                 likes = rng.standard_normal(self.size).astype(np.float32)
-                data = rules.confine(likes).data
+                data = rules.best(likes).data
                 token = int(data["id"][np.argmax(data["logit"])])
                 if lib.llama_vocab_is_eog(self.vocabulary, token):
                     return text.decode() if _is_utf8(text) else None
@@ -212,6 +212,8 @@ def test_a_grammar_admits_what_its_schema_does(
         {"allOf": [{"type": "string"}, {"type": "object"}]},
         {"allOf": [{"$ref": "#"}]},
         {"properties": {str(i): {"enum": [i]} for i in range(3000)}},
+        {"properties": {str(i): {"type": "string"} for i in range(600)}},
+        {"anyOf": [{"type": "object", "properties": {str(i): {}}} for i in range(600)]},
     ],
 )
 def test_what_cannot_be_followed_is_refused_without_being_quoted(schema: Any) -> None:
@@ -232,6 +234,15 @@ def test_no_schema_takes_long_to_refuse() -> None:
         grammar(deep)
     with pytest.raises(CallerError):
         schema_grammar("[" * 100_000)
+
+
+def test_a_long_list_of_values_is_read_letter_by_letter(reader: Reader) -> None:
+    values = [f"item-{number}" for number in range(3000)] + ["item", ""]
+    text = grammar({"enum": values})
+    for value in ("item-0", "item-2999", "item-29", "item", ""):
+        assert reader.admits(text, json.dumps(value))
+    for value in ("item-3000", "item-", "i"):
+        assert not reader.admits(text, json.dumps(value))
 
 
 def test_a_schema_that_is_nothing_but_itself_is_refused(reader: Reader) -> None:

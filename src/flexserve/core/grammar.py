@@ -22,6 +22,8 @@ MAX_GRAMMAR = 1 << 19  # characters
 MAX_REPEAT = 1000  # of one item or character; llama.cpp makes a rule of each and refuses 2000 …
 MAX_REPEATS = 8000  # … and of all of them together
 
+MAX_BRANCHES = 512  # ways in which texts can go on, of all places together
+
 # Keywords that would narrow an answer and that are not enforced. Unknown ones are annotations.
 _UNENFORCED = frozenset(
     (
@@ -60,7 +62,7 @@ class Grammar:
     def __init__(self) -> None:
         self._rules: dict[str, str] = dict(_JSON)
         self._size = 0
-        self._repeats = 0
+        self._repeats = self._branches = 0
 
     def reserve(self) -> str:
         """Return the name of a rule to be given with `define`."""
@@ -89,6 +91,30 @@ class Grammar:
         if max(least, most or 0) > MAX_REPEAT or self._repeats > MAX_REPEATS:
             refuse(f"a length or count is above {MAX_REPEAT}")
         return f"{item}{{{least},{'' if most is None else most}}}"
+
+    def branch(self, ways: int) -> None:
+        """Take note that a text can go on in so many ways: for each token, all of them are tried."""
+        self._branches += ways
+        if self._branches > MAX_BRANCHES:
+            refuse(f"it has more than {MAX_BRANCHES} alternatives and optional properties")
+
+    def one_of(self, texts: Sequence[str], depth: int = 0) -> str:
+        """Add the rule of exactly one of `texts` and return its name: what begins alike is written once."""
+        groups: dict[str, list[str]] = {}
+        for text in dict.fromkeys(texts):
+            groups.setdefault(text[:1], []).append(text)
+        branches = []
+        for group in groups.values():
+            shared = _common(group)
+            rest = [text[shared:] for text in group]
+            if len(group) == 1:
+                branches.append(quoted(group[0]))
+            elif depth < MAX_DEPTH:
+                branches.append(f"{quoted(group[0][:shared])} {self.one_of(rest, depth + 1)}")
+            else:
+                self.branch(len(group))
+                branches += [quoted(text) for text in group]
+        return self.add(" | ".join(branches))
 
     def text(self, root: str) -> str:
         """Return the whole grammar; `root` is the expression that an answer has to follow."""
@@ -121,7 +147,7 @@ class SchemaRules:
             return self.rule(self._merged(schema, depth), depth + 1)
         if "const" in schema or "enum" in schema:
             values = [schema["const"]] if "const" in schema else _list(schema["enum"], "enum")
-            return self._grammar.add(" | ".join(literal(value) for value in values))
+            return self._grammar.one_of([written(value) for value in values])
         return self._alternatives(schema, depth)
 
     def _alternatives(self, schema: dict[str, Any], depth: int) -> str:
@@ -153,6 +179,7 @@ class SchemaRules:
         return kind
 
     def _union(self, alternatives: Sequence[Any], depth: int) -> str:
+        self._grammar.branch(len(alternatives))
         return self._grammar.add(" | ".join(self.rule(one, depth + 1) for one in alternatives))
 
     def _reference(self, pointer: Any, depth: int) -> str:
@@ -212,6 +239,7 @@ class SchemaRules:
         required = _names(schema.get("required", []))
         if any(name not in properties for name in required):
             refuse("it requires a property that it does not describe")
+        self._grammar.branch(len(properties.keys() - set(required)))
         rest, start = self._others(schema.get("additionalProperties", False), depth)
         for name, described in reversed(list(properties.items())):
             member = self._grammar.add(f'{literal(name)} ":" ws {self.rule(described, depth + 1)}')
@@ -293,11 +321,15 @@ def parse(text: str) -> Any:
 
 def literal(value: Any) -> str:
     """Return the expression for exactly this JSON value."""
+    return quoted(written(value))
+
+
+def written(value: Any) -> str:
+    """Return a JSON value as text. Raises CallerError for what is none."""
     try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
     except (ValueError, RecursionError):
         refuse("a constant in it is not JSON")
-    return quoted(text)
 
 
 def quoted(text: str) -> str:
@@ -318,6 +350,12 @@ def refuse(why: str) -> NoReturn:
         hint="Simplify the schema, or leave it out.",
         code="schema_unsupported",
     )
+
+
+def _common(texts: Sequence[str]) -> int:
+    """Return how many characters all of `texts` begin with."""
+    first, last = min(texts), max(texts)
+    return next((at for at, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
 
 
 def _implied(schema: Mapping[str, Any]) -> str | None:

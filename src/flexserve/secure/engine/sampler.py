@@ -14,6 +14,7 @@ from flexserve.secure.engine.context import Context
 from flexserve.world.messages import Sampling
 
 _SEEDS = 1 << 32  # llama.cpp's generator takes 32 bits
+_LIKELY = 256  # tokens that are looked at before the whole vocabulary is
 _TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
 
@@ -59,13 +60,7 @@ class Sampler:
 
     def _constrained(self, grammar: TextGrammar, context: Context, index: int) -> int:
         logits = lib.llama_get_logits_ith(context.address, index)
-        candidates = grammar.confine(np.ctypeslib.as_array(logits, shape=(grammar.tokens,)))
-        if not np.isfinite(candidates.data["logit"]).any():
-            raise CallerError(
-                "The model's vocabulary cannot write what the schema asks for.",
-                hint="Simplify the schema, or use another model.",
-                code="schema_unsatisfiable",
-            )
+        candidates = grammar.best(np.ctypeslib.as_array(logits, shape=(grammar.tokens,)))
         lib.llama_sampler_apply(self._chain, ctypes.byref(candidates.array))
         return candidates.selected
 
@@ -89,12 +84,30 @@ class TextGrammar:
 
     def admits(self, token: int) -> bool:
         """Return whether `token` may come next; at a token that ends a generation: whether all is said."""
-        one = self.confine(np.zeros(1, np.float32), first=token)
-        return bool(np.isfinite(one.data["logit"][0]))
+        return self._confine(np.array([token]), np.zeros(1, np.float32)).any
 
-    def confine(self, logits: NDArray[np.float32], first: int = 0) -> Candidates:
-        """Return tokens `first`, `first` + 1, … with their logits, those that may not come next at -∞."""
-        candidates = Candidates(logits, first)
+    def best(self, logits: NDArray[np.float32]) -> Candidates:
+        """Return tokens that may come next (at -∞ those that may not): the likeliest, if any of them may.
+
+        `logits` are those of the whole vocabulary, which takes llama.cpp up to seconds to look
+        through. Raises CallerError when none of it may come next.
+        """
+        if len(logits) > _LIKELY:
+            likely = np.sort(np.argpartition(logits, -_LIKELY)[-_LIKELY:])
+            candidates = self._confine(likely, logits[likely])
+            if candidates.any:
+                return candidates
+        candidates = self._confine(np.arange(len(logits)), logits)
+        if not candidates.any:
+            raise CallerError(
+                "The model's vocabulary cannot write what the schema asks for.",
+                hint="Simplify the schema, or use another model.",
+                code="schema_unsatisfiable",
+            )
+        return candidates
+
+    def _confine(self, tokens: NDArray[np.int_], logits: NDArray[np.float32]) -> Candidates:
+        candidates = Candidates(tokens, logits)
         lib.llama_sampler_apply(self._sampler, ctypes.byref(candidates.array))
         return candidates
 
@@ -110,14 +123,18 @@ class TextGrammar:
 
 
 class Candidates:
-    """Tokens `first`, `first` + 1, … with their logits, as samplers take them."""
+    """Tokens with their logits, as samplers take them."""
 
-    def __init__(self, logits: NDArray[np.float32], first: int) -> None:
+    def __init__(self, tokens: NDArray[np.int_], logits: NDArray[np.float32]) -> None:
         self.data = np.zeros(len(logits), _TOKEN_DATA)
-        self.data["id"] = np.arange(first, first + len(logits))
-        self.data["logit"] = logits
+        self.data["id"], self.data["logit"] = tokens, logits
         pointer = self.data.ctypes.data_as(ctypes.POINTER(lib.llama_token_data))
         self.array = lib.llama_token_data_array(pointer, len(logits), -1, False)
+
+    @property
+    def any(self) -> bool:
+        """Whether any of them may be chosen."""
+        return bool(np.isfinite(self.data["logit"]).any())
 
     @property
     def selected(self) -> int:
