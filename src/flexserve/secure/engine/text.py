@@ -19,6 +19,7 @@ from flexserve.secure.engine.model import Model
 from flexserve.world.messages import ChatMessage, ChatPrompt
 
 _MAX_RENDERED = 4 << 20  # characters; a template that makes more of bounded messages is hostile
+_MAX_INDENT = 16
 _DEFAULT_TEMPLATE = (
     "{% for message in messages %}"
     "<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
@@ -197,9 +198,12 @@ def _arguments(text: str) -> Any:
     return value if isinstance(value, dict) else text
 
 
-def _to_json(value: object, indent: int | None = None) -> str:
+def _to_json(
+    value: object, *, ensure_ascii: bool = False, indent: int | None = None, sort_keys: bool = False
+) -> str:
     """Write JSON as models were trained on it; jinja2's own filter escapes it for HTML."""
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+    indent = None if indent is None else max(0, min(int(indent), _MAX_INDENT))
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, sort_keys=sort_keys)
 
 
 class _TemplateRefusal(Exception):  # noqa: N818
