@@ -106,7 +106,7 @@ def test_a_vector_does_not_depend_on_what_is_asked_beside_it(client: openai.Open
 
 class Person(pydantic.BaseModel):
     name: Literal["Ada", "Bob"]
-    age: int
+    age: int = pydantic.Field(ge=18, le=99)
     friends: list[Literal["Cy", "Di"]] = pydantic.Field(max_length=2)
 
 
@@ -121,6 +121,7 @@ def test_an_answer_follows_the_schema_whatever_the_model_would_rather_say(
         person = answer.choices[0].message.parsed
         assert isinstance(person, Person)
         assert person.name in ("Ada", "Bob")
+        assert 18 <= person.age <= 99
 
 
 def test_json_mode_answers_json(client: openai.OpenAI) -> None:

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from llama_cpp import llama_cpp as lib
 
 from flexserve.core.calls import CallForm, CallScanner, call_rule
-from flexserve.core.grammar import Grammar, schema_grammar
+from flexserve.core.grammar import Grammar
+from flexserve.core.schema import schema_grammar
 from flexserve.errors import CallerError
 from flexserve.secure.engine import runtime
 from flexserve.secure.engine.sampler import TextGrammar
@@ -203,7 +204,11 @@ def test_a_grammar_admits_what_its_schema_does(
         {"required": ["a"], "properties": {}},
         {"properties": []},
         {"type": "string", "pattern": "^a+$"},
-        {"type": "integer", "minimum": 3},
+        {"type": "number", "minimum": 3},
+        {"type": "integer", "minimum": 3, "maximum": 2},
+        {"type": "integer", "minimum": 10**30},
+        {"type": "integer", "minimum": "3"},
+        {"minimum": 3},
         {"type": "string", "minLength": 10**9},
         {"type": "string", "minLength": True},
         {"type": "string", "minLength": 3, "maxLength": 2},
@@ -248,6 +253,17 @@ def test_a_long_list_of_values_is_read_letter_by_letter(reader: Reader) -> None:
 def test_a_schema_that_is_nothing_but_itself_is_refused(reader: Reader) -> None:
     with pytest.raises(CallerError):
         TextGrammar(reader.vocabulary, grammar({"$ref": "#"}))
+
+
+@DEADLINE
+@given(st.integers(-3000, 3000), st.integers(0, 3000), st.integers(-9000, 9000))
+def test_ranges_of_integers_are_exact(low: int, width: int, value: int) -> None:
+    high = low + width
+    text = grammar({"type": "integer", "minimum": low, "exclusiveMaximum": high + 0.5})
+    for number in (value, low - 1, low, high, high + 1, 0):
+        assert shared_reader().admits(text, str(number)) == (low <= number <= high)
+    assert not shared_reader().admits(text, f"0{high}")
+    assert shared_reader().admits(grammar({"type": "integer", "minimum": low}), str(high))
 
 
 def leaves() -> st.SearchStrategy[Any]:

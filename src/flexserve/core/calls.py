@@ -16,7 +16,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from flexserve.core.grammar import Grammar, SchemaRules, literal, quoted
+from flexserve.core.grammar import Grammar, literal, quoted
+from flexserve.core.schema import SchemaRules
 
 OPENING, CLOSING = "<tool_call>", "</tool_call>"
 MAX_CALL = 1 << 20  # characters of a call; what is longer is text

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from flexserve.core.calls import call_rule
-from flexserve.core.grammar import Grammar, schema_rule
+from flexserve.core.grammar import Grammar
+from flexserve.core.schema import schema_rule
 from flexserve.errors import CallerError
 from flexserve.secure.engine.text import ChatTemplate, tools_of
 from flexserve.world.messages import ChatPrompt, Generate
