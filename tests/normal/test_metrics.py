@@ -52,6 +52,8 @@ async def test_what_requests_did_is_summed_up(client: httpx.AsyncClient) -> None
         assert found[f"flexserve_{name}", "tiny"] == value, name
     assert found["flexserve_secure_world_up", ""] == 1
     assert found["flexserve_secure_restarts_total", ""] == 0
+    assert found["flexserve_kv_sequences_total", ""] == 0
+    assert found["flexserve_budget_bytes", ""] > 0
 
 
 async def test_recalls_are_summed_up(client: httpx.AsyncClient) -> None:

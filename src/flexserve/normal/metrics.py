@@ -175,11 +175,11 @@ def by_model(name: str, help_text: str, values: Iterable[tuple[str, float]]) -> 
     return family
 
 
-def by_reason(name: str, help_text: str, values: Mapping[str, int]) -> Metric:
-    """Return a sum for each of a fixed set of reasons."""
-    family = CounterMetricFamily(f"{PREFIX}_{name}", help_text, labels=["reason"])
-    for reason, value in values.items():
-        family.add_metric([reason], value)
+def totals(name: str, help_text: str, label: str, values: Mapping[str, int]) -> Metric:
+    """Return a sum for each of a fixed set of words, under `label`."""
+    family = CounterMetricFamily(f"{PREFIX}_{name}", help_text, labels=[label])
+    for word, value in values.items():
+        family.add_metric([word], value)
     return family
 
 

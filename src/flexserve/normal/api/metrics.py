@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+import msgspec
 from fastapi import APIRouter, Request
-from prometheus_client.metrics_core import Metric, SummaryMetricFamily
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric, SummaryMetricFamily
 from starlette.responses import Response
 
 from flexserve.errors import FlexServeError
@@ -15,10 +16,10 @@ from flexserve.normal.metrics import (
     CONTENT_TYPE,
     PREFIX,
     by_model,
-    by_reason,
     gauge,
     running_and_waiting,
     total,
+    totals,
 )
 from flexserve.normal.world import World, WorldReport
 
@@ -51,13 +52,22 @@ def _lasting(world: World) -> Iterator[Metric]:
         count_value=counters.recalls,
         sum_value=counters.recall_seconds,
     )
-    yield by_reason("grant_refusals", "Demands for memory that were refused.", counters.refusals)
+    yield totals("grant_refusals", "Demands for memory refused, by why.", "reason", counters.refusals)
+    with contextlib.suppress(FlexServeError):
+        budget = world.budget()
+        family = GaugeMetricFamily(
+            f"{PREFIX}_budget_bytes", "What may be granted in all, by what bounds it.", labels=["bound"]
+        )
+        family.add_metric([budget.bound.value], budget.size)
+        yield family
 
 
 def _present(report: WorldReport) -> Iterator[Metric]:
     status = report.status
     yield gauge("secure_bytes", "Secure memory in use, by the secure world's account.", status.memory.secure)
     yield gauge("secure_resident_bytes", "Memory of the secure process, by the OS's count.", report.os.rss)
+    kv = {field.name: getattr(status.kv, field.name) for field in msgspec.structs.fields(status.kv)}
+    yield totals("kv_sequences", "KV of ended requests, by what became of it.", "outcome", kv)
     models = status.models
     yield by_model("weights_bytes", "Size of a model's weights.", [(m.name, m.weights) for m in models])
     yield by_model(
