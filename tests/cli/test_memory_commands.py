@@ -28,9 +28,10 @@ def test_free_says_what_is_available_and_for_how_long(cli: Cli, server: Scripted
 
 
 def test_free_fails_when_there_is_too_little_after_all(cli: Cli, server: ScriptedServer) -> None:
-    result = cli("free", "100T")
+    result = cli("free", "60G")
     assert result.exit_code == 1
-    assert "less than" in result.stdout
+    assert "48.0 GiB are available, less than 60.0 GiB" in result.stdout
+    assert "There are only 64.0 GiB of memory here" in cli("free", "65G").stderr
 
 
 @pytest.mark.parametrize(

@@ -204,9 +204,14 @@ def gently(world: LyingWorld, demand: int) -> Recalled:
     return reply
 
 
-def test_pins_of_models_that_are_not_there_harm_nobody(world: LyingWorld, answer: str) -> None:
+def test_pinned_weights_go_only_for_a_definite_demand_and_other_pins_harm_nobody(
+    world: LyingWorld, answer: str
+) -> None:
     world._send(Pin([f"nobody-{number}" for number in range(64)]))
     world._send(Pin([MODEL]))
     comes_to_its_senses(world, answer)
+    world.recall(None)
+    gently(world, 64 * MIB)
+    assert world.status().models[0].resident == world.status().models[0].weights
     world.recall(1 << 53)  # a definite demand that only a pinned model can meet
     assert world.status().models[0].resident < world.status().models[0].weights

@@ -55,6 +55,7 @@ async def test_room_for_others_answers_with_what_the_os_counts(
         ("POST", "/memory/need", {}),
         ("POST", "/memory/need", {"size": "much"}),
         ("POST", "/memory/need", {"size": "9" * 400}),
+        ("POST", "/memory/need", {"size": "65GiB"}),
         ("POST", "/memory/need", {"size": -1}),
         ("POST", "/memory/need", {"size": 1, "hold_seconds": 1e9}),
         ("POST", "/memory/need", {"size": 1, "deadline_ms": "soon"}),

@@ -1,4 +1,4 @@
-"""Commands that measure: synth, bench, bench paper."""
+"""Commands that measure: synth, bench, bench paper, bench application."""
 
 from __future__ import annotations
 
@@ -26,6 +26,9 @@ def register(app: typer.Typer) -> None:
     )
     app.command("bench", epilog="Example: flexserve bench model.gguf --prompts 32,128 --runs 5")(bench)
     app.command("bench paper", epilog="Example: flexserve bench paper --quick --plot paper.png")(bench_paper)
+    app.command("bench application", epilog="Example: flexserve bench application --rounds 9")(
+        bench_application
+    )
 
 
 def synth(
@@ -118,6 +121,28 @@ def bench_paper(
         plot=plot,
     )
     raise typer.Exit(run(options))
+
+
+def bench_application(
+    *,
+    quick: Annotated[bool, typer.Option("--quick", help="One short round.")] = False,
+    rounds: Annotated[int | None, typer.Option(min=1, max=100, metavar="N", help="Repetitions [7].")] = None,
+    model: Annotated[
+        Path | None, typer.Option(metavar="FILE.gguf", help="The model beside it [a synthetic 1.1 B model].")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what SQLite keeps of its speed beside FlexServe, under memory pressure.
+
+    Both share one memory cgroup, so this needs root. It takes a quarter of an hour and 8 GB of disk.
+    """
+    from flexserve.bench import application, application_report
+
+    report = application.measure(terminal.note, quick=quick, rounds=rounds, model=model)
+    if as_json:
+        terminal.show_json(report)
+    else:
+        terminal.say(application_report.as_text(report))
 
 
 def _lengths(text: str) -> tuple[int, ...]:

@@ -164,7 +164,7 @@ def _show_need(result: NeedResult) -> None:
     if result.freed or result.plan:
         terminal.say(f"the OS got {format_size(result.freed)} back in {result.elapsed_ms:.1f} ms")
         terminal.say(f"given up: {', '.join(result.plan) or 'nothing'}")
-    verdict = "" if result.satisfied else f", less than {asked}: running requests use the rest"
+    verdict = "" if result.satisfied else f", less than {asked}: no more could be spared"
     terminal.say(f"{available} are available{verdict}")
     terminal.say(f"no model gets any of {asked} for {result.hold_seconds:.0f} s")
 

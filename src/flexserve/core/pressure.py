@@ -220,7 +220,8 @@ class PressurePolicy:
     def budget(self, sample: Sample, held: Holdings, *, now: float) -> Budget:
         """Return what may be held now, progress grants aside. Mutates nothing."""
         room, bound, reason = self._room(sample, held, now)
-        return Budget(held.granted + room, bound, reason)
+        size = held.granted + room
+        return Budget(size if self.cap is None else min(size, self.cap), bound, reason)
 
     def _grant(self, sample: Sample, held: Holdings, size: int, minimum: int, now: float) -> GrantDecision:
         room, bound, why = self._room(sample, held, now)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 import structlog
 
 from flexserve.core.pressure import Bound, Budget, Holdings, Limits, PressurePolicy, RecallDecision
-from flexserve.errors import FlexServeError, NormalWorldError, PeerError, QueueFullError
+from flexserve.errors import CallerError, FlexServeError, NormalWorldError, PeerError, QueueFullError
 from flexserve.normal.channel import WorldChannel
 from flexserve.normal.ledger import Counters, Kind, Ledger
 from flexserve.normal.pins import Pins
@@ -244,10 +244,13 @@ class MemoryBroker:
         """Have `size` bytes available for another program, and grant none of them for `hold` seconds.
 
         What is missing is recalled within `deadline` seconds; the report says what the OS counts after
-        it. Raises QueueFullError when too many programs hold memory, PeerError when the secure world is
-        silent, NormalWorldError when the OS does not tell.
+        it. Raises CallerError for more than there is, QueueFullError when too many programs hold memory,
+        PeerError when the secure world is silent, NormalWorldError when the OS does not tell.
         """
         before, recalled = self.look(), None
+        if size > before.total:
+            there_is = format_size(before.total)
+            raise CallerError(f"There are only {there_is} of memory here.", hint="Ask for less.")
         if self._policy is not None:
             now = self._clock()
             sample, held = self._look(lasts=0)
