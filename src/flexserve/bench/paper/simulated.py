@@ -112,11 +112,17 @@ def run(seed: int = 0) -> dict[str, Any]:
         "machine": "NanoPC-T6 (RK3588, 16 GB), modelled",
         "seed": seed,
         "ttft": {
+            "workload": "models × prompts × background pressure; the paper has no figure for it",
             **_means(pressed),
             "by_pressure": {peak: _means(c for c in pressed if c["pressure"] == peak) for peak in _PEAKS},
             "cells": pressed,
         },
-        "cold": {**_means(cold), "paper": PAPER["ttft"], "cells": cold},
+        "cold": {
+            "workload": "models × prompts with the cache off, as the paper measures",
+            **_means(cold),
+            "paper": PAPER["ttft"],
+            "cells": cold,
+        },
         "decode": {
             "speed_over_nw_base": statistics.mean(cell["speed_over_nw_base"] for cell in decode),
             "paper": PAPER["decode"],
