@@ -192,10 +192,11 @@ async def test_many_texts_go_in_parts_so_that_others_have_their_turn(
     client: httpx.AsyncClient, link: ScriptedLink
 ) -> None:
     texts = ["x" * (1 + number % 8) for number in range(37)]
-    body = {"model": "tiny", "input": texts, "encoding_format": "base64"}
+    body = {"model": "tiny", "input": texts, "encoding_format": "base64", "keep_alive": 0}
     answer = (await client.post("/v1/embeddings", json=body)).json()
-    parts = [message.texts for message in link.scripted.received if isinstance(message, Embed)]
-    assert len(parts) == 3
+    sent = [message for message in link.scripted.received if isinstance(message, Embed)]
+    assert [message.keep_alive for message in sent] == [None, None, 0]
+    parts = [message.texts for message in sent]
     assert [text for part in parts for text in part] == texts
     assert [base64.b64decode(one["embedding"]) for one in answer["data"]] == [vector_of(t) for t in texts]
     assert answer["usage"]["prompt_tokens"] == 21

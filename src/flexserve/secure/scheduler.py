@@ -227,7 +227,9 @@ class Scheduler:
 
     def _embed(self, entry: OpenModel, job: _Job, request: Embed) -> Finished:
         with self._shelf.using(entry, request.keep_alive):
-            return Embedding(entry, request, job.received, self._send).run(lambda: _check(job))
+            finished = Embedding(entry, request, job.received, self._send).run(lambda: _check(job))
+        self._cache.invoked(request.model, finished.usage.prompt_tokens, request.next_model)
+        return finished
 
     def _end(self, entry: OpenModel, ended: Ended) -> None:
         """Take the slot back, then tell the client: who hears of the end may recall the memory at once."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import base64
+import dataclasses
 import json
 import sys
 from collections.abc import Iterator
@@ -80,10 +81,13 @@ async def _embed(world: World, body: EmbeddingsRequest, terms: Terms) -> tuple[l
     """
     vectors: list[bytes] = []
     tokens = 0
-    for part in _parts(body.texts()):
+    parts = list(_parts(body.texts()))
+    for number, part in enumerate(parts, 1):
         record = world.metrics.follow(body.model)
+        # What the model holds may go after the last part only.
+        terms_of_part = terms if number == len(parts) else dataclasses.replace(terms, keep_alive=None)
         try:
-            answer = await world.embed(body.model, part, terms, record)
+            answer = await world.embed(body.model, part, terms_of_part, record)
         except BaseException:
             record.lost()
             raise
