@@ -219,3 +219,19 @@ def test_a_unix_socket_serves_the_same(server: Server) -> None:
     with server.openai(over_unix=True) as client:
         answer = client.chat.completions.create(model="tiny", messages=QUESTION, max_tokens=2)
     assert answer.choices[0].message.content
+
+
+def test_what_was_read_before_is_reused_for_the_same_user_and_nobody_else(client: openai.OpenAI) -> None:
+    text = "Tell me about FlexServe, its secure world, its memory and its models, one after the other. " * 2
+
+    def cached(user: str) -> int:
+        answer = client.chat.completions.create(
+            model="tiny", messages=[{"role": "user", "content": text}], max_tokens=2, user=user
+        )
+        assert answer.usage is not None
+        assert answer.usage.prompt_tokens_details is not None
+        return answer.usage.prompt_tokens_details.cached_tokens or 0
+
+    assert cached("ada") == 0
+    assert cached("bob") == 0
+    assert cached("ada") > 20
