@@ -341,9 +341,11 @@ class Shelf:
             return self._release_scratch(entry, keep_grants=keep_grants)
         if kind is Kind.KV:
             return self._release_kv(entry, size, keep_grants=keep_grants)
-        granules = -(-size // self._engine.flexmem.granule)
         weights = entry.model.weights
-        return self._residency.evict(weights, weights.eviction_order()[:granules], keep_grants=keep_grants)
+        order = weights.eviction_order()
+        # All is all: where buffers end in short granules, there are more of them than bytes would say.
+        count = len(order) if size >= weights.resident else -(-size // self._engine.flexmem.granule)
+        return self._residency.evict(weights, order[:count], keep_grants=keep_grants)
 
     def prepare_recall(self, deadline: float) -> None:
         """Seal idle KV while `deadline` (monotonic seconds) leaves time for it. Under the lock.
