@@ -48,6 +48,8 @@ def test_what_is_kept_counts_from_a_second_after_the_start_of_the_pressure() -> 
     assert report["cells"]["idle"]["kept_since_growth"] < 0.5
     assert report["cells"]["strawman"]["kept"] == 0.5
     assert report["cells"]["idle"]["given_back_after_s"] == pytest.approx(0.5)
+    assert report["cells"]["idle"]["lacked_s"] == pytest.approx(0.5)
+    assert report["cells"]["strawman"]["lacked_s"] is None
     assert report["cells"]["alone"]["read_per_operation"] == 512
     assert "97.2 %" in as_text(report)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import statistics
 from typing import Any
@@ -73,6 +74,19 @@ class Run:
         """
         return sum(self.read[_bucket(since) :]) / max(1, self.done(since))
 
+    def lacked(self) -> float | None:
+        """Seconds that the cgroup was full while the secure world had what it gave back later.
+
+        None when it gave nothing back.
+        """
+        least = min((look.secure for look in self.looks), default=0)
+        if self.given_back_at() is None:
+            return None
+        pairs = itertools.pairwise(self.looks)
+        return sum(
+            after.at - look.at for look, after in pairs if look.free < _FULL and look.secure > least + _SHRUNK
+        )
+
     def given_back_at(self) -> float | None:
         """When nine tenths of what the secure world shrank by had gone; None: it did not shrink."""
         sizes = [look.secure for look in self.looks]
@@ -104,7 +118,7 @@ def summed_up(rounds: list[dict[str, Run]], setting: Setting, version: int, mode
 
 
 def _cell(scenario: str, rounds: list[dict[str, Run]]) -> dict[str, Any]:
-    kept, whole, read, pressure, returned = [], [], [], [], []
+    kept, whole, read, pressure, returned, lacked = [], [], [], [], [], []
     for runs in rounds:
         run, alone = runs[scenario], runs["alone"]
         at = runs["idle"].pressure_at or 0.0
@@ -115,6 +129,8 @@ def _cell(scenario: str, rounds: list[dict[str, Run]]) -> dict[str, Any]:
             pressure.append(run.pressure_at)
         if (given := run.given_back_at()) is not None:
             returned.append(given - (run.pressure_at or 0.0))
+        if (seconds := run.lacked()) is not None:
+            lacked.append(seconds)
     last = rounds[-1][scenario]
     return {
         "kept": statistics.median(kept),
@@ -127,6 +143,7 @@ def _cell(scenario: str, rounds: list[dict[str, Run]]) -> dict[str, Any]:
         "read_per_operation": statistics.median(read),
         "pressure_at_s": statistics.median(pressure) if pressure else None,
         "given_back_after_s": statistics.median(returned) if returned else None,
+        "lacked_s": max(lacked) if lacked else None,
         "secure_bytes_first": last.looks[0].secure if last.looks else 0,
         "secure_bytes_last": last.looks[-1].secure if last.looks else 0,
         "answers": statistics.median(runs[scenario].answers for runs in rounds),
@@ -154,15 +171,20 @@ def as_text(report: dict[str, Any]) -> str:
         f"{format_size(report['model_bytes'])}, in {format_size(report['limit_bytes'])} "
         f"(cgroup v{report['cgroup_version']}, {report['rounds']} rounds, medians)",
         "",
-        f"{'':10} {'kept':>7} {'ops/s':>9} {'read/op':>9} {'pressure':>9} {'returned':>9}",
+        f"{'':10} {'kept':>7} {'ops/s':>9} {'read/op':>9} {'pressure':>9} {'lacked':>9}",
     ]
     for name, cell in report["cells"].items():
         at = "-" if cell["pressure_at_s"] is None else f"{cell['pressure_at_s']:.2f} s"
-        given = "-" if cell["given_back_after_s"] is None else f"+{cell['given_back_after_s']:.2f} s"
+        lacked = "-" if cell["lacked_s"] is None else f"{cell['lacked_s']:.2f} s"
         kept, speed = f"{100 * cell['kept']:.1f} %", f"{cell['operations_per_second']:.0f}"
         read = format_size(int(cell["read_per_operation"]))
-        lines.append(f"{name:10} {kept:>7} {speed:>9} {read:>9} {at:>9} {given:>9}")
+        lines.append(f"{name:10} {kept:>7} {speed:>9} {read:>9} {at:>9} {lacked:>9}")
     lines.append(f"{'paper':10} {100 * PAPER_KEPT:>5.1f} %   (while inferring, on an NPU)")
+    lines += [
+        "",
+        "kept: from a second after the start of the pressure. lacked: how long, at most in a round, the",
+        "cgroup was full while FlexServe had what it gave back later.",
+    ]
     lines += ["", "beside idle FlexServe, over time (last round):"]
     idle, alone = (report["cells"][name]["timeline"] for name in ("idle", "alone"))
     for mine, theirs in list(zip(idle, alone, strict=True))[::4]:
