@@ -20,7 +20,7 @@ from flexserve.core.grammar import Grammar, literal, quoted
 from flexserve.core.schema import SchemaRules
 
 OPENING, CLOSING = "<tool_call>", "</tool_call>"
-MAX_CALL = 1 << 20  # characters of a call; what is longer is text
+MAX_CALL = 1 << 18  # characters of a call; what is longer is text
 _BARE_STARTS = ('{"name"', '{"type"', '{"function"')
 
 

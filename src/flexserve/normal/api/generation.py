@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 
 from fastapi import APIRouter, Request
@@ -112,15 +113,14 @@ async def _events(
     """Yield the events of a stream; an error becomes the last one, without the [DONE] of a whole answer."""
     if (opening := form.opening()) is not None:
         yield event(opening)
-    message = first
+    message, spoke = first, time.monotonic()
     try:
         while True:
             match message:
-                case None:
-                    yield PING
                 case Delta() if message.text or message.choices:
                     for chunk in form.chunks(message):
                         yield event(chunk)
+                        spoke = time.monotonic()
                 case Finished():
                     for chunk in form.closing(message):
                         yield event(chunk)
@@ -130,8 +130,13 @@ async def _events(
                         yield event(usage)
                     yield DONE
                     return
-                case Started() | Delta() | Embedded():
+                case None | Started() | Delta() | Embedded():
                     pass
+            if (
+                time.monotonic() - spoke >= PING_SECONDS
+            ):  # no text, or what may become a call: it is held back
+                yield PING
+                spoke = time.monotonic()
             message = await _within(PING_SECONDS, answer)
     except FlexServeError as error:
         note.update(error=error.code)
