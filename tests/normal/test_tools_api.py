@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from flexserve.core.pressure import Limits
+from flexserve.normal.api import generation
 from flexserve.normal.api.app import create_app
 from flexserve.normal.world import supervised
 from flexserve.testing.scripted_link import AdjustableMemory, ScriptedLink
@@ -26,6 +27,7 @@ MODELS = {
     "tiny": Behaviour(),
     "caller": Behaviour(tokens=["I ", "look.\n", *CALL, "\n", *CALL]),
     "bare": Behaviour(tokens=list('{"name": "look", "parameters": {}}')),
+    "slow": Behaviour(tokens=list('{"name": "look", "parameters": {}}'), token_delay=0.002),
     "cut": Behaviour(tokens=["<tool_call>", '{"name"'], reason="length"),
 }
 TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
@@ -79,6 +81,16 @@ async def test_calls_in_a_stream_come_whole_and_in_order(client: httpx.AsyncClie
     assert [call["index"] for call in calls] == [0, 1]
     assert json.loads(calls[0]["function"]["arguments"]) == {"where": "here"}
     assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
+
+
+async def test_pings_keep_a_stream_alive_while_a_call_is_held_back(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "PING_SECONDS", 0.003)
+    body = {"model": "slow", "messages": USER, "tools": TOOLS, "stream": True}
+    text = (await client.post("/v1/chat/completions", json=body)).text
+    assert text.count(": still working") >= 2
+    assert text.index(": still working") < text.index('"tool_calls"') < text.index("[DONE]")
 
 
 async def test_a_client_that_wants_one_call_gets_one(client: httpx.AsyncClient) -> None:

@@ -132,9 +132,8 @@ async def _events(
                     return
                 case None | Started() | Delta() | Embedded():
                     pass
-            if (
-                time.monotonic() - spoke >= PING_SECONDS
-            ):  # no text, or what may become a call: it is held back
+            # Text that may become a call is held back, however long it gets.
+            if message is None or time.monotonic() - spoke >= PING_SECONDS:
                 yield PING
                 spoke = time.monotonic()
             message = await _within(PING_SECONDS, answer)
