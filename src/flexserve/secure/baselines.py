@@ -25,7 +25,7 @@ from flexserve.platforms.ports import Arena
 from flexserve.secure.fill import Cost, Filler
 from flexserve.secure.flexmem import FlexMem
 from flexserve.secure.job import RestoreJob, RestoreStats
-from flexserve.secure.residency import READ_AHEAD, GraphRun, Residency
+from flexserve.secure.residency import READ_AHEAD, GraphRun, Residency, yield_to_compute
 from flexserve.secure.weights import Weights
 
 BASELINES = ("strawman", "strawman-opt", "nw-base")
@@ -53,7 +53,8 @@ class StrawmanOpt(Residency):
 
     def __init__(self, flexmem: FlexMem, threads: int) -> None:
         super().__init__(flexmem, threads, Filler(flexmem, sampling=False))
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="baseline")
+        # At the loaders' priority, for other programs' sake: a baseline gets no larger share of the cores.
+        self._pool = ThreadPoolExecutor(threads, "baseline", initializer=yield_to_compute)
 
     def compute(self, weights: Weights, graph: GraphRun, stats: RestoreStats) -> None:
         """Allocate, then run the graph along the restore."""

@@ -279,8 +279,7 @@ class Residency:
     # ---- loaders -----------------------------------------------------------------------------
 
     def _load_forever(self) -> None:
-        with contextlib.suppress(OSError):  # a container may forbid it; it is only a preference
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOADER_NICE)
+        yield_to_compute()
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._closing or self._work() is not None)
@@ -346,3 +345,9 @@ class Residency:
         for granule in job.plan.order[start : start + READ_AHEAD]:
             part, index, _ = job.weights.locate(granule)
             job.weights.source.prefetch(part, index, 1)
+
+
+def yield_to_compute() -> None:
+    """Lower the priority of the calling thread to a loader's."""
+    with contextlib.suppress(OSError):  # a container may forbid it; it is only a preference
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOADER_NICE)

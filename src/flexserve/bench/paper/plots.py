@@ -68,7 +68,8 @@ def _bars(axes: Any, cells: list[dict[str, Any]], labels: list[str]) -> None:
         heights = [cell["seconds"][system] for cell in cells]
         axes.bar(places, heights, width, label=name, color=_COLOURS[system])
     axes.set_xticks(range(len(cells)), labels, fontsize=7)
-    axes.legend(frameon=False, fontsize=8)
+    axes.margins(y=0.25)  # room for the legend
+    axes.legend(frameon=False, fontsize=8, ncols=len(_NAMES), loc="upper center")
 
 
 def _breakdown(axes: Any, cells: list[dict[str, Any]]) -> None:
@@ -94,7 +95,8 @@ def _breakdown(axes: Any, cells: list[dict[str, Any]]) -> None:
     axes.bar(0, 0, color="none", edgecolor="#718096", hatch="//", label="hidden behind compute")
     axes.set_ylabel("seconds")
     axes.set_title(f"{model}, prompt of {prompts[len(prompts) // 2]}: where the time goes")
-    axes.legend(frameon=False, fontsize=8)
+    axes.margins(y=0.25)
+    axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper center")
 
 
 def _visible(parts: dict[str, float]) -> dict[str, float]:
