@@ -12,17 +12,16 @@ import argparse
 import contextlib
 import json
 import os
-import re
-import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from rich.console import Console
 
+from flexserve.bench.served import FLEXSERVE, Served, own_environment
 from flexserve.errors import FlexServeError, NormalWorldError, PeerError
 from flexserve.platforms.linux.secure_memory import probe_secret_memory
 from flexserve.units import MIB, format_size
@@ -32,11 +31,8 @@ QUESTION = "What is Flex-Mem?"
 MAX_TOKENS = 80  # of an answer; keeps the demo short with any model
 _NAME = "demo"
 _NEEDED = 256 * MIB  # of secret memory; the secure world does not start with less
-_STOP_SECONDS = 20.0
 _PATIENCE = 60.0  # seconds that one command may take
-_FLEXSERVE = (sys.executable, "-m", "flexserve.cli")
 _WARNING = "bold yellow"
-_ADDRESS = re.compile(r"http://127\.0\.0\.1:(\d+)")
 
 
 class Demo:
@@ -45,11 +41,7 @@ class Demo:
     def __init__(self, folder: Path, console: Console) -> None:
         self._folder = folder
         self._console = console
-        self.environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("FLEXSERVE_")},
-            "XDG_CONFIG_HOME": str(folder / "config"),
-            "XDG_DATA_HOME": str(folder / "data"),
-        }
+        self.environment = own_environment(folder)
 
     def run(self, model: Path) -> int:
         """Show everything; return the exit status. Raises FlexServeError when a step fails."""
@@ -100,48 +92,13 @@ class Demo:
     def _server(self) -> Iterator[None]:
         """Serve during the block on a free port; stop in good order after it."""
         self._echo(("serve", "--port", "0"))
-        command = [*_FLEXSERVE, "serve", "--port", "0"]
-        with (self._folder / "server.log").open("w+") as log:
-            server = subprocess.Popen(
-                command,
-                env=self.environment,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                start_new_session=True,
-            )
-            try:
-                self._await_banner(server, log)
-                yield
-                self._stop(server, log)
-            finally:
-                if server.poll() is None:
-                    server.kill()
-                    server.wait()
-                assert server.stdout is not None
-                server.stdout.close()
-
-    def _stop(self, server: subprocess.Popen[str], log: TextIO) -> None:
-        """Interrupt the server, as Ctrl-C does. Raises PeerError unless it ends in good order."""
-        server.send_signal(signal.SIGINT)
-        try:
-            status = server.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            raise PeerError("The server did not stop.", hint=_tail(log)) from None
-        if status != 0:
-            raise PeerError(f"The server ended with status {status}.", hint=_tail(log))
+        with Served(self.environment, self._folder / "server.log") as server:
+            for line in server.greeting:
+                self._console.print(line, markup=False)
+            self.environment["FLEXSERVE_PORT"] = str(server.port)
+            yield
+            server.stop()
         self._console.print("stopped, exit status 0")
-
-    def _await_banner(self, server: subprocess.Popen[str], log: TextIO) -> None:
-        """Show the server's three lines of greeting and note its port."""
-        assert server.stdout is not None
-        for _, line in zip(range(3), server.stdout, strict=False):
-            self._console.print(line.rstrip(), markup=False)
-            if found := _ADDRESS.search(line):
-                self.environment["FLEXSERVE_PORT"] = found[1]
-        if "FLEXSERVE_PORT" not in self.environment:
-            server.wait(_STOP_SECONDS)
-            raise PeerError("The server did not start.", hint=_tail(log))
 
     def _ask(self) -> dict[str, Any]:
         """Ask the question, show the answer, return all that is known about it."""
@@ -158,7 +115,7 @@ class Demo:
     def _command(self, *arguments: str) -> str:
         """Run a command of ours and return its standard output. Raises PeerError when it fails."""
         done = subprocess.run(
-            [*_FLEXSERVE, *arguments],
+            [*FLEXSERVE, *arguments],
             env=self.environment,
             capture_output=True,
             text=True,
@@ -189,11 +146,6 @@ def _short(path: Path) -> str:
 
 def _ttft(answer: dict[str, Any]) -> str:
     return f"{answer['timings_ms']['ttft']:.0f} ms"
-
-
-def _tail(log: TextIO) -> str:
-    log.seek(0)
-    return "Its log ends with:\n" + "".join(log.readlines()[-5:]).strip()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

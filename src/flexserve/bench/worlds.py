@@ -134,6 +134,7 @@ class DrivenWorld:
         reuse: bool = False,
         owner: str = "",
         next_model: str | None = None,
+        keep_alive: float | None = None,
     ) -> int:
         """Send a greedy request for at most `tokens` tokens; return its number for `result`.
 
@@ -141,7 +142,12 @@ class DrivenWorld:
         """
         number = self._next()
         sampling = Sampling(max_tokens=tokens, temperature=0)
-        self._send(Generate(number, model, prompt, sampling, owner=owner, reuse=reuse, next_model=next_model))
+        # fmt: off
+        self._send(Generate(
+            number, model, prompt, sampling,
+            owner=owner, reuse=reuse, next_model=next_model, keep_alive=keep_alive,
+        ))
+        # fmt: on
         return number
 
     def result(self, number: int, on_text: Callable[[str], None] | None = None) -> Generated:

@@ -128,7 +128,8 @@ class Cache:
                 surplus = min(resident[name] - best[name], size)
                 if surplus >= self._granule and not entry.running:
                     size -= self._shelf.give_up(name, Kind.WEIGHTS, surplus, keep_grants=True)
-        self._bring_in(entries[lacking].model.weights, best[lacking])
+        weights = entries[lacking].model.weights
+        self._bring_in(weights, -(-best[lacking] // self._granule))
 
     def _prefetch(self, name: str) -> None:
         """Bring all of model `name` in behind what runs, as far as the normal world grants it."""
@@ -137,10 +138,10 @@ class Cache:
         except FlexServeError:
             return  # who asks for it will hear
         if entry is not None and not entry.model.weights.whole:
-            self._bring_in(entry.model.weights, entry.model.weights.size)
+            self._bring_in(entry.model.weights, entry.model.weights.count)
 
-    def _bring_in(self, weights: Weights, size: int) -> None:
-        order = (weights.usual or list(range(weights.count)))[: -(-size // self._granule)]
+    def _bring_in(self, weights: Weights, granules: int) -> None:
+        order = (weights.usual or list(range(weights.count)))[:granules]
         self._residency.prefetch(weights, [g for g in order if weights.states[g] != RESIDENT])
 
     def _profiles(self, names: Mapping[str, object]) -> list[Profile]:

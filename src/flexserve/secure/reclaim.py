@@ -27,7 +27,8 @@ class Reclaimer:
         deadline = began + message.deadline / 1000
         before = self._flexmem.resident()
         done: dict[Step, int] = {}  # bytes that the OS got by each
-        with self._shelf.lock:
+        self._residency.end_prefetch()  # memory is wanted elsewhere
+        with self._shelf.recalling(message.deadline / 1000 / 4):
             if self._needs_kv(message.demand):
                 self._shelf.prepare_recall(deadline)
             returned = self._flexmem.return_unused()

@@ -215,6 +215,10 @@ class Residency:
         """
         self._prefetcher.start(weights, granules)
 
+    def end_prefetch(self) -> None:
+        """End a prefetch, of whatever weights; what it brought in stays."""
+        self._prefetcher.revoke(None)
+
     @property
     def prefetching(self) -> bool:
         """Whether a prefetch is under way."""
@@ -317,7 +321,17 @@ class Residency:
                 job.end = job.plan.needed  # only the luxury of having all failed; who needs it will see
             elif cost is None and self._job is job:
                 job.next = job.done  # memory is so short that what is needed first goes first
-            self._settle(job.weights, granule, resident=cost is not None, by=job)
+            # What a recall found in hand goes with the rest, unless a request waits for it.
+            unwanted = cost is not None and job.stale and position >= job.plan.needed
+            if not unwanted:
+                self._settle(job.weights, granule, resident=cost is not None, by=job)
+        if unwanted:
+            part, index, _ = job.weights.locate(granule)
+            size = self._flexmem.granule
+            self._flexmem.report_returned(self._release(job.weights.parts[part].arena, index * size, size))
+            with self._changed:
+                self._settle(job.weights, granule, resident=False)
+                self._changed.notify_all()  # `retire` waits until nothing is in hand
 
     def _commit(self, job: RestoreJob, position: int, arena: Arena, offset: int) -> bool:
         return self._room.commit(job, position, arena, offset)

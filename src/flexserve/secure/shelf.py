@@ -87,6 +87,7 @@ class Shelf:
         self._pinned: frozenset[str] = frozenset()
         self.counters = Counters()
         self.lock = threading.RLock()
+        self._sealing = threading.Lock()  # held while an idle slot is sealed in a quiet moment
 
     # ---- the engine thread ----------------------------------------------------------------------
 
@@ -278,15 +279,16 @@ class Shelf:
             return [s for s in entry.idle_slots() if not s.sealed and len(s.tokens) >= WORTHWHILE]
 
     def _seal_idle(self, entry: OpenModel, slot: Slot) -> None:
-        with self.lock:
-            if slot.busy or not slot.tokens:
-                return  # recalled meanwhile
-            slot.busy = True
-        try:
-            self._seal(entry, slot, ask=True)
-        finally:
+        with self._sealing:
             with self.lock:
-                slot.busy = False
+                if slot.busy or not slot.tokens:
+                    return  # recalled meanwhile
+                slot.busy = True
+            try:
+                self._seal(entry, slot, ask=True)
+            finally:
+                with self.lock:
+                    slot.busy = False
 
     def _seal(self, entry: OpenModel, slot: Slot, *, ask: bool) -> None:
         """Seal the KV of a slot that nobody else uses, if it is worth it and not sealed yet."""
@@ -346,6 +348,20 @@ class Shelf:
         # All is all: where buffers end in short granules, there are more of them than bytes would say.
         count = len(order) if size >= weights.resident else -(-size // self._engine.flexmem.granule)
         return self._residency.evict(weights, order[:count], keep_grants=keep_grants)
+
+    @contextlib.contextmanager
+    def recalling(self, patience: float) -> Iterator[None]:
+        """Hold the lock for a recall, which the engine's sealing of idle KV must not keep from its memory.
+
+        Waits at most `patience` seconds for a sealing under way: it takes milliseconds.
+        """
+        quiet = self._sealing.acquire(timeout=max(0.0, patience))
+        try:
+            with self.lock:
+                yield
+        finally:
+            if quiet:
+                self._sealing.release()
 
     def prepare_recall(self, deadline: float) -> None:
         """Seal idle KV while `deadline` (monotonic seconds) leaves time for it. Under the lock.
