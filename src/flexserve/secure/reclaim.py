@@ -30,7 +30,7 @@ class Reclaimer:
         self._residency.end_prefetch()  # memory is wanted elsewhere
         with self._shelf.recalling(message.deadline / 1000 / 4):
             if self._needs_kv(message.demand):
-                self._shelf.prepare_recall(deadline)
+                self._shelf.seal_before(deadline)
             returned = self._flexmem.return_unused()
             after = before
             # One step at a time, since only the OS knows what a step brings: KV and scratch may

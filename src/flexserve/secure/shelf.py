@@ -12,25 +12,26 @@ import dataclasses
 import os
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from flexserve.core.recall import Holding, Kind
-from flexserve.core.slots import Slot, choose
+from flexserve.core.slots import Slot
 from flexserve.errors import CallerError, FlexServeError
+from flexserve.secure.conversations import Conversations
 from flexserve.secure.engine.context import Context
 from flexserve.secure.engine.model import Model
 from flexserve.secure.engine.runtime import Engine
 from flexserve.secure.engine.text import ChatTemplate, Vocabulary
 from flexserve.secure.failures import failure_of
 from flexserve.secure.models.store import Store
-from flexserve.secure.parked import WORTHWHILE, Counters, ParkedKv
+from flexserve.secure.parked import Counters, ParkedKv
 from flexserve.secure.residency import Residency
 from flexserve.units import format_size
 from flexserve.world.messages import ModelStatus
 
 _MAX_OPEN = 8  # open models; an open model without weights costs its vocabulary, some 10 MB
 _SEAL_AFTER = 1.0  # seconds after its last use that KV is sealed, when there is nothing else to do
-_SEAL_SPEED = 300e6  # bytes per second, a cautious guess: what a recall's deadline leaves room for
+_SEAL_AT_END = 2.0  # seconds that sealing may take before a model closes
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -51,8 +52,7 @@ class OpenModel:
     context: Context
     vocabulary: Vocabulary
     template: ChatTemplate
-    parked: ParkedKv
-    slots: list[Slot]
+    conversations: Conversations
     users: int = 0  # beside the busy slots
     last_used: float = 0.0
     keep: float | None = None  # seconds that its last user wants it kept; None: as the limits say
@@ -65,14 +65,7 @@ class OpenModel:
     @property
     def running(self) -> bool:
         """Whether a request uses it now."""
-        return self.users > 0 or any(slot.busy for slot in self.slots)
-
-    def idle_slots(self) -> list[Slot]:
-        """Return the slots whose KV nobody uses, the one used longest ago first."""
-        has_memory = self.context.kv.holds
-        return sorted(
-            (s for s in self.slots if not s.busy and has_memory(s.number)), key=lambda s: s.last_used
-        )
+        return self.users > 0 or self.conversations.busy
 
 
 class Shelf:
@@ -134,42 +127,14 @@ class Shelf:
                 self._used(entry, keep)
 
     def claim(self, entry: OpenModel, owner: str, known: Sequence[int]) -> tuple[Slot, int] | None:
-        """Have a slot for a request, its memory there and kept from recalls.
-
-        `known` are the prompt's tokens whose KV may be used again. Returns the slot and how many of
-        them it has; None when all slots are busy. Give it back with `release`. Raises
-        GrantRefusedError; no slot is taken then.
-        """
-        with self.lock:
-            found = choose(entry.slots, owner, known)
-            if found is None:
-                return None
-            slot, kept = found
-            slot.busy = True
-        try:
-            entry.context.prepare()
-            if slot.tokens and kept < len(slot.tokens):
-                self._seal(entry, slot, ask=True)  # it is somebody's conversation
-            parked = entry.parked.find(owner, known)
-            if parked is not None and parked[1] > kept + WORTHWHILE:
-                entry.context.take(slot.number, 0)
-                if entry.parked.load(parked[0], lambda data: entry.context.load(slot.number, data)):
-                    kept = parked[1]
-                else:
-                    kept = 0
-            kept = entry.context.take(slot.number, kept)
-        except BaseException:
-            slot.tokens = []
-            self.release(entry, slot, None)
-            raise
-        slot.owner, slot.tokens = owner, list(known[:kept])
-        return slot, kept
+        """Have a slot for a request; see `Conversations.claim`. Give it back with `release`."""
+        with self.using(entry, entry.keep):
+            return entry.conversations.claim(owner, known)
 
     def release(self, entry: OpenModel, slot: Slot, keep: float | None) -> None:
-        """Take a slot back; its KV stays for the next request. `keep`: the request's keep_alive, seconds."""
+        """Take a slot back. `keep`: the request's keep_alive, seconds."""
         with self.lock:
-            slot.busy = False
-            slot.last_used = time.monotonic()
+            entry.conversations.release(slot)
             self._used(entry, keep)
 
     def _used(self, entry: OpenModel, keep: float | None) -> None:
@@ -183,10 +148,11 @@ class Shelf:
         now = time.monotonic()
         waits: list[float] = []
         for entry in list(self._open.values()):
-            for slot in self._unsealed(entry):
+            for slot in entry.conversations.unsealed():
                 wait = slot.last_used + _SEAL_AFTER - now
                 if wait <= 0:
-                    self._seal_idle(entry, slot)
+                    with self._sealing:
+                        entry.conversations.seal_idle(slot)
                     return 0
                 waits.append(wait)
             turn = self._let_go(entry, now)
@@ -194,17 +160,11 @@ class Shelf:
                 waits.append(turn)
         return min(waits, default=None)
 
-    def seal_all(self, deadline: float) -> None:
-        """Seal what KV there is, until `deadline` (monotonic seconds)."""
-        for entry in list(self._open.values()):
-            for slot in self._unsealed(entry):
-                if time.monotonic() < deadline:
-                    self._seal_idle(entry, slot)
-
     def close(self) -> None:
-        """Close every model."""
+        """Close every model; seal its KV first, within a moment."""
+        deadline = time.monotonic() + _SEAL_AT_END
         for name in list(self._open):
-            self._put_away(name)
+            self._put_away(name, deadline)
 
     def note(self, name: str, error: FlexServeError | None) -> None:
         """Keep the last error of a model, for its status; None: it is well."""
@@ -220,14 +180,15 @@ class Shelf:
         with self.lock:
             if entry.running or keep == -1:
                 return None
-            kv, scratch = self._committed(entry)
+            kv, _ = entry.conversations.committed()
+            scratch = self._scratch(entry)
             weights = entry.model.weights.resident if keep is not None else 0
             if kv + scratch + weights == 0:
                 return None
             wait = entry.last_used + (self.limits.idle if keep is None else keep) - now
             if wait > 0:
                 return wait
-            size = self._release_scratch(entry) + self._release_kv(entry, kv)
+            size = self._release_scratch(entry) + entry.conversations.give_up(kv, keep_grants=False)
             if weights:
                 size += self._residency.evict(entry.model.weights, entry.model.weights.eviction_order())
             self._engine.flexmem.report_returned(size + self._engine.flexmem.return_unused())
@@ -254,51 +215,29 @@ class Shelf:
             raise
         finally:
             self._opening = ""
-        slots = [Slot(number) for number in range(self.limits.sequences)]
-        entry = OpenModel(model, context, vocabulary, template, parked, slots, last_used=time.monotonic())
+        conversations = Conversations(context, parked, self.lock)
+        entry = OpenModel(model, context, vocabulary, template, conversations, last_used=time.monotonic())
         while len(self._open) >= _MAX_OPEN:
             idle = [n for n, other in self._open.items() if not other.running]
             if not idle:
                 break
-            self._put_away(min(idle, key=lambda n: self._open[n].last_used))
+            oldest = min(idle, key=lambda n: self._open[n].last_used)
+            self._put_away(oldest, time.monotonic() + _SEAL_AT_END)
         with self.lock:
             self._open[name] = entry
         return entry
 
-    def _put_away(self, name: str) -> None:
+    def _put_away(self, name: str, deadline: float = 0.0) -> None:
+        """Close model `name`, having sealed its KV as far as `deadline` (monotonic seconds) allows."""
+        conversations = self._open[name].conversations
+        for slot in conversations.unsealed():
+            if time.monotonic() < deadline:
+                conversations.seal_idle(slot)
         with self.lock:
             entry = self._open.pop(name)
         self._engine.flexmem.report_returned(self._residency.retire(entry.model.weights))
         entry.context.close()
         entry.model.close()
-
-    # ---- sealing KV -------------------------------------------------------------------------------
-
-    def _unsealed(self, entry: OpenModel) -> list[Slot]:
-        with self.lock:
-            return [s for s in entry.idle_slots() if not s.sealed and len(s.tokens) >= WORTHWHILE]
-
-    def _seal_idle(self, entry: OpenModel, slot: Slot) -> None:
-        with self._sealing:
-            with self.lock:
-                if slot.busy or not slot.tokens:
-                    return  # recalled meanwhile
-                slot.busy = True
-            try:
-                self._seal(entry, slot, ask=True)
-            finally:
-                with self.lock:
-                    slot.busy = False
-
-    def _seal(self, entry: OpenModel, slot: Slot, *, ask: bool) -> None:
-        """Seal the KV of a slot that nobody else uses, if it is worth it and not sealed yet."""
-        if slot.sealed or len(slot.tokens) < WORTHWHILE:
-            return
-        size = entry.context.state_size(slot.number)
-        entry.parked.save(
-            slot.owner, slot.tokens, size, lambda data: entry.context.save(slot.number, data), ask=ask
-        )
-        slot.sealed = True  # or it cannot be: trying again at every turn would help nobody
 
     # ---- any thread -------------------------------------------------------------------------------
 
@@ -316,12 +255,11 @@ class Shelf:
         found: list[Holding] = []
         with self.lock:
             for name, entry in self._open.items():
-                kv, scratch = self._committed(entry)
-                idle = entry.context.kv.committed(_numbers(entry.idle_slots()))
+                idle, used = entry.conversations.committed()
                 sizes = [
-                    (Kind.SCRATCH, scratch, entry.running),
+                    (Kind.SCRATCH, self._scratch(entry), entry.running),
                     (Kind.KV, idle, False),
-                    (Kind.KV, kv - idle, True),
+                    (Kind.KV, used, True),
                     (Kind.WEIGHTS, entry.model.weights.resident, entry.running),
                 ]
                 found += [Holding(name, k, size, busy, entry.last_used) for k, size, busy in sizes if size]
@@ -342,7 +280,7 @@ class Shelf:
         if kind is Kind.SCRATCH:
             return self._release_scratch(entry, keep_grants=keep_grants)
         if kind is Kind.KV:
-            return self._release_kv(entry, size, keep_grants=keep_grants)
+            return entry.conversations.give_up(size, keep_grants=keep_grants)
         weights = entry.model.weights
         order = weights.eviction_order()
         # All is all: where buffers end in short granules, there are more of them than bytes would say.
@@ -363,32 +301,16 @@ class Shelf:
             if quiet:
                 self._sealing.release()
 
-    def prepare_recall(self, deadline: float) -> None:
+    def seal_before(self, deadline: float) -> None:
         """Seal idle KV while `deadline` (monotonic seconds) leaves time for it. Under the lock.
 
-        The plaintext needs room for a moment and nothing may be asked of the normal world now, so
-        it goes where idle scratch was.
+        Nothing may be asked of the normal world during a recall, so the plaintext goes where idle
+        scratch was.
         """
         for entry in self._open.values():
-            if entry.running:
-                continue  # the engine thread is inside this context
-            for slot in self._unsealed(entry):
-                size = entry.context.state_size(slot.number)
-                if size / _SEAL_SPEED > (deadline - time.monotonic()) / 2:
-                    continue
+            if not entry.running and entry.conversations.unsealed():
                 self._release_scratch(entry, keep_grants=True)
-                self._seal(entry, slot, ask=False)
-
-    def _release_kv(self, entry: OpenModel, size: int, *, keep_grants: bool = False) -> int:
-        """Release idle sequences, the one used longest ago first, until `size` bytes went."""
-        freed = 0
-        for slot in entry.idle_slots():
-            if freed >= size:
-                break
-            self.counters.dropped += not slot.sealed and len(slot.tokens) >= WORTHWHILE
-            slot.tokens = []
-            freed += entry.context.release([slot.number], keep_grants=keep_grants)
-        return freed
+                entry.conversations.seal_before(deadline)
 
     # The engine's work area serves whichever model computes. It counts as scratch of the model that
     # runs or, when none does, ran last, so that no idle model's scratch takes it from a running one.
@@ -397,11 +319,10 @@ class Shelf:
         latest = max(self._open.values(), key=lambda e: (e.running, e.last_used))
         return entry is latest
 
-    def _committed(self, entry: OpenModel) -> tuple[int, int]:
-        """Return the committed bytes of (KV cache, scratch and work area)."""
-        scratch = entry.context.scratch_committed()
+    def _scratch(self, entry: OpenModel) -> int:
+        """Return the committed bytes of scratch and work area."""
         work = self._engine.work_committed if self._has_work(entry) else 0
-        return entry.context.kv.committed(), scratch + work
+        return entry.context.scratch_committed() + work
 
     def _release_scratch(self, entry: OpenModel, *, keep_grants: bool = False) -> int:
         work = self._engine.release_work(keep_grants=keep_grants) if self._has_work(entry) else 0
@@ -427,14 +348,10 @@ class Shelf:
         if entry is None:
             state = "loading" if name == self._opening else "unloaded"
             return ModelStatus(name, state, size, 0, 0, 0, False, failure)
-        weights, (kv, scratch) = entry.model.weights, self._committed(entry)
-        resident = weights.resident
+        weights, scratch = entry.model.weights, self._scratch(entry)
+        kv, resident = sum(entry.conversations.committed()), weights.resident
         state = "loaded" if weights.whole else "partial" if resident else "unloaded"
         return ModelStatus(name, state, weights.size, resident, kv, scratch, entry.running, failure)
-
-
-def _numbers(slots: Iterable[Slot]) -> Collection[int]:
-    return [slot.number for slot in slots]
 
 
 def require_room(name: str, size: int) -> None:
