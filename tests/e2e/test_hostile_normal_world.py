@@ -17,7 +17,7 @@ from library import PROMPTS, Library
 from flexserve.bench.worlds import DrivenWorld
 from flexserve.errors import GrantRefusedError
 from flexserve.units import MIB
-from flexserve.world.messages import Grant, NeedMemory, Pin, Recall, Recalled
+from flexserve.world.messages import Grant, ModelStatus, NeedMemory, Pin, Recall, Recalled
 
 MODEL = "besieged"
 PROMPT, TOKENS = PROMPTS[1], 12
@@ -50,6 +50,10 @@ class LyingWorld(DrivenWorld):
                 return
             assert time.monotonic() < deadline, f"{held} bytes held, {self.granted} granted"
             time.sleep(0.01)
+
+
+def state_of(world: DrivenWorld) -> ModelStatus:
+    return next(model for model in world.status().models if model.name == MODEL)
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +195,7 @@ def test_a_gentle_recall_takes_what_is_idle_and_nothing_from_a_running_request(
     assert meanwhile
     assert [reply.plan for reply in meanwhile] == [[]] * len(meanwhile)
     gently(world, 64 * MIB)
-    assert world.status().models[0].resident == 0
+    assert state_of(world).resident == 0
     comes_to_its_senses(world, answer)
 
 
@@ -212,6 +216,6 @@ def test_pinned_weights_go_only_for_a_definite_demand_and_other_pins_harm_nobody
     comes_to_its_senses(world, answer)
     world.recall(None)
     gently(world, 64 * MIB)
-    assert world.status().models[0].resident == world.status().models[0].weights
+    assert state_of(world).resident == state_of(world).weights
     world.recall(1 << 53)  # a definite demand that only a pinned model can meet
-    assert world.status().models[0].resident < world.status().models[0].weights
+    assert state_of(world).resident < state_of(world).weights

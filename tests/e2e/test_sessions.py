@@ -12,6 +12,7 @@ from flexserve.bench.worlds import DrivenWorld, Generated
 from flexserve.world.messages import ChatMessage, ChatPrompt, TextPrompt
 
 TINY = Path(__file__).parents[2] / "models" / "tiny" / "flexserve-tiny.gguf"
+NAME = "chatty"
 QUESTIONS = (
     "What is Flex-Mem?",
     "What is a granule?",
@@ -31,7 +32,7 @@ class Conversation:
     def ask(self, world: DrivenWorld, question: str) -> Generated:
         self.messages.append(ChatMessage("user", question))
         number = world.submit(
-            "tiny", ChatPrompt(list(self.messages)), TOKENS_OF_TURN, reuse=True, owner=self.owner
+            NAME, ChatPrompt(list(self.messages)), TOKENS_OF_TURN, reuse=True, owner=self.owner
         )
         answer = world.result(number)
         self.messages.append(ChatMessage("assistant", answer.text))
@@ -43,7 +44,7 @@ class Conversation:
 
 @pytest.fixture(scope="module")
 def tiny(library: Library) -> str:
-    return library.add(TINY, "tiny")
+    return library.add(TINY, NAME)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def fresh(library: Library, tiny: str) -> list[str]:
     with library.open() as world:
         for question in QUESTIONS:
             messages.append(ChatMessage("user", question))
-            answer = world.result(world.submit("tiny", ChatPrompt(list(messages)), TOKENS_OF_TURN))
+            answer = world.result(world.submit(NAME, ChatPrompt(list(messages)), TOKENS_OF_TURN))
             assert answer.finished.usage.cached_tokens == 0
             messages.append(ChatMessage("assistant", answer.text))
             texts.append(answer.text)
@@ -136,7 +137,7 @@ def test_one_owners_kv_is_of_no_use_to_another(library: Library, fresh: list[str
 
 
 def test_damaged_kv_is_dropped_counted_and_computed_anew(own_library: Library, fresh: list[str]):
-    own_library.add(TINY, "tiny")
+    own_library.add(TINY, NAME)
     conversation = Conversation()
     with own_library.open() as world:
         conversation.run(world, 3)
@@ -154,7 +155,7 @@ def test_damaged_kv_is_dropped_counted_and_computed_anew(own_library: Library, f
 
 
 def test_files_that_are_no_kv_at_all_are_swept(own_library: Library, fresh: list[str]):
-    own_library.add(TINY, "tiny")
+    own_library.add(TINY, NAME)
     conversation = Conversation()
     with own_library.open() as world:
         conversation.run(world, 2)
@@ -170,7 +171,7 @@ def test_files_that_are_no_kv_at_all_are_swept(own_library: Library, fresh: list
 
 
 def test_sealed_kv_holds_no_word_of_the_conversation(own_library: Library):
-    own_library.add(TINY, "tiny")
+    own_library.add(TINY, NAME)
     with own_library.open() as world:
         Conversation("owner-canary").run(world, 3)
         wait_for_sealing(world, 1)
@@ -181,20 +182,20 @@ def test_sealed_kv_holds_no_word_of_the_conversation(own_library: Library):
 
 
 def test_removing_a_model_removes_its_conversations(own_library: Library):
-    own_library.add(TINY, "tiny")
+    own_library.add(TINY, NAME)
     with own_library.open() as world:
         Conversation().run(world, 2)
         wait_for_sealing(world, 1)
     assert sealed(own_library)
-    own_library.store.remove("tiny")
+    own_library.store.remove(NAME)
     assert not sealed(own_library)
 
 
 def test_many_at_once_get_the_answers_that_each_gets_alone(library: Library, fresh: list[str]):
     prompts = [ChatPrompt([ChatMessage("user", question)]) for question in QUESTIONS]
     with library.open() as world:
-        alone = [world.result(world.submit("tiny", prompt, TOKENS_OF_TURN)).text for prompt in prompts]
-        numbers = [world.submit("tiny", prompt, TOKENS_OF_TURN) for _ in range(6) for prompt in prompts]
+        alone = [world.result(world.submit(NAME, prompt, TOKENS_OF_TURN)).text for prompt in prompts]
+        numbers = [world.submit(NAME, prompt, TOKENS_OF_TURN) for _ in range(6) for prompt in prompts]
         together = [world.result(number).text for number in numbers]
     assert alone[0] == fresh[0]
     assert together == alone * 6
