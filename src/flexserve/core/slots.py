@@ -23,9 +23,10 @@ class Slot:
     number: int
     tokens: list[int] = dataclasses.field(default_factory=list)  # whose KV is there, from the first on
     owner: str = ""
-    busy: bool = False
+    busy: bool = False  # a request uses it
     last_used: float = 0.0  # seconds on any one clock
     sealed: bool = False  # a copy of all of it is in the sealed store
+    sealing: bool = False  # that copy is being made: the KV cannot go now, and nobody can have it
 
 
 def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
@@ -40,7 +41,7 @@ def choose(slots: Iterable[Slot], owner: str, known: Sequence[int]) -> tuple[Slo
     `known`: the tokens that could be used again. Not the prompt's last one, which is always
     computed, since its logits choose the next; none at all when the request wants no reuse.
     """
-    free = [slot for slot in slots if not slot.busy]
+    free = [slot for slot in slots if not (slot.busy or slot.sealing)]
     if not free:
         return None
     reusable = {slot.number: common_prefix(slot.tokens, known) if slot.owner == owner else 0 for slot in free}

@@ -58,9 +58,11 @@ class Conversations:
         loaded = self._parked.load(entry, lambda data: self._context.load(slot.number, data))
         return shared if loaded else 0
 
-    def release(self, slot: Slot) -> None:
-        """Take a slot back; its KV stays for the next request."""
+    def release(self, slot: Slot, *, keep: bool = True) -> None:
+        """Take a slot back; with `keep` its KV stays for the next request."""
         with self._lock:
+            if not keep:
+                slot.tokens = []
             slot.busy = False
             slot.last_used = time.monotonic()
 
@@ -74,12 +76,12 @@ class Conversations:
         with self._lock:
             if slot.busy or not slot.tokens:
                 return
-            slot.busy = True
+            slot.sealing = True
         try:
             self._seal(slot, ask=True)
         finally:
             with self._lock:
-                slot.busy = False
+                slot.sealing = False
 
     def _seal(self, slot: Slot, *, ask: bool) -> None:
         """Seal the KV of a slot that nobody else uses, if it is worth it and not sealed yet."""
@@ -128,5 +130,6 @@ class Conversations:
     def _idle(self) -> list[Slot]:
         has_memory = self._context.kv.holds
         return sorted(
-            (s for s in self._slots if not s.busy and has_memory(s.number)), key=lambda s: s.last_used
+            (s for s in self._slots if not (s.busy or s.sealing) and has_memory(s.number)),
+            key=lambda s: s.last_used,
         )

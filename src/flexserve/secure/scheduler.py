@@ -236,7 +236,8 @@ class Scheduler:
         generation = ended.generation
         generation.close()
         assert generation.slot is not None
-        self._shelf.release(entry, generation.slot, generation.request.keep_alive)
+        request = generation.request
+        self._shelf.release(entry, generation.slot, request.keep_alive, keep_kv=request.reuse)
         job = self._jobs.pop(generation)
         if ended.error is None:
             finished = generation.finished(ended.reason)

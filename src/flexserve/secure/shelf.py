@@ -31,6 +31,7 @@ from flexserve.world.messages import ModelStatus
 
 _MAX_OPEN = 8  # open models; an open model without weights costs its vocabulary, some 10 MB
 _SEAL_AFTER = 1.0  # seconds after its last use that KV is sealed, when there is nothing else to do
+_MOMENT = 0.05  # seconds
 _SEAL_AT_END = 2.0  # seconds that sealing may take before a model closes
 
 
@@ -131,10 +132,10 @@ class Shelf:
         with self.using(entry, entry.keep):
             return entry.conversations.claim(owner, known)
 
-    def release(self, entry: OpenModel, slot: Slot, keep: float | None) -> None:
+    def release(self, entry: OpenModel, slot: Slot, keep: float | None, *, keep_kv: bool) -> None:
         """Take a slot back. `keep`: the request's keep_alive, seconds."""
         with self.lock:
-            entry.conversations.release(slot)
+            entry.conversations.release(slot, keep=keep_kv)
             self._used(entry, keep)
 
     def _used(self, entry: OpenModel, keep: float | None) -> None:
@@ -291,9 +292,10 @@ class Shelf:
     def recalling(self, patience: float) -> Iterator[None]:
         """Hold the lock for a recall, which the engine's sealing of idle KV must not keep from its memory.
 
-        Waits at most `patience` seconds for a sealing under way: it takes milliseconds.
+        Waits for a sealing under way, which takes milliseconds, but at most `patience` seconds or a
+        moment: it may itself be waiting for a grant, which comes after the recall.
         """
-        quiet = self._sealing.acquire(timeout=max(0.0, patience))
+        quiet = self._sealing.acquire(timeout=max(0.0, min(patience, _MOMENT)))
         try:
             with self.lock:
                 yield

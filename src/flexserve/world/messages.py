@@ -213,8 +213,8 @@ class Generate(_Message, frozen=True):
     # Whose request it is. KV is reused between requests of one owner only: how fast an answer
     # comes would tell others what was asked before.
     owner: Short = ""
-    # False: compute the whole prompt anew. With reuse it is computed in other pieces than before,
-    # and llama.cpp's kernels may round differently for other batch sizes.
+    # False: compute the whole prompt anew, and keep no KV of it. With reuse it is computed in other
+    # pieces than before, and llama.cpp's kernels may round differently for other batch sizes.
     reuse: bool = True
     priority: Annotated[int, Meta(ge=-10, le=10)] = 0  # higher goes first
     next_model: Name | None = None  # the caller expects to ask this model next: prefetch it

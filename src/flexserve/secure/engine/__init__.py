@@ -6,6 +6,6 @@ import os
 # a core. When compute stops for weights, that core is one that the loaders need (a quarter of the
 # weights restored: 1 CPU second more than restoring and computing apart), and when other programs have
 # work, both sides spin for threads that are not running (decoding between them: 3 to 5 times slower).
-# What is left, some 0.7 ms, outlasts nearly all waits between two nodes of a graph. The library
-# reads this when it is loaded, which is after this package.
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+# The few milliseconds that are left outlast what lies between two graphs of a decode; less than that
+# costs a percent of its speed. The library reads this when it is loaded, which is after this package.
+os.environ.setdefault("GOMP_SPINCOUNT", "50000")

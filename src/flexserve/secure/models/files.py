@@ -153,17 +153,17 @@ class NewFile:
         """Give the file its name, durably. Raises FileExistsError when the name is taken."""
         os.fsync(self.fd)
         os.link(self._path, self.destination)
-        self._published()
-
-    def publish_over(self) -> None:
-        """Give the file its name, durably, in place of whatever has that name now."""
-        os.fsync(self.fd)
-        os.replace(self._path, self.destination)
-        self._published()
-
-    def _published(self) -> None:
         self.discard()
         sync_folder(self.destination.parent)
+
+    def publish_over(self, *, durable: bool = True) -> None:
+        """Give the file its name, in place of whatever has that name now."""
+        if durable:
+            os.fsync(self.fd)
+        os.replace(self._path, self.destination)
+        self.discard()
+        if durable:
+            sync_folder(self.destination.parent)
 
     def discard(self) -> None:
         """Remove the temporary name and close the file. Always safe."""

@@ -173,8 +173,8 @@ class ImageWriter:
             write_all(self._file.fd, [target], place.offset)
         self._tags[place.number * TAG_SIZE : (place.number + 1) * TAG_SIZE] = tag
 
-    def finish(self) -> None:
-        """Publish the image, durably, in place of an older one.
+    def finish(self, *, durable: bool = True) -> None:
+        """Publish the image in place of an older one; not `durable`: a power failure may undo or tear it.
 
         Raises ValueError when chunks are missing, NormalWorldError when the disk refuses.
         """
@@ -187,7 +187,7 @@ class ImageWriter:
         with disk_errors(self._action), self._file:
             os.ftruncate(self._file.fd, self._layout.end)
             write_all(self._file.fd, [memoryview(prelude), sealed], 0)
-            self._file.publish_over()
+            self._file.publish_over(durable=durable)
 
     def abort(self) -> None:
         """Remove what was written. Always safe, also after `finish`."""
