@@ -21,7 +21,7 @@ from flexserve.secure.job import RestoreStats
 from flexserve.secure.residency import Residency
 
 BATCH = 512  # tokens that one graph takes in
-_SLICE_SECONDS = 0.05  # usual; a recall waits for a slice at most, and shorter ones cost a percent of speed
+_SLICE_SECONDS = 0.05  # a recall waits for a slice at most; shorter ones cost over a percent of speed
 _MIN_STRIDE = 16  # nodes
 
 
@@ -233,8 +233,7 @@ class Context:
         pace = self._pace.get(self._tokens_in_graph.bit_length())
         if pace is None:
             return _MIN_STRIDE if self._tokens_in_graph > 1 else nodes
-        slices = max(1, round(nodes * pace / _SLICE_SECONDS))  # of equal length: each one costs its start
-        return max(_MIN_STRIDE, -(-nodes // slices))
+        return max(_MIN_STRIDE, int(_SLICE_SECONDS / pace))
 
     def _compute_slice(self, graph: abi.Graph) -> None:
         if self._cancelled:
