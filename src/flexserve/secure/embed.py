@@ -10,7 +10,7 @@ import msgspec
 from flexserve.errors import CallerError
 from flexserve.secure.engine.embedder import Embedder
 from flexserve.secure.shelf import OpenModel
-from flexserve.world.messages import Embed, Embedded, Finished, Started, Timings, Usage
+from flexserve.world.messages import Embed, Embedded, Finished, Started, Usage
 
 _TOGETHER = 64  # vectors of a message: far below what a frame holds, for any model
 _MAX_TOKENS = 1 << 20  # of all texts of a request
@@ -39,8 +39,6 @@ class Embedding:
         if count > _MAX_TOKENS:
             raise CallerError(f"The texts have {count} tokens together.", hint="Send fewer at once.")
         embedder = Embedder.beside(self._entry.context)
-        waited = decrypted = 0.0
-        restored = 0
         try:
             self._send(Started(self._request.request, count))
             for at in range(0, len(texts), _TOGETHER):
@@ -48,19 +46,13 @@ class Embedding:
                 for tokens in texts[at : at + _TOGETHER]:
                     check()
                     vectors.append(embedder.embed(tokens).astype("<f4").tobytes())
-                    waited += embedder.stats.waited
-                    decrypted += embedder.stats.decrypt
-                    restored += embedder.stats.restored
                 self._send(Embedded(self._request.request, vectors))
         finally:
             embedder.close()
         ended = time.monotonic()
-        timings = Timings(
-            queue=max(0.0, began - self._received) * 1000,
-            restore=waited * 1000,
-            decrypt=decrypted * 1000,
-            prefill=max(0.0, ended - began - waited) * 1000,
-            ttft=(ended - self._received) * 1000,
-            restored_bytes=restored,
+        timings = embedder.stats.timings(
+            queue=began - self._received,
+            prefill=ended - began - embedder.stats.waited,
+            ttft=ended - self._received,
         )
         return Finished(self._request.request, "stop", Usage(count, 0), timings)

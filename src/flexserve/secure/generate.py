@@ -25,7 +25,6 @@ from flexserve.world.messages import (
     Finished,
     Generate,
     Started,
-    Timings,
     TokenLogprob,
     Usage,
 )
@@ -108,16 +107,11 @@ class Generation:
     def finished(self, reason: str) -> Finished:
         """Return the last message. Send it when the slot is free: who hears of the end may recall."""
         stats, ended = self._stats, time.monotonic()
-        timings = Timings(
-            queue=_ms(self._began - self._received),
-            restore=_ms(stats.waited),
-            allocate=_ms(stats.allocate),
-            load=_ms(stats.load),
-            decrypt=_ms(stats.decrypt),
-            prefill=_ms(self._first - self._began - self._first_waited),
-            decode=_ms(ended - self._first - (stats.waited - self._first_waited)),
-            ttft=_ms(self._first - self._received),
-            restored_bytes=stats.restored,
+        timings = stats.timings(
+            queue=self._began - self._received,
+            prefill=self._first - self._began - self._first_waited,
+            decode=ended - self._first - (stats.waited - self._first_waited),
+            ttft=self._first - self._received,
         )
         return Finished(
             self.request.request, reason, Usage(self._prompt_size, self._count, self._cached), timings
@@ -171,7 +165,3 @@ class Generation:
     def _scored(self, token: int, scores: NDArray[np.float64]) -> TokenLogprob:
         text = self.entry.vocabulary.piece(token).decode("utf-8", "replace")
         return TokenLogprob(text, float(scores[token]))
-
-
-def _ms(seconds: float) -> float:
-    return max(0.0, seconds * 1000)

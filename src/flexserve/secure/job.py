@@ -7,6 +7,7 @@ import dataclasses
 from flexserve.core.restore import ABSENT, LOADING, RESIDENT, RestorePlan
 from flexserve.secure.fill import Cost
 from flexserve.secure.weights import Weights
+from flexserve.world.messages import Timings
 
 
 @dataclasses.dataclass(slots=True)
@@ -26,6 +27,22 @@ class RestoreStats:
         self.load += cost.load
         self.decrypt += cost.decrypt
         self.restored += cost.size
+
+    def timings(
+        self, *, queue: float = 0.0, prefill: float = 0.0, decode: float = 0.0, ttft: float = 0.0
+    ) -> Timings:
+        """Return the timings of a request that this restore was for; all in seconds."""
+        return Timings(
+            queue=_ms(queue),
+            restore=_ms(self.waited),
+            allocate=_ms(self.allocate),
+            load=_ms(self.load),
+            decrypt=_ms(self.decrypt),
+            prefill=_ms(prefill),
+            decode=_ms(decode),
+            ttft=_ms(ttft),
+            restored_bytes=self.restored,
+        )
 
     def include(self, other: RestoreStats) -> None:
         """Add what another restore cost."""
@@ -70,3 +87,7 @@ class RestoreJob:
         states, order = self.weights.states, self.plan.order
         later = range(len(order) - 1, max(self.done, self.goal - 1), -1)
         return next((order[i] for i in later if states[order[i]] == RESIDENT), None)
+
+
+def _ms(seconds: float) -> float:
+    return max(0.0, seconds * 1000)

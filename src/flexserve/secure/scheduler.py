@@ -22,7 +22,7 @@ from flexserve.secure.embed import Embedding
 from flexserve.secure.failures import failure_of
 from flexserve.secure.generate import Generation
 from flexserve.secure.shelf import OpenModel, Shelf
-from flexserve.world.messages import Embed, Failed, Finished, Generate, Timings, Usage, Warm
+from flexserve.world.messages import Embed, Failed, Finished, Generate, Usage, Warm
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -135,7 +135,6 @@ class Scheduler:
             running = self._batches[model].running if model in self._batches else []
             if not waiting and not running:
                 continue
-            # A request that finds all slots busy has nothing to gain from a turn.
             oldest = min((job.received for job in waiting), default=None)
             priority = max([_priority(job) for job in waiting] + [g.request.priority for g in running])
             missing = self._cache.restore_seconds(self._shelf.missing(model))
@@ -215,14 +214,7 @@ class Scheduler:
             job.stop = entry.context.cancel
         with self._shelf.using(entry, request.keep_alive):
             stats = entry.context.restore()
-        timings = Timings(
-            queue=(began - job.received) * 1000,
-            restore=stats.waited * 1000,
-            allocate=stats.allocate * 1000,
-            load=stats.load * 1000,
-            decrypt=stats.decrypt * 1000,
-            restored_bytes=stats.restored,
-        )
+        timings = stats.timings(queue=began - job.received)
         return Finished(request.request, "stop", Usage(0, 0), timings)
 
     def _embed(self, entry: OpenModel, job: _Job, request: Embed) -> Finished:

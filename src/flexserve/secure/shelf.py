@@ -203,11 +203,12 @@ class Shelf:
             try:
                 vocabulary = Vocabulary(model)
                 template = ChatTemplate(model, vocabulary)
-                context = Context(model, self._residency, self.limits.context, self.limits.sequences)
                 fingerprint, flexmem = self._engine.fingerprint, self._engine.flexmem
                 parked = ParkedKv(
                     self._store, name, fingerprint, flexmem, quota=self.limits.parked, counters=self.counters
                 )
+                # Last: when this fails there is only the model to close.
+                context = Context(model, self._residency, self.limits.context, self.limits.sequences)
             except BaseException:
                 model.close()
                 raise

@@ -45,7 +45,7 @@ class Embedder(Context):
         self._whole = metadata.get(f"{architecture}.attention.causal") is False
         self._step = min(BATCH, context) if self._whole else _BATCH
         super().__init__(model, residency, self._step if self._whole else context, sequences=1)
-        self.stats = RestoreStats()
+        self.stats = RestoreStats()  # of all texts
 
     @classmethod
     def beside(cls, context: Context) -> Self:
@@ -71,7 +71,6 @@ class Embedder(Context):
             )
         self.prepare()
         self.take(0, keep=0)
-        self.stats = RestoreStats()
         step = self._step
         parts = [self._pooled(at, tokens[at : at + step]) for at in range(0, len(tokens), step)]
         vector = self._combined(parts, len(tokens))
