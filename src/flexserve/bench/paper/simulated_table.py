@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from flexserve.bench.paper.table import markdown
+
 _NAMES = {
     "flexserve": "FlexServe",
     "strawman": "Strawman",
@@ -68,7 +70,7 @@ def _figures(report: dict[str, Any]) -> str:
         (f"TTFT over {variant['name']}, mean, cold", "", _times(variant["speedup_mean"]))
         for variant in report["variants"].values()
     ]
-    return _markdown(rows)
+    return markdown(rows)
 
 
 def _by_pressure(report: dict[str, Any]) -> str:
@@ -82,7 +84,7 @@ def _by_pressure(report: dict[str, Any]) -> str:
                 _times(1 / means["over_nw_base_mean"]),
             )
         )
-    return _markdown(rows)
+    return markdown(rows)
 
 
 def _breakdown(report: dict[str, Any]) -> str:
@@ -91,7 +93,7 @@ def _breakdown(report: dict[str, Any]) -> str:
     for name, parts in cell["parts"].items():
         seconds = (*(parts[part] for part in _PARTS), cell["seconds"][name])
         rows.append((_NAMES[name], *(f"{value:.2f}" for value in seconds)))
-    return _markdown(rows)
+    return markdown(rows)
 
 
 def _workflows(report: dict[str, Any]) -> str:
@@ -100,7 +102,7 @@ def _workflows(report: dict[str, Any]) -> str:
         seconds = [f"{cell['seconds'][name]:.1f}" for name in _NAMES]
         gains = [_times(cell[f"speedup_over_{name}"]) for name in ("strawman", "strawman_opt")]
         rows.append((cell["workflow"], str(cell["prompt"]), str(cell["answer"]), *seconds, *gains))
-    return _markdown(rows)
+    return markdown(rows)
 
 
 def _differences(report: dict[str, Any]) -> list[str]:
@@ -151,13 +153,3 @@ def _mean(values: Iterable[float]) -> float:
 
 def _times(value: float) -> str:
     return f"{value:.2f}×"
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
-        for row in rows
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)

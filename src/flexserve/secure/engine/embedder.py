@@ -96,9 +96,3 @@ class Embedder(Context):
             return parts[-1]
         sizes = [min(self._step, count - at) for at in range(0, count, self._step)]
         return np.average(parts, axis=0, weights=sizes)
-
-    def compute(self, graph: int) -> int:
-        """Run a graph. For more outputs than before llama.cpp has made, and cleared, a new buffer: the
-        hooks give back the memory of what is cleared, so it is put there again."""
-        self.prepare()
-        return super().compute(graph)

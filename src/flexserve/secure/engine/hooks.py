@@ -219,7 +219,12 @@ class Hooks:
 
     def _clear_buffer(self, address: int, value: int) -> None:
         arena = self._arenas[address]
-        if value == 0:
+        owner = self._owner
+        if value == 0 and owner is not None and not (owner.lazy or owner.watches):
+            # A buffer made anew in the middle of a decode, to be written next.
+            self._flexmem.recycle_all(arena)
+            self._flexmem.commit_missing(arena)
+        elif value == 0:
             # Released memory reads as zeros when it comes back: clearing is giving back.
             self._flexmem.report_returned(self._flexmem.release_all(arena))
         else:
