@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import collections
 import os
+import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -66,12 +70,25 @@ def test_rounds_are_summed_up_by_medians() -> None:
     assert report["cells"]["idle"]["kept_all"] == [0.9, 0.98, 0.1]
 
 
-def test_the_foreground_program_counts_what_it_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize("access", get_args(foreground.Access))
+def test_the_foreground_program_counts_what_it_does(tmp_path: Path, access: foreground.Access) -> None:
     database = str(tmp_path / "documents.db")
     foreground.fill(database, 50)
-    result = foreground.run(database, few=10, rows=50, warm=0.25, grown=0.5)
+    result = foreground.run(database, few=10, rows=50, warm=0.25, grown=0.5, access=access)
     assert len(result["operations"]) == len(result["read"]) == 2
     assert sum(result["operations"]) > 0
+
+
+def test_zipf_uses_some_rows_often_and_uniform_all_alike() -> None:
+    def busiest(choose: Callable[[random.Random, int], int]) -> float:
+        """Return which part of the choices falls on the busiest tenth of the rows."""
+        chance = random.Random(0)
+        counts = collections.Counter(choose(chance, 1000) for _ in range(20_000))
+        assert 0 <= min(counts) <= max(counts) < 1000
+        return sum(count for _, count in counts.most_common(100)) / 20_000
+
+    assert busiest(foreground._uniform) < 0.2
+    assert busiest(foreground._zipf) > 0.6
 
 
 @pytest.mark.root

@@ -1,6 +1,6 @@
 """What a foreground program keeps of its speed beside FlexServe, under memory pressure.
 
-    python -m flexserve.bench.application [--quick] [--json] [--rounds N] [--model FILE.gguf]
+    python -m flexserve.bench.application [--quick] [--json] [--rounds N] [--access WHICH] [--model FILE.gguf]
 
 SQLite (flexserve.bench.foreground) and both worlds of FlexServe share one memory cgroup that is too
 small for all. The program begins modestly; then it uses all of its data, which is more than the
@@ -27,7 +27,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from flexserve.bench import application_report, foreground
 from flexserve.bench.application_report import SCENARIOS, Run, Setting
@@ -98,8 +98,8 @@ class Application:
 
     def _foreground(self, group: MemoryGroup) -> dict[str, Any]:
         setting = self._setting
-        arguments = {"rows": setting.rows, "few": setting.few, "warm": setting.warm, "grown": setting.grown}
-        words = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
+        names = ("rows", "few", "warm", "grown", "access")
+        words = [word for name in names for word in (f"--{name}", str(getattr(setting, name)))]
         command = [sys.executable, "-m", "flexserve.bench.foreground", "run", str(self._database), *words]
         done = subprocess.run(group.command(command), capture_output=True, text=True, check=False)
         if done.returncode:
@@ -121,13 +121,21 @@ class Application:
 # ---- the command
 
 
-def measure(say: Say, *, quick: bool, model: Path | None = None, rounds: int | None = None) -> dict[str, Any]:
+def measure(
+    say: Say,
+    *,
+    quick: bool,
+    model: Path | None = None,
+    rounds: int | None = None,
+    access: foreground.Access = "zipf",
+) -> dict[str, Any]:
     """Measure, and return `kept_fraction` beside idle FlexServe, and a cell for each scenario.
 
-    `model` is a GGUF file (None: the synthetic one of `flexserve bench`, written when it is not there).
+    `access` says how the program chooses its rows. `model` is a GGUF file (None: the synthetic one of
+    `flexserve bench`, written when it is not there).
     Raises NormalWorldError where no memory cgroup can be made: root is needed.
     """
-    setting = QUICK if quick else FULL
+    setting = dataclasses.replace(QUICK if quick else FULL, access=access)
     if rounds is not None:
         setting = dataclasses.replace(setting, rounds=rounds)
     with tempfile.TemporaryDirectory(prefix="flexserve-application-", dir=_disk()) as folder:
@@ -165,10 +173,11 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="one short round")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--rounds", type=int)
+    parser.add_argument("--access", choices=get_args(foreground.Access), default="zipf")
     parser.add_argument("--model", type=Path, help="a GGUF file [a synthetic 1.1 B model]")
     given = parser.parse_args()
     try:
-        report = measure(_say, quick=given.quick, model=given.model, rounds=given.rounds)
+        report = measure(_say, quick=given.quick, model=given.model, rounds=given.rounds, access=given.access)
     except FlexServeError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1

@@ -28,6 +28,7 @@ class Setting:
     warm: float
     grown: float
     rounds: int
+    access: foreground.Access = "zipf"  # which rows it uses
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -109,6 +110,7 @@ def summed_up(rounds: list[dict[str, Run]], setting: Setting, version: int, mode
         "paper_kept_fraction": PAPER_KEPT,
         "cells": cells,
         "settled_after_s": SETTLED,
+        "access": setting.access,
         "cgroup_version": version,
         "limit_bytes": setting.limit,
         "data_bytes": setting.rows * foreground.PAGE,
@@ -167,7 +169,7 @@ def _timeline(run: Run) -> list[dict[str, float]]:
 def as_text(report: dict[str, Any]) -> str:
     """Return the report for people."""
     lines = [
-        f"SQLite over {format_size(report['data_bytes'])} beside a model of "
+        f"SQLite over {format_size(report['data_bytes'])} ({report['access']} access) beside a model of "
         f"{format_size(report['model_bytes'])}, in {format_size(report['limit_bytes'])} "
         f"(cgroup v{report['cgroup_version']}, {report['rounds']} rounds, medians)",
         "",

@@ -1,7 +1,7 @@
 """The foreground program of the application benchmark: SQLite, reading and updating rows at random.
 
     python -m flexserve.bench.foreground fill DATABASE --rows N
-    python -m flexserve.bench.foreground run DATABASE --few N --rows N --warm S --grown S
+    python -m flexserve.bench.foreground run DATABASE --few N --rows N --warm S --grown S --access WHICH
 
 `run` uses the first `few` rows for `warm` seconds; then, at a moment that it tells, all `rows`, for
 `grown` seconds. It prints one JSON object: that moment (CLOCK_MONOTONIC, seconds), and for each BUCKET
@@ -9,7 +9,7 @@ since then the operations done and the bytes that the disk was asked for.
 
 SQLite's own cache is small, so that the OS's counts. Rows are chosen by Zipf's law (the row of rank r
 with a probability of 1 / r), as the popularity of records is usually modelled (YCSB does so), and rows
-of neighbouring ranks lie apart.
+of neighbouring ranks lie apart; or uniformly, when every page that the cache lacks costs the same.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ import random
 import sqlite3
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal, get_args
 
 PAGE = 16384  # bytes; a row takes one, as a document or a thumbnail would
 BUCKET = 0.25  # seconds
@@ -30,6 +32,8 @@ _BATCH = 2048  # rows of one transaction while filling
 _UPDATES = 0.05  # of all operations; the rest read
 _LOOK_AT_CLOCK = 16  # operations
 _APART = 40503  # prime: a multiple of it, modulo the number of rows, takes every rank elsewhere
+
+Access = Literal["zipf", "uniform"]
 
 
 def fill(path: str, rows: int) -> None:
@@ -45,20 +49,33 @@ def fill(path: str, rows: int) -> None:
     connection.close()
 
 
-def run(path: str, *, few: int, rows: int, warm: float, grown: float) -> dict[str, object]:
+def run(path: str, *, few: int, rows: int, warm: float, grown: float, access: Access) -> dict[str, object]:
     """Work as said above; return what is to be printed."""
+    choose = _zipf if access == "zipf" else _uniform
     connection = _connect(path, fresh=False)
     connection.execute("SELECT sum(length(body)) FROM documents WHERE id < ?", (few,)).fetchall()
     chance = random.Random(1)
-    _work(connection, chance, few, warm)
+    _work(connection, chance, choose, few, warm)
     began = time.monotonic()
-    operations, read = _work(connection, chance, rows, grown)
+    operations, read = _work(connection, chance, choose, rows, grown)
     connection.close()
     return {"grown_at": began, "operations": operations, "read": read}
 
 
+def _zipf(chance: random.Random, rows: int) -> int:
+    return int(rows ** chance.random()) * _APART % rows
+
+
+def _uniform(chance: random.Random, rows: int) -> int:
+    return int(rows * chance.random())
+
+
 def _work(
-    connection: sqlite3.Connection, chance: random.Random, rows: int, seconds: float
+    connection: sqlite3.Connection,
+    chance: random.Random,
+    choose: Callable[[random.Random, int], int],
+    rows: int,
+    seconds: float,
 ) -> tuple[list[int], list[int]]:
     """Use rows below `rows` for `seconds`; return operations and bytes read in each bucket."""
     began, last, before = time.monotonic(), 0, _bytes_read()
@@ -70,7 +87,7 @@ def _work(
             now = _bytes_read()
             read[last], last, before = now - before, at, now
         for _ in range(_LOOK_AT_CLOCK):
-            number = int(rows ** chance.random()) * _APART % rows
+            number = choose(chance, rows)
             if chance.random() < _UPDATES:
                 with connection:
                     connection.execute("UPDATE documents SET body = ? WHERE id = ?", (body, number))
@@ -107,11 +124,15 @@ def main() -> None:
     parser.add_argument("--few", type=int, default=0)
     parser.add_argument("--warm", type=float, default=0.0)
     parser.add_argument("--grown", type=float, default=0.0)
+    parser.add_argument("--access", choices=get_args(Access), default="zipf")
     given = parser.parse_args()
     if given.what == "fill":
         fill(given.database, given.rows)
     else:
-        result = run(given.database, few=given.few, rows=given.rows, warm=given.warm, grown=given.grown)
+        named = vars(given)
+        result = run(
+            given.database, **{name: named[name] for name in ("few", "rows", "warm", "grown", "access")}
+        )
         json.dump(result, sys.stdout)
 
 

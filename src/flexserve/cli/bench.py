@@ -130,6 +130,9 @@ def bench_application(
     model: Annotated[
         Path | None, typer.Option(metavar="FILE.gguf", help="The model beside it [a synthetic 1.1 B model].")
     ] = None,
+    access: Annotated[
+        Literal["zipf", "uniform"], typer.Option(help="Which rows it uses: some often, or all alike.")
+    ] = "zipf",
     as_json: AsJson = False,
 ) -> None:
     """Measure what SQLite keeps of its speed beside FlexServe, under memory pressure.
@@ -138,7 +141,7 @@ def bench_application(
     """
     from flexserve.bench import application, application_report
 
-    report = application.measure(terminal.note, quick=quick, rounds=rounds, model=model)
+    report = application.measure(terminal.note, quick=quick, rounds=rounds, model=model, access=access)
     if as_json:
         terminal.show_json(report)
     else:
