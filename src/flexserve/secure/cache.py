@@ -10,7 +10,8 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
-from flexserve.core.cache import InvocationLog, Profile, Speeds, added_latency, targets, victims
+from flexserve.core.cache import InvocationLog, Profile, Speeds, victims
+from flexserve.core.rearrange import Rearrangement, rearrangement
 from flexserve.core.recall import Holding, Kind, plan
 from flexserve.core.restore import RESIDENT
 from flexserve.core.transitions import Transitions
@@ -23,8 +24,6 @@ from flexserve.world.messages import Finished
 
 _EXPECTED_RATE = 1.0  # requests per second that a model counts for while it is expected next
 _EXPECTED_FOR = 60.0  # seconds that the expectation lasts
-_WORTH_MOVING = 16 * MIB  # bytes; less is not worth the pages' trouble
-_WORTH_SAVING = 0.01  # seconds of expected latency per request
 _PAUSE = 2.0  # seconds between two looks at what could be moved
 _RESTORE_SPEED, _PREFILL_SPEED = 250e6, 50.0  # bytes and tokens per second, until they are measured
 _TELLING_BYTES, _TELLING_TOKENS = 32 * MIB, 16  # fewer say nothing about speed
@@ -109,27 +108,20 @@ class Cache:
         if self._residency.prefetching or now - self._looked < _PAUSE:
             return _PAUSE
         self._looked = now
-        profiles = self._profiles(entries)
-        best = targets(profiles, sum(resident.values()), granule=self._granule)
-        saved = sum(
-            p.rate * (added_latency(p, resident[p.model]) - added_latency(p, best[p.model])) for p in profiles
-        )
-        moved = sum(max(0, best[name] - size) for name, size in resident.items())
-        if moved >= _WORTH_MOVING and saved >= _WORTH_SAVING * sum(p.rate for p in profiles):
-            self._move(entries, resident, best)
-        return _PAUSE if any(best[name] > size for name, size in resident.items()) else None
+        found = rearrangement(self._profiles(entries), resident, granule=self._granule)
+        if found is None:
+            return None
+        if found.worthwhile:
+            self._move(entries, found)
+        return _PAUSE
 
-    def _move(self, entries: dict[str, OpenModel], resident: dict[str, int], best: dict[str, int]) -> None:
-        """Take from the models that have too much, for the one that lacks most."""
-        lacking = max(best, key=lambda name: best[name] - resident[name])
-        size = best[lacking] - resident[lacking]
+    def _move(self, entries: dict[str, OpenModel], step: Rearrangement) -> None:
+        """Take what models have too much, keeping the grants, and bring in what one of them lacks."""
         with self._shelf.lock:
-            for name, entry in entries.items():
-                surplus = min(resident[name] - best[name], size)
-                if surplus >= self._granule and not entry.running:
-                    size -= self._shelf.give_up(name, Kind.WEIGHTS, surplus, keep_grants=True)
-        weights = entries[lacking].model.weights
-        self._bring_in(weights, -(-best[lacking] // self._granule))
+            for name, size in step.surplus:
+                if not entries[name].running:
+                    self._shelf.give_up(name, Kind.WEIGHTS, size, keep_grants=True)
+        self._bring_in(entries[step.model].model.weights, -(-step.target // self._granule))
 
     def _prefetch(self, name: str) -> None:
         """Bring all of model `name` in behind what runs, as far as the normal world grants it."""
