@@ -35,13 +35,15 @@ def test_a_few_megabytes_are_not_worth_the_trouble():
     step = rearrangement(
         [profile("busy", 1.0), profile("idle", 0.0)], {"busy": 192 * MIB, "idle": 200 * MIB}, granule=GRANULE
     )
-    assert step is not None and not step.worthwhile
+    assert step is not None
+    assert not step.worthwhile
 
 
 def test_what_no_request_will_notice_stays_where_it_is():
     slow = Profile("hidden", 200 * MIB, 1.0, 1.0, 10_000.0, SPEEDS)  # its prompts hide any restore
     step = rearrangement([slow, profile("idle", 0.0)], {"hidden": 0, "idle": 200 * MIB}, granule=GRANULE)
-    assert step is not None and not step.worthwhile
+    assert step is not None
+    assert not step.worthwhile
 
 
 SIZES = st.integers(0, 40).map(lambda count: count * GRANULE)
