@@ -1,4 +1,4 @@
-"""What root can see of a process through the kernel's own interfaces."""
+"""What root can see of a process through the kernel's own interfaces: attacks are made of this."""
 
 from __future__ import annotations
 
@@ -33,10 +33,12 @@ class Mapping:
 
     @property
     def secret(self) -> bool:
+        """Whether it is of `memfd_secret` memory."""
         return "secretmem" in self.name
 
 
 def mappings(pid: int) -> list[Mapping]:
+    """Return all mappings of a process. Raises OSError."""
     with open(f"/proc/{pid}/maps") as lines:
         found = [_LINE.match(line) for line in lines]
     return [Mapping(int(m[1], 16), int(m[2], 16), m[3], m[4].strip()) for m in found if m]
@@ -127,7 +129,10 @@ def frame_of(pid: int, address: int) -> int:
 
 
 def read_kcore(physical: int, length: int) -> bytes:
-    """Read physical memory through the kernel's direct map as /proc/kcore shows it. Raises OSError."""
+    """Read physical memory through the kernel's direct map as /proc/kcore shows it (empty: not in it).
+
+    Raises OSError.
+    """
     with open("/proc/kcore", "rb", buffering=0) as kcore:
         header = kcore.read(64)
         offset, size, count = struct.unpack_from("<32xQ14xHH", header)

@@ -1,0 +1,1 @@
+"""What a compromised normal world would try against a secure world, tried: `flexserve attack`."""

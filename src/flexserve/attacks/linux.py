@@ -1,0 +1,207 @@
+"""Root against a secure world on Linux: nothing the kernel offers shows what Flex-Mem holds.
+
+Every attack is first made on ordinary memory, where it must find the canary in the weights: an attack
+that finds nothing there would prove nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from flexserve.attacks.attempt import Attempt, Gained, Pointless, Verdict
+from flexserve.attacks.target import MODEL, Target
+from flexserve.bench.worlds import DrivenWorld
+from flexserve.errors import NormalWorldError
+from flexserve.platforms.linux import kernel_views as views
+from flexserve.platforms.linux.secure_memory import probe_secret_memory
+from flexserve.units import MIB
+
+_ENOUGH = 256 * MIB  # of secret memory for the target
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Scene:
+    """The world under attack, and the same in ordinary memory."""
+
+    target: Target
+    secret: DrivenWorld
+    plain: DrivenWorld
+
+    @classmethod
+    @contextlib.contextmanager
+    def set(cls, folder: Path) -> Iterator[Scene]:
+        """Set up both worlds with their files in `folder`.
+
+        Raises NormalWorldError without root, or where there is no secret memory.
+        """
+        if os.geteuid() != 0:
+            raise NormalWorldError(
+                "Attacks through the kernel's interfaces need root.", hint="Run this command as root."
+            )
+        probe_secret_memory(_ENOUGH)
+        target = Target.make(folder)
+        with target.open("secret") as secret, target.open("plain") as plain:
+            yield cls(target, secret, plain)
+
+    def canary_in_plain(self) -> tuple[views.Mapping, int]:
+        """Return where the canary lies in ordinary memory."""
+        found = views.places_of(self.target.canary, self.plain.pid)
+        if not found:
+            raise Pointless("the canary was not found in ordinary memory either")
+        return found[0]
+
+    def secret_mappings(self) -> list[views.Mapping]:
+        """Return the mappings of secret memory of the world under attack."""
+        return [mapping for mapping in views.mappings(self.secret.pid) if mapping.secret]
+
+
+# ---- the attacks: each returns what stopped it, or raises Gained or Pointless ---------------------------
+
+
+def read_proc_mem(scene: Scene) -> str:
+    """Read Flex-Mem through /proc/PID/mem."""
+    return _read_with(scene, views.read_mem, errno.EIO)
+
+
+def read_process_vm(scene: Scene) -> str:
+    """Read Flex-Mem with process_vm_readv."""
+    return _read_with(scene, views.read_vm, errno.EFAULT)
+
+
+def peek(scene: Scene) -> str:
+    """Stop the process as a debugger does and peek at a word."""
+    return _read_with(scene, lambda pid, address, _length: views.peek(pid, address), errno.EIO)
+
+
+def search(scene: Scene) -> str:
+    """Search every readable byte of the process for the weights."""
+    scene.canary_in_plain()
+    _search(scene)
+    return "the weights are in no mapping that can be read"
+
+
+def search_after_recalls(scene: Scene) -> str:
+    """Search again after the weights were recalled and restored."""
+    for _ in range(3):
+        scene.secret.recall(None)
+        _search(scene)
+        scene.secret.generate(MODEL, "Once.", 2)
+        _search(scene)
+    return "neither what was given back nor what came again can be read"
+
+
+def dump_with_gdb(scene: Scene) -> str:
+    """Attach gdb and dump Flex-Mem to a file."""
+    if shutil.which("gdb") is None:
+        raise Pointless("gdb is not installed")
+    place, _ = scene.canary_in_plain()
+    if scene.target.canary not in b"".join(_dumps(scene.plain.pid, [place])):
+        raise Pointless("gdb's dump of ordinary memory does not show what is there")
+    if _dumps(scene.secret.pid, scene.secret_mappings()):
+        raise Gained("gdb wrote secret memory to a file")
+    return "gdb gets an I/O error for every mapping of secret memory"
+
+
+def read_kcore(scene: Scene) -> str:
+    """Read the kernel's own map of memory, /proc/kcore."""
+    _, address = scene.canary_in_plain()
+    if _kcore(scene.plain.pid, address, len(scene.target.canary)) != scene.target.canary:
+        raise Pointless("/proc/kcore does not show ordinary memory on this kernel")
+    for mapping in scene.secret_mappings():
+        if any(_kcore(scene.secret.pid, mapping.start, 4096)):
+            raise Gained("a page of secret memory is in the kernel's map")
+    return "pages of secret memory are not in the kernel's direct map"
+
+
+def read_store(scene: Scene) -> str:
+    """Look for the weights on the disk."""
+    files = [path for path in scene.target.root.rglob("*") if path.is_file()]
+    if any(scene.target.canary in path.read_bytes() for path in files):
+        raise Gained("a file of the store contains the weights in clear")
+    return f"{len(files)} files of the store hold ciphertext only"
+
+
+ATTACKS: tuple[Callable[[Scene], str], ...] = (
+    read_proc_mem,
+    read_process_vm,
+    peek,
+    search,
+    search_after_recalls,
+    dump_with_gdb,
+    read_kcore,
+    read_store,
+)
+
+
+def attempt(attack: Callable[[Scene], str], scene: Scene) -> Attempt:
+    """Make one attack."""
+    name, aim = attack.__name__.replace("_", " "), (attack.__doc__ or "").rstrip(".")
+    try:
+        return Attempt(name, aim, Verdict.STOPPED, attack(scene))
+    except Gained as gain:
+        return Attempt(name, aim, Verdict.SUCCEEDED, str(gain))
+    except Pointless as reason:
+        return Attempt(name, aim, Verdict.NOT_RUN, str(reason))
+
+
+def run(say: Callable[[str], None]) -> list[Attempt]:
+    """Set the scene and make every attack. Raises NormalWorldError where there can be no scene."""
+    say("making a model with a canary in its weights, and two worlds: secret memory, ordinary memory")
+    with tempfile.TemporaryDirectory(prefix="flexserve-attack-") as folder, Scene.set(Path(folder)) as scene:
+        return [attempt(attack, scene) for attack in ATTACKS]
+
+
+# ---- their tools ------------------------------------------------------------------------------------------
+
+
+def _read_with(scene: Scene, read: Callable[[int, int, int], bytes], refusal: int) -> str:
+    """Read the canary in ordinary memory, then both ends of every mapping of secret memory."""
+    _, address = scene.canary_in_plain()
+    seen = read(scene.plain.pid, address, len(scene.target.canary))
+    if not scene.target.canary.startswith(seen[:8]):
+        raise Pointless("ordinary memory cannot be read in this way either")
+    for mapping in scene.secret_mappings():
+        for place in (mapping.start, mapping.end - 4096):
+            try:
+                read(scene.secret.pid, place, 4096)
+            except OSError as error:
+                if error.errno != refusal:
+                    raise
+            else:
+                raise Gained(f"bytes at {place:#x}")
+    return f"the kernel answers {errno.errorcode[refusal]}: the pages have no place in its map"
+
+
+def _search(scene: Scene) -> None:
+    found = views.places_of(scene.target.canary, scene.secret.pid)
+    if found:
+        raise Gained(f"the canary, in {found[0][0].name or 'anonymous memory'}")
+
+
+def _dumps(pid: int, places: list[views.Mapping]) -> list[bytes]:
+    """Dump mappings with gdb (a whole core has gigabytes of reserved addresses); return what it got."""
+    with tempfile.TemporaryDirectory(prefix="flexserve-attack-") as folder:
+        command = ["gdb", "-nx", "-batch", "-iex", "set auto-solib-add off", "-p", str(pid)]
+        for place in places:
+            command += ["-ex", f"dump binary memory {folder}/{place.start:x} {place.start:#x} {place.end:#x}"]
+        ended = subprocess.run([*command, "-ex", "detach"], capture_output=True, timeout=120, check=False)
+        if b"detached" not in ended.stdout:
+            raise Pointless("gdb could not attach")
+        return [path.read_bytes() for path in Path(folder).iterdir() if path.stat().st_size]
+
+
+def _kcore(pid: int, address: int, length: int) -> bytes:
+    """Return what /proc/kcore shows of a process's memory (empty: it is not in it, or cannot be read)."""
+    try:
+        frame = views.frame_of(pid, address)
+        return views.read_kcore(frame, length) if frame else b""
+    except OSError:
+        return b""

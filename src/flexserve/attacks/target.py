@@ -1,0 +1,49 @@
+"""What is attacked: a secure world whose model's weights contain a canary."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+from gguf import GGUFReader
+
+from flexserve.bench.shapes import SHAPES
+from flexserve.bench.synth import write_synthetic
+from flexserve.bench.worlds import DrivenWorld
+from flexserve.secure.models.keys import DeviceKey
+from flexserve.secure.models.store import Store
+
+MODEL = "canary"
+_OPTIONS = ("--granule", "65536", "--context", "256", "--threads", "1")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Target:
+    """A store with one model, MODEL, whose weights contain `canary` and keep it when they are repacked."""
+
+    root: Path
+    key: Path
+    canary: bytes
+
+    @classmethod
+    def make(cls, folder: Path) -> Target:
+        """Write the model and seal it into a store in `folder`; nothing is left in clear."""
+        source = folder / "source.gguf"
+        write_synthetic(source, SHAPES["small-llama"], "f16")
+        # Norms are kept as they are. Eight numbers near one, that no other tensor has, change no sense.
+        numbers = (1 + np.random.default_rng().random(8) / 16).astype(np.float32)
+        norm = next(t for t in GGUFReader(source, "r+").tensors if t.name == "blk.1.attn_norm.weight")
+        norm.data[:8] = numbers
+        norm.data.base.flush()
+        root, key = folder / "store", folder / "device.key"
+        Store(root, DeviceKey.load_or_create(key)).add(source, MODEL, lambda _done, _total: None)
+        source.unlink()
+        return cls(root, key, numbers.tobytes())
+
+    def open(self, memory: str) -> DrivenWorld:
+        """Start a secure world with all of the model in memory."""
+        world = DrivenWorld(self.root, self.key, arguments=(*_OPTIONS, "--memory", memory))
+        world.generate(MODEL, "Kato bime.", 4)
+        world.warm(MODEL)
+        return world

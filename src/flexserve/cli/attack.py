@@ -1,0 +1,39 @@
+"""`flexserve attack`: try to break in, and say what stopped it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Literal
+
+import typer
+
+from flexserve.cli import terminal
+from flexserve.cli.options import AsJson
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command("attack", epilog="Example: flexserve attack")(attack)
+
+
+def attack(
+    *,
+    platform: Annotated[Literal["linux"], typer.Option(help="Whose protection is attacked.")] = "linux",
+    as_json: AsJson = False,
+) -> None:
+    """Attack a secure world of its own as a compromised system would; say what stopped each attack.
+
+    It makes a small model with a canary in its weights. Needs root. Exit status 1: an attack succeeded.
+    """
+    from flexserve.attacks import linux
+    from flexserve.attacks.attempt import Verdict
+
+    attempts = linux.run(terminal.note)
+    if as_json:
+        rows = [{**dataclasses.asdict(each), "verdict": each.verdict.name.lower()} for each in attempts]
+        terminal.show_json({"platform": platform, "attempts": rows})
+    else:
+        for each in attempts:
+            terminal.say(f"{each.verdict.value:10} {each.aim}: {each.detail}")
+    if any(each.verdict is Verdict.SUCCEEDED for each in attempts):
+        raise typer.Exit(1)
