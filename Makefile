@@ -20,6 +20,7 @@ demo: $(STAMP) ## see it work: seal, serve, press for memory, restore
 check: $(STAMP) ## lint, types, import law, tests of the core: under a minute
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python abi/generate.py --check
 	$(BIN)/mypy --strict
 	$(BIN)/lint-imports
 	$(BIN)/pytest tests/core

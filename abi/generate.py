@@ -1,0 +1,264 @@
+#!/usr/bin/env python3
+"""Make from abi/flex.toml what monitor, driver, secure side and readers use of it.
+
+abi/generate.py            write abi/flex.h, src/flexserve/platforms/trustzone/abi.py and docs/abi.md
+abi/generate.py --check    exit with 1 and say which of them is not what would be written
+"""
+
+from __future__ import annotations
+
+import sys
+import tomllib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTE = "Made by abi/generate.py from abi/flex.toml: do not edit."
+_NUMBERED = ("state", "status", "call", "notice", "command", "event")
+
+Abi = dict[str, Any]
+
+
+class AbiError(Exception):
+    """flex.toml contradicts itself; the text says where."""
+
+
+def load(path: Path = ROOT / "abi" / "flex.toml") -> Abi:
+    """Read the description. Raises AbiError when it is not consistent."""
+    with path.open("rb") as file:
+        abi = tomllib.load(file)
+    for kind in _NUMBERED:
+        for each in abi[kind]:
+            each.setdefault("value", each.get("number"))
+        for field in ("name", "value"):
+            given = [each[field] for each in abi[kind]]
+            if len(set(given)) != len(given):
+                raise AbiError(f"two entries of [[{kind}]] share a {field}")
+    states = {state["name"] for state in abi["state"]}
+    moves = [(move["from"], move["event"]) for move in abi["transition"]]
+    if len(set(moves)) != len(moves):
+        raise AbiError("two transitions leave one state by one event")
+    for move in abi["transition"]:
+        if not {move["from"], move["to"]} <= states:
+            raise AbiError(f"transition {move['event']} names an unknown state")
+    _check_fields(abi)
+    return abi
+
+
+def _check_fields(abi: Abi) -> None:
+    end = 0
+    for field in sorted(abi["field"], key=lambda field: field["offset"]):
+        if field["offset"] < end or field["offset"] % field["bytes"]:
+            raise AbiError(f"mailbox field {field['name']} overlaps or is not aligned")
+        end = field["offset"] + field["bytes"]
+    if end > abi["mailbox"]["header_bytes"]:
+        raise AbiError("the mailbox's fields do not fit its header")
+    slots = abi["mailbox"]["slots"]
+    if slots & (slots - 1):
+        raise AbiError("the number of slots is not a power of two")
+
+
+# ---- C ----------------------------------------------------------------------------------------------
+
+
+def header(abi: Abi) -> str:
+    """Return the C header. Only enums and macros: it compiles in a kernel and without a library."""
+    mailbox = abi["mailbox"]
+    lines = [f"/* The Flex-Monitor's interface. {NOTE} */", "#ifndef FLEX_ABI_H", "#define FLEX_ABI_H", ""]
+    lines += [
+        f"#define FLEX_ABI_VERSION {abi['version']}",
+        f"#define FLEX_PAGE_BYTES {abi['page_bytes']}",
+        f"#define FLEX_CALL_PAGES_MAX {abi['call_pages_max']}",
+        f"#define FLEX_SMC_BASE {abi['smc_base']:#x}",
+        f"#define FLEX_HIDDEN_BYTES {abi['hidden_bytes']:#x}",
+        f"#define FLEX_DOORBELL_INTID {abi['doorbell_intid']}",
+        f"#define FLEX_MAILBOX_MAGIC {mailbox['magic']:#x}ULL",
+        "#ifndef FLEX_MAILBOX_SLOTS /* a small one can be asked for by a test */",
+        f"#define FLEX_MAILBOX_SLOTS {mailbox['slots']}",
+        "#endif",
+        f"#define FLEX_MAILBOX_HEADER_BYTES {mailbox['header_bytes']}",
+        "#define FLEX_MAILBOX_SLOT_BYTES 32",
+    ]
+    lines += [f"#define FLEX_AT_{field['name'].upper()} {field['offset']}" for field in abi["field"]]
+    for kind in _NUMBERED:
+        lines += ["", f"enum flex_{kind} {{"]
+        lines += [_enumerator(kind, each) for each in abi[kind]]
+        lines += ["};"]
+    lines += [
+        "",
+        "/* FLEX_TRANSITION(event, from, to): every legal one. */",
+        "#define FLEX_TRANSITIONS(FLEX_TRANSITION) \\",
+    ]
+    rows = [f"\tFLEX_TRANSITION({m['event']}, {m['from']}, {m['to']})" for m in abi["transition"]]
+    lines += [" \\\n".join(rows), "", "#endif", ""]
+    return "\n".join(lines)
+
+
+def _enumerator(kind: str, entry: dict[str, Any]) -> str:
+    text = entry.get("doc") or f"({', '.join(entry['arguments'])}) {entry['success']}"
+    return f"\tFLEX_{kind.upper()}_{entry['name']} = {entry['value']}, /* {text} */"
+
+
+# ---- Python -----------------------------------------------------------------------------------------
+
+_CLASSES = {
+    "state": ("PageState", "Who owns a page of the machine, as the monitor's table says it."),
+    "status": ("Status", "What came of a call or of a command."),
+    "call": ("Call", "What the normal world can ask for: offsets from SMC_BASE."),
+    "notice": ("Notice", "What the monitor tells the normal world."),
+    "command": ("Command", "What the secure world can ask for."),
+    "event": ("Event", "What the monitor tells the secure world."),
+}
+
+
+def python(abi: Abi) -> str:
+    """Return the Python module."""
+    mailbox = abi["mailbox"]
+    lines = [
+        f'"""The Flex-Monitor\'s interface. {NOTE}"""',
+        "",
+        "from __future__ import annotations",
+        "",
+        "import enum",
+        "",
+    ]
+    lines += [
+        f"VERSION = {abi['version']}",
+        f"PAGE_BYTES = {abi['page_bytes']}",
+        f"CALL_PAGES_MAX = {abi['call_pages_max']}",
+        f"SMC_BASE = 0x{abi['smc_base']:X}",
+        f"HIDDEN_BYTES = 0x{abi['hidden_bytes']:X}",
+        f"DOORBELL_INTID = {abi['doorbell_intid']}",
+        f"MAGIC = 0x{mailbox['magic']:X}",
+        f"SLOTS = {mailbox['slots']}",
+        f"HEADER_BYTES = {mailbox['header_bytes']}",
+        "SLOT_BYTES = 32",
+    ]
+    lines += [f"OFFSET_{field['name'].upper()} = {field['offset']}" for field in abi["field"]]
+    for kind, (name, text) in _CLASSES.items():
+        lines += ["", "", f"class {name}(enum.IntEnum):", f'    """{text}"""', ""]
+        lines += [f"    {each['name']} = {each['value']}" for each in abi[kind]]
+    lines += ["", "", "TRANSITIONS: dict[tuple[PageState, str], PageState] = {"]
+    lines += [
+        f'    (PageState.{move["from"]}, "{move["event"]}"): PageState.{move["to"]},'
+        for move in abi["transition"]
+    ]
+    return "\n".join([*lines, "}", ""])
+
+
+# ---- for readers ------------------------------------------------------------------------------------
+
+
+def page(abi: Abi) -> str:
+    """Return the documentation, in Markdown."""
+    mailbox = abi["mailbox"]
+    lines = [
+        "# The Flex-Monitor's interface",
+        "",
+        f"{NOTE} Version {abi['version']}.",
+        "",
+        f"A page is {abi['page_bytes']} bytes. The normal world's kernel calls with SMC, function "
+        f"{abi['smc_base']:#x} + number, arguments from x1 on; x0 of the answer is a status. A call names at "
+        f"most {abi['call_pages_max']} pages.",
+        "",
+        "## Page states",
+        "```mermaid",
+        "stateDiagram-v2",
+        "    [*] --> NORMAL",
+        *(f"    {m['from']} --> {m['to']}: {m['event']} ({m['by']})" for m in abi["transition"]),
+        "```",
+        "",
+        *_table(("state", "value", "in the normal world's tables", "meaning"), abi["state"], _state_row),
+        "A transition that is not in this table is illegal: it is refused and changes nothing.",
+        "",
+        *_table(
+            ("event", "from", "to", "by", "effect"),
+            abi["transition"],
+            lambda m: (m["event"], m["from"], m["to"], m["by"], m["effect"]),
+        ),
+        "## Calls of the normal world",
+        *_table(("call", "arguments", "results", "needs", "then"), abi["call"], _call_row),
+        "A malformed argument gives INVALID, unmet needs give DENIED (BUSY for a full ring, HELD for memory "
+        "that is not back); either way nothing was changed.",
+        "",
+        "## Statuses",
+        *_table(("status", "x0", "meaning"), abi["status"], _plain_row),
+        "## Notices (what POLL answers with)",
+        *_table(("notice", "kind", "arguments", "meaning"), abi["notice"], _message_row),
+        "## Commands of the secure world",
+        *_table(("command", "kind", "arguments", "needs", "then"), abi["command"], _command_row),
+        "## Events for the secure world",
+        *_table(("event", "kind", "arguments", "meaning"), abi["event"], _message_row),
+        "## The mailbox",
+        f"A header of {mailbox['header_bytes']} bytes, then the commands' ring, then the events' ring: "
+        f"{mailbox['slots']} slots of 32 bytes each (kind and three arguments, 8 bytes each, little-endian).",
+        "",
+        *_table(
+            ("field", "offset", "bytes", "written by", ""),
+            abi["field"],
+            lambda f: (f["name"], f["offset"], f["bytes"], f["writer"], f.get("doc", "")),
+        ),
+    ]
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _table(heads: Sequence[str], entries: Sequence[Any], row: Callable[[Any], Sequence[object]]) -> list[str]:
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    return [*lines, *("| " + " | ".join(str(cell) for cell in row(each)) + " |" for each in entries), ""]
+
+
+def _state_row(state: dict[str, Any]) -> Sequence[object]:
+    return state["name"], state["value"], "yes" if state["normal_world"] else "no", state["doc"]
+
+
+def _call_row(call: dict[str, Any]) -> Sequence[object]:
+    listed = (", ".join(call["arguments"]) or "–", ", ".join(call["results"]) or "–")
+    return f"{call['name']} ({call['value']})", *listed, call["pre"], call["success"]
+
+
+def _command_row(command: dict[str, Any]) -> Sequence[object]:
+    return (
+        command["name"],
+        command["value"],
+        ", ".join(command["arguments"]),
+        command["pre"],
+        command["success"],
+    )
+
+
+def _message_row(message: dict[str, Any]) -> Sequence[object]:
+    return message["name"], message["value"], ", ".join(message["arguments"]) or "–", message["doc"]
+
+
+def _plain_row(entry: dict[str, Any]) -> Sequence[object]:
+    return entry["name"], entry["value"], entry["doc"]
+
+
+PRODUCTS: dict[str, Callable[[Abi], str]] = {
+    "abi/flex.h": header,
+    "src/flexserve/platforms/trustzone/abi.py": python,
+    "docs/abi.md": page,
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Write or check; return the exit status."""
+    if arguments not in ([], ["--check"]):
+        sys.stderr.write(f"usage: {__doc__}")
+        return 2
+    abi = load()
+    status = 0
+    for name, make in PRODUCTS.items():
+        path, text = ROOT / name, make(abi)
+        if not arguments:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        elif not path.exists() or path.read_text() != text:
+            sys.stderr.write(f"{name} is not what abi/flex.toml says: run abi/generate.py\n")
+            status = 1
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
