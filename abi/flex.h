@@ -69,7 +69,7 @@ enum flex_notice {
 };
 
 enum flex_command {
-	FLEX_COMMAND_ATTACH = 1, /* (epoch) commands of this epoch are carried out; notice ATTACHED */
+	FLEX_COMMAND_ATTACH = 1, /* (epoch) the commands that follow are carried out; event ATTACHED, notice ATTACHED */
 	FLEX_COMMAND_GONE = 2, /* (epoch) every SECURE page is RECALLING; nobody is attached; notice GONE */
 	FLEX_COMMAND_WANT = 3, /* (serial, pages, minimum) notice WANT */
 	FLEX_COMMAND_COMMIT = 4, /* (ipa, pages, serial) every page is SECURE; event DONE */
@@ -81,9 +81,18 @@ enum flex_event {
 	FLEX_EVENT_GRANTED = 1, /* the OS handed these pages over */
 	FLEX_EVENT_ANSWER = 2, /* the OS has done for WANT `serial` what it will do: `pages` pages in all */
 	FLEX_EVENT_DONE = 3, /* what came of the COMMIT, RECALL or REFUSE with this serial */
-	FLEX_EVENT_TAKEN = 4, /* the OS has these pages back (after TAKE or RETURN) */
+	FLEX_EVENT_TAKEN = 4, /* the OS has these pages back (after TAKE or RETURN); left out while the ring is full, since the page states tell it, too */
 	FLEX_EVENT_PRESSURE = 5, /* the OS wants `pages` pages back within `deadline_ms` milliseconds */
+	FLEX_EVENT_ATTACHED = 7, /* the ATTACH of this epoch was carried out */
 	FLEX_EVENT_DETACHED = 6, /* the driver is leaving: give everything back */
+};
+
+enum flex_byte {
+	FLEX_BYTE_RING = 33, /* commands are waiting: have the OS call POLL */
+	FLEX_BYTE_QUERY = 63, /* is protection on? Answered with ON or OFF */
+	FLEX_BYTE_EVENT = 101, /* events are waiting */
+	FLEX_BYTE_ON = 80, /* protection is on, and the mailbox is as if new */
+	FLEX_BYTE_OFF = 85, /* protection is off: nothing in the mailbox can be believed */
 };
 
 /* FLEX_TRANSITION(event, from, to): every legal one. */

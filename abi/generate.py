@@ -15,7 +15,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTE = "Made by abi/generate.py from abi/flex.toml: do not edit."
-_NUMBERED = ("state", "status", "call", "notice", "command", "event")
+_NUMBERED = ("state", "status", "call", "notice", "command", "event", "byte")
 
 Abi = dict[str, Any]
 
@@ -109,6 +109,7 @@ _CLASSES = {
     "notice": ("Notice", "What the monitor tells the normal world."),
     "command": ("Command", "What the secure world can ask for."),
     "event": ("Event", "What the monitor tells the secure world."),
+    "byte": ("Byte", "What goes over the secure UART."),
 }
 
 
@@ -190,6 +191,12 @@ def page(abi: Abi) -> str:
         *_table(("command", "kind", "arguments", "needs", "then"), abi["command"], _command_row),
         "## Events for the secure world",
         *_table(("event", "kind", "arguments", "meaning"), abi["event"], _message_row),
+        "## The doorbell",
+        *_table(
+            ("byte", "value", "sent by", "meaning"),
+            abi["byte"],
+            lambda b: (b["name"], f"{b['value']:#x}", b["by"], b["doc"]),
+        ),
         "## The mailbox",
         f"A header of {mailbox['header_bytes']} bytes, then the commands' ring, then the events' ring: "
         f"{mailbox['slots']} slots of 32 bytes each (kind and three arguments, 8 bytes each, little-endian).",

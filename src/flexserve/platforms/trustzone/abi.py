@@ -96,7 +96,18 @@ class Event(enum.IntEnum):
     DONE = 3
     TAKEN = 4
     PRESSURE = 5
+    ATTACHED = 7
     DETACHED = 6
+
+
+class Byte(enum.IntEnum):
+    """What goes over the secure UART."""
+
+    RING = 33
+    QUERY = 63
+    EVENT = 101
+    ON = 80
+    OFF = 85
 
 
 TRANSITIONS: dict[tuple[PageState, str], PageState] = {
