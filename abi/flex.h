@@ -95,6 +95,14 @@ enum flex_byte {
 	FLEX_BYTE_OFF = 85, /* protection is off: nothing in the mailbox can be believed */
 };
 
+enum flex_move {
+	FLEX_MOVE_GRANT,
+	FLEX_MOVE_COMMIT,
+	FLEX_MOVE_RETURN,
+	FLEX_MOVE_RECALL,
+	FLEX_MOVE_SCRUBBED,
+};
+
 /* FLEX_TRANSITION(event, from, to): every legal one. */
 #define FLEX_TRANSITIONS(FLEX_TRANSITION) \
 	FLEX_TRANSITION(GRANT, NORMAL, GRANTED) \

@@ -85,6 +85,7 @@ def header(abi: Abi) -> str:
         lines += ["", f"enum flex_{kind} {{"]
         lines += [_enumerator(kind, each) for each in abi[kind]]
         lines += ["};"]
+    lines += ["", "enum flex_move {", *(f"\tFLEX_MOVE_{move['event']}," for move in abi["transition"]), "};"]
     lines += [
         "",
         "/* FLEX_TRANSITION(event, from, to): every legal one. */",

@@ -1,0 +1,184 @@
+#include "core/calls.h"
+
+#include "arch/arch.h"
+#include "core/mailbox.h"
+#include "core/notices.h"
+#include "core/pages.h"
+#include "core/secure.h"
+#include "core/tables.h"
+
+/* a: the arguments, copied; r: the results, zero. */
+struct call {
+	u64 a[2];
+	u64 r[MONITOR_REGISTERS - 1];
+};
+
+static int version(struct call *call)
+{
+	call->r[0] = FLEX_ABI_VERSION;
+	return FLEX_STATUS_OK;
+}
+
+static int layout(struct call *call)
+{
+	const struct layout *where = monitor_layout();
+
+	call->r[0] = where->ram_base;
+	call->r[1] = where->ram_bytes;
+	call->r[2] = where->hidden_base;
+	return FLEX_STATUS_OK;
+}
+
+/* What every call that tells the secure world something needs first. */
+static int can_tell(void)
+{
+	if (!secure_attached())
+		return FLEX_STATUS_DENIED;
+	return mailbox_room() > 0 ? FLEX_STATUS_OK : FLEX_STATUS_BUSY;
+}
+
+static int tell(u64 kind, struct call *call)
+{
+	int status = can_tell();
+
+	if (status == FLEX_STATUS_OK)
+		mailbox_event(kind, call->a[0], call->a[1]);
+	return status;
+}
+
+static int grant(struct call *call)
+{
+	struct range range;
+	int status;
+
+	if (!pages_range(call->a[0], call->a[1], &range))
+		return FLEX_STATUS_INVALID;
+	status = can_tell();
+	if (status != FLEX_STATUS_OK)
+		return status;
+	if (!pages_may(FLEX_MOVE_GRANT, range))
+		return FLEX_STATUS_DENIED;
+	/* Published before the flush, a page could still be written by whoever knew its mapping. */
+	tables_hide(range);
+	arch_flush_stage2();
+	arch_flush_devices();
+	pages_move(FLEX_MOVE_GRANT, range);
+	mailbox_event(FLEX_EVENT_GRANTED, call->a[0], call->a[1]);
+	return FLEX_STATUS_OK;
+}
+
+static int give_back(struct call *call, enum flex_move move)
+{
+	struct range range;
+
+	if (!pages_range(call->a[0], call->a[1], &range))
+		return FLEX_STATUS_INVALID;
+	if (!pages_may(move, range))
+		return FLEX_STATUS_DENIED;
+	if (move == FLEX_MOVE_SCRUBBED)
+		arch_scrub(call->a[0], range.count);
+	pages_move(move, range);
+	tables_show(range);
+	arch_barrier();
+	if (can_tell() == FLEX_STATUS_OK)
+		mailbox_event(FLEX_EVENT_TAKEN, call->a[0], call->a[1]);
+	return FLEX_STATUS_OK;
+}
+
+static int give_back_unused(struct call *call)
+{
+	return give_back(call, FLEX_MOVE_RETURN);
+}
+
+static int take(struct call *call)
+{
+	return give_back(call, FLEX_MOVE_SCRUBBED);
+}
+
+static int state(struct call *call)
+{
+	struct range range;
+
+	if (!pages_range(call->a[0], 1, &range))
+		return FLEX_STATUS_INVALID;
+	call->r[0] = pages_state(range.first);
+	call->r[1] = pages_alike(range.first, FLEX_CALL_PAGES_MAX);
+	return FLEX_STATUS_OK;
+}
+
+static int poll(struct call *call)
+{
+	struct message notice;
+
+	secure_work();
+	notice = notices_take();
+	call->r[0] = notice.kind;
+	call->r[1] = notice.a;
+	call->r[2] = notice.b;
+	call->r[3] = notice.c;
+	return FLEX_STATUS_OK;
+}
+
+static int answer(struct call *call)
+{
+	return tell(FLEX_EVENT_ANSWER, call);
+}
+
+static int pressure(struct call *call)
+{
+	return tell(FLEX_EVENT_PRESSURE, call);
+}
+
+static int detach(struct call *call)
+{
+	call->a[0] = call->a[1] = 0;
+	return tell(FLEX_EVENT_DETACHED, call);
+}
+
+static int counts(struct call *call)
+{
+	call->r[0] = pages_count(FLEX_STATE_NORMAL);
+	call->r[1] = pages_count(FLEX_STATE_GRANTED);
+	call->r[2] = pages_count(FLEX_STATE_SECURE);
+	call->r[3] = pages_count(FLEX_STATE_RECALLING);
+	return FLEX_STATUS_OK;
+}
+
+static int relax(struct call *call)
+{
+	(void)call;
+	if (secure_attached() || pages_count(FLEX_STATE_GRANTED) || pages_count(FLEX_STATE_SECURE) ||
+	    pages_count(FLEX_STATE_RECALLING))
+		return FLEX_STATUS_HELD;
+	return arch_relax();
+}
+
+static int (*const served[])(struct call *) = {
+	[FLEX_CALL_VERSION] = version,
+	[FLEX_CALL_LAYOUT] = layout,
+	[FLEX_CALL_GRANT] = grant,
+	[FLEX_CALL_RETURN] = give_back_unused,
+	[FLEX_CALL_TAKE] = take,
+	[FLEX_CALL_STATE] = state,
+	[FLEX_CALL_POLL] = poll,
+	[FLEX_CALL_ANSWER] = answer,
+	[FLEX_CALL_PRESSURE] = pressure,
+	[FLEX_CALL_COUNTS] = counts,
+	[FLEX_CALL_RELAX] = relax,
+	[FLEX_CALL_DETACH] = detach,
+};
+
+#define CALLS (sizeof(served) / sizeof(served[0]))
+
+_Static_assert(CALLS == FLEX_CALL_DETACH + 1, "a call without a function, or the other way round");
+
+void calls_serve(u64 x[MONITOR_REGISTERS])
+{
+	struct call call = { { x[1], x[2] }, { 0, 0, 0, 0 } };
+	u64 number = x[0] - FLEX_SMC_BASE;
+	u32 i;
+
+	x[0] = (u64)(number < CALLS ? served[number](&call) : FLEX_STATUS_UNKNOWN);
+	for (i = 1; i < MONITOR_REGISTERS; i++)
+		x[i] = call.r[i - 1];
+}

@@ -1,0 +1,42 @@
+/*
+ * Where everything of the monitor lies: from hidden_base, the last FLEX_HIDDEN_BYTES of RAM.
+ *
+ *     image      1 MiB   EL2's code, constants, data and stacks
+ *     states             one byte for each page of RAM
+ *     two trees          for Stage-2 and for the devices: level 1 (one page), level 2 (a page for each
+ *                        GiB of the 4 GiB that are translated), level 3 (a page for each block of RAM),
+ *                        one more level 3 for registers that do not fill a block
+ *     mailbox            header and two rings, shared with the secure world
+ */
+#ifndef MONITOR_LAYOUT_H
+#define MONITOR_LAYOUT_H
+
+#include "core/types.h"
+
+#define IMAGE_BYTES 0x100000ULL
+#define LEVEL2_TABLES 4
+#define MAILBOX_BYTES (FLEX_MAILBOX_HEADER_BYTES + 2ULL * FLEX_MAILBOX_SLOTS * FLEX_MAILBOX_SLOT_BYTES)
+
+/* Physical addresses of one tree of tables. */
+struct tree {
+	u64 level1;
+	u64 level2;
+	u64 level3;
+	u64 registers;
+};
+
+struct layout {
+	u64 ram_base;
+	u64 ram_bytes;
+	u64 pages;
+	u64 hidden_base;
+	u64 states;
+	struct tree stage2;
+	struct tree devices;
+	u64 mailbox;
+};
+
+/* Fill in `layout`; false when the board is not one that the monitor can run on. */
+bool layout_make(struct layout *layout, const struct board *board);
+
+#endif

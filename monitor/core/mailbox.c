@@ -1,0 +1,96 @@
+#include "core/mailbox.h"
+
+#include "arch/arch.h"
+
+static volatile u8 *box;
+static u32 command_tail;
+static u32 event_head;
+static bool rung_for;
+static u64 faults;
+
+static volatile u32 *word(u32 offset)
+{
+	return (volatile u32 *)(box + offset);
+}
+
+static void write_long(u32 offset, u64 value)
+{
+	*(volatile u64 *)(box + offset) = value;
+}
+
+static volatile u64 *slot(u32 ring, u32 count)
+{
+	u64 at = FLEX_MAILBOX_HEADER_BYTES;
+
+	at += ((u64)ring * FLEX_MAILBOX_SLOTS + count % FLEX_MAILBOX_SLOTS) * FLEX_MAILBOX_SLOT_BYTES;
+	return (volatile u64 *)(box + at);
+}
+
+void mailbox_init(const struct layout *layout)
+{
+	u64 i;
+
+	box = arch_at(layout->mailbox);
+	for (i = 0; i < MAILBOX_BYTES; i += sizeof(u64))
+		write_long(i, 0);
+	command_tail = event_head = 0;
+	rung_for = false;
+	write_long(FLEX_AT_VERSION, FLEX_ABI_VERSION);
+	write_long(FLEX_AT_RAM_BASE, layout->ram_base);
+	write_long(FLEX_AT_RAM_BYTES, layout->ram_bytes);
+	write_long(FLEX_AT_STATES_OFFSET, layout->states - layout->ram_base);
+	write_long(FLEX_AT_FAULTS, faults);
+	arch_barrier();
+	write_long(FLEX_AT_MAGIC, FLEX_MAILBOX_MAGIC);
+}
+
+bool mailbox_command(struct message *command)
+{
+	u32 waiting = *word(FLEX_AT_COMMAND_HEAD) - command_tail;
+	volatile u64 *from;
+
+	if (waiting == 0 || waiting > FLEX_MAILBOX_SLOTS)
+		return false;
+	arch_barrier();
+	from = slot(0, command_tail);
+	*command = (struct message){ from[0], from[1], from[2], from[3] };
+	arch_barrier();
+	*word(FLEX_AT_COMMAND_TAIL) = ++command_tail;
+	return true;
+}
+
+u32 mailbox_room(void)
+{
+	u32 used = event_head - *word(FLEX_AT_EVENT_TAIL);
+
+	return used > FLEX_MAILBOX_SLOTS ? 0 : FLEX_MAILBOX_SLOTS - used;
+}
+
+void mailbox_event(u64 kind, u64 a, u64 b)
+{
+	volatile u64 *to = slot(1, event_head);
+
+	to[0] = kind;
+	to[1] = a;
+	to[2] = b;
+	to[3] = 0;
+	arch_barrier();
+	*word(FLEX_AT_EVENT_HEAD) = ++event_head;
+	rung_for = true;
+}
+
+void mailbox_ring(void)
+{
+	if (!rung_for)
+		return;
+	rung_for = false;
+	/* It says that it sleeps and then looks once more: one of us sees the other. */
+	arch_barrier();
+	if (*word(FLEX_AT_SLEEPING))
+		arch_ring_secure();
+}
+
+void mailbox_fault(void)
+{
+	write_long(FLEX_AT_FAULTS, ++faults);
+}

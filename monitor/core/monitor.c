@@ -1,0 +1,60 @@
+#include "core/monitor.h"
+
+#include "arch/arch.h"
+#include "core/calls.h"
+#include "core/mailbox.h"
+#include "core/notices.h"
+#include "core/pages.h"
+#include "core/secure.h"
+#include "core/tables.h"
+
+static struct layout layout;
+static const struct window *registers;
+static u32 register_windows;
+
+bool monitor_init(const struct board *board, const struct window *windows, u32 count)
+{
+	registers = windows;
+	register_windows = count;
+	if (!layout_make(&layout, board))
+		return false;
+	monitor_rebuild();
+	return true;
+}
+
+void monitor_rebuild(void)
+{
+	pages_init(&layout);
+	tables_init(&layout, registers, register_windows);
+	mailbox_init(&layout);
+	notices_init();
+	secure_init();
+}
+
+void monitor_call(u64 x[MONITOR_REGISTERS])
+{
+	arch_lock();
+	calls_serve(x);
+	mailbox_ring();
+	arch_unlock();
+}
+
+enum monitor_verdict monitor_fault(u64 ipa)
+{
+	enum monitor_verdict verdict = MONITOR_BLOCK;
+	struct range range;
+
+	arch_lock();
+	if (pages_range(ipa / FLEX_PAGE_BYTES * FLEX_PAGE_BYTES, 1, &range) &&
+	    pages_state(range.first) == FLEX_STATE_NORMAL)
+		verdict = MONITOR_RETRY;
+	else
+		mailbox_fault();
+	arch_unlock();
+	return verdict;
+}
+
+const struct layout *monitor_layout(void)
+{
+	return &layout;
+}

@@ -1,0 +1,111 @@
+#include "core/secure.h"
+
+#include "core/mailbox.h"
+#include "core/notices.h"
+#include "core/pages.h"
+
+#define COMMANDS_AT_ONCE 64
+
+static bool attached;
+
+void secure_init(void)
+{
+	attached = false;
+}
+
+bool secure_attached(void)
+{
+	return attached;
+}
+
+static void attach(const struct message *command)
+{
+	if (attached) {
+		mailbox_event(FLEX_EVENT_DONE, command->a, (u64)FLEX_STATUS_DENIED);
+		return;
+	}
+	attached = true;
+	mailbox_event(FLEX_EVENT_ATTACHED, command->a, 0);
+	notices_put(FLEX_NOTICE_ATTACHED, command->a, 0, 0);
+}
+
+/* What is only GRANTED needs no step: it was never used, and the OS may have it back as it is. */
+static void leave(const struct message *command)
+{
+	attached = false;
+	pages_move_all(FLEX_MOVE_RECALL);
+	notices_put(FLEX_NOTICE_GONE, command->a, 0, 0);
+}
+
+static int commit(struct range range)
+{
+	if (!pages_may(FLEX_MOVE_COMMIT, range))
+		return FLEX_STATUS_DENIED;
+	pages_move(FLEX_MOVE_COMMIT, range);
+	return FLEX_STATUS_OK;
+}
+
+static int recall(struct range range, const struct message *command)
+{
+	if (!pages_may(FLEX_MOVE_RECALL, range))
+		return FLEX_STATUS_DENIED;
+	pages_move(FLEX_MOVE_RECALL, range);
+	notices_put(FLEX_NOTICE_OFFER, command->a, command->b, 0);
+	return FLEX_STATUS_OK;
+}
+
+static int refuse(struct range range, const struct message *command)
+{
+	if (!pages_may(FLEX_MOVE_COMMIT, range))
+		return FLEX_STATUS_DENIED;
+	notices_put(FLEX_NOTICE_UNWANTED, command->a, command->b, 0);
+	return FLEX_STATUS_OK;
+}
+
+/* Commands that name pages: (ipa, pages, serial). */
+static int on_pages(const struct message *command)
+{
+	struct range range;
+
+	if (!pages_range(command->a, command->b, &range))
+		return FLEX_STATUS_INVALID;
+	switch (command->kind) {
+	case FLEX_COMMAND_COMMIT:
+		return commit(range);
+	case FLEX_COMMAND_RECALL:
+		return recall(range, command);
+	case FLEX_COMMAND_REFUSE:
+		return refuse(range, command);
+	default:
+		return FLEX_STATUS_UNKNOWN;
+	}
+}
+
+static void carry_out(const struct message *command)
+{
+	int status;
+
+	if (command->kind == FLEX_COMMAND_ATTACH) {
+		attach(command);
+	} else if (command->kind == FLEX_COMMAND_GONE) {
+		leave(command);
+	} else if (command->kind == FLEX_COMMAND_WANT && attached) {
+		notices_put(FLEX_NOTICE_WANT, command->a, command->b, command->c);
+	} else {
+		status = attached ? on_pages(command) : FLEX_STATUS_DENIED;
+		mailbox_event(FLEX_EVENT_DONE, command->c, (u64)status);
+	}
+}
+
+void secure_work(void)
+{
+	struct message command;
+	u32 i;
+
+	/* Each leads to at most one notice and one event. */
+	for (i = 0; i < COMMANDS_AT_ONCE && !notices_full() && mailbox_room() > 0; i++) {
+		if (!mailbox_command(&command))
+			return;
+		carry_out(&command);
+	}
+}

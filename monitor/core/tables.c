@@ -1,0 +1,103 @@
+#include "core/tables.h"
+
+#include "arch/arch.h"
+
+#define VALID_TABLE 3ULL
+#define VALID_PAGE 3ULL
+#define VALID_BLOCK 1ULL
+#define ACCESSED (1ULL << 10)
+#define INNER_SHAREABLE (3ULL << 8)
+#define ENTRIES 512
+#define GIB 0x40000000ULL
+
+/* Stage-2: normal write-back memory, read and write, executable; devices never are. */
+#define STAGE2_RAM (ACCESSED | INNER_SHAREABLE | 3ULL << 6 | 0xfULL << 2 | VALID_PAGE)
+#define STAGE2_REGISTERS (ACCESSED | 3ULL << 6 | 1ULL << 2 | 1ULL << 54)
+/* Stage 1 of a device: attribute 0 of its context descriptor, read and write at any privilege. */
+#define DEVICE_RAM (ACCESSED | INNER_SHAREABLE | 1ULL << 6 | VALID_PAGE)
+
+static const struct layout *here;
+static u64 *stage2_leaves;
+static u64 *device_leaves;
+
+static u64 address_of(u64 page)
+{
+	return here->ram_base + page * FLEX_PAGE_BYTES;
+}
+
+void tables_show(struct range range)
+{
+	u64 page;
+
+	for (page = range.first; page < range.first + range.count; page++) {
+		stage2_leaves[page] = address_of(page) | STAGE2_RAM;
+		device_leaves[page] = address_of(page) | DEVICE_RAM;
+	}
+}
+
+void tables_hide(struct range range)
+{
+	u64 page;
+
+	for (page = range.first; page < range.first + range.count; page++) {
+		stage2_leaves[page] = 0;
+		device_leaves[page] = 0;
+	}
+}
+
+bool tables_shown(u64 page)
+{
+	return stage2_leaves[page] != 0 || device_leaves[page] != 0;
+}
+
+static void clear(u64 from, u64 to)
+{
+	u64 *word = arch_at(from), *end = arch_at(to - sizeof(u64));
+
+	while (word <= end)
+		*word++ = 0;
+}
+
+/* The upper levels: all of them point to tables that stay where they are. */
+static void link_tree(const struct tree *tree)
+{
+	u64 *level1 = arch_at(tree->level1), *level2 = arch_at(tree->level2);
+	u64 i, first = here->ram_base / BLOCK_BYTES;
+
+	clear(tree->level1, tree->registers + FLEX_PAGE_BYTES);
+	for (i = 0; i < LEVEL2_TABLES; i++)
+		level1[i] = (tree->level2 + i * FLEX_PAGE_BYTES) | VALID_TABLE;
+	for (i = 0; i < here->ram_bytes / BLOCK_BYTES; i++)
+		level2[first + i] = (tree->level3 + i * FLEX_PAGE_BYTES) | VALID_TABLE;
+}
+
+/* Registers: whole blocks at level 2, smaller windows (all in one block) at level 3. */
+static void map_window(const struct window *window)
+{
+	u64 *level2 = arch_at(here->stage2.level2), *leaves = arch_at(here->stage2.registers);
+	u64 at = window->base, end = window->base + window->bytes;
+
+	if (at % BLOCK_BYTES == 0 && end % BLOCK_BYTES == 0) {
+		for (; at < end; at += BLOCK_BYTES)
+			level2[at / BLOCK_BYTES] = at | STAGE2_REGISTERS | VALID_BLOCK;
+		return;
+	}
+	level2[at / BLOCK_BYTES] = here->stage2.registers | VALID_TABLE;
+	for (; at < end; at += FLEX_PAGE_BYTES)
+		leaves[at / FLEX_PAGE_BYTES % ENTRIES] = at | STAGE2_REGISTERS | VALID_PAGE;
+}
+
+void tables_init(const struct layout *layout, const struct window *windows, u32 count)
+{
+	struct range ram = { 0, (layout->hidden_base - layout->ram_base) / FLEX_PAGE_BYTES };
+	u32 i;
+
+	here = layout;
+	stage2_leaves = arch_at(layout->stage2.level3);
+	device_leaves = arch_at(layout->devices.level3);
+	link_tree(&layout->stage2);
+	link_tree(&layout->devices);
+	for (i = 0; i < count; i++)
+		map_window(&windows[i]);
+	tables_show(ram);
+}
