@@ -51,7 +51,7 @@ enum flex_call {
 	FLEX_CALL_RETURN = 3, /* (ipa, pages) every page is NORMAL and mapped, unscrubbed: the secure world never used it */
 	FLEX_CALL_TAKE = 4, /* (ipa, pages) every page is zeros, NORMAL and mapped */
 	FLEX_CALL_STATE = 5, /* (ipa) the state of the page, and how many pages from it on (at most 512) share it */
-	FLEX_CALL_POLL = 6, /* () carries out at most 64 secure commands and answers with the oldest notice for the OS (kind NONE: there is none) */
+	FLEX_CALL_POLL = 6, /* () does at most 64 steps for the secure world (a command, or 512 pages of what a GONE recalls) and answers with the oldest notice for the OS (kind NONE: there is none) */
 	FLEX_CALL_ANSWER = 7, /* (serial, pages) the secure world is told that its WANT `serial` was met with `pages` pages in all */
 	FLEX_CALL_PRESSURE = 8, /* (pages, deadline_ms) the secure world is asked for `pages` pages; does not wait for it */
 	FLEX_CALL_COUNTS = 9, /* () pages in each state; with the monitor's own they sum to RAM */
@@ -66,11 +66,12 @@ enum flex_notice {
 	FLEX_NOTICE_UNWANTED = 3, /* the secure world does not want these GRANTED pages: RETURN them */
 	FLEX_NOTICE_ATTACHED = 4, /* a secure world started */
 	FLEX_NOTICE_GONE = 5, /* the secure world ended: what it held is RECALLING; RETURN or TAKE everything that was granted */
+	FLEX_NOTICE_MORE = 6, /* no notice yet, but more commands may wait: POLL again */
 };
 
 enum flex_command {
 	FLEX_COMMAND_ATTACH = 1, /* (epoch) the commands that follow are carried out; event ATTACHED, notice ATTACHED */
-	FLEX_COMMAND_GONE = 2, /* (epoch) every SECURE page is RECALLING; nobody is attached; notice GONE */
+	FLEX_COMMAND_GONE = 2, /* (epoch) nobody is attached; then every SECURE page is RECALLING, 512 a step; then notice GONE, and the commands that follow */
 	FLEX_COMMAND_WANT = 3, /* (serial, pages, minimum) notice WANT */
 	FLEX_COMMAND_COMMIT = 4, /* (ipa, pages, serial) every page is SECURE; event DONE */
 	FLEX_COMMAND_RECALL = 5, /* (ipa, pages, serial) every page is RECALLING; notice OFFER, event DONE */

@@ -199,7 +199,7 @@ def page(abi: Abi) -> str:
             lambda b: (b["name"], f"{b['value']:#x}", b["by"], b["doc"]),
         ),
         "## The mailbox",
-        f"A header of {mailbox['header_bytes']} bytes, then the commands' ring, then the events' ring: "
+        f"The last bytes of RAM: a header of {mailbox['header_bytes']} bytes, then the commands' ring, then the events' ring: "
         f"{mailbox['slots']} slots of 32 bytes each (kind and three arguments, 8 bytes each, little-endian).",
         "",
         *_table(

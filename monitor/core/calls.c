@@ -108,10 +108,11 @@ static int state(struct call *call)
 
 static int poll(struct call *call)
 {
-	struct message notice;
+	bool more = secure_work();
+	struct message notice = notices_take();
 
-	secure_work();
-	notice = notices_take();
+	if (notice.kind == FLEX_NOTICE_NONE && more)
+		notice.kind = FLEX_NOTICE_MORE;
 	call->r[0] = notice.kind;
 	call->r[1] = notice.a;
 	call->r[2] = notice.b;

@@ -35,6 +35,6 @@ bool layout_make(struct layout *layout, const struct board *board)
 	at = layout->states + pages_up(layout->pages);
 	at = place_tree(&layout->stage2, at, board->ram_bytes / BLOCK_BYTES);
 	at = place_tree(&layout->devices, at, board->ram_bytes / BLOCK_BYTES);
-	layout->mailbox = at;
-	return at + pages_up(MAILBOX_BYTES) <= board->ram_base + board->ram_bytes;
+	layout->mailbox = board->ram_base + board->ram_bytes - pages_up(MAILBOX_BYTES);
+	return at <= layout->mailbox;
 }

@@ -6,7 +6,7 @@
  *     two trees          for Stage-2 and for the devices: level 1 (one page), level 2 (a page for each
  *                        GiB of the 4 GiB that are translated), level 3 (a page for each block of RAM),
  *                        one more level 3 for registers that do not fill a block
- *     mailbox            header and two rings, shared with the secure world
+ *     mailbox            header and two rings, shared with the secure world, which finds it at the end of RAM
  */
 #ifndef MONITOR_LAYOUT_H
 #define MONITOR_LAYOUT_H

@@ -28,7 +28,7 @@ static volatile u64 *slot(u32 ring, u32 count)
 
 void mailbox_init(const struct layout *layout)
 {
-	u64 i;
+	u32 i;
 
 	box = arch_at(layout->mailbox);
 	for (i = 0; i < MAILBOX_BYTES; i += sizeof(u64))

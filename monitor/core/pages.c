@@ -71,13 +71,14 @@ void pages_move(enum flex_move move, struct range range)
 	counts[steps[move].to] += range.count;
 }
 
-void pages_move_all(enum flex_move move)
+u64 pages_sweep(enum flex_move move, u64 first)
 {
-	struct range one = { 0, 1 };
+	struct range one = { first, 1 };
 
-	for (one.first = 0; one.first < total; one.first++)
-		if (states[one.first] == steps[move].from)
+	for (; one.first < total && one.first < first + FLEX_CALL_PAGES_MAX; one.first++)
+		if (pages_may(move, one))
 			pages_move(move, one);
+	return one.first < total ? one.first : 0;
 }
 
 enum flex_state pages_state(u64 page)

@@ -27,8 +27,11 @@ bool pages_may(enum flex_move move, struct range range);
 /* Make a legal move; an illegal one stops the machine. */
 void pages_move(enum flex_move move, struct range range);
 
-/* Make `move` for every page of RAM that it is legal for. One pass over the table. */
-void pages_move_all(enum flex_move move);
+/*
+ * Make `move` for every page that it is legal for among the next FLEX_CALL_PAGES_MAX from number `first` on.
+ * Returns the number of the first page that was not looked at, 0 when there is none.
+ */
+u64 pages_sweep(enum flex_move move, u64 first);
 
 enum flex_state pages_state(u64 page);
 

@@ -4,13 +4,22 @@
 #include "core/notices.h"
 #include "core/pages.h"
 
-#define COMMANDS_AT_ONCE 64
+#define STEPS_AT_ONCE 64 /* none changes more pages than one call may */
+
+/* What is left to do of a GONE. */
+struct leaving {
+	bool under_way;
+	u64 epoch;
+	u64 next; /* the first page that may still be SECURE */
+};
 
 static bool attached;
+static struct leaving leaving;
 
 void secure_init(void)
 {
 	attached = false;
+	leaving = (struct leaving){ false, 0, 0 };
 }
 
 bool secure_attached(void)
@@ -33,8 +42,17 @@ static void attach(const struct message *command)
 static void leave(const struct message *command)
 {
 	attached = false;
-	pages_move_all(FLEX_MOVE_RECALL);
-	notices_put(FLEX_NOTICE_GONE, command->a, 0, 0);
+	leaving = (struct leaving){ true, command->a, 0 };
+}
+
+/* Nobody is attached and no command is carried out meanwhile, so no page behind us becomes SECURE. */
+static void leave_on(void)
+{
+	leaving.next = pages_sweep(FLEX_MOVE_RECALL, leaving.next);
+	if (leaving.next != 0)
+		return;
+	leaving.under_way = false;
+	notices_put(FLEX_NOTICE_GONE, leaving.epoch, 0, 0);
 }
 
 static int commit(struct range range)
@@ -97,15 +115,21 @@ static void carry_out(const struct message *command)
 	}
 }
 
-void secure_work(void)
+bool secure_work(void)
 {
 	struct message command;
 	u32 i;
 
-	/* Each leads to at most one notice and one event. */
-	for (i = 0; i < COMMANDS_AT_ONCE && !notices_full() && mailbox_room() > 0; i++) {
-		if (!mailbox_command(&command))
-			return;
-		carry_out(&command);
+	for (i = 0; i < STEPS_AT_ONCE; i++) {
+		/* A step leads to at most one notice and one event. */
+		if (notices_full() || mailbox_room() == 0)
+			return false;
+		if (leaving.under_way)
+			leave_on();
+		else if (mailbox_command(&command))
+			carry_out(&command);
+		else
+			return false;
 	}
+	return true;
 }

@@ -8,7 +8,10 @@ void secure_init(void);
 
 bool secure_attached(void);
 
-/* Carry out waiting commands, a bounded number of them, as long as there is room to tell what came of them. */
-void secure_work(void);
+/*
+ * Do a bounded number of steps of what the secure world waits for, as long as there is room to tell what
+ * came of them. True when the bound ended it: there may be more.
+ */
+bool secure_work(void);
 
 #endif

@@ -75,6 +75,7 @@ class Notice(enum.IntEnum):
     UNWANTED = 3
     ATTACHED = 4
     GONE = 5
+    MORE = 6
 
 
 class Command(enum.IntEnum):
