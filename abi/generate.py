@@ -199,8 +199,9 @@ def page(abi: Abi) -> str:
             lambda b: (b["name"], f"{b['value']:#x}", b["by"], b["doc"]),
         ),
         "## The mailbox",
-        f"The last bytes of RAM: a header of {mailbox['header_bytes']} bytes, then the commands' ring, then the events' ring: "
-        f"{mailbox['slots']} slots of 32 bytes each (kind and three arguments, 8 bytes each, little-endian).",
+        f"The last bytes of RAM: a header of {mailbox['header_bytes']} bytes, then the commands' ring, "
+        f"then the events' ring: {mailbox['slots']} slots of 32 bytes each "
+        "(kind and three arguments, 8 bytes each, little-endian).",
         "",
         *_table(
             ("field", "offset", "bytes", "written by", ""),
