@@ -1,0 +1,145 @@
+/* EL2: what the normal world did to get here, and who serves it. */
+
+#include "arch/aarch64/smmu.h"
+#include "arch/aarch64/system.h"
+#include "arch/arch.h"
+#include "core/layout.h"
+#include "core/monitor.h"
+
+#define CLASS_HVC 0x16
+#define CLASS_SMC 0x17
+#define CLASS_FETCH 0x20
+#define CLASS_DATA 0x24
+
+#define ESR_IL (1ULL << 25)
+#define ESR_WRITE (1ULL << 6)
+#define FAULT_EXTERNAL 0x10 /* a user program gets SIGBUS */
+#define FAULT_ALIGNMENT 0x21 /* the kernel runs its fix-ups: copy_from_user and the like give -EFAULT */
+
+#define PSTATE_PAN (1ULL << 22)
+#define SCTLR_SPAN (1ULL << 23)
+
+#define PSCI_FIRST 0x84000000
+#define PSCI_LAST 0x8400001f
+#define WIDE 0x40000000 /* the 64-bit calling convention's bit in a function's number */
+
+/* What the OS may use of the machine's registers. Everything else, fw_cfg and other DMA masters included, is hidden. */
+static const struct window windows[] = {
+	{ 0x08000000, 0x00200000 }, /* GIC: distributor, redistributors */
+	{ 0x09000000, 0x00001000 }, /* UART */
+	{ 0x09010000, 0x00001000 }, /* clock */
+	{ 0x10000000, 0x30000000 }, /* PCIe: memory, ports, configuration space */
+};
+
+u64 el2_init(const struct board *board)
+{
+	if (!monitor_init(board, windows, sizeof(windows) / sizeof(windows[0])))
+		return 1;
+	smmu_init(monitor_layout());
+	return 0;
+}
+
+static u64 smc(u64 function, u64 a, u64 b, u64 c)
+{
+	register u64 x0 __asm__("x0") = function;
+	register u64 x1 __asm__("x1") = a;
+	register u64 x2 __asm__("x2") = b;
+	register u64 x3 __asm__("x3") = c;
+
+	__asm__ volatile("smc #0" : "+r"(x0), "+r"(x1), "+r"(x2), "+r"(x3)::"memory");
+	return x0;
+}
+
+void arch_ring_secure(void)
+{
+	smc(PLAT_SMC_RING, 0, 0, 0);
+}
+
+/* Returns only when EL3 refuses: otherwise it goes straight to the caller, and we are started anew some day. */
+int arch_relax(void)
+{
+	return (int)smc(PLAT_SMC_RELAX, 0, 0, 0);
+}
+
+void arch_panic(const char *why)
+{
+	smc(PLAT_SMC_PANIC, (u64)why, 0, 0);
+	for (;;)
+		;
+}
+
+void el2_unexpected(const struct frame *frame)
+{
+	(void)frame;
+	arch_panic("an exception that cannot be");
+}
+
+static void serve(struct frame *frame)
+{
+	u64 function = frame->x[0] & 0xffffffff;
+
+	if ((function & ~0xffULL) == FLEX_SMC_BASE) {
+		frame->x[0] = function;
+		monitor_call(frame->x);
+	} else if ((function & ~(u64)WIDE) >= PSCI_FIRST && (function & ~(u64)WIDE) <= PSCI_LAST) {
+		frame->x[0] = smc(function, frame->x[1], frame->x[2], frame->x[3]);
+	} else {
+		frame->x[0] = (u64)FLEX_STATUS_UNKNOWN;
+	}
+}
+
+/* Where EL1's vectors take an exception from the interrupted mode. */
+static u64 vector_of(u64 spsr)
+{
+	if (spsr & SPSR_AARCH32)
+		return 0x600;
+	switch (spsr & SPSR_MODE) {
+	case SPSR_EL1H:
+		return 0x200;
+	case SPSR_EL1T:
+		return 0x000;
+	default:
+		return 0x400;
+	}
+}
+
+/* Let the access that came here end in an abort at EL1, as if memory had refused it. */
+static void forge_abort(struct frame *frame, u64 esr)
+{
+	u64 class = esr >> 26, spsr = frame->spsr, pan = spsr & PSTATE_PAN;
+	bool kernel = !(spsr & SPSR_AARCH32) && (spsr & SPSR_MODE) != SPSR_EL0;
+
+	if (!(read_register("sctlr_el1") & SCTLR_SPAN))
+		pan = PSTATE_PAN;
+	esr = (class + kernel) << 26 | (esr & ESR_IL) | (class == CLASS_DATA ? esr & ESR_WRITE : 0) |
+	      (kernel ? FAULT_ALIGNMENT : FAULT_EXTERNAL);
+	write_register("esr_el1", esr);
+	write_register("far_el1", read_register("far_el2"));
+	write_register("elr_el1", frame->elr);
+	write_register("spsr_el1", spsr);
+	frame->elr = read_register("vbar_el1") + vector_of(spsr);
+	frame->spsr = SPSR_MASKED | SPSR_EL1H | pan;
+}
+
+void el2_synchronous(struct frame *frame)
+{
+	u64 esr = read_register("esr_el2"), ipa;
+
+	switch (esr >> 26) {
+	case CLASS_HVC:
+		frame->x[0] = (u64)FLEX_STATUS_UNKNOWN;
+		break;
+	case CLASS_SMC:
+		frame->elr += 4;
+		serve(frame);
+		break;
+	case CLASS_FETCH:
+	case CLASS_DATA:
+		ipa = (read_register("hpfar_el2") & ~0xfULL) << 8;
+		if (monitor_fault(ipa) == MONITOR_BLOCK)
+			forge_abort(frame, esr);
+		break;
+	default:
+		arch_panic("a trap that was not set");
+	}
+}

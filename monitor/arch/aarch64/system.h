@@ -1,0 +1,56 @@
+/* System registers and barriers, for EL2 and EL3 alike. */
+#ifndef AARCH64_SYSTEM_H
+#define AARCH64_SYSTEM_H
+
+#include "core/types.h"
+#include "plat/qemu_virt/plat.h"
+
+#define read_register(name)                                      \
+	({                                                       \
+		u64 value_;                                      \
+		__asm__ volatile("mrs %0, " name : "=r"(value_)); \
+		value_;                                          \
+	})
+
+#define write_register(name, value) __asm__ volatile("msr " name ", %0" ::"r"((u64)(value)) : "memory")
+
+#define barrier() __asm__ volatile("dsb sy\n\tisb" ::: "memory")
+
+/* What an exception interrupted; the vectors save and restore it. */
+struct frame {
+	u64 x[31];
+	u64 elr;
+	u64 spsr;
+	u64 unused;
+};
+
+#define SPSR_MODE 0xfULL
+#define SPSR_AARCH32 0x10ULL
+#define SPSR_EL0 0x0ULL
+#define SPSR_EL1T 0x4ULL
+#define SPSR_EL1H 0x5ULL
+#define SPSR_EL2H 0x9ULL
+#define SPSR_MASKED 0x3c0ULL
+
+static inline u32 register32(u64 address)
+{
+	return *(volatile u32 *)address;
+}
+
+static inline void set_register32(u64 address, u32 value)
+{
+	*(volatile u32 *)address = value;
+}
+
+static inline void set_register64(u64 address, u64 value)
+{
+	*(volatile u64 *)address = value;
+}
+
+/* Number of the CPU that this runs on. */
+static inline u32 this_cpu(void)
+{
+	return read_register("mpidr_el1") & 0xff;
+}
+
+#endif

@@ -1,0 +1,92 @@
+/* Who gets what arrives at EL3. */
+
+#include "el3/el3.h"
+
+#define READY 0x5245414459ULL
+
+#define CLASS_SMC 0x17
+
+volatile u64 el3_ready;
+
+void el3_first(struct frame *frame)
+{
+	uart_init();
+	gic_init();
+	gic_init_cpu(0);
+	power_booted();
+	barrier();
+	el3_ready = READY;
+	modes_boot(frame);
+}
+
+void el3_secondary(struct frame *frame, u32 cpu)
+{
+	gic_init_cpu(cpu);
+	power_park(frame, cpu);
+}
+
+void el3_unexpected(const struct frame *frame)
+{
+	(void)frame;
+	power_off();
+}
+
+static bool from_el2(const struct frame *frame)
+{
+	return (frame->spsr & (SPSR_AARCH32 | SPSR_MODE)) == SPSR_EL2H;
+}
+
+/* Calls of EL2: everything the OS does while it is protected comes through it. */
+static void serve_el2(struct frame *frame)
+{
+	switch (frame->x[0]) {
+	case PLAT_SMC_BOOTED:
+		modes_booted(frame, frame->x[1]);
+		break;
+	case PLAT_SMC_RING:
+		uart_put(FLEX_BYTE_EVENT);
+		break;
+	case PLAT_SMC_RELAX:
+		modes_switch_off(frame);
+		break;
+	case PLAT_SMC_PANIC:
+		power_off();
+	default:
+		power_serve(frame);
+	}
+}
+
+/* Calls of the OS while protection is off. */
+static void serve_os(struct frame *frame)
+{
+	u32 function = (u32)frame->x[0];
+
+	if ((function & ~0xffU) != FLEX_SMC_BASE)
+		power_serve(frame);
+	else if (modes_protection() == PROTECTION_BROKEN)
+		frame->x[0] = (u64)FLEX_STATUS_TAMPERED;
+	else
+		modes_switch_on(frame);
+}
+
+void el3_smc(struct frame *frame)
+{
+	if (read_register("esr_el3") >> 26 != CLASS_SMC)
+		power_off();
+	if (from_el2(frame))
+		serve_el2(frame);
+	else
+		serve_os(frame);
+}
+
+void el3_interrupt(struct frame *frame)
+{
+	u32 intid = gic_take();
+
+	if (intid == PLAT_SECURE_UART_INTID)
+		doorbell_answer();
+	if (intid < 1020)
+		gic_end(intid);
+	if (intid == GATHER_INTID)
+		modes_join(frame);
+}

@@ -1,0 +1,86 @@
+/*
+ * EL3: reset, interrupts of the secure world, power, and the switching of EL2's protection.
+ *
+ * It never takes EL2's lock and never looks at EL2's tables: it may interrupt EL2 anywhere.
+ */
+#ifndef EL3_H
+#define EL3_H
+
+#include "arch/aarch64/system.h"
+
+/* ---- gic.c ---- */
+
+#define GATHER_INTID 15
+
+void gic_init(void); /* once */
+void gic_init_cpu(u32 cpu);
+u32 gic_take(void); /* the pending interrupt of ours, 1020 and more: none */
+void gic_end(u32 intid);
+void gic_pend(u32 intid); /* an interrupt of the normal world */
+void gic_gather(u32 cpu); /* GATHER_INTID, to one CPU */
+
+/* ---- uart.c: bytes to and from the secure world ---- */
+
+void uart_init(void);
+void uart_put(u8 byte);
+int uart_get(void); /* -1: none */
+
+/* ---- modes.c: what EL2 is and does, on this CPU and on all ---- */
+
+enum protection {
+	PROTECTION_OFF,
+	PROTECTION_ON,
+	PROTECTION_BROKEN, /* EL2 was altered while protection was off */
+};
+
+enum protection modes_protection(void);
+
+/* First start: put the image in its place and have EL2 build its tables; continues in modes_booted. */
+void modes_boot(struct frame *frame);
+
+/* EL2 has built everything (`result` 0) or cannot: continue where we were going. */
+void modes_booted(struct frame *frame, u64 result);
+
+/* Set this CPU's registers of EL2 as protection has them now. */
+void modes_apply(void);
+
+/* Switch on for a call that was made at EL1; the call is then made again. */
+void modes_switch_on(struct frame *frame);
+
+/* Switch off; asked for by EL2 in a call of the OS, which it answers. */
+void modes_switch_off(struct frame *frame);
+
+/* Another CPU wants all of us here: stay until it is done. `frame`: what it interrupted. */
+void modes_join(const struct frame *frame);
+
+/*
+ * One CPU at a time changes power or protection; others that wait for it can be gathered meanwhile.
+ * `frame`: what is interrupted here; NULL for a CPU that is not on yet.
+ */
+void modes_lock(const struct frame *frame);
+void modes_unlock(void);
+
+/* ---- power.c ---- */
+
+void power_booted(void); /* this CPU, the first, is on */
+bool power_is_on(u32 cpu);
+void power_serve(struct frame *frame); /* a PSCI call */
+void power_park(struct frame *frame, u32 cpu); /* wait to be turned on, then start the normal world */
+_Noreturn void power_off(void);
+
+/* Make `frame` start the normal world at `entry`. */
+void power_enter(struct frame *frame, u64 entry, u64 argument);
+
+/* ---- doorbell.c ---- */
+
+void doorbell_answer(void); /* bytes of the secure world have come */
+
+/* ---- sha256.c ---- */
+
+struct digest {
+	u8 bytes[32];
+};
+
+struct digest sha256(const void *data, u64 length);
+
+#endif

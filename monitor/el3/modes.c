@@ -1,0 +1,272 @@
+/*
+ * EL2's protection of the machine: its registers on every CPU, and switching it on and off.
+ *
+ * Switched off, EL2's memory is the OS's to write. So before EL2 runs again, all CPUs that are on stand
+ * here, no device reaches memory, and the image must have the hash that it had. Then it starts as at reset: from
+ * the copy in flash, making its tables anew, since all pages are NORMAL whenever protection goes off.
+ */
+
+#include "core/layout.h"
+#include "el3/el3.h"
+
+#define SCR 0x435 /* below: non-secure, 64 bits; FIQs come here */
+#define SCR_HVC 0x100
+#define HCR_64_BITS (1ULL << 31)
+#define HCR_TRAP_SMC (1ULL << 19)
+#define HCR_STAGE2 1ULL
+#define SCTLR_EL2 0x30c51835 /* translation and caches on */
+#define TCR_EL2 0x8080351f /* 8 GiB of addresses, 4 KiB pages, cached walks */
+#define VTCR_EL2 0x80003560 /* 4 GiB of addresses from level 1, 4 KiB pages, cached walks */
+#define MAIR_EL2 0xff00 /* 0: device, 1: normal, write-back */
+#define CPTR_EL2 0x33ff
+#define CNTHCTL_EL2 3
+
+/* EL2's own map. */
+#define MAP_TABLE 3ULL
+#define MAP_REGISTERS (1ULL << 54 | 1ULL << 10 | 1ULL) /* never executed */
+#define MAP_RAM (1ULL << 54 | 1ULL << 10 | 3ULL << 8 | 1ULL << 2 | 1ULL)
+#define MAP_IMAGE (1ULL << 10 | 3ULL << 8 | 1ULL << 2 | 1ULL)
+#define GIB 0x40000000ULL
+
+#define SMMU_CR0 (PLAT_SMMU + 0x20)
+#define SMMU_CR0_ACKNOWLEDGED (PLAT_SMMU + 0x24)
+#define SMMU_GBPA (PLAT_SMMU + 0x44)
+#define GBPA_UPDATE (1U << 31)
+#define GBPA_ABORT (1U << 20)
+
+extern const struct board el3_board;
+extern const u8 el2_image[], el2_image_end[];
+extern const u64 el2_vectors_offset;
+
+static struct layout layout;
+static struct digest frozen;
+static struct frame afterwards; /* where to go once EL2 has built everything */
+static enum protection protection;
+
+static u32 lock;
+static u32 gathering;
+static u32 present; /* CPUs that have come */
+static u32 within; /* of them, those that were in EL2 */
+
+enum protection modes_protection(void)
+{
+	return __atomic_load_n(&protection, __ATOMIC_ACQUIRE);
+}
+
+/* ---- one at a time, and all together ---- */
+
+void modes_join(const struct frame *frame)
+{
+	if (!__atomic_load_n(&gathering, __ATOMIC_ACQUIRE))
+		return;
+	if ((frame->spsr & (SPSR_AARCH32 | SPSR_MODE)) == SPSR_EL2H)
+		__atomic_fetch_add(&within, 1, __ATOMIC_RELAXED);
+	__atomic_fetch_add(&present, 1, __ATOMIC_RELEASE);
+	while (__atomic_load_n(&gathering, __ATOMIC_ACQUIRE))
+		__asm__ volatile("yield");
+	modes_apply();
+	__atomic_fetch_sub(&present, 1, __ATOMIC_RELEASE);
+}
+
+void modes_lock(const struct frame *frame)
+{
+	while (__atomic_exchange_n(&lock, 1, __ATOMIC_ACQUIRE))
+		if (frame)
+			modes_join(frame);
+}
+
+void modes_unlock(void)
+{
+	__atomic_store_n(&lock, 0, __ATOMIC_RELEASE);
+}
+
+/* Have all other CPUs that are on stand still at EL3. */
+static void gather(void)
+{
+	u32 cpu, others = 0;
+
+	within = 0;
+	__atomic_store_n(&gathering, 1, __ATOMIC_RELEASE);
+	for (cpu = 0; cpu < PLAT_CPUS; cpu++) {
+		if (cpu == this_cpu() || !power_is_on(cpu))
+			continue;
+		others++;
+		gic_gather(cpu);
+	}
+	while (__atomic_load_n(&present, __ATOMIC_ACQUIRE) != others)
+		__asm__ volatile("yield");
+}
+
+static void release(void)
+{
+	__atomic_store_n(&gathering, 0, __ATOMIC_RELEASE);
+	while (__atomic_load_n(&present, __ATOMIC_ACQUIRE) != 0)
+		__asm__ volatile("yield");
+}
+
+/* ---- this CPU ---- */
+
+void modes_apply(void)
+{
+	bool on = modes_protection() == PROTECTION_ON;
+	u64 stack = PLAT_EL2_BASE + PLAT_EL2_STACKS + (this_cpu() + 1ULL) * PLAT_EL2_STACK_BYTES;
+
+	write_register("scr_el3", SCR | (on ? SCR_HVC : 0));
+	write_register("cptr_el3", 0);
+	write_register("mdcr_el3", 0);
+	barrier();
+	write_register("s3_4_c12_c9_5", 0xf); /* ICC_SRE_EL2 */
+	write_register("hcr_el2", HCR_64_BITS | (on ? HCR_TRAP_SMC | HCR_STAGE2 : 0));
+	write_register("vtcr_el2", VTCR_EL2);
+	write_register("vttbr_el2", layout.stage2.level1);
+	write_register("vbar_el2", PLAT_EL2_BASE + el2_vectors_offset);
+	write_register("ttbr0_el2", layout.hidden_base + PLAT_EL2_LEVEL1);
+	write_register("tcr_el2", TCR_EL2);
+	write_register("mair_el2", MAIR_EL2);
+	write_register("sctlr_el2", SCTLR_EL2);
+	write_register("sp_el2", stack);
+	write_register("cptr_el2", CPTR_EL2);
+	write_register("hstr_el2", 0);
+	write_register("mdcr_el2", read_register("pmcr_el0") >> 11 & 0x1f);
+	write_register("cnthctl_el2", CNTHCTL_EL2);
+	write_register("cntvoff_el2", 0);
+	write_register("vpidr_el2", read_register("midr_el1"));
+	write_register("vmpidr_el2", read_register("mpidr_el1"));
+	__asm__ volatile("tlbi alle1\n\ttlbi alle2\n\tic iallu\n\tdsb sy\n\tisb" ::: "memory");
+}
+
+/* ---- starting EL2 ---- */
+
+static void map_el2(void)
+{
+	u64 *level1 = (u64 *)(layout.hidden_base + PLAT_EL2_LEVEL1);
+	u64 *level2 = (u64 *)(layout.hidden_base + PLAT_EL2_LEVEL2);
+	u64 i;
+
+	for (i = 0; i < FLEX_PAGE_BYTES / sizeof(u64); i++)
+		level1[i] = level2[i] = 0;
+	for (i = 0; i < 4; i++)
+		level1[i] = i * GIB | (i * GIB < layout.ram_base ? MAP_REGISTERS : MAP_RAM);
+	level1[4] = (u64)level2 | MAP_TABLE;
+	for (i = 0; i < FLEX_HIDDEN_BYTES / BLOCK_BYTES; i++)
+		level2[i] = (layout.hidden_base + i * BLOCK_BYTES) | MAP_IMAGE;
+}
+
+static void copy_image(void)
+{
+	const u64 *from = (const u64 *)el2_image;
+	u64 *to = (u64 *)layout.hidden_base;
+
+	while (from < (const u64 *)el2_image_end)
+		*to++ = *from++;
+	*(struct board *)(layout.hidden_base + PLAT_EL2_BOARD) = el3_board;
+}
+
+/* Continue this CPU in EL2's `init`; modes_booted hears of its end. */
+static void start_el2(struct frame *frame)
+{
+	copy_image();
+	map_el2();
+	__atomic_store_n(&protection, PROTECTION_ON, __ATOMIC_RELEASE);
+	barrier();
+	modes_apply();
+	frame->x[0] = PLAT_EL2_BASE + PLAT_EL2_BOARD;
+	frame->elr = PLAT_EL2_BASE;
+	frame->spsr = SPSR_MASKED | SPSR_EL2H;
+}
+
+void modes_boot(struct frame *frame)
+{
+	if (!layout_make(&layout, &el3_board) || el3_board.cpus == 0 || el3_board.cpus > PLAT_CPUS)
+		power_off();
+	modes_lock(NULL);
+	__atomic_store_n(&gathering, 1, __ATOMIC_RELEASE);
+	power_enter(&afterwards, PLAT_KERNEL, PLAT_DEVICE_TREE);
+	start_el2(frame);
+}
+
+void modes_booted(struct frame *frame, u64 result)
+{
+	if (result != 0)
+		power_off();
+	*frame = afterwards;
+	modes_apply();
+	uart_put(FLEX_BYTE_ON);
+	release();
+	modes_unlock();
+}
+
+/* ---- off, and on again ---- */
+
+static struct digest hash_image(void)
+{
+	return sha256((const void *)layout.hidden_base, (u64)(el2_image_end - el2_image));
+}
+
+static bool same(const struct digest *a, const struct digest *b)
+{
+	u32 i, differ = 0;
+
+	for (i = 0; i < sizeof(a->bytes); i++)
+		differ |= a->bytes[i] ^ b->bytes[i];
+	return differ == 0;
+}
+
+void modes_switch_off(struct frame *frame)
+{
+	bool alone;
+
+	modes_lock(frame);
+	gather();
+	alone = within == 0; /* one that is within EL2 would go on there, in memory that anyone can write */
+	if (alone) {
+		frozen = hash_image();
+		uart_put(FLEX_BYTE_OFF);
+		__atomic_store_n(&protection, PROTECTION_OFF, __ATOMIC_RELEASE);
+		/* To whom called EL2: its trapped instruction is done, and so is the call. */
+		frame->elr = read_register("elr_el2") + 4;
+		frame->spsr = read_register("spsr_el2");
+		for (u32 i = 1; i < 5; i++)
+			frame->x[i] = 0;
+		frame->x[0] = FLEX_STATUS_OK;
+		modes_apply();
+	} else {
+		frame->x[0] = (u64)FLEX_STATUS_BUSY;
+	}
+	release();
+	modes_unlock();
+}
+
+/* The OS may have told devices to write to our image at any moment from now on. */
+static void cut_devices_off(void)
+{
+	set_register32(SMMU_GBPA, GBPA_UPDATE | GBPA_ABORT);
+	set_register32(SMMU_CR0, 0);
+	while (register32(SMMU_CR0_ACKNOWLEDGED) & 1)
+		;
+}
+
+void modes_switch_on(struct frame *frame)
+{
+	struct digest now;
+
+	modes_lock(frame);
+	if (modes_protection() != PROTECTION_OFF) { /* another CPU was first */
+		frame->elr -= 4;
+		modes_unlock();
+		return;
+	}
+	gather();
+	cut_devices_off();
+	now = hash_image();
+	if (!same(&now, &frozen)) {
+		__atomic_store_n(&protection, PROTECTION_BROKEN, __ATOMIC_RELEASE);
+		frame->x[0] = (u64)FLEX_STATUS_TAMPERED;
+		release();
+		modes_unlock();
+		return;
+	}
+	afterwards = *frame;
+	afterwards.elr -= 4; /* the call is made again, and EL2 serves it */
+	start_el2(frame);
+}

@@ -1,0 +1,103 @@
+/* Reset, and where exceptions arrive at EL3. */
+
+#include "arch/aarch64/frame.S.h"
+#include "plat/qemu_virt/plat.h"
+
+#define STACK_BYTES 0x2000
+#define SCTLR_RES1 0x30c50830
+
+	.section .text.start, "ax"
+	.global	el3_start
+el3_start:
+	b	reset
+
+	/* struct board: patched into the image by who builds the machine. */
+	.org	PLAT_BOARD
+	.global	el3_board
+el3_board:
+	.quad	0, 0, 0, 0
+
+reset:
+	msr	daifset, #0xf
+	mov	x0, #(SCTLR_RES1 & 0xffff)
+	movk	x0, #(SCTLR_RES1 >> 16), lsl #16
+	msr	sctlr_el3, x0
+	adr	x0, el3_vectors
+	msr	vbar_el3, x0
+	isb
+	mrs	x19, mpidr_el1
+	and	x19, x19, #0xff
+	cmp	x19, #PLAT_CPUS
+	b.hs	.
+
+	ldr	x0, =stacks_end
+	mov	x1, #STACK_BYTES
+	msub	x0, x19, x1, x0
+	mov	sp, x0
+	cbnz	x19, secondary
+
+	/* The first CPU puts data in its place. */
+	ldr	x0, =data_start
+	ldr	x1, =data_end
+	ldr	x2, =data_source
+1:	cmp	x0, x1
+	b.hs	2f
+	ldr	x3, [x2], #8
+	str	x3, [x0], #8
+	b	1b
+2:	ldr	x0, =bss_start
+	ldr	x1, =bss_end
+3:	cmp	x0, x1
+	b.hs	4f
+	str	xzr, [x0], #8
+	b	3b
+4:	sub	sp, sp, #272
+	mov	x0, sp
+	bl	el3_first
+	b	el3_return
+
+secondary:
+	/* `el3_ready` has another value than READY until the first CPU has put the data there. */
+	ldr	x0, =el3_ready
+	ldr	x1, =0x5245414459
+5:	ldr	x2, [x0]
+	cmp	x1, x2
+	b.eq	6f
+	yield
+	b	5b
+	.global	el3_repark
+el3_repark:
+	/* A CPU that was turned off starts over with an empty stack. */
+	mrs	x19, mpidr_el1
+	and	x19, x19, #0xff
+	ldr	x0, =stacks_end
+	mov	x1, #STACK_BYTES
+	msub	x0, x19, x1, x0
+	mov	sp, x0
+6:	sub	sp, sp, #272
+	mov	x0, sp
+	mov	x1, x19
+	bl	el3_secondary
+	b	el3_return
+
+	.balign 2048
+el3_vectors:
+	.rept 8
+	entry	el3, el3_unexpected
+	.endr
+	entry	el3, el3_smc
+	entry	el3, el3_unexpected
+	entry	el3, el3_interrupt
+	entry	el3, el3_unexpected
+	entry	el3, el3_smc
+	entry	el3, el3_unexpected
+	entry	el3, el3_interrupt
+	entry	el3, el3_unexpected
+
+el3_return:
+	restore_frame el3
+
+	.section .stacks, "aw", @nobits
+	.balign 16
+	.space	STACK_BYTES * PLAT_CPUS
+stacks_end:
