@@ -7,6 +7,8 @@
 #define FLEX_CALL_PAGES_MAX 512
 #define FLEX_SMC_BASE 0xc6000000
 #define FLEX_HIDDEN_BYTES 0x1000000
+#define FLEX_BOARD_MAGIC 0x4452414f42584c46ULL
+#define FLEX_BOARD_OFFSET 0x40
 #define FLEX_DOORBELL_INTID 128
 #define FLEX_MAILBOX_MAGIC 0x464c455831303030ULL
 #ifndef FLEX_MAILBOX_SLOTS /* a small one can be asked for by a test */
@@ -25,6 +27,8 @@
 #define FLEX_AT_EVENT_HEAD 192
 #define FLEX_AT_EVENT_TAIL 256
 #define FLEX_AT_SLEEPING 320
+
+#ifndef __ASSEMBLER__
 
 enum flex_state {
 	FLEX_STATE_NORMAL = 0, /* the OS allocates, reads and writes it as any other memory */
@@ -111,5 +115,7 @@ enum flex_move {
 	FLEX_TRANSITION(RETURN, GRANTED, NORMAL) \
 	FLEX_TRANSITION(RECALL, SECURE, RECALLING) \
 	FLEX_TRANSITION(SCRUBBED, RECALLING, NORMAL)
+
+#endif
 
 #endif

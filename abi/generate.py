@@ -72,6 +72,8 @@ def header(abi: Abi) -> str:
         f"#define FLEX_CALL_PAGES_MAX {abi['call_pages_max']}",
         f"#define FLEX_SMC_BASE {abi['smc_base']:#x}",
         f"#define FLEX_HIDDEN_BYTES {abi['hidden_bytes']:#x}",
+        f"#define FLEX_BOARD_MAGIC {abi['board_magic']:#x}ULL",
+        f"#define FLEX_BOARD_OFFSET {abi['board_offset']:#x}",
         f"#define FLEX_DOORBELL_INTID {abi['doorbell_intid']}",
         f"#define FLEX_MAILBOX_MAGIC {mailbox['magic']:#x}ULL",
         "#ifndef FLEX_MAILBOX_SLOTS /* a small one can be asked for by a test */",
@@ -81,6 +83,7 @@ def header(abi: Abi) -> str:
         "#define FLEX_MAILBOX_SLOT_BYTES 32",
     ]
     lines += [f"#define FLEX_AT_{field['name'].upper()} {field['offset']}" for field in abi["field"]]
+    lines += ["", "#ifndef __ASSEMBLER__"]
     for kind in _NUMBERED:
         lines += ["", f"enum flex_{kind} {{"]
         lines += [_enumerator(kind, each) for each in abi[kind]]
@@ -92,7 +95,7 @@ def header(abi: Abi) -> str:
         "#define FLEX_TRANSITIONS(FLEX_TRANSITION) \\",
     ]
     rows = [f"\tFLEX_TRANSITION({m['event']}, {m['from']}, {m['to']})" for m in abi["transition"]]
-    lines += [" \\\n".join(rows), "", "#endif", ""]
+    lines += [" \\\n".join(rows), "", "#endif", "", "#endif", ""]
     return "\n".join(lines)
 
 
@@ -131,6 +134,8 @@ def python(abi: Abi) -> str:
         f"CALL_PAGES_MAX = {abi['call_pages_max']}",
         f"SMC_BASE = 0x{abi['smc_base']:X}",
         f"HIDDEN_BYTES = 0x{abi['hidden_bytes']:X}",
+        f"BOARD_MAGIC = 0x{abi['board_magic']:X}",
+        f"BOARD_OFFSET = 0x{abi['board_offset']:X}",
         f"DOORBELL_INTID = {abi['doorbell_intid']}",
         f"MAGIC = 0x{mailbox['magic']:X}",
         f"SLOTS = {mailbox['slots']}",

@@ -16,7 +16,7 @@ static u64 place_tree(struct tree *tree, u64 at, u64 blocks)
 
 static bool board_is_sane(const struct board *board)
 {
-	return board->magic == BOARD_MAGIC && board->ram_base % 0x40000000 == 0 && board->ram_base != 0 &&
+	return board->magic == FLEX_BOARD_MAGIC && board->ram_base % 0x40000000 == 0 && board->ram_base != 0 &&
 	       board->ram_bytes >= RAM_BYTES_MIN && board->ram_bytes <= RAM_BYTES_MAX &&
 	       board->ram_bytes % BLOCK_BYTES == 0 && board->ram_base <= 0x100000000ULL - board->ram_bytes;
 }

@@ -12,7 +12,6 @@ typedef uint8_t u8;
 typedef uint32_t u32;
 typedef uint64_t u64;
 
-#define BOARD_MAGIC 0x4452414f42584c46ULL /* "FLXBOARD", little-endian */
 #define RAM_BYTES_MIN 0x10000000ULL
 #define RAM_BYTES_MAX 0xc0000000ULL
 #define BLOCK_BYTES 0x200000ULL /* what one level-3 table maps */

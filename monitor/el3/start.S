@@ -1,6 +1,7 @@
 /* Reset, and where exceptions arrive at EL3. */
 
 #include "arch/aarch64/frame.S.h"
+#include "flex.h"
 #include "plat/qemu_virt/plat.h"
 
 #define STACK_BYTES 0x2000
@@ -12,7 +13,7 @@ el3_start:
 	b	reset
 
 	/* struct board: patched into the image by who builds the machine. */
-	.org	PLAT_BOARD
+	.org	FLEX_BOARD_OFFSET
 	.global	el3_board
 el3_board:
 	.quad	0, 0, 0, 0

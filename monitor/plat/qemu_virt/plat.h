@@ -7,7 +7,6 @@
 #define PLAT_FLASH 0x00000000 /* secure; we run from it */
 #define PLAT_SECURE_RAM 0x0e000000
 #define PLAT_SECURE_RAM_BYTES 0x01000000
-#define PLAT_BOARD 0x40 /* struct board, in flash */
 
 #define PLAT_GICD 0x08000000
 #define PLAT_GICR 0x080a0000
