@@ -1,5 +1,5 @@
 # The firmware for QEMU's `virt` machine: build/fw.bin, EL3 with EL2's image inside.
-CROSS ?= aarch64-linux-gnu-
+CROSS_COMPILE ?= aarch64-linux-gnu-
 FW := build/fw
 FW_FLAGS := -std=gnu11 -O2 -Wall -Wextra -Werror -ffreestanding -fno-builtin -fno-pic -fno-pie -fno-stack-protector \
 	-fno-asynchronous-unwind-tables -fno-tree-loop-distribute-patterns -mgeneral-regs-only -mstrict-align -mno-outline-atomics -mcpu=cortex-a72 \
@@ -13,37 +13,43 @@ EL3_OBJECTS := $(patsubst %,$(FW)/%.o,$(wildcard el3/*.c) el3/start.S el3/image.
 fw: build/fw.bin ## the firmware
 
 build/fw.bin: $(FW)/el3.elf
-	$(CROSS)objcopy -O binary $< $@
+	@$(CROSS_COMPILE)objcopy -O binary $< $@
 
 $(FW)/el3.elf: $(EL3_OBJECTS) plat/qemu_virt/el3.ld
-	$(CROSS)gcc $(FW_LINK) -T plat/qemu_virt/el3.ld $(EL3_OBJECTS) -o $@
+	@echo "  LINK $@"
+	@$(CROSS_COMPILE)gcc $(FW_LINK) -T plat/qemu_virt/el3.ld $(EL3_OBJECTS) -o $@
 
 $(FW)/el2.elf: $(EL2_OBJECTS) plat/qemu_virt/el2.ld
-	$(CROSS)gcc $(FW_LINK) -T plat/qemu_virt/el2.ld $(EL2_OBJECTS) -o $@
+	@echo "  LINK $@"
+	@$(CROSS_COMPILE)gcc $(FW_LINK) -T plat/qemu_virt/el2.ld $(EL2_OBJECTS) -o $@
 
 $(FW)/el2.bin: $(FW)/el2.elf
-	$(CROSS)objcopy -O binary --set-section-flags .bss=alloc,load,contents $< $@
+	@$(CROSS_COMPILE)objcopy -O binary --set-section-flags .bss=alloc,load,contents $< $@
 
 # EL3 sets EL2's vectors: it has to know where in the image they are.
 $(FW)/el3/vectors_offset.c: $(FW)/el2.elf
 	@mkdir -p $(@D)
-	$(CROSS)nm $< | awk '/ el2_vectors$$/ { print "#include \"core/types.h\"\nconst u64 el2_vectors_offset = 0x" $$1 "ULL - 0x100000000ULL;" }' > $@
+	@$(CROSS_COMPILE)nm $< | awk '/ el2_vectors$$/ { print "#include \"core/types.h\"\nconst u64 el2_vectors_offset = 0x" $$1 "ULL - 0x100000000ULL;" }' > $@
 
 $(FW)/el3/vectors_offset.o: $(FW)/el3/vectors_offset.c
-	$(CROSS)gcc $(FW_FLAGS) -c $< -o $@
+	@echo "  CC   $@"
+	@$(CROSS_COMPILE)gcc $(FW_FLAGS) -c $< -o $@
 
 $(FW)/el3/layout.o: core/layout.c
 	@mkdir -p $(@D)
-	$(CROSS)gcc $(FW_FLAGS) -c $< -o $@
+	@echo "  CC   $@"
+	@$(CROSS_COMPILE)gcc $(FW_FLAGS) -c $< -o $@
 
 $(FW)/el3/memory.o: arch/aarch64/memory.c
 	@mkdir -p $(@D)
-	$(CROSS)gcc $(FW_FLAGS) -c $< -o $@
+	@echo "  CC   $@"
+	@$(CROSS_COMPILE)gcc $(FW_FLAGS) -c $< -o $@
 
 $(FW)/el3/image.S.o: $(FW)/el2.bin
 
 $(FW)/%.o: %
 	@mkdir -p $(@D)
-	$(CROSS)gcc $(FW_FLAGS) -Wa,-I$(FW) -c $< -o $@
+	@echo "  CC   $@"
+	@$(CROSS_COMPILE)gcc $(FW_FLAGS) -Wa,-I$(FW) -c $< -o $@
 
 -include $(shell find $(FW) -name '*.d' 2>/dev/null)
