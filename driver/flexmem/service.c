@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: GPL-2.0 OR Apache-2.0
+/*
+ * The secure world's requests. Its doorbell is an interrupt, which wakes a worker, which POLLs until
+ * the monitor has nothing more to say.
+ *
+ * Whoever reclaims memory wants offered pages at once and cannot wait for the worker, which may be
+ * waiting for memory itself. So flex_service_reap() does the same work when the lock is free, leaving
+ * to the worker what takes long: a WANT, which allocates, and a GONE. At most one notice is put aside,
+ * and while it is, nobody but the worker polls, so nothing overtakes it. The monitor keeps the others.
+ *
+ * An interrupt is never lost: it comes after its command was written, queue_work() after that queues
+ * the work anew even while it runs, and a POLL that says NONE was after everything written before.
+ */
+#include <linux/delay.h>
+#include <linux/interrupt.h>
+#include <linux/jiffies.h>
+#include <linux/module.h>
+#include <linux/mutex.h>
+#include <linux/workqueue.h>
+
+#include "flexmem.h"
+
+static const unsigned int patience_ms = 1000;
+
+static void serve(struct work_struct *work);
+
+static DEFINE_MUTEX(service);
+static DECLARE_WORK(work, serve);
+static struct workqueue_struct *queue;
+static struct flex_results put_aside; /* a WANT or GONE, unless its kind is NONE */
+static int irq;
+static bool attached, closing;
+
+/* ---- notices ---- */
+
+static void want(u64 serial, u64 pages, u64 minimum)
+{
+	unsigned long granted = 0;
+
+	flex_count(FLEX_COUNT_WANTS, 1);
+	flex_count(FLEX_COUNT_WANTED, pages);
+	if (!READ_ONCE(closing) && pages)
+		granted = flex_pool_grant(pages, minimum);
+	if (flex_call_patiently(FLEX_CALL_ANSWER, serial, granted, patience_ms) != FLEX_STATUS_OK)
+		pr_warn_ratelimited("flexmem: the secure world does not hear answers\n");
+}
+
+/*
+ * The monitor has recalled all that the dead secure world used. What was granted and never used comes
+ * back here, too, before anything can be granted to a new one: both happen under the lock.
+ */
+static void clear_up(void)
+{
+	WRITE_ONCE(attached, false);
+	flex_pool_recover();
+}
+
+/* Handles what is quick. Returns the pages that came back. */
+static unsigned long handle(const struct flex_results *notice)
+{
+	switch (notice->x[0]) {
+	case FLEX_NOTICE_OFFER:
+		return flex_pool_take(notice->x[1], notice->x[2]);
+	case FLEX_NOTICE_UNWANTED:
+		return flex_pool_return(notice->x[1], notice->x[2]);
+	case FLEX_NOTICE_ATTACHED:
+		WRITE_ONCE(attached, true);
+		return 0;
+	default:
+		return 0;
+	}
+}
+
+/* Polls until there is nothing more, or something is put aside, or enough came. Under service. */
+static unsigned long poll(unsigned long enough)
+{
+	unsigned long came = 0;
+
+	while (!put_aside.x[0] && came < enough) {
+		struct flex_results notice;
+
+		if (flex_call(FLEX_CALL_POLL, 0, 0, 0, &notice) || notice.x[0] == FLEX_NOTICE_NONE)
+			break;
+		if (notice.x[0] == FLEX_NOTICE_WANT || notice.x[0] == FLEX_NOTICE_GONE)
+			put_aside = notice;
+		else
+			came += handle(&notice);
+	}
+	return came;
+}
+
+static void serve_put_aside(void)
+{
+	if (put_aside.x[0] == FLEX_NOTICE_WANT)
+		want(put_aside.x[1], put_aside.x[2], put_aside.x[3]);
+	if (put_aside.x[0] == FLEX_NOTICE_GONE)
+		clear_up();
+	put_aside.x[0] = FLEX_NOTICE_NONE;
+}
+
+static void serve(struct work_struct *unused)
+{
+	mutex_lock(&service);
+	flex_ondemand_touch();
+	do {
+		serve_put_aside();
+		poll(ULONG_MAX);
+	} while (put_aside.x[0]);
+	mutex_unlock(&service);
+}
+
+/* ---- for others ---- */
+
+static irqreturn_t doorbell(int irq, void *device)
+{
+	flex_service_kick();
+	return IRQ_HANDLED;
+}
+
+void flex_service_kick(void)
+{
+	queue_work(queue, &work);
+}
+
+bool flex_service_attached(void)
+{
+	return READ_ONCE(attached);
+}
+
+unsigned long flex_service_reap(unsigned long enough)
+{
+	unsigned long came;
+
+	if (!mutex_trylock(&service))
+		return 0;
+	came = poll(enough);
+	if (put_aside.x[0])
+		flex_service_kick();
+	mutex_unlock(&service);
+	return came;
+}
+
+/*
+ * First the door is closed: no WANT is met any more. Then everything is asked for, and waited for.
+ * What does not come stays where it is, and the door is opened again.
+ */
+int flex_service_close(unsigned int ms)
+{
+	unsigned long end = jiffies + msecs_to_jiffies(ms);
+
+	WRITE_ONCE(closing, true);
+	if (flex_service_attached())
+		flex_call_patiently(FLEX_CALL_DETACH, 0, 0, patience_ms);
+	while (flex_pool_held() && time_before(jiffies, end)) {
+		flex_service_kick();
+		msleep(5);
+	}
+	if (!flex_pool_held())
+		return 0;
+	flex_service_open();
+	pr_warn("flexmem: the secure world keeps %lu pages; staying\n", flex_pool_held());
+	return -EBUSY;
+}
+
+void flex_service_open(void)
+{
+	WRITE_ONCE(closing, false);
+}
+
+int flex_service_init(struct platform_device *device)
+{
+	int error;
+
+	irq = platform_get_irq(device, 0);
+	if (irq < 0)
+		return irq;
+	/* WQ_MEM_RECLAIM: reclaim must get its pages when no thread for a worker can be made. */
+	queue = alloc_ordered_workqueue("flexmem", WQ_MEM_RECLAIM);
+	if (!queue)
+		return -ENOMEM;
+	error = request_irq(irq, doorbell, 0, "flexmem", device);
+	if (error) {
+		destroy_workqueue(queue);
+		return error;
+	}
+	flex_service_kick(); /* for what was said before we listened */
+	return 0;
+}
+
+void flex_service_exit(struct platform_device *device)
+{
+	free_irq(irq, device); /* first, since it queues the work */
+	cancel_work_sync(&work);
+	destroy_workqueue(queue);
+}
