@@ -1,0 +1,456 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The agent: answers the host's questions, which come as lines of words over the virtio port "flex",
+ * with one line of JSON each; {"error": …} when it cannot. It says {"ready": true} once, at its start.
+ *
+ *   ping                          {}
+ *   meminfo                       bytes: total, available, free, cached, flexmem; stall: % of the last 10 s
+ *   flexmem                       the driver's state and counters
+ *   read PATH                     {"text": …}
+ *   write PATH WORDS…             {}
+ *   load NAME [PARAMETERS…]       a module of /modules; {}
+ *   unload NAME                   flexmem gives everything back first; {}
+ *   start PROGRAM WORDS…          {"job": N}: runs beside what follows
+ *   job N                         {"running": true}, or what came of it, once:
+ *                                 {"running": false, "status": …, "signal": …, "result": …}
+ *   stop N                        kills it; {}
+ *   run PROGRAM WORDS…            start, wait, job
+ *   attack WORDS…                 what the attack module says (driver/flexattack)
+ *   poweroff                      no answer
+ *
+ * It is bounded in all it keeps: lines, words, jobs and what jobs say.
+ */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/reboot.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "guest.h"
+
+enum { LINE = 4096, WORDS = 32, JOBS = 16, SAID = 8192, ANSWER = 1 << 16 };
+
+static struct job {
+	pid_t pid; /* 0: free */
+	int said;  /* the end of a pipe */
+} jobs[JOBS];
+
+static char answer[ANSWER];
+static size_t answered;
+
+/* ---- making an answer; what does not fit is an error at the end ---- */
+
+static void say(const char *format, ...)
+{
+	va_list arguments;
+
+	va_start(arguments, format);
+	int length = vsnprintf(answer + answered, sizeof(answer) - answered, format, arguments);
+	va_end(arguments);
+	answered += length;
+	if (answered > sizeof(answer))
+		answered = sizeof(answer);
+}
+
+static void say_text(const char *text)
+{
+	say("\"");
+	for (; *text; text++) {
+		unsigned char c = *text;
+		if (c == '"' || c == '\\')
+			say("\\%c", c);
+		else
+			say(c < 0x20 || c > 0x7e ? "\\u%04x" : "%c", c);
+	}
+	say("\"");
+}
+
+static void fail(const char *why)
+{
+	answered = 0;
+	say("{\"error\": ");
+	say_text(why);
+	say("}");
+}
+
+static void fail_errno(void)
+{
+	fail(strerror(errno));
+}
+
+/* Lines "name value" as members of an object; a value that is no number is a text. */
+static void say_members(char *lines)
+{
+	char *next;
+
+	for (char *name = strtok_r(lines, "\n", &next); name; name = strtok_r(NULL, "\n", &next)) {
+		char *value = strchr(name, ' ');
+		char *end;
+
+		if (!value)
+			continue;
+		*value++ = 0;
+		strtoll(value, &end, 10);
+		say(answer[answered - 1] == '{' ? "" : ", ");
+		say_text(name);
+		say(": ");
+		if (end != value && !*end)
+			say("%s", value);
+		else
+			say_text(value);
+	}
+}
+
+/* ---- questions ---- */
+
+static void ping(char **words)
+{
+	(void)words;
+	say("{}");
+}
+
+static double stall(void)
+{
+	char text[256];
+	double percent = 0;
+
+	if (read_whole("/proc/pressure/memory", text, sizeof(text)) > 0)
+		sscanf(text, "some avg10=%lf", &percent);
+	return percent;
+}
+
+static unsigned long granted(void)
+{
+	char text[1024];
+	unsigned long pages = 0;
+
+	if (read_whole("/sys/kernel/debug/flexmem/state", text, sizeof(text)) > 0)
+		sscanf(text, "held %lu", &pages);
+	return pages * PAGE;
+}
+
+static void memory(char **words)
+{
+	(void)words;
+	say("{\"total\": %lu, \"available\": %lu, \"free\": %lu, \"cached\": %lu, \"flexmem\": %lu, \"stall\": %.2f}",
+	    meminfo("MemTotal"), meminfo("MemAvailable"), meminfo("MemFree"), meminfo("Cached"), granted(),
+	    stall());
+}
+
+static void flexmem(char **words)
+{
+	static const char *const files[] = { "/sys/kernel/debug/flexmem/state",
+					     "/sys/kernel/debug/flexmem/counters" };
+	char text[SAID];
+
+	(void)words;
+	say("{");
+	for (int i = 0; i < 2; i++) {
+		if (read_whole(files[i], text, sizeof(text)) < 0)
+			return fail_errno();
+		say_members(text);
+	}
+	say("}");
+}
+
+static void read_file(char **words)
+{
+	char text[SAID];
+
+	if (!words[1] || read_whole(words[1], text, sizeof(text)) < 0)
+		return words[1] ? fail_errno() : fail("read what?");
+	say("{\"text\": ");
+	say_text(text);
+	say("}");
+}
+
+/* Puts words back into one text, as they were but for their spaces. */
+static void join(char **words, char *text, size_t room)
+{
+	size_t length = 0;
+
+	text[0] = 0;
+	for (; *words && length < room; words++)
+		length += snprintf(text + length, room - length, "%s%s", length ? " " : "", *words);
+}
+
+static void write_file(char **words)
+{
+	char text[LINE];
+
+	if (!words[1])
+		return fail("write where?");
+	join(words + 2, text, sizeof(text));
+	if (write_whole(words[1], text))
+		return fail_errno();
+	say("{}");
+}
+
+static void load(char **words)
+{
+	char file[64], parameters[LINE];
+
+	if (!words[1])
+		return fail("load what?");
+	snprintf(file, sizeof(file), "%s.ko", words[1]);
+	join(words + 2, parameters, sizeof(parameters));
+	if (load_module(file, parameters))
+		return fail_errno();
+	say("{}");
+}
+
+static void unload(char **words)
+{
+	if (!words[1])
+		return fail("unload what?");
+	if (!strcmp(words[1], "flexmem") && write_whole("/sys/kernel/debug/flexmem/detach", "1"))
+		return fail_errno();
+	if (unload_module(words[1]))
+		return fail_errno();
+	say("{}");
+}
+
+/* ---- jobs ---- */
+
+static int start_job(char **words)
+{
+	int pipes[2], free = 0;
+
+	while (free < JOBS && jobs[free].pid)
+		free++;
+	if (free == JOBS || !words[1] || pipe2(pipes, O_CLOEXEC)) {
+		fail(free == JOBS ? "too many jobs" : "start what?");
+		return -1;
+	}
+	words[0] = "guest";
+	pid_t pid = fork();
+	if (!pid) {
+		setpgid(0, 0);
+		write_whole("/proc/self/oom_score_adj", "0");
+		dup2(pipes[1], STDOUT_FILENO);
+		execv("/bin/guest", words);
+		_exit(127);
+	}
+	close(pipes[1]);
+	if (pid < 0) {
+		close(pipes[0]);
+		fail_errno();
+		return -1;
+	}
+	jobs[free] = (struct job){ pid, pipes[0] };
+	return free;
+}
+
+static void say_result(int fd)
+{
+	char said[SAID];
+	size_t length = 0;
+	ssize_t got;
+
+	fcntl(fd, F_SETFL, O_NONBLOCK); /* a child that lives on may hold the other end */
+	while (length < sizeof(said) - 1 && (got = read(fd, said + length, sizeof(said) - 1 - length)) > 0)
+		length += got;
+	while (length && said[length - 1] == '\n')
+		length--;
+	said[length] = 0;
+	if (length && said[0] == '{' && said[length - 1] == '}' && !strchr(said, '\n'))
+		say("%s", said);
+	else
+		say_text(said);
+}
+
+static void say_job(struct job *job, int options)
+{
+	int status;
+	pid_t ended = waitpid(job->pid, &status, options);
+
+	if (!ended) {
+		say("{\"running\": true}");
+		return;
+	}
+	say("{\"running\": false, \"status\": %d, \"signal\": %d, \"result\": ",
+	    WIFEXITED(status) ? WEXITSTATUS(status) : -1, WIFSIGNALED(status) ? WTERMSIG(status) : 0);
+	say_result(job->said);
+	say("}");
+	close(job->said);
+	job->pid = 0;
+}
+
+static void start(char **words)
+{
+	int job = start_job(words);
+
+	if (job >= 0)
+		say("{\"job\": %d}", job);
+}
+
+static void run(char **words)
+{
+	int job = start_job(words);
+
+	if (job >= 0)
+		say_job(&jobs[job], 0);
+}
+
+static struct job *find_job(char **words)
+{
+	unsigned long index = number(words[1], JOBS);
+
+	if (index < JOBS && jobs[index].pid)
+		return &jobs[index];
+	fail("no such job");
+	return NULL;
+}
+
+static void ask_job(char **words)
+{
+	struct job *job = find_job(words);
+
+	if (job)
+		say_job(job, WNOHANG);
+}
+
+static void stop(char **words)
+{
+	struct job *job = find_job(words);
+
+	if (!job)
+		return;
+	kill(-job->pid, SIGKILL);
+	waitpid(job->pid, NULL, 0);
+	close(job->said);
+	job->pid = 0;
+	say("{}");
+}
+
+/* ---- attacks ---- */
+
+static void attack(char **words)
+{
+	char line[LINE], result[SAID];
+	int fd = open("/dev/flexattack", O_RDWR | O_CLOEXEC);
+	ssize_t got;
+
+	if (fd < 0)
+		return fail_errno();
+	join(words + 1, line, sizeof(line));
+	if (write(fd, line, strlen(line)) < 0 || (got = read(fd, result, sizeof(result) - 1)) < 0) {
+		fail_errno();
+	} else {
+		result[got] = 0;
+		say("{");
+		say_members(result);
+		say("}");
+	}
+	close(fd);
+}
+
+static void power_off(char **words)
+{
+	(void)words;
+	sync();
+	reboot(RB_POWER_OFF);
+	fail_errno();
+}
+
+static const struct {
+	const char *name;
+	void (*answer)(char **words);
+} questions[] = {
+	{ "ping", ping },     { "meminfo", memory }, { "flexmem", flexmem }, { "read", read_file },
+	{ "write", write_file }, { "load", load },   { "unload", unload },   { "start", start },
+	{ "run", run },	      { "job", ask_job },    { "stop", stop },	     { "attack", attack },
+	{ "poweroff", power_off },
+};
+
+static void reply(char *line)
+{
+	char *words[WORDS + 1] = { NULL };
+	int count = 0;
+
+	for (char *next, *word = strtok_r(line, " \r", &next); word && count < WORDS;
+	     word = strtok_r(NULL, " \r", &next))
+		words[count++] = word;
+	answered = 0;
+	for (size_t i = 0; words[0] && i < sizeof(questions) / sizeof(*questions); i++)
+		if (!strcmp(words[0], questions[i].name)) {
+			questions[i].answer(words);
+			if (answered >= sizeof(answer) - 1)
+				fail("the answer is too long");
+			return;
+		}
+	fail("unknown question");
+}
+
+/* ---- the port ---- */
+
+/* Ports are numbered as they come; only sysfs tells which is ours. */
+static int open_port(void)
+{
+	DIR *ports = opendir("/sys/class/virtio-ports");
+	struct dirent *entry;
+	int fd = -1;
+
+	while (ports && fd < 0 && (entry = readdir(ports))) {
+		char path[512], name[16];
+
+		snprintf(path, sizeof(path), "/sys/class/virtio-ports/%s/name", entry->d_name);
+		if (read_whole(path, name, sizeof(name)) < 0 || strcmp(name, "flex\n"))
+			continue;
+		snprintf(path, sizeof(path), "/dev/%s", entry->d_name);
+		fd = open(path, O_RDWR | O_CLOEXEC);
+	}
+	if (ports)
+		closedir(ports);
+	return fd;
+}
+
+static int send_answer(int port)
+{
+	size_t sent = 0;
+
+	say("\n");
+	while (sent < answered) {
+		ssize_t put = write(port, answer + sent, answered - sent);
+		if (put < 0)
+			return -1;
+		sent += put;
+	}
+	return 0;
+}
+
+int agent_main(void)
+{
+	char line[LINE];
+	size_t length = 0;
+	int port = -1;
+
+	write_whole("/proc/self/oom_score_adj", "-1000");
+	for (int tries = 0; port < 0 && tries < 500; tries++) { /* the port comes a while after its driver */
+		port = open_port();
+		if (port < 0)
+			usleep(10000);
+	}
+	if (port < 0)
+		return 1;
+	say("{\"ready\": true}");
+	while (!send_answer(port)) {
+		char c = 0;
+
+		for (length = 0; c != '\n';) {
+			if (read(port, &c, 1) != 1)
+				return 1; /* the host hung up */
+			if (length < sizeof(line) - 1 && c != '\n')
+				line[length++] = c;
+		}
+		line[length] = 0;
+		reply(line);
+	}
+	return 1;
+}
