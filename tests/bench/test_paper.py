@@ -39,7 +39,9 @@ NAMES = {system.value for system in System}
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    measured = runner.measure(PLAN, tmp_path_factory.mktemp("paper"), lambda _what: None)
+    folder = tmp_path_factory.mktemp("paper")
+    measured = runner.measure(PLAN, folder, lambda _what: None)
+    assert json.loads((folder / "report.json").read_text()) == json.loads(json.dumps(measured))
     # As the command adds it.
     return measured | {"normal_world": {"kept_fraction": 0.97, "paper": {"kept_fraction": 0.972}}}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ def measure(plan: Plan, folder: Path, say: Say) -> dict[str, Any]:
     """Measure `plan` with models kept in `folder`; return the report, a JSON-able object.
 
     Everything is measured once on every contestant before anything is measured again, so that whatever
-    else the machine does meets all of them. Raises FlexServeError when a world cannot be had.
+    else the machine does meets all of them. What is known after each round is in `folder`/report.json,
+    for who has to stop early. Raises FlexServeError when a world cannot be had.
     """
     models = Models(folder, say)
     subjects = [
@@ -41,4 +43,13 @@ def measure(plan: Plan, folder: Path, say: Say) -> dict[str, Any]:
         say(f"round {number + 1}: the pipeline's lower bound")
         pipeline.round(subjects[plan.pipeline_shape])
         workflows.round(subjects, number)
-    return report.assemble(plan, welcome, requests, workflows, pipeline)
+        found = report.assemble(plan, welcome, requests, workflows, pipeline)
+        _keep({**found, "rounds": number + 1}, folder / "report.json", say)
+    return found
+
+
+def _keep(found: dict[str, Any], path: Path, say: Say) -> None:
+    fresh = path.with_suffix(".new")
+    fresh.write_text(json.dumps(found))
+    fresh.replace(path)
+    say(f"what is known so far is in {path}")
