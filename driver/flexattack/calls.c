@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0 OR Apache-2.0
 /*
- * `smc X0 X1 …`, `hvc X0 X1 …`: one call with these registers; "x0" … "x4", or "error" when it killed
+ * `smc X0 X1 …`, `hvc X0 X1 …`: one call with these registers; "x0" … "x4"; "fault" -14 when it killed
  * the thread.
  *
  * `fuzz smc|hvc ROUNDS SEED`: random calls with hostile arguments; how many had which status. Left
@@ -44,7 +44,7 @@ static void raw_call(struct attack *attack, bool hvc)
 	raw.in.a5 = word(attack, 6);
 	raw.in.a6 = word(attack, 7);
 	raw.in.a7 = word(attack, 8);
-	tell(attack, "error", attempt(call, &raw));
+	tell(attack, "fault", attempt(call, &raw));
 	tell(attack, "x0", raw.out.a0);
 	tell(attack, "x1", raw.out.a1);
 	tell(attack, "x2", raw.out.a2);
@@ -171,7 +171,7 @@ void fuzz(struct attack *attack)
 	fuzzing.hvc = attack->words[1] && !strcmp(attack->words[1], "hvc");
 	fuzzing.dice = (struct dice){ word(attack, 3) | 1, ram.a1, ram.a1 + ram.a2, ram.a3,
 				      page_to_phys(victim()) };
-	tell(attack, "error", attempt(fuzz_body, &fuzzing));
+	tell(attack, "fault", attempt(fuzz_body, &fuzzing));
 	tell(attack, "rounds", fuzzing.done);
 	for (int i = 0; i < ARRAY_SIZE(names); i++)
 		tell(attack, names[i], fuzzing.statuses[i]);

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0 OR Apache-2.0
 /*
- * A device that copies between memory and a buffer of its own, as it is told: QEMU's `edu`
- * (-device edu,dma_mask=0xffffffff).
+ * A device that copies memory as it is told: the LSI 53C895A, a SCSI controller that runs little
+ * programs ("scripts"), of which one instruction moves memory from anywhere to anywhere
+ * (QEMU: -device lsi53c895a; it needs no message-signalled interrupts, which this machine has not).
  *
- * `dma-read ADDRESS`: has it read 8 bytes there, over a mark of ours; "value" is what the buffer
- * holds then, "mark" what it held. `dma-write ADDRESS VALUE`: has it write them there.
+ * `dma-read ADDRESS`: has it copy 8 bytes from there over a mark of ours; "value" is what is there
+ * then, "mark" what was there. `dma-write ADDRESS VALUE`: has it copy 8 bytes of ours to there.
  */
 #include <linux/delay.h>
 #include <linux/io.h>
@@ -13,24 +14,20 @@
 
 #include "flexattack.h"
 
-enum { SOURCE = 0x80, DESTINATION = 0x88, COUNT = 0x90, COMMAND = 0x98 };
-enum { START = 1, TO_MEMORY = 2 };
-static const u64 buffer = 0x40000; /* as the device addresses it */
+enum { REGISTERS_BAR = 1, SCRIPT_ADDRESS = 0x2c };
+enum { MOVE = 0xc0000000, STOP = 0x98080000 };
 static const u64 mark = 0x6b72616d;
 
-static void copy(void __iomem *registers, u64 from, u64 to, u64 direction)
-{
-	writeq(from, registers + SOURCE);
-	writeq(to, registers + DESTINATION);
-	writeq(8, registers + COUNT);
-	writeq(START | direction, registers + COMMAND);
-	for (int i = 0; i < 1000 && readq(registers + COMMAND) & START; i++)
-		usleep_range(1000, 2000);
-}
+/* On our own page: what the device runs, and the word that it reads or writes. */
+struct stage {
+	__le32 script[5];
+	u32 unused;
+	u64 word;
+};
 
 static void with_device(struct attack *attack, void (*act)(struct attack *, void __iomem *))
 {
-	struct pci_dev *device = pci_get_device(0x1234, 0x11e8, NULL);
+	struct pci_dev *device = pci_get_device(0x1000, 0x0012, NULL);
 	void __iomem *registers = NULL;
 
 	attack->error = -ENODEV;
@@ -38,7 +35,7 @@ static void with_device(struct attack *attack, void (*act)(struct attack *, void
 		return;
 	if (!pci_enable_device(device)) {
 		pci_set_master(device);
-		registers = pci_iomap(device, 0, 0);
+		registers = pci_iomap(device, REGISTERS_BAR, 0);
 	}
 	if (registers) {
 		attack->error = 0;
@@ -48,26 +45,40 @@ static void with_device(struct attack *attack, void (*act)(struct attack *, void
 	pci_dev_put(device);
 }
 
+/* Copies between the word of the stage and `address`. The device is done when the write is. */
+static void copy(void __iomem *registers, u32 from, u32 to)
+{
+	struct stage *stage = page_address(victim());
+	const u32 script[] = { MOVE | sizeof(stage->word), from, to, STOP, 0 };
+
+	for (int i = 0; i < ARRAY_SIZE(script); i++)
+		WRITE_ONCE(stage->script[i], cpu_to_le32(script[i]));
+	wmb();
+	writel(page_to_phys(victim()), registers + SCRIPT_ADDRESS);
+	msleep(20);
+}
+
+static u32 word_at(void)
+{
+	return page_to_phys(victim()) + offsetof(struct stage, word);
+}
+
 static void read_there(struct attack *attack, void __iomem *registers)
 {
-	u64 *own = page_address(victim()), ours = page_to_phys(victim());
+	struct stage *stage = page_address(victim());
 
-	WRITE_ONCE(*own, mark);
-	copy(registers, ours, buffer, 0);
-	copy(registers, word(attack, 1), buffer, 0);
-	WRITE_ONCE(*own, 0);
-	copy(registers, buffer, ours, TO_MEMORY);
+	WRITE_ONCE(stage->word, mark);
+	copy(registers, word(attack, 1), word_at());
 	tell(attack, "mark", mark);
-	tell(attack, "value", READ_ONCE(*own));
+	tell(attack, "value", READ_ONCE(stage->word));
 }
 
 static void write_there(struct attack *attack, void __iomem *registers)
 {
-	u64 *own = page_address(victim());
+	struct stage *stage = page_address(victim());
 
-	WRITE_ONCE(*own, word(attack, 2));
-	copy(registers, page_to_phys(victim()), buffer, 0);
-	copy(registers, buffer, word(attack, 1), TO_MEMORY);
+	WRITE_ONCE(stage->word, word(attack, 2));
+	copy(registers, word_at(), word(attack, 1));
 }
 
 void dma_read(struct attack *attack)

@@ -7,8 +7,8 @@
  *   device  the same, as device memory: past every cache
  *   code    the same as table, executable
  *
- * `peek WAY ADDRESS`: "error" 0 and "value", or -14 when the access faulted. `poke WAY ADDRESS VALUE`.
- * `execute WAY ADDRESS`: jumps there, where a return instruction should be; "error" -14 when that
+ * `peek WAY ADDRESS`: "fault" 0 and "value", or -14 when the access faulted. `poke WAY ADDRESS VALUE`.
+ * `execute WAY ADDRESS`: jumps there, where a return instruction should be; "fault" -14 when that
  * killed the thread.
  */
 #include <linux/mm.h>
@@ -108,7 +108,7 @@ static void access(struct attack *attack, bool write)
 		attack->error = -EINVAL;
 		return;
 	}
-	tell(attack, "error", write ? store(window.at, value) : load(window.at, &value));
+	tell(attack, "fault", write ? store(window.at, value) : load(window.at, &value));
 	tell(attack, "value", value);
 	close_window(&window);
 }
@@ -136,7 +136,7 @@ void execute(struct attack *attack)
 		attack->error = -EINVAL;
 		return;
 	}
-	tell(attack, "error", attempt(jump, window.at));
+	tell(attack, "fault", attempt(jump, window.at));
 	close_window(&window);
 }
 
