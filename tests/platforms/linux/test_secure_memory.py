@@ -9,7 +9,7 @@ import textwrap
 import pytest
 
 from flexserve.errors import GrantRefusedError, NormalWorldError
-from flexserve.platforms.linux import mman, secure_memory
+from flexserve.platforms.linux import mman, reservation, secure_memory
 from flexserve.platforms.linux.secure_memory import MemfdSecretMemory, PlainMemory, probe_secret_memory
 from flexserve.units import GIB, MIB
 
@@ -156,7 +156,7 @@ def test_plain_memory_is_scrubbed_before_the_kernel_gets_it(monkeypatch):
     memory.view(arena, 5 * mman.PAGE, 6)[:] = b"secret"
     seen: list[bytes] = []
     monkeypatch.setattr(
-        memory, "_unmap", lambda address, length: seen.append(bytes(mman.view(address, length)))
+        reservation, "put_back", lambda address, length: seen.append(bytes(mman.view(address, length)))
     )
     memory.release(arena, 0, MIB)
     assert seen == [bytes(MIB)]

@@ -64,9 +64,12 @@ def memfd_secret() -> int:
     return fd
 
 
-def mmap(address: int, length: int, protection: int, flags: int, fd: int = -1) -> int:
-    """Map `length` bytes at (with MAP_FIXED: exactly) `address`; return where. Raises OSError."""
-    result = _libc.mmap(address, length, protection, flags, fd, 0)
+def mmap(address: int, length: int, protection: int, flags: int, fd: int = -1, *, offset: int = 0) -> int:
+    """Map `length` bytes (of `fd`, from `offset`) at (with MAP_FIXED: exactly) `address`; return where.
+
+    Raises OSError.
+    """
+    result = _libc.mmap(address, length, protection, flags, fd, offset)
     if result is None or result == _MAP_FAILED:
         raise _error("mmap")
     return int(result)

@@ -19,13 +19,12 @@ from pathlib import Path
 
 from flexserve.errors import GrantRefusedError, NormalWorldError
 from flexserve.platforms.granules import GranuleBooks, GranuleState
-from flexserve.platforms.linux import mman
+from flexserve.platforms.linux import mman, reservation
 from flexserve.platforms.ports import Arena, Protection
 from flexserve.units import MIB, align_up, format_size
 
 DEFAULT_GRANULE = MIB
 _READ_WRITE = mman.PROT_READ | mman.PROT_WRITE
-_RESERVATION = mman.MAP_PRIVATE | mman.MAP_ANONYMOUS | mman.MAP_NORESERVE
 _MAPPINGS_OF_OTHERS = 2048  # libraries, stacks, heaps: generous for a Python process
 _RESIDENT_RUN = re.compile(rb"\x01+")
 
@@ -54,20 +53,7 @@ class _MappedMemory(abc.ABC):
         Raises NormalWorldError when the address space is refused.
         """
         size = align_up(max(size, 1), self.granule)
-        wanted = size + self.granule  # room to align: mmap only promises pages
-        try:
-            raw = mman.mmap(0, wanted, mman.PROT_NONE, _RESERVATION)
-        except OSError as error:
-            raise NormalWorldError(
-                f"The OS refused {format_size(size)} of address space ({error.strerror}).",
-                hint="Raise RLIMIT_AS, or load a smaller model.",
-            ) from error
-        base = align_up(raw, self.granule)
-        if base > raw:
-            mman.munmap(raw, base - raw)
-        if base + size < raw + wanted:
-            mman.munmap(base + size, raw + wanted - base - size)
-        arena = Arena(base=base, size=size)
+        arena = Arena(base=reservation.reserve(size, self.granule), size=size)
         self._books.open(arena)
         return arena
 
@@ -84,23 +70,24 @@ class _MappedMemory(abc.ABC):
                 self._map(arena.base + offset, length)
             settled = GranuleState.COMMITTED
         except OSError as error:
-            self._unmap(arena.base + offset, length)
+            reservation.put_back(arena.base + offset, length)
             raise _refusal(length, error) from error
         finally:
             self._books.settle(arena, offset, length, settled)
 
-    def release(self, arena: Arena, offset: int, length: int) -> None:
+    def release(self, arena: Arena, offset: int, length: int, *, keep: bool = False) -> None:
         """Give the memory of a committed range back, scrubbed before anyone can see it.
 
-        Returns when the OS has it. Raises InternalError for a range that is outside the arena
-        or not wholly committed, and then changes nothing.
+        Returns when the OS has it, with `keep` too: it has no way to move pages. Raises InternalError
+        for a range that is outside the arena or not wholly committed, and then changes nothing.
         """
+        del keep
         self._books.claim_release(arena, offset, length)
         settled = GranuleState.COMMITTED
         try:
             if length:
                 self._scrub(arena.base + offset, length)
-                self._unmap(arena.base + offset, length)
+                reservation.put_back(arena.base + offset, length)
             settled = GranuleState.EMPTY
         finally:
             self._books.settle(arena, offset, length, settled)
@@ -137,16 +124,6 @@ class _MappedMemory(abc.ABC):
     @abc.abstractmethod
     def _scrub(self, address: int, length: int) -> None:
         """Make sure that nobody sees what a committed range holds once it is unmapped."""
-
-    def _unmap(self, address: int, length: int) -> None:
-        """Put the reservation back. One call for a whole run of granules: the kernel walks it once."""
-        try:
-            mman.mmap(address, length, mman.PROT_NONE, _RESERVATION | mman.MAP_FIXED)
-        except OSError as error:
-            raise NormalWorldError(
-                f"The OS would not take {format_size(length)} back ({error.strerror}).",
-                hint="Raise vm.max_map_count.",
-            ) from error
 
 
 class MemfdSecretMemory(_MappedMemory):
