@@ -55,11 +55,13 @@ class SecureMemory(Protocol):
         for a range that is outside the arena or (partly) committed already.
         """
 
-    def release(self, arena: Arena, offset: int, length: int) -> None:
+    def release(self, arena: Arena, offset: int, length: int, *, keep: bool = False) -> None:
         """Give the memory of a committed range back, scrubbed before anyone can see it.
 
-        Returns when the OS has it. Always safe to call with length 0. Raises InternalError for
-        a range that is outside the arena or not wholly committed, and then changes nothing.
+        Returns when the OS has it. With `keep` as much is about to be committed elsewhere: an adapter
+        that can move memory may hold on to it for that, and counts it as resident. Always safe to
+        call with length 0. Raises InternalError for a range that is outside the arena or not wholly
+        committed, and then changes nothing.
         """
 
     def view(self, arena: Arena, offset: int, length: int) -> memoryview:

@@ -68,6 +68,9 @@ class FlexMem:
         # Asked, with no lock held, when the normal world grants too little: gives up as many bytes of
         # idle models, keeping the grants, and returns how many there are now for others.
         self.spare: Callable[[int], int] = lambda _missing: 0
+        # Called, with no lock held, when granted memory was given up unused: a granter that has it
+        # lying ready hands it over.
+        self.settle: Callable[[], None] = lambda: None
 
     @property
     def protection(self) -> Protection:
@@ -117,7 +120,8 @@ class FlexMem:
             pages, self._granted = self._granted, []
             self._table.apply(PageEvent.RETURN, pages)
             self._normal += pages
-            return len(pages) * self.granule
+        self.settle()
+        return len(pages) * self.granule
 
     def _ask(self, size: int, minimum: int) -> int:
         count = min(-(-size // self.granule), len(self._normal))
@@ -198,7 +202,7 @@ class FlexMem:
 
         Returns its bytes, which are there for any commit now.
         """
-        pages = self._take_out(arena, offset, length)
+        pages = self._take_out(arena, offset, length, keep=True)
         with self._lock:  # once for both steps: nobody else may ask for the pages in between
             self._table.apply(PageEvent.SCRUBBED, pages)
             self._table.apply(PageEvent.GRANT, pages)
@@ -209,14 +213,17 @@ class FlexMem:
         """Release whatever of `arena` is committed and keep its grant; return the bytes."""
         return sum(self.recycle(arena, *run) for run in self._committed_runs(arena, among))
 
-    def _take_out(self, arena: Arena, offset: int, length: int) -> list[int]:
-        """Scrub and unmap a committed range; return its pages, which are RECALLING now."""
+    def _take_out(self, arena: Arena, offset: int, length: int, *, keep: bool = False) -> list[int]:
+        """Scrub and unmap a committed range; return its pages, which are RECALLING now.
+
+        `keep`: they are to be granted again at once.
+        """
         first, count = offset // self.granule, length // self.granule
         with self._lock:
             pages = [int(page) for page in self._pages[arena][first : first + count]]
             self._table.apply(PageEvent.RECALL, pages)
             self._pages[arena][first : first + count] = _NO_PAGE
-        self._memory.release(arena, offset, length)
+        self._memory.release(arena, offset, length, keep=keep)
         return pages
 
     def release_all(self, arena: Arena, among: Mask | None = None) -> int:

@@ -37,9 +37,9 @@ class Refusing:
         self._memory.commit(arena, offset, length)
         self.after -= 1
 
-    def release(self, arena: Arena, offset: int, length: int) -> None:
+    def release(self, arena: Arena, offset: int, length: int, *, keep: bool = False) -> None:
         """Release in the wrapped memory."""
-        self._memory.release(arena, offset, length)
+        self._memory.release(arena, offset, length, keep=keep)
 
     def view(self, arena: Arena, offset: int, length: int) -> memoryview:
         """Return a view of the wrapped memory."""

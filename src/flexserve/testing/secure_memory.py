@@ -106,6 +106,19 @@ class SecureMemoryContract(abc.ABC):
         memory.commit(arena, 0, arena.size)
         assert bytes(memory.view(arena, 0, arena.size)) == bytes(arena.size)
 
+    def test_memory_kept_at_its_release_reads_zeros_when_committed_elsewhere(
+        self, memory: SecureMemory, arena: Arena
+    ) -> None:
+        before = memory.resident()
+        memory.commit(arena, 0, 2 * memory.granule)
+        _fill(memory, arena, 0, 2 * memory.granule, 0xA5)
+        memory.release(arena, 0, 2 * memory.granule, keep=True)
+        with pytest.raises(InternalError):
+            memory.view(arena, 0, 1)
+        memory.commit(arena, 4 * memory.granule, 2 * memory.granule)
+        assert not any(memory.view(arena, 4 * memory.granule, 2 * memory.granule))
+        assert abs(memory.resident() - before - 2 * memory.granule) <= memory.granule
+
     def test_a_release_leaves_its_neighbours_untouched(self, memory: SecureMemory, arena: Arena) -> None:
         unit = memory.granule
         memory.commit(arena, 0, 5 * unit)

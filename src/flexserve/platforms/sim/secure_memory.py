@@ -69,12 +69,13 @@ class SimSecureMemory:
         finally:
             self._books.settle(arena, offset, length, settled)
 
-    def release(self, arena: Arena, offset: int, length: int) -> None:
-        """Scrub a committed range and give it back to the budget; its views die.
+    def release(self, arena: Arena, offset: int, length: int, *, keep: bool = False) -> None:
+        """Scrub a committed range and give it back to the budget, with `keep` too; its views die.
 
         Raises InternalError for a range that is outside the arena or not wholly committed, and
         while someone still holds a buffer on a view of it; then nothing has changed.
         """
+        del keep
         self._books.claim_release(arena, offset, length)
         settled = GranuleState.COMMITTED
         try:
