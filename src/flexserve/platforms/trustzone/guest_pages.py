@@ -1,0 +1,318 @@
+"""The guest's pages that the secure world has: asked for, verified, committed, given back.
+
+    OS's ──WANT, GRANTED──▶ pool ──COMMIT──▶ in use ──RECALL──▶ leaving ──TAKEN──▶ OS's
+                              └─────────────REFUSE────────────────▲
+
+Every answer of the OS is a claim. Which pages came is what the monitor reported; in what state a
+page is, is read in the monitor's own table before it is committed; and the monitor looks once more
+when it carries the COMMIT out. An OS that takes granted pages away again, answers for pages that it
+did not grant, or does not answer, costs time up to a bound and ends in GrantRefusedError.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flexserve.errors import GrantRefusedError, MonitorError, NormalWorldError
+from flexserve.platforms.trustzone import abi
+from flexserve.platforms.trustzone.mailbox import (
+    Answer,
+    Command,
+    Commit,
+    Detached,
+    Done,
+    Event,
+    Granted,
+    Mailbox,
+    Pressure,
+    Quiet,
+    Recall,
+    Refuse,
+    Taken,
+    Want,
+)
+from flexserve.platforms.trustzone.pool import Pool, Run, count, pieces
+from flexserve.platforms.trustzone.ram import BASE, PAGE, Ram
+from flexserve.units import format_size
+
+_PATIENCE = 5.0  # seconds that one exchange with the OS may take
+_LOOK_AGAIN = 0.02  # seconds between looks at pages whose return a full mailbox may not tell
+_NORMAL, _GRANTED = abi.PageState.NORMAL, abi.PageState.GRANTED
+_SECURE, _RECALLING = abi.PageState.SECURE, abi.PageState.RECALLING
+
+
+class GuestPages:
+    """The pages of one secure world. Thread-safe.
+
+    A thread of its own reads the monitor's events. It calls `on_pressure`, `on_detached`, `on_quiet` when
+    nothing happened for a second and, when the machine is gone, `on_end`; none of them may block.
+    """
+
+    def __init__(self, ram: Ram, mailbox: Mailbox, *, patience: float = _PATIENCE) -> None:
+        self.ram = ram
+        self._mailbox = mailbox
+        self._patience = patience
+        self._states = np.frombuffer(mailbox.states, np.uint8)
+        self._changed = threading.Condition()
+        self._pool = Pool()
+        self._ours = np.zeros(ram.pages, np.bool_)  # pooled, in use or leaving
+        self._leaving = np.zeros(ram.pages, np.bool_)
+        self._arrived = 0  # pages granted that no answer has accounted for
+        self._serials = itertools.count(1)
+        self._wants: dict[int, int | None] = {}  # serial → pages, once answered
+        self._commits: dict[int, Run] = {}  # by serial, until carried out
+        self._abandoned: set[int] = set()  # those of them that nobody waits for any more
+        self._recalls: set[int] = set()  # serials
+        self._ended = False
+        self.on_pressure: Callable[[Pressure], None] = lambda _pressure: None
+        self.on_detached: Callable[[], None] = lambda: None
+        self.on_quiet: Callable[[], None] = lambda: None
+        self.on_end: Callable[[], None] = lambda: None
+
+    def start(self) -> None:
+        """Begin. Raises NormalWorldError when no monitor answers."""
+        threading.Thread(target=self._listen, name="monitor-events", daemon=True).start()
+        if self._mailbox.protected(self._patience) is None:
+            raise NormalWorldError(
+                "No monitor answers on this machine.", hint="Restart it.", code="no_monitor"
+            )
+
+    # ---- what the secure world asks for ---------------------------------------------------------
+
+    @property
+    def unused(self) -> int:
+        """Pages that are here and in nobody's use."""
+        return self._pool.pages
+
+    def want(self, pages: int, minimum: int) -> int:
+        """Ask the OS for `pages` pages; return how many came into the pool (0: refused, or no answer)."""
+        with self._changed:
+            serial = next(self._serials)
+            self._wants[serial] = None
+        if self._mailbox.attach(self._patience):  # and attached it stays while anything is wanted or ours
+            self._mailbox.put(Want(serial, pages, minimum))
+            with self._changed:
+                self._changed.wait_for(lambda: self._ended or self._wants[serial] is not None, self._patience)
+        with self._changed:
+            return self._wants.pop(serial) or 0
+
+    def take(self, pages: int) -> list[Run]:
+        """Return `pages` SECURE pages: from the pool, and what lacks from the OS. They read as anything.
+
+        Raises GrantRefusedError, having given back what came in vain.
+        """
+        deadline = time.monotonic() + self._patience
+        while not self._ended and time.monotonic() < deadline:
+            with self._changed:
+                runs = self._pool.take(pages)
+                lacking = pages - self._pool.pages
+            if runs:
+                if self._commit(runs, deadline):
+                    return runs
+                continue  # some were taken away again by the OS; the others are back in the pool
+            came = self.want(lacking, minimum=lacking)
+            if came < lacking:
+                self.trim(self.unused - came)
+                raise _refused(pages, "did not grant")
+        raise _refused(pages, "took back or did not hand over")
+
+    def keep(self, runs: Iterable[Run]) -> None:
+        """Put SECURE pages into the pool: they are used again before any other is asked for."""
+        with self._changed:
+            for run in runs:
+                self._pool.add(run)
+
+    def give_back(self, runs: Sequence[Run]) -> None:
+        """Give SECURE pages to the OS, which gets them scrubbed. Returns when it has them.
+
+        An OS that does not take what it is offered is not waited for beyond a bound: the pages are
+        no longer ours, and it is the one that lacks them.
+        """
+        self._offer(runs)
+        deadline = time.monotonic() + self._patience
+        with self._changed:
+            while self._held(runs) and not self._ended and time.monotonic() < deadline:
+                self._changed.wait(_LOOK_AGAIN)
+
+    def trim(self, pages: int) -> None:
+        """Give all but `pages` pages of the pool to the OS, without waiting for it."""
+        with self._changed:
+            runs = self._pool.take(max(0, self._pool.pages - max(0, pages)))
+        self._offer(runs)
+
+    def resident(self) -> int:
+        """Return the bytes of ours that the monitor keeps from the OS for us, by its own table.
+
+        GRANTED ones are not among them: nothing uses them, and the OS may take them back.
+        """
+        # Element by element: an array indexed by a mask that another thread writes is no safe thing.
+        held = (self._states == _SECURE) | (self._states == _RECALLING)
+        return PAGE * int(np.count_nonzero(held & self._ours))
+
+    # ---- the exchanges with the monitor ---------------------------------------------------------
+
+    def _commit(self, runs: list[Run], deadline: float) -> bool:
+        """Make `runs` out of the pool SECURE. False: the OS took some away; the rest is in the pool again.
+
+        Raises GrantRefusedError when the OS has it not carried out by then.
+        """
+        with self._changed:
+            fresh = [run for run in runs if not self._all(run, _SECURE)]
+            if not all(self._all(run, _GRANTED) for run in fresh):
+                self._sift(runs)
+                return False
+            tried = {next(self._serials): run for run in fresh}
+            self._commits |= tried
+        self._mailbox.put(*(Commit(run.ipa, run.pages, serial) for serial, run in tried.items()))
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._ended or self._commits.keys().isdisjoint(tried),
+                max(0.0, deadline - time.monotonic()),
+            )
+            late = self._commits.keys() & tried
+            if not late and all(self._all(run, _SECURE) for run in runs):
+                return True
+            self._abandoned |= late
+            unsettled = {tried[serial] for serial in late}
+            self._sift(run for run in runs if run not in unsettled)
+        if late:
+            raise _refused(count(runs), "does not hand over")
+        return False
+
+    def _offer(self, runs: Iterable[Run]) -> None:
+        """Send pages back: SECURE ones to be scrubbed, GRANTED ones as they came."""
+        commands: list[Command] = []
+        with self._changed:
+            for run in pieces(runs, abi.CALL_PAGES_MAX):
+                serial = next(self._serials)
+                self._leaving[_span(run)] = True
+                if self._all(run, _SECURE):
+                    self._recalls.add(serial)
+                    commands.append(Recall(run.ipa, run.pages, serial))
+                else:
+                    commands.append(Refuse(run.ipa, run.pages, serial))
+        self._mailbox.put(*commands)
+
+    def _listen(self) -> None:
+        for event in self._mailbox.events():
+            with self._changed:
+                self._note(event)
+                self._changed.notify_all()
+            match event:
+                case Pressure():
+                    self.on_pressure(event)
+                case Detached():
+                    self.on_detached()
+                case Quiet():
+                    self.on_quiet()
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+        self.on_end()
+
+    def _note(self, event: Event) -> None:
+        match event:
+            case Granted(ipa, pages) if self.ram.holds(ipa, pages):
+                self._welcome(Run(ipa, pages))
+            case Taken(ipa, pages) if self.ram.holds(ipa, pages):
+                self._farewell(Run(ipa, pages))
+            case Answer(serial, pages):
+                came = min(pages, self._arrived)
+                self._arrived -= came
+                if self._wants.get(serial, came) is None:  # else it is late, or was never asked for
+                    self._wants[serial] = came
+            case Done(serial, status):
+                self._settle(serial, status)
+            case Quiet():
+                self._tidy()
+
+    def _welcome(self, run: Run) -> None:
+        """Take granted pages into the pool, but for those that are ours already.
+
+        Those on their way to the OS must have been there: it could not have granted them otherwise.
+        """
+        span = _span(run)
+        for new in _where(~self._ours[span] | self._leaving[span], run):
+            self._ours[_span(new)] = True
+            self._leaving[_span(new)] = False
+            self._arrived += new.pages
+            for piece in pieces([new], abi.CALL_PAGES_MAX):
+                self._pool.add(piece)
+
+    def _farewell(self, run: Run) -> None:
+        """Forget pages that the OS has: those that were on their way to it, and those of the pool.
+
+        Pages in use are left alone: they were granted again since, and the news of that is to come.
+        """
+        self._arrived = min(self._arrived, self._pool.pages)
+        for left in [*_where(self._leaving[_span(run)], run), *self._pool.drop(run)]:
+            self._leaving[_span(left)] = False
+            self._ours[_span(left)] = False
+
+    def _tidy(self) -> None:
+        """Forget pages that the OS has, which a full mailbox may not have told; leave when there are none."""
+        first = Run(BASE, self.ram.pages)
+        for run in _where(self._ours & (self._states == _NORMAL), first):
+            self._pool.drop(run)
+            self._ours[_span(run)] = self._leaving[_span(run)] = False
+        if not self._wants and not self._ours.any():
+            self._mailbox.detach()  # so that protection can go off
+
+    def _held(self, runs: Iterable[Run]) -> bool:
+        """Return whether the monitor keeps any page of `runs` from the OS."""
+        states = (self._states[_span(run)] for run in runs)
+        return any(bool(((state == _SECURE) | (state == _RECALLING)).any()) for state in states)
+
+    def _settle(self, serial: int, status: abi.Status) -> None:
+        if serial in self._recalls:
+            self._recalls.remove(serial)
+            if status is not abi.Status.OK:
+                raise MonitorError(
+                    f"The monitor would not take secure pages back ({status.name}).",
+                    hint="Restart the machine, and report this as a bug.",
+                )
+        run = self._commits.pop(serial, None)
+        if run is not None and serial in self._abandoned:
+            self._abandoned.remove(serial)
+            self._sift([run])
+
+    def _sift(self, runs: Iterable[Run]) -> None:
+        """Put into the pool what of `runs` is still kept from the OS for us; forget the rest."""
+        for run in runs:
+            states = self._states[_span(run)].copy()
+            for state in (_GRANTED, _SECURE):
+                for held in _where(states == state, run):
+                    self._pool.add(held)
+            for lost in _where((states != _GRANTED) & (states != _SECURE), run):
+                self._ours[_span(lost)] = False
+
+    def _all(self, run: Run, state: abi.PageState) -> bool:
+        return bool((self._states[_span(run)] == state).all())
+
+
+def _span(run: Run) -> slice:
+    """Return the indices of a run's pages."""
+    first = (run.ipa - BASE) // PAGE
+    return slice(first, first + run.pages)
+
+
+def _where(chosen: NDArray[np.bool_], run: Run) -> list[Run]:
+    """Return the parts of `run` whose pages are `chosen`."""
+    if chosen.all():
+        return [run]
+    edges = np.flatnonzero(np.diff(chosen, prepend=False, append=False)).tolist()
+    starts, ends = edges[::2], edges[1::2]
+    return [Run(run.ipa + start * PAGE, end - start) for start, end in zip(starts, ends, strict=True)]
+
+
+def _refused(pages: int, how: str) -> GrantRefusedError:
+    return GrantRefusedError(
+        f"The guest's kernel {how} {format_size(pages * PAGE)} of memory.",
+        hint="Free memory in the guest, or give the machine more, and try again.",
+    )

@@ -1,0 +1,266 @@
+"""The emulated machine: QEMU plays it, and nothing of it is left when this process is gone.
+
+RAM is an anonymous shared file, the secure UART and the agent's port are socket pairs, and the
+firmware is a patched copy in memory: all of them descriptors, so there is no path that anybody else
+could open and nothing to clean up. The secure world inherits RAM and its end of the secure UART, as
+a secure core is wired to DRAM and to its interrupt. This process, which plays the hardware and could
+read everything as QEMU itself can, keeps them only to start the next secure world.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import os
+import shutil
+import socket
+import struct
+import subprocess
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from flexserve.errors import CallerError, NormalWorldError
+from flexserve.platforms.trustzone import abi, leash
+from flexserve.platforms.trustzone.agent import Agent
+from flexserve.platforms.trustzone.guest_memory import GuestMemory
+from flexserve.platforms.trustzone.mailbox import Mailbox
+from flexserve.platforms.trustzone.ram import BASE, PAGE, Ram
+from flexserve.units import GIB, MIB, format_size
+
+SMALLEST, LARGEST, STEP = 256 * MIB, 3 * GIB, 2 * MIB  # of RAM
+MOST_CPUS = 8
+
+_QEMU = "qemu-system-aarch64"
+_KERNEL, _DEVICETREE, _INITRD = 0x4020_0000, 0x4400_0000, 0x4800_0000  # where the firmware expects them
+_BOARD = 0x40  # offset of the board's description in the firmware
+_BOARD_MAGIC = 0x4452_414F_4258_4C46  # "FLXBOARD", as the firmware is built with
+_BOOT = 120.0  # seconds: a machine that shares its cores with a build is slow
+_RESET = 1.0  # seconds for the monitor to answer
+_CONSOLE = 400  # lines kept
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Images:
+    """What a machine boots from."""
+
+    firmware: Path
+    kernel: Path
+    initrd: Path
+    devicetree: Path
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MonitorState:
+    """What the monitor counts."""
+
+    pages: dict[str, int]  # bytes in each state
+    faults: int  # accesses of the normal world that it stopped
+
+
+class Machine:
+    """A machine of `ram_bytes` and `cpus`, from `__enter__` until `__exit__` or its own end.
+
+    `devices` are more of QEMU's `-device`, for tests. Start it from a thread that lives as long as it
+    should: the kernel kills it with that thread.
+    """
+
+    def __init__(
+        self, images: Images, *, ram_bytes: int = GIB, cpus: int = 2, devices: Sequence[str] = ()
+    ) -> None:
+        if not SMALLEST <= ram_bytes <= LARGEST or ram_bytes % STEP:
+            raise CallerError(
+                f"The machine cannot have {format_size(ram_bytes)} of memory.",
+                hint="Give 256M to 3G, in steps of 2M.",
+            )
+        if not 1 <= cpus <= MOST_CPUS:
+            raise CallerError(f"The machine cannot have {cpus} CPUs.", hint=f"Give it 1 to {MOST_CPUS}.")
+        self._images, self.ram_bytes, self.cpus, self._devices = images, ram_bytes, cpus, devices
+        self._console: collections.deque[str] = collections.deque(maxlen=_CONSOLE)
+        self._stack = contextlib.ExitStack()
+        self.ram_fd = -1
+        self.doorbell: socket.socket
+        self.agent: Agent
+        self.boot_seconds = 0.0
+        self._process: subprocess.Popen[bytes]
+
+    def __enter__(self) -> Self:
+        """Boot. Raises NormalWorldError, with the end of the console, when it does not come up."""
+        try:
+            self._boot()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the emulator runs."""
+        return self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """The emulator's process id."""
+        return self._process.pid
+
+    def console(self) -> list[str]:
+        """Return the last lines of the machine's console and of the emulator's messages."""
+        return list(self._console)
+
+    def secure_arguments(self) -> tuple[str, ...]:
+        """Return the options of a secure world on this machine; it inherits `secure_fds`."""
+        ram, doorbell = self.secure_fds
+        return ("--memory", "trustzone", "--ram-fd", str(ram), "--doorbell-fd", str(doorbell))
+
+    @property
+    def secure_fds(self) -> tuple[int, int]:
+        """RAM and the secure core's end of the secure UART."""
+        return self.ram_fd, self.doorbell.fileno()
+
+    def memory(self) -> GuestMemory:
+        """Return the guest's view of its memory."""
+        return GuestMemory(self.agent)
+
+    def monitor(self) -> MonitorState:
+        """Return what the monitor counts."""
+        mailbox = self._mailbox()
+        states = bytes(mailbox.states)
+        return MonitorState(
+            {state.name: states.count(state) * PAGE for state in abi.PageState}, mailbox.faults
+        )
+
+    def _mailbox(self) -> Mailbox:
+        return Mailbox(Ram(self.ram_fd), self.doorbell)
+
+    def reset_secure_core(self) -> None:
+        """Tell the monitor that the secure world is dead, so that the guest gets its memory back now.
+
+        Raises NormalWorldError when the guest does not serve its mailbox.
+        """
+        if self.alive:
+            self._mailbox().lay_to_rest(_RESET)
+
+    # ---- starting -------------------------------------------------------------------------------
+
+    def _boot(self) -> None:
+        began = time.monotonic()
+        if shutil.which(_QEMU) is None:
+            raise NormalWorldError(
+                "The emulator is not installed.",
+                hint="Run `apt-get install qemu-system-arm`.",
+                code="no_qemu",
+            )
+        self.ram_fd = self._memory("ram", self.ram_bytes)
+        firmware = self._memory("firmware", 0)
+        os.write(firmware, self._patched_firmware())
+        self.doorbell, secure = self._pair()
+        ours, agent = self._pair()
+        with secure, agent:
+            self._spawn(firmware, secure.fileno(), agent.fileno())
+        self.agent = Agent(ours)
+        try:
+            self.agent.wait_until_ready(_BOOT, alive=lambda: self.alive)
+        except NormalWorldError as error:
+            raise self._no_boot(error) from error
+        self.boot_seconds = time.monotonic() - began
+
+    def _memory(self, name: str, size: int) -> int:
+        fd = os.memfd_create(name, os.MFD_CLOEXEC)
+        self._stack.callback(os.close, fd)
+        os.ftruncate(fd, size)
+        return fd
+
+    def _pair(self) -> tuple[socket.socket, socket.socket]:
+        ours, theirs = socket.socketpair()
+        self._stack.callback(ours.close)
+        return ours, theirs
+
+    def _patched_firmware(self) -> bytes:
+        """Return the firmware with this board's description in it, as fuses would tell it."""
+        image = bytearray(self._images.firmware.read_bytes())
+        (magic,) = struct.unpack_from("<Q", image, _BOARD)
+        if magic != _BOARD_MAGIC:
+            raise NormalWorldError(
+                f"{self._images.firmware} is no firmware for this machine.",
+                hint="Build it: `flexserve boot`.",
+            )
+        struct.pack_into("<3Q", image, _BOARD + 8, BASE, self.ram_bytes, self.cpus)
+        return bytes(image)
+
+    def _spawn(self, firmware: int, secure: int, agent: int) -> None:
+        fds = (self.ram_fd, firmware, secure, agent)
+        try:
+            self._process = subprocess.Popen(
+                leash.command(_QEMU, *self._arguments(*fds)),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                pass_fds=fds,
+                start_new_session=True,  # Ctrl-C is ours to handle
+            )
+        except OSError as error:
+            raise NormalWorldError(
+                f"The emulator cannot be started: {error.strerror}.", hint="Free memory or processes."
+            ) from error
+        self._stack.callback(self._kill)
+        threading.Thread(target=self._read_console, name="machine-console", daemon=True).start()
+
+    def _arguments(self, ram: int, firmware: int, secure: int, agent: int) -> list[str]:
+        images = self._images
+        # No ITS, no highmem, nothing by default: every device that could reach RAM is one we name,
+        # and sits behind the SMMU. `-cpu max` would need more traps than the monitor sets.
+        file = f"/proc/self/fd/{ram}"
+        options = {
+            "machine": "virt,secure=on,virtualization=on,gic-version=3,highmem=off,its=off,iommu=smmuv3,"
+            "memory-backend=ram",
+            "cpu": "cortex-a76",
+            "smp": str(self.cpus),
+            "m": f"{self.ram_bytes // MIB}M",
+            "object": f"memory-backend-file,id=ram,share=on,size={self.ram_bytes},mem-path={file}",
+            "display": "none",
+            "monitor": "none",
+            "bios": f"/proc/self/fd/{firmware}",
+        }
+        words = ["-nodefaults", "-no-user-config", "-no-reboot"]
+        for name, value in options.items():
+            words += [f"-{name}", value]
+        for name, fd in (("secure", secure), ("agent", agent)):
+            words += ["-chardev", f"socket,id={name},fd={fd}"]
+        words += ["-chardev", "file,id=console,path=/dev/stdout"]
+        words += ["-serial", "chardev:console", "-serial", "chardev:secure"]
+        files = ((images.kernel, _KERNEL), (images.devicetree, _DEVICETREE), (images.initrd, _INITRD))
+        devices = [f"loader,file={path},addr={address:#x},force-raw=on" for path, address in files]
+        devices += ["virtio-serial-pci,iommu_platform=on,disable-legacy=on"]
+        devices += ["virtserialport,chardev=agent,name=flex", *self._devices]
+        for device in devices:
+            words += ["-device", device]
+        return words
+
+    def _read_console(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as output:
+            for line in output:
+                text = line.decode(errors="replace").rstrip()
+                self._console.append("".join(char if char.isprintable() else " " for char in text))
+
+    def _no_boot(self, error: NormalWorldError) -> NormalWorldError:
+        how = "did not boot" if self.alive else f"ended with status {self._process.returncode}"
+        last = "\n  ".join(["", *self.console()[-20:]]) or " nothing."
+        return NormalWorldError(
+            f"The machine {how}: {error.message} Its last words:{last}\n",
+            hint="`flexserve boot` builds its parts again.",
+            code="no_boot",
+        )
+
+    def _kill(self) -> None:
+        self._process.kill()
+        self._process.wait()

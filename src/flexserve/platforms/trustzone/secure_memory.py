@@ -1,0 +1,206 @@
+"""Recallable memory on the emulated TrustZone machine: pages that its Linux allocates and cannot reach.
+
+An arena is a PROT_NONE reservation, as on Linux. Commit gets pages from the guest's kernel, has the
+monitor make them SECURE, maps them (the machine's DRAM is a shared file) and clears what the OS left
+in them; release unmaps them and offers them back, and the monitor clears them before the OS sees
+them. Addresses stay put while pages come and go; which pages are behind an address is nobody's
+concern but this module's.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from flexserve.errors import GrantRefusedError
+from flexserve.platforms.granules import GranuleBooks, GranuleState
+from flexserve.platforms.linux import mman, reservation
+from flexserve.platforms.ports import Arena, Protection
+from flexserve.platforms.trustzone.guest_pages import GuestPages
+from flexserve.platforms.trustzone.mailbox import Mailbox
+from flexserve.platforms.trustzone.pool import Run, count, cut, merged
+from flexserve.platforms.trustzone.ram import PAGE, Ram
+from flexserve.units import MIB, align_up, format_size
+
+DEFAULT_GRANULE = 2 * MIB  # one call of the monitor, and a block that Linux likes to have free
+_MAPPINGS_OF_OTHERS = 4096  # libraries, stacks, heaps, reservations: generous for a Python process
+_USUAL_LIMIT = 65530  # vm.max_map_count, where nobody tells
+
+
+class TrustZoneMemory:
+    """The SecureMemory port over the pages of a guest."""
+
+    def __init__(self, pages: GuestPages, granule: int = DEFAULT_GRANULE) -> None:
+        if granule % PAGE or granule % mman.PAGE:
+            raise ValueError("a granule is whole pages")
+        self._pages = pages
+        self._books = GranuleBooks(granule)
+        self._behind: dict[Arena, dict[int, list[Run]]] = {}  # granule → its pages, in order
+        self._lock = threading.Lock()
+        self._mapped = 0  # runs
+        self._most = _most_runs()
+
+    @property
+    def granule(self) -> int:
+        """Bytes of the unit of commit and release."""
+        return self._books.granule
+
+    @property
+    def protection(self) -> Protection:
+        """The label of what this memory is protected by."""
+        return Protection(
+            name="trustzone-emulated",
+            protected=True,
+            summary=(
+                "The guest's kernel, its programs and its devices cannot reach model memory; whoever "
+                "controls the host that emulates the machine can."
+            ),
+        )
+
+    def reserve(self, size: int) -> Arena:
+        """Reserve addresses for `size` bytes, rounded up to granules. Uses no memory.
+
+        Raises NormalWorldError when the address space is refused.
+        """
+        size = align_up(max(size, 1), self.granule)
+        arena = Arena(base=reservation.reserve(size, self.granule), size=size)
+        with self._lock:
+            self._behind[arena] = {}
+        self._books.open(arena)
+        return arena
+
+    def commit(self, arena: Arena, offset: int, length: int) -> None:
+        """Put pages of the guest behind a range that has none; it reads as zeros.
+
+        Raises GrantRefusedError when the guest's kernel refuses, answers wrongly or does not answer,
+        InternalError for a range that is outside the arena or (partly) committed; either way every
+        granule is as it was.
+        """
+        self._books.claim_commit(arena, offset, length)
+        settled = GranuleState.EMPTY
+        try:
+            if length:
+                self._fill(arena, offset, self._pages.take(length // PAGE))
+            settled = GranuleState.COMMITTED
+        finally:
+            self._books.settle(arena, offset, length, settled)
+
+    def release(self, arena: Arena, offset: int, length: int, *, keep: bool = False) -> None:
+        """Give the pages of a committed range back; the monitor scrubs them before the OS sees them.
+
+        Returns when the OS has them, or has not cared to take them for seconds. With `keep` they stay
+        SECURE, and are the first that a commit gets. Raises InternalError for a range that is outside
+        the arena or not wholly committed, and then changes nothing.
+        """
+        self._books.claim_release(arena, offset, length)
+        settled = GranuleState.COMMITTED
+        try:
+            if length:
+                runs = self._empty(arena, offset, length)
+                settled = GranuleState.EMPTY
+                if keep:
+                    self._pages.keep(runs)
+                else:
+                    self._pages.give_back(runs)
+            settled = GranuleState.EMPTY
+        finally:
+            self._books.settle(arena, offset, length, settled)
+
+    def view(self, arena: Arena, offset: int, length: int) -> memoryview:
+        """Return a writable view of committed memory (any alignment).
+
+        Raises InternalError when part of it is not committed. The view must not be used after the
+        release of its range: the addresses fault then.
+        """
+        self._books.require_committed(arena, offset, length)
+        return mman.view(arena.base + offset, length)
+
+    def free(self, arena: Arena) -> None:
+        """Release whatever is committed and give the addresses back. The arena is dead after."""
+        for offset, length in self._books.committed_runs(arena):
+            self.release(arena, offset, length)
+        self._books.close(arena)
+        with self._lock:
+            del self._behind[arena]
+        mman.munmap(arena.base, arena.size)
+
+    def resident(self) -> int:
+        """Return the bytes that the monitor's own table keeps from the OS for this process."""
+        return self._pages.resident()
+
+    # ---- mapping --------------------------------------------------------------------------------
+
+    def _fill(self, arena: Arena, offset: int, runs: list[Run]) -> None:
+        """Map `runs`, one behind the other, over a range of the arena, and clear them."""
+        address, length = arena.base + offset, count(runs) * PAGE
+        portions = list(cut(runs, self.granule // PAGE))
+        mappings = sum(map(len, portions))
+        try:
+            self._reckon(mappings)
+            self._map(address, runs)
+        except BaseException:
+            reservation.put_back(address, length)
+            self._reckon(-mappings)
+            self._pages.give_back(runs)
+            raise
+        mman.zero(address, length)  # SECURE by now: the OS, whose leavings these are, cannot look on
+        with self._lock:
+            first = offset // self.granule
+            self._behind[arena].update(enumerate(portions, first))
+
+    def _map(self, address: int, runs: list[Run]) -> None:
+        start, length = address, count(runs) * PAGE
+        try:
+            for run in merged(runs):
+                self._pages.ram.map(run.ipa, address, run.size)
+                address += run.size
+            mman.madvise(start, length, mman.MADV_DONTFORK)  # a child's mapping would outlive the release
+        except OSError as error:
+            raise GrantRefusedError(
+                f"The host's OS would not map {format_size(length)} of the machine ({error.strerror}).",
+                hint="Free memory on the host.",
+            ) from error
+
+    def _empty(self, arena: Arena, offset: int, length: int) -> list[Run]:
+        """Unmap a range and return its pages."""
+        reservation.put_back(arena.base + offset, length)
+        with self._lock:
+            granules = range(offset // self.granule, (offset + length) // self.granule)
+            portions = [self._behind[arena].pop(granule) for granule in granules]
+        self._reckon(-sum(map(len, portions)))
+        return list(merged(run for portion in portions for run in portion))
+
+    def _reckon(self, mappings: int) -> None:
+        """Count mappings that come or go. Raises GrantRefusedError, having counted, beyond the limit."""
+        with self._lock:
+            self._mapped += mappings
+            excess = mappings > 0 and self._mapped > self._most
+        if excess:
+            raise GrantRefusedError(
+                f"The guest's free memory is in pieces too small to map: {self._mapped} of {self._most}.",
+                hint=f"Run `sysctl -w vm.max_map_count={4 * self._mapped}` as root on the host.",
+                code="fragmented",
+            )
+
+
+def pages_of(ram_fd: int, doorbell_fd: int, *, on_end: Callable[[], None]) -> GuestPages:
+    """Return the pages of the machine behind these descriptors; `on_end` hears of its end.
+
+    Raises NormalWorldError when no monitor answers there.
+    """
+    ram = Ram(ram_fd)
+    pages = GuestPages(ram, Mailbox(ram, socket.socket(fileno=doorbell_fd)))
+    pages.on_end = on_end
+    pages.start()
+    return pages
+
+
+def _most_runs() -> int:
+    """Return how many runs may be mapped: each may split the reservation it lies in."""
+    try:
+        limit = int(Path("/proc/sys/vm/max_map_count").read_text())
+    except (OSError, ValueError):
+        limit = _USUAL_LIMIT
+    return max(0, limit - _MAPPINGS_OF_OTHERS) // 2

@@ -1,0 +1,69 @@
+"""Memory of the TrustZone machine keeps the contract of SecureMemory, whatever its OS does."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+
+from flexserve.platforms.ports import SecureMemory
+from flexserve.platforms.trustzone.secure_memory import DEFAULT_GRANULE, TrustZoneMemory
+from flexserve.testing.secure_memory import SecureMemoryContract
+from flexserve.testing.stateful import SecureMemoryMachine
+from flexserve.testing.trustzone import Babbling, Driver, FakeMachine, Scattering
+from flexserve.units import KIB, MIB
+
+GRANULE = 64 * KIB
+
+
+class OnFakeMachine(SecureMemoryContract):
+    def driver(self, most: int | None = None) -> Driver:
+        return Driver(most=most)
+
+    @pytest.fixture(autouse=True)
+    def machines(self) -> Iterator[None]:
+        with ExitStack() as self.running:
+            yield
+
+    def create_memory(self) -> SecureMemory:
+        machine = self.running.enter_context(FakeMachine(32 * MIB, self.driver()))
+        self.running.callback(machine.check)
+        return TrustZoneMemory(machine.pages(), GRANULE)
+
+    @contextmanager
+    def scarce_memory(self, granules: int) -> Iterator[SecureMemory]:
+        with FakeMachine(32 * MIB, self.driver(most=granules * GRANULE // 4096)) as machine:
+            yield TrustZoneMemory(machine.pages(), GRANULE)
+
+
+class TestTrustZoneMemory(OnFakeMachine):
+    pass
+
+
+class TestTrustZoneMemoryInPieces(OnFakeMachine):
+    def driver(self, most: int | None = None) -> Driver:
+        return Scattering(most=most)
+
+
+class TestTrustZoneMemoryOfABabblingOs(OnFakeMachine):
+    def driver(self, most: int | None = None) -> Driver:
+        return Babbling(most=most)
+
+
+class TrustZoneMachine(SecureMemoryMachine):
+    def create_memory(self) -> SecureMemory:
+        self.machine = FakeMachine(32 * MIB)
+        self.machine.__enter__()
+        return TrustZoneMemory(self.machine.pages(), 4 * KIB)
+
+    def teardown(self) -> None:
+        super().teardown()
+        self.machine.check()
+        self.machine.__exit__(None, None, None)
+
+
+TestTrustZoneAtRandom = TrustZoneMachine.TestCase
+
+
+def test_granules_of_two_mebibytes_are_the_default():
+    with FakeMachine(32 * MIB) as machine:
+        assert TrustZoneMemory(machine.pages()).granule == DEFAULT_GRANULE == 2 * MIB
