@@ -63,12 +63,18 @@ class Generated:
 class DrivenWorld:
     """A real secure world process and its only client. A context manager; methods are thread-safe.
 
-    `budget` bounds the bytes granted at any time (None: no bound); it may be changed, and so may
-    `before_grant` and `after_recall`, which are called at those moments.
+    It inherits `fds`. `budget` bounds the bytes granted at any time (None: no bound); it may be
+    changed, and so may `before_grant` and `after_recall`, which are called at those moments.
     """
 
     def __init__(
-        self, store: Path, device_key: Path, *, arguments: tuple[str, ...] = (), budget: int | None = None
+        self,
+        store: Path,
+        device_key: Path,
+        *,
+        arguments: tuple[str, ...] = (),
+        fds: tuple[int, ...] = (),
+        budget: int | None = None,
     ) -> None:
         self.budget = budget
         self.granted = 0
@@ -90,7 +96,7 @@ class DrivenWorld:
                 ],
                 stdin=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
-                pass_fds=(theirs.fileno(),),
+                pass_fds=(theirs.fileno(), *fds),
                 start_new_session=True,
             )
         self._socket = ours

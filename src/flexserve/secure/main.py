@@ -8,31 +8,30 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import os
 import queue
 import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
 from flexserve.core.pages import PageState
 from flexserve.errors import FlexServeError, PeerError
+from flexserve.platforms.linux import secure_memory as linux
 from flexserve.platforms.linux.hardening import die_with_parent, harden
-from flexserve.platforms.linux.secure_memory import (
-    DEFAULT_GRANULE,
-    MemfdSecretMemory,
-    PlainMemory,
-    probe_secret_memory,
-)
 from flexserve.platforms.ports import SecureMemory
+from flexserve.platforms.trustzone import secure_memory as trustzone
 from flexserve.secure.baselines import BASELINES, make_residency
 from flexserve.secure.cache import Cache
 from flexserve.secure.engine.runtime import Engine
 from flexserve.secure.failures import failure_of
 from flexserve.secure.flexmem import FlexMem
+from flexserve.secure.guest import Guest
 from flexserve.secure.link import Link
 from flexserve.secure.models.keys import DeviceKey
 from flexserve.secure.models.store import Store
@@ -64,14 +63,22 @@ _PROBE = 256 * MIB  # of locked memory: less would not run any model worth servi
 _SWITCH_INTERVAL = 0.0005
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ground:
+    """What a secure world stands on."""
+
+    memory: SecureMemory
+    ram: int  # bytes of the machine that the memory is of
+    guest: Guest | None = None  # who grants it; None: the normal world's program
+
+
 class SecureWorld:
     """Everything of a secure world, wired: answers one normal world over one link."""
 
-    def __init__(self, link: Link, memory: SecureMemory, store: Store, options: argparse.Namespace) -> None:
-        ram = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    def __init__(self, link: Link, ground: Ground, store: Store, options: argparse.Namespace) -> None:
         threads = options.threads or len(os.sched_getaffinity(0))
         self._link = link
-        self._flexmem = FlexMem(memory, ram, link)
+        self._flexmem = FlexMem(ground.memory, ground.ram, ground.guest or link)
         self._engine = Engine(self._flexmem, threads)
         self._residency = make_residency(options.baseline, self._flexmem, threads, options.store)
         limits = Limits(
@@ -85,7 +92,9 @@ class SecureWorld:
         self._flexmem.spare = self._cache.spare
         self._scheduler = Scheduler(self._shelf, self._cache, link.send, limit=options.max_queue)
         self._reclaimer = Reclaimer(self._shelf, self._cache, self._residency, self._flexmem)
-        self._recalls: queue.SimpleQueue[Recall] = queue.SimpleQueue()
+        self._recalls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        if ground.guest is not None:
+            ground.guest.follow(self._flexmem, self._reclaimer, later=self._recalls.put)
         threading.Thread(target=self._answer_recalls, name="reclaimer", daemon=True).start()
 
     def serve(self) -> None:
@@ -109,7 +118,7 @@ class SecureWorld:
                 case Cancel():
                     self._scheduler.cancel(message.request)
                 case Recall():
-                    self._recalls.put(message)
+                    self._recalls.put(functools.partial(self._answer, message))
                 case Pin():
                     self._shelf.pin(message.models)
                 case Query():
@@ -124,8 +133,10 @@ class SecureWorld:
 
     def _answer_recalls(self) -> None:
         while True:
-            message = self._recalls.get()
-            self._link.send(self._reclaimer.answer(message))
+            self._recalls.get()()
+
+    def _answer(self, message: Recall) -> None:
+        self._link.send(self._reclaimer.answer(message))
 
     def _status(self, serial: int) -> Status:
         queued, running = self._scheduler.counts()
@@ -147,14 +158,14 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the normal world's to handle
-        harden(keep={options.channel_fd})
+        harden(keep={options.channel_fd, options.ram_fd, options.doorbell_fd})
         die_with_parent(signal.SIGKILL)
         sys.setswitchinterval(_SWITCH_INTERVAL)
-        memory = _memory(options.memory, options.granule)
+        ground = _ground(options)
         store = Store(options.store, DeviceKey.load_or_create(options.device_key))
         link = Link(socket.socket(fileno=options.channel_fd))
         link.expect_hello()
-        world = SecureWorld(link, memory, store, options)
+        world = SecureWorld(link, ground, store, options)
     except FlexServeError as error:
         sys.stderr.write(msgspec.json.encode(failure_of(error)).decode() + "\n")
         return EXIT_CANNOT_START
@@ -180,11 +191,25 @@ def _end_with(death: threading.ExceptHookArgs) -> None:
     os._exit(1)
 
 
-def _memory(kind: str, granule: int) -> SecureMemory:
-    if kind == "plain":
-        return PlainMemory(granule)
-    probe_secret_memory(_PROBE)
-    return MemfdSecretMemory(granule)
+def _ground(options: argparse.Namespace) -> Ground:
+    """Return the memory that was asked for. Raises NormalWorldError where it cannot be had."""
+    if options.memory == "trustzone":
+        pages = trustzone.pages_of(options.ram_fd, options.doorbell_fd, on_end=_end_with_the_machine)
+        memory = trustzone.TrustZoneMemory(pages, options.granule or trustzone.DEFAULT_GRANULE)
+        return Ground(memory, pages.ram.size, Guest(pages))
+    ram = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    granule = options.granule or linux.DEFAULT_GRANULE
+    if options.memory == "plain":
+        return Ground(linux.PlainMemory(granule), ram)
+    linux.probe_secret_memory(_PROBE)
+    return Ground(linux.MemfdSecretMemory(granule), ram)
+
+
+def _end_with_the_machine() -> None:
+    """End the process when the machine whose memory it works in is gone."""
+    sys.stderr.write("the machine is gone\n")
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _resident_bytes() -> int:
@@ -198,14 +223,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--channel-fd", type=int, required=True)
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--device-key", type=Path, required=True)
-    parser.add_argument("--memory", choices=["secret", "plain"], default="secret")
+    parser.add_argument("--memory", choices=["secret", "plain", "trustzone"], default="secret")
+    parser.add_argument("--ram-fd", type=int, default=-1, help="trustzone: the machine's RAM")
+    parser.add_argument("--doorbell-fd", type=int, default=-1, help="trustzone: its secure UART")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--context", type=int, default=0)
     parser.add_argument("--parallel", type=int, default=4, help="sequences of a model generated at once")
     parser.add_argument("--kv-disk", type=int, default=GIB, help="bytes of sealed KV kept for a model")
     parser.add_argument("--max-queue", type=int, default=64)
     parser.add_argument("--idle-seconds", type=float, default=300.0)
-    parser.add_argument("--granule", type=int, default=DEFAULT_GRANULE, help="bytes; a power of two")
+    parser.add_argument("--granule", type=int, default=0, help="bytes; a power of two")
     parser.add_argument("--baseline", choices=["", *BASELINES], default="", help="for measurements")
     return parser
 

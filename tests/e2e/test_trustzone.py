@@ -1,0 +1,113 @@
+"""A secure world on the pages of a machine: the same tokens, whatever its kernel asks for or does."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+from library import PROMPTS, Library
+
+from flexserve.bench.worlds import DrivenWorld
+from flexserve.errors import GrantRefusedError
+from flexserve.platforms.trustzone.abi import PageState
+from flexserve.platforms.trustzone.ram import PAGE
+from flexserve.testing.trustzone import Boasting, Driver, FakeMachine, Scattering
+from flexserve.units import MIB
+
+RAM = 256 * MIB
+TOKENS = 16
+
+
+@contextlib.contextmanager
+def world_on(library: Library, machine: FakeMachine) -> Iterator[DrivenWorld]:
+    arguments = library.arguments(*machine.secure_arguments())
+    with DrivenWorld(library.root, library.key, arguments=arguments, fds=machine.secure_fds) as world:
+        yield world
+
+
+def held(machine: FakeMachine) -> int:
+    """Return the bytes that the machine's kernel lacks."""
+    return machine.charged(0)
+
+
+@pytest.fixture(scope="module")
+def model(library: Library) -> tuple[str, str]:
+    """The name of a model, and what plain llama.cpp continues PROMPTS[0] with."""
+    source = library.file("small-llama", "q4_k_m")
+    return library.add(source, "guest-llama"), library.answer(source, PROMPTS[0], TOKENS)
+
+
+@pytest.mark.parametrize("driver", [Driver, Scattering])
+def test_output_is_that_of_plain_llama_cpp_before_and_after_pressure(
+    library: Library, model: tuple[str, str], driver: type[Driver]
+):
+    name, expected = model
+    with FakeMachine(RAM, driver()) as machine, world_on(library, machine) as world:
+        assert world.welcome.protection == "trustzone-emulated"
+        assert world.generate(name, PROMPTS[0], TOKENS).text == expected, "cold"
+        before = held(machine)
+        machine.monitor.pressure(before // 2 // PAGE, 500)
+        assert machine.wait(lambda: held(machine) <= before // 2), "the kernel did not get what it asked for"
+        assert world.generate(name, PROMPTS[0], TOKENS).text == expected, "after half was taken"
+        world.recall(None)
+        assert world.generate(name, PROMPTS[0], TOKENS).text == expected, "after all was taken"
+        machine.check()
+
+
+def test_what_a_person_recalls_reaches_the_kernel(library: Library, model: tuple[str, str]):
+    name, _ = model
+    with FakeMachine(RAM) as machine, world_on(library, machine) as world:
+        world.generate(name, PROMPTS[0], TOKENS)
+        before = held(machine)
+        answer = world.recall(None)
+        assert answer.os_before - answer.os_after > before // 2
+        assert machine.wait(lambda: held(machine) <= answer.os_after + world.status().memory.granted)
+        machine.check()
+
+
+def test_a_kernel_without_memory_is_a_refusal_and_later_it_works(library: Library, model: tuple[str, str]):
+    name, expected = model
+    driver = Driver(most=16)
+    with FakeMachine(RAM, driver) as machine, world_on(library, machine) as world:
+        with pytest.raises(GrantRefusedError):
+            world.generate(name, PROMPTS[0], TOKENS)
+        driver.most = None
+        assert world.generate(name, PROMPTS[0], TOKENS).text == expected
+
+
+def test_a_kernel_that_lies_brings_no_wrong_token(library: Library, model: tuple[str, str]):
+    name, expected = model
+    with FakeMachine(RAM, Boasting()) as machine, world_on(library, machine) as world:
+        with contextlib.suppress(GrantRefusedError):
+            assert world.generate(name, PROMPTS[0], TOKENS).text == expected
+        machine.check()
+
+
+def test_a_driver_that_leaves_gets_everything_back(library: Library, model: tuple[str, str]):
+    name, expected = model
+    with FakeMachine(RAM) as machine, world_on(library, machine) as world:
+        world.generate(name, PROMPTS[0], TOKENS)
+        machine.monitor.detach()
+        assert machine.wait(lambda: held(machine) == 0)
+        assert world.generate(name, PROMPTS[0], TOKENS).text == expected, "when there is a driver again"
+
+
+def test_a_dead_secure_world_holds_nothing_and_the_next_one_serves(library: Library, model: tuple[str, str]):
+    name, expected = model
+    with FakeMachine(RAM) as machine:
+        with world_on(library, machine) as world:
+            world.generate(name, PROMPTS[0], TOKENS)
+            assert machine.monitor.counts()[PageState.SECURE]
+        machine.reset_secure_core()
+        assert machine.wait(lambda: held(machine) == 0)
+        with world_on(library, machine) as world:
+            assert world.generate(name, PROMPTS[0], TOKENS).text == expected
+        machine.check()
+
+
+def test_the_secure_world_ends_with_its_machine_and_says_so(library: Library):
+    with FakeMachine(RAM) as machine, world_on(library, machine) as world:
+        machine.die()
+        assert world.wait() == 1
+        assert "machine is gone" in str(world._death())
