@@ -144,6 +144,7 @@ class Bound(enum.Enum):
     RESERVED = "reserved"  # another program asked for it
     FOREGROUND = "foreground"  # others read back what they lost
     CAP = "cap"
+    GUEST = "guest"  # a kernel that asks nobody decides
     UNKNOWN = "unknown"  # the OS does not tell, or nobody looked yet
 
 

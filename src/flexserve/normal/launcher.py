@@ -1,8 +1,8 @@
 """Starts a secure world: a process with an empty environment, a session of its own and one socket.
 
-The process gets no descriptor but null, its own messages' pipe and its end of the channel; no
-environment but PATH, LANG and HOME; and its own session, so that Ctrl-C in the terminal reaches
-only the normal world, which then asks it to drain.
+The process gets no descriptor but null, its own messages' pipe, its end of the channel and those of
+the machine it runs on, where that is another; no environment but PATH, LANG and HOME; and its own
+session, so that Ctrl-C in the terminal reaches only the normal world, which then asks it to drain.
 """
 
 from __future__ import annotations
@@ -51,8 +51,10 @@ class SecureOptions:
     max_queue: int = 64  # requests that may wait
     idle_seconds: float = 300.0  # after which an idle model gives its memory back unasked
 
-    def command(self, channel_fd: int) -> list[str]:
+    def command(self, channel_fd: int, *more: str) -> list[str]:
         """Return the command line of a secure world whose channel is descriptor `channel_fd`.
+
+        `more` are options of the machine that it runs on; they win.
 
         `-I`: no PYTHON* variable, no user site and no current directory decides what code runs
         there; the package is found where it was installed.
@@ -72,7 +74,7 @@ class SecureOptions:
         words = [sys.executable, "-I", "-m", "flexserve.secure.main"]
         for name, value in options.items():
             words += [f"--{name}", str(value)]
-        return words
+        return [*words, *more]
 
 
 class SecureProcess:
@@ -151,10 +153,16 @@ class SecureProcess:
 
 
 class Launcher:
-    """Starts secure worlds by `command`, which gets the channel's descriptor (SecureOptions.command)."""
+    """Starts secure worlds by `command`, which gets the channel's descriptor (SecureOptions.command).
 
-    def __init__(self, command: Command, *, handshake_timeout: float = HANDSHAKE_TIMEOUT) -> None:
+    They inherit `fds` besides.
+    """
+
+    def __init__(
+        self, command: Command, *, fds: Sequence[int] = (), handshake_timeout: float = HANDSHAKE_TIMEOUT
+    ) -> None:
         self._command = command
+        self._fds = fds
         self._handshake_timeout = handshake_timeout
 
     async def launch(self, memory: MemoryCounter) -> SecureProcess:
@@ -186,7 +194,7 @@ class Launcher:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
-                pass_fds=(channel_fd,),
+                pass_fds=(channel_fd, *self._fds),
                 start_new_session=True,
                 env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
             )

@@ -26,6 +26,7 @@ from flexserve.normal import journal
 from flexserve.normal.api.app import create_app
 from flexserve.normal.api.envelope import LOOPBACK_NAMES
 from flexserve.normal.api.keys import Keys
+from flexserve.normal.guest import SecureCore
 from flexserve.normal.launcher import TERM_GRACE, SecureOptions
 from flexserve.normal.pins import Pins
 from flexserve.normal.world import DRAIN, World, running_world
@@ -47,6 +48,7 @@ class ServeOptions:
     max_memory: int | None = None  # bytes that are granted at most
     api_keys: Sequence[str] = dataclasses.field(default=(), repr=False)  # none: everybody is let in
     pins: Path | None = None  # file of the pinned models; None: they are forgotten at the end
+    core: SecureCore | None = None  # the machine that the secure world runs on; None: this one
     log_level: str = "info"
     log_json: bool | None = None  # None: for people when standard error is a terminal
 
@@ -73,6 +75,7 @@ async def _serve(options: ServeOptions, keys: Keys) -> int:
             limits=options.limits,
             cap=options.max_memory,
             pins=Pins(options.pins),
+            core=options.core,
         )
         async with running as world:
             closing = asyncio.Event()

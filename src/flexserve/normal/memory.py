@@ -46,7 +46,8 @@ class OsView:
     total: int  # bytes of RAM, or of the cgroup's limit
     available: int  # bytes
     stall: float | None  # PSI "some avg10", percent
-    rss: int  # bytes resident in the secure process
+    rss: int  # bytes resident in the secure process, or handed over by the guest's kernel
+    guest: bool = False  # it is the kernel of the secure world's machine that counts, not the host's
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -58,7 +58,10 @@ class MemoryTotals(msgspec.Struct, frozen=True):
 
 
 class OsCounts(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What the OS counts, as the normal world reads it; `*_claimed` is the secure world's word."""
+    """What the OS counts, as the normal world reads it; `*_claimed` is the secure world's word.
+
+    `guest`: the kernel of the secure world's machine counts, and `secure_rss` is what it handed over.
+    """
 
     total: int
     available: int
@@ -67,6 +70,7 @@ class OsCounts(msgspec.Struct, frozen=True, omit_defaults=True):
     secure_pid: int | None = None
     secure_claimed: int | None = None
     rss_claimed: int | None = None
+    guest: bool = False
 
 
 class States(msgspec.Struct, frozen=True):

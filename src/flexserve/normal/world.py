@@ -15,6 +15,7 @@ from flexserve.core.pressure import Budget, Limits
 from flexserve.errors import FlexServeError, UnknownModelError
 from flexserve.normal import journal
 from flexserve.normal.answer import Answer, Observer
+from flexserve.normal.guest import GuestBroker, SecureCore
 from flexserve.normal.launcher import Launcher, SecureOptions
 from flexserve.normal.ledger import Counters, Ledger
 from flexserve.normal.memory import MemoryBroker, OsView, RecallReport, Room
@@ -191,19 +192,25 @@ async def running_world(
     memory: NormalMemory | None = None,
     cap: int | None = None,
     pins: Pins | None = None,
+    core: SecureCore | None = None,
 ) -> AsyncIterator[World]:
     """Start a secure world with `options`, keep it alive, end it on the way out.
 
     `cap` bounds the bytes that are granted; `pins` are the models to keep, and where they are written.
+    With a `core` the secure world runs on its machine, whose kernel decides about memory instead.
 
     Leaving in good order lets running requests finish for `drain` seconds; leaving by an
     exception ends them. Raises what normal.launcher.Launcher.launch raises.
     """
     journal.configure_if_unset()
-    launcher = Launcher(options.command)
-    async with supervised(
-        launcher.launch, memory or LinuxNormalMemory(), drain=drain, limits=limits, cap=cap, pins=pins
-    ) as world:
+    if core is not None:
+        more = core.secure_arguments()
+        launcher = Launcher(lambda channel_fd: options.command(channel_fd, *more), fds=core.secure_fds)
+        broker: MemoryBroker = GuestBroker(core, pins=pins)
+    else:
+        launcher = Launcher(options.command)
+        broker = MemoryBroker(memory or LinuxNormalMemory(), limits=limits, cap=cap, pins=pins)
+    async with _kept_alive(launcher.launch, broker, drain=drain) as world:
         yield world
 
 
@@ -219,6 +226,12 @@ async def supervised(
 ) -> AsyncIterator[World]:
     """Do what running_world does, for any way to launch and any view of memory."""
     broker = MemoryBroker(memory, limits=limits, cap=cap, pins=pins)
+    async with _kept_alive(launch, broker, drain=drain) as world:
+        yield world
+
+
+@contextlib.asynccontextmanager
+async def _kept_alive(launch: Launch, broker: MemoryBroker, *, drain: float) -> AsyncIterator[World]:
     supervisor = Supervisor(launch, broker)
     await supervisor.start()
     watch = asyncio.create_task(broker.watch(), name="memory-watch")

@@ -141,4 +141,5 @@ def _state(model: ModelStatus, *, pinned: bool) -> dict[str, Any]:
 
 def described_os(view: OsView) -> dict[str, Any]:
     """Return what the OS counts, as it stands in JSON."""
-    return {"total": view.total, "available": view.available, "stall": view.stall, "secure_rss": view.rss}
+    counted = {"total": view.total, "available": view.available, "stall": view.stall, "secure_rss": view.rss}
+    return {**counted, "guest": True} if view.guest else counted

@@ -1,0 +1,112 @@
+"""The memory broker where a guest's kernel decides about memory.
+
+On the TrustZone machine grants and recalls are between the secure world and the kernel of the machine:
+its allocator hands pages over, its shrinker takes them back. What is left for a program of the normal
+world is to ask for memory on a person's behalf, to measure what came, and to say how things are.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import structlog
+
+from flexserve.core.pressure import Bound, Budget
+from flexserve.errors import CallerError, NormalWorldError
+from flexserve.normal.channel import WorldChannel
+from flexserve.normal.memory import MemoryBroker, OsView, Room
+from flexserve.normal.pins import Pins
+from flexserve.platforms.ports import NormalMemory
+from flexserve.units import format_size
+from flexserve.world.messages import Grant, NeedMemory, Recalled, Returned
+
+_REASON = "the guest's kernel decides"
+
+_log = structlog.get_logger(__name__)
+
+
+class SecureCore(Protocol):
+    """A machine whose secure core runs the secure world (platforms.trustzone.machine.Machine)."""
+
+    @property
+    def secure_fds(self) -> tuple[int, ...]:
+        """What the secure world inherits."""
+
+    def secure_arguments(self) -> tuple[str, ...]:
+        """Return the options by which it finds that."""
+
+    def reset_secure_core(self) -> None:
+        """Have the guest get back what a dead secure world held. Raises NormalWorldError."""
+
+    def memory(self) -> NormalMemory:
+        """Return the guest's view of its memory; what is charged is what its kernel handed over."""
+
+
+class GuestBroker(MemoryBroker):
+    """A MemoryBroker that grants nothing, keeps no account of its own and sets no bounds."""
+
+    def __init__(self, core: SecureCore, *, pins: Pins | None = None) -> None:
+        super().__init__(core.memory(), pins=pins)
+        self._core = core
+        self._handed_over = 0
+
+    @property
+    def granted(self) -> int:
+        """Bytes that the guest's kernel had handed over at the last look."""
+        return self._handed_over
+
+    def attach(self, channel: WorldChannel) -> None:
+        """Serve the secure world behind `channel`."""
+        self._channel = channel
+        if self.pins:
+            channel.pin(self.pins)
+
+    def detach(self) -> None:
+        """Forget the secure world, and have the guest get back all it held. Always safe."""
+        super().detach()
+        try:
+            self._core.reset_secure_core()
+        except NormalWorldError as error:  # the next secure world says the same to the monitor
+            _log.warning("memory_not_reset", reason=error.message)
+
+    def look(self) -> OsView:
+        """Return what the guest's kernel counts now. Raises NormalWorldError when it does not tell."""
+        sample = self._memory.sample()
+        self._handed_over = self._memory.charged(0)
+        return OsView(sample.total, sample.available, sample.stall, self._handed_over, guest=True)
+
+    def budget(self) -> Budget:
+        """Return what the guest could hand over in all; how much of it it would, only it knows."""
+        view = self.look()
+        return Budget(view.rss + view.available, Bound.GUEST, _REASON)
+
+    def set_cap(self, cap: int | None) -> None:
+        """Raise CallerError: nothing here could keep it."""
+        if cap is not None:
+            raise CallerError(
+                "On this machine the guest's kernel decides how much models may take.",
+                hint="Start the server with a smaller --guest-memory.",
+                code="no_cap",
+            )
+
+    def need(self, message: NeedMemory) -> Grant:
+        """Refuse: a secure world on this machine has nothing to ask us for."""
+        return self._refuse(message, Bound.GUEST, _REASON)
+
+    def returned(self, message: Returned) -> None:
+        """Take no account."""
+
+    def recalled(self, message: Recalled) -> None:
+        """Count what came back on demand."""
+        self.counters.recalled += message.returned
+
+    async def make_room(self, size: int, *, deadline: float, hold: float) -> Room:
+        """Have `size` bytes available in the guest now. They are not held: its kernel gives them to any."""
+        del hold
+        before, recalled = self.look(), None
+        if size > before.total:
+            raise CallerError(f"The guest has {format_size(before.total)} of memory.", hint="Ask for less.")
+        lacking = min(size - before.available, before.rss)
+        if lacking > 0 and self._channel is not None:
+            recalled = await self._recall(lacking, deadline, reason="another program asked for memory")
+        return Room(size, before, self.look(), recalled, hold_seconds=0)
