@@ -27,8 +27,7 @@ void el3_secondary(struct frame *frame, u32 cpu)
 
 void el3_unexpected(const struct frame *frame)
 {
-	(void)frame;
-	power_off();
+	panic("an exception that cannot be", frame->elr);
 }
 
 static bool from_el2(const struct frame *frame)
@@ -50,7 +49,7 @@ static void serve_el2(struct frame *frame)
 		modes_switch_off(frame);
 		break;
 	case PLAT_SMC_PANIC:
-		power_off();
+		modes_panic(frame);
 	default:
 		power_serve(frame);
 	}
@@ -72,7 +71,7 @@ static void serve_os(struct frame *frame)
 void el3_smc(struct frame *frame)
 {
 	if (read_register("esr_el3") >> 26 != CLASS_SMC)
-		power_off();
+		el3_unexpected(frame);
 	if (from_el2(frame))
 		serve_el2(frame);
 	else

@@ -7,6 +7,7 @@
 #define EL3_H
 
 #include "arch/aarch64/system.h"
+#include "core/layout.h"
 
 /* ---- gic.c ---- */
 
@@ -16,6 +17,7 @@ void gic_init(void); /* once */
 void gic_init_cpu(u32 cpu);
 u32 gic_take(void); /* the pending interrupt of ours, 1020 and more: none */
 void gic_end(u32 intid);
+void gic_park(void); /* nothing of the normal world's wakes this CPU until it starts over */
 void gic_pend(u32 intid); /* an interrupt of the normal world */
 void gic_gather(u32 cpu); /* GATHER_INTID, to one CPU */
 
@@ -53,6 +55,9 @@ void modes_switch_off(struct frame *frame);
 /* Another CPU wants all of us here: stay until it is done. `frame`: what it interrupted. */
 void modes_join(const struct frame *frame);
 
+/* EL2 gives up: x1 says why. */
+_Noreturn void modes_panic(const struct frame *frame);
+
 /*
  * One CPU at a time changes power or protection; others that wait for it can be gathered meanwhile.
  * `frame`: what is interrupted here; NULL for a CPU that is not on yet.
@@ -74,6 +79,15 @@ void power_enter(struct frame *frame, u64 entry, u64 argument);
 /* ---- doorbell.c ---- */
 
 void doorbell_answer(void); /* bytes of the secure world have come */
+
+/* ---- devices.c ---- */
+
+/* No device reaches hidden memory any more. False: one did meanwhile, and may have altered what keeps it out. */
+bool devices_confine(const struct layout *layout);
+
+/* ---- panic.c ---- */
+
+_Noreturn void panic(const char *why, u64 at); /* says so on the console and switches off */
 
 /* ---- sha256.c ---- */
 

@@ -72,6 +72,12 @@ void gic_end(u32 intid)
 	barrier();
 }
 
+void gic_park(void)
+{
+	write_register("s3_6_c12_c12_7", 0); /* ICC_IGRPEN1_EL3 */
+	barrier();
+}
+
 void gic_pend(u32 intid)
 {
 	set_register32(GICD_ISPENDR(intid / 32), 1U << intid % 32);

@@ -2,14 +2,14 @@
  * EL2's protection of the machine: its registers on every CPU, and switching it on and off.
  *
  * Switched off, EL2's memory is the OS's to write. So before EL2 runs again, all CPUs that are on stand
- * here, no device reaches memory, and the image must have the hash that it had. Then it starts as at reset: from
+ * here, no device reaches hidden memory, and the image must have the hash that it had. Then it starts as at reset: from
  * the copy in flash, making its tables anew, since all pages are NORMAL whenever protection goes off.
  */
 
-#include "core/layout.h"
 #include "el3/el3.h"
 
 #define SCR 0x435 /* below: non-secure, 64 bits; FIQs come here */
+#define SCR_FIQ 0x4
 #define SCR_HVC 0x100
 #define HCR_64_BITS (1ULL << 31)
 #define HCR_TRAP_SMC (1ULL << 19)
@@ -27,12 +27,6 @@
 #define MAP_RAM (1ULL << 54 | 1ULL << 10 | 3ULL << 8 | 1ULL << 2 | 1ULL)
 #define MAP_IMAGE (1ULL << 10 | 3ULL << 8 | 1ULL << 2 | 1ULL)
 #define GIB 0x40000000ULL
-
-#define SMMU_CR0 (PLAT_SMMU + 0x20)
-#define SMMU_CR0_ACKNOWLEDGED (PLAT_SMMU + 0x24)
-#define SMMU_GBPA (PLAT_SMMU + 0x44)
-#define GBPA_UPDATE (1U << 31)
-#define GBPA_ABORT (1U << 20)
 
 extern const struct board el3_board;
 extern const u8 el2_image[], el2_image_end[];
@@ -170,6 +164,9 @@ static void start_el2(struct frame *frame)
 	__atomic_store_n(&protection, PROTECTION_ON, __ATOMIC_RELEASE);
 	barrier();
 	modes_apply();
+	/* While EL2 runs for us we hold the lock: no doorbell comes that would wait for it. */
+	write_register("scr_el3", (SCR | SCR_HVC) & ~SCR_FIQ);
+	barrier();
 	frame->x[0] = PLAT_EL2_BASE + PLAT_EL2_BOARD;
 	frame->elr = PLAT_EL2_BASE;
 	frame->spsr = SPSR_MASKED | SPSR_EL2H;
@@ -178,7 +175,9 @@ static void start_el2(struct frame *frame)
 void modes_boot(struct frame *frame)
 {
 	if (!layout_make(&layout, &el3_board) || el3_board.cpus == 0 || el3_board.cpus > PLAT_CPUS)
-		power_off();
+		panic("no such board", (u64)&el3_board);
+	if (!devices_confine(&layout))
+		panic("a device writes already", layout.hidden_base);
 	modes_lock(NULL);
 	__atomic_store_n(&gathering, 1, __ATOMIC_RELEASE);
 	power_enter(&afterwards, PLAT_KERNEL, PLAT_DEVICE_TREE);
@@ -188,7 +187,7 @@ void modes_boot(struct frame *frame)
 void modes_booted(struct frame *frame, u64 result)
 {
 	if (result != 0)
-		power_off();
+		panic("EL2 cannot start", result);
 	*frame = afterwards;
 	modes_apply();
 	uart_put(FLEX_BYTE_ON);
@@ -212,6 +211,18 @@ static bool same(const struct digest *a, const struct digest *b)
 	return differ == 0;
 }
 
+/* What EL2's vectors saved of the OS when it called: at the top of this CPU's stack. The call itself is done. */
+static const struct frame *frame_of_os(void)
+{
+	u64 top = layout.hidden_base + PLAT_EL2_STACKS + (this_cpu() + 1ULL) * PLAT_EL2_STACK_BYTES;
+
+	return (const struct frame *)top - 1;
+}
+
+/*
+ * EL2 never hears of a success: it would have to run on while anybody can write to it. What it had
+ * begun, its lock included, is gone when it starts anew.
+ */
 void modes_switch_off(struct frame *frame)
 {
 	bool alone;
@@ -223,11 +234,7 @@ void modes_switch_off(struct frame *frame)
 		frozen = hash_image();
 		uart_put(FLEX_BYTE_OFF);
 		__atomic_store_n(&protection, PROTECTION_OFF, __ATOMIC_RELEASE);
-		/* To whom called EL2: its trapped instruction is done, and so is the call. */
-		frame->elr = read_register("elr_el2") + 4;
-		frame->spsr = read_register("spsr_el2");
-		for (u32 i = 1; i < 5; i++)
-			frame->x[i] = 0;
+		*frame = *frame_of_os();
 		frame->x[0] = FLEX_STATUS_OK;
 		modes_apply();
 	} else {
@@ -237,19 +244,19 @@ void modes_switch_off(struct frame *frame)
 	modes_unlock();
 }
 
-/* The OS may have told devices to write to our image at any moment from now on. */
-static void cut_devices_off(void)
+/* First of all devices are kept out: the OS may have told one to alter the image once it was checked. */
+static bool image_is_whole(void)
 {
-	set_register32(SMMU_GBPA, GBPA_UPDATE | GBPA_ABORT);
-	set_register32(SMMU_CR0, 0);
-	while (register32(SMMU_CR0_ACKNOWLEDGED) & 1)
-		;
+	struct digest now;
+
+	if (!devices_confine(&layout))
+		return false;
+	now = hash_image();
+	return same(&now, &frozen);
 }
 
 void modes_switch_on(struct frame *frame)
 {
-	struct digest now;
-
 	modes_lock(frame);
 	if (modes_protection() != PROTECTION_OFF) { /* another CPU was first */
 		frame->elr -= 4;
@@ -257,9 +264,7 @@ void modes_switch_on(struct frame *frame)
 		return;
 	}
 	gather();
-	cut_devices_off();
-	now = hash_image();
-	if (!same(&now, &frozen)) {
+	if (!image_is_whole()) {
 		__atomic_store_n(&protection, PROTECTION_BROKEN, __ATOMIC_RELEASE);
 		frame->x[0] = (u64)FLEX_STATUS_TAMPERED;
 		release();
@@ -269,4 +274,11 @@ void modes_switch_on(struct frame *frame)
 	afterwards = *frame;
 	afterwards.elr -= 4; /* the call is made again, and EL2 serves it */
 	start_el2(frame);
+}
+
+_Noreturn void modes_panic(const struct frame *frame)
+{
+	u64 offset = frame->x[1] - PLAT_EL2_BASE;
+
+	panic(offset < IMAGE_BYTES ? (const char *)layout.hidden_base + offset : "EL2", frame->elr);
 }

@@ -4,6 +4,7 @@
 
 #define WIDE 0x40000000U
 #define PSCI_VERSION 0x84000000
+#define PSCI_CPU_SUSPEND 0x84000001
 #define PSCI_CPU_OFF 0x84000002
 #define PSCI_CPU_ON 0x84000003
 #define PSCI_AFFINITY_INFO 0x84000004
@@ -19,6 +20,7 @@
 #define INVALID_ADDRESS ((u64)-9)
 
 #define VERSION_1_0 0x10000
+#define SUSPEND_POWER_DOWN 0x10000
 #define NO_MIGRATION 2
 
 #define GPIO_DIRECTION (PLAT_SECURE_GPIO + 0x400)
@@ -76,16 +78,22 @@ _Noreturn void power_off(void)
 	pull(0);
 }
 
-/* A parked CPU is one of ours: it takes interrupts of ours as they come, and is in nobody's way. */
+/*
+ * A parked CPU is one of ours: it takes interrupts of ours as they come. It is not among the gathered, so
+ * only the lock keeps it from answering about protection while that is being switched.
+ */
 void power_park(struct frame *frame, u32 cpu)
 {
 	u32 intid;
 
+	gic_park();
 	while (__atomic_load_n(&cpus[cpu].power, __ATOMIC_ACQUIRE) != POWER_PENDING) {
 		__asm__ volatile("wfi");
 		intid = gic_take();
+		modes_lock(NULL);
 		if (intid == PLAT_SECURE_UART_INTID)
 			doorbell_answer();
+		modes_unlock();
 		if (intid < 1020)
 			gic_end(intid);
 	}
@@ -132,10 +140,20 @@ static u64 affinity(u64 mpidr, u64 level)
 	return cpu == PLAT_CPUS || level != 0 ? INVALID_PARAMETERS : told[cpus[cpu].power];
 }
 
+/* Standby: nothing is lost, and any interrupt ends it. There is no deeper state. */
+static u64 suspend(u64 state)
+{
+	if (state & SUSPEND_POWER_DOWN)
+		return INVALID_PARAMETERS;
+	__asm__ volatile("wfi");
+	return 0;
+}
+
 static u64 features(u32 function)
 {
 	switch (function & ~WIDE) {
 	case PSCI_VERSION:
+	case PSCI_CPU_SUSPEND:
 	case PSCI_CPU_OFF:
 	case PSCI_CPU_ON:
 	case PSCI_AFFINITY_INFO:
@@ -175,6 +193,10 @@ void power_serve(struct frame *frame)
 {
 	u32 function = (u32)frame->x[0];
 
+	if ((function & ~WIDE) == PSCI_CPU_SUSPEND) {
+		frame->x[0] = suspend(frame->x[1]);
+		return;
+	}
 	modes_lock(frame);
 	if (function == PSCI_CPU_OFF) {
 		cpus[this_cpu()].power = POWER_OFF;

@@ -35,7 +35,7 @@ u64 el2_init(const struct board *board)
 {
 	if (!monitor_init(board, windows, sizeof(windows) / sizeof(windows[0])))
 		return 1;
-	smmu_init(monitor_layout());
+	smmu_open(monitor_layout());
 	return 0;
 }
 

@@ -11,6 +11,7 @@
 #define PLAT_GICD 0x08000000
 #define PLAT_GICR 0x080a0000
 #define PLAT_GICR_STRIDE 0x20000
+#define PLAT_CONSOLE 0x09000000 /* the normal world's UART: for our last words */
 #define PLAT_SECURE_UART 0x09040000
 #define PLAT_SECURE_UART_INTID 40
 #define PLAT_SMMU 0x09050000
@@ -34,6 +35,7 @@
 #define PLAT_COMMAND_QUEUE 0xf5000
 #define PLAT_EL2_LEVEL1 0xf6000
 #define PLAT_EL2_LEVEL2 0xf7000
+#define PLAT_DEVICE_TABLES 0xf8000 /* five pages: the devices' until EL2 has its own */
 
 /* What EL2 asks of EL3, besides PSCI: SMC functions of the silicon's provider. */
 #define PLAT_SMC_BOOTED 0xc2000000 /* (init's result) */

@@ -1,0 +1,36 @@
+/* The end: something happened that cannot be, or that nobody could go on after. */
+
+#include "el3/el3.h"
+
+#define DATA PLAT_CONSOLE
+#define FLAGS (PLAT_CONSOLE + 0x18)
+#define FLAG_FULL (1 << 5)
+#define LONGEST 80
+
+static void say(char letter)
+{
+	while (register32(FLAGS) & FLAG_FULL)
+		;
+	set_register32(DATA, (u8)letter);
+}
+
+static void say_text(const char *text)
+{
+	u32 i;
+
+	for (i = 0; i < LONGEST && text[i]; i++)
+		say(text[i]);
+}
+
+_Noreturn void panic(const char *why, u64 at)
+{
+	int shift;
+
+	say_text("\r\nmonitor: ");
+	say_text(why);
+	say_text(" at ");
+	for (shift = 60; shift >= 0; shift -= 4)
+		say("0123456789abcdef"[at >> shift & 0xf]);
+	say_text("\r\n");
+	power_off();
+}
