@@ -30,6 +30,8 @@ _Noreturn void host_fail(const char *format, ...)
 	vfprintf(stderr, format, arguments);
 	fputc('\n', stderr);
 	va_end(arguments);
+	if (host.witness)
+		host.witness();
 	abort();
 }
 

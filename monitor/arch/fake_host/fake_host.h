@@ -38,6 +38,7 @@ struct host {
 	u64 relaxed; /* how often protection was switched off */
 	int relax_status; /* what EL3 answers */
 	void (*watcher)(enum host_moment moment);
+	void (*witness)(void); /* tells how it came to a failure */
 };
 
 extern struct host host;

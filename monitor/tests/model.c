@@ -1,0 +1,290 @@
+#include "tests/model.h"
+
+#include <string.h>
+
+/* The call under way. */
+struct ask {
+	struct model *model;
+	struct model_answer *answer;
+	struct model_lies lies;
+};
+
+_Static_assert(FLEX_MAILBOX_SLOTS <= MODEL_QUEUE_MAX && SMALL_NOTICES <= MODEL_QUEUE_MAX, "the small machine is too large");
+
+void model_reset(struct model *model)
+{
+	memset(model->state, FLEX_STATE_NORMAL, sizeof(model->state));
+	model->attached = model->leaving = false;
+	model->epoch = 0;
+	model->unread = 0;
+	memset(&model->commands, 0, sizeof(model->commands));
+	memset(&model->notices, 0, sizeof(model->notices));
+}
+
+u8 model_state(const struct model *model, u64 ipa)
+{
+	u64 page = (ipa - model->base) / FLEX_PAGE_BYTES;
+
+	return page < model->pages ? model->state[page] : FLEX_STATE_MONITOR;
+}
+
+/* Every page by itself, as the words of the interface have it. */
+static bool well_formed(const struct model *model, u64 ipa, u64 pages)
+{
+	u64 i;
+
+	if (pages < 1 || pages > 512 || ipa % 4096 != 0)
+		return false;
+	for (i = 0; i < pages; i++)
+		if (ipa + i * 4096 < model->base || ipa + i * 4096 >= model->end || ipa + i * 4096 < ipa)
+			return false;
+	return true;
+}
+
+static bool all_are(const struct model *model, u64 ipa, u64 pages, u8 state)
+{
+	u64 i;
+
+	for (i = 0; i < pages; i++)
+		if (model_state(model, ipa + i * 4096) != state)
+			return false;
+	return true;
+}
+
+static void become(struct model *model, u64 ipa, u64 pages, u8 state)
+{
+	memset(model->state + (ipa - model->base) / 4096, state, pages);
+}
+
+static void push(struct model_queue *queue, u64 kind, u64 a, u64 b, u64 c)
+{
+	queue->at[queue->count++] = (struct message){ kind, a, b, c };
+}
+
+static struct message pop(struct model_queue *queue)
+{
+	struct message oldest = queue->at[0];
+
+	queue->count--;
+	memmove(queue->at, queue->at + 1, queue->count * sizeof(queue->at[0]));
+	memset(queue->at + queue->count, 0, sizeof(queue->at[0]));
+	return oldest;
+}
+
+static bool has_room(const struct ask *ask)
+{
+	return !ask->lies.event_tail && ask->model->unread < ask->model->event_slots;
+}
+
+static void tell_secure(struct ask *ask, u64 kind, u64 a, u64 b)
+{
+	push(&ask->answer->events, kind, a, b, 0);
+	ask->model->unread++;
+}
+
+/* ---- the secure world's commands -------------------------------------------------------------------- */
+
+static int obey_on_pages(struct model *model, const struct message *order)
+{
+	if (order->kind != FLEX_COMMAND_COMMIT && order->kind != FLEX_COMMAND_RECALL && order->kind != FLEX_COMMAND_REFUSE)
+		return well_formed(model, order->a, order->b) ? FLEX_STATUS_UNKNOWN : FLEX_STATUS_INVALID;
+	if (!well_formed(model, order->a, order->b))
+		return FLEX_STATUS_INVALID;
+	if (order->kind == FLEX_COMMAND_RECALL) {
+		if (!all_are(model, order->a, order->b, FLEX_STATE_SECURE))
+			return FLEX_STATUS_DENIED;
+		become(model, order->a, order->b, FLEX_STATE_RECALLING);
+		push(&model->notices, FLEX_NOTICE_OFFER, order->a, order->b, 0);
+		return FLEX_STATUS_OK;
+	}
+	if (!all_are(model, order->a, order->b, FLEX_STATE_GRANTED))
+		return FLEX_STATUS_DENIED;
+	if (order->kind == FLEX_COMMAND_COMMIT)
+		become(model, order->a, order->b, FLEX_STATE_SECURE);
+	else
+		push(&model->notices, FLEX_NOTICE_UNWANTED, order->a, order->b, 0);
+	return FLEX_STATUS_OK;
+}
+
+static void obey(struct ask *ask, struct message order)
+{
+	struct model *model = ask->model;
+	int status;
+
+	if (order.kind == FLEX_COMMAND_GONE) {
+		model->attached = false;
+		model->leaving = true;
+		model->epoch = order.a;
+	} else if (order.kind == FLEX_COMMAND_ATTACH && !model->attached) {
+		model->attached = true;
+		tell_secure(ask, FLEX_EVENT_ATTACHED, order.a, 0);
+		push(&model->notices, FLEX_NOTICE_ATTACHED, order.a, 0, 0);
+	} else if (order.kind == FLEX_COMMAND_ATTACH) {
+		tell_secure(ask, FLEX_EVENT_DONE, order.a, (u64)FLEX_STATUS_DENIED);
+	} else if (order.kind == FLEX_COMMAND_WANT && model->attached) {
+		push(&model->notices, FLEX_NOTICE_WANT, order.a, order.b, order.c);
+	} else {
+		status = model->attached ? obey_on_pages(model, &order) : FLEX_STATUS_DENIED;
+		tell_secure(ask, FLEX_EVENT_DONE, order.c, (u64)status);
+	}
+}
+
+/* RAM of a model is so small that one step sweeps all of it. */
+static void finish_leaving(struct model *model)
+{
+	u32 page;
+
+	for (page = 0; page < model->pages; page++)
+		if (model->state[page] == FLEX_STATE_SECURE)
+			model->state[page] = FLEX_STATE_RECALLING;
+	model->leaving = false;
+	push(&model->notices, FLEX_NOTICE_GONE, model->epoch, 0, 0);
+}
+
+static bool work(struct ask *ask)
+{
+	struct model *model = ask->model;
+	u32 step;
+
+	for (step = 0; step < model->steps; step++) {
+		if (model->notices.count == model->notice_slots || !has_room(ask))
+			return false;
+		if (model->leaving)
+			finish_leaving(model);
+		else if (model->commands.count > 0 && !ask->lies.command_head)
+			obey(ask, pop(&model->commands));
+		else
+			return false;
+	}
+	return true;
+}
+
+/* ---- the OS's calls --------------------------------------------------------------------------------- */
+
+static int grant(struct ask *ask, u64 ipa, u64 pages)
+{
+	if (!well_formed(ask->model, ipa, pages))
+		return FLEX_STATUS_INVALID;
+	if (!ask->model->attached)
+		return FLEX_STATUS_DENIED;
+	if (!has_room(ask))
+		return FLEX_STATUS_BUSY;
+	if (!all_are(ask->model, ipa, pages, FLEX_STATE_NORMAL))
+		return FLEX_STATUS_DENIED;
+	become(ask->model, ipa, pages, FLEX_STATE_GRANTED);
+	tell_secure(ask, FLEX_EVENT_GRANTED, ipa, pages);
+	return FLEX_STATUS_OK;
+}
+
+static int give_back(struct ask *ask, u64 ipa, u64 pages, u8 from)
+{
+	if (!well_formed(ask->model, ipa, pages))
+		return FLEX_STATUS_INVALID;
+	if (!all_are(ask->model, ipa, pages, from))
+		return FLEX_STATUS_DENIED;
+	become(ask->model, ipa, pages, FLEX_STATE_NORMAL);
+	if (ask->model->attached && has_room(ask))
+		tell_secure(ask, FLEX_EVENT_TAKEN, ipa, pages);
+	return FLEX_STATUS_OK;
+}
+
+static int tell(struct ask *ask, u64 kind, u64 a, u64 b)
+{
+	if (!ask->model->attached)
+		return FLEX_STATUS_DENIED;
+	if (!has_room(ask))
+		return FLEX_STATUS_BUSY;
+	tell_secure(ask, kind, a, b);
+	return FLEX_STATUS_OK;
+}
+
+static int state_of(struct ask *ask, u64 ipa, u64 results[4])
+{
+	u64 count = 0;
+
+	if (!well_formed(ask->model, ipa, 1))
+		return FLEX_STATUS_INVALID;
+	results[0] = model_state(ask->model, ipa);
+	while (count < 512 && ipa + count * 4096 < ask->model->end &&
+	       model_state(ask->model, ipa + count * 4096) == results[0])
+		count++;
+	results[1] = count;
+	return FLEX_STATUS_OK;
+}
+
+static int counts(struct ask *ask, u64 results[4])
+{
+	u32 page;
+
+	for (page = 0; page < ask->model->pages; page++)
+		results[ask->model->state[page]]++;
+	return FLEX_STATUS_OK;
+}
+
+static int poll(struct ask *ask, u64 results[4])
+{
+	bool more = work(ask);
+	struct message notice = { more ? FLEX_NOTICE_MORE : FLEX_NOTICE_NONE, 0, 0, 0 };
+
+	if (ask->model->notices.count > 0)
+		notice = pop(&ask->model->notices);
+	memcpy(results, &notice, sizeof(notice));
+	return FLEX_STATUS_OK;
+}
+
+static int relax(struct ask *ask, int allowed)
+{
+	if (ask->model->attached || !all_are(ask->model, ask->model->base, ask->model->pages, FLEX_STATE_NORMAL))
+		return FLEX_STATUS_HELD;
+	return allowed;
+}
+
+static int serve(struct ask *ask, const u64 x[5], u64 results[4], int relax_status)
+{
+	switch (x[0]) {
+	case FLEX_SMC_BASE + FLEX_CALL_VERSION:
+		results[0] = FLEX_ABI_VERSION;
+		return FLEX_STATUS_OK;
+	case FLEX_SMC_BASE + FLEX_CALL_LAYOUT:
+		results[0] = ask->model->base;
+		results[1] = ask->model->end - ask->model->base;
+		results[2] = ask->model->base + ask->model->pages * 4096ULL;
+		return FLEX_STATUS_OK;
+	case FLEX_SMC_BASE + FLEX_CALL_GRANT:
+		return grant(ask, x[1], x[2]);
+	case FLEX_SMC_BASE + FLEX_CALL_RETURN:
+		return give_back(ask, x[1], x[2], FLEX_STATE_GRANTED);
+	case FLEX_SMC_BASE + FLEX_CALL_TAKE:
+		return give_back(ask, x[1], x[2], FLEX_STATE_RECALLING);
+	case FLEX_SMC_BASE + FLEX_CALL_STATE:
+		return state_of(ask, x[1], results);
+	case FLEX_SMC_BASE + FLEX_CALL_POLL:
+		return poll(ask, results);
+	case FLEX_SMC_BASE + FLEX_CALL_ANSWER:
+		return tell(ask, FLEX_EVENT_ANSWER, x[1], x[2]);
+	case FLEX_SMC_BASE + FLEX_CALL_PRESSURE:
+		return tell(ask, FLEX_EVENT_PRESSURE, x[1], x[2]);
+	case FLEX_SMC_BASE + FLEX_CALL_COUNTS:
+		return counts(ask, results);
+	case FLEX_SMC_BASE + FLEX_CALL_RELAX:
+		return relax(ask, relax_status);
+	case FLEX_SMC_BASE + FLEX_CALL_DETACH:
+		return tell(ask, FLEX_EVENT_DETACHED, 0, 0);
+	default:
+		return FLEX_STATUS_UNKNOWN;
+	}
+}
+
+struct model_answer model_call(struct model *model, const u64 x[5], struct model_lies lies, int relax_status)
+{
+	struct model_answer answer = { { 0 }, { 0 } };
+	struct ask ask = { model, &answer, lies };
+
+	answer.x[0] = (u64)(int64_t)serve(&ask, x, answer.x + 1, relax_status);
+	return answer;
+}
+
+bool model_retries(const struct model *model, u64 ipa)
+{
+	return ipa >= model->base && ipa < model->end && model_state(model, ipa) == FLEX_STATE_NORMAL;
+}
