@@ -6,6 +6,7 @@
 #include "core/notices.h"
 #include "core/pages.h"
 #include "core/secure.h"
+#include "core/selftest.h"
 #include "core/tables.h"
 
 static struct layout layout;
@@ -19,6 +20,7 @@ bool monitor_init(const struct board *board, const struct window *windows, u32 c
 	if (!layout_make(&layout, board))
 		return false;
 	monitor_rebuild();
+	selftest_run(&layout);
 	return true;
 }
 
