@@ -14,7 +14,8 @@
  *
  * States are told apart by what the core's further behaviour depends on. Left out are the texts of notices and
  * events already queued (nothing is decided by them; that they come out as they went in is compared on each
- * path that leads there first) and how often counters went round.
+ * path that leads there first) and how often counters went round. A core that remembered more than that could
+ * hide it behind a state seen before: long walks without such merging are what fuzz.c adds.
  */
 #include <stdio.h>
 #include <stdlib.h>

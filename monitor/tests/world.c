@@ -33,6 +33,7 @@ static u32 piece_count;
 static u8 *before; /* the pieces before a call */
 static u8 *pristine; /* the monitor's memory after boot, outside of the pieces */
 static u32 events_before; /* head of the events' ring when a call began */
+static struct model_answer expected; /* of the call under way */
 
 static u8 *ram(u64 pa)
 {
@@ -68,7 +69,21 @@ static bool holds_secret(u32 page)
 	return words_of(page)[0] == SECRET || words_of(page)[WORDS_OF_A_PAGE - 1] == SECRET;
 }
 
-/* Laws 1 and 2: they hold at each moment, also in the middle of a call. */
+/* Law 7 for what the secure world can read already. */
+static void check_told(void)
+{
+	u32 i, told = *field(FLEX_AT_EVENT_HEAD) - events_before;
+
+	if (told > expected.events.count)
+		host_fail("%u events, not %u", told, expected.events.count);
+	for (i = 0; i < told; i++)
+		if (memcmp(slot(1, events_before + i), &expected.events.at[i], sizeof(struct message)) != 0)
+			host_fail("event %u: kind %llu, not %llu, or other arguments", i,
+				  (unsigned long long)slot(1, events_before + i)->kind,
+				  (unsigned long long)expected.events.at[i].kind);
+}
+
+/* Laws 1, 2 and 7 hold at each moment, also in the middle of a call. */
 static void check_moment(enum host_moment moment)
 {
 	u32 page;
@@ -84,6 +99,7 @@ static void check_moment(enum host_moment moment)
 	if ((moment == HOST_FLUSHING_STAGE2 || moment == HOST_FLUSHING_DEVICES) &&
 	    *field(FLEX_AT_EVENT_HEAD) != events_before)
 		host_fail("the secure world was told before the flush");
+	check_told();
 }
 
 /* Law 4, for the pages that can change. */
@@ -132,18 +148,16 @@ static void check_model(void)
 		host_fail("commands were lost or done twice");
 }
 
-/* Law 7, for events and the bell. */
-static void check_events(const struct model_answer *expected, u64 rings)
+/* Law 7, for the answer, the number of events and the bell. */
+static void check_answer(const u64 x[5], u64 rings)
 {
 	u32 i, told = *field(FLEX_AT_EVENT_HEAD) - events_before;
 
-	if (told != expected->events.count)
-		host_fail("%u events, not %u", told, expected->events.count);
-	for (i = 0; i < told; i++)
-		if (memcmp(slot(1, events_before + i), &expected->events.at[i], sizeof(struct message)) != 0)
-			host_fail("event %u: kind %llu, not %llu, or other arguments", i,
-				  (unsigned long long)slot(1, events_before + i)->kind,
-				  (unsigned long long)expected->events.at[i].kind);
+	for (i = 0; i < 5; i++)
+		if (x[i] != expected.x[i])
+			host_fail("x%u is %#llx, not %#llx", i, (unsigned long long)x[i], (unsigned long long)expected.x[i]);
+	if (told != expected.events.count)
+		host_fail("%u events, not %u", told, expected.events.count);
 	if (host.rings - rings != (told > 0))
 		host_fail("%llu bells for %u events", (unsigned long long)(host.rings - rings), told);
 }
@@ -211,26 +225,24 @@ static void call(const u64 arguments[3], struct model_lies lies, int relax)
 {
 	u64 x[5] = { arguments[0], arguments[1], arguments[2], SECRET, SECRET };
 	u64 rings = host.rings, relaxed = host.relaxed;
-	struct model_answer expected = model_call(&world, x, lies, relax);
-	u32 i;
 
+	expected = model_call(&world, x, lies, relax);
 	world_save(before);
 	events_before = *field(FLEX_AT_EVENT_HEAD);
 	host.relax_status = relax;
 	monitor_call(x);
-	for (i = 0; i < 5; i++)
-		if (x[i] != expected.x[i])
-			host_fail("x%u is %#llx, not %#llx", i, (unsigned long long)x[i], (unsigned long long)expected.x[i]);
-	check_events(&expected, rings);
+	check_answer(x, rings);
 	if (x[0] != FLEX_STATUS_OK && !same_as_before())
 		host_fail("a refused call changed something");
 	if (x[0] != FLEX_STATUS_OK)
 		return;
 	if (arguments[0] == FLEX_SMC_BASE + FLEX_CALL_TAKE || arguments[0] == FLEX_SMC_BASE + FLEX_CALL_RETURN)
 		check_given_back(arguments);
-	if (arguments[0] == FLEX_SMC_BASE + FLEX_CALL_RELAX)
+	if (arguments[0] == FLEX_SMC_BASE + FLEX_CALL_RELAX) {
 		switch_on_again();
-	else if (host.relaxed != relaxed)
+		/* Something left over from before would show. */
+		call((u64[]){ FLEX_SMC_BASE + FLEX_CALL_POLL, 0, 0 }, lies, relax);
+	} else if (host.relaxed != relaxed)
 		host_fail("protection was switched off by another call");
 }
 
@@ -248,6 +260,7 @@ static void fault(u64 ipa)
 	u64 *faults = (u64 *)(void *)(ram(monitor_layout()->mailbox) + FLEX_AT_FAULTS), counted = *faults;
 	bool retry = model_retries(&world, ipa);
 
+	events_before = *field(FLEX_AT_EVENT_HEAD);
 	if ((monitor_fault(ipa) == MONITOR_RETRY) != retry)
 		host_fail("an access to %#llx is not judged right", (unsigned long long)ipa);
 	if (*faults != counted + !retry)

@@ -1,0 +1,224 @@
+#!/usr/bin/env python3
+"""Put faults into the core, one at a time, and see that the tests notice each.
+
+mutants.py OUT TESTS COMPILER FLAG...    TESTS: an object with the world around the core, and its main
+
+A fault that no test notices would show that a law of tests/world.h is not really checked.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from variant import MONITOR, SMALL, Replacement, make
+
+LIMIT = 60  # seconds for one run: a fault may also be a hang
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """A fault, and what `file` must be changed from and to for it."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+
+
+HIDE = "\ttables_hide(range);\n"
+FLUSHES = "\tarch_flush_stage2();\n\tarch_flush_devices();\n"
+PUBLISH = "\tpages_move(FLEX_MOVE_GRANT, range);\n"
+TELL = "\tmailbox_event(FLEX_EVENT_GRANTED, call->a[0], call->a[1]);\n"
+SCRUB = "\tif (move == FLEX_MOVE_SCRUBBED)\n\t\tarch_scrub(call->a[0], range.count);\n"
+SHOW = "\tpages_move(move, range);\n\ttables_show(range);\n"
+STOP = "\t\tif (notices_full() || mailbox_room() == 0)\n"
+CHECK_MOVE = "\tif (!pages_may(move, range))\n\t\treturn FLEX_STATUS_DENIED;\n"
+LOOP = "for (page = range.first; page < range.first + range.count; page++)"
+MAY = f"\t{LOOP}\n\t\tif (states"
+MOVE = f"\t{LOOP}\n\t\tstates"
+LEAVES_HIDDEN = "\t\tstage2_leaves[page] = 0;\n\t\tdevice_leaves[page] = 0;\n"
+HELD = "\tif (secure_attached() || pages_count(FLEX_STATE_GRANTED) ||"
+LEAVE = "leaving.under_way)\n\t\t\tleave_on();\n"
+OBEY = "mailbox_command(&command))\n\t\t\tcarry_out(&command);\n"
+EVENT_SLOT = "\tvolatile u64 *to = slot(1, event_head);\n"
+CALLS, PAGES, TABLES = "core/calls.c", "core/pages.c", "core/tables.c"
+MAILBOX, SECURE, MONITOR_C = "core/mailbox.c", "core/secure.c", "core/monitor.c"
+
+MUTANTS = (
+    # who can reach a page
+    Mutant("a granted page stays mapped", CALLS, HIDE, ""),
+    Mutant("no flush of the CPUs", CALLS, "\tarch_flush_stage2();\n", ""),
+    Mutant("no flush of the devices", CALLS, "\tarch_flush_devices();\n", ""),
+    Mutant("flush before unmapping", CALLS, HIDE + FLUSHES, FLUSHES + HIDE),
+    Mutant("publish before unmapping", CALLS, HIDE + FLUSHES + PUBLISH, PUBLISH + HIDE + FLUSHES),
+    Mutant("publish before the flush", CALLS, FLUSHES + PUBLISH, PUBLISH + FLUSHES),
+    Mutant("tell before the flush", CALLS, FLUSHES + PUBLISH + TELL, TELL + FLUSHES + PUBLISH),
+    Mutant("devices keep their mapping", TABLES, LEAVES_HIDDEN, "\t\tstage2_leaves[page] = 0;\n"),
+    Mutant("CPUs keep their mapping", TABLES, LEAVES_HIDDEN, "\t\tdevice_leaves[page] = 0;\n"),
+    Mutant(
+        "a page too few is hidden",
+        TABLES,
+        f"\t{LOOP} {{\n\t\tstage2_leaves[page] = 0;",
+        f"\t{LOOP.replace('count;', 'count - 1;')} {{\n\t\tstage2_leaves[page] = 0;",
+    ),
+    Mutant(
+        "a page too many is hidden",
+        TABLES,
+        f"\t{LOOP} {{\n\t\tstage2_leaves[page] = 0;",
+        f"\t{LOOP.replace('count;', 'count + 1;')} {{\n\t\tstage2_leaves[page] = 0;",
+    ),
+    Mutant(
+        "a page too many is shown",
+        TABLES,
+        f"\t{LOOP} {{\n\t\tstage2_leaves[page] = address",
+        f"\t{LOOP.replace('count;', 'count + 1;')} {{\n\t\tstage2_leaves[page] = address",
+    ),
+    Mutant(
+        "leaves lead to the page beside",
+        TABLES,
+        "return here->ram_base + page * FLEX_PAGE_BYTES",
+        "return here->ram_base + (page ^ 1) * FLEX_PAGE_BYTES",
+    ),
+    Mutant(
+        "the monitor's memory is mapped",
+        TABLES,
+        "(layout->hidden_base - layout->ram_base) / FLEX_PAGE_BYTES }",
+        "layout->pages }",
+    ),
+    # secrets
+    Mutant("no scrub", CALLS, SCRUB, ""),
+    Mutant("scrub after showing", CALLS, SCRUB + SHOW, SHOW + SCRUB),
+    Mutant(
+        "scrub of one page only", CALLS, "arch_scrub(call->a[0], range.count)", "arch_scrub(call->a[0], 1)"
+    ),
+    Mutant("scrub of what was only granted", CALLS, "\tif (move == FLEX_MOVE_SCRUBBED)\n", ""),
+    Mutant(
+        "a recalled page goes back by RETURN",
+        "flex.h",
+        "FLEX_TRANSITION(RETURN, GRANTED, NORMAL)",
+        "FLEX_TRANSITION(RETURN, RECALLING, NORMAL)",
+    ),
+    # who may ask
+    Mutant("only the first page is checked", PAGES, MAY, "\tpage = range.first;\n\t\tif (states"),
+    Mutant(
+        "the last page is not checked", PAGES, MAY, MAY.replace("count;", "count - 1 + !(range.count - 1);")
+    ),
+    Mutant("the last page is not moved", PAGES, MOVE, MOVE.replace("count;", "count - 1;")),
+    Mutant("RETURN and TAKE check nothing", CALLS, CHECK_MOVE, ""),
+    Mutant(
+        "RECALL takes what is only granted",
+        "flex.h",
+        "FLEX_TRANSITION(RECALL, SECURE, RECALLING)",
+        "FLEX_TRANSITION(RECALL, GRANTED, RECALLING)",
+    ),
+    Mutant("addresses need not be aligned", PAGES, "ipa % FLEX_PAGE_BYTES || pages == 0", "pages == 0"),
+    Mutant("no pages are a range", PAGES, "pages == 0 || ", ""),
+    Mutant("ranges may run out of RAM", PAGES, " || pages > (end - ipa) / FLEX_PAGE_BYTES", ""),
+    Mutant("ranges may start before RAM", PAGES, "ipa < base || ", ""),
+    Mutant("ranges may start after RAM", PAGES, "ipa >= end || ", ""),
+    Mutant("grants to nobody", CALLS, "\tif (!secure_attached())\n\t\treturn FLEX_STATUS_DENIED;\n", ""),
+    Mutant(
+        "commands of nobody",
+        SECURE,
+        "status = attached ? on_pages(command) : FLEX_STATUS_DENIED",
+        "status = on_pages(command)",
+    ),
+    Mutant("two secure worlds", SECURE, "\tif (attached) {", "\tif (false) {"),
+    Mutant(
+        "whoever is gone stays attached",
+        SECURE,
+        "\tattached = false;\n\tleaving = (struct leaving){ true",
+        "\tleaving = (struct leaving){ true",
+    ),
+    Mutant("who is gone keeps a page", SECURE, "{ true, command->a, 0 }", "{ true, command->a, 1 }"),
+    Mutant(
+        "commands while a GONE is under way",
+        SECURE,
+        f"\t\tif ({LEAVE}\t\telse if ({OBEY}",
+        f"\t\tif ({OBEY}\t\telse if ({LEAVE}",
+    ),
+    Mutant("protection off while attached", CALLS, HELD, "\tif (pages_count(FLEX_STATE_GRANTED) ||"),
+    Mutant("protection off while pages are granted", CALLS, HELD, "\tif (secure_attached() ||"),
+    Mutant("protection off before scrubbing", CALLS, " ||\n\t    pages_count(FLEX_STATE_RECALLING))", ")"),
+    # rings, queues, accounts
+    Mutant("the secure world's head is believed", MAILBOX, " || waiting > FLEX_MAILBOX_SLOTS", ""),
+    Mutant("the secure world's tail is believed", MAILBOX, "used > FLEX_MAILBOX_SLOTS ? 0 : ", ""),
+    Mutant("events without room", CALLS, "mailbox_room() > 0 ?", "true ?"),
+    Mutant("commands although events have no room", SECURE, STOP, "\t\tif (notices_full())\n"),
+    Mutant("commands although notices have no room", SECURE, STOP, "\t\tif (mailbox_room() == 0)\n"),
+    Mutant(
+        "an event is published before it is written",
+        MAILBOX,
+        EVENT_SLOT,
+        EVENT_SLOT + "\n\t*word(FLEX_AT_EVENT_HEAD) = event_head + 1;\n\tarch_barrier();",
+    ),
+    Mutant("a command is done twice", MAILBOX, "= ++command_tail", "= command_tail + 1"),
+    Mutant("no bell", MAILBOX, "\t\tarch_ring_secure();", "\t\treturn;"),
+    Mutant("a bell for nothing", MAILBOX, "\tif (!rung_for)\n\t\treturn;\n", ""),
+    Mutant(
+        "a RECALL nobody hears of",
+        SECURE,
+        "\tnotices_put(FLEX_NOTICE_OFFER, command->a, command->b, 0);\n",
+        "",
+    ),
+    Mutant(
+        "POLL does not say that more waits", CALLS, "notice.kind == FLEX_NOTICE_NONE && more", "false && more"
+    ),
+    Mutant("pages are not counted", PAGES, "\tcounts[steps[move].to] += range.count;\n", ""),
+    Mutant(
+        "an access to a granted page is retried",
+        MONITOR_C,
+        "pages_state(range.first) == FLEX_STATE_NORMAL",
+        "pages_state(range.first) <= FLEX_STATE_GRANTED",
+    ),
+    Mutant(
+        "an access to a normal page is blocked",
+        MONITOR_C,
+        "verdict = MONITOR_RETRY",
+        "verdict = MONITOR_BLOCK",
+    ),
+    Mutant("faults are not counted", MONITOR_C, "\telse\n\t\tmailbox_fault();", ""),
+    Mutant("a new start keeps who was attached", MONITOR_C, "\tsecure_init();\n", ""),
+)
+
+
+def notices(mutant: Mutant, number: int, out: Path, tests: str, compiler: list[str]) -> bool:
+    """Build the core with the fault; return whether the tests fail on it."""
+    folder = out / str(number)
+    make(folder, (*SMALL, Replacement(mutant.file, mutant.old, mutant.new)))
+    core = [str(path) for path in (folder / "core").glob("*.c")]
+    objects = [str(folder / (Path(source).stem + ".o")) for source in core]
+    for source, target in zip(core, objects, strict=True):
+        subprocess.run(
+            [*compiler, f"-I{folder}", f"-I{MONITOR}", "-w", "-c", source, "-o", target], check=True
+        )
+    joined, program = str(folder / "core-all.o"), str(folder / "program")
+    subprocess.run(
+        ["ld", "-r", "-T", str(MONITOR / "tests/core_state.lds"), *objects, "-o", joined], check=True
+    )
+    subprocess.run([*compiler, tests, joined, "-o", program, "-pthread"], check=True)
+    try:
+        return subprocess.run([program], capture_output=True, timeout=LIMIT, check=False).returncode != 0
+    except subprocess.TimeoutExpired:
+        return True
+
+
+def main(out: Path, tests: str, compiler: list[str]) -> int:
+    """Try every fault; return 1 when one went unnoticed."""
+    with ThreadPoolExecutor(2) as pool:
+        caught = list(
+            pool.map(lambda each: notices(each[1], each[0], out, tests, compiler), enumerate(MUTANTS))
+        )
+    for mutant, seen in zip(MUTANTS, caught, strict=True):
+        if not seen:
+            sys.stdout.write(f"nobody noticed: {mutant.name}\n")
+    sys.stdout.write(f"{sum(caught)} of {len(MUTANTS)} faults were noticed\n")
+    return 0 if all(caught) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2], sys.argv[3:]))

@@ -1,0 +1,192 @@
+/* unit            run every test
+ * unit --list     name them
+ */
+#include "tests/unit.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define WATCHED 1200 /* pages: more than two calls can change */
+
+extern u8 __start_core_state[], __stop_core_state[];
+
+u64 answer[4];
+
+static struct test *tests;
+static const struct test *running;
+static u8 *remembered;
+
+void unit_register(struct test *test)
+{
+	struct test **last = &tests;
+
+	while (*last)
+		last = &(*last)->next;
+	*last = test;
+}
+
+/* Whoever is not the OS's is out of its reach, at each moment. */
+static void watch(enum host_moment moment)
+{
+	u64 page;
+
+	for (page = host.watched_first; page < host.watched_first + host.watched_count; page++)
+		if (pages_state(page) != FLEX_STATE_NORMAL &&
+		    (host.reached[HOST_CPUS][page] || host.reached[HOST_DEVICES][page]))
+			host_fail("page %llu can be reached in state %d (moment %d)", (unsigned long long)page,
+				  (int)pages_state(page), (int)moment);
+}
+
+void boot(u64 ram_bytes)
+{
+	static const struct window windows[] = {
+		{ 0x08000000, 0x200000 },
+		{ 0x09000000, 0x1000 },
+		{ 0x09010000, 0x1000 },
+	};
+	struct board board;
+
+	host_make(RAM_BASE, ram_bytes);
+	board = host_board();
+	CHECK(monitor_init(&board, windows, 3));
+	host.watched_first = page_number(WATCHED);
+	host.watched_count = WATCHED + 4;
+	host.watcher = watch;
+	*field(FLEX_AT_SLEEPING) = 1;
+}
+
+int os(u64 call, u64 a, u64 b)
+{
+	u64 x[MONITOR_REGISTERS] = { FLEX_SMC_BASE + call, a, b, 0, 0 };
+
+	monitor_call(x);
+	memcpy(answer, x + 1, sizeof(answer));
+	return (int)x[0];
+}
+
+u64 page_at(u64 before)
+{
+	return monitor_layout()->hidden_base - before * FLEX_PAGE_BYTES;
+}
+
+u64 page_number(u64 before)
+{
+	return (page_at(before) - RAM_BASE) / FLEX_PAGE_BYTES;
+}
+
+void *hidden(u64 pa)
+{
+	return host.ram + (pa - host.ram_base);
+}
+
+u32 *field(u32 offset)
+{
+	return hidden(monitor_layout()->mailbox + offset);
+}
+
+static struct message *slot(u32 ring, u32 count)
+{
+	struct message *slots = hidden(monitor_layout()->mailbox + FLEX_MAILBOX_HEADER_BYTES);
+
+	return &slots[ring * FLEX_MAILBOX_SLOTS + count % FLEX_MAILBOX_SLOTS];
+}
+
+void command(u64 kind, u64 a, u64 b, u64 c)
+{
+	u32 *head = field(FLEX_AT_COMMAND_HEAD);
+
+	CHECK(*head - *field(FLEX_AT_COMMAND_TAIL) < FLEX_MAILBOX_SLOTS);
+	*slot(0, *head) = (struct message){ kind, a, b, c };
+	++*head;
+}
+
+struct message event(void)
+{
+	u32 *tail = field(FLEX_AT_EVENT_TAIL);
+
+	if (*tail == *field(FLEX_AT_EVENT_HEAD))
+		return (struct message){ 0, 0, 0, 0 };
+	return *slot(1, (*tail)++);
+}
+
+struct message notice(void)
+{
+	CHECK_EQUAL(os(FLEX_CALL_POLL, 0, 0), FLEX_STATUS_OK);
+	return (struct message){ answer[0], answer[1], answer[2], answer[3] };
+}
+
+int obeyed(u64 kind, u64 a, u64 b)
+{
+	struct message done;
+
+	while (event().kind)
+		;
+	command(kind, a, b, 77);
+	notice();
+	done = event();
+	CHECK_EQUAL(done.kind, FLEX_EVENT_DONE);
+	CHECK_EQUAL(done.a, 77);
+	return (int)done.b;
+}
+
+void attach(void)
+{
+	command(FLEX_COMMAND_ATTACH, 1, 0, 0);
+	CHECK_EQUAL(notice().kind, FLEX_NOTICE_ATTACHED);
+	CHECK_EQUAL(event().kind, FLEX_EVENT_ATTACHED);
+}
+
+void secure_pages(u64 ipa, u64 pages)
+{
+	CHECK_EQUAL(os(FLEX_CALL_GRANT, ipa, pages), FLEX_STATUS_OK);
+	CHECK_EQUAL(obeyed(FLEX_COMMAND_COMMIT, ipa, pages), FLEX_STATUS_OK);
+}
+
+void recalling_pages(u64 ipa, u64 pages)
+{
+	secure_pages(ipa, pages);
+	CHECK_EQUAL(obeyed(FLEX_COMMAND_RECALL, ipa, pages), FLEX_STATUS_OK);
+}
+
+/* ---- what a refused call leaves alone ------------------------------------------------------------------ */
+
+static u64 state_bytes(void)
+{
+	return (u64)(__stop_core_state - __start_core_state);
+}
+
+void remember(void)
+{
+	remembered = realloc(remembered, FLEX_HIDDEN_BYTES + state_bytes());
+	CHECK(remembered != NULL);
+	memcpy(remembered, hidden(monitor_layout()->hidden_base), FLEX_HIDDEN_BYTES);
+	memcpy(remembered + FLEX_HIDDEN_BYTES, __start_core_state, state_bytes());
+}
+
+void check_unchanged(void)
+{
+	CHECK(memcmp(remembered, hidden(monitor_layout()->hidden_base), FLEX_HIDDEN_BYTES) == 0);
+	CHECK(memcmp(remembered + FLEX_HIDDEN_BYTES, __start_core_state, state_bytes()) == 0);
+}
+
+static void tell_which(void)
+{
+	fprintf(stderr, "in %s\n", running->name);
+}
+
+int main(int count, char **arguments)
+{
+	bool list = count > 1 && strcmp(arguments[1], "--list") == 0;
+	u32 ran = 0;
+
+	host.witness = tell_which;
+	for (running = tests; running; running = running->next, ran++)
+		if (list)
+			puts(running->name);
+		else
+			running->run();
+	if (!list)
+		printf("%u tests passed\n", ran);
+	return 0;
+}

@@ -1,0 +1,83 @@
+/* Tests of the core as it is, on a machine of full size. Each file's tests register themselves. */
+#ifndef UNIT_H
+#define UNIT_H
+
+#include "arch/arch.h"
+#include "arch/fake_host/fake_host.h"
+#include "core/mailbox.h"
+#include "core/monitor.h"
+#include "core/pages.h"
+
+#define RAM_BASE 0x40000000ULL
+#define RAM_SMALL 0x10000000ULL
+#define RAM_LARGE 0xc0000000ULL
+
+struct test {
+	const char *name;
+	void (*run)(void);
+	struct test *next;
+};
+
+void unit_register(struct test *test);
+
+/* TEST(a_name_that_is_a_sentence) { ... } */
+#define TEST(what) \
+	static void test_##what(void); \
+	__attribute__((constructor)) static void register_##what(void) \
+	{ \
+		static struct test test = { #what, test_##what, NULL }; \
+		unit_register(&test); \
+	} \
+	static void test_##what(void)
+
+#define CHECK(condition) \
+	do { \
+		if (!(condition)) \
+			host_fail("%s:%d: %s", __FILE__, __LINE__, #condition); \
+	} while (0)
+
+#define CHECK_EQUAL(actual, wanted) \
+	do { \
+		u64 actual_ = (u64)(actual), wanted_ = (u64)(wanted); \
+		if (actual_ != wanted_) \
+			host_fail("%s:%d: %s is %#llx, not %#llx", __FILE__, __LINE__, #actual, \
+				  (unsigned long long)actual_, (unsigned long long)wanted_); \
+	} while (0)
+
+/* The results of the last call: what x1.. held. */
+extern u64 answer[4];
+
+/* Boot a machine with this much RAM; the last pages below hidden_base are watched from then on. */
+void boot(u64 ram_bytes);
+
+/* Call as the OS; returns the status. */
+int os(u64 call, u64 a, u64 b);
+
+/* The page that lies `before` pages before hidden_base. */
+u64 page_at(u64 before);
+u64 page_number(u64 before);
+
+/* The monitor's memory at a physical address, and a field of the mailbox. */
+void *hidden(u64 pa);
+u32 *field(u32 offset);
+
+/* The secure world writes a command, and reads an event (kind 0: there is none). */
+void command(u64 kind, u64 a, u64 b, u64 c);
+struct message event(void);
+
+/* A command carried out at once: the status that its DONE tells; notices are left in the queue. */
+int obeyed(u64 kind, u64 a, u64 b);
+
+/* Commands and calls that lead to a known state. */
+void attach(void);
+void secure_pages(u64 ipa, u64 pages);
+void recalling_pages(u64 ipa, u64 pages);
+
+/* The next notice. */
+struct message notice(void);
+
+/* Copy everything that a refused call must leave as it was, and compare. */
+void remember(void);
+void check_unchanged(void);
+
+#endif
