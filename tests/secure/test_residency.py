@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -55,6 +56,27 @@ def test_granules_come_in_the_order_in_which_the_graph_reads_them():
     machine.compute(reads)
     machine.close()
     assert machine.source.restored[:3] == [(0, 7), (0, 3), (0, 12)]
+
+
+@pytest.mark.parametrize(("cores", "beside"), [(2, 0), (3, 1), (4, 2)])
+def test_loaders_run_beside_compute_on_cores_that_it_leaves_alone(
+    monkeypatch: pytest.MonkeyPatch, cores: int, beside: int
+):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _pid: set(range(cores)))
+    machine = Machine(threads=2)
+    fresh: list[int] = []  # granules that came while the first node ran
+
+    def on_node(node: int) -> None:
+        if node == 0:
+            time.sleep(0.02)  # what was in hand comes
+            before = len(machine.source.restored)
+            time.sleep(0.05)
+            fresh.append(len(machine.source.restored) - before)
+
+    machine.source.delay = 0.02
+    assert machine.compute(READS, on_node) == machine.expected(READS)
+    machine.close()
+    assert (fresh[0] > 0) == (beside > 0)
 
 
 def test_what_the_graph_does_not_read_is_loaded_in_the_background(machine: Machine):
