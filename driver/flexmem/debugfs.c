@@ -10,7 +10,9 @@
 
 #include "flexmem.h"
 
-static const unsigned int drain_ms = 10000;
+static unsigned int drain_ms = 10000;
+module_param(drain_ms, uint, 0644);
+MODULE_PARM_DESC(drain_ms, "how long to wait for everything to be given back");
 
 static const char *const names[FLEX_COUNTERS] = {
 	[FLEX_COUNT_WANTS] = "wants",

@@ -105,14 +105,15 @@ static unsigned long spare(void)
 }
 
 /*
- * Large blocks only as they lie there: looking for them by compaction or reclaim costs more than
- * small ones do. Single pages may come out of the page cache; they never wake the OOM killer.
+ * Large blocks only as they lie there: looking for them by compaction or reclaim, here or in kswapd,
+ * costs more than small ones do, and would press on the secure world for its own sake. Single pages
+ * may come out of the page cache; they never wake the OOM killer.
  */
 static struct page *alloc_block(unsigned int order)
 {
 	gfp_t flags = GFP_KERNEL | __GFP_NOWARN | __GFP_NORETRY;
 
-	return alloc_pages(order ? flags & ~__GFP_DIRECT_RECLAIM : flags, order);
+	return alloc_pages(order ? flags & ~__GFP_RECLAIM : flags, order);
 }
 
 /*
