@@ -8,7 +8,8 @@
  * returning what its driver has granted, taking the driver's notices, switching the machine off.
  *
  * `cost CALL ROUNDS PAGES`: "ns" of one call on average: CALL is `empty` (an unknown one), `version`,
- * or `grant` (then "return_ns", too: each round grants and returns pages of our own).
+ * or `grant` (then "return_ns", too: each round grants and returns pages of our own), or `protect`
+ * ("off_ns", "on_ns": each round switches protection off and on).
  */
 #include <linux/mm.h>
 #include <linux/slab.h>
@@ -205,6 +206,24 @@ static void cost_of_grant(struct attack *attack, u64 rounds, u64 pages)
 		__free_pages(block, get_order(pages * PAGE_SIZE));
 }
 
+static void cost_of_protection(struct attack *attack, u64 rounds)
+{
+	u64 off = 0, on = 0, start, middle;
+	int status = 0;
+
+	for (u64 i = 0; i < rounds && !status; i++) {
+		start = ktime_get_ns();
+		status = smc(FLEX_CALL_RELAX, 0, 0);
+		middle = ktime_get_ns();
+		status = status ?: smc(FLEX_CALL_VERSION, 0, 0);
+		off += middle - start;
+		on += ktime_get_ns() - middle;
+	}
+	tell(attack, "status", status);
+	tell(attack, "off_ns", div64_u64(off, rounds));
+	tell(attack, "on_ns", div64_u64(on, rounds));
+}
+
 void cost(struct attack *attack)
 {
 	const char *what = attack->words[1] ?: "";
@@ -213,6 +232,8 @@ void cost(struct attack *attack)
 
 	if (!strcmp(what, "grant"))
 		return cost_of_grant(attack, rounds, pages);
+	if (!strcmp(what, "protect"))
+		return cost_of_protection(attack, rounds);
 	start = ktime_get_ns();
 	for (u64 i = 0; i < rounds; i++)
 		smc(number, 0, 0);

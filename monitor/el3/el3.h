@@ -17,7 +17,8 @@ void gic_init(void); /* once */
 void gic_init_cpu(u32 cpu);
 u32 gic_take(void); /* the pending interrupt of ours, 1020 and more: none */
 void gic_end(u32 intid);
-void gic_park(void); /* nothing of the normal world's wakes this CPU until it starts over */
+u64 gic_mute(void); /* the normal world's interrupts do not wake this CPU, until gic_unmute(what it returns) */
+void gic_unmute(u64 before);
 void gic_pend(u32 intid); /* an interrupt of the normal world */
 void gic_gather(u32 cpu); /* GATHER_INTID, to one CPU */
 

@@ -72,9 +72,17 @@ void gic_end(u32 intid)
 	barrier();
 }
 
-void gic_park(void)
+u64 gic_mute(void)
 {
-	write_register("s3_6_c12_c12_7", 0); /* ICC_IGRPEN1_EL3 */
+	u64 before = read_register("s3_6_c12_c12_7"); /* ICC_IGRPEN1_EL3 */
+
+	gic_unmute(0);
+	return before;
+}
+
+void gic_unmute(u64 before)
+{
+	write_register("s3_6_c12_c12_7", before);
 	barrier();
 }
 

@@ -51,13 +51,17 @@ enum protection modes_protection(void)
 
 void modes_join(const struct frame *frame)
 {
+	u64 awake;
+
 	if (!__atomic_load_n(&gathering, __ATOMIC_ACQUIRE))
 		return;
 	if ((frame->spsr & (SPSR_AARCH32 | SPSR_MODE)) == SPSR_EL2H)
 		__atomic_fetch_add(&within, 1, __ATOMIC_RELAXED);
+	awake = gic_mute();
 	__atomic_fetch_add(&present, 1, __ATOMIC_RELEASE);
 	while (__atomic_load_n(&gathering, __ATOMIC_ACQUIRE))
-		__asm__ volatile("yield");
+		__asm__ volatile("wfi"); /* an emulator's cores have better to do than to spin */
+	gic_unmute(awake);
 	modes_apply();
 	__atomic_fetch_sub(&present, 1, __ATOMIC_RELEASE);
 }
@@ -74,19 +78,28 @@ void modes_unlock(void)
 	__atomic_store_n(&lock, 0, __ATOMIC_RELEASE);
 }
 
-/* Have all other CPUs that are on stand still at EL3. */
-static void gather(void)
+/* Send GATHER_INTID to all other CPUs that are on; returns how many. */
+static u32 call_others(void)
 {
 	u32 cpu, others = 0;
 
-	within = 0;
-	__atomic_store_n(&gathering, 1, __ATOMIC_RELEASE);
 	for (cpu = 0; cpu < PLAT_CPUS; cpu++) {
 		if (cpu == this_cpu() || !power_is_on(cpu))
 			continue;
 		others++;
 		gic_gather(cpu);
 	}
+	return others;
+}
+
+/* Have all other CPUs that are on stand still at EL3. */
+static void gather(void)
+{
+	u32 others;
+
+	within = 0;
+	__atomic_store_n(&gathering, 1, __ATOMIC_RELEASE);
+	others = call_others();
 	while (__atomic_load_n(&present, __ATOMIC_ACQUIRE) != others)
 		__asm__ volatile("yield");
 }
@@ -94,6 +107,7 @@ static void gather(void)
 static void release(void)
 {
 	__atomic_store_n(&gathering, 0, __ATOMIC_RELEASE);
+	call_others(); /* it wakes them; they find nobody gathering when they take it */
 	while (__atomic_load_n(&present, __ATOMIC_ACQUIRE) != 0)
 		__asm__ volatile("yield");
 }

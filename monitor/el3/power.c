@@ -86,7 +86,7 @@ void power_park(struct frame *frame, u32 cpu)
 {
 	u32 intid;
 
-	gic_park();
+	gic_mute(); /* until the OS starts over here */
 	while (__atomic_load_n(&cpus[cpu].power, __ATOMIC_ACQUIRE) != POWER_PENDING) {
 		__asm__ volatile("wfi");
 		intid = gic_take();
