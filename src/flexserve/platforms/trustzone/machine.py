@@ -13,20 +13,19 @@ import collections
 import contextlib
 import dataclasses
 import os
-import shutil
 import socket
 import struct
 import subprocess
 import threading
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from flexserve.errors import CallerError, NormalWorldError
-from flexserve.platforms.trustzone import abi, leash
+from flexserve.platforms.trustzone import abi, leash, tools
 from flexserve.platforms.trustzone.agent import Agent
+from flexserve.platforms.trustzone.build import Images
 from flexserve.platforms.trustzone.guest_memory import GuestMemory
 from flexserve.platforms.trustzone.mailbox import Mailbox
 from flexserve.platforms.trustzone.ram import BASE, PAGE, Ram
@@ -38,20 +37,10 @@ MOST_CPUS = 8
 _QEMU = "qemu-system-aarch64"
 _KERNEL, _DEVICETREE, _INITRD = 0x4020_0000, 0x4400_0000, 0x4800_0000  # where the firmware expects them
 _BOARD = 0x40  # offset of the board's description in the firmware
-_BOARD_MAGIC = 0x4452_414F_4258_4C46  # "FLXBOARD", as the firmware is built with
+_BOARD_MAGIC = 0x4452_414F_4258_4C46  # "FLXBOARD"; monitor/core/types.h
 _BOOT = 120.0  # seconds: a machine that shares its cores with a build is slow
 _RESET = 1.0  # seconds for the monitor to answer
 _CONSOLE = 400  # lines kept
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Images:
-    """What a machine boots from."""
-
-    firmware: Path
-    kernel: Path
-    initrd: Path
-    devicetree: Path
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -153,12 +142,7 @@ class Machine:
 
     def _boot(self) -> None:
         began = time.monotonic()
-        if shutil.which(_QEMU) is None:
-            raise NormalWorldError(
-                "The emulator is not installed.",
-                hint="Run `apt-get install qemu-system-arm`.",
-                code="no_qemu",
-            )
+        tools.require(_QEMU)
         self.ram_fd = self._memory("ram", self.ram_bytes)
         firmware = self._memory("firmware", 0)
         os.write(firmware, self._patched_firmware())
@@ -187,13 +171,14 @@ class Machine:
     def _patched_firmware(self) -> bytes:
         """Return the firmware with this board's description in it, as fuses would tell it."""
         image = bytearray(self._images.firmware.read_bytes())
-        (magic,) = struct.unpack_from("<Q", image, _BOARD)
-        if magic != _BOARD_MAGIC:
+        board = struct.pack("<4Q", _BOARD_MAGIC, BASE, self.ram_bytes, self.cpus)
+        place = slice(_BOARD, _BOARD + len(board))
+        if any(image[place]) or len(image) <= place.stop:
             raise NormalWorldError(
-                f"{self._images.firmware} is no firmware for this machine.",
-                hint="Build it: `flexserve boot`.",
+                f"{self._images.firmware} leaves no place for the board's description.",
+                hint="Delete it: `flexserve boot` builds another.",
             )
-        struct.pack_into("<3Q", image, _BOARD + 8, BASE, self.ram_bytes, self.cpus)
+        image[place] = board
         return bytes(image)
 
     def _spawn(self, firmware: int, secure: int, agent: int) -> None:
