@@ -136,7 +136,10 @@ class FakeMonitor:
                 if len(self._events) == abi.SLOTS or (command := self._commands.take()) is None:
                     break
                 self._carry_out(*command)
-            return self._notices.popleft() if self._notices else (Notice.NONE, 0, 0, 0)
+            if self._notices:
+                return self._notices.popleft()
+            more = len(self._commands) and len(self._events) < abi.SLOTS
+            return (Notice.MORE if more else Notice.NONE), 0, 0, 0
 
     def counts(self) -> dict[PageState, int]:
         with self._lock:

@@ -14,10 +14,7 @@ from flexserve.units import MIB, align_up
 RING_BYTES = abi.SLOTS * abi.SLOT_BYTES
 MAILBOX_BYTES = abi.HEADER_BYTES + 2 * RING_BYTES
 
-_IMAGE = MIB
-_BLOCK = 2 * MIB  # what a level-3 table maps
-_TREES = 2  # Stage-2's and the devices'
-_TREE_PAGES = 1 + 4 + 1  # level 1, level 2, and registers; level 3 besides
+_IMAGE = MIB  # before the page states
 
 
 def hidden_offset(ram_bytes: int) -> int:
@@ -31,9 +28,8 @@ def states_offset(ram_bytes: int) -> int:
 
 
 def mailbox_offset(ram_bytes: int) -> int:
-    """Return where the mailbox begins."""
-    trees = _TREES * (_TREE_PAGES + ram_bytes // _BLOCK) * PAGE
-    return states_offset(ram_bytes) + align_up(ram_bytes // PAGE, PAGE) + trees
+    """Return where the mailbox begins: it ends RAM."""
+    return ram_bytes - align_up(MAILBOX_BYTES, PAGE)
 
 
 def header(ram_bytes: int) -> bytes:

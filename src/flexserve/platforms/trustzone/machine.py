@@ -36,8 +36,6 @@ MOST_CPUS = 8
 
 _QEMU = "qemu-system-aarch64"
 _KERNEL, _DEVICETREE, _INITRD = 0x4020_0000, 0x4400_0000, 0x4800_0000  # where the firmware expects them
-_BOARD = 0x40  # offset of the board's description in the firmware
-_BOARD_MAGIC = 0x4452_414F_4258_4C46  # "FLXBOARD"; monitor/core/types.h
 _BOOT = 120.0  # seconds: a machine that shares its cores with a build is slow
 _RESET = 1.0  # seconds for the monitor to answer
 _CONSOLE = 400  # lines kept
@@ -171,8 +169,8 @@ class Machine:
     def _patched_firmware(self) -> bytes:
         """Return the firmware with this board's description in it, as fuses would tell it."""
         image = bytearray(self._images.firmware.read_bytes())
-        board = struct.pack("<4Q", _BOARD_MAGIC, BASE, self.ram_bytes, self.cpus)
-        place = slice(_BOARD, _BOARD + len(board))
+        board = struct.pack("<4Q", abi.BOARD_MAGIC, BASE, self.ram_bytes, self.cpus)
+        place = slice(abi.BOARD_OFFSET, abi.BOARD_OFFSET + len(board))
         if any(image[place]) or len(image) <= place.stop:
             raise NormalWorldError(
                 f"{self._images.firmware} leaves no place for the board's description.",

@@ -28,7 +28,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from flexserve.errors import MonitorError, NormalWorldError
 from flexserve.platforms.trustzone import abi, layout
@@ -37,6 +37,7 @@ from flexserve.platforms.trustzone.ram import Ram
 _WRAP = 0xFFFF_FFFF  # heads and tails run on and wrap
 _SLOT_WORDS = abi.SLOT_BYTES // 8  # u64: kind and three arguments
 _LOOK_AGAIN = 1.0  # seconds between looks without a bell: only a lost one would need it
+_RING_AGAIN = 0.25  # seconds
 _PATIENCE = 2.0  # seconds for the OS to have commands carried out when the ring is full
 _BELLS = 4096  # bytes taken from the secure UART at once
 
@@ -293,18 +294,18 @@ class Mailbox:
         self._check_header()
         self._epoch = secrets.randbits(63)  # so that no OS can have foreseen the event
         self.put(Gone(self._epoch), Attach(self._epoch))
-        with self._changed:
-            self._changed.wait_for(
-                lambda: self._attached or not self._protected, max(0.0, deadline - time.monotonic())
-            )
+        self._ring_until(lambda: self._attached or not self._protected, deadline)
 
     def _switch_on(self, deadline: float) -> None:
         """Have the OS call the monitor, which switches protection on first."""
-        self._send(abi.Byte.RING)
+        self._ring_until(lambda: bool(self._protected), deadline)
+
+    def _ring_until(self, condition: Callable[[], bool], deadline: float) -> None:
+        """Ring until `condition` holds; again, since the driver may just have come, or a ring been full."""
         with self._changed:
-            self._changed.wait_for(
-                lambda: self._protected, min(_LOOK_AGAIN, max(0.0, deadline - time.monotonic()))
-            )
+            while not condition() and (left := deadline - time.monotonic()) > 0:
+                self._send(abi.Byte.RING)
+                self._changed.wait_for(condition, min(left, _RING_AGAIN))
 
     def _check_header(self) -> None:
         """Raise MonitorError unless the monitor speaks our version and means this RAM."""
@@ -419,6 +420,8 @@ class Mailbox:
             if not self._listen():
                 return
         if self._protected:
+            while self._events.take() is not None:
+                continue  # without room for events no command is carried out
             self.put(Gone(0))
         self._sleep(0)  # nobody empties the doorbell now, and a full one would stop the monitor
 
