@@ -1,0 +1,35 @@
+"""Real machines for tests: built once, booted where a test asks, skipped where they cannot be had."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from flexserve.platforms.trustzone.build import NoSourcesError, Options, build
+from flexserve.platforms.trustzone.machine import Machine
+from flexserve.platforms.trustzone.packages import NoKernelError
+from flexserve.platforms.trustzone.tools import MissingToolError, require
+from flexserve.settings import cache_folder
+from flexserve.units import MIB
+
+
+@contextlib.contextmanager
+def booted(
+    ram_bytes: int = 512 * MIB, cpus: int = 2, *, devices: Sequence[str] = (), options: Options | None = None
+) -> Iterator[Machine]:
+    """Boot a machine for the length of the block; skip the test, saying why, where that is impossible."""
+    try:
+        require("qemu-system-aarch64")
+        images = build(
+            cache_folder() / "trustzone",
+            ram_bytes=ram_bytes,
+            cpus=cpus,
+            progress=lambda _what: None,
+            options=options,
+        )
+    except (MissingToolError, NoKernelError, NoSourcesError) as error:
+        pytest.skip(str(error))
+    with Machine(images, ram_bytes=ram_bytes, cpus=cpus, devices=devices) as machine:
+        yield machine
