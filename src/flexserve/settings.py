@@ -111,6 +111,14 @@ class Settings(BaseSettings):
     memory: Literal["secret", "plain"] = Field(
         "secret", description="secret: memory that the OS cannot read. plain: unprotected, for trials."
     )
+    platform: Literal["linux", "trustzone"] = Field(
+        "linux",
+        description="linux: this machine. trustzone: an emulated Arm machine, whose kernel is kept out.",
+    )
+    guest_memory: Annotated[int, BeforeValidator(_parse_size)] = Field(
+        GIB, ge=256 << 20, le=3 << 30, multiple_of=2 << 20, description="RAM of that machine."
+    )
+    guest_cpus: int = Field(2, ge=1, le=8, description="CPUs of that machine.")
     max_memory: Annotated[int | None, BeforeValidator(_parse_size)] = Field(
         None, ge=0, le=1 << 53, description='The most that models may take of memory: "2GiB", or none.'
     )

@@ -14,7 +14,7 @@ from flexserve import __version__
 COMMANDS = [
     "add", "list", "show", "verify", "rm", "serve", "ps", "recall",
     "free", "limit", "pin", "unpin", "log",
-    "run", "chat", "synth", "bench", "config", "version",
+    "run", "chat", "boot", "synth", "bench", "config", "version",
 ]  # fmt: skip
 
 HEAVY = [

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from flexserve import __version__
-from flexserve.cli import attack, bench, configuration, memory, models, server, talk, terminal
+from flexserve.cli import attack, bench, configuration, machine, memory, models, server, talk, terminal
 from flexserve.cli.options import AsJson
 from flexserve.errors import FlexServeError
 
@@ -72,6 +72,7 @@ models.register(app)
 server.register(app)
 memory.register(app)
 talk.register(app)
+machine.register(app)
 bench.register(app)
 attack.register(app)
 configuration.register(app)

@@ -166,7 +166,10 @@ def _show_need(result: NeedResult) -> None:
         terminal.say(f"given up: {', '.join(result.plan) or 'nothing'}")
     verdict = "" if result.satisfied else f", less than {asked}: no more could be spared"
     terminal.say(f"{available} are available{verdict}")
-    terminal.say(f"no model gets any of {asked} for {result.hold_seconds:.0f} s")
+    if result.after.guest:
+        terminal.say("nothing keeps it free: the guest's kernel gives memory to whoever asks next")
+    else:
+        terminal.say(f"no model gets any of {asked} for {result.hold_seconds:.0f} s")
 
 
 def _show_decision(line: Decision, *, as_json: bool) -> None:

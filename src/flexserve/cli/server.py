@@ -12,9 +12,12 @@ from flexserve.cli.options import (
     AsJson,
     Context,
     DeviceKeyFile,
+    GuestCpus,
+    GuestMemory,
     Host,
     MemoryKind,
     ModelsFolder,
+    Platform,
     Port,
     Threads,
     UnixSocket,
@@ -43,6 +46,9 @@ def serve(
         Path | None,
         typer.Option(metavar="FILE", help="Serve only who has one of these keys, one per line [everybody]."),
     ] = None,
+    platform: Platform = None,
+    guest_memory: GuestMemory = None,
+    guest_cpus: GuestCpus = None,
     memory: MemoryKind = None,
     max_memory: Annotated[
         str | None,
@@ -81,6 +87,7 @@ def serve(
     The API is OpenAI's: point a client at http://127.0.0.1:7077/v1. What runs at Ctrl-C is finished.
     """
     from flexserve import settings
+    from flexserve.cli.machine import machine_for
     from flexserve.normal import main
 
     chosen = settings.load(
@@ -88,6 +95,9 @@ def serve(
         port=port,
         unix_socket=unix_socket,
         api_key_file=api_key_file,
+        platform=platform,
+        guest_memory=guest_memory,
+        guest_cpus=guest_cpus,
         memory=memory,
         max_memory=max_memory,
         threads=threads,
@@ -99,19 +109,27 @@ def serve(
         models=models,
         device_key=device_key,
     )
-    if chosen.memory == "plain":
+    if chosen.platform == "trustzone" and chosen.max_memory is not None:
+        raise CallerError(
+            "On the emulated machine its kernel decides how much models may take.",
+            hint="Give --guest-memory instead of --max-memory.",
+        )
+    if chosen.memory == "plain" and chosen.platform == "linux":
         terminal.warn(terminal.UNPROTECTED)
-    options = main.ServeOptions(
-        chosen.secure_options(),
-        host=None if chosen.host == "none" else chosen.host,
-        port=chosen.port,
-        unix_socket=chosen.unix_socket,
-        api_keys=chosen.server_keys(),
-        max_memory=chosen.max_memory,
-        pins=chosen.pins,
-        log_level=log_level,
-    )
-    raise typer.Exit(main.serve(options))
+    with machine_for(chosen) as machine:
+        options = main.ServeOptions(
+            chosen.secure_options(),
+            host=None if chosen.host == "none" else chosen.host,
+            port=chosen.port,
+            unix_socket=chosen.unix_socket,
+            api_keys=chosen.server_keys(),
+            max_memory=chosen.max_memory,
+            pins=chosen.pins,
+            core=machine,
+            log_level=log_level,
+        )
+        status = main.serve(options)
+    raise typer.Exit(status)
 
 
 def ps(host: Host = None, port: Port = None, unix_socket: UnixSocket = None, as_json: AsJson = False) -> None:
@@ -181,10 +199,12 @@ def show_states(states: States) -> None:
         f"secure memory  {format_size(memory.secure)} in use, {format_size(memory.unused)} unused, "
         f"{format_size(memory.recalling)} on its way back, of {format_size(memory.granted)} granted"
     )
-    terminal.say(
-        f"the OS counts  {format_size(counted.secure_rss)} in the secure process ({counted.secure_pid}); "
-        f"{format_size(counted.available)} of {format_size(counted.total)} available{stall}"
-    )
+    available = f"{format_size(counted.available)} of {format_size(counted.total)} available{stall}"
+    if counted.guest:
+        terminal.say(f"the guest      handed {format_size(counted.secure_rss)} over; {available}")
+    else:
+        held = f"{format_size(counted.secure_rss)} in the secure process ({counted.secure_pid})"
+        terminal.say(f"the OS counts  {held}; {available}")
     terminal.say(f"requests       {states.running} running, {states.queued} waiting")
     terminal.say(f"protection     {states.protection.name}: {states.protection.summary}")
     if not states.protection.protected:
@@ -194,9 +214,10 @@ def show_states(states: States) -> None:
 def show_recall(result: RecallResult) -> None:
     """Print what a recall brought, for people."""
     measured = result.measured
+    place = "handed over" if measured.after.guest else "in the secure process"
     terminal.say(
         f"the OS got {format_size(measured.freed)} back in {result.elapsed_ms:.1f} ms: it counted "
-        f"{format_size(measured.before.secure_rss)} in the secure process before, "
+        f"{format_size(measured.before.secure_rss)} {place} before, "
         f"{format_size(measured.after.secure_rss)} after"
     )
     asked = "" if result.asked is None else f" of {format_size(result.asked)} asked"

@@ -15,6 +15,7 @@ from collections.abc import Coroutine, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
+from flexserve.cli.machine import machine_for
 from flexserve.errors import InternalError
 from flexserve.normal.client import Answer, Client, Ending, NoServerError
 from flexserve.normal.reports import Protection
@@ -22,6 +23,7 @@ from flexserve.world.messages import ChatMessage, ChatPrompt, Delta, Finished, S
 
 if TYPE_CHECKING:
     from flexserve.normal.answer import Answer as Messages
+    from flexserve.normal.guest import SecureCore
     from flexserve.normal.launcher import SecureOptions
     from flexserve.normal.world import World
     from flexserve.settings import Settings
@@ -73,8 +75,8 @@ class PrivateWorld:
 
     place = "a secure world of this command's own"
 
-    def __init__(self, options: SecureOptions) -> None:
-        self._options = options
+    def __init__(self, options: SecureOptions, core: SecureCore | None = None) -> None:
+        self._options, self._core = options, core
         self._ready: concurrent.futures.Future[World] = concurrent.futures.Future()
         self._thread = threading.Thread(target=self._run, name="private-world", daemon=True)
         self._loop = asyncio.new_event_loop()
@@ -156,7 +158,7 @@ class PrivateWorld:
         if self._ending:
             return
         try:
-            async with running_world(self._options, drain=0) as world:
+            async with running_world(self._options, drain=0, core=self._core) as world:
                 self._ready.set_result(world)
                 await asyncio.Event().wait()
         except Exception as error:
@@ -179,5 +181,8 @@ def responder(settings: Settings) -> Iterator[Responder]:
         if server is not None:
             yield server
             return
-    with PrivateWorld(settings.secure_options()) as world:
+    with (
+        machine_for(settings) as machine,
+        PrivateWorld(settings.secure_options(), machine) as world,
+    ):
         yield world

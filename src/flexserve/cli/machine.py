@@ -1,0 +1,96 @@
+"""The emulated machine: `flexserve boot`, and what other commands start for --platform trustzone."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from flexserve.cli import terminal
+from flexserve.cli.options import AsJson, GuestCpus, GuestMemory
+from flexserve.units import format_size
+
+if TYPE_CHECKING:
+    from flexserve.platforms.trustzone.machine import Machine
+    from flexserve.settings import Settings
+
+_POLL = 0.5  # seconds between two looks whether the machine lives
+
+
+def register(app: typer.Typer) -> None:
+    """Add this command to `app`."""
+    app.command("boot", epilog="Example: flexserve boot --guest-memory 512M --guest-cpus 1")(boot)
+
+
+def boot(*, guest_memory: GuestMemory = None, guest_cpus: GuestCpus = None, as_json: AsJson = False) -> None:
+    """Boot the emulated machine, show its state, and keep it until Ctrl-C.
+
+    Builds what it lacks first: the monitor, the driver and a small Linux (minutes, once). Nothing serves
+    on it: that is `flexserve serve --platform trustzone`.
+    """
+    from flexserve import settings
+    from flexserve.errors import PeerError
+
+    chosen = settings.load(platform="trustzone", guest_memory=guest_memory, guest_cpus=guest_cpus)
+    with machine_for(chosen, silent=as_json) as machine:
+        assert machine is not None
+        state = _state(machine)
+        if as_json:
+            terminal.show_json(state)
+        else:
+            _show(state)
+            terminal.note("Ctrl-C ends it.")
+        with contextlib.suppress(KeyboardInterrupt):
+            while machine.alive:
+                time.sleep(_POLL)
+            raise PeerError("The machine ended by itself.", hint="Run `flexserve boot` again.")
+
+
+@contextlib.contextmanager
+def machine_for(settings: Settings, *, silent: bool = False) -> Iterator[Machine | None]:
+    """Boot the machine that `settings` ask for, for the length of the block; None for this machine.
+
+    Call it from the main thread: the kernel ends the emulator with the thread that started it. Raises
+    NormalWorldError when something it needs is missing or it does not come up.
+    """
+    if settings.platform == "linux":
+        yield None
+        return
+    from flexserve.platforms.trustzone.build import build
+    from flexserve.platforms.trustzone.machine import Machine
+    from flexserve.settings import cache_folder
+
+    def tell(text: str) -> None:
+        if not silent:
+            terminal.note(text)
+
+    ram_bytes, cpus = settings.guest_memory, settings.guest_cpus
+    images = build(cache_folder() / "trustzone", ram_bytes=ram_bytes, cpus=cpus, progress=tell)
+    with Machine(images, ram_bytes=ram_bytes, cpus=cpus) as machine:
+        tell(f"the machine booted in {machine.boot_seconds:.1f} s")
+        yield machine
+
+
+def _state(machine: Machine) -> dict[str, Any]:
+    sample, monitor = machine.memory().sample(), machine.monitor()
+    return {
+        "memory": machine.ram_bytes,
+        "cpus": machine.cpus,
+        "boot_seconds": round(machine.boot_seconds, 3),
+        "emulator_pid": machine.pid,
+        "monitor": {"pages": monitor.pages, "stopped": monitor.faults},
+        "guest": {"total": sample.total, "available": sample.available},
+    }
+
+
+def _show(state: dict[str, Any]) -> None:
+    guest, monitor = state["guest"], state["monitor"]
+    terminal.say(
+        f"machine   {format_size(state['memory'])}, {state['cpus']} CPUs, emulated by {state['emulator_pid']}"
+    )
+    pages = ", ".join(f"{format_size(size)} {name.lower()}" for name, size in monitor["pages"].items())
+    terminal.say(f"monitor   {pages}; {monitor['stopped']} accesses stopped")
+    terminal.say(f"guest     {format_size(guest['available'])} of {format_size(guest['total'])} available")
