@@ -8,7 +8,7 @@ WORLD := arch/fake_host/fake_host.c tests/world.c tests/model.c
 SMALL := $(HOST)/small
 SECONDS ?= 60
 
-.PHONY: exhaustive mutants fuzz
+.PHONY: exhaustive mutants fuzz test coverage lines
 
 # ---- the small machine --------------------------------------------------------------------------------
 
@@ -56,3 +56,43 @@ fuzz: $(HOST)/fuzz ## random walks of both worlds through a small machine, for S
 	@mkdir -p $(HOST)/corpus && $(HOST)/fuzz --seeds $(HOST)/corpus
 	@$(HOST)/fuzz -max_total_time=$(SECONDS) -max_len=4096 -timeout=10 -print_final_stats=1 -verbosity=0 \
 		-artifact_prefix=$(HOST)/ $(HOST)/corpus
+
+# ---- the core as it is: tests with two compilers and their sanitizers, threads, coverage -----------------------
+
+UNITS := $(wildcard tests/test_*.c) tests/unit.c arch/fake_host/fake_host.c
+# Seen by the tests alone: where the rings' counters stand.
+SHOWN := --globalize-symbol=command_tail --globalize-symbol=event_head
+
+# $(call unit,PROGRAM,COMPILER AND FLAGS)
+unit = mkdir -p $(1).o && for file in $(CORE); do $(2) -I. -I../abi -c core/$$file.c -o $(1).o/$$file.o || exit 1; done && \
+	ld -r -T tests/core_state.lds $(CORE:%=$(1).o/%.o) -o $(1).o/core-all && objcopy $(SHOWN) $(1).o/core-all && \
+	$(2) -I. -I../abi $(UNITS) $(1).o/core-all -o $(1) -pthread
+UNIT_NEEDS := $(UNITS) $(wildcard core/*) tests/unit.h arch/arch.h arch/fake_host/fake_host.h tests/core_state.lds ../abi/flex.h
+
+$(HOST)/unit-gcc: $(UNIT_NEEDS)
+	@echo "  CC   $@"
+	@$(call unit,$@,gcc $(HOST_FLAGS) -O1 $(SANITIZERS) --param asan-globals=0)
+
+$(HOST)/unit-clang: $(UNIT_NEEDS)
+	@echo "  CC   $@"
+	@$(call unit,$@,clang $(HOST_FLAGS) -O1 $(SANITIZERS) -mllvm -asan-globals=0)
+
+$(HOST)/unit-threads: $(UNIT_NEEDS)
+	@echo "  CC   $@"
+	@$(call unit,$@,clang $(HOST_FLAGS) -O1 -fsanitize=thread)
+
+test: $(HOST)/unit-gcc $(HOST)/unit-clang $(HOST)/unit-threads ## tests of the portable core, with sanitizers
+	@for program in $^; do $$program || exit 1; done
+
+COVERED := -O0 -fprofile-instr-generate -fcoverage-mapping
+$(HOST)/unit-coverage: $(UNIT_NEEDS)
+	@echo "  CC   $@"
+	@$(call unit,$@,clang $(HOST_FLAGS) $(COVERED))
+
+coverage: $(HOST)/unit-coverage ## branches of the core that its tests take
+	@LLVM_PROFILE_FILE=$(HOST)/coverage.raw $<
+	@llvm-profdata merge $(HOST)/coverage.raw -o $(HOST)/coverage.data
+	@llvm-cov report $< -instr-profile $(HOST)/coverage.data --show-region-summary=false $(wildcard core/*.c)
+
+lines: ## of the trusted code, without comments and blank lines
+	@find core el3 arch/aarch64 plat -name '*.[chS]' | xargs cat | gcc -fpreprocessed -dD -E -P -x c - 2> /dev/null | wc -l

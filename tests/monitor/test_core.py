@@ -1,0 +1,95 @@
+"""The Flex-Monitor's portable core, on this machine: monitor/tests holds the tests, this runs them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+MONITOR = ROOT / "monitor"
+TRUSTED_LINES = 2500  # of C and assembly, without comments and blank lines
+BRANCHES = 95.0  # percent
+FUZZ_SECONDS = 5
+
+TOOLS = {
+    "make": "make",
+    "gcc": "gcc",
+    "ld": "binutils",
+    "clang": "clang libclang-rt-dev",
+    "llvm-cov": "llvm",
+    "llvm-profdata": "llvm",
+}
+
+
+def make(*targets: str, tools: tuple[str, ...]) -> str:
+    """Run targets of monitor/Makefile; return what they print. Skips when a tool is not there."""
+    missing = [tool for tool in ("make", "gcc", "ld", *tools) if shutil.which(tool) is None]
+    if missing:
+        packages = " ".join(sorted({TOOLS[tool] for tool in missing}))
+        pytest.skip(f"no {', '.join(missing)}: apt-get install {packages}")
+    # What a surrounding make says about its own jobs and variables is not for this one.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    done = subprocess.run(
+        ["make", "-C", str(MONITOR), "--no-print-directory", *targets],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def test_every_call_and_command_does_what_the_interface_says_under_two_compilers_and_sanitizers():
+    printed = make("test", tools=("clang",))
+    assert len(re.findall(r"^\d+ tests passed$", printed, re.MULTILINE)) == 3
+
+
+def test_no_call_and_no_command_is_without_tests():
+    make("build/host/unit-gcc", tools=())
+    listed = subprocess.run(
+        [MONITOR / "build/host/unit-gcc", "--list"], capture_output=True, check=True, text=True
+    )
+    names = listed.stdout.split()
+    abi = tomllib.loads((ROOT / "abi" / "flex.toml").read_text())
+    expected = [call["name"].lower() + "_" for call in abi["call"]]
+    expected += [f"command_{command['name'].lower()}_" for command in abi["command"]]
+    assert [prefix for prefix in expected if not any(name.startswith(prefix) for name in names)] == []
+
+
+@pytest.mark.timeout(600)
+def test_the_laws_hold_in_every_state_of_a_small_machine():
+    printed = make("exhaustive", tools=())
+    found = [int(states) for states in re.findall(r"(\d+) states", printed)]
+    assert len(found) == 2
+    assert min(found) > 10_000, "so few: the machine did not get far"
+
+
+@pytest.mark.timeout(600)
+def test_each_fault_put_into_the_core_is_noticed():
+    assert "faults were noticed" in make("mutants", tools=())
+
+
+def test_long_random_walks_of_both_worlds_break_no_law():
+    make("fuzz", f"SECONDS={FUZZ_SECONDS}", tools=("clang",))
+
+
+def test_nearly_every_branch_of_the_core_is_taken_by_its_tests():
+    printed = make("coverage", tools=("clang", "llvm-cov", "llvm-profdata"))
+    covered = {
+        line.split()[0]: float(line.split()[-1].rstrip("%"))
+        for line in printed.splitlines()
+        if re.match(r"\w+\.c ", line)
+    }
+    assert {"pages.c", "tables.c", "layout.c", "mailbox.c", "calls.c", "secure.c"} <= covered.keys()
+    assert {name: percent for name, percent in covered.items() if percent < BRANCHES} == {}
+
+
+def test_the_trusted_code_can_be_read_in_a_day():
+    assert 0 < int(make("lines", tools=())) <= TRUSTED_LINES
