@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from flexserve.attacks import linux
-from flexserve.attacks.attempt import Gained, Verdict
+from flexserve.attacks.attempt import Gained, Verdict, attempt
 from flexserve.attacks.linux import Scene
 
 pytestmark = pytest.mark.root
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.root
 
 @pytest.mark.parametrize("attack", linux.ATTACKS, ids=lambda attack: attack.__name__)
 def test_the_attack_is_stopped(attack: Callable[[Scene], str], scene: Scene):
-    made = linux.attempt(attack, scene)
+    made = attempt(attack, scene)
     if made.verdict is Verdict.NOT_RUN:
         pytest.skip(made.detail)
     assert made.verdict is Verdict.STOPPED, made.detail
@@ -43,7 +43,7 @@ class Unprotected(Scene):
     "attack", [linux.read_proc_mem, linux.read_process_vm, linux.peek, linux.search, linux.dump_with_gdb]
 )
 def test_the_attack_succeeds_where_nothing_protects(attack: Callable[[Scene], str], scene: Scene):
-    made = linux.attempt(attack, Unprotected(scene.target, scene.plain, scene.plain))
+    made = attempt(attack, Unprotected(scene.target, scene.plain, scene.plain))
     if made.verdict is Verdict.NOT_RUN:
         pytest.skip(made.detail)
     assert made.verdict is Verdict.SUCCEEDED
@@ -54,7 +54,7 @@ def test_what_an_attack_gained_is_told(scene: Scene):
         """Want everything."""
         raise Gained("the keys")
 
-    made = linux.attempt(lucky, scene)
+    made = attempt(lucky, scene)
     assert (made.verdict, made.aim, made.detail) == (Verdict.SUCCEEDED, "Want everything", "the keys")
 
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from collections.abc import Callable
+from typing import TypeVar
+
+S = TypeVar("S")
 
 
 class Verdict(enum.Enum):
@@ -30,3 +34,14 @@ class Gained(Exception):  # noqa: N818  # an outcome, not an error
 
 class Pointless(Exception):  # noqa: N818
     """The attack cannot be made here, or fails on its unprotected control, too; the text says why."""
+
+
+def attempt(attack: Callable[[S], str], scene: S) -> Attempt:
+    """Make one attack. Its name and its first line say what it is; it returns what stopped it, or raises."""
+    name, aim = attack.__name__.replace("_", " "), (attack.__doc__ or "").rstrip(".")
+    try:
+        return Attempt(name, aim, Verdict.STOPPED, attack(scene))
+    except Gained as gain:
+        return Attempt(name, aim, Verdict.SUCCEEDED, str(gain))
+    except Pointless as reason:
+        return Attempt(name, aim, Verdict.NOT_RUN, str(reason))

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from flexserve.attacks.attempt import Attempt, Gained, Pointless, Verdict
+from flexserve.attacks.attempt import Attempt, Gained, Pointless, attempt
 from flexserve.attacks.target import MODEL, Target
 from flexserve.bench.worlds import DrivenWorld
 from flexserve.errors import NormalWorldError
@@ -139,17 +139,6 @@ ATTACKS: tuple[Callable[[Scene], str], ...] = (
     read_kcore,
     read_store,
 )
-
-
-def attempt(attack: Callable[[Scene], str], scene: Scene) -> Attempt:
-    """Make one attack."""
-    name, aim = attack.__name__.replace("_", " "), (attack.__doc__ or "").rstrip(".")
-    try:
-        return Attempt(name, aim, Verdict.STOPPED, attack(scene))
-    except Gained as gain:
-        return Attempt(name, aim, Verdict.SUCCEEDED, str(gain))
-    except Pointless as reason:
-        return Attempt(name, aim, Verdict.NOT_RUN, str(reason))
 
 
 def run(say: Callable[[str], None]) -> list[Attempt]:

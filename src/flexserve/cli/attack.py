@@ -18,17 +18,24 @@ def register(app: typer.Typer) -> None:
 
 def attack(
     *,
-    platform: Annotated[Literal["linux"], typer.Option(help="Whose protection is attacked.")] = "linux",
+    platform: Annotated[
+        Literal["linux", "trustzone"], typer.Option(help="Whose protection is attacked.")
+    ] = "linux",
     as_json: AsJson = False,
 ) -> None:
     """Attack a secure world of its own as a compromised system would; say what stopped each attack.
 
-    It makes a small model with a canary in its weights. Needs root. Exit status 1: an attack succeeded.
+    linux: root, through the kernel's interfaces; needs root. trustzone: the kernel of a machine that is
+    emulated for this. Exit status 1: an attack succeeded.
     """
-    from flexserve.attacks import linux
     from flexserve.attacks.attempt import Verdict
 
-    attempts = linux.run(terminal.note)
+    if platform == "linux":
+        from flexserve.attacks import linux as attacks
+    else:
+        from flexserve.attacks import trustzone as attacks  # type: ignore[no-redef]
+
+    attempts = attacks.run(terminal.note)
     if as_json:
         rows = [{**dataclasses.asdict(each), "verdict": each.verdict.name.lower()} for each in attempts]
         terminal.show_json({"platform": platform, "attempts": rows})
