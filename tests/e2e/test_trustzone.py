@@ -12,7 +12,7 @@ from flexserve.bench.worlds import DrivenWorld
 from flexserve.errors import GrantRefusedError
 from flexserve.platforms.trustzone.abi import PageState
 from flexserve.platforms.trustzone.ram import PAGE
-from flexserve.testing.trustzone import Boasting, Driver, FakeMachine, Scattering
+from flexserve.testing.trustzone import Boasting, Driver, FakeMachine, Scattering, eventually
 from flexserve.units import MIB
 
 RAM = 256 * MIB
@@ -48,7 +48,7 @@ def test_output_is_that_of_plain_llama_cpp_before_and_after_pressure(
         assert world.generate(name, PROMPTS[0], TOKENS).text == expected, "cold"
         before = held(machine)
         machine.monitor.pressure(before // 2 // PAGE, 500)
-        assert machine.wait(lambda: held(machine) <= before // 2), "the kernel did not get what it asked for"
+        assert eventually(lambda: held(machine) <= before // 2), "the kernel did not get what it asked for"
         assert world.generate(name, PROMPTS[0], TOKENS).text == expected, "after half was taken"
         world.recall(None)
         assert world.generate(name, PROMPTS[0], TOKENS).text == expected, "after all was taken"
@@ -62,7 +62,7 @@ def test_what_a_person_recalls_reaches_the_kernel(library: Library, model: tuple
         before = held(machine)
         answer = world.recall(None)
         assert answer.os_before - answer.os_after > before // 2
-        assert machine.wait(lambda: held(machine) <= answer.os_after + world.status().memory.granted)
+        assert eventually(lambda: held(machine) <= answer.os_after + world.status().memory.granted)
         machine.check()
 
 
@@ -89,7 +89,7 @@ def test_a_driver_that_leaves_gets_everything_back(library: Library, model: tupl
     with FakeMachine(RAM) as machine, world_on(library, machine) as world:
         world.generate(name, PROMPTS[0], TOKENS)
         machine.monitor.detach()
-        assert machine.wait(lambda: held(machine) == 0)
+        assert eventually(lambda: held(machine) == 0)
         assert world.generate(name, PROMPTS[0], TOKENS).text == expected, "when there is a driver again"
 
 
@@ -100,7 +100,7 @@ def test_a_dead_secure_world_holds_nothing_and_the_next_one_serves(library: Libr
             world.generate(name, PROMPTS[0], TOKENS)
             assert machine.monitor.counts()[PageState.SECURE]
         machine.reset_secure_core()
-        assert machine.wait(lambda: held(machine) == 0)
+        assert eventually(lambda: held(machine) == 0)
         with world_on(library, machine) as world:
             assert world.generate(name, PROMPTS[0], TOKENS).text == expected
         machine.check()

@@ -389,6 +389,16 @@ class Forged(Driver):
         self.monitor.answer(serial, pages)
 
 
+def eventually(condition: Callable[[], bool], *, within: float = 5.0) -> bool:
+    """Wait until `condition` holds, `within` seconds; return whether it does."""
+    deadline = time.monotonic() + within
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.002)
+    return True
+
+
 class FakeMachine:
     """RAM, a monitor and an OS, for as long as the context lasts. Attach as often as you like."""
 
@@ -464,7 +474,7 @@ class FakeMachine:
 
     def check(self) -> None:
         """Assert conservation, and that the OS has the pages that the monitor says, once it is idle."""
-        self.wait(lambda: self.monitor.counts()[PageState.NORMAL] == self.driver.free)
+        eventually(lambda: self.monitor.counts()[PageState.NORMAL] == self.driver.free)
         counts = self.monitor.counts()
         assert sum(counts.values()) == self.monitor.ram.pages
         assert counts[PageState.MONITOR] * PAGE == abi.HIDDEN_BYTES
@@ -473,16 +483,7 @@ class FakeMachine:
 
     def settled(self, state: PageState, pages: int, *, within: float = 5.0) -> bool:
         """Wait until `pages` pages are in `state`; return whether they are."""
-        return self.wait(lambda: self.monitor.counts()[state] == pages, within=within)
-
-    def wait(self, condition: Callable[[], bool], *, within: float = 5.0) -> bool:
-        """Wait until `condition` holds; return whether it does."""
-        deadline = time.monotonic() + within
-        while not condition():
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.002)
-        return True
+        return eventually(lambda: self.monitor.counts()[state] == pages, within=within)
 
     def _run(self) -> None:
         with contextlib.suppress(OSError):

@@ -25,6 +25,7 @@ from flexserve.testing.trustzone import (
     Scattering,
     Silent,
     Stubborn,
+    eventually,
 )
 from flexserve.units import KIB, MIB
 
@@ -254,7 +255,7 @@ def test_a_secure_world_that_holds_nothing_lets_protection_go_and_has_it_back():
     with FakeMachine(RAM) as machine:
         pages = machine.pages()
         pages.give_back(pages.take(10))
-        assert machine.wait(lambda: machine.monitor.relax() is Status.OK)
+        assert eventually(lambda: machine.monitor.relax() is Status.OK)
         assert machine.monitor.relax() is Status.OK
         runs = pages.take(10)
         assert machine.monitor.protected
