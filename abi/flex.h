@@ -85,7 +85,7 @@ enum flex_command {
 enum flex_event {
 	FLEX_EVENT_GRANTED = 1, /* the OS handed these pages over */
 	FLEX_EVENT_ANSWER = 2, /* the OS has done for WANT `serial` what it will do: `pages` pages in all */
-	FLEX_EVENT_DONE = 3, /* what came of the COMMIT, RECALL or REFUSE with this serial */
+	FLEX_EVENT_DONE = 3, /* what came of the COMMIT, RECALL or REFUSE with this serial; also tells of any other command that was refused (for an ATTACH, serial is the epoch) */
 	FLEX_EVENT_TAKEN = 4, /* the OS has these pages back (after TAKE or RETURN); left out while the ring is full, since the page states tell it, too */
 	FLEX_EVENT_PRESSURE = 5, /* the OS wants `pages` pages back within `deadline_ms` milliseconds */
 	FLEX_EVENT_ATTACHED = 7, /* the ATTACH of this epoch was carried out */
