@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
@@ -27,12 +28,26 @@ TOOLS = {
 }
 
 
+@functools.cache
+def clang_has_its_runtime() -> bool:
+    """Whether clang can link what its sanitizers need: Debian has that in a package of its own."""
+    linked = subprocess.run(
+        ["clang", "-fsanitize=address", "-x", "c", "-", "-o", "/dev/null"],
+        input=b"int main(void) { return 0; }",
+        capture_output=True,
+        check=False,
+    )
+    return linked.returncode == 0
+
+
 def make(*targets: str, tools: tuple[str, ...]) -> str:
     """Run targets of monitor/Makefile; return what they print. Skips when a tool is not there."""
     missing = [tool for tool in ("make", "gcc", "ld", *tools) if shutil.which(tool) is None]
     if missing:
         packages = " ".join(sorted({TOOLS[tool] for tool in missing}))
         pytest.skip(f"no {', '.join(missing)}: apt-get install {packages}")
+    if "clang" in tools and not clang_has_its_runtime():
+        pytest.skip(f"clang has no sanitizers: apt-get install {TOOLS['clang']}")
     # What a surrounding make says about its own jobs and variables is not for this one.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     done = subprocess.run(
