@@ -5,7 +5,9 @@
 #include "plat/qemu_virt/plat.h"
 
 #define STACK_BYTES 0x2000
-#define SCTLR_RES1 0x30c50830
+#define SCTLR 0x30c51835 /* translation and caches on */
+#define TCR 0x80803520 /* 4 GiB of addresses, 4 KiB pages, cached walks */
+#define MAIR 0xff00 /* 0: device, 1: normal, write-back */
 
 	.section .text.start, "ax"
 	.global	el3_start
@@ -20,11 +22,20 @@ el3_board:
 
 reset:
 	msr	daifset, #0xf
-	mov	x0, #(SCTLR_RES1 & 0xffff)
-	movk	x0, #(SCTLR_RES1 >> 16), lsl #16
-	msr	sctlr_el3, x0
 	adr	x0, el3_vectors
 	msr	vbar_el3, x0
+	ldr	x0, =MAIR
+	msr	mair_el3, x0
+	ldr	x0, =TCR
+	msr	tcr_el3, x0
+	ldr	x0, =level1
+	msr	ttbr0_el3, x0
+	tlbi	alle3
+	ic	iallu
+	dsb	sy
+	isb
+	ldr	x0, =SCTLR
+	msr	sctlr_el3, x0
 	isb
 	mrs	x19, mpidr_el1
 	and	x19, x19, #0xff
@@ -97,6 +108,41 @@ el3_vectors:
 
 el3_return:
 	restore_frame el3
+
+	/*
+	 * Our own map: memory where it is. RAM is cached, as it is for EL2 and the normal world: what is
+	 * hashed must be what they would run.
+	 */
+#define TABLE 3
+#define MEMORY 0x745 /* a block, attribute 1, shareable */
+#define REGISTERS 0x441
+#define READ_ONLY 0x80
+#define NORMAL_WORLDS 0x20
+#define NEVER_RUN (1 << 54)
+#define BLOCK 0x200000
+#define GIB 0x40000000
+	.macro	blocks first, count, kind
+	.set	at, \first
+	.rept	\count
+	.quad	at | \kind
+	.set	at, at + BLOCK
+	.endr
+	.endm
+
+	.section .rodata, "a"
+	.balign	4096
+level2:
+	blocks	PLAT_FLASH, 1, MEMORY | READ_ONLY
+	.space	8 * (PLAT_GICD / BLOCK - 1)
+	blocks	PLAT_GICD, 16, REGISTERS | NEVER_RUN
+	.space	8 * (PLAT_SECURE_RAM / BLOCK - PLAT_GICD / BLOCK - 16)
+	blocks	PLAT_SECURE_RAM, PLAT_SECURE_RAM_BYTES / BLOCK, MEMORY | NEVER_RUN
+	.balign	4096
+level1:
+	.quad	level2 + TABLE
+	.quad	1 * GIB | MEMORY | NORMAL_WORLDS | NEVER_RUN
+	.quad	2 * GIB | MEMORY | NORMAL_WORLDS | NEVER_RUN
+	.quad	3 * GIB | MEMORY | NORMAL_WORLDS | NEVER_RUN
 
 	.section .stacks, "aw", @nobits
 	.balign 16
