@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from flexserve.platforms.trustzone.build import NoSourcesError, Options, build
+from flexserve.platforms.trustzone.build import Images, NoSourcesError, Options, build
 from flexserve.platforms.trustzone.machine import Machine
 from flexserve.platforms.trustzone.packages import NoKernelError
 from flexserve.platforms.trustzone.tools import MissingToolError, require
@@ -15,14 +15,11 @@ from flexserve.settings import cache_folder
 from flexserve.units import MIB
 
 
-@contextlib.contextmanager
-def booted(
-    ram_bytes: int = 512 * MIB, cpus: int = 2, *, devices: Sequence[str] = (), options: Options | None = None
-) -> Iterator[Machine]:
-    """Boot a machine for the length of the block; skip the test, saying why, where that is impossible."""
+def images_of(ram_bytes: int, cpus: int, options: Options | None = None) -> Images:
+    """Return what such a machine boots from; skip the test, saying why, where that cannot be had."""
     try:
         require("qemu-system-aarch64")
-        images = build(
+        return build(
             cache_folder() / "trustzone",
             ram_bytes=ram_bytes,
             cpus=cpus,
@@ -31,5 +28,13 @@ def booted(
         )
     except (MissingToolError, NoKernelError, NoSourcesError) as error:
         pytest.skip(str(error))
+
+
+@contextlib.contextmanager
+def booted(
+    ram_bytes: int = 512 * MIB, cpus: int = 2, *, devices: Sequence[str] = (), options: Options | None = None
+) -> Iterator[Machine]:
+    """Boot a machine for the length of the block; skip the test, saying why, where that is impossible."""
+    images = images_of(ram_bytes, cpus, options)
     with Machine(images, ram_bytes=ram_bytes, cpus=cpus, devices=devices) as machine:
         yield machine

@@ -152,7 +152,7 @@ class Machine:
         try:
             self.agent.wait_until_ready(_BOOT, alive=lambda: self.alive)
         except NormalWorldError as error:
-            raise self._no_boot(error) from error
+            raise self._no_boot() from error
         self.boot_seconds = time.monotonic() - began
 
     def _memory(self, name: str, size: int) -> int:
@@ -235,11 +235,11 @@ class Machine:
                 text = line.decode(errors="replace").rstrip()
                 self._console.append("".join(char if char.isprintable() else " " for char in text))
 
-    def _no_boot(self, error: NormalWorldError) -> NormalWorldError:
-        how = "did not boot" if self.alive else f"ended with status {self._process.returncode}"
+    def _no_boot(self) -> NormalWorldError:
+        how = "did not boot" if self.alive else f"ended with status {self._process.returncode} while booting"
         last = "\n  ".join(["", *self.console()[-20:]]) or " nothing."
         return NormalWorldError(
-            f"The machine {how}: {error.message} Its last words:{last}\n",
+            f"The machine {how}. Its last words:{last}\n",
             hint="`flexserve boot` builds its parts again.",
             code="no_boot",
         )
