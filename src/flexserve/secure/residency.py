@@ -141,6 +141,7 @@ class Residency:
             stop = min(ready, start + graph.stride)
             self._computing = True
             try:
+                self._let_loaders_finish()
                 graph.run(start, stop)
             finally:
                 self._computing = False
@@ -148,6 +149,12 @@ class Residency:
                     with self._changed:
                         self._changed.notify_all()
             return stop
+
+    def _let_loaders_finish(self) -> None:
+        """Wait for granules in hand where compute needs their cores; no loader takes another meanwhile."""
+        if self._loading > self._spare:
+            with self._changed:
+                self._changed.wait_for(lambda: self._loading <= self._spare)
 
     def _wait_beyond(self, job: RestoreJob, position: int) -> int:
         """Block until a node beyond `position` can run, or the job is stale; return the first that cannot."""
@@ -314,6 +321,8 @@ class Residency:
             finally:
                 with self._changed:
                     self._loading -= 1
+                    if self._computing and self._loading <= self._spare:
+                        self._changed.notify_all()
 
     def _work(self) -> RestoreJob | None:
         job = self._job
