@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from library import PROMPTS, Library
 
+from flexserve.bench.demo import DEFAULT_MODEL
 from flexserve.bench.shapes import SHAPES
 from flexserve.bench.worlds import DrivenWorld
 from flexserve.platforms.trustzone.machine import Machine
@@ -86,3 +93,31 @@ def test_a_driver_that_is_unloaded_gets_everything_back_and_may_come_again(
         assert machine.monitor().pages["SECURE"] == 0
         machine.agent.ask("load", "flexmem")
         assert world.generate(name, PROMPTS[1], 8).text == expected
+
+
+def test_boot_shows_the_machine_and_ends_it_with_ctrl_c(machine: Machine):
+    del machine  # where that one can be had, this one can
+    words = [sys.executable, "-m", "flexserve.cli", "boot", "--guest-memory", "256M", "--json"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as boot:
+        assert boot.stdout is not None
+        lines = iter(boot.stdout.readline, "}\n")
+        state = json.loads("".join(lines) + "}")
+        assert sum(state["monitor"]["pages"].values()) == state["memory"] == 256 * MIB
+        boot.send_signal(signal.SIGINT)
+        assert boot.wait(timeout=20) == 0
+    assert not Path(f"/proc/{state['emulator_pid']}").exists()
+
+
+def test_one_command_answers_from_the_machine_as_it_does_without(tmp_path: Path, machine: Machine):
+    del machine
+    environment = {**os.environ, "XDG_DATA_HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}
+
+    def run(*arguments: str) -> str:
+        words = [sys.executable, "-m", "flexserve.cli", *arguments]
+        return subprocess.run(
+            words, env=environment, capture_output=True, text=True, timeout=120, check=True
+        ).stdout
+
+    run("add", str(DEFAULT_MODEL), "--name", "tiny")
+    question = ("run", "tiny", "What is FlexServe?", "--temperature", "0", "--threads", "1", "--port", "1")
+    assert run(*question, "--platform", "trustzone", "--guest-memory", "256M") == run(*question) != ""

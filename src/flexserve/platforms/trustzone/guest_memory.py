@@ -8,6 +8,8 @@ from flexserve.errors import NormalWorldError
 from flexserve.platforms.ports import MemorySample
 from flexserve.platforms.trustzone.agent import Agent
 
+_PATIENCE = 2.0  # seconds; an event loop may be waiting
+
 
 class GuestMemory:
     """What the guest's kernel has free, and what it handed over to the secure world."""
@@ -17,7 +19,7 @@ class GuestMemory:
 
     def sample(self) -> MemorySample:
         """Return the state of the guest's memory now. Raises NormalWorldError when it does not tell."""
-        answer = self._agent.ask("meminfo")
+        answer = self._ask()
         stall = answer.get("stall")
         return MemorySample(
             total=_bytes(answer, "total"),
@@ -29,7 +31,10 @@ class GuestMemory:
     def charged(self, pid: int) -> int:
         """Return the bytes that the driver handed over; the secure world is no process of the guest's."""
         del pid
-        return _bytes(self._agent.ask("meminfo"), "flexmem")
+        return _bytes(self._ask(), "flexmem")
+
+    def _ask(self) -> dict[str, Any]:
+        return self._agent.ask("meminfo", seconds=_PATIENCE)
 
 
 def _bytes(answer: dict[str, Any], name: str) -> int:
