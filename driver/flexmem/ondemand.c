@@ -21,8 +21,14 @@ static void relax(struct work_struct *unused)
 {
 	if (flex_pool_held() || flex_service_attached() || !idle_ms)
 		return; /* touched when that changes */
-	if (flex_call(FLEX_CALL_RELAX, 0, 0, 0, NULL) == FLEX_STATUS_OK)
+	switch (flex_call(FLEX_CALL_RELAX, 0, 0, 0, NULL)) {
+	case FLEX_STATUS_OK:
 		flex_count(FLEX_COUNT_RELAXES, 1);
+		break;
+	case FLEX_STATUS_BUSY: /* another CPU was in a call, perhaps for a fault only */
+		flex_ondemand_touch();
+		break;
+	}
 }
 
 void flex_ondemand_touch(void)

@@ -165,8 +165,10 @@ static void copy_image(void)
 	const u64 *from = (const u64 *)el2_image;
 	u64 *to = (u64 *)layout.hidden_base;
 
-	while (from < (const u64 *)el2_image_end)
-		*to++ = *from++;
+	for (; from < (const u64 *)el2_image_end; from++, to++) {
+		*to = *from;
+		__asm__ volatile("dc cvau, %0" ::"r"(to) : "memory"); /* for who fetches it as code */
+	}
 	*(struct board *)(layout.hidden_base + PLAT_EL2_BOARD) = el3_board;
 }
 
