@@ -63,6 +63,7 @@ class RestoreJob:
         self.waiting = False  # compute stands still until plan.order[:goal] is resident
         self.goal = 0
         self.error: BaseException | None = None
+        self.short = False  # of memory: loaders wait for compute to pass what they can use
         self.stale = False  # a recall took something: make a new plan
 
     def advance(self) -> None:

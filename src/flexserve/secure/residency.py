@@ -35,6 +35,7 @@ from flexserve.secure.weights import Weights
 # barriers makes all others spin. They still get every cycle that compute leaves.
 _LOADER_NICE = 10
 _STRETCHES = 3  # compute that had to stop goes on after this part of what is missing
+_IN_HAND = 0.02  # seconds: longer than it takes to fill a granule
 READ_AHEAD = 64  # granules of ciphertext asked of the disk ahead of the loaders
 
 
@@ -151,10 +152,16 @@ class Residency:
             return stop
 
     def _let_loaders_finish(self) -> None:
-        """Wait for granules in hand where compute needs their cores; no loader takes another meanwhile."""
+        """Wait for granules in hand where compute needs their cores; no loader takes another meanwhile.
+
+        Not where loaders wait for compute, which has to pass weights first whose memory they can use; and
+        not for long, since they may wait for the normal world, which may be waiting for this slice to end.
+        """
         if self._loading > self._spare:
             with self._changed:
-                self._changed.wait_for(lambda: self._loading <= self._spare)
+                self._changed.wait_for(
+                    lambda: self._loading <= self._spare or self._job is None or self._job.short, _IN_HAND
+                )
 
     def _wait_beyond(self, job: RestoreJob, position: int) -> int:
         """Block until a node beyond `position` can run, or the job is stale; return the first that cannot."""

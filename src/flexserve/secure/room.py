@@ -60,6 +60,9 @@ class Room:
                     return False
                 continue
             with self._changed:
+                if not job.short:
+                    job.short = True
+                    self._changed.notify_all()  # compute may be waiting for us to finish
                 if not self._follows(job):
                     return False
                 victim = job.plan.passed(job.position, job.weights.states)
