@@ -104,7 +104,9 @@ class SecureWorld:
         self._say(Byte.RING)
 
     def _say(self, byte: Byte) -> None:
-        self._bell.send(bytes((byte,)))
+        # The machine stands still while nobody takes what its UART says: so this must not wait for it.
+        with contextlib.suppress(BlockingIOError):
+            self._bell.send(bytes((byte,)), socket.MSG_DONTWAIT)
 
     def attach(self) -> None:
         """Attach, once protection is on: until then the mailbox is not the monitor's."""
