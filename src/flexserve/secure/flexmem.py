@@ -62,6 +62,7 @@ class FlexMem:
         self._table = OwnershipTable(max(1, capacity // memory.granule))
         self._normal = list(range(self._table.total - 1, -1, -1))  # page numbers, lowest last
         self._granted: list[int] = []
+        self._committing = 0  # granules that the platform's memory is about to take
         self._pages: dict[Arena, np.ndarray[tuple[int], np.dtype[np.int32]]] = {}
         self._lock = threading.Lock()
         self.granule = memory.granule
@@ -163,6 +164,7 @@ class FlexMem:
             pages, self._granted = self._granted[split:], self._granted[:split]
             self._table.apply(PageEvent.COMMIT, pages)
             self._pages[arena][first : first + count] = pages
+            self._committing += count
         try:
             self._memory.commit(arena, offset, length)
         except BaseException:
@@ -171,8 +173,11 @@ class FlexMem:
                 self._table.apply(PageEvent.RECALL, pages)
                 self._table.apply(PageEvent.SCRUBBED, pages)
                 self._normal += pages
+                self._committing -= count
             self._granter.returned(length)
             raise
+        with self._lock:
+            self._committing -= count
         return True
 
     def commit_missing(self, arena: Arena, among: Mask | None = None) -> int:
@@ -257,6 +262,11 @@ class FlexMem:
         """Return the bytes whose granules are in `state`."""
         with self._lock:
             return self._table.count(state) * self.granule
+
+    def awaited(self) -> int:
+        """Return the granted bytes that a granter must still have lying ready, if it has them so."""
+        with self._lock:
+            return (len(self._granted) + self._committing) * self.granule
 
     def resident(self) -> int:
         """Return the bytes that the OS counts as ours in secure memory."""

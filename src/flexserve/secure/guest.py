@@ -59,7 +59,7 @@ class Guest:
         self._trim()
 
     def _trim(self) -> None:
-        self._pages.trim(self._flexmem.bytes_in(PageState.GRANTED) // PAGE)
+        self._pages.trim(self._flexmem.awaited() // PAGE)
 
     # ---- its demands
 
