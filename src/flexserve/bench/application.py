@@ -22,9 +22,9 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -138,8 +138,13 @@ def measure(
     setting = dataclasses.replace(QUICK if quick else FULL, access=access)
     if rounds is not None:
         setting = dataclasses.replace(setting, rounds=rounds)
-    with tempfile.TemporaryDirectory(prefix="flexserve-application-", dir=_disk()) as folder:
-        return Application(Path(folder), model or _default_model(say), setting, say).run()
+    folder = _disk() / "application"
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed: gigabytes
+    folder.mkdir()
+    try:
+        return Application(folder, model or _default_model(say), setting, say).run()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _default_model(say: Say) -> Path:
