@@ -176,7 +176,13 @@ class _Apt:
 
     def download(self, names: list[str]) -> list[Path]:
         """Return the packages' files, whole and checked by apt."""
-        self._run("apt-get", "download", *names, cwd=self.debs, seconds=_DOWNLOAD)
+        try:
+            self._run("apt-get", "download", *names, cwd=self.debs, seconds=_DOWNLOAD)
+        except FlexServeError as error:
+            raise NoKernelError(
+                f"apt could not download the kernel: {error.message}",
+                hint="See to the network and run this again: what came is kept.",
+            ) from error
         found = [sorted(self.debs.glob(f"{name.partition(':')[0]}_*.deb")) for name in names]
         return [files[-1] for files in found]
 
