@@ -130,6 +130,29 @@ def test_an_os_that_does_not_run_attaches_nobody():
         assert not mailbox.attach(0.1)
 
 
+def test_an_attachment_forged_while_protection_was_off_for_a_moment_is_not_believed(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    with FakeMachine(RAM) as machine, machine.hung():
+        mailbox, monitor = machine.mailbox(), machine.monitor
+        honest, forged = mailbox._events.take, list[int]()
+
+        def take() -> tuple[int, int, int, int] | None:
+            """Read what the OS wrote while it could: after the OFF, before the ON that follows at once."""
+            if mailbox._epoch in (0, *forged):
+                return honest()
+            forged.append(mailbox._epoch)
+            assert monitor.relax() == abi.Status.OK
+            monitor.poll()
+            return abi.Event.ATTACHED, mailbox._epoch, 0, 0
+
+        monkeypatch.setattr(mailbox._events, "take", take)
+        reader = Reader(mailbox)
+        assert not mailbox.attach(2)
+        assert len(forged) > 0
+        assert reader.events == []
+
+
 def test_the_page_states_cannot_be_written():
     with FakeMachine(RAM) as machine, pytest.raises(TypeError):
         machine.mailbox().states[0] = 1

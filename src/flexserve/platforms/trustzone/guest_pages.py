@@ -250,10 +250,10 @@ class GuestPages:
 
         Pages in use are left alone: they were granted again since, and the news of that is to come.
         """
-        self._arrived = min(self._arrived, self._pool.pages)
         for left in [*_where(self._leaving[_span(run)], run), *self._pool.drop(run)]:
             self._leaving[_span(left)] = False
             self._ours[_span(left)] = False
+        self._arrived = min(self._arrived, self._pool.pages)
 
     def _tidy(self) -> None:
         """Forget pages that the OS has, which a full mailbox may not have told; leave when there are none."""

@@ -36,7 +36,7 @@ from flexserve.platforms.trustzone.ram import Ram
 
 _WRAP = 0xFFFF_FFFF  # heads and tails run on and wrap
 _SLOT_WORDS = abi.SLOT_BYTES // 8  # u64: kind and three arguments
-_LOOK_AGAIN = 1.0  # seconds between looks without a bell: only a lost one would need it
+_LOOK_AGAIN = 1.0  # seconds without a bell until it is quiet
 _RING_AGAIN = 0.25  # seconds
 _PATIENCE = 2.0  # seconds for the OS to have commands carried out when the ring is full
 _BELLS = 4096  # bytes taken from the secure UART at once
@@ -177,7 +177,7 @@ def _event(kind: int, a: int, b: int) -> Event:
             return Pressure(a, b)
         case abi.Event.DETACHED:
             return Detached()
-    raise ValueError(kind)
+    raise MonitorError("The monitor tells of something unknown.", hint="Restart the machine.")
 
 
 # ---- the mailbox --------------------------------------------------------------------------------
@@ -250,6 +250,7 @@ class Mailbox:
         self._changed = threading.Condition()
         self._protected: bool | None = None  # None: the monitor has not said
         self._epoch = 0  # of the attachment, or of the attempt at one
+        self._steady = False  # no OFF came since that attempt began
         self._attached = False
         #: One byte for each page of RAM: its state, as the monitor has it.
         self.states = ram.window(layout.states_offset(ram.size), ram.pages).toreadonly()
@@ -291,10 +292,12 @@ class Mailbox:
             self.put(Gone(self._epoch))
 
     def _attempt(self, deadline: float) -> None:
+        with self._changed:
+            self._steady = self._protected is True
+            self._epoch = secrets.randbits(63)  # so that no OS can have foreseen the event
         self._check_header()
-        self._epoch = secrets.randbits(63)  # so that no OS can have foreseen the event
         self.put(Gone(self._epoch), Attach(self._epoch))
-        self._ring_until(lambda: self._attached or not self._protected, deadline)
+        self._ring_until(lambda: self._attached or not self._steady, deadline)
 
     def _switch_on(self, deadline: float) -> None:
         """Have the OS call the monitor, which switches protection on first."""
@@ -388,7 +391,7 @@ class Mailbox:
         """Be attached, unless the OS could have written that we are: an OFF came first then."""
         self._listen()
         with self._changed:
-            self._attached = self._protected is True
+            self._attached = self._steady
             self._changed.notify_all()
 
     def _listen(self) -> bool:
@@ -403,7 +406,8 @@ class Mailbox:
             for byte in heard:
                 if byte in (abi.Byte.ON, abi.Byte.OFF):
                     self._protected = byte == abi.Byte.ON
-            if self._attached and not self._protected:
+                    self._steady &= self._protected
+            if self._attached and not self._steady:
                 raise MonitorError("Protection went off under our feet.", hint="Restart the machine.")
             self._changed.notify_all()
         return heard != b""
