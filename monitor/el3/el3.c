@@ -27,7 +27,7 @@ void el3_secondary(struct frame *frame, u32 cpu)
 
 void el3_unexpected(const struct frame *frame)
 {
-	panic("an exception that cannot be", frame->elr);
+	panic("an exception that cannot be", frame->elr, read_register("esr_el3"));
 }
 
 static bool from_el2(const struct frame *frame)

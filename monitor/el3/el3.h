@@ -88,7 +88,8 @@ bool devices_confine(const struct layout *layout);
 
 /* ---- panic.c ---- */
 
-_Noreturn void panic(const char *why, u64 at); /* says so on the console and switches off */
+/* Say so on the console, with where it happened and what an ESR says of it (or numbers that help), and switch off. */
+_Noreturn void panic(const char *why, u64 at, u64 syndrome);
 
 /* ---- sha256.c ---- */
 

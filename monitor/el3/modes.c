@@ -51,18 +51,20 @@ enum protection modes_protection(void)
 
 void modes_join(const struct frame *frame)
 {
+	bool in_el2 = (frame->spsr & (SPSR_AARCH32 | SPSR_MODE)) == SPSR_EL2H;
 	u64 awake;
 
 	if (!__atomic_load_n(&gathering, __ATOMIC_ACQUIRE))
 		return;
-	if ((frame->spsr & (SPSR_AARCH32 | SPSR_MODE)) == SPSR_EL2H)
+	if (in_el2)
 		__atomic_fetch_add(&within, 1, __ATOMIC_RELAXED);
 	awake = gic_mute();
 	__atomic_fetch_add(&present, 1, __ATOMIC_RELEASE);
 	while (__atomic_load_n(&gathering, __ATOMIC_ACQUIRE))
 		__asm__ volatile("wfi"); /* an emulator's cores have better to do than to spin */
 	gic_unmute(awake);
-	modes_apply();
+	if (!in_el2) /* else nothing has changed, and EL2 goes on with the stack that it has */
+		modes_apply();
 	__atomic_fetch_sub(&present, 1, __ATOMIC_RELEASE);
 }
 
@@ -191,9 +193,9 @@ static void start_el2(struct frame *frame)
 void modes_boot(struct frame *frame)
 {
 	if (!layout_make(&layout, &el3_board) || el3_board.cpus == 0 || el3_board.cpus > PLAT_CPUS)
-		panic("no such board", (u64)&el3_board);
+		panic("no such board", el3_board.ram_bytes, el3_board.cpus);
 	if (!devices_confine(&layout))
-		panic("a device writes already", layout.hidden_base);
+		panic("a device writes already", layout.hidden_base, 0);
 	modes_lock(NULL);
 	__atomic_store_n(&gathering, 1, __ATOMIC_RELEASE);
 	power_enter(&afterwards, PLAT_KERNEL, PLAT_DEVICE_TREE);
@@ -203,7 +205,7 @@ void modes_boot(struct frame *frame)
 void modes_booted(struct frame *frame, u64 result)
 {
 	if (result != 0)
-		panic("EL2 cannot start", result);
+		panic("EL2 cannot start", layout.hidden_base, result);
 	*frame = afterwards;
 	modes_apply();
 	uart_put(FLEX_BYTE_ON);
@@ -296,5 +298,6 @@ _Noreturn void modes_panic(const struct frame *frame)
 {
 	u64 offset = frame->x[1] - PLAT_EL2_BASE;
 
-	panic(offset < IMAGE_BYTES ? (const char *)layout.hidden_base + offset : "EL2", frame->elr);
+	panic(offset < IMAGE_BYTES ? (const char *)layout.hidden_base + offset : "EL2",
+	      read_register("elr_el2"), read_register("esr_el2"));
 }

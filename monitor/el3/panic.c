@@ -22,15 +22,21 @@ static void say_text(const char *text)
 		say(text[i]);
 }
 
-_Noreturn void panic(const char *why, u64 at)
+static void say_number(const char *before, u64 number)
 {
 	int shift;
 
+	say_text(before);
+	for (shift = 60; shift >= 0; shift -= 4)
+		say("0123456789abcdef"[number >> shift & 0xf]);
+}
+
+_Noreturn void panic(const char *why, u64 at, u64 syndrome)
+{
 	say_text("\r\nmonitor: ");
 	say_text(why);
-	say_text(" at ");
-	for (shift = 60; shift >= 0; shift -= 4)
-		say("0123456789abcdef"[at >> shift & 0xf]);
+	say_number(", at ", at);
+	say_number(", syndrome ", syndrome);
 	say_text("\r\n");
 	power_off();
 }

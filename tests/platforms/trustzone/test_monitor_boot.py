@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -199,6 +200,27 @@ def test_it_is_switched_while_all_cpus_work() -> None:
         for job in jobs:
             assert ask(machine, f"job {job}") == {"running": True}
             ask(machine, f"stop {job}")
+
+
+def test_it_is_switched_while_the_doorbell_rings_and_calls_come_in() -> None:
+    """A CPU that is gathered in the midst of EL2 goes on there as if nothing had been."""
+    with booted(cpus=2) as machine:
+        guest, stop = Guest(machine), threading.Event()
+
+        def ring() -> None:
+            while not stop.wait(0.0005):
+                machine.doorbell.send(bytes((Byte.RING, Byte.QUERY)))
+                guest.bell()
+
+        ringing = threading.Thread(target=ring)
+        ringing.start()
+        try:
+            came = guest.attack("fuzz smc 2000 7")  # among them RELAX
+        finally:
+            stop.set()
+            ringing.join()
+        assert came["fault"] == came["tampered"] == 0
+        assert came["ok"] > 0
 
 
 def test_a_patched_monitor_never_serves_again() -> None:
