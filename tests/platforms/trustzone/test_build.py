@@ -168,6 +168,15 @@ def test_a_maker_that_fails_leaves_what_was_there_to_be_made_again(parts: build.
     assert make(parts) == 1
 
 
+def test_another_checkout_leaves_the_parts_alone(parts: build._Build, tmp_path: Path) -> None:
+    make(parts)
+    other = tmp_path / "other"
+    (other / "driver/guest").mkdir(parents=True)
+    (other / "driver/guest/main.c").write_text("two")
+    assert make(build._Build(tmp_path / "cache", other, parts._kernel, lambda _: None)) == 1
+    assert make(parts) == 0
+
+
 def test_the_copy_of_the_sources_has_no_products(parts: build._Build) -> None:
     (parts._sources / "driver/guest/build/main.o").write_text("product")
     copy = parts._copied("driver")

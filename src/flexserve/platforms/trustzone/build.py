@@ -2,7 +2,8 @@
 
 Each part is made again only when something that it is made of changed (by content, not by time). The
 sources are folders of the project's checkout, copied into the cache before anything is compiled, so
-that the checkout stays clean and two versions of it do not mix.
+that the checkout stays clean. Each checkout has a place of its own there: what one has just built and
+is about to boot is not replaced by another.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def build(
     Raises MissingToolError, NoKernelError, NoSourcesError; InternalError when a compiler fails.
     """
     sources = sources or checkout()
-    tools.require("make", f"{_CROSS}gcc", "dtc")
+    tools.require("qemu-system-aarch64", "make", f"{_CROSS}gcc", "dtc")  # what runs it, too: all at once
     cache = cache.absolute()
     kernel = packages.kernel(cache, progress)
     with packages.locked(cache / "build.lock"):
@@ -93,10 +94,10 @@ class _Build:
     """One look at every part."""
 
     def __init__(self, cache: Path, sources: Path, kernel: Kernel, progress: Progress) -> None:
-        self._out = cache / "build"
+        self._out = cache / "build" / hashlib.sha256(str(sources.resolve()).encode()).hexdigest()[:12]
         self._tree = self._out / "tree"  # the sources, as they are compiled
         self._sources, self._kernel, self._progress = sources, kernel, progress
-        self._out.mkdir(exist_ok=True)
+        self._out.mkdir(parents=True, exist_ok=True)
 
     def images(self, ram_bytes: int, cpus: int, options: Options) -> Images:
         """Make all parts."""
