@@ -18,7 +18,7 @@ from pydantic_settings.sources import InitSettingsSource
 
 from flexserve import units
 from flexserve.errors import CallerError
-from flexserve.units import GIB, parse_size
+from flexserve.units import GIB, MIB, parse_size
 
 if TYPE_CHECKING:
     from flexserve.normal.client import Address
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _PREFIX = "FLEXSERVE_"
 _MAX_FILE = 1 << 20  # bytes of the configuration file
 _MAX_SIZE_TEXT = 32  # characters of a size
+_GUEST_LEAST, _GUEST_MOST, _GUEST_STEP = 256 * MIB, 3 * GIB, 2 * MIB  # RAM that the monitor can manage
 _YEAR = 365 * 86400.0
 
 
@@ -80,6 +81,14 @@ def _parse_size(value: object) -> object:
         raise ValueError(str(error).rstrip(".")) from None
 
 
+def _parse_guest_memory(value: object) -> object:
+    """Return bytes as _parse_size does; says in a person's units what the machine cannot have."""
+    size = _parse_size(value)
+    if isinstance(size, int) and (not _GUEST_LEAST <= size <= _GUEST_MOST or size % _GUEST_STEP):
+        raise ValueError("the machine can have 256M to 3G, in steps of 2M")
+    return size
+
+
 Duration = Annotated[float, BeforeValidator(parse_duration), AfterValidator(_check_duration)]
 Location = Annotated[Path, AfterValidator(_absolute)]
 
@@ -115,8 +124,8 @@ class Settings(BaseSettings):
         "linux",
         description="linux: this machine. trustzone: an emulated Arm machine, whose kernel is kept out.",
     )
-    guest_memory: Annotated[int, BeforeValidator(_parse_size)] = Field(
-        GIB, ge=256 << 20, le=3 << 30, multiple_of=2 << 20, description="RAM of that machine."
+    guest_memory: Annotated[int, BeforeValidator(_parse_guest_memory)] = Field(
+        GIB, ge=_GUEST_LEAST, le=_GUEST_MOST, multiple_of=_GUEST_STEP, description="RAM of that machine."
     )
     guest_cpus: int = Field(2, ge=1, le=8, description="CPUs of that machine.")
     max_memory: Annotated[int | None, BeforeValidator(_parse_size)] = Field(

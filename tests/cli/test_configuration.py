@@ -99,6 +99,13 @@ def test_times_are_read_as_people_write_them(text: str, seconds: float) -> None:
     assert settings.load(keep_alive=text).keep_alive == pytest.approx(seconds)
 
 
+def test_ram_that_the_emulated_machine_cannot_have_is_refused_in_units_that_people_use(cli: Cli) -> None:
+    for size in ("100M", "301M", "4G"):
+        result = cli("boot", "--guest-memory", size)
+        assert result.exit_code == 1
+        assert "--guest-memory: the machine can have 256M to 3G" in result.stderr
+
+
 def test_keys_are_known_and_never_shown(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("sk-of-the-file\n")

@@ -37,14 +37,15 @@ UnixSocket = Annotated[
 
 MemoryKind = Annotated[
     Literal["secret", "plain"] | None,
-    typer.Option("--memory", help="secret: the OS cannot read it [secret]. plain: unprotected."),
+    typer.Option("--memory", help="On linux. secret: the OS cannot read it [secret]. plain: unprotected."),
 ]
 Platform = Annotated[
     Literal["linux", "trustzone"] | None,
     typer.Option("--platform", help="linux: this machine [linux]. trustzone: an emulated Arm machine."),
 ]
 GuestMemory = Annotated[
-    str | None, typer.Option("--guest-memory", metavar="SIZE", help="RAM of the emulated machine [1GiB].")
+    str | None,
+    typer.Option("--guest-memory", metavar="SIZE", help="RAM of the emulated machine, 256M to 3G [1GiB]."),
 ]
 GuestCpus = Annotated[
     int | None, typer.Option("--guest-cpus", metavar="N", min=1, max=8, help="CPUs of it [2].")
