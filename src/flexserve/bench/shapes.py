@@ -60,6 +60,9 @@ SHAPES: dict[str, Shape] = {
         Shape("tinyllama-1.1b", "llama", 22, 2048, 5632, 32, 4, 32_000, 2048),
         Shape("qwen2.5-0.5b", "qwen2", 24, 896, 4864, 14, 2, 151_936, 32_768, tied=True),
         Shape("llama-3.2-3b", "llama", 28, 3072, 8192, 24, 8, 128_256, 131_072, head_width=128, tied=True),
+        # Large enough that memory and loading count, small enough to be made and run in seconds.
+        Shape("medium-llama", "llama", 12, 1024, 2816, 16, 4, 4096, 2048),
+        Shape("medium-qwen2", "qwen2", 12, 768, 2304, 12, 4, 4096, 2048),
         _small("small-llama", "llama"),
         _small("small-llama-tied", "llama", tied=True),
         _small("small-qwen2", "qwen2"),

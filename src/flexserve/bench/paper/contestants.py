@@ -8,19 +8,25 @@ from types import TracebackType
 from flexserve.bench.paper.models import Models
 from flexserve.bench.paper.plan import Plan, System
 from flexserve.bench.worlds import DrivenWorld
+from flexserve.platforms.trustzone.machine import Machine
 from flexserve.world.messages import Finished, TextPrompt
 
 _TRIES = 8  # recalls until no more is kept than may be
 
 
 class Contestant:
-    """One system under measurement. A context manager; closing it ends its process."""
+    """One system under measurement. A context manager; closing it ends its process.
 
-    def __init__(self, system: System, plan: Plan, models: Models) -> None:
+    Its memory is that of the emulated `machine`, if one is given.
+    """
+
+    def __init__(self, system: System, plan: Plan, models: Models, machine: Machine | None = None) -> None:
         self.system = system
         memory = "plain" if system is System.NW_BASE else plan.memory
-        arguments = (*plan.arguments, "--memory", memory, *system.arguments)
-        self.world = DrivenWorld(models.root, models.key, arguments=arguments)
+        of_memory = ("--memory", memory) if machine is None else machine.secure_arguments()
+        arguments = (*plan.arguments, *of_memory, *system.arguments)
+        fds = () if machine is None else machine.secure_fds
+        self.world = DrivenWorld(models.root, models.key, arguments=arguments, fds=fds)
 
     def open(self, model: str) -> None:
         """Have `model` open, as a server that was used before has it; and in memory, if it keeps any."""

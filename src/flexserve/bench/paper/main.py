@@ -19,7 +19,7 @@ class PaperOptions:
     """What to measure and how to print it."""
 
     folder: Path  # of models that are kept from run to run
-    platform: str = "linux"  # or "sim"
+    platform: str = "linux"  # or "sim", or "trustzone"
     quick: bool = False
     threads: int = 0  # 0: one for each core
     memory: str = "secret"
@@ -29,13 +29,18 @@ class PaperOptions:
 
 def run(options: PaperOptions) -> int:
     """Print the report to standard output and progress to standard error; return 0."""
+    if options.platform != "linux" and options.plot is not None:
+        raise CallerError("There are plots of this machine only.", hint="Leave --plot away.")
     if options.platform == "sim":
-        if options.plot is not None:
-            raise CallerError("There are no plots of a simulation.", hint="Leave --plot away.")
         from flexserve.bench.paper import simulated
 
         report = simulated.run()
         text = "" if options.as_json else simulated.table(report)
+    elif options.platform == "trustzone":
+        from flexserve.bench.trustzone import table as emulated
+
+        report = _emulate(options)
+        text = "" if options.as_json else emulated.table(report)
     else:
         from flexserve.bench.paper import plots, table
 
@@ -48,12 +53,19 @@ def run(options: PaperOptions) -> int:
     return 0
 
 
+def _emulate(options: PaperOptions) -> dict[str, Any]:
+    from flexserve.bench.trustzone import plan as machine
+    from flexserve.bench.trustzone import runner
+
+    chosen = machine.quick if options.quick else machine.full
+    return runner.measure(chosen(_threads(options)), options.folder / "trustzone", _say)
+
+
 def _measure(options: PaperOptions) -> dict[str, Any]:
     from flexserve.bench.paper import runner
 
-    threads = options.threads or len(os.sched_getaffinity(0))
     chosen = plan.quick if options.quick else plan.full
-    report = runner.measure(chosen(threads, options.memory), options.folder, _say)
+    report = runner.measure(chosen(_threads(options), options.memory), options.folder, _say)
     report["normal_world"] = _application(quick=options.quick)
     return report
 
@@ -68,6 +80,10 @@ def _application(*, quick: bool) -> dict[str, Any]:
         _say(f"the normal world's application was not measured: {error.message}")
         found = {"kept_fraction": None, "reason": error.message}
     return {**found, "paper": PAPER["normal_world"]}
+
+
+def _threads(options: PaperOptions) -> int:
+    return options.threads or len(os.sched_getaffinity(0))
 
 
 def _say(what: str) -> None:

@@ -1,0 +1,114 @@
+"""Allocating for the secure world and reclaiming: Flex-Mem against CMA, under resident background memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from flexserve.bench.trustzone.plan import Allocator, Kernel, Plan
+from flexserve.bench.trustzone.stage import Say, Stage, pages_in
+from flexserve.errors import GrantRefusedError
+from flexserve.platforms.trustzone.guest_pages import GuestPages
+
+PARTS = ("allocate", "grant", "take", "free")
+_ORDERS = 10
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sample:
+    """One allocation and its reclamation, in seconds of the guest, by the driver's own counters."""
+
+    allocate: float  # in the kernel's allocator
+    grant: float  # unmapping from Stage-2 and the devices, by the monitor
+    take: float  # scrubbing and mapping again, by the monitor
+    free: float  # back to the kernel's allocator
+    orders: tuple[int, ...]  # pages that came in blocks of each order
+
+
+class Memory:
+    """Measures, and keeps the samples by kernel, size and allocator; None where the kernel refused."""
+
+    def __init__(self, plan: Plan, say: Say) -> None:
+        self._plan, self._say = plan, say
+        self._samples: dict[tuple[str, int], dict[Allocator, list[Sample | None]]] = {}
+
+    def round(self, number: int) -> None:
+        """Measure every size once with each allocator, each on a machine of its own."""
+        for kernel in self._plan.kernels:
+            order = list(Allocator) if number % 2 == 0 else list(reversed(Allocator))
+            for allocator in order:
+                self._say(f"round {number + 1}: memory by {allocator.value}, {kernel.name} kernel")
+                with (
+                    Stage.set(self._plan, allocator, self._say, bootargs=kernel.bootargs) as stage,
+                    stage.secure_core() as pages,
+                ):
+                    self._measure(stage, pages, kernel, allocator)
+
+    def _measure(self, stage: Stage, pages: GuestPages, kernel: Kernel, allocator: Allocator) -> None:
+        """Each sample has background memory of its own: what CMA moved away once stays away."""
+        for size in kernel.sizes:
+            with stage.background(self._plan.background):
+                sample = _sample(stage, pages, size)
+            cell = self._samples.setdefault((kernel.name, size), {each: [] for each in Allocator})
+            cell[allocator].append(sample)
+
+    def report(self) -> dict[str, Any]:
+        """Return one cell for each kernel and size."""
+        return {"cells": [cell_of(*key, by_allocator) for key, by_allocator in self._samples.items()]}
+
+
+def _sample(stage: Stage, pages: GuestPages, size: int) -> Sample | None:
+    before = stage.counters()
+    try:
+        runs = pages.take(pages_in(size))
+    except GrantRefusedError:
+        return None
+    held = stage.counters()
+    pages.give_back(runs)
+    pages.trim(0)
+    stage.wait_until_free()
+    after = stage.counters()
+    spent = {part: (after[f"{part}_ns"] - before[f"{part}_ns"]) / 1e9 for part in PARTS}
+    return Sample(**spent, orders=tuple(held[f"order{order}"] for order in range(_ORDERS)))
+
+
+def cell_of(kernel: str, size: int, by_allocator: dict[Allocator, list[Sample | None]]) -> dict[str, Any]:
+    """Return medians of the samples, and the comparison where there are some of both allocators."""
+    made = {each: [sample for sample in found if sample] for each, found in by_allocator.items()}
+    refused = {each.value: len(found) - len(made[each]) for each, found in by_allocator.items()}
+    cell: dict[str, Any] = {"kernel": kernel, "size": size, "refused": refused}
+    for allocator, samples in made.items():
+        if samples:
+            cell[allocator.value] = _medians(samples, pages_in(size))
+    if all(made.values()):
+        cell |= _comparison(made[Allocator.FLEXMEM], made[Allocator.CMA])
+    return cell
+
+
+def _medians(samples: Sequence[Sample], pages: int) -> dict[str, Any]:
+    seconds = {part: _median(samples, part) for part in PARTS}
+    return {
+        "seconds": seconds,
+        "ns_per_page": {part: spent / pages * 1e9 for part, spent in seconds.items()},
+        "orders": [statistics.median(counts) for counts in zip(*(s.orders for s in samples), strict=True)],
+        "samples": [dataclasses.asdict(sample) for sample in samples],
+    }
+
+
+def _comparison(flexmem: Sequence[Sample], cma: Sequence[Sample]) -> dict[str, float]:
+    """Return how many times faster Flex-Mem was: ratios of medians.
+
+    Allocation counts the monitor's work for Flex-Mem alone: a memory firewall protects one run with
+    one write. Reclamation is compared as the kernels see it, and with the monitor's part of both.
+    """
+    return {
+        "allocate_speedup": _median(cma, "allocate") / _median(flexmem, "allocate", "grant"),
+        "reclaim_speedup": _median(cma, "take", "free") / _median(flexmem, "take", "free"),
+        "free_speedup": _median(cma, "free") / _median(flexmem, "free"),
+    }
+
+
+def _median(samples: Sequence[Sample], *parts: str) -> float:
+    return float(statistics.median(sum(getattr(sample, part) for part in parts) for sample in samples))

@@ -1,0 +1,109 @@
+"""What programs of the normal world keep of their speed: protection off, on and idle, and while inferring."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import statistics
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from flexserve.bench.paper.models import Models
+from flexserve.bench.paper.requests import Subject
+from flexserve.bench.trustzone.plan import Allocator, Plan, Program
+from flexserve.bench.trustzone.stage import Say, Stage
+from flexserve.bench.worlds import DrivenWorld
+from flexserve.errors import InternalError
+
+_TOKENS = 32  # of an answer, of which one follows the other
+_MARGIN = 60.0  # seconds beyond those that a program runs
+
+
+class Condition(enum.Enum):
+    """What goes on beside a program. Values are the names in the report."""
+
+    OFF = "off"  # Stage-2 does not translate
+    IDLE = "idle"  # it does, and nobody uses it
+    INFERRING = "inferring"  # the secure world computes on the machine's pages, on the same host cores
+
+
+class Programs:
+    """Measures, and keeps operations a second by program and condition."""
+
+    def __init__(self, plan: Plan, models: Models, say: Say) -> None:
+        self._plan, self._models, self._say = plan, models, say
+        self._samples: dict[str, dict[Condition, list[float]]] = {}
+
+    def round(self, subject: Subject, number: int) -> None:
+        """Run every program once under each condition; another condition begins in each round."""
+        turn = number % len(Condition)
+        order = [*list(Condition)[turn:], *list(Condition)[:turn]]
+        with Stage.set(self._plan, Allocator.FLEXMEM, self._say) as stage:
+            for condition in order:
+                self._say(f"round {number + 1}: programs, protection {condition.value}")
+                with self._brought_about(stage, condition, subject):
+                    for program in self._plan.programs:
+                        self._run(stage, program, condition)
+                    if stage.protected is (condition is Condition.OFF):
+                        raise InternalError("Protection was switched meanwhile.", hint="Report this.")
+
+    @contextlib.contextmanager
+    def _brought_about(self, stage: Stage, condition: Condition, subject: Subject) -> Iterator[None]:
+        if condition is Condition.OFF:
+            stage.switch_off()
+        else:
+            stage.switch_on()
+        with (
+            self._inferring(stage, subject) if condition is Condition.INFERRING else contextlib.nullcontext()
+        ):
+            yield
+
+    @contextlib.contextmanager
+    def _inferring(self, stage: Stage, subject: Subject) -> Iterator[None]:
+        """Have a secure world generate text without a pause, with one thread: the guest needs a core, too."""
+        paper, machine = self._plan.requests, stage.machine
+        arguments = ("--threads", "1", "--context", str(paper.context), *machine.secure_arguments())
+        ended = threading.Event()
+
+        def infer(world: DrivenWorld) -> None:
+            while not ended.is_set():
+                world.generate(subject.model, subject.prompts[paper.call_prompt], _TOKENS)
+
+        with DrivenWorld(
+            self._models.root, self._models.key, arguments=arguments, fds=machine.secure_fds
+        ) as world:
+            world.warm(subject.model)
+            with ThreadPoolExecutor(1, "inferring") as pool:
+                inferring = pool.submit(infer, world)
+                try:
+                    yield
+                finally:
+                    ended.set()
+                inferring.result()
+        machine.reset_secure_core()
+        stage.wait_until_free()
+
+    def _run(self, stage: Stage, program: Program, condition: Condition) -> None:
+        words = program.words(self._plan.seconds)
+        done = stage.machine.agent.ask("run", *words, seconds=self._plan.seconds + _MARGIN)
+        if done["status"] != 0:
+            raise InternalError(f"The guest's {program.name} failed: {done}.", hint="Report this.")
+        by_condition = self._samples.setdefault(program.name, {each: [] for each in Condition})
+        by_condition[condition].append(done["result"]["per_second"])
+
+    def report(self) -> dict[str, Any]:
+        """Return the speed of each program and what is kept of it: medians of ratios within a round."""
+        cells = []
+        for name, found in self._samples.items():
+            kept = {
+                each.value: statistics.median(
+                    now / off for now, off in zip(found[each], found[Condition.OFF], strict=True)
+                )
+                for each in (Condition.IDLE, Condition.INFERRING)
+            }
+            speeds = {each.value: statistics.median(samples) for each, samples in found.items()}
+            samples = {each.value: samples for each, samples in found.items()}
+            cells.append({"program": name, "per_second": speeds, "kept": kept, "samples": samples})
+        return {"cells": cells}

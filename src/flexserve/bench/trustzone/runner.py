@@ -1,0 +1,56 @@
+"""All of `flexserve bench paper --platform trustzone`, round by round."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from flexserve.bench.paper.models import Models
+from flexserve.bench.paper.requests import Subject
+from flexserve.bench.trustzone import report
+from flexserve.bench.trustzone.calls import Calls
+from flexserve.bench.trustzone.memory import Memory
+from flexserve.bench.trustzone.plan import Plan
+from flexserve.bench.trustzone.programs import Programs
+from flexserve.bench.trustzone.requests import Requests
+
+Say = Callable[[str], None]
+
+
+def measure(plan: Plan, folder: Path, say: Say) -> dict[str, Any]:
+    """Measure `plan` with models kept in `folder`; return the report, a JSON-able object.
+
+    One machine runs at a time. In each round everything is measured once, so that whatever else the
+    host does meets all of it. What is known after each round is in `folder`/report.json. Raises
+    NormalWorldError when a machine cannot be had.
+    """
+    paper, models = plan.requests, Models(folder, say)
+    subjects = [
+        Subject(shape, *models.make(shape, paper.quant, paper.lengths, paper.threads))
+        for shape in paper.shapes
+    ]
+    memory, calls = Memory(plan, say), Calls(plan, say)
+    programs, requests = Programs(plan, models, say), Requests(plan, models, say)
+    for number in range(plan.rounds):
+        memory.round(number)
+        calls.round(number)
+        programs.round(subjects[0], number)
+        requests.round(subjects, number)
+        parts = {
+            "memory": memory.report(),
+            "calls": calls.report(),
+            "programs": programs.report(),
+            **requests.report(),
+        }
+        found = report.assemble(plan, number + 1, parts)
+        _keep(found, folder / "report.json", say)
+    return found
+
+
+def _keep(found: dict[str, Any], path: Path, say: Say) -> None:
+    fresh = path.with_suffix(".new")
+    fresh.write_text(json.dumps(found))
+    fresh.replace(path)
+    say(f"what is known so far is in {path}")

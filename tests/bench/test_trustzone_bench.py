@@ -1,0 +1,131 @@
+"""`flexserve bench paper --platform trustzone`, small, on a real machine; and how its figures are made."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+
+from flexserve.bench.paper.plan import Workflow
+from flexserve.bench.trustzone import plan, report, runner
+from flexserve.bench.trustzone.memory import Sample, cell_of
+from flexserve.bench.trustzone.plan import Allocator, Kernel
+from flexserve.bench.trustzone.table import table
+from flexserve.testing.machines import images_of
+from flexserve.units import MIB
+
+PARTS = ("memory", "calls", "programs", "ttft", "workflow")
+
+
+def small() -> plan.Plan:
+    quick = plan.quick(1)
+    requests = dataclasses.replace(
+        quick.requests,
+        shapes=("small-llama", "small-qwen2"),
+        prompts=(8,),
+        workflows=(Workflow("loop", (0, 1), hints=True),),
+        call_prompt=8,
+        call_tokens=2,
+        decode_prompt=8,
+        pipeline_prompts=(),
+    )
+    return dataclasses.replace(
+        quick,
+        ram_bytes=512 * MIB,
+        background=30,
+        kernels=(Kernel("plain", "init_on_alloc=0 transparent_hugepage=never", (8 * MIB,)),),
+        repeats=1,
+        requests=requests,
+    )
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    images_of(512 * MIB, 2)  # skips where no machine can be had
+    folder = tmp_path_factory.mktemp("trustzone")
+    found = runner.measure(small(), folder, lambda _what: None)
+    assert json.loads((folder / "report.json").read_text()) == json.loads(json.dumps(found))
+    return found
+
+
+def test_everything_is_measured_labelled_and_beside_the_papers_numbers(measured: dict[str, Any]):
+    assert (measured["platform"], measured["label"]) == ("trustzone", "emulated")
+    for part in PARTS:
+        assert measured[part]["paper"] == report.PAPER[part]
+    assert measured["ttft"]["speedup_over_strawman_mean"] > 0
+    assert measured["workflow"]["speedup_over_strawman_opt_max"] > 0
+
+
+def test_memory_comes_and_goes_through_both_allocators(measured: dict[str, Any]):
+    (cell,) = measured["memory"]["cells"]
+    assert cell["refused"] == {"flexmem": 0, "cma": 0}
+    for allocator in ("flexmem", "cma"):
+        assert min(cell[allocator]["seconds"].values()) > 0
+        assert sum(cell[allocator]["orders"]) == 8 * MIB // 4096
+    assert cell["cma"]["orders"][1:] == [0] * 9  # a run is handed over as single pages
+
+
+def test_every_call_has_a_price(measured: dict[str, Any]):
+    spent = measured["calls"]["ns"]
+    assert {"empty", "version", "grant 512", "return 512", "take 512", "protection on"} <= set(spent)
+    assert min(spent.values()) > 0
+    assert spent["take 512"] > spent["return 512"]  # which clears nothing
+
+
+def test_every_program_ran_under_every_condition(measured: dict[str, Any]):
+    assert [cell["program"] for cell in measured["programs"]["cells"]] == ["memory", "syscalls", "btree"]
+    for cell in measured["programs"]["cells"]:
+        assert set(cell["per_second"]) == {"off", "idle", "inferring"}
+        assert min(cell["per_second"].values()) > 0
+
+
+def test_strawmen_allocate_for_each_request_and_flexserve_for_what_it_lacks(measured: dict[str, Any]):
+    for cell in measured["ttft"]["cells"]:
+        parts = cell["parts"]
+        assert min(parts[name]["allocate"] for name in ("strawman", "strawman_opt")) > 0
+        assert (parts["flexserve"]["allocate"] == 0) == (cell["kept"] == 1.0)
+
+
+def test_the_table_says_what_it_is(measured: dict[str, Any]):
+    text = table(measured)
+    for words in ("EMULATED", "11.3×", "9.1×", "97.2%", "10.05×", "24.30×", "order 9", "Reading:"):
+        assert words in text
+
+
+# ---- figures, without a machine ---------------------------------------------------------------------
+
+
+def sample(allocate: float, grant: float, take: float, free: float) -> Sample:
+    return Sample(allocate, grant, take, free, orders=(0,) * 9 + (512,))
+
+
+def test_the_monitors_part_of_an_allocation_is_counted_for_flexmem_alone():
+    flexmem, cma = [sample(1, 1, 1, 1)] * 3, [sample(10, 99, 3, 3)] * 3
+    cell = cell_of("k", 2 * MIB, {Allocator.FLEXMEM: flexmem, Allocator.CMA: cma})
+    assert (cell["allocate_speedup"], cell["reclaim_speedup"], cell["free_speedup"]) == (5, 3, 3)
+
+
+def test_what_was_refused_is_counted_and_not_compared():
+    cell = cell_of("k", 2 * MIB, {Allocator.FLEXMEM: [sample(1, 1, 1, 1), None], Allocator.CMA: [None, None]})
+    assert cell["refused"] == {"flexmem": 1, "cma": 2}
+    assert "cma" not in cell
+    assert "allocate_speedup" not in cell
+
+
+def test_a_bar_is_held_against_the_worst_of_all_sizes():
+    cells = [
+        {"kernel": "as the paper's", "allocate_speedup": ratio, "reclaim_speedup": 5.0} for ratio in (9, 4.9)
+    ]
+    parts: dict[str, Any] = {name: {} for name in PARTS}
+    parts |= {"memory": {"cells": cells}, "calls": {"ns": {"grant 512": 79_999.0}}}
+    bars = report.assemble(plan.full(2), 3, parts)["bars"]
+    assert [(bar["found"], bar["met"]) for bar in bars] == [(4.9, False), (5.0, True), (79_999.0, True)]
+
+
+@pytest.mark.parametrize("chosen", [plan.full(2), plan.quick(2)])
+def test_plans_fit_their_machines(chosen: plan.Plan):
+    left = chosen.ram_bytes * (100 - chosen.background) / 100
+    for kernel in chosen.kernels:
+        assert max(kernel.sizes) <= min(left * 0.75, chosen.area)
