@@ -9,7 +9,7 @@ from flexserve.platforms.ports import SecureMemory
 from flexserve.platforms.trustzone.secure_memory import DEFAULT_GRANULE, TrustZoneMemory
 from flexserve.testing.secure_memory import SecureMemoryContract
 from flexserve.testing.stateful import SecureMemoryMachine
-from flexserve.testing.trustzone import Babbling, Driver, FakeMachine, Scattering
+from flexserve.testing.trustzone import Babbling, Driver, FakeMachine, Fickle, Scattering
 from flexserve.units import KIB, MIB
 
 GRANULE = 64 * KIB
@@ -50,8 +50,11 @@ class TestTrustZoneMemoryOfABabblingOs(OnFakeMachine):
 
 
 class TrustZoneMachine(SecureMemoryMachine):
+    def driver(self) -> Driver:
+        return Driver()
+
     def create_memory(self) -> SecureMemory:
-        self.machine = FakeMachine(32 * MIB)
+        self.machine = FakeMachine(32 * MIB, self.driver())
         self.machine.__enter__()
         return TrustZoneMemory(self.machine.pages(), 4 * KIB)
 
@@ -61,7 +64,13 @@ class TrustZoneMachine(SecureMemoryMachine):
         self.machine.__exit__(None, None, None)
 
 
+class FickleMachine(TrustZoneMachine):
+    def driver(self) -> Driver:
+        return Fickle()
+
+
 TestTrustZoneAtRandom = TrustZoneMachine.TestCase
+TestTrustZoneOfAFickleOsAtRandom = FickleMachine.TestCase
 
 
 def test_granules_of_two_mebibytes_are_the_default():

@@ -342,6 +342,26 @@ class Regretting(Driver):
                 self.unwanted(ipa, count)
 
 
+class Fickle(Driver):
+    """Takes back, at random, some of what it just granted, before and after it answers."""
+
+    def __init__(self) -> None:
+        super().__init__(longest=3)
+        self._random = random.Random(4)  # noqa: S311
+
+    def want(self, serial: int, pages: int, minimum: int) -> None:  # noqa: ARG002
+        runs = self.grant(pages)
+        early, late = (
+            [run for run in runs if self._random.random() < share]
+            for share in self._random.choices((0, 0.3), k=2)
+        )
+        for ipa, count in early:
+            self.unwanted(ipa, count)
+        self.monitor.answer(serial, pages)
+        for ipa, count in late:
+            self.unwanted(ipa, count)
+
+
 class Silent(Driver):
     """Hears everything and does nothing."""
 
