@@ -2,11 +2,9 @@
 
 #include "el3/el3.h"
 
-#define READY 0x5245414459ULL
-
 #define CLASS_SMC 0x17
-
-volatile u64 el3_ready;
+#define CLASS_UNKNOWN 0
+#define INSTRUCTION_OF_32_BITS (1ULL << 25)
 
 void el3_first(struct frame *frame)
 {
@@ -14,8 +12,6 @@ void el3_first(struct frame *frame)
 	gic_init();
 	gic_init_cpu(0);
 	power_booted();
-	barrier();
-	el3_ready = READY;
 	modes_boot(frame);
 }
 
@@ -68,14 +64,28 @@ static void serve_os(struct frame *frame)
 		modes_switch_on(frame);
 }
 
+/* The OS used a register that is ours, of Group 0 for instance: for it there is no such instruction. */
+static void refuse_instruction(struct frame *frame)
+{
+	write_register("esr_el1", CLASS_UNKNOWN | INSTRUCTION_OF_32_BITS);
+	write_register("elr_el1", frame->elr);
+	write_register("spsr_el1", frame->spsr);
+	frame->elr = read_register("vbar_el1") + ((frame->spsr & SPSR_MODE) == SPSR_EL1H ? 0x200 : 0);
+	frame->spsr = SPSR_MASKED | SPSR_EL1H;
+}
+
 void el3_smc(struct frame *frame)
 {
-	if (read_register("esr_el3") >> 26 != CLASS_SMC)
-		el3_unexpected(frame);
-	if (from_el2(frame))
+	bool call = read_register("esr_el3") >> 26 == CLASS_SMC;
+
+	if (call && from_el2(frame))
 		serve_el2(frame);
-	else
+	else if (call)
 		serve_os(frame);
+	else if (from_el2(frame))
+		el3_unexpected(frame);
+	else
+		refuse_instruction(frame);
 }
 
 void el3_interrupt(struct frame *frame)

@@ -69,12 +69,10 @@ reset:
 	b	el3_return
 
 secondary:
-	/* `el3_ready` has another value than READY until the first CPU has put the data there. */
-	ldr	x0, =el3_ready
-	ldr	x1, =0x5245414459
-5:	ldr	x2, [x0]
-	cmp	x1, x2
-	b.eq	6f
+	/* RAM may hold anything after a reset, the GIC cannot: the first CPU sets it up once its data are in place. */
+	ldr	x0, =PLAT_GICD
+5:	ldr	w1, [x0]
+	tbnz	w1, #4, 6f
 	yield
 	b	5b
 	.global	el3_repark

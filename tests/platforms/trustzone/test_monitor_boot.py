@@ -28,6 +28,11 @@ STREAMS = 0x0905_0080  # the SMMU's register that says where the table of stream
 LET_THROUGH = 9  # an entry of that table: valid, no translation
 SLOT = 7  # of the device that the attacker programs
 TABLE = 0x4400_0000  # a page that the kernel leaves alone: the device tree, which ends before that entry
+RETURN = 0xD65F_03C0
+ACKNOWLEDGE_GROUP_0, ENABLE_GROUP_0 = (
+    0xD538_C800,
+    0xD518_CCC0,
+)  # mrs x0, icc_iar0_el1; msr icc_igrpen0_el1, x0
 IMAGE, REST = 0x900, 0xFE000  # of hidden memory: in the middle of the monitor's code; what it never looks at
 
 
@@ -169,6 +174,18 @@ def test_power_calls_are_answered_and_hostile_ones_refused(
 ) -> None:
     assert guest.call(protection) == Status.OK
     assert guest.smc(*call) == answer
+
+
+@pytest.mark.parametrize("protection", [Call.VERSION, Call.RELAX], ids=["on", "off"])
+@pytest.mark.parametrize("instruction", [ACKNOWLEDGE_GROUP_0, ENABLE_GROUP_0])
+def test_the_secure_worlds_interrupts_are_not_the_guests_to_touch(
+    guest: Guest, protection: Call, instruction: int
+) -> None:
+    own = guest.attack("own")["ipa"]
+    guest.attack(f"poke direct {own:#x} {RETURN << 32 | instruction:#x}")
+    assert guest.call(protection) == Status.OK
+    assert guest.attack(f"execute code {own:#x}")["fault"] != 0  # the thread died of it, and nobody else
+    assert guest.cpus() == "0-1"
 
 
 # ---- protection off and on ------------------------------------------------------------------------------
