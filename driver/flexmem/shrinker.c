@@ -20,8 +20,10 @@
 #include <linux/jiffies.h>
 #include <linux/module.h>
 #include <linux/oom.h>
+#include <linux/sched/signal.h>
 #include <linux/shrinker.h>
 #include <linux/swap.h>
+#include <linux/vmstat.h>
 
 #include "flexmem.h"
 
@@ -96,18 +98,32 @@ static struct shrinker shrinker = {
 	.batch = FLEX_CALL_PAGES_MAX,
 };
 
-/* Waits for pages to come; the OOM killer goes on without killing when *freed says that some did. */
+/* Free pages that came since there were `before`, when they are more than chance. */
+static unsigned long grown(unsigned long before)
+{
+	unsigned long now = global_zone_page_state(NR_FREE_PAGES);
+
+	return now > before + SWAP_CLUSTER_MAX ? now - before : 0;
+}
+
+/*
+ * Waits for memory, and adds what came to *freed: if that is anything, nobody is killed. Any memory
+ * counts, not only ours: what somebody just killed gave up came after the caller looked for the last
+ * time, and to say that there was none would have it find nobody left to kill, and panic.
+ */
 static int on_oom(struct notifier_block *block, unsigned long unused, void *freed)
 {
-	unsigned long end = jiffies + msecs_to_jiffies(oom_wait_ms), before = flex_pool_held(), came = 0;
+	unsigned long end = jiffies + msecs_to_jiffies(oom_wait_ms), held = flex_pool_held(), came;
+	unsigned long free = global_zone_page_state(NR_FREE_PAGES);
 
-	if (!before || flex_pool_is_granting())
+	if (!held || flex_pool_is_granting() || fatal_signal_pending(current))
 		return NOTIFY_OK;
 	flex_count(FLEX_COUNT_OOM_WAITS, 1);
 	do {
-		demand(before);
+		demand(held);
 		flex_service_reap(ULONG_MAX);
-		came = before - min(before, flex_pool_held());
+		came = held - min(held, flex_pool_held());
+		came = max(came, grown(free));
 		if (came)
 			break;
 		usleep_range(500, 1000);
