@@ -17,13 +17,16 @@ $(STAMP): requirements-dev.lock pyproject.toml tools/setup.sh
 demo: $(STAMP) ## see it work: seal, serve, press for memory, restore
 	$(BIN)/python -m flexserve.bench.demo
 
-check: $(STAMP) ## lint, types, import law, tests of the core: under a minute
+check: $(STAMP) ## lint, types, import law, tests of both cores, ours and the monitor's: about a minute
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python abi/generate.py --check
 	$(BIN)/mypy --strict
 	$(BIN)/lint-imports
 	$(BIN)/pytest tests/core
+	@if echo 'int main(void) { return 0; }' | gcc -fsanitize=address,undefined -x c - -o /dev/null 2> /dev/null; \
+		then $(MAKE) --no-print-directory -C monitor check; \
+		else echo "The monitor's tests are left out: there is no gcc with sanitizers."; fi
 
 test: check ## check, then every test
 	$(BIN)/pytest

@@ -8,7 +8,7 @@ WORLD := arch/fake_host/fake_host.c tests/world.c tests/model.c
 SMALL := $(HOST)/small
 SECONDS ?= 60
 
-.PHONY: exhaustive mutants fuzz test coverage lines
+.PHONY: exhaustive mutants fuzz test check coverage lines
 
 # ---- the small machine --------------------------------------------------------------------------------
 
@@ -83,6 +83,9 @@ $(HOST)/unit-threads: $(UNIT_NEEDS)
 
 test: $(HOST)/unit-gcc $(HOST)/unit-clang $(HOST)/unit-threads ## tests of the portable core, with sanitizers
 	@for program in $^; do $$program || exit 1; done
+
+check: $(HOST)/unit-gcc ## the same under gcc only: seconds
+	@$<
 
 COVERED := -O0 -fprofile-instr-generate -fcoverage-mapping
 $(HOST)/unit-coverage: $(UNIT_NEEDS)
