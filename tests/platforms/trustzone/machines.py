@@ -117,7 +117,6 @@ class SecureWorld:
         self.epoch, before = secrets.randbits(63), self.others[Event.ATTACHED]
         self.put(Command.ATTACH, self.epoch)
         self.ring()
-        self._words[abi.OFFSET_SLEEPING // 4] = 1
         self.wait(lambda: self.others[Event.ATTACHED] > before)
 
     def die(self) -> None:
@@ -161,12 +160,18 @@ class SecureWorld:
         self.hear()
         while not until():
             assert time.monotonic() < deadline, f"waited in vain; {self.counts()} {self.others}"
-            select.select([self._bell], [], [], 0.005)
+            self._sleep(0.005)
             self.hear()
             if len(self._pending()):
                 self.ring()
             if meanwhile:
                 meanwhile()
+
+    def _sleep(self, seconds: float) -> None:
+        """Wait for the bell, which is rung only meanwhile: nobody else takes what the UART says."""
+        self._words[abi.OFFSET_SLEEPING // 4] = 1
+        select.select([self._bell], [], [], seconds)
+        self._words[abi.OFFSET_SLEEPING // 4] = 0
 
     def _pending(self) -> range:
         tail = int(self._words[abi.OFFSET_COMMAND_TAIL // 4])

@@ -178,6 +178,22 @@ def test_a_secure_world_that_gives_nothing_delays_the_kernel_and_no_more() -> No
         assert ask(machine, "ping") == {}
 
 
+@pytest.mark.parametrize("cpus", [1, 2])
+def test_a_secure_world_that_stops_giving_costs_a_program_its_life_and_not_the_machine(cpus: int) -> None:
+    with booted(cpus=cpus) as machine:
+        world = SecureWorld(machine)
+        world.attach()
+        cache = Cache(world, RAM // 2)
+        job = ask(machine, "start hog 80")["job"]
+        world.wait(lambda: len(world.pressure) > 0)
+        cache.give()
+        deadline = time.monotonic() + 60
+        while (outcome := ask(machine, f"job {job}"))["running"] and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert outcome["signal"] == 9
+        assert ask(machine, "ping") == {}
+
+
 # ---- ends ---------------------------------------------------------------------------------------
 
 
