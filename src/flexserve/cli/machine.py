@@ -35,7 +35,7 @@ def boot(*, guest_memory: GuestMemory = None, guest_cpus: GuestCpus = None, as_j
     from flexserve.errors import PeerError
 
     chosen = settings.load(platform="trustzone", guest_memory=guest_memory, guest_cpus=guest_cpus)
-    with machine_for(chosen, silent=as_json) as machine:
+    with machine_for(chosen, silent=as_json) as machine, contextlib.suppress(KeyboardInterrupt):
         assert machine is not None
         state = _state(machine)
         if as_json:
@@ -43,10 +43,9 @@ def boot(*, guest_memory: GuestMemory = None, guest_cpus: GuestCpus = None, as_j
         else:
             _show(state)
             terminal.note("Ctrl-C ends it.")
-        with contextlib.suppress(KeyboardInterrupt):
-            while machine.alive:
-                time.sleep(_POLL)
-            raise PeerError("The machine ended by itself.", hint="Run `flexserve boot` again.")
+        while machine.alive:
+            time.sleep(_POLL)
+        raise PeerError("The machine ended by itself.", hint="Run `flexserve boot` again.")
 
 
 @contextlib.contextmanager
