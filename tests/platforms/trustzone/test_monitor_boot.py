@@ -29,10 +29,7 @@ LET_THROUGH = 9  # an entry of that table: valid, no translation
 SLOT = 7  # of the device that the attacker programs
 TABLE = 0x4400_0000  # a page that the kernel leaves alone: the device tree, which ends before that entry
 RETURN = 0xD65F_03C0
-ACKNOWLEDGE_GROUP_0, ENABLE_GROUP_0 = (
-    0xD538_C800,
-    0xD518_CCC0,
-)  # mrs x0, icc_iar0_el1; msr icc_igrpen0_el1, x0
+ACKNOWLEDGE_GROUP_0, ENABLE_GROUP_0 = 0xD538_C800, 0xD518_CCC0  # of ICC_IAR0_EL1, to ICC_IGRPEN0_EL1
 IMAGE, REST = 0x900, 0xFE000  # of hidden memory: in the middle of the monitor's code; what it never looks at
 
 
