@@ -195,5 +195,5 @@ def test_no_write_reaches_a_page_after_it_was_granted(scene: Scene) -> None:
 
 def test_of_two_that_grant_the_same_page_one_succeeds(scene: Scene) -> None:
     with listening(scene.world):
-        came = scene.attack("race-double 2000")
+        came = scene.attack("race-double 500")
     assert (came["grants"], came["returns"]) == (0, 0)
