@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flexserve.errors import InternalError
+from flexserve.errors import InternalError, NormalWorldError
 from flexserve.platforms.trustzone import build, packages, tools
 from flexserve.platforms.trustzone.abi import HIDDEN_BYTES
 from flexserve.platforms.trustzone.cpio import Archive
@@ -193,6 +193,16 @@ def test_a_missing_program_is_named_with_the_command_that_installs_it(
     with pytest.raises(MissingToolError, match="dtc") as caught:
         tools.require("dtc")
     assert caught.value.hint == "Run `apt-get install device-tree-compiler`."
+
+
+def test_a_cache_that_cannot_be_written_is_said_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tools, "require", lambda *programs: None)
+    (tmp_path / "file").touch()
+    with pytest.raises(NormalWorldError, match="cannot be kept") as caught:
+        build.build(tmp_path / "file/cache", ram_bytes=0, cpus=0, progress=print, sources=tmp_path)
+    assert "XDG_CACHE_HOME" in caught.value.hint
 
 
 def test_an_install_without_sources_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -68,14 +68,22 @@ def build(
 ) -> Images:
     """Return the images of a machine, having made what is missing below `cache`.
 
-    Raises MissingToolError, NoKernelError, NoSourcesError; InternalError when a compiler fails.
+    Raises MissingToolError, NoKernelError, NoSourcesError, NormalWorldError when `cache` cannot be
+    written; InternalError when a compiler fails.
     """
     sources = sources or checkout()
     tools.require("qemu-system-aarch64", "make", f"{_CROSS}gcc", "dtc")  # what runs it, too: all at once
     cache = cache.absolute()
-    kernel = packages.kernel(cache, progress)
-    with packages.locked(cache / "build.lock"):
-        return _Build(cache, sources, kernel, progress).images(ram_bytes, cpus, options or Options())
+    try:
+        kernel = packages.kernel(cache, progress)
+        with packages.locked(cache / "build.lock"):
+            return _Build(cache, sources, kernel, progress).images(ram_bytes, cpus, options or Options())
+    except OSError as error:
+        raise NormalWorldError(
+            f"The machine's parts cannot be kept in {cache}: {error.strerror}.",
+            hint="Make room there, or set XDG_CACHE_HOME to a folder that can be written to.",
+            code="no_cache",
+        ) from error
 
 
 def checkout() -> Path:
