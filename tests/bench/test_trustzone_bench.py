@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from flexserve.bench.paper import main
+from flexserve.bench.paper.main import PaperOptions
 from flexserve.bench.paper.plan import Workflow
 from flexserve.bench.trustzone import plan, report, runner
 from flexserve.bench.trustzone.memory import Sample, cell_of
 from flexserve.bench.trustzone.plan import Allocator, Kernel
 from flexserve.bench.trustzone.table import table
+from flexserve.errors import CallerError
 from flexserve.testing.machines import images_of
 from flexserve.units import MIB
 
@@ -129,3 +133,24 @@ def test_plans_fit_their_machines(chosen: plan.Plan):
     left = chosen.ram_bytes * (100 - chosen.background) / 100
     for kernel in chosen.kernels:
         assert max(kernel.sizes) <= min(left * 0.75, chosen.area)
+
+
+def test_the_command_measures_on_the_machine_and_prints_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    asked: list[plan.Plan] = []
+
+    def measure(chosen: plan.Plan, folder: Path, say: object) -> dict[str, str]:
+        asked.append(chosen)
+        return {"folder": folder.name}
+
+    monkeypatch.setattr(runner, "measure", measure)
+    options = PaperOptions(tmp_path, platform="trustzone", quick=True, threads=3, as_json=True)
+    assert main.run(options) == 0
+    assert json.loads(capsys.readouterr().out) == {"folder": "trustzone"}
+    assert asked == [plan.quick(3)]
+
+
+def test_there_are_no_plots_of_the_machine(tmp_path: Path):
+    with pytest.raises(CallerError):
+        main.run(PaperOptions(tmp_path, platform="trustzone", plot=tmp_path / "plot.png"))

@@ -39,7 +39,7 @@ class Memory:
         for kernel in self._plan.kernels:
             order = list(Allocator) if number % 2 == 0 else list(reversed(Allocator))
             for allocator in order:
-                self._say(f"round {number + 1}: memory by {allocator.value}, {kernel.name} kernel")
+                self._say(f"round {number + 1}: memory by {allocator.value} (kernel: {kernel.name})")
                 with (
                     Stage.set(self._plan, allocator, self._say, bootargs=kernel.bootargs) as stage,
                     stage.secure_core() as pages,
