@@ -102,7 +102,7 @@ def test_the_table_says_what_it_is(measured: dict[str, Any]):
 
 
 def sample(allocate: float, grant: float, take: float, free: float) -> Sample:
-    return Sample(allocate, grant, take, free, orders=(0,) * 9 + (512,))
+    return Sample(allocate, grant, take, free, orders=(0,) * 9 + (512,), moved=0)
 
 
 def test_the_monitors_part_of_an_allocation_is_counted_for_flexmem_alone():

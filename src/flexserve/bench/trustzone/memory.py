@@ -25,6 +25,7 @@ class Sample:
     take: float  # scrubbing and mapping again, by the monitor
     free: float  # back to the kernel's allocator
     orders: tuple[int, ...]  # pages that came in blocks of each order
+    moved: int  # pages of others that the kernel moved meanwhile
 
 
 class Memory:
@@ -60,18 +61,19 @@ class Memory:
 
 
 def _sample(stage: Stage, pages: GuestPages, size: int) -> Sample | None:
-    before = stage.counters()
+    before, moved = stage.counters(), stage.moved()
     try:
         runs = pages.take(pages_in(size))
     except GrantRefusedError:
         return None
-    held = stage.counters()
+    held, moved = stage.counters(), stage.moved() - moved
     pages.give_back(runs)
     pages.trim(0)
     stage.wait_until_free()
     after = stage.counters()
     spent = {part: (after[f"{part}_ns"] - before[f"{part}_ns"]) / 1e9 for part in PARTS}
-    return Sample(**spent, orders=tuple(held[f"order{order}"] for order in range(_ORDERS)))
+    orders = tuple(held[f"order{order}"] for order in range(_ORDERS))
+    return Sample(**spent, orders=orders, moved=moved)
 
 
 def cell_of(kernel: str, size: int, by_allocator: dict[Allocator, list[Sample | None]]) -> dict[str, Any]:
@@ -93,6 +95,7 @@ def _medians(samples: Sequence[Sample], pages: int) -> dict[str, Any]:
         "seconds": seconds,
         "ns_per_page": {part: spent / pages * 1e9 for part, spent in seconds.items()},
         "orders": [statistics.median(counts) for counts in zip(*(s.orders for s in samples), strict=True)],
+        "moved": statistics.median(sample.moved for sample in samples) / pages,
         "samples": [dataclasses.asdict(sample) for sample in samples],
     }
 

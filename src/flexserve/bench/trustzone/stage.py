@@ -23,7 +23,9 @@ from flexserve.settings import cache_folder
 Say = Callable[[str], None]
 
 _LONG = 120.0  # seconds: an emulated machine that shares its cores is slow
-_STAYS = 100_000  # seconds that background load would stay if nobody stopped it
+_PROGRAMS = (True, False) * 7 + (True,)  # who stays
+_STAYING = sum(_PROGRAMS)
+_LIFE = 100_000  # seconds that they would stay if nobody stopped them
 _LOOK = 0.1
 _FILLED = 0.95  # of what the background will take: it counts per CPU, so the last pages show late
 
@@ -95,22 +97,36 @@ class Stage:
 
     @contextlib.contextmanager
     def background(self, percent: int) -> Iterator[None]:
-        """Have a program fill so much of RAM with anonymous memory, for the length of the block."""
-        agent = self.machine.agent
-        total = agent.ask("meminfo")["total"]
-        before = self._anonymous()
-        job = str(agent.ask("start", "hog", str(percent), str(_STAYS))["job"])
-        wanted = before + _FILLED * percent / 100 * total
-        self._wait(lambda: self._anonymous() >= wanted, "The background load does not fill its memory.")
+        """Have programs fill so much of RAM with anonymous memory, for the length of the block.
+
+        Some more fill theirs at the same time, and end before it begins. So what stays, and what is
+        free, lies everywhere, as on a machine that was used: one program alone would leave half of it
+        untouched, and CMA an area with nothing to move.
+        """
+        agent, share = self.machine.agent, max(1, percent // _STAYING)
+        wanted = self.anonymous() + _FILLED * share / 100 * agent.ask("meminfo")["total"] * len(_PROGRAMS)
+        jobs = [str(agent.ask("start", "hog", str(share), str(_LIFE))["job"]) for _ in _PROGRAMS]
         try:
+            self._wait(lambda: self.anonymous() >= wanted, "The background load does not fill its memory.")
+            for place, stays in reversed(list(enumerate(_PROGRAMS))):
+                if not stays:
+                    agent.ask("stop", jobs.pop(place), seconds=_LONG)
             yield
         finally:
-            agent.ask("stop", job, seconds=_LONG)
+            for job in jobs:
+                agent.ask("stop", job, seconds=_LONG)
 
-    def _anonymous(self) -> int:
+    def anonymous(self) -> int:
         """Return the bytes of anonymous memory."""
-        found = re.search(r"AnonPages: *(\d+)", self.machine.agent.ask("read", "/proc/meminfo")["text"])
-        return int(found[1]) * 1024 if found else 0
+        return self._number("/proc/meminfo", r"AnonPages: *(\d+)") * 1024
+
+    def moved(self) -> int:
+        """Return the pages that the kernel has moved since it started."""
+        return self._number("/proc/vmstat", r"pgmigrate_success (\d+)")
+
+    def _number(self, path: str, pattern: str) -> int:
+        found = re.search(pattern, self.machine.agent.ask("read", path)["text"])
+        return int(found[1]) if found else 0
 
     @contextlib.contextmanager
     def secure_core(self) -> Iterator[GuestPages]:
