@@ -15,9 +15,9 @@ _READING = (
     "paper's 38 ns a page leave no time for it; `free` is what the kernels' allocators take alone.",
     "Programs: the emulator walks page tables in software, and with Stage-2 each step of a walk is a walk; "
     "a board's TLBs hide most of that. What touches little memory shows what else protection costs.",
-    "CMA is measured on background memory that it has not moved yet; what it has to move (a part of the pages "
-    "that it gives) makes its price. In a workflow it finds its area empty from the second call on, which "
-    "flatters the strawmen.",
+    "CMA is measured on background memory that it has not moved yet; what it has to move (a part of the "
+    "pages that it gives) makes its price. In a workflow it finds its area empty from the second call on, "
+    "which flatters the strawmen.",
     "All processors share the host's cores with the emulator, and nothing here computes like an NPU: ratios "
     "of requests are smaller than a board's.",
 )
