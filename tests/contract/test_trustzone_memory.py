@@ -1,11 +1,13 @@
 """Memory of the TrustZone machine keeps the contract of SecureMemory, whatever its OS does."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
 
 import pytest
 
-from flexserve.platforms.ports import SecureMemory
+from flexserve.errors import GrantRefusedError
+from flexserve.platforms.ports import Arena, SecureMemory
 from flexserve.platforms.trustzone.secure_memory import DEFAULT_GRANULE, TrustZoneMemory
 from flexserve.testing.secure_memory import SecureMemoryContract
 from flexserve.testing.stateful import SecureMemoryMachine
@@ -64,9 +66,28 @@ class TrustZoneMachine(SecureMemoryMachine):
         self.machine.__exit__(None, None, None)
 
 
+class Patient:
+    """Memory that asks again when it was refused, as the refusal says one can."""
+
+    def __init__(self, memory: SecureMemory) -> None:
+        self._memory = memory
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._memory, name)
+
+    def commit(self, arena: Arena, offset: int, length: int) -> None:
+        for _ in range(100):
+            with suppress(GrantRefusedError):
+                return self._memory.commit(arena, offset, length)
+        raise AssertionError("an OS that changes its mind now and then never let us have it")
+
+
 class FickleMachine(TrustZoneMachine):
     def driver(self) -> Driver:
         return Fickle()
+
+    def create_memory(self) -> SecureMemory:
+        return Patient(super().create_memory())
 
 
 TestTrustZoneAtRandom = TrustZoneMachine.TestCase

@@ -39,6 +39,7 @@ _KERNEL, _DEVICETREE, _INITRD = 0x4020_0000, 0x4400_0000, 0x4800_0000  # where t
 _BOOT = 120.0  # seconds: a machine that shares its cores with a build is slow
 _RESET = 1.0  # seconds for the monitor to answer
 _CONSOLE = 400  # lines kept
+_LAST_WORDS = 0.5  # seconds
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -236,6 +237,8 @@ class Machine:
                 self._console.append("".join(char if char.isprintable() else " " for char in text))
 
     def _no_boot(self) -> NormalWorldError:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_LAST_WORDS)  # its end of the port goes a moment before it does
         how = "did not boot" if self.alive else f"ended with status {self._process.returncode} while booting"
         last = "\n  ".join(["", *self.console()[-20:]]) or " nothing."
         return NormalWorldError(
