@@ -13,11 +13,11 @@ _SYSTEMS = {"flexserve": "FlexServe", "strawman": "Strawman", "strawman_opt": "S
 _READING = (
     "Reclamation: most of it is the monitor's clearing of pages (take), the same for both allocators. The "
     "paper's 38 ns a page leave no time for it; `free` is what the kernels' allocators take alone.",
-    "Programs: the emulator walks page tables in software, and with Stage-2 each step of a walk is a walk; "
-    "a board's TLBs hide most of that. What touches little memory shows what else protection costs.",
+    "Programs: the emulator walks page tables in software, and with Stage-2 each step of a walk is a walk, "
+    "which is probably what memory-bound programs lose here; it was not taken apart.",
     "CMA is measured on background memory that it has not moved yet; what it has to move (a part of the "
     "pages that it gives) makes its price. In a workflow it finds its area empty from the second call on, "
-    "which flatters the strawmen.",
+    "which should flatter the strawmen.",
     "All processors share the host's cores with the emulator, and nothing here computes like an NPU: ratios "
     "of requests are smaller than a board's.",
 )
