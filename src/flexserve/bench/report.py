@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -111,3 +113,11 @@ def plot(report: dict[str, Any], path: Path) -> None:
     )
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
+
+
+def keep(found: dict[str, Any], path: Path, say: Callable[[str], None]) -> None:
+    """Write what is known so far, a JSON-able object, to `path`; an older one stays until it is whole."""
+    fresh = path.with_suffix(".new")
+    fresh.write_text(json.dumps(found))
+    fresh.replace(path)
+    say(f"what is known so far is in {path}")

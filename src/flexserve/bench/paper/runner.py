@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from flexserve.bench.paper.pipeline import Pipeline
 from flexserve.bench.paper.plan import Plan, System
 from flexserve.bench.paper.requests import Requests, Subject
 from flexserve.bench.paper.workflows import Workflows
+from flexserve.bench.report import keep
 
 Say = Callable[[str], None]
 
@@ -44,12 +44,5 @@ def measure(plan: Plan, folder: Path, say: Say) -> dict[str, Any]:
         pipeline.round(subjects[plan.pipeline_shape])
         workflows.round(subjects, number)
         found = report.assemble(plan, welcome, requests, workflows, pipeline)
-        _keep({**found, "rounds": number + 1}, folder / "report.json", say)
+        keep({**found, "rounds": number + 1}, folder / "report.json", say)
     return found
-
-
-def _keep(found: dict[str, Any], path: Path, say: Say) -> None:
-    fresh = path.with_suffix(".new")
-    fresh.write_text(json.dumps(found))
-    fresh.replace(path)
-    say(f"what is known so far is in {path}")

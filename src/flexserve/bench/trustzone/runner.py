@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from flexserve.bench.paper.models import Models
 from flexserve.bench.paper.requests import Subject
+from flexserve.bench.report import keep
 from flexserve.bench.trustzone import report
 from flexserve.bench.trustzone.calls import Calls
 from flexserve.bench.trustzone.memory import Memory
@@ -45,12 +45,5 @@ def measure(plan: Plan, folder: Path, say: Say) -> dict[str, Any]:
             **requests.report(),
         }
         found = report.assemble(plan, number + 1, parts)
-        _keep(found, folder / "report.json", say)
+        keep(found, folder / "report.json", say)
     return found
-
-
-def _keep(found: dict[str, Any], path: Path, say: Say) -> None:
-    fresh = path.with_suffix(".new")
-    fresh.write_text(json.dumps(found))
-    fresh.replace(path)
-    say(f"what is known so far is in {path}")
