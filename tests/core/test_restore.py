@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexserve.core.restore import ABSENT, LOADING, RESIDENT, Needs, RestorePlan, usual_order
+from flexserve.core.restore import ABSENT, LOADING, RESIDENT, Needs, RestorePlan, stretch, usual_order
 
 SIZE = 8  # granules
 Reads = list[list[int]]  # what each node reads
@@ -114,3 +114,12 @@ def test_the_usual_order_names_every_granule_once_those_of_the_graph_first(reads
     used = first_uses(reads)
     assert order[: len(used)] == used
     assert sorted(order) == list(range(SIZE))
+
+
+def test_where_nothing_can_be_hidden_compute_waits_once():
+    assert stretch(90, spare=0, idle=0.05) == 90
+
+
+def test_where_loaders_wait_or_have_cores_of_their_own_compute_goes_on_early():
+    assert stretch(90, spare=0, idle=0.9) == 30
+    assert stretch(90, spare=1, idle=0.05) == 30

@@ -85,6 +85,12 @@ def test_what_the_graph_does_not_read_is_loaded_in_the_background(machine: Machi
     assert machine.weights.resident == machine.weights.size
 
 
+def test_the_order_of_use_is_known_before_anything_was_recalled(machine: Machine):
+    machine.residency.restore(machine.weights, RestoreStats())
+    machine.compute([[7], [3], [12]])
+    assert machine.weights.usual[:3] == [7, 3, 12]
+
+
 def test_a_recall_between_two_graphs_is_made_good(machine: Machine):
     for count in (1, 7, COUNT, COUNT):
         assert machine.compute(READS) == machine.expected(READS)

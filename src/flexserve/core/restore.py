@@ -17,6 +17,21 @@ from numpy.typing import NDArray
 
 ABSENT, LOADING, RESIDENT = 0, 1, 2
 
+_STRETCHES = 3
+_IDLE = 0.25  # loaders that wait for less of their time leave nothing to hide
+
+
+def stretch(missing: int, *, spare: int, idle: float) -> int:
+    """Return of how many `missing` granules compute that had to stop waits for before it goes on.
+
+    `spare` cores are left beside compute; `idle` is the part of the loaders' time in which they wait
+    for the disk. Loading and computing hide each other only where one leaves a core to the other.
+    Where neither does, together they take the sum of their CPU seconds in whatever order, and each
+    change from one to the other costs cold caches and spinning threads: so there is one change.
+    Elsewhere a third is long enough for the changes not to matter, and leaves little unhidden.
+    """
+    return missing if spare == 0 and idle < _IDLE else missing // _STRETCHES
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Needs:

@@ -20,7 +20,7 @@ from typing import Protocol
 
 import numpy as np
 
-from flexserve.core.restore import ABSENT, LOADING, RESIDENT, Needs, RestorePlan, usual_order
+from flexserve.core.restore import ABSENT, LOADING, RESIDENT, Needs, RestorePlan, stretch, usual_order
 from flexserve.errors import CancelledError
 from flexserve.platforms.ports import Arena
 from flexserve.secure.fill import Cost, Filler
@@ -34,7 +34,7 @@ from flexserve.secure.weights import Weights
 # Loaders yield the cores to compute: a compute thread preempted inside one of ggml's spinning
 # barriers makes all others spin. They still get every cycle that compute leaves.
 _LOADER_NICE = 10
-_STRETCHES = 3  # compute that had to stop goes on after this part of what is missing
+_REMEMBERED = 32  # granules over which it is averaged how much of their time loaders wait
 _IN_HAND = 0.02  # seconds: longer than it takes to fill a granule
 READ_AHEAD = 64  # granules of ciphertext asked of the disk ahead of the loaders
 
@@ -66,6 +66,7 @@ class Residency:
         self._spare = max(0, len(os.sched_getaffinity(0)) - threads)  # loaders that may run beside it
         self._computing = False
         self._loading = 0  # loaders with a granule in hand
+        self._waits = 1.0  # part of their time in which they wait, lately
         self._closing = False
         self._filler = filler or Filler(flexmem)
         self._room = Room(flexmem, self._changed, follows=self._follows, put_down=self._put_down)
@@ -99,15 +100,16 @@ class Residency:
         Raises what the restore raised (StoredDataError, GrantRefusedError) or the graph; a
         granule that failed authentication is never seen by a node.
         """
-        position = 0
+        position, needs = 0, None
+        if not weights.usual:  # learned while all is there, too: it says what a recall takes first
+            needs = graph.needs()
+            weights.usual = usual_order(needs, weights.count)
         while position < graph.nodes:
             epoch = weights.epoch  # read first: a recall after this line is seen at the gate
             if weights.whole:
                 position = self._slice_if(weights, epoch, graph, position, graph.nodes)
                 continue
-            needs = graph.needs()
-            if not weights.usual:
-                weights.usual = usual_order(needs, weights.count)
+            needs = needs or graph.needs()
             job = self._start(weights, needs, position, stats)
             try:
                 position = self._follow(job, graph, position)
@@ -172,8 +174,9 @@ class Residency:
                 began = time.perf_counter()
                 # Once stopped, wait for a good stretch: after each slice ggml's threads spin for
                 # milliseconds, on cores that the loaders need.
-                stretch = min(job.plan.needed, job.done + job.plan.missing // _STRETCHES)
-                job.waiting, job.goal = True, max(job.plan.wanted(position), stretch)
+                more = stretch(job.plan.missing, spare=self._spare, idle=self._waits)
+                job.waiting = True
+                job.goal = max(job.plan.wanted(position), min(job.plan.needed, job.done + more))
                 self._changed.notify_all()
                 self._changed.wait_for(lambda: job.done >= job.goal or job.error is not None or job.stale)
                 job.waiting = False
@@ -340,6 +343,7 @@ class Residency:
     def _load(self, job: RestoreJob, granule: int, position: int) -> None:
         cost: Cost | None = None
         error: BaseException | None = None
+        began, busy = time.perf_counter(), time.thread_time()
         try:
             if position % READ_AHEAD == 0:
                 self._read_ahead(job, position + READ_AHEAD)
@@ -348,7 +352,9 @@ class Residency:
             )
         except BaseException as problem:  # handed to the request that needs the granule
             error = problem
+        idle = 1 - (time.thread_time() - busy) / (time.perf_counter() - began)
         with self._changed:
+            self._waits += (idle - self._waits) / _REMEMBERED
             if cost is not None:
                 job.stats.add(cost)
             if error is not None and position < job.plan.needed:
