@@ -74,6 +74,12 @@ class GrantRefusedError(NormalWorldError):
     default_code = "memory_refused"
 
 
+class NpuLostError(NormalWorldError):
+    """The normal world's NPU is not, or no longer, to be had; the CPU can do the same."""
+
+    default_code = "npu_lost"
+
+
 class PeerError(NormalWorldError):
     """The other world broke the protocol or went away."""
 

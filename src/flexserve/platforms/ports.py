@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 
@@ -97,3 +99,87 @@ class NormalMemory(Protocol):
 
     def charged(self, pid: int) -> int:
         """Return the bytes that the OS counts as resident for process `pid` (0 if it is gone)."""
+
+
+class NpuState(enum.Enum):
+    """Whose the NPU is, as the secure world sees it."""
+
+    AWAY = "away"  # the normal world's: it reaches nothing of ours
+    COMING = "coming"  # asked for, and not here yet
+    HELD = "held"
+    LEAVING = "leaving"  # given up or lost; it may still reach what its last job names
+    REFUSED = "refused"  # never to be used again: what came is not what was agreed on
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Product:
+    """C = A·Bᵀ: C[m, n] = Σ_k A[m, k]·B[n, k], with m < rows, n < columns, k < depth.
+
+    A and B are rows of ggml's q8_0 blocks (32 values: an fp16 scale and 32 int8), C rows of float32, which
+    are summed up in float32, block by block. Addresses are of this process, and all that lies between a
+    matrix's first byte and its last is committed secure memory; `*_stride` is bytes from row to row.
+    """
+
+    rows: int
+    columns: int
+    depth: int  # a multiple of 32
+    a: int
+    a_stride: int
+    b: int
+    b_stride: int
+    c: int
+    c_stride: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class NpuLimits:
+    """What fits into a job."""
+
+    rows: int
+    columns: int
+    depth: int
+    products: int
+    reach: int  # bytes of all matrices of a job together
+    place: int  # bytes of secure memory that describe a job, in whole OS pages
+
+
+class Npu(Protocol):
+    """A matrix engine that the normal world owns, and lends. Absent (None) on a platform without one.
+
+    The normal world lends it when it likes and may ask for it back; the one who holds it gives it back
+    between two jobs. Its jobs reach secure memory and nothing else. One job at a time; all methods are
+    thread-safe and none but `submit` and `wait` takes longer than a message does.
+    """
+
+    limits: NpuLimits
+    #: Called from another thread when `state` or `wanted_back` changed; must not block.
+    on_change: Callable[[], None]
+
+    @property
+    def state(self) -> NpuState:
+        """Whose it is now. Anything may have happened by the time the caller looks at the answer."""
+
+    @property
+    def wanted_back(self) -> float | None:
+        """When the normal world wants it back, by time.monotonic(), while HELD; None: it does not."""
+
+    def ask(self) -> None:
+        """Ask for it: COMING, and HELD some time or never. Always safe; nothing unless it is AWAY."""
+
+    def submit(self, products: Sequence[Product], place: int) -> None:
+        """Begin a job, described in the `limits.place` bytes at address `place`, a whole OS page.
+
+        Until `wait` says True or the state is AWAY or REFUSED, the job may read and write what the
+        products and `place` name, so that memory stays as it is and where it is. Raises NpuLostError when
+        it is not HELD, or does not take the job; InternalError for a job beyond the limits, or while the
+        one before it is not over.
+        """
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for the end of the job; return whether it is over, all products computed.
+
+        Raises NpuLostError when it failed or was lost: what it was to write holds anything.
+        """
+
+    def release(self) -> None:
+        """Give it back, whatever it does: LEAVING, then AWAY. Always safe; nothing unless it is HELD."""
