@@ -1,0 +1,57 @@
+"""When to ask for the NPU, how long to hold it, and when to let it go. Pure: time is passed in.
+
+The NPU is the normal world's. A secure world that has products to compute asks for it, and gives it back
+when it has none, or when the normal world wants it and has waited for its turn:
+
+- Nobody else wants it: it is held while products come, and for LINGER after the last one.
+- Both want it: they take turns. The secure world holds it for a TURN, the normal world has it for as long
+  afterwards, so each has half of it; the CPU computes the secure world's products meanwhile. A turn ends
+  before the deadline that the normal world gives, whatever is left of it.
+
+A turn counts from the moment that the NPU came: who waited for it already has had to wait.
+"""
+
+from __future__ import annotations
+
+TURN = 0.1  # seconds
+LINGER = 0.3  # seconds; handing it over and back costs milliseconds, and requests come in bouts
+_MARGIN = 0.25  # of the time until a deadline is kept for the job under way and for the way back
+
+
+class NpuShare:
+    """Follows one NPU. Times in seconds, of any one clock."""
+
+    def __init__(self, turn: float = TURN, linger: float = LINGER) -> None:
+        self._turn, self._linger = turn, linger
+        self._came = self._used = float("-inf")
+        self._rest_until = float("-inf")
+        self._leave_by: float | None = None  # since somebody wants it
+
+    def may_ask(self, now: float) -> bool:
+        """Return whether it is our turn to ask for it."""
+        return now >= self._rest_until
+
+    def came(self, now: float) -> None:
+        """Take note that it is here."""
+        self._came = self._used = now
+        self._leave_by = None
+
+    def used(self, now: float) -> None:
+        """Take note that there is, or was, something for it to do."""
+        self._used = now
+
+    def wanted_back(self, now: float, deadline: float) -> None:
+        """Take note that the normal world wants it back by `deadline`. Later ones postpone nothing."""
+        leave_by = min(self._came + self._turn, deadline - _MARGIN * max(0.0, deadline - now))
+        self._leave_by = leave_by if self._leave_by is None else min(self._leave_by, leave_by)
+
+    def leave_at(self) -> float:
+        """Return when to let it go, unless something happens first."""
+        idle = self._used + self._linger
+        return idle if self._leave_by is None else min(idle, self._leave_by)
+
+    def left(self, now: float) -> None:
+        """Take note that it is gone: if it was wanted, the normal world has its turn now."""
+        if self._leave_by is not None:
+            self._rest_until = now + self._turn
+        self._leave_by = None

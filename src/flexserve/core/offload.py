@@ -1,0 +1,95 @@
+"""Which nodes of a compute graph another engine may do, and what can be computed meanwhile.
+
+A graph is computed in the order of its nodes, and its memory is laid out for that order: a tensor that
+nobody reads any more makes room for a later one. So data flow alone does not say what may be computed
+before its turn. Memory does: a node may run before another one that stands before it exactly when neither
+writes what the other reads or writes. Views, in-place operations and a KV cache that is written through
+one tensor and read through another need no rules of their own then.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Fewer rows are a matter of reading weights, at which the CPU is as good as any; smaller products take less
+# time than their handing over.
+LEAST_ROWS = 32
+LEAST_WORK = 1 << 20  # multiplications
+_WINDOW = 64  # nodes ahead that are looked at
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Touches:
+    """What nodes read and write, as byte ranges [start, stop); an empty one touches nothing.
+
+    `reads` is (nodes, sources, 2), `writes` (nodes, 2).
+    """
+
+    reads: NDArray[np.uint64]
+    writes: NDArray[np.uint64]
+
+    def independent(self, pending: Sequence[int], start: int, stop: int) -> list[int]:
+        """Return which nodes of [start, stop) may run before `pending`, which stand before them.
+
+        In order; each may also run before those of the range that are left out.
+        """
+        held_reads = self.reads[list(pending)].reshape(-1, 2)
+        held_writes = self.writes[list(pending)]
+        free: list[int] = []
+        for node in range(start, min(stop, start + _WINDOW)):
+            reads, write = self.reads[node], self.writes[node : node + 1]
+            if _overlap(reads, held_writes) or _overlap(write, held_writes) or _overlap(write, held_reads):
+                held_reads = np.concatenate([held_reads, reads])
+                held_writes = np.concatenate([held_writes, write])
+            else:
+                free.append(node)
+        return free
+
+
+def _overlap(some: NDArray[np.uint64], others: NDArray[np.uint64]) -> bool:
+    """Return whether any range of `some` shares a byte with any of `others`."""
+    start = np.maximum(some[:, None, 0], others[None, :, 0])
+    stop = np.minimum(some[:, None, 1], others[None, :, 1])
+    return bool((start < stop).any())
+
+
+@dataclasses.dataclass(slots=True)
+class Pace:
+    """How fast somebody multiplies: seconds for a multiplication, as measured lately; None: unknown."""
+
+    seconds: float | None = None
+
+    def note(self, work: int, seconds: float) -> None:
+        """Take note that `work` multiplications took so long."""
+        measured = seconds / max(1, work)
+        self.seconds = measured if self.seconds is None else (self.seconds + measured) / 2
+
+    def expected(self, work: int) -> float | None:
+        """Return the seconds that `work` multiplications will take."""
+        return None if self.seconds is None else work * self.seconds
+
+
+def shared_out(work: Sequence[int], other: Pace, cpu: Pace) -> int:
+    """Return how many of the independent products of `work` multiplications the other engine should do.
+
+    The first at least: it is the one asked. The CPU does those behind, at the same time, as far as it is
+    done no later with them than the other engine would be.
+    """
+    count = len(work)
+    while count > 1:
+        ours, theirs = cpu.expected(sum(work[count - 1 :])), other.expected(sum(work[:count]))
+        if ours is None or theirs is None or ours > theirs:
+            return count
+        count -= 1
+    return count
+
+
+def cut(columns: int, most: int, multiple: int = 32) -> Iterator[tuple[int, int]]:
+    """Yield (first, count) of portions of `columns` of at most `most`, all but the last whole multiples."""
+    step = max(multiple, most // multiple * multiple)
+    for first in range(0, columns, step):
+        yield first, min(step, columns - first)
