@@ -10,6 +10,7 @@
  *   contiguous.c  another allocator, for baselines: the CMA area
  *   ondemand.c    nothing handed over for a while → RELAX
  *   debugfs.c     what is going on
+ *   exported.h    for other modules: the NPU's driver
  *
  * Locks. `service` (service.c) is held while a notice is handled, and so serialises everything that
  * grants, takes or frees. Nothing that holds it waits for the secure world. Counters are atomic.
@@ -22,19 +23,12 @@
 #include <linux/platform_device.h>
 #include <linux/types.h>
 
-#include "flex.h"
+#include "exported.h"
 
 #define FLEX_ORDER_MAX 9 /* 2 MiB: a call, and what Linux likes to keep in one piece */
 #define FLEX_ORDERS (FLEX_ORDER_MAX + 1)
 
-/* ---- smc.c ---- */
-
-struct flex_results {
-	u64 x[4]; /* x1 … x4 of the answer */
-};
-
-/* Makes a call. Returns its status; `results` may be NULL. Any context; takes microseconds. */
-int flex_call(enum flex_call call, u64 a, u64 b, u64 c, struct flex_results *results);
+/* ---- smc.c, which also has flex_call() ---- */
 
 /*
  * Makes a call again for as long as it is BUSY, sleeping in between, for about `ms` milliseconds:
@@ -80,7 +74,7 @@ int flex_contiguous_init(struct device_node *node);
 /* Adds one run of `pages` pages to `blocks`, as pages of order 0; -EBUSY when there is none. */
 int flex_contiguous_alloc(unsigned long pages, struct list_head *blocks);
 
-/* ---- service.c ---- */
+/* ---- service.c, which also has flex_listen() ---- */
 
 int flex_service_init(struct platform_device *device);
 void flex_service_exit(struct platform_device *device);

@@ -8,6 +8,9 @@
  * to the worker what takes long: a WANT, which allocates, and a GONE. At most one notice is put aside,
  * and while it is, nobody but the worker polls, so nothing overtakes it. The monitor keeps the others.
  *
+ * The monitor may say MORE for a while instead of nothing: when a device that it waits for needs time.
+ * Nobody spins on that: the worker looks again a little later.
+ *
  * An interrupt is never lost: it comes after its command was written, queue_work() after that queues
  * the work anew even while it runs, and a POLL that says NONE was after everything written before.
  */
@@ -21,6 +24,7 @@
 #include "flexmem.h"
 
 static const unsigned int patience_ms = 1000;
+static const unsigned int mores_max = 64; /* without a notice: all that a full ring can be the cause of */
 
 static void serve(struct work_struct *work);
 
@@ -29,7 +33,8 @@ static DECLARE_WORK(work, serve);
 static struct workqueue_struct *queue;
 static struct flex_results put_aside; /* a WANT or GONE, unless its kind is NONE */
 static int irq;
-static bool attached, closing;
+static void (*listener)(const struct flex_results *notice); /* under service */
+static bool attached, closing, waiting;
 
 /* ---- notices ---- */
 
@@ -66,26 +71,36 @@ static unsigned long handle(const struct flex_results *notice)
 	case FLEX_NOTICE_ATTACHED:
 		WRITE_ONCE(attached, true);
 		return 0;
+	case FLEX_NOTICE_MORE:
+		return 0;
 	default:
+		if (listener)
+			listener(notice);
 		return 0;
 	}
 }
 
-/* Polls until there is nothing more, or something is put aside, or enough came. Under service. */
+/*
+ * Polls until there is nothing more, or something is put aside, or enough came, or the monitor is
+ * waiting for something. Under service.
+ */
 static unsigned long poll(unsigned long enough)
 {
 	unsigned long came = 0;
+	unsigned int mores = 0;
 
-	while (!put_aside.x[0] && came < enough) {
+	while (!put_aside.x[0] && came < enough && mores < mores_max) {
 		struct flex_results notice;
 
 		if (flex_call(FLEX_CALL_POLL, 0, 0, 0, &notice) || notice.x[0] == FLEX_NOTICE_NONE)
 			break;
+		mores = notice.x[0] == FLEX_NOTICE_MORE ? mores + 1 : 0;
 		if (notice.x[0] == FLEX_NOTICE_WANT || notice.x[0] == FLEX_NOTICE_GONE)
 			put_aside = notice;
 		else
 			came += handle(&notice);
 	}
+	waiting = mores == mores_max;
 	return came;
 }
 
@@ -100,13 +115,20 @@ static void serve_put_aside(void)
 
 static void serve(struct work_struct *unused)
 {
+	bool again;
+
 	mutex_lock(&service);
 	flex_ondemand_touch();
 	do {
 		serve_put_aside();
 		poll(ULONG_MAX);
 	} while (put_aside.x[0]);
+	again = waiting;
 	mutex_unlock(&service);
+	if (again) {
+		usleep_range(100, 200);
+		flex_service_kick();
+	}
 }
 
 /* ---- for others ---- */
@@ -134,11 +156,19 @@ unsigned long flex_service_reap(unsigned long enough)
 	if (!mutex_trylock(&service))
 		return 0;
 	came = poll(enough);
-	if (put_aside.x[0])
+	if (put_aside.x[0] || waiting)
 		flex_service_kick();
 	mutex_unlock(&service);
 	return came;
 }
+
+void flex_listen(void (*hear)(const struct flex_results *notice))
+{
+	mutex_lock(&service);
+	listener = hear;
+	mutex_unlock(&service);
+}
+EXPORT_SYMBOL_GPL(flex_listen);
 
 /*
  * First the door is closed: no WANT is met any more. Then everything is asked for, and waited for.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0 OR Apache-2.0
 #include <linux/arm-smccc.h>
 #include <linux/delay.h>
+#include <linux/export.h>
 
 #include "flexmem.h"
 
@@ -16,6 +17,7 @@ int flex_call(enum flex_call call, u64 a, u64 b, u64 c, struct flex_results *res
 		flex_count(FLEX_COUNT_DENIED, 1);
 	return (int)out.a0;
 }
+EXPORT_SYMBOL_GPL(flex_call);
 
 int flex_call_patiently(enum flex_call call, u64 a, u64 b, unsigned int ms)
 {

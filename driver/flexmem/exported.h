@@ -1,0 +1,24 @@
+/* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
+/* What Flex-Mem's driver offers to drivers of what else the monitor keeps: its calls, its notices. */
+#ifndef FLEXMEM_EXPORTED_H
+#define FLEXMEM_EXPORTED_H
+
+#include <linux/types.h>
+
+#include "flex.h"
+
+struct flex_results {
+	u64 x[4]; /* x1 … x4 of the answer */
+};
+
+/* Makes a call. Returns its status; `results` may be NULL. Any context; takes microseconds. */
+int flex_call(enum flex_call call, u64 a, u64 b, u64 c, struct flex_results *results);
+
+/*
+ * Has `hear` told the notices of the monitor that are not Flex-Mem's own, or nobody when it is NULL;
+ * then it runs no more on return. What comes while nobody hears is lost. `hear` may be called by who
+ * reclaims memory: it must not allocate and not wait. May sleep.
+ */
+void flex_listen(void (*hear)(const struct flex_results *notice));
+
+#endif
