@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0 OR Apache-2.0
 /*
- * /sys/kernel/debug/flexmem: `state` (pages handed over, by the order of the block they came in),
+ * /sys/kernel/debug/flexmem: `state` (pages handed over, by the order of their block),
  * `counters`, each a line "name value"; `detach`: writing 1 has everything given back and nothing
  * granted any more, or fails; 0 grants again. Reading makes no call, so it never switches protection on.
  */

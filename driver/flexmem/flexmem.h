@@ -62,7 +62,7 @@ unsigned long flex_pool_return(phys_addr_t ipa, unsigned long pages);
 unsigned long flex_pool_recover(void);
 
 unsigned long flex_pool_held(void);		 /* pages; any context */
-unsigned long flex_pool_held_of(unsigned int order); /* pages that came in blocks of that order */
+unsigned long flex_pool_held_of(unsigned int order); /* pages in blocks of that order */
 bool flex_pool_is_granting(void);		 /* whether the caller is inside flex_pool_grant */
 bool flex_pool_holds_any(unsigned long pfn, unsigned long pages);
 

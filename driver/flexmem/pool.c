@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0 OR Apache-2.0
 /*
  * The pages handed over. They are allocated in blocks, as large as the buddy allocator has them at
- * hand, and split at once into pages of their own, since the secure world gives back what it likes.
+ * hand, and freed in the same blocks where a block comes back in one piece. The secure world gives
+ * back what it likes, so a block that comes back in parts is split then, into pages of their own.
  * A page belongs to us from the allocator until it is freed: it is on no LRU list, cannot be moved
  * or swapped, and nobody but us knows it. Between GRANT and TAKE nobody may touch it.
  *
@@ -26,6 +27,7 @@ static const unsigned int patience_ms = 1000; /* for the secure world to read it
 static struct {
 	unsigned long first, count; /* pages that could be handed over: by frame number */
 	unsigned long *held;	    /* a bit for each: it is handed over */
+	unsigned long *heads;	    /* a bit for each: a block begins here, whose order its private word holds */
 	atomic_long_t pages;
 	atomic_long_t of_order[FLEX_ORDERS];
 	struct task_struct *granting;
@@ -36,12 +38,17 @@ int flex_pool_init(const struct flex_layout *layout)
 	pool.first = PHYS_PFN(layout->ram_base);
 	pool.count = PHYS_PFN(layout->hidden_base) - pool.first;
 	pool.held = bitmap_zalloc(pool.count, GFP_KERNEL);
-	return pool.held ? 0 : -ENOMEM;
+	pool.heads = bitmap_zalloc(pool.count, GFP_KERNEL);
+	if (pool.held && pool.heads)
+		return 0;
+	flex_pool_exit();
+	return -ENOMEM;
 }
 
 void flex_pool_exit(void)
 {
 	bitmap_free(pool.held);
+	bitmap_free(pool.heads);
 }
 
 unsigned long flex_pool_held(void)
@@ -66,29 +73,79 @@ bool flex_pool_holds_any(unsigned long pfn, unsigned long pages)
 	return find_next_bit(pool.held, end, index) < end;
 }
 
-/* ---- keeping account: a page remembers the order of the block it came in ---- */
+/* ---- keeping account of blocks, by the index of a page in the pool ---- */
 
-static void hold(unsigned long pfn, unsigned int order)
+static void hold(struct page *block)
 {
-	struct page *page = pfn_to_page(pfn);
+	unsigned int order = page_private(block);
+	unsigned long index = page_to_pfn(block) - pool.first, pages = 1UL << order;
 
-	set_page_private(page, order);
-	__set_bit(pfn - pool.first, pool.held);
-	atomic_long_inc(&pool.of_order[order]);
+	bitmap_set(pool.held, index, pages);
+	__set_bit(index, pool.heads);
+	atomic_long_add(pages, &pool.of_order[order]);
 	/* While anything is handed over, this module stays: its code has to get it back. */
-	if (atomic_long_inc_return(&pool.pages) == 1)
+	if (atomic_long_add_return(pages, &pool.pages) == pages)
 		__module_get(THIS_MODULE);
 }
 
-static void let_go(unsigned long pfn)
+/* Where the block of a held page begins. Blocks lie at multiples of their size. */
+static unsigned long head_of(unsigned long index)
 {
-	struct page *page = pfn_to_page(pfn);
+	unsigned long pfn = pool.first + index;
+	unsigned int order = 0;
 
-	__clear_bit(pfn - pool.first, pool.held);
-	atomic_long_dec(&pool.of_order[page_private(page)]);
-	set_page_private(page, 0);
-	__free_page(page);
-	if (atomic_long_dec_return(&pool.pages) == 0)
+	while (!test_bit(ALIGN_DOWN(pfn, 1UL << order) - pool.first, pool.heads))
+		order++;
+	return ALIGN_DOWN(pfn, 1UL << order) - pool.first;
+}
+
+static unsigned int order_at(unsigned long head)
+{
+	return page_private(pfn_to_page(pool.first + head));
+}
+
+/* Makes each page of a block a block, since some of them go and others stay. */
+static void split(unsigned long head)
+{
+	struct page *page = pfn_to_page(pool.first + head);
+	unsigned int order = page_private(page);
+
+	split_page(page, order);
+	bitmap_set(pool.heads, head, 1UL << order);
+	for (unsigned long i = 0; i < 1UL << order; i++)
+		set_page_private(page + i, 0);
+	atomic_long_sub(1UL << order, &pool.of_order[order]);
+	atomic_long_add(1UL << order, &pool.of_order[0]);
+}
+
+static void let_go(unsigned long head)
+{
+	struct page *block = pfn_to_page(pool.first + head);
+	unsigned int order = page_private(block);
+
+	__clear_bit(head, pool.heads);
+	atomic_long_sub(1UL << order, &pool.of_order[order]);
+	set_page_private(block, 0);
+	__free_pages(block, order);
+}
+
+/* Frees a range of held pages that came back, in the largest pieces that it has. */
+static void let_all_go(unsigned long index, unsigned long pages)
+{
+	unsigned long at = index, end = index + pages;
+
+	bitmap_clear(pool.held, index, pages);
+	while (at < end) {
+		unsigned long head = head_of(at), size = 1UL << order_at(head);
+
+		if (head < at || head + size > end) {
+			split(head);
+			size = 1;
+		}
+		let_go(at);
+		at += size;
+	}
+	if (atomic_long_sub_return(pages, &pool.pages) == 0)
 		module_put(THIS_MODULE);
 }
 
@@ -191,13 +248,8 @@ static bool grant_run(struct list_head *run, unsigned long pages)
 	if (flex_call_patiently(FLEX_CALL_GRANT, ipa, pages, patience_ms) != FLEX_STATUS_OK)
 		return false;
 	list_for_each_entry_safe(block, next, run, lru) {
-		unsigned int order = page_private(block);
-		unsigned long pfn = page_to_pfn(block);
-
 		list_del(&block->lru);
-		split_page(block, order);
-		for (unsigned long i = 0; i < 1UL << order; i++)
-			hold(pfn + i, order);
+		hold(block);
 	}
 	return true;
 }
@@ -250,8 +302,7 @@ static unsigned long get_back(enum flex_call call, unsigned long index, unsigned
 	flex_count(FLEX_COUNT_TAKE_NS, taken - start);
 	if (status != FLEX_STATUS_OK)
 		return 0;
-	for (unsigned long i = 0; i < pages; i++)
-		let_go(pfn + i);
+	let_all_go(index, pages);
 	flex_count(FLEX_COUNT_FREE_NS, ktime_get_ns() - taken);
 	flex_count(call == FLEX_CALL_TAKE ? FLEX_COUNT_TAKEN : FLEX_COUNT_RETURNED, pages);
 	flex_ondemand_touch();
