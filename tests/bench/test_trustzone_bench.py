@@ -102,13 +102,19 @@ def test_the_table_says_what_it_is(measured: dict[str, Any]):
 
 
 def sample(allocate: float, grant: float, take: float, free: float) -> Sample:
-    return Sample(allocate, grant, take, free, orders=(0,) * 9 + (512,), moved=0)
+    return Sample(
+        *(allocate, grant, take, free),
+        unused_take=take / 2,
+        unused_free=free / 2,
+        orders=(0,) * 9 + (512,),
+        moved=0,
+    )
 
 
-def test_the_monitors_part_of_an_allocation_is_counted_for_flexmem_alone():
+def test_the_monitors_part_is_counted_for_flexmem_alone_but_for_overwriting():
     flexmem, cma = [sample(1, 1, 1, 1)] * 3, [sample(10, 99, 3, 3)] * 3
     cell = cell_of("k", 2 * MIB, {Allocator.FLEXMEM: flexmem, Allocator.CMA: cma})
-    assert (cell["allocate_speedup"], cell["reclaim_speedup"], cell["free_speedup"]) == (5, 3, 3)
+    assert (cell["allocate_speedup"], cell["reclaim_speedup"], cell["scrubbed_speedup"]) == (5, 1.5, 3)
 
 
 def test_what_was_refused_is_counted_and_not_compared():

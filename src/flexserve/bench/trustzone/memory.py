@@ -13,6 +13,7 @@ from flexserve.errors import GrantRefusedError
 from flexserve.platforms.trustzone.guest_pages import GuestPages
 
 PARTS = ("allocate", "grant", "take", "free")
+_UNUSED = ("take", "free")  # of pages that nobody wrote to
 _ORDERS = 10
 
 
@@ -24,6 +25,8 @@ class Sample:
     grant: float  # unmapping from Stage-2 and the devices, by the monitor
     take: float  # scrubbing and mapping again, by the monitor
     free: float  # back to the kernel's allocator
+    unused_take: float  # mapping again alone: of pages that the secure world never used
+    unused_free: float
     orders: tuple[int, ...]  # pages that came in blocks of each order
     moved: int  # pages of others that the kernel moved meanwhile
 
@@ -70,10 +73,26 @@ def _sample(stage: Stage, pages: GuestPages, size: int) -> Sample | None:
     pages.give_back(runs)
     pages.trim(0)
     stage.wait_until_free()
-    after = stage.counters()
-    spent = {part: (after[f"{part}_ns"] - before[f"{part}_ns"]) / 1e9 for part in PARTS}
+    spent = _spent(before, stage.counters(), PARTS)
     orders = tuple(held[f"order{order}"] for order in range(_ORDERS))
-    return Sample(**spent, orders=orders, moved=moved)
+    unused = _hand_back_unused(stage, pages, size)
+    if unused is None:
+        return None
+    return Sample(**spent, unused_take=unused["take"], unused_free=unused["free"], orders=orders, moved=moved)
+
+
+def _hand_back_unused(stage: Stage, pages: GuestPages, size: int) -> dict[str, float] | None:
+    """Return what it takes to give back as much that was never used; None where the kernel refused it."""
+    if pages.want(pages_in(size), pages_in(size)) < pages_in(size):
+        return None
+    before = stage.counters()
+    pages.trim(0)
+    stage.wait_until_free()
+    return _spent(before, stage.counters(), _UNUSED)
+
+
+def _spent(before: dict[str, int], after: dict[str, int], parts: Sequence[str]) -> dict[str, float]:
+    return {part: (after[f"{part}_ns"] - before[f"{part}_ns"]) / 1e9 for part in parts}
 
 
 def cell_of(kernel: str, size: int, by_allocator: dict[Allocator, list[Sample | None]]) -> dict[str, Any]:
@@ -90,7 +109,7 @@ def cell_of(kernel: str, size: int, by_allocator: dict[Allocator, list[Sample | 
 
 
 def _medians(samples: Sequence[Sample], pages: int) -> dict[str, Any]:
-    seconds = {part: _median(samples, part) for part in PARTS}
+    seconds = {part: _median(samples, part) for part in (*PARTS, "unused_take", "unused_free")}
     return {
         "seconds": seconds,
         "ns_per_page": {part: spent / pages * 1e9 for part, spent in seconds.items()},
@@ -103,13 +122,15 @@ def _medians(samples: Sequence[Sample], pages: int) -> dict[str, Any]:
 def _comparison(flexmem: Sequence[Sample], cma: Sequence[Sample]) -> dict[str, float]:
     """Return how many times faster Flex-Mem was: ratios of medians.
 
-    Allocation counts the monitor's work for Flex-Mem alone: a memory firewall protects one run with
-    one write. Reclamation is compared as the kernels see it, and with the monitor's part of both.
+    The monitor's work counts for Flex-Mem alone: a memory firewall protects one run with one write.
+    Overwriting is left out of `reclaim_speedup`, as the published figure must leave it out: 8 GiB in
+    80.5 ms are 107 GB/s, and the paper's board has memory of 34 GB/s. It is the same for both, and
+    in `scrubbed_speedup`.
     """
     return {
         "allocate_speedup": _median(cma, "allocate") / _median(flexmem, "allocate", "grant"),
-        "reclaim_speedup": _median(cma, "take", "free") / _median(flexmem, "take", "free"),
-        "free_speedup": _median(cma, "free") / _median(flexmem, "free"),
+        "reclaim_speedup": _median(cma, "unused_free") / _median(flexmem, "unused_take", "unused_free"),
+        "scrubbed_speedup": _median(cma, "take", "free") / _median(flexmem, "take", "free"),
     }
 
 
