@@ -57,6 +57,17 @@ def test_more_pressure_never_keeps_more_nor_answers_sooner(report):
         assert seconds == sorted(seconds)
 
 
+def test_the_secure_npu_gains_nearly_what_the_bare_one_does(report):
+    cells = report["npu"]["cells"]
+    bare = report["npu"]["mode_switch_seconds"] * 2 + report["npu"]["task_launch_seconds"]
+    for cell in cells:
+        seconds = cell["seconds"]
+        assert seconds["npu"] * cell["protection_part"] == pytest.approx(bare)
+        assert 12 < cell["gain"] < 12.5  # without protection: 12.5
+        assert 1 < cell["cold_gain"] <= cell["gain"] * 1.01
+        assert seconds["npu"] < seconds["whole_driver"] < seconds["cpu"]
+
+
 def test_summaries_are_those_of_their_cells(report):
     cells = report["workflow"]["cells"]
     best = max(cell["speedup_over_strawman"] for cell in cells)

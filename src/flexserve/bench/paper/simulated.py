@@ -21,6 +21,7 @@ import statistics
 from collections.abc import Iterable
 from typing import Any
 
+from flexserve.bench.paper.simulated_npu import npu
 from flexserve.bench.paper.simulated_table import table
 from flexserve.platforms.sim.designs import Design, Keeping, designs
 from flexserve.platforms.sim.machine import (
@@ -145,6 +146,7 @@ def run(seed: int = 0) -> dict[str, Any]:
             "paper": PAPER["pipeline"],
             "cells": bounds,
         },
+        "npu": npu(systems["flexserve"]),
         "variants": {name: _variant(systems, name) for name in _VARIANTS},
     }
 

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from flexserve.bench.paper.simulated_npu import npu_table
 from flexserve.bench.paper.table import markdown
 
 _NAMES = {
@@ -35,6 +36,8 @@ def table(report: dict[str, Any]) -> str:
         _breakdown(report),
         "Workflows, seconds for all calls:",
         _workflows(report),
+        "Prefill of a model in memory on the secure NPU and on the CPU, seconds to the first token:",
+        npu_table(report["npu"]),
         "Where and why the model differs from the paper:",
         "\n".join(f"- {line}" for line in _differences(report)),
     ]
