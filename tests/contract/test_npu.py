@@ -32,6 +32,9 @@ class FakeRig:
     def hang(self) -> None:
         self.npu.stuck = True
 
+    def heal(self) -> None:
+        self.npu.stuck = False
+
 
 class TestFakeNpu(NpuContract):
     @contextlib.contextmanager

@@ -60,7 +60,20 @@ def test_a_deadline_is_kept_with_something_to_spare(came: float, later: float, w
     for wait in waits:
         share.wanted_back(now, now + wait)
         assert share.leave_at() <= now + 0.75 * wait + 1e-9
+        abort = share.abort_at()
+        assert abort is not None
+        assert abort <= now + 0.875 * wait + 1e-9
+        assert abort >= share.leave_at() - 1e-9, "a job is given the margin to end in"
     assert share.leave_at() <= now + 0.75 * min(waits) + 1e-9, "a later demand postponed an earlier one"
+
+
+def test_what_failed_is_left_alone_for_a_while():
+    share = NpuShare()
+    share.came(0.0)
+    share.left(1.0)
+    share.failed(1.0)
+    assert not share.may_ask(5.0)
+    assert share.may_ask(20.0)
 
 
 def test_both_get_half_of_it_when_both_always_want_it():

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexserve.core.offload import Pace, Touches, cut, shared_out
+from flexserve.core.offload import WINDOW, Conflicts, Pace, cut, shared_out
 
 MEMORY = 24  # bytes
 SOURCES = 3
@@ -19,12 +19,12 @@ nodes = st.lists(st.tuples(st.lists(spans, max_size=SOURCES), spans), min_size=2
 Nodes = list[tuple[list[tuple[int, int]], tuple[int, int]]]
 
 
-def touches(graph: Nodes) -> Touches:
+def conflicts(graph: Nodes) -> Conflicts:
     reads = np.zeros((len(graph), SOURCES, 2), np.uint64)
     for index, (sources, _) in enumerate(graph):
         for slot, span in enumerate(sources):
             reads[index, slot] = span
-    return Touches(reads, np.array([write for _, write in graph], np.uint64))
+    return Conflicts(reads, np.array([write for _, write in graph], np.uint64))
 
 
 def computed(graph: Nodes, order: list[int]) -> bytes:
@@ -40,31 +40,32 @@ def computed(graph: Nodes, order: list[int]) -> bytes:
 @given(nodes, st.integers(1, 3))
 def test_what_runs_before_its_turn_changes_nothing(graph: Nodes, pending: int):
     pending = min(pending, len(graph) - 1)
-    free = touches(graph).independent(range(pending), pending, len(graph))
+    free = conflicts(graph).independent(range(pending), range(pending, len(graph)))
     rest = [node for node in range(pending, len(graph)) if node not in free]
     order = [*free, *range(pending), *rest]
     assert computed(graph, order) == computed(graph, list(range(len(graph))))
 
 
-@given(nodes)
-def test_every_node_that_shares_nothing_with_one_left_behind_may_run(graph: Nodes):
+@given(nodes, st.sets(st.integers(1, 14)))
+def test_every_node_that_shares_nothing_with_one_left_behind_may_run(graph: Nodes, leave: set[int]):
     def bytes_of(*ranges: tuple[int, int]) -> set[int]:
         return {byte for start, stop in ranges for byte in range(start, stop)}
 
     behind, expected = [0], []
     for node in range(1, len(graph)):
         reads, write = bytes_of(*graph[node][0]), bytes_of(graph[node][1])
-        conflict = any(
+        conflict = node in leave or any(
             (reads | write) & bytes_of(graph[other][1]) or write & bytes_of(*graph[other][0])
             for other in behind
         )
         (behind if conflict else expected).append(node)
-    assert touches(graph).independent([0], 1, len(graph)) == expected
+    assert conflicts(graph).independent([0], range(1, len(graph)), leave) == expected
 
 
-def test_nodes_beyond_the_stop_are_left_alone():
-    graph: Nodes = [([], (0, 1)), ([], (1, 2)), ([], (2, 3))]
-    assert touches(graph).independent([0], 1, 2) == [1]
+def test_a_long_graph_is_looked_at_in_windows():
+    graph: Nodes = [([], (0, 1)), *[([], (2, 3))] * (2 * WINDOW)]
+    assert conflicts(graph).independent([0], range(1, len(graph))) == list(range(1, WINDOW + 1))
+    assert conflicts(graph).independent([5], range(6, len(graph))) == []
 
 
 def test_the_other_engine_gets_everything_until_both_are_known():

@@ -16,6 +16,7 @@ from __future__ import annotations
 TURN = 0.1  # seconds
 LINGER = 0.3  # seconds; handing it over and back costs milliseconds, and requests come in bouts
 _MARGIN = 0.25  # of the time until a deadline is kept for the job under way and for the way back
+_AFTER_LOSS = 10.0  # seconds; a job that does not end costs its request seconds
 
 
 class NpuShare:
@@ -25,7 +26,8 @@ class NpuShare:
         self._turn, self._linger = turn, linger
         self._came = self._used = float("-inf")
         self._rest_until = float("-inf")
-        self._leave_by: float | None = None  # since somebody wants it
+        self._leave_by: float | None = None  # since somebody wants it …
+        self._abort_by: float | None = None
 
     def may_ask(self, now: float) -> bool:
         """Return whether it is our turn to ask for it."""
@@ -34,7 +36,7 @@ class NpuShare:
     def came(self, now: float) -> None:
         """Take note that it is here."""
         self._came = self._used = now
-        self._leave_by = None
+        self._leave_by = self._abort_by = None
 
     def used(self, now: float) -> None:
         """Take note that there is, or was, something for it to do."""
@@ -42,16 +44,29 @@ class NpuShare:
 
     def wanted_back(self, now: float, deadline: float) -> None:
         """Take note that the normal world wants it back by `deadline`. Later ones postpone nothing."""
-        leave_by = min(self._came + self._turn, deadline - _MARGIN * max(0.0, deadline - now))
-        self._leave_by = leave_by if self._leave_by is None else min(self._leave_by, leave_by)
+        margin = _MARGIN * max(0.0, deadline - now)
+        self._leave_by = _earlier(self._leave_by, min(self._came + self._turn, deadline - margin))
+        self._abort_by = _earlier(self._abort_by, deadline - margin / 2)
 
     def leave_at(self) -> float:
-        """Return when to let it go, unless something happens first."""
+        """Return when to let it go, between two jobs, unless something happens first."""
         idle = self._used + self._linger
         return idle if self._leave_by is None else min(idle, self._leave_by)
+
+    def abort_at(self) -> float | None:
+        """Return when to let it go in the middle of a job; None: never."""
+        return self._abort_by
 
     def left(self, now: float) -> None:
         """Take note that it is gone: if it was wanted, the normal world has its turn now."""
         if self._leave_by is not None:
             self._rest_until = now + self._turn
-        self._leave_by = None
+        self._leave_by = self._abort_by = None
+
+    def failed(self, now: float) -> None:
+        """Take note that a job was lost: it is left alone for a while."""
+        self._rest_until = now + _AFTER_LOSS
+
+
+def _earlier(one: float | None, other: float) -> float:
+    return other if one is None else min(one, other)

@@ -10,7 +10,7 @@ one tensor and read through another need no rules of their own then.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,42 +19,55 @@ from numpy.typing import NDArray
 # time than their handing over.
 LEAST_ROWS = 32
 LEAST_WORK = 1 << 20  # multiplications
-_WINDOW = 64  # nodes ahead that are looked at
+WINDOW = 64  # nodes ahead that are looked at
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Touches:
-    """What nodes read and write, as byte ranges [start, stop); an empty one touches nothing.
+class Conflicts:
+    """Which nodes of a graph must keep their order.
 
-    `reads` is (nodes, sources, 2), `writes` (nodes, 2).
+    `reads` (nodes, sources, 2) and `writes` (nodes, 2) are what each node touches, as byte ranges
+    [start, stop); an empty one touches nothing.
     """
 
-    reads: NDArray[np.uint64]
-    writes: NDArray[np.uint64]
+    def __init__(self, reads: NDArray[np.uint64], writes: NDArray[np.uint64]) -> None:
+        count = len(writes)
+        # Bit j of number i: node j, up to WINDOW nodes behind node i, must not run before it.
+        self._behind = [0] * count
+        for distance in range(1, min(WINDOW, count - 1) + 1):
+            first, second = slice(0, count - distance), slice(distance, count)
+            conflict = _overlap(writes[first, None], writes[second, None])
+            conflict |= _overlap(writes[first, None], reads[second])
+            conflict |= _overlap(reads[first], writes[second, None])
+            for node in np.flatnonzero(conflict).tolist():
+                self._behind[node] |= 1 << (node + distance)
 
-    def independent(self, pending: Sequence[int], start: int, stop: int) -> list[int]:
-        """Return which nodes of [start, stop) may run before `pending`, which stand before them.
+    def independent(
+        self, pending: Sequence[int], among: Sequence[int], leave: Collection[int] = ()
+    ) -> list[int]:
+        """Return which nodes of `among` may run before `pending`, which stand before them.
 
-        In order; each may also run before those of the range that are left out.
+        In order; each may also run before those of `among` that are left behind, as `leave` are in any
+        case. Nodes more than WINDOW behind the first of `pending` are not considered.
         """
-        held_reads = self.reads[list(pending)].reshape(-1, 2)
-        held_writes = self.writes[list(pending)]
+        bound = 0
+        for node in pending:
+            bound |= self._behind[node]
         free: list[int] = []
-        for node in range(start, min(stop, start + _WINDOW)):
-            reads, write = self.reads[node], self.writes[node : node + 1]
-            if _overlap(reads, held_writes) or _overlap(write, held_writes) or _overlap(write, held_reads):
-                held_reads = np.concatenate([held_reads, reads])
-                held_writes = np.concatenate([held_writes, write])
+        for node in among:
+            if node > pending[0] + WINDOW:
+                break
+            if bound >> node & 1 or node in leave:
+                bound |= self._behind[node]
             else:
                 free.append(node)
         return free
 
 
-def _overlap(some: NDArray[np.uint64], others: NDArray[np.uint64]) -> bool:
-    """Return whether any range of `some` shares a byte with any of `others`."""
-    start = np.maximum(some[:, None, 0], others[None, :, 0])
-    stop = np.minimum(some[:, None, 1], others[None, :, 1])
-    return bool((start < stop).any())
+def _overlap(some: NDArray[np.uint64], others: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Return for each node whether any range of (nodes, n, 2) shares a byte with any of the other ones."""
+    start = np.maximum(some[:, :, None, 0], others[:, None, :, 0])
+    stop = np.minimum(some[:, :, None, 1], others[:, None, :, 1])
+    return np.asarray((start < stop).any(axis=(1, 2)))
 
 
 @dataclasses.dataclass(slots=True)

@@ -152,7 +152,7 @@ class Npu(Protocol):
     """
 
     limits: NpuLimits
-    #: Called from another thread when `state` or `wanted_back` changed; must not block.
+    #: Called when `state` or `wanted_back` changed, by any thread, with no lock held; must not block.
     on_change: Callable[[], None]
 
     @property
@@ -182,4 +182,4 @@ class Npu(Protocol):
         """
 
     def release(self) -> None:
-        """Give it back, whatever it does: LEAVING, then AWAY. Always safe; nothing unless it is HELD."""
+        """Give it back: LEAVING, then AWAY, and a job under way is lost. Always safe; nothing unless HELD."""

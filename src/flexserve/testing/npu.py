@@ -101,7 +101,7 @@ class FakeNpu:
         with self._changed:
             if self._state is not NpuState.HELD:
                 raise NpuLostError("The NPU is away (fake).")
-            if self._job is not None:
+            if self._job is not None and not self._failed:
                 raise InternalError("The NPU has a job.")
             self._failed = False
             self._job = threading.Thread(target=self._run, args=(list(products), place), daemon=True)
@@ -154,6 +154,21 @@ class FakeNpu:
             self.computed.append(product)
 
 
+class Troubled(FakeNpu):
+    """Has a trouble (a method of FakeNpu, say) just after job number `at` was begun; the first is 1."""
+
+    def __init__(self, *, at: int, trouble: Callable[[FakeNpu], None], delay: float = 0.0) -> None:
+        super().__init__(delay=delay)
+        self.at, self.trouble = at, trouble
+        self.begun = 0
+
+    def submit(self, products: Sequence[Product], place: int) -> None:
+        super().submit(products, place)
+        self.begun += 1
+        if self.begun == self.at:
+            self.trouble(self)
+
+
 def check(products: Sequence[Product], limits: NpuLimits) -> None:
     """Raise InternalError for a job beyond `limits`."""
     fits = 0 < len(products) <= limits.products and all(
@@ -183,7 +198,10 @@ class NpuRig(Protocol):
         """Have it want the NPU back within `seconds`."""
 
     def hang(self) -> None:
-        """Have jobs begin and not end, for ever."""
+        """Have jobs begin and not end, until `heal`."""
+
+    def heal(self) -> None:
+        """Have jobs end again, that hang or are to come."""
 
 
 class Bench:
@@ -392,3 +410,13 @@ class NpuContract(abc.ABC):
         before = bench.result(product)
         time.sleep(0.05)
         assert bench.result(product) == before, "it was written to when nobody could any more"
+
+    def test_what_was_lost_is_over_when_it_comes_again(self, rigged: NpuRig, npu: Npu, bench: Bench) -> None:
+        self.hold(npu)
+        rigged.hang()
+        npu.submit([bench.product(4, 4, 64)], bench.place)
+        npu.release()
+        assert eventually(lambda: npu.state is NpuState.AWAY)
+        rigged.heal()
+        self.hold(npu)
+        self.run(npu, bench, bench.product(4, 4, 64))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+from collections.abc import Sequence
 from ctypes import (
     POINTER,
     Structure,
@@ -28,8 +29,6 @@ from ctypes import (
 )
 from typing import Any
 
-import numpy as np
-
 from flexserve.errors import InternalError, NormalWorldError
 
 PINNED_VERSION = "0.3.36"  # of llama-cpp-python; the declarations below are this version's
@@ -39,7 +38,10 @@ DEVICE_TYPE_CPU = 0
 STATUS_SUCCESS = 0
 STATUS_FAILED = -1
 STATUS_ABORTED = 1
-OP_GET_ROWS = 40
+OP_MUL_MAT, OP_GET_ROWS = 29, 40
+OPS_OF_NO_EFFECT = range(36, 40)  # RESHAPE, VIEW, PERMUTE, TRANSPOSE
+OPS_OF_UNKNOWN_EFFECT = range(92, 96)  # MAP_CUSTOM1 …, CUSTOM
+TYPE_F32, TYPE_Q8_0 = 0, 8
 
 # ---- callbacks ---------------------------------------------------------------------------
 
@@ -199,6 +201,14 @@ class Graph(Structure):
         part.uid = 0  # a slice is no graph that a backend may recognise
         return part
 
+    def pick(self, nodes: Sequence[int]) -> Graph:
+        """Return the graph of these nodes, in this order. Borrows them."""
+        part = self.slice(0, len(nodes))
+        pointers = (c_void_p * self.n_nodes).from_address(self.nodes)
+        part.picked = (c_void_p * len(nodes))(*(pointers[node] for node in nodes))  # lives as long as `part`
+        part.nodes = ctypes.addressof(part.picked)
+        return part
+
 
 class Plan(Structure):
     """`ggml_cplan`."""
@@ -235,22 +245,6 @@ class Tensor(Structure):
     ]
 
 
-TENSOR_DTYPE = np.dtype(
-    {
-        "names": ["ne", "nb", "op", "src", "data"],
-        "formats": [("<i8", 4), ("<u8", 4), "<i4", ("<u8", MAX_SRC), "<u8"],
-        "offsets": [
-            Tensor.ne.offset,
-            Tensor.nb.offset,
-            Tensor.op.offset,
-            Tensor.src.offset,
-            Tensor.data.offset,
-        ],
-        "itemsize": ctypes.sizeof(Tensor),
-    }
-)
-
-
 # ---- the library -------------------------------------------------------------------------
 
 
@@ -282,6 +276,7 @@ class Ggml:
         self.buffer_base = declare(base, "ggml_backend_buffer_get_base", c_void_p, c_void_p)
         self.buffer_size = declare(base, "ggml_backend_buffer_get_size", c_size_t, c_void_p)
         self.buffer_type_name = declare(base, "ggml_backend_buft_name", c_char_p, c_void_p)
+        self.bytes_of = declare(base, "ggml_nbytes", c_size_t, c_void_p)
         self.tensor_overhead = declare(base, "ggml_tensor_overhead", c_size_t)
         self.device_by_type = declare(top, "ggml_backend_dev_by_type", c_void_p, c_int)
         self.device_registry = declare(base, "ggml_backend_dev_backend_reg", c_void_p, c_void_p)
@@ -290,6 +285,7 @@ class Ggml:
         )
         self.graph_plan = declare(cpu, "ggml_graph_plan", Plan, c_void_p, c_int, c_void_p)
         self.graph_compute = declare(cpu, "ggml_graph_compute", c_int, c_void_p, POINTER(Plan))
+        self.quantize_q8_0 = declare(cpu, "quantize_row_q8_0", None, c_void_p, c_void_p, c_int64)
         self._base = base
         self._declare = declare
 
@@ -340,7 +336,11 @@ class Ggml:
         _require(0 < overhead <= 64, "size of ggml_tensor")  # what is left is sizeof(ggml_object)
 
         operation = declare(base, "ggml_op_name", c_char_p, c_int)
-        _require(operation(OP_GET_ROWS) == b"GET_ROWS", "number of GGML_OP_GET_ROWS")
+        numbers = (OP_MUL_MAT, OP_GET_ROWS, *OPS_OF_NO_EFFECT, *OPS_OF_UNKNOWN_EFFECT)
+        names = "MUL_MAT GET_ROWS RESHAPE VIEW PERMUTE TRANSPOSE MAP_CUSTOM1 MAP_CUSTOM2 MAP_CUSTOM3 CUSTOM"
+        _require([operation(n).decode() for n in numbers] == names.split(), "numbers of operations")
+        kind = declare(base, "ggml_type_name", c_char_p, c_int)
+        _require([kind(TYPE_F32), kind(TYPE_Q8_0)] == [b"f32", b"q8_0"], "numbers of types")
 
         graph = declare(base, "ggml_new_graph", c_void_p, c_void_p)(context)
         declare(base, "ggml_build_forward_expand", None, c_void_p, c_void_p)(graph, total)

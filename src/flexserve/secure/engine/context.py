@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
-import time
 from collections.abc import Collection, Sequence
 
 import numpy as np
@@ -222,8 +221,8 @@ class Context:
 
     def compute(self, graph: int) -> int:
         """Run a graph through the residency barrier."""
-        self._engine.prepare(abi.Graph.from_address(graph))
-        run = EngineGraph(graph, self.model.map, 0, self._compute_slice)
+        offload = self._engine.prepare(abi.Graph.from_address(graph), self._tokens_in_graph)
+        run = EngineGraph(graph, self.model.map, 0, self._compute_slice, timed=self._pace_of, offload=offload)
         run.stride = self._stride(run.nodes)
         self._residency.compute(self.model.weights, run, self._stats)
         return abi.STATUS_SUCCESS
@@ -238,7 +237,9 @@ class Context:
     def _compute_slice(self, graph: abi.Graph) -> None:
         if self._cancelled:
             raise CancelledError("The request was cancelled.")
-        began = time.perf_counter()
         self._engine.compute(graph)
-        pace, size = (time.perf_counter() - began) / graph.n_nodes, self._tokens_in_graph.bit_length()
+
+    def _pace_of(self, nodes: int, seconds: float) -> None:
+        """Take note of how long a slice took."""
+        pace, size = seconds / nodes, self._tokens_in_graph.bit_length()
         self._pace[size] = (self._pace.get(size, pace) + pace) / 2

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flexserve.core.restore import Needs
-from flexserve.secure.engine import abi
+from flexserve.secure.engine import abi, tensors
+from flexserve.secure.engine.offload import GraphOffload
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -55,26 +57,39 @@ class EngineGraph:
     """One run over a graph (the GraphRun of secure.residency). Lives as long as the hook call."""
 
     def __init__(
-        self, address: int, weights: WeightMap, stride: int, compute: Callable[[abi.Graph], None]
+        self,
+        address: int,
+        weights: WeightMap,
+        stride: int,
+        compute: Callable[[abi.Graph], None],
+        *,
+        timed: Callable[[int, float], None],
+        offload: GraphOffload | None = None,
     ) -> None:
+        """`compute` is for a graph, `timed` hears how many seconds so many nodes took."""
         self._graph = abi.Graph.from_address(address)
-        self._weights, self._compute = weights, compute
+        self._weights, self._compute, self._timed, self._offload = weights, compute, timed, offload
         self.nodes = int(self._graph.n_nodes)
         self.stride = stride
 
     def run(self, start: int, stop: int) -> None:
         """Compute nodes [start, stop)."""
-        whole = start == 0 and stop == self.nodes
-        self._compute(self._graph if whole else self._graph.slice(start, stop))
+        began = time.perf_counter()
+        if self._offload is not None:
+            self._offload.run(start, stop, self._compute)
+        else:
+            whole = start == 0 and stop == self.nodes
+            self._compute(self._graph if whole else self._graph.slice(start, stop))
+        self._timed(stop - start, time.perf_counter() - began)
 
     def needs(self) -> Needs:
         """Walk the nodes and return what they read of the weights."""
         pointers = (ctypes.c_uint64 * self.nodes).from_address(self._graph.nodes)
-        nodes = _tensors(pointers)
+        nodes = tensors.read(pointers)
         sources = nodes["src"]
         unique, inverse = np.unique(sources, return_inverse=True)
         data = np.zeros(len(unique), dtype=np.uint64)
-        data[unique != 0] = _tensors(unique[unique != 0].tolist())["data"]
+        data[unique != 0] = tensors.read(unique[unique != 0].tolist())["data"]
         found = self._weights.find(data)[inverse.reshape(sources.shape)]  # (nodes, MAX_SRC)
         node, slot = np.nonzero(found >= 0)
         tensor = found[node, slot]
@@ -114,9 +129,3 @@ class EngineGraph:
         offset = int(table.data) - int(self._weights.start[tensor])
         starts = ids.astype(np.int64) * int(table.nb[1]) + offset
         return self._weights.rows(tensor, starts, int(table.nb[1]))
-
-
-def _tensors(pointers: Sequence[int] | ctypes.Array[ctypes.c_uint64]) -> NDArray[np.void]:
-    """Return the tensor structs at `pointers` as one structured array (copied)."""
-    size = ctypes.sizeof(abi.Tensor)
-    return np.frombuffer(b"".join([ctypes.string_at(p, size) for p in pointers]), dtype=abi.TENSOR_DTYPE)

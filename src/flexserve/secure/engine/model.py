@@ -145,6 +145,7 @@ class Model:
         parameters.n_gpu_layers = 0
         parameters.load_mode = lib.LLAMA_LOAD_MODE_NONE
         parameters.lazy_mode = lib.LLAMA_LAZY_MODE_OFF
+        parameters.use_extra_bufts = not (self.engine.keeps_layout and self._suits_npu())
         stream = _hollow_file(sealed)
         try:
             with self.engine.hooks.owner(opening):
@@ -158,6 +159,11 @@ class Model:
                 code="model_unsupported",
             )
         return opening
+
+    def _suits_npu(self) -> bool:
+        """Return whether most of the weights are what the NPU multiplies, if they are not repacked."""
+        sizes = [(info.type == abi.TYPE_Q8_0, info.size) for info in self.header.tensors]
+        return 2 * sum(size for suits, size in sizes if suits) > sum(size for _, size in sizes)
 
     def _extents(self, tensors: list[_Placed]) -> list[Extent]:
         """Return where each tensor lives; a tensor reaches to the next one (layouts may pad)."""

@@ -8,10 +8,13 @@ import platform
 
 from llama_cpp import llama_cpp as lib
 
+from flexserve.core.offload import LEAST_ROWS
 from flexserve.errors import InternalError
 from flexserve.secure.engine import abi
 from flexserve.secure.engine.hooks import Hooks
+from flexserve.secure.engine.offload import GraphOffload, Offload
 from flexserve.secure.flexmem import FlexMem
+from flexserve.secure.flexnpu import FlexNpu
 from flexserve.units import GIB, align_up
 
 _WORK_ADDRESSES = 4 * GIB  # reserved addresses for ggml's work area; memory comes with need
@@ -35,6 +38,7 @@ class Engine:
         self.hooks = Hooks(self.ggml, flexmem)
         self._work = flexmem.reserve(_WORK_ADDRESSES)
         self._work_size = 0
+        self._offload: Offload | None = None
         lib.llama_log_set(_silent, None)
         lib.llama_backend_init()
 
@@ -58,8 +62,24 @@ class Engine:
         )
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def prepare(self, graph: abi.Graph) -> None:
-        """Have work area for `graph` and all of its slices. Raises GrantRefusedError.
+    def use_npu(self, npu: FlexNpu | None) -> None:
+        """Have large products computed by `npu` from now on; None: by the CPU. Not while a graph computes.
+
+        Models that are to profit from it are opened after this.
+        """
+        if self._offload is not None:
+            self.flexmem.report_returned(self._offload.close())
+        self._offload = Offload(self.ggml, self.flexmem, npu) if npu is not None else None
+
+    @property
+    def keeps_layout(self) -> bool:
+        """Whether weights stay as the file has them, which is how the NPU reads them."""
+        return self._offload is not None
+
+    def prepare(self, graph: abi.Graph, tokens: int) -> GraphOffload | None:
+        """Have work area for `graph`, of `tokens`, and all of its slices. Raises GrantRefusedError.
+
+        Returns what computes it with the NPU's help, if there is an NPU and it is worth it.
 
         Not left to `compute`: a slice that waits for a grant would keep a recall waiting, and the
         normal world grants nothing while it waits for a recall.
@@ -67,6 +87,9 @@ class Engine:
         plan = self.ggml.graph_plan(ctypes.byref(graph), self.threads, None)
         if plan.work_size > self._work_size:
             self._grow_work(plan.work_size)
+        if self._offload is None or tokens < LEAST_ROWS:
+            return None
+        return self._offload.follow(graph)
 
     def compute(self, graph: abi.Graph) -> None:
         """Compute a graph (slice) that was prepared and whose memory is all there."""
@@ -79,15 +102,16 @@ class Engine:
             raise InternalError(f"llama.cpp failed to compute a graph (status {status}).")
 
     def release_work(self, *, keep_grants: bool = False) -> int:
-        """Give the work area up; return its bytes. Not while a graph computes."""
+        """Give the work area up, and that of the NPU; return the bytes. Not while a graph computes."""
         self._work_size = 0
         give_up = self.flexmem.recycle_all if keep_grants else self.flexmem.release_all
-        return give_up(self._work)
+        jobs = self._offload.release(keep_grants=keep_grants) if self._offload is not None else 0
+        return give_up(self._work) + jobs
 
     @property
     def work_committed(self) -> int:
-        """Bytes of the work area in memory."""
-        return self._work_size
+        """Bytes of the work areas in memory."""
+        return self._work_size + (self._offload.memory.committed if self._offload is not None else 0)
 
     def _grow_work(self, size: int) -> None:
         size = align_up(size, self.flexmem.granule)

@@ -1,0 +1,174 @@
+"""The real engine over the tiny model with a fake NPU, in a process of its own: the hooks are for good."""
+
+from __future__ import annotations
+
+import dataclasses
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flexserve.testing.npu import FakeNpu, Troubled, eventually
+
+MODEL = Path(__file__).parents[2] / "models/tiny/flexserve-tiny.gguf"
+CONTEXT = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a prompt led to: the logits after it, and what the NPU did for it."""
+
+    logits: NDArray[np.float32]
+    products: int
+    jobs: int
+    fallbacks: int
+    lost: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Trouble:
+    """What happens at job number `at`: see _TROUBLES."""
+
+    kind: str
+    at: int
+
+
+def _hang(npu: FakeNpu) -> None:
+    npu.stuck = True
+
+
+_TROUBLES = {
+    "lost": FakeNpu.lose,
+    "wanted back at once": lambda npu: npu.call_back(0.0),
+    "wanted back soon": lambda npu: npu.call_back(0.02),
+    "hung": _hang,
+}
+
+
+class TinyEngine:
+    """Runs prompts in another process. A context manager."""
+
+    def __init__(self, folder: Path) -> None:
+        self._pool = ProcessPoolExecutor(1, get_context("spawn"), initializer=_start, initargs=(folder,))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown()
+
+    def on_cpu(self, tokens: list[int]) -> Outcome:
+        """Compute without an NPU."""
+        return self._pool.submit(_on_cpu, tokens).result()
+
+    def on_npu(self, tokens: list[int], trouble: Trouble | None = None, **how: Any) -> Outcome:
+        """Compute with a fresh NPU, which is here already. `how`: of FakeNpu."""
+        return self._pool.submit(_on_npu, tokens, trouble, how).result()
+
+    def evicting(self, tokens: list[int]) -> Outcome:
+        """Compute with an NPU over weights that were all evicted before."""
+        return self._pool.submit(_evicting, tokens).result()
+
+    def tokens(self, text: str) -> list[int]:
+        """Return the tokens of a text, markers of turns included."""
+        return self._pool.submit(_tokens, text).result()
+
+    def surprise(self, tokens: list[int], known: int, *, npu: bool) -> float:
+        """Return the mean of -log p of all tokens behind the first `known`, which come as a prompt."""
+        return self._pool.submit(_surprise, tokens, known, npu).result()
+
+
+def _start(folder: Path) -> None:
+    global _rig  # noqa: PLW0603  # the process is for this alone
+    _rig = _Rig(folder)
+
+
+class _Rig:
+    def __init__(self, folder: Path) -> None:
+        from flexserve.platforms.linux.secure_memory import PlainMemory
+        from flexserve.secure.engine.context import Context
+        from flexserve.secure.engine.model import Model
+        from flexserve.secure.engine.runtime import Engine
+        from flexserve.secure.flexmem import FlexMem, OpenHanded
+        from flexserve.secure.models.keys import DeviceKey
+        from flexserve.secure.models.store import Store
+        from flexserve.secure.residency import Residency
+        from flexserve.units import GIB, KIB
+
+        store = Store(folder / "store", DeviceKey.load_or_create(folder / "key"))
+        store.add(MODEL, "tiny", _unseen)
+        self.flexmem = FlexMem(PlainMemory(64 * KIB), 2 * GIB, OpenHanded())
+        self.engine = Engine(self.flexmem, 1)
+        self.residency = Residency(self.flexmem, 1)
+        self.model = Model(self.engine, store, "tiny", _unseen)
+        self.context = Context(self.model, self.residency, CONTEXT, 1)
+
+    def logits(self, tokens: list[int], start: int = 0) -> NDArray[np.float32]:
+        """Take in tokens from position `start` on; return the logits after them."""
+        from flexserve.secure.engine.context import Span
+
+        self.context.prepare()
+        self.context.take(0, keep=start)
+        self.context.decode([Span(0, start, tokens)])
+        return self.context.logits(0).copy()
+
+
+_rig: _Rig
+
+
+def _unseen(_done: int, _total: int) -> None:
+    pass
+
+
+def _on_cpu(tokens: list[int]) -> Outcome:
+    _rig.engine.use_npu(None)
+    return Outcome(_rig.logits(tokens), 0, 0, 0, 0)
+
+
+def _on_npu(tokens: list[int], trouble: Trouble | None, how: dict[str, Any]) -> Outcome:
+    from flexserve.secure.flexnpu import FlexNpu
+
+    fake = FakeNpu(**how)
+    if trouble is not None:
+        fake = Troubled(at=trouble.at, trouble=_TROUBLES[trouble.kind], **how)
+    patience = 0.3 if trouble is not None and trouble.kind == "hung" else 60
+    npu = FlexNpu(fake, patience=patience)
+    _rig.engine.use_npu(npu)
+    try:
+        npu.want()
+        if fake.willing:
+            assert eventually(npu.ready)
+        logits = _rig.logits(tokens)
+        _rig.flexmem.check()
+    finally:
+        _rig.engine.use_npu(None)
+        npu.close()
+    counters = npu.counters
+    return Outcome(logits, counters.products, counters.jobs, counters.fallbacks, counters.lost)
+
+
+def _evicting(tokens: list[int]) -> Outcome:
+    _rig.residency.evict(_rig.model.weights, range(_rig.model.weights.count))
+    return _on_npu(tokens, None, {})
+
+
+def _tokens(text: str) -> list[int]:
+    from flexserve.secure.engine.text import Vocabulary
+
+    return Vocabulary(_rig.model).encode(text, special=True)
+
+
+def _surprise(tokens: list[int], known: int, npu: bool) -> float:
+    outcome = _on_npu(tokens[:known], None, {}) if npu else _on_cpu(tokens[:known])
+    logits, total = outcome.logits.astype(np.float64), 0.0
+    for position in range(known, len(tokens)):
+        highest = logits.max()
+        total += np.log(np.exp(logits - highest).sum()) + highest - logits[tokens[position]]
+        logits = _rig.logits([tokens[position]], position).astype(np.float64)
+    return total / (len(tokens) - known)
