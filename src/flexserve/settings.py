@@ -220,7 +220,7 @@ def load(**flags: object) -> Settings:
     """
     given = {name: value for name, value in flags.items() if value is not None}
     try:
-        return Settings(**given)  # type: ignore[arg-type]  # checked there
+        chosen = Settings(**given)  # type: ignore[arg-type]  # checked there
     except ValidationError as error:
         defect = error.errors(include_input=False, include_url=False)[0]
         name = str(defect["loc"][0]) if defect["loc"] else "?"
@@ -232,6 +232,14 @@ def load(**flags: object) -> Settings:
             hint="`flexserve config --schema` lists the settings.",
             code="bad_setting",
         ) from None
+    if chosen.platform == "trustzone" and chosen.memory == "plain":
+        raise CallerError(
+            f"{origin('memory', given)}: plain memory is the linux platform's. The emulated machine "
+            f"({origin('platform', given)}) keeps models in its own, which is protected.",
+            hint="Leave --memory plain out, or give --platform linux.",
+            code="bad_setting",
+        )
+    return chosen
 
 
 def origin(name: str, flags: Mapping[str, object] | None = None) -> str:

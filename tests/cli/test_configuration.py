@@ -120,3 +120,29 @@ def test_keys_are_known_and_never_shown(cli: Cli, monkeypatch: pytest.MonkeyPatc
         assert result.exit_code == 0
         assert "sk-of" not in result.stdout
     assert "sk-of" not in repr(loaded) + repr(loaded.address())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("serve",),
+        ("run", "tiny", "Hello"),
+        ("chat", "tiny"),
+        ("bench", "paper"),
+    ],
+    ids=" ".join,
+)
+def test_plain_memory_on_the_emulated_machine_is_the_callers_error(cli: Cli, words: tuple[str, ...]) -> None:
+    refused = cli(*words, "--platform", "trustzone", "--memory", "plain")
+    assert refused.exit_code == 1
+    assert "--memory: plain memory is the linux platform's" in refused.stderr
+    assert "hint: Leave --memory plain out, or give --platform linux." in refused.stderr
+
+
+def test_measurements_of_this_machine_may_use_plain_memory_whatever_is_configured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FLEXSERVE_PLATFORM", "trustzone")
+    assert settings.load(platform="linux", memory="plain").memory == "plain"
+    with pytest.raises(CallerError, match="FLEXSERVE_PLATFORM"):
+        settings.load(memory="plain")

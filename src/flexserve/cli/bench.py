@@ -71,7 +71,7 @@ def bench(
         raise NormalWorldError(
             f"This installation cannot measure: {error.name} is missing.", hint="Install flexserve again."
         ) from None
-    chosen = settings.load(memory=memory, threads=threads)
+    chosen = settings.load(platform="linux", memory=memory, threads=threads)
     if chosen.memory == "plain":
         terminal.warn(terminal.UNPROTECTED)
     options = BenchOptions(
@@ -112,7 +112,8 @@ def bench_paper(
     from flexserve import settings
     from flexserve.bench.paper.main import PaperOptions, run
 
-    chosen = settings.load(memory=memory, threads=threads)
+    machine = "trustzone" if platform == "trustzone" else "linux"
+    chosen = settings.load(platform=machine, memory=memory, threads=threads)
     if chosen.memory == "plain" and platform == "linux":
         terminal.warn(terminal.UNPROTECTED)
     options = PaperOptions(

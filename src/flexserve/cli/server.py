@@ -114,7 +114,7 @@ def serve(
             "On the emulated machine its kernel decides how much models may take.",
             hint="Give --guest-memory instead of --max-memory.",
         )
-    if chosen.memory == "plain" and chosen.platform == "linux":
+    if chosen.memory == "plain":
         terminal.warn(terminal.UNPROTECTED)
     with machine_for(chosen) as machine:
         options = main.ServeOptions(
