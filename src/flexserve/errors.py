@@ -80,6 +80,12 @@ class NpuLostError(NormalWorldError):
     default_code = "npu_lost"
 
 
+class MachineGoneError(NormalWorldError):
+    """The machine that the secure world runs on has ended: no other secure world can be started on it."""
+
+    default_code = "machine_gone"
+
+
 class PeerError(NormalWorldError):
     """The other world broke the protocol or went away."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Iterator
 
@@ -9,7 +10,9 @@ import pytest
 from library import PROMPTS, Library
 
 from flexserve.bench.worlds import DrivenWorld
-from flexserve.errors import GrantRefusedError
+from flexserve.errors import FlexServeError, GrantRefusedError, MachineGoneError
+from flexserve.normal.launcher import SecureOptions
+from flexserve.normal.world import running_world
 from flexserve.platforms.trustzone.abi import PageState
 from flexserve.platforms.trustzone.ram import PAGE
 from flexserve.testing.trustzone import Boasting, Driver, FakeMachine, Scattering, eventually
@@ -111,3 +114,17 @@ def test_the_secure_world_ends_with_its_machine_and_says_so(library: Library):
         machine.die()
         assert world.wait() == 1
         assert "machine is gone" in str(world._death())
+
+
+def test_a_server_whose_machine_is_gone_tries_no_other_secure_world(library: Library):
+    options = SecureOptions(library.root, library.key)
+
+    async def outlive(machine: FakeMachine) -> tuple[FlexServeError, int]:
+        async with running_world(options, drain=0, core=machine) as world:
+            machine.die()
+            return await world.failed(), world.restarts
+
+    with FakeMachine(RAM) as machine:
+        reason, restarts = asyncio.run(outlive(machine))
+    assert isinstance(reason, MachineGoneError)
+    assert restarts == 0

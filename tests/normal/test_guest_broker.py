@@ -35,6 +35,9 @@ class Core:
     def secure_arguments(self) -> tuple[str, ...]:
         return ()
 
+    def require_alive(self) -> None:
+        pass
+
     def reset_secure_core(self) -> None:
         self.resets += 1
         if self.hangs:

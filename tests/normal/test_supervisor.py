@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from flexserve.errors import CancelledError, InternalError, PeerError
+from flexserve.errors import CancelledError, InternalError, MachineGoneError, PeerError
 from flexserve.normal import supervisor as supervisor_module
 from flexserve.normal.channel import MemoryCounter
 from flexserve.normal.launcher import Launcher
@@ -103,6 +103,24 @@ async def test_repeated_immediate_deaths_end_in_a_clear_failure(
         assert "lock limit" in failure.message
         assert link.launches == supervisor_module.MAX_SHORT_LIVES
         with pytest.raises(PeerError, match="lock limit"):
+            await ask(world, "tiny")
+
+
+async def test_a_machine_that_is_gone_is_said_at_once_and_no_other_world_is_tried(
+    link: ScriptedLink, memory: AdjustableMemory
+) -> None:
+    async def launch(counter: MemoryCounter) -> ScriptedLink:
+        if link.launches:
+            link.launches += 1
+            raise MachineGoneError("The machine ended with status 0.")
+        return await link.launch(counter)
+
+    async with supervised(launch, memory, drain=0) as world:
+        world.kill()
+        failure = await world.failed()
+        assert isinstance(failure, MachineGoneError)
+        assert link.launches == 2
+        with pytest.raises(PeerError, match="ended with status 0"):
             await ask(world, "tiny")
 
 

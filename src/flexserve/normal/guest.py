@@ -35,6 +35,9 @@ class SecureCore(Protocol):
     def secure_arguments(self) -> tuple[str, ...]:
         """Return the options by which it finds that."""
 
+    def require_alive(self) -> None:
+        """Raise MachineGoneError when the machine has ended."""
+
     def reset_secure_core(self) -> None:
         """Have the guest get back what a dead secure world held. Raises NormalWorldError."""
 

@@ -3,6 +3,8 @@
 STARTING ──▶ READY ──death──▶ RESTARTING ──▶ READY …
                │                  └─ too many deaths in a row ──▶ FAILED
                └─ drain ──▶ DRAINING ──▶ STOPPED
+
+A machine that is gone is given up at once: another secure world would find nothing to run on.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import Protocol
 
 import structlog
 
-from flexserve.errors import FlexServeError, InternalError, PeerError
+from flexserve.errors import FlexServeError, InternalError, MachineGoneError, PeerError
 from flexserve.normal.answer import cancelled
 from flexserve.normal.channel import MemoryCounter, WorldChannel
 from flexserve.normal.memory import MemoryBroker
@@ -134,6 +136,8 @@ class Supervisor:
                 try:
                     await self._bring_up()
                     self.restarts += 1
+                except MachineGoneError as error:
+                    return self._fail(error)
                 except FlexServeError as error:
                     short_lives += 1
                     self.reason = error

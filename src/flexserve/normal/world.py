@@ -15,13 +15,14 @@ from flexserve.core.pressure import Budget, Limits
 from flexserve.errors import FlexServeError, UnknownModelError
 from flexserve.normal import journal
 from flexserve.normal.answer import Answer, Observer
+from flexserve.normal.channel import MemoryCounter
 from flexserve.normal.guest import GuestBroker, SecureCore
 from flexserve.normal.launcher import Launcher, SecureOptions
 from flexserve.normal.ledger import Counters, Ledger
 from flexserve.normal.memory import MemoryBroker, OsView, RecallReport, Room
 from flexserve.normal.metrics import Metrics
 from flexserve.normal.pins import Pins
-from flexserve.normal.supervisor import Launch, Supervisor, WorldState
+from flexserve.normal.supervisor import Launch, SecureWorld, Supervisor, WorldState
 from flexserve.normal.terms import Terms
 from flexserve.platforms.linux.normal_memory import LinuxNormalMemory
 from flexserve.platforms.ports import NormalMemory, Protection
@@ -204,14 +205,25 @@ async def running_world(
     """
     journal.configure_if_unset()
     if core is not None:
-        more = core.secure_arguments()
-        launcher = Launcher(lambda channel_fd: options.command(channel_fd, *more), fds=core.secure_fds)
+        launch = _launch_on(core, options)
         broker: MemoryBroker = GuestBroker(core, pins=pins)
     else:
-        launcher = Launcher(options.command)
+        launch = Launcher(options.command).launch
         broker = MemoryBroker(memory or LinuxNormalMemory(), limits=limits, cap=cap, pins=pins)
-    async with _kept_alive(launcher.launch, broker, drain=drain) as world:
+    async with _kept_alive(launch, broker, drain=drain) as world:
         yield world
+
+
+def _launch_on(core: SecureCore, options: SecureOptions) -> Launch:
+    """Return how a secure world is started on a machine, for as long as there is one."""
+    more = core.secure_arguments()
+    launcher = Launcher(lambda channel_fd: options.command(channel_fd, *more), fds=core.secure_fds)
+
+    async def launch(memory: MemoryCounter) -> SecureWorld:
+        core.require_alive()
+        return await launcher.launch(memory)
+
+    return launch
 
 
 @contextlib.asynccontextmanager

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Self
 
+from flexserve.errors import MachineGoneError
 from flexserve.platforms.ports import MemorySample, NormalMemory
 from flexserve.platforms.trustzone import abi, layout
 from flexserve.platforms.trustzone.abi import Byte, Command, Event, Notice, PageState, Status
@@ -465,6 +466,10 @@ class FakeMachine:
     def secure_arguments(self) -> tuple[str, ...]:
         ram, doorbell = self.secure_fds
         return ("--memory", "trustzone", "--ram-fd", str(ram), "--doorbell-fd", str(doorbell))
+
+    def require_alive(self) -> None:
+        if not self._os.is_alive():
+            raise MachineGoneError("The fake machine ended.", hint="Make another.")
 
     def reset_secure_core(self) -> None:
         self.mailbox().lay_to_rest(5)

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-from flexserve.errors import CallerError, NormalWorldError
+from flexserve.errors import CallerError, MachineGoneError, NormalWorldError
 from flexserve.platforms.trustzone import abi, leash, tools
 from flexserve.platforms.trustzone.agent import Agent
 from flexserve.platforms.trustzone.build import Images
@@ -39,6 +39,7 @@ _KERNEL, _DEVICETREE, _INITRD = 0x4020_0000, 0x4400_0000, 0x4800_0000  # where t
 _BOOT = 120.0  # seconds: a machine that shares its cores with a build is slow
 _RESET = 1.0  # seconds for the monitor to answer
 _CONSOLE = 400  # lines kept
+_LAST_LINES = 20
 _LAST_WORDS = 0.5  # seconds
 
 
@@ -75,6 +76,7 @@ class Machine:
         self.agent: Agent
         self.boot_seconds = 0.0
         self._process: subprocess.Popen[bytes]
+        self._reader: threading.Thread  # of the console
 
     def __enter__(self) -> Self:
         """Boot. Raises NormalWorldError, with the end of the console, when it does not come up."""
@@ -103,6 +105,22 @@ class Machine:
     def console(self) -> list[str]:
         """Return the last lines of the machine's console and of the emulator's messages."""
         return list(self._console)
+
+    def require_alive(self) -> None:
+        """Return if the machine runs, else raise MachineGoneError with the end of its console."""
+        if not self.alive:
+            raise MachineGoneError(
+                f"The machine ended with status {self._process.returncode}. {self.last_words()}",
+                hint="Start it again; if it ends again, report this as a bug.",
+            )
+
+    def last_words(self) -> str:
+        """Return the end of the console, for people; of a machine that is ending, all that it still says."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_LAST_WORDS)  # its descriptors go a moment before it does
+            self._reader.join(_LAST_WORDS)
+        last = "\n  ".join(["", *self.console()[-_LAST_LINES:]]) or " nothing."
+        return f"Its last words:{last}\n"
 
     def secure_arguments(self) -> tuple[str, ...]:
         """Return the options of a secure world on this machine; it inherits `secure_fds`."""
@@ -196,7 +214,8 @@ class Machine:
                 f"The emulator cannot be started: {error.strerror}.", hint="Free memory or processes."
             ) from error
         self._stack.callback(self._kill)
-        threading.Thread(target=self._read_console, name="machine-console", daemon=True).start()
+        self._reader = threading.Thread(target=self._read_console, name="machine-console", daemon=True)
+        self._reader.start()
 
     def _arguments(self, ram: int, firmware: int, secure: int, agent: int) -> list[str]:
         images = self._images
@@ -237,12 +256,10 @@ class Machine:
                 self._console.append("".join(char if char.isprintable() else " " for char in text))
 
     def _no_boot(self) -> NormalWorldError:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_LAST_WORDS)  # its end of the port goes a moment before it does
+        last = self.last_words()
         how = "did not boot" if self.alive else f"ended with status {self._process.returncode} while booting"
-        last = "\n  ".join(["", *self.console()[-20:]]) or " nothing."
         return NormalWorldError(
-            f"The machine {how}. Its last words:{last}\n",
+            f"The machine {how}. {last}",
             hint="`flexserve boot` builds its parts again.",
             code="no_boot",
         )
