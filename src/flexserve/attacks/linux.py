@@ -141,11 +141,12 @@ ATTACKS: tuple[Callable[[Scene], str], ...] = (
 )
 
 
-def run(say: Callable[[str], None]) -> list[Attempt]:
+def run(say: Callable[[str], None]) -> Iterator[Attempt]:
     """Set the scene and make every attack. Raises NormalWorldError where there can be no scene."""
     say("making a model with a canary in its weights, and two worlds: secret memory, ordinary memory")
     with tempfile.TemporaryDirectory(prefix="flexserve-attack-") as folder, Scene.set(Path(folder)) as scene:
-        return [attempt(attack, scene) for attack in ATTACKS]
+        for attack in ATTACKS:
+            yield attempt(attack, scene)
 
 
 # ---- their tools ------------------------------------------------------------------------------------------

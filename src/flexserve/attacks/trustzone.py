@@ -356,12 +356,28 @@ def images(say: Callable[[str], None]) -> Images:
     return build(cache_folder() / "trustzone", ram_bytes=RAM_BYTES, cpus=CPUS, progress=say)
 
 
-def run(say: Callable[[str], None]) -> list[Attempt]:
-    """Set the scene and make every attack. Raises NormalWorldError where no machine can be had."""
+def run(say: Callable[[str], None]) -> Iterator[Attempt]:
+    """Set the scene and make every attack.
+
+    Raises NormalWorldError where no machine can be had, and with the machine's last words when an attack
+    ends it.
+    """
     parts = images(say)
     say("booting the machine under attack")
     with Scene.set(parts) as scene:
-        return [attempt(attack, scene) for attack in ATTACKS]
+        for attack in ATTACKS:
+            yield _survived(attack, scene)
+
+
+def _survived(attack: Callable[[Scene], str], scene: Scene) -> Attempt:
+    try:
+        return attempt(attack, scene)
+    except NormalWorldError as error:
+        raise NormalWorldError(
+            f"The attack {attack.__name__!r} broke the machine: {error.message} {scene.machine.last_words()}",
+            hint="Report this as a bug.",
+            code="machine_broken",
+        ) from error
 
 
 # ---- their tools ---------------------------------------------------------------------------------------

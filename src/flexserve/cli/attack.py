@@ -26,21 +26,24 @@ def attack(
     """Attack a secure world of its own as a compromised system would; say what stopped each attack.
 
     linux: root, through the kernel's interfaces; needs root. trustzone: the kernel of a machine that is
-    emulated for this. Exit status 1: an attack succeeded.
+    emulated for this. Exit status 1: an attack succeeded, or ended the machine.
     """
-    from flexserve.attacks.attempt import Verdict
+    from flexserve.attacks.attempt import Attempt, Verdict
 
     if platform == "linux":
         from flexserve.attacks import linux as attacks
     else:
         from flexserve.attacks import trustzone as attacks  # type: ignore[no-redef]
 
-    attempts = attacks.run(terminal.note)
-    if as_json:
-        rows = [{**dataclasses.asdict(each), "verdict": each.verdict.name.lower()} for each in attempts]
-        terminal.show_json({"platform": platform, "attempts": rows})
-    else:
-        for each in attempts:
-            terminal.say(f"{each.verdict.value:10} {each.aim}: {each.detail}")
+    attempts: list[Attempt] = []
+    try:
+        for each in attacks.run(terminal.note):
+            attempts.append(each)
+            if not as_json:
+                terminal.say(f"{each.verdict.value:10} {each.aim}: {each.detail}")
+    finally:  # what was found so far is worth knowing when the scene breaks down
+        if as_json:
+            rows = [{**dataclasses.asdict(each), "verdict": each.verdict.name.lower()} for each in attempts]
+            terminal.show_json({"platform": platform, "attempts": rows})
     if any(each.verdict is Verdict.SUCCEEDED for each in attempts):
         raise typer.Exit(1)
