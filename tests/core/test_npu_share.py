@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexserve.core.npu_share import LINGER, TURN, NpuShare
@@ -51,6 +51,7 @@ def test_after_a_turn_it_is_the_others():
     assert share.may_ask(2 * TURN)
 
 
+@settings(deadline=None)
 @given(st.floats(0, 10), st.floats(0, 10), st.lists(st.floats(0.001, 10), min_size=1, max_size=4))
 def test_a_deadline_is_kept_with_something_to_spare(came: float, later: float, waits: list[float]):
     share = NpuShare()

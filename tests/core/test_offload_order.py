@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexserve.core.offload import WINDOW, Conflicts, Pace, cut, shared_out
@@ -37,6 +37,7 @@ def computed(graph: Nodes, order: list[int]) -> bytes:
     return bytes(memory)
 
 
+@settings(deadline=None)
 @given(nodes, st.integers(1, 3))
 def test_what_runs_before_its_turn_changes_nothing(graph: Nodes, pending: int):
     pending = min(pending, len(graph) - 1)
@@ -46,6 +47,7 @@ def test_what_runs_before_its_turn_changes_nothing(graph: Nodes, pending: int):
     assert computed(graph, order) == computed(graph, list(range(len(graph))))
 
 
+@settings(deadline=None)
 @given(nodes, st.sets(st.integers(1, 14)))
 def test_every_node_that_shares_nothing_with_one_left_behind_may_run(graph: Nodes, leave: set[int]):
     def bytes_of(*ranges: tuple[int, int]) -> set[int]:
@@ -80,6 +82,7 @@ def test_products_are_shared_out_by_speed():
     assert shared_out([4, 4, 4], Pace(9.0), Pace(0.1)) == 1, "the first one is the other engine's"
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 100), min_size=1, max_size=6), st.floats(0.1, 10), st.floats(0.1, 10))
 def test_sharing_out_is_never_slower_than_leaving_all_to_the_other(work: list[int], other: float, cpu: float):
     count = shared_out(work, Pace(other), Pace(cpu))
@@ -97,6 +100,7 @@ def test_pace_follows_what_is_measured():
     assert abs((pace.expected(1) or 0) - 0.5) < 1e-6
 
 
+@settings(deadline=None)
 @given(st.integers(1, 500), st.integers(1, 200))
 def test_portions_cover_all_columns_once(columns: int, most: int):
     portions = list(cut(columns, most))
