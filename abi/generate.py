@@ -16,6 +16,16 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 NOTE = "Made by abi/generate.py from abi/flex.toml: do not edit."
 _NUMBERED = ("state", "status", "call", "notice", "command", "event", "byte")
+_OF_NPU = (
+    "npu_state",
+    "npu_register",
+    "npu_interrupt",
+    "npu_mmu_status",
+    "npu_mmu_command",
+    "npu_target",
+    "npu_operand",
+    "npu_format",
+)
 
 Abi = dict[str, Any]
 
@@ -28,7 +38,7 @@ def load(path: Path = ROOT / "abi" / "flex.toml") -> Abi:
     """Read the description. Raises AbiError when it is not consistent."""
     with path.open("rb") as file:
         abi = tomllib.load(file)
-    for kind in _NUMBERED:
+    for kind in _NUMBERED + _OF_NPU:
         for each in abi[kind]:
             each.setdefault("value", each.get("number"))
         for field in ("name", "value"):
@@ -42,17 +52,22 @@ def load(path: Path = ROOT / "abi" / "flex.toml") -> Abi:
     for move in abi["transition"]:
         if not {move["from"], move["to"]} <= states:
             raise AbiError(f"transition {move['event']} names an unknown state")
-    _check_fields(abi)
+    _check_mailbox(abi)
+    _end_of_fields(abi["npu_control"])
     return abi
 
 
-def _check_fields(abi: Abi) -> None:
+def _end_of_fields(fields: list[dict[str, Any]]) -> int:
     end = 0
-    for field in sorted(abi["field"], key=lambda field: field["offset"]):
+    for field in sorted(fields, key=lambda field: field["offset"]):
         if field["offset"] < end or field["offset"] % field["bytes"]:
-            raise AbiError(f"mailbox field {field['name']} overlaps or is not aligned")
+            raise AbiError(f"field {field['name']} overlaps or is not aligned")
         end = field["offset"] + field["bytes"]
-    if end > abi["mailbox"]["header_bytes"]:
+    return end
+
+
+def _check_mailbox(abi: Abi) -> None:
+    if _end_of_fields(abi["field"]) > abi["mailbox"]["header_bytes"]:
         raise AbiError("the mailbox's fields do not fit its header")
     slots = abi["mailbox"]["slots"]
     if slots & (slots - 1):
@@ -72,6 +87,7 @@ def header(abi: Abi) -> str:
         f"#define FLEX_CALL_PAGES_MAX {abi['call_pages_max']}",
         f"#define FLEX_SMC_BASE {abi['smc_base']:#x}",
         f"#define FLEX_HIDDEN_BYTES {abi['hidden_bytes']:#x}",
+        f"#define FLEX_HIDDEN_STATES {abi['hidden_states']:#x}",
         f"#define FLEX_BOARD_MAGIC {abi['board_magic']:#x}ULL",
         f"#define FLEX_BOARD_OFFSET {abi['board_offset']:#x}",
         f"#define FLEX_DOORBELL_INTID {abi['doorbell_intid']}",
@@ -83,8 +99,13 @@ def header(abi: Abi) -> str:
         "#define FLEX_MAILBOX_SLOT_BYTES 32",
     ]
     lines += [f"#define FLEX_AT_{field['name'].upper()} {field['offset']}" for field in abi["field"]]
+    lines += [""]
+    lines += [f"#define FLEX_NPU_{name.upper()} {value:#x}" for name, value in abi["npu"].items()]
+    lines += [
+        f"#define FLEX_NPU_AT_{field['name'].upper()} {field['offset']}" for field in abi["npu_control"]
+    ]
     lines += ["", "#ifndef __ASSEMBLER__"]
-    for kind in _NUMBERED:
+    for kind in _NUMBERED + _OF_NPU:
         lines += ["", f"enum flex_{kind} {{"]
         lines += [_enumerator(kind, each) for each in abi[kind]]
         lines += ["};"]
@@ -114,7 +135,16 @@ _CLASSES = {
     "command": ("Command", "What the secure world can ask for."),
     "event": ("Event", "What the monitor tells the secure world."),
     "byte": ("Byte", "What goes over the secure UART."),
+    "npu_state": ("NpuState", "Whose the NPU is."),
+    "npu_register": ("NpuRegister", "The NPU's registers: bytes from the window's start."),
+    "npu_interrupt": ("NpuInterrupt", "Bits of INT_RAW."),
+    "npu_mmu_status": ("NpuMmuStatus", "Bits of MMU_STATUS."),
+    "npu_mmu_command": ("NpuMmuCommand", "What can be written to MMU_COMMAND."),
+    "npu_target": ("NpuTarget", "What a command of a job is for."),
+    "npu_operand": ("NpuOperand", "The registers that commands set up an operation with."),
+    "npu_format": ("NpuFormat", "What is multiplied, and the bit that keeps B."),
 }
+_FLAGS = ("npu_interrupt", "npu_mmu_status")
 
 
 def python(abi: Abi) -> str:
@@ -134,6 +164,7 @@ def python(abi: Abi) -> str:
         f"CALL_PAGES_MAX = {abi['call_pages_max']}",
         f"SMC_BASE = 0x{abi['smc_base']:X}",
         f"HIDDEN_BYTES = 0x{abi['hidden_bytes']:X}",
+        f"HIDDEN_STATES = 0x{abi['hidden_states']:X}",
         f"BOARD_MAGIC = 0x{abi['board_magic']:X}",
         f"BOARD_OFFSET = 0x{abi['board_offset']:X}",
         f"DOORBELL_INTID = {abi['doorbell_intid']}",
@@ -143,8 +174,11 @@ def python(abi: Abi) -> str:
         "SLOT_BYTES = 32",
     ]
     lines += [f"OFFSET_{field['name'].upper()} = {field['offset']}" for field in abi["field"]]
+    lines += [f"NPU_{name.upper()} = 0x{value:X}" for name, value in abi["npu"].items()]
+    lines += [f"NPU_OFFSET_{field['name'].upper()} = {field['offset']}" for field in abi["npu_control"]]
     for kind, (name, text) in _CLASSES.items():
-        lines += ["", "", f"class {name}(enum.IntEnum):", f'    """{text}"""', ""]
+        base = "IntFlag" if kind in _FLAGS else "IntEnum"
+        lines += ["", "", f"class {name}(enum.{base}):", f'    """{text}"""', ""]
         lines += [f"    {each['name']} = {each['value']}" for each in abi[kind]]
     lines += ["", "", "TRANSITIONS: dict[tuple[PageState, str], PageState] = {"]
     lines += [
@@ -213,8 +247,41 @@ def page(abi: Abi) -> str:
             abi["field"],
             lambda f: (f["name"], f["offset"], f["bytes"], f["writer"], f.get("doc", "")),
         ),
+        *_npu(abi),
     ]
     return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _npu(abi: Abi) -> list[str]:
+    npu = abi["npu"]
+    heads = {
+        "npu_register": "Registers, by their offset in the window",
+        "npu_interrupt": "Bits of INT_RAW",
+        "npu_mmu_status": "Bits of MMU_STATUS",
+        "npu_mmu_command": "Values of MMU_COMMAND",
+        "npu_target": "Targets of a job's commands (target << 48 | value << 16 | register)",
+        "npu_operand": "Registers of an operation: C[m, n] = Σ A[m, k] · B[n, k]",
+        "npu_format": "Formats",
+    }
+    lines = [
+        "## The NPU",
+        f"Its window of {npu['window_bytes']} bytes of registers lies {npu['window_offset']:#x} bytes from "
+        f"where hidden memory begins, its control page {npu['control_offset']:#x}. What drives it, at most "
+        f"{npu['code_bytes_max']} bytes that need no data and no fixed place, is a function for both worlds: "
+        "(registers, npu.start or another wish, list, commands, tables, tag). It answers 0 when it did it.",
+        "",
+        *_table(("state", "value", "meaning"), abi["npu_state"], _plain_row),
+        "The control page:",
+        "",
+        *_table(
+            ("word", "offset", "bytes", "written by", "meaning"),
+            abi["npu_control"],
+            lambda f: (f["name"], f["offset"], f["bytes"], f["writer"], f["doc"]),
+        ),
+    ]
+    for kind, head in heads.items():
+        lines += [f"{head}:", "", *_table(("name", "value", "meaning"), abi[kind], _hexadecimal_row)]
+    return lines
 
 
 def _table(heads: Sequence[str], entries: Sequence[Any], row: Callable[[Any], Sequence[object]]) -> list[str]:
@@ -247,6 +314,10 @@ def _message_row(message: dict[str, Any]) -> Sequence[object]:
 
 def _plain_row(entry: dict[str, Any]) -> Sequence[object]:
     return entry["name"], entry["value"], entry["doc"]
+
+
+def _hexadecimal_row(entry: dict[str, Any]) -> Sequence[object]:
+    return entry["name"], f"{entry['value']:#x}", entry["doc"]
 
 
 PRODUCTS: dict[str, Callable[[Abi], str]] = {

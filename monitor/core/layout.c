@@ -18,7 +18,7 @@ static bool board_is_sane(const struct board *board)
 {
 	return board->magic == FLEX_BOARD_MAGIC && board->ram_base % 0x40000000 == 0 && board->ram_base != 0 &&
 	       board->ram_bytes >= RAM_BYTES_MIN && board->ram_bytes <= RAM_BYTES_MAX &&
-	       board->ram_bytes % BLOCK_BYTES == 0 && board->ram_base <= 0x100000000ULL - board->ram_bytes;
+	       board->npu <= 1 && board->ram_bytes % BLOCK_BYTES == 0 && board->ram_base <= 0x100000000ULL - board->ram_bytes;
 }
 
 bool layout_make(struct layout *layout, const struct board *board)
@@ -31,10 +31,14 @@ bool layout_make(struct layout *layout, const struct board *board)
 	layout->ram_bytes = board->ram_bytes;
 	layout->pages = board->ram_bytes / FLEX_PAGE_BYTES;
 	layout->hidden_base = board->ram_base + board->ram_bytes - FLEX_HIDDEN_BYTES;
-	layout->states = layout->hidden_base + IMAGE_BYTES;
+	layout->npu = board->npu;
+	layout->window = layout->hidden_base + FLEX_NPU_WINDOW_OFFSET;
+	layout->control = layout->hidden_base + FLEX_NPU_CONTROL_OFFSET;
+	layout->states = layout->hidden_base + FLEX_HIDDEN_STATES;
 	at = layout->states + pages_up(layout->pages);
 	at = place_tree(&layout->stage2, at, board->ram_bytes / BLOCK_BYTES);
 	at = place_tree(&layout->devices, at, board->ram_bytes / BLOCK_BYTES);
+	at = place_tree(&layout->secure, at, board->ram_bytes / BLOCK_BYTES);
 	layout->mailbox = board->ram_base + board->ram_bytes - pages_up(MAILBOX_BYTES);
 	return at <= layout->mailbox;
 }

@@ -2,8 +2,10 @@
  * Where everything of the monitor lies: from hidden_base, the last FLEX_HIDDEN_BYTES of RAM.
  *
  *     image      1 MiB   EL2's code, constants, data and stacks
+ *     window     64 KiB  the NPU's registers: of all this what the OS may reach, while the NPU is its own
+ *     control    64 KiB  a page between monitor and NPU
  *     states             one byte for each page of RAM
- *     two trees          for Stage-2 and for the devices: level 1 (one page), level 2 (a page for each
+ *     three trees        for Stage-2, for devices, for an NPU of the secure world: level 1 (one page), level 2 (a page for each
  *                        GiB of the 4 GiB that are translated), level 3 (a page for each block of RAM),
  *                        one more level 3 for registers that do not fill a block
  *     mailbox            header and two rings, shared with the secure world, which finds it at the end of RAM
@@ -30,9 +32,13 @@ struct layout {
 	u64 ram_bytes;
 	u64 pages;
 	u64 hidden_base;
+	u64 npu; /* how many: 0 or 1 */
+	u64 window;
+	u64 control;
 	u64 states;
 	struct tree stage2;
 	struct tree devices;
+	struct tree secure;
 	u64 mailbox;
 };
 

@@ -22,6 +22,7 @@ struct board {
 	u64 ram_base; /* a multiple of 1 GiB; RAM ends below 4 GiB */
 	u64 ram_bytes; /* a multiple of BLOCK_BYTES */
 	u64 cpus;
+	u64 npu; /* how many: 0 or 1 */
 };
 
 /* Device registers that the normal world may use. Whole blocks, or whole pages of one block. */

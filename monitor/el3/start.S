@@ -18,7 +18,7 @@ el3_start:
 	.org	FLEX_BOARD_OFFSET
 	.global	el3_board
 el3_board:
-	.quad	0, 0, 0, 0
+	.quad	0, 0, 0, 0, 0
 
 reset:
 	msr	daifset, #0xf

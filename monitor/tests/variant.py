@@ -30,7 +30,7 @@ class Replacement:
 #: RAM is one block, of which SMALL_PAGES pages are not the monitor's; queues hold next to nothing.
 SMALL = (
     Replacement(
-        "flex.h", "FLEX_HIDDEN_BYTES 0x1000000", "FLEX_HIDDEN_BYTES (0x200000 - SMALL_PAGES * 0x1000)"
+        "flex.h", "FLEX_HIDDEN_BYTES 0x1800000", "FLEX_HIDDEN_BYTES (0x200000 - SMALL_PAGES * 0x1000)"
     ),
     Replacement("core/types.h", "RAM_BYTES_MIN 0x10000000ULL", "RAM_BYTES_MIN 0x200000ULL"),
     Replacement("core/notices.c", "#define SLOTS 64", "#define SLOTS SMALL_NOTICES"),

@@ -27,13 +27,13 @@ class OnFakeMachine(SecureMemoryContract):
             yield
 
     def create_memory(self) -> SecureMemory:
-        machine = self.running.enter_context(FakeMachine(32 * MIB, self.driver()))
+        machine = self.running.enter_context(FakeMachine(40 * MIB, self.driver()))
         self.running.callback(machine.check)
         return TrustZoneMemory(machine.pages(), GRANULE)
 
     @contextmanager
     def scarce_memory(self, granules: int) -> Iterator[SecureMemory]:
-        with FakeMachine(32 * MIB, self.driver(most=granules * GRANULE // 4096)) as machine:
+        with FakeMachine(40 * MIB, self.driver(most=granules * GRANULE // 4096)) as machine:
             yield TrustZoneMemory(machine.pages(), GRANULE)
 
 
@@ -56,7 +56,7 @@ class TrustZoneMachine(SecureMemoryMachine):
         return Driver()
 
     def create_memory(self) -> SecureMemory:
-        self.machine = FakeMachine(32 * MIB, self.driver())
+        self.machine = FakeMachine(40 * MIB, self.driver())
         self.machine.__enter__()
         return TrustZoneMemory(self.machine.pages(), 4 * KIB)
 
@@ -95,5 +95,5 @@ TestTrustZoneOfAFickleOsAtRandom = FickleMachine.TestCase
 
 
 def test_granules_of_two_mebibytes_are_the_default():
-    with FakeMachine(32 * MIB) as machine:
+    with FakeMachine(40 * MIB) as machine:
         assert TrustZoneMemory(machine.pages()).granule == DEFAULT_GRANULE == 2 * MIB

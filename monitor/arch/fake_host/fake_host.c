@@ -62,7 +62,7 @@ void host_make(u64 ram_base, u64 ram_bytes)
 
 struct board host_board(void)
 {
-	return (struct board){ FLEX_BOARD_MAGIC, host.ram_base, host.ram_bytes, 2 };
+	return (struct board){ FLEX_BOARD_MAGIC, host.ram_base, host.ram_bytes, 2, 0 };
 }
 
 static const u64 *table_at(u64 pa)

@@ -9,12 +9,10 @@ import struct
 
 from flexserve.platforms.trustzone import abi
 from flexserve.platforms.trustzone.ram import BASE, PAGE
-from flexserve.units import MIB, align_up
+from flexserve.units import align_up
 
 RING_BYTES = abi.SLOTS * abi.SLOT_BYTES
 MAILBOX_BYTES = abi.HEADER_BYTES + 2 * RING_BYTES
-
-_IMAGE = MIB  # before the page states
 
 
 def hidden_offset(ram_bytes: int) -> int:
@@ -24,7 +22,17 @@ def hidden_offset(ram_bytes: int) -> int:
 
 def states_offset(ram_bytes: int) -> int:
     """Return where the page states begin, one byte for each page of RAM."""
-    return hidden_offset(ram_bytes) + _IMAGE
+    return hidden_offset(ram_bytes) + abi.HIDDEN_STATES
+
+
+def npu_window_offset(ram_bytes: int) -> int:
+    """Return where the NPU's registers are: memory that device and driver agree on."""
+    return hidden_offset(ram_bytes) + abi.NPU_WINDOW_OFFSET
+
+
+def npu_control_offset(ram_bytes: int) -> int:
+    """Return where the page between monitor and NPU is."""
+    return hidden_offset(ram_bytes) + abi.NPU_CONTROL_OFFSET
 
 
 def mailbox_offset(ram_bytes: int) -> int:

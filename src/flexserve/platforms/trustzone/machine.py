@@ -188,7 +188,7 @@ class Machine:
     def _patched_firmware(self) -> bytes:
         """Return the firmware with this board's description in it, as fuses would tell it."""
         image = bytearray(self._images.firmware.read_bytes())
-        board = struct.pack("<4Q", abi.BOARD_MAGIC, BASE, self.ram_bytes, self.cpus)
+        board = struct.pack("<5Q", abi.BOARD_MAGIC, BASE, self.ram_bytes, self.cpus, 0)
         place = slice(abi.BOARD_OFFSET, abi.BOARD_OFFSET + len(board))
         if any(image[place]) or len(image) <= place.stop:
             raise NormalWorldError(
