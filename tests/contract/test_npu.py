@@ -10,7 +10,8 @@ import pytest
 from flexserve.platforms.linux import mman
 from flexserve.platforms.linux.secure_memory import PlainMemory
 from flexserve.platforms.ports import NpuState, Product
-from flexserve.testing.npu import Bench, FakeNpu, NpuContract
+from flexserve.testing.npu import FakeNpu
+from flexserve.testing.npu_contract import Bench, NpuContract
 from flexserve.units import KIB
 
 
@@ -24,7 +25,8 @@ class FakeRig:
 
     def relent(self) -> None:
         self.npu.willing = True
-        self.npu.lend()
+        if self.npu.state is NpuState.COMING:
+            self.npu.lend()
 
     def call_back(self, seconds: float) -> None:
         self.npu.call_back(seconds)

@@ -12,7 +12,8 @@ from flexserve.errors import InternalError
 from flexserve.platforms.linux.secure_memory import PlainMemory
 from flexserve.platforms.ports import NpuState, Product
 from flexserve.secure.flexnpu import FlexNpu, Step
-from flexserve.testing.npu import Bench, FakeNpu, Troubled, eventually
+from flexserve.testing.npu import FakeNpu, Troubled
+from flexserve.testing.npu_contract import Bench, eventually
 from flexserve.units import KIB
 
 FOREVER = 1000.0  # seconds

@@ -12,7 +12,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from flexserve.testing.npu import FakeNpu, Troubled, eventually
+from flexserve.testing.npu import FakeNpu, Troubled
+from flexserve.testing.npu_contract import eventually
 
 MODEL = Path(__file__).parents[2] / "models/tiny/flexserve-tiny.gguf"
 CONTEXT = 512

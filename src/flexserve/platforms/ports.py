@@ -164,7 +164,10 @@ class Npu(Protocol):
         """When the normal world wants it back, by time.monotonic(), while HELD; None: it does not."""
 
     def ask(self) -> None:
-        """Ask for it: COMING, and HELD some time or never. Always safe; nothing unless it is AWAY."""
+        """Ask for it: COMING, and HELD some time or never. Always safe; nothing unless it is AWAY.
+
+        Nothing either, though AWAY, while the normal world itself has not got it back: ask again.
+        """
 
     def submit(self, products: Sequence[Product], place: int) -> None:
         """Begin a job, described in the `limits.place` bytes at address `place`, a whole OS page.
@@ -182,4 +185,7 @@ class Npu(Protocol):
         """
 
     def release(self) -> None:
-        """Give it back: LEAVING, then AWAY, and a job under way is lost. Always safe; nothing unless HELD."""
+        """Give it back, or ask for it no more: LEAVING, then AWAY; a job under way is lost.
+
+        Always safe; nothing unless it is HELD or COMING.
+        """

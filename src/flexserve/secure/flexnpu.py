@@ -174,10 +174,14 @@ class FlexNpu:
             self._share.wanted_back(now, deadline)
 
     def _must_go(self) -> bool:
-        return self._came is not None and time.monotonic() >= self._share.leave_at()
+        left = self._until_leaving()
+        return left is not None and left <= 0
 
     def _until_leaving(self) -> float | None:
-        return None if self._came is None else max(0.0, self._share.leave_at() - time.monotonic())
+        """Return the seconds until it has to go, if it is here or on its way."""
+        if self._came is None and self._npu.state is not NpuState.COMING:
+            return None
+        return self._share.leave_at() - time.monotonic()
 
     def _let_go(self) -> None:
         self._npu.release()

@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable
 
 from flexserve.core.pages import PageState
+from flexserve.platforms.trustzone.exchange import Pressure
 from flexserve.platforms.trustzone.guest_pages import GuestPages
-from flexserve.platforms.trustzone.mailbox import Pressure
 from flexserve.platforms.trustzone.ram import PAGE
 from flexserve.secure.flexmem import FlexMem
 from flexserve.secure.reclaim import Reclaimer

@@ -21,7 +21,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from flexserve.errors import MachineGoneError
 from flexserve.platforms.ports import MemorySample, NormalMemory
@@ -39,6 +39,27 @@ _NOT_THE_OSS = (PageState.GRANTED, PageState.SECURE, PageState.RECALLING)
 Poll = tuple[Notice, int, int, int]
 
 
+class NpuGate(Protocol):
+    """The monitor's part in lending an NPU (testing.trustzone_npu). Under the monitor's lock."""
+
+    @property
+    def normal(self) -> bool:
+        """Whether the OS has it."""
+
+    def rebuild(self) -> None: ...
+
+    def reach(self, first: int, pages: int, secure: bool) -> None:
+        """Let it reach pages of these numbers or not."""
+
+    def go_on(self) -> bool:
+        """Go on with what a reset interrupted; return whether it still does."""
+
+    def carry_out(self, command: Command, a: int, b: int, serial: int) -> None: ...
+
+    def leave(self) -> None:
+        """Take it from a secure world that is gone."""
+
+
 class FakeMonitor:
     """The calls of the OS and the commands of the secure world, on page states in RAM.
 
@@ -50,7 +71,7 @@ class FakeMonitor:
         self.hidden = layout.hidden_offset(ram.size)
         self.protected = True
         self._bell = bell
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         self._notices: deque[Poll] = deque()
         self._attached = False
         self.states = ram.window(layout.states_offset(ram.size), ram.pages)
@@ -65,6 +86,7 @@ class FakeMonitor:
             tail=abi.OFFSET_EVENT_TAIL,
             slots=rings + layout.RING_BYTES,
         )
+        self.npu: NpuGate | None = None
         self._rebuild()
 
     def _rebuild(self) -> None:
@@ -76,14 +98,16 @@ class FakeMonitor:
         self.mailbox[:] = header + bytes(len(self.mailbox) - len(header))
         self._notices.clear()
         self._attached = False
+        if self.npu is not None:
+            self.npu.rebuild()
 
     # ---- protection, and the other end of the secure UART
 
     def relax(self) -> Status:
         """Switch protection off, if nobody needs it: the OS can write everything then."""
-        with self._lock:
+        with self.lock:
             used = any(self.counts()[state] for state in _NOT_THE_OSS)
-            if self._attached or used:
+            if self._attached or used or (self.npu is not None and not self.npu.normal):
                 return Status.HELD
             self._send(Byte.OFF)
             self.protected = False
@@ -114,7 +138,7 @@ class FakeMonitor:
         return self._call(PageState.GRANTED, PageState.NORMAL, ipa, pages, Event.TAKEN)
 
     def take(self, ipa: int, pages: int) -> Status:
-        with self._lock:
+        with self.lock:
             status = self._check(PageState.RECALLING, ipa, pages)
             if status is Status.OK:
                 self.ram.window(ipa - BASE, pages * PAGE)[:] = bytes(pages * PAGE)
@@ -131,19 +155,20 @@ class FakeMonitor:
         self.tell(Event.DETACHED)
 
     def poll(self) -> Poll:
-        with self._lock:
+        with self.lock:
             self._protect()
             for _ in range(64):
                 if len(self._events) == abi.SLOTS or (command := self._commands.take()) is None:
                     break
                 self._carry_out(*command)
+            waits = self.npu is not None and self.npu.go_on()
             if self._notices:
                 return self._notices.popleft()
             more = len(self._commands) and len(self._events) < abi.SLOTS
-            return (Notice.MORE if more else Notice.NONE), 0, 0, 0
+            return (Notice.MORE if more else Notice.WAIT if waits else Notice.NONE), 0, 0, 0
 
     def counts(self) -> dict[PageState, int]:
-        with self._lock:
+        with self.lock:
             states = bytes(self.states)
             return {state: states.count(state) for state in PageState}
 
@@ -153,7 +178,7 @@ class FakeMonitor:
         Nothing is told while nobody is attached.
         """
         while self._attached:
-            with self._lock:
+            with self.lock:
                 if self._events.put(event, *arguments):
                     break
             time.sleep(0.001)
@@ -173,10 +198,17 @@ class FakeMonitor:
         if status is Status.OK:
             first = (ipa - BASE) // PAGE
             self.states[first : first + pages] = bytes([new]) * pages
+            if self.npu is not None and PageState.SECURE in (old, new):
+                self.npu.reach(first, pages, new is PageState.SECURE)
         return status
 
+    def notify(self, notice: Notice, *arguments: int) -> None:
+        """Have the OS told by one of its next polls."""
+        a, b, c, *_ = *arguments, 0, 0, 0
+        self._notices.append((notice, a, b, c))
+
     def _call(self, old: PageState, new: PageState, ipa: int, pages: int, event: Event) -> Status:
-        with self._lock:
+        with self.lock:
             status = self._move(old, new, ipa, pages)
             if status is Status.OK:
                 self.tell(event, ipa, pages)
@@ -184,10 +216,13 @@ class FakeMonitor:
 
     # ---- commands of the secure world
 
-    def _carry_out(self, kind: int, a: int, b: int, c: int) -> None:
+    def _carry_out(self, kind: int, a: int, b: int, c: int) -> None:  # a case for each
         match kind:
             case Command.GONE:
                 self._attached = False
+                if self.npu is not None:
+                    self.npu.leave()
+                    self.npu.reach(0, self.ram.pages, False)
                 secure = bytes([PageState.SECURE])
                 self.states[:] = bytes(self.states).replace(secure, bytes([PageState.RECALLING]))
                 self._notices.append((Notice.GONE, a, 0, 0))
@@ -198,21 +233,30 @@ class FakeMonitor:
             case Command.WANT if self._attached:
                 self._notices.append((Notice.WANT, a, b, c))
             case Command.COMMIT if self._attached:
-                self._done(c, self._move(PageState.GRANTED, PageState.SECURE, a, b))
+                self.done(c, self._move(PageState.GRANTED, PageState.SECURE, a, b))
             case Command.RECALL if self._attached:
                 status = self._move(PageState.SECURE, PageState.RECALLING, a, b)
                 if status is Status.OK:
                     self._notices.append((Notice.OFFER, a, b, 0))
-                self._done(c, status)
+                self.done(c, status)
             case Command.REFUSE if self._attached:
                 status = self._check(PageState.GRANTED, a, b)
                 if status is Status.OK:
                     self._notices.append((Notice.UNWANTED, a, b, 0))
-                self._done(c, status)
+                self.done(c, status)
             case Command.COMMIT | Command.RECALL | Command.REFUSE:
-                self._done(c, Status.DENIED)
+                self.done(c, Status.DENIED)
+            case Command.NPU_WANT | Command.NPU_DRIVE | Command.NPU_RELEASE:
+                self._carry_out_of_npu(Command(kind), a, b, c if kind == Command.NPU_DRIVE else a)
 
-    def _done(self, serial: int, status: Status) -> None:
+    def _carry_out_of_npu(self, command: Command, a: int, b: int, serial: int) -> None:
+        if self._attached and self.npu is not None:
+            self.npu.carry_out(command, a, b, serial)
+        else:
+            self.done(serial, Status.DENIED)
+
+    def done(self, serial: int, status: Status) -> None:
+        """Tell what came of a command."""
         self.tell(Event.DONE, serial, status & (1 << 64) - 1)
 
 
@@ -516,10 +560,12 @@ class FakeMachine:
                 for byte in heard:
                     self.monitor.hear(byte)
                 if Byte.RING in heard:
-                    self._serve()
+                    self.serve()
 
-    def _serve(self) -> None:
-        """Do what the driver's interrupt has done: poll until there is nothing to do."""
+    def serve(self) -> None:
+        """Do what the driver's interrupt does: poll until there is nothing to do."""
         with self._running:
             while (notice := self.monitor.poll())[0] is not Notice.NONE:
+                if notice[0] is Notice.WAIT:
+                    time.sleep(50e-6)
                 self.driver.serve(notice)

@@ -11,7 +11,8 @@ import pytest
 from flexserve.errors import GrantRefusedError, NormalWorldError
 from flexserve.platforms.trustzone import abi
 from flexserve.platforms.trustzone.abi import Event, PageState, Status
-from flexserve.platforms.trustzone.mailbox import Commit, Pressure, Ring, Want
+from flexserve.platforms.trustzone.exchange import Commit, Pressure, Want
+from flexserve.platforms.trustzone.mailbox import Ring
 from flexserve.platforms.trustzone.pool import count
 from flexserve.platforms.trustzone.ram import BASE, PAGE
 from flexserve.platforms.trustzone.secure_memory import TrustZoneMemory
@@ -274,7 +275,7 @@ def test_what_the_os_writes_while_protection_is_off_is_not_believed():
             tail=abi.OFFSET_EVENT_TAIL,
             slots=abi.HEADER_BYTES + abi.SLOTS * abi.SLOT_BYTES,
         )
-        for epoch in (0, pages._mailbox._epoch):
+        for epoch in (0, pages.mailbox._epoch):
             forged.put(Event.ATTACHED, epoch)
         forged.put(Event.GRANTED, BASE, 100)
         forged.put(99, 1, 2)

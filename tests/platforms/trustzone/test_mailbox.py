@@ -10,16 +10,8 @@ import pytest
 
 from flexserve.errors import MonitorError, NormalWorldError
 from flexserve.platforms.trustzone import abi
-from flexserve.platforms.trustzone.mailbox import (
-    Answer,
-    Detached,
-    Event,
-    Mailbox,
-    Pressure,
-    Quiet,
-    Ring,
-    Want,
-)
+from flexserve.platforms.trustzone.exchange import Answer, Detached, Event, Pressure, Quiet, Want
+from flexserve.platforms.trustzone.mailbox import Mailbox, Ring
 from flexserve.testing.trustzone import FakeMachine
 from flexserve.units import MIB
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from flexserve.errors import GrantRefusedError, MonitorError, NormalWorldError
 from flexserve.platforms.trustzone import abi
-from flexserve.platforms.trustzone.mailbox import (
+from flexserve.platforms.trustzone.exchange import (
     Answer,
     Command,
     Commit,
@@ -29,7 +29,8 @@ from flexserve.platforms.trustzone.mailbox import (
     Done,
     Event,
     Granted,
-    Mailbox,
+    NpuAsked,
+    NpuGranted,
     Pressure,
     Quiet,
     Recall,
@@ -37,6 +38,7 @@ from flexserve.platforms.trustzone.mailbox import (
     Taken,
     Want,
 )
+from flexserve.platforms.trustzone.mailbox import Mailbox
 from flexserve.platforms.trustzone.pool import Pool, Run, count, pieces
 from flexserve.platforms.trustzone.ram import BASE, PAGE, Ram
 from flexserve.units import format_size
@@ -55,8 +57,7 @@ class GuestPages:
     """
 
     def __init__(self, ram: Ram, mailbox: Mailbox, *, patience: float = _PATIENCE) -> None:
-        self.ram = ram
-        self._mailbox = mailbox
+        self.ram, self.mailbox = ram, mailbox
         self._patience = patience
         self._states = np.frombuffer(mailbox.states, np.uint8)
         self._changed = threading.Condition()
@@ -74,11 +75,15 @@ class GuestPages:
         self.on_detached: Callable[[], None] = lambda: None
         self.on_quiet: Callable[[], None] = lambda: None
         self.on_end: Callable[[], None] = lambda: None
+        #: Hears of all that is not about pages, of any DONE, and of quiet. May take a message's time.
+        self.on_other: Callable[[Event], None] = lambda _event: None
+        #: Whether somebody else needs the attachment.
+        self.needed: Callable[[], bool] = lambda: False
 
     def start(self) -> None:
         """Begin. Raises NormalWorldError when no monitor answers."""
         threading.Thread(target=self._listen, name="monitor-events", daemon=True).start()
-        if self._mailbox.protected(self._patience) is None:
+        if self.mailbox.protected(self._patience) is None:
             raise NormalWorldError(
                 "No monitor answers on this machine.", hint="Restart it.", code="no_monitor"
             )
@@ -95,8 +100,8 @@ class GuestPages:
         with self._changed:
             serial = next(self._serials)
             self._wants[serial] = None
-        if self._mailbox.attach(self._patience):  # and attached it stays while anything is wanted or ours
-            self._mailbox.put(Want(serial, pages, minimum))
+        if self.mailbox.attach(self._patience):  # and attached it stays while anything is wanted or ours
+            self.mailbox.put(Want(serial, pages, minimum))
             with self._changed:
                 self._changed.wait_for(lambda: self._ended or self._wants[serial] is not None, self._patience)
         with self._changed:
@@ -155,6 +160,15 @@ class GuestPages:
         held = (self._states == _SECURE) | (self._states == _RECALLING)
         return PAGE * int(np.count_nonzero(held & self._ours))
 
+    def serial(self) -> int:
+        """Return a number that no other command of this secure world has."""
+        return next(self._serials)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the machine is gone."""
+        return self._ended
+
     # ---- the exchanges with the monitor ---------------------------------------------------------
 
     def _commit(self, runs: list[Run], deadline: float) -> bool:
@@ -169,7 +183,7 @@ class GuestPages:
                 return False
             tried = {next(self._serials): run for run in fresh}
             self._commits |= tried
-        self._mailbox.put(*(Commit(run.ipa, run.pages, serial) for serial, run in tried.items()))
+        self.mailbox.put(*(Commit(run.ipa, run.pages, serial) for serial, run in tried.items()))
         with self._changed:
             self._changed.wait_for(
                 lambda: self._ended or self._commits.keys().isdisjoint(tried),
@@ -197,10 +211,10 @@ class GuestPages:
                     commands.append(Recall(run.ipa, run.pages, serial))
                 else:
                     commands.append(Refuse(run.ipa, run.pages, serial))
-        self._mailbox.put(*commands)
+        self.mailbox.put(*commands)
 
     def _listen(self) -> None:
-        for event in self._mailbox.events():
+        for event in self.mailbox.events():
             with self._changed:
                 self._note(event)
                 self._changed.notify_all()
@@ -209,8 +223,12 @@ class GuestPages:
                     self.on_pressure(event)
                 case Detached():
                     self.on_detached()
+                    self.on_other(event)
                 case Quiet():
                     self.on_quiet()
+                    self.on_other(event)
+                case NpuGranted() | NpuAsked() | Done():
+                    self.on_other(event)
         with self._changed:
             self._ended = True
             self._changed.notify_all()
@@ -261,8 +279,8 @@ class GuestPages:
         for run in _where(self._ours & (self._states == _NORMAL), first):
             self._pool.drop(run)
             self._ours[_span(run)] = self._leaving[_span(run)] = False
-        if not self._wants and not self._ours.any():
-            self._mailbox.detach()  # so that protection can go off
+        if not self._wants and not self._ours.any() and not self.needed():
+            self.mailbox.detach()  # so that protection can go off
 
     def _held(self, runs: Iterable[Run]) -> bool:
         """Return whether the monitor keeps any page of `runs` from the OS."""

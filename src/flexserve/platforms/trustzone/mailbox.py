@@ -22,7 +22,6 @@ weaker ordering the stores of `head` would need a release barrier that Python do
 
 from __future__ import annotations
 
-import dataclasses
 import secrets
 import select
 import socket
@@ -32,6 +31,7 @@ from collections.abc import Callable, Iterator
 
 from flexserve.errors import MonitorError, NormalWorldError
 from flexserve.platforms.trustzone import abi, layout
+from flexserve.platforms.trustzone.exchange import Attach, Command, Event, Gone, Quiet, event_of, slot_of
 from flexserve.platforms.trustzone.ram import Ram
 
 _WRAP = 0xFFFF_FFFF  # heads and tails run on and wrap
@@ -40,147 +40,6 @@ _LOOK_AGAIN = 1.0  # seconds without a bell until it is quiet
 _RING_AGAIN = 0.25  # seconds
 _PATIENCE = 2.0  # seconds for the OS to have commands carried out when the ring is full
 _BELLS = 4096  # bytes taken from the secure UART at once
-
-
-# ---- commands -----------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Attach:
-    """A secure world begins."""
-
-    epoch: int
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Gone:
-    """The secure world ended: everything it held goes back."""
-
-    epoch: int
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Want:
-    """Ask the OS for `pages` pages; fewer than `minimum` are of no use."""
-
-    serial: int
-    pages: int
-    minimum: int
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Commit:
-    """Take GRANTED pages into use."""
-
-    ipa: int
-    pages: int
-    serial: int
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Recall:
-    """Stop using SECURE pages and offer them to the OS."""
-
-    ipa: int
-    pages: int
-    serial: int
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Refuse:
-    """Say that GRANTED pages are not wanted."""
-
-    ipa: int
-    pages: int
-    serial: int
-
-
-Command = Attach | Gone | Want | Commit | Recall | Refuse
-
-_KINDS: dict[type, abi.Command] = {
-    Attach: abi.Command.ATTACH,
-    Gone: abi.Command.GONE,
-    Want: abi.Command.WANT,
-    Commit: abi.Command.COMMIT,
-    Recall: abi.Command.RECALL,
-    Refuse: abi.Command.REFUSE,
-}
-
-
-# ---- events -------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Granted:
-    """The OS handed these pages over."""
-
-    ipa: int
-    pages: int
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Answer:
-    """The OS has done for a WANT what it will do: `pages` pages, it says."""
-
-    serial: int
-    pages: int
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Done:
-    """What came of the COMMIT, RECALL or REFUSE with this serial."""
-
-    serial: int
-    status: abi.Status
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Taken:
-    """The OS has these pages back."""
-
-    ipa: int
-    pages: int
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Pressure:
-    """The OS wants `pages` pages back within `deadline_ms`, it says."""
-
-    pages: int
-    deadline_ms: int
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Detached:
-    """The driver is leaving and wants everything back."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Quiet:
-    """Nothing happened for a second. Not the monitor's: a moment to put things in order."""
-
-
-Event = Granted | Answer | Done | Taken | Pressure | Detached | Quiet
-
-
-def _event(kind: int, a: int, b: int) -> Event:
-    match kind:
-        case abi.Event.GRANTED:
-            return Granted(a, b)
-        case abi.Event.ANSWER:
-            return Answer(a, b)
-        case abi.Event.DONE:
-            return Done(a, abi.Status(b - (1 << 64) if b >> 63 else b))
-        case abi.Event.TAKEN:
-            return Taken(a, b)
-        case abi.Event.PRESSURE:
-            return Pressure(a, b)
-        case abi.Event.DETACHED:
-            return Detached()
-    raise MonitorError("The monitor tells of something unknown.", hint="Restart the machine.")
-
-
-# ---- the mailbox --------------------------------------------------------------------------------
 
 
 class Ring:
@@ -260,6 +119,21 @@ class Mailbox:
         """Accesses of the normal world that the monitor stopped since the machine started."""
         return self._memory.cast("Q")[abi.OFFSET_FAULTS // 8]
 
+    @property
+    def npu_state(self) -> int:
+        """Whose the NPU is, by the monitor's word (abi.NpuState)."""
+        return self._words[abi.OFFSET_NPU_STATE // 4]
+
+    @property
+    def npu_driver(self) -> bytes:
+        """SHA-256 of what drives the NPU for us, by the monitor's word."""
+        return bytes(self._memory[abi.OFFSET_NPU_DRIVER : abi.OFFSET_NPU_DRIVER + 32])
+
+    @property
+    def attached(self) -> bool:
+        """Whether this end is attached."""
+        return self._attached
+
     # ---- attachment -----------------------------------------------------------------------------
 
     def protected(self, seconds: float) -> bool | None:
@@ -333,7 +207,7 @@ class Mailbox:
 
     def _put(self, command: Command) -> None:
         deadline = time.monotonic() + _PATIENCE
-        while not self._commands.put(_KINDS[type(command)], *dataclasses.astuple(command)):
+        while not self._commands.put(*slot_of(command)):
             if time.monotonic() > deadline:
                 raise NormalWorldError(
                     "The guest's kernel does not serve the secure world.",
@@ -382,7 +256,7 @@ class Mailbox:
                 return None
             kind, a, b, _ = slot
             if self._attached:
-                return _event(kind, a, b)
+                return event_of(kind, a, b)
             if kind == abi.Event.ATTACHED and a == self._epoch:
                 self._believe()
         return None

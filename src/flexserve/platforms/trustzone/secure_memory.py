@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from flexserve.errors import GrantRefusedError
+from flexserve.errors import GrantRefusedError, InternalError
 from flexserve.platforms.granules import GranuleBooks, GranuleState
 from flexserve.platforms.linux import mman, reservation
 from flexserve.platforms.ports import Arena, Protection
@@ -129,6 +129,23 @@ class TrustZoneMemory:
     def resident(self) -> int:
         """Return the bytes that the monitor's own table keeps from the OS for this process."""
         return self._pages.resident()
+
+    def behind(self, address: int, length: int) -> list[Run]:
+        """Return the machine's pages behind `length` bytes at `address`, in order; both are whole pages.
+
+        Raises InternalError when part of it is not committed memory.
+        """
+        with self._lock:
+            arena = next((a for a in self._behind if a.base <= address < a.base + a.size), None)
+            if arena is None:
+                raise InternalError(f"{address:#x} is in no arena.")
+            self._books.require_committed(arena, address - arena.base, length)
+            first, skipped = divmod(address - arena.base, self.granule)
+            last = (address - arena.base + length - 1) // self.granule
+            runs = [run for number in range(first, last + 1) for run in self._behind[arena][number]]
+        if skipped:
+            runs = [run for portion in list(cut(runs, skipped // PAGE))[1:] for run in portion]
+        return next(cut(runs, length // PAGE))
 
     # ---- mapping --------------------------------------------------------------------------------
 
