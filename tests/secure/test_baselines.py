@@ -67,6 +67,17 @@ def test_the_plain_strawman_loads_all_then_decrypts_all_then_computes():
     machine.close()
 
 
+def test_a_strawman_allocates_once_for_all_graphs_of_a_request(
+    strawman: Make, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _pid: {0, 1})  # loaders stand still beside compute
+    machine = Machine(residency=strawman, delay=0.005)
+    for _ in range(5):
+        machine.compute([[0]])
+    assert len(machine.source.restored) == len(set(machine.source.restored))
+    machine.close()
+
+
 def test_a_strawman_gets_all_or_nothing(strawman: Make):
     machine = Machine(residency=strawman, budget=(COUNT - 1) * GRANULE)
     with pytest.raises(GrantRefusedError):

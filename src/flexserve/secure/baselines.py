@@ -75,11 +75,15 @@ class StrawmanOpt(Residency):
         super().close()
 
     def _begin(self, weights: Weights, stats: RestoreStats) -> None:
-        if weights.whole:
+        if weights.whole or self._allocated(weights):
             return
         began = time.perf_counter()
         self._allocate(weights, stats)
         stats.waited += time.perf_counter() - began
+
+    def _allocated(self, weights: Weights) -> bool:
+        """Return whether all the memory is there: what no graph read yet may still be on its way."""
+        return all(self._flexmem.committed(part.arena) == part.arena.size for part in weights.parts)
 
     def _allocate(self, weights: Weights, stats: RestoreStats) -> None:
         """Commit every granule in one go and touch it. Raises GrantRefusedError: it is all or nothing."""
