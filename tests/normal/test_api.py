@@ -75,6 +75,7 @@ async def test_a_chat_answer_in_one_piece(client: httpx.AsyncClient) -> None:
     assert set(usage["timings"]) == {
         *(f"{name}_ms" for name in ("queue", "restore", "decrypt", "prefill", "decode", "ttft")),
         "restored_bytes",
+        "npu_products",
     }
 
 

@@ -27,7 +27,7 @@ from flexserve.units import format_size, parse_size
 
 if TYPE_CHECKING:
     from flexserve.normal.client import Client
-    from flexserve.normal.reports import ModelState, RecallResult, States
+    from flexserve.normal.reports import ModelState, NpuState, RecallResult, States
 
 
 def register(app: typer.Typer) -> None:
@@ -205,6 +205,8 @@ def show_states(states: States) -> None:
     else:
         held = f"{format_size(counted.secure_rss)} in the secure process ({counted.secure_pid})"
         terminal.say(f"the OS counts  {held}; {available}")
+    if states.npu is not None:
+        terminal.say(_npu(states.npu))
     terminal.say(f"requests       {states.running} running, {states.queued} waiting")
     terminal.say(f"protection     {states.protection.name}: {states.protection.summary}")
     if not states.protection.protected:
@@ -237,6 +239,14 @@ def bytes_of(text: str) -> int:
         return parse_size(text)
     except CallerError as error:
         raise typer.BadParameter(str(error)) from None
+
+
+def _npu(npu: NpuState) -> str:
+    by_cpu = f", {npu.fallbacks} of its products by the CPU instead" if npu.fallbacks else ""
+    return (
+        f"the NPU        {npu.state}; {npu.products} products in {npu.jobs} jobs{by_cpu}; "
+        f"here {npu.switches} times, {npu.held_ms / 1000:.1f} s"
+    )
 
 
 def _row(model: ModelState) -> list[str]:

@@ -306,6 +306,8 @@ def _stats(ending: Ending) -> str:
         parts.append(f"{1000 * usage.completion_tokens / times.decode:.1f} tokens/s")
     if times.restored_bytes:
         parts.append(f"restored {format_size(times.restored_bytes)} (waited {times.restore:.0f} ms)")
+    if times.npu_products:
+        parts.append(f"{times.npu_products} products on the NPU")
     return ", ".join(parts)
 
 

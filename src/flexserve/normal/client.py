@@ -228,6 +228,7 @@ class _Times(msgspec.Struct, frozen=True):
     decode_ms: float = 0
     ttft_ms: float = 0
     restored_bytes: int = 0
+    npu_products: int = 0
 
 
 class _Usage(msgspec.Struct, frozen=True):
@@ -285,6 +286,7 @@ def _ending(reason: str, usage: _Usage) -> Ending:
             decode=times.decode_ms,
             ttft=times.ttft_ms,
             restored_bytes=times.restored_bytes,
+            npu_products=times.npu_products,
         ),
     )
 

@@ -73,8 +73,20 @@ class OsCounts(msgspec.Struct, frozen=True, omit_defaults=True):
     guest: bool = False
 
 
-class States(msgspec.Struct, frozen=True):
-    """The answer of GET /models."""
+class NpuState(msgspec.Struct, frozen=True):
+    """The NPU as the secure world sees it, and what it did; see flexserve.world.messages.NpuStatus."""
+
+    state: str
+    switches: int
+    jobs: int
+    products: int
+    fallbacks: int
+    lost: int
+    held_ms: float
+
+
+class States(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The answer of GET /models. `npu` is left out where there is none."""
 
     protection: Protection
     models: list[ModelState]
@@ -82,6 +94,7 @@ class States(msgspec.Struct, frozen=True):
     running: int
     memory: MemoryTotals
     os: OsCounts
+    npu: NpuState | None = None
 
 
 class Claimed(msgspec.Struct, frozen=True):

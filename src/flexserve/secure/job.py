@@ -20,6 +20,7 @@ class RestoreStats:
     load: float = 0.0  # reading ciphertext
     decrypt: float = 0.0
     restored: int = 0
+    npu_products: int = 0  # not of restoring: what else the same graphs tell of themselves
 
     def add(self, cost: Cost) -> None:
         """Count one granule."""
@@ -42,6 +43,7 @@ class RestoreStats:
             decode=_ms(decode),
             ttft=_ms(ttft),
             restored_bytes=self.restored,
+            npu_products=self.npu_products,
         )
 
     def include(self, other: RestoreStats) -> None:

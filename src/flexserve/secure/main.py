@@ -24,13 +24,15 @@ from flexserve.core.pages import PageState
 from flexserve.errors import FlexServeError, PeerError
 from flexserve.platforms.linux import secure_memory as linux
 from flexserve.platforms.linux.hardening import die_with_parent, harden
-from flexserve.platforms.ports import SecureMemory
+from flexserve.platforms.ports import Npu, SecureMemory
 from flexserve.platforms.trustzone import secure_memory as trustzone
+from flexserve.platforms.trustzone.flexnpu import TrustZoneNpu
 from flexserve.secure.baselines import BASELINES, make_residency
 from flexserve.secure.cache import Cache
 from flexserve.secure.engine.runtime import Engine
 from flexserve.secure.failures import failure_of
 from flexserve.secure.flexmem import FlexMem
+from flexserve.secure.flexnpu import FlexNpu
 from flexserve.secure.guest import Guest
 from flexserve.secure.link import Link
 from flexserve.secure.models.keys import DeviceKey
@@ -46,6 +48,7 @@ from flexserve.world.messages import (
     Generate,
     KvStatus,
     MemoryStatus,
+    NpuStatus,
     Pin,
     Query,
     Recall,
@@ -70,6 +73,7 @@ class Ground:
     memory: SecureMemory
     ram: int  # bytes of the machine that the memory is of
     guest: Guest | None = None  # who grants it; None: the normal world's program
+    npu: Npu | None = None
 
 
 class SecureWorld:
@@ -80,6 +84,8 @@ class SecureWorld:
         self._link = link
         self._flexmem = FlexMem(ground.memory, ground.ram, ground.guest or link)
         self._engine = Engine(self._flexmem, threads)
+        self._npu = FlexNpu(ground.npu) if ground.npu is not None else None
+        self._engine.use_npu(self._npu)
         self._residency = make_residency(options.baseline, self._flexmem, threads, options.store)
         limits = Limits(
             context=options.context or _DEFAULT_CONTEXT,
@@ -150,7 +156,13 @@ class SecureWorld:
             os_rss=_resident_bytes(),
         )
         kv = KvStatus(**dataclasses.asdict(self._shelf.counters))
-        return Status(serial, self._shelf.statuses(), memory, queued, running, kv)
+        return Status(serial, self._shelf.statuses(), memory, queued, running, kv, self._npu_status())
+
+    def _npu_status(self) -> NpuStatus | None:
+        if self._npu is None:
+            return None
+        counters = dataclasses.asdict(self._npu.counters) | {"held": 1000 * self._npu.held()}
+        return NpuStatus(state=self._npu.state.value, **counters)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -196,7 +208,8 @@ def _ground(options: argparse.Namespace) -> Ground:
     if options.memory == "trustzone":
         pages = trustzone.pages_of(options.ram_fd, options.doorbell_fd, on_end=_end_with_the_machine)
         memory = trustzone.TrustZoneMemory(pages, options.granule or trustzone.DEFAULT_GRANULE)
-        return Ground(memory, pages.ram.size, Guest(pages))
+        npu = TrustZoneNpu(pages, memory, options.npu_driver) if options.npu_driver else None
+        return Ground(memory, pages.ram.size, Guest(pages), npu)
     ram = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     granule = options.granule or linux.DEFAULT_GRANULE
     if options.memory == "plain":
@@ -226,6 +239,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--memory", choices=["secret", "plain", "trustzone"], default="secret")
     parser.add_argument("--ram-fd", type=int, default=-1, help="trustzone: the machine's RAM")
     parser.add_argument("--doorbell-fd", type=int, default=-1, help="trustzone: its secure UART")
+    parser.add_argument(
+        "--npu-driver", type=bytes.fromhex, default=b"", help="trustzone: SHA-256 of what may drive its NPU"
+    )
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--context", type=int, default=0)
     parser.add_argument("--parallel", type=int, default=4, help="sequences of a model generated at once")

@@ -14,7 +14,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 # A prompt is the largest thing that crosses the boundary; 1 MiB of text is ~250k tokens.
 MAX_TEXT = 1 << 20
@@ -150,6 +150,7 @@ class Timings(_Struct, frozen=True):
     decode: Millis = 0
     ttft: Millis = 0
     restored_bytes: Count = 0
+    npu_products: Count = 0  # matrix products that the NPU computed
 
 
 class Failure(_Struct, frozen=True):
@@ -192,6 +193,18 @@ class KvStatus(_Struct, frozen=True):
     resumed: Count = 0  # taken from there by a later request
     damaged: Count = 0  # did not authenticate or did not fit, and was computed anew
     dropped: Count = 0  # given up unsealed, to a recall that left no time or memory for it
+
+
+class NpuStatus(_Struct, frozen=True):
+    """The NPU as the secure world sees it, and what it did since the start."""
+
+    state: Annotated[str, Meta(max_length=16)]  # away | coming | held | leaving | refused
+    switches: Count  # times that it came
+    held: Millis  # that it was here in all
+    jobs: Count
+    products: Count  # computed by it
+    fallbacks: Count  # begun by it, and computed by the CPU
+    lost: Count  # jobs that did not end, or not well
 
 
 # ---- normal world to secure world -----------------------------------------------------------
@@ -378,6 +391,7 @@ class Status(_Message, frozen=True):
     queued: Count
     running: Count
     kv: KvStatus = KvStatus()
+    npu: NpuStatus | None = None  # None: there is none
 
 
 ToSecure = Hello | Generate | Embed | Warm | Cancel | Recall | Pin | Grant | Query | Shutdown

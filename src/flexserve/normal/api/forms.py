@@ -207,5 +207,6 @@ def _usage(finished: Finished) -> Json:
             "decode_ms": timings.decode,
             "ttft_ms": timings.ttft,
             "restored_bytes": timings.restored_bytes,
+            "npu_products": timings.npu_products,
         },
     }

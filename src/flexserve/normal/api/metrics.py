@@ -22,6 +22,7 @@ from flexserve.normal.metrics import (
     totals,
 )
 from flexserve.normal.world import World, WorldReport
+from flexserve.world.messages import NpuStatus
 
 router = APIRouter(tags=["operations"])
 
@@ -68,6 +69,8 @@ def _present(report: WorldReport) -> Iterator[Metric]:
     yield gauge("secure_resident_bytes", "Memory of the secure process, by the OS's count.", report.os.rss)
     kv = {field.name: getattr(status.kv, field.name) for field in msgspec.structs.fields(status.kv)}
     yield totals("kv_sequences", "KV of ended requests, by what became of it.", "outcome", kv)
+    if status.npu is not None:
+        yield from _npu(status.npu)
     models = status.models
     yield by_model("weights_bytes", "Size of a model's weights.", [(m.name, m.weights) for m in models])
     yield by_model(
@@ -75,3 +78,13 @@ def _present(report: WorldReport) -> Iterator[Metric]:
     )
     yield by_model("kv_bytes", "Memory of KV caches.", [(m.name, m.kv) for m in models])
     yield by_model("scratch_bytes", "Memory of compute scratch.", [(m.name, m.scratch) for m in models])
+
+
+def _npu(npu: NpuStatus) -> Iterator[Metric]:
+    yield gauge("npu_held", "1 while the secure world has the NPU.", npu.state == "held")
+    yield total("npu_switches", "Times that the secure world got the NPU.", npu.switches)
+    yield total("npu_held_seconds", "Time that it had it.", npu.held / 1000)
+    yield total("npu_jobs", "Jobs that the NPU did for it.", npu.jobs)
+    products = {"npu": npu.products, "cpu": npu.fallbacks}
+    yield totals("npu_products", "Matrix products that the NPU began, by what finished them.", "by", products)
+    yield total("npu_jobs_lost", "Jobs of the NPU that did not end well.", npu.lost)

@@ -15,7 +15,7 @@ from flexserve.normal.api.schemas import RecallRequest
 from flexserve.normal.memory import OsView
 from flexserve.normal.supervisor import WorldState
 from flexserve.normal.world import World
-from flexserve.world.messages import ModelStatus
+from flexserve.world.messages import ModelStatus, NpuStatus
 
 router = APIRouter(tags=["operations"])
 
@@ -82,6 +82,8 @@ async def show_states(request: Request) -> Response:
             "rss_claimed": memory.os_rss,
         },
     }
+    if report.status.npu is not None:
+        body["npu"] = _npu(report.status.npu)
     return JSONResponse(body)
 
 
@@ -136,6 +138,18 @@ def _state(model: ModelStatus, *, pinned: bool) -> dict[str, Any]:
         "error": None
         if error is None
         else {"code": error.code, "message": error.message, "hint": error.hint},
+    }
+
+
+def _npu(npu: NpuStatus) -> dict[str, Any]:
+    return {
+        "state": npu.state,
+        "switches": npu.switches,
+        "held_ms": npu.held,
+        "jobs": npu.jobs,
+        "products": npu.products,
+        "fallbacks": npu.fallbacks,
+        "lost": npu.lost,
     }
 
 

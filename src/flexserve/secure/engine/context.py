@@ -224,7 +224,10 @@ class Context:
         offload = self._engine.prepare(abi.Graph.from_address(graph), self._tokens_in_graph)
         run = EngineGraph(graph, self.model.map, 0, self._compute_slice, timed=self._pace_of, offload=offload)
         run.stride = self._stride(run.nodes)
-        self._residency.compute(self.model.weights, run, self._stats)
+        try:
+            self._residency.compute(self.model.weights, run, self._stats)
+        finally:
+            self._stats.npu_products += offload.products if offload is not None else 0
         return abi.STATUS_SUCCESS
 
     def _stride(self, nodes: int) -> int:

@@ -99,6 +99,7 @@ class GraphOffload:
     ) -> None:
         self._offload, self._npu, self._memory = offload, offload.npu, offload.memory
         self._graph, self._nodes, self._products = graph, nodes, products
+        self.products = 0  # that the NPU computed
 
     def run(self, start: int, stop: int, compute: Compute) -> None:
         """Compute nodes [start, stop), by `compute` what the CPU does. Raises what that raises."""
@@ -130,6 +131,7 @@ class GraphOffload:
             done = self._npu.finish()  # in any case: it writes to tensors until then
         if done:
             self._npu.counters.products += len(npus)
+            self.products += len(npus)
         else:
             self._npu.counters.fallbacks += len(npus)
             self._compute(pending, compute)
