@@ -21,4 +21,7 @@ int flex_call(enum flex_call call, u64 a, u64 b, u64 c, struct flex_results *res
  */
 void flex_listen(void (*hear)(const struct flex_results *notice));
 
+/* Has the monitor POLLed, for what it has to do now. Any context. */
+void flex_service_kick(void);
+
 #endif

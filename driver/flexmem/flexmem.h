@@ -74,7 +74,7 @@ int flex_contiguous_init(struct device_node *node);
 /* Adds one run of `pages` pages to `blocks`, as pages of order 0; -EBUSY when there is none. */
 int flex_contiguous_alloc(unsigned long pages, struct list_head *blocks);
 
-/* ---- service.c, which also has flex_listen() ---- */
+/* ---- service.c, which also has flex_listen() and flex_service_kick() ---- */
 
 int flex_service_init(struct platform_device *device);
 void flex_service_exit(struct platform_device *device);
@@ -83,7 +83,6 @@ void flex_service_exit(struct platform_device *device);
  * it. Never waits. Returns the pages that came back.
  */
 unsigned long flex_service_reap(unsigned long enough);
-void flex_service_kick(void); /* have the worker look */
 bool flex_service_attached(void);
 /* Asks for everything and waits for it, at most `ms`. 0, or -EBUSY when the secure world keeps some. */
 int flex_service_close(unsigned int ms);

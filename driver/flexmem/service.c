@@ -8,8 +8,8 @@
  * to the worker what takes long: a WANT, which allocates, and a GONE. At most one notice is put aside,
  * and while it is, nobody but the worker polls, so nothing overtakes it. The monitor keeps the others.
  *
- * The monitor may say MORE for a while instead of nothing: when a device that it waits for needs time.
- * Nobody spins on that: the worker looks again a little later.
+ * The monitor may say WAIT instead of nothing, when a device needs time. Nobody spins on that: the
+ * worker looks again a little later, and later each time.
  *
  * An interrupt is never lost: it comes after its command was written, queue_work() after that queues
  * the work anew even while it runs, and a POLL that says NONE was after everything written before.
@@ -24,7 +24,7 @@
 #include "flexmem.h"
 
 static const unsigned int patience_ms = 1000;
-static const unsigned int mores_max = 64; /* without a notice: all that a full ring can be the cause of */
+static const unsigned int wait_us = 50, waits_max = 6; /* before POLL again: doubled with each WAIT */
 
 static void serve(struct work_struct *work);
 
@@ -34,7 +34,8 @@ static struct workqueue_struct *queue;
 static struct flex_results put_aside; /* a WANT or GONE, unless its kind is NONE */
 static int irq;
 static void (*listener)(const struct flex_results *notice); /* under service */
-static bool attached, closing, waiting;
+static unsigned int waits; /* in a row; under service */
+static bool attached, closing;
 
 /* ---- notices ---- */
 
@@ -81,26 +82,28 @@ static unsigned long handle(const struct flex_results *notice)
 }
 
 /*
- * Polls until there is nothing more, or something is put aside, or enough came, or the monitor is
- * waiting for something. Under service.
+ * Polls until there is nothing more, or something is put aside, or enough came, or the monitor waits
+ * for something. Under service.
  */
 static unsigned long poll(unsigned long enough)
 {
 	unsigned long came = 0;
-	unsigned int mores = 0;
 
-	while (!put_aside.x[0] && came < enough && mores < mores_max) {
+	while (!put_aside.x[0] && came < enough) {
 		struct flex_results notice;
 
-		if (flex_call(FLEX_CALL_POLL, 0, 0, 0, &notice) || notice.x[0] == FLEX_NOTICE_NONE)
+		if (flex_call(FLEX_CALL_POLL, 0, 0, 0, &notice)) {
+			waits = 0;
 			break;
-		mores = notice.x[0] == FLEX_NOTICE_MORE ? mores + 1 : 0;
+		}
+		waits = notice.x[0] == FLEX_NOTICE_WAIT ? min(waits + 1, waits_max) : 0;
+		if (notice.x[0] == FLEX_NOTICE_NONE || waits)
+			break;
 		if (notice.x[0] == FLEX_NOTICE_WANT || notice.x[0] == FLEX_NOTICE_GONE)
 			put_aside = notice;
 		else
 			came += handle(&notice);
 	}
-	waiting = mores == mores_max;
 	return came;
 }
 
@@ -115,7 +118,7 @@ static void serve_put_aside(void)
 
 static void serve(struct work_struct *unused)
 {
-	bool again;
+	unsigned int us;
 
 	mutex_lock(&service);
 	flex_ondemand_touch();
@@ -123,10 +126,10 @@ static void serve(struct work_struct *unused)
 		serve_put_aside();
 		poll(ULONG_MAX);
 	} while (put_aside.x[0]);
-	again = waiting;
+	us = waits ? wait_us << waits : 0;
 	mutex_unlock(&service);
-	if (again) {
-		usleep_range(100, 200);
+	if (us) {
+		usleep_range(us / 2, us);
 		flex_service_kick();
 	}
 }
@@ -143,6 +146,7 @@ void flex_service_kick(void)
 {
 	queue_work(queue, &work);
 }
+EXPORT_SYMBOL_GPL(flex_service_kick);
 
 bool flex_service_attached(void)
 {
@@ -156,7 +160,7 @@ unsigned long flex_service_reap(unsigned long enough)
 	if (!mutex_trylock(&service))
 		return 0;
 	came = poll(enough);
-	if (put_aside.x[0] || waiting)
+	if (put_aside.x[0] || waits)
 		flex_service_kick();
 	mutex_unlock(&service);
 	return came;
