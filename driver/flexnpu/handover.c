@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: GPL-2.0 OR Apache-2.0
+/*
+ * The NPU to the secure world and back. Whose turn it is, is decided here and there, never by the
+ * monitor, which only sees to it that who has it has it alone.
+ *
+ *   ours ── NPU_WANTED, and our slice is over or nothing is queued ──▶ NPU_GRANT ──▶ theirs
+ *   theirs ── NPU_BACK, and NPU_STATE says NORMAL ──▶ ours
+ *
+ * Shares. When both want it we keep it for `slice_ms` after it came back, and then until the running
+ * job ends, `drain_ms` at most; so the secure world waits for slice_ms + drain_ms. It owes us the same:
+ * as soon as a job waits it is asked to give the NPU back within `ask_ms`. A side that has nothing to
+ * do takes nothing from the other: an empty queue hands over at once, and nobody asks for an idle NPU.
+ *
+ * Progress. A job that was cut off runs again, with twice the time before it can be cut off once more.
+ *
+ * The race that matters: registers against NPU_GRANT, which takes them out of our reach, so that an
+ * access after it faults. Both are made by one thread, the runner's, and `ours`, which is false from
+ * before that call until it fails, having changed nothing, or until NPU_STATE says NORMAL again, is
+ * written by it alone. What others do is to set a flag and to wake it: the monitor's notices (heard
+ * under flexmem's lock, perhaps by who reclaims memory, so they may not wait) and debugfs. A notice is
+ * a hint and may be stale: for WANTED of a secure world that died, NPU_GRANT is denied, and BACK is
+ * believed when NPU_STATE says so.
+ *
+ * A job that was cut off keeps its memory pinned until the NPU has been reset: until then it is neither
+ * theirs nor ours (ENTERING or LEAVING), for as long as the NPU takes, and flexmem's POLLs go on.
+ *
+ * While it is theirs this module is in use, for its core's bytes and for whoever waits; so it cannot be
+ * unloaded before debugfs' `detach` got the NPU back.
+ */
+#include <linux/delay.h>
+#include <linux/jiffies.h>
+#include <linux/ktime.h>
+#include <linux/mm.h>
+#include <linux/module.h>
+
+#include "../flexmem/exported.h"
+#include "flexnpu.h"
+
+static unsigned int slice_ms = 20;
+module_param(slice_ms, uint, 0644);
+MODULE_PARM_DESC(slice_ms, "how long this world keeps the NPU when both have work for it");
+
+static unsigned int drain_ms = 50;
+module_param(drain_ms, uint, 0644);
+MODULE_PARM_DESC(drain_ms, "how long a running job may then still take before it is cut off");
+
+static unsigned int ask_ms = 20;
+module_param(ask_ms, uint, 0644);
+MODULE_PARM_DESC(ask_ms, "by when the secure world should give the NPU back, when jobs wait");
+
+static phys_addr_t code;
+static unsigned long code_bytes;
+
+static bool ours = true; /* the runner's, see above */
+static u64 since;	 /* ns: it became ours, or theirs */
+static u64 asked;	 /* jiffies */
+
+static bool wanted, back, closing; /* flags of others */
+static u64 wanted_at;		   /* ns; before `wanted` */
+
+static enum flex_npu_state state(void)
+{
+	struct flex_results results;
+
+	if (flex_call(FLEX_CALL_NPU_STATE, 0, 0, 0, &results))
+		return FLEX_NPU_STATE_ABSENT;
+	return results.x[0];
+}
+
+/* ---- to them ---- */
+
+static bool is_wanted(void)
+{
+	return smp_load_acquire(&wanted) && !READ_ONCE(closing);
+}
+
+/* When the NPU should be theirs, once it is wanted. */
+static u64 leave_at(void)
+{
+	return max(READ_ONCE(wanted_at), since + (u64)slice_ms * NSEC_PER_MSEC);
+}
+
+static bool should_give(void)
+{
+	return is_wanted() && (!flexnpu_jobs_waiting() || ktime_get_ns() >= leave_at());
+}
+
+static bool is_on_its_way(void)
+{
+	enum flex_npu_state now = state();
+
+	return now == FLEX_NPU_STATE_ENTERING || now == FLEX_NPU_STATE_LEAVING;
+}
+
+/* Whether it is not ours any more, and whatever ran has been stopped. */
+static bool give(void)
+{
+	u64 began = ktime_get_ns();
+	int status;
+
+	WRITE_ONCE(wanted, false); /* first: what is wanted from now on is another time */
+	if (!try_module_get(THIS_MODULE))
+		return false; /* it is being unloaded */
+	WRITE_ONCE(ours, false);
+	status = flex_call(FLEX_CALL_NPU_GRANT, code, code_bytes, 0, NULL);
+	if (status != FLEX_STATUS_OK) {
+		WRITE_ONCE(ours, true);
+		module_put(THIS_MODULE);
+		if (status == FLEX_STATUS_BUSY) {
+			WRITE_ONCE(wanted, true);
+			usleep_range(50, 100);
+		}
+		return false;
+	}
+	flex_service_kick();
+	while (is_on_its_way())
+		usleep_range(50, 100);
+	since = ktime_get_ns();
+	asked = get_jiffies_64() - msecs_to_jiffies(ask_ms);
+	flexnpu_count(FLEXNPU_COUNT_GRANTS, 1);
+	flexnpu_count(FLEXNPU_COUNT_GRANT_NS, since - began);
+	return true;
+}
+
+bool flexnpu_handover_cut(const struct flexnpu_job *job)
+{
+	u64 drain = (u64)drain_ms * NSEC_PER_MSEC << job->interrupted;
+
+	return is_wanted() && ktime_get_ns() >= leave_at() + drain && give();
+}
+
+/* ---- to us ---- */
+
+static bool should_ask(void)
+{
+	return (flexnpu_jobs_waiting() || READ_ONCE(closing)) &&
+	       time_after_eq64(get_jiffies_64(), asked + msecs_to_jiffies(ask_ms));
+}
+
+static void ask(void)
+{
+	asked = get_jiffies_64();
+	flexnpu_count(FLEXNPU_COUNT_ASKS, 1);
+	flex_call(FLEX_CALL_NPU_ASK, ask_ms, 0, 0, NULL);
+}
+
+static void take_back(void)
+{
+	u64 now = ktime_get_ns();
+
+	flexnpu_count(FLEXNPU_COUNT_BACKS, 1);
+	flexnpu_count(FLEXNPU_COUNT_AWAY_NS, now - since);
+	since = now;
+	WRITE_ONCE(ours, true);
+	module_put(THIS_MODULE);
+}
+
+/* ---- for the runner ---- */
+
+bool flexnpu_handover_ours(void)
+{
+	return READ_ONCE(ours);
+}
+
+bool flexnpu_handover_due(void)
+{
+	return ours ? should_give() : READ_ONCE(back) || should_ask();
+}
+
+long flexnpu_handover_patience(void)
+{
+	bool asking = !ours && (flexnpu_jobs_waiting() || READ_ONCE(closing));
+
+	return asking ? max(msecs_to_jiffies(ask_ms), 1UL) : MAX_SCHEDULE_TIMEOUT;
+}
+
+void flexnpu_handover_step(void)
+{
+	if (ours) {
+		if (should_give())
+			give();
+	} else if (xchg(&back, false) && state() == FLEX_NPU_STATE_NORMAL) {
+		take_back();
+	} else if (should_ask()) {
+		ask();
+	}
+}
+
+/* ---- for others ---- */
+
+static void hear(const struct flex_results *notice)
+{
+	switch (notice->x[0]) {
+	case FLEX_NOTICE_NPU_WANTED:
+		flexnpu_count(FLEXNPU_COUNT_WANTS, 1);
+		if (READ_ONCE(wanted))
+			break; /* it waits since then */
+		WRITE_ONCE(wanted_at, ktime_get_ns());
+		smp_store_release(&wanted, true);
+		flexnpu_runner_kick();
+		break;
+	case FLEX_NOTICE_NPU_BACK:
+		WRITE_ONCE(back, true);
+		flexnpu_runner_kick();
+		break;
+	}
+}
+
+int flexnpu_handover_close(unsigned int ms)
+{
+	unsigned long end = jiffies + msecs_to_jiffies(ms);
+
+	WRITE_ONCE(closing, true);
+	flexnpu_runner_kick();
+	while (!READ_ONCE(ours) && time_before(jiffies, end))
+		msleep(5);
+	if (READ_ONCE(ours))
+		return 0;
+	flexnpu_handover_open();
+	pr_warn("flexnpu: the secure world keeps the NPU; staying\n");
+	return -EBUSY;
+}
+
+void flexnpu_handover_open(void)
+{
+	WRITE_ONCE(closing, false);
+	flexnpu_runner_kick();
+}
+
+int flexnpu_handover_init(void)
+{
+	unsigned long start = (unsigned long)flex_npu_core;
+
+	code_bytes = (unsigned long)flex_npu_core_end - start;
+	if (!PAGE_ALIGNED(start) || code_bytes > PAGE_SIZE)
+		return -EINVAL; /* not one page: it has more than one physical address */
+	code = PFN_PHYS(vmalloc_to_pfn((void *)start));
+	if (state() != FLEX_NPU_STATE_NORMAL)
+		return -ENODEV;
+	flex_listen(hear);
+	return 0;
+}
+
+void flexnpu_handover_exit(void)
+{
+	flex_listen(NULL);
+}

@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: GPL-2.0 OR Apache-2.0
+/*
+ * The thread that runs one job after the other. It looks whether a job is over, since the emulated NPU
+ * has no interrupt line: at first every few microseconds, later less often, an eighth of the time
+ * that the job has run already.
+ *
+ * A job may be gone without an end: neither running nor with a bit in INT_RAW. The monitor resets the
+ * NPU whenever it changes hands, and whenever protection goes on: then perhaps just while a job is
+ * written into its registers, which shows in a translation that is off. Such a job runs again.
+ *
+ * A job that takes too long is reset. Its program hears of that at once, but its memory stays pinned
+ * until the NPU says that the reset is done, or the monitor does: before, the NPU may still write to it.
+ */
+#include <linux/delay.h>
+#include <linux/kthread.h>
+#include <linux/module.h>
+#include <linux/wait.h>
+
+#include "flexnpu.h"
+
+static unsigned int job_ms = 10000;
+module_param(job_ms, uint, 0644);
+MODULE_PARM_DESC(job_ms, "how long one job may run before it is stopped");
+
+static const unsigned int reset_ms = 1000;	/* for the NPU to answer at all */
+static const unsigned int interrupted_max = 32; /* then something is wrong */
+
+static volatile void __iomem *window;
+static struct task_struct *thread;
+static DECLARE_WAIT_QUEUE_HEAD(work);
+
+static u64 core(enum flexnpu_op op)
+{
+	return flex_npu_core((volatile void __force *)window, op, 0, 0, 0, 0);
+}
+
+static bool start(const struct flexnpu_job *job)
+{
+	return !flex_npu_core((volatile void __force *)window, FLEXNPU_OP_START, FLEXNPU_LIST_AT,
+			      job->commands, virt_to_phys(job->space.directory), job->number);
+}
+
+static void pause(u64 ns)
+{
+	unsigned int us = clamp_t(u64, ns / NSEC_PER_USEC / 8, 20, 1000);
+
+	usleep_range(us, 2 * us);
+}
+
+/* ---- how jobs end ---- */
+
+static void note_end(struct flexnpu_job *job, u32 raw, u32 mmu)
+{
+	u32 outcome = FLEXNPU_DONE, stopped = 0;
+
+	if (raw & (FLEX_NPU_INTERRUPT_READ_FAULT | FLEX_NPU_INTERRUPT_WRITE_FAULT)) {
+		outcome = FLEXNPU_FAULT;
+		stopped = !!(mmu & FLEX_NPU_MMU_STATUS_MONITOR);
+	} else if (raw & FLEX_NPU_INTERRUPT_BAD_COMMAND) {
+		outcome = FLEXNPU_BAD_COMMAND;
+	}
+	flexnpu_count(FLEXNPU_COUNT_FAULTS, outcome != FLEXNPU_DONE);
+	flexnpu_count(FLEXNPU_COUNT_JOBS, 1);
+	flexnpu_job_end(job, outcome, stopped);
+	flexnpu_job_put(job);
+}
+
+static void run_again(struct flexnpu_job *job)
+{
+	flexnpu_count(FLEXNPU_COUNT_INTERRUPTED, 1);
+	if (++job->interrupted < interrupted_max) {
+		flexnpu_jobs_again(job);
+		return;
+	}
+	flexnpu_count(FLEXNPU_COUNT_JOBS, 1);
+	flexnpu_job_end(job, FLEXNPU_LOST, 0);
+	flexnpu_job_put(job);
+}
+
+static void stop(struct flexnpu_job *job)
+{
+	core(FLEXNPU_OP_RESET);
+	flexnpu_count(FLEXNPU_COUNT_TIMEOUTS, 1);
+	flexnpu_count(FLEXNPU_COUNT_JOBS, 1);
+	flexnpu_job_end(job, FLEXNPU_TIMED_OUT, 0);
+	while (core(FLEXNPU_OP_STATUS) & (FLEXNPU_RUNNING | FLEXNPU_RESETTING)) {
+		if (flexnpu_handover_cut(job))
+			break;
+		if (kthread_should_stop()) {
+			pr_err("flexnpu: the NPU does not let go; the memory of a job stays pinned\n");
+			return;
+		}
+		usleep_range(500, 1000);
+	}
+	flexnpu_job_put(job);
+}
+
+/* ---- one job ---- */
+
+static void run_job(struct flexnpu_job *job)
+{
+	u64 began = ktime_get_ns(), limit = (u64)job_ms * NSEC_PER_MSEC, ran = 0, status = 0;
+	bool started = false;
+	u32 mmu;
+
+	while (!started || status & FLEXNPU_RUNNING) {
+		if (ran > limit)
+			return stop(job);
+		if (flexnpu_handover_cut(job))
+			return run_again(job);
+		started = started || start(job);
+		pause(ran);
+		status = core(FLEXNPU_OP_STATUS);
+		ran = ktime_get_ns() - began;
+	}
+	flexnpu_count(FLEXNPU_COUNT_BUSY_NS, ran);
+	mmu = core(FLEXNPU_OP_FAULT) >> 32;
+	if (!(u32)status || !(mmu & FLEX_NPU_MMU_STATUS_PAGING))
+		return run_again(job);
+	note_end(job, status, mmu);
+}
+
+static bool runnable(void)
+{
+	return flexnpu_handover_ours() && flexnpu_jobs_waiting();
+}
+
+static int run(void *unused)
+{
+	while (!kthread_should_stop()) {
+		struct flexnpu_job *job = NULL;
+
+		flexnpu_handover_step();
+		if (flexnpu_handover_ours())
+			job = flexnpu_jobs_next();
+		if (job)
+			run_job(job);
+		else
+			wait_event_idle_timeout(
+				work, kthread_should_stop() || runnable() || flexnpu_handover_due(),
+				flexnpu_handover_patience());
+	}
+	return 0;
+}
+
+/* ---- the thread ---- */
+
+void flexnpu_runner_kick(void)
+{
+	wake_up(&work);
+}
+
+static int reset(void)
+{
+	core(FLEXNPU_OP_RESET);
+	for (unsigned int ms = 0; ms < reset_ms; ms++) {
+		if (!(core(FLEXNPU_OP_STATUS) & (FLEXNPU_RUNNING | FLEXNPU_RESETTING)))
+			return 0;
+		usleep_range(900, 1100);
+	}
+	pr_err("flexnpu: the NPU does not answer\n");
+	return -ENODEV;
+}
+
+int flexnpu_runner_init(volatile void __iomem *registers)
+{
+	int error;
+
+	window = registers;
+	error = reset();
+	if (error)
+		return error;
+	thread = kthread_run(run, NULL, "flexnpu");
+	return PTR_ERR_OR_ZERO(thread);
+}
+
+void flexnpu_runner_exit(void)
+{
+	kthread_stop(thread);
+}
