@@ -6,10 +6,11 @@
  *   ping                          {}
  *   meminfo                       bytes: total, available, free, cached, flexmem; stall: % of the last 10 s
  *   flexmem                       the driver's state and counters
+ *   flexnpu                       the same of the NPU's driver
  *   read PATH                     {"text": …}
  *   write PATH WORDS…             {}
  *   load NAME [PARAMETERS…]       a module of /modules; {}
- *   unload NAME                   flexmem gives everything back first; {}
+ *   unload NAME                   flexmem and flexnpu get everything back first; {}
  *   start PROGRAM WORDS…          {"job": N}: runs beside what follows
  *   job N                         {"running": true}, or what came of it, once:
  *                                 {"running": false, "status": …, "signal": …, "result": …}
@@ -143,16 +144,15 @@ static void memory(char **words)
 	    stall());
 }
 
-static void flexmem(char **words)
+static void driver(char **words)
 {
-	static const char *const files[] = { "/sys/kernel/debug/flexmem/state",
-					     "/sys/kernel/debug/flexmem/counters" };
-	char text[SAID];
+	static const char *const files[] = { "state", "counters" };
+	char path[64], text[SAID];
 
-	(void)words;
 	say("{");
 	for (int i = 0; i < 2; i++) {
-		if (read_whole(files[i], text, sizeof(text)) < 0)
+		snprintf(path, sizeof(path), "/sys/kernel/debug/%s/%s", words[0], files[i]);
+		if (read_whole(path, text, sizeof(text)) < 0)
 			return fail_errno();
 		say_members(text);
 	}
@@ -207,12 +207,18 @@ static void load(char **words)
 
 static void unload(char **words)
 {
+	char detach[64];
+
 	if (!words[1])
 		return fail("unload what?");
-	if (!strcmp(words[1], "flexmem") && write_whole("/sys/kernel/debug/flexmem/detach", "1"))
+	snprintf(detach, sizeof(detach), "/sys/kernel/debug/%s/detach", words[1]);
+	if (write_whole(detach, "1") && errno != ENOENT)
 		return fail_errno();
-	if (unload_module(words[1]))
-		return fail_errno();
+	if (unload_module(words[1])) {
+		fail_errno();
+		write_whole(detach, "0"); /* it stays, so it serves */
+		return;
+	}
 	say("{}");
 }
 
@@ -363,10 +369,10 @@ static const struct {
 	const char *name;
 	void (*answer)(char **words);
 } questions[] = {
-	{ "ping", ping },     { "meminfo", memory }, { "flexmem", flexmem }, { "read", read_file },
-	{ "write", write_file }, { "load", load },   { "unload", unload },   { "start", start },
-	{ "run", run },	      { "job", ask_job },    { "stop", stop },	     { "attack", attack },
-	{ "poweroff", power_off },
+	{ "ping", ping },     { "meminfo", memory }, { "flexmem", driver }, { "flexnpu", driver },
+	{ "read", read_file }, { "write", write_file }, { "load", load },   { "unload", unload },
+	{ "start", start },   { "run", run },	     { "job", ask_job },    { "stop", stop },
+	{ "attack", attack }, { "poweroff", power_off },
 };
 
 static void reply(char *line)

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The first program: mounts, loads modules, and starts the agent again whenever it ends. */
 #include <fcntl.h>
+#include <glob.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mount.h>
@@ -26,6 +27,16 @@ static const char *const sysctls[][2] = {
 	{ "/proc/sys/kernel/hung_task_timeout_secs", "0" },
 };
 
+/* A device of the tree is named by its address and its node. */
+static int has_npu(void)
+{
+	glob_t found = { 0 };
+	int has = !glob("/sys/bus/platform/devices/*.npu", 0, NULL, &found);
+
+	globfree(&found);
+	return has;
+}
+
 static void load_modules(void)
 {
 	char names[1024];
@@ -36,6 +47,9 @@ static void load_modules(void)
 			fprintf(stderr, "init: %s: %m\n", name);
 	if (load_module("flexmem.ko", ""))
 		fprintf(stderr, "init: flexmem.ko: %m\n");
+	/* Only where there is one: flexmem cannot be unloaded while another module stands on it. */
+	if (has_npu() && load_module("flexnpu.ko", ""))
+		fprintf(stderr, "init: flexnpu.ko: %m\n");
 }
 
 int init_main(void)

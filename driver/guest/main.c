@@ -11,6 +11,7 @@ static const struct {
 } programs[] = {
 	{ "hog", hog_main },	       { "churn", churn_main }, { "memory", memory_main },
 	{ "syscalls", syscalls_main }, { "btree", btree_main }, { "touch", touch_main },
+	{ "npu", npu_main },
 };
 
 int main(int argc, char **argv)
