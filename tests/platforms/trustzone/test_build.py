@@ -10,7 +10,7 @@ import pytest
 
 from flexserve.errors import InternalError, NormalWorldError
 from flexserve.platforms.trustzone import build, packages, tools
-from flexserve.platforms.trustzone.abi import HIDDEN_BYTES
+from flexserve.platforms.trustzone.abi import HIDDEN_BYTES, NPU_WINDOW_BYTES, NPU_WINDOW_OFFSET
 from flexserve.platforms.trustzone.cpio import Archive
 from flexserve.platforms.trustzone.devicetree import INITRD, RAM_BASE, Board
 from flexserve.platforms.trustzone.packages import Kernel
@@ -89,6 +89,14 @@ def test_a_contiguous_area_ends_below_the_monitor_and_is_flexmems() -> None:
     assert "contiguous" not in source()
 
 
+def test_an_npus_registers_lie_in_the_monitors_memory() -> None:
+    window = RAM_BASE + GIB - HIDDEN_BYTES + NPU_WINDOW_OFFSET
+    tree = source(npu=True)
+    assert f"npu@{window:x} {{" in tree
+    assert f"reg = <{window:#x} {NPU_WINDOW_BYTES:#x}>" in tree
+    assert "npu" not in source()
+
+
 def test_nothing_that_reaches_memory_past_the_monitor_is_listed() -> None:
     tree = source()
     for device in ("smmu", "fw-cfg", "virtio,mmio", "9040000", "9050000"):
@@ -98,7 +106,7 @@ def test_nothing_that_reaches_memory_past_the_monitor_is_listed() -> None:
 @have("dtc")
 def test_dtc_compiles_it_without_a_complaint(tmp_path: Path) -> None:
     text = tmp_path / "flex.dts"
-    text.write_text(source(contiguous=64 * MIB, bootargs="quiet"))
+    text.write_text(source(contiguous=64 * MIB, bootargs="quiet", npu=True))
     done = subprocess.run(
         ["dtc", "-I", "dts", "-O", "dtb", "-o", tmp_path / "flex.dtb", text],
         capture_output=True,

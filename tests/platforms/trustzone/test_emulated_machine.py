@@ -28,7 +28,7 @@ RAM = 256 * MIB
 @pytest.fixture
 def nowhere(tmp_path: Path) -> Images:
     """Images of zeros."""
-    names = ("firmware", "kernel", "initrd", "devicetree")
+    names = ("firmware", "kernel", "initrd", "devicetree", "npu_core")
     for name in names:
         (tmp_path / name).write_bytes(bytes(4096))
     return Images(**{name: tmp_path / name for name in names})

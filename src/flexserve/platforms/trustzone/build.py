@@ -26,29 +26,44 @@ from flexserve.platforms.trustzone.packages import Kernel, Progress
 
 _CROSS = "aarch64-linux-gnu-"
 _FOREIGN_MODULES = ("virtio_pci", "virtio_console", "loop")  # the agent's port; a disk for workloads
-_OUR_MODULES = ("flexmem", "flexattack")  # the second only for tests, and only loaded by them
-_GUEST_FLAGS = ("-std=gnu11", "-D_GNU_SOURCE", "-static", "-Os", "-Wall", "-Wextra", "-Werror", "-pthread")
+_OUR_MODULES = {  # and those that each one uses; flexattack only for tests, and only loaded by them
+    "flexmem": (),
+    "flexnpu": ("flexmem",),
+    "flexattack": (),
+}
+_GUEST_FLAGS = (
+    *("-std=gnu11", "-D_GNU_SOURCE", "-static", "-Os", "-Wall", "-Wextra", "-Werror", "-pthread"),
+    "-ffp-contract=off",  # sums are compared bit by bit
+)
+_NPU_CORE = ".npu_core"  # the section of flexnpu that the secure world uses, too
+_NPU_CORE_MOST = 4096  # bytes
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Images:
-    """What a machine boots from."""
+    """What a machine boots from, and what the secure world knows one part by.
+
+    `npu_core` has the bytes of the NPU driver's core as the guest's kernel loads them.
+    """
 
     firmware: Path
     kernel: Path
     initrd: Path
     devicetree: Path
+    npu_core: Path
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Options:
-    """What the device tree tells the guest beyond RAM and CPUs, for measurements.
+    """What the device tree tells the guest beyond RAM and CPUs.
 
-    `contiguous` bytes become a CMA area; `bootargs` are more of the kernel's.
+    `contiguous` bytes become a CMA area, and `bootargs` are more of the kernel's, for measurements. `npu`
+    is for a machine that has one.
     """
 
     contiguous: int = 0
     bootargs: str = ""
+    npu: bool = False
 
 
 class NoSourcesError(NormalWorldError):
@@ -110,9 +125,11 @@ class _Build:
     def images(self, ram_bytes: int, cpus: int, options: Options) -> Images:
         """Make all parts."""
         firmware = self._firmware()
-        initrd = self._initrd(self._guest(), [self._module(name) for name in _OUR_MODULES])
-        board = Board(ram_bytes, cpus, initrd.stat().st_size, options.contiguous, options.bootargs)
-        return Images(firmware, self._kernel.image, initrd, self._devicetree(board))
+        modules = {name: self._module(name, needed) for name, needed in _OUR_MODULES.items()}
+        initrd = self._initrd(self._guest(), list(modules.values()))
+        board = Board(ram_bytes, cpus, initrd.stat().st_size, **dataclasses.asdict(options))
+        npu_core = self._npu_core(modules["flexnpu"])
+        return Images(firmware, self._kernel.image, initrd, self._devicetree(board), npu_core)
 
     # ---- the parts --------------------------------------------------------------------------------
 
@@ -124,24 +141,45 @@ class _Build:
 
         return self._made("fw.bin", "the monitor", self._files("abi", "monitor"), make)
 
-    def _module(self, name: str) -> Path:
+    def _module(self, name: str, needed: tuple[str, ...]) -> Path:
         def make(target: Path) -> None:
-            tree = self._copied("abi", "driver")
-            folder = tree / "driver" / name
-            tools.run(
-                "make",
-                "-C",
-                self._kernel.headers,
-                f"M={folder}",
-                f"-j{os.cpu_count()}",
-                "ARCH=arm64",
-                f"CROSS_COMPILE={_CROSS}",
-                "modules",
-            )
-            tools.run(f"{_CROSS}strip", "--strip-debug", folder / f"{name}.ko", "-o", target)
+            folder = self._copied("abi", "driver") / "driver"
+            for part in (*needed, name):
+                symbols = " ".join(
+                    str(folder / other / "Module.symvers") for other in needed if other != part
+                )
+                self._make_module(folder / part, symbols)
+            tools.run(f"{_CROSS}strip", "--strip-debug", folder / name / f"{name}.ko", "-o", target)
 
-        files = self._files("abi", f"driver/{name}")
+        files = self._files("abi", *(f"driver/{part}" for part in (*needed, name)))
         return self._made(f"{name}.ko", f"the module {name}", [self._kernel.release, *files], make)
+
+    def _make_module(self, folder: Path, symbols: str) -> None:
+        """Compile a module. `symbols` are the files that tell what other modules export."""
+        tools.run(
+            "make",
+            "-C",
+            self._kernel.headers,
+            f"M={folder}",
+            f"KBUILD_EXTRA_SYMBOLS={symbols}",
+            f"-j{os.cpu_count()}",
+            "ARCH=arm64",
+            f"CROSS_COMPILE={_CROSS}",
+            "modules",
+        )
+
+    def _npu_core(self, module: Path) -> Path:
+        """Cut the core out of its module; nothing may be done to its bytes when that is loaded."""
+
+        def make(target: Path) -> None:
+            sections = tools.run(f"{_CROSS}readelf", "--sections", "--wide", module)
+            if f".rela{_NPU_CORE}" in sections:
+                raise InternalError(f"{_NPU_CORE} of {module} depends on where it lies.", hint="Report this.")
+            tools.run(f"{_CROSS}objcopy", "-O", "binary", f"--only-section={_NPU_CORE}", module, target)
+            if not 0 < target.stat().st_size <= _NPU_CORE_MOST:
+                raise InternalError(f"{_NPU_CORE} of {module} is no page or less.", hint="Report this.")
+
+        return self._made("npu_core.bin", "the NPU driver's core", [module], make)
 
     def _guest(self) -> Path:
         def make(target: Path) -> None:
@@ -150,7 +188,8 @@ class _Build:
             tools.run(f"{_CROSS}gcc", *_GUEST_FLAGS, *sources, "-o", target)
             tools.run(f"{_CROSS}strip", target)
 
-        return self._made("guest", "the guest's programs", self._files("driver/guest"), make)
+        files = self._files("driver/guest", "driver/flexnpu/uapi")
+        return self._made("guest", "the guest's programs", files, make)
 
     def _initrd(self, guest: Path, modules: list[Path]) -> Path:
         foreign = _with_dependencies(self._kernel.modules, _FOREIGN_MODULES)

@@ -9,7 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 
-from flexserve.platforms.trustzone.abi import DOORBELL_INTID, HIDDEN_BYTES
+from flexserve.platforms.trustzone.abi import (
+    DOORBELL_INTID,
+    HIDDEN_BYTES,
+    NPU_WINDOW_BYTES,
+    NPU_WINDOW_OFFSET,
+)
 from flexserve.units import MIB
 
 RAM_BASE = 0x4000_0000
@@ -21,7 +26,7 @@ _PINS, _SLOTS, _FIRST_SPI = 4, 4, 3  # of the PCI host: interrupt 3 + (slot + pi
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Board:
-    """A machine as the kernel sees it.
+    """A machine as the kernel sees it. With `npu` it has one, whose registers lie in the monitor's memory.
 
     `contiguous` bytes (whole 4 MiB) are set aside as a CMA area, at the end of what the OS may use:
     what the baselines that need contiguous memory allocate from.
@@ -32,6 +37,7 @@ class Board:
     initrd_bytes: int
     contiguous: int = 0
     bootargs: str = ""
+    npu: bool = False
 
     def source(self) -> str:
         """Return the device tree's source."""
@@ -48,6 +54,7 @@ class Board:
             flexmem_area="memory-region = <&contiguous>;" if self.contiguous else "",
             doorbell=DOORBELL_INTID - _FIRST_SHARED,
             interrupt_map="\n\t\t\t".join(_interrupts()),
+            npu=self._npu(carve + NPU_WINDOW_OFFSET),
         )
 
     def _area(self, end: int) -> str:
@@ -55,6 +62,11 @@ class Board:
             return ""
         start = (end - self.contiguous) & -(4 * MIB)
         return _AREA.format(at=f"{start:x}", reg=f"{_cell(start)} {_cell(self.contiguous)}")
+
+    def _npu(self, window: int) -> str:
+        if not self.npu:
+            return ""
+        return _NPU.format(at=f"{window:x}", reg=f"{_cell(window)} {_cell(NPU_WINDOW_BYTES)}")
 
 
 def _cell(value: int) -> str:
@@ -86,6 +98,15 @@ _AREA = """
 			linux,cma-default;
 			reg = <{reg}>;
 		}};"""
+
+_NPU = """
+	/* It has no interrupt line: its driver looks. What it reaches is up to the monitor. */
+	npu@{at} {{
+		compatible = "flexserve,flexnpu";
+		dma-coherent;
+		reg = <{reg}>;
+	}};
+"""
 
 _TREE = """/dts-v1/;
 
@@ -184,5 +205,5 @@ _TREE = """/dts-v1/;
 		interrupts = <0 {doorbell} 1>;
 		{flexmem_area}
 	}};
-}};
+{npu}}};
 """

@@ -11,6 +11,8 @@ from flexserve.errors import InternalError, NormalWorldError
 
 PACKAGES: dict[str, str] = {  # program → Debian package
     "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu libc6-dev-arm64-cross",
+    "aarch64-linux-gnu-objcopy": "binutils-aarch64-linux-gnu",
+    "aarch64-linux-gnu-readelf": "binutils-aarch64-linux-gnu",
     "aarch64-linux-gnu-strip": "binutils-aarch64-linux-gnu",
     "apt-cache": "apt",
     "apt-get": "apt",
