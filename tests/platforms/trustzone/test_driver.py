@@ -153,7 +153,7 @@ def test_a_program_that_takes_most_of_memory_finishes(ram: int) -> None:
         world.attach()
         cache = Cache(world, ram // 2)
         before = world.held()
-        assert before > ram // PAGE * 4 // 10
+        assert before > ram // PAGE // 3
         outcome = finish(machine, world, cache, "hog 80")
         assert outcome["signal"] == 0, "the OOM killer came"
         assert outcome["result"]["wrong"] == 0
