@@ -201,7 +201,7 @@ enum flex_npu_operand {
 
 enum flex_npu_format {
 	FLEX_NPU_FORMAT_INT8 = 1, /* int8 to int32, exactly */
-	FLEX_NPU_FORMAT_FP16 = 2, /* fp16 to fp32: products are exact, summed in fp64, rounded once */
+	FLEX_NPU_FORMAT_FP16 = 2, /* fp16 to fp32: the sum of the products, exactly, then rounded once */
 	FLEX_NPU_FORMAT_Q8_0 = 3, /* ggml's q8_0 (blocks of 32: an fp16 scale, 32 int8) to fp32: for each block the exact sum times the fp32 product of both scales, added in fp32, in order */
 	FLEX_NPU_FORMAT_REUSE = 256, /* a bit: B is what the operation before left on the chip */
 };

@@ -1,0 +1,10 @@
+"""The Flex-NPU, a matrix engine in the manner of the RK3588's, as a process on the machine's RAM."""
+
+from __future__ import annotations
+
+import sys
+
+
+def command(ram_fd: int, ram_bytes: int) -> list[str]:
+    """Return the command line of the process, which inherits RAM's descriptor."""
+    return [sys.executable, "-I", "-m", __name__, "--ram-fd", str(ram_fd), "--ram-bytes", str(ram_bytes)]
