@@ -32,9 +32,14 @@ def images_of(ram_bytes: int, cpus: int, options: Options | None = None) -> Imag
 
 @contextlib.contextmanager
 def booted(
-    ram_bytes: int = 512 * MIB, cpus: int = 2, *, devices: Sequence[str] = (), options: Options | None = None
+    ram_bytes: int = 512 * MIB,
+    cpus: int = 2,
+    *,
+    npu: bool = False,
+    devices: Sequence[str] = (),
+    options: Options | None = None,
 ) -> Iterator[Machine]:
     """Boot a machine for the length of the block; skip the test, saying why, where that is impossible."""
     images = images_of(ram_bytes, cpus, options)
-    with Machine(images, ram_bytes=ram_bytes, cpus=cpus, devices=devices) as machine:
+    with Machine(images, ram_bytes=ram_bytes, cpus=cpus, npu=npu, devices=devices) as machine:
         yield machine

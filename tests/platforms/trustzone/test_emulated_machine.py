@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flexserve.errors import CallerError, NormalWorldError
+from flexserve.errors import CallerError, MachineGoneError, NormalWorldError
 from flexserve.platforms.trustzone import machine
 from flexserve.platforms.trustzone.abi import PageState
 from flexserve.platforms.trustzone.build import Images
@@ -117,6 +117,37 @@ def test_a_machine_boots_serves_its_mailbox_and_leaves_no_process() -> None:
         assert 0 < it.memory().sample().available < RAM
         pid = it.pid
     assert _is_gone(pid)
+
+
+def test_a_machine_has_its_npu_beside_it_and_ends_with_it() -> None:
+    with booted(RAM, 1, npu=True) as it:
+        device = _child_that_runs("flexserve.platforms.trustzone.npu")
+        os.kill(device, signal.SIGKILL)
+        assert eventually(lambda: not it.alive)
+        with pytest.raises(MachineGoneError, match="because its NPU did, with status -9"):
+            it.require_alive()
+    with booted(RAM, 1, npu=True) as it:
+        device = _child_that_runs("flexserve.platforms.trustzone.npu")
+        it.require_alive()
+    assert _is_gone(device)
+
+
+def _child_that_runs(module: str) -> int:
+    """Return the one child of this process that runs a Python module."""
+    words = (
+        (path, path.read_text().split("\0"))
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if _is_ours(path)
+    )
+    (found,) = [int(path.parent.name) for path, line in words if module in line]
+    return found
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        return f"\nPPid:\t{os.getpid()}\n" in (path.parent / "status").read_text()
+    except OSError:
+        return False
 
 
 def test_protection_goes_when_nothing_is_held_and_comes_back_with_the_next_grant() -> None:

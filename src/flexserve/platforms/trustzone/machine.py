@@ -1,4 +1,4 @@
-"""The emulated machine: QEMU plays it, and nothing of it is left when this process is gone.
+"""The emulated machine: QEMU plays it, a second process its NPU, and nothing outlives this process.
 
 RAM is an anonymous shared file, the secure UART and the agent's port are socket pairs, and the
 firmware is a patched copy in memory: all of them descriptors, so there is no path that anybody else
@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Self
 
 from flexserve.errors import CallerError, MachineGoneError, NormalWorldError
-from flexserve.platforms.trustzone import abi, leash, tools
+from flexserve.platforms.trustzone import abi, leash, npu, tools
 from flexserve.platforms.trustzone.agent import Agent
 from flexserve.platforms.trustzone.build import Images
 from flexserve.platforms.trustzone.guest_memory import GuestMemory
@@ -54,12 +54,18 @@ class MonitorState:
 class Machine:
     """A machine of `ram_bytes` and `cpus`, from `__enter__` until `__exit__` or its own end.
 
-    `devices` are more of QEMU's `-device`, for tests. Start it from a thread that lives as long as it
-    should: the kernel kills it with that thread.
+    With an `npu` it ends when that does. `devices` are more of QEMU's `-device`, for tests. Start it from a
+    thread that lives as long as it should: the kernel kills it with that thread.
     """
 
     def __init__(
-        self, images: Images, *, ram_bytes: int = GIB, cpus: int = 2, devices: Sequence[str] = ()
+        self,
+        images: Images,
+        *,
+        ram_bytes: int = GIB,
+        cpus: int = 2,
+        npu: bool = False,
+        devices: Sequence[str] = (),
     ) -> None:
         if not SMALLEST <= ram_bytes <= LARGEST or ram_bytes % STEP:
             raise CallerError(
@@ -69,6 +75,8 @@ class Machine:
         if not 1 <= cpus <= MOST_CPUS:
             raise CallerError(f"The machine cannot have {cpus} CPUs.", hint=f"Give it 1 to {MOST_CPUS}.")
         self._images, self.ram_bytes, self.cpus, self._devices = images, ram_bytes, cpus, devices
+        self.has_npu = npu
+        self._npu_status: int | None = None  # of its end, when it came by itself
         self._console: collections.deque[str] = collections.deque(maxlen=_CONSOLE)
         self._stack = contextlib.ExitStack()
         self.ram_fd = -1
@@ -110,7 +118,7 @@ class Machine:
         """Return if the machine runs, else raise MachineGoneError with the end of its console."""
         if not self.alive:
             raise MachineGoneError(
-                f"The machine ended with status {self._process.returncode}. {self.last_words()}",
+                f"The machine {self._how_it_ended()}. {self.last_words()}",
                 hint="Start it again; if it ends again, report this as a bug.",
             )
 
@@ -166,7 +174,10 @@ class Machine:
         self.doorbell, secure = self._pair()
         ours, agent = self._pair()
         with secure, agent:
-            self._spawn(firmware, secure.fileno(), agent.fileno())
+            fds = (self.ram_fd, firmware, secure.fileno(), agent.fileno())
+            self._process, self._reader = self._started([_QEMU, *self._arguments(*fds)], fds)
+        if self.has_npu:
+            self._start_npu()
         self.agent = Agent(ours)
         try:
             self.agent.wait_until_ready(_BOOT, alive=lambda: self.alive)
@@ -188,7 +199,7 @@ class Machine:
     def _patched_firmware(self) -> bytes:
         """Return the firmware with this board's description in it, as fuses would tell it."""
         image = bytearray(self._images.firmware.read_bytes())
-        board = struct.pack("<5Q", abi.BOARD_MAGIC, BASE, self.ram_bytes, self.cpus, 0)
+        board = struct.pack("<5Q", abi.BOARD_MAGIC, BASE, self.ram_bytes, self.cpus, self.has_npu)
         place = slice(abi.BOARD_OFFSET, abi.BOARD_OFFSET + len(board))
         if any(image[place]) or len(image) <= place.stop:
             raise NormalWorldError(
@@ -198,11 +209,26 @@ class Machine:
         image[place] = board
         return bytes(image)
 
-    def _spawn(self, firmware: int, secure: int, agent: int) -> None:
-        fds = (self.ram_fd, firmware, secure, agent)
+    def _start_npu(self) -> None:
+        process, _ = self._started(npu.command(self.ram_fd, self.ram_bytes), (self.ram_fd,))
+        closing = threading.Event()
+        self._stack.callback(closing.set)
+
+        def watch() -> None:
+            status = process.wait()
+            if not closing.is_set():
+                self._npu_status = status
+                self._process.kill()
+
+        threading.Thread(target=watch, name="machine-npu", daemon=True).start()
+
+    def _started(
+        self, words: Sequence[str], fds: Sequence[int]
+    ) -> tuple[subprocess.Popen[bytes], threading.Thread]:
+        """Start a part of the machine; return it, and the thread that puts its words on the console."""
         try:
-            self._process = subprocess.Popen(
-                leash.command(_QEMU, *self._arguments(*fds)),
+            process = subprocess.Popen(
+                leash.command(*words),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -213,9 +239,12 @@ class Machine:
             raise NormalWorldError(
                 f"The emulator cannot be started: {error.strerror}.", hint="Free memory or processes."
             ) from error
-        self._stack.callback(self._kill)
-        self._reader = threading.Thread(target=self._read_console, name="machine-console", daemon=True)
-        self._reader.start()
+        self._stack.callback(_kill, process)
+        reader = threading.Thread(
+            target=self._read_console, args=(process,), name="machine-console", daemon=True
+        )
+        reader.start()
+        return process, reader
 
     def _arguments(self, ram: int, firmware: int, secure: int, agent: int) -> list[str]:
         images = self._images
@@ -248,22 +277,28 @@ class Machine:
             words += ["-device", device]
         return words
 
-    def _read_console(self) -> None:
-        assert self._process.stdout is not None
-        with self._process.stdout as output:
+    def _read_console(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
+        with process.stdout as output:
             for line in output:
                 text = line.decode(errors="replace").rstrip()
                 self._console.append("".join(char if char.isprintable() else " " for char in text))
 
+    def _how_it_ended(self) -> str:
+        if self._npu_status is not None:
+            return f"ended because its NPU did, with status {self._npu_status}"
+        return f"ended with status {self._process.returncode}"
+
     def _no_boot(self) -> NormalWorldError:
         last = self.last_words()
-        how = "did not boot" if self.alive else f"ended with status {self._process.returncode} while booting"
+        how = "did not boot" if self.alive else f"{self._how_it_ended()} while booting"
         return NormalWorldError(
             f"The machine {how}. {last}",
             hint="`flexserve boot` builds its parts again.",
             code="no_boot",
         )
 
-    def _kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
