@@ -1,0 +1,144 @@
+"""The NPU's arithmetic, against products written out number by number."""
+
+from __future__ import annotations
+
+import math
+import random
+import struct
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from boards import FP16, INT8, Q8
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flexserve.platforms.trustzone.npu.arithmetic import FORMATS
+
+_SHAPES = st.tuples(st.integers(1, 7), st.integers(1, 9), st.integers(1, 70))
+
+
+def device_says(form: int, a: list[bytes], b: list[bytes]) -> bytes:
+    arithmetic = FORMATS[form]
+    operands = [
+        arithmetic.prepare(np.frombuffer(b"".join(rows), np.uint8).reshape(len(rows), -1)) for rows in (a, b)
+    ]
+    return bytes(arithmetic.product(*operands).tobytes())
+
+
+def nearest(value: Fraction) -> bytes:
+    """The float32 nearest to `value`; of two, the even one."""
+    if value == 0:
+        return struct.pack("<f", 0.0)
+    exponent = math.floor(math.log2(abs(value))) - 24
+    while abs(value) >= Fraction(2) ** (exponent + 24):
+        exponent += 1
+    while abs(value) < Fraction(2) ** (exponent + 23):
+        exponent -= 1
+    digits = round(value / Fraction(2) ** exponent)  # Python rounds to even
+    return struct.pack("<f", math.ldexp(digits, exponent))
+
+
+def by_hand_int8(a: bytes, b: bytes) -> bytes:
+    left, right = struct.unpack(f"{len(a)}b", a), struct.unpack(f"{len(b)}b", b)
+    return struct.pack("<i", sum(x * y for x, y in zip(left, right, strict=True)))
+
+
+def by_hand_fp16(a: bytes, b: bytes) -> bytes:
+    left, right = struct.unpack(f"<{len(a) // 2}e", a), struct.unpack(f"<{len(b) // 2}e", b)
+    products = [x * y for x, y in zip(left, right, strict=True)]
+    if not all(map(math.isfinite, products)):
+        total = sum(products)
+        return struct.pack("<I", 0x7FC0_0000) if math.isnan(total) else struct.pack("<f", total)
+    return nearest(sum(map(Fraction, products), Fraction(0)))
+
+
+def by_hand_q8(a: bytes, b: bytes) -> bytes:
+    total = np.float32(0)
+    with np.errstate(all="ignore"):
+        for at in range(0, len(a), 34):
+            scale_a, *left = struct.unpack_from("<e32b", a, at)
+            scale_b, *right = struct.unpack_from("<e32b", b, at)
+            dot = np.float32(sum(x * y for x, y in zip(left, right, strict=True)))
+            total = np.float32(
+                total + np.float32(dot * np.float32(np.float32(scale_a) * np.float32(scale_b)))
+            )
+    return struct.pack("<I", 0x7FC0_0000) if np.isnan(total) else total.tobytes()
+
+
+BY_HAND = {INT8: by_hand_int8, FP16: by_hand_fp16, Q8: by_hand_q8}
+
+
+def by_hand(form: int, a: list[bytes], b: list[bytes]) -> bytes:
+    return b"".join(BY_HAND[form](left, right) for left in a for right in b)
+
+
+def any_half(rng: random.Random) -> bytes:
+    return struct.pack("<H", rng.getrandbits(16))
+
+
+def tame_half(rng: random.Random) -> bytes:
+    return struct.pack("<e", rng.gauss(0, 1))
+
+
+def row(form: int, depth: int, rng: random.Random, half: object = any_half) -> bytes:
+    assert callable(half)
+    if form == INT8:
+        return rng.randbytes(depth)
+    if form == FP16:
+        return b"".join(half(rng) for _ in range(depth))
+    return b"".join(half(rng) + rng.randbytes(32) for _ in range(depth))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    form=st.sampled_from([INT8, FP16, Q8]), shape=_SHAPES, seed=st.integers(0, 1 << 32), tame=st.booleans()
+)
+def test_every_bit_of_a_product_is_as_by_hand(
+    form: int, shape: tuple[int, int, int], seed: int, tame: bool
+) -> None:
+    m, n, k = shape
+    rng = random.Random(seed)
+    half = tame_half if tame else any_half
+    depth = k if form != Q8 else k // 8 + 1
+    a = [row(form, depth, rng, half) for _ in range(m)]
+    b = [row(form, depth, rng, half) for _ in range(n)]
+    assert device_says(form, a, b) == by_hand(form, a, b)
+
+
+@pytest.mark.parametrize("form", [INT8, FP16, Q8])
+@pytest.mark.parametrize("shape", [(130, 3, 2), (2, 260, 3), (1, 1, 2049), (3, 2, 8200)])
+def test_every_bit_is_right_where_tiles_and_runs_end(form: int, shape: tuple[int, int, int]) -> None:
+    m, n, k = shape
+    rng = random.Random(m * n * k)
+    depth = k if form != Q8 else k // 32 + 1
+    a = [row(form, depth, rng, tame_half) for _ in range(m)]
+    b = [row(form, depth, rng, tame_half) for _ in range(n)]
+    assert device_says(form, a, b) == by_hand(form, a, b)
+
+
+def test_the_largest_int8_sum_is_exact() -> None:
+    rows = [bytes([0x80]) * 65536]
+    assert struct.unpack("<i", device_says(INT8, rows, rows)) == (1 << 30,)
+    assert struct.unpack("<i", device_says(INT8, rows, [bytes([0x7F]) * 65536])) == (-128 * 127 * 65536,)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("tail", [0, 1, -1])
+@pytest.mark.parametrize("odd", [0, 1])
+def test_fp16_sums_round_once_even_half_way_between_two_floats(sign: int, tail: int, odd: int) -> None:
+    # 2¹² + odd·2⁻¹¹ + 2⁻¹² is half way between two floats; 2⁻⁴⁸ more or less decides.
+    left = [64.0, 2.0**-5, 2.0**-6, tail * 2.0**-24]
+    right = [64.0, odd * 2.0**-6, 2.0**-6, 2.0**-24]
+    a, b = struct.pack("<4e", *[sign * x for x in left]), struct.pack("<4e", *right)
+    assert device_says(FP16, [a], [b]) == by_hand_fp16(a, b)
+
+
+def test_the_largest_fp16_sums_cancel_to_the_smallest() -> None:
+    depth = 65536
+    most, least = struct.pack("<e", 65504.0), struct.pack("<e", 2.0**-24)
+    minus = struct.pack("<e", -65504.0)
+    a = most * (depth - 1) + least
+    b = (most + minus) * (depth // 2 - 1) + struct.pack("<e", 0.0) + least
+    assert device_says(FP16, [a], [b]) == struct.pack("<f", 2.0**-48)
+    assert device_says(FP16, [most * depth], [most * depth]) == by_hand_fp16(most * depth, most * depth)
