@@ -48,8 +48,11 @@ class NpuGate(Protocol):
 
     def rebuild(self) -> None: ...
 
-    def reach(self, first: int, pages: int, secure: bool) -> None:
-        """Let it reach pages of these numbers or not."""
+    def rebuild_tables(self) -> None:
+        """Let it reach what the page states say."""
+
+    def moved(self, first: int, pages: int, state: PageState) -> None:
+        """Take note of the new state of pages of these numbers."""
 
     def go_on(self) -> bool:
         """Go on with what a reset interrupted; return whether it still does."""
@@ -198,8 +201,8 @@ class FakeMonitor:
         if status is Status.OK:
             first = (ipa - BASE) // PAGE
             self.states[first : first + pages] = bytes([new]) * pages
-            if self.npu is not None and PageState.SECURE in (old, new):
-                self.npu.reach(first, pages, new is PageState.SECURE)
+            if self.npu is not None:
+                self.npu.moved(first, pages, new)
         return status
 
     def notify(self, notice: Notice, *arguments: int) -> None:
@@ -222,9 +225,10 @@ class FakeMonitor:
                 self._attached = False
                 if self.npu is not None:
                     self.npu.leave()
-                    self.npu.reach(0, self.ram.pages, False)
                 secure = bytes([PageState.SECURE])
                 self.states[:] = bytes(self.states).replace(secure, bytes([PageState.RECALLING]))
+                if self.npu is not None:
+                    self.npu.rebuild_tables()
                 self._notices.append((Notice.GONE, a, 0, 0))
             case Command.ATTACH if not self._attached:
                 self._attached = True
