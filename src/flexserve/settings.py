@@ -128,6 +128,7 @@ class Settings(BaseSettings):
         GIB, ge=_GUEST_LEAST, le=_GUEST_MOST, multiple_of=_GUEST_STEP, description="RAM of that machine."
     )
     guest_cpus: int = Field(2, ge=1, le=8, description="CPUs of that machine.")
+    npu: bool = Field(True, description="Whether that machine has an NPU, and models use it.")
     max_memory: Annotated[int | None, BeforeValidator(_parse_size)] = Field(
         None, ge=0, le=1 << 53, description='The most that models may take of memory: "2GiB", or none.'
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from flexserve.cli import terminal
-from flexserve.cli.options import AsJson, GuestCpus, GuestMemory
+from flexserve.cli.options import AsJson, GuestCpus, GuestMemory, Npu
 from flexserve.units import format_size
 
 if TYPE_CHECKING:
@@ -25,7 +25,13 @@ def register(app: typer.Typer) -> None:
     app.command("boot", epilog="Example: flexserve boot --guest-memory 512M --guest-cpus 1")(boot)
 
 
-def boot(*, guest_memory: GuestMemory = None, guest_cpus: GuestCpus = None, as_json: AsJson = False) -> None:
+def boot(
+    *,
+    guest_memory: GuestMemory = None,
+    guest_cpus: GuestCpus = None,
+    npu: Npu = None,
+    as_json: AsJson = False,
+) -> None:
     """Boot the emulated machine, show its state, and keep it until Ctrl-C.
 
     Builds what it lacks first: the monitor, the driver and a small Linux (minutes, once). Nothing serves
@@ -34,7 +40,7 @@ def boot(*, guest_memory: GuestMemory = None, guest_cpus: GuestCpus = None, as_j
     from flexserve import settings
     from flexserve.errors import PeerError
 
-    chosen = settings.load(platform="trustzone", guest_memory=guest_memory, guest_cpus=guest_cpus)
+    chosen = settings.load(platform="trustzone", guest_memory=guest_memory, guest_cpus=guest_cpus, npu=npu)
     with machine_for(chosen, silent=as_json) as machine, contextlib.suppress(KeyboardInterrupt):
         assert machine is not None
         state = _state(machine)
@@ -58,7 +64,7 @@ def machine_for(settings: Settings, *, silent: bool = False) -> Iterator[Machine
     if settings.platform == "linux":
         yield None
         return
-    from flexserve.platforms.trustzone.build import build
+    from flexserve.platforms.trustzone.build import Options, build
     from flexserve.platforms.trustzone.machine import Machine
     from flexserve.settings import cache_folder
 
@@ -66,9 +72,12 @@ def machine_for(settings: Settings, *, silent: bool = False) -> Iterator[Machine
         if not silent:
             terminal.note(text)
 
-    ram_bytes, cpus = settings.guest_memory, settings.guest_cpus
-    images = build(cache_folder() / "trustzone", ram_bytes=ram_bytes, cpus=cpus, progress=tell)
-    with Machine(images, ram_bytes=ram_bytes, cpus=cpus) as machine:
+    ram_bytes, cpus, npu = settings.guest_memory, settings.guest_cpus, settings.npu
+    options = Options(npu=npu)
+    images = build(
+        cache_folder() / "trustzone", ram_bytes=ram_bytes, cpus=cpus, progress=tell, options=options
+    )
+    with Machine(images, ram_bytes=ram_bytes, cpus=cpus, npu=npu) as machine:
         tell(f"the machine booted in {machine.boot_seconds:.1f} s")
         yield machine
 
@@ -78,6 +87,7 @@ def _state(machine: Machine) -> dict[str, Any]:
     return {
         "memory": machine.ram_bytes,
         "cpus": machine.cpus,
+        "npu": machine.has_npu,
         "boot_seconds": round(machine.boot_seconds, 3),
         "emulator_pid": machine.pid,
         "monitor": {"pages": monitor.pages, "stopped": monitor.faults},
@@ -88,7 +98,8 @@ def _state(machine: Machine) -> dict[str, Any]:
 def _show(state: dict[str, Any]) -> None:
     guest, monitor = state["guest"], state["monitor"]
     terminal.say(
-        f"machine   {format_size(state['memory'])}, {state['cpus']} CPUs, emulated by {state['emulator_pid']}"
+        f"machine   {format_size(state['memory'])}, {state['cpus']} CPUs"
+        f"{', an NPU' if state['npu'] else ''}, emulated by {state['emulator_pid']}"
     )
     pages = ", ".join(f"{format_size(size)} {name.lower()}" for name, size in monitor["pages"].items())
     terminal.say(f"monitor   {pages}; {monitor['stopped']} accesses stopped")

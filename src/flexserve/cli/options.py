@@ -50,6 +50,9 @@ GuestMemory = Annotated[
 GuestCpus = Annotated[
     int | None, typer.Option("--guest-cpus", metavar="N", min=1, max=8, help="CPUs of it [2].")
 ]
+Npu = Annotated[
+    bool | None, typer.Option("--npu/--no-npu", help="Whether it has an NPU, and models use it [yes].")
+]
 Threads = Annotated[
     int | None,
     typer.Option("--threads", metavar="N", min=0, max=1024, help="Threads that compute [one per core]."),

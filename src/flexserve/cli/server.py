@@ -17,6 +17,7 @@ from flexserve.cli.options import (
     Host,
     MemoryKind,
     ModelsFolder,
+    Npu,
     Platform,
     Port,
     Threads,
@@ -49,6 +50,7 @@ def serve(
     platform: Platform = None,
     guest_memory: GuestMemory = None,
     guest_cpus: GuestCpus = None,
+    npu: Npu = None,
     memory: MemoryKind = None,
     max_memory: Annotated[
         str | None,
@@ -98,6 +100,7 @@ def serve(
         platform=platform,
         guest_memory=guest_memory,
         guest_cpus=guest_cpus,
+        npu=npu,
         memory=memory,
         max_memory=max_memory,
         threads=threads,

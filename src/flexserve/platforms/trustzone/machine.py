@@ -12,6 +12,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import hashlib
 import os
 import socket
 import struct
@@ -133,7 +134,10 @@ class Machine:
     def secure_arguments(self) -> tuple[str, ...]:
         """Return the options of a secure world on this machine; it inherits `secure_fds`."""
         ram, doorbell = self.secure_fds
-        return ("--memory", "trustzone", "--ram-fd", str(ram), "--doorbell-fd", str(doorbell))
+        words = ("--memory", "trustzone", "--ram-fd", str(ram), "--doorbell-fd", str(doorbell))
+        if not self.has_npu:
+            return words
+        return (*words, "--npu-driver", hashlib.sha256(self._images.npu_core.read_bytes()).hexdigest())
 
     @property
     def secure_fds(self) -> tuple[int, int]:
