@@ -3,8 +3,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/loop.h>
-#include <setjmp.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -113,44 +111,5 @@ int syscalls_main(int argc, char **argv)
 		calls += 10000;
 	} while ((took = now() - began) < seconds);
 	printf("{\"per_second\": %.0f}\n", calls / took);
-	return 0;
-}
-
-static sigjmp_buf faulted;
-
-static void on_fault(int signal)
-{
-	siglongjmp(faulted, signal);
-}
-
-/*
- * touch PHYSICAL read|write|send: maps a physical page into this process and reads it, writes it, or
- * has the kernel read it (a write() from it). "signal" or "errno" say what stopped it, "value" what
- * came when nothing did.
- */
-int touch_main(int argc, char **argv)
-{
-	const char *how = argc > 2 ? argv[2] : "read";
-	int fd = open("/dev/flexattack", O_RDWR | O_CLOEXEC), pipes[2], error = 0;
-	volatile uint64_t *page;
-	volatile uint64_t value = 0;
-
-	if (fd < 0 || pipe(pipes))
-		return 1;
-	page = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, number(argc > 1 ? argv[1] : NULL, 0));
-	if (page == MAP_FAILED) {
-		printf("{\"signal\": 0, \"errno\": %d, \"value\": 0, \"mapped\": 0}\n", errno);
-		return 0;
-	}
-	signal(SIGBUS, on_fault);
-	signal(SIGSEGV, on_fault);
-	int caught = sigsetjmp(faulted, 1);
-	if (!caught && !strcmp(how, "write"))
-		*page = 0x6b6361747461;
-	else if (!caught && !strcmp(how, "send"))
-		error = write(pipes[1], (void *)page, 8) == 8 ? 0 : errno;
-	else if (!caught)
-		value = *page;
-	printf("{\"signal\": %d, \"errno\": %d, \"value\": %lu, \"mapped\": 1}\n", caught, error, value);
 	return 0;
 }
