@@ -27,7 +27,7 @@ struct stage {
 
 static void with_device(struct attack *attack, void (*act)(struct attack *, void __iomem *))
 {
-	struct pci_dev *device = pci_get_device(0x1000, 0x0012, NULL);
+	struct pci_dev *device = pci_get_device(COPYING_DEVICE, NULL);
 	void __iomem *registers = NULL;
 
 	attack->error = -ENODEV;

@@ -5,15 +5,20 @@
  *
  *   main.c   /dev/flexattack: a write is an attack, the read after it the lines "name value" that came
  *            of it; mmap maps any physical page into a program
- *   reach.c  reading, writing and executing any physical address, by more than one way
- *   calls.c  SMC and HVC with any registers; random ones; what calls cost
+ *   window.c ways to any physical address
+ *   reach.c  reading, writing and executing there
+ *   calls.c  SMC and HVC with any registers; what calls cost
+ *   fuzz.c   random calls
  *   race.c   two CPUs at once
  *   dma.c    a device that reads and writes any address
+ *   virtio.c another, by the buffers of its queues
+ *   pci.c    what can be programmed of PCI devices
  */
 #ifndef FLEXATTACK_H
 #define FLEXATTACK_H
 
 #include <linux/arm-smccc.h>
+#include <linux/pgtable.h>
 #include <linux/types.h>
 
 #include "flex.h"
@@ -37,7 +42,33 @@ u64 word(const struct attack *attack, int index); /* as a number; 0 when missing
 int attempt(void (*body)(void *), void *argument);
 
 int smc(u64 call, u64 a, u64 b); /* one of the monitor's calls: its status */
+
+/* Any call, as a body for attempt(). */
+struct raw {
+	struct arm_smccc_1_2_regs in, out;
+	bool hvc;
+};
+
+void call(void *raw);
 struct page *victim(void);	 /* a page of our own, the same each time */
+
+/* The agent's line, and others of its kind after it: vendor and device for pci_get_device(). */
+#define VIRTIO_SERIAL 0x1af4, 0x1043
+#define COPYING_DEVICE 0x1000, 0x0012
+
+/* A physical address that can be reached, as far as page tables decide. */
+struct window {
+	u64 *at;
+	unsigned long address;	/* of the page */
+	void *mapped;
+	pte_t *entry, before;
+	u64 *levels[3];		/* of a tree of our own */
+	unsigned int slot;	/* where it hangs in the root */
+	unsigned int opened;	/* levels whose entry forbade execution: a bit for each */
+};
+
+int open_window(struct window *window, const char *way, phys_addr_t address);
+void close_window(struct window *window);
 
 void peek(struct attack *attack);
 void poke(struct attack *attack);
@@ -49,7 +80,12 @@ void fuzz(struct attack *attack);
 void cost(struct attack *attack);
 void race_touch(struct attack *attack);
 void race_double(struct attack *attack);
+void race_take(struct attack *attack);
 void dma_read(struct attack *attack);
 void dma_write(struct attack *attack);
+void virtio_read(struct attack *attack);
+void virtio_write(struct attack *attack);
+void pci_move(struct attack *attack);
+void pci_configure(struct attack *attack);
 
 #endif

@@ -95,8 +95,9 @@ static const struct {
 	{ "peek", peek },	{ "poke", poke },	{ "execute", execute },
 	{ "find", find },	{ "smc", raw_smc },	{ "hvc", raw_hvc },
 	{ "fuzz", fuzz },	{ "cost", cost },	{ "race-touch", race_touch },
-	{ "race-double", race_double }, { "dma-read", dma_read }, { "dma-write", dma_write },
-	{ "own", own_page },
+	{ "race-double", race_double }, { "race-take", race_take }, { "dma-read", dma_read },
+	{ "dma-write", dma_write }, { "virtio-read", virtio_read }, { "virtio-write", virtio_write },
+	{ "pci-move", pci_move }, { "pci-configure", pci_configure }, { "own", own_page },
 };
 
 static DEFINE_MUTEX(one_at_a_time);
@@ -142,10 +143,13 @@ static ssize_t device_write(struct file *file, const char __user *text, size_t s
 	return error ?: size;
 }
 
+/* What came of the attack; or what lies at a physical address, as a careless driver would hand it out. */
 static ssize_t device_read(struct file *file, char __user *text, size_t size, loff_t *at)
 {
 	struct attack *attack = file->private_data;
 
+	if (*at >= sizeof(attack->result))
+		return copy_to_user(text, __va(*at), min(size, PAGE_SIZE)) ? -EFAULT : min(size, PAGE_SIZE);
 	return simple_read_from_buffer(text, size, at, attack->result, attack->length);
 }
 

@@ -6,6 +6,10 @@
  * that succeeded although the page was granted before they began and until after they ended.
  * `race-double ROUNDS`: both grant it, then both return it. "grants", "returns": rounds in which not
  * exactly one of the two succeeded.
+ *
+ * `race-take ADDRESS PAGES MS`: takes these pages as soon as the secure world offers them, before the
+ * driver does, unless it is first. "taken" 1 if we were, "words" that were not zero then, "again" the
+ * status of taking them once more.
  */
 #include <linux/completion.h>
 #include <linux/kthread.h>
@@ -150,4 +154,39 @@ void race_double(struct attack *attack)
 	tell(attack, "rounds", duel.rounds);
 	tell(attack, "grants", wrong_grants);
 	tell(attack, "returns", wrong_returns);
+}
+
+/* ---- a race with the driver ---- */
+
+static u64 nonzero_words(const u64 *at, u64 pages)
+{
+	u64 found = 0;
+
+	for (u64 i = 0; i < pages * PAGE_SIZE / sizeof(*at); i++)
+		found += READ_ONCE(at[i]) != 0;
+	return found;
+}
+
+static bool is_normal(u64 ipa)
+{
+	struct arm_smccc_res answer;
+
+	arm_smccc_smc(FLEX_SMC_BASE + FLEX_CALL_STATE, ipa, 0, 0, 0, 0, 0, 0, &answer);
+	return answer.a0 == FLEX_STATUS_OK && answer.a1 == FLEX_STATE_NORMAL;
+}
+
+void race_take(struct attack *attack)
+{
+	u64 ipa = word(attack, 1), pages = clamp_t(u64, word(attack, 2), 1, FLEX_CALL_PAGES_MAX);
+	u64 end = ktime_get_ns() + word(attack, 3) * NSEC_PER_MSEC;
+	int status;
+
+	do {
+		cond_resched();
+		smc(FLEX_CALL_POLL, 0, 0); /* has the offer made, and keeps the notice of it from the driver */
+		status = smc(FLEX_CALL_TAKE, ipa, pages);
+	} while (status && !is_normal(ipa) && ktime_get_ns() < end);
+	tell(attack, "taken", !status);
+	tell(attack, "words", status ? 0 : nonzero_words(__va(ipa), pages));
+	tell(attack, "again", smc(FLEX_CALL_TAKE, ipa, pages));
 }
