@@ -19,7 +19,7 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -55,8 +55,9 @@ class MonitorState:
 class Machine:
     """A machine of `ram_bytes` and `cpus`, from `__enter__` until `__exit__` or its own end.
 
-    With an `npu` it ends when that does. `devices` are more of QEMU's `-device`, for tests. Start it from a
-    thread that lives as long as it should: the kernel kills it with that thread.
+    With an `npu` it ends when that does. `devices` are more of QEMU's `-device`, for tests; `lines` are names
+    of character devices for them, of which `self.lines` has the other ends. Start it from a thread that
+    lives as long as it should: the kernel kills it with that thread.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Machine:
         cpus: int = 2,
         npu: bool = False,
         devices: Sequence[str] = (),
+        lines: Sequence[str] = (),
     ) -> None:
         if not SMALLEST <= ram_bytes <= LARGEST or ram_bytes % STEP:
             raise CallerError(
@@ -78,6 +80,7 @@ class Machine:
         self._images, self.ram_bytes, self.cpus, self._devices = images, ram_bytes, cpus, devices
         self.has_npu = npu
         self._npu_status: int | None = None  # of its end, when it came by itself
+        self._more_lines, self.lines = lines, dict[str, socket.socket]()
         self._console: collections.deque[str] = collections.deque(maxlen=_CONSOLE)
         self._stack = contextlib.ExitStack()
         self.ram_fd = -1
@@ -175,14 +178,17 @@ class Machine:
         self.ram_fd = self._memory("ram", self.ram_bytes)
         firmware = self._memory("firmware", 0)
         os.write(firmware, self._patched_firmware())
-        self.doorbell, secure = self._pair()
-        ours, agent = self._pair()
-        with secure, agent:
-            fds = (self.ram_fd, firmware, secure.fileno(), agent.fileno())
-            self._process, self._reader = self._started([_QEMU, *self._arguments(*fds)], fds)
+        with contextlib.ExitStack() as theirs:
+            wires: dict[str, int] = {}
+            for name in ("secure", "agent", *self._more_lines):
+                self.lines[name], end = self._pair()
+                wires[name] = theirs.enter_context(end).fileno()
+            words = [_QEMU, *self._arguments(self.ram_fd, firmware, wires)]
+            self._process, self._reader = self._started(words, (self.ram_fd, firmware, *wires.values()))
+        self.doorbell = self.lines["secure"]
         if self.has_npu:
             self._start_npu()
-        self.agent = Agent(ours)
+        self.agent = Agent(self.lines["agent"])
         try:
             self.agent.wait_until_ready(_BOOT, alive=lambda: self.alive)
         except NormalWorldError as error:
@@ -250,7 +256,7 @@ class Machine:
         reader.start()
         return process, reader
 
-    def _arguments(self, ram: int, firmware: int, secure: int, agent: int) -> list[str]:
+    def _arguments(self, ram: int, firmware: int, wires: Mapping[str, int]) -> list[str]:
         images = self._images
         # No ITS, no highmem, nothing by default: every device that could reach RAM is one we name,
         # and sits behind the SMMU. `-cpu max` would need more traps than the monitor sets.
@@ -269,7 +275,7 @@ class Machine:
         words = ["-nodefaults", "-no-user-config", "-no-reboot"]
         for name, value in options.items():
             words += [f"-{name}", value]
-        for name, fd in (("secure", secure), ("agent", agent)):
+        for name, fd in wires.items():
             words += ["-chardev", f"socket,id={name},fd={fd}"]
         words += ["-chardev", "file,id=console,path=/dev/stdout"]
         words += ["-serial", "chardev:console", "-serial", "chardev:secure"]

@@ -134,6 +134,11 @@ class Mailbox:
         """Whether this end is attached."""
         return self._attached
 
+    @property
+    def waiting(self) -> int:
+        """Commands that the monitor has not carried out yet."""
+        return len(self._commands)
+
     # ---- attachment -----------------------------------------------------------------------------
 
     def protected(self, seconds: float) -> bool | None:
