@@ -1,4 +1,4 @@
-"""A compromised kernel against the monitor, on a machine that is booted for it (`flexserve attack`)."""
+"""A compromised kernel against the monitor, on machines that are booted for it (`flexserve attack`)."""
 
 from __future__ import annotations
 
@@ -6,20 +6,38 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from flexserve.attacks import trustzone
 from flexserve.attacks.attempt import Verdict, attempt
-from flexserve.attacks.trustzone import Scene
+from flexserve.attacks.trustzone import (
+    ATTACKS,
+    ATTACKS_ON_ANSWERS,
+    Conversation,
+    Scene,
+    devices,
+    images,
+    reach,
+)
 from flexserve.errors import NormalWorldError
+from flexserve.platforms.trustzone.build import Images
 
 
 @pytest.fixture(scope="module")
-def machine() -> Iterator[Scene]:
+def parts() -> Images:
     try:
-        parts = trustzone.images(lambda _what: None)
+        return images(lambda _what: None)
     except NormalWorldError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def scene(parts: Images) -> Iterator[Scene]:
     with Scene.set(parts) as scene:
         yield scene
+
+
+@pytest.fixture(scope="module")
+def talk(parts: Images, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Conversation]:
+    with Conversation.set(parts, tmp_path_factory.mktemp("target")) as talk:
+        yield talk
 
 
 class Unprotected(Scene):
@@ -32,20 +50,32 @@ class Unprotected(Scene):
 @pytest.mark.parametrize(
     "attack",
     [
-        trustzone.read_as_kernel,
-        trustzone.write_as_kernel,
-        trustzone.map_into_program,
-        trustzone.copy_by_device,
+        reach.read_as_kernel,
+        reach.write_as_kernel,
+        reach.execute_as_kernel,
+        reach.map_into_program,
+        reach.trace_program,
+        devices.copy_by_device,
+        devices.lend_buffers_to_virtio,
+        devices.move_registers,
     ],
     ids=lambda attack: attack.__name__,
 )
-def test_the_attack_succeeds_where_nothing_protects(attack: Callable[[Scene], str], machine: Scene):
-    bare = Unprotected(machine.machine, machine.memory, machine.pages, machine.arena, machine.canary)
+def test_the_attack_succeeds_where_nothing_protects(attack: Callable[[Scene], str], scene: Scene):
+    bare = Unprotected(
+        scene.machine, scene.memory, scene.pages, scene.mailbox, scene.arena, scene.canary, scene.serials
+    )
     made = attempt(attack, bare)
     assert made.verdict is Verdict.SUCCEEDED, made.detail
 
 
-@pytest.mark.parametrize("attack", trustzone.ATTACKS, ids=lambda attack: attack.__name__)
-def test_the_monitor_stops_the_attack(attack: Callable[[Scene], str], machine: Scene):
-    made = attempt(attack, machine)
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
+def test_the_monitor_stops_the_attack(attack: Callable[[Scene], str], scene: Scene):
+    made = attempt(attack, scene)
+    assert made.verdict is Verdict.STOPPED, made.detail
+
+
+@pytest.mark.parametrize("attack", ATTACKS_ON_ANSWERS, ids=lambda attack: attack.__name__)
+def test_no_kernel_has_a_model_say_something_else(attack: Callable[[Conversation], str], talk: Conversation):
+    made = attempt(attack, talk)
     assert made.verdict is Verdict.STOPPED, made.detail

@@ -11,11 +11,13 @@ from gguf import GGUFReader
 from flexserve.bench.shapes import SHAPES
 from flexserve.bench.synth import write_synthetic
 from flexserve.bench.worlds import DrivenWorld
+from flexserve.platforms.trustzone.machine import Machine
 from flexserve.secure.models.keys import DeviceKey
 from flexserve.secure.models.store import Store
 
 MODEL = "canary"
-_OPTIONS = ("--granule", "65536", "--context", "256", "--threads", "1")
+_OPTIONS = ("--context", "256", "--threads", "1")
+_FINE = ("--granule", "65536")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -43,7 +45,12 @@ class Target:
 
     def open(self, memory: str) -> DrivenWorld:
         """Start a secure world with all of the model in memory."""
-        world = DrivenWorld(self.root, self.key, arguments=(*_OPTIONS, "--memory", memory))
+        world = DrivenWorld(self.root, self.key, arguments=(*_OPTIONS, *_FINE, "--memory", memory))
         world.generate(MODEL, "Kato bime.", 4)
         world.warm(MODEL)
         return world
+
+    def on(self, machine: Machine) -> DrivenWorld:
+        """Start a secure world on a machine."""
+        arguments = (*_OPTIONS, *machine.secure_arguments())
+        return DrivenWorld(self.root, self.key, arguments=arguments, fds=machine.secure_fds)

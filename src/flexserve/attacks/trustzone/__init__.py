@@ -1,0 +1,90 @@
+"""A compromised kernel on the emulated TrustZone machine, against its monitor.
+
+An attack on what must not be reached is first made on a page of the attacker's own, where it must work.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from flexserve.attacks.attempt import Attempt, attempt
+from flexserve.attacks.trustzone import answers, calls, devices, reach, switching
+from flexserve.attacks.trustzone.answers import Conversation
+from flexserve.attacks.trustzone.scene import CPUS, RAM_BYTES, Scene
+from flexserve.errors import NormalWorldError
+from flexserve.platforms.trustzone.build import Images, build
+from flexserve.platforms.trustzone.machine import Machine
+
+S = TypeVar("S", Scene, Conversation)
+
+ATTACKS: tuple[Callable[[Scene], str], ...] = (
+    reach.read_as_kernel,
+    reach.write_as_kernel,
+    reach.execute_as_kernel,
+    reach.reach_granted,
+    reach.map_into_program,
+    reach.trace_program,
+    reach.reach_hidden,
+    calls.grant_what_is_not_its_own,
+    calls.take_what_is_not_offered,
+    calls.take_before_and_again,
+    calls.replay_old_grant,
+    calls.call_at_random,
+    calls.race_two_cpus,
+    devices.copy_by_device,
+    devices.lend_buffers_to_virtio,
+    devices.move_registers,
+    devices.configure_devices,
+    switching.turn_cpus_off_and_on,
+    switching.read_after_recall,
+    switching.let_devices_loose_while_off,
+    switching.alter_monitor_while_off,  # the last: there is no protection on this machine any more
+)
+
+#: On a machine whose secure world has a model.
+ATTACKS_ON_ANSWERS: tuple[Callable[[Conversation], str], ...] = (
+    answers.starve,
+    answers.lie,
+    answers.take_back_meanwhile,
+)
+
+
+def images(say: Callable[[str], None]) -> Images:
+    """Return what the machine under attack boots from, having built what is missing."""
+    from flexserve.settings import cache_folder
+
+    return build(cache_folder() / "trustzone", ram_bytes=RAM_BYTES, cpus=CPUS, progress=say)
+
+
+def run(say: Callable[[str], None]) -> Iterator[Attempt]:
+    """Set the scene and make every attack.
+
+    Raises NormalWorldError where no machine can be had, and with the machine's last words when an attack
+    ends it.
+    """
+    parts = images(say)
+    say("booting the machine under attack")
+    with Scene.set(parts) as scene:
+        for attack in ATTACKS:
+            yield _survived(attack, scene, scene.machine)
+    say("booting a machine with a model")
+    with (
+        tempfile.TemporaryDirectory(prefix="flexserve-attack-") as folder,
+        Conversation.set(parts, Path(folder)) as talk,
+    ):
+        for hostile in ATTACKS_ON_ANSWERS:
+            yield _survived(hostile, talk, talk.machine)
+
+
+def _survived(attack: Callable[[S], str], scene: S, machine: Machine) -> Attempt:
+    try:
+        return attempt(attack, scene)
+    except NormalWorldError as error:
+        raise NormalWorldError(
+            f"The attack {attack.__name__!r} broke the machine: {error.message} {machine.last_words()}",
+            hint="Report this as a bug.",
+            code="machine_broken",
+        ) from error

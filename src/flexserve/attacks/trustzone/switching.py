@@ -1,0 +1,133 @@
+"""What is switched: CPUs, memory that comes back, and protection, which is off while nothing is held."""
+
+from __future__ import annotations
+
+import struct
+import time
+
+from flexserve.attacks.attempt import Gained, Pointless
+from flexserve.attacks.trustzone.devices import copy_by_device
+from flexserve.attacks.trustzone.scene import FW_CFG, HIDDEN, MARK, SLOT, SMMU, Scene, expect
+from flexserve.errors import NormalWorldError
+from flexserve.platforms.trustzone import abi
+from flexserve.platforms.trustzone.ram import PAGE
+
+_CPU_ON, _INVALID_ADDRESS = 0xC400_0003, -9  # PSCI
+_IMAGE = 0x900  # of hidden memory: in the midst of the monitor's code
+_UNUSED = 0xFE000  # what the monitor never looks at
+_STREAMS = SMMU + 0x80  # where the SMMU's table of devices is
+_LET_THROUGH = 9  # an entry of that table: valid, no translation
+_TABLE = 0x4400_0000  # a page that the kernel leaves alone: the device tree, which ends before that entry
+_COMMAND = FW_CFG + 0x10  # where fw_cfg takes the address of a command
+_SIGNATURE = 0x0000_000A  # a command: select item 0, which is "QEMU", and read it
+_SOON = 5.0  # seconds
+
+
+def turn_cpus_off_and_on(scene: Scene) -> str:
+    """Turn a CPU off and on, look from there; start one in the monitor's memory."""
+    expect(scene.smc(_CPU_ON, 1, HIDDEN, 0), _INVALID_ADDRESS, "a CPU was started in hidden memory")
+    for _ in range(3):
+        for state in ("0", "1"):
+            scene.machine.agent.ask("write", "/sys/devices/system/cpu/cpu1/online", state)
+    for _ in range(8):  # on whichever CPU
+        scene.expect_fault("read after a CPU came back", "peek", "direct", scene.secure())
+    return "EL3 sets all of EL2 before a CPU enters the normal world, and refuses such entry points"
+
+
+def read_after_recall(scene: Scene) -> str:
+    """Read pages right after the secure world gave them back."""
+    secure = scene.secure()
+    scene.check_ram(present=True)
+    scene.release()
+    scene.check_ram(present=False)
+    seen = scene.attack("peek", "direct", secure)
+    scene.hold()
+    if seen["fault"] != 0:
+        raise Pointless("the page did not come back")
+    return "the monitor overwrites a page before it is mapped again: no copy is left in RAM"
+
+
+def let_devices_loose_while_off(scene: Scene) -> str:
+    """While protection is off, reprogram the SMMU and use fw_cfg, which copies past it; go on afterwards."""
+    scene.give_back()
+    for step in (
+        ("poke", "table", _TABLE + (SLOT << 3) * 64, _LET_THROUGH),
+        ("poke", "device", _STREAMS, _TABLE),
+    ):
+        _while_off(scene, *step)
+    victim = HIDDEN + _UNUSED
+    scene.attack("dma-write", victim, MARK)
+    if _number(scene, victim) != MARK:
+        raise Pointless("the device does not reach hidden memory while protection is off either")
+    for by in ("device", "cpu"):
+        _command(scene, by)
+        if scene.word(_target(scene)) == bytes(8):
+            raise Pointless(f"fw_cfg does not copy while protection is off either ({by})")
+    expect(scene.call(abi.Call.VERSION), abi.Status.OK, "protection did not come back")
+    scene.attack("dma-write", victim, MARK + 1)
+    if _number(scene, victim) != MARK:
+        raise Gained("a device kept its way into hidden memory")
+    for by in ("device", "cpu"):
+        _command(scene, by)
+        if scene.word(_target(scene)) != bytes(8):
+            raise Gained(f"fw_cfg carried out a command ({by})")
+    scene.hold()
+    copy_by_device(scene)
+    return "before EL2 starts, EL3 gives the SMMU tables of its own and sees that they stand"
+
+
+def alter_monitor_while_off(scene: Scene) -> str:
+    """Patch the monitor while protection is off."""
+    scene.give_back()
+    _while_off(scene, "peek", "table", HIDDEN)
+    if scene.call(abi.Call.VERSION) != abi.Status.OK:
+        raise Gained("protection did not come back")
+    scene.expect_fault("read once protection was back", "peek", "table", HIDDEN)
+    _while_off(scene, "poke", "table", HIDDEN + _IMAGE, MARK)
+    expect(scene.call(abi.Call.VERSION), abi.Status.TAMPERED, "the altered monitor was started")
+    try:
+        scene.hold()
+    except NormalWorldError:
+        return "EL3 finds that EL2's image has another hash, and refuses everything from then on"
+    raise Gained("the secure world was given memory under an altered monitor")
+
+
+def _relax(scene: Scene) -> None:
+    """Have protection switched off, as the driver does when nothing is held for a while."""
+    deadline = time.monotonic() + _SOON
+    while (status := scene.call(abi.Call.RELAX)) != abi.Status.OK:
+        if time.monotonic() > deadline:
+            raise Pointless(f"protection does not go off ({abi.Status(status).name})")
+        time.sleep(0.05)
+
+
+def _while_off(scene: Scene, *words: object) -> None:
+    """Reach what is hidden while protection is off; a call of the driver in between brings it back."""
+    deadline = time.monotonic() + _SOON
+    _relax(scene)
+    while scene.attack(*words)["fault"] != 0:
+        if time.monotonic() > deadline:
+            raise Pointless("what is hidden cannot be reached while protection is off")
+        _relax(scene)
+
+
+def _command(scene: Scene, by: str) -> None:
+    """Have fw_cfg copy its signature to the attacker's page, by a command that lies there, too."""
+    target = _target(scene)
+    at = target + PAGE // 4
+    words = struct.unpack("<2Q", struct.pack(">IIQ", _SIGNATURE, 8, target))
+    for ipa, word in ((target, 0), (at, words[0]), (at + 8, words[1])):
+        scene.attack("poke", "direct", ipa, word)
+    where = int.from_bytes(at.to_bytes(8, "big"), "little")
+    if by == "cpu":
+        scene.attack("poke", "device", _COMMAND, where)
+    else:
+        scene.attack("dma-write", _COMMAND, where)
+
+
+def _target(scene: Scene) -> int:
+    return scene.own() + PAGE // 2  # the copying device keeps its program at the start
+
+
+def _number(scene: Scene, ipa: int) -> int:
+    return int.from_bytes(scene.word(ipa), "little")
