@@ -79,6 +79,19 @@ def test_loaders_run_beside_compute_on_cores_that_it_leaves_alone(
     assert (fresh[0] > 0) == (beside > 0)
 
 
+def test_loaders_have_all_cores_while_a_slice_waits_for_another_engine(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _pid: {0, 1})
+    machine = Machine(threads=2)
+
+    def on_node(node: int) -> None:
+        if node == 0:
+            with machine.residency.resting():
+                until(lambda: machine.weights.whole)
+
+    assert machine.compute(READS, on_node) == machine.expected(READS)
+    machine.close()
+
+
 def test_what_the_graph_does_not_read_is_loaded_in_the_background(machine: Machine):
     machine.compute([[0]])
     until(lambda: machine.weights.whole)

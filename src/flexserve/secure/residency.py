@@ -15,7 +15,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -152,6 +152,18 @@ class Residency:
                     with self._changed:
                         self._changed.notify_all()
             return stop
+
+    @contextlib.contextmanager
+    def resting(self) -> Iterator[None]:
+        """Leave the cores to the loaders while a slice that runs waits for another engine."""
+        with self._changed:
+            self._computing = False
+            self._changed.notify_all()
+        try:
+            yield
+        finally:
+            self._computing = True
+            self._let_loaders_finish()
 
     def _let_loaders_finish(self) -> None:
         """Wait for granules in hand where compute needs their cores; no loader takes another meanwhile.

@@ -221,7 +221,8 @@ class Context:
 
     def compute(self, graph: int) -> int:
         """Run a graph through the residency barrier."""
-        offload = self._engine.prepare(abi.Graph.from_address(graph), self._tokens_in_graph)
+        view, resting = abi.Graph.from_address(graph), self._residency.resting
+        offload = self._engine.prepare(view, self._tokens_in_graph, resting)
         run = EngineGraph(graph, self.model.map, 0, self._compute_slice, timed=self._pace_of, offload=offload)
         run.stride = self._stride(run.nodes)
         try:

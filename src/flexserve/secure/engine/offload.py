@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,7 @@ _JOB_WORK = 1 << 26  # multiplications, while it is not known how long they take
 _JOB_LEAST = 1 << 24  # … and even when they take long: starting a job has its price, too
 
 Compute = Callable[[abi.Graph], None]
+Resting = Callable[[], AbstractContextManager[None]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -65,8 +67,11 @@ class Offload:
         self.memory = JobMemory(flexmem, npu.limits.place)
         self.cpu = Pace()
 
-    def follow(self, graph: abi.Graph) -> GraphOffload | None:
-        """Return what will compute `graph` with the NPU's help; None: there is nothing in it for it."""
+    def follow(self, graph: abi.Graph, resting: Resting) -> GraphOffload | None:
+        """Return what will compute `graph` with the NPU's help; None: there is nothing in it for it.
+
+        In `resting` it waits for the NPU: then others may have the cores.
+        """
         pointers = (ctypes.c_uint64 * int(graph.n_nodes)).from_address(graph.nodes)
         nodes = tensors.read(pointers)
         products = {product.node: product for product in _products(nodes, self.npu.limits)}
@@ -80,7 +85,7 @@ class Offload:
         except GrantRefusedError:
             return None  # the CPU needs no such memory
         self.npu.want()
-        return GraphOffload(self, graph, nodes, products)
+        return GraphOffload(self, graph, nodes, products, resting)
 
     def close(self) -> int:
         """Free the jobs' memory; return the bytes. Not while a job may write to it."""
@@ -95,10 +100,16 @@ class GraphOffload:
     """One run over a graph with the NPU's help. Lives as long as the hook's call."""
 
     def __init__(
-        self, offload: Offload, graph: abi.Graph, nodes: NDArray[np.void], products: dict[int, NodeProduct]
+        self,
+        offload: Offload,
+        graph: abi.Graph,
+        nodes: NDArray[np.void],
+        products: dict[int, NodeProduct],
+        resting: Resting,
     ) -> None:
         self._offload, self._npu, self._memory = offload, offload.npu, offload.memory
         self._graph, self._nodes, self._products = graph, nodes, products
+        self._resting = resting
         self.products = 0  # that the NPU computed
 
     def run(self, start: int, stop: int, compute: Compute) -> None:
@@ -128,7 +139,8 @@ class GraphOffload:
             meanwhile = self._conflicts.independent(pending, rest, leave)
             self._compute(meanwhile, compute)
         finally:
-            done = self._npu.finish()  # in any case: it writes to tensors until then
+            with self._resting():
+                done = self._npu.finish()  # in any case: it writes to tensors until then
         if done:
             self._npu.counters.products += len(npus)
             self.products += len(npus)

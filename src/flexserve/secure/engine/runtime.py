@@ -12,7 +12,7 @@ from flexserve.core.offload import LEAST_ROWS
 from flexserve.errors import InternalError
 from flexserve.secure.engine import abi
 from flexserve.secure.engine.hooks import Hooks
-from flexserve.secure.engine.offload import GraphOffload, Offload
+from flexserve.secure.engine.offload import GraphOffload, Offload, Resting
 from flexserve.secure.flexmem import FlexMem
 from flexserve.secure.flexnpu import FlexNpu
 from flexserve.units import GIB, align_up
@@ -76,10 +76,11 @@ class Engine:
         """Whether weights stay as the file has them, which is how the NPU reads them."""
         return self._offload is not None
 
-    def prepare(self, graph: abi.Graph, tokens: int) -> GraphOffload | None:
+    def prepare(self, graph: abi.Graph, tokens: int, resting: Resting) -> GraphOffload | None:
         """Have work area for `graph`, of `tokens`, and all of its slices. Raises GrantRefusedError.
 
-        Returns what computes it with the NPU's help, if there is an NPU and it is worth it.
+        Returns what computes it with the NPU's help, if there is an NPU and it is worth it; in `resting`
+        it waits for that.
 
         Not left to `compute`: a slice that waits for a grant would keep a recall waiting, and the
         normal world grants nothing while it waits for a recall.
@@ -89,7 +90,7 @@ class Engine:
             self._grow_work(plan.work_size)
         if self._offload is None or tokens < LEAST_ROWS:
             return None
-        return self._offload.follow(graph)
+        return self._offload.follow(graph, resting)
 
     def compute(self, graph: abi.Graph) -> None:
         """Compute a graph (slice) that was prepared and whose memory is all there."""
