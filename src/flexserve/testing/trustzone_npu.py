@@ -16,20 +16,28 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
-from flexserve.platforms.trustzone import abi, layout
+from flexserve.platforms.linux import mman
+from flexserve.platforms.ports import Product
+from flexserve.platforms.trustzone import abi, layout, npu_jobs
 from flexserve.platforms.trustzone.abi import (
     Command,
     Event,
     Notice,
+    NpuFormat,
+    NpuInterrupt,
     NpuMmuCommand,
+    NpuOperand,
     NpuRegister,
     NpuState,
+    NpuTarget,
     PageState,
     Status,
 )
 from flexserve.platforms.trustzone.npu.device import Device
+from flexserve.platforms.trustzone.pool import Run
 from flexserve.platforms.trustzone.ram import BASE, PAGE
-from flexserve.testing.trustzone import Driver, FakeMachine, FakeMonitor, Poll
+from flexserve.testing import q8
+from flexserve.testing.trustzone import Driver, FakeMachine, FakeMonitor, Poll, eventually
 from flexserve.units import align_up
 
 CODE = b"what drives the NPU (fake)"
@@ -293,3 +301,68 @@ class NpuMachine(FakeMachine):
             if self.lender.wanted:
                 self.lender.lend()
         self.serve()
+
+
+class OsJobs:
+    """The OS's own use of the NPU, on pages of its own. Only while it has it."""
+
+    _ROWS, _COLUMNS, _DEPTH, _WIDTH = 16, 8, 64, 68
+
+    def __init__(self, machine: NpuMachine) -> None:
+        self._gate = machine.gate
+        ram = machine.monitor.ram
+        self._ram = np.frombuffer(ram.window(0, ram.size), np.uint8)
+        self._rng = np.random.default_rng(8)
+        runs = machine.driver.runs(machine.driver.allocate(npu_jobs.LIMITS.place // PAGE + 3))
+        (ipa, _), *others = runs
+        assert not others, "its memory is in pieces"
+        self._place = self._base + ipa - BASE
+        self._a, self._b, self._c = (self._place + npu_jobs.LIMITS.place + n * PAGE for n in range(3))
+
+    @property
+    def _base(self) -> int:
+        """Where RAM is mapped here."""
+        return int(self._ram.ctypes.data)
+
+    def compute(self) -> bool:
+        """Multiply random matrices; return whether the result is right."""
+        a, b = (q8.random_matrix(self._rng, rows, self._DEPTH) for rows in (self._ROWS, self._COLUMNS))
+        for address, matrix in ((self._a, a), (self._b, b)):
+            data = q8.pack(matrix)
+            mman.view(address, len(data))[:] = data
+        size = 4 * self._ROWS * self._COLUMNS
+        mman.view(self._c, size)[:] = b"\xee" * size
+        raw = self._run(self._product(self._b))
+        return raw == NpuInterrupt.DONE and bytes(mman.view(self._c, size)) == q8.multiply(a, b).tobytes()
+
+    def read(self, page: int) -> int:
+        """Name page number `page` of RAM as a matrix; return INT_RAW."""
+        return self._run(self._product(self._base + page * PAGE))
+
+    def reuse(self) -> int:
+        """Multiply by what the job before has left on the chip; return INT_RAW."""
+        return self._run(self._product(self._b), NpuFormat.Q8_0 | NpuFormat.REUSE)
+
+    def _product(self, b: int) -> Product:
+        return Product(
+            rows=self._ROWS,
+            columns=self._COLUMNS,
+            depth=self._DEPTH,
+            a=self._a,
+            a_stride=self._WIDTH,
+            b=b,
+            b_stride=self._WIDTH,
+            c=self._c,
+            c_stride=4 * self._COLUMNS,
+        )
+
+    def _run(self, product: Product, form: int = NpuFormat.Q8_0) -> int:
+        job = npu_jobs.write([product], self._place, self._behind)
+        mman.view(self._place, 8).cast("Q")[0] = NpuTarget.CNA << 48 | form << 16 | NpuOperand.FORMAT
+        assert self._gate.drive(job.list, job.commands, job.directory) is Status.OK
+        registers = self._gate.registers
+        assert eventually(lambda: not registers[NpuRegister.OP_EN // 4], within=_FLUSH), "a job hangs"
+        return registers[NpuRegister.INT_RAW // 4]
+
+    def _behind(self, address: int, length: int) -> list[Run]:
+        return [Run(BASE + address - self._base, length // PAGE)]

@@ -119,7 +119,7 @@ class TrustZoneNpu:
         with self._changed:
             if self._state is not NpuState.HELD:
                 raise NpuLostError("The NPU is not here.")
-            if self._job:
+            if self._job and not self._lost:
                 raise InternalError("A job was begun before the one before it was over.")
             job = npu_jobs.write(products, place, self._memory.behind)
             self._job, self._products = self._pages.serial(), len(products)
@@ -183,12 +183,12 @@ class TrustZoneNpu:
                 self._refused = self._mailbox.npu_driver != self._driver
                 if self._refused:
                     return True
-                self._state, self._job = NpuState.HELD, 0
+                self._state = NpuState.HELD
             case NpuAsked(milliseconds):
                 self._want_back(min(milliseconds / 1000, _LONGEST_DEADLINE))
             case Detached():
                 self._want_back(_LEAVING_DRIVER)
-            case Done(serial, status) if serial == self._job != 0:
+            case Done(serial, status) if serial == self._job != 0 and not self._lost:
                 self._started, self._lost = status is Status.OK, status is not Status.OK
             case Done(serial) if serial == self._serial and self._state is NpuState.LEAVING:
                 self._state = NpuState.REFUSED if self._refused else NpuState.AWAY
