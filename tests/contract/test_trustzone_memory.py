@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
-from flexserve.errors import GrantRefusedError
+from flexserve.errors import GrantRefusedError, InternalError
 from flexserve.platforms.ports import Arena, SecureMemory
+from flexserve.platforms.trustzone.pool import Run
+from flexserve.platforms.trustzone.ram import BASE, PAGE
 from flexserve.platforms.trustzone.secure_memory import DEFAULT_GRANULE, TrustZoneMemory
 from flexserve.testing.secure_memory import SecureMemoryContract
 from flexserve.testing.stateful import SecureMemoryMachine
@@ -97,3 +99,25 @@ TestTrustZoneOfAFickleOsAtRandom = FickleMachine.TestCase
 def test_granules_of_two_mebibytes_are_the_default():
     with FakeMachine(40 * MIB) as machine:
         assert TrustZoneMemory(machine.pages()).granule == DEFAULT_GRANULE == 2 * MIB
+
+
+@pytest.mark.parametrize("driver", [Driver, Scattering])
+def test_what_is_behind_an_address_is_what_can_be_read_there(driver: type[Driver]):
+    with FakeMachine(40 * MIB, driver()) as machine:
+        memory = TrustZoneMemory(machine.pages(), GRANULE)
+        arena = memory.reserve(4 * GRANULE)
+        memory.commit(arena, GRANULE, 2 * GRANULE)
+        view = memory.view(arena, GRANULE, 2 * GRANULE)
+        for page in range(len(view) // PAGE):
+            view[page * PAGE] = page
+        for first, pages in ((0, 1), (0, 32), (3, 7), (15, 2), (31, 1)):
+            runs = memory.behind(arena.base + GRANULE + first * PAGE, pages * PAGE)
+            found = [machine.monitor.ram.window(ipa - BASE, PAGE)[0] for run in runs for ipa in _pages(run)]
+            assert found == list(range(first, first + pages))
+        for address, length in ((arena.base, PAGE), (arena.base + 2 * GRANULE, 2 * GRANULE), (PAGE, PAGE)):
+            with pytest.raises(InternalError):
+                memory.behind(address, length)
+
+
+def _pages(run: Run) -> range:
+    return range(run.ipa, run.end, PAGE)
