@@ -117,20 +117,28 @@ def test_every_bit_is_right_where_tiles_and_runs_end(form: int, shape: tuple[int
     assert device_says(form, a, b) == by_hand(form, a, b)
 
 
-def test_the_largest_int8_sum_is_exact() -> None:
+def test_the_largest_int8_sums_are_exact() -> None:
     rows = [bytes([0x80]) * 65536]
     assert struct.unpack("<i", device_says(INT8, rows, rows)) == (1 << 30,)
     assert struct.unpack("<i", device_says(INT8, rows, [bytes([0x7F]) * 65536])) == (-128 * 127 * 65536,)
+    rows = [bytes([0x7F]) * 65535]
+    assert struct.unpack("<i", device_says(INT8, rows, rows)) == (127 * 127 * 65535,)
 
 
+@pytest.mark.parametrize("size", [12, 15, 34])
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("tail", [0, 1, -1])
 @pytest.mark.parametrize("odd", [0, 1])
-def test_fp16_sums_round_once_even_half_way_between_two_floats(sign: int, tail: int, odd: int) -> None:
-    # 2¹² + odd·2⁻¹¹ + 2⁻¹² is half way between two floats; 2⁻⁴⁸ more or less decides.
-    left = [64.0, 2.0**-5, 2.0**-6, tail * 2.0**-24]
-    right = [64.0, odd * 2.0**-6, 2.0**-6, 2.0**-24]
-    a, b = struct.pack("<4e", *[sign * x for x in left]), struct.pack("<4e", *right)
+def test_fp16_sums_round_once_even_half_way_between_two_floats(
+    size: int, sign: int, tail: int, odd: int
+) -> None:
+    # 2^size + odd·ulp + ulp/2 is half way between two floats; 2⁻⁴⁸ more or less decides.
+    terms = [(2.0 ** (size - size // 2 - 2), 2.0 ** (size // 2 - 2))] * 16  # 2^size in all
+    half = size - 24
+    terms += [(odd * 2.0 ** (half // 2 + 1), 2.0 ** (half - half // 2))]
+    terms += [(2.0 ** (half // 2), 2.0 ** (half - half // 2)), (tail * 2.0**-24, 2.0**-24)]
+    a = struct.pack(f"<{len(terms)}e", *[sign * x for x, _ in terms])
+    b = struct.pack(f"<{len(terms)}e", *[y for _, y in terms])
     assert device_says(FP16, [a], [b]) == by_hand_fp16(a, b)
 
 
@@ -142,3 +150,9 @@ def test_the_largest_fp16_sums_cancel_to_the_smallest() -> None:
     b = (most + minus) * (depth // 2 - 1) + struct.pack("<e", 0.0) + least
     assert device_says(FP16, [a], [b]) == struct.pack("<f", 2.0**-48)
     assert device_says(FP16, [most * depth], [most * depth]) == by_hand_fp16(most * depth, most * depth)
+
+
+def test_a_small_fp16_product_is_not_lost_among_large_ones_that_cancel() -> None:
+    small, most, minus = struct.pack("<e", 1 / 16), struct.pack("<e", 65504.0), struct.pack("<e", -65504.0)
+    a, b = small + most * 65534, small + most * 32767 + minus * 32767
+    assert device_says(FP16, [a], [b]) == struct.pack("<f", 1 / 256)

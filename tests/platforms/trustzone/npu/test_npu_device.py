@@ -125,22 +125,33 @@ def test_interrupts_stay_until_they_are_cleared_and_show_through_the_mask(board:
     assert (board.read(INT_RAW), board.read(INT_STATUS)) == (0, 0)
 
 
-def test_a_clear_that_was_written_before_the_start_does_not_clear_what_the_job_says(board: Board) -> None:
-    seen = []
+class Late(Device):
+    """Has a driver that writes right after the first look, which so sees OP_EN and nothing before it."""
 
-    def start() -> None:
-        if not seen:
-            seen.append(True)
-            board.device.between = None
-            board.device.attend()
-            board.write(INT_CLEAR, 0xFFFF_FFFF)
-            board.write(DATA_AMOUNT, 0)
-            board.write(OP_EN, 1)
+    driver: Callable[[], None] | None = None
 
-    board.device.between = start
+    def attend(self) -> bool:
+        happened = super().attend()
+        if self.driver is not None:
+            driver, self.driver = self.driver, None
+            driver()
+        return happened
+
+
+def test_what_was_written_before_the_start_is_heard_before_the_job() -> None:
+    board = Board(device=Late)
+    assert isinstance(board.device, Late)
+
+    def driver() -> None:
+        board.write(INT_CLEAR, 0xFFFF_FFFF)
+        board.write(DATA_AMOUNT, 0)
+        board.write(OP_EN, 1)
+
+    board.device.driver = driver
     board.device.look()
     board.device.look()
     assert board.read(INT_RAW) == BAD
+    board.close()
 
 
 def test_paging_goes_on_and_off_and_not_on_without_a_directory(board: Board) -> None:
@@ -403,6 +414,33 @@ def test_an_idle_device_acknowledges_flushes_and_resets(board: Board) -> None:
     board.set_control(RESET, 9)
     board.device.look()
     assert board.control(RESET_DONE) == 9
+
+
+def test_a_flush_tells_anew_whether_the_device_is_busy(board: Board) -> None:
+    assert isinstance(board.device, Interrupted)
+    board.set_control(BUSY, 1)
+    board.set_control(FLUSH, 1)
+    board.device.look()
+    assert (board.control(FLUSH_DONE), board.control(BUSY)) == (1, 0)
+    seen = []
+
+    def between() -> None:
+        seen.append((board.control(FLUSH_DONE), board.control(BUSY)))
+        if len(seen) == 3:  # in the job
+            board.set_control(BUSY, 0)
+            board.set_control(FLUSH, 2)
+
+    board.device.between = between
+    assert board.run(LIST, Matrices(board).commands) == DONE
+    assert seen[3] == (2, 1)
+    assert board.control(BUSY) == 0
+
+
+def test_an_entry_that_is_not_marked_as_accessed_lets_nothing_through(board: Board) -> None:
+    matrices = Matrices(board)
+    page = matrices.pages[0][0]
+    board.long(board.leaf(page), page | 0x343)
+    assert faults(board, matrices.commands) == (READ_FAULT, A, BY_MONITOR)
 
 
 def test_a_page_that_left_the_tree_in_the_midst_of_a_job_is_not_reached_after_the_flush(board: Board) -> None:

@@ -183,6 +183,7 @@ _GOOD = {"form": 1, "m": 4, "n": 4, "k": 64, "a": A, "b": B, "c": C, "strides": 
         {"strides": (128, 63, 128)},
         {"strides": (128, 128, 15)},
         {"a": 0xFFFF_FF00},
+        {"m": 1, "a": 0xFFFF_FFC1},
         {"b": 0xFFFF_FF00},
         {"c": 0xFFFF_FF00},
         {"strides": (1 << 31, 128, 128)},
@@ -218,5 +219,18 @@ _MEANINGLESS = [
 def test_a_command_that_means_nothing_is_a_bad_command(word: int) -> None:
     board = Board()
     board.enable_paging()
-    assert board.run(LIST, [word]) == 1 << 6
+    for at in (A, B, C):
+        board.buffer(at, 4 * PAGE)
+    *setting_up, run = operation(**_GOOD)  # type: ignore[arg-type]
+    assert board.run(LIST, [*setting_up, word, run]) == 1 << 6
+    board.close()
+
+
+def test_registers_without_a_meaning_have_no_effect() -> None:
+    board = Board()
+    board.enable_paging()
+    for at in (A, B, C):
+        board.buffer(at, 4 * PAGE)
+    others = [command(0x0101, 0x0FFC, 1), command(0x0201, 0x1FFC, 2), command(0x0801, 0x3000, 3)]
+    assert board.run(LIST, others + operation(**_GOOD)) == 1  # type: ignore[arg-type]
     board.close()

@@ -72,6 +72,7 @@ class Device:
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads)
         self._computing: list[Future[Any]] = []
+        self._busy = False
         self._forget()
 
     def _forget(self) -> None:
@@ -135,10 +136,14 @@ class Device:
         return happened
 
     def _acknowledge(self) -> bool:
-        """Tell the monitor that no access of before its last change is outstanding."""
+        """Tell the monitor that no access of before its last change is outstanding.
+
+        And whether we are busy, since anybody could write that while protection was off.
+        """
         wanted = self._control.flush
         if wanted == self._control.flush_done:
             return False
+        self._control.say_busy(self._busy)
         fence()
         self._control.flush_done = wanted
         fence()
@@ -172,7 +177,7 @@ class Device:
         """Run the job in the registers. Raises _Reset, with no access outstanding and nothing computing."""
         self._working, self._finished = True, 0
         self._fault = self._fault_address = 0
-        self._control.say_busy(True)
+        self._become(busy=True)
         fence()  # whoever changes a table and then sees us idle is sure that we walk it as it is now
         try:
             self.attend()  # to what was written before OP_EN, and not yet seen
@@ -184,12 +189,16 @@ class Device:
                 self._acknowledge()
             self._computing.clear()
             fence()
-            self._control.say_busy(False)
+            self._become(busy=False)
         self._working = False
         self._raw |= int(outcome)
         self._show()
         fence()
         self._window[NpuRegister.OP_EN] = 0
+
+    def _become(self, *, busy: bool) -> None:
+        self._busy = busy
+        self._control.say_busy(busy)
 
     def _outcome(self) -> NpuInterrupt:
         try:
