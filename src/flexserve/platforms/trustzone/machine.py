@@ -50,6 +50,7 @@ class MonitorState:
 
     pages: dict[str, int]  # bytes in each state
     faults: int  # accesses of the normal world that it stopped
+    npu: abi.NpuState
 
 
 class Machine:
@@ -155,9 +156,8 @@ class Machine:
         """Return what the monitor counts."""
         mailbox = self._mailbox()
         states = bytes(mailbox.states)
-        return MonitorState(
-            {state.name: states.count(state) * PAGE for state in abi.PageState}, mailbox.faults
-        )
+        pages = {state.name: states.count(state) * PAGE for state in abi.PageState}
+        return MonitorState(pages, mailbox.faults, abi.NpuState(mailbox.npu_state))
 
     def _mailbox(self) -> Mailbox:
         return Mailbox(Ram(self.ram_fd), self.doorbell)
