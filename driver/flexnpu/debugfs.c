@@ -38,6 +38,7 @@ void flexnpu_count(enum flexnpu_counter counter, u64 amount)
 static int state_show(struct seq_file *file, void *unused)
 {
 	seq_printf(file, "ours %d\n", flexnpu_handover_ours());
+	seq_printf(file, "running %d\n", flexnpu_runner_busy());
 	seq_printf(file, "waiting %d\n", flexnpu_jobs_waiting());
 	return 0;
 }

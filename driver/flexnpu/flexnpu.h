@@ -95,6 +95,7 @@ int flexnpu_job_wait(struct flexnpu_job *job, unsigned int ms);
 int flexnpu_runner_init(volatile void __iomem *window);
 void flexnpu_runner_exit(void);
 void flexnpu_runner_kick(void); /* any context: there is something to do */
+bool flexnpu_runner_busy(void); /* whether it has a job in hand */
 
 /* ---- handover.c: what says "runner" is for its thread alone ---- */
 

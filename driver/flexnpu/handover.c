@@ -55,8 +55,8 @@ static bool ours = true; /* the runner's, see above */
 static u64 since;	 /* ns: it became ours, or theirs */
 static u64 asked;	 /* jiffies */
 
-static bool wanted, back, closing; /* flags of others */
-static u64 wanted_at;		   /* ns; before `wanted` */
+static bool wanted = true, back, closing; /* flags of others; perhaps it was wanted before we listened */
+static u64 wanted_at;			  /* ns; before `wanted` */
 
 static enum flex_npu_state state(void)
 {

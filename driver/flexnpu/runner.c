@@ -28,6 +28,7 @@ static const unsigned int interrupted_max = 32; /* then something is wrong */
 static volatile void __iomem *window;
 static struct task_struct *thread;
 static DECLARE_WAIT_QUEUE_HEAD(work);
+static bool running; /* a job is in hand: to be shown */
 
 static u64 core(enum flexnpu_op op)
 {
@@ -133,6 +134,7 @@ static int run(void *unused)
 		flexnpu_handover_step();
 		if (flexnpu_handover_ours())
 			job = flexnpu_jobs_next();
+		WRITE_ONCE(running, !!job);
 		if (job)
 			run_job(job);
 		else
@@ -148,6 +150,11 @@ static int run(void *unused)
 void flexnpu_runner_kick(void)
 {
 	wake_up(&work);
+}
+
+bool flexnpu_runner_busy(void)
+{
+	return READ_ONCE(running);
 }
 
 static int reset(void)
