@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -40,6 +41,6 @@ def booted(
     options: Options | None = None,
 ) -> Iterator[Machine]:
     """Boot a machine for the length of the block; skip the test, saying why, where that is impossible."""
-    images = images_of(ram_bytes, cpus, options)
+    images = images_of(ram_bytes, cpus, dataclasses.replace(options or Options(), npu=npu))
     with Machine(images, ram_bytes=ram_bytes, cpus=cpus, npu=npu, devices=devices) as machine:
         yield machine

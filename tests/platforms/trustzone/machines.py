@@ -52,7 +52,8 @@ def booted(ram: int = RAM, cpus: int = 2, **kinds: Any) -> Iterator[Any]:
         )
     except (MissingToolError, NoKernelError, NoSourcesError) as error:
         pytest.skip(str(error))
-    with machine.Machine(images, ram_bytes=ram, cpus=cpus, devices=devices) as it:
+    npu = kinds.get("npu", False)
+    with machine.Machine(images, ram_bytes=ram, cpus=cpus, npu=npu, devices=devices) as it:
         yield it
 
 
