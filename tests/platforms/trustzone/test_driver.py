@@ -245,7 +245,7 @@ def test_protection_goes_off_when_nothing_is_handed_over_and_comes_back() -> Non
             assert pages(world.want(512)) == 512
             world.die()
             world.wait(lambda: world.bytes.endswith(bytes((Byte.OFF,))))
-        assert ask(machine, "flexmem")["relaxes"] >= 3
+        world.wait(lambda: ask(machine, "flexmem")["relaxes"] >= 3)  # counted a moment after the byte
 
 
 # ---- the baselines ------------------------------------------------------------------------------
