@@ -24,6 +24,7 @@ Result = NDArray[Any]  # 32-bit elements
 
 _Q8_BLOCK, _Q8_BYTES = 32, 34  # values, and bytes of an fp16 scale and as many int8
 _TILE = 128, 256  # rows and columns whose sums stay in a core's cache
+_GROUP = 4  # blocks of a tile at a time: longer calls, in which other threads need not wait for Python's lock
 
 
 class Format(Protocol):
@@ -147,7 +148,7 @@ class Fp16:
 class _Blocks:
     """Rows of q8_0 blocks."""
 
-    values: Floats  # (rows, depth)
+    values: Floats  # (blocks, rows, 32)
     scales: Floats  # (blocks, rows)
     finite: bool
 
@@ -171,12 +172,12 @@ class Q8:
         blocks = rows.reshape(len(rows), -1, _Q8_BYTES)
         halves = blocks[..., :2].copy().view(np.float16)[..., 0]
         scales = np.ascontiguousarray(halves.T, np.float32)
-        values = blocks[..., 2:].view(np.int8).astype(np.float32).reshape(len(rows), -1)
-        return _Blocks(values, scales, bool(np.isfinite(scales).all()))
+        values = blocks[..., 2:].view(np.int8).astype(np.float32)
+        return _Blocks(values.transpose(1, 0, 2), scales, bool(np.isfinite(scales).all()))
 
     def product(self, a: _Blocks, b: _Blocks) -> Result:
         """Return A·Bᵀ."""
-        rows, columns = len(a.values), len(b.values)
+        rows, columns = a.values.shape[1], b.values.shape[1]
         total = np.zeros((rows, columns), np.float32)
         with np.errstate(all="ignore"):
             for row in range(0, rows, _TILE[0]):
@@ -188,14 +189,17 @@ class Q8:
 
     @staticmethod
     def _tile(total: Floats, a: _Blocks, b: _Blocks, rows: slice, columns: slice) -> None:
-        left, right, into = a.values[rows], b.values[columns], total[rows, columns]
-        dots, scale = np.empty(into.shape, np.float32), np.empty(into.shape, np.float32)
-        for block in range(len(a.scales)):
-            values = slice(block * _Q8_BLOCK, (block + 1) * _Q8_BLOCK)
-            np.matmul(left[:, values], right[:, values].T, out=dots)
-            np.multiply(a.scales[block, rows, None], b.scales[block, columns], out=scale)
-            np.multiply(dots, scale, out=dots)
-            np.add(into, dots, out=into)
+        left, right, into = a.values[:, rows], b.values[:, columns].transpose(0, 2, 1), total[rows, columns]
+        dots = np.empty((_GROUP, *into.shape), np.float32)
+        scales = np.empty_like(dots)
+        for block in range(0, len(left), _GROUP):
+            group = slice(block, block + _GROUP)
+            count = len(left[group])
+            np.matmul(left[group], right[group], out=dots[:count])
+            np.multiply(a.scales[group, rows, None], b.scales[group, None, columns], out=scales[:count])
+            np.multiply(dots, scales, out=dots)
+            for each in dots[:count]:
+                np.add(into, each, out=into)
 
 
 FORMATS: dict[int, Format] = {NpuFormat.INT8: Int8(), NpuFormat.FP16: Fp16(), NpuFormat.Q8_0: Q8()}

@@ -278,7 +278,7 @@ class Device:
     def _store(self, target: Rows, product: Future[Result]) -> None:
         """Wait for a product and write it. Raises DmaError and _Reset."""
         while not product.done():
-            wait([product], _NAP)
+            time.sleep(_NAP)
             self.attend()
         data = product.result().reshape(-1).view(np.uint8).data
         for at, burst in target.bursts():
