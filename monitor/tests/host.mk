@@ -8,7 +8,7 @@ WORLD := arch/fake_host/fake_host.c tests/world.c tests/model.c
 SMALL := $(HOST)/small
 SECONDS ?= 60
 
-.PHONY: exhaustive mutants fuzz test check coverage lines
+.PHONY: exhaustive mutants prove refute fuzz test check coverage lines
 
 # ---- the small machine --------------------------------------------------------------------------------
 
@@ -40,6 +40,14 @@ $(HOST)/around-2-2.o: $(SMALL)/flex.h $(WORLD) tests/exhaustive.c $(wildcard tes
 
 mutants: $(HOST)/around-2-2.o ## put faults into the core, one at a time: each must be noticed (a minute)
 	@python3 tests/mutants.py $(HOST)/mutants $< $(HOST_CC) -std=gnu11 -O1 $(call sizes,2,2)
+
+# ---- proofs ----------------------------------------------------------------------------------------------------
+
+prove: ## by CBMC, for any state, registers and commands: the laws of tests/proofs hold (a minute and a half)
+	@python3 tests/prove.py $(HOST)/proofs
+
+refute: ## put faults into the core, one at a time: the proofs must notice; and they speak of what can be (six minutes)
+	@python3 tests/refute.py $(HOST)/refute
 
 # ---- fuzzing --------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,112 @@
+/*
+ * The invariant, module by module.
+ *
+ * NAME_part.c is core/NAME.c as it is, with functions beside it that may look into its variables:
+ *
+ *     NAME_any     gives them any values that satisfy the invariant: what is true while nobody holds the lock
+ *     NAME_hold    whether they satisfy it
+ *     NAME_view    what of them a step may change
+ *
+ * The proofs start from any state in which all NAME_hold. Every state that can be reached is among these, as
+ * prove_start.c shows that they hold at first, and the other proofs that each step keeps them.
+ *
+ * What is proved of each page is proved of one, `small.watched`, which may be any; so with words and slots.
+ *
+ * How far this reaches. No bound lies on registers, commands, counters, addresses and the order of calls: they
+ * are anything, and so is the state that a call begins with. Bounds lie on sizes (prove.py): a machine has 1 to
+ * 8 pages, at any GiB, any number of them the monitor's; a call names at most 4; rings and the queue of notices
+ * have two slots. That speaks for larger ones because the core looks at pages one by one: its loops compare or
+ * set one entry a round and carry nothing to the next but the counts, so what can go wrong does so at the first
+ * page of a range, the last, one between, or one beside it; and a ring or a queue is empty, has room, or is
+ * full. The arithmetic that does depend on size is proved with the constants of the real monitor, for all
+ * addresses and lengths and every board: prove_range.c, prove_layout.c.
+ *
+ * What is left out: the code behind arch/arch.h, of which is taken for granted what that header asks (a flush
+ * flushes, a scrub scrubs, the lock locks); the compiler; the order in which other CPUs see the monitor's
+ * writes between two moments (machine.h), for which test_stress.c runs threads; and that a call ends in time.
+ */
+#ifndef PARTS_H
+#define PARTS_H
+
+#include "core/mailbox.h"
+#include "core/monitor.h"
+#include "core/pages.h"
+#include "core/secure.h"
+
+#define MAILBOX_WORDS (MAILBOX_BYTES / sizeof(u64))
+#define STATES (FLEX_STATE_MONITOR + 1)
+
+/* CBMC's: a value that may be any; what is taken for granted; what is to be proved. */
+bool nondet_bool(void);
+u8 nondet_u8(void);
+u32 nondet_u32(void);
+u64 nondet_u64(void);
+#define assume(condition) __CPROVER_assume(condition)
+#define prove(condition, law) __CPROVER_assert(condition, law)
+
+/* What must be possible, or a proof would say nothing: looked for by refute.py. */
+#ifdef COVER
+#define possible(condition) __CPROVER_cover(condition)
+#else
+#define possible(condition) ((void)(condition))
+#endif
+
+/* The machine: where its RAM lies; how many pages it has, and how many of them, the first, are not the monitor's. */
+struct small {
+	u64 base;
+	u64 pages;
+	u64 hidden;
+	u8 *states; /* memory, as the core finds it by arch_at: the leaves of all pages, and the mailbox */
+	u64 *stage2;
+	u64 *devices;
+	u64 *mailbox;
+	u64 watched; /* a page */
+	u64 watched_word; /* of the mailbox */
+	u64 watched_slot; /* of the notices */
+};
+
+extern struct small small;
+
+/* What a step of the core may change. */
+struct view {
+	u8 state; /* of the watched page, as its leaves */
+	u64 stage2;
+	u64 devices;
+	u64 counts[STATES];
+	u32 command_tail;
+	u32 event_head;
+	bool bell_owed;
+	u64 faults;
+	u64 word;
+	struct message notice;
+	u32 notice_head;
+	u32 notice_tail;
+	bool attached;
+	bool leaving;
+	u64 leaving_epoch;
+	u64 leaving_next;
+};
+
+void pages_any(void);
+bool pages_hold(void);
+void pages_view(struct view *view);
+
+void tables_any(void);
+bool tables_hold(void);
+void tables_view(struct view *view);
+
+void mailbox_any(void);
+bool mailbox_holds(void);
+void mailbox_view(struct view *view);
+
+void notices_any(void);
+bool notices_hold(void);
+void notices_view(struct view *view);
+
+void secure_any(void);
+bool secure_holds(void);
+void secure_view(struct view *view);
+
+void monitor_any(void);
+
+#endif

@@ -1,0 +1,31 @@
+/*
+ * One step for the secure world, from any state of the invariant: a command that is anything, or as many pages
+ * of what a GONE recalls as a call may name. It keeps the invariant, so any number of steps in a POLL does.
+ */
+#include "tests/proofs/machine.h"
+
+#include "arch/arch.h"
+
+int main(void)
+{
+	u8 from, to;
+
+	arch_lock();
+	secure_work();
+	arch_unlock();
+	from = machine.before.state;
+	to = machine.after.state;
+	prove(from == to || (from == FLEX_STATE_GRANTED && to == FLEX_STATE_SECURE) ||
+		      (from == FLEX_STATE_SECURE && to == FLEX_STATE_RECALLING),
+	      "the secure world moves a page as the interface has it");
+	prove(from == to || to != FLEX_STATE_SECURE || machine.before.attached,
+	      "a page becomes SECURE only while somebody is attached");
+	prove(machine.before.attached || !machine.after.attached || !machine.before.leaving,
+	      "nobody attaches while a GONE is under way");
+	possible(from == FLEX_STATE_GRANTED && to == FLEX_STATE_SECURE);
+	possible(from == FLEX_STATE_SECURE && to == FLEX_STATE_RECALLING && machine.before.attached);
+	possible(from == FLEX_STATE_SECURE && to == FLEX_STATE_RECALLING && machine.after.leaving);
+	possible(machine.before.attached && machine.after.leaving);
+	possible(!machine.before.attached && machine.after.attached);
+	return 0;
+}

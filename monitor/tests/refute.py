@@ -1,0 +1,185 @@
+#!/usr/bin/env python3
+"""See that each proof can fail.
+
+refute.py OUT    OUT: a folder to build in
+
+Faults of mutants.py and some of its own are put into the core, one at a time, and the proof named with each
+must fail. And what a proof speaks of must be possible: one whose assumptions contradict each other would
+prove anything.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from cbmc import Cbmc, NoCbmcError, find
+from mutants import MUTANTS, Mutant
+from prove import ALL, Proof, ProofError, ask
+from variant import Replacement
+
+LAYOUT, PAGES, SECURE = "core/layout.c", "core/pages.c", "core/secure.c"
+OWN = (
+    Mutant(
+        "the end of a range may wrap",
+        PAGES,
+        "pages > (end - ipa) / FLEX_PAGE_BYTES",
+        "ipa + pages * FLEX_PAGE_BYTES > end",
+    ),
+    Mutant("a range may be too long", PAGES, " || pages > FLEX_CALL_PAGES_MAX", ""),
+    Mutant(
+        "hidden memory is not at the end",
+        LAYOUT,
+        "board->ram_bytes - FLEX_HIDDEN_BYTES",
+        "board->ram_bytes / 2",
+    ),
+    Mutant(
+        "tables upon the page states",
+        LAYOUT,
+        "at = layout->states + pages_up(layout->pages)",
+        "at = layout->states",
+    ),
+    Mutant(
+        "too few tables", LAYOUT, "tree->level3 + blocks * FLEX_PAGE_BYTES", "tree->level3 + FLEX_PAGE_BYTES"
+    ),
+    Mutant("RAM over the registers", LAYOUT, " && board->ram_base != 0 &&", " &&"),
+    Mutant("a sweep looks beyond RAM", PAGES, "one.first < total && one.first < first", "one.first < first"),
+    Mutant(
+        "a sweep leaves out a page",
+        PAGES,
+        "return one.first < total ? one.first : 0",
+        "return one.first + 1 < total ? one.first + 1 : 0",
+    ),
+    Mutant(
+        "the monitor's own pages move",
+        PAGES,
+        "if (states[page] != steps[move].from)",
+        "if (states[page] != FLEX_STATE_MONITOR && states[page] != steps[move].from)",
+    ),
+    Mutant("an alike page beyond RAM", PAGES, "page + count < total && ", ""),
+)
+#: Which proof must notice which faults.
+NOTICED = {
+    "range": (
+        "addresses need not be aligned",
+        "no pages are a range",
+        "ranges may run out of RAM",
+        "ranges may start before RAM",
+        "ranges may start after RAM",
+        "the end of a range may wrap",
+        "a range may be too long",
+    ),
+    "layout": (
+        "hidden memory is not at the end",
+        "tables upon the page states",
+        "too few tables",
+        "RAM over the registers",
+    ),
+    "start": ("the monitor's memory is mapped", "a new start keeps who was attached"),
+    "call GRANT": (
+        "a granted page stays mapped",
+        "no flush of the CPUs",
+        "no flush of the devices",
+        "flush before unmapping",
+        "publish before unmapping",
+        "publish before the flush",
+        "tell before the flush",
+        "devices keep their mapping",
+        "CPUs keep their mapping",
+        "a page too few is hidden",
+        "a page too many is hidden",
+        "only the first page is checked",
+        "the last page is not checked",
+        "the last page is not moved",
+        "pages are not counted",
+        "the monitor's own pages move",
+    ),
+    "call RETURN": (
+        "scrub of what was only granted",
+        "a recalled page goes back by RETURN",
+        "a page too many is shown",
+        "leaves lead to the page beside",
+    ),
+    "call TAKE": (
+        "no scrub",
+        "scrub after showing",
+        "scrub of one page only",
+        "RETURN and TAKE check nothing",
+    ),
+    "call STATE": ("an alike page beyond RAM",),
+    "call POLL": ("a bell for nothing",),
+    "call RELAX": (
+        "protection off while attached",
+        "protection off while pages are granted",
+        "protection off before scrubbing",
+    ),
+    "step": (
+        "RECALL takes what is only granted",
+        "commands of nobody",
+        "whoever is gone stays attached",
+        "who is gone keeps a page",
+        "commands while a GONE is under way",
+        "commands although notices have no room",
+        "a sweep looks beyond RAM",
+        "a sweep leaves out a page",
+    ),
+    "fault": (
+        "an access to a granted page is retried",
+        "an access to a normal page is blocked",
+        "faults are not counted",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """A proof, and a fault that it must notice; without one, whether what it speaks of is possible."""
+
+    proof: Proof
+    fault: Mutant | None = None
+
+    @property
+    def name(self) -> str:
+        """What it is about, in words."""
+        return f"{self.proof.name}: {self.fault.name if self.fault else 'says nothing'}"
+
+
+def doubts() -> list[Doubt]:
+    """Return all of them, the slow ones first."""
+    faults = {mutant.name: mutant for mutant in (*MUTANTS, *OWN)}
+    proofs = {proof.name: proof for proof in ALL}
+    planted = [Doubt(proofs[name], faults[fault]) for name, listed in NOTICED.items() for fault in listed]
+    return planted + [Doubt(proof) for proof in ALL]
+
+
+def cleared(cbmc: Cbmc, doubt: Doubt, out: Path) -> bool:
+    """Return whether the proof notices its fault; or, without one, that all that must be possible is."""
+    if doubt.fault is None:
+        return not ask(cbmc, doubt.proof, out, cover=True).failed
+    fault = Replacement(doubt.fault.file, doubt.fault.old, doubt.fault.new)
+    return bool(ask(cbmc, doubt.proof, out, (fault,)).failed)
+
+
+def main(out: Path) -> int:
+    """Try everything; return 1 when a proof stands that should not, or says nothing."""
+    cbmc = find()
+    tried = doubts()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        fine = list(pool.map(lambda each: cleared(cbmc, each[1], out / str(each[0])), enumerate(tried)))
+    for doubt, seen in zip(tried, fine, strict=True):
+        if not seen:
+            sys.stdout.write(f"not noticed: {doubt.name}\n")
+    faults = sum(doubt.fault is not None for doubt in tried)
+    said = f"{faults} faults in the core, {len(tried) - faults} proofs that say something"
+    sys.stdout.write(f"{sum(fine)} of {len(tried)} are as they must be: {said}\n")
+    return 0 if all(fine) else 1
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(Path(sys.argv[1])))
+    except (NoCbmcError, ProofError) as error:
+        sys.exit(f"nothing was tried: {error}")

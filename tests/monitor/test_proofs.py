@@ -1,0 +1,70 @@
+"""What CBMC proves of the monitor's core: monitor/tests/prove.py says it, this runs it."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+MONITOR = ROOT / "monitor"
+
+
+@functools.cache
+def why_not() -> str:
+    """Why there is no CBMC here, and what to do; empty when there is."""
+    missing = [tool for tool in ("make", "gcc") if shutil.which(tool) is None]
+    if missing:
+        return f"no {', '.join(missing)}: apt-get install {' '.join(missing)}"
+    found = subprocess.run(
+        [sys.executable, MONITOR / "tests/cbmc.py"], capture_output=True, text=True, check=False
+    )
+    return found.stderr.strip() if found.returncode else ""
+
+
+def make(target: str) -> str:
+    """Run a target of monitor/Makefile; return what it prints. Skips where there is no CBMC."""
+    if why_not():
+        pytest.skip(why_not())
+    # What a surrounding make says about its own jobs and variables is not for this one.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    done = subprocess.run(
+        ["make", "-C", str(MONITOR), "--no-print-directory", target],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.timeout(3600)
+def test_the_laws_are_proved_for_every_call_from_any_state():
+    printed = make("prove")
+    proofs = re.findall(r"^  (.*?) +(\d+) properties ", printed, re.MULTILINE)
+    assert printed.endswith(f"{len(proofs)} of {len(proofs)} proofs hold\n")
+    served = re.findall(r"^\t\[FLEX_CALL_(\w+)\]", (MONITOR / "core/calls.c").read_text(), re.MULTILINE)
+    expected = {
+        "range",
+        "layout",
+        "start",
+        "step",
+        "fault",
+        "other numbers",
+        *(f"call {name}" for name in served),
+    }
+    assert {name for name, _ in proofs} == expected
+
+
+@pytest.mark.timeout(3600)
+def test_each_proof_fails_on_a_core_with_a_fault_and_speaks_of_what_can_be():
+    printed = make("refute")
+    assert "not noticed" not in printed
+    assert re.search(r"^(\d+) of \1 are as they must be", printed, re.MULTILINE)
