@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import mmap
+import random
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
+from by_hand import FP16, INT8, Q8, by_hand, row, tame_half
 
 from flexserve.platforms.trustzone import layout
 from flexserve.platforms.trustzone.npu.device import Device
@@ -16,7 +18,7 @@ RAM = 26 * MIB  # the least that has all of the monitor's
 
 DONE, READ_FAULT, WRITE_FAULT, BAD = 1, 1 << 4, 1 << 5, 1 << 6
 PAGING, FAULT, IDLE, BY_MONITOR = 1, 2, 4, 16
-INT8, FP16, Q8, REUSE = 1, 2, 3, 1 << 8
+REUSE = 1 << 8
 OP_EN, DATA_ADDR, DATA_AMOUNT = 0x08, 0x10, 0x14
 INT_MASK, INT_CLEAR, INT_STATUS, INT_RAW = 0x20, 0x24, 0x28, 0x2C
 TASK_CON, DMA_BASE, TASK_STATUS = 0x30, 0x34, 0x3C
@@ -203,3 +205,38 @@ def operation(
 
 def row_bytes(form: int, k: int) -> int:
     return {INT8: k, FP16: 2 * k, Q8: k // 32 * 34}[form & 0xFF]
+
+
+# Where the tests' jobs have their lists and matrices, and the usual shape.
+LIST, A, B, C = 0x0010_0000, 0x1000_0000, 0x2000_0000, 0x3000_0000
+M, N, K = 3, 5, 64
+
+
+class Interrupted(Device):
+    """Does something of the test's own at each look between two bursts."""
+
+    between: Callable[[], None] | None = None
+
+    def attend(self) -> bool:
+        if self.between is not None:
+            self.between()
+        return super().attend()
+
+
+class Matrices:
+    """Operands of known content in buffers of a board, packed, and what their product is."""
+
+    def __init__(self, board: Board, form: int = INT8, m: int = M, n: int = N, k: int = K) -> None:
+        self.board, self.size = board, 4 * m * n
+        rng, width = random.Random(1), row_bytes(form, k)
+        depth = k // 32 if form == Q8 else k
+        rows = [[row(form, depth, rng, tame_half) for _ in range(count)] for count in (m, n)]
+        self.expected = by_hand(form, *rows)
+        self.pages = [board.buffer(at, size) for at, size in ((A, m * width), (B, n * width), (C, self.size))]
+        for at, pages, content in zip((A, B), self.pages, rows, strict=False):
+            board.fill(at, pages, b"".join(content))
+        self.commands = operation(form, m, n, k, a=A, b=B, c=C, strides=(width, width, 4 * n))
+        self.reusing = operation(form | REUSE, m, n, k, a=A, b=0, c=C, strides=(width, 0, 4 * n))
+
+    def result(self) -> bytes:
+        return self.board.dump(C, self.pages[2], self.size)

@@ -15,7 +15,6 @@ from boards import (
     FLUSH,
     FLUSH_DONE,
     IDLE,
-    INT8,
     INT_CLEAR,
     INT_RAW,
     MMU_STATUS,
@@ -31,10 +30,10 @@ from boards import (
     Board,
     operation,
 )
+from by_hand import INT8, by_hand
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
-from test_npu_arithmetic import by_hand
 
 # Each IOVA page is a buffer of its own; several may lead to one physical page.
 LIST, A, B, C = 0x1000, 0x40_2000, 0x40_3000, 0x80_4000
