@@ -19,6 +19,34 @@ void arch_flush_stage2(void);
 /* The same for the devices behind the SMMU. */
 void arch_flush_devices(void);
 
+/* The NPU reaches what this tree maps from now on (0: nothing). Returns when it reaches nothing else any more. */
+void arch_npu_root(u64 level1);
+
+/* The NPU forgets what it knew of its tree. Returns when it has, and its accesses under way ended. */
+void arch_npu_flush(void);
+
+/* Ask for a reset of the NPU; whether it was done. */
+void arch_npu_reset(void);
+bool arch_npu_is_reset(void);
+
+/* Copy what the OS wants to be run in the sandbox, so that it can be. */
+void arch_copy_code(u64 to, u64 from, u64 bytes);
+
+#define ARCH_ARGUMENTS 6
+
+/* Why the sandbox stopped. */
+enum arch_stop {
+	ARCH_RETURNED,
+	ARCH_INTERRUPTED, /* arch_sandbox_run goes on with it */
+	ARCH_FAULTED, /* it did something that it may not do */
+};
+
+/* Have the sandbox begin anew, with these arguments, at the first byte of its code. */
+void arch_sandbox_begin(const u64 arguments[ARCH_ARGUMENTS]);
+
+/* Run it until it stops; `result` is what it returned. */
+enum arch_stop arch_sandbox_run(u64 *result);
+
 /* Overwrite whole pages with zeros, and clean them to memory. */
 void arch_scrub(u64 pa, u64 pages);
 

@@ -3,6 +3,7 @@
 #include "arch/arch.h"
 #include "core/mailbox.h"
 #include "core/notices.h"
+#include "core/npu.h"
 #include "core/pages.h"
 #include "core/secure.h"
 #include "core/tables.h"
@@ -62,6 +63,7 @@ static int grant(struct call *call)
 	tables_hide(range);
 	arch_flush_stage2();
 	arch_flush_devices();
+	npu_forget(FLEX_NPU_STATE_NORMAL);
 	pages_move(FLEX_MOVE_GRANT, range);
 	mailbox_event(FLEX_EVENT_GRANTED, call->a[0], call->a[1]);
 	return FLEX_STATUS_OK;
@@ -113,6 +115,8 @@ static int poll(struct call *call)
 
 	if (notice.kind == FLEX_NOTICE_NONE && more)
 		notice.kind = FLEX_NOTICE_MORE;
+	else if (notice.kind == FLEX_NOTICE_NONE && npu_is_between())
+		notice.kind = FLEX_NOTICE_WAIT;
 	call->r[0] = notice.kind;
 	call->r[1] = notice.a;
 	call->r[2] = notice.b;
@@ -148,10 +152,27 @@ static int counts(struct call *call)
 static int relax(struct call *call)
 {
 	(void)call;
-	if (secure_attached() || pages_count(FLEX_STATE_GRANTED) || pages_count(FLEX_STATE_SECURE) ||
+	if (secure_attached() || npu_is_away() || pages_count(FLEX_STATE_GRANTED) || pages_count(FLEX_STATE_SECURE) ||
 	    pages_count(FLEX_STATE_RECALLING))
 		return FLEX_STATUS_HELD;
 	return arch_relax();
+}
+
+static int grant_npu(struct call *call)
+{
+	return npu_grant(call->a[0], call->a[1]);
+}
+
+static int ask_for_npu(struct call *call)
+{
+	call->a[1] = 0;
+	return npu_is_away() ? tell(FLEX_EVENT_NPU_ASKED, call) : FLEX_STATUS_DENIED;
+}
+
+static int state_of_npu(struct call *call)
+{
+	call->r[0] = npu_state();
+	return FLEX_STATUS_OK;
 }
 
 static int (*const served[])(struct call *) = {
@@ -167,11 +188,14 @@ static int (*const served[])(struct call *) = {
 	[FLEX_CALL_COUNTS] = counts,
 	[FLEX_CALL_RELAX] = relax,
 	[FLEX_CALL_DETACH] = detach,
+	[FLEX_CALL_NPU_GRANT] = grant_npu,
+	[FLEX_CALL_NPU_ASK] = ask_for_npu,
+	[FLEX_CALL_NPU_STATE] = state_of_npu,
 };
 
 #define CALLS (sizeof(served) / sizeof(served[0]))
 
-_Static_assert(CALLS == FLEX_CALL_DETACH + 1, "a call without a function, or the other way round");
+_Static_assert(CALLS == FLEX_CALL_NPU_STATE + 1, "a call without a function, or the other way round");
 
 void calls_serve(u64 x[MONITOR_REGISTERS])
 {

@@ -34,6 +34,9 @@ bool layout_make(struct layout *layout, const struct board *board)
 	layout->npu = board->npu;
 	layout->window = layout->hidden_base + FLEX_NPU_WINDOW_OFFSET;
 	layout->control = layout->hidden_base + FLEX_NPU_CONTROL_OFFSET;
+	layout->code = layout->control + FLEX_PAGE_BYTES;
+	layout->stack = layout->code + FLEX_NPU_CODE_BYTES_MAX;
+	layout->sandbox = layout->stack + FLEX_PAGE_BYTES;
 	layout->states = layout->hidden_base + FLEX_HIDDEN_STATES;
 	at = layout->states + pages_up(layout->pages);
 	at = place_tree(&layout->stage2, at, board->ram_bytes / BLOCK_BYTES);

@@ -3,7 +3,8 @@
  *
  *     image      1 MiB   EL2's code, constants, data and stacks
  *     window     64 KiB  the NPU's registers: of all this what the OS may reach, while the NPU is its own
- *     control    64 KiB  a page between monitor and NPU
+ *     control    64 KiB  a page between monitor and NPU; behind it the sandbox for what drives the NPU: code,
+ *                        a page of stack, and the tables (a page for each level) that map these and the window
  *     states             one byte for each page of RAM
  *     three trees        for Stage-2, for devices, for an NPU of the secure world: level 1 (one page), level 2 (a page for each
  *                        GiB of the 4 GiB that are translated), level 3 (a page for each block of RAM),
@@ -17,6 +18,7 @@
 
 #define IMAGE_BYTES 0x100000ULL
 #define LEVEL2_TABLES 4
+#define SANDBOX_PAGES (FLEX_NPU_CODE_BYTES_MAX / FLEX_PAGE_BYTES + 1)
 #define MAILBOX_BYTES (FLEX_MAILBOX_HEADER_BYTES + 2ULL * FLEX_MAILBOX_SLOTS * FLEX_MAILBOX_SLOT_BYTES)
 
 /* Physical addresses of one tree of tables. */
@@ -35,6 +37,9 @@ struct layout {
 	u64 npu; /* how many: 0 or 1 */
 	u64 window;
 	u64 control;
+	u64 code;
+	u64 stack;
+	u64 sandbox; /* its level 1; level 2 and level 3 follow */
 	u64 states;
 	struct tree stage2;
 	struct tree devices;

@@ -90,6 +90,19 @@ void mailbox_ring(void)
 		arch_ring_secure();
 }
 
+void mailbox_npu_state(enum flex_npu_state state)
+{
+	*word(FLEX_AT_NPU_STATE) = state;
+}
+
+void mailbox_npu_driver(const struct digest *digest)
+{
+	u32 i;
+
+	for (i = 0; i < sizeof(digest->bytes); i++)
+		box[FLEX_AT_NPU_DRIVER + i] = digest->bytes[i];
+}
+
 void mailbox_fault(void)
 {
 	write_long(FLEX_AT_FAULTS, ++faults);

@@ -8,6 +8,7 @@
 #define MONITOR_MAILBOX_H
 
 #include "core/layout.h"
+#include "core/sha256.h"
 
 struct message {
 	u64 kind;
@@ -30,6 +31,10 @@ void mailbox_event(u64 kind, u64 a, u64 b);
 
 /* Ring the doorbell if events were put since the last time and the secure world sleeps. */
 void mailbox_ring(void);
+
+/* Say whose the NPU is, and what drives it. */
+void mailbox_npu_state(enum flex_npu_state state);
+void mailbox_npu_driver(const struct digest *digest);
 
 /* Count an access of the normal world that was stopped. */
 void mailbox_fault(void);

@@ -4,6 +4,7 @@
 #include "core/calls.h"
 #include "core/mailbox.h"
 #include "core/notices.h"
+#include "core/npu.h"
 #include "core/pages.h"
 #include "core/secure.h"
 #include "core/selftest.h"
@@ -30,6 +31,7 @@ void monitor_rebuild(void)
 	tables_init(&layout, registers, register_windows);
 	mailbox_init(&layout);
 	notices_init();
+	npu_init(&layout);
 	secure_init();
 }
 

@@ -71,14 +71,20 @@ void pages_move(enum flex_move move, struct range range)
 	counts[steps[move].to] += range.count;
 }
 
-u64 pages_sweep(enum flex_move move, u64 first)
+struct range pages_from(u64 first)
 {
-	struct range one = { first, 1 };
+	u64 left = total - first;
 
-	for (; one.first < total && one.first < first + FLEX_CALL_PAGES_MAX; one.first++)
+	return (struct range){ first, left < FLEX_CALL_PAGES_MAX ? left : FLEX_CALL_PAGES_MAX };
+}
+
+void pages_sweep(enum flex_move move, struct range range)
+{
+	struct range one = { range.first, 1 };
+
+	for (; one.first < range.first + range.count; one.first++)
 		if (pages_may(move, one))
 			pages_move(move, one);
-	return one.first < total ? one.first : 0;
 }
 
 enum flex_state pages_state(u64 page)

@@ -9,7 +9,7 @@
 
 #include "core/layout.h"
 
-/* `count` pages from page number `first` of RAM on; never empty, never beyond RAM. */
+/* `count` pages from page number `first` of RAM on; never beyond RAM, and a caller's is never empty. */
 struct range {
 	u64 first;
 	u64 count;
@@ -27,11 +27,11 @@ bool pages_may(enum flex_move move, struct range range);
 /* Make a legal move; an illegal one stops the machine. */
 void pages_move(enum flex_move move, struct range range);
 
-/*
- * Make `move` for every page that it is legal for among the next FLEX_CALL_PAGES_MAX from number `first` on.
- * Returns the number of the first page that was not looked at, 0 when there is none.
- */
-u64 pages_sweep(enum flex_move move, u64 first);
+/* The next FLEX_CALL_PAGES_MAX pages from number `first` on, or as many as there are. */
+struct range pages_from(u64 first);
+
+/* Make `move` for every page of the range that it is legal for. */
+void pages_sweep(enum flex_move move, struct range range);
 
 enum flex_state pages_state(u64 page);
 

@@ -2,7 +2,9 @@
 
 #include "core/mailbox.h"
 #include "core/notices.h"
+#include "core/npu.h"
 #include "core/pages.h"
+#include "core/tables.h"
 
 #define STEPS_AT_ONCE 64 /* none changes more pages than one call may */
 
@@ -42,14 +44,22 @@ static void attach(const struct message *command)
 static void leave(const struct message *command)
 {
 	attached = false;
+	npu_leave();
 	leaving = (struct leaving){ true, command->a, 0 };
 }
 
-/* Nobody is attached and no command is carried out meanwhile, so no page behind us becomes SECURE. */
+/*
+ * Nobody is attached and no command is carried out meanwhile, so no page behind us becomes SECURE. The NPU
+ * reaches nothing, so what its tree loses needs no flush.
+ */
 static void leave_on(void)
 {
-	leaving.next = pages_sweep(FLEX_MOVE_RECALL, leaving.next);
-	if (leaving.next != 0)
+	struct range some = pages_from(leaving.next);
+
+	tables_close(some);
+	pages_sweep(FLEX_MOVE_RECALL, some);
+	leaving.next += some.count;
+	if (pages_from(leaving.next).count > 0)
 		return;
 	leaving.under_way = false;
 	notices_put(FLEX_NOTICE_GONE, leaving.epoch, 0, 0);
@@ -60,6 +70,7 @@ static int commit(struct range range)
 	if (!pages_may(FLEX_MOVE_COMMIT, range))
 		return FLEX_STATUS_DENIED;
 	pages_move(FLEX_MOVE_COMMIT, range);
+	tables_open(range);
 	return FLEX_STATUS_OK;
 }
 
@@ -67,6 +78,9 @@ static int recall(struct range range, const struct message *command)
 {
 	if (!pages_may(FLEX_MOVE_RECALL, range))
 		return FLEX_STATUS_DENIED;
+	/* Once it is RECALLING the OS may TAKE it: then the NPU must have written for the last time. */
+	tables_close(range);
+	npu_forget(FLEX_NPU_STATE_SECURE);
 	pages_move(FLEX_MOVE_RECALL, range);
 	notices_put(FLEX_NOTICE_OFFER, command->a, command->b, 0);
 	return FLEX_STATUS_OK;
@@ -109,6 +123,8 @@ static void carry_out(const struct message *command)
 		leave(command);
 	} else if (command->kind == FLEX_COMMAND_WANT && attached) {
 		notices_put(FLEX_NOTICE_WANT, command->a, command->b, command->c);
+	} else if (command->kind >= FLEX_COMMAND_NPU_WANT && command->kind <= FLEX_COMMAND_NPU_RELEASE) {
+		npu_obey(command, attached);
 	} else {
 		status = attached ? on_pages(command) : FLEX_STATUS_DENIED;
 		mailbox_event(FLEX_EVENT_DONE, command->c, (u64)status);
@@ -124,12 +140,17 @@ bool secure_work(void)
 		/* A step leads to at most one notice and one event. */
 		if (notices_full() || mailbox_room() == 0)
 			return false;
-		if (leaving.under_way)
+		if (npu_work())
+			;
+		else if (leaving.under_way)
 			leave_on();
 		else if (mailbox_command(&command))
 			carry_out(&command);
 		else
 			return false;
+		/* An interrupt is the OS's, who takes it when this call is over. */
+		if (npu_is_driving())
+			return true;
 	}
 	return true;
 }

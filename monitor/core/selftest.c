@@ -45,6 +45,7 @@ void selftest_run(const struct layout *layout)
 
 	try_moves(first_hidden);
 	require(!tables_shown(hidden));
+	require(!tables_is_open(hidden));
 	for (i = 0; i < sizeof(walk) / sizeof(walk[0]); i++) {
 		try_moves(last);
 		pages_move(walk[i], last);
@@ -52,7 +53,12 @@ void selftest_run(const struct layout *layout)
 			tables_show(last);
 		else
 			tables_hide(last);
+		if (pages_state(last.first) == FLEX_STATE_SECURE)
+			tables_open(last);
+		else
+			tables_close(last);
 		require(tables_shown(last.first) == (pages_state(last.first) == FLEX_STATE_NORMAL));
+		require(tables_is_open(last.first) == (pages_state(last.first) == FLEX_STATE_SECURE));
 	}
 	require(pages_state(last.first) == FLEX_STATE_NORMAL);
 }

@@ -13,12 +13,16 @@
 /* Stage-2: normal write-back memory, read and write, executable; devices never are. */
 #define STAGE2_RAM (ACCESSED | INNER_SHAREABLE | 3ULL << 6 | 0xfULL << 2 | VALID_PAGE)
 #define STAGE2_REGISTERS (ACCESSED | 3ULL << 6 | 1ULL << 2 | 1ULL << 54)
+/* Stage-2 of the sandbox: what runs there cannot be written, and what can be written never runs. */
+#define SANDBOX_CODE (ACCESSED | INNER_SHAREABLE | 1ULL << 6 | 0xfULL << 2 | VALID_PAGE)
+#define SANDBOX_STACK (STAGE2_RAM | 1ULL << 54)
 /* Stage 1 of a device: attribute 0 of its context descriptor, read and write at any privilege. */
 #define DEVICE_RAM (ACCESSED | INNER_SHAREABLE | 1ULL << 6 | VALID_PAGE)
 
 static const struct layout *here;
 static u64 *stage2_leaves;
 static u64 *device_leaves;
+static u64 *secure_leaves;
 
 static u64 address_of(u64 page)
 {
@@ -43,6 +47,27 @@ void tables_hide(struct range range)
 		stage2_leaves[page] = 0;
 		device_leaves[page] = 0;
 	}
+}
+
+void tables_open(struct range range)
+{
+	u64 page;
+
+	for (page = range.first; page < range.first + range.count; page++)
+		secure_leaves[page] = address_of(page) | DEVICE_RAM;
+}
+
+void tables_close(struct range range)
+{
+	u64 page;
+
+	for (page = range.first; page < range.first + range.count; page++)
+		secure_leaves[page] = 0;
+}
+
+bool tables_is_open(u64 page)
+{
+	return secure_leaves[page] != 0;
 }
 
 bool tables_shown(u64 page)
@@ -71,6 +96,15 @@ static void link_tree(const struct tree *tree)
 		level2[first + i] = (tree->level3 + i * FLEX_PAGE_BYTES) | VALID_TABLE;
 }
 
+/* One page after the other, from this leaf on. */
+static void map(u64 *leaf, u64 at, u64 bytes, u64 kind)
+{
+	u64 end = at + bytes;
+
+	for (; at < end; at += FLEX_PAGE_BYTES)
+		*leaf++ = at | kind;
+}
+
 /* Registers: whole blocks at level 2, smaller windows (all in one block) at level 3. */
 static void map_window(const struct window *window)
 {
@@ -83,8 +117,39 @@ static void map_window(const struct window *window)
 		return;
 	}
 	level2[at / BLOCK_BYTES] = here->stage2.registers | VALID_TABLE;
-	for (; at < end; at += FLEX_PAGE_BYTES)
-		leaves[at / FLEX_PAGE_BYTES % ENTRIES] = at | STAGE2_REGISTERS | VALID_PAGE;
+	map(&leaves[at / FLEX_PAGE_BYTES % ENTRIES], at, window->bytes, STAGE2_REGISTERS | VALID_PAGE);
+}
+
+static u64 *registers_leaf(void)
+{
+	return stage2_leaves + (here->window - here->ram_base) / FLEX_PAGE_BYTES;
+}
+
+void tables_show_registers(void)
+{
+	map(registers_leaf(), here->window, FLEX_NPU_WINDOW_BYTES, STAGE2_REGISTERS | VALID_PAGE);
+}
+
+void tables_hide_registers(void)
+{
+	u64 *leaf = registers_leaf(), i;
+
+	for (i = 0; i < FLEX_NPU_WINDOW_BYTES / FLEX_PAGE_BYTES; i++)
+		leaf[i] = 0;
+}
+
+/* All of it lies in one block of memory. */
+static void make_sandbox(void)
+{
+	u64 *level1 = arch_at(here->sandbox), *level2 = level1 + ENTRIES, *leaves = level2 + ENTRIES;
+
+	clear(here->sandbox, here->sandbox + 3 * FLEX_PAGE_BYTES);
+	level1[here->window / GIB] = (here->sandbox + FLEX_PAGE_BYTES) | VALID_TABLE;
+	level2[here->window / BLOCK_BYTES % ENTRIES] = (here->sandbox + 2 * FLEX_PAGE_BYTES) | VALID_TABLE;
+	map(&leaves[here->window / FLEX_PAGE_BYTES % ENTRIES], here->window, FLEX_NPU_WINDOW_BYTES,
+	    STAGE2_REGISTERS | VALID_PAGE);
+	map(&leaves[here->code / FLEX_PAGE_BYTES % ENTRIES], here->code, FLEX_NPU_CODE_BYTES_MAX, SANDBOX_CODE);
+	map(&leaves[here->stack / FLEX_PAGE_BYTES % ENTRIES], here->stack, FLEX_PAGE_BYTES, SANDBOX_STACK);
 }
 
 void tables_init(const struct layout *layout, const struct window *windows, u32 count)
@@ -95,8 +160,12 @@ void tables_init(const struct layout *layout, const struct window *windows, u32 
 	here = layout;
 	stage2_leaves = arch_at(layout->stage2.level3);
 	device_leaves = arch_at(layout->devices.level3);
+	secure_leaves = arch_at(layout->secure.level3);
 	link_tree(&layout->stage2);
 	link_tree(&layout->devices);
+	link_tree(&layout->secure);
+	if (layout->npu)
+		make_sandbox();
 	for (i = 0; i < count; i++)
 		map_window(&windows[i]);
 	tables_show(ram);

@@ -7,6 +7,7 @@
  * tables then still say what was written to them, no device can alter anything hidden any more.
  */
 
+#include "arch/aarch64/npu.h"
 #include "arch/aarch64/smmu.h"
 #include "el3/el3.h"
 
@@ -110,6 +111,21 @@ static void program(u64 streams, u64 queue)
 	control(CR0_ENABLE | CR0_QUEUE);
 }
 
+/*
+ * The NPU, which passes tables of its own. The OS could write its page, too: so one flush may have been the
+ * OS's own, from before the tables changed; a second one, with a number that nobody knew, is not.
+ */
+static bool confine_npu(const struct layout *layout)
+{
+	u64 level1 = layout->hidden_base + PLAT_DEVICE_TABLES;
+
+	if (!layout->npu)
+		return true;
+	npu_set_root(layout->control, level1);
+	npu_set(layout->control, FLEX_NPU_AT_RESET, npu_get(layout->control, FLEX_NPU_AT_RESET_DONE));
+	return npu_flush(layout->control) && npu_flush(layout->control) && npu_root(layout->control) == level1;
+}
+
 bool devices_confine(const struct layout *layout)
 {
 	volatile u64 *queue = (volatile u64 *)(layout->hidden_base + PLAT_COMMAND_QUEUE);
@@ -118,5 +134,5 @@ bool devices_confine(const struct layout *layout)
 	program(layout->hidden_base + PLAT_STREAM_TABLE, (u64)queue);
 	smmu_order(queue, SMMU_FORGET_CONFIGURATION);
 	smmu_order(queue, SMMU_FORGET_TRANSLATIONS);
-	return everything(true, layout) == 0;
+	return confine_npu(layout) && everything(true, layout) == 0;
 }

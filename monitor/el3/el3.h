@@ -8,6 +8,7 @@
 
 #include "arch/aarch64/system.h"
 #include "core/layout.h"
+#include "core/sha256.h"
 
 /* ---- gic.c ---- */
 
@@ -90,13 +91,5 @@ bool devices_confine(const struct layout *layout);
 
 /* Say so on the console, with where it happened and what an ESR says of it (or numbers that help), and switch off. */
 _Noreturn void panic(const char *why, u64 at, u64 syndrome);
-
-/* ---- sha256.c ---- */
-
-struct digest {
-	u8 bytes[32];
-};
-
-struct digest sha256(const void *data, u64 length);
 
 #endif

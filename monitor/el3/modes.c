@@ -11,14 +11,10 @@
 #define SCR 0x435 /* below: non-secure, 64 bits; FIQs come here */
 #define SCR_FIQ 0x4
 #define SCR_HVC 0x100
-#define HCR_64_BITS (1ULL << 31)
-#define HCR_TRAP_SMC (1ULL << 19)
-#define HCR_STAGE2 1ULL
 #define SCTLR_EL2 0x30c51835 /* translation and caches on */
 #define TCR_EL2 0x8080351f /* 8 GiB of addresses, 4 KiB pages, cached walks */
 #define VTCR_EL2 0x80003560 /* 4 GiB of addresses from level 1, 4 KiB pages, cached walks */
 #define MAIR_EL2 0xff00 /* 0: device, 1: normal, write-back */
-#define CPTR_EL2 0x33ff
 #define CNTHCTL_EL2 3
 
 /* EL2's own map. */

@@ -22,6 +22,7 @@
 #include <string.h>
 
 #include "arch/fake_host/fake_host.h"
+#include "core/monitor.h"
 #include "tests/world.h"
 
 #define STEPS_MAX 1024
@@ -32,6 +33,11 @@ struct key {
 	u8 leaving;
 	u8 unread;
 	u8 notices;
+	u8 npu;
+	u8 npu_resetting;
+	u8 npu_wanted;
+	u8 driving;
+	u8 turn;
 	struct message commands[FLEX_MAILBOX_SLOTS];
 };
 
@@ -107,10 +113,10 @@ static void add_range_calls(u64 function)
 
 static void add_calls(void)
 {
-	static const u64 strange[] = { 0, 0x84000000, FLEX_SMC_BASE - 1, FLEX_SMC_BASE + FLEX_CALL_DETACH + 1, ~0ULL };
+	static const u64 strange[] = { 0, 0x84000000, FLEX_SMC_BASE - 1, FLEX_SMC_BASE + FLEX_CALL_NPU_STATE + 1, ~0ULL };
 	u32 i;
 
-	for (i = 0; i <= FLEX_CALL_DETACH; i++)
+	for (i = 0; i <= FLEX_CALL_NPU_STATE; i++)
 		if (i == FLEX_CALL_GRANT || i == FLEX_CALL_RETURN || i == FLEX_CALL_TAKE) {
 			add_range_calls(FLEX_SMC_BASE + i);
 		} else if (i != FLEX_CALL_STATE) {
@@ -125,6 +131,26 @@ static void add_calls(void)
 	for (i = 0; i < sizeof(strange) / sizeof(strange[0]); i++)
 		add(STEP_CALL, strange[i], world.base, 1, 0);
 	add(STEP_RELAX_FAILS, 0, 0, 0, 0);
+}
+
+static void add_npu(void)
+{
+	static const u64 sizes[] = { 0, 1, 9, FLEX_PAGE_BYTES, FLEX_PAGE_BYTES + 1, FLEX_NPU_CODE_BYTES_MAX,
+				     FLEX_NPU_CODE_BYTES_MAX + 1, ~0ULL };
+	u32 kind, page, i;
+
+	for (page = 0; page <= world.pages; page++)
+		for (i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++)
+			add(STEP_CALL, FLEX_SMC_BASE + FLEX_CALL_NPU_GRANT, address(page), sizes[i], 0);
+	add(STEP_CALL, FLEX_SMC_BASE + FLEX_CALL_NPU_GRANT, world.end, 1, 0);
+	add(STEP_CALL, FLEX_SMC_BASE + FLEX_CALL_NPU_GRANT, world.end - FLEX_PAGE_BYTES, FLEX_NPU_CODE_BYTES_MAX, 0);
+	add(STEP_CALL, FLEX_SMC_BASE + FLEX_CALL_NPU_GRANT, world.base + 8, 1, 0);
+	for (kind = STEP_CALL_DEAF; kind <= STEP_CALL_FAILED; kind++)
+		add((enum step_kind)kind, FLEX_SMC_BASE + FLEX_CALL_POLL, 7, 9, 0);
+	add(STEP_CALL_DEAF, FLEX_SMC_BASE + FLEX_CALL_NPU_GRANT, address(0), 9, 0);
+	for (kind = FLEX_COMMAND_NPU_WANT; kind <= FLEX_COMMAND_NPU_RELEASE; kind++)
+		add(STEP_COMMAND, kind, 5, 6, 7);
+	add(STEP_FAULT, monitor_layout()->window + 8, 0, 0, 0);
 }
 
 static void add_faults(void)
@@ -154,7 +180,7 @@ static void add_commands(void)
 	add(STEP_COMMAND, FLEX_COMMAND_WANT, 3, 9, 1);
 	add(STEP_COMMAND, 0, world.base, 1, 5);
 	add(STEP_COMMAND, FLEX_COMMAND_COMMIT | 1ULL << 32, world.base, 1, 5);
-	add(STEP_COMMAND, FLEX_COMMAND_REFUSE + 1, world.base + 1, 1, 5);
+	add(STEP_COMMAND, FLEX_COMMAND_NPU_RELEASE + 1, world.base + 1, 1, 5);
 	add(STEP_READ, 0, 0, 0, 0);
 }
 
@@ -170,6 +196,11 @@ static struct key key_now(void)
 	key.leaving = world.leaving;
 	key.unread = (u8)world.unread;
 	key.notices = (u8)world.notices.count;
+	key.npu = world.npu;
+	key.npu_resetting = world.npu_resetting;
+	key.npu_wanted = world.npu_wanted;
+	key.driving = world.driving;
+	key.turn = (u8)world.turn;
 	memcpy(key.commands, world.commands.at, world.commands.count * sizeof(struct message));
 	return key;
 }
@@ -238,7 +269,9 @@ static void note(void)
 static void print_step(const struct step *step)
 {
 	static const char *const names[] = { "call", "fault", "command", "read an event", "relax, refused by EL3",
-					     "call, lying about commands", "call, lying about events" };
+					     "call, lying about commands", "call, lying about events",
+					     "call, and no reset is done", "call, and what drives the NPU is interrupted",
+					     "call, and it faults", "call, and it fails" };
 
 	fprintf(stderr, "  %s %#llx %#llx %#llx %#llx\n", names[step->kind], (unsigned long long)step->x[0],
 		(unsigned long long)step->x[1], (unsigned long long)step->x[2], (unsigned long long)step->x[3]);
@@ -262,6 +295,7 @@ int main(void)
 	add_calls();
 	add_faults();
 	add_commands();
+	add_npu();
 	record_bytes = sizeof(struct key) + world_bytes();
 	note();
 	host.witness = print_way;
@@ -273,7 +307,7 @@ int main(void)
 		}
 		world_check_rest();
 	}
-	printf("%u pages, %d ring slots, %d notices: %u states, %llu steps, every law holds in each\n", SMALL_PAGES,
-	       FLEX_MAILBOX_SLOTS, SMALL_NOTICES, found, (unsigned long long)tried);
+	printf("%u pages, %d ring slots, %d notices, %d NPU: %u states, %llu steps, every law holds in each\n", SMALL_PAGES,
+	       FLEX_MAILBOX_SLOTS, SMALL_NOTICES, SMALL_NPUS, found, (unsigned long long)tried);
 	return 0;
 }

@@ -61,7 +61,7 @@ static struct step some_call(struct input *input, enum step_kind kind)
 {
 	u8 number = byte(input);
 
-	return (struct step){ kind, { number == 0xff ? word(input) : FLEX_SMC_BASE + number % (FLEX_CALL_DETACH + 2),
+	return (struct step){ kind, { number == 0xff ? word(input) : FLEX_SMC_BASE + number % (FLEX_CALL_NPU_STATE + 2),
 				      some_address(input), some_count(input), 0 } };
 }
 
@@ -69,7 +69,7 @@ static struct step some_command(struct input *input)
 {
 	u8 kind = byte(input);
 
-	return (struct step){ STEP_COMMAND, { kind == 0xff ? word(input) : kind % (FLEX_COMMAND_REFUSE + 2),
+	return (struct step){ STEP_COMMAND, { kind == 0xff ? word(input) : kind % (FLEX_COMMAND_NPU_RELEASE + 2),
 					      some_address(input), some_count(input), byte(input) } };
 }
 
@@ -84,7 +84,7 @@ static struct step some_step(struct input *input)
 	if (choice < 13)
 		return (struct step){ STEP_READ, { 0 } };
 	if (choice == 13)
-		return some_call(input, byte(input) % 2 ? STEP_CALL_LYING_HEAD : STEP_CALL_LYING_TAIL);
+		return some_call(input, STEP_CALL_LYING_HEAD + byte(input) % (STEP_CALL_FAILED + 1 - STEP_CALL_LYING_HEAD));
 	if (choice == 14)
 		return (struct step){ STEP_FAULT, { some_address(input) } };
 	return (struct step){ STEP_RELAX_FAILS, { 0 } };
@@ -121,9 +121,17 @@ enum { CALL = 0, COMMAND = 6, READ = 11 };
 #define TAKE(page, pages) CALL, FLEX_CALL_TAKE, page, pages, READ
 #define GONE COMMAND, FLEX_COMMAND_GONE, 0, 0, 4, POLL
 
+#define NPU_WANT COMMAND, FLEX_COMMAND_NPU_WANT, 0, 0, 5, POLL
+#define NPU_GRANT(page, bytes) CALL, FLEX_CALL_NPU_GRANT, page, bytes, POLL, READ
+#define NPU_DRIVE COMMAND, FLEX_COMMAND_NPU_DRIVE, 0, 0, 6, POLL, READ
+#define NPU_RELEASE COMMAND, FLEX_COMMAND_NPU_RELEASE, 0, 0, 7, POLL, READ
+
 static const u8 there_and_back[] = { ATTACH, GRANT(0, 3), COMMIT(0, 3), RECALL(0, 2), TAKE(0, 2), RECALL(2, 1), TAKE(2, 1) };
 static const u8 death[] = { ATTACH, GRANT(0, 4), COMMIT(1, 2), GONE, TAKE(1, 2), CALL, FLEX_CALL_RETURN, 0, 1, ATTACH };
 static const u8 on_demand[] = { ATTACH, GONE, CALL, FLEX_CALL_RELAX, 0, 0, ATTACH, GRANT(3, 1) };
+
+static const u8 with_npu[] = { ATTACH, GRANT(0, 3), COMMIT(0, 3), NPU_WANT, NPU_GRANT(4, 8), NPU_DRIVE, RECALL(0, 2),
+			       TAKE(0, 2), NPU_RELEASE, NPU_WANT, NPU_GRANT(4, 8), GONE };
 
 static void write_seed(const char *folder, const char *name, const u8 *bytes, size_t count)
 {
@@ -144,5 +152,6 @@ int LLVMFuzzerInitialize(int *count, char ***arguments)
 	write_seed((*arguments)[2], "there-and-back", there_and_back, sizeof(there_and_back));
 	write_seed((*arguments)[2], "death", death, sizeof(death));
 	write_seed((*arguments)[2], "on-demand", on_demand, sizeof(on_demand));
+	write_seed((*arguments)[2], "with-npu", with_npu, sizeof(with_npu));
 	exit(0);
 }

@@ -15,31 +15,32 @@ SECONDS ?= 60
 $(SMALL)/flex.h: tests/variant.py ../abi/flex.h $(wildcard core/*)
 	@python3 tests/variant.py $(SMALL)
 
-# $(call small,FOLDER,PAGES,SLOTS,COMPILER AND FLAGS): the shrunk core and the world around it.
+# $(call small,FOLDER,PAGES,SLOTS,NPUS,COMPILER AND FLAGS): the shrunk core and the world around it.
 small = mkdir -p $(1) && for file in $(CORE); do \
-		$(4) $(call sizes,$(2),$(3)) -I$(SMALL) -I. -c $(SMALL)/core/$$file.c -o $(1)/$$file.o || exit 1; done && \
+		$(5) $(call sizes,$(2),$(3),$(4)) -I$(SMALL) -I. -c $(SMALL)/core/$$file.c -o $(1)/$$file.o || exit 1; done && \
 	ld -r -T tests/core_state.lds $(CORE:%=$(1)/%.o) -o $(1)/core.o
-sizes = -DSMALL_PAGES=$(1) -DFLEX_MAILBOX_SLOTS=$(2) -DSMALL_NOTICES=2 -DSMALL_STEPS=2
+sizes = -DSMALL_PAGES=$(1) -DFLEX_MAILBOX_SLOTS=$(2) -DSMALL_NPUS=$(3) -DSMALL_NOTICES=2 -DSMALL_STEPS=2 -DSMALL_TURNS=2
 
-# exhaustive-PAGES-SLOTS
+# exhaustive-PAGES-SLOTS-NPUS
+part = $(word $(1),$(subst -, ,$(2)))
 $(HOST)/exhaustive-%: $(SMALL)/flex.h $(WORLD) tests/exhaustive.c tests/core_state.lds $(wildcard tests/*.h)
 	@echo "  CC   $@"
-	@$(call small,$(HOST)/small-$*,$(word 1,$(subst -, ,$*)),$(word 2,$(subst -, ,$*)),$(HOST_CC) $(HOST_FLAGS) -O2)
-	@$(HOST_CC) $(HOST_FLAGS) -O2 $(call sizes,$(word 1,$(subst -, ,$*)),$(word 2,$(subst -, ,$*))) -I$(SMALL) -I. \
+	@$(call small,$(HOST)/small-$*,$(call part,1,$*),$(call part,2,$*),$(call part,3,$*),$(HOST_CC) $(HOST_FLAGS) -O2)
+	@$(HOST_CC) $(HOST_FLAGS) -O2 $(call sizes,$(call part,1,$*),$(call part,2,$*),$(call part,3,$*)) -I$(SMALL) -I. \
 		$(WORLD) tests/exhaustive.c $(HOST)/small-$*/core.o -o $@ -pthread
 
-exhaustive: $(HOST)/exhaustive-4-1 $(HOST)/exhaustive-2-2 ## every state of small machines: a proof for them (half a minute)
+exhaustive: $(HOST)/exhaustive-4-1-0 $(HOST)/exhaustive-2-2-0 $(HOST)/exhaustive-3-1-1 $(HOST)/exhaustive-1-2-1 ## every state of small machines: a proof for them (two minutes)
 	@for program in $^; do $$program || exit 1; done
 
 # ---- faults put in ----------------------------------------------------------------------------------------
 
-$(HOST)/around-2-2.o: $(SMALL)/flex.h $(WORLD) tests/exhaustive.c $(wildcard tests/*.h)
+$(HOST)/around-2-1-1.o: $(SMALL)/flex.h $(WORLD) tests/exhaustive.c $(wildcard tests/*.h)
 	@for file in $(WORLD) tests/exhaustive.c; do \
-		$(HOST_CC) $(HOST_FLAGS) -O2 $(call sizes,2,2) -I$(SMALL) -I. -c $$file -o $(HOST)/around-$$(basename $$file .c).o || exit 1; done
+		$(HOST_CC) $(HOST_FLAGS) -O2 $(call sizes,2,1,1) -I$(SMALL) -I. -c $$file -o $(HOST)/around-$$(basename $$file .c).o || exit 1; done
 	@ld -r $(patsubst %.c,$(HOST)/around-%.o,$(notdir $(WORLD)) exhaustive.c) -o $@
 
-mutants: $(HOST)/around-2-2.o ## put faults into the core, one at a time: each must be noticed (a minute)
-	@python3 tests/mutants.py $(HOST)/mutants $< $(HOST_CC) -std=gnu11 -O1 $(call sizes,2,2)
+mutants: $(HOST)/around-2-1-1.o ## put faults into the core, one at a time: each must be noticed (a minute)
+	@python3 tests/mutants.py $(HOST)/mutants $< $(HOST_CC) -std=gnu11 -O1 $(call sizes,2,1,1)
 
 # ---- proofs ----------------------------------------------------------------------------------------------------
 
@@ -57,8 +58,8 @@ FUZZ_CC = clang $(HOST_FLAGS) -O1 $(SANITIZERS) -mllvm -asan-globals=0
 
 $(HOST)/fuzz: $(SMALL)/flex.h $(WORLD) tests/fuzz.c tests/core_state.lds $(wildcard tests/*.h)
 	@echo "  CC   $@"
-	@$(call small,$(HOST)/small-fuzz,8,4,$(FUZZ_CC) -fsanitize=fuzzer-no-link)
-	@$(FUZZ_CC) -fsanitize=fuzzer $(call sizes,8,4) -I$(SMALL) -I. $(WORLD) tests/fuzz.c $(HOST)/small-fuzz/core.o -o $@ -pthread
+	@$(call small,$(HOST)/small-fuzz,8,4,1,$(FUZZ_CC) -fsanitize=fuzzer-no-link)
+	@$(FUZZ_CC) -fsanitize=fuzzer $(call sizes,8,4,1) -I$(SMALL) -I. $(WORLD) tests/fuzz.c $(HOST)/small-fuzz/core.o -o $@ -pthread
 
 fuzz: $(HOST)/fuzz ## random walks of both worlds through a small machine, for SECONDS=60
 	@mkdir -p $(HOST)/corpus && $(HOST)/fuzz --seeds $(HOST)/corpus

@@ -11,7 +11,7 @@ struct ask {
 
 _Static_assert(FLEX_MAILBOX_SLOTS <= MODEL_QUEUE_MAX && SMALL_NOTICES <= MODEL_QUEUE_MAX, "the small machine is too large");
 
-void model_reset(struct model *model)
+void model_reset(struct model *model, u32 npus)
 {
 	memset(model->state, FLEX_STATE_NORMAL, sizeof(model->state));
 	model->attached = model->leaving = false;
@@ -19,6 +19,10 @@ void model_reset(struct model *model)
 	model->unread = 0;
 	memset(&model->commands, 0, sizeof(model->commands));
 	memset(&model->notices, 0, sizeof(model->notices));
+	model->npu = npus ? FLEX_NPU_STATE_NORMAL : FLEX_NPU_STATE_ABSENT;
+	model->npu_resetting = model->npu_wanted = model->driving = false;
+	model->npu_serial = model->driving_serial = 0;
+	model->turn = 0;
 }
 
 u8 model_state(const struct model *model, u64 ipa)
@@ -106,6 +110,81 @@ static int obey_on_pages(struct model *model, const struct message *order)
 	return FLEX_STATUS_OK;
 }
 
+/* ---- the NPU ---- */
+
+static bool npu_moves(const struct model *model)
+{
+	return model->npu == FLEX_NPU_STATE_ENTERING || model->npu == FLEX_NPU_STATE_LEAVING;
+}
+
+static void move_npu(struct ask *ask, u8 state)
+{
+	ask->model->npu = state;
+	ask->model->npu_resetting = ask->lies.npu_deaf;
+}
+
+static void give_npu_up(struct ask *ask)
+{
+	ask->model->npu_wanted = false;
+	if (ask->model->npu == FLEX_NPU_STATE_ENTERING || ask->model->npu == FLEX_NPU_STATE_SECURE)
+		move_npu(ask, FLEX_NPU_STATE_LEAVING);
+}
+
+static void drive_on(struct ask *ask)
+{
+	static const int ends[] = { [ARCH_RETURNED] = FLEX_STATUS_OK, [ARCH_INTERRUPTED] = FLEX_STATUS_DENIED,
+				    [ARCH_FAULTED] = FLEX_STATUS_DENIED };
+	struct model *model = ask->model;
+	int status = ends[ask->lies.stop];
+
+	model->turn++;
+	if (ask->lies.stop == ARCH_INTERRUPTED && model->turn < model->turns)
+		return;
+	if (ask->lies.stop == ARCH_RETURNED && ask->lies.result != 0)
+		status = FLEX_STATUS_BUSY;
+	tell_secure(ask, FLEX_EVENT_DONE, model->driving_serial, (u64)status);
+	model->driving = false;
+	model->driving_serial = model->turn = 0;
+}
+
+static void arrive(struct ask *ask)
+{
+	struct model *model = ask->model;
+
+	model->npu_resetting = false;
+	if (model->npu == FLEX_NPU_STATE_ENTERING) {
+		model->npu = FLEX_NPU_STATE_SECURE;
+		model->npu_wanted = false;
+		tell_secure(ask, FLEX_EVENT_NPU_GRANTED, model->npu_serial, 0);
+	} else {
+		model->npu = FLEX_NPU_STATE_NORMAL;
+		push(&model->notices, FLEX_NOTICE_NPU_BACK, 0, 0, 0);
+	}
+}
+
+static void obey_about_npu(struct ask *ask, struct message order)
+{
+	struct model *model = ask->model;
+
+	if (order.kind == FLEX_COMMAND_NPU_DRIVE && model->attached && model->npu == FLEX_NPU_STATE_SECURE) {
+		model->driving = true;
+		model->driving_serial = order.c;
+		drive_on(ask);
+	} else if (order.kind == FLEX_COMMAND_NPU_DRIVE) {
+		tell_secure(ask, FLEX_EVENT_DONE, order.c, (u64)FLEX_STATUS_DENIED);
+	} else if (order.kind == FLEX_COMMAND_NPU_WANT && model->attached && model->npu == FLEX_NPU_STATE_NORMAL) {
+		model->npu_wanted = true;
+		model->npu_serial = order.a;
+		push(&model->notices, FLEX_NOTICE_NPU_WANTED, order.a, 0, 0);
+	} else if (order.kind == FLEX_COMMAND_NPU_RELEASE && model->attached &&
+		   (model->npu_wanted || model->npu == FLEX_NPU_STATE_SECURE)) {
+		give_npu_up(ask);
+		tell_secure(ask, FLEX_EVENT_DONE, order.a, FLEX_STATUS_OK);
+	} else {
+		tell_secure(ask, FLEX_EVENT_DONE, order.a, (u64)FLEX_STATUS_DENIED);
+	}
+}
+
 static void obey(struct ask *ask, struct message order)
 {
 	struct model *model = ask->model;
@@ -113,6 +192,7 @@ static void obey(struct ask *ask, struct message order)
 
 	if (order.kind == FLEX_COMMAND_GONE) {
 		model->attached = false;
+		give_npu_up(ask);
 		model->leaving = true;
 		model->epoch = order.a;
 	} else if (order.kind == FLEX_COMMAND_ATTACH && !model->attached) {
@@ -123,6 +203,9 @@ static void obey(struct ask *ask, struct message order)
 		tell_secure(ask, FLEX_EVENT_DONE, order.a, (u64)FLEX_STATUS_DENIED);
 	} else if (order.kind == FLEX_COMMAND_WANT && model->attached) {
 		push(&model->notices, FLEX_NOTICE_WANT, order.a, order.b, order.c);
+	} else if (order.kind == FLEX_COMMAND_NPU_WANT || order.kind == FLEX_COMMAND_NPU_DRIVE ||
+		   order.kind == FLEX_COMMAND_NPU_RELEASE) {
+		obey_about_npu(ask, order);
 	} else {
 		status = model->attached ? obey_on_pages(model, &order) : FLEX_STATUS_DENIED;
 		tell_secure(ask, FLEX_EVENT_DONE, order.c, (u64)status);
@@ -149,12 +232,18 @@ static bool work(struct ask *ask)
 	for (step = 0; step < model->steps; step++) {
 		if (model->notices.count == model->notice_slots || !has_room(ask))
 			return false;
-		if (model->leaving)
+		if (model->driving)
+			drive_on(ask);
+		else if (npu_moves(model) && !(model->npu_resetting && ask->lies.npu_deaf))
+			arrive(ask);
+		else if (model->leaving)
 			finish_leaving(model);
 		else if (model->commands.count > 0 && !ask->lies.command_head)
 			obey(ask, pop(&model->commands));
 		else
 			return false;
+		if (model->driving)
+			return true;
 	}
 	return true;
 }
@@ -224,8 +313,10 @@ static int counts(struct ask *ask, u64 results[4])
 static int poll(struct ask *ask, u64 results[4])
 {
 	bool more = work(ask);
-	struct message notice = { more ? FLEX_NOTICE_MORE : FLEX_NOTICE_NONE, 0, 0, 0 };
+	struct message notice = { FLEX_NOTICE_NONE, 0, 0, 0 };
 
+	if (more || npu_moves(ask->model))
+		notice.kind = more ? FLEX_NOTICE_MORE : FLEX_NOTICE_WAIT;
 	if (ask->model->notices.count > 0)
 		notice = pop(&ask->model->notices);
 	memcpy(results, &notice, sizeof(notice));
@@ -234,9 +325,31 @@ static int poll(struct ask *ask, u64 results[4])
 
 static int relax(struct ask *ask, int allowed)
 {
+	if (npu_moves(ask->model) || ask->model->npu == FLEX_NPU_STATE_SECURE)
+		return FLEX_STATUS_HELD;
 	if (ask->model->attached || !all_are(ask->model, ask->model->base, ask->model->pages, FLEX_STATE_NORMAL))
 		return FLEX_STATUS_HELD;
 	return allowed;
+}
+
+static int grant_npu(struct ask *ask, u64 code, u64 bytes)
+{
+	struct model *model = ask->model;
+
+	if (bytes < 1 || bytes > 8192 || !well_formed(model, code, bytes > 4096 ? 2 : 1))
+		return FLEX_STATUS_INVALID;
+	if (model->npu != FLEX_NPU_STATE_NORMAL || !model->npu_wanted ||
+	    !all_are(model, code, bytes > 4096 ? 2 : 1, FLEX_STATE_NORMAL))
+		return FLEX_STATUS_DENIED;
+	move_npu(ask, FLEX_NPU_STATE_ENTERING);
+	return FLEX_STATUS_OK;
+}
+
+static int ask_for_npu(struct ask *ask, u64 deadline)
+{
+	if (ask->model->npu == FLEX_NPU_STATE_ABSENT || ask->model->npu == FLEX_NPU_STATE_NORMAL)
+		return FLEX_STATUS_DENIED;
+	return tell(ask, FLEX_EVENT_NPU_ASKED, deadline, 0);
 }
 
 static int serve(struct ask *ask, const u64 x[5], u64 results[4], int relax_status)
@@ -270,6 +383,13 @@ static int serve(struct ask *ask, const u64 x[5], u64 results[4], int relax_stat
 		return relax(ask, relax_status);
 	case FLEX_SMC_BASE + FLEX_CALL_DETACH:
 		return tell(ask, FLEX_EVENT_DETACHED, 0, 0);
+	case FLEX_SMC_BASE + FLEX_CALL_NPU_GRANT:
+		return grant_npu(ask, x[1], x[2]);
+	case FLEX_SMC_BASE + FLEX_CALL_NPU_ASK:
+		return ask_for_npu(ask, x[1]);
+	case FLEX_SMC_BASE + FLEX_CALL_NPU_STATE:
+		results[0] = ask->model->npu;
+		return FLEX_STATUS_OK;
 	default:
 		return FLEX_STATUS_UNKNOWN;
 	}

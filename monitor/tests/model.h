@@ -5,6 +5,7 @@
 #ifndef MODEL_H
 #define MODEL_H
 
+#include "arch/arch.h"
 #include "core/mailbox.h"
 
 #define MODEL_PAGES_MAX 16 /* that are not the monitor's */
@@ -29,12 +30,26 @@ struct model {
 	u32 unread; /* events that the secure world did not read yet */
 	struct model_queue commands;
 	struct model_queue notices;
+	u8 npu; /* a flex_npu_state */
+	bool npu_resetting; /* asked for, not done */
+	bool npu_wanted;
+	u64 npu_serial;
+	u32 turns; /* of what drives it, at most */
+	bool driving;
+	u32 turn;
+	u64 driving_serial;
 };
 
-/* Which numbers of the secure world are nonsense during a call: then no command is seen, no event has room. */
+/*
+ * What befalls a call. Numbers of the secure world may be nonsense: then no command is seen, no event has room. The
+ * NPU may do no reset, and the code that drives it end in different ways.
+ */
 struct model_lies {
 	bool command_head;
 	bool event_tail;
+	bool npu_deaf;
+	enum arch_stop stop;
+	u64 result;
 };
 
 /* What a call must answer, and the events that it must lead to. */
@@ -43,7 +58,7 @@ struct model_answer {
 	struct model_queue events;
 };
 
-void model_reset(struct model *model);
+void model_reset(struct model *model, u32 npus);
 
 /* The state of the page at `ipa` of RAM. */
 u8 model_state(const struct model *model, u64 ipa);

@@ -30,7 +30,7 @@ class Mutant:
 
 
 HIDE = "\ttables_hide(range);\n"
-FLUSHES = "\tarch_flush_stage2();\n\tarch_flush_devices();\n"
+FLUSHES = "\tarch_flush_stage2();\n\tarch_flush_devices();\n\tnpu_forget(FLEX_NPU_STATE_NORMAL);\n"
 PUBLISH = "\tpages_move(FLEX_MOVE_GRANT, range);\n"
 TELL = "\tmailbox_event(FLEX_EVENT_GRANTED, call->a[0], call->a[1]);\n"
 SCRUB = "\tif (move == FLEX_MOVE_SCRUBBED)\n\t\tarch_scrub(call->a[0], range.count);\n"
@@ -41,12 +41,22 @@ LOOP = "for (page = range.first; page < range.first + range.count; page++)"
 MAY = f"\t{LOOP}\n\t\tif (states"
 MOVE = f"\t{LOOP}\n\t\tstates"
 LEAVES_HIDDEN = "\t\tstage2_leaves[page] = 0;\n\t\tdevice_leaves[page] = 0;\n"
-HELD = "\tif (secure_attached() || pages_count(FLEX_STATE_GRANTED) ||"
+HELD = "\tif (secure_attached() || npu_is_away() || pages_count(FLEX_STATE_GRANTED) ||"
 LEAVE = "leaving.under_way)\n\t\t\tleave_on();\n"
 OBEY = "mailbox_command(&command))\n\t\t\tcarry_out(&command);\n"
 EVENT_SLOT = "\tvolatile u64 *to = slot(1, event_head);\n"
 CALLS, PAGES, TABLES = "core/calls.c", "core/pages.c", "core/tables.c"
 MAILBOX, SECURE, MONITOR_C = "core/mailbox.c", "core/secure.c", "core/monitor.c"
+NPU = "core/npu.c"
+HIDE_REGISTERS = "\ttables_hide_registers();\n\tarch_flush_stage2();\n"
+NO_ROOT = "\tarch_npu_root(0);\n\tarch_npu_reset();\n"
+ENTER = f"{NO_ROOT}\tload(code, bytes);\n"
+LEAVE_NPU = f"{NO_ROOT}\tbecome(FLEX_NPU_STATE_LEAVING);\n"
+ZERO = "\tzero_registers();\n"
+COPY = "\tarch_copy_code(here->code, code, bytes);\n"
+HASH = "\tdigest = sha256(arch_at(here->code), bytes);\n"
+CLOSE = "\ttables_close(range);\n\tnpu_forget(FLEX_NPU_STATE_SECURE);\n"
+RECALL = "\tpages_move(FLEX_MOVE_RECALL, range);\n"
 
 MUTANTS = (
     # who can reach a page
@@ -131,18 +141,25 @@ MUTANTS = (
     Mutant(
         "whoever is gone stays attached",
         SECURE,
-        "\tattached = false;\n\tleaving = (struct leaving){ true",
-        "\tleaving = (struct leaving){ true",
+        "\tattached = false;\n\tnpu_leave();",
+        "\tnpu_leave();",
     ),
     Mutant("who is gone keeps a page", SECURE, "{ true, command->a, 0 }", "{ true, command->a, 1 }"),
     Mutant(
         "commands while a GONE is under way",
         SECURE,
-        f"\t\tif ({LEAVE}\t\telse if ({OBEY}",
-        f"\t\tif ({OBEY}\t\telse if ({LEAVE}",
+        f"if ({LEAVE}\t\telse if ({OBEY}",
+        f"if ({OBEY}\t\telse if ({LEAVE}",
     ),
-    Mutant("protection off while attached", CALLS, HELD, "\tif (pages_count(FLEX_STATE_GRANTED) ||"),
-    Mutant("protection off while pages are granted", CALLS, HELD, "\tif (secure_attached() ||"),
+    Mutant(
+        "protection off while attached",
+        CALLS,
+        HELD,
+        "\tif (npu_is_away() || pages_count(FLEX_STATE_GRANTED) ||",
+    ),
+    Mutant(
+        "protection off while pages are granted", CALLS, HELD, "\tif (secure_attached() || npu_is_away() ||"
+    ),
     Mutant("protection off before scrubbing", CALLS, " ||\n\t    pages_count(FLEX_STATE_RECALLING))", ")"),
     # rings, queues, accounts
     Mutant("the secure world's head is believed", MAILBOX, " || waiting > FLEX_MAILBOX_SLOTS", ""),
@@ -183,6 +200,80 @@ MUTANTS = (
     ),
     Mutant("faults are not counted", MONITOR_C, "\telse\n\t\tmailbox_fault();", ""),
     Mutant("a new start keeps who was attached", MONITOR_C, "\tsecure_init();\n", ""),
+    # the NPU: what it reaches
+    Mutant(
+        "the OS's NPU does not forget what is granted", CALLS, "\tnpu_forget(FLEX_NPU_STATE_NORMAL);\n", ""
+    ),
+    Mutant("the NPU reaches what is recalled", SECURE, CLOSE, "\tnpu_forget(FLEX_NPU_STATE_SECURE);\n"),
+    Mutant("the NPU does not forget what is recalled", SECURE, CLOSE, "\ttables_close(range);\n"),
+    Mutant("recalled before the NPU forgets", SECURE, CLOSE + RECALL, RECALL + CLOSE),
+    Mutant("the NPU forgets for the wrong world only", NPU, "if (state == user)", "if (state != user)"),
+    Mutant("who is gone leaves pages to the NPU", SECURE, "\ttables_close(some);\n", ""),
+    Mutant("the NPU stays with who is gone", SECURE, "\tnpu_leave();\n", ""),
+    Mutant("committed pages are not opened", SECURE, "\ttables_open(range);\n", ""),
+    Mutant(
+        "the root is switched before the reset", NPU, ENTER, ENTER.replace("(0)", "(here->secure.level1)")
+    ),
+    Mutant(
+        "the NPU goes back before its reset",
+        NPU,
+        LEAVE_NPU,
+        LEAVE_NPU.replace("(0)", "(here->devices.level1)"),
+    ),
+    Mutant("no reset on the way there", NPU, ENTER, ENTER.replace("\tarch_npu_reset();\n", "")),
+    Mutant("no reset on the way back", NPU, LEAVE_NPU, LEAVE_NPU.replace("\tarch_npu_reset();\n", "")),
+    Mutant("the reset is not waited for", NPU, "|| !arch_npu_is_reset()", "|| (arch_npu_is_reset(), false)"),
+    # the NPU: its registers
+    Mutant("registers are not hidden", NPU, HIDE_REGISTERS, "\tarch_flush_stage2();\n"),
+    Mutant("registers are known still", NPU, HIDE_REGISTERS, "\ttables_hide_registers();\n"),
+    Mutant("registers are hidden after the reset", NPU, HIDE_REGISTERS + ENTER, ENTER + HIDE_REGISTERS),
+    Mutant(
+        "a page of registers is not hidden", TABLES, "FLEX_NPU_WINDOW_BYTES / FLEX_PAGE_BYTES; i++", "15; i++"
+    ),
+    Mutant("registers are not zeroed", NPU, ZERO, ""),
+    Mutant("the last register is not zeroed", NPU, "FLEX_NPU_WINDOW_BYTES / sizeof(u64);", "8191;"),
+    Mutant(
+        "registers do not come back",
+        NPU,
+        "\ttables_show_registers();\n\tarch_barrier();",
+        "\tarch_barrier();",
+    ),
+    # the NPU: what drives it, and who may ask
+    Mutant("code is hashed before it is copied", NPU, COPY + HASH, HASH + COPY),
+    Mutant(
+        "the OS's code is hashed, not the copy",
+        NPU,
+        "sha256(arch_at(here->code)",
+        "sha256(arch_at(here->stack)",
+    ),
+    Mutant(
+        "code of pages that are not the OS's", NPU, "!wanted || !pages_may(FLEX_MOVE_GRANT, range)", "!wanted"
+    ),
+    Mutant(
+        "only the first page of code is checked", NPU, "(bytes + FLEX_PAGE_BYTES - 1) / FLEX_PAGE_BYTES", "1"
+    ),
+    Mutant("code of any length", NPU, "bytes > FLEX_NPU_CODE_BYTES_MAX ||\n\t    ", ""),
+    Mutant("the NPU is given unasked", NPU, "|| !wanted ||", "||"),
+    Mutant("a want outlives its end", NPU, "{\n\twanted = false;\n\tif (state", "{\n\tif (state"),
+    Mutant("the sandbox keeps its stack", NPU, "\tarch_scrub(here->stack, 1);\n", ""),
+    Mutant(
+        "the sandbox keeps its code",
+        NPU,
+        "\tarch_scrub(here->code, SANDBOX_PAGES);\n\tarch_npu_root",
+        "\tarch_npu_root",
+    ),
+    Mutant("anybody drives the NPU", NPU, "\t\tif (secure)\n", "\t\tif (attached)\n"),
+    Mutant("what drives the NPU may take for ever", NPU, " && ++driving.turns < TURNS", ""),
+    Mutant("commands overtake what drives the NPU", NPU, "\tif (driving.under_way) {", "\tif (false) {"),
+    Mutant("protection off while the NPU is away", CALLS, HELD, HELD.replace("npu_is_away() || ", "")),
+    Mutant("POLL does not say that the NPU is reset", CALLS, "npu_is_between())", "false)"),
+    Mutant("the secure world is not told whose the NPU is", NPU, "\tmailbox_npu_state(next);\n", ""),
+    Mutant(
+        "a new start keeps the NPU's root",
+        NPU,
+        "\tarch_npu_root(layout->devices.level1);\n\ttables",
+        "\ttables",
+    ),
 )
 
 

@@ -4,6 +4,7 @@
  * of abi/flex.toml is without tests is checked in tests/monitor/test_core.py.
  */
 #include "core/notices.h"
+#include "core/tables.h"
 #include "tests/unit.h"
 
 #include <string.h>
@@ -20,6 +21,11 @@ static bool reached(u64 before)
 {
 	host_look();
 	return host.reached[HOST_CPUS][page_number(before)] || host.reached[HOST_DEVICES][page_number(before)];
+}
+
+static bool opened(u64 before)
+{
+	return tables_is_open(page_number(before));
 }
 
 static void check_states(u64 before, u64 pages, enum flex_state state)
@@ -388,7 +394,7 @@ TEST(relax_says_what_el3_says)
 TEST(a_call_that_does_not_exist_is_unknown)
 {
 	boot(RAM_SMALL);
-	refused(FLEX_CALL_DETACH + 1, page_at(1), 1, FLEX_STATUS_UNKNOWN);
+	refused(FLEX_CALL_NPU_STATE + 1, page_at(1), 1, FLEX_STATUS_UNKNOWN);
 	refused(0ULL - FLEX_SMC_BASE, page_at(1), 1, FLEX_STATUS_UNKNOWN);
 	refused(0x84000000ULL - FLEX_SMC_BASE, page_at(1), 1, FLEX_STATUS_UNKNOWN);
 	refused(1ULL << 32, page_at(1), 1, FLEX_STATUS_UNKNOWN);
@@ -428,6 +434,7 @@ TEST(command_gone_recalls_all_that_is_secure_and_nothing_else)
 		refused(FLEX_CALL_GRANT, page_at(50), 1, FLEX_STATUS_DENIED);
 	CHECK(told.kind == FLEX_NOTICE_GONE && told.a == 9);
 	check_states(1000, 300, FLEX_STATE_RECALLING);
+	CHECK(!opened(1000) && !opened(1000 - 299));
 	check_states(600, 5, FLEX_STATE_GRANTED);
 	check_states(100, 5, FLEX_STATE_RECALLING);
 	CHECK_EQUAL(os(FLEX_CALL_TAKE, page_at(1000), 300), FLEX_STATUS_OK);
@@ -493,6 +500,7 @@ TEST(command_commit_makes_granted_pages_secure)
 	CHECK_EQUAL(obeyed(FLEX_COMMAND_COMMIT, page_at(600), 512), FLEX_STATUS_OK);
 	check_states(600, 512, FLEX_STATE_SECURE);
 	CHECK(!reached(600));
+	CHECK(opened(600) && opened(600 - 511) && !opened(601) && !opened(600 - 512));
 }
 
 TEST(command_recall_offers_secure_pages_to_the_os)
@@ -508,7 +516,7 @@ TEST(command_recall_offers_secure_pages_to_the_os)
 	told = event();
 	CHECK(told.kind == FLEX_EVENT_DONE && told.a == 8 && told.b == FLEX_STATUS_OK);
 	check_states(10, 3, FLEX_STATE_RECALLING);
-	CHECK(!reached(10));
+	CHECK(!reached(10) && !opened(10) && !opened(8));
 }
 
 TEST(command_refuse_asks_the_os_to_take_granted_pages_back)
@@ -573,7 +581,7 @@ TEST(command_that_does_not_exist_is_unknown)
 {
 	boot(RAM_SMALL);
 	attach();
-	command_refused(FLEX_COMMAND_REFUSE + 1, page_at(10), 1, FLEX_STATUS_UNKNOWN);
+	command_refused(FLEX_COMMAND_NPU_RELEASE + 1, page_at(10), 1, FLEX_STATUS_UNKNOWN);
 	command_refused(0, page_at(10), 1, FLEX_STATUS_UNKNOWN);
 	command_refused(~0ULL, page_at(10), 1, FLEX_STATUS_UNKNOWN);
 }

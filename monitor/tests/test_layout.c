@@ -20,7 +20,10 @@ TEST(every_size_of_ram_has_its_parts_one_behind_the_other)
 		CHECK_EQUAL(layout.pages, board.ram_bytes / FLEX_PAGE_BYTES);
 		CHECK(layout.window >= layout.hidden_base + IMAGE_BYTES);
 		CHECK(layout.control >= layout.window + FLEX_NPU_WINDOW_BYTES);
-		CHECK(layout.states >= layout.control + FLEX_PAGE_BYTES);
+		CHECK(layout.code == layout.control + FLEX_PAGE_BYTES && layout.stack == layout.code + FLEX_NPU_CODE_BYTES_MAX);
+		CHECK_EQUAL(layout.code + SANDBOX_PAGES * FLEX_PAGE_BYTES, layout.sandbox);
+		CHECK(layout.window / BLOCK_BYTES == (layout.sandbox - 1) / BLOCK_BYTES);
+		CHECK(layout.states >= layout.sandbox + 3 * FLEX_PAGE_BYTES);
 		CHECK(fits(&layout, &layout.stage2, layout.states + layout.pages));
 		CHECK(fits(&layout, &layout.devices, layout.stage2.registers + FLEX_PAGE_BYTES));
 		CHECK(fits(&layout, &layout.secure, layout.devices.registers + FLEX_PAGE_BYTES));

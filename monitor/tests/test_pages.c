@@ -107,16 +107,15 @@ TEST(pages_are_counted_whatever_they_do)
 
 TEST(a_sweep_moves_what_it_may_and_goes_on_where_it_stopped)
 {
-	u64 next = 0, steps = 0;
+	struct range some;
+	u64 steps = 0;
 
 	boot(RAM_SMALL);
 	pages_move(FLEX_MOVE_GRANT, range(1000, 1000));
 	pages_move(FLEX_MOVE_COMMIT, range(1000, 1));
 	pages_move(FLEX_MOVE_COMMIT, range(500, 500));
-	do {
-		next = pages_sweep(FLEX_MOVE_RECALL, next);
-		steps++;
-	} while (next != 0);
+	for (some = pages_from(0); some.count > 0; some = pages_from(some.first + some.count), steps++)
+		pages_sweep(FLEX_MOVE_RECALL, some);
 	CHECK_EQUAL(steps, RAM_SMALL / FLEX_PAGE_BYTES / FLEX_CALL_PAGES_MAX);
 	CHECK_EQUAL(pages_count(FLEX_STATE_RECALLING), 501);
 	CHECK_EQUAL(pages_count(FLEX_STATE_SECURE), 0);

@@ -36,9 +36,12 @@ static void watch(enum host_moment moment)
 		    (host.reached[HOST_CPUS][page] || host.reached[HOST_DEVICES][page]))
 			host_fail("page %llu can be reached in state %d (moment %d)", (unsigned long long)page,
 				  (int)pages_state(page), (int)moment);
+		else if (host_npu_trespasses(page))
+			host_fail("page %llu, in state %d, is reached by the NPU (moment %d)", (unsigned long long)page,
+				  (int)pages_state(page), (int)moment);
 }
 
-void boot(u64 ram_bytes)
+static void boot_board(u64 ram_bytes, u64 npus)
 {
 	static const struct window windows[] = {
 		{ 0x08000000, 0x200000 },
@@ -48,12 +51,22 @@ void boot(u64 ram_bytes)
 	struct board board;
 
 	host_make(RAM_BASE, ram_bytes);
-	board = host_board();
+	board = host_board(npus);
 	CHECK(monitor_init(&board, windows, 3));
 	host.watched_first = page_number(WATCHED);
 	host.watched_count = WATCHED + 4;
 	host.watcher = watch;
 	*field(FLEX_AT_SLEEPING) = 1;
+}
+
+void boot(u64 ram_bytes)
+{
+	boot_board(ram_bytes, 1);
+}
+
+void boot_without_npu(void)
+{
+	boot_board(RAM_SMALL, 0);
 }
 
 int os(u64 call, u64 a, u64 b)

@@ -49,6 +49,7 @@ extern u64 answer[4];
 
 /* Boot a machine with this much RAM; the last pages below hidden_base are watched from then on. */
 void boot(u64 ram_bytes);
+void boot_without_npu(void);
 
 /* Call as the OS; returns the status. */
 int os(u64 call, u64 a, u64 b);

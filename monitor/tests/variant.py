@@ -34,6 +34,7 @@ SMALL = (
     ),
     Replacement("core/types.h", "RAM_BYTES_MIN 0x10000000ULL", "RAM_BYTES_MIN 0x200000ULL"),
     Replacement("core/notices.c", "#define SLOTS 64", "#define SLOTS SMALL_NOTICES"),
+    Replacement("core/npu.c", "#define TURNS 32", "#define TURNS SMALL_TURNS"),
     Replacement("core/secure.c", "#define STEPS_AT_ONCE 64", "#define STEPS_AT_ONCE SMALL_STEPS"),
 )
 

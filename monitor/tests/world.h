@@ -10,7 +10,10 @@
  *   4. the tables are exactly those that the states ask for, the upper levels exactly as they were built;
  *   5. every page is in one state, and the counts kept are the counts there are;
  *   6. a refused call changed no byte of the monitor's memory and no variable of the core;
- *   7. answers, events, notices and bells are the model's.
+ *   7. answers, events, notices and bells are the model's;
+ *   8. the NPU's registers are the OS's while it is NORMAL and no longer, and nobody finds there what the other
+ *      world left; its work reaches NORMAL pages for the OS, SECURE pages for the secure world, and no others;
+ *   9. what drives it there is what was hashed, and it finds nothing of before on its stack.
  */
 #ifndef WORLD_H
 #define WORLD_H
@@ -25,6 +28,10 @@ enum step_kind {
 	STEP_RELAX_FAILS, /* RELAX, and EL3 says BUSY */
 	STEP_CALL_LYING_HEAD, /* a call while the secure world's head of commands is nonsense */
 	STEP_CALL_LYING_TAIL, /* a call while its tail of events is nonsense */
+	STEP_CALL_DEAF, /* a call while the NPU does no reset */
+	STEP_CALL_INTERRUPTED, /* a call while what drives the NPU would be interrupted … */
+	STEP_CALL_FAULTED, /* … would do what it may not … */
+	STEP_CALL_FAILED, /* … would return that it failed */
 };
 
 struct step {

@@ -1,5 +1,6 @@
 /* EL2: what the normal world did to get here, and who serves it. */
 
+#include "arch/aarch64/sandbox.h"
 #include "arch/aarch64/smmu.h"
 #include "arch/aarch64/system.h"
 #include "arch/arch.h"
@@ -125,6 +126,8 @@ void el2_synchronous(struct frame *frame)
 {
 	u64 esr = read_register("esr_el2"), ipa;
 
+	if (read_register("hcr_el2") & HCR_SANDBOX)
+		sandbox_faulted(frame);
 	switch (esr >> 26) {
 	case CLASS_HVC:
 		frame->x[0] = (u64)FLEX_STATUS_UNKNOWN;

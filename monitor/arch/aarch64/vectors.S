@@ -22,15 +22,19 @@ el2_vectors:
 	.rept 8
 	entry	el2, el2_unexpected
 	.endr
-	/* Of a lower level, 64 bits, then 32: synchronous, IRQ, FIQ, error. Interrupts do not come here. */
+	/*
+	 * Of a lower level, 64 bits, then 32: synchronous, IRQ, FIQ, error. Interrupts come here from the sandbox
+	 * only, and so do errors.
+	 */
 	entry	el2, el2_synchronous
+	entry	el2, sandbox_interrupted
 	entry	el2, el2_unexpected
-	entry	el2, el2_unexpected
-	entry	el2, el2_unexpected
+	entry	el2, sandbox_faulted
 	entry	el2, el2_synchronous
 	entry	el2, el2_unexpected
 	entry	el2, el2_unexpected
 	entry	el2, el2_unexpected
 
+	.global	el2_return
 el2_return:
 	restore_frame el2

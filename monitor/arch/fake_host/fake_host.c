@@ -10,6 +10,7 @@
 
 #include "arch/arch.h"
 #include "core/monitor.h"
+#include "core/npu.h"
 #include "core/pages.h"
 
 #define ENTRIES 512
@@ -57,12 +58,16 @@ void host_make(u64 ram_base, u64 ram_bytes)
 	host.watched_first = host.watched_count = 0;
 	host.rings = host.relaxed = 0;
 	host.relax_status = FLEX_STATUS_OK;
+	host.npu = (struct host_npu){ 0 };
+	host.npu_deaf = false;
+	host.stop = ARCH_RETURNED;
+	host.result = 0;
 	host.watcher = NULL;
 }
 
-struct board host_board(void)
+struct board host_board(u64 npus)
 {
-	return (struct board){ FLEX_BOARD_MAGIC, host.ram_base, host.ram_bytes, 2, 0 };
+	return (struct board){ FLEX_BOARD_MAGIC, host.ram_base, host.ram_bytes, 2, npus };
 }
 
 static const u64 *table_at(u64 pa)
@@ -72,14 +77,26 @@ static const u64 *table_at(u64 pa)
 	return (const u64 *)(host.ram + (pa - host.ram_base));
 }
 
+static u64 root_of(enum host_viewer viewer)
+{
+	switch (viewer) {
+	case HOST_CPUS:
+		return monitor_layout()->stage2.level1;
+	case HOST_DEVICES:
+		return monitor_layout()->devices.level1;
+	case HOST_NPU:
+		return host.npu.root;
+	default:
+		return monitor_layout()->sandbox;
+	}
+}
+
 u64 host_walk(enum host_viewer viewer, u64 ipa, u64 *pa)
 {
-	const struct layout *layout = monitor_layout();
-	u64 table = viewer == HOST_CPUS ? layout->stage2.level1 : layout->devices.level1;
-	u64 entry = 0;
+	u64 table = root_of(viewer), entry = 0;
 	unsigned int shift;
 
-	if (ipa >> 32)
+	if (ipa >> 32 || table == 0)
 		return 0;
 	for (shift = 30; shift >= 12; shift -= 9) {
 		entry = table_at(table)[(ipa >> shift) % ENTRIES];
@@ -104,10 +121,32 @@ static void look(enum host_viewer viewer)
 			host.reached[viewer][(pa - host.ram_base) / FLEX_PAGE_BYTES] = 1;
 }
 
+static void give_npu_work(void)
+{
+	u64 pa;
+
+	if (host_walk(HOST_CPUS, monitor_layout()->window, &pa))
+		host.npu.registers_known = true;
+	if (host.npu.registers_known)
+		host.npu.works_for_os = true;
+	if (npu_state() == FLEX_NPU_STATE_SECURE)
+		host.npu.works_for_secure = true;
+}
+
 void host_look(void)
 {
 	look(HOST_CPUS);
 	look(HOST_DEVICES);
+	give_npu_work();
+	if (host.npu.works_for_os || host.npu.works_for_secure)
+		look(HOST_NPU);
+}
+
+bool host_npu_trespasses(u64 page)
+{
+	return host.reached[HOST_NPU][page] &&
+	       ((host.npu.works_for_os && pages_state(page) != FLEX_STATE_NORMAL) ||
+		(host.npu.works_for_secure && pages_state(page) != FLEX_STATE_SECURE));
 }
 
 static void moment(enum host_moment which)
@@ -169,6 +208,7 @@ void arch_flush_stage2(void)
 {
 	moment(HOST_FLUSHING_STAGE2);
 	forget(HOST_CPUS);
+	host.npu.registers_known = false;
 }
 
 void arch_flush_devices(void)
@@ -177,13 +217,90 @@ void arch_flush_devices(void)
 	forget(HOST_DEVICES);
 }
 
+void arch_npu_flush(void)
+{
+	moment(HOST_FLUSHING_NPU);
+	forget(HOST_NPU);
+}
+
+void arch_npu_root(u64 level1)
+{
+	host.npu.root = level1;
+	if (host.held)
+		moment(HOST_FLUSHING_NPU);
+	forget(HOST_NPU);
+}
+
+/*
+ * Done at once if at all: what it is given to do a moment later is not ended. It leaves its registers as they
+ * are: who relies on it to clear them shall be found out.
+ */
+static void reset_npu(void)
+{
+	moment(HOST_RESETTING_NPU);
+	if (!host.npu.resetting || host.npu_deaf)
+		return;
+	host.npu.resetting = host.npu.works_for_os = host.npu.works_for_secure = false;
+	forget(HOST_NPU);
+}
+
+void arch_npu_reset(void)
+{
+	host.npu.resetting = true;
+	reset_npu();
+}
+
+bool arch_npu_is_reset(void)
+{
+	reset_npu();
+	return !host.npu.resetting;
+}
+
+/* Whoever hashes what he has not copied yet hashes something else: the OS changes it at the last moment. */
+void arch_copy_code(u64 to, u64 from, u64 bytes)
+{
+	u8 *source = host.ram + (from - host.ram_base);
+
+	moment(HOST_COPYING);
+	memcpy(arch_at(to), source, bytes);
+	source[0] ^= 0xff;
+}
+
+void arch_sandbox_begin(const u64 arguments[ARCH_ARGUMENTS])
+{
+	const u64 *stack = arch_at(monitor_layout()->stack);
+
+	if (stack[0] || stack[ENTRIES - 1])
+		host_fail("the sandbox begins with the stack of before");
+	memcpy(host.npu.arguments, arguments, sizeof(host.npu.arguments));
+	host.npu.driving = true;
+}
+
+enum arch_stop arch_sandbox_run(u64 *result)
+{
+	moment(HOST_SANDBOX_RUNNING);
+	if (!host.npu.driving || npu_state() != FLEX_NPU_STATE_SECURE)
+		host_fail("the sandbox runs, and nobody may drive the NPU");
+	*result = host.result;
+	host.npu.driving = host.stop == ARCH_INTERRUPTED;
+	return host.stop;
+}
+
+static bool is_sandbox(u64 page)
+{
+	u64 pa = host.ram_base + page * FLEX_PAGE_BYTES;
+
+	return pa >= monitor_layout()->code && pa <= monitor_layout()->stack;
+}
+
 void arch_scrub(u64 pa, u64 pages)
 {
 	u64 first = (pa - host.ram_base) / FLEX_PAGE_BYTES, page;
 
-	moment(HOST_SCRUBBING);
+	if (host.held)
+		moment(HOST_SCRUBBING);
 	for (page = first; page < first + pages; page++)
-		if (pages_state(page) != FLEX_STATE_RECALLING)
+		if (pages_state(page) != FLEX_STATE_RECALLING && !is_sandbox(page))
 			host_fail("page %llu is scrubbed in state %d", (unsigned long long)page, (int)pages_state(page));
 	memset(host.ram + first * FLEX_PAGE_BYTES, 0, pages * FLEX_PAGE_BYTES);
 }

@@ -5,17 +5,23 @@
  * or gives the lock, flushes, scrubs, orders its writes), each CPU and each device of the normal world
  * looks up every watched page and remembers what it found until it is flushed. So a flush that is left out
  * or comes too early is not a matter of luck: the page stays reachable, and the test's watcher sees it.
+ *
+ * So does the NPU, for whom it works: whoever can reach its registers has given it work, which only a reset ends.
  */
 #ifndef FAKE_HOST_H
 #define FAKE_HOST_H
 
-#include "core/types.h"
+#include "arch/arch.h"
 
 enum host_moment {
 	HOST_LOCKED,
 	HOST_UNLOCKING,
 	HOST_FLUSHING_STAGE2,
 	HOST_FLUSHING_DEVICES,
+	HOST_FLUSHING_NPU,
+	HOST_RESETTING_NPU,
+	HOST_COPYING,
+	HOST_SANDBOX_RUNNING,
 	HOST_SCRUBBING,
 	HOST_ORDERING,
 };
@@ -23,7 +29,19 @@ enum host_moment {
 enum host_viewer {
 	HOST_CPUS,
 	HOST_DEVICES,
+	HOST_NPU, /* only while it has work */
 	HOST_VIEWERS,
+	HOST_SANDBOX = HOST_VIEWERS, /* for host_walk alone */
+};
+
+struct host_npu {
+	u64 root;
+	bool resetting; /* asked for, not done */
+	bool works_for_os;
+	bool works_for_secure;
+	bool registers_known; /* a CPU remembers a way to them */
+	bool driving; /* between arch_sandbox_begin and its end */
+	u64 arguments[ARCH_ARGUMENTS];
 };
 
 struct host {
@@ -37,6 +55,10 @@ struct host {
 	u64 rings; /* how often the secure world's bell rang */
 	u64 relaxed; /* how often protection was switched off */
 	int relax_status; /* what EL3 answers */
+	struct host_npu npu;
+	bool npu_deaf; /* no reset is done */
+	enum arch_stop stop; /* why the sandbox stops, and … */
+	u64 result; /* … what it returns */
 	void (*watcher)(enum host_moment moment);
 	void (*witness)(void); /* tells how it came to a failure */
 };
@@ -46,8 +68,11 @@ extern struct host host;
 /* A machine with this much RAM, all zeros, and nothing remembered; the one before it is gone. */
 void host_make(u64 ram_base, u64 ram_bytes);
 
-/* Its description, as the monitor finds it. */
-struct board host_board(void);
+/* Its description, as the monitor finds it, with so many NPUs. */
+struct board host_board(u64 npus);
+
+/* Whether the NPU reaches this page of RAM for somebody who must not. */
+bool host_npu_trespasses(u64 page);
 
 /* Look up every watched page with today's tables. */
 void host_look(void);

@@ -262,7 +262,7 @@ class Digest(ctypes.Structure):
 def test_its_hash_is_sha_256(tmp_path: Path) -> None:
     monitor, library = Path(flexserve.__file__).parents[2] / "monitor", tmp_path / "sha256.so"
     flags = ("-shared", "-fPIC", "-O1", f"-I{monitor}", f"-I{monitor.parent / 'abi'}")
-    subprocess.run(["gcc", *flags, monitor / "el3/sha256.c", "-o", library], check=True)
+    subprocess.run(["gcc", *flags, monitor / "core/sha256.c", "-o", library], check=True)
     sha256 = ctypes.CDLL(str(library)).sha256
     sha256.restype = Digest
     sha256.argtypes = (ctypes.c_char_p, ctypes.c_uint64)

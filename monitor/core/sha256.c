@@ -1,6 +1,4 @@
-/* SHA-256 as FIPS 180-4 defines it, over memory at once. */
-
-#include "el3/el3.h"
+#include "core/sha256.h"
 
 #define BLOCK 64
 
