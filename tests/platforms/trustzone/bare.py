@@ -1,0 +1,216 @@
+"""The monitor under a normal world of one page (bare.S), on QEMU: it starts in a moment, does exactly what a
+test wants, and nothing else. What a real kernel makes of the monitor is tested elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import socket
+import struct
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import flexserve
+from flexserve.platforms.trustzone import abi, layout, leash
+from flexserve.platforms.trustzone.abi import Call, Command, Event, Notice, NpuState, Status
+from flexserve.platforms.trustzone.tools import MissingToolError, require
+from flexserve.units import MIB
+
+BASE, PAGE = 0x4000_0000, 4096
+RAM = 256 * MIB
+HIDDEN = BASE + layout.hidden_offset(RAM)
+WINDOW, CONTROL = BASE + layout.npu_window_offset(RAM), BASE + layout.npu_control_offset(RAM)
+CODE = BASE + 8 * MIB  # what a test has to be run in the sandbox
+PATIENCE = 60.0  # seconds
+CALL, LOAD, STORE = range(3)
+
+_SOURCES = Path(flexserve.__file__).parents[2]
+_CROSS = "aarch64-linux-gnu-"
+_WISHES, _KERNEL = 0x10_0000, 0x4020_0000
+_SLOT = struct.Struct("<4Q")
+
+
+def assembled(source: str, folder: Path) -> bytes:
+    """Return the machine code of some lines of assembly, which must not depend on where it lies."""
+    target = folder / "code"
+    command = (f"{_CROSS}gcc", "-x", "assembler-with-cpp", "-c", "-", "-o", f"{target}.o")
+    subprocess.run(command, input=source.encode(), check=True)
+    subprocess.run((f"{_CROSS}objcopy", "-O", "binary", f"{target}.o", target), check=True)
+    return target.read_bytes()
+
+
+class Device:
+    """The least of an NPU: it answers on its control page, and says which device it is."""
+
+    def __init__(self, memory: mmap.mmap) -> None:
+        self._window = memoryview(memory).cast("I")[(WINDOW - BASE) // 4 :]
+        self._control = memoryview(memory).cast("I")[(CONTROL - BASE) // 4 :]
+        self.resets, self.answers = True, True  # whether it does what it is asked for
+        self.flushes = 0  # so many were done
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def word(self, offset: int) -> int:
+        return self._control[offset // 4]
+
+    def say(self, offset: int, value: int) -> None:
+        self._control[offset // 4] = value
+
+    @property
+    def root(self) -> int:
+        return self.word(abi.NPU_OFFSET_ROOT) | self.word(abi.NPU_OFFSET_ROOT + 4) << 32
+
+    def end(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(0.001):
+            flush, reset = self.word(abi.NPU_OFFSET_FLUSH), self.word(abi.NPU_OFFSET_RESET)
+            if flush != self.word(abi.NPU_OFFSET_FLUSH_DONE) and self.answers:
+                self.flushes += 1
+                self.say(abi.NPU_OFFSET_FLUSH_DONE, flush)
+            if reset != self.word(abi.NPU_OFFSET_RESET_DONE) and self.resets:
+                self._window[0], self._window[1] = abi.NPU_VERSION, abi.NPU_VERSION_NUM
+                self.say(abi.NPU_OFFSET_BUSY, 0)
+                self.say(abi.NPU_OFFSET_RESET_DONE, reset)
+
+
+class Bare:
+    """The machine, and the secure world's end of its mailbox."""
+
+    def __init__(
+        self, memory: mmap.mmap, device: Device, bell: socket.socket, process: subprocess.Popen[bytes]
+    ) -> None:
+        self.memory, self.device, self.bell, self._process = memory, device, bell, process
+        self._words = memoryview(memory).cast("I")  # written and read whole, unlike by `struct`
+        self._mailbox = layout.mailbox_offset(RAM)
+        self._turn = 0
+
+    # ---- the normal world
+
+    def wish(self, kind: int, *given: int, tick: int = 0) -> tuple[int, ...]:
+        """Have something done; return x0 … x7."""
+        self._turn += 1
+        struct.pack_into("<2I8Q", self.memory, _WISHES + 8, kind, tick, *given, *[0] * (8 - len(given)))
+        self._words[_WISHES // 4] = self._turn
+        self.wait(lambda: self._words[_WISHES // 4 + 1] == self._turn)
+        return struct.unpack_from("<8Q", self.memory, _WISHES + 80)
+
+    def call(self, call: Call, *arguments: int, tick: int = 0) -> tuple[Status, int]:
+        """Return the status, and what x1 said."""
+        x = self.wish(CALL, abi.SMC_BASE + call, *arguments, tick=tick)
+        assert x[7] == 0, "a call altered a register of the normal world"
+        return Status(x[0] - (1 << 64) if x[0] >> 63 else x[0]), x[1]
+
+    def reaches(self, address: int) -> bool:
+        """Whether the normal world reads it as it is."""
+        x = self.wish(LOAD, 0, address)
+        assert x[0] or x[1] == int.from_bytes(self.memory[address - BASE : address - BASE + 8], "little")
+        return x[0] == 0
+
+    def poll(self, tick: int = 0) -> int:
+        return self.call(Call.POLL, tick=tick)[1]
+
+    def npu(self) -> NpuState:
+        state = NpuState(self.call(Call.NPU_STATE)[1])
+        assert self._words[self._field(abi.OFFSET_NPU_STATE)] == state
+        return state
+
+    # ---- the secure world
+
+    def _field(self, offset: int) -> int:
+        """Which word of RAM a field of the mailbox is."""
+        return (self._mailbox + offset) // 4
+
+    def command(self, kind: Command, *arguments: int) -> None:
+        head = self._words[self._field(abi.OFFSET_COMMAND_HEAD)]
+        slot = self._mailbox + abi.HEADER_BYTES + head % abi.SLOTS * _SLOT.size
+        _SLOT.pack_into(self.memory, slot, kind, *arguments, *[0] * (3 - len(arguments)))
+        self._words[self._field(abi.OFFSET_COMMAND_HEAD)] = head + 1
+
+    def events(self) -> list[tuple[Event, int, int]]:
+        """Take what there is."""
+        found = []
+        tail = self._words[self._field(abi.OFFSET_EVENT_TAIL)]
+        while tail != self._words[self._field(abi.OFFSET_EVENT_HEAD)]:
+            slot = self._mailbox + abi.HEADER_BYTES + abi.SLOTS * _SLOT.size + tail % abi.SLOTS * _SLOT.size
+            kind, a, b, _ = _SLOT.unpack_from(self.memory, slot)
+            found.append((Event(kind), a, b - (1 << 64) if b >> 63 else b))
+            tail += 1
+            self._words[self._field(abi.OFFSET_EVENT_TAIL)] = tail
+        return found
+
+    def settle(self) -> None:
+        """POLL until there is nothing to do."""
+        while self.poll() != Notice.NONE:
+            pass
+
+    @property
+    def digest(self) -> bytes:
+        """Of what drives the NPU."""
+        at = self._mailbox + abi.OFFSET_NPU_DRIVER
+        return self.memory[at : at + 32]
+
+    # ----
+
+    def wait(self, until: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not until():
+            assert self._process.poll() is None, f"the machine ended: {self.last_words()}"
+            assert time.monotonic() < deadline, "waited in vain"
+            time.sleep(0.0002)
+
+    def last_words(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.read().decode(errors="replace")
+
+
+@contextlib.contextmanager
+def bare(folder: Path, *, npus: int = 1) -> Iterator[Bare]:
+    """A machine that runs until the context ends; what it needs it puts into `folder`."""
+    try:
+        require("qemu-system-aarch64", f"{_CROSS}gcc")
+    except MissingToolError as error:
+        pytest.skip(str(error))
+    subprocess.run(("make", "-s", "-C", _SOURCES / "monitor", "fw"), check=True, capture_output=True)
+    folder = Path(tempfile.mkdtemp(dir=folder))
+    image = bytearray((_SOURCES / "monitor/build/fw.bin").read_bytes())
+    struct.pack_into("<5Q", image, abi.BOARD_OFFSET, abi.BOARD_MAGIC, BASE, RAM, 1, npus)
+    firmware, kernel, ram = folder / "fw.bin", folder / "bare.bin", folder / "ram"
+    firmware.write_bytes(image)
+    kernel.write_bytes(assembled((Path(__file__).parent / "bare.S").read_text(), folder))
+    ram.write_bytes(b"")
+    os.truncate(ram, RAM)
+    ours, theirs = socket.socketpair()
+    words = (
+        f"-nodefaults -no-user-config -no-reboot -cpu cortex-a76 -smp 1 -m {RAM // MIB}M "
+        "-machine virt,secure=on,virtualization=on,gic-version=3,highmem=off,its=off,iommu=smmuv3,"
+        "memory-backend=ram "
+        f"-object memory-backend-file,id=ram,share=on,size={RAM},mem-path={ram} -display none -monitor none "
+        f"-bios {firmware} -device loader,file={kernel},addr={_KERNEL:#x},force-raw=on "
+        f"-chardev socket,id=secure,fd={theirs.fileno()} -chardev file,id=console,path=/dev/stdout "
+        "-serial chardev:console -serial chardev:secure"
+    ).split()
+    with ours, theirs, ram.open("r+b") as file, contextlib.ExitStack() as stack:
+        memory = mmap.mmap(file.fileno(), RAM)
+        device = Device(memory)
+        stack.callback(device.end)
+        process = subprocess.Popen(
+            leash.command("qemu-system-aarch64", *words),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=(theirs.fileno(),),
+        )
+        stack.callback(process.wait)
+        stack.callback(process.kill)
+        yield Bare(memory, device, ours, process)
