@@ -62,7 +62,8 @@ enum arch_stop arch_sandbox_run(u64 *result)
 	u64 hcr = read_register("hcr_el2"), vttbr = read_register("vttbr_el2");
 	u64 stack = read_register("sp_el0"), thread = read_register("tpidr_el0"), stop;
 
-	write_register("hcr_el2", HCR_64_BITS | HCR_SANDBOX | HCR_STAGE2);
+	/* QEMU 7.2 needs to be told that stage 1 is off: it does not take it from HCR_SANDBOX. */
+	write_register("hcr_el2", HCR_64_BITS | HCR_SANDBOX | HCR_NO_STAGE1 | HCR_STAGE2);
 	write_register("vttbr_el2", monitor_layout()->sandbox | VMID);
 	write_register("cptr_el2", CPTR_EL2 | CPTR_TRAP_FP);
 	write_register("sp_el0", suspended_stack);

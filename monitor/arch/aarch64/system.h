@@ -27,6 +27,7 @@ struct frame {
 #define HCR_64_BITS (1ULL << 31)
 #define HCR_SANDBOX (1ULL << 27) /* EL0 is EL2's: its exceptions come here, and stage 1 is off */
 #define HCR_TRAP_SMC (1ULL << 19)
+#define HCR_NO_STAGE1 (1ULL << 12)
 #define HCR_STAGE2 1ULL
 #define CPTR_EL2 0x33ff
 #define CPTR_TRAP_FP (1ULL << 10)

@@ -1,6 +1,6 @@
 /*
- * A normal world of one page: it does what a page of wishes says, one after the other. No MMU, no interrupts
- * taken; a timer that it sets before each call, so that one may come while a call is served.
+ * A normal world of one page: it does what a page of wishes says, one after the other. Its MMU maps memory
+ * where it is. It takes no interrupts, but sets a timer before a call, so that one comes while that is served.
  */
 #define WISHES 0x40100000
 #define WANTED 0 /* a number … */
@@ -9,12 +9,32 @@
 #define TICK 12 /* of the counter, from before a call to an interrupt; 0: none comes */
 #define GIVEN 16 /* x0 … x7 */
 #define GOT 80 /* x0 … x7; after an access x0 is its syndrome, 0 when it went well */
+#define TABLE 0x40110000
+#define BLOCK 0x701 /* of 1 GiB, for EL1 */
+#define MEMORY 0x4 /* else registers */
+#define MAIR 0xff00
+#define TCR 0x803520 /* 4 GiB of addresses, 4 KiB pages, one table */
 #define GICR 0x080b0000 /* where a CPU's own interrupts are set up */
 #define TIMER 27
 
 start:
 	adr	x0, vectors
 	msr	vbar_el1, x0
+	ldr	x1, =TABLE
+	mov	x2, #BLOCK
+	ldr	x3, =0x40000000 | BLOCK | MEMORY
+	stp	x2, x3, [x1]
+	msr	ttbr0_el1, x1
+	mov	x0, #MAIR
+	msr	mair_el1, x0
+	ldr	x0, =TCR
+	msr	tcr_el1, x0
+	mrs	x0, sctlr_el1
+	orr	x0, x0, #1
+	dsb	sy
+	isb
+	msr	sctlr_el1, x0
+	isb
 	mov	x0, #1
 	msr	s3_0_c12_c12_5, x0	/* ICC_SRE_EL1 */
 	isb
