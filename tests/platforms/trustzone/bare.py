@@ -193,7 +193,7 @@ def bare(folder: Path, *, npus: int = 1) -> Iterator[Bare]:
     os.truncate(ram, RAM)
     ours, theirs = socket.socketpair()
     words = (
-        f"-nodefaults -no-user-config -no-reboot -cpu cortex-a76 -smp 1 -m {RAM // MIB}M "
+        f"-nodefaults -no-user-config -no-reboot -cpu cortex-a76 -smp cpus=1,maxcpus=2 -m {RAM // MIB}M "
         "-machine virt,secure=on,virtualization=on,gic-version=3,highmem=off,its=off,iommu=smmuv3,"
         "memory-backend=ram "
         f"-object memory-backend-file,id=ram,share=on,size={RAM},mem-path={ram} -display none -monitor none "

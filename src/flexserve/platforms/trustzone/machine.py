@@ -265,7 +265,8 @@ class Machine:
             "machine": "virt,secure=on,virtualization=on,gic-version=3,highmem=off,its=off,iommu=smmuv3,"
             "memory-backend=ram",
             "cpu": "cortex-a76",
-            "smp": str(self.cpus),
+            # For one CPU alone QEMU leaves barriers out, and the NPU beside it could see writes out of order.
+            "smp": f"cpus={self.cpus},maxcpus={max(self.cpus, 2)}",
             "m": f"{self.ram_bytes // MIB}M",
             "object": f"memory-backend-file,id=ram,share=on,size={self.ram_bytes},mem-path={file}",
             "display": "none",
