@@ -33,7 +33,8 @@ static u64 quick(u64 call, u64 a, u64 b, u64 *kind)
 static void *os_cpu(void *seed)
 {
 	static const u64 calls[] = { FLEX_CALL_GRANT, FLEX_CALL_GRANT, FLEX_CALL_TAKE, FLEX_CALL_TAKE, FLEX_CALL_RETURN,
-				     FLEX_CALL_POLL, FLEX_CALL_POLL, FLEX_CALL_STATE, FLEX_CALL_RELAX };
+				     FLEX_CALL_POLL, FLEX_CALL_POLL, FLEX_CALL_STATE, FLEX_CALL_RELAX, FLEX_CALL_NPU_GRANT,
+				     FLEX_CALL_NPU_ASK };
 	u32 random = *(u32 *)seed, i;
 	u64 kind;
 
@@ -51,6 +52,8 @@ static void *os_cpu(void *seed)
 /* The secure world has no lock of ours on a real machine; here it takes it, so that a thread sanitizer sees only us. */
 static void *secure_core(void *seed)
 {
+	static const u64 commands[] = { FLEX_COMMAND_COMMIT, FLEX_COMMAND_RECALL, FLEX_COMMAND_COMMIT, FLEX_COMMAND_RECALL,
+					FLEX_COMMAND_NPU_WANT, FLEX_COMMAND_NPU_DRIVE, FLEX_COMMAND_NPU_RELEASE };
 	u32 random = *(u32 *)seed;
 	bool stop;
 
@@ -62,7 +65,7 @@ static void *secure_core(void *seed)
 		if (*field(FLEX_AT_COMMAND_HEAD) - *field(FLEX_AT_COMMAND_TAIL) < 8)
 			command(next_random(&random) % 50 == 0 ? FLEX_COMMAND_GONE :
 				next_random(&random) % 10 == 0 ? FLEX_COMMAND_ATTACH :
-								 FLEX_COMMAND_COMMIT + next_random(&random) % 2,
+								 commands[next_random(&random) % 7],
 				page_at(1 + next_random(&random) % PAGES), 1 + next_random(&random) % 2, 1);
 		arch_unlock();
 	} while (!stop);
