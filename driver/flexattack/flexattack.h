@@ -13,6 +13,7 @@
  *   dma.c    a device that reads and writes any address
  *   virtio.c another, by the buffers of its queues
  *   pci.c    what can be programmed of PCI devices
+ *   npu.c    the NPU, past its driver
  */
 #ifndef FLEXATTACK_H
 #define FLEXATTACK_H
@@ -87,5 +88,9 @@ void virtio_read(struct attack *attack);
 void virtio_write(struct attack *attack);
 void pci_move(struct attack *attack);
 void pci_configure(struct attack *attack);
+void npu_run(struct attack *attack);
+void npu_hang(struct attack *attack);
+void npu_registers(struct attack *attack);
+void npu_storm(struct attack *attack);
 
 #endif

@@ -97,7 +97,9 @@ static const struct {
 	{ "fuzz", fuzz },	{ "cost", cost },	{ "race-touch", race_touch },
 	{ "race-double", race_double }, { "race-take", race_take }, { "dma-read", dma_read },
 	{ "dma-write", dma_write }, { "virtio-read", virtio_read }, { "virtio-write", virtio_write },
-	{ "pci-move", pci_move }, { "pci-configure", pci_configure }, { "own", own_page },
+	{ "pci-move", pci_move }, { "pci-configure", pci_configure }, { "npu-run", npu_run },
+	{ "npu-hang", npu_hang }, { "npu-registers", npu_registers }, { "npu-storm", npu_storm },
+	{ "own", own_page },
 };
 
 static DEFINE_MUTEX(one_at_a_time);
