@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -14,29 +15,29 @@ from flexserve.attacks.trustzone import (
     Scene,
     devices,
     images,
+    npu,
     reach,
 )
 from flexserve.errors import NormalWorldError
 from flexserve.platforms.trustzone.build import Images
 
 
-@pytest.fixture(scope="module")
-def parts() -> Images:
+def parts(*, npu: bool) -> Images:
     try:
-        return images(lambda _what: None)
+        return images(lambda _what: None, npu=npu)
     except NormalWorldError as error:
         pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")
-def scene(parts: Images) -> Iterator[Scene]:
-    with Scene.set(parts) as scene:
+def scene() -> Iterator[Scene]:
+    with Scene.set(parts(npu=True)) as scene:
         yield scene
 
 
 @pytest.fixture(scope="module")
-def talk(parts: Images, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Conversation]:
-    with Conversation.set(parts, tmp_path_factory.mktemp("target")) as talk:
+def talk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Conversation]:
+    with Conversation.set(parts(npu=False), tmp_path_factory.mktemp("target")) as talk:
         yield talk
 
 
@@ -58,13 +59,13 @@ class Unprotected(Scene):
         devices.copy_by_device,
         devices.lend_buffers_to_virtio,
         devices.move_registers,
+        npu.copy_by_npu,
     ],
     ids=lambda attack: attack.__name__,
 )
 def test_the_attack_succeeds_where_nothing_protects(attack: Callable[[Scene], str], scene: Scene):
-    bare = Unprotected(
-        scene.machine, scene.memory, scene.pages, scene.mailbox, scene.arena, scene.canary, scene.serials
-    )
+    fields = {field.name: getattr(scene, field.name) for field in dataclasses.fields(scene)}
+    bare = Unprotected(**fields)
     made = attempt(attack, bare)
     assert made.verdict is Verdict.SUCCEEDED, made.detail
 

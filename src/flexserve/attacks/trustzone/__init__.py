@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from flexserve.attacks.attempt import Attempt, attempt
-from flexserve.attacks.trustzone import answers, calls, devices, reach, switching
+from flexserve.attacks.trustzone import answers, calls, devices, npu, reach, switching
 from flexserve.attacks.trustzone.answers import Conversation
 from flexserve.attacks.trustzone.scene import CPUS, RAM_BYTES, Scene
 from flexserve.errors import NormalWorldError
-from flexserve.platforms.trustzone.build import Images, build
+from flexserve.platforms.trustzone.build import Images, Options, build
 from flexserve.platforms.trustzone.machine import Machine
 
 S = TypeVar("S", Scene, Conversation)
@@ -38,6 +38,14 @@ ATTACKS: tuple[Callable[[Scene], str], ...] = (
     devices.lend_buffers_to_virtio,
     devices.move_registers,
     devices.configure_devices,
+    npu.reach_registers,
+    npu.copy_by_npu,
+    npu.point_outside,
+    npu.patch_driver,
+    npu.reuse_what_is_left,
+    npu.keep_it_busy,
+    npu.lend_other_code,
+    npu.storm_gate,
     switching.turn_cpus_off_and_on,
     switching.read_after_recall,
     switching.let_devices_loose_while_off,
@@ -52,11 +60,12 @@ ATTACKS_ON_ANSWERS: tuple[Callable[[Conversation], str], ...] = (
 )
 
 
-def images(say: Callable[[str], None]) -> Images:
-    """Return what the machine under attack boots from, having built what is missing."""
+def images(say: Callable[[str], None], *, npu: bool) -> Images:
+    """Return what a machine under attack boots from, having built what is missing."""
     from flexserve.settings import cache_folder
 
-    return build(cache_folder() / "trustzone", ram_bytes=RAM_BYTES, cpus=CPUS, progress=say)
+    folder, options = cache_folder() / "trustzone", Options(npu=npu)
+    return build(folder, ram_bytes=RAM_BYTES, cpus=CPUS, progress=say, options=options)
 
 
 def run(say: Callable[[str], None]) -> Iterator[Attempt]:
@@ -65,7 +74,7 @@ def run(say: Callable[[str], None]) -> Iterator[Attempt]:
     Raises NormalWorldError where no machine can be had, and with the machine's last words when an attack
     ends it.
     """
-    parts = images(say)
+    parts, plain = images(say, npu=True), images(say, npu=False)
     say("booting the machine under attack")
     with Scene.set(parts) as scene:
         for attack in ATTACKS:
@@ -73,7 +82,7 @@ def run(say: Callable[[str], None]) -> Iterator[Attempt]:
     say("booting a machine with a model")
     with (
         tempfile.TemporaryDirectory(prefix="flexserve-attack-") as folder,
-        Conversation.set(parts, Path(folder)) as talk,
+        Conversation.set(plain, Path(folder)) as talk,
     ):
         for hostile in ATTACKS_ON_ANSWERS:
             yield _survived(hostile, talk, talk.machine)

@@ -24,7 +24,12 @@ from flexserve.platforms.trustzone import abi
 from flexserve.platforms.trustzone.build import Images
 from flexserve.platforms.trustzone.exchange import Command
 from flexserve.platforms.trustzone.guest_pages import GuestPages
-from flexserve.platforms.trustzone.layout import hidden_offset, mailbox_offset, states_offset
+from flexserve.platforms.trustzone.layout import (
+    hidden_offset,
+    mailbox_offset,
+    npu_control_offset,
+    states_offset,
+)
 from flexserve.platforms.trustzone.machine import Machine
 from flexserve.platforms.trustzone.mailbox import Mailbox
 from flexserve.platforms.trustzone.ram import BASE, PAGE, Ram
@@ -61,13 +66,16 @@ class Scene:
     mailbox: Mailbox
     arena: Arena
     canary: bytes
+    core: bytes  # what must drive the NPU
     serials: Iterator[int] = dataclasses.field(default_factory=lambda: itertools.count(1 << 40))
 
     @classmethod
     @contextlib.contextmanager
     def set(cls, images: Images) -> Iterator[Scene]:
         """Boot, load the attacker, and fill secure memory."""
-        with Machine(images, ram_bytes=RAM_BYTES, cpus=CPUS, devices=DEVICES, lines=(LINE,)) as machine:
+        with Machine(
+            images, ram_bytes=RAM_BYTES, cpus=CPUS, npu=True, devices=DEVICES, lines=(LINE,)
+        ) as machine:
             machine.agent.ask("load", "flexattack")
             machine.agent.ask("write", "/sys/module/flexmem/parameters/idle_ms", "0")  # we switch it off
             ram, doorbell = (os.dup(fd) for fd in machine.secure_fds)
@@ -76,7 +84,7 @@ class Scene:
             pages.start()
             memory = TrustZoneMemory(pages)
             arena, canary = memory.reserve(_SECRET), secrets.token_bytes(32)
-            scene = cls(machine, memory, pages, mailbox, arena, canary)
+            scene = cls(machine, memory, pages, mailbox, arena, canary, images.npu_core.read_bytes())
             scene.hold()
             yield scene
 
@@ -179,6 +187,8 @@ def hidden_places() -> dict[str, int]:
     """Return addresses that the normal world must not reach, by what is there."""
     offsets = {
         "the monitor": hidden_offset(RAM_BYTES),
+        "the NPU's control page": npu_control_offset(RAM_BYTES),
+        "what drives the NPU": npu_control_offset(RAM_BYTES) + PAGE,
         "the page states": states_offset(RAM_BYTES),
         "the tables": states_offset(RAM_BYTES) + MIB,
         "the mailbox": mailbox_offset(RAM_BYTES),
