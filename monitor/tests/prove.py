@@ -36,6 +36,7 @@ BOUNDED = (
     *SMALL,
     Replacement("flex.h", "FLEX_CALL_PAGES_MAX 512", "FLEX_CALL_PAGES_MAX SMALL_CALL"),
     Replacement("flex.h", "FLEX_MAILBOX_HEADER_BYTES 4096", "FLEX_MAILBOX_HEADER_BYTES 512"),
+    Replacement("flex.h", "FLEX_NPU_WINDOW_BYTES 0x10000", "FLEX_NPU_WINDOW_BYTES 0x2000"),
 )
 SIZES = (
     "-DFLEX_MAILBOX_SLOTS=2",
@@ -43,6 +44,7 @@ SIZES = (
     "-DSMALL_CALL=4",
     "-DSMALL_NOTICES=2",
     "-DSMALL_STEPS=1",
+    "-DSMALL_TURNS=2",
 )
 
 
@@ -53,31 +55,42 @@ class Proof:
     name: str
     source: str
     core: tuple[str, ...] = ("calls", "layout", "selftest")
-    helpers: tuple[Path, ...] = (*PARTS, PROOFS / "machine.c")
+    helpers: tuple[Path, ...] = (*PARTS, PROOFS / "machine.c", PROOFS / "device.c")
     defines: tuple[str, ...] = (*SIZES, "-DPAGES=8")
     unwind: int = 9
+    loops: str = "zero_registers.0:1024,mailbox_npu_driver.0:33"  # that go round more often
     instrument: tuple[str, ...] = ("--nondet-volatile",)
-    options: tuple[str, ...] = ()
+    options: tuple[str, ...] = ("--max-field-sensitivity-array-size", "1024")
     bounded: bool = True
 
 
-def calls() -> list[str]:
-    """Return the calls that the core serves, in the order of their numbers."""
-    return re.findall(r"\[FLEX_CALL_(\w+)\] = ", (MONITOR / "core/calls.c").read_text())
+def calls() -> dict[str, str]:
+    """Return the calls that the core serves, in the order of their numbers, and the function of each."""
+    return dict(re.findall(r"\[FLEX_CALL_(\w+)\] = (\w+)", (MONITOR / "core/calls.c").read_text()))
 
 
-REAL = {"helpers": (), "defines": ("-DPAGES=1", "-DSMALL_NOTICES=1"), "instrument": (), "bounded": False}
+REAL = {
+    "helpers": (),
+    "defines": ("-DPAGES=1", "-DSMALL_NOTICES=1", "-DSMALL_TURNS=1"),
+    "instrument": (),
+    "loops": "",
+    "bounded": False,
+}
 ALL = (
     Proof("range", "prove_range.c", core=(), **REAL),
     Proof("layout", "prove_layout.c", core=("layout",), **REAL),
-    Proof(
-        "start",
-        "prove_start.c",
-        helpers=PARTS,
-        defines=(*SIZES, "-DPAGES=512"),
-        unwind=3600,
-        instrument=("--nondet-volatile", "--nondet-static"),
-        options=("--max-field-sensitivity-array-size", "4096"),
+    *(
+        Proof(
+            f"start, {npus} NPUs",
+            "prove_start.c",
+            helpers=PARTS,
+            defines=(*SIZES, "-DPAGES=512", f"-DNPUS={npus}"),
+            unwind=3600,
+            loops="",
+            instrument=("--nondet-volatile", "--nondet-static"),
+            options=("--max-field-sensitivity-array-size", "4096"),
+        )
+        for npus in (0, 1)
     ),
     *(
         Proof(
@@ -87,7 +100,16 @@ ALL = (
         )
         for name in calls()
     ),
-    Proof("other numbers", "prove_other.c", defines=(*SIZES, "-DPAGES=8", f"-DCALLS={len(calls())}")),
+    Proof(
+        "other numbers",
+        "prove_other.c",
+        defines=(*SIZES, "-DPAGES=8", f"-DCALLS={len(calls())}"),
+        # Called without a body, they are a failure; with theirs, CBMC would follow them all, to no end.
+        instrument=(
+            "--nondet-volatile",
+            *(word for name in calls().values() for word in ("--remove-function-body", name)),
+        ),
+    ),
     Proof("step", "prove_step.c"),
     Proof("fault", "prove_fault.c"),
 )
@@ -121,7 +143,14 @@ def ask(
     if proof.instrument:
         run(cbmc.command("goto-instrument", *proof.instrument, program, program))
     goal = ("--cover", "cover") if cover else ("--unwinding-assertions", "--slice-formula")
-    words = ("--no-standard-checks", "--drop-unused-functions", "--unwind", str(proof.unwind), *goal)
+    words = (
+        "--no-standard-checks",
+        "--drop-unused-functions",
+        "--unwind",
+        str(proof.unwind),
+        *goal,
+        *(("--unwindset", proof.loops) if proof.loops else ()),
+    )
     printed, seconds = run(cbmc.command("cbmc", *words, *proof.options, program), fine=(0, 10))
     lost = re.findall(r"^\[.*\] (.*): (?:FAILURE|FAILED|UNKNOWN|ERROR)$", printed, re.MULTILINE)
     if not lost and not re.search(

@@ -1,4 +1,5 @@
 #include "tests/proofs/machine.h"
+#include "tests/proofs/device.h"
 
 #include "arch/arch.h"
 
@@ -8,12 +9,19 @@ struct machine machine;
 static u8 states[PAGES];
 static u64 stage2[PAGES];
 static u64 devices[PAGES];
+static u64 secure[PAGES];
 static u64 mailbox[MAILBOX_WORDS];
 
 /* What others remember of the watched page, and what is in it. */
 static bool reached_by_cpu;
 static bool reached_by_device;
 static bool secret;
+
+/* Whether the watched page is one of the registers that the OS has. */
+static bool lent(void)
+{
+	return is_register(small.watched) && npu_state() == FLEX_NPU_STATE_NORMAL;
+}
 
 /* Any machine of 1 to PAGES pages in any state of the invariant, and the worst that others can remember. */
 static void machine_any(void)
@@ -26,19 +34,28 @@ static void machine_any(void)
 	small.states = states;
 	small.stage2 = stage2;
 	small.devices = devices;
+	small.secure = secure;
 	small.mailbox = mailbox;
 	small.watched = nondet_u8() % PAGES;
 	small.watched_word = nondet_u8() % MAILBOX_WORDS;
 	small.watched_slot = nondet_u8() % SMALL_NOTICES;
+	small.npus = nondet_bool();
+	small.window = nondet_u8() % PAGES;
 	assume(small.hidden <= small.pages && small.watched < small.pages);
+	assume(!small.npus || (small.window >= small.hidden &&
+			       small.window + FLEX_NPU_WINDOW_BYTES / FLEX_PAGE_BYTES <= small.pages));
 	monitor_any();
 	pages_any();
+	npu_any();
 	tables_any();
 	mailbox_any();
 	notices_any();
 	secure_any();
+	assume(npu_holds());
+	device_any();
 	state = pages_state(small.watched);
-	reached_by_cpu = reached_by_device = state == FLEX_STATE_NORMAL;
+	reached_by_device = state == FLEX_STATE_NORMAL;
+	reached_by_cpu = state == FLEX_STATE_NORMAL || lent();
 	secret = state == FLEX_STATE_SECURE || state == FLEX_STATE_RECALLING;
 }
 
@@ -51,6 +68,7 @@ static struct view view(void)
 	mailbox_view(&now);
 	notices_view(&now);
 	secure_view(&now);
+	npu_view(&now);
 	return now;
 }
 
@@ -59,27 +77,43 @@ static bool leads_home(u64 leaf)
 	return leaf == 0 || (leaf & 0x0000fffffffff000ULL) == small.base + small.watched * FLEX_PAGE_BYTES;
 }
 
-static void moment(void)
+void machine_moment(void)
 {
 	u8 state = pages_state(small.watched);
 	struct view now;
 
 	prove(machine.held, "nothing is done without the lock");
 	tables_view(&now);
-	prove(leads_home(now.stage2) && leads_home(now.devices), "a leaf leads to its own page, or nowhere");
+	prove(leads_home(now.stage2) && leads_home(now.devices) && leads_home(now.secure),
+	      "a leaf leads to its own page, or nowhere");
 	reached_by_cpu |= now.stage2 != 0;
 	reached_by_device |= now.devices != 0;
 	secret |= state == FLEX_STATE_SECURE;
-	prove(!reached_by_cpu || state == FLEX_STATE_NORMAL, "a page that a CPU can reach is NORMAL");
+	prove(!reached_by_cpu || state == FLEX_STATE_NORMAL || lent(), "a page that a CPU can reach is NORMAL");
 	prove(!reached_by_device || state == FLEX_STATE_NORMAL, "a page that a device can reach is NORMAL");
 	prove(!secret || (state != FLEX_STATE_NORMAL && state != FLEX_STATE_GRANTED),
 	      "what is NORMAL or GRANTED holds no secret");
+	device_moment();
+}
+
+bool machine_may_step(u8 from, u8 to)
+{
+	return from == to || (from == FLEX_STATE_GRANTED && to == FLEX_STATE_SECURE) ||
+	       (from == FLEX_STATE_SECURE && to == FLEX_STATE_RECALLING);
+}
+
+bool machine_may_pass(enum flex_npu_state from, enum flex_npu_state to)
+{
+	return from == to || (from == FLEX_NPU_STATE_ENTERING && (to == FLEX_NPU_STATE_SECURE || to == FLEX_NPU_STATE_LEAVING)) ||
+	       (from == FLEX_NPU_STATE_SECURE && to == FLEX_NPU_STATE_LEAVING) ||
+	       (from == FLEX_NPU_STATE_LEAVING && to == FLEX_NPU_STATE_NORMAL);
 }
 
 bool machine_kept(void)
 {
 	const struct view *old = &machine.before, *new = &machine.after;
-	bool same = old->state == new->state && old->stage2 == new->stage2 && old->devices == new->devices;
+	bool same = old->state == new->state && old->stage2 == new->stage2 && old->devices == new->devices &&
+		    old->secure == new->secure;
 	u32 i;
 
 	for (i = 0; i < STATES; i++)
@@ -89,6 +123,9 @@ bool machine_kept(void)
 	       old->notice_head == new->notice_head && old->notice_tail == new->notice_tail;
 	same = same && old->word == new->word && old->command_tail == new->command_tail &&
 	       old->event_head == new->event_head && old->faults == new->faults;
+	same = same && old->npu == new->npu && old->wanted == new->wanted && old->wanted_serial == new->wanted_serial &&
+	       old->driving == new->driving && old->driving_turns == new->driving_turns &&
+	       old->driving_serial == new->driving_serial;
 	return same && old->attached == new->attached && old->leaving == new->leaving &&
 	       old->leaving_epoch == new->leaving_epoch && old->leaving_next == new->leaving_next;
 }
@@ -101,26 +138,21 @@ void arch_lock(void)
 	machine_any();
 	machine.before = view();
 	machine.held = true;
-	moment();
+	machine_moment();
 }
 
 void arch_unlock(void)
 {
-	moment();
+	machine_moment();
 	machine.after = view();
 	machine.held = false;
 	prove(pages_hold(), "each page is in one state, the monitor's pages are the monitor's, the counts are true");
-	prove(tables_hold(), "a page is in the tables of the normal world exactly while it is NORMAL");
+	prove(tables_hold(), "the normal world's tables have exactly what is NORMAL, the secure NPU's what is SECURE");
 	prove(mailbox_holds(), "the mailbox stays where it is");
 	prove(notices_hold(), "no notice was lost");
 	prove(secure_holds(), "no page stays SECURE when its user is gone");
-}
-
-void *arch_at(u64 pa)
-{
-	(void)pa;
-	prove(false, "memory is looked up at the start only");
-	return NULL;
+	prove(npu_holds(), "only who is attached has the NPU, and only that it is driven");
+	prove(device_holds(), "what the NPU reaches, and who reaches it, is what its state says");
 }
 
 static void prove_untold(void)
@@ -133,14 +165,15 @@ static void prove_untold(void)
 
 void arch_flush_stage2(void)
 {
-	moment();
+	machine_moment();
 	prove_untold();
 	reached_by_cpu = false;
+	device_flush_stage2();
 }
 
 void arch_flush_devices(void)
 {
-	moment();
+	machine_moment();
 	prove_untold();
 	reached_by_device = false;
 }
@@ -149,7 +182,9 @@ void arch_scrub(u64 pa, u64 pages)
 {
 	u64 watched = small.base + small.watched * FLEX_PAGE_BYTES;
 
-	moment();
+	machine_moment();
+	if (small.npus && device_scrubs(pa, pages))
+		return;
 	prove(pa >= small.base && pa % FLEX_PAGE_BYTES == 0 && pages <= small.pages &&
 		      pa <= small.base + (small.pages - pages) * FLEX_PAGE_BYTES,
 	      "only RAM is scrubbed");
@@ -162,7 +197,7 @@ void arch_scrub(u64 pa, u64 pages)
 
 void arch_ring_secure(void)
 {
-	moment();
+	machine_moment();
 	machine.rings++;
 }
 
@@ -170,10 +205,11 @@ int arch_relax(void)
 {
 	u8 state = pages_state(small.watched);
 
-	moment();
+	machine_moment();
 	prove(state == FLEX_STATE_NORMAL || state == FLEX_STATE_MONITOR,
 	      "protection stays on while a page is handed over");
 	prove(!secure_attached(), "protection stays on while somebody is attached");
+	prove(!npu_is_away(), "protection stays on while the OS does not have the NPU");
 	if (nondet_bool())
 		return FLEX_STATUS_BUSY;
 	machine.relaxed++;
@@ -182,7 +218,7 @@ int arch_relax(void)
 
 void arch_barrier(void)
 {
-	moment();
+	machine_moment();
 }
 
 _Noreturn void arch_panic(const char *why)

@@ -30,6 +30,13 @@ struct machine {
 
 extern struct machine machine;
 
+/* Others notice what was done so far. */
+void machine_moment(void);
+
+/* Whether steps for the secure world may bring a page, or the NPU, from one state to the other. */
+bool machine_may_step(u8 from, u8 to);
+bool machine_may_pass(enum flex_npu_state from, enum flex_npu_state to);
+
 /* Whether nothing changed while the lock was held. */
 bool machine_kept(void);
 

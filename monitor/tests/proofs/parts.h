@@ -30,6 +30,7 @@
 
 #include "core/mailbox.h"
 #include "core/monitor.h"
+#include "core/npu.h"
 #include "core/pages.h"
 #include "core/secure.h"
 
@@ -56,9 +57,12 @@ struct small {
 	u64 base;
 	u64 pages;
 	u64 hidden;
+	u64 npus; /* 0 or 1 */
+	u64 window; /* the number of the first page of its registers */
 	u8 *states; /* memory, as the core finds it by arch_at: the leaves of all pages, and the mailbox */
 	u64 *stage2;
 	u64 *devices;
+	u64 *secure;
 	u64 *mailbox;
 	u64 watched; /* a page */
 	u64 watched_word; /* of the mailbox */
@@ -72,6 +76,7 @@ struct view {
 	u8 state; /* of the watched page, as its leaves */
 	u64 stage2;
 	u64 devices;
+	u64 secure;
 	u64 counts[STATES];
 	u32 command_tail;
 	u32 event_head;
@@ -85,7 +90,19 @@ struct view {
 	bool leaving;
 	u64 leaving_epoch;
 	u64 leaving_next;
+	enum flex_npu_state npu;
+	bool wanted;
+	u64 wanted_serial;
+	bool driving;
+	u32 driving_turns;
+	u64 driving_serial;
 };
+
+/* Whether a page is one of the NPU's registers, which the OS's CPUs reach while it is NORMAL. */
+static inline bool is_register(u64 page)
+{
+	return small.npus && page >= small.window && page - small.window < FLEX_NPU_WINDOW_BYTES / FLEX_PAGE_BYTES;
+}
 
 void pages_any(void);
 bool pages_hold(void);
@@ -106,6 +123,10 @@ void notices_view(struct view *view);
 void secure_any(void);
 bool secure_holds(void);
 void secure_view(struct view *view);
+
+void npu_any(void);
+bool npu_holds(void);
+void npu_view(struct view *view);
 
 void monitor_any(void);
 

@@ -7,17 +7,22 @@
 
 #define IS(name) (call == FLEX_SMC_BASE + FLEX_CALL_##name)
 
-#define NEVER_REFUSED (IS(VERSION) || IS(LAYOUT) || IS(POLL) || IS(COUNTS))
+#define NEVER_REFUSED (IS(VERSION) || IS(LAYOUT) || IS(POLL) || IS(COUNTS) || IS(NPU_STATE))
 #define MOVES (IS(GRANT) || IS(RETURN) || IS(TAKE))
 
-/* Whether the interface lets `call` bring a page from one state to the other. */
+/* Whether the interface lets `call` bring a page, or the NPU, from one state to the other. */
 static bool may_become(u64 call, u8 from, u8 to)
 {
-	return (IS(GRANT) && from == FLEX_STATE_NORMAL && to == FLEX_STATE_GRANTED) ||
+	return from == to || (IS(GRANT) && from == FLEX_STATE_NORMAL && to == FLEX_STATE_GRANTED) ||
 	       (IS(RETURN) && from == FLEX_STATE_GRANTED && to == FLEX_STATE_NORMAL) ||
 	       (IS(TAKE) && from == FLEX_STATE_RECALLING && to == FLEX_STATE_NORMAL) ||
-	       (IS(POLL) && from == FLEX_STATE_GRANTED && to == FLEX_STATE_SECURE) ||
-	       (IS(POLL) && from == FLEX_STATE_SECURE && to == FLEX_STATE_RECALLING);
+	       (IS(POLL) && machine_may_step(from, to));
+}
+
+static bool may_pass(u64 call, enum flex_npu_state from, enum flex_npu_state to)
+{
+	return from == to || (IS(NPU_GRANT) && from == FLEX_NPU_STATE_NORMAL && to == FLEX_NPU_STATE_ENTERING) ||
+	       (IS(POLL) && machine_may_pass(from, to));
 }
 
 int main(void)
@@ -35,7 +40,8 @@ int main(void)
 	to = machine.after.state;
 	prove(!machine.held, "the lock is given back");
 	prove(done || machine_kept(), "a refused call changes nothing");
-	prove(from == to || may_become(call, from, to), "a page changes its state as the interface has it");
+	prove(may_become(call, from, to), "a page changes its state as the interface has it");
+	prove(may_pass(call, machine.before.npu, machine.after.npu), "the NPU changes hands as the interface has it");
 	prove(from != FLEX_STATE_MONITOR || to == FLEX_STATE_MONITOR, "the monitor's pages stay its own");
 	if (MOVES)
 		prove((from != to) == (done && named), "those pages move that the call names, and no others");

@@ -25,7 +25,11 @@ static void prove_order(const struct layout *layout)
 	prove(layout->window == layout->hidden_base + IMAGE_BYTES, "the NPU's registers come after the image");
 	prove(layout->control >= layout->window + FLEX_NPU_WINDOW_BYTES && layout->control % FLEX_PAGE_BYTES == 0,
 	      "the page between monitor and NPU comes after its registers, which are whole pages");
-	prove(layout->states >= layout->control + FLEX_PAGE_BYTES, "then come the page states");
+	prove(layout->code >= layout->control + FLEX_PAGE_BYTES && layout->stack >= layout->code + FLEX_NPU_CODE_BYTES_MAX &&
+		      layout->sandbox >= layout->stack + FLEX_PAGE_BYTES,
+	      "then what the sandbox is made of");
+	prove(layout->window / BLOCK_BYTES == layout->stack / BLOCK_BYTES, "whose pages are in one block");
+	prove(layout->states >= layout->sandbox + 3 * FLEX_PAGE_BYTES, "then come the page states");
 	prove(layout->stage2.level1 >= layout->states + layout->pages, "then come the tables: Stage-2's");
 	prove(layout->devices.level1 >= tree_end(&layout->stage2), "the devices'");
 	prove(layout->secure.level1 >= tree_end(&layout->devices), "the secure NPU's");

@@ -9,15 +9,17 @@
 int main(void)
 {
 	u8 from, to;
+	enum flex_npu_state npu_from, npu_to;
 
 	arch_lock();
 	secure_work();
 	arch_unlock();
 	from = machine.before.state;
 	to = machine.after.state;
-	prove(from == to || (from == FLEX_STATE_GRANTED && to == FLEX_STATE_SECURE) ||
-		      (from == FLEX_STATE_SECURE && to == FLEX_STATE_RECALLING),
-	      "the secure world moves a page as the interface has it");
+	npu_from = machine.before.npu;
+	npu_to = machine.after.npu;
+	prove(machine_may_step(from, to), "the secure world moves a page as the interface has it");
+	prove(machine_may_pass(npu_from, npu_to), "the NPU changes hands as the interface has it");
 	prove(from == to || to != FLEX_STATE_SECURE || machine.before.attached,
 	      "a page becomes SECURE only while somebody is attached");
 	prove(machine.before.attached || !machine.after.attached || !machine.before.leaving,
@@ -27,5 +29,10 @@ int main(void)
 	possible(from == FLEX_STATE_SECURE && to == FLEX_STATE_RECALLING && machine.after.leaving);
 	possible(machine.before.attached && machine.after.leaving);
 	possible(!machine.before.attached && machine.after.attached);
+	possible(npu_from == FLEX_NPU_STATE_ENTERING && npu_to == FLEX_NPU_STATE_SECURE);
+	possible(npu_from == FLEX_NPU_STATE_SECURE && npu_to == FLEX_NPU_STATE_LEAVING);
+	possible(npu_from == FLEX_NPU_STATE_LEAVING && npu_to == FLEX_NPU_STATE_NORMAL);
+	possible(!machine.before.driving && machine.after.driving);
+	possible(machine.before.driving && !machine.after.driving);
 	return 0;
 }
