@@ -86,7 +86,13 @@ def test_a_random_walk_finds_a_memory_that_breaks_a_law(kind: type[SimSecureMemo
         def create_memory(self) -> SecureMemory:
             return kind(total=256 * GRANULE, granule=GRANULE)
 
-    walk = settings(derandomize=True, database=None, phases=[Phase.generate], report_multiple_bugs=False)
+    walk = settings(
+        max_examples=1000,
+        derandomize=True,
+        database=None,
+        phases=[Phase.generate],
+        report_multiple_bugs=False,
+    )
     with pytest.raises(AssertionError):
         run_state_machine_as_test(Machine, settings=walk)
 
