@@ -112,6 +112,8 @@ enum flex_counter {
 	FLEX_COUNT_GRANT_NS,	    /* time in GRANT */
 	FLEX_COUNT_TAKE_NS,	    /* time in TAKE and RETURN */
 	FLEX_COUNT_FREE_NS,	    /* time giving pages to the allocator */
+	FLEX_COUNT_POLL_NS,	    /* time in POLL: in what the secure world had carried out */
+	FLEX_COUNT_WAIT_NS,	    /* time in which POLL said WAIT */
 	FLEX_COUNT_SCANS,	    /* calls of the shrinker */
 	FLEX_COUNT_PRESSURES,	    /* demands sent */
 	FLEX_COUNT_PRESSURE_PAGES,  /* and their pages */

@@ -17,6 +17,7 @@
 #include <linux/delay.h>
 #include <linux/interrupt.h>
 #include <linux/jiffies.h>
+#include <linux/ktime.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
 #include <linux/workqueue.h>
@@ -35,6 +36,7 @@ static struct flex_results put_aside; /* a WANT or GONE, unless its kind is NONE
 static int irq;
 static void (*listener)(const struct flex_results *notice); /* under service */
 static unsigned int waits; /* in a row; under service */
+static u64 waiting_since;   /* ns, while `waits` */
 static bool attached, closing;
 
 /* ---- notices ---- */
@@ -81,6 +83,25 @@ static unsigned long handle(const struct flex_results *notice)
 	}
 }
 
+/* One POLL, its time, and how long the monitor has been waiting. Under service. */
+static int ask(struct flex_results *notice)
+{
+	u64 began = ktime_get_ns(), ended;
+	int status = flex_call(FLEX_CALL_POLL, 0, 0, 0, notice);
+
+	ended = ktime_get_ns();
+	flex_count(FLEX_COUNT_POLL_NS, ended - began);
+	if (!status && notice->x[0] == FLEX_NOTICE_WAIT) {
+		if (!waits)
+			waiting_since = began;
+		waits = min(waits + 1, waits_max);
+	} else if (waits) {
+		flex_count(FLEX_COUNT_WAIT_NS, ended - waiting_since);
+		waits = 0;
+	}
+	return status;
+}
+
 /*
  * Polls until there is nothing more, or something is put aside, or enough came, or the monitor waits
  * for something. Under service.
@@ -92,12 +113,7 @@ static unsigned long poll(unsigned long enough)
 	while (!put_aside.x[0] && came < enough) {
 		struct flex_results notice;
 
-		if (flex_call(FLEX_CALL_POLL, 0, 0, 0, &notice)) {
-			waits = 0;
-			break;
-		}
-		waits = notice.x[0] == FLEX_NOTICE_WAIT ? min(waits + 1, waits_max) : 0;
-		if (notice.x[0] == FLEX_NOTICE_NONE || waits)
+		if (ask(&notice) || notice.x[0] == FLEX_NOTICE_NONE || waits)
 			break;
 		if (notice.x[0] == FLEX_NOTICE_WANT || notice.x[0] == FLEX_NOTICE_GONE)
 			put_aside = notice;

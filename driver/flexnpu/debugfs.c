@@ -18,6 +18,7 @@ static const char *const names[FLEXNPU_COUNTERS] = {
 	[FLEXNPU_COUNT_FAULTS] = "faults",
 	[FLEXNPU_COUNT_TIMEOUTS] = "timeouts",
 	[FLEXNPU_COUNT_INTERRUPTED] = "interrupted",
+	[FLEXNPU_COUNT_LAUNCH_NS] = "launch_ns",
 	[FLEXNPU_COUNT_BUSY_NS] = "busy_ns",
 	[FLEXNPU_COUNT_WANTS] = "wants",
 	[FLEXNPU_COUNT_GRANTS] = "grants",

@@ -63,7 +63,8 @@ enum { FLEXNPU_A, FLEXNPU_B, FLEXNPU_C, FLEXNPU_BUFFERS };
 struct flexnpu_job {
 	struct kref references; /* the file's, and that of the queue or the runner */
 	struct list_head of_file, queued;
-	u32 number; /* in its file */
+	u32 number;    /* in its file */
+	u64 submitted; /* ns */
 
 	struct flexnpu_space space;
 	struct flexnpu_buffer buffers[FLEXNPU_BUFFERS];
@@ -123,6 +124,7 @@ enum flexnpu_counter {
 	FLEXNPU_COUNT_FAULTS,	   /* of them: ended by a fault or a bad command */
 	FLEXNPU_COUNT_TIMEOUTS,	   /* of them: stopped, since they took too long */
 	FLEXNPU_COUNT_INTERRUPTED, /* times that the NPU was taken from a running job */
+	FLEXNPU_COUNT_LAUNCH_NS,   /* time from SUBMIT until a job was first started, in the queue, too */
 	FLEXNPU_COUNT_BUSY_NS,	   /* time in which a job ran */
 	FLEXNPU_COUNT_WANTS,	   /* notices NPU_WANTED */
 	FLEXNPU_COUNT_GRANTS,	   /* times handed over */

@@ -7,6 +7,7 @@
  * Who lets go last frees it. So a program that dies does not wait for the NPU, and what the NPU may
  * still write to stays pinned until the runner knows that it does not.
  */
+#include <linux/ktime.h>
 #include <linux/mm.h>
 #include <linux/slab.h>
 #include <linux/spinlock.h>
@@ -105,6 +106,7 @@ static int write_list(struct flexnpu_job *job, const struct flexnpu_submit *subm
 struct flexnpu_job *flexnpu_job_create(const struct flexnpu_submit *submit)
 {
 	struct shape shapes[FLEXNPU_BUFFERS];
+	u64 submitted = ktime_get_ns();
 	struct flexnpu_job *job;
 	int error = read_shapes(submit, shapes);
 
@@ -115,6 +117,7 @@ struct flexnpu_job *flexnpu_job_create(const struct flexnpu_submit *submit)
 		return ERR_PTR(-ENOMEM);
 	kref_init(&job->references);
 	INIT_LIST_HEAD(&job->queued);
+	job->submitted = submitted;
 	error = flexnpu_space_init(&job->space);
 	if (!error)
 		error = write_list(job, submit, shapes);

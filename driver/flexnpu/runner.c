@@ -37,8 +37,12 @@ static u64 core(enum flexnpu_op op)
 
 static bool start(const struct flexnpu_job *job)
 {
-	return !flex_npu_core((volatile void __force *)window, FLEXNPU_OP_START, FLEXNPU_LIST_AT,
-			      job->commands, virt_to_phys(job->space.directory), job->number);
+	if (flex_npu_core((volatile void __force *)window, FLEXNPU_OP_START, FLEXNPU_LIST_AT, job->commands,
+			  virt_to_phys(job->space.directory), job->number))
+		return false;
+	if (!job->interrupted)
+		flexnpu_count(FLEXNPU_COUNT_LAUNCH_NS, ktime_get_ns() - job->submitted);
+	return true;
 }
 
 static void pause(u64 ns)
