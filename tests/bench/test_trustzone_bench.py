@@ -14,13 +14,14 @@ from flexserve.bench.paper.main import PaperOptions
 from flexserve.bench.paper.plan import Workflow
 from flexserve.bench.trustzone import plan, report, runner
 from flexserve.bench.trustzone.memory import Sample, cell_of
-from flexserve.bench.trustzone.plan import Allocator, Kernel
+from flexserve.bench.trustzone.npu_use import NpuUse, Prompt
+from flexserve.bench.trustzone.plan import Allocator, Kernel, NpuPart
 from flexserve.bench.trustzone.table import table
 from flexserve.errors import CallerError
 from flexserve.testing.machines import images_of
 from flexserve.units import MIB
 
-PARTS = ("memory", "calls", "programs", "ttft", "workflow")
+PARTS = ("memory", "calls", "programs", "npu", "ttft", "workflow")
 
 
 def small() -> plan.Plan:
@@ -42,6 +43,7 @@ def small() -> plan.Plan:
         kernels=(Kernel("plain", "init_on_alloc=0 transparent_hugepage=never", (8 * MIB,)),),
         repeats=1,
         requests=requests,
+        npu=NpuPart("small-llama", prompts=(40,), handovers=2, launches=2, turns=1, tokens=4),
     )
 
 
@@ -92,9 +94,44 @@ def test_strawmen_allocate_for_each_request_and_flexserve_for_what_it_lacks(meas
         assert (parts["flexserve"]["allocate"] == 0) == (cell["kept"] == 1.0)
 
 
+def test_changing_hands_starting_a_job_and_keeping_tables_have_prices(measured: dict[str, Any]):
+    seconds = measured["npu"]["seconds"]
+    assert min(seconds.values()) > 0
+    assert seconds["enter"] < seconds["borrow"]
+    assert seconds["leave"] < seconds["give_back"]
+    assert {name: len(found) for name, found in measured["npu"]["samples"].items()} == {
+        **{"enter": 2, "leave": 2, "borrow": 2, "give_back": 2},
+        **{"launch": 4, "launch_normal": 1, "commit": 1, "recall": 1},
+    }
+
+
+def test_the_npu_computes_prompts_and_changes_no_answer(measured: dict[str, Any]):
+    (cell,) = measured["npu"]["prefill"]
+    assert cell["npu_products"] > 0
+    assert cell["same_answers"]
+    assert min(cell["seconds"].values()) > 0
+
+
+def test_both_worlds_use_the_npu(measured: dict[str, Any]):
+    share = measured["npu"]["share"]
+    assert min(share["per_second"].values()) > 0
+    assert 0 < share["secure_time"] < 1
+
+
 def test_the_table_says_what_it_is(measured: dict[str, Any]):
     text = table(measured)
-    for words in ("EMULATED", "11.3×", "9.1×", "97.2%", "10.05×", "24.30×", "order 9", "Reading:"):
+    for words in (
+        "EMULATED",
+        "11.3×",
+        "9.1×",
+        "97.2%",
+        "10.05×",
+        "24.30×",
+        "order 9",
+        "Reading:",
+        "0.21 ms",
+        "1.28 ms",
+    ):
         assert words in text
 
 
@@ -130,9 +167,27 @@ def test_a_bar_is_held_against_the_worst_of_all_sizes():
         for ratio in (9, 4.9)
     ]
     parts: dict[str, Any] = {name: {} for name in PARTS}
-    parts |= {"memory": {"cells": cells}, "calls": {"ns": {"grant 512": 79_999.0}}}
+    npu = {"seconds": {"enter": 0.9e-3, "leave": 1.1e-3, "launch": 2e-3}, "share": {"kept": {"idle": 0.94}}}
+    parts |= {"memory": {"cells": cells}, "calls": {"ns": {"grant 512": 79_999.0}}, "npu": npu}
     bars = report.assemble(plan.full(2), 3, parts)["bars"]
-    assert [(bar["found"], bar["met"]) for bar in bars] == [(4.9, False), (5.0, True), (79_999.0, True)]
+    assert [(bar["found"], bar["met"]) for bar in bars] == [
+        *((4.9, False), (5.0, True), (79_999.0, True)),
+        *((1.1e-3, False), (2e-3, True), (0.94, False)),
+    ]
+
+
+def test_of_shares_the_ratios_within_a_turn_count_and_of_answers_all():
+    use = NpuUse(plan.quick(1), None, print)  # type: ignore[arg-type]  # no model is opened
+    use.speeds |= {"alone": [100, 10, 50], "idle": [90, 10, 48], "busy": [50, 4, 30]}
+    use.shares["secure_time"] = [0.4, 0.5, 0.6]
+    use.prompts[128] = Prompt(
+        {"cpu": [3.0, 2.0, 4.0], "npu": [1.0, 1.5, 2.0]}, [9, 9, 9], [True, False, True]
+    )
+    found = use.report()
+    assert found["share"]["kept"] == {"idle": 0.96, "busy": 0.5}
+    assert found["share"]["secure_time"] == 0.5
+    (cell,) = found["prefill"]
+    assert (cell["gain"], cell["npu_products"], cell["same_answers"]) == (2.0, 9, False)
 
 
 @pytest.mark.parametrize("chosen", [plan.full(2), plan.quick(2)])

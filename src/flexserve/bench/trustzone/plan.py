@@ -40,6 +40,18 @@ class Program:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class NpuPart:
+    """What is measured of the NPU in a round."""
+
+    shape: str  # of a model in q8_0
+    prompts: tuple[int, ...]  # tokens, with and without it
+    handovers: int
+    launches: int  # of jobs, in each handover
+    turns: int  # that programs of both worlds use it in
+    tokens: int = 8  # of the answers that are compared
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Plan:
     """All that is measured in each of `rounds`."""
 
@@ -50,6 +62,7 @@ class Plan:
     seconds: int  # that a program runs
     rounds: int
     requests: paper.Plan  # models and prompts
+    npu: NpuPart
     cpus: int = 2
     programs: tuple[Program, ...] = (
         Program("memory", before=("64",)),
@@ -83,6 +96,7 @@ def full(threads: int) -> Plan:
         seconds=3,
         rounds=3,
         requests=_requests(threads, rounds=3, prompts=(32, 128)),
+        npu=NpuPart("medium-llama", prompts=(128, 448), handovers=20, launches=10, turns=2),
     )
 
 
@@ -96,6 +110,7 @@ def quick(threads: int) -> Plan:
         seconds=1,
         rounds=1,
         requests=_requests(threads, rounds=1, prompts=(32,)),
+        npu=NpuPart("medium-llama", prompts=(128,), handovers=5, launches=5, turns=1),
     )
 
 

@@ -12,6 +12,8 @@ from flexserve.bench.report import keep
 from flexserve.bench.trustzone import report
 from flexserve.bench.trustzone.calls import Calls
 from flexserve.bench.trustzone.memory import Memory
+from flexserve.bench.trustzone.npu import Handovers
+from flexserve.bench.trustzone.npu_use import NpuUse
 from flexserve.bench.trustzone.plan import Plan
 from flexserve.bench.trustzone.programs import Programs
 from flexserve.bench.trustzone.requests import Requests
@@ -31,17 +33,23 @@ def measure(plan: Plan, folder: Path, say: Say) -> dict[str, Any]:
         Subject(shape, *models.make(shape, paper.quant, paper.lengths, paper.threads))
         for shape in paper.shapes
     ]
+    shape, lengths = plan.npu.shape, plan.npu.prompts
+    borrower = Subject(shape, *models.make(shape, "q8_0", lengths, paper.threads))
     memory, calls = Memory(plan, say), Calls(plan, say)
     programs, requests = Programs(plan, models, say), Requests(plan, models, say)
+    handovers, npu_use = Handovers(plan, say), NpuUse(plan, models, say)
     for number in range(plan.rounds):
         memory.round(number)
         calls.round(number)
         programs.round(subjects[0], number)
         requests.round(subjects, number)
+        handovers.round(number)
+        npu_use.round(borrower, number)
         parts = {
             "memory": memory.report(),
             "calls": calls.report(),
             "programs": programs.report(),
+            "npu": {**handovers.report(), **npu_use.report()},
             **requests.report(),
         }
         found = report.assemble(plan, number + 1, parts)

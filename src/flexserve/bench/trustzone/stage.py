@@ -38,7 +38,9 @@ class Stage:
 
     @classmethod
     @contextlib.contextmanager
-    def set(cls, plan: Plan, allocator: Allocator, say: Say, *, bootargs: str = "") -> Iterator[Stage]:
+    def set(
+        cls, plan: Plan, allocator: Allocator, say: Say, *, bootargs: str = "", npu: bool = False
+    ) -> Iterator[Stage]:
         """Boot a machine for `allocator`, with the module that makes calls and without idle windows.
 
         Only a machine for CMA has an area for it: what lies there is lost to other kernel memory.
@@ -49,9 +51,9 @@ class Stage:
             ram_bytes=plan.ram_bytes,
             cpus=plan.cpus,
             progress=say,
-            options=Options(contiguous=area, bootargs=bootargs),
+            options=Options(contiguous=area, bootargs=bootargs, npu=npu),
         )
-        with Machine(images, ram_bytes=plan.ram_bytes, cpus=plan.cpus) as machine:
+        with Machine(images, ram_bytes=plan.ram_bytes, cpus=plan.cpus, npu=npu) as machine:
             stage = cls(machine)
             machine.agent.ask("load", "flexattack")
             stage.configure("idle_ms", 0)
@@ -68,9 +70,13 @@ class Stage:
         """Return what the driver holds and has counted; times are nanoseconds of the guest."""
         return self.machine.agent.ask("flexmem", seconds=_LONG)
 
+    def npu_counters(self) -> dict[str, int]:
+        """Return what the NPU's driver does and has counted; times are nanoseconds of the guest."""
+        return self.machine.agent.ask("flexnpu", seconds=_LONG)
+
     def wait_until_free(self) -> None:
         """Wait until the driver has everything back. Raises NormalWorldError when it has not for long."""
-        self._wait(lambda: self.counters()["held"] == 0, "The driver does not get all memory back.")
+        self.wait(lambda: self.counters()["held"] == 0, "The driver does not get all memory back.")
 
     def cost(self, *words: object) -> dict[str, int]:
         """Have the attack module time calls of the monitor (driver/flexattack/calls.c)."""
@@ -78,7 +84,7 @@ class Stage:
 
     def switch_off(self) -> None:
         """Switch protection off. Everything must be given back. Raises NormalWorldError if it stays on."""
-        self._wait(lambda: self._call(abi.Call.RELAX) == 0, "Protection does not go off.")
+        self.wait(lambda: self._call(abi.Call.RELAX) == 0, "Protection does not go off.")
 
     def switch_on(self) -> None:
         """Switch protection on."""
@@ -107,7 +113,7 @@ class Stage:
         wanted = self.anonymous() + _FILLED * share / 100 * agent.ask("meminfo")["total"] * len(_PROGRAMS)
         jobs = [str(agent.ask("start", "hog", str(share), str(_LIFE))["job"]) for _ in _PROGRAMS]
         try:
-            self._wait(lambda: self.anonymous() >= wanted, "The background load does not fill its memory.")
+            self.wait(lambda: self.anonymous() >= wanted, "The background load does not fill its memory.")
             for place, stays in reversed(list(enumerate(_PROGRAMS))):
                 if not stays:
                     agent.ask("stop", jobs.pop(place), seconds=_LONG)
@@ -141,7 +147,8 @@ class Stage:
             os.close(ram)
 
     @staticmethod
-    def _wait(condition: Callable[[], bool], otherwise: str) -> None:
+    def wait(condition: Callable[[], bool], otherwise: str) -> None:
+        """Wait until `condition` holds. Raises NormalWorldError, saying `otherwise`, after two minutes."""
         deadline = time.monotonic() + _LONG
         while not condition():
             if time.monotonic() > deadline:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from flexserve.bench.paper.table import markdown
+from flexserve.bench.trustzone.npu_table import handovers, prompts, shares
 from flexserve.units import format_size
 
 _MEMORY_PARTS = {
@@ -50,6 +51,12 @@ def table(report: dict[str, Any]) -> str:
         _ttft(report["ttft"]),
         "Workflows, seconds from the first call to the last answer:",
         _workflows(report["workflow"]),
+        "The NPU between the worlds (a process of the host's; the guest's time but for the secure side's):",
+        handovers(report["npu"]),
+        "A program of the guest that uses the NPU, operations a second:",
+        shares(report["npu"]["share"]),
+        "Prompts with and without the NPU, which computes on the host's cores like the CPU; q8_0, seconds:",
+        prompts(report["npu"]["prefill"]),
         "Reading:\n" + "\n".join(f"- {line}" for line in _READING),
     ]
     return "\n\n".join(sections) + "\n"
@@ -59,7 +66,7 @@ def _bars(bars: list[dict[str, Any]]) -> str:
     rows = [("what must be reached", "bar", "worst here", "")]
     for bar in bars:
         met = "reached" if bar["met"] else "MISSED"
-        rows.append((bar["what"], f"{bar['bar']:.0f}", f"{bar['found']:.4g}", met))
+        rows.append((bar["what"], f"{bar['bar']:g}", f"{bar['found']:.4g}", met))
     return markdown(rows)
 
 

@@ -141,7 +141,12 @@ class Machine:
         words = ("--memory", "trustzone", "--ram-fd", str(ram), "--doorbell-fd", str(doorbell))
         if not self.has_npu:
             return words
-        return (*words, "--npu-driver", hashlib.sha256(self._images.npu_core.read_bytes()).hexdigest())
+        return (*words, "--npu-driver", self.npu_driver.hex())
+
+    @property
+    def npu_driver(self) -> bytes:
+        """SHA-256 of the code that must drive the NPU for a secure world."""
+        return hashlib.sha256(self._images.npu_core.read_bytes()).digest()
 
     @property
     def secure_fds(self) -> tuple[int, int]:
