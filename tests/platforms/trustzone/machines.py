@@ -111,14 +111,19 @@ class SecureWorld:
 
     def attach(self) -> None:
         """Attach, once protection is on: until then the mailbox is not the monitor's."""
-        self.bytes = b""
-        self.ring()
-        self._say(Byte.QUERY)
-        self.wait(lambda: bytes((Byte.ON,)) in self.bytes)
-        self.epoch, before = secrets.randbits(63), self.others[Event.ATTACHED]
-        self.put(Command.ATTACH, self.epoch)
-        self.ring()
-        self.wait(lambda: self.others[Event.ATTACHED] > before)
+        before = self.others[Event.ATTACHED]
+        while self.others[Event.ATTACHED] == before:
+            self.bytes = b""
+            self.ring()
+            self._say(Byte.QUERY)
+            self.wait(lambda: bytes((Byte.ON,)) in self.bytes)
+            self.epoch, self.bytes = secrets.randbits(63), b""
+            self.put(Command.ATTACH, self.epoch)
+            self.ring()
+            self.wait(self._attached_or_off(before))  # it goes off when it was idle until a moment ago
+
+    def _attached_or_off(self, before: int) -> Callable[[], bool]:
+        return lambda: self.others[Event.ATTACHED] > before or bytes((Byte.OFF,)) in self.bytes
 
     def die(self) -> None:
         self.put(Command.GONE, self.epoch)
