@@ -4,9 +4,9 @@
  * has no interrupt line: at first every few microseconds, later less often, an eighth of the time
  * that the job has run already.
  *
- * A job may be gone without an end: neither running nor with a bit in INT_RAW. The monitor resets the
- * NPU whenever it changes hands, and whenever protection goes on: then perhaps just while a job is
- * written into its registers, which shows in a translation that is off. Such a job runs again.
+ * A job may be gone without an end: neither running nor with a bit in INT_RAW. The monitor may reset the
+ * NPU whenever it likes, perhaps just while a job is written into its registers, which shows in a
+ * translation that is off. Such a job runs again.
  *
  * A job that takes too long is reset. Its program hears of that at once, but its memory stays pinned
  * until the NPU says that the reset is done, or the monitor does: before, the NPU may still write to it.
