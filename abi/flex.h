@@ -124,8 +124,8 @@ enum flex_event {
 
 enum flex_byte {
 	FLEX_BYTE_RING = 33, /* commands are waiting: have the OS call POLL */
-	FLEX_BYTE_QUERY = 63, /* is protection on? Answered with ON or OFF */
-	FLEX_BYTE_EVENT = 101, /* events are waiting */
+	FLEX_BYTE_QUERY = 63, /* is protection on? Answered with ON or OFF, and with the other one when that changes next */
+	FLEX_BYTE_EVENT = 101, /* events are waiting; not said again before all of them are read */
 	FLEX_BYTE_ON = 80, /* protection is on, and the mailbox is as if new */
 	FLEX_BYTE_OFF = 85, /* protection is off: nothing in the mailbox can be believed */
 };

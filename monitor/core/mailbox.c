@@ -5,7 +5,7 @@
 static volatile u8 *box;
 static u32 command_tail;
 static u32 event_head;
-static bool rung_for;
+static u32 rung_to; /* the head when mailbox_ring last looked */
 static u64 faults;
 
 static volatile u32 *word(u32 offset)
@@ -33,8 +33,7 @@ void mailbox_init(const struct layout *layout)
 	box = arch_at(layout->mailbox);
 	for (i = 0; i < MAILBOX_BYTES; i += sizeof(u64))
 		write_long(i, 0);
-	command_tail = event_head = 0;
-	rung_for = false;
+	command_tail = event_head = rung_to = 0;
 	write_long(FLEX_AT_VERSION, FLEX_ABI_VERSION);
 	write_long(FLEX_AT_RAM_BASE, layout->ram_base);
 	write_long(FLEX_AT_RAM_BYTES, layout->ram_bytes);
@@ -76,17 +75,21 @@ void mailbox_event(u64 kind, u64 a, u64 b)
 	to[3] = 0;
 	arch_barrier();
 	*word(FLEX_AT_EVENT_HEAD) = ++event_head;
-	rung_for = true;
 }
 
 void mailbox_ring(void)
 {
-	if (!rung_for)
+	u32 fresh = event_head - rung_to;
+
+	if (fresh == 0)
 		return;
-	rung_for = false;
-	/* It says that it sleeps and then looks once more: one of us sees the other. */
+	rung_to = event_head;
+	/*
+	 * It says that it sleeps and then looks once more: one of us sees the other. If it has not read what was
+	 * there before, it was rung for that, or is about to look.
+	 */
 	arch_barrier();
-	if (*word(FLEX_AT_SLEEPING))
+	if (*word(FLEX_AT_SLEEPING) && event_head - *word(FLEX_AT_EVENT_TAIL) <= fresh)
 		arch_ring_secure();
 }
 

@@ -29,7 +29,10 @@ u32 mailbox_room(void);
 /* Put an event; there must be room. The doorbell is rung by mailbox_ring. */
 void mailbox_event(u64 kind, u64 a, u64 b);
 
-/* Ring the doorbell if events were put since the last time and the secure world sleeps. */
+/*
+ * Ring the doorbell if events were put since the last time, the secure world sleeps, and it has read all that
+ * was there before: however many come, one bell is unheard at most.
+ */
 void mailbox_ring(void);
 
 /* Say whose the NPU is, and what drives it. */

@@ -82,6 +82,9 @@ void power_enter(struct frame *frame, u64 entry, u64 argument);
 
 void doorbell_answer(void); /* bytes of the secure world have come */
 
+/* Tell the secure world what protection is now, if it asked since the last time. All other CPUs stand still. */
+void doorbell_tell(enum protection protection);
+
 /* ---- devices.c ---- */
 
 /* No device reaches hidden memory any more. False: one did meanwhile, and may have altered what keeps it out. */

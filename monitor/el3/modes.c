@@ -204,7 +204,7 @@ void modes_booted(struct frame *frame, u64 result)
 		panic("EL2 cannot start", layout.hidden_base, result);
 	*frame = afterwards;
 	modes_apply();
-	uart_put(FLEX_BYTE_ON);
+	doorbell_tell(PROTECTION_ON);
 	release();
 	modes_unlock();
 }
@@ -246,7 +246,7 @@ void modes_switch_off(struct frame *frame)
 	alone = within == 0; /* one that is within EL2 would go on there, in memory that anyone can write */
 	if (alone) {
 		frozen = hash_image();
-		uart_put(FLEX_BYTE_OFF);
+		doorbell_tell(PROTECTION_OFF);
 		__atomic_store_n(&protection, PROTECTION_OFF, __ATOMIC_RELEASE);
 		*frame = *frame_of_os();
 		frame->x[0] = FLEX_STATUS_OK;

@@ -175,7 +175,7 @@ MUTANTS = (
     ),
     Mutant("a command is done twice", MAILBOX, "= ++command_tail", "= command_tail + 1"),
     Mutant("no bell", MAILBOX, "\t\tarch_ring_secure();", "\t\treturn;"),
-    Mutant("a bell for nothing", MAILBOX, "\tif (!rung_for)\n\t\treturn;\n", ""),
+    Mutant("a bell for nothing", MAILBOX, "\tif (fresh == 0)\n\t\treturn;\n", ""),
     Mutant(
         "a RECALL nobody hears of",
         SECURE,

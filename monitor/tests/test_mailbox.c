@@ -117,6 +117,28 @@ TEST(the_bell_rings_once_for_events_and_only_for_a_sleeper)
 	CHECK_EQUAL(host.rings, 1);
 }
 
+TEST(no_bell_is_rung_while_one_may_be_unheard)
+{
+	u32 i;
+
+	boot(RAM_SMALL);
+	for (i = 1; i <= 5; i++) {
+		mailbox_event(i, 0, 0);
+		mailbox_ring();
+		CHECK_EQUAL(host.rings, 1);
+	}
+	for (i = 1; i <= 4; i++)
+		CHECK_EQUAL(event().kind, i);
+	mailbox_event(6, 0, 0); /* the fifth is unread */
+	mailbox_ring();
+	CHECK_EQUAL(host.rings, 1);
+	CHECK_EQUAL(event().kind, 5);
+	CHECK_EQUAL(event().kind, 6);
+	mailbox_event(7, 0, 0);
+	mailbox_ring();
+	CHECK_EQUAL(host.rings, 2);
+}
+
 TEST(a_new_start_empties_the_rings_and_keeps_the_count_of_faults)
 {
 	struct message got;

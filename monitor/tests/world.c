@@ -237,7 +237,7 @@ static void check_answer(const u64 x[5], u64 rings)
 			host_fail("x%u is %#llx, not %#llx", i, (unsigned long long)x[i], (unsigned long long)expected.x[i]);
 	if (told != expected.events.count)
 		host_fail("%u events, not %u", told, expected.events.count);
-	if (host.rings - rings != (told > 0))
+	if (host.rings - rings != (told > 0 && told == world.unread))
 		host_fail("%llu bells for %u events", (unsigned long long)(host.rings - rings), told);
 }
 

@@ -13,7 +13,7 @@ void mailbox_any(void)
 	box = (volatile u8 *)small.mailbox;
 	command_tail = nondet_u32();
 	event_head = nondet_u32();
-	rung_for = nondet_bool();
+	rung_to = nondet_u32();
 	faults = nondet_u64();
 	small.mailbox[small.watched_word] = nondet_u64();
 }
@@ -27,7 +27,7 @@ void mailbox_view(struct view *view)
 {
 	view->command_tail = command_tail;
 	view->event_head = event_head;
-	view->bell_owed = rung_for;
+	view->bell_owed = rung_to != event_head;
 	view->faults = faults;
 	view->word = small.mailbox[small.watched_word];
 }

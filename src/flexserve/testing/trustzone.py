@@ -73,6 +73,7 @@ class FakeMonitor:
         self.ram = ram
         self.hidden = layout.hidden_offset(ram.size)
         self.protected = True
+        self._asked = False  # since the secure world was told of a change
         self._bell = bell
         self.lock = threading.RLock()
         self._notices: deque[Poll] = deque()
@@ -112,7 +113,7 @@ class FakeMonitor:
             used = any(self.counts()[state] for state in _NOT_THE_OSS)
             if self._attached or used or (self.npu is not None and not self.npu.normal):
                 return Status.HELD
-            self._send(Byte.OFF)
+            self._tell(Byte.OFF)
             self.protected = False
             return Status.OK
 
@@ -120,11 +121,17 @@ class FakeMonitor:
         if not self.protected:
             self._rebuild()
             self.protected = True
-            self._send(Byte.ON)
+            self._tell(Byte.ON)
 
     def hear(self, byte: int) -> None:
         if byte == Byte.QUERY:
             self._send(Byte.ON if self.protected else Byte.OFF)
+            self._asked = True
+
+    def _tell(self, byte: Byte) -> None:
+        if self._asked:
+            self._send(byte)
+        self._asked = False
 
     def _send(self, byte: Byte) -> None:
         with contextlib.suppress(OSError):
@@ -185,7 +192,7 @@ class FakeMonitor:
                 if self._events.put(event, *arguments):
                     break
             time.sleep(0.001)
-        if self.mailbox.cast("I")[abi.OFFSET_SLEEPING // 4]:
+        if self.mailbox.cast("I")[abi.OFFSET_SLEEPING // 4] and len(self._events) <= 1:
             self._send(Byte.EVENT)
 
     # ---- pages

@@ -104,6 +104,10 @@ class SecureWorld:
     def ring(self) -> None:
         self._say(Byte.RING)
 
+    def query(self) -> None:
+        """Ask whether protection is on: the answer, and the next change, come over the secure UART."""
+        self._say(Byte.QUERY)
+
     def _say(self, byte: Byte) -> None:
         # The machine stands still while nobody takes what its UART says: so this must not wait for it.
         with contextlib.suppress(BlockingIOError):
@@ -115,9 +119,10 @@ class SecureWorld:
         while self.others[Event.ATTACHED] == before:
             self.bytes = b""
             self.ring()
-            self._say(Byte.QUERY)
+            self.query()
             self.wait(lambda: bytes((Byte.ON,)) in self.bytes)
             self.epoch, self.bytes = secrets.randbits(63), b""
+            self.query()  # so that the next change is told
             self.put(Command.ATTACH, self.epoch)
             self.ring()
             self.wait(self._attached_or_off(before))  # it goes off when it was idle until a moment ago

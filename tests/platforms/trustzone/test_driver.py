@@ -243,6 +243,7 @@ def test_protection_goes_off_when_nothing_is_handed_over_and_comes_back() -> Non
         for _ in range(3):
             world.attach()
             assert pages(world.want(512)) == 512
+            world.query()
             world.die()
             world.wait(lambda: world.bytes.endswith(bytes((Byte.OFF,))))
         world.wait(lambda: ask(machine, "flexmem")["relaxes"] >= 3)  # counted a moment after the byte

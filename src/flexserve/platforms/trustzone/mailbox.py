@@ -6,17 +6,18 @@ the OS (how many pages it says it granted, how many it wants) are nothing but cl
 of the events to check.
 
 Attachment. While nobody is attached the OS may have protection switched off, and can write the mailbox
-then. Whether it could is told over the secure UART, which it never reaches: an OFF is sent before
-protection goes, an ON when the monitor has made everything anew. So this end is attached only while
-it has use for it, and a mailbox is believed from its ATTACHED event on, if no OFF came before that.
+then. Whether it could is told over the secure UART, which it never reaches: who asks (QUERY) gets an ON or
+OFF, and an OFF before protection next goes, or an ON when the monitor next has made everything anew. So this
+end is attached only while it has use for it, and a mailbox is believed from its ATTACHED event on, if no OFF
+came between the question and that.
 
 Memory ordering. Each ring has one writer and one reader. The writer stores a slot, then `head`; the
 reader loads `head`, then the slot, then stores `tail`. Every one of these is an aligned word moved
 by one instruction (a cast memoryview does that), and TSO, which the monitor's emulated CPUs get
 from the host as we do, keeps such stores and loads in order. The one reordering that TSO allows
-would lose a wake-up: our store of `sleeping` passing our load of `event_head`. Between those two
-stands a lock, whose atomic instruction is a full barrier. The monitor has its own between its
-`head` and its look at `sleeping`, so at least one of us sees what the other wrote. On a host with
+would lose a wake-up: our stores of `tail` and `sleeping` passing our load of `event_head`. Before that
+stands a lock, whose atomic instruction is a full barrier. The monitor has its own between its `head`
+and its look at `sleeping` and `tail`, so at least one of us sees what the other wrote. On a host with
 weaker ordering the stores of `head` would need a release barrier that Python does not have.
 """
 
@@ -240,13 +241,22 @@ class Mailbox:
             if self._attached and len(self._commands):
                 self._send(abi.Byte.RING)  # the OS has so many carried out for each bell, and no more
             self._sleep(1)
-            waiting = self._attached and len(self._events) > 0
+            waiting = self._unread()
             rung = not waiting and self._poll.poll(_LOOK_AGAIN * 1000)
             self._sleep(0)
             if rung and not self._listen():
                 return
             if not rung and not waiting:
                 yield Quiet()
+
+    def _unread(self) -> bool:
+        """Return whether an event waits; the monitor rings for none that comes after it."""
+        try:
+            return bool(self._protected) and len(self._events) > 0
+        except MonitorError:
+            if self._attached:
+                raise
+            return False
 
     def _next(self) -> Event | None:
         """Take the next event that can be believed."""
