@@ -46,7 +46,7 @@ def conversations() -> list[str]:
 def test_the_npu_does_the_large_products_and_the_answer_is_the_same(engine: TinyEngine, expected: Outcome):
     outcome = engine.on_npu(PROMPT)
     assert_alike(outcome, expected)
-    assert outcome.products >= 20
+    assert outcome.products >= 15
     assert outcome.fallbacks == outcome.lost == 0
 
 
