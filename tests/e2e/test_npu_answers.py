@@ -21,8 +21,8 @@ RAM = 192 * MIB
 
 
 @contextlib.contextmanager
-def world_on(library: Library, machine: NpuMachine) -> Iterator[DrivenWorld]:
-    arguments = library.arguments(*machine.secure_arguments())
+def world_on(library: Library, machine: NpuMachine, *, patience: float = 120) -> Iterator[DrivenWorld]:
+    arguments = library.arguments(*machine.secure_arguments(), "--npu-patience", str(patience))
     with DrivenWorld(library.root, library.key, arguments=arguments, fds=machine.secure_fds) as world:
         yield world
 
@@ -45,7 +45,7 @@ def now_and_then(trouble: Callable[[], None]) -> Iterator[None]:
     rng, over = random.Random(7), threading.Event()
 
     def run() -> None:
-        while not over.wait(rng.uniform(0.001, 0.1)):
+        while not over.wait(rng.uniform(0.02, 0.3)):
             trouble()
 
     thread = threading.Thread(target=run)
@@ -101,8 +101,7 @@ def test_memory_that_is_recalled_meanwhile_changes_no_answer(
 
 
 def test_an_npu_that_hangs_is_given_up_and_the_cpu_goes_on(library: Library, tiny: str, expected: list[str]):
-    with NpuMachine(RAM) as machine, world_on(library, machine) as world:
-        assert eventually(lambda: answer(world, tiny, CONVERSATIONS[0])[1] > 0)
+    with NpuMachine(RAM) as machine, world_on(library, machine, patience=2) as world:
         machine.device.stuck = True
         assert [answer(world, tiny, each)[0] for each in CONVERSATIONS] == expected
         npu = npu_of(world)

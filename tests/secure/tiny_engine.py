@@ -76,6 +76,10 @@ class TinyEngine:
         """Compute with an NPU over weights that were all evicted before."""
         return self._pool.submit(_evicting, tokens).result()
 
+    def deviations(self, tokens: list[int]) -> list[float]:
+        """Return how far each product of the NPU is from the CPU's, at most, relative to its largest."""
+        return self._pool.submit(_deviations, tokens).result()
+
     def tokens(self, text: str) -> list[int]:
         """Return the tokens of a text, markers of turns included."""
         return self._pool.submit(_tokens, text).result()
@@ -157,6 +161,30 @@ def _on_npu(tokens: list[int], trouble: Trouble | None, how: dict[str, Any]) -> 
 def _evicting(tokens: list[int]) -> Outcome:
     _rig.residency.evict(_rig.model.weights, range(_rig.model.weights.count))
     return _on_npu(tokens, None, {})
+
+
+def _deviations(tokens: list[int]) -> list[float]:
+    from flexserve.secure.engine import offload
+
+    found: list[float] = []
+    together = offload.GraphOffload._together
+
+    def compared(graph: Any, product: Any, todo: Any, compute: Any) -> Any:
+        done = together(graph, product, todo, compute)
+        place = product.target, product.rows, product.columns
+        of_npu = offload._floats(*place).copy()
+        compute(graph._graph.pick([product.node]))
+        of_cpu = offload._floats(*place)
+        found.append(float(np.abs(of_npu - of_cpu).max() / np.abs(of_cpu).max()))
+        return done
+
+    offload.GraphOffload._together = compared
+    try:
+        outcome = _on_npu(tokens, None, {})
+    finally:
+        offload.GraphOffload._together = together
+    assert outcome.products >= len(found)
+    return found
 
 
 def _tokens(text: str) -> list[int]:

@@ -90,13 +90,12 @@ def shared_out(work: Sequence[int], other: Pace, cpu: Pace) -> int:
     """Return how many of the independent products of `work` multiplications the other engine should do.
 
     The first at least: it is the one asked. The CPU does those behind, at the same time, as far as it is
-    done no later with them than the other engine would be.
+    done no later with them than the other engine would be; one of several while that is not known.
     """
     count = len(work)
-    while count > 1:
-        ours, theirs = cpu.expected(sum(work[count - 1 :])), other.expected(sum(work[:count]))
-        if ours is None or theirs is None or ours > theirs:
-            return count
+    if other.seconds is None or cpu.seconds is None:
+        return max(1, count - 1)
+    while count > 1 and sum(work[count - 1 :]) * cpu.seconds <= sum(work[:count]) * other.seconds:
         count -= 1
     return count
 

@@ -22,7 +22,7 @@ from flexserve.core.offload import Pace
 from flexserve.errors import NpuLostError
 from flexserve.platforms.ports import Npu, NpuLimits, NpuState, Product
 
-_PATIENCE = 2.0  # seconds for a job: the normal world has to carry its start out
+PATIENCE = 2.0  # seconds for a job: the normal world has to carry its start out
 _LOOK = 0.01  # seconds between looks, during a job, whether it has to be given up
 
 
@@ -50,7 +50,7 @@ class NpuCounters:
 class FlexNpu:
     """An Npu in the hands of one engine thread, which alone calls `begin` and `finish`."""
 
-    def __init__(self, npu: Npu, share: NpuShare | None = None, *, patience: float = _PATIENCE) -> None:
+    def __init__(self, npu: Npu, share: NpuShare | None = None, *, patience: float = PATIENCE) -> None:
         self._npu, self._share, self._patience = npu, share or NpuShare(), patience
         self.counters = NpuCounters()
         self.pace = Pace()

@@ -32,7 +32,7 @@ from flexserve.secure.cache import Cache
 from flexserve.secure.engine.runtime import Engine
 from flexserve.secure.failures import failure_of
 from flexserve.secure.flexmem import FlexMem
-from flexserve.secure.flexnpu import FlexNpu
+from flexserve.secure.flexnpu import PATIENCE, FlexNpu
 from flexserve.secure.guest import Guest
 from flexserve.secure.link import Link
 from flexserve.secure.models.keys import DeviceKey
@@ -84,7 +84,7 @@ class SecureWorld:
         self._link = link
         self._flexmem = FlexMem(ground.memory, ground.ram, ground.guest or link)
         self._engine = Engine(self._flexmem, threads)
-        self._npu = FlexNpu(ground.npu) if ground.npu is not None else None
+        self._npu = FlexNpu(ground.npu, patience=options.npu_patience) if ground.npu is not None else None
         self._engine.use_npu(self._npu)
         self._residency = make_residency(options.baseline, self._flexmem, threads, options.store)
         limits = Limits(
@@ -242,6 +242,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--npu-driver", type=bytes.fromhex, default=b"", help="trustzone: SHA-256 of what may drive its NPU"
     )
+    parser.add_argument("--npu-patience", type=float, default=PATIENCE, help="seconds for a job of it")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--context", type=int, default=0)
     parser.add_argument("--parallel", type=int, default=4, help="sequences of a model generated at once")
