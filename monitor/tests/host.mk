@@ -44,7 +44,7 @@ mutants: $(HOST)/around-2-1-1.o ## put faults into the core, one at a time: each
 
 # ---- proofs ----------------------------------------------------------------------------------------------------
 
-prove: ## by CBMC, for any state, registers and commands: the laws of tests/proofs hold (a minute and a half)
+prove: ## by CBMC, for any state, registers and commands: the laws of tests/proofs hold (two minutes)
 	@python3 tests/prove.py $(HOST)/proofs
 
 refute: ## put faults into the core, one at a time: the proofs must notice; and they speak of what can be (six minutes)

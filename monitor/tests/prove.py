@@ -31,7 +31,7 @@ CHECKS = (
     "--undefined-shift-check",
 )
 
-#: As SMALL, and calls name few pages, and the mailbox has no gap that is only searched in vain.
+#: As SMALL, and calls name few pages, the NPU has few registers, and the mailbox has fewer gaps.
 BOUNDED = (
     *SMALL,
     Replacement("flex.h", "FLEX_CALL_PAGES_MAX 512", "FLEX_CALL_PAGES_MAX SMALL_CALL"),
@@ -71,9 +71,10 @@ def calls() -> dict[str, str]:
 
 REAL = {
     "helpers": (),
-    "defines": ("-DPAGES=1", "-DSMALL_NOTICES=1", "-DSMALL_TURNS=1"),
+    "defines": ("-DPAGES=1", "-DSMALL_NOTICES=1"),
     "instrument": (),
     "loops": "",
+    "options": (),
     "bounded": False,
 }
 ALL = (
@@ -81,7 +82,7 @@ ALL = (
     Proof("layout", "prove_layout.c", core=("layout",), **REAL),
     *(
         Proof(
-            f"start, {npus} NPUs",
+            name,
             "prove_start.c",
             helpers=PARTS,
             defines=(*SIZES, "-DPAGES=512", f"-DNPUS={npus}"),
@@ -90,7 +91,7 @@ ALL = (
             instrument=("--nondet-volatile", "--nondet-static"),
             options=("--max-field-sensitivity-array-size", "4096"),
         )
-        for npus in (0, 1)
+        for npus, name in ((1, "start"), (0, "start, no NPU"))
     ),
     *(
         Proof(

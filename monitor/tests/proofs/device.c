@@ -71,11 +71,13 @@ void device_any(void)
 
 bool device_holds(void)
 {
-	return !small.npus ||
-	       (device.root == root_of_state() && (between() || !device.resetting) &&
-		(npu_state() == FLEX_NPU_STATE_NORMAL || !device.registers_known) &&
-		(npu_state() != FLEX_NPU_STATE_NORMAL || (!device.works_for_secure && !device.stack_used && !device.code_used)) &&
-		(npu_state() != FLEX_NPU_STATE_SECURE || !device.works_for_os));
+	bool normal = npu_state() == FLEX_NPU_STATE_NORMAL, secure = npu_state() == FLEX_NPU_STATE_SECURE;
+
+	if (!small.npus)
+		return true;
+	return device.root == root_of_state() && (between() || !device.resetting) && (normal || !device.registers_known) &&
+	       (!secure || !device.works_for_os) &&
+	       (!normal || (!device.works_for_secure && !device.stack_used && !device.code_used));
 }
 
 static void look_up(void)
@@ -100,7 +102,8 @@ void device_moment(void)
 		prove(registers_empty(), "whoever gets the NPU finds its registers empty");
 	device.last = npu_state();
 	device.registers_known |= small.stage2[watched_leaf] != 0;
-	prove(!device.registers_known || npu_state() == FLEX_NPU_STATE_NORMAL, "the OS reaches the NPU only while it is NORMAL");
+	prove(!device.registers_known || npu_state() == FLEX_NPU_STATE_NORMAL,
+	      "the OS reaches the NPU only while it is NORMAL");
 	device.works_for_os |= device.registers_known;
 	device.works_for_secure |= secure;
 	if (device.works_for_os || device.works_for_secure) {
@@ -185,7 +188,8 @@ void arch_copy_code(u64 to, u64 from, u64 bytes)
 	machine_moment();
 	prove(to == SANDBOX && bytes >= 1 && bytes <= FLEX_NPU_CODE_BYTES_MAX, "what drives it fits into the sandbox");
 	prove(from >= small.base && from + bytes <= small.base + small.pages * FLEX_PAGE_BYTES, "it comes from RAM");
-	prove(watched + FLEX_PAGE_BYTES <= from || watched >= from + bytes || pages_state(small.watched) == FLEX_STATE_NORMAL,
+	prove(watched + FLEX_PAGE_BYTES <= from || watched >= from + bytes ||
+		      pages_state(small.watched) == FLEX_STATE_NORMAL,
 	      "what drives it is copied from NORMAL pages");
 	device.copied = bytes;
 	device.code_used = true;
@@ -204,7 +208,8 @@ void arch_sandbox_begin(const u64 arguments[ARCH_ARGUMENTS])
 {
 	prove(npu_state() == FLEX_NPU_STATE_SECURE, "the NPU is driven only while it is SECURE");
 	prove(!device.stack_used, "what drives it begins with an empty stack");
-	prove(arguments[0] == small.base + small.window * FLEX_PAGE_BYTES, "what drives it is told where the registers are");
+	prove(arguments[0] == small.base + small.window * FLEX_PAGE_BYTES,
+	      "what drives it is told where the registers are");
 }
 
 enum arch_stop arch_sandbox_run(u64 *result)
@@ -215,6 +220,7 @@ enum arch_stop arch_sandbox_run(u64 *result)
 	npu_view(&now);
 	prove(now.driving && now.npu == FLEX_NPU_STATE_SECURE, "the NPU is driven only while it is SECURE");
 	device.stack_used = true;
+	machine.driven++;
 	*result = nondet_u64();
 	return nondet_bool() ? ARCH_RETURNED : nondet_bool() ? ARCH_INTERRUPTED : ARCH_FAULTED;
 }

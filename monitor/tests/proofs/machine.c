@@ -104,7 +104,8 @@ bool machine_may_step(u8 from, u8 to)
 
 bool machine_may_pass(enum flex_npu_state from, enum flex_npu_state to)
 {
-	return from == to || (from == FLEX_NPU_STATE_ENTERING && (to == FLEX_NPU_STATE_SECURE || to == FLEX_NPU_STATE_LEAVING)) ||
+	return from == to || (from == FLEX_NPU_STATE_ENTERING && to == FLEX_NPU_STATE_SECURE) ||
+	       (from == FLEX_NPU_STATE_ENTERING && to == FLEX_NPU_STATE_LEAVING) ||
 	       (from == FLEX_NPU_STATE_SECURE && to == FLEX_NPU_STATE_LEAVING) ||
 	       (from == FLEX_NPU_STATE_LEAVING && to == FLEX_NPU_STATE_NORMAL);
 }
@@ -123,9 +124,9 @@ bool machine_kept(void)
 	       old->notice_head == new->notice_head && old->notice_tail == new->notice_tail;
 	same = same && old->word == new->word && old->command_tail == new->command_tail &&
 	       old->event_head == new->event_head && old->faults == new->faults;
-	same = same && old->npu == new->npu && old->wanted == new->wanted && old->wanted_serial == new->wanted_serial &&
-	       old->driving == new->driving && old->driving_turns == new->driving_turns &&
-	       old->driving_serial == new->driving_serial;
+	same = same && old->npu == new->npu && old->wanted == new->wanted &&
+	       old->wanted_serial == new->wanted_serial && old->driving == new->driving &&
+	       old->driving_turns == new->driving_turns && old->driving_serial == new->driving_serial;
 	return same && old->attached == new->attached && old->leaving == new->leaving &&
 	       old->leaving_epoch == new->leaving_epoch && old->leaving_next == new->leaving_next;
 }

@@ -24,6 +24,7 @@ struct machine {
 	u32 rings; /* of the secure world's bell */
 	u32 relaxed; /* how often EL3 was asked to switch protection off, and agreed */
 	bool scrubbed; /* the watched page, in this step */
+	u32 driven; /* how often the sandbox ran */
 	struct view before; /* when the lock was taken */
 	struct view after; /* when it was given back */
 };

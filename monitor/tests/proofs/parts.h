@@ -15,15 +15,17 @@
  * How far this reaches. No bound lies on registers, commands, counters, addresses and the order of calls: they
  * are anything, and so is the state that a call begins with. Bounds lie on sizes (prove.py): a machine has 1 to
  * 8 pages, at any GiB, any number of them the monitor's; a call names at most 4; rings and the queue of notices
- * have two slots. That speaks for larger ones because the core looks at pages one by one: its loops compare or
- * set one entry a round and carry nothing to the next but the counts, so what can go wrong does so at the first
- * page of a range, the last, one between, or one beside it; and a ring or a queue is empty, has room, or is
- * full. The arithmetic that does depend on size is proved with the constants of the real monitor, for all
- * addresses and lengths and every board: prove_range.c, prove_layout.c.
+ * have two slots; the NPU has two pages of registers, and what drives it may be interrupted once. That speaks
+ * for larger ones because the core looks at pages one by one: its loops compare or set one entry a round and
+ * carry nothing to the next but the counts, so what can go wrong does so at the first page of a range, the
+ * last, one between, or one beside it; and a ring or a queue is empty, has room, or is full. The arithmetic
+ * that does depend on size is proved with the constants of the real monitor, for all addresses and lengths and
+ * every board: prove_range.c, prove_layout.c.
  *
  * What is left out: the code behind arch/arch.h, of which is taken for granted what that header asks (a flush
- * flushes, a scrub scrubs, the lock locks); the compiler; the order in which other CPUs see the monitor's
- * writes between two moments (machine.h), for which test_stress.c runs threads; and that a call ends in time.
+ * flushes, a scrub scrubs, the lock locks, the sandbox holds); SHA-256, whose result may be any; the compiler;
+ * the order in which other CPUs see the monitor's writes between two moments (machine.h), for which
+ * test_stress.c runs threads; and that a call ends in time.
  */
 #ifndef PARTS_H
 #define PARTS_H
@@ -52,7 +54,7 @@ u64 nondet_u64(void);
 #define possible(condition) ((void)(condition))
 #endif
 
-/* The machine: where its RAM lies; how many pages it has, and how many of them, the first, are not the monitor's. */
+/* The machine: where its RAM lies, how many pages it has, how many of them, the first, are not the monitor's. */
 struct small {
 	u64 base;
 	u64 pages;

@@ -25,7 +25,8 @@ static void prove_order(const struct layout *layout)
 	prove(layout->window == layout->hidden_base + IMAGE_BYTES, "the NPU's registers come after the image");
 	prove(layout->control >= layout->window + FLEX_NPU_WINDOW_BYTES && layout->control % FLEX_PAGE_BYTES == 0,
 	      "the page between monitor and NPU comes after its registers, which are whole pages");
-	prove(layout->code >= layout->control + FLEX_PAGE_BYTES && layout->stack >= layout->code + FLEX_NPU_CODE_BYTES_MAX &&
+	prove(layout->code >= layout->control + FLEX_PAGE_BYTES &&
+		      layout->stack >= layout->code + FLEX_NPU_CODE_BYTES_MAX &&
 		      layout->sandbox >= layout->stack + FLEX_PAGE_BYTES,
 	      "then what the sandbox is made of");
 	prove(layout->window / BLOCK_BYTES == layout->stack / BLOCK_BYTES, "whose pages are in one block");

@@ -40,7 +40,8 @@ void *arch_at(u64 pa)
 		return &stage2[(pa - layout->stage2.level1) / sizeof(u64)];
 	if (pa >= layout->devices.level1 && pa < layout->secure.level1)
 		return &devices[(pa - layout->devices.level1) / sizeof(u64)];
-	prove(pa >= layout->secure.level1 && pa < layout->secure.level1 + sizeof(secure), "only what was laid out is used");
+	prove(pa >= layout->secure.level1 && pa < layout->secure.level1 + sizeof(secure),
+	      "only what was laid out is used");
 	return &secure[(pa - layout->secure.level1) / sizeof(u64)];
 }
 
@@ -85,7 +86,7 @@ static void any_memory(void)
 		mailbox[i] = nondet_u64();
 }
 
-/* The sandbox holds the NPU's registers, code that cannot be written, a stack that is never executed; no more. */
+/* The sandbox holds the NPU's registers, code that cannot be written, a stack that never runs; no more. */
 static u64 sandbox_leaf(u64 page)
 {
 	u64 at = BASE + page * FLEX_PAGE_BYTES;
@@ -104,8 +105,10 @@ static void prove_npu(void)
 	prove(root == monitor_layout()->devices.level1 && npu_state() == FLEX_NPU_STATE_NORMAL,
 	      "the NPU is the OS's, and reaches what its other devices do");
 	prove(sandbox_empty, "nothing drives it yet");
-	prove(sandbox[level1] == (level1 == BASE >> 30 ? (tables + FLEX_PAGE_BYTES) | 3 : 0), "the sandbox is in one GiB");
-	prove(sandbox[WORDS + level2] == (level2 == 0 ? (tables + 2 * FLEX_PAGE_BYTES) | 3 : 0), "and in one block of it");
+	prove(sandbox[level1] == (level1 == BASE >> 30 ? (tables + FLEX_PAGE_BYTES) | 3 : 0),
+	      "the sandbox is in one GiB");
+	prove(sandbox[WORDS + level2] == (level2 == 0 ? (tables + 2 * FLEX_PAGE_BYTES) | 3 : 0),
+	      "and in one block of it");
 	prove(sandbox[2 * WORDS + small.watched] == sandbox_leaf(small.watched),
 	      "the sandbox holds the NPU's registers, code and a page of stack");
 }

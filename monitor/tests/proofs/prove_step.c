@@ -24,6 +24,9 @@ int main(void)
 	      "a page becomes SECURE only while somebody is attached");
 	prove(machine.before.attached || !machine.after.attached || !machine.before.leaving,
 	      "nobody attaches while a GONE is under way");
+	prove(!machine.before.driving || !machine.after.driving ||
+		      machine.after.driving_turns == machine.before.driving_turns + machine.driven,
+	      "each time that what drives the NPU goes on is counted");
 	possible(from == FLEX_STATE_GRANTED && to == FLEX_STATE_SECURE);
 	possible(from == FLEX_STATE_SECURE && to == FLEX_STATE_RECALLING && machine.before.attached);
 	possible(from == FLEX_STATE_SECURE && to == FLEX_STATE_RECALLING && machine.after.leaving);

@@ -75,7 +75,7 @@ class NpuUse:
         answers = {}
         with self._world(stage, self._plan.requests.threads, npu=engine == "npu") as world:
             world.warm(subject.model)
-            self._generate(world, subject, self._plan.npu.prompts[0])  # what is measured is not the first
+            self._prepare(stage, world, subject, engine)
             for length, prompt in self.prompts.items():
                 generated = self._generate(world, subject, length)
                 timings = generated.finished.timings
@@ -84,6 +84,15 @@ class NpuUse:
                     prompt.products.append(timings.npu_products)
                 answers[length] = generated.text
         return answers
+
+    def _prepare(self, stage: Stage, world: DrivenWorld, subject: Subject, engine: str) -> None:
+        """Have prompts computed that are not measured: the first, and those before the NPU came."""
+
+        def computed() -> bool:
+            timings = self._generate(world, subject, self._plan.npu.prompts[0]).finished.timings
+            return engine == "cpu" or timings.npu_products > 0
+
+        stage.wait(computed, "The NPU does not come to the secure world.")
 
     def _generate(self, world: DrivenWorld, subject: Subject, length: int) -> Generated:
         return world.generate(subject.model, subject.prompts[length], self._plan.npu.tokens)
