@@ -44,7 +44,7 @@ static unsigned int drain_ms = 50;
 module_param(drain_ms, uint, 0644);
 MODULE_PARM_DESC(drain_ms, "how long a running job may then still take before it is cut off");
 
-static unsigned int ask_ms = 20;
+static unsigned int ask_ms = 50;
 module_param(ask_ms, uint, 0644);
 MODULE_PARM_DESC(ask_ms, "by when the secure world should give the NPU back, when jobs wait");
 

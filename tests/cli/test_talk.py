@@ -269,13 +269,14 @@ def test_what_was_said_before_ctrl_c_stays_in_the_conversation(
     process = start(talking, "chat", "slow", "--max-tokens", "4000")
     assert process.stdin is not None
     assert process.stdout is not None
+    assert process.stderr is not None
     process.stdin.write("one\n")
     assert process.stdout.read(4) == "word"
     for asked in (1, 2):
         wait_until(lambda asked=asked: len(server.asked) == asked)
         process.send_signal(signal.SIGINT)
-        while process.stderr is not None and "(stopped)" not in process.stderr.readline():
-            pass
+        while "(stopped)" not in (line := process.stderr.readline()):
+            assert line, "the chat ended"
         if asked == 1:
             process.stdin.write("two\n")
     process.communicate("", timeout=30)

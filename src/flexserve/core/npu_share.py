@@ -4,9 +4,10 @@ The NPU is the normal world's. A secure world that has products to compute asks 
 when it has none, or when the normal world wants it and has waited for its turn:
 
 - Nobody else wants it: it is held while products come, and for LINGER after the last one.
-- Both want it: they take turns. The secure world holds it for a TURN, the normal world has it for as long
-  afterwards, so each has half of it; the CPU computes the secure world's products meanwhile. A turn ends
-  before the deadline that the normal world gives, whatever is left of it.
+- Both want it: they take turns. The secure world holds it for a TURN, less where the normal world's deadline
+  comes first, and the normal world has it for as long afterwards, so each has half of it; the CPU computes
+  the secure world's products meanwhile. A turn is over, too, when no products came for a PAUSE, or the next
+  job would not end in time.
 
 A turn counts from the moment that the NPU came: who waited for it already has had to wait.
 """
@@ -15,7 +16,9 @@ from __future__ import annotations
 
 TURN = 0.1  # seconds
 LINGER = 0.3  # seconds; handing it over and back costs milliseconds, and requests come in bouts
-_MARGIN = 0.25  # of the time until a deadline is kept for the job under way and for the way back
+PAUSE = 0.01  # seconds without a product, while others want it: then there are no more
+_MARGIN = 1 / 4  # of the time until a deadline is kept for the job under way …
+_WAY_BACK = 1 / 16  # … and this much of it for the way back
 _AFTER_LOSS = 10.0  # seconds; a job that does not end costs its request seconds
 
 
@@ -44,23 +47,32 @@ class NpuShare:
 
     def wanted_back(self, now: float, deadline: float) -> None:
         """Take note that the normal world wants it back by `deadline`. Later ones postpone nothing."""
-        margin = _MARGIN * max(0.0, deadline - now)
-        self._leave_by = _earlier(self._leave_by, min(self._came + self._turn, deadline - margin))
-        self._abort_by = _earlier(self._abort_by, deadline - margin / 2)
+        left = max(0.0, deadline - now)
+        turn = min(self._came + self._turn, deadline - _MARGIN * left)
+        self._leave_by = _earlier(self._leave_by, turn)
+        self._abort_by = _earlier(self._abort_by, deadline - _WAY_BACK * left)
+
+    def fits(self, now: float, seconds: float) -> bool:
+        """Return whether a job that takes so long may begin; if it does not fit, this turn is over."""
+        if self._abort_by is None or now + seconds <= self._abort_by:
+            return True
+        self._leave_by = _earlier(self._leave_by, now)
+        return False
 
     def leave_at(self) -> float:
         """Return when to let it go, between two jobs, unless something happens first."""
-        idle = self._used + self._linger
-        return idle if self._leave_by is None else min(idle, self._leave_by)
+        if self._leave_by is None:
+            return self._used + self._linger
+        return min(self._used + min(self._linger, PAUSE), self._leave_by)
 
     def abort_at(self) -> float | None:
         """Return when to let it go in the middle of a job; None: never."""
         return self._abort_by
 
     def left(self, now: float) -> None:
-        """Take note that it is gone: if it was wanted, the normal world has its turn now."""
+        """Take note that it is gone: if it was wanted, the normal world has its turn now, as long as ours."""
         if self._leave_by is not None:
-            self._rest_until = now + self._turn
+            self._rest_until = now + min(self._turn, now - self._came)
         self._leave_by = self._abort_by = None
 
     def failed(self, now: float) -> None:

@@ -208,7 +208,8 @@ class FlexNpu:
         with self._lock:
             self._share.used(began)
             self._note()
-            if self._came is None or self._must_go():
+            expected = self.pace.expected(step.work) or 0.0
+            if self._came is None or self._must_go() or not self._share.fits(began, expected):
                 return False
         self._unsure = True
         self._npu.submit(step.products, self._place)

@@ -22,7 +22,7 @@ class Pipeline:
         self.samples: dict[tuple[int, int], list[tuple[float, float]]] = {}
 
     def round(self, subject: Subject) -> None:
-        """Measure every prompt at every fraction once.
+        """Measure every prompt at every fraction, `pipeline_times` times.
 
         The bound is the largest of: restoring what is missing alone, computing alone, and the CPU
         seconds of both over the cores. Each is measured next to what it bounds.
@@ -37,12 +37,12 @@ class Pipeline:
                     return contestant.ask(subject.model, text, 1).timings.ttft / 1000
 
                 ask()
-                for percent in self._plan.recalled:
+                for percent in self._plan.recalled * self._plan.pipeline_times:
                     compute, compute_cpu = _timed(contestant, ask)
-                    missing = weights * (100 - percent) // 100
-                    contestant.press(missing)
+                    kept = weights * (100 - percent) // 100
+                    contestant.press(kept)
                     restore, restore_cpu = _timed(contestant, lambda: _warm(contestant, subject.model))
-                    contestant.press(missing)
+                    contestant.press(kept)
                     cores = len(os.sched_getaffinity(0))
                     bound = max(restore, compute, (restore_cpu + compute_cpu) / cores)
                     self.samples.setdefault((length, percent), []).append((ask(), bound))

@@ -60,6 +60,7 @@ class Plan:
     decode_tokens: int = 32  # … and out
     pipeline_shape: int = 0  # whose pipeline is held against its lower bound
     pipeline_prompts: tuple[int, ...] = (32, 128)
+    pipeline_times: int = 1  # in each round: single restores differ by a tenth and more
     recalled: tuple[int, ...] = (25, 50, 75, 100)  # percent
     context: int = 2048
     granule: int = 0  # bytes; 0: as FlexServe has it
@@ -96,6 +97,7 @@ def full(threads: int, memory: str) -> Plan:
         threads=threads,
         memory=memory,
         pipeline_shape=1,
+        pipeline_times=3,
     )
 
 

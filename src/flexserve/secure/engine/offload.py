@@ -28,9 +28,9 @@ from flexserve.secure.flexmem import FlexMem
 from flexserve.secure.flexnpu import FlexNpu, Step
 
 _BLOCK, _BLOCK_BYTES = 32, 34  # values and bytes of a block of q8_0
-_JOB_SECONDS = 0.02  # that a job should take: the normal world waits for one before it has its NPU back
+_JOB_SECONDS = 0.01  # that a job should take: the normal world waits for one before it has its NPU back
 _JOB_WORK = 1 << 26  # multiplications, while it is not known how long they take …
-_JOB_LEAST = 1 << 24  # … and even when they take long: starting a job has its price, too
+_JOB_LEAST = 1 << 22  # … and even when they take long: starting a job has its price, too
 
 Compute = Callable[[abi.Graph], None]
 Resting = Callable[[], AbstractContextManager[None]]
