@@ -30,7 +30,7 @@ def test_a_turn_is_used_up_when_others_want_it():
     share = NpuShare()
     share.came(0.0)
     share.wanted_back(0.01, deadline=10.0)
-    share.used(0.095)
+    share.used(0.09)
     assert share.leave_at() == pytest.approx(TURN)
 
 
@@ -90,6 +90,7 @@ def test_a_job_that_would_not_end_in_time_is_not_begun_and_ends_the_turn():
     share.came(0.0)
     assert share.fits(0.0, 1000.0), "nobody else wants it"
     share.wanted_back(0.0, deadline=0.05)
+    share.used(0.01)
     assert share.fits(0.01, 0.01)
     assert share.leave_at() > 0.01
     assert not share.fits(0.02, 0.04)
