@@ -38,6 +38,7 @@ from flexserve.platforms.trustzone.ram import Ram
 _WRAP = 0xFFFF_FFFF  # heads and tails run on and wrap
 _SLOT_WORDS = abi.SLOT_BYTES // 8  # u64: kind and three arguments
 _LOOK_AGAIN = 1.0  # seconds without a bell until it is quiet
+_NAP = 100e-6  # seconds; events come in bouts, and each bell costs whoever calls the monitor some of them
 _RING_AGAIN = 0.25  # seconds
 _PATIENCE = 2.0  # seconds for the OS to have commands carried out when the ring is full
 _BELLS = 4096  # bytes taken from the secure UART at once
@@ -236,10 +237,15 @@ class Mailbox:
     def events(self) -> Iterator[Event]:
         """Yield events as they come, while attached, for as long as the machine lives."""
         while True:
+            came = False
             while (event := self._next()) is not None:
+                came = True
                 yield event
             if self._attached and len(self._commands):
                 self._send(abi.Byte.RING)  # the OS has so many carried out for each bell, and no more
+            if came:
+                time.sleep(_NAP)
+                continue
             self._sleep(1)
             waiting = self._unread()
             rung = not waiting and self._poll.poll(_LOOK_AGAIN * 1000)
