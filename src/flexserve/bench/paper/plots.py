@@ -49,10 +49,20 @@ def _latency(axes: Any, cells: list[dict[str, Any]]) -> None:
     """One group of bars for each model and prompt, at the middle pressure."""
     levels = sorted({cell["kept"] for cell in cells})
     shown = [cell for cell in cells if cell["kept"] == levels[len(levels) // 2]]
-    _bars(axes, shown, [f"{cell['model']}\n{cell['prompt']}" for cell in shown])
+    _bars(axes, shown, _grouped(shown))
     axes.set_yscale("log")
     axes.set_ylabel("time to first token, seconds")
     axes.set_title(f"{shown[0]['kept']:.0%} of the weights kept")
+
+
+def _grouped(cells: list[dict[str, Any]]) -> list[str]:
+    """Label each cell with its prompt, and the middle one of each model with that, too: names are long."""
+    labels = []
+    for cell in cells:
+        prompts = [other["prompt"] for other in cells if other["model"] == cell["model"]]
+        middle = cell["prompt"] == prompts[len(prompts) // 2]
+        labels.append(f"{cell['prompt']}\n{cell['model']}" if middle else str(cell["prompt"]))
+    return labels
 
 
 def _workflows(axes: Any, cells: list[dict[str, Any]]) -> None:
@@ -81,6 +91,7 @@ def _breakdown(axes: Any, cells: list[dict[str, Any]]) -> None:
     columns += [
         ("flexserve", cell["parts"]["flexserve"], f"FlexServe\n{cell['kept']:.0%} kept") for cell in shown
     ]
+    highest = 0.0
     for place, (_, parts, _label) in enumerate(columns):
         bottom = 0.0
         visible = _visible(parts)
@@ -88,6 +99,7 @@ def _breakdown(axes: Any, cells: list[dict[str, Any]]) -> None:
             axes.bar(place, visible.get(part, 0.0), 0.6, bottom=bottom, color=colour)
             bottom += visible.get(part, 0.0)
         axes.bar(place, parts["hidden"], 0.6, bottom=bottom, color="none", edgecolor="#718096", hatch="//")
+        highest = max(highest, bottom + parts["hidden"])
     axes.set_xticks(range(len(columns)), [label for *_, label in columns], fontsize=8)
     for part, colour in _STACKED.items():
         if part != "waited":
@@ -95,7 +107,7 @@ def _breakdown(axes: Any, cells: list[dict[str, Any]]) -> None:
     axes.bar(0, 0, color="none", edgecolor="#718096", hatch="//", label="hidden behind compute")
     axes.set_ylabel("seconds")
     axes.set_title(f"{model}, prompt of {prompts[len(prompts) // 2]}: where the time goes")
-    axes.margins(y=0.25)
+    axes.set_ylim(top=1.25 * highest)  # room for the legend
     axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper center")
 
 
