@@ -49,26 +49,30 @@ bool pages_range(u64 ipa, u64 pages, struct range *range)
 	return true;
 }
 
+/* Both walk the range with a pointer of their own: a store of a byte may be a store to any variable. */
 bool pages_may(enum flex_move move, struct range range)
 {
-	u64 page;
+	const u8 *at = &states[range.first], *end = at + range.count;
+	u8 from = steps[move].from;
 
-	for (page = range.first; page < range.first + range.count; page++)
-		if (states[page] != steps[move].from)
+	for (; at < end; at++)
+		if (*at != from)
 			return false;
 	return true;
 }
 
 void pages_move(enum flex_move move, struct range range)
 {
-	u64 page;
+	u8 *at = &states[range.first], *end = at + range.count;
+	u8 from = steps[move].from, to = steps[move].to;
 
-	if (!pages_may(move, range))
-		arch_panic("illegal move of a page");
-	for (page = range.first; page < range.first + range.count; page++)
-		states[page] = steps[move].to;
-	counts[steps[move].from] -= range.count;
-	counts[steps[move].to] += range.count;
+	for (; at < end; at++) {
+		if (*at != from)
+			arch_panic("illegal move of a page");
+		*at = to;
+	}
+	counts[from] -= range.count;
+	counts[to] += range.count;
 }
 
 struct range pages_from(u64 first)

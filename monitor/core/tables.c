@@ -24,45 +24,48 @@ static u64 *stage2_leaves;
 static u64 *device_leaves;
 static u64 *secure_leaves;
 
-static u64 address_of(u64 page)
+/* One page after the other, from this leaf on. */
+static void map(u64 *leaf, u64 at, u64 bytes, u64 kind)
 {
-	return here->ram_base + page * FLEX_PAGE_BYTES;
+	u64 end = at + bytes;
+
+	for (; at < end; at += FLEX_PAGE_BYTES)
+		*leaf++ = at | kind;
+}
+
+static void unmap(u64 *leaf, u64 pages)
+{
+	u64 *end = leaf + pages;
+
+	while (leaf < end)
+		*leaf++ = 0;
+}
+
+static void map_pages(u64 *leaves, struct range range, u64 kind)
+{
+	map(&leaves[range.first], here->ram_base + range.first * FLEX_PAGE_BYTES, range.count * FLEX_PAGE_BYTES, kind);
 }
 
 void tables_show(struct range range)
 {
-	u64 page;
-
-	for (page = range.first; page < range.first + range.count; page++) {
-		stage2_leaves[page] = address_of(page) | STAGE2_RAM;
-		device_leaves[page] = address_of(page) | DEVICE_RAM;
-	}
+	map_pages(stage2_leaves, range, STAGE2_RAM);
+	map_pages(device_leaves, range, DEVICE_RAM);
 }
 
 void tables_hide(struct range range)
 {
-	u64 page;
-
-	for (page = range.first; page < range.first + range.count; page++) {
-		stage2_leaves[page] = 0;
-		device_leaves[page] = 0;
-	}
+	unmap(&stage2_leaves[range.first], range.count);
+	unmap(&device_leaves[range.first], range.count);
 }
 
 void tables_open(struct range range)
 {
-	u64 page;
-
-	for (page = range.first; page < range.first + range.count; page++)
-		secure_leaves[page] = address_of(page) | DEVICE_RAM;
+	map_pages(secure_leaves, range, DEVICE_RAM);
 }
 
 void tables_close(struct range range)
 {
-	u64 page;
-
-	for (page = range.first; page < range.first + range.count; page++)
-		secure_leaves[page] = 0;
+	unmap(&secure_leaves[range.first], range.count);
 }
 
 bool tables_is_open(u64 page)
@@ -96,15 +99,6 @@ static void link_tree(const struct tree *tree)
 		level2[first + i] = (tree->level3 + i * FLEX_PAGE_BYTES) | VALID_TABLE;
 }
 
-/* One page after the other, from this leaf on. */
-static void map(u64 *leaf, u64 at, u64 bytes, u64 kind)
-{
-	u64 end = at + bytes;
-
-	for (; at < end; at += FLEX_PAGE_BYTES)
-		*leaf++ = at | kind;
-}
-
 /* Registers: whole blocks at level 2, smaller windows (all in one block) at level 3. */
 static void map_window(const struct window *window)
 {
@@ -132,10 +126,7 @@ void tables_show_registers(void)
 
 void tables_hide_registers(void)
 {
-	u64 *leaf = registers_leaf(), i;
-
-	for (i = 0; i < FLEX_NPU_WINDOW_BYTES / FLEX_PAGE_BYTES; i++)
-		leaf[i] = 0;
+	unmap(registers_leaf(), FLEX_NPU_WINDOW_BYTES / FLEX_PAGE_BYTES);
 }
 
 /* All of it lies in one block of memory. */

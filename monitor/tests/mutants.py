@@ -37,10 +37,12 @@ SCRUB = "\tif (move == FLEX_MOVE_SCRUBBED)\n\t\tarch_scrub(call->a[0], range.cou
 SHOW = "\tpages_move(move, range);\n\ttables_show(range);\n"
 STOP = "\t\tif (notices_full() || mailbox_room() == 0)\n"
 CHECK_MOVE = "\tif (!pages_may(move, range))\n\t\treturn FLEX_STATUS_DENIED;\n"
-LOOP = "for (page = range.first; page < range.first + range.count; page++)"
-MAY = f"\t{LOOP}\n\t\tif (states"
-MOVE = f"\t{LOOP}\n\t\tstates"
-LEAVES_HIDDEN = "\t\tstage2_leaves[page] = 0;\n\t\tdevice_leaves[page] = 0;\n"
+EACH = "\tfor (; at < end; at++)"
+MAY = f"{EACH}\n\t\tif (*at != from)\n\t\t\treturn false"
+MOVE = f"{EACH} {{"
+CPUS_HIDDEN = "\tunmap(&stage2_leaves[range.first], range.count);\n"
+DEVICES_HIDDEN = "\tunmap(&device_leaves[range.first], range.count);\n"
+CPUS_SHOWN = "\tmap_pages(stage2_leaves, range, STAGE2_RAM);\n"
 HELD = "\tif (secure_attached() || npu_is_away() || pages_count(FLEX_STATE_GRANTED) ||"
 LEAVE = "leaving.under_way)\n\t\t\tleave_on();\n"
 OBEY = "mailbox_command(&command))\n\t\t\tcarry_out(&command);\n"
@@ -67,31 +69,21 @@ MUTANTS = (
     Mutant("publish before unmapping", CALLS, HIDE + FLUSHES + PUBLISH, PUBLISH + HIDE + FLUSHES),
     Mutant("publish before the flush", CALLS, FLUSHES + PUBLISH, PUBLISH + FLUSHES),
     Mutant("tell before the flush", CALLS, FLUSHES + PUBLISH + TELL, TELL + FLUSHES + PUBLISH),
-    Mutant("devices keep their mapping", TABLES, LEAVES_HIDDEN, "\t\tstage2_leaves[page] = 0;\n"),
-    Mutant("CPUs keep their mapping", TABLES, LEAVES_HIDDEN, "\t\tdevice_leaves[page] = 0;\n"),
-    Mutant(
-        "a page too few is hidden",
-        TABLES,
-        f"\t{LOOP} {{\n\t\tstage2_leaves[page] = 0;",
-        f"\t{LOOP.replace('count;', 'count - 1;')} {{\n\t\tstage2_leaves[page] = 0;",
-    ),
-    Mutant(
-        "a page too many is hidden",
-        TABLES,
-        f"\t{LOOP} {{\n\t\tstage2_leaves[page] = 0;",
-        f"\t{LOOP.replace('count;', 'count + 1;')} {{\n\t\tstage2_leaves[page] = 0;",
-    ),
+    Mutant("devices keep their mapping", TABLES, DEVICES_HIDDEN, ""),
+    Mutant("CPUs keep their mapping", TABLES, CPUS_HIDDEN, ""),
+    Mutant("a page too few is hidden", TABLES, CPUS_HIDDEN, CPUS_HIDDEN.replace("count", "count - 1")),
+    Mutant("a page too many is hidden", TABLES, CPUS_HIDDEN, CPUS_HIDDEN.replace("count", "count + 1")),
     Mutant(
         "a page too many is shown",
         TABLES,
-        f"\t{LOOP} {{\n\t\tstage2_leaves[page] = address",
-        f"\t{LOOP.replace('count;', 'count + 1;')} {{\n\t\tstage2_leaves[page] = address",
+        CPUS_SHOWN,
+        f"\tstruct range more = {{ range.first, range.count + 1 }};\n\n{CPUS_SHOWN.replace('range', 'more')}",
     ),
     Mutant(
         "leaves lead to the page beside",
         TABLES,
-        "return here->ram_base + page * FLEX_PAGE_BYTES",
-        "return here->ram_base + (page ^ 1) * FLEX_PAGE_BYTES",
+        "here->ram_base + range.first * FLEX_PAGE_BYTES",
+        "here->ram_base + (range.first ^ 1) * FLEX_PAGE_BYTES",
     ),
     Mutant(
         "the monitor's memory is mapped",
@@ -113,11 +105,9 @@ MUTANTS = (
         "FLEX_TRANSITION(RETURN, RECALLING, NORMAL)",
     ),
     # who may ask
-    Mutant("only the first page is checked", PAGES, MAY, "\tpage = range.first;\n\t\tif (states"),
-    Mutant(
-        "the last page is not checked", PAGES, MAY, MAY.replace("count;", "count - 1 + !(range.count - 1);")
-    ),
-    Mutant("the last page is not moved", PAGES, MOVE, MOVE.replace("count;", "count - 1;")),
+    Mutant("only the first page is checked", PAGES, MAY, MAY.replace("at < end", "at == &states[range.first]")),
+    Mutant("the last page is not checked", PAGES, MAY, MAY.replace("< end", "< end - (range.count > 1)")),
+    Mutant("the last page is not moved", PAGES, MOVE, MOVE.replace("< end", "< end - 1")),
     Mutant("RETURN and TAKE check nothing", CALLS, CHECK_MOVE, ""),
     Mutant(
         "RECALL takes what is only granted",
@@ -185,7 +175,7 @@ MUTANTS = (
     Mutant(
         "POLL does not say that more waits", CALLS, "notice.kind == FLEX_NOTICE_NONE && more", "false && more"
     ),
-    Mutant("pages are not counted", PAGES, "\tcounts[steps[move].to] += range.count;\n", ""),
+    Mutant("pages are not counted", PAGES, "\tcounts[to] += range.count;\n", ""),
     Mutant(
         "an access to a granted page is retried",
         MONITOR_C,
@@ -228,7 +218,7 @@ MUTANTS = (
     Mutant("registers are known still", NPU, HIDE_REGISTERS, "\ttables_hide_registers();\n"),
     Mutant("registers are hidden after the reset", NPU, HIDE_REGISTERS + ENTER, ENTER + HIDE_REGISTERS),
     Mutant(
-        "a page of registers is not hidden", TABLES, "FLEX_NPU_WINDOW_BYTES / FLEX_PAGE_BYTES; i++", "15; i++"
+        "a page of registers is not hidden", TABLES, "FLEX_NPU_WINDOW_BYTES / FLEX_PAGE_BYTES);", "15);"
     ),
     Mutant("registers are not zeroed", NPU, ZERO, ""),
     Mutant("the last register is not zeroed", NPU, "FLEX_NPU_WINDOW_BYTES / sizeof(u64);", "8191;"),

@@ -55,11 +55,11 @@ OWN = (
     Mutant(
         "the monitor's own pages move",
         PAGES,
-        "if (states[page] != steps[move].from)",
-        "if (states[page] != FLEX_STATE_MONITOR && states[page] != steps[move].from)",
+        "if (*at != from)\n\t\t\treturn",
+        "if (*at != FLEX_STATE_MONITOR && *at != from)\n\t\t\treturn",
     ),
     Mutant("an alike page beyond RAM", PAGES, "page + count < total && ", ""),
-    Mutant("one page of registers is not hidden", TABLES, "FLEX_PAGE_BYTES; i++", "FLEX_PAGE_BYTES - 1; i++"),
+    Mutant("one page of registers is not hidden", TABLES, "/ FLEX_PAGE_BYTES);", "/ FLEX_PAGE_BYTES - 1);"),
     Mutant("one register is not zeroed", NPU, "BYTES / sizeof(u64); i++", "BYTES / sizeof(u64) - 1; i++"),
     Mutant("too much is zeroed", NPU, "BYTES / sizeof(u64); i++", "BYTES / sizeof(u64) + 1; i++"),
     Mutant(
