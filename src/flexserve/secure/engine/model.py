@@ -104,7 +104,7 @@ class Model:
             engine.flexmem.commit(scratch, 0, scratch.size)
             with store.open(name, scratch=engine.flexmem.view(scratch, 0, CHUNK)) as sealed:
                 self.manifest = sealed.manifest
-                self.header = sealed.header()
+                self.header = sealed.header().without_lists()  # llama.cpp has the vocabulary
                 opening = self._open(sealed)
                 self._buffers = opening.buffers
                 self.image = self._image(store, sealed, opening.tensors, progress)

@@ -66,9 +66,9 @@ class Vocabulary:
 
     def text_of(self, key: str) -> str:
         """Return the text of the special token whose number is at metadata key `key` ("" if none)."""
-        number, tokens = self._metadata.get(key), self._metadata.get("tokenizer.ggml.tokens")
-        if isinstance(number, int) and isinstance(tokens, list) and 0 <= number < len(tokens):
-            return str(tokens[number])
+        number = self._metadata.get(key)
+        if isinstance(number, int) and 0 <= number < lib.llama_vocab_n_tokens(self._address):
+            return bytes(lib.llama_vocab_get_text(self._address, number)).decode(errors="replace")
         return ""
 
 

@@ -132,6 +132,12 @@ class GgufHeader:
         known = largest in GGMLQuantizationType.__members__.values()
         return str(GGMLQuantizationType(largest).name) if known else f"type {largest}"
 
+    def without_lists(self) -> GgufHeader:
+        """Return it without what is long: a vocabulary of strings takes some 10 MiB."""
+        lists = (list, array.array)
+        short = {key: value for key, value in self.metadata.items() if not isinstance(value, lists)}
+        return dataclasses.replace(self, metadata=short)
+
     def _text(self, key: str) -> str | None:
         value = self.metadata.get(key)
         return value if isinstance(value, str) else None
