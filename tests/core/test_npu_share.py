@@ -85,7 +85,7 @@ def test_what_failed_is_left_alone_for_a_while():
     assert share.may_ask(20.0)
 
 
-def test_a_job_that_would_not_end_in_time_is_not_begun_and_ends_the_turn():
+def test_a_job_that_would_not_end_in_time_does_not_fit_and_may_end_the_turn():
     share = NpuShare()
     share.came(0.0)
     assert share.fits(0.0, 1000.0), "nobody else wants it"
@@ -94,6 +94,8 @@ def test_a_job_that_would_not_end_in_time_is_not_begun_and_ends_the_turn():
     assert share.fits(0.01, 0.01)
     assert share.leave_at() > 0.01
     assert not share.fits(0.02, 0.04)
+    assert share.leave_at() > 0.02
+    share.end_turn(0.02)
     assert share.leave_at() <= 0.02
 
 

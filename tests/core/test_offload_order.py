@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flexserve.core.offload import WINDOW, Conflicts, Pace, cut, shared_out
+from flexserve.core.offload import WINDOW, Conflicts, Pace, cut, job_work, shared_out
 
 MEMORY = 24  # bytes
 SOURCES = 3
@@ -74,6 +75,12 @@ def test_the_cpu_does_one_of_several_until_both_are_known():
     assert shared_out([4, 4, 4], Pace(), Pace(1.0)) == 2
     assert shared_out([4, 4, 4], Pace(1.0), Pace()) == 2
     assert shared_out([4], Pace(), Pace()) == 1
+
+
+def test_a_job_has_as_much_work_as_takes_about_ten_milliseconds():
+    assert job_work(Pace(1e-9)) == pytest.approx(1e7, rel=1e-6)
+    assert job_work(Pace(1e-6)) == job_work(Pace(1.0)) > 1 << 20, "a job that is too small is all overhead"
+    assert job_work(Pace()) >= job_work(Pace(1.0)), "while nothing is known"
 
 
 def test_products_are_shared_out_by_speed():

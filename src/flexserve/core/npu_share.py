@@ -53,11 +53,12 @@ class NpuShare:
         self._abort_by = _earlier(self._abort_by, deadline - _WAY_BACK * left)
 
     def fits(self, now: float, seconds: float) -> bool:
-        """Return whether a job that takes so long may begin; if it does not fit, this turn is over."""
-        if self._abort_by is None or now + seconds <= self._abort_by:
-            return True
+        """Return whether a job that takes so long would end in time."""
+        return self._abort_by is None or now + seconds <= self._abort_by
+
+    def end_turn(self, now: float) -> None:
+        """Take note that the next job does not fit."""
         self._leave_by = _earlier(self._leave_by, now)
-        return False
 
     def leave_at(self) -> float:
         """Return when to let it go, between two jobs, unless something happens first."""

@@ -21,6 +21,10 @@ LEAST_ROWS = 32
 LEAST_WORK = 1 << 20  # multiplications
 WINDOW = 64  # nodes ahead that are looked at
 
+_JOB_SECONDS = 0.01  # that a job should take: the normal world waits for one before it has its NPU back
+_JOB_WORK = 1 << 26  # multiplications, while it is not known how long they take …
+_JOB_LEAST = 1 << 22  # … and even when they take long: starting a job has its price, too
+
 
 class Conflicts:
     """Which nodes of a graph must keep their order.
@@ -84,6 +88,13 @@ class Pace:
     def expected(self, work: int) -> float | None:
         """Return the seconds that `work` multiplications will take."""
         return None if self.seconds is None else work * self.seconds
+
+
+def job_work(pace: Pace) -> int:
+    """Return how many multiplications a job should have for somebody of this pace."""
+    if pace.seconds is None:
+        return _JOB_WORK
+    return max(_JOB_LEAST, int(_JOB_SECONDS / pace.seconds))
 
 
 def shared_out(work: Sequence[int], other: Pace, cpu: Pace) -> int:

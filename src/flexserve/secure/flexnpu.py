@@ -209,7 +209,10 @@ class FlexNpu:
             self._share.used(began)
             self._note()
             expected = self.pace.expected(step.work) or 0.0
-            if self._came is None or self._must_go() or not self._share.fits(began, expected):
+            if self._came is None or self._must_go():
+                return False
+            if not self._share.fits(began, expected):
+                self._share.end_turn(began)
                 return False
         self._unsure = True
         self._npu.submit(step.products, self._place)

@@ -62,6 +62,14 @@ def test_a_sound_header_is_read_in_full():
     assert second.offset + second.size == len(data)
 
 
+def test_what_is_long_can_be_left_out():
+    whole = parse(gguf_bytes())
+    short = whole.without_lists()
+    left_out = {"tokenizer.ggml.tokens", "tokenizer.ggml.scores", "flags"}
+    assert short.metadata == {key: value for key, value in whole.metadata.items() if key not in left_out}
+    assert (short.tensors, short.chat_template) == (whole.tensors, whole.chat_template)
+
+
 def test_what_a_header_does_not_say_is_none_or_derived():
     header = parse(gguf_bytes(pairs=(ARCHITECTURE,)))
     assert (header.name, header.chat_template, header.context_length) == (None, None, None)

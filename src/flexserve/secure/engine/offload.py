@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager
 import numpy as np
 from numpy.typing import NDArray
 
-from flexserve.core.offload import LEAST_ROWS, LEAST_WORK, WINDOW, Conflicts, Pace, cut, shared_out
+from flexserve.core.offload import LEAST_ROWS, LEAST_WORK, WINDOW, Conflicts, Pace, cut, job_work, shared_out
 from flexserve.errors import GrantRefusedError
 from flexserve.platforms.ports import NpuLimits, Product
 from flexserve.secure.engine import abi, tensors
@@ -28,9 +28,6 @@ from flexserve.secure.flexmem import FlexMem
 from flexserve.secure.flexnpu import FlexNpu, Step
 
 _BLOCK, _BLOCK_BYTES = 32, 34  # values and bytes of a block of q8_0
-_JOB_SECONDS = 0.01  # that a job should take: the normal world waits for one before it has its NPU back
-_JOB_WORK = 1 << 26  # multiplications, while it is not known how long they take …
-_JOB_LEAST = 1 << 22  # … and even when they take long: starting a job has its price, too
 
 Compute = Callable[[abi.Graph], None]
 Resting = Callable[[], AbstractContextManager[None]]
@@ -190,11 +187,9 @@ class GraphOffload:
     def _steps(self, products: Sequence[NodeProduct]) -> Iterator[Step]:
         """Cut the products into jobs of a bounded length."""
         first, limits = products[0], self._npu.limits
-        second = self._npu.pace.expected(1)
-        budget = _JOB_WORK if second is None else max(_JOB_LEAST, int(_JOB_SECONDS / second))
         reach = limits.reach - first.rows * first.width  # B and C of a job
         most = min(  # columns
-            budget // (first.rows * first.depth),
+            job_work(self._npu.pace) // (first.rows * first.depth),
             self._memory.room // (4 * first.rows),
             reach // (first.width + 4 * first.rows),
             limits.columns,
