@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import collections
+import contextlib
+import itertools
 import os
 import random
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,12 +22,14 @@ from flexserve.bench.group import memory_group
 from flexserve.errors import NormalWorldError
 from flexserve.units import GIB, MIB
 
-SETTING = Setting(limit=GIB, rows=1000, few=100, warm=1.0, grown=5.0, rounds=1)
+SETTING = Setting(limit=GIB, rows=1000, few=100, warm=1.0, grown=20, rounds=1)
 
 
-def run(scenario: str, rate: int, looks: list[Look], *, slow_until: int = 0) -> Run:
-    operations = [rate // 10 if number < slow_until else rate for number in range(20)]
-    return Run(scenario, operations, [rate * 512] * 20, looks, [], 0)
+def run(scenario: str, took: float, looks: list[Look], *, slow_until: int = 0) -> Run:
+    """A run of twenty portions that took so many seconds each, and the first ones ten times as long."""
+    took_each = [took * 10 if number < slow_until else took for number in range(20)]
+    done_at = list(itertools.accumulate(took_each))
+    return Run(scenario, done_at, [512 * foreground.PORTION] * 20, looks, [], 0)
 
 
 def recalled_from(at: float) -> list[Look]:
@@ -41,16 +46,24 @@ def test_the_pressure_starts_when_the_cgroup_is_full_or_memory_is_recalled() -> 
     assert run("alone", 1, [Look(0.0, 300 * MIB, 0)]).pressure_at is None
 
 
+def test_portions_count_from_their_beginning() -> None:
+    steady = run("alone", 1.0, [])
+    assert [steady.portion(at) for at in (-1.0, 0.0, 0.5, 1.0, 1.5, 19.5, 100.0)] == [0, 0, 1, 1, 2, 19, 19]
+    assert steady.seconds() == 20.0
+    assert steady.seconds(19) == 1.0
+    assert steady.speed == foreground.PORTION
+
+
 def test_what_is_kept_counts_from_a_second_after_the_start_of_the_pressure() -> None:
     steady = [Look(0.0, 300 * MIB, 0)]
-    runs = {name: run(name, 100, steady) for name in SCENARIOS}
-    # Slow until the fourth second, three quarters of a second after the pressure started.
-    runs["idle"] = run("idle", 100, recalled_from(3.2), slow_until=16)
-    runs["strawman"] = run("strawman", 50, steady)
+    runs = {name: run(name, 0.1, steady) for name in SCENARIOS}
+    # Slow for four seconds, which end eight tenths of a second after the pressure started.
+    runs["idle"] = run("idle", 0.1, recalled_from(3.2), slow_until=4)
+    runs["strawman"] = run("strawman", 0.2, steady)
     report = summed_up([runs], SETTING, 1, 600 * MIB)
-    assert report["kept_fraction"] == report["cells"]["idle"]["kept"] == 1.0
+    assert report["kept_fraction"] == report["cells"]["idle"]["kept"] == pytest.approx(1.0)
     assert report["cells"]["idle"]["kept_since_growth"] < 0.5
-    assert report["cells"]["strawman"]["kept"] == 0.5
+    assert report["cells"]["strawman"]["kept"] == pytest.approx(0.5)
     assert report["cells"]["idle"]["given_back_after_s"] == pytest.approx(0.5)
     assert report["cells"]["idle"]["lacked_s"] == pytest.approx(0.5)
     assert report["cells"]["strawman"]["lacked_s"] is None
@@ -61,22 +74,40 @@ def test_what_is_kept_counts_from_a_second_after_the_start_of_the_pressure() -> 
 def test_rounds_are_summed_up_by_medians() -> None:
     steady = [Look(0.0, 300 * MIB, 0)]
     rounds = []
-    for rate in (90, 98, 10):
-        runs = {name: run(name, 100, steady) for name in SCENARIOS}
-        runs["idle"] = run("idle", rate, steady)
+    for kept in (0.9, 0.98, 0.1):
+        runs = {name: run(name, 0.1, steady) for name in SCENARIOS}
+        runs["idle"] = run("idle", 0.1 / kept, steady)
         rounds.append(runs)
     report = summed_up(rounds, SETTING, 2, 1)
-    assert report["kept_fraction"] == 0.9
-    assert report["cells"]["idle"]["kept_all"] == [0.9, 0.98, 0.1]
+    assert report["kept_fraction"] == pytest.approx(0.9)
+    assert report["cells"]["idle"]["kept_all"] == pytest.approx([0.9, 0.98, 0.1])
 
 
 @pytest.mark.parametrize("access", get_args(foreground.Access))
 def test_the_foreground_program_counts_what_it_does(tmp_path: Path, access: foreground.Access) -> None:
     database = str(tmp_path / "documents.db")
     foreground.fill(database, 50)
-    result = foreground.run(database, few=10, rows=50, warm=0.25, grown=0.5, access=access)
-    assert len(result["operations"]) == len(result["read"]) == 2
-    assert sum(result["operations"]) > 0
+    result = foreground.run(database, few=10, rows=50, warm=0.25, grown=2, access=access)
+    assert len(result["done"]) == len(result["read"]) == 2
+    assert 0 < result["done"][0] < result["done"][1]
+
+
+def test_the_same_rows_are_used_in_every_run_once_it_has_grown(tmp_path: Path) -> None:
+    """However long it took before."""
+    left = []
+    for number, warm in enumerate((0.0, 0.1)):
+        database = str(tmp_path / f"{number}.db")
+        foreground.fill(database, 2000)
+        before = _bodies(database)
+        foreground.run(database, few=1, rows=2000, warm=warm, grown=1, access="uniform")
+        after = _bodies(database)
+        left.append({row for row in after if after[row] != before[row] and row > 0})
+    assert left[0] == left[1] != set()
+
+
+def _bodies(database: str) -> dict[int, bytes]:
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        return dict(connection.execute("SELECT id, body FROM documents"))
 
 
 def test_zipf_uses_some_rows_often_and_uniform_all_alike() -> None:

@@ -11,8 +11,8 @@ cgroup holds. The pressure starts when the cgroup is full. Compared in each roun
     inferring  FlexServe answers one request after the other, on one thread
     strawman   a process holds as much locked memory as the model has, and gives nothing back
 
-Kept is the ratio to `alone`, of the operations from a second after the start of the pressure
-beside idle FlexServe to the end, in the same round and the same span of time.
+Kept is how long `alone` took for the operations from a second after the start of the pressure beside
+idle FlexServe to the end, over how long they took here, in the same round.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from flexserve.secure.models.store import Store
 from flexserve.units import GIB, format_size
 
 # Beside a model of 600 MiB and both worlds, 4 GiB have room for `few` rows and little more.
-FULL = Setting(limit=4 * GIB, rows=384 << 10, few=200_000, warm=2.0, grown=20.0, rounds=7)
-QUICK = dataclasses.replace(FULL, grown=12.0, rounds=1)
+FULL = Setting(limit=4 * GIB, rows=384 << 10, few=200_000, warm=2.0, grown=100, rounds=7)
+QUICK = dataclasses.replace(FULL, grown=60, rounds=1)
 
 Say = Callable[[str], None]
 
@@ -92,8 +92,8 @@ class Application:
             looks = watch.looks(since=result["grown_at"])
             decisions = server.decisions() if server else []
             answers = server.answers - before if server else 0
-        run = Run(scenario, result["operations"], result["read"], looks, decisions, answers)
-        self._say(f"  {scenario}: {sum(run.operations) / self._setting.grown:.0f} operations a second")
+        run = Run(scenario, result["done"], result["read"], looks, decisions, answers)
+        self._say(f"  {scenario}: {run.speed:.0f} operations a second")
         return run
 
     def _foreground(self, group: MemoryGroup) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import itertools
-import math
 import statistics
 from typing import Any
 
@@ -20,13 +20,13 @@ _SHRUNK = 16 * MIB  # a secure world smaller by more than this was recalled from
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Setting:
-    """How large and how long. `limit` in bytes, `warm` and `grown` in seconds."""
+    """How large and how long. `limit` in bytes, `warm` in seconds."""
 
     limit: int
     rows: int  # of the database
     few: int  # of them used at first
     warm: float
-    grown: float
+    grown: int  # portions, of foreground.PORTION operations each
     rounds: int
     access: foreground.Access = "zipf"  # which rows it uses
 
@@ -45,8 +45,8 @@ class Run:
     """One scenario of one round."""
 
     scenario: str
-    operations: list[int]  # per foreground.BUCKET
-    read: list[int]  # bytes from the disk, per foreground.BUCKET
+    done_at: list[float]  # seconds since the program grew, of each foreground.PORTION
+    read: list[int]  # bytes from the disk, in each of them
     looks: list[Look]
     decisions: list[dict[str, Any]]
     answers: int  # that FlexServe gave meanwhile
@@ -64,16 +64,25 @@ class Run:
                 return look.at
         return None
 
-    def done(self, since: float) -> int:
-        """Operations from `since` seconds on."""
-        return sum(self.operations[_bucket(since) :])
+    def portion(self, at: float) -> int:
+        """Return the first portion, of those that there are, that began `at` seconds or later."""
+        return min(bisect.bisect_left([0.0, *self.done_at], at), len(self.done_at) - 1)
 
-    def read_per_operation(self, since: float) -> float:
-        """Bytes from the disk for each operation, from `since` seconds on.
+    def seconds(self, first: int = 0) -> float:
+        """How long it took for all portions from `first` on."""
+        return self.done_at[-1] - (self.done_at[first - 1] if first else 0.0)
+
+    @property
+    def speed(self) -> float:
+        """Operations a second."""
+        return len(self.done_at) * foreground.PORTION / self.seconds()
+
+    def read_per_operation(self, first: int = 0) -> float:
+        """Bytes from the disk for each operation, from portion `first` on.
 
         It tells how much memory the program lacked, on a machine however busy.
         """
-        return sum(self.read[_bucket(since) :]) / max(1, self.done(since))
+        return sum(self.read[first:]) / (len(self.read[first:]) * foreground.PORTION)
 
     def lacked(self) -> float | None:
         """Seconds that the cgroup was full while the secure world had what it gave back later.
@@ -98,10 +107,6 @@ class Run:
         return next(look.at for look in self.looks if look.secure <= goal)
 
 
-def _bucket(at: float) -> int:
-    return max(0, math.ceil(at / foreground.BUCKET))
-
-
 def summed_up(rounds: list[dict[str, Run]], setting: Setting, version: int, model: int) -> dict[str, Any]:
     """Return the report as one JSON-able object. `model` is the size of its file, in bytes."""
     cells = {name: _cell(name, rounds) for name in SCENARIOS}
@@ -123,10 +128,10 @@ def _cell(scenario: str, rounds: list[dict[str, Run]]) -> dict[str, Any]:
     kept, whole, read, pressure, returned, lacked = [], [], [], [], [], []
     for runs in rounds:
         run, alone = runs[scenario], runs["alone"]
-        at = runs["idle"].pressure_at or 0.0
-        kept.append(run.done(at + SETTLED) / max(1, alone.done(at + SETTLED)))
-        read.append(run.read_per_operation(at + SETTLED))
-        whole.append(run.done(0) / max(1, alone.done(0)))
+        first = runs["idle"].portion((runs["idle"].pressure_at or 0.0) + SETTLED)
+        kept.append(alone.seconds(first) / run.seconds(first))
+        read.append(run.read_per_operation(first))
+        whole.append(alone.seconds() / run.seconds())
         if run.pressure_at is not None:
             pressure.append(run.pressure_at)
         if (given := run.given_back_at()) is not None:
@@ -138,10 +143,7 @@ def _cell(scenario: str, rounds: list[dict[str, Run]]) -> dict[str, Any]:
         "kept": statistics.median(kept),
         "kept_all": kept,
         "kept_since_growth": statistics.median(whole),
-        "operations_per_second": statistics.median(
-            sum(runs[scenario].operations) / (len(runs[scenario].operations) * foreground.BUCKET)
-            for runs in rounds
-        ),
+        "operations_per_second": statistics.median(runs[scenario].speed for runs in rounds),
         "read_per_operation": statistics.median(read),
         "pressure_at_s": statistics.median(pressure) if pressure else None,
         "given_back_after_s": statistics.median(returned) if returned else None,
@@ -155,14 +157,12 @@ def _cell(scenario: str, rounds: list[dict[str, Run]]) -> dict[str, Any]:
 
 
 def _timeline(run: Run) -> list[dict[str, float]]:
-    """Return one row for each bucket: seconds, operations a second, bytes free and in the secure world."""
+    """Return one row for each portion: its begin, operations a second, bytes free and in the secure world."""
     rows = []
-    for number, count in enumerate(run.operations):
-        at = number * foreground.BUCKET
+    for at, done in itertools.pairwise([0.0, *run.done_at]):
         look = next((look for look in run.looks if look.at >= at), run.looks[-1])
-        rows.append(
-            {"s": at, "per_second": count / foreground.BUCKET, "free": look.free, "secure": look.secure}
-        )
+        speed = foreground.PORTION / (done - at)
+        rows.append({"s": at, "per_second": speed, "free": look.free, "secure": look.secure})
     return rows
 
 
@@ -187,9 +187,9 @@ def as_text(report: dict[str, Any]) -> str:
         "kept: from a second after the start of the pressure. lacked: how long, at most in a round, the",
         "cgroup was full while FlexServe had what it gave back later.",
     ]
-    lines += ["", "beside idle FlexServe, over time (last round):"]
+    lines += ["", "beside idle FlexServe, over time (last round), and alone at the same operations:"]
     idle, alone = (report["cells"][name]["timeline"] for name in ("idle", "alone"))
-    for mine, theirs in list(zip(idle, alone, strict=True))[::4]:
+    for mine, theirs in list(zip(idle, alone, strict=True))[::5]:
         share = 100 * mine["per_second"] / max(1.0, theirs["per_second"])
         lines.append(
             f"{mine['s']:6.1f} s {mine['per_second']:9.0f} ops/s ({share:3.0f} % of alone), "

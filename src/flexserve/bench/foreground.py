@@ -1,11 +1,13 @@
 """The foreground program of the application benchmark: SQLite, reading and updating rows at random.
 
     python -m flexserve.bench.foreground fill DATABASE --rows N
-    python -m flexserve.bench.foreground run DATABASE --few N --rows N --warm S --grown S --access WHICH
+    python -m flexserve.bench.foreground run DATABASE --few N --rows N --warm S --grown N --access WHICH
 
 `run` uses the first `few` rows for `warm` seconds; then, at a moment that it tells, all `rows`, for
-`grown` seconds. It prints one JSON object: that moment (CLOCK_MONOTONIC, seconds), and for each BUCKET
-since then the operations done and the bytes that the disk was asked for.
+`grown` portions of PORTION operations, which are the same in every run: what is compared is how long the
+same work takes, since a program that does more in the same time has filled more of its cache, too. It
+prints one JSON object: that moment (CLOCK_MONOTONIC, seconds), and for each portion when it was done
+(seconds since then) and the bytes that the disk was asked for.
 
 SQLite's own cache is small, so that the OS's counts. Rows are chosen by Zipf's law (the row of rank r
 with a probability of 1 / r), as the popularity of records is usually modelled (YCSB does so), and rows
@@ -22,10 +24,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 PAGE = 16384  # bytes; a row takes one, as a document or a thumbnail would
-BUCKET = 0.25  # seconds
+PORTION = 4096  # operations
 _BLOB = PAGE - 200
 _CACHE = 8192  # KiB of SQLite's own
 _BATCH = 2048  # rows of one transaction while filling
@@ -49,17 +51,51 @@ def fill(path: str, rows: int) -> None:
     connection.close()
 
 
-def run(path: str, *, few: int, rows: int, warm: float, grown: float, access: Access) -> dict[str, object]:
+def run(path: str, *, few: int, rows: int, warm: float, grown: int, access: Access) -> dict[str, Any]:
     """Work as said above; return what is to be printed."""
     choose = _zipf if access == "zipf" else _uniform
     connection = _connect(path, fresh=False)
     connection.execute("SELECT sum(length(body)) FROM documents WHERE id < ?", (few,)).fetchall()
-    chance = random.Random(1)
-    _work(connection, chance, choose, few, warm)
-    began = time.monotonic()
-    operations, read = _work(connection, chance, choose, rows, grown)
+    program = _Program(connection, choose, random.Random(1))
+    end = time.monotonic() + warm
+    while time.monotonic() < end:
+        program.operate(few, _LOOK_AT_CLOCK)
+    program = _Program(connection, choose, random.Random(2))
+    began, before = time.monotonic(), _bytes_read()
+    done, read = [], []
+    for _ in range(grown):
+        program.operate(rows, PORTION)
+        now = _bytes_read()
+        done.append(time.monotonic() - began)
+        read.append(now - before)
+        before = now
     connection.close()
-    return {"grown_at": began, "operations": operations, "read": read}
+    return {"grown_at": began, "done": done, "read": read}
+
+
+class _Program:
+    """Reads and updates rows; `chance` says which, and is all that it depends on."""
+
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        choose: Callable[[random.Random, int], int],
+        chance: random.Random,
+    ) -> None:
+        self._connection, self._choose, self._chance = connection, choose, chance
+        self._body = chance.randbytes(_BLOB)
+
+    def operate(self, rows: int, count: int) -> None:
+        """Do `count` operations on rows below `rows`."""
+        for _ in range(count):
+            number = self._choose(self._chance, rows)
+            if self._chance.random() < _UPDATES:
+                with self._connection:
+                    self._connection.execute(
+                        "UPDATE documents SET body = ? WHERE id = ?", (self._body, number)
+                    )
+            else:
+                self._connection.execute("SELECT body FROM documents WHERE id = ?", (number,)).fetchone()
 
 
 def _zipf(chance: random.Random, rows: int) -> int:
@@ -68,34 +104,6 @@ def _zipf(chance: random.Random, rows: int) -> int:
 
 def _uniform(chance: random.Random, rows: int) -> int:
     return int(rows * chance.random())
-
-
-def _work(
-    connection: sqlite3.Connection,
-    chance: random.Random,
-    choose: Callable[[random.Random, int], int],
-    rows: int,
-    seconds: float,
-) -> tuple[list[int], list[int]]:
-    """Use rows below `rows` for `seconds`; return operations and bytes read in each bucket."""
-    began, last, before = time.monotonic(), 0, _bytes_read()
-    buckets = [0] * int(seconds / BUCKET)
-    read = [0] * len(buckets)
-    body = chance.randbytes(_BLOB)
-    while (at := int((time.monotonic() - began) / BUCKET)) < len(buckets):
-        if at != last:
-            now = _bytes_read()
-            read[last], last, before = now - before, at, now
-        for _ in range(_LOOK_AT_CLOCK):
-            number = choose(chance, rows)
-            if chance.random() < _UPDATES:
-                with connection:
-                    connection.execute("UPDATE documents SET body = ? WHERE id = ?", (body, number))
-            else:
-                connection.execute("SELECT body FROM documents WHERE id = ?", (number,)).fetchone()
-        buckets[at] += _LOOK_AT_CLOCK
-    read[last] = _bytes_read() - before
-    return buckets, read
 
 
 def _bytes_read() -> int:
@@ -123,7 +131,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, required=True)
     parser.add_argument("--few", type=int, default=0)
     parser.add_argument("--warm", type=float, default=0.0)
-    parser.add_argument("--grown", type=float, default=0.0)
+    parser.add_argument("--grown", type=int, default=0)
     parser.add_argument("--access", choices=get_args(Access), default="zipf")
     given = parser.parse_args()
     if given.what == "fill":
