@@ -77,7 +77,7 @@ OWN = (
     ),
 )
 #: Fewer pages and shorter calls than those of the proofs, for speed: what fails for a small one fails.
-SMALLER = {"-DPAGES=8": "-DPAGES=5", "-DSMALL_CALL=4": "-DSMALL_CALL=2"}
+SMALLER = {"-DPAGES=8": "-DPAGES=5", "-DSMALL_CALL=4": "-DSMALL_CALL=3"}
 #: Which proof must notice which faults.
 NOTICED = {
     "range": (

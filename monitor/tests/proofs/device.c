@@ -71,13 +71,18 @@ void device_any(void)
 
 bool device_holds(void)
 {
+	u8 page_state = pages_state(small.watched);
 	bool normal = npu_state() == FLEX_NPU_STATE_NORMAL, secure = npu_state() == FLEX_NPU_STATE_SECURE;
 
 	if (!small.npus)
 		return true;
+	/* Each line allows no more than device_any supposes. */
 	return device.root == root_of_state() && (between() || !device.resetting) && (normal || !device.registers_known) &&
-	       (!secure || !device.works_for_os) &&
-	       (!normal || (!device.works_for_secure && !device.stack_used && !device.code_used));
+	       (!device.works_for_os || normal || device.resetting) &&
+	       (!device.works_for_secure || secure || device.resetting) &&
+	       (!device.reached || (normal && page_state == FLEX_STATE_NORMAL) ||
+		(secure && page_state == FLEX_STATE_SECURE)) &&
+	       (!normal || (!device.stack_used && !device.code_used));
 }
 
 static void look_up(void)
