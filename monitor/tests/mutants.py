@@ -105,7 +105,7 @@ MUTANTS = (
         "FLEX_TRANSITION(RETURN, RECALLING, NORMAL)",
     ),
     # who may ask
-    Mutant("only the first page is checked", PAGES, MAY, MAY.replace("at < end", "at == &states[range.first]")),
+    Mutant("only the first page is checked", PAGES, MAY, MAY.replace("< end", "== &states[range.first]")),
     Mutant("the last page is not checked", PAGES, MAY, MAY.replace("< end", "< end - (range.count > 1)")),
     Mutant("the last page is not moved", PAGES, MOVE, MOVE.replace("< end", "< end - 1")),
     Mutant("RETURN and TAKE check nothing", CALLS, CHECK_MOVE, ""),
@@ -217,9 +217,7 @@ MUTANTS = (
     Mutant("registers are not hidden", NPU, HIDE_REGISTERS, "\tarch_flush_stage2();\n"),
     Mutant("registers are known still", NPU, HIDE_REGISTERS, "\ttables_hide_registers();\n"),
     Mutant("registers are hidden after the reset", NPU, HIDE_REGISTERS + ENTER, ENTER + HIDE_REGISTERS),
-    Mutant(
-        "a page of registers is not hidden", TABLES, "FLEX_NPU_WINDOW_BYTES / FLEX_PAGE_BYTES);", "15);"
-    ),
+    Mutant("a page of registers is not hidden", TABLES, "FLEX_NPU_WINDOW_BYTES / FLEX_PAGE_BYTES);", "15);"),
     Mutant("registers are not zeroed", NPU, ZERO, ""),
     Mutant("the last register is not zeroed", NPU, "FLEX_NPU_WINDOW_BYTES / sizeof(u64);", "8191;"),
     Mutant(
