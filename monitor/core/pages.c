@@ -49,7 +49,7 @@ bool pages_range(u64 ipa, u64 pages, struct range *range)
 	return true;
 }
 
-/* Both walk the range with a pointer of their own: a store of a byte may be a store to any variable. */
+/* By pointers of their own: a store of a byte may be one to any variable, and `states` would be read anew. */
 bool pages_may(enum flex_move move, struct range range)
 {
 	const u8 *at = &states[range.first], *end = at + range.count;

@@ -76,7 +76,8 @@ OWN = (
         "here->stack, 2 * FLEX_PAGE_BYTES, SANDBOX",
     ),
 )
-#: Fewer pages and shorter calls than those of the proofs, for speed: what fails for a small one fails.
+#: Fewer pages and shorter calls than those of the proofs, for speed: what fails for a small one fails. A call
+#: names a page more than the sandbox has for code.
 SMALLER = {"-DPAGES=8": "-DPAGES=5", "-DSMALL_CALL=4": "-DSMALL_CALL=3"}
 #: Which proof must notice which faults.
 NOTICED = {

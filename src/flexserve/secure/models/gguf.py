@@ -133,7 +133,7 @@ class GgufHeader:
         return str(GGMLQuantizationType(largest).name) if known else f"type {largest}"
 
     def without_lists(self) -> GgufHeader:
-        """Return it without what is long: a vocabulary of strings takes some 10 MiB."""
+        """Return it without what is long: a vocabulary takes some 70 bytes a token."""
         lists = (list, array.array)
         short = {key: value for key, value in self.metadata.items() if not isinstance(value, lists)}
         return dataclasses.replace(self, metadata=short)
