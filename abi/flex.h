@@ -2,7 +2,7 @@
 #ifndef FLEX_ABI_H
 #define FLEX_ABI_H
 
-#define FLEX_ABI_VERSION 2
+#define FLEX_ABI_VERSION 3
 #define FLEX_PAGE_BYTES 4096
 #define FLEX_CALL_PAGES_MAX 512
 #define FLEX_SMC_BASE 0xc6000000
@@ -71,7 +71,7 @@ enum flex_call {
 	FLEX_CALL_VERSION = 0, /* () x1 is this file's version; switches protection on when it is off */
 	FLEX_CALL_LAYOUT = 1, /* () tells where RAM lies; from hidden_base to its end it is the monitor's */
 	FLEX_CALL_GRANT = 2, /* (ipa, pages) every page is GRANTED, unmapped from the normal world and its devices; the secure world is told */
-	FLEX_CALL_RETURN = 3, /* (ipa, pages) every page is NORMAL and mapped, unscrubbed: the secure world never used it */
+	FLEX_CALL_RETURN = 3, /* (ipa, pages) every page is NORMAL and mapped; those that were GRANTED are unscrubbed: the secure world never used them */
 	FLEX_CALL_TAKE = 4, /* (ipa, pages) every page is zeros, NORMAL and mapped */
 	FLEX_CALL_STATE = 5, /* (ipa) the state of the page, and how many pages from it on (at most 512) share it */
 	FLEX_CALL_POLL = 6, /* () does at most 64 steps for the secure world (a command, or 512 pages of what a GONE recalls) and answers with the oldest notice for the OS (kind NONE: there is none) */
@@ -89,7 +89,7 @@ enum flex_notice {
 	FLEX_NOTICE_NONE = 0, /* nothing to do */
 	FLEX_NOTICE_WANT = 1, /* the secure world asks for `pages` pages; fewer than `minimum` are of no use to it */
 	FLEX_NOTICE_OFFER = 2, /* these pages are RECALLING now: TAKE them */
-	FLEX_NOTICE_UNWANTED = 3, /* the secure world does not want these GRANTED pages: RETURN them */
+	FLEX_NOTICE_UNWANTED = 3, /* the secure world does not want the GRANTED pages among these: RETURN them */
 	FLEX_NOTICE_ATTACHED = 4, /* a secure world started */
 	FLEX_NOTICE_GONE = 5, /* the secure world ended: what it held is RECALLING; RETURN or TAKE everything that was granted */
 	FLEX_NOTICE_MORE = 6, /* no notice yet, but more commands may wait, or what drives the NPU was interrupted: POLL again */

@@ -129,8 +129,8 @@ static void let_go(unsigned long head)
 	__free_pages(block, order);
 }
 
-/* Frees a range of held pages that came back, in the largest pieces that it has. */
-static void let_all_go(unsigned long index, unsigned long pages)
+/* Frees a range of held pages that came back, in the largest pieces that it has. Returns how many. */
+static unsigned long let_all_go(unsigned long index, unsigned long pages)
 {
 	unsigned long at = index, end = index + pages;
 
@@ -147,6 +147,7 @@ static void let_all_go(unsigned long index, unsigned long pages)
 	}
 	if (atomic_long_sub_return(pages, &pool.pages) == 0)
 		module_put(THIS_MODULE);
+	return pages;
 }
 
 /* ---- allocating ---- */
@@ -291,10 +292,25 @@ unsigned long flex_pool_grant(unsigned long pages, unsigned long minimum)
 
 /* ---- getting back ---- */
 
-/* Gets one call's worth of held pages back by `call`. Returns how many came: all of them or none. */
+typedef unsigned long step_fn(unsigned long index, unsigned long pages);
+
+/* Calls `step` for every run of held pages from `index` to `end`, a call's worth at a time. */
+static unsigned long for_each_run(unsigned long index, unsigned long end, step_fn *step)
+{
+	unsigned long came = 0, stop;
+
+	while ((index = find_next_bit(pool.held, end, index)) < end) {
+		stop = find_next_zero_bit(pool.held, min(end, index + FLEX_CALL_PAGES_MAX), index);
+		came += step(index, stop - index);
+		index = stop;
+	}
+	return came;
+}
+
+/* Gets the held pages of one call back by `call`. Returns how many came: all of them or none. */
 static unsigned long get_back(enum flex_call call, unsigned long index, unsigned long pages)
 {
-	unsigned long pfn = pool.first + index;
+	unsigned long pfn = pool.first + index, came;
 	u64 start = ktime_get_ns(), taken;
 	int status = flex_call(call, PFN_PHYS(pfn), pages, 0, NULL);
 
@@ -302,28 +318,21 @@ static unsigned long get_back(enum flex_call call, unsigned long index, unsigned
 	flex_count(FLEX_COUNT_TAKE_NS, taken - start);
 	if (status != FLEX_STATUS_OK)
 		return 0;
-	let_all_go(index, pages);
+	came = for_each_run(index, index + pages, let_all_go);
 	flex_count(FLEX_COUNT_FREE_NS, ktime_get_ns() - taken);
-	flex_count(call == FLEX_CALL_TAKE ? FLEX_COUNT_TAKEN : FLEX_COUNT_RETURNED, pages);
+	flex_count(call == FLEX_CALL_TAKE ? FLEX_COUNT_TAKEN : FLEX_COUNT_RETURNED, came);
 	flex_ondemand_touch();
-	return pages;
+	return came;
 }
 
-/* Calls `step` for every run of held pages of a range, a call's worth at a time. */
-static unsigned long for_each_held(phys_addr_t ipa, unsigned long pages,
-				   unsigned long (*step)(unsigned long index, unsigned long pages))
+/* Calls `step` for every run of held pages of a range of addresses. */
+static unsigned long for_each_held(phys_addr_t ipa, unsigned long pages, step_fn *step)
 {
-	unsigned long index = PHYS_PFN(ipa) - pool.first, end, came = 0, stop;
+	unsigned long index = PHYS_PFN(ipa) - pool.first;
 
 	if (!PAGE_ALIGNED(ipa) || index >= pool.count)
 		return 0;
-	end = index + min(pages, pool.count - index);
-	while ((index = find_next_bit(pool.held, end, index)) < end) {
-		stop = find_next_zero_bit(pool.held, min(end, index + FLEX_CALL_PAGES_MAX), index);
-		came += step(index, stop - index);
-		index = stop;
-	}
-	return came;
+	return for_each_run(index, index + min(pages, pool.count - index), step);
 }
 
 static unsigned long take_step(unsigned long index, unsigned long pages)
@@ -363,9 +372,18 @@ unsigned long flex_pool_take(phys_addr_t ipa, unsigned long pages)
 	return for_each_held(ipa, pages, take_step);
 }
 
+/* One call for all that is held of the range: the monitor passes over pages that are ours. */
 unsigned long flex_pool_return(phys_addr_t ipa, unsigned long pages)
 {
-	return for_each_held(ipa, pages, return_step);
+	unsigned long index = PHYS_PFN(ipa) - pool.first, end;
+
+	if (!PAGE_ALIGNED(ipa) || index >= pool.count || pages > FLEX_CALL_PAGES_MAX)
+		return 0;
+	end = index + min(pages, pool.count - index);
+	index = find_next_bit(pool.held, end, index);
+	if (index >= end)
+		return 0;
+	return return_step(index, find_last_bit(pool.held, end) + 1 - index);
 }
 
 unsigned long flex_pool_recover(void)

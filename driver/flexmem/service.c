@@ -5,8 +5,9 @@
  *
  * Whoever reclaims memory wants offered pages at once and cannot wait for the worker, which may be
  * waiting for memory itself. So flex_service_reap() does the same work when the lock is free, leaving
- * to the worker what takes long: a WANT, which allocates, and a GONE. At most one notice is put aside,
- * and while it is, nobody but the worker polls, so nothing overtakes it. The monitor keeps the others.
+ * to the worker what takes long (a WANT, which allocates, and a GONE), and the rest when it has enough.
+ * At most one notice is put aside, and while it is, nobody but the worker polls, so nothing overtakes
+ * it. The monitor keeps the others.
  *
  * The monitor may say WAIT instead of nothing, when a device needs time. Nobody spins on that: the
  * worker looks again a little later, and later each time.
@@ -176,7 +177,7 @@ unsigned long flex_service_reap(unsigned long enough)
 	if (!mutex_trylock(&service))
 		return 0;
 	came = poll(enough);
-	if (put_aside.x[0] || waits)
+	if (put_aside.x[0] || waits || came >= enough) /* the rest comes, too, but nobody waits for it */
 		flex_service_kick();
 	mutex_unlock(&service);
 	return came;

@@ -69,17 +69,9 @@ static int grant(struct call *call)
 	return FLEX_STATUS_OK;
 }
 
-static int give_back(struct call *call, enum flex_move move)
+/* Pages that are NORMAL, some of them again. */
+static int show(struct call *call, struct range range)
 {
-	struct range range;
-
-	if (!pages_range(call->a[0], call->a[1], &range))
-		return FLEX_STATUS_INVALID;
-	if (!pages_may(move, range))
-		return FLEX_STATUS_DENIED;
-	if (move == FLEX_MOVE_SCRUBBED)
-		arch_scrub(call->a[0], range.count);
-	pages_move(move, range);
 	tables_show(range);
 	arch_barrier();
 	if (can_tell() == FLEX_STATUS_OK)
@@ -87,14 +79,30 @@ static int give_back(struct call *call, enum flex_move move)
 	return FLEX_STATUS_OK;
 }
 
+/* Other pages of the OS may lie between those it gets back: one call does for many small blocks. */
 static int give_back_unused(struct call *call)
 {
-	return give_back(call, FLEX_MOVE_RETURN);
+	struct range range;
+
+	if (!pages_range(call->a[0], call->a[1], &range))
+		return FLEX_STATUS_INVALID;
+	if (!pages_may_sweep(FLEX_MOVE_RETURN, range))
+		return FLEX_STATUS_DENIED;
+	pages_sweep(FLEX_MOVE_RETURN, range);
+	return show(call, range);
 }
 
 static int take(struct call *call)
 {
-	return give_back(call, FLEX_MOVE_SCRUBBED);
+	struct range range;
+
+	if (!pages_range(call->a[0], call->a[1], &range))
+		return FLEX_STATUS_INVALID;
+	if (!pages_may(FLEX_MOVE_SCRUBBED, range))
+		return FLEX_STATUS_DENIED;
+	arch_scrub(call->a[0], range.count);
+	pages_move(FLEX_MOVE_SCRUBBED, range);
+	return show(call, range);
 }
 
 static int state(struct call *call)

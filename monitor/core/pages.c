@@ -82,13 +82,32 @@ struct range pages_from(u64 first)
 	return (struct range){ first, left < FLEX_CALL_PAGES_MAX ? left : FLEX_CALL_PAGES_MAX };
 }
 
+bool pages_may_sweep(enum flex_move move, struct range range)
+{
+	const u8 *at = &states[range.first], *end = at + range.count;
+	u8 from = steps[move].from, to = steps[move].to;
+
+	if (*at != from || end[-1] != from)
+		return false;
+	for (; at < end; at++)
+		if (*at != from && *at != to)
+			return false;
+	return true;
+}
+
 void pages_sweep(enum flex_move move, struct range range)
 {
-	struct range one = { range.first, 1 };
+	u8 *at = &states[range.first], *end = at + range.count;
+	u8 from = steps[move].from, to = steps[move].to;
+	u64 moved = 0;
 
-	for (; one.first < range.first + range.count; one.first++)
-		if (pages_may(move, one))
-			pages_move(move, one);
+	for (; at < end; at++)
+		if (*at == from) {
+			*at = to;
+			moved++;
+		}
+	counts[from] -= moved;
+	counts[to] += moved;
 }
 
 enum flex_state pages_state(u64 page)

@@ -30,6 +30,9 @@ void pages_move(enum flex_move move, struct range range);
 /* The next FLEX_CALL_PAGES_MAX pages from number `first` on, or as many as there are. */
 struct range pages_from(u64 first);
 
+/* Whether `move` is legal for the first page and the last, and each between them can make it or has made it. */
+bool pages_may_sweep(enum flex_move move, struct range range);
+
 /* Make `move` for every page of the range that it is legal for. */
 void pages_sweep(enum flex_move move, struct range range);
 

@@ -88,7 +88,7 @@ static int recall(struct range range, const struct message *command)
 
 static int refuse(struct range range, const struct message *command)
 {
-	if (!pages_may(FLEX_MOVE_COMMIT, range))
+	if (!pages_may_sweep(FLEX_MOVE_RETURN, range))
 		return FLEX_STATUS_DENIED;
 	notices_put(FLEX_NOTICE_UNWANTED, command->a, command->b, 0);
 	return FLEX_STATUS_OK;

@@ -55,6 +55,20 @@ static bool all_are(const struct model *model, u64 ipa, u64 pages, u8 state)
 	return true;
 }
 
+/* Pages to be RETURNed, others of the OS between them. */
+static bool are_unused(const struct model *model, u64 ipa, u64 pages)
+{
+	u64 i;
+
+	for (i = 0; i < pages; i++) {
+		int state = model_state(model, ipa + i * 4096);
+
+		if (state != FLEX_STATE_GRANTED && (state != FLEX_STATE_NORMAL || i == 0 || i == pages - 1))
+			return false;
+	}
+	return true;
+}
+
 static void become(struct model *model, u64 ipa, u64 pages, u8 state)
 {
 	memset(model->state + (ipa - model->base) / 4096, state, pages);
@@ -101,12 +115,15 @@ static int obey_on_pages(struct model *model, const struct message *order)
 		push(&model->notices, FLEX_NOTICE_OFFER, order->a, order->b, 0);
 		return FLEX_STATUS_OK;
 	}
+	if (order->kind == FLEX_COMMAND_REFUSE) {
+		if (!are_unused(model, order->a, order->b))
+			return FLEX_STATUS_DENIED;
+		push(&model->notices, FLEX_NOTICE_UNWANTED, order->a, order->b, 0);
+		return FLEX_STATUS_OK;
+	}
 	if (!all_are(model, order->a, order->b, FLEX_STATE_GRANTED))
 		return FLEX_STATUS_DENIED;
-	if (order->kind == FLEX_COMMAND_COMMIT)
-		become(model, order->a, order->b, FLEX_STATE_SECURE);
-	else
-		push(&model->notices, FLEX_NOTICE_UNWANTED, order->a, order->b, 0);
+	become(model, order->a, order->b, FLEX_STATE_SECURE);
 	return FLEX_STATUS_OK;
 }
 
@@ -265,11 +282,11 @@ static int grant(struct ask *ask, u64 ipa, u64 pages)
 	return FLEX_STATUS_OK;
 }
 
-static int give_back(struct ask *ask, u64 ipa, u64 pages, u8 from)
+static int give_back(struct ask *ask, u64 ipa, u64 pages, bool unused)
 {
 	if (!well_formed(ask->model, ipa, pages))
 		return FLEX_STATUS_INVALID;
-	if (!all_are(ask->model, ipa, pages, from))
+	if (unused ? !are_unused(ask->model, ipa, pages) : !all_are(ask->model, ipa, pages, FLEX_STATE_RECALLING))
 		return FLEX_STATUS_DENIED;
 	become(ask->model, ipa, pages, FLEX_STATE_NORMAL);
 	if (ask->model->attached && has_room(ask))
@@ -366,9 +383,9 @@ static int serve(struct ask *ask, const u64 x[5], u64 results[4], int relax_stat
 	case FLEX_SMC_BASE + FLEX_CALL_GRANT:
 		return grant(ask, x[1], x[2]);
 	case FLEX_SMC_BASE + FLEX_CALL_RETURN:
-		return give_back(ask, x[1], x[2], FLEX_STATE_GRANTED);
+		return give_back(ask, x[1], x[2], true);
 	case FLEX_SMC_BASE + FLEX_CALL_TAKE:
-		return give_back(ask, x[1], x[2], FLEX_STATE_RECALLING);
+		return give_back(ask, x[1], x[2], false);
 	case FLEX_SMC_BASE + FLEX_CALL_STATE:
 		return state_of(ask, x[1], results);
 	case FLEX_SMC_BASE + FLEX_CALL_POLL:

@@ -32,13 +32,19 @@ class Mutant:
 HIDE = "\ttables_hide(range);\n"
 FLUSHES = "\tarch_flush_stage2();\n\tarch_flush_devices();\n\tnpu_forget(FLEX_NPU_STATE_NORMAL);\n"
 PUBLISH = "\tpages_move(FLEX_MOVE_GRANT, range);\n"
+OK = "\treturn FLEX_STATUS_OK;\n"
 TELL = "\tmailbox_event(FLEX_EVENT_GRANTED, call->a[0], call->a[1]);\n"
-SCRUB = "\tif (move == FLEX_MOVE_SCRUBBED)\n\t\tarch_scrub(call->a[0], range.count);\n"
-SHOW = "\tpages_move(move, range);\n\ttables_show(range);\n"
+SCRUB = "\tarch_scrub(call->a[0], range.count);\n"
+TAKE = "\tpages_move(FLEX_MOVE_SCRUBBED, range);\n\treturn show(call, range);\n"
 STOP = "\t\tif (notices_full() || mailbox_room() == 0)\n"
-CHECK_MOVE = "\tif (!pages_may(move, range))\n\t\treturn FLEX_STATUS_DENIED;\n"
+DENIED = "\n\t\treturn FLEX_STATUS_DENIED;\n"
+CHECK_RETURN = f"\tif (!pages_may_sweep(FLEX_MOVE_RETURN, range)){DENIED}"
+CHECK_TAKE = f"\tif (!pages_may(FLEX_MOVE_SCRUBBED, range)){DENIED}"
+RETURN = "\tpages_sweep(FLEX_MOVE_RETURN, range);\n"
 EACH = "\tfor (; at < end; at++)"
 MAY = f"{EACH}\n\t\tif (*at != from)\n\t\t\treturn false"
+ENDS = "\tif (*at != from || end[-1] != from)\n\t\treturn false;\n"
+SWEEP = f"{EACH}\n\t\tif (*at == from)"
 MOVE = f"{EACH} {{"
 CPUS_HIDDEN = "\tunmap(&stage2_leaves[range.first], range.count);\n"
 DEVICES_HIDDEN = "\tunmap(&device_leaves[range.first], range.count);\n"
@@ -93,11 +99,11 @@ MUTANTS = (
     ),
     # secrets
     Mutant("no scrub", CALLS, SCRUB, ""),
-    Mutant("scrub after showing", CALLS, SCRUB + SHOW, SHOW + SCRUB),
+    Mutant("scrub after showing", CALLS, SCRUB + TAKE, TAKE.replace("return ", "") + SCRUB + OK),
     Mutant(
         "scrub of one page only", CALLS, "arch_scrub(call->a[0], range.count)", "arch_scrub(call->a[0], 1)"
     ),
-    Mutant("scrub of what was only granted", CALLS, "\tif (move == FLEX_MOVE_SCRUBBED)\n", ""),
+    Mutant("scrub of what was only granted", CALLS, RETURN, SCRUB + RETURN),
     Mutant(
         "a recalled page goes back by RETURN",
         "flex.h",
@@ -108,7 +114,10 @@ MUTANTS = (
     Mutant("only the first page is checked", PAGES, MAY, MAY.replace("< end", "== &states[range.first]")),
     Mutant("the last page is not checked", PAGES, MAY, MAY.replace("< end", "< end - (range.count > 1)")),
     Mutant("the last page is not moved", PAGES, MOVE, MOVE.replace("< end", "< end - 1")),
-    Mutant("RETURN and TAKE check nothing", CALLS, CHECK_MOVE, ""),
+    Mutant("RETURN checks nothing", CALLS, CHECK_RETURN, ""),
+    Mutant("RETURN of what the OS has already", PAGES, ENDS, ""),
+    Mutant("RETURN forgets a page", PAGES, SWEEP, SWEEP.replace("< end", "< end - 1")),
+    Mutant("TAKE checks nothing", CALLS, CHECK_TAKE, ""),
     Mutant(
         "RECALL takes what is only granted",
         "flex.h",

@@ -24,6 +24,7 @@ from variant import Replacement
 LAYOUT, NPU, PAGES, SECURE, TABLES = (
     f"core/{name}.c" for name in ("layout", "npu", "pages", "secure", "tables")
 )
+BETWEEN = "\tfor (; at < end; at++)\n\t\tif (*at != from && *at != to)\n\t\t\treturn false;\n"
 OWN = (
     Mutant(
         "the end of a range may wrap",
@@ -51,6 +52,15 @@ OWN = (
     Mutant("a sweep looks beyond RAM", PAGES, "left < FLEX_CALL_PAGES_MAX ? left : ", ""),
     Mutant(
         "a sweep leaves out a page", SECURE, "leaving.next += some.count", "leaving.next += some.count + 1"
+    ),
+    # The exhaustive tests have two pages, with none between them.
+    Mutant("RETURN passes over anything", PAGES, BETWEEN, ""),
+    Mutant("RETURN looks at the first page only", PAGES, BETWEEN, BETWEEN.replace("at < end", "false")),
+    Mutant(
+        "RETURN passes over what is recalled",
+        PAGES,
+        "from && *at != to",
+        "from && *at != to && *at != FLEX_STATE_RECALLING",
     ),
     Mutant(
         "the monitor's own pages move",
@@ -125,6 +135,12 @@ NOTICED = {
         "the NPU forgets for the wrong world only",
     ),
     "call RETURN": (
+        "RETURN checks nothing",
+        "RETURN of what the OS has already",
+        "RETURN passes over anything",
+        "RETURN looks at the first page only",
+        "RETURN passes over what is recalled",
+        "RETURN forgets a page",
         "scrub of what was only granted",
         "a recalled page goes back by RETURN",
         "a page too many is shown",
@@ -134,7 +150,7 @@ NOTICED = {
         "no scrub",
         "scrub after showing",
         "scrub of one page only",
-        "RETURN and TAKE check nothing",
+        "TAKE checks nothing",
     ),
     "call STATE": ("an alike page beyond RAM",),
     "call POLL": ("a bell for nothing",),

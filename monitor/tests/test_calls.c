@@ -155,13 +155,38 @@ TEST(return_gives_back_as_it_came_what_was_never_used)
 	CHECK(told.kind == FLEX_EVENT_TAKEN && told.a == page_at(10) && told.b == 3);
 }
 
-TEST(return_needs_every_page_granted)
+TEST(return_passes_over_pages_that_the_os_has)
+{
+	struct message told;
+
+	boot(RAM_SMALL);
+	attach();
+	CHECK_EQUAL(os(FLEX_CALL_GRANT, page_at(10), 2), FLEX_STATUS_OK);
+	CHECK_EQUAL(os(FLEX_CALL_GRANT, page_at(6), 1), FLEX_STATUS_OK);
+	words(page_at(8))[3] = 42;
+	CHECK_EQUAL(os(FLEX_CALL_RETURN, page_at(10), 5), FLEX_STATUS_OK);
+	check_states(10, 5, FLEX_STATE_NORMAL);
+	CHECK_EQUAL(pages_count(FLEX_STATE_GRANTED), 0);
+	CHECK(reached(10) && reached(9) && reached(8) && reached(6));
+	CHECK_EQUAL(words(page_at(8))[3], 42);
+	event();
+	event();
+	told = event();
+	CHECK(told.kind == FLEX_EVENT_TAKEN && told.a == page_at(10) && told.b == 5);
+}
+
+TEST(return_needs_both_ends_granted_and_nothing_used_between)
 {
 	boot(RAM_SMALL);
 	attach();
 	CHECK_EQUAL(os(FLEX_CALL_GRANT, page_at(10), 2), FLEX_STATUS_OK);
 	refused(FLEX_CALL_RETURN, page_at(10), 3, FLEX_STATUS_DENIED);
 	refused(FLEX_CALL_RETURN, page_at(11), 2, FLEX_STATUS_DENIED);
+	CHECK_EQUAL(os(FLEX_CALL_GRANT, page_at(31), 3), FLEX_STATUS_OK);
+	CHECK_EQUAL(obeyed(FLEX_COMMAND_COMMIT, page_at(30), 1), FLEX_STATUS_OK);
+	refused(FLEX_CALL_RETURN, page_at(31), 3, FLEX_STATUS_DENIED);
+	CHECK_EQUAL(obeyed(FLEX_COMMAND_RECALL, page_at(30), 1), FLEX_STATUS_OK);
+	refused(FLEX_CALL_RETURN, page_at(31), 3, FLEX_STATUS_DENIED);
 	secure_pages(page_at(20), 2);
 	refused(FLEX_CALL_RETURN, page_at(20), 1, FLEX_STATUS_DENIED);
 	CHECK_EQUAL(obeyed(FLEX_COMMAND_RECALL, page_at(20), 2), FLEX_STATUS_OK);

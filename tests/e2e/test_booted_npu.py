@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator
 
 import pytest
-from conversations import CONVERSATIONS, MODEL, answer, npu_of
+from conversations import CONVERSATIONS, answer, npu_of
 from library import Library
 
 from flexserve.bench.worlds import DrivenWorld
@@ -27,18 +27,6 @@ FEW = CONVERSATIONS[:4]
 def machine() -> Iterator[Machine]:
     with booted(RAM, npu=True, options=Options(npu=True)) as machine:
         yield machine
-
-
-@pytest.fixture(scope="module")
-def tiny(library: Library) -> str:
-    return library.add(MODEL, "tiny-booted-npu")
-
-
-@pytest.fixture(scope="module")
-def expected(library: Library, tiny: str) -> list[str]:
-    """What the CPU alone answers."""
-    with library.open() as world:
-        return [answer(world, tiny, conversation)[0] for conversation in CONVERSATIONS]
 
 
 @contextlib.contextmanager

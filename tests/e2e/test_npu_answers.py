@@ -7,8 +7,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 
-import pytest
-from conversations import CONVERSATIONS, MODEL, PAIRS, answer, npu_of
+from conversations import CONVERSATIONS, PAIRS, answer, npu_of
 from library import Library
 
 from flexserve.bench.worlds import DrivenWorld
@@ -25,18 +24,6 @@ def world_on(library: Library, machine: NpuMachine, *, patience: float = 120) ->
     arguments = library.arguments(*machine.secure_arguments(), "--npu-patience", str(patience))
     with DrivenWorld(library.root, library.key, arguments=arguments, fds=machine.secure_fds) as world:
         yield world
-
-
-@pytest.fixture(scope="module")
-def tiny(library: Library) -> str:
-    return library.add(MODEL, "tiny-npu")
-
-
-@pytest.fixture(scope="module")
-def expected(library: Library, tiny: str) -> list[str]:
-    """What the CPU alone answers."""
-    with library.open() as world:
-        return [answer(world, tiny, conversation)[0] for conversation in CONVERSATIONS]
 
 
 @contextlib.contextmanager

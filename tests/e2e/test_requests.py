@@ -9,7 +9,6 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -22,7 +21,6 @@ from flexserve.units import MIB
 from flexserve.world.framing import MAX_FRAME, encode
 from flexserve.world.messages import PROTOCOL_VERSION, Failure, Hello, TextPrompt
 
-TINY = Path(__file__).parents[2] / "models" / "tiny" / "flexserve-tiny.gguf"
 PROMPT, TOKENS = PROMPTS[1], 6
 LONG = CONTEXT - 16  # tokens: still running when something happens to it
 
@@ -124,15 +122,12 @@ def test_shutdown_stops_what_runs_beyond_its_time(library: Library, slow: str):
         assert world.wait() == 0
 
 
-def test_the_demo_model_says_the_same_before_and_after_a_recall_of_everything(
-    library: Library, world: DrivenWorld
-):
-    name = library.add(TINY, "tiny")
-    first = world.chat(name, "What is Flex-Mem?", 80)
+def test_the_demo_model_says_the_same_before_and_after_a_recall_of_everything(world: DrivenWorld, tiny: str):
+    first = world.chat(tiny, "What is Flex-Mem?", 80)
     assert "recallable secure memory" in first.text
     assert first.finished.reason == "stop"
     assert world.recall(None).returned > 0
-    again = world.chat(name, "What is Flex-Mem?", 80)
+    again = world.chat(tiny, "What is Flex-Mem?", 80)
     assert again.text == first.text
     assert again.finished.timings.restored_bytes > 0
 

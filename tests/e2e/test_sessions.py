@@ -6,13 +6,13 @@ import time
 from pathlib import Path
 
 import pytest
+from conversations import MODEL
 from library import TOKENS_OF_TURN, Library
 
 from flexserve.bench.worlds import DrivenWorld, Generated
 from flexserve.world.messages import ChatMessage, ChatPrompt, TextPrompt
 
-TINY = Path(__file__).parents[2] / "models" / "tiny" / "flexserve-tiny.gguf"
-NAME = "chatty"
+NAME = "tiny"
 QUESTIONS = (
     "What is Flex-Mem?",
     "What is a granule?",
@@ -43,14 +43,9 @@ class Conversation:
 
 
 @pytest.fixture(scope="module")
-def tiny(library: Library) -> str:
-    return library.add(TINY, NAME)
-
-
-@pytest.fixture(scope="module")
 def fresh(library: Library, tiny: str) -> list[str]:
     """What the model answers in a conversation whose every turn is computed whole."""
-    assert tiny
+    assert tiny == NAME
     messages: list[ChatMessage] = []
     texts: list[str] = []
     with library.open() as world:
@@ -137,7 +132,7 @@ def test_one_owners_kv_is_of_no_use_to_another(library: Library, fresh: list[str
 
 
 def test_damaged_kv_is_dropped_counted_and_computed_anew(own_library: Library, fresh: list[str]):
-    own_library.add(TINY, NAME)
+    own_library.add(MODEL, NAME)
     conversation = Conversation()
     with own_library.open() as world:
         conversation.run(world, 3)
@@ -155,7 +150,7 @@ def test_damaged_kv_is_dropped_counted_and_computed_anew(own_library: Library, f
 
 
 def test_files_that_are_no_kv_at_all_are_swept(own_library: Library, fresh: list[str]):
-    own_library.add(TINY, NAME)
+    own_library.add(MODEL, NAME)
     conversation = Conversation()
     with own_library.open() as world:
         conversation.run(world, 2)
@@ -171,7 +166,7 @@ def test_files_that_are_no_kv_at_all_are_swept(own_library: Library, fresh: list
 
 
 def test_sealed_kv_holds_no_word_of_the_conversation(own_library: Library):
-    own_library.add(TINY, NAME)
+    own_library.add(MODEL, NAME)
     with own_library.open() as world:
         Conversation("owner-canary").run(world, 3)
         wait_for_sealing(world, 1)
@@ -182,7 +177,7 @@ def test_sealed_kv_holds_no_word_of_the_conversation(own_library: Library):
 
 
 def test_removing_a_model_removes_its_conversations(own_library: Library):
-    own_library.add(TINY, NAME)
+    own_library.add(MODEL, NAME)
     with own_library.open() as world:
         Conversation().run(world, 2)
         wait_for_sealing(world, 1)

@@ -30,7 +30,7 @@ int main(void)
 	u64 x[MONITOR_REGISTERS] = { CALL, nondet_u64(), nondet_u64(), nondet_u64(), nondet_u64() };
 	u64 call = x[0], ipa = x[1], pages = x[2], watched;
 	u8 from, to;
-	bool done, named;
+	bool done, named, moved;
 
 	monitor_call(x);
 	done = x[0] == FLEX_STATUS_OK;
@@ -43,8 +43,10 @@ int main(void)
 	prove(may_become(call, from, to), "a page changes its state as the interface has it");
 	prove(may_pass(call, machine.before.npu, machine.after.npu), "the NPU changes hands as the interface has it");
 	prove(from != FLEX_STATE_MONITOR || to == FLEX_STATE_MONITOR, "the monitor's pages stay its own");
+	/* RETURN passes over pages that are the OS's already. */
+	moved = done && named && !(IS(RETURN) && from == FLEX_STATE_NORMAL);
 	if (MOVES)
-		prove((from != to) == (done && named), "those pages move that the call names, and no others");
+		prove((from != to) == moved, "those pages move that the call names, and no others");
 	prove(machine.scrubbed == (IS(TAKE) && done && named), "what was TAKEn was scrubbed, and nothing else");
 	prove((machine.relaxed > 0) == (IS(RELAX) && done), "protection goes off by RELAX alone");
 	prove(machine.rings <= (machine.before.bell_owed || machine.before.event_head != machine.after.event_head),
@@ -53,5 +55,6 @@ int main(void)
 	possible(done);
 	possible(!done || NEVER_REFUSED);
 	possible((from != to && pages == FLEX_CALL_PAGES_MAX) || !MOVES);
+	possible((from == to && moved != (done && named)) || !IS(RETURN));
 	return 0;
 }

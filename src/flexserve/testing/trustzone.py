@@ -145,7 +145,13 @@ class FakeMonitor:
         return self._call(PageState.NORMAL, PageState.GRANTED, ipa, pages, Event.GRANTED)
 
     def give_back(self, ipa: int, pages: int) -> Status:
-        return self._call(PageState.GRANTED, PageState.NORMAL, ipa, pages, Event.TAKEN)
+        with self.lock:
+            status = self._check_unused(ipa, pages)
+            if status is Status.OK:
+                first = (ipa - BASE) // PAGE
+                self._become(PageState.NORMAL, first, pages)
+                self.tell(Event.TAKEN, ipa, pages)
+            return status
 
     def take(self, ipa: int, pages: int) -> Status:
         with self.lock:
@@ -203,14 +209,27 @@ class FakeMonitor:
         first = (ipa - BASE) // PAGE
         return Status.OK if self.states[first : first + pages] == bytes([state]) * pages else Status.DENIED
 
+    def _check_unused(self, ipa: int, pages: int) -> Status:
+        """Check what is to be RETURNed: pages of the OS may lie between those that were never used."""
+        if not self.ram.holds(ipa, pages) or pages > abi.CALL_PAGES_MAX:
+            return Status.INVALID
+        found = bytes(self.states[(ipa - BASE) // PAGE :][:pages])
+        unused = found[0] == found[-1] == PageState.GRANTED and {*found} <= {
+            PageState.GRANTED,
+            PageState.NORMAL,
+        }
+        return Status.OK if unused else Status.DENIED
+
     def _move(self, old: PageState, new: PageState, ipa: int, pages: int) -> Status:
         status = self._check(old, ipa, pages)
         if status is Status.OK:
-            first = (ipa - BASE) // PAGE
-            self.states[first : first + pages] = bytes([new]) * pages
-            if self.npu is not None:
-                self.npu.moved(first, pages, new)
+            self._become(new, (ipa - BASE) // PAGE, pages)
         return status
+
+    def _become(self, state: PageState, first: int, pages: int) -> None:
+        self.states[first : first + pages] = bytes([state]) * pages
+        if self.npu is not None:
+            self.npu.moved(first, pages, state)
 
     def notify(self, notice: Notice, *arguments: int) -> None:
         """Have the OS told by one of its next polls."""
@@ -251,7 +270,7 @@ class FakeMonitor:
                     self._notices.append((Notice.OFFER, a, b, 0))
                 self.done(c, status)
             case Command.REFUSE if self._attached:
-                status = self._check(PageState.GRANTED, a, b)
+                status = self._check_unused(a, b)
                 if status is Status.OK:
                     self._notices.append((Notice.UNWANTED, a, b, 0))
                 self.done(c, status)
@@ -346,8 +365,11 @@ class Driver:
             self.freed(ipa, pages)
 
     def unwanted(self, ipa: int, pages: int) -> None:
+        states = bytes(self.monitor.states[(ipa - BASE) // PAGE :][:pages])
         if self.monitor.give_back(ipa, pages) is Status.OK:
-            self.freed(ipa, pages)
+            for index, state in enumerate(states):
+                if state == PageState.GRANTED:
+                    self.freed(ipa + index * PAGE, 1)
 
     def freed(self, ipa: int, pages: int) -> None:
         self._free += range(ipa, ipa + pages * PAGE, PAGE)

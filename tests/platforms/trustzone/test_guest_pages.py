@@ -61,6 +61,16 @@ class Predecessor:
                 return
 
 
+class Counting(Scattering):
+    """Counts what it is told of pages that nobody wants."""
+
+    unwanted_told = 0
+
+    def unwanted(self, ipa: int, pages: int) -> None:
+        self.unwanted_told += 1
+        super().unwanted(ipa, pages)
+
+
 def memory_of(machine: FakeMachine, patience: float = 0.5) -> TrustZoneMemory:
     return TrustZoneMemory(machine.pages(patience=patience), GRANULE)
 
@@ -87,6 +97,34 @@ def test_what_is_wanted_ahead_is_used_before_more_is_asked_for():
         pages.trim(10)
         assert machine.settled(PageState.GRANTED, 10)
         assert pages.unused == 10
+
+
+def test_scattered_pages_that_nobody_used_go_back_in_few_commands():
+    with FakeMachine(RAM, driver := Counting()) as machine:
+        pages = machine.pages()
+        assert pages.want(1800, 1800) == 1800
+        used = pages.take(20)
+        pages.trim(0)
+        assert machine.settled(PageState.GRANTED, 0)
+        assert machine.monitor.counts()[PageState.SECURE] == 20
+        assert driver.unwanted_told <= 20 + 4
+        pages.give_back(used)
+        assert machine.settled(PageState.NORMAL, machine.monitor.hidden // PAGE)
+        assert driver.free == machine.monitor.hidden // PAGE
+        machine.check()
+
+
+def test_what_the_os_took_back_itself_does_not_keep_its_neighbours_from_going_back():
+    with FakeMachine(RAM) as machine:
+        pages = machine.pages()
+        assert pages.want(100, 100) == 100
+        with machine.hung():
+            pages.trim(0)
+            machine.driver.unwanted(BASE, 10)
+        assert eventually(lambda: pages.unused == 90), "what was not taken back is lost"
+        pages.trim(0)
+        assert machine.settled(PageState.GRANTED, 0)
+        machine.check()
 
 
 def test_kept_pages_are_used_again_without_the_os():

@@ -1,9 +1,16 @@
 """The pool of runs: long runs stay long, and nothing is lost."""
 
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from flexserve.platforms.trustzone.pool import Pool, Run, count, cut, merged, pieces
+from flexserve.platforms.trustzone.pool import Pool, Run, count, cut, merged, pieces, spans
 from flexserve.platforms.trustzone.ram import BASE, PAGE
 
 
@@ -76,3 +83,39 @@ def test_a_pool_holds_what_was_put_in_and_not_taken_out(
         assert set(out) <= (held if take else held & wanted)
         held -= set(out)
         assert pool.pages == len(held)
+
+
+def mask(indices: Iterable[int], total: int = 2048) -> NDArray[np.bool_]:
+    chosen = np.zeros(total, np.bool_)
+    chosen[list(indices)] = True
+    return chosen
+
+
+def test_ranges_span_small_runs_and_what_may_lie_between():
+    wanted = mask(pages_of(run(300, 8), run(3, 16), run(508, 10), run(600, 1)))
+    assert list(spans(wanted, ~wanted, 512)) == [run(3, 509), run(512, 89)]
+    assert list(spans(wanted, ~wanted & ~mask([400]), 512)) == [run(3, 305), run(508, 4), run(512, 89)]
+    assert list(spans(wanted, mask([]), 512)) == [
+        run(3, 16),
+        run(300, 8),
+        run(508, 4),
+        run(512, 6),
+        run(600, 1),
+    ]
+    assert list(spans(mask([]), ~wanted, 512)) == []
+
+
+@given(st.sets(st.integers(0, 99)), st.sets(st.integers(0, 99)), st.integers(1, 40))
+def test_ranges_hold_all_that_is_wanted_and_nothing_that_may_not_lie_between(
+    wanted: set[int], passable: set[int], most: int
+):
+    found = list(spans(mask(wanted, 100), mask(passable, 100), most))
+    covered = pages_of(*found)
+    assert sorted({*covered}) == covered
+    assert wanted <= {*covered} <= wanted | passable
+    assert all({pages_of(each)[0], pages_of(each)[-1]} <= wanted for each in found)
+    assert all(pages_of(each)[0] // most == pages_of(each)[-1] // most for each in found)
+    for one, next_ in itertools.pairwise(found):
+        between = {*range(pages_of(one)[-1] + 1, pages_of(next_)[0])}
+        crossed = pages_of(one)[0] // most != pages_of(next_)[0] // most
+        assert crossed or between - passable, "these two could have been one"

@@ -72,6 +72,11 @@ def test_a_file_whose_name_makes_no_name_needs_one(store: Store, small: Path):
     assert "--name" in caught.value.hint
 
 
+def test_of_a_missing_file_without_a_usable_name_its_absence_is_told(store: Store, small: Path):
+    with pytest.raises(CallerError, match="cannot be read: No such file"):
+        store.add(small.with_name("*.gguf"), None, quiet)
+
+
 @pytest.mark.parametrize("name", ["", ".", "..", "../a", "a/b", "A", "-a", ".a", "a" * 65, "a\n", "ä", "a b"])
 def test_a_name_that_is_not_allowed_is_refused(store: Store, small: Path, name: str):
     with pytest.raises(CallerError) as caught:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 
-VERSION = 2
+VERSION = 3
 PAGE_BYTES = 4096
 CALL_PAGES_MAX = 512
 SMC_BASE = 0xC6000000

@@ -23,7 +23,6 @@ from flexserve.errors import GrantRefusedError, MonitorError, NormalWorldError
 from flexserve.platforms.trustzone import abi
 from flexserve.platforms.trustzone.exchange import (
     Answer,
-    Command,
     Commit,
     Detached,
     Done,
@@ -39,14 +38,15 @@ from flexserve.platforms.trustzone.exchange import (
     Want,
 )
 from flexserve.platforms.trustzone.mailbox import Mailbox
-from flexserve.platforms.trustzone.pool import Pool, Run, count, pieces
+from flexserve.platforms.trustzone.pool import Pool, Run, count, pieces, spans
 from flexserve.platforms.trustzone.ram import BASE, PAGE, Ram
 from flexserve.units import format_size
 
 _PATIENCE = 5.0  # seconds that one exchange with the OS may take
 _LOOK_AGAIN = 0.02  # seconds between looks at pages whose return a full mailbox may not tell
-_NORMAL, _GRANTED = abi.PageState.NORMAL, abi.PageState.GRANTED
-_SECURE, _RECALLING = abi.PageState.SECURE, abi.PageState.RECALLING
+# As numbers, which numpy compares faster with.
+_NORMAL, _GRANTED = int(abi.PageState.NORMAL), int(abi.PageState.GRANTED)
+_SECURE, _RECALLING = int(abi.PageState.SECURE), int(abi.PageState.RECALLING)
 
 
 class GuestPages:
@@ -70,6 +70,7 @@ class GuestPages:
         self._commits: dict[int, Run] = {}  # by serial, until carried out
         self._abandoned: set[int] = set()  # those of them that nobody waits for any more
         self._recalls: set[int] = set()  # serials
+        self._refusals: dict[int, Run] = {}  # by serial, until carried out
         self._ended = False
         self.on_pressure: Callable[[Pressure], None] = lambda _pressure: None
         self.on_detached: Callable[[], None] = lambda: None
@@ -201,17 +202,22 @@ class GuestPages:
 
     def _offer(self, runs: Iterable[Run]) -> None:
         """Send pages back: SECURE ones to be scrubbed, GRANTED ones as they came."""
-        commands: list[Command] = []
+        offered = np.zeros(self.ram.pages, np.bool_)
+        for run in runs:
+            offered[_span(run)] = True
         with self._changed:
-            for run in pieces(runs, abi.CALL_PAGES_MAX):
-                serial = next(self._serials)
-                self._leaving[_span(run)] = True
-                if self._all(run, _SECURE):
-                    self._recalls.add(serial)
-                    commands.append(Recall(run.ipa, run.pages, serial))
-                else:
-                    commands.append(Refuse(run.ipa, run.pages, serial))
-        self.mailbox.put(*commands)
+            self._leaving |= offered
+            states, most = self._states.copy(), abi.CALL_PAGES_MAX
+            used, unused = offered & (states == _SECURE), offered & (states == _GRANTED)
+            recalls = {next(self._serials): run for run in spans(used, np.zeros_like(used), most)}
+            # What lies between unused ones and is the OS's stays so: one command does for many small runs.
+            refusals = {next(self._serials): run for run in spans(unused, states == _NORMAL, most)}
+            self._recalls |= recalls.keys()
+            self._refusals |= refusals
+        self.mailbox.put(
+            *(Recall(run.ipa, run.pages, serial) for serial, run in recalls.items()),
+            *(Refuse(run.ipa, run.pages, serial) for serial, run in refusals.items()),
+        )
 
     def _listen(self) -> None:
         for event in self.mailbox.events():
@@ -268,9 +274,11 @@ class GuestPages:
 
         Pages in use are left alone: they were granted again since, and the news of that is to come.
         """
-        for left in [*_where(self._leaving[_span(run)], run), *self._pool.drop(run)]:
-            self._leaving[_span(left)] = False
-            self._ours[_span(left)] = False
+        for left in self._pool.drop(run):
+            self._leaving[_span(left)] = True
+        span = _span(run)
+        self._ours[span] &= ~self._leaving[span]
+        self._leaving[span] = False
         self._arrived = min(self._arrived, self._pool.pages)
 
     def _tidy(self) -> None:
@@ -295,6 +303,12 @@ class GuestPages:
                     f"The monitor would not take secure pages back ({status.name}).",
                     hint="Restart the machine, and report this as a bug.",
                 )
+        refused = self._refusals.pop(serial, None)
+        if refused is not None and status is not abi.Status.OK:  # the OS took some of it back by itself
+            span = _span(refused)
+            for left in _where(self._leaving[span] & (self._states[span] == _GRANTED), refused):
+                self._leaving[_span(left)] = False
+                self._pool.add(left)
         run = self._commits.pop(serial, None)
         if run is not None and serial in self._abandoned:
             self._abandoned.remove(serial)
@@ -310,7 +324,7 @@ class GuestPages:
             for lost in _where((states != _GRANTED) & (states != _SECURE), run):
                 self._ours[_span(lost)] = False
 
-    def _all(self, run: Run, state: abi.PageState) -> bool:
+    def _all(self, run: Run, state: int) -> bool:
         return bool((self._states[_span(run)] == state).all())
 
 

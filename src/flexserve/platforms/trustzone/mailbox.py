@@ -38,7 +38,8 @@ from flexserve.platforms.trustzone.ram import Ram
 _WRAP = 0xFFFF_FFFF  # heads and tails run on and wrap
 _SLOT_WORDS = abi.SLOT_BYTES // 8  # u64: kind and three arguments
 _LOOK_AGAIN = 1.0  # seconds without a bell until it is quiet
-_NAP = 100e-6  # seconds; events come in bouts, and each bell costs whoever calls the monitor some of them
+# Seconds, and how often: events come in bouts, and each bell costs whoever calls the monitor much time.
+_NAP, _NAPS = 100e-6, 10
 _RING_AGAIN = 0.25  # seconds
 _PATIENCE = 2.0  # seconds for the OS to have commands carried out when the ring is full
 _BELLS = 4096  # bytes taken from the secure UART at once
@@ -236,14 +237,18 @@ class Mailbox:
 
     def events(self) -> Iterator[Event]:
         """Yield events as they come, while attached, for as long as the machine lives."""
+        idle = 0
         while True:
-            came = False
+            came = 0
             while (event := self._next()) is not None:
-                came = True
+                came += 1
                 yield event
-            if self._attached and len(self._commands):
-                self._send(abi.Byte.RING)  # the OS has so many carried out for each bell, and no more
-            if came:
+            if (
+                came >= abi.SLOTS
+            ):  # there was no room for more, at which the OS stops having commands carried out
+                self._ring_for_commands()
+            idle = 0 if came else idle + 1
+            if idle < _NAPS:
                 time.sleep(_NAP)
                 continue
             self._sleep(1)
@@ -253,7 +258,12 @@ class Mailbox:
             if rung and not self._listen():
                 return
             if not rung and not waiting:
+                self._ring_for_commands()
                 yield Quiet()
+
+    def _ring_for_commands(self) -> None:
+        if self._attached and len(self._commands):
+            self._send(abi.Byte.RING)
 
     def _unread(self) -> bool:
         """Return whether an event waits; the monitor rings for none that comes after it."""

@@ -6,7 +6,10 @@ import bisect
 import dataclasses
 from collections.abc import Iterable, Iterator
 
-from flexserve.platforms.trustzone.ram import PAGE
+import numpy as np
+from numpy.typing import NDArray
+
+from flexserve.platforms.trustzone.ram import BASE, PAGE
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -75,6 +78,22 @@ def pieces(runs: Iterable[Run], most: int) -> Iterator[Run]:
             piece, run = run.split(most)  # noqa: PLW2901  # the rest is cut further
             yield piece
         yield run
+
+
+def spans(wanted: NDArray[np.bool_], passable: NDArray[np.bool_], most: int) -> Iterator[Run]:
+    """Yield few ranges with all `wanted` pages in them, and such as are `passable` between those.
+
+    Both masks have an entry for each page of the machine. A range begins and ends with a wanted page and
+    does not reach over a multiple of `most` pages: an allocator that aligns its blocks has none there.
+    """
+    pages, walls = np.flatnonzero(wanted), np.flatnonzero(~(wanted | passable))
+    index = 0
+    while index < pages.size:
+        first = int(pages[index])
+        wall = np.searchsorted(walls, first)
+        end = min(first - first % most + most, int(walls[wall]) if wall < walls.size else wanted.size)
+        index = int(np.searchsorted(pages, end))
+        yield Run(BASE + first * PAGE, int(pages[index - 1]) - first + 1)
 
 
 class Pool:

@@ -54,7 +54,7 @@ def seal(source: Path, destination: Path, name: str, device: DeviceKey, progress
     is read, or `destination` exists; NormalWorldError when the disk refuses (code "disk_full").
     """
     check_name(name)
-    fd, before = _open_source(source)
+    fd, before = open_source(source)
     try:
         header = parse_gguf(lambda offset, length: _read_source(fd, offset, length), before.st_size)
         draft, cipher = _draft(header, before.st_size, name, device)
@@ -87,7 +87,8 @@ def name_taken(name: str) -> CallerError:
     )
 
 
-def _open_source(source: Path) -> tuple[int, os.stat_result]:
+def open_source(source: Path) -> tuple[int, os.stat_result]:
+    """Return a descriptor of the file `source`, and its stat. Raises CallerError when it is none."""
     try:
         # O_NONBLOCK: opening a pipe must not hang.
         fd = os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

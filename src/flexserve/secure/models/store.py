@@ -20,7 +20,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from flexserve.errors import CallerError, NormalWorldError, StoredDataError, UnknownModelError
-from flexserve.secure.models.container import Progress, SealedModel, name_taken, read_manifest, seal
+from flexserve.secure.models.container import (
+    Progress,
+    SealedModel,
+    name_taken,
+    open_source,
+    read_manifest,
+    seal,
+)
 from flexserve.secure.models.files import disk_errors, make_folder, sweep, sync_folder
 from flexserve.secure.models.keys import DeviceKey
 from flexserve.secure.models.manifest import NAME_RULE, Manifest, check_name, is_name
@@ -182,6 +189,7 @@ def _name_after(source: Path) -> str:
     try:
         return check_name(name)
     except CallerError:
+        os.close(open_source(source)[0])  # that there is no such file (an unexpanded "*") matters more
         raise CallerError(
             f"No name can be made from {source.name!r}.", hint=f"Give one with --name. {NAME_RULE}"
         ) from None
