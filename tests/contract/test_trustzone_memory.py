@@ -11,9 +11,10 @@ from flexserve.platforms.ports import Arena, SecureMemory
 from flexserve.platforms.trustzone.pool import Run
 from flexserve.platforms.trustzone.ram import BASE, PAGE
 from flexserve.platforms.trustzone.secure_memory import DEFAULT_GRANULE, TrustZoneMemory
+from flexserve.testing.fake_os import Babbling, Driver, Fickle, Scattering
 from flexserve.testing.secure_memory import SecureMemoryContract
 from flexserve.testing.stateful import SecureMemoryMachine
-from flexserve.testing.trustzone import Babbling, Driver, FakeMachine, Fickle, Scattering
+from flexserve.testing.trustzone import FakeMachine
 from flexserve.units import KIB, MIB
 
 GRANULE = 64 * KIB

@@ -15,7 +15,8 @@ from flexserve.normal.launcher import SecureOptions
 from flexserve.normal.world import running_world
 from flexserve.platforms.trustzone.abi import PageState
 from flexserve.platforms.trustzone.ram import PAGE
-from flexserve.testing.trustzone import Boasting, Driver, FakeMachine, Scattering, eventually
+from flexserve.testing.fake_os import Boasting, Driver, Scattering
+from flexserve.testing.trustzone import FakeMachine, eventually
 from flexserve.units import MIB
 
 RAM = 256 * MIB

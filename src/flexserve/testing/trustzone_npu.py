@@ -37,7 +37,9 @@ from flexserve.platforms.trustzone.npu.device import Device
 from flexserve.platforms.trustzone.pool import Run
 from flexserve.platforms.trustzone.ram import BASE, PAGE
 from flexserve.testing import q8
-from flexserve.testing.trustzone import Driver, FakeMachine, FakeMonitor, Poll, eventually
+from flexserve.testing.fake_monitor import FakeMonitor, Poll
+from flexserve.testing.fake_os import Driver
+from flexserve.testing.trustzone import FakeMachine, eventually
 from flexserve.units import align_up
 
 CODE = b"what drives the NPU (fake)"

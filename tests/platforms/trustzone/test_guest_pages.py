@@ -16,18 +16,17 @@ from flexserve.platforms.trustzone.mailbox import Ring
 from flexserve.platforms.trustzone.pool import count
 from flexserve.platforms.trustzone.ram import BASE, PAGE
 from flexserve.platforms.trustzone.secure_memory import TrustZoneMemory
-from flexserve.testing.trustzone import (
+from flexserve.testing.fake_os import (
     Babbling,
     Boasting,
     Driver,
-    FakeMachine,
     Forged,
     Regretting,
     Scattering,
     Silent,
     Stubborn,
-    eventually,
 )
+from flexserve.testing.trustzone import FakeMachine, eventually
 from flexserve.units import KIB, MIB
 
 RAM = 32 * MIB

@@ -15,8 +15,9 @@ from flexserve.platforms.trustzone.exchange import NpuWant
 from flexserve.platforms.trustzone.flexnpu import TrustZoneNpu
 from flexserve.platforms.trustzone.mailbox import Mailbox
 from flexserve.platforms.trustzone.secure_memory import TrustZoneMemory
+from flexserve.testing.fake_os import Scattering
 from flexserve.testing.npu_contract import Bench
-from flexserve.testing.trustzone import Scattering, eventually
+from flexserve.testing.trustzone import eventually
 from flexserve.testing.trustzone_npu import DRIVER, Lender, NpuMachine
 from flexserve.units import KIB, MIB
 

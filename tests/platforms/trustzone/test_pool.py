@@ -93,29 +93,32 @@ def mask(indices: Iterable[int], total: int = 2048) -> NDArray[np.bool_]:
 
 def test_ranges_span_small_runs_and_what_may_lie_between():
     wanted = mask(pages_of(run(300, 8), run(3, 16), run(508, 10), run(600, 1)))
-    assert list(spans(wanted, ~wanted, 512)) == [run(3, 509), run(512, 89)]
-    assert list(spans(wanted, ~wanted & ~mask([400]), 512)) == [run(3, 305), run(508, 4), run(512, 89)]
-    assert list(spans(wanted, mask([]), 512)) == [
+    assert list(spans(BASE, wanted, ~wanted, 512)) == [run(3, 509), run(512, 89)]
+    assert list(spans(BASE, wanted, ~wanted & ~mask([400]), 512)) == [run(3, 305), run(508, 4), run(512, 89)]
+    assert list(spans(BASE, wanted, mask([]), 512)) == [
         run(3, 16),
         run(300, 8),
         run(508, 4),
         run(512, 6),
         run(600, 1),
     ]
-    assert list(spans(mask([]), ~wanted, 512)) == []
+    assert list(spans(BASE, mask([]), ~wanted, 512)) == []
 
 
-@given(st.sets(st.integers(0, 99)), st.sets(st.integers(0, 99)), st.integers(1, 40))
+@given(st.sets(st.integers(0, 99)), st.sets(st.integers(0, 99)), st.integers(1, 40), st.integers(0, 99))
 def test_ranges_hold_all_that_is_wanted_and_nothing_that_may_not_lie_between(
-    wanted: set[int], passable: set[int], most: int
+    wanted: set[int], passable: set[int], most: int, first: int
 ):
-    found = list(spans(mask(wanted, 100), mask(passable, 100), most))
+    found = [
+        Run(each.ipa - first * PAGE + BASE, each.pages)
+        for each in spans(first * PAGE, mask(wanted, 100), mask(passable, 100), most)
+    ]
     covered = pages_of(*found)
     assert sorted({*covered}) == covered
     assert wanted <= {*covered} <= wanted | passable
     assert all({pages_of(each)[0], pages_of(each)[-1]} <= wanted for each in found)
-    assert all(pages_of(each)[0] // most == pages_of(each)[-1] // most for each in found)
+    assert all((first + pages_of(each)[0]) // most == (first + pages_of(each)[-1]) // most for each in found)
     for one, next_ in itertools.pairwise(found):
         between = {*range(pages_of(one)[-1] + 1, pages_of(next_)[0])}
-        crossed = pages_of(one)[0] // most != pages_of(next_)[0] // most
+        crossed = (first + pages_of(one)[0]) // most != (first + pages_of(next_)[0]) // most
         assert crossed or between - passable, "these two could have been one"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import statistics
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from flexserve.bench.trustzone.plan import Allocator, Kernel, Plan
 from flexserve.bench.trustzone.stage import Say, Stage, pages_in
 from flexserve.errors import GrantRefusedError
 from flexserve.platforms.trustzone.guest_pages import GuestPages
+from flexserve.units import format_size
 
 PARTS = ("allocate", "grant", "take", "free")
 _UNUSED = ("take", "free")  # of pages that nobody wrote to
@@ -39,24 +41,31 @@ class Memory:
         self._samples: dict[tuple[str, int], dict[Allocator, list[Sample | None]]] = {}
 
     def round(self, number: int) -> None:
-        """Measure every size once with each allocator, each on a machine of its own."""
-        for kernel in self._plan.kernels:
-            order = list(Allocator) if number % 2 == 0 else list(reversed(Allocator))
-            for allocator in order:
-                self._say(f"round {number + 1}: memory by {allocator.value} (kernel: {kernel.name})")
-                with (
-                    Stage.set(self._plan, allocator, self._say, bootargs=kernel.bootargs) as stage,
-                    stage.secure_core() as pages,
-                ):
-                    self._measure(stage, pages, kernel, allocator)
+        """Measure every size once with each allocator, one right after the other.
 
-    def _measure(self, stage: Stage, pages: GuestPages, kernel: Kernel, allocator: Allocator) -> None:
+        Each has a machine of its own, which has nothing to do while the other one is measured.
+        """
+        order = list(Allocator) if number % 2 == 0 else list(reversed(Allocator))
+        for kernel in self._plan.kernels:
+            with contextlib.ExitStack() as stack:
+                machines = []
+                for allocator in order:
+                    setting = Stage.set(self._plan, allocator, self._say, bootargs=kernel.bootargs)
+                    stage = stack.enter_context(setting)
+                    machines.append((allocator, stage, stack.enter_context(stage.secure_core())))
+                for size in kernel.sizes:
+                    self._say(f"round {number + 1}: {format_size(size)} of memory (kernel: {kernel.name})")
+                    for allocator, stage, pages in machines:
+                        self._measure(kernel, size, allocator, stage, pages)
+
+    def _measure(
+        self, kernel: Kernel, size: int, allocator: Allocator, stage: Stage, pages: GuestPages
+    ) -> None:
         """Each sample has background memory of its own: what CMA moved away once stays away."""
-        for size in kernel.sizes:
-            with stage.background(self._plan.background):
-                sample = _sample(stage, pages, size)
-            cell = self._samples.setdefault((kernel.name, size), {each: [] for each in Allocator})
-            cell[allocator].append(sample)
+        with stage.background(self._plan.background):
+            sample = _sample(stage, pages, size)
+        cell = self._samples.setdefault((kernel.name, size), {each: [] for each in Allocator})
+        cell[allocator].append(sample)
 
     def report(self) -> dict[str, Any]:
         """Return one cell for each kernel and size."""

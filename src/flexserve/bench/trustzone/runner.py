@@ -24,9 +24,9 @@ Say = Callable[[str], None]
 def measure(plan: Plan, folder: Path, say: Say) -> dict[str, Any]:
     """Measure `plan` with models kept in `folder`; return the report, a JSON-able object.
 
-    One machine runs at a time. In each round everything is measured once, so that whatever else the
-    host does meets all of it. What is known after each round is in `folder`/report.json. Raises
-    NormalWorldError when a machine cannot be had.
+    One machine runs at a time, but for the memory's two. In each round everything is measured once, so
+    that whatever else the host does meets all of it. What is known after each round is in
+    `folder`/report.json. Raises NormalWorldError when a machine cannot be had.
     """
     paper, models = plan.requests, Models(folder, say)
     subjects = [

@@ -200,18 +200,22 @@ class GuestPages:
             raise _refused(count(runs), "does not hand over")
         return False
 
-    def _offer(self, runs: Iterable[Run]) -> None:
+    def _offer(self, runs: Sequence[Run]) -> None:
         """Send pages back: SECURE ones to be scrubbed, GRANTED ones as they came."""
-        offered = np.zeros(self.ram.pages, np.bool_)
+        if not runs:
+            return
+        first, end = min(run.ipa for run in runs), max(run.end for run in runs)
+        around, most = Run(first, (end - first) // PAGE), abi.CALL_PAGES_MAX
+        offered = np.zeros(around.pages, np.bool_)
         for run in runs:
-            offered[_span(run)] = True
+            offered[(run.ipa - first) // PAGE : (run.end - first) // PAGE] = True
         with self._changed:
-            self._leaving |= offered
-            states, most = self._states.copy(), abi.CALL_PAGES_MAX
+            self._leaving[_span(around)] |= offered
+            states = self._states[_span(around)].copy()
             used, unused = offered & (states == _SECURE), offered & (states == _GRANTED)
-            recalls = {next(self._serials): run for run in spans(used, np.zeros_like(used), most)}
+            recalls = {next(self._serials): run for run in spans(first, used, np.zeros_like(used), most)}
             # What lies between unused ones and is the OS's stays so: one command does for many small runs.
-            refusals = {next(self._serials): run for run in spans(unused, states == _NORMAL, most)}
+            refusals = {next(self._serials): run for run in spans(first, unused, states == _NORMAL, most)}
             self._recalls |= recalls.keys()
             self._refusals |= refusals
         self.mailbox.put(

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from flexserve.platforms.trustzone.ram import BASE, PAGE
+from flexserve.platforms.trustzone.ram import PAGE
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -80,20 +80,19 @@ def pieces(runs: Iterable[Run], most: int) -> Iterator[Run]:
         yield run
 
 
-def spans(wanted: NDArray[np.bool_], passable: NDArray[np.bool_], most: int) -> Iterator[Run]:
+def spans(ipa: int, wanted: NDArray[np.bool_], passable: NDArray[np.bool_], most: int) -> Iterator[Run]:
     """Yield few ranges with all `wanted` pages in them, and such as are `passable` between those.
 
-    Both masks have an entry for each page of the machine. A range begins and ends with a wanted page and
-    does not reach over a multiple of `most` pages: an allocator that aligns its blocks has none there.
+    The masks have an entry for each page from address `ipa` on. A range begins and ends with a wanted page
+    and does not reach over a multiple of `most` pages: an allocator that aligns its blocks has none there.
     """
-    pages, walls = np.flatnonzero(wanted), np.flatnonzero(~(wanted | passable))
-    index = 0
-    while index < pages.size:
-        first = int(pages[index])
-        wall = np.searchsorted(walls, first)
-        end = min(first - first % most + most, int(walls[wall]) if wall < walls.size else wanted.size)
-        index = int(np.searchsorted(pages, end))
-        yield Run(BASE + first * PAGE, int(pages[index - 1]) - first + 1)
+    chosen, walls = np.flatnonzero(wanted), np.cumsum(~(wanted | passable))
+    pages = chosen + ipa // PAGE
+    # Pages lie in one range when as many multiples and as many walls are before them.
+    apart = (np.diff(pages // most) != 0) | (np.diff(walls[chosen]) != 0)
+    firsts, lasts = pages[np.r_[True, apart][: pages.size]], pages[np.r_[apart, True][: pages.size]]
+    for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True):
+        yield Run(first * PAGE, last - first + 1)
 
 
 class Pool:
