@@ -9,6 +9,8 @@
 #define INNER_SHAREABLE (3ULL << 8)
 #define ENTRIES 512
 #define GIB 0x40000000ULL
+#define WINDOW_PAGES (FLEX_NPU_WINDOW_BYTES / FLEX_PAGE_BYTES)
+#define CODE_PAGES (FLEX_NPU_CODE_BYTES_MAX / FLEX_PAGE_BYTES)
 
 /* Stage-2: normal write-back memory, read and write, executable; devices never are. */
 #define STAGE2_RAM (ACCESSED | INNER_SHAREABLE | 3ULL << 6 | 0xfULL << 2 | VALID_PAGE)
@@ -25,25 +27,25 @@ static u64 *device_leaves;
 static u64 *secure_leaves;
 
 /* One page after the other, from this leaf on. */
-static void map(u64 *leaf, u64 at, u64 bytes, u64 kind)
-{
-	u64 end = at + bytes;
-
-	for (; at < end; at += FLEX_PAGE_BYTES)
-		*leaf++ = at | kind;
-}
-
-static void unmap(u64 *leaf, u64 pages)
+static void map(u64 *leaf, u64 at, u64 pages, u64 kind)
 {
 	u64 *end = leaf + pages;
 
-	while (leaf < end)
-		*leaf++ = 0;
+	for (; leaf < end; at += FLEX_PAGE_BYTES)
+		*leaf++ = at | kind;
+}
+
+static void clear(u64 *entry, u64 count)
+{
+	u64 *end = entry + count;
+
+	while (entry < end)
+		*entry++ = 0;
 }
 
 static void map_pages(u64 *leaves, struct range range, u64 kind)
 {
-	map(&leaves[range.first], here->ram_base + range.first * FLEX_PAGE_BYTES, range.count * FLEX_PAGE_BYTES, kind);
+	map(&leaves[range.first], here->ram_base + range.first * FLEX_PAGE_BYTES, range.count, kind);
 }
 
 void tables_show(struct range range)
@@ -54,8 +56,8 @@ void tables_show(struct range range)
 
 void tables_hide(struct range range)
 {
-	unmap(&stage2_leaves[range.first], range.count);
-	unmap(&device_leaves[range.first], range.count);
+	clear(&stage2_leaves[range.first], range.count);
+	clear(&device_leaves[range.first], range.count);
 }
 
 void tables_open(struct range range)
@@ -65,7 +67,7 @@ void tables_open(struct range range)
 
 void tables_close(struct range range)
 {
-	unmap(&secure_leaves[range.first], range.count);
+	clear(&secure_leaves[range.first], range.count);
 }
 
 bool tables_is_open(u64 page)
@@ -78,21 +80,13 @@ bool tables_shown(u64 page)
 	return stage2_leaves[page] != 0 || device_leaves[page] != 0;
 }
 
-static void clear(u64 from, u64 to)
-{
-	u64 *word = arch_at(from), *end = arch_at(to - sizeof(u64));
-
-	while (word <= end)
-		*word++ = 0;
-}
-
 /* The upper levels: all of them point to tables that stay where they are. */
 static void link_tree(const struct tree *tree)
 {
 	u64 *level1 = arch_at(tree->level1), *level2 = arch_at(tree->level2);
 	u64 i, first = here->ram_base / BLOCK_BYTES;
 
-	clear(tree->level1, tree->registers + FLEX_PAGE_BYTES);
+	clear(level1, (tree->registers + FLEX_PAGE_BYTES - tree->level1) / sizeof(u64));
 	for (i = 0; i < LEVEL2_TABLES; i++)
 		level1[i] = (tree->level2 + i * FLEX_PAGE_BYTES) | VALID_TABLE;
 	for (i = 0; i < here->ram_bytes / BLOCK_BYTES; i++)
@@ -111,7 +105,7 @@ static void map_window(const struct window *window)
 		return;
 	}
 	level2[at / BLOCK_BYTES] = here->stage2.registers | VALID_TABLE;
-	map(&leaves[at / FLEX_PAGE_BYTES % ENTRIES], at, window->bytes, STAGE2_REGISTERS | VALID_PAGE);
+	map(&leaves[at / FLEX_PAGE_BYTES % ENTRIES], at, window->bytes / FLEX_PAGE_BYTES, STAGE2_REGISTERS | VALID_PAGE);
 }
 
 static u64 *registers_leaf(void)
@@ -121,12 +115,12 @@ static u64 *registers_leaf(void)
 
 void tables_show_registers(void)
 {
-	map(registers_leaf(), here->window, FLEX_NPU_WINDOW_BYTES, STAGE2_REGISTERS | VALID_PAGE);
+	map(registers_leaf(), here->window, WINDOW_PAGES, STAGE2_REGISTERS | VALID_PAGE);
 }
 
 void tables_hide_registers(void)
 {
-	unmap(registers_leaf(), FLEX_NPU_WINDOW_BYTES / FLEX_PAGE_BYTES);
+	clear(registers_leaf(), WINDOW_PAGES);
 }
 
 /* All of it lies in one block of memory. */
@@ -134,13 +128,13 @@ static void make_sandbox(void)
 {
 	u64 *level1 = arch_at(here->sandbox), *level2 = level1 + ENTRIES, *leaves = level2 + ENTRIES;
 
-	clear(here->sandbox, here->sandbox + 3 * FLEX_PAGE_BYTES);
+	clear(level1, 3 * ENTRIES);
 	level1[here->window / GIB] = (here->sandbox + FLEX_PAGE_BYTES) | VALID_TABLE;
 	level2[here->window / BLOCK_BYTES % ENTRIES] = (here->sandbox + 2 * FLEX_PAGE_BYTES) | VALID_TABLE;
-	map(&leaves[here->window / FLEX_PAGE_BYTES % ENTRIES], here->window, FLEX_NPU_WINDOW_BYTES,
+	map(&leaves[here->window / FLEX_PAGE_BYTES % ENTRIES], here->window, WINDOW_PAGES,
 	    STAGE2_REGISTERS | VALID_PAGE);
-	map(&leaves[here->code / FLEX_PAGE_BYTES % ENTRIES], here->code, FLEX_NPU_CODE_BYTES_MAX, SANDBOX_CODE);
-	map(&leaves[here->stack / FLEX_PAGE_BYTES % ENTRIES], here->stack, FLEX_PAGE_BYTES, SANDBOX_STACK);
+	map(&leaves[here->code / FLEX_PAGE_BYTES % ENTRIES], here->code, CODE_PAGES, SANDBOX_CODE);
+	map(&leaves[here->stack / FLEX_PAGE_BYTES % ENTRIES], here->stack, 1, SANDBOX_STACK);
 }
 
 void tables_init(const struct layout *layout, const struct window *windows, u32 count)
