@@ -226,7 +226,7 @@ MUTANTS = (
     Mutant("registers are not hidden", NPU, HIDE_REGISTERS, "\tarch_flush_stage2();\n"),
     Mutant("registers are known still", NPU, HIDE_REGISTERS, "\ttables_hide_registers();\n"),
     Mutant("registers are hidden after the reset", NPU, HIDE_REGISTERS + ENTER, ENTER + HIDE_REGISTERS),
-    Mutant("a page of registers is not hidden", TABLES, "FLEX_NPU_WINDOW_BYTES / FLEX_PAGE_BYTES);", "15);"),
+    Mutant("a page of registers is not hidden", TABLES, "leaf(), WINDOW_PAGES);", "leaf(), 15);"),
     Mutant("registers are not zeroed", NPU, ZERO, ""),
     Mutant("the last register is not zeroed", NPU, "FLEX_NPU_WINDOW_BYTES / sizeof(u64);", "8191;"),
     Mutant(

@@ -69,7 +69,7 @@ OWN = (
         "if (*at != FLEX_STATE_MONITOR && *at != from)\n\t\t\treturn",
     ),
     Mutant("an alike page beyond RAM", PAGES, "page + count < total && ", ""),
-    Mutant("one page of registers is not hidden", TABLES, "/ FLEX_PAGE_BYTES);", "/ FLEX_PAGE_BYTES - 1);"),
+    Mutant("one page of registers is not hidden", TABLES, "(), WINDOW_PAGES);", "(), WINDOW_PAGES - 1);"),
     Mutant("one register is not zeroed", NPU, "BYTES / sizeof(u64); i++", "BYTES / sizeof(u64) - 1; i++"),
     Mutant("too much is zeroed", NPU, "BYTES / sizeof(u64); i++", "BYTES / sizeof(u64) + 1; i++"),
     Mutant(
@@ -82,8 +82,8 @@ OWN = (
     Mutant(
         "pages of the sandbox beside it",
         TABLES,
-        "here->stack, FLEX_PAGE_BYTES, SANDBOX",
-        "here->stack, 2 * FLEX_PAGE_BYTES, SANDBOX",
+        "here->stack, 1, SANDBOX",
+        "here->stack, 2, SANDBOX",
     ),
 )
 #: Fewer pages and shorter calls than those of the proofs, for speed: what fails for a small one fails. A call
