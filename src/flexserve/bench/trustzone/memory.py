@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from flexserve.bench.trustzone.plan import Allocator, Kernel, Plan
+from flexserve.bench.trustzone.plan import Allocator, Plan
 from flexserve.bench.trustzone.stage import Say, Stage, pages_in
 from flexserve.errors import GrantRefusedError
 from flexserve.platforms.trustzone.guest_pages import GuestPages
@@ -16,8 +16,10 @@ from flexserve.units import format_size
 
 PARTS = ("allocate", "grant", "take", "free")
 _UNUSED = ("take", "free")  # of pages that nobody wrote to
-_TRIES = 3  # of what takes but milliseconds, as some of this host's are: the middle one counts
+_TRIES = 5  # of what takes but milliseconds: the middle one counts
 _ORDERS = 10
+
+_Spent = dict[str, float]  # seconds, by part
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -34,6 +36,15 @@ class Sample:
     moved: int  # pages of others that the kernel moved meanwhile
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Subject:
+    """A booted machine whose driver has memory from `allocator`."""
+
+    allocator: Allocator
+    stage: Stage
+    pages: GuestPages
+
+
 class Memory:
     """Measures, and keeps the samples by kernel, size and allocator; None where the kernel refused."""
 
@@ -42,38 +53,53 @@ class Memory:
         self._samples: dict[tuple[str, int], dict[Allocator, list[Sample | None]]] = {}
 
     def round(self, number: int) -> None:
-        """Measure every size once with each allocator, one right after the other.
+        """Measure every size with each allocator, in turns.
 
         Each has a machine of its own, which has nothing to do while the other one is measured.
         """
         order = list(Allocator) if number % 2 == 0 else list(reversed(Allocator))
         for kernel in self._plan.kernels:
             with contextlib.ExitStack() as stack:
-                machines = []
+                subjects = []
                 for allocator in order:
                     setting = Stage.set(self._plan, allocator, self._say, bootargs=kernel.bootargs)
                     stage = stack.enter_context(setting)
-                    machines.append((allocator, stage, stack.enter_context(stage.secure_core())))
+                    subjects.append(Subject(allocator, stage, stack.enter_context(stage.secure_core())))
                 for size in kernel.sizes:
                     self._say(f"round {number + 1}: {format_size(size)} of memory (kernel: {kernel.name})")
-                    for allocator, stage, pages in machines:
-                        self._measure(kernel, size, allocator, stage, pages)
+                    cell = self._samples.setdefault((kernel.name, size), {each: [] for each in Allocator})
+                    for allocator, sample in self._measure(subjects, size).items():
+                        cell[allocator].append(sample)
 
-    def _measure(
-        self, kernel: Kernel, size: int, allocator: Allocator, stage: Stage, pages: GuestPages
-    ) -> None:
-        """Each sample has background memory of its own: what CMA moved away once stays away."""
-        with stage.background(self._plan.background):
-            sample = _sample(stage, pages, size)
-        cell = self._samples.setdefault((kernel.name, size), {each: [] for each in Allocator})
-        cell[allocator].append(sample)
+    def _measure(self, subjects: Sequence[Subject], size: int) -> dict[Allocator, Sample | None]:
+        """Each size has background memory of its own: what CMA moved away once stays away."""
+        with contextlib.ExitStack() as stack:
+            for subject in subjects:
+                stack.enter_context(subject.stage.background(self._plan.background))
+            used = {subject.allocator: _hand_over(subject, size) for subject in subjects}
+            tries: dict[Allocator, list[_Spent]] = {subject.allocator: [] for subject in subjects}
+            for _ in range(_TRIES):
+                for subject in subjects:
+                    tries[subject.allocator] += _hand_back_unused(subject, size)
+        return {allocator: _sample(used[allocator], tries[allocator]) for allocator in tries}
 
     def report(self) -> dict[str, Any]:
         """Return one cell for each kernel and size."""
         return {"cells": [cell_of(*key, by_allocator) for key, by_allocator in self._samples.items()]}
 
 
-def _sample(stage: Stage, pages: GuestPages, size: int) -> Sample | None:
+@dataclasses.dataclass(frozen=True, slots=True)
+class _HandedOver:
+    """What it took to hand memory over and, used, back; and how it came."""
+
+    spent: _Spent
+    orders: tuple[int, ...]
+    moved: int
+
+
+def _hand_over(subject: Subject, size: int) -> _HandedOver | None:
+    """Have memory and give it back; None where the kernel refused it."""
+    stage, pages = subject.stage, subject.pages
     before, moved = stage.counters(), stage.moved()
     try:
         runs = pages.take(pages_in(size))
@@ -83,28 +109,34 @@ def _sample(stage: Stage, pages: GuestPages, size: int) -> Sample | None:
     pages.give_back(runs)
     pages.trim(0)
     stage.wait_until_free()
-    spent = _spent(before, stage.counters(), PARTS)
     orders = tuple(held[f"order{order}"] for order in range(_ORDERS))
-    tries = [unused for _ in range(_TRIES) if (unused := _hand_back_unused(stage, pages, size))]
-    if not tries:
-        return None
-    unused = sorted(tries, key=lambda parts: sum(parts.values()))[len(tries) // 2]
-    return Sample(**spent, unused_take=unused["take"], unused_free=unused["free"], orders=orders, moved=moved)
+    return _HandedOver(_spent(before, stage.counters(), PARTS), orders, moved)
 
 
-def _hand_back_unused(stage: Stage, pages: GuestPages, size: int) -> dict[str, float]:
+def _hand_back_unused(subject: Subject, size: int) -> list[_Spent]:
     """Return what it takes to give back as much that was never used; nothing where the kernel refused it."""
-    if pages.want(pages_in(size), pages_in(size)) < pages_in(size):
-        pages.trim(0)
-        stage.wait_until_free()
-        return {}
+    stage, pages = subject.stage, subject.pages
+    came = pages.want(pages_in(size), pages_in(size))
     before = stage.counters()
     pages.trim(0)
     stage.wait_until_free()
-    return _spent(before, stage.counters(), _UNUSED)
+    return [_spent(before, stage.counters(), _UNUSED)] if came >= pages_in(size) else []
 
 
-def _spent(before: dict[str, int], after: dict[str, int], parts: Sequence[str]) -> dict[str, float]:
+def _sample(used: _HandedOver | None, tries: Sequence[_Spent]) -> Sample | None:
+    if used is None or not tries:
+        return None
+    unused = sorted(tries, key=lambda spent: sum(spent.values()))[len(tries) // 2]
+    return Sample(
+        **used.spent,
+        unused_take=unused["take"],
+        unused_free=unused["free"],
+        orders=used.orders,
+        moved=used.moved,
+    )
+
+
+def _spent(before: dict[str, int], after: dict[str, int], parts: Sequence[str]) -> _Spent:
     return {part: (after[f"{part}_ns"] - before[f"{part}_ns"]) / 1e9 for part in parts}
 
 
