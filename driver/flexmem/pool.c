@@ -372,18 +372,22 @@ unsigned long flex_pool_take(phys_addr_t ipa, unsigned long pages)
 	return for_each_held(ipa, pages, take_step);
 }
 
-/* One call for all that is held of the range: the monitor passes over pages that are ours. */
+/*
+ * One call for all that is held of the range: the monitor passes over pages that are ours. It refuses when
+ * some were committed after all; then the others come by themselves.
+ */
 unsigned long flex_pool_return(phys_addr_t ipa, unsigned long pages)
 {
-	unsigned long index = PHYS_PFN(ipa) - pool.first, end;
+	unsigned long index = PHYS_PFN(ipa) - pool.first, end, came;
 
-	if (!PAGE_ALIGNED(ipa) || index >= pool.count || pages > FLEX_CALL_PAGES_MAX)
+	if (!PAGE_ALIGNED(ipa) || index >= pool.count)
 		return 0;
 	end = index + min(pages, pool.count - index);
 	index = find_next_bit(pool.held, end, index);
 	if (index >= end)
 		return 0;
-	return return_step(index, find_last_bit(pool.held, end) + 1 - index);
+	came = return_step(index, find_last_bit(pool.held, end) + 1 - index);
+	return came ? came : for_each_run(index, end, recover_step);
 }
 
 unsigned long flex_pool_recover(void)

@@ -75,14 +75,6 @@ static void fill_registers(void)
 	memset(registers(), 0x11, FLEX_NPU_WINDOW_BYTES);
 }
 
-static void refused(u64 call, u64 a, u64 b, int status)
-{
-	host_look();
-	remember();
-	CHECK_EQUAL(os(call, a, b), status);
-	check_unchanged();
-}
-
 static void denied(u64 kind, u64 a, u64 b, u64 c, u64 serial)
 {
 	enum flex_npu_state before = npu_state();

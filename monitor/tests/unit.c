@@ -1,6 +1,7 @@
 /* unit            run every test
  * unit --list     name them
  */
+#include "core/tables.h"
 #include "tests/unit.h"
 
 #include <stdio.h>
@@ -181,6 +182,34 @@ void check_unchanged(void)
 {
 	CHECK(memcmp(remembered, hidden(monitor_layout()->hidden_base), FLEX_HIDDEN_BYTES) == 0);
 	CHECK(memcmp(remembered + FLEX_HIDDEN_BYTES, __start_core_state, state_bytes()) == 0);
+}
+
+bool reached(u64 before)
+{
+	host_look();
+	return host.reached[HOST_CPUS][page_number(before)] || host.reached[HOST_DEVICES][page_number(before)];
+}
+
+bool opened(u64 before)
+{
+	return tables_is_open(page_number(before));
+}
+
+void check_states(u64 before, u64 pages, enum flex_state state)
+{
+	u64 i;
+
+	for (i = 0; i < pages; i++)
+		CHECK_EQUAL(pages_state(page_number(before) + i), state);
+}
+
+void refused(u64 call, u64 a, u64 b, int status)
+{
+	host_look();
+	remember();
+	CHECK_EQUAL(os(call, a, b), status);
+	check_unchanged();
+	CHECK(answer[0] == 0 && answer[1] == 0 && answer[2] == 0 && answer[3] == 0);
 }
 
 static void tell_which(void)

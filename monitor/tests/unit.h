@@ -18,6 +18,10 @@ struct test {
 	struct test *next;
 };
 
+/* Pages of a small machine: all of them, and the monitor's own. */
+#define ALL (RAM_SMALL / FLEX_PAGE_BYTES)
+#define MONITORS (FLEX_HIDDEN_BYTES / FLEX_PAGE_BYTES)
+
 void unit_register(struct test *test);
 
 /* TEST(a_name_that_is_a_sentence) { ... } */
@@ -80,5 +84,15 @@ struct message notice(void);
 /* Copy everything that a refused call must leave as it was, and compare. */
 void remember(void);
 void check_unchanged(void);
+
+/* A call that is refused, and changes nothing. */
+void refused(u64 call, u64 a, u64 b, int status);
+
+/* Whether CPUs or devices of the OS reach a page, and whether the NPU of the secure world would. */
+bool reached(u64 before);
+bool opened(u64 before);
+
+/* So many pages are in `state`. */
+void check_states(u64 before, u64 pages, enum flex_state state);
 
 #endif

@@ -55,6 +55,6 @@ int main(void)
 	possible(done);
 	possible(!done || NEVER_REFUSED);
 	possible((from != to && pages == FLEX_CALL_PAGES_MAX) || !MOVES);
-	possible((from == to && moved != (done && named)) || !IS(RETURN));
+	possible((done && named && from == FLEX_STATE_NORMAL) || !IS(RETURN));
 	return 0;
 }

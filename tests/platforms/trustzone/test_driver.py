@@ -97,6 +97,18 @@ def test_what_is_refused_goes_back_as_it_came(world: SecureWorld) -> None:
     world.wait(lambda: world.held() == 0)
 
 
+def test_what_is_refused_goes_back_though_a_page_in_the_middle_is_used_after_all(
+    machine: Any, world: SecureWorld
+) -> None:
+    ((address, _), *_) = world.want(512, 512)
+    held = world.held()
+    world.put(Command.REFUSE, address, 3, 1 << 32)
+    world.put(Command.COMMIT, address + PAGE, 1, 1 << 32 | 1)  # before the OS hears of the other one
+    world.ring()
+    settle(machine, world, held - 2)
+    assert states(world, [(address, 3)]) == {PageState.NORMAL, PageState.SECURE}
+
+
 def test_more_than_the_kernel_can_spare_is_met_in_part_or_not_at_all(
     machine: Any, world: SecureWorld
 ) -> None:

@@ -243,9 +243,8 @@ class Mailbox:
             while (event := self._next()) is not None:
                 came += 1
                 yield event
-            if (
-                came >= abi.SLOTS
-            ):  # there was no room for more, at which the OS stops having commands carried out
+            if came >= abi.SLOTS:
+                # There was no room for more, and then the OS stops having commands carried out.
                 self._ring_for_commands()
             idle = 0 if came else idle + 1
             if idle < _NAPS:
