@@ -47,6 +47,8 @@ int main(void)
 	moved = done && named && !(IS(RETURN) && from == FLEX_STATE_NORMAL);
 	if (MOVES)
 		prove((from != to) == moved, "those pages move that the call names, and no others");
+	if (IS(RETURN) && done && (watched == ipa || watched == ipa + (pages - 1) * FLEX_PAGE_BYTES))
+		prove(from == FLEX_STATE_GRANTED, "a RETURN begins and ends with pages that come back");
 	prove(machine.scrubbed == (IS(TAKE) && done && named), "what was TAKEn was scrubbed, and nothing else");
 	prove((machine.relaxed > 0) == (IS(RELAX) && done), "protection goes off by RELAX alone");
 	prove(machine.rings <= (machine.before.bell_owed || machine.before.event_head != machine.after.event_head),
