@@ -22,10 +22,11 @@ from flexserve.core.restore import ABSENT, RESIDENT
 from flexserve.errors import NormalWorldError
 from flexserve.platforms.linux.page_cache import CachedFile
 from flexserve.platforms.ports import Arena
+from flexserve.secure.cores import yield_to_compute
 from flexserve.secure.fill import Cost, Filler
 from flexserve.secure.flexmem import FlexMem
 from flexserve.secure.job import RestoreJob, RestoreStats
-from flexserve.secure.residency import READ_AHEAD, GraphRun, Residency, yield_to_compute
+from flexserve.secure.residency import READ_AHEAD, GraphRun, Residency
 from flexserve.secure.weights import Weights
 
 BASELINES = ("strawman", "strawman-opt", "nw-base")

@@ -68,6 +68,11 @@ class RestoreJob:
         self.short = False  # of memory: loaders wait for compute to pass what they can use
         self.stale = False  # a recall took something: make a new plan
 
+    @property
+    def loadable(self) -> bool:
+        """Whether there may be a granule left for a loader to take."""
+        return self.error is None and self.next < self.end
+
     def advance(self) -> None:
         """Move `done` over what is resident by now."""
         states, order = self.weights.states, self.plan.order

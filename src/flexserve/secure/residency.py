@@ -11,11 +11,10 @@ When the normal world grants less than the graph needs, the loaders stream (secu
 
 from __future__ import annotations
 
-import contextlib
-import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import numpy as np
@@ -23,6 +22,7 @@ import numpy as np
 from flexserve.core.restore import ABSENT, LOADING, RESIDENT, Needs, RestorePlan, stretch, usual_order
 from flexserve.errors import CancelledError
 from flexserve.platforms.ports import Arena
+from flexserve.secure.cores import Cores, yield_to_compute
 from flexserve.secure.fill import Cost, Filler
 from flexserve.secure.flexmem import FlexMem
 from flexserve.secure.gate import Gate
@@ -31,11 +31,6 @@ from flexserve.secure.prefetch import Prefetcher
 from flexserve.secure.room import Room
 from flexserve.secure.weights import Weights
 
-# Loaders yield the cores to compute: a compute thread preempted inside one of ggml's spinning
-# barriers makes all others spin. They still get every cycle that compute leaves.
-_LOADER_NICE = 10
-_REMEMBERED = 32  # granules over which it is averaged how much of their time loaders wait
-_IN_HAND = 0.02  # seconds: longer than it takes to fill a granule
 READ_AHEAD = 64  # granules of ciphertext asked of the disk ahead of the loaders
 
 
@@ -61,12 +56,7 @@ class Residency:
         self._changed = threading.Condition()
         self._job: RestoreJob | None = None
         self._starting = 0  # jobs that ask for their memory
-        # A loader beside compute on a core that both need makes the rest of ggml's threads spin until it
-        # is done: together they took an eighth more CPU than one after the other.
-        self._spare = max(0, len(os.sched_getaffinity(0)) - threads)  # loaders that may run beside it
-        self._computing = False
-        self._loading = 0  # loaders with a granule in hand
-        self._waits = 1.0  # part of their time in which they wait, lately
+        self._cores = Cores(self._changed, threads, lambda: self._job)
         self._closing = False
         self._filler = filler or Filler(flexmem)
         self._room = Room(flexmem, self._changed, follows=self._follows, put_down=self._put_down)
@@ -142,40 +132,13 @@ class Residency:
             if weights.epoch != epoch:
                 return start
             stop = min(ready, start + graph.stride)
-            self._computing = True
-            try:
-                self._let_loaders_finish()
+            with self._cores.computing():
                 graph.run(start, stop)
-            finally:
-                self._computing = False
-                if self._work() is not None:
-                    with self._changed:
-                        self._changed.notify_all()
             return stop
 
-    @contextlib.contextmanager
-    def resting(self) -> Iterator[None]:
+    def resting(self) -> AbstractContextManager[None]:
         """Leave the cores to the loaders while a slice that runs waits for another engine."""
-        with self._changed:
-            self._computing = False
-            self._changed.notify_all()
-        try:
-            yield
-        finally:
-            self._computing = True
-            self._let_loaders_finish()
-
-    def _let_loaders_finish(self) -> None:
-        """Wait for granules in hand where compute needs their cores; no loader takes another meanwhile.
-
-        Not where loaders wait for compute, which has to pass weights first whose memory they can use; and
-        not for long, since they may wait for the normal world, which may be waiting for this slice to end.
-        """
-        if self._loading > self._spare:
-            with self._changed:
-                self._changed.wait_for(
-                    lambda: self._loading <= self._spare or self._job is None or self._job.short, _IN_HAND
-                )
+        return self._cores.resting()
 
     def _wait_beyond(self, job: RestoreJob, position: int) -> int:
         """Block until a node beyond `position` can run, or the job is stale; return the first that cannot."""
@@ -186,7 +149,7 @@ class Residency:
                 began = time.perf_counter()
                 # Once stopped, wait for a good stretch: after each slice ggml's threads spin for
                 # milliseconds, on cores that the loaders need.
-                more = stretch(job.plan.missing, spare=self._spare, idle=self._waits)
+                more = stretch(job.plan.missing, spare=self._cores.spare, idle=self._cores.idle)
                 job.waiting = True
                 job.goal = max(job.plan.wanted(position), min(job.plan.needed, job.done + more))
                 self._changed.notify_all()
@@ -337,25 +300,23 @@ class Residency:
                 if position is None:
                     continue
                 granule = job.plan.order[position]
-                self._loading += 1
+                self._cores.begin_loading()
+            began, busy = time.perf_counter(), time.thread_time()
             try:
                 self._load(job, granule, position)
             finally:
+                idle = 1 - (time.thread_time() - busy) / (time.perf_counter() - began)
                 with self._changed:
-                    self._loading -= 1
-                    if self._computing and self._loading <= self._spare:
-                        self._changed.notify_all()
+                    self._cores.end_loading(idle)
 
     def _work(self) -> RestoreJob | None:
+        """Return the job, if a loader may take a granule of it in hand now. Under the lock."""
         job = self._job
-        if self._computing and self._loading >= self._spare:
-            return None
-        return job if job is not None and job.error is None and job.next < job.end else None
+        return job if job is not None and job.loadable and self._cores.free else None
 
     def _load(self, job: RestoreJob, granule: int, position: int) -> None:
         cost: Cost | None = None
         error: BaseException | None = None
-        began, busy = time.perf_counter(), time.thread_time()
         try:
             if position % READ_AHEAD == 0:
                 self._read_ahead(job, position + READ_AHEAD)
@@ -364,9 +325,7 @@ class Residency:
             )
         except BaseException as problem:  # handed to the request that needs the granule
             error = problem
-        idle = 1 - (time.thread_time() - busy) / (time.perf_counter() - began)
         with self._changed:
-            self._waits += (idle - self._waits) / _REMEMBERED
             if cost is not None:
                 job.stats.add(cost)
             if error is not None and position < job.plan.needed:
@@ -413,9 +372,3 @@ class Residency:
         for granule in job.plan.order[start : start + READ_AHEAD]:
             part, index, _ = job.weights.locate(granule)
             job.weights.source.prefetch(part, index, 1)
-
-
-def yield_to_compute() -> None:
-    """Lower the priority of the calling thread to a loader's."""
-    with contextlib.suppress(OSError):  # a container may forbid it; it is only a preference
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOADER_NICE)
