@@ -24,89 +24,15 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <signal.h>
-#include <stdarg.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/reboot.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
+#include "agent.h"
 #include "guest.h"
 
-enum { LINE = 4096, WORDS = 32, JOBS = 16, SAID = 8192, ANSWER = 1 << 16 };
-
-static struct job {
-	pid_t pid; /* 0: free */
-	int said;  /* the end of a pipe */
-} jobs[JOBS];
-
-static char answer[ANSWER];
-static size_t answered;
-
-/* ---- making an answer; what does not fit is an error at the end ---- */
-
-static void say(const char *format, ...)
-{
-	va_list arguments;
-
-	va_start(arguments, format);
-	int length = vsnprintf(answer + answered, sizeof(answer) - answered, format, arguments);
-	va_end(arguments);
-	answered += length;
-	if (answered > sizeof(answer))
-		answered = sizeof(answer);
-}
-
-static void say_text(const char *text)
-{
-	say("\"");
-	for (; *text; text++) {
-		unsigned char c = *text;
-		if (c == '"' || c == '\\')
-			say("\\%c", c);
-		else
-			say(c < 0x20 || c > 0x7e ? "\\u%04x" : "%c", c);
-	}
-	say("\"");
-}
-
-static void fail(const char *why)
-{
-	answered = 0;
-	say("{\"error\": ");
-	say_text(why);
-	say("}");
-}
-
-static void fail_errno(void)
-{
-	fail(strerror(errno));
-}
-
-/* Lines "name value" as members of an object; a value that is no number is a text. */
-static void say_members(char *lines)
-{
-	char *next;
-
-	for (char *name = strtok_r(lines, "\n", &next); name; name = strtok_r(NULL, "\n", &next)) {
-		char *value = strchr(name, ' ');
-		char *end;
-
-		if (!value)
-			continue;
-		*value++ = 0;
-		strtoll(value, &end, 10);
-		say(answer[answered - 1] == '{' ? "" : ", ");
-		say_text(name);
-		say(": ");
-		if (end != value && !*end)
-			say("%s", value);
-		else
-			say_text(value);
-	}
-}
+enum { WORDS = 32 };
 
 /* ---- questions ---- */
 
@@ -222,119 +148,6 @@ static void unload(char **words)
 	say("{}");
 }
 
-/* ---- jobs ---- */
-
-static int start_job(char **words)
-{
-	int pipes[2], free = 0;
-
-	while (free < JOBS && jobs[free].pid)
-		free++;
-	if (free == JOBS || !words[1] || pipe2(pipes, O_CLOEXEC)) {
-		fail(free == JOBS ? "too many jobs" : "start what?");
-		return -1;
-	}
-	words[0] = "guest";
-	pid_t pid = fork();
-	if (!pid) {
-		setpgid(0, 0);
-		write_whole("/proc/self/oom_score_adj", "0");
-		dup2(pipes[1], STDOUT_FILENO);
-		execv("/bin/guest", words);
-		_exit(127);
-	}
-	close(pipes[1]);
-	if (pid < 0) {
-		close(pipes[0]);
-		fail_errno();
-		return -1;
-	}
-	jobs[free] = (struct job){ pid, pipes[0] };
-	return free;
-}
-
-static void say_result(int fd)
-{
-	char said[SAID];
-	size_t length = 0;
-	ssize_t got;
-
-	fcntl(fd, F_SETFL, O_NONBLOCK); /* a child that lives on may hold the other end */
-	while (length < sizeof(said) - 1 && (got = read(fd, said + length, sizeof(said) - 1 - length)) > 0)
-		length += got;
-	while (length && said[length - 1] == '\n')
-		length--;
-	said[length] = 0;
-	if (length && said[0] == '{' && said[length - 1] == '}' && !strchr(said, '\n'))
-		say("%s", said);
-	else
-		say_text(said);
-}
-
-static void say_job(struct job *job, int options)
-{
-	int status;
-	pid_t ended = waitpid(job->pid, &status, options);
-
-	if (!ended) {
-		say("{\"running\": true}");
-		return;
-	}
-	say("{\"running\": false, \"status\": %d, \"signal\": %d, \"result\": ",
-	    WIFEXITED(status) ? WEXITSTATUS(status) : -1, WIFSIGNALED(status) ? WTERMSIG(status) : 0);
-	say_result(job->said);
-	say("}");
-	close(job->said);
-	job->pid = 0;
-}
-
-static void start(char **words)
-{
-	int job = start_job(words);
-
-	if (job >= 0)
-		say("{\"job\": %d}", job);
-}
-
-static void run(char **words)
-{
-	int job = start_job(words);
-
-	if (job >= 0)
-		say_job(&jobs[job], 0);
-}
-
-static struct job *find_job(char **words)
-{
-	unsigned long index = number(words[1], JOBS);
-
-	if (index < JOBS && jobs[index].pid)
-		return &jobs[index];
-	fail("no such job");
-	return NULL;
-}
-
-static void ask_job(char **words)
-{
-	struct job *job = find_job(words);
-
-	if (job)
-		say_job(job, WNOHANG);
-}
-
-static void stop(char **words)
-{
-	struct job *job = find_job(words);
-
-	if (!job)
-		return;
-	kill(-job->pid, SIGKILL);
-	waitpid(job->pid, NULL, 0);
-	close(job->said);
-	job->pid = 0;
-	say("{}");
-}
-
 /* ---- attacks ---- */
 
 static void attack(char **words)
@@ -371,7 +184,7 @@ static const struct {
 } questions[] = {
 	{ "ping", ping },     { "meminfo", memory }, { "flexmem", driver }, { "flexnpu", driver },
 	{ "read", read_file }, { "write", write_file }, { "load", load },   { "unload", unload },
-	{ "start", start },   { "run", run },	     { "job", ask_job },    { "stop", stop },
+	{ "start", start_job }, { "run", run_job },  { "job", ask_job },    { "stop", stop_job },
 	{ "attack", attack }, { "poweroff", power_off },
 };
 
@@ -383,11 +196,11 @@ static void reply(char *line)
 	for (char *next, *word = strtok_r(line, " \r", &next); word && count < WORDS;
 	     word = strtok_r(NULL, " \r", &next))
 		words[count++] = word;
-	answered = 0;
+	begin_answer();
 	for (size_t i = 0; words[0] && i < sizeof(questions) / sizeof(*questions); i++)
 		if (!strcmp(words[0], questions[i].name)) {
 			questions[i].answer(words);
-			if (answered >= sizeof(answer) - 1)
+			if (!answer_fits())
 				fail("the answer is too long");
 			return;
 		}
@@ -415,20 +228,6 @@ static int open_port(void)
 	if (ports)
 		closedir(ports);
 	return fd;
-}
-
-static int send_answer(int port)
-{
-	size_t sent = 0;
-
-	say("\n");
-	while (sent < answered) {
-		ssize_t put = write(port, answer + sent, answered - sent);
-		if (put < 0)
-			return -1;
-		sent += put;
-	}
-	return 0;
 }
 
 int agent_main(void)
