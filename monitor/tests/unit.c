@@ -1,6 +1,7 @@
 /* unit            run every test
  * unit --list     name them
  */
+#include "core/npu.h"
 #include "core/tables.h"
 #include "tests/unit.h"
 
@@ -94,6 +95,11 @@ void *hidden(u64 pa)
 	return host.ram + (pa - host.ram_base);
 }
 
+u64 *words_at(u64 pa)
+{
+	return hidden(pa);
+}
+
 u32 *field(u32 offset)
 {
 	return hidden(monitor_layout()->mailbox + offset);
@@ -161,6 +167,55 @@ void recalling_pages(u64 ipa, u64 pages)
 {
 	secure_pages(ipa, pages);
 	CHECK_EQUAL(obeyed(FLEX_COMMAND_RECALL, ipa, pages), FLEX_STATUS_OK);
+}
+
+/* ---- the NPU --------------------------------------------------------------------------------------------- */
+
+void want_npu(void)
+{
+	struct message told;
+
+	command(FLEX_COMMAND_NPU_WANT, NPU_SERIAL, 0, 0);
+	told = notice();
+	CHECK(told.kind == FLEX_NOTICE_NPU_WANTED && told.a == NPU_SERIAL);
+}
+
+void enter_npu(void)
+{
+	want_npu();
+	CHECK_EQUAL(os(FLEX_CALL_NPU_GRANT, page_at(NPU_CODE), 100), FLEX_STATUS_OK);
+	CHECK_EQUAL(npu_state(), FLEX_NPU_STATE_ENTERING);
+}
+
+void secure_npu(void)
+{
+	struct message told;
+
+	enter_npu();
+	CHECK_EQUAL(notice().kind, FLEX_NOTICE_NONE);
+	told = event();
+	CHECK(told.kind == FLEX_EVENT_NPU_GRANTED && told.a == NPU_SERIAL);
+	CHECK_EQUAL(npu_state(), FLEX_NPU_STATE_SECURE);
+}
+
+void boot_and_attach(void)
+{
+	boot(RAM_SMALL);
+	attach();
+}
+
+void denied(u64 kind, u64 a, u64 b, u64 c, u64 serial)
+{
+	enum flex_npu_state before = npu_state();
+	struct message told;
+
+	while (event().kind)
+		;
+	command(kind, a, b, c);
+	CHECK_EQUAL(notice().kind, FLEX_NOTICE_NONE);
+	told = event();
+	CHECK(told.kind == FLEX_EVENT_DONE && told.a == serial && (int)told.b == FLEX_STATUS_DENIED);
+	CHECK_EQUAL(npu_state(), before);
 }
 
 /* ---- what a refused call leaves alone ------------------------------------------------------------------ */

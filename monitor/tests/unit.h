@@ -64,6 +64,7 @@ u64 page_number(u64 before);
 
 /* The monitor's memory at a physical address, and a field of the mailbox. */
 void *hidden(u64 pa);
+u64 *words_at(u64 pa);
 u32 *field(u32 offset);
 
 /* The secure world writes a command, and reads an event (kind 0: there is none). */
@@ -94,5 +95,16 @@ bool opened(u64 before);
 
 /* So many pages are in `state`. */
 void check_states(u64 before, u64 pages, enum flex_state state);
+
+/* The NPU, asked for by the command NPU_SERIAL, on its way to the secure world, and there. */
+#define NPU_CODE 40 /* pages before hidden_base: where the OS has what drives it */
+#define NPU_SERIAL 31
+void boot_and_attach(void);
+void want_npu(void);
+void enter_npu(void);
+void secure_npu(void);
+
+/* A command about the NPU that is answered DENIED, and leaves it where it is. */
+void denied(u64 kind, u64 a, u64 b, u64 c, u64 serial);
 
 #endif
