@@ -1,4 +1,4 @@
-"""The HTTP API over a scripted world: shapes, statuses, labels, and what hostile clients get."""
+"""The server around completions, over a scripted world: models, recalls, health, labels, limits, logs."""
 
 from __future__ import annotations
 
@@ -23,15 +23,14 @@ from flexserve.errors import (
     rebuild,
 )
 from flexserve.normal import supervisor
-from flexserve.normal.api import envelope, generation
+from flexserve.normal.api import envelope
 from flexserve.normal.api.app import create_app
 from flexserve.normal.api.errors import from_error
-from flexserve.normal.api.forms import ChatForm
 from flexserve.normal.supervisor import WorldState
 from flexserve.normal.world import World
 from flexserve.testing.scripted_link import AdjustableMemory, ScriptedLink
 from flexserve.units import GIB, MIB
-from flexserve.world.messages import Cancel, Choice, Delta, Generate, Recall, TokenLogprob
+from flexserve.world.messages import Recall
 
 pytestmark = pytest.mark.anyio
 Until = Callable[[Callable[[], bool]], Awaitable[None]]
@@ -40,258 +39,6 @@ USER = [{"role": "user", "content": "a very secret prompt"}]
 
 def chat(model: str = "tiny", **more: Any) -> dict[str, Any]:
     return {"model": model, "messages": USER, **more}
-
-
-async def post(client: httpx.AsyncClient, path: str, body: Any) -> httpx.Response:
-    return await client.post(path, json=body)
-
-
-def events(text: str) -> list[Any]:
-    """Return the data of each event of a stream; the final [DONE] as that word."""
-    data = [block.removeprefix("data: ") for block in text.split("\n\n") if block.startswith("data: ")]
-    return [one if one == "[DONE]" else json.loads(one) for one in data]
-
-
-def sent_to(link: ScriptedLink) -> Generate:
-    return [message for message in link.scripted.received if isinstance(message, Generate)][-1]
-
-
-async def test_a_chat_answer_in_one_piece(client: httpx.AsyncClient) -> None:
-    body = (await post(client, "/v1/chat/completions", chat())).json()
-    assert body["object"] == "chat.completion"
-    assert body["model"] == "tiny"
-    assert body["choices"] == [
-        {
-            "index": 0,
-            "message": {"role": "assistant", "content": "Hello, world!", "refusal": None},
-            "logprobs": None,
-            "finish_reason": "stop",
-        }
-    ]
-    usage = body["usage"]
-    assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == (7, 4, 11)
-    assert usage["prompt_tokens_details"] == {"cached_tokens": 3}
-    assert usage["timings"]["queue_ms"] == 1.5
-    assert set(usage["timings"]) == {
-        *(f"{name}_ms" for name in ("queue", "restore", "decrypt", "prefill", "decode", "ttft")),
-        "restored_bytes",
-        "npu_products",
-    }
-
-
-async def test_a_chat_stream_is_role_then_text_then_reason_then_done(client: httpx.AsyncClient) -> None:
-    response = await post(client, "/v1/chat/completions", chat(stream=True))
-    assert response.headers["content-type"].startswith("text/event-stream")
-    *chunks, done = events(response.text)
-    assert done == "[DONE]"
-    choices = [chunk["choices"][0] for chunk in chunks]
-    assert choices[0]["delta"] == {"role": "assistant", "content": ""}
-    assert "".join(choice["delta"]["content"] for choice in choices[1:-1]) == "Hello, world!"
-    assert choices[-1] == {"index": 0, "delta": {}, "logprobs": None, "finish_reason": "stop"}
-    assert len({chunk["id"] for chunk in chunks}) == 1
-
-
-async def test_usage_in_a_stream_comes_last_and_only_when_asked_for(client: httpx.AsyncClient) -> None:
-    asked = chat(stream=True, stream_options={"include_usage": True})
-    *_, usage, done = events((await post(client, "/v1/chat/completions", asked)).text)
-    assert done == "[DONE]"
-    assert usage["choices"] == []
-    assert usage["usage"]["total_tokens"] == 11
-    plain = events((await post(client, "/v1/chat/completions", chat(stream=True))).text)
-    assert not any("usage" in chunk for chunk in plain[:-1])
-
-
-async def test_text_of_any_script_survives_the_stream(client: httpx.AsyncClient) -> None:
-    *chunks, _ = events(
-        (await post(client, "/v1/completions", {"model": "odd", "prompt": "", "stream": True})).text
-    )
-    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == 'ключ🔑\n\n"}'
-
-
-async def test_a_completion_and_its_logprobs(client: httpx.AsyncClient) -> None:
-    body = (await post(client, "/v1/completions", {"model": "tiny", "prompt": ["x"], "logprobs": 2})).json()
-    assert body["object"] == "text_completion"
-    choice = body["choices"][0]
-    assert choice["text"] == "Hello, world!"
-    assert choice["logprobs"] == {
-        "tokens": ["Hello", ",", " world", "!"],
-        "token_logprobs": [-0.5] * 4,
-        "top_logprobs": [{f"{t}0": -1.0, f"{t}1": -2.0} for t in ("Hello", ",", " world", "!")],
-        "text_offset": [0, 5, 6, 12],
-    }
-
-
-async def test_chat_logprobs_have_bytes_and_alternatives(client: httpx.AsyncClient) -> None:
-    body = (await post(client, "/v1/chat/completions", chat("odd", logprobs=True, top_logprobs=1))).json()
-    first = body["choices"][0]["logprobs"]["content"][0]
-    assert first["bytes"] == list("ключ".encode())
-    assert first["top_logprobs"][0]["logprob"] == -1.0
-    bare = (await post(client, "/v1/chat/completions", chat(logprobs=True))).json()
-    assert bare["choices"][0]["logprobs"]["content"][0]["top_logprobs"] == []
-
-
-async def test_max_tokens_ends_with_length_under_both_names(client: httpx.AsyncClient) -> None:
-    for name in ("max_tokens", "max_completion_tokens"):
-        body = (await post(client, "/v1/chat/completions", chat() | {name: 2})).json()
-        assert body["choices"][0]["finish_reason"] == "length"
-        assert body["usage"]["completion_tokens"] == 2
-
-
-async def test_parameters_reach_the_secure_world_as_they_are(
-    client: httpx.AsyncClient, link: ScriptedLink
-) -> None:
-    messages = [
-        {
-            "role": "developer",
-            "content": [{"type": "text", "text": "be "}, {"type": "text", "text": "brief"}],
-        },
-        *USER,
-    ]
-    asked = chat(temperature=0, top_p=0.5, seed=42, stop="END", max_tokens=9) | {"messages": messages}
-    await post(client, "/v1/chat/completions", asked)
-    generate = sent_to(link)
-    assert [(m.role, m.content) for m in generate.prompt.messages] == [  # type: ignore[union-attr]
-        ("system", "be brief"),
-        ("user", "a very secret prompt"),
-    ]
-    sampling = generate.sampling
-    assert (sampling.temperature, sampling.top_p, sampling.seed, sampling.max_tokens) == (0, 0.5, 42, 9)
-    assert sampling.stop == ["END"]
-    assert sampling.logprobs is None
-
-
-async def test_completions_default_to_sixteen_tokens(client: httpx.AsyncClient, link: ScriptedLink) -> None:
-    await post(client, "/v1/completions", {"model": "tiny", "prompt": "x"})
-    assert sent_to(link).sampling.max_tokens == 16
-
-
-@pytest.mark.parametrize(
-    ("more", "param"),
-    [
-        ({"n": 2}, "n"),
-        ({"tools": [{"type": "function"}]}, "tools"),
-        ({"response_format": {"type": "xml"}}, "response_format"),
-        ({"response_format": {"type": "json_schema"}}, "response_format"),
-        ({"tool_choice": "required"}, "tool_choice"),
-        ({"keep_alive": "soon"}, "keep_alive"),
-        ({"keep_alive": -2}, "keep_alive"),
-        ({"keep_alive": True}, "keep_alive"),
-        ({"flexserve": {"priority": 11}}, "flexserve.priority"),
-        ({"flexserve": {"next_model": ""}}, "flexserve.next_model"),
-        ({"logit_bias": {"1": 2}}, "logit_bias"),
-        ({"presence_penalty": 0.5}, "presence_penalty"),
-        ({"temperature": 9}, "temperature"),
-        ({"temperature": "hot"}, "temperature"),
-        ({"max_tokens": 0}, "max_tokens"),
-        ({"max_tokens": True}, "max_tokens"),
-        ({"seed": 1 << 63}, "seed"),
-        ({"stop": ["x"] * 17}, "stop"),
-        ({"stop": [""]}, "stop"),
-        ({"top_logprobs": 3}, "top_logprobs"),
-        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
-        ({"messages": []}, "messages"),
-        ({"messages": [{"role": "function", "content": "x"}]}, "messages[0].role"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0]"),
-        ({"messages": [{"role": "user", "content": None}]}, "messages[0]"),
-        ({"messages": [{"role": "user", "content": "x", "tool_calls": []}, {"role": "user"}]}, "messages[1]"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content"),
-        ({"messages": [{"role": "user", "content": "x" * ((1 << 20) + 1)}]}, "messages[0].content"),
-        ({"model": ""}, "model"),
-        ({"model": None}, "model"),
-    ],
-)
-async def test_a_wrong_parameter_is_named_in_a_400(
-    client: httpx.AsyncClient, more: dict[str, Any], param: str
-) -> None:
-    response = await post(client, "/v1/chat/completions", chat() | more)
-    assert response.status_code == 400
-    error = response.json()["error"]
-    assert error["type"] == "invalid_request_error"
-    assert error["param"].startswith(param)
-    assert "secret prompt" not in response.text
-
-
-@pytest.mark.parametrize(
-    "more", [{"echo": True}, {"suffix": "x"}, {"best_of": 2}, {"prompt": [1, 2]}, {"prompt": ["a", "b"]}]
-)
-async def test_completions_refuse_what_they_cannot_do(
-    client: httpx.AsyncClient, more: dict[str, Any]
-) -> None:
-    response = await post(client, "/v1/completions", {"model": "tiny", "prompt": "x"} | more)
-    assert response.status_code == 400
-    assert response.json()["error"]["param"] == next(iter(more))
-
-
-async def test_harmless_values_of_unsupported_parameters_pass(client: httpx.AsyncClient) -> None:
-    more = {"n": 1, "tools": [], "response_format": {"type": "text"}, "user": "u", "presence_penalty": 0.0}
-    assert (await post(client, "/v1/chat/completions", chat() | more)).status_code == 200
-
-
-@pytest.mark.parametrize("stream", [False, True])
-async def test_an_unknown_model_is_a_404_also_in_a_stream(client: httpx.AsyncClient, stream: bool) -> None:
-    response = await post(client, "/v1/chat/completions", chat("nobody", stream=stream))
-    assert response.status_code == 404
-    assert response.json()["error"] | {"message": ""} == {
-        "message": "",
-        "type": "invalid_request_error",
-        "param": "model",
-        "code": "model_not_found",
-    }
-
-
-@pytest.mark.parametrize("stream", [False, True])
-async def test_a_full_queue_is_a_429_with_retry_after(
-    client: httpx.AsyncClient, world: World, link: ScriptedLink, until: Until, stream: bool
-) -> None:
-    waiting = [asyncio.create_task(post(client, "/v1/chat/completions", chat("stuck"))) for _ in range(4)]
-    await until(lambda: sum(isinstance(m, Generate) for m in link.scripted.received) == 4)
-    response = await post(client, "/v1/chat/completions", chat(stream=stream))
-    assert response.status_code == 429
-    assert int(response.headers["retry-after"]) >= 1
-    for task in waiting:
-        task.cancel()
-    await asyncio.gather(*waiting, return_exceptions=True)
-    await until(lambda: sum(isinstance(m, Cancel) for m in link.scripted.received) == 4)
-    assert (await post(client, "/v1/chat/completions", chat())).status_code == 200
-
-
-async def test_an_error_in_mid_stream_is_an_event_and_no_done_follows(client: httpx.AsyncClient) -> None:
-    response = await post(client, "/v1/chat/completions", chat("forged", stream=True))
-    assert response.status_code == 200
-    *_, last = events(response.text)
-    assert last["error"]["type"] == "stored_data_error"
-    assert "Seal it again." in last["error"]["message"]
-    whole = await post(client, "/v1/chat/completions", chat("forged"))
-    assert whole.status_code == 500
-
-
-@pytest.mark.parametrize("model", ["garbage", "oversized", "unasked", "repeated"])
-async def test_a_hostile_secure_world_costs_its_requests_and_not_the_server(
-    client: httpx.AsyncClient, world: World, until: Until, model: str
-) -> None:
-    response = await post(client, "/v1/chat/completions", chat(model))
-    assert response.status_code == 503
-    assert response.json()["error"]["type"] == "unavailable_error"
-    await until(lambda: world.restarts == 1 and world.state is WorldState.READY)
-    assert (await post(client, "/v1/chat/completions", chat())).status_code == 200
-
-
-async def test_pings_keep_a_long_prefill_alive(
-    client: httpx.AsyncClient, link: ScriptedLink, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(generation, "PING_SECONDS", 0.003)
-    response = await post(client, "/v1/chat/completions", chat("slow", stream=True, max_tokens=3))
-    assert ": still working\n\n" in response.text
-    assert events(response.text)[-1] == "[DONE]"
-
-
-def test_impossible_probabilities_are_still_json() -> None:
-    form = ChatForm("m", with_logprobs=True)
-    (chunk,) = form.chunks(Delta(1, "x", 1, [Choice(TokenLogprob("x", float("-inf")), [])]))
-    assert (
-        json.loads(json.dumps(chunk, allow_nan=False))["choices"][0]["logprobs"]["content"][0]["logprob"]
-        == -9999
-    )
 
 
 async def test_models_are_listed_in_openais_form(client: httpx.AsyncClient) -> None:
@@ -318,7 +65,7 @@ async def test_model_states_show_our_count_and_the_oses(
 async def test_a_recall_answers_with_the_claim_and_the_measurement(
     client: httpx.AsyncClient, link: ScriptedLink
 ) -> None:
-    body = (await post(client, "/recall", {"bytes": 5, "deadline_ms": 250})).json()
+    body = (await client.post("/recall", json={"bytes": 5, "deadline_ms": 250})).json()
     assert [m for m in link.scripted.received if isinstance(m, Recall)][-1].deadline == 250
     assert body["asked"] == 5
     assert body["returned"] == 0
@@ -332,7 +79,7 @@ async def test_a_recall_answers_with_the_claim_and_the_measurement(
 
 @pytest.mark.parametrize("body", [{"bytes": -1}, {"bytes": 1.5}, {"deadline_ms": 1e9}, [], "all"])
 async def test_a_wrong_recall_is_a_400(client: httpx.AsyncClient, body: Any) -> None:
-    assert (await post(client, "/recall", body)).status_code == 400
+    assert (await client.post("/recall", json=body)).status_code == 400
 
 
 async def test_health_says_ok_and_503_while_the_world_is_down(
@@ -363,7 +110,7 @@ async def test_every_answer_is_labelled(client: httpx.AsyncClient) -> None:
         await client.get("/health"),
         await client.get("/nowhere"),
         await client.post("/v1/completions", content=b"{"),
-        await post(client, "/v1/chat/completions", chat(stream=True)),
+        await client.post("/v1/chat/completions", json=chat(stream=True)),
         await client.get("/health", headers={"Host": "evil.example"}),
     ):
         assert response.headers["x-flexserve-protection"] == "scripted"
@@ -438,7 +185,7 @@ async def test_an_unforeseen_error_is_a_plain_500_and_its_text_stays_inside(
 
     monkeypatch.setattr(world, "generate", explode)
     with structlog.testing.capture_logs() as logs:
-        response = await post(client, "/v1/chat/completions", chat())
+        response = await client.post("/v1/chat/completions", json=chat())
     assert response.status_code == 500
     assert response.json()["error"]["type"] == "api_error"
     assert "secret" not in response.text + json.dumps(logs)
@@ -447,8 +194,8 @@ async def test_an_unforeseen_error_is_a_plain_500_and_its_text_stays_inside(
 
 async def test_logs_have_counts_and_no_text(client: httpx.AsyncClient) -> None:
     with structlog.testing.capture_logs() as logs:
-        await post(client, "/v1/chat/completions", chat(stream=True))
-        await post(client, "/v1/chat/completions", chat("a very secret model"))
+        await client.post("/v1/chat/completions", json=chat(stream=True))
+        await client.post("/v1/chat/completions", json=chat("a very secret model"))
         await client.get("/v1/models/a very secret model?key=secret")
     lines = [entry for entry in logs if entry["event"] == "request"]
     assert lines[0]["model"] == "tiny"
