@@ -1,0 +1,9 @@
+"""What holds for all tests."""
+
+from __future__ import annotations
+
+import signal
+
+# Who starts the tests in the background of a script has them ignore SIGINT, and so would every program
+# that they start to press Ctrl-C in it: it would wait for an answer's end that takes minutes.
+signal.signal(signal.SIGINT, signal.default_int_handler)
