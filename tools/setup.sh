@@ -9,7 +9,7 @@ lock=requirements-dev.lock
 venv=.venv
 work=
 builder=
-workarounds=
+build_options=
 
 say() { printf '\033[1m==> %s\033[0m\n' "$*" >&2; }
 die() { printf 'setup: %s\n' "$@" >&2; exit 1; }
@@ -54,7 +54,7 @@ wheel_key() {
     {
         cat "$work/llama.lock"
         "$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_platform())'
-        echo "$workarounds ${CMAKE_ARGS:-}"
+        echo "$build_options ${CMAKE_ARGS:-}"
         uname -m
         grep -m1 -E '^(flags|Features)' /proc/cpuinfo || true
     } | sha256sum | cut -c1-16
@@ -63,17 +63,29 @@ wheel_key() {
 # GCC before 13 forgets that `ldtilecfg` reads all of its operand and drops the stores to it, so that ggml's
 # AMX kernels fault on the CPUs that have AMX (seen with GCC 12.2 at -O3). Those kernels are left out there.
 compiler_workarounds() {
-    local flags="-mno-amx-tile -mno-amx-int8 -mno-amx-bf16" macros
+    local macros
     macros=$(${CXX:-c++} -march=native -dM -E -x c++ /dev/null 2>/dev/null || true)
     if grep -q __AMX_TILE__ <<<"$macros" && ! grep -q __clang__ <<<"$macros" &&
         [ "$(awk '$2 == "__GNUC__" { print $3 }' <<<"$macros")" -lt 13 ]; then
-        echo "-DCMAKE_C_FLAGS='$flags' -DCMAKE_CXX_FLAGS='$flags'"
+        echo "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
     fi
+}
+
+# llama.cpp parses files and holds secrets: a smashed stack or a write past an object that the compiler knows
+# ends the process, and its tables of functions are read-only (it costs no speed that can be measured).
+hardening="-fstack-protector-strong -fstack-clash-protection -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2"
+linking="-Wl,-z,relro,-z,now"
+
+options_of_build() {
+    local flags
+    flags="$hardening $(compiler_workarounds)"
+    echo "-DLLAVA_BUILD=OFF -DCMAKE_C_FLAGS='$flags' -DCMAKE_CXX_FLAGS='$flags'" \
+        "-DCMAKE_SHARED_LINKER_FLAGS='$linking'"
 }
 
 build_llama() {
     local log=$work/build.log started=$SECONDS shown=0 step
-    CMAKE_ARGS="-DLLAVA_BUILD=OFF $workarounds ${CMAKE_ARGS:-}" PATH="$PWD/$venv/bin:$PATH" \
+    CMAKE_ARGS="$build_options ${CMAKE_ARGS:-}" PATH="$PWD/$venv/bin:$PATH" \
         "$venv/bin/python" -m pip wheel -v --no-cache-dir --no-deps --no-build-isolation --require-hashes \
         -r "$work/llama.lock" -w "$work/wheel" >"$log" 2>&1 &
     builder=$!
@@ -97,7 +109,7 @@ build_llama() {
 }
 
 install_llama() {
-    workarounds=$(compiler_workarounds)
+    build_options=$(options_of_build)
     local cache=${XDG_CACHE_HOME:-$HOME/.cache}/flexserve/wheels key
     lock_of llama-cpp-python >"$work/llama.lock"
     key=$(wheel_key)
@@ -109,7 +121,7 @@ install_llama() {
     else
         say "Using llama.cpp as built before ($cache/$key)"
     fi
-    "$venv/bin/python" -m pip install --quiet --no-deps "$cache/$key"/*.whl
+    "$venv/bin/python" -m pip install --quiet --no-deps --force-reinstall "$cache/$key"/*.whl
 }
 
 # What the emulated machine and the monitor's tests are made with. All else works without, so this never fails.
