@@ -82,10 +82,32 @@ async def test_the_process_gets_nothing_but_its_channel(
         await Launcher(inspect).launch(broker)
     os.close(leaked)
     seen = json.loads(caught.value.message.partition("last words: ")[2].rstrip("."))
-    assert set(seen["env"]) <= {"PATH", "LANG", "HOME", "LC_CTYPE"}  # Python itself may set LC_CTYPE
+    assert set(seen["env"]) <= {"PATH", "LANG", "GGML_NO_BACKTRACE", "OPENBLAS_NUM_THREADS", "LC_CTYPE"}
     assert seen["fds"] == [0, 1, 2, *given]
     assert seen["session"] is True
     assert seen["stdin"] == "/dev/null"
+
+
+# Aborts as llama.cpp does when an assertion of it fails.
+ABORT = """
+import ctypes, pathlib, llama_cpp
+library = ctypes.CDLL(str(pathlib.Path(llama_cpp.__file__).parent / "lib" / "libggml-base.so"))
+library.ggml_abort(b"graph.c", 7, b"GGML_ASSERT(%s) failed", b"sense")
+"""
+
+
+async def test_an_abort_of_llama_cpp_starts_no_debugger_and_is_told_in_one_line(
+    broker: MemoryBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = tmp_path / "seen"
+    for debugger in ("gdb", "lldb"):
+        (tmp_path / debugger).write_text(f"#!/bin/sh\necho $0 >> {seen}\n")
+        (tmp_path / debugger).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(PeerError, match=r"SIGABRT; its last words: .*graph.c:7: GGML_ASSERT\(sense\) failed"):
+        await Launcher(lambda _: [sys.executable, "-I", "-c", ABORT]).launch(broker)
+    assert not seen.exists()
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 async def test_a_reason_not_to_start_arrives_as_its_own_error(broker: MemoryBroker) -> None:

@@ -20,6 +20,7 @@ from typing import TypeVar
 import msgspec
 
 from flexserve.errors import Blame, PeerError, rebuild
+from flexserve.normal.launcher import environment
 from flexserve.world import framing
 from flexserve.world.messages import (
     PROTOCOL_VERSION,
@@ -98,6 +99,7 @@ class DrivenWorld:
                 stderr=subprocess.PIPE,
                 pass_fds=(theirs.fileno(), *fds),
                 start_new_session=True,
+                env=environment(),
             )
         self._socket = ours
         self._decoder: framing.FrameDecoder[ToNormal] = framing.FrameDecoder(ToNormal)

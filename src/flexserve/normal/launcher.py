@@ -1,8 +1,9 @@
 """Starts a secure world: a process with an empty environment, a session of its own and one socket.
 
 The process gets no descriptor but null, its own messages' pipe, its end of the channel and those of
-the machine it runs on, where that is another; no environment but PATH, LANG and HOME; and its own
-session, so that Ctrl-C in the terminal reaches only the normal world, which then asks it to drain.
+the machine it runs on, where that is another; an environment of ours (`environment`), with nothing of
+the caller's but LANG; and its own session, so that Ctrl-C in the terminal reaches only the normal
+world, which then asks it to drain.
 """
 
 from __future__ import annotations
@@ -30,7 +31,13 @@ from flexserve.world.messages import Failure
 HANDSHAKE_TIMEOUT = 60.0  # seconds; loading the engine's libraries from a cold disk takes a few
 TERM_GRACE = 3.0  # seconds between a shutdown that was not heeded, SIGTERM and SIGKILL
 EXIT_CANNOT_START = 3  # the secure world's exit status when it printed the reason as JSON
-_ENVIRONMENT = ("PATH", "LANG", "HOME")
+_ENVIRONMENT = {
+    "PATH": "/usr/bin:/bin",
+    # Else llama.cpp starts a debugger on the secure process when it aborts.
+    "GGML_NO_BACKTRACE": "1",
+    # numpy's threads would exist before the sandbox does, and so be outside of it.
+    "OPENBLAS_NUM_THREADS": "1",
+}
 _MAX_LINE = 4096  # bytes kept of one line of the secure world's messages
 _MAX_TAIL = 20  # lines kept for the report of a death
 
@@ -75,6 +82,12 @@ class SecureOptions:
         for name, value in options.items():
             words += [f"--{name}", str(value)]
         return [*words, *more]
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of a secure world: nothing in it is the caller's but LANG."""
+    language = os.environ.get("LANG")
+    return _ENVIRONMENT | ({"LANG": language} if language is not None else {})
 
 
 class SecureProcess:
@@ -196,7 +209,7 @@ class Launcher:
                 stderr=asyncio.subprocess.STDOUT,
                 pass_fds=(channel_fd, *self._fds),
                 start_new_session=True,
-                env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+                env=environment(),
             )
         except OSError as error:
             raise NormalWorldError(

@@ -18,19 +18,21 @@ def harden(keep: set[int]) -> None:
     """Give up core dumps, being debugged by one's own user, new privileges and stray descriptors.
 
     Not dumpable: no core, no ptrace and no /proc/PID/mem but for root (who is kept out of
-    Flex-Mem by memfd_secret itself). Descriptors other than 0–2 and `keep` are closed. Raises
-    NormalWorldError when the kernel refuses.
+    Flex-Mem by memfd_secret itself). Descriptors other than 0–2 and `keep` are closed, and all
+    are closed on exec. Raises NormalWorldError when the kernel refuses.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _prctl(_PR_SET_DUMPABLE, 0)
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     for name in os.listdir("/proc/self/fd"):
         fd = int(name)
-        if fd > 2 and fd not in keep:
-            try:
+        try:
+            if fd > 2 and fd not in keep:
                 os.close(fd)
-            except OSError:
-                continue  # the descriptor of the listing itself
+            else:
+                os.set_inheritable(fd, False)
+        except OSError:
+            continue  # the descriptor of the listing itself
 
 
 def die_with_parent(signal: int) -> None:
