@@ -16,8 +16,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from flexserve.core.grammar import Grammar, literal, quoted
-from flexserve.core.schema import SchemaRules
+from flexserve.core.schema import prepared
 
 OPENING, CLOSING = "<tool_call>", "</tool_call>"
 MAX_CALL = 1 << 18  # characters of a call; what is longer is text
@@ -46,23 +45,30 @@ def form_of(template: str) -> CallForm | None:
     return CallForm.BARE if '"name"' in template and '"parameters"' in template else None
 
 
-def call_rule(grammar: Grammar, form: CallForm, tools: Sequence[Mapping[str, Any]]) -> str:
-    """Add the rules of one call of one of `tools` (OpenAI's tool objects) and return the first's name.
+def call_rules(form: CallForm, tools: Sequence[Mapping[str, Any]]) -> str:
+    """Return rules of llguidance's grammars: `call` is one call of one of `tools` (OpenAI's tool objects).
 
     Of the tools' schemas, what cannot be enforced is ignored: they say how to call, not what is safe.
+    Raises CallerError for parameters that are no schema.
     """
-    calls = []
-    for tool in tools:
+    key = "arguments" if form is CallForm.TAGGED else "parameters"
+    rules, names = [], []
+    for number, tool in enumerate(tools):
         function = tool["function"]
-        key = "arguments" if form is CallForm.TAGGED else "parameters"
-        parameters = function.get("parameters") or {"type": "object"}
-        arguments = SchemaRules(grammar, parameters, lenient=True).rule(parameters)
-        name = literal(function["name"])
-        calls.append(grammar.add(f'"{{\\"name\\": " {name} ", \\"{key}\\": " {arguments} "}}"'))
-    body = " | ".join(calls)
+        schema = prepared(function.get("parameters") or {"type": "object"}, lenient=True)
+        schema.setdefault("type", "object")
+        opening = f'{{"name": {json.dumps(function["name"], ensure_ascii=False)}, "{key}": '
+        rules.append(f'call{number}: {quoted(opening)} %json {json.dumps(schema)} "}}"')
+        names.append(f"call{number}")
+    body = f"({' | '.join(names)})"
     if form is CallForm.TAGGED:
-        body = f"{quoted(OPENING + chr(10))} ( {body} ) {quoted(chr(10) + CLOSING)}"
-    return grammar.add(body)
+        body = f"{quoted(OPENING + chr(10))} {body} {quoted(chr(10) + CLOSING)}"
+    return "\n".join([f"call: {body}", *rules])
+
+
+def quoted(text: str) -> str:
+    """Return the expression for exactly this text in llguidance's grammars."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 class CallScanner:

@@ -1,305 +1,367 @@
-"""JSON schemas as grammars: text in llama.cpp's GBNF that admits exactly the answers a schema allows.
+"""JSON schemas as the grammar engine takes them: bounded, and without what it would answer wrongly.
 
-A schema comes from a client, so everything about it is bounded, and nothing of it is ever quoted in
-an error. What this cannot enforce it refuses (`lenient`: ignores) instead of promising it silently.
-Of a schema that has `properties`, objects hold those, in the schema's order, and others only if
-`additionalProperties` says so.
+llguidance follows schemas by itself, and refuses keywords that it cannot enforce. Done here: forms that
+pydantic and zod write and that it lacks are put into ones that it has, what could end in an invalid
+answer is refused, and objects are closed where that is sure to admit valid answers only. A schema comes
+from a client: nothing of it is ever quoted in an error.
 """
 
 from __future__ import annotations
 
+import decimal
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
-from urllib.parse import unquote
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn
 
-from flexserve.core.grammar import MAX_RULES, Grammar, literal, refuse, written
-from flexserve.core.ranges import integer_between
+from flexserve.errors import CallerError
 
-MAX_DEPTH = 32  # of schemas within schemas
+Schema = dict[str, Any]
 
-# Keywords that would narrow an answer and that are not enforced. Unknown ones are annotations.
-_UNENFORCED = frozenset(
+MAX_DEPTH = 64  # of schemas within schemas
+_MAX_MULTIPLE = 1000  # significant part of a multipleOf: a step of the engine costs time in proportion
+
+_EXACT = 1 << 53  # integers up to here are doubles, which the engine counts with
+_LEAST = 1024.0 - (1 << 63)  # the engine takes no bound below
+_BOUNDS = {
+    "minimum": math.inf,
+    "exclusiveMinimum": math.inf,
+    "maximum": -math.inf,
+    "exclusiveMaximum": -math.inf,
+}
+_OF_NAMES = ("properties", "patternProperties", "$defs", "definitions")  # keywords: names with schemas
+_LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
+_SINGLE = ("items", "additionalProperties", "additionalItems")
+_IN_PLACE = frozenset(("allOf", "anyOf", "oneOf", "$ref"))
+_OF_OBJECTS = frozenset(
     (
-        *("pattern", "multipleOf", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
-        *("uniqueItems", "contains", "minContains", "maxContains", "unevaluatedItems"),
-        *("patternProperties", "propertyNames", "minProperties", "maxProperties", "unevaluatedProperties"),
-        *("dependentRequired", "dependentSchemas", "not", "if", "then", "else", "$dynamicRef"),
+        *("properties", "patternProperties", "additionalProperties", "required"),
+        *("propertyNames", "minProperties", "maxProperties"),
     )
 )
-_RANGES = frozenset(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"))
-_STRUCTURE = frozenset(("properties", "items", "prefixItems", "enum", "const", "allOf", "$ref"))
-_TYPES = frozenset(("object", "array", "string", "number", "integer", "boolean", "null"))
+_DESCRIBED = frozenset(("properties", "patternProperties"))
+_ANNOTATIONS = frozenset(("title", "description", "$comment", "examples", "default", "deprecated"))
+_IGNORED = frozenset(("x-guidance", "discriminator"))  # the engine's own options; a hint beside oneOf
 
-_FORMATS = {"date": "date", "time": "time", "date-time": 'date "T" time', "uuid": "uuid"}
-
-
-class SchemaRules:
-    """Adds the rules of the schemas in one `document` to a grammar."""
-
-    def __init__(self, grammar: Grammar, document: Any, *, lenient: bool) -> None:
-        self._grammar, self._document, self._lenient = grammar, document, lenient
-        self._references: dict[str, str] = {}
-        self._merges = 0
-
-    def rule(self, schema: Any, depth: int = 0) -> str:
-        """Return the name of the rule for `schema`. Raises CallerError for what cannot be followed."""
-        if depth > MAX_DEPTH:
-            refuse(f"it nests deeper than {MAX_DEPTH} schemas")
-        if schema is True or schema == {}:
-            return "value"
-        if not isinstance(schema, dict):
-            refuse("a part of it is not a schema that anything fits")
-        unenforced = _UNENFORCED if _has_fractions(schema) else _UNENFORCED - _RANGES
-        if not self._lenient and (keywords := unenforced & schema.keys()):
-            refuse(f"{min(keywords)!r} cannot be enforced")
-        if "$ref" in schema:
-            return self._reference(schema["$ref"], depth)
-        if "allOf" in schema:
-            return self.rule(self._merged(schema, depth), depth + 1)
-        if "const" in schema or "enum" in schema:
-            values = [schema["const"]] if "const" in schema else _list(schema["enum"], "enum")
-            return self._grammar.one_of([written(value) for value in values])
-        return self._alternatives(schema, depth)
-
-    def _alternatives(self, schema: dict[str, Any], depth: int) -> str:
-        for keyword in ("anyOf", "oneOf"):
-            if keyword in schema:
-                if _STRUCTURE & schema.keys():
-                    refuse(f"{keyword!r} beside other structure cannot be followed")
-                return self._union(_list(schema[keyword], keyword), depth)
-        kind = schema.get("type", _implied(schema))
-        if isinstance(kind, list):
-            bare = {key: value for key, value in schema.items() if key != "type"}
-            return self._union([{**bare, "type": one} for one in _list(kind, "type")], depth)
-        return self._typed(kind, schema, depth) if kind is not None else "value"
-
-    def _typed(self, kind: Any, schema: dict[str, Any], depth: int) -> str:
-        if not isinstance(kind, str) or kind not in _TYPES:
-            refuse("its 'type' is none of JSON's")
-        match kind:
-            case "object" if "properties" in schema or "additionalProperties" in schema:
-                return self._object(schema, depth)
-            case "array" if schema.keys() & {"items", "prefixItems", "minItems", "maxItems"}:
-                return self._array(schema, depth)
-            case "string":
-                return self._string(schema)
-            case "integer" if _RANGES & schema.keys():
-                return self._integer(schema)
-        return kind
-
-    def _union(self, alternatives: Sequence[Any], depth: int) -> str:
-        self._grammar.branch(len(alternatives))
-        return self._grammar.add(" | ".join(self.rule(one, depth + 1) for one in alternatives))
-
-    def _reference(self, pointer: Any, depth: int) -> str:
-        """Return the rule of a schema elsewhere in the document. One that holds itself is a loop of rules."""
-        pointer = _pointer(pointer)
-        if pointer not in self._references:
-            self._references[pointer] = name = self._grammar.reserve()
-            self._grammar.define(name, self.rule(self._find(pointer), depth + 1))
-        return self._references[pointer]
-
-    def _find(self, pointer: str) -> Any:
-        found = self._document
-        for part in unquote(pointer).split("/")[1:]:
-            key = part.replace("~1", "/").replace("~0", "~")
-            if isinstance(found, list) and key.isascii() and key.isdigit() and int(key[:9]) < len(found):
-                found = found[int(key[:9])]
-            elif isinstance(found, dict) and key in found:
-                found = found[key]
-            else:
-                refuse("a '$ref' points to nothing")
-        return found
-
-    def _merged(self, schema: dict[str, Any], depth: int) -> dict[str, Any]:
-        """Return `allOf` and what is beside it as one schema."""
-        whole: dict[str, Any] = {}
-        beside = {key: value for key, value in schema.items() if key != "allOf"}
-        for part in [*_list(schema["allOf"], "allOf"), *([beside] if beside else [])]:
-            for key, value in self._resolved(part, depth).items():
-                if key == "properties" and key in whole:
-                    whole[key] = {**_mapping(whole[key]), **_mapping(value)}
-                elif key == "required" and key in whole:
-                    whole[key] = [*dict.fromkeys(_names(whole[key]) + _names(value))]
-                elif key in _STRUCTURE | _UNENFORCED | {"type"} and whole.get(key, value) != value:
-                    refuse("parts of its 'allOf' contradict each other")
-                else:
-                    whole[key] = value
-        return whole
-
-    def _resolved(self, schema: Any, depth: int) -> dict[str, Any]:
-        """Return a part of an `allOf` without references and without an `allOf` of its own."""
-        self._merges += 1
-        if depth > MAX_DEPTH or self._merges > MAX_RULES:
-            refuse("its 'allOf' nests too deeply")
-        schema = _mapping(schema)
-        if "$ref" in schema:
-            return self._resolved(self._find(_pointer(schema["$ref"])), depth + 1)
-        return self._merged(schema, depth + 1) if "allOf" in schema else schema
-
-    # ---- the kinds of values -----------------------------------------------------------------------
-
-    def _object(self, schema: dict[str, Any], depth: int) -> str:
-        """Return the rule of an object: one rule per property for what may follow it, back to front.
-
-        `rest` goes on behind a property, `start` where none was written yet.
-        """
-        properties = _mapping(schema.get("properties", {}))
-        required = _names(schema.get("required", []))
-        if any(name not in properties for name in required):
-            refuse("it requires a property that it does not describe")
-        self._grammar.branch(len(properties.keys() - set(required)))
-        rest, start = self._others(schema.get("additionalProperties", False), depth)
-        for name, described in reversed(list(properties.items())):
-            member = self._grammar.add(f'{literal(name)} ":" ws {self.rule(described, depth + 1)}')
-            if name in required:
-                start = self._grammar.add(f"{member} {rest}")
-                rest = self._grammar.add(f'"," ws {member} {rest}')
-            else:
-                start = self._grammar.add(f"{member} {rest} | {start}")
-                rest = self._grammar.add(f'( "," ws {member} )? {rest}')
-        return self._grammar.add(f'"{{" ws {start} ws "}}"')
-
-    def _others(self, allowed: Any, depth: int) -> tuple[str, str]:
-        """Return what may follow, and what may stand alone, of properties that have no name."""
-        if allowed is False:
-            nothing = self._grammar.add('""')
-            return nothing, nothing
-        member = self._grammar.add(f'string ":" ws {self.rule(allowed, depth + 1)}')
-        rest = self._grammar.add(f'( "," ws {member} )*')
-        return rest, self._grammar.add(f"( {member} {rest} )?")
-
-    def _array(self, schema: dict[str, Any], depth: int) -> str:
-        first = [self.rule(one, depth + 1) for one in _list(schema.get("prefixItems", []), "prefixItems", 0)]
-        least, most = _count(schema, "minItems", 0), _count(schema, "maxItems", None)
-        if most is not None and most < max(least or 0, len(first)):
-            refuse("its 'maxItems' is too small")
-        if first and "items" not in schema and most is None:
-            most = len(first)  # a tuple
-        item = self.rule(schema.get("items") or True, depth + 1)
-        expression = self._items(first, item, least or 0, most)
-        return self._grammar.add(f'"[" ws {expression} ws "]"')
-
-    def _items(self, first: list[str], item: str, least: int, most: int | None) -> str:
-        if most == 0:
-            return '""'
-        fixed = len(first) or 1
-        more = self._grammar.add(f'"," ws {item}')
-        upper = None if most is None else most - fixed
-        tail = self._grammar.repeat(more, max(least - fixed, 0), upper) if upper != 0 else ""
-        body = ' "," ws '.join(first or [item])
-        return f"{body} {tail}" if first or least else f"( {body} {tail} )?"
-
-    def _integer(self, schema: dict[str, Any]) -> str:
-        lows = [_bound(schema, "minimum", math.ceil), _bound(schema, "exclusiveMinimum", _above)]
-        highs = [_bound(schema, "maximum", math.floor), _bound(schema, "exclusiveMaximum", _below)]
-        low = max((one for one in lows if one is not None), default=None)
-        expression = integer_between(low, min((one for one in highs if one is not None), default=None))
-        if expression is None:
-            refuse("no integer is in its range, or its bounds are too large")
-        return self._grammar.add(expression)
-
-    def _string(self, schema: dict[str, Any]) -> str:
-        least, most = _count(schema, "minLength", 0), _count(schema, "maxLength", None)
-        if least or most is not None:
-            if most is not None and most < (least or 0):
-                refuse("its 'maxLength' is too small")
-            body = self._grammar.repeat("char", least or 0, most) if most != 0 else ""
-            return self._grammar.add(rf'"\"" {body} "\""')
-        form = schema.get("format")
-        if isinstance(form, str) and form in _FORMATS:  # others, as of e-mail, are annotations
-            return self._grammar.add(rf'"\"" {_FORMATS[form]} "\""')
-        return "string"
-
-
-def schema_grammar(text: str) -> str:
-    """Return the grammar of answers that follow the JSON schema `text`; "{}" means any JSON object.
-
-    Raises CallerError (code "schema_unsupported") for what is no schema or cannot be enforced.
-    """
-    grammar = Grammar()
-    return grammar.text(schema_rule(grammar, text))
-
-
-def schema_rule(grammar: Grammar, text: str) -> str:
-    """Add the rules of the JSON schema `text` and return the name of the first; see schema_grammar."""
-    schema = parse(text)
-    if schema in ({}, True):
-        return "object"
-    return SchemaRules(grammar, schema, lenient=False).rule(schema)
+_DATE = (
+    r"([0-9]{4}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)"
+    r"|02-(0[1-9]|1[0-9]|2[0-8]))"
+    r"|([0-9]{2}(0[48]|[2468][048]|[13579][26])|(0[48]|[2468][048]|[13579][26])00)-02-29)"
+)
+_TIME = r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,9})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
+# Narrower than the engine's own: days that exist, no leap seconds.
+_FORMATS = {
+    "date": f"^{_DATE}$",
+    "time": f"^{_TIME}$",
+    "date-time": f"^{_DATE}T{_TIME}$",
+    "email": r"^[^@]{1,64}@.{1,190}$",
+}
+# Characters that only `\\u` could write, and what stands for them in patterns: the engine would skip them.
+_UNWRITABLE = re.compile(r"[\x00-\x07\x0b\x0e-\x1f\x7f]")
+_UNWRITABLE_IN_PATTERNS = re.compile(r"\\(x[01]|x7[fF]|u00[01]|u007[fF]|u\{|c[A-Za-z]|0|v|a)")
+# zod's e-mail addresses begin with these look-aheads, which the engine lacks; the same without them.
+_NO_DOTS = r"^(?!\.)(?!.*\.\.)"
+_NO_DOTS_EITHER = r"^[^.]+(\.[^.]+)*\.?$"
 
 
 def parse(text: str) -> Any:
     """Return the JSON value of `text`. Raises CallerError."""
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        json.dumps(value, allow_nan=False)
+        return value
     except (ValueError, RecursionError):
         refuse("it is not JSON, or nests too deeply")
 
 
-def _has_fractions(schema: Mapping[str, Any]) -> bool:
-    """Return whether a schema takes numbers that are no integers; ranges of those are not enforced."""
-    kind = schema.get("type", "number")
-    return "number" in kind if isinstance(kind, list) else kind == "number"
+def prepared(schema: Any, *, lenient: bool = False) -> Schema:
+    """Return `schema` for the engine. Raises CallerError for what is known to be beyond it.
+
+    `lenient`: leave out what cannot be enforced, as in the schemas of tools, which describe rather
+    than promise.
+    """
+    if schema is True:
+        schema = {}
+    if not isinstance(schema, dict):
+        refuse("it is not a schema that anything fits")
+    rewriting = _Rewriting(schema, lenient=lenient)
+    rewritten: Schema = _mapped(schema, rewriting.change)
+    if not (any(map(_merges, _parts(schema))) or any("oneOf" in part for part in _parts(rewritten))):
+        rewritten = _mapped(rewritten, _closed)
+    rewritten["x-guidance"] = {  # the client's own is none of its schema's business
+        "whitespace_pattern": r" |\n[ \t]{0,20}",  # bounded: a model could spend its answer on it
+        "json_allowed_escapes": 'nrbtf\\"',  # no \\u: "\\u0061" would be a name for `a` that goes unnoticed
+        "lenient": lenient,
+    }
+    return rewritten
 
 
-def _implied(schema: Mapping[str, Any]) -> str | None:
-    """Return the type that a schema without `type` describes."""
-    if "properties" in schema or "additionalProperties" in schema:
-        return "object"
-    if "items" in schema or "prefixItems" in schema:
-        return "array"
-    return "string" if "minLength" in schema or "maxLength" in schema else None
+def refuse(why: str) -> NoReturn:
+    """Raise the error of a schema that cannot be followed."""
+    raise CallerError(
+        f"The JSON schema cannot be followed: {why}.",
+        hint="Simplify the schema, or leave it out.",
+        code="schema_unsupported",
+    )
 
 
-def _list(value: Any, keyword: str, least: int = 1) -> list[Any]:
-    if not isinstance(value, list) or len(value) < least:
-        refuse(f"{keyword!r} is not a list of something")
-    return value
+# ---- every schema within a schema --------------------------------------------------------------------
 
 
-def _names(value: Any) -> list[str]:
-    names = _list(value, "required", least=0)
-    if not all(isinstance(name, str) for name in names):
-        refuse("'required' is not a list of names")
-    return names
+def _children(schema: Schema) -> Iterator[Any]:
+    for key, value in schema.items():
+        if key in _OF_NAMES and isinstance(value, dict):
+            yield from value.values()
+        elif isinstance(value, list) and (key in _LISTS or key == "items"):
+            yield from value
+        elif key in _SINGLE:
+            yield value
 
 
-def _mapping(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        refuse("a part of it is not an object")
-    return value
+def _parts(schema: Any) -> Iterator[Schema]:
+    """Yield `schema` and all within it."""
+    if isinstance(schema, dict):
+        yield schema
+        for child in _children(schema):
+            yield from _parts(child)
 
 
-def _bound(schema: Mapping[str, Any], keyword: str, rounded: Callable[[float], int]) -> int | None:
-    value = schema.get(keyword)
-    if value is None:
+def _mapped(schema: Any, change: Callable[[Schema], Schema], depth: int = 0) -> Any:
+    """Return `schema` with each schema in it, innermost first, put through `change`."""
+    if depth > MAX_DEPTH:
+        refuse(f"it nests deeper than {MAX_DEPTH} schemas")
+    if not isinstance(schema, dict):
+        return schema
+    whole: Schema = {}
+    for key, value in schema.items():
+        if key in _OF_NAMES and isinstance(value, dict):
+            whole[key] = {name: _mapped(one, change, depth + 1) for name, one in value.items()}
+        elif isinstance(value, list) and (key in _LISTS or key == "items"):
+            whole[key] = [_mapped(one, change, depth + 1) for one in value]
+        elif key in _SINGLE:
+            whole[key] = _mapped(value, change, depth + 1)
+        else:
+            whole[key] = value
+    return change(whole)
+
+
+# ---- forms that the engine lacks ---------------------------------------------------------------------
+
+
+class _Rewriting:
+    """Changes the schemas in one `document`."""
+
+    def __init__(self, document: Schema, *, lenient: bool) -> None:
+        self._document, self._lenient = document, lenient
+
+    def change(self, schema: Schema) -> Schema:
+        """Return `schema`, the ones within it being changed already."""
+        schema = {key: value for key, value in schema.items() if key not in _IGNORED}
+        for keyword, rewrite in (
+            ("propertyNames", self._names),
+            ("minProperties", self._counted),
+            ("multipleOf", self._multiple),
+            *((bound, self._bounds) for bound in _BOUNDS),
+            ("const", self._constants),
+            ("enum", self._constants),
+            ("pattern", self._pattern),
+            ("patternProperties", self._patterns),
+            ("format", self._format),
+            ("oneOf", self._one_of),
+        ):
+            if keyword in schema:
+                schema = rewrite(schema)
+        return schema
+
+    def _beyond(self, schema: Schema, keyword: str, why: str) -> Schema:
+        """Refuse `schema` for its `keyword`, or leave that out."""
+        if not self._lenient:
+            refuse(why)
+        return {key: value for key, value in schema.items() if key != keyword}
+
+    def _names(self, schema: Schema) -> Schema:
+        """Say with named or patterned properties what the names of properties are to be."""
+        names = self._resolved(schema["propertyNames"])
+        bare = {key: value for key, value in schema.items() if key != "propertyNames"}
+        if names is None or not names.keys() - _ANNOTATIONS - {"type"}:
+            if names is None or names.get("type", "string") == "string":
+                return bare
+        elif names.get("type", "string") == "string" and not bare.keys() & _DESCRIBED:
+            value, told = bare.get("additionalProperties", True), names.keys() - _ANNOTATIONS - {"type"}
+            if told <= {"enum", "const"} and (words := _words(names)) is not None:
+                return {**bare, "properties": dict.fromkeys(words, value), "additionalProperties": False}
+            if (pattern := _pattern_of(names, told)) is not None:
+                return {**bare, "patternProperties": {pattern: value}, "additionalProperties": False}
+        return self._beyond(schema, "propertyNames", "its 'propertyNames' cannot be enforced")
+
+    def _counted(self, schema: Schema) -> Schema:
+        """Let properties be counted only where one name twice does not count as two."""
+        least, required = schema["minProperties"], schema.get("required", [])
+        if isinstance(least, int) and least <= max(1, len(required) if isinstance(required, list) else 0):
+            return schema
+        return self._beyond(schema, "minProperties", "'minProperties' above 1 cannot be enforced")
+
+    def _multiple(self, schema: Schema) -> Schema:
+        """Let numbers be multiples of what has few digits: the engine counts remainders."""
+        value = schema["multipleOf"]
+        if isinstance(value, int | float) and not isinstance(value, bool) and 1e-9 < value < 1e9:
+            sign, digits, exponent = decimal.Decimal(str(value)).as_tuple()
+            assert isinstance(exponent, int)
+            size = int("".join(map(str, digits))) * 10 ** max(0, exponent)
+            if size <= _MAX_MULTIPLE and not sign:
+                return schema
+        return self._beyond(schema, "multipleOf", f"its 'multipleOf' has a part above {_MAX_MULTIPLE}")
+
+    def _bounds(self, schema: Schema) -> Schema:
+        """Move bounds that no double has to the nearest one within."""
+        moved = dict(schema)
+        for keyword, inwards in _BOUNDS.items():
+            value = schema.get(keyword)
+            if isinstance(value, int) and abs(value) > _EXACT and abs(value) < 1 << 1000:
+                near = float(value)
+                outside = near < value if inwards > 0 else near > value
+                near = math.nextafter(near, inwards) if outside else near
+                moved[keyword] = int(max(near, _LEAST) if inwards > 0 else near)
+        return moved
+
+    def _constants(self, schema: Schema) -> Schema:
+        if _inexact([schema.get("const"), schema.get("enum")]):
+            refuse("a constant in it has control characters or too many digits")
+        return schema
+
+    def _patterns(self, schema: Schema) -> Schema:
+        patterns = schema["patternProperties"]
+        if isinstance(patterns, dict) and any(map(_speaks_of_control, patterns)):
+            return self._beyond(schema, "patternProperties", "a pattern in it speaks of control characters")
+        return schema
+
+    def _pattern(self, schema: Schema) -> Schema:
+        pattern = schema["pattern"]
+        if isinstance(pattern, str) and _speaks_of_control(pattern):
+            return self._beyond(schema, "pattern", "a pattern in it speaks of control characters")
+        if not isinstance(pattern, str) or not pattern.startswith(_NO_DOTS):
+            return schema
+        rest = "^" + pattern.removeprefix(_NO_DOTS)
+        return _also({**schema, "pattern": rest}, {"type": "string", "pattern": _NO_DOTS_EITHER})
+
+    def _format(self, schema: Schema) -> Schema:
+        narrow = _FORMATS.get(schema["format"]) if isinstance(schema["format"], str) else None
+        if narrow is None:
+            return schema
+        kind = schema.get("type", "string")
+        return _also(schema, {"pattern": narrow, **({"type": kind} if kind == "string" else {})})
+
+    def _one_of(self, schema: Schema) -> Schema:
+        """Write alternatives that exclude each other as any of them."""
+        branches = schema["oneOf"]
+        if not isinstance(branches, list) or "anyOf" in schema:
+            return schema
+        if not self._lenient and not _told_apart([self._resolved(one) or {} for one in branches]):
+            return schema
+        return {("anyOf" if key == "oneOf" else key): value for key, value in schema.items()}
+
+    def _resolved(self, schema: Any) -> Schema | None:
+        """Return the schema that `schema` stands for, if it is but a reference; None: anything goes."""
+        for _ in range(MAX_DEPTH):
+            if not isinstance(schema, dict) or set(schema) - _ANNOTATIONS != {"$ref"}:
+                break
+            schema = self._find(schema["$ref"])
+        return schema if isinstance(schema, dict) else None if schema is True else {"not": {}}
+
+    def _find(self, pointer: Any) -> Any:
+        found: Any = self._document if isinstance(pointer, str) and pointer.startswith("#") else None
+        for part in str(pointer).split("/")[1:]:
+            found = found.get(part.replace("~1", "/").replace("~0", "~")) if isinstance(found, dict) else None
+        return found
+
+
+def _inexact(value: Any) -> bool:
+    """Return whether `value` holds what the engine would change: numbers or characters."""
+    if isinstance(value, dict):
+        return any(map(_inexact, value)) or any(map(_inexact, value.values()))
+    if isinstance(value, list):
+        return any(map(_inexact, value))
+    if isinstance(value, int | float):
+        return abs(value) > _EXACT
+    return isinstance(value, str) and bool(_UNWRITABLE.search(value))
+
+
+def _speaks_of_control(pattern: str) -> bool:
+    return bool(_UNWRITABLE.search(pattern) or _UNWRITABLE_IN_PATTERNS.search(pattern))
+
+
+def _also(schema: Schema, more: Schema) -> Schema:
+    present = schema.get("allOf", [])
+    return {**schema, "allOf": [*present, more]} if isinstance(present, list) else schema
+
+
+def _words(schema: Any) -> list[str] | None:
+    """Return the strings that a schema names one by one, None if it does not."""
+    if not isinstance(schema, dict):
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e18:
-        refuse(f"{keyword!r} is not a number of that size")
-    return rounded(value)
+    values = [schema["const"]] if "const" in schema else schema.get("enum")
+    if isinstance(values, list) and values and all(isinstance(value, str) for value in values):
+        return values
+    return None
 
 
-def _above(value: float) -> int:
-    return math.floor(value) + 1
+def _pattern_of(names: Schema, told: set[str]) -> str | None:
+    """Return a pattern for the names that `names` describes by the keywords `told`."""
+    if told == {"pattern"} and isinstance(names["pattern"], str):
+        return names["pattern"]
+    least, most = names.get("minLength", 0), names.get("maxLength", "")
+    if told <= {"minLength", "maxLength"} and isinstance(least, int) and isinstance(most, int | str):
+        return f"^.{{{least},{most}}}$"
+    return None
 
 
-def _below(value: float) -> int:
-    return math.ceil(value) - 1
+def _told_apart(branches: Sequence[Schema]) -> bool:
+    """Return whether no value can follow two of `branches`: by their types, or by a tag that objects have."""
+    kinds = [one.get("type") for one in branches]
+    if not all(isinstance(kind, str) for kind in kinds):
+        return False
+    others = ["number" if kind == "integer" else kind for kind in kinds if kind != "object"]
+    objects = [one for one in branches if one.get("type") == "object"]
+    if len(set(others)) < len(others):
+        return False
+    properties = objects[0].get("properties") if objects else None
+    names = list(properties) if isinstance(properties, dict) else []
+    return len(objects) < 2 or any(_tags_differ(objects, name) for name in names)
 
 
-def _pointer(value: Any) -> str:
-    if not isinstance(value, str) or not (value == "#" or value.startswith("#/")):
-        refuse("a '$ref' points outside of it")
-    return value
+def _tags_differ(objects: Sequence[Schema], name: str) -> bool:
+    seen: set[str] = set()
+    for one in objects:
+        properties, required = one.get("properties"), one.get("required")
+        words = _words(properties.get(name)) if isinstance(properties, dict) else None
+        if words is None or not isinstance(required, list) or name not in required or seen & set(words):
+            return False
+        seen |= set(words)
+    return True
 
 
-def _count(schema: Mapping[str, Any], keyword: str, otherwise: int | None) -> int | None:
-    value = schema.get(keyword)
-    if value is None:
-        return otherwise
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        refuse(f"{keyword!r} is not a count")
-    return value
+# ---- objects hold what they describe -----------------------------------------------------------------
+
+
+def _merges(schema: Schema) -> bool:
+    """Return whether a value has to follow several descriptions of objects at once."""
+    in_place = _IN_PLACE & schema.keys()
+    several = len(in_place) > 1 or bool(in_place and _OF_OBJECTS & schema.keys())
+    all_of = schema.get("allOf")
+    return several or (isinstance(all_of, list) and len(all_of) > 1)
+
+
+def _closed(schema: Schema) -> Schema:
+    """Admit what a schema describes of an object or a tuple, and no more where it is silent on that."""
+    properties, required = schema.get("properties"), schema.get("required", [])
+    silent = not schema.keys() & {"additionalProperties", "patternProperties", "unevaluatedProperties"}
+    if isinstance(properties, dict) and silent and isinstance(required, list):
+        schema = {**schema, "type": schema.get("type", "object")}
+        if all(isinstance(name, str) and name in properties for name in required):
+            schema["additionalProperties"] = False
+    for first, others in (("prefixItems", "items"), ("items", "additionalItems")):
+        items = schema.get(first)
+        if isinstance(items, list) and not schema.keys() & {"minItems", "maxItems", others}:
+            schema = {"type": "array", **schema, "minItems": len(items), others: False}
+    return schema

@@ -14,6 +14,7 @@ from flexserve.core.stops import StopScanner
 from flexserve.errors import CallerError
 from flexserve.secure.engine.constraint import constraint
 from flexserve.secure.engine.context import Context, Span
+from flexserve.secure.engine.grammar import Confinement
 from flexserve.secure.engine.sampler import Sampler, log_probabilities
 from flexserve.secure.engine.text import TextStream
 from flexserve.secure.job import RestoreStats
@@ -56,7 +57,8 @@ class Generation:
         self._stream = TextStream(entry.vocabulary)
         self._scanner = StopScanner(self._sampling.stop)
         grammar = constraint(request, entry.template)
-        self._sampler = Sampler(self._sampling, entry.model.vocabulary, grammar)
+        confinement = Confinement(entry.vocabulary.tree(), grammar) if grammar is not None else None
+        self._sampler = Sampler(self._sampling, confinement)
         self._stats = RestoreStats()
         self._began = self._first = 0.0
         self._first_waited = 0.0
@@ -90,10 +92,11 @@ class Generation:
         """Choose the next token by the logits of `row` and send its text; return why it was the last."""
         if not self._count:
             self._first, self._first_waited = time.monotonic(), self._stats.waited
-        token = self._sampler.choose(context, context.row(row))
+        token = self._sampler.choose(context, context.row(row), context.logits(row))
         if self.entry.vocabulary.ends(token):
             self._finish_text()
             return "stop"
+        self._sampler.accept(token)
         self._count += 1
         self.tokens.append(token)
         self._emit(token, context, row)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from flexserve.core.calls import call_rule
-from flexserve.core.grammar import Grammar
-from flexserve.core.schema import schema_rule
+import json
+
+from flexserve.core.calls import call_rules
+from flexserve.core.schema import parse, prepared
 from flexserve.errors import CallerError
 from flexserve.secure.engine.text import ChatTemplate, tools_of
 from flexserve.world.messages import ChatPrompt, Generate
+
+# `no_forcing`: how a text is cut into tokens is the model's choice, also where there is but one text.
+OPTIONS = '%llguidance {"no_forcing": true}'
 
 
 def constraint(request: Generate, template: ChatTemplate) -> str | None:
@@ -16,20 +20,33 @@ def constraint(request: Generate, template: ChatTemplate) -> str | None:
     must_call = isinstance(prompt, ChatPrompt) and bool(prompt.must_call)
     if schema is None and not must_call:
         return None
-    grammar = Grammar()
-    rules = []
+    ways, rules = [], [OPTIONS]
     if isinstance(prompt, ChatPrompt) and prompt.tools is not None:
-        rules += _call_rules(grammar, prompt, template)
+        calls = _calls(prompt, template)
+        ways += ["call"] * len(calls)
+        rules += calls
     if schema is not None and not must_call:
-        rules.append(schema_rule(grammar, schema))
-    return grammar.text(" | ".join(rules))
+        ways.append("answer")
+        rules.append(answer_rule(schema))
+    return "\n".join([*rules, f"start: {' | '.join(ways)}", ""])
 
 
-def _call_rules(grammar: Grammar, prompt: ChatPrompt, template: ChatTemplate) -> list[str]:
+def answer_rule(schema: str) -> str:
+    """Return the rule of answers that follow the JSON schema `schema`; "{}" is any object.
+
+    Raises CallerError (code "schema_unsupported") for what is known not to be enforceable.
+    """
+    described = parse(schema)
+    if described in ({}, True):
+        described = {"type": "object"}
+    return f"answer: %json {json.dumps(prepared(described))}"
+
+
+def _calls(prompt: ChatPrompt, template: ChatTemplate) -> list[str]:
     tools = tools_of(prompt)
     wanted = [tool for tool in tools if not prompt.must_call or tool["function"]["name"] in prompt.must_call]
     if wanted and template.call_form is not None:
-        return [call_rule(grammar, template.call_form, wanted)]
+        return [call_rules(template.call_form, wanted)]
     if not prompt.must_call:
         return []
     if not wanted:

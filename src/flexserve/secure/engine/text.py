@@ -6,6 +6,7 @@ import codecs
 import ctypes
 import datetime
 import json
+import threading
 from typing import Any, NoReturn
 
 import jinja2
@@ -15,6 +16,7 @@ from llama_cpp import llama_cpp as lib
 
 from flexserve.core.calls import form_of
 from flexserve.errors import CallerError, StoredDataError
+from flexserve.secure.engine.grammar import TokenTree
 from flexserve.secure.engine.model import Model
 from flexserve.world.messages import ChatMessage, ChatPrompt
 
@@ -34,6 +36,8 @@ class Vocabulary:
     def __init__(self, model: Model) -> None:
         self._address = model.vocabulary
         self._metadata = model.header.metadata
+        self._tree: TokenTree | None = None
+        self._making = threading.Lock()
 
     def encode(self, text: str, *, special: bool, start: bool = True) -> list[int]:
         """Return the tokens of `text`.
@@ -63,6 +67,13 @@ class Vocabulary:
     def ends(self, token: int) -> bool:
         """Return whether `token` ends a generation."""
         return bool(lib.llama_vocab_is_eog(self._address, token))
+
+    def tree(self) -> TokenTree:
+        """Return the tokens as grammars see them; made once."""
+        with self._making:
+            if self._tree is None:
+                self._tree = TokenTree(self, int(lib.llama_vocab_n_tokens(self._address)))
+            return self._tree
 
     def text_of(self, key: str) -> str:
         """Return the text of the special token whose number is at metadata key `key` ("" if none)."""
