@@ -73,6 +73,11 @@ class RestoreJob:
         """Whether there may be a granule left for a loader to take."""
         return self.error is None and self.next < self.end
 
+    @property
+    def stopped(self) -> bool:
+        """Whether compute stands still, and will until more is resident."""
+        return self.waiting and self.done < self.goal
+
     def advance(self) -> None:
         """Move `done` over what is resident by now."""
         states, order = self.weights.states, self.plan.order

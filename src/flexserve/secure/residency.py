@@ -59,7 +59,12 @@ class Residency:
         self._cores = Cores(self._changed, threads, lambda: self._job)
         self._closing = False
         self._filler = filler or Filler(flexmem)
-        self._room = Room(flexmem, self._changed, follows=self._follows, put_down=self._put_down)
+        self._room = Room(
+            *(flexmem, self._changed),
+            in_turns=self._cores.spare == 0,
+            follows=self._follows,
+            put_down=self._put_down,
+        )
         self._prefetcher = Prefetcher(
             *(flexmem, self._filler, self._changed, threads), idle=self._idle, settle=self._settle
         )

@@ -39,13 +39,20 @@ class PutDown(Protocol):
 class Room:
     """Finds memory for the granules of the job that the loaders follow.
 
-    Shares the residency's lock (`changed`).
+    Shares the residency's lock (`changed`). With `in_turns` nothing is taken while compute runs, so that
+    what goes, and when, follows from the graph and not from how far compute happens to be.
     """
 
     def __init__(
-        self, flexmem: FlexMem, changed: threading.Condition, *, follows: Follows, put_down: PutDown
+        self,
+        flexmem: FlexMem,
+        changed: threading.Condition,
+        *,
+        in_turns: bool,
+        follows: Follows,
+        put_down: PutDown,
     ) -> None:
-        self._flexmem, self._changed = flexmem, changed
+        self._flexmem, self._changed, self._in_turns = flexmem, changed, in_turns
         self._follows, self._put_down = follows, put_down
 
     def commit(self, job: RestoreJob, position: int, arena: Arena, offset: int) -> bool:
@@ -66,7 +73,7 @@ class Room:
                 if not self._follows(job):
                     return False
                 victim = job.plan.passed(job.position, job.weights.states)
-                if victim is None and not job.waiting:
+                if not job.stopped and (victim is None or self._in_turns):
                     self._changed.wait(0.05)  # compute is busy; it will pass something
                     continue
                 minimum = granule if position == job.done else 0  # compute waits for this very granule
@@ -101,7 +108,7 @@ class Room:
                         hint="Free memory, or use a smaller model.",
                     )
                 self._changed.wait(0.05)
-                if not first or not job.waiting or self._in_hand(job):
+                if not first or not job.stopped or self._in_hand(job):
                     return first  # let go of any other: the first one may need a loader
         self._recycle(job, victim)
         return True

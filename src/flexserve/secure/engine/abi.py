@@ -38,7 +38,7 @@ DEVICE_TYPE_CPU = 0
 STATUS_SUCCESS = 0
 STATUS_FAILED = -1
 STATUS_ABORTED = 1
-OP_MUL_MAT, OP_GET_ROWS = 29, 40
+OP_MUL_MAT = 29
 OPS_OF_NO_EFFECT = range(36, 40)  # RESHAPE, VIEW, PERMUTE, TRANSPOSE
 OPS_OF_UNKNOWN_EFFECT = range(92, 96)  # MAP_CUSTOM1 …, CUSTOM
 TYPE_F32, TYPE_Q8_0 = 0, 8
@@ -336,8 +336,8 @@ class Ggml:
         _require(0 < overhead <= 64, "size of ggml_tensor")  # what is left is sizeof(ggml_object)
 
         operation = declare(base, "ggml_op_name", c_char_p, c_int)
-        numbers = (OP_MUL_MAT, OP_GET_ROWS, *OPS_OF_NO_EFFECT, *OPS_OF_UNKNOWN_EFFECT)
-        names = "MUL_MAT GET_ROWS RESHAPE VIEW PERMUTE TRANSPOSE MAP_CUSTOM1 MAP_CUSTOM2 MAP_CUSTOM3 CUSTOM"
+        numbers = (OP_MUL_MAT, *OPS_OF_NO_EFFECT, *OPS_OF_UNKNOWN_EFFECT)
+        names = "MUL_MAT RESHAPE VIEW PERMUTE TRANSPOSE MAP_CUSTOM1 MAP_CUSTOM2 MAP_CUSTOM3 CUSTOM"
         _require([operation(n).decode() for n in numbers] == names.split(), "numbers of operations")
         kind = declare(base, "ggml_type_name", c_char_p, c_int)
         _require([kind(TYPE_F32), kind(TYPE_Q8_0)] == [b"f32", b"q8_0"], "numbers of types")

@@ -28,9 +28,8 @@ class Extent:
 class WeightMap:
     """All weight tensors of a model by address."""
 
-    def __init__(self, extents: Sequence[Extent], granule: int) -> None:
+    def __init__(self, extents: Sequence[Extent]) -> None:
         ordered = sorted(extents, key=lambda e: e.start)
-        self._granule = granule
         self.start: NDArray[np.uint64] = np.array([e.start for e in ordered], dtype=np.uint64)
         self.stop: NDArray[np.uint64] = np.array([e.stop for e in ordered], dtype=np.uint64)
         self.first: NDArray[np.int32] = np.array([e.granule for e in ordered], dtype=np.int32)
@@ -42,15 +41,6 @@ class WeightMap:
         inside = (index >= 0) & (address < self.stop[np.maximum(index, 0)])
         found: NDArray[np.intp] = np.where(inside, index, -1)
         return found
-
-    def rows(self, tensor: int, first_byte: NDArray[np.int64], length: int) -> NDArray[np.int32]:
-        """Return the granules that hold the given rows (byte offsets in tensor `tensor`)."""
-        # A tensor need not start at a granule's start: count from the granule that it starts in.
-        lead = int(self.start[tensor]) % self._granule
-        low = (first_byte + lead) // self._granule
-        high = (first_byte + lead + length - 1) // self._granule
-        granules: NDArray[np.int32] = np.unique(np.concatenate([low, high])) + self.first[tensor]
-        return granules.astype(np.int32)
 
 
 class EngineGraph:
@@ -83,10 +73,14 @@ class EngineGraph:
         self._timed(stop - start, time.perf_counter() - began)
 
     def needs(self) -> Needs:
-        """Walk the nodes and return what they read of the weights."""
+        """Walk the nodes and return what they read of the weights.
+
+        A tensor that a node reads it needs whole, in address order: also a table of which it gathers rows
+        that depend on the tokens, and experts of which it uses those that the tokens are routed to. What
+        is brought in is seen by the OS and the disk, and must not tell them one prompt from another.
+        """
         pointers = (ctypes.c_uint64 * self.nodes).from_address(self._graph.nodes)
-        nodes = tensors.read(pointers)
-        sources = nodes["src"]
+        sources = tensors.read(pointers)["src"]
         unique, inverse = np.unique(sources, return_inverse=True)
         data = np.zeros(len(unique), dtype=np.uint64)
         data[unique != 0] = tensors.read(unique[unique != 0].tolist())["data"]
@@ -94,38 +88,6 @@ class EngineGraph:
         node, slot = np.nonzero(found >= 0)
         tensor = found[node, slot]
         first, count = self._weights.first[tensor], self._weights.count[tensor]
-        gathers = (nodes["op"][node] == abi.OP_GET_ROWS) & (slot == 0) & (count > 1)
-        pieces = [
-            (n, self._gathered(nodes[n], int(t)) if gather else np.arange(f, f + c, dtype=np.int32))
-            for n, t, f, c, gather in zip(
-                node.tolist(), tensor.tolist(), first.tolist(), count.tolist(), gathers, strict=True
-            )
-        ]
-        if not pieces:
-            return Needs(self.nodes, np.empty(0, np.int32), np.empty(0, np.int32))
-        return Needs(
-            self.nodes,
-            np.concatenate([np.full(len(granules), n, dtype=np.int32) for n, granules in pieces]),
-            np.concatenate([granules for _, granules in pieces]),
-        )
-
-    def _gathered(self, node: np.void, tensor: int) -> NDArray[np.int32]:
-        """Return the granules of the rows that a GET_ROWS node reads.
-
-        The row numbers can be read here when they are an input of the graph (a leaf: no
-        operation makes them), as they are for token embeddings; otherwise all rows are needed.
-        """
-        table, numbers = (abi.Tensor.from_address(int(p)) for p in node["src"][:2])
-        everything = np.arange(
-            self._weights.first[tensor], self._weights.first[tensor] + self._weights.count[tensor]
-        )
-        contiguous = numbers.nb[0] == 4 and numbers.ne[1] == numbers.ne[2] == numbers.ne[3] == 1
-        if numbers.op != 0 or numbers.view_src or not contiguous or table.ne[2] != 1:
-            return everything.astype(np.int32)
-        ids = np.frombuffer(ctypes.string_at(numbers.data, 4 * numbers.ne[0]), dtype=np.int32)
-        ids = np.unique(ids[(ids >= 0) & (ids < table.ne[1])])
-        if len(ids) == 0:
-            return everything.astype(np.int32)
-        offset = int(table.data) - int(self._weights.start[tensor])
-        starts = ids.astype(np.int64) * int(table.nb[1]) + offset
-        return self._weights.rows(tensor, starts, int(table.nb[1]))
+        before = np.cumsum(count) - count
+        granule = np.arange(count.sum()) + np.repeat(first - before, count)
+        return Needs(self.nodes, np.repeat(node, count).astype(np.int32), granule.astype(np.int32))

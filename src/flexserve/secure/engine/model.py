@@ -110,7 +110,7 @@ class Model:
                 self.image = self._image(store, sealed, opening.tensors, progress)
             parts = [Part(arena, size) for _, arena, size in opening.buffers]
             self.weights = Weights(name, parts, self.image, engine.flexmem.granule)
-            self.map = WeightMap(self._extents(opening.tensors), engine.flexmem.granule)
+            self.map = WeightMap(self._extents(opening.tensors))
         except BaseException:
             self.close()
             raise

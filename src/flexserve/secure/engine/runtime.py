@@ -118,5 +118,9 @@ class Engine:
         size = align_up(size, self.flexmem.granule)
         if size > self._work.size:
             raise InternalError(f"llama.cpp asks for a work area of {size} bytes.")
-        self.flexmem.commit(self._work, self._work_size, size - self._work_size)
+        added = size - self._work_size
+        self.flexmem.commit(self._work, self._work_size, added)
+        # Touched here: products with experts write into a part of it that is the expert's, and by the
+        # order in which its pages are wanted the OS would learn which experts a prompt is routed to.
+        ctypes.memset(self._work.base + self._work_size, 0, added)
         self._work_size = size
