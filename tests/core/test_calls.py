@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexserve.core.calls import OPENING, Call, CallForm, CallScanner, form_of
+from flexserve.core.call_scanner import MAX_FAILURES, CallScanner
+from flexserve.core.calls import OPENING, Call, CallForm, form_of
 
 NAME = st.text(st.characters(codec="utf-8", exclude_characters="<"), min_size=1, max_size=8)
 VALUES = st.dictionaries(NAME, st.integers() | NAME | st.none(), max_size=3)
@@ -25,8 +26,8 @@ def pieces(text: str, cuts: list[int]) -> list[str]:
     return parts
 
 
-def scan(text: str, cuts: list[int]) -> tuple[str, list[Call]]:
-    scanner = CallScanner()
+def scan(text: str, cuts: list[int], *, thinking: bool = False) -> tuple[str, list[Call]]:
+    scanner = CallScanner(thinking=thinking)
     found = [one for piece in pieces(text, cuts) for one in scanner.feed(piece)] + scanner.finish()
     text = "".join(one for one in found if isinstance(one, str))
     return text, [one for one in found if isinstance(one, Call)]
@@ -74,11 +75,57 @@ def test_text_without_a_call_comes_out_unchanged(text: str, cuts: list[int]) -> 
         '{"name": "x", "parameters": {}} and more',
         "<tool_call>no json</tool_call>",
         "<tool_call>" + "[" * 100_000,
+        "Example: <tool_call> is a tag.",
+        "call <tool_call>maybe</tool_call>  or not",
+        " <tool_call> {broken} </tool_call> ",
+        '<tool_call>{"name": "x", "arguments": [1]}</tool_call>',
+        '<tool_call>{"name": "x", "arguments": "[1]"}</tool_call>',
+        '<tool_call>{"name": "x", "arguments": "no json"}</tool_call>',
         "{" * 50,
     ],
 )
 def test_what_only_looks_like_a_call_stays_text(text: str) -> None:
     assert scan(text, [7]) == (text, [])
+
+
+@pytest.mark.parametrize(
+    ("written", "arguments"),
+    [
+        ('{"name": "x", "arguments": "{\\"n\\": 1}"}', '{"n": 1}'),
+        ('{"name": "x", "arguments": ""}', "{}"),
+        ('{"name": "x", "arguments": null}', "{}"),
+        ('{"name": "x"}', "{}"),
+        ('{"name": "x", "arguments": {"code": "a\nb\tc"}}', '{"code": "a\\nb\\tc"}'),
+        ('{"name": "x", "arguments": {"a": "</tool_call>"}}', '{"a": "</tool_call>"}'),
+    ],
+)
+def test_calls_are_taken_as_models_write_them(written: str, arguments: str) -> None:
+    text = f"<tool_call>\n{written}\n</tool_call> and\nmore"
+    for cut in (1, 5, 1000):
+        assert scan(text, [cut]) == ("and\nmore", [Call("x", arguments)])
+
+
+@given(CUTS)
+def test_what_stands_in_a_thought_is_no_call(cuts: list[int]) -> None:
+    call = '<tool_call>\n{"name": "x", "arguments": {}}\n</tool_call>'
+    thought = f" I might say {call}. </think>"
+    assert scan(f"<think>{thought}\n\n{call}", cuts) == (f"<think>{thought}", [Call("x", "{}")])
+    assert scan(f"{thought}\n\n{call}", cuts, thinking=True) == (thought, [Call("x", "{}")])
+    assert scan(f"<think> never ended {call}", cuts) == (f"<think> never ended {call}", [])
+    bare = '{"name": "x", "parameters": {}}'
+    assert scan(f"<think>{bare}</think>\n{bare}", cuts) == (f"<think>{bare}</think>", [Call("x", "{}")])
+
+
+@given(CUTS)
+def test_a_tag_that_is_only_mentioned_hides_no_call_behind_it(cuts: list[int]) -> None:
+    call = '<tool_call>{"name": "x", "arguments": {}}</tool_call>'
+    assert scan(f"By <tool_call> I call: {call}", cuts) == ("By <tool_call> I call:", [Call("x", "{}")])
+
+
+def test_after_many_tags_without_a_call_the_rest_is_text() -> None:
+    call = '<tool_call>{"name": "x", "arguments": {}}</tool_call>'
+    broken = "<tool_call>{broken}</tool_call>" * MAX_FAILURES
+    assert scan(broken + call, [50]) == (broken + call, [])
 
 
 def test_a_call_whose_end_the_model_forgot_counts() -> None:

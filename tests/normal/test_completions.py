@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from flexserve.normal.api import generation
-from flexserve.normal.api.forms import ChatForm
+from flexserve.normal.api.forms import ChatForm, CompletionForm
 from flexserve.normal.supervisor import WorldState
 from flexserve.normal.world import World
 from flexserve.testing.scripted_link import ScriptedLink
@@ -156,6 +156,9 @@ async def test_completions_default_to_sixteen_tokens(client: httpx.AsyncClient, 
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"response_format": {"type": "xml"}}, "response_format"),
         ({"response_format": {"type": "json_schema"}}, "response_format"),
+        ({"response_format": {"type": "json_schema", "schema": {}, "json_schema": {}}}, "response_format"),
+        ({"grammar": "root ::= x"}, "grammar"),
+        ({"json_schema": {}}, "json_schema"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"keep_alive": "soon"}, "keep_alive"),
         ({"keep_alive": -2}, "keep_alive"),
@@ -269,9 +272,28 @@ async def test_pings_keep_a_long_prefill_alive(
     assert events(response.text)[-1] == "[DONE]"
 
 
+SPLIT = [TokenLogprob(bytes([byte]), -0.5) for byte in "😸".encode()] + [TokenLogprob(b"!", -0.5)]
+
+
+def test_bytes_of_a_token_are_its_own_though_it_splits_a_character() -> None:
+    form = ChatForm("m", with_logprobs=True)
+    content = form.chunks(Delta(1, "😸!", 5, [Choice(one, SPLIT) for one in SPLIT]))[0]["choices"][0][
+        "logprobs"
+    ]
+    found = [token["bytes"] for token in content["content"]]
+    assert found == [[240], [159], [152], [184], [33]]
+    assert [top["bytes"] for top in content["content"][0]["top_logprobs"]] == found
+
+
+def test_offsets_of_tokens_count_characters_of_the_text() -> None:
+    form = CompletionForm("m", with_logprobs=True)
+    found = form.chunks(Delta(1, "😸!", 5, [Choice(one, []) for one in SPLIT]))[0]["choices"][0]["logprobs"]
+    assert found["text_offset"] == [0, 0, 0, 0, 1]
+
+
 def test_impossible_probabilities_are_still_json() -> None:
     form = ChatForm("m", with_logprobs=True)
-    (chunk,) = form.chunks(Delta(1, "x", 1, [Choice(TokenLogprob("x", float("-inf")), [])]))
+    (chunk,) = form.chunks(Delta(1, "x", 1, [Choice(TokenLogprob(b"x", float("-inf")), [])]))
     assert (
         json.loads(json.dumps(chunk, allow_nan=False))["choices"][0]["logprobs"]["content"][0]["logprob"]
         == -9999

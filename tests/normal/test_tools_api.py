@@ -152,6 +152,11 @@ async def test_the_form_of_an_answer_crosses_as_a_schema(
     wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
     await chat(client, response_format=wanted)
     assert json.loads(sent_to(link).sampling.schema) == schema
+    wanted = {"type": "json_object", "schema": schema}  # as llama-server has it; so is the next
+    await chat(client, response_format=wanted)
+    assert json.loads(sent_to(link).sampling.schema) == schema
+    await chat(client, response_format={"type": "json_schema", "schema": schema})
+    assert json.loads(sent_to(link).sampling.schema) == schema
     await chat(client, response_format={"type": "text"})
     assert sent_to(link).sampling.schema is None
 

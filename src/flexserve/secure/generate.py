@@ -166,5 +166,4 @@ class Generation:
         return Choice(self._scored(token, scores), [self._scored(int(other), scores) for other in best])
 
     def _scored(self, token: int, scores: NDArray[np.float64]) -> TokenLogprob:
-        text = self.entry.vocabulary.piece(token).decode("utf-8", "replace")
-        return TokenLogprob(text, float(scores[token]))
+        return TokenLogprob(self.entry.vocabulary.piece(token), float(scores[token]))

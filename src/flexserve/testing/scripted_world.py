@@ -279,8 +279,8 @@ def vector_of(text: str) -> bytes:
 def _choices(token: str, logprobs: int | None) -> list[Choice]:
     if logprobs is None:
         return []
-    others = [TokenLogprob(f"{token}{rank}", -1.0 - rank) for rank in range(logprobs)]
-    return [Choice(TokenLogprob(token, -0.5), others)]
+    others = [TokenLogprob(f"{token}{rank}".encode(), -1.0 - rank) for rank in range(logprobs)]
+    return [Choice(TokenLogprob(token.encode(), -0.5), others)]
 
 
 def main() -> int:

@@ -111,9 +111,12 @@ class Sampling(_Struct, frozen=True):
 
 
 class TokenLogprob(_Struct, frozen=True):
-    """A token's text and its natural-log probability under the model, before temperature."""
+    """A token's own bytes and its natural-log probability under the model, before temperature.
 
-    text: str
+    A token may be a part of a character only: the bytes of all tokens together are the text.
+    """
+
+    piece: bytes
     logprob: float
 
 

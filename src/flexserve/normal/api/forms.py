@@ -7,12 +7,14 @@ object. It holds one request's state and does no I/O.
 from __future__ import annotations
 
 import abc
+import codecs
 import math
 import time
 import uuid
 from typing import Any
 
-from flexserve.core.calls import Call, CallScanner
+from flexserve.core.call_scanner import CallScanner
+from flexserve.core.calls import Call
 from flexserve.world.messages import Choice, Delta, Finished, TokenLogprob
 
 Json = dict[str, Any]
@@ -145,7 +147,8 @@ class CompletionForm(Form):
     def __init__(self, model: str, *, with_logprobs: bool) -> None:
         super().__init__(model, id_prefix="cmpl", kind="text_completion")
         self._with_logprobs = with_logprobs
-        self._offset = 0  # characters of the tokens seen so far
+        self._offset = 0  # characters that the tokens seen so far made whole
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def opening(self) -> Json | None:
         """Return None: this form begins with text."""
@@ -175,17 +178,22 @@ class CompletionForm(Form):
         offsets = []
         for choice in choices:
             offsets.append(self._offset)
-            self._offset += len(choice.token.text)
+            self._offset += len(self._decoder.decode(choice.token.piece))
         return {
-            "tokens": [choice.token.text for choice in choices],
+            "tokens": [_text(choice.token) for choice in choices],
             "token_logprobs": [_finite(choice.token.logprob) for choice in choices],
-            "top_logprobs": [{top.text: _finite(top.logprob) for top in choice.top} for choice in choices],
+            "top_logprobs": [{_text(top): _finite(top.logprob) for top in choice.top} for choice in choices],
             "text_offset": offsets,
         }
 
 
 def _token(token: TokenLogprob) -> Json:
-    return {"token": token.text, "logprob": _finite(token.logprob), "bytes": list(token.text.encode())}
+    return {"token": _text(token), "logprob": _finite(token.logprob), "bytes": list(token.piece)}
+
+
+def _text(token: TokenLogprob) -> str:
+    """Return the text of a token; a part of a character is U+FFFD, and its bytes say which part."""
+    return token.piece.decode("utf-8", "replace")
 
 
 def _finite(logprob: float) -> float:

@@ -56,6 +56,8 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (None, 0),
     "prediction": (None,),
     "web_search_options": (None,),
+    "grammar": (None, ""),  # this and the next are llama-server's
+    "json_schema": (None,),
 }
 
 # Of these, only what a conversation can have.

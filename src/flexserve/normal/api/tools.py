@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
 from flexserve.world.messages import MAX_SCHEMA, MAX_TEXT, MAX_TOOL_CALLS, ToolCall
@@ -76,27 +76,40 @@ class PlainFormat(BaseModel):
     type: Literal["text"]
 
 
+# Of the classes below, the field "schema" has the name of a method of BaseModel, so it is known by
+# another in Python.
+
+
 class JsonFormat(BaseModel):
-    """An answer that is a JSON object."""
+    """An answer that is a JSON object; with llama.cpp's `schema`, one that follows it."""
 
     model_config = _STRICT
     type: Literal["json_object"]
+    described: dict[str, Any] | None = Field(None, alias="schema")
 
 
 class _NamedSchema(BaseModel):
-    # The field has the name of a method of BaseModel, so it is known by another in Python.
     model_config = _STRICT
-    name: Annotated[str, StringConstraints(max_length=64)]
+    name: Annotated[str, StringConstraints(max_length=64)] | None = None
     described: dict[str, Any] = Field(default_factory=dict, alias="schema")
     strict: bool | None = None
 
 
 class SchemaFormat(BaseModel):
-    """An answer that follows a JSON schema."""
+    """An answer that follows a JSON schema: OpenAI's `json_schema.schema`, or llama.cpp's `schema`."""
 
     model_config = _STRICT
     type: Literal["json_schema"]
-    json_schema: _NamedSchema
+    json_schema: _NamedSchema | None = None
+    described: dict[str, Any] | None = Field(None, alias="schema")
+
+    @model_validator(mode="after")
+    def _has_one_schema(self) -> Self:
+        if (self.json_schema is None) == (self.described is None):
+            raise PydanticCustomError(
+                "schema", "Give the schema once, as json_schema.schema", {"param": "response_format"}
+            )
+        return self
 
 
 Format = Annotated[PlainFormat | JsonFormat | SchemaFormat, Field(discriminator="type")]
@@ -104,9 +117,11 @@ Format = Annotated[PlainFormat | JsonFormat | SchemaFormat, Field(discriminator=
 
 def schema_of(form: PlainFormat | JsonFormat | SchemaFormat | None) -> str | None:
     """Return the JSON schema that an answer has to follow, as text; "{}" is any object."""
-    if isinstance(form, SchemaFormat):
-        return compact(form.json_schema.described, "response_format")
-    return "{}" if isinstance(form, JsonFormat) else None
+    if form is None or isinstance(form, PlainFormat):
+        return None
+    named = form.json_schema if isinstance(form, SchemaFormat) else None
+    described = named.described if named else form.described
+    return compact(described or {}, "response_format")
 
 
 def offered(tools: list[Tool] | None, choice: Choice | None) -> tuple[str | None, list[str]]:
