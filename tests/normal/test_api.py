@@ -192,6 +192,16 @@ async def test_an_unforeseen_error_is_a_plain_500_and_its_text_stays_inside(
     assert any(entry["event"] == "unforeseen" for entry in logs)
 
 
+async def test_an_unforeseen_error_is_placed_in_our_code_though_a_library_raised_it(
+    client: httpx.AsyncClient, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(world.ledger, "lines", lambda: [object()])
+    with structlog.testing.capture_logs() as logs:
+        assert (await client.get("/memory/decisions")).status_code == 500
+    (entry,) = [entry for entry in logs if entry["event"] == "unforeseen"]
+    assert entry["at"].startswith("memory.py:")
+
+
 async def test_logs_have_counts_and_no_text(client: httpx.AsyncClient) -> None:
     with structlog.testing.capture_logs() as logs:
         await client.post("/v1/chat/completions", json=chat(stream=True))

@@ -31,6 +31,17 @@ async def test_the_state_of_memory_says_what_may_be_granted_and_why_not_more(
     assert body["counters"]["recalls"] == 0
 
 
+async def test_the_state_of_memory_is_told_after_a_refusal_too(
+    client: httpx.AsyncClient, memory: AdjustableMemory
+) -> None:
+    memory.available = 0
+    ask = {"model": "hungry", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
+    await send(client, "POST", "/v1/chat/completions", ask)
+    assert (await client.get("/memory")).json()["counters"]["refusals"] == {"level": 1}
+    assert (await send(client, "PUT", "/memory/cap", {"size": None})).status_code == 200
+    assert (await send(client, "PUT", "/memory/pins", {"models": ["tiny"]})).status_code == 200
+
+
 async def test_a_cap_is_set_and_lifted(client: httpx.AsyncClient) -> None:
     assert (await send(client, "PUT", "/memory/cap", {"size": "2GiB"})).json()["cap"] == 2 * GIB
     budget = (await client.get("/memory")).json()["budget"]

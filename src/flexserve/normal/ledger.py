@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import enum
 import time
@@ -53,7 +52,7 @@ class Counters:
     recalled: int = 0  # on demand
     recalls: int = 0
     recall_seconds: float = 0.0
-    refusals: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)  # by bound
+    refusals: dict[str, int] = dataclasses.field(default_factory=dict)  # by bound
 
 
 class Ledger:

@@ -214,7 +214,8 @@ class MemoryBroker:
         return Grant(message.serial, decision.size, decision.reason)
 
     def _refuse(self, message: NeedMemory, bound: Bound, reason: str) -> Grant:
-        self.counters.refusals[bound.value] += 1
+        refusals = self.counters.refusals
+        refusals[bound.value] = refusals.get(bound.value, 0) + 1
         self._note(Kind.REFUSAL, message.size, reason)
         return Grant(message.serial, 0, reason)
 

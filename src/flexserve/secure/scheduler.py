@@ -122,7 +122,9 @@ class Scheduler:
                     return False
             pause = self._shelf.tidy()
             if pause is None or pause > 0:
-                pause = self._cache.rearrange() or pause
+                pause = min(
+                    (one for one in (pause, self._cache.rearrange()) if one is not None), default=None
+                )
             with self._changed:
                 self._changed.wait_for(lambda: self._queue or self._closing, pause)
 

@@ -14,6 +14,7 @@ import traceback
 import uuid
 from collections.abc import Collection
 from email.utils import formatdate
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import structlog
@@ -21,6 +22,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+import flexserve
 from flexserve.normal.api.errors import HttpError, invalid, unauthenticated
 from flexserve.normal.api.keys import Keys, bearer
 from flexserve.normal.world import World
@@ -33,6 +35,8 @@ BODY_TIMEOUT = 30.0  # seconds without a byte of a body that was announced
 _OPEN = "/health"  # the one path that needs no key
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+
+_OURS = Path(flexserve.__file__).parent
 
 _log = structlog.get_logger(__name__)
 
@@ -167,5 +171,8 @@ def _name(url: str) -> str | None:
 
 
 def _place(error: Exception) -> str:
-    frame = traceback.extract_tb(error.__traceback__)[-1]
+    """Return the innermost place in FlexServe's own code: one in a library tells little."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if Path(frame.filename).is_relative_to(_OURS)]
+    frame = (ours or frames)[-1]
     return f"{frame.filename.rpartition('/')[2]}:{frame.lineno}"
