@@ -6,7 +6,7 @@ The attacks themselves are those of `flexserve attack`; what follows them looks 
 from __future__ import annotations
 
 import os
-import resource
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +19,8 @@ import pytest
 from flexserve.attacks import linux
 from flexserve.attacks.attempt import Gained, Verdict, attempt
 from flexserve.attacks.linux import Scene
+from flexserve.attacks.target import Target
+from flexserve.secure.models.store import Store
 
 pytestmark = pytest.mark.root
 
@@ -72,18 +74,37 @@ def test_the_store_holds_a_sealed_file_and_an_image_alone(scene: Scene):
 
 
 def test_the_process_has_no_open_file_but_those_it_needs(scene: Scene):
-    links = [os.readlink(link) for link in Path(f"/proc/{scene.secret.pid}/fd").iterdir()]
-    others = [link for link in links if not link.startswith(str(scene.target.root))]
+    folder = Path(f"/proc/{scene.secret.pid}/fd")
+    links = [os.readlink(link) for link in folder.iterdir() if link.name not in "012"]
+    store = (str(scene.target.root), *(f"/{folder}/" for folder in Store.FOLDERS))  # its root, if it has one
+    others = [link for link in links if not link.startswith(store)]
     sockets = [link for link in others if link.startswith("socket:")]
     assert len(sockets) == 1, "the channel, and no other"
-    assert sum(link.startswith("pipe:") for link in others) <= 2, "standard output and error"
-    assert not any("memfd" in link or "secretmem" in link for link in links)
+    rest = {link for link in others if link not in sockets}
+    assert rest == {f"/{scene.secret.pid}/statm", "/memfd:zeros (deleted)"}
 
 
 def test_the_process_can_gain_no_privileges_and_leaves_no_core(scene: Scene):
-    status = Path(f"/proc/{scene.secret.pid}/status").read_text()
-    assert "NoNewPrivs:\t1\n" in status
-    assert resource.prlimit(scene.secret.pid, resource.RLIMIT_CORE) == (0, 0)
+    for thread in Path(f"/proc/{scene.secret.pid}/task").iterdir():
+        status = dict(line.split(":\t", 1) for line in (thread / "status").read_text().splitlines())
+        assert status["NoNewPrivs"] == "1"
+        assert status["Seccomp"] == "2"
+        assert int(status["CapEff"], 16) & ~(1 << 14) == 0, (
+            "none but CAP_IPC_LOCK, and that only where needed"
+        )
+        assert "0" not in status["Uid"].split()
+    limits = Path(f"/proc/{scene.secret.pid}/limits").read_text()
+    assert re.search(r"^Max core file size +0 +0 ", limits, re.MULTILINE)
+
+
+def test_the_process_is_alone(scene: Scene):
+    for kind in ("net", "mnt", "ipc", "uts"):
+        assert os.readlink(f"/proc/{scene.secret.pid}/ns/{kind}") != os.readlink(f"/proc/self/ns/{kind}")
+    assert sorted(os.listdir(f"/proc/{scene.secret.pid}/root")) == sorted(Store.FOLDERS)
+
+
+def test_the_label_says_that_the_process_is_sandboxed(scene: Scene):
+    assert "The secure process is sandboxed." in scene.secret.welcome.summary
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT])
@@ -122,7 +143,8 @@ def test_a_process_of_the_same_user_cannot_look_inside(
     finally:
         bystander.kill()
         bystander.wait()
+    target = Target.make(tmp_path / "target")  # that of the scene belongs to its secure world's user
     monkeypatch.setattr(sys, "executable", str(script))
-    with scene.target.open("plain") as world:
+    with target.open("plain") as world:
         attempt = look_into(world.pid)
     assert b"PermissionError" in attempt.stderr

@@ -16,6 +16,7 @@ from library import CONTEXT, PROMPTS, SLOW, Library, has_secret_memory
 
 from flexserve.bench.worlds import DrivenWorld
 from flexserve.errors import CallerError, CancelledError, QueueFullError, UnknownModelError
+from flexserve.normal.launcher import environment
 from flexserve.secure.main import EXIT_CANNOT_START
 from flexserve.units import MIB
 from flexserve.world.framing import MAX_FRAME, encode
@@ -162,6 +163,7 @@ class BareWorld:
                 stderr=subprocess.PIPE,
                 text=True,
                 pass_fds=(theirs.fileno(),),
+                env=environment(),
             )
 
     def end(self) -> tuple[int, str]:

@@ -11,15 +11,20 @@ import dataclasses
 import errno
 import os
 import shutil
+import signal
+import socket
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from flexserve.attacks import inside
 from flexserve.attacks.attempt import Attempt, Gained, Pointless, attempt
 from flexserve.attacks.target import MODEL, Target
 from flexserve.bench.worlds import DrivenWorld
 from flexserve.errors import NormalWorldError
+from flexserve.normal.launcher import environment
 from flexserve.platforms.linux import kernel_views as views
 from flexserve.platforms.linux.secure_memory import probe_secret_memory
 from flexserve.units import MIB
@@ -129,6 +134,31 @@ def read_store(scene: Scene) -> str:
     return f"{len(files)} files of the store hold ciphertext only"
 
 
+def read_key_from_within(scene: Scene) -> str:
+    """Take over the engine and read the device's key."""
+    return _try_from_within(scene, "read_key")
+
+
+def run_program_from_within(scene: Scene) -> str:
+    """Take over the engine and start a program."""
+    return _try_from_within(scene, "run_program")
+
+
+def fork_from_within(scene: Scene) -> str:
+    """Take over the engine and make a process that outlives it."""
+    return _try_from_within(scene, "fork_process")
+
+
+def connect_from_within(scene: Scene) -> str:
+    """Take over the engine and open a connection."""
+    return _try_from_within(scene, "connect_out")
+
+
+def run_bytes_from_within(scene: Scene) -> str:
+    """Take over the engine and make memory executable."""
+    return _try_from_within(scene, "run_bytes")
+
+
 ATTACKS: tuple[Callable[[Scene], str], ...] = (
     read_proc_mem,
     read_process_vm,
@@ -138,6 +168,11 @@ ATTACKS: tuple[Callable[[Scene], str], ...] = (
     dump_with_gdb,
     read_kcore,
     read_store,
+    read_key_from_within,
+    run_program_from_within,
+    fork_from_within,
+    connect_from_within,
+    run_bytes_from_within,
 )
 
 
@@ -150,6 +185,27 @@ def run(say: Callable[[str], None]) -> Iterator[Attempt]:
 
 
 # ---- their tools ------------------------------------------------------------------------------------------
+
+
+def _try_from_within(scene: Scene, name: str) -> str:
+    """Make a try of `inside` without the sandbox, where it must succeed, then in it."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        words = [name, str(scene.target.root), str(listener.getsockname()[1])]
+        if _status_within("--open", *words) != inside.REACHED:
+            raise Pointless("it fails without the sandbox, too")
+        status = _status_within(*words)
+    if status == inside.REACHED:
+        raise Gained("the sandbox lets it")
+    if status == -signal.SIGSYS:
+        return "the kernel ends the process for the call"
+    if status != inside.MISSED:
+        raise Pointless(f"the sandbox could not be entered (status {status})")
+    return "the kernel refuses it"
+
+
+def _status_within(*words: str) -> int:
+    command = [sys.executable, "-I", "-m", inside.__name__, *words]
+    return subprocess.run(command, env=environment(), timeout=60, check=False).returncode
 
 
 def _read_with(scene: Scene, read: Callable[[int, int, int], bytes], refusal: int) -> str:

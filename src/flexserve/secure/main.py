@@ -1,4 +1,4 @@
-"""The secure world's program: harden, shake hands, serve until the normal world goes away.
+"""The secure world's program: harden, enter the sandbox, shake hands, serve until the normal world goes away.
 
 Started by flexserve.normal.launcher; not meant to be run by hand. When it cannot start it
 prints why as one line of JSON on standard error and exits with status 3.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import importlib
 import os
 import queue
 import signal
@@ -24,6 +25,7 @@ from flexserve.core.pages import PageState
 from flexserve.errors import FlexServeError, PeerError
 from flexserve.platforms.linux import secure_memory as linux
 from flexserve.platforms.linux.hardening import die_with_parent, harden
+from flexserve.platforms.linux.sandbox import Sandbox, confine, isolate
 from flexserve.platforms.ports import Npu, SecureMemory
 from flexserve.platforms.trustzone import secure_memory as trustzone
 from flexserve.platforms.trustzone.flexnpu import TrustZoneNpu
@@ -61,9 +63,36 @@ from flexserve.world.messages import (
 EXIT_CANNOT_START = 3
 _DEFAULT_CONTEXT = 4096  # tokens
 _PROBE = 256 * MIB  # of locked memory: less would not run any model worth serving
+# What libraries import when they first need it, and could not in the sandbox.
+_IMPORTED_LATER = (
+    "encodings.ascii",
+    "encodings.latin_1",
+    "encodings.unicode_escape",
+    "jinja2.debug",
+    "numpy.ctypeslib",
+    "numpy.ma",
+)
 # The interpreter hands the lock over this often (seconds); the default of 5 ms is longer than
 # a loader takes for a granule.
 _SWITCH_INTERVAL = 0.0005
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Host:
+    """What is asked of the host's kernel before the sandbox closes."""
+
+    ram: int  # bytes
+    statm: int  # descriptor of this process's memory, as the OS counts it
+
+    @classmethod
+    def now(cls) -> Host:
+        """Ask."""
+        ram = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return cls(ram, os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC))
+
+    def resident(self) -> int:
+        """Return the bytes that the OS counts as resident for this process."""
+        return int(os.pread(self.statm, 256, 0).split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -72,6 +101,8 @@ class Ground:
 
     memory: SecureMemory
     ram: int  # bytes of the machine that the memory is of
+    host: Host
+    sandbox: Sandbox
     guest: Guest | None = None  # who grants it; None: the normal world's program
     npu: Npu | None = None
 
@@ -81,7 +112,7 @@ class SecureWorld:
 
     def __init__(self, link: Link, ground: Ground, store: Store, options: argparse.Namespace) -> None:
         threads = options.threads or len(os.sched_getaffinity(0))
-        self._link = link
+        self._link, self._ground = link, ground
         self._flexmem = FlexMem(ground.memory, ground.ram, ground.guest or link)
         self._engine = Engine(self._flexmem, threads)
         self._npu = FlexNpu(ground.npu, patience=options.npu_patience) if ground.npu is not None else None
@@ -112,7 +143,7 @@ class SecureWorld:
                 pid=os.getpid(),
                 protection=protection.name,
                 protected=protection.protected,
-                summary=protection.summary,
+                summary=f"{protection.summary} {self._ground.sandbox.summary}",
                 engine=self._engine.build,
                 granule=self._flexmem.granule,
             )
@@ -153,7 +184,7 @@ class SecureWorld:
             secure=flexmem.bytes_in(PageState.SECURE),
             recalling=flexmem.bytes_in(PageState.RECALLING),
             os_secure=flexmem.resident(),
-            os_rss=_resident_bytes(),
+            os_rss=self._ground.host.resident(),
         )
         kv = KvStatus(**dataclasses.asdict(self._shelf.counters))
         return Status(serial, self._shelf.statuses(), memory, queued, running, kv, self._npu_status())
@@ -170,14 +201,23 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the normal world's to handle
+        sys.setswitchinterval(_SWITCH_INTERVAL)
+        for module in _IMPORTED_LATER:
+            importlib.import_module(module)
+        not_isolated = isolate()
         harden(keep={options.channel_fd, options.ram_fd, options.doorbell_fd})
         die_with_parent(signal.SIGKILL)
-        sys.setswitchinterval(_SWITCH_INTERVAL)
-        ground = _ground(options)
-        store = Store(options.store, DeviceKey.load_or_create(options.device_key))
+        host = Host.now()
+        key = DeviceKey.load_or_create(options.device_key)
+        if options.memory == "secret":
+            linux.probe_secret_memory(_PROBE)
+        Store.make_folders(options.store)
+        sandbox = confine(options.store, Store.FOLDERS, not_isolated=not_isolated)
+        options.store = Path()  # there it is now
+        ground = _ground(options, host, sandbox)
         link = Link(socket.socket(fileno=options.channel_fd))
         link.expect_hello()
-        world = SecureWorld(link, ground, store, options)
+        world = SecureWorld(link, ground, Store(options.store, key), options)
     except FlexServeError as error:
         sys.stderr.write(msgspec.json.encode(failure_of(error)).decode() + "\n")
         return EXIT_CANNOT_START
@@ -203,19 +243,15 @@ def _end_with(death: threading.ExceptHookArgs) -> None:
     os._exit(1)
 
 
-def _ground(options: argparse.Namespace) -> Ground:
+def _ground(options: argparse.Namespace, host: Host, sandbox: Sandbox) -> Ground:
     """Return the memory that was asked for. Raises NormalWorldError where it cannot be had."""
     if options.memory == "trustzone":
         pages = trustzone.pages_of(options.ram_fd, options.doorbell_fd, on_end=_end_with_the_machine)
         memory = trustzone.TrustZoneMemory(pages, options.granule or trustzone.DEFAULT_GRANULE)
         npu = TrustZoneNpu(pages, memory, options.npu_driver) if options.npu_driver else None
-        return Ground(memory, pages.ram.size, Guest(pages), npu)
-    ram = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    granule = options.granule or linux.DEFAULT_GRANULE
-    if options.memory == "plain":
-        return Ground(linux.PlainMemory(granule), ram)
-    linux.probe_secret_memory(_PROBE)
-    return Ground(linux.MemfdSecretMemory(granule), ram)
+        return Ground(memory, pages.ram.size, host, sandbox, Guest(pages), npu)
+    kind = linux.PlainMemory if options.memory == "plain" else linux.MemfdSecretMemory
+    return Ground(kind(options.granule or linux.DEFAULT_GRANULE), host.ram, host, sandbox)
 
 
 def _end_with_the_machine() -> None:
@@ -223,12 +259,6 @@ def _end_with_the_machine() -> None:
     sys.stderr.write("the machine is gone\n")
     sys.stderr.flush()
     os._exit(1)
-
-
-def _resident_bytes() -> int:
-    """Return what the OS counts as resident for this process."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _parser() -> argparse.ArgumentParser:

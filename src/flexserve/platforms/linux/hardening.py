@@ -22,7 +22,7 @@ def harden(keep: set[int]) -> None:
     are closed on exec. Raises NormalWorldError when the kernel refuses.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _prctl(_PR_SET_DUMPABLE, 0)
+    stay_hidden()
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     for name in os.listdir("/proc/self/fd"):
         fd = int(name)
@@ -33,6 +33,11 @@ def harden(keep: set[int]) -> None:
                 os.set_inheritable(fd, False)
         except OSError:
             continue  # the descriptor of the listing itself
+
+
+def stay_hidden() -> None:
+    """Have the kernel refuse core dumps of this process, and tracing to all but root."""
+    _prctl(_PR_SET_DUMPABLE, 0)
 
 
 def die_with_parent(signal: int) -> None:

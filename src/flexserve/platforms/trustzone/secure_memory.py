@@ -40,7 +40,7 @@ class TrustZoneMemory:
         self._behind: dict[Arena, dict[int, list[Run]]] = {}  # granule → its pages, in order
         self._lock = threading.Lock()
         self._mapped = 0  # runs
-        self._most = _most_runs()
+        self._most = _MOST_RUNS
 
     @property
     def granule(self) -> int:
@@ -221,3 +221,6 @@ def _most_runs() -> int:
     except (OSError, ValueError):
         limit = _USUAL_LIMIT
     return max(0, limit - _MAPPINGS_OF_OTHERS) // 2
+
+
+_MOST_RUNS = _most_runs()  # now: a secure world in its sandbox cannot look there any more

@@ -68,12 +68,27 @@ def require_room(folder: Path, size: int, action: str) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Create `folder` and its missing parents, mode 0700. An existing one stays as it is."""
+    """Create `folder` and its missing parents, mode 0700, for the owner of what they lie in.
+
+    An existing one stays as it is.
+    """
     with disk_errors(f"Creating {folder}"):
         for missing in [*reversed(folder.parents), folder]:
             if not missing.exists():
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(missing, PRIVATE_FOLDER)
+                    _give_to_owner_of(missing.parent, missing)
+
+
+def _give_to_owner_of(folder: Path, new: Path | int) -> None:
+    """Have `new`, just made in `folder`, belong to whom the folder belongs to.
+
+    Root adds models to the stores of others, that of a secure world which is not root among them.
+    """
+    if os.geteuid() == 0:
+        owner = os.stat(folder)
+        if owner.st_uid != 0:
+            os.chown(new, owner.st_uid, owner.st_gid)
 
 
 def sync_folder(folder: Path) -> None:
@@ -139,6 +154,7 @@ class NewFile:
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             self.fd = os.open(self._path, flags, PRIVATE_FILE)
+            _give_to_owner_of(self._path.parent, self.fd)
             os.lockf(self.fd, os.F_LOCK, 0)
         except BaseException:
             self.discard()

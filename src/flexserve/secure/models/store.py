@@ -37,7 +37,9 @@ _NAMES_IN_HINT = 10
 
 
 class Store:
-    """The models of this device. Thread-safe: all state is in the file system."""
+    """The models of this device. Thread-safe: all state is files in `FOLDERS` of its root."""
+
+    FOLDERS = ("models", "images", "kv")
 
     def __init__(self, root: Path, device: DeviceKey) -> None:
         """Open the store in `root`, creating it (mode 0700) and sweeping leftovers.
@@ -46,13 +48,18 @@ class Store:
         """
         self.root = root
         self._device = device
-        self._models = root / "models"
-        self._images = root / "images"
-        self._kv = root / "kv"
+        self._models, self._images, self._kv = self.make_folders(root)
         for folder in (self._models, self._images, self._kv):
-            make_folder(folder)
             sweep(folder)
         self._sweep_orphans()
+
+    @classmethod
+    def make_folders(cls, root: Path) -> builtins.list[Path]:
+        """Make what is missing of the store's folders, mode 0700; return them. Raises NormalWorldError."""
+        folders = [root / name for name in cls.FOLDERS]
+        for folder in folders:
+            make_folder(folder)
+        return folders
 
     def add(self, source: Path, name: str | None, progress: Progress) -> Manifest:
         """Seal the GGUF `source` as `name` (None: after its file name); return its manifest.
