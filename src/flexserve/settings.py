@@ -7,17 +7,19 @@ key or a value out of bounds is an error that says where it came from.
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings.sources import InitSettingsSource
 
 from flexserve import units
 from flexserve.errors import CallerError
+from flexserve.private_files import check_file
 from flexserve.units import GIB, MIB, parse_size
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ _MAX_FILE = 1 << 20  # bytes of the configuration file
 _MAX_SIZE_TEXT = 32  # characters of a size
 _GUEST_LEAST, _GUEST_MOST, _GUEST_STEP = 256 * MIB, 3 * GIB, 2 * MIB  # RAM that the monitor can manage
 _YEAR = 365 * 86400.0
+_NAME, _MAX_NAME = re.compile(r"[A-Za-z0-9.:_-]+"), 253  # of a host; colons are of IPv6 addresses
+_SECRETS = frozenset({"api_key", "api_keys"})
 
 
 def config_folder() -> Path:
@@ -63,6 +67,18 @@ def _check_duration(seconds: float) -> float:
     if seconds != -1 and not 0 <= seconds <= _YEAR:
         raise ValueError("Give -1 (never), or 0 seconds to a year")
     return seconds
+
+
+def _names(value: object) -> object:
+    """Return the names in a text that has them separated by commas; a list stays one."""
+    return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+
+
+def _check_names(names: list[str]) -> list[str]:
+    for name in names:
+        if len(name) > _MAX_NAME or not _NAME.fullmatch(name):
+            raise ValueError("a host's name has letters, digits, dots and hyphens: no port, no scheme, no *")
+    return names
 
 
 def _absolute(path: Path) -> Path:
@@ -110,6 +126,10 @@ class Settings(BaseSettings):
     api_key_file: Location | None = Field(
         None, description="File of keys that a server accepts, one per line."
     )
+    allowed_hosts: Annotated[list[str], NoDecode, BeforeValidator(_names), AfterValidator(_check_names)] = (
+        Field([], description="Names that the server may be called by besides its own, as a proxy's.")
+    )
+    insecure: bool = Field(False, description="Serve other machines though there are no keys.")
     models: Location = Field(
         default_factory=lambda: data_folder() / "models", description="Folder of the sealed models."
     )
@@ -199,11 +219,18 @@ def config_file() -> Path:
 
 
 def read_file() -> dict[str, Any]:
-    """Return what the configuration file says; nothing if there is none. Raises CallerError."""
+    """Return what the configuration file says; nothing if there is none.
+
+    Raises CallerError, also when others could have written it, or read keys in it.
+    """
     path = config_file()
     try:
         with path.open("rb") as file:
-            return tomllib.loads(file.read(_MAX_FILE).decode())
+            said = tomllib.loads(file.read(_MAX_FILE).decode())
+            secret = not _SECRETS.isdisjoint(said)
+            what = f"The configuration {path}"
+            check_file(path, os.fstat(file.fileno()), what, secret=secret, code="configuration_unsafe")
+            return said
     except FileNotFoundError:
         return {}
     except OSError as error:

@@ -67,6 +67,36 @@ def test_a_path_may_start_with_a_tilde(home: Path, monkeypatch: pytest.MonkeyPat
     assert settings.load().models == home / "sealed"
 
 
+@pytest.mark.parametrize(
+    ("text", "mode", "remedy"),
+    [
+        ("port = 1", 0o666, "chmod go-w"),
+        ("port = 1", 0o660, "chmod go-w"),
+        ('api_key = "sk-x"', 0o644, "600"),
+    ],
+)
+def test_a_configuration_that_others_could_have_got_at_is_refused(
+    cli: Cli, file: Path, text: str, mode: int, remedy: str
+) -> None:
+    file.write_text(text)
+    file.chmod(mode)
+    result = cli("config")
+    assert result.exit_code == 1
+    assert remedy in result.stderr
+
+
+def test_names_of_hosts_come_from_flags_or_a_list_or_text(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.write_text('allowed_hosts = ["a.example"]')
+    assert settings.load().allowed_hosts == ["a.example"]
+    monkeypatch.setenv("FLEXSERVE_ALLOWED_HOSTS", "b.example, c.example")
+    assert settings.load().allowed_hosts == ["b.example", "c.example"]
+    for wrong in ("http://a.example", "*", "a b"):
+        with pytest.raises(CallerError):
+            settings.load(allowed_hosts=[wrong])
+
+
 @pytest.mark.parametrize("text", [b"prot = 1", b"port = ", b'port = "1x"', b"port = -1", b"\xff", b"[host]"])
 def test_a_bad_file_is_an_error_that_names_it(
     cli: Cli, file: Path, text: bytes, monkeypatch: pytest.MonkeyPatch
@@ -109,6 +139,7 @@ def test_ram_that_the_emulated_machine_cannot_have_is_refused_in_units_that_peop
 def test_keys_are_known_and_never_shown(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("sk-of-the-file\n")
+    file.chmod(0o600)
     monkeypatch.setenv("FLEXSERVE_API_KEY", "sk-of-mine")
     monkeypatch.setenv("FLEXSERVE_API_KEYS", "sk-of-ada, sk-of-bob")
     monkeypatch.setenv("FLEXSERVE_API_KEY_FILE", str(file))

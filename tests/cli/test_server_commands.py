@@ -199,6 +199,7 @@ def test_serve_takes_keys_and_can_do_without_tcp(
 ) -> None:
     file = tmp_path / "keys"
     file.write_text("sk-of-the-file\n")
+    file.chmod(0o600)
     arguments = ["--host", "none", "--socket", str(tmp_path / "s"), "--api-key-file", str(file)]
     assert cli("serve", *arguments).exit_code == 0
     (options,) = served

@@ -142,10 +142,37 @@ async def test_loopback_names_are_accepted(client: httpx.AsyncClient, host: str)
     assert (await client.get("/health", headers={"Host": host})).status_code == 200
 
 
-async def test_a_server_on_a_public_address_is_called_by_any_name(world: World) -> None:
-    transport = httpx.ASGITransport(create_app(world, hosts=None))
-    async with httpx.AsyncClient(transport=transport, base_url="http://models.example") as client:
+@pytest.mark.parametrize(
+    ("host", "headers", "status"),
+    [
+        ("models.example", {}, 403),
+        ("proxy.example", {}, 200),
+        ("PROXY.example:8443", {}, 200),
+        ("proxy.example", {"Origin": "https://proxy.example"}, 200),
+        ("proxy.example:8443", {"Origin": "https://proxy.example:8443"}, 200),
+        ("proxy.example:8443", {"Origin": "https://proxy.example"}, 403),
+        ("proxy.example", {"Origin": "https://evil.example"}, 403),
+        ("localhost:7077", {"Origin": "http://localhost:7077"}, 200),
+        ("localhost:7077", {"Origin": "http://localhost:3000"}, 403),
+        ("localhost:7077", {"Origin": "http://localhost:7077.evil.example"}, 403),
+        ("localhost:7077", {"Origin": "http://localhost:port"}, 403),
+        ("localhost", {"Origin": "http://localhost:80"}, 200),
+    ],
+)
+async def test_on_every_address_a_server_is_called_by_its_names_and_pages_are_its_own(
+    world: World, host: str, headers: dict[str, str], status: int
+) -> None:
+    app = create_app(world, hosts=[*envelope.LOOPBACK_NAMES, "proxy.example"])
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://192.0.2.1") as client:
+        assert (await client.get("/health", headers={"Host": host, **headers})).status_code == status
+
+
+async def test_the_address_that_was_connected_to_is_a_name(world: World) -> None:
+    transport = httpx.ASGITransport(create_app(world))
+    async with httpx.AsyncClient(transport=transport, base_url="http://192.0.2.1") as client:
         assert (await client.get("/health")).status_code == 200
+        assert (await client.get("/health", headers={"Host": "192.0.2.2"})).status_code == 403
 
 
 async def test_a_body_that_announces_too_much_is_a_413(client: httpx.AsyncClient) -> None:

@@ -83,6 +83,7 @@ def test_owners_of_different_keys_and_users_never_meet() -> None:
 def test_a_file_of_keys(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text("# for the house\nsk-first-key\n\n  sk-second-key  \n")
+    path.chmod(0o600)
     assert read_keys(path) == ["sk-first-key", "sk-second-key"]
     for content in (b"", b"# none\n", b"\xff\xfe"):
         path.write_bytes(content)
@@ -90,3 +91,22 @@ def test_a_file_of_keys(tmp_path: Path) -> None:
             read_keys(path)
     with pytest.raises(CallerError):
         read_keys(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o620, 0o604])
+def test_a_file_of_keys_that_others_may_access_is_refused(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "keys"
+    path.write_text("sk-first-key\n")
+    path.chmod(mode)
+    with pytest.raises(CallerError, match="chmod 600") as caught:
+        read_keys(path)
+    assert caught.value.code == "key_file_unsafe"
+
+
+def test_a_file_of_keys_in_a_folder_of_everybodys_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text("sk-first-key\n")
+    path.chmod(0o600)
+    tmp_path.chmod(0o777)
+    with pytest.raises(CallerError, match="chmod go-w"):
+        read_keys(path)

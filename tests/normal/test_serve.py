@@ -307,6 +307,12 @@ def test_a_port_that_is_taken_is_a_clear_error() -> None:
     assert "--port" in caught.value.hint
 
 
+def test_other_machines_are_not_served_without_keys() -> None:
+    with pytest.raises(CallerError, match="no API keys") as caught:
+        serve(ServeOptions(SECURE, host="0.0.0.0", port=0))
+    assert "--insecure" in caught.value.hint
+
+
 def test_a_stale_unix_socket_is_replaced_and_a_live_one_is_not(tmp_path: Path) -> None:
     path = tmp_path / "s"
     with socket.socket(socket.AF_UNIX) as stale:

@@ -47,6 +47,13 @@ def serve(
         Path | None,
         typer.Option(metavar="FILE", help="Serve only who has one of these keys, one per line [everybody]."),
     ] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A name of this server, as of a proxy before it; repeatable."),
+    ] = None,
+    insecure: Annotated[
+        bool | None, typer.Option("--insecure", help="Serve other machines though there are no keys.")
+    ] = None,
     platform: Platform = None,
     guest_memory: GuestMemory = None,
     guest_cpus: GuestCpus = None,
@@ -97,6 +104,8 @@ def serve(
         port=port,
         unix_socket=unix_socket,
         api_key_file=api_key_file,
+        allowed_hosts=allowed_host or None,
+        insecure=insecure,
         platform=platform,
         guest_memory=guest_memory,
         guest_cpus=guest_cpus,
@@ -126,6 +135,8 @@ def serve(
             port=chosen.port,
             unix_socket=chosen.unix_socket,
             api_keys=chosen.server_keys(),
+            allowed_hosts=chosen.allowed_hosts,
+            insecure=chosen.insecure,
             max_memory=chosen.max_memory,
             pins=chosen.pins,
             core=machine,

@@ -47,6 +47,8 @@ class ServeOptions:
     limits: Limits | None = None  # None: by the size of the machine
     max_memory: int | None = None  # bytes that are granted at most
     api_keys: Sequence[str] = dataclasses.field(default=(), repr=False)  # none: everybody is let in
+    allowed_hosts: Sequence[str] = ()  # names of this server besides its own, as of a proxy before it
+    insecure: bool = False  # serve other machines without keys
     pins: Path | None = None  # file of the pinned models; None: they are forgotten at the end
     core: SecureCore | None = None  # the machine that the secure world runs on; None: this one
     log_level: str = "info"
@@ -56,7 +58,8 @@ class ServeOptions:
 def serve(options: ServeOptions) -> int:
     """Serve until told to stop, and return the exit status: 0 after draining.
 
-    Raises CallerError for an address that cannot be bound or a key that cannot be used, the secure
+    Raises CallerError for an address that cannot be bound, a key that cannot be used, or other machines
+    that would be let in without one, the secure
     world's own reason when it cannot start, and PeerError when it died too often.
     """
     journal.configure(level=options.log_level, json=options.log_json)
@@ -69,6 +72,7 @@ def serve(options: ServeOptions) -> int:
 
 async def _serve(options: ServeOptions, keys: Keys) -> int:
     with listening(options) as sockets:
+        _refuse_open_door(sockets, keys, insecure=options.insecure)
         running = running_world(
             options.secure,
             drain=0,
@@ -117,15 +121,24 @@ def _server(options: ServeOptions, world: World, keys: Keys, closing: asyncio.Ev
     return server
 
 
-def _allowed_hosts(options: ServeOptions) -> frozenset[str] | None:
-    """Return the names a Host header may carry: loopback ones, if only this machine can reach us."""
-    if options.host is None or options.host in LOOPBACK_NAMES:
-        return LOOPBACK_NAMES
-    try:
-        loopback = ipaddress.ip_address(options.host).is_loopback
-    except ValueError:  # a name: whoever binds it wants to be called by it, from anywhere
-        loopback = False
-    return LOOPBACK_NAMES | {options.host} if loopback else None
+def _allowed_hosts(options: ServeOptions) -> frozenset[str]:
+    """Return the names a Host or Origin header may carry, besides the address that was connected to."""
+    return LOOPBACK_NAMES | {name.lower() for name in (options.host, *options.allowed_hosts) if name}
+
+
+def _refuse_open_door(sockets: list[socket.socket], keys: Keys, *, insecure: bool) -> None:
+    """Raise CallerError when other machines can connect, and nothing asks who they are."""
+    reachable = [
+        sock
+        for sock in sockets
+        if sock.family != socket.AF_UNIX and not ipaddress.ip_address(sock.getsockname()[0]).is_loopback
+    ]
+    if reachable and not keys and not insecure:
+        raise CallerError(
+            f"Whoever reaches {_address(reachable[0])} would be served: there are no API keys.",
+            hint="Give --api-key-file FILE, or listen on 127.0.0.1; --insecure serves everybody.",
+            code="keys_needed",
+        )
 
 
 def _stop_on_signals(world: World) -> asyncio.Event:

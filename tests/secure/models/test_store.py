@@ -56,6 +56,14 @@ def test_a_store_is_private(store: Store):
         assert folder.stat().st_mode & 0o777 == 0o700
 
 
+@pytest.mark.parametrize("folder", [".", "models", "images", "kv"])
+def test_a_store_that_others_may_write_to_is_refused(store: Store, device: DeviceKey, folder: str):
+    (store.root / folder).chmod(0o777)
+    with pytest.raises(CallerError, match="chmod go-w") as caught:
+        Store(store.root, device)
+    assert caught.value.code == "store_unsafe"
+
+
 def test_a_store_is_there_again_when_opened_again(store: Store, small: Path, device: DeviceKey):
     store.add(small, "a", quiet)
     assert names(Store(store.root, device)) == ["a"]

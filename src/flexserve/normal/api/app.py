@@ -23,12 +23,10 @@ from flexserve.normal.world import World
 _NO_KEYS = Keys()
 
 
-def create_app(
-    world: World, *, hosts: Collection[str] | None = LOOPBACK_NAMES, keys: Keys = _NO_KEYS
-) -> FastAPI:
+def create_app(world: World, *, hosts: Collection[str] = LOOPBACK_NAMES, keys: Keys = _NO_KEYS) -> FastAPI:
     """Return the application that serves `world`, whose life is the caller's affair.
 
-    `hosts`: the names a Host header may carry (None: any); see envelope.Envelope. `keys`: those that
+    `hosts`: the names a Host or Origin header may carry; see envelope.Envelope. `keys`: those that
     clients have to send one of; with none, everybody who can connect is served. There are no
     CORS headers, so no web page from elsewhere reads an answer; and no interactive documentation,
     because it would load scripts from a third party. /openapi.json describes the routes.

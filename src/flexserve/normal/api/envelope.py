@@ -34,6 +34,8 @@ BODY_TIMEOUT = 30.0  # seconds without a byte of a body that was announced
 
 _OPEN = "/health"  # the one path that needs no key
 
+_PORTS = {"http": 80, "https": 443}
+
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 _OURS = Path(flexserve.__file__).parent
@@ -44,12 +46,13 @@ _log = structlog.get_logger(__name__)
 class Envelope:
     """ASGI middleware around the whole application.
 
-    `hosts` are the only names a request may call this server by; None accepts any (a server
-    bound to a public address). Over a Unix socket, where no browser comes from, any name will do.
-    One of `keys` has to come with every request but those for /health.
+    `hosts`, and the address that was connected to, are the only names a request may call this server by.
+    Over a Unix socket, where no browser comes from, any name will do; but what a browser sent through a
+    proxy has an Origin, which is checked there, too. One of `keys` has to come with every request but
+    those for /health.
     """
 
-    def __init__(self, app: ASGIApp, *, world: World, hosts: Collection[str] | None, keys: Keys) -> None:
+    def __init__(self, app: ASGIApp, *, world: World, hosts: Collection[str], keys: Keys) -> None:
         self._app = app
         self._keys = keys
         self._world = world
@@ -64,7 +67,7 @@ class Envelope:
         headers = Headers(scope=scope)
         key = bearer(headers.get("authorization", ""))
         scope.setdefault("state", {}).update(note=exchange.note, key=key)
-        refusal = self._refusal(headers, over_unix=_is_unix(scope))
+        refusal = self._refusal(headers, scope)
         if refusal is None and scope["path"] != _OPEN and not self._keys.admit(key):
             refusal = unauthenticated()
         try:
@@ -80,20 +83,35 @@ class Envelope:
         finally:
             exchange.log()
 
-    def _refusal(self, headers: Headers, *, over_unix: bool) -> HttpError | None:
-        if self._hosts is not None and not over_unix:
-            if _name(f"//{headers.get('host', '')}") not in self._hosts:
-                return invalid("Call this server by a loopback name.", code="host_not_allowed", status=403)
-            origin = headers.get("origin")
-            if origin is not None and _name(origin) not in self._hosts:
-                return invalid(
-                    "Web pages from elsewhere may not call this server.",
-                    code="origin_not_allowed",
-                    status=403,
-                )
+    def _refusal(self, headers: Headers, scope: Scope) -> HttpError | None:
+        if (refusal := self._stranger(headers, scope)) is not None:
+            return refusal
         length = headers.get("content-length", "0")
         if not (length.isascii() and length.isdigit()) or int(length[:20]) > MAX_BODY:
             return _too_large()
+        return None
+
+    def _stranger(self, headers: Headers, scope: Scope) -> HttpError | None:
+        """Return the refusal of a request that a web page from elsewhere may have made."""
+        names = {*self._hosts, _own_address(scope)}
+        host, port = _authority(f"//{headers.get('host', '')}")
+        if host not in names and not _is_unix(scope):
+            return invalid(
+                "This server is not known by that name. --allowed-host makes it known by another.",
+                code="host_not_allowed",
+                status=403,
+            )
+        origin = headers.get("origin")
+        if origin is None:
+            return None
+        page, page_port = _authority(origin)
+        usual = _PORTS.get(urlsplit(origin).scheme) if page else None
+        if page not in names or (page_port or usual) != (port or usual):
+            return invalid(
+                "Web pages from elsewhere may not call this server.",
+                code="origin_not_allowed",
+                status=403,
+            )
         return None
 
 
@@ -163,11 +181,19 @@ def _is_unix(scope: Scope) -> bool:
     return port is None and host.startswith("/")
 
 
-def _name(url: str) -> str | None:
+def _own_address(scope: Scope) -> str | None:
+    """Return the address that the client connected to, as a Host header has it."""
+    host, _ = scope.get("server") or (None, None)
+    return host.lower() if host and not _is_unix(scope) else None
+
+
+def _authority(url: str) -> tuple[str | None, int | None]:
+    """Return the name and the port in `url`; None for what is not there."""
     try:
-        return urlsplit(url).hostname
+        parts = urlsplit(url)
+        return parts.hostname, parts.port
     except ValueError:
-        return None
+        return None, None
 
 
 def _place(error: Exception) -> str:

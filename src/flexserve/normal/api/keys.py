@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from flexserve.errors import CallerError
+from flexserve.private_files import check_file
 
 MIN_KEY, MAX_KEY = 8, 512  # characters
 MAX_KEYS = 1024
@@ -66,10 +68,13 @@ def owner_of(key: bytes, user: str | None) -> str:
 def read_keys(path: Path) -> list[str]:
     """Return the keys in a file: one a line; empty lines and those that begin with # do not count.
 
-    Raises CallerError when the file cannot be read or has no key.
+    Raises CallerError when the file cannot be read, has no key, or others than its owner could have read
+    or written it (code "key_file_unsafe").
     """
     try:
         with path.open("rb") as file:
+            info = os.fstat(file.fileno())
+            check_file(path, info, f"The key file {path}", secret=True, code="key_file_unsafe")
             text = file.read(_MAX_FILE + 1).decode()
     except OSError as error:
         raise CallerError(f"{path} cannot be read: {error.strerror}.", hint="Check --api-key-file.") from None

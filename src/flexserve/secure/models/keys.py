@@ -20,12 +20,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from flexserve.errors import CallerError, StoredDataError
+from flexserve.private_files import check_folder, unsafe
 from flexserve.secure.models.aead import KEY_SIZE, TAG_SIZE, derive_key
 from flexserve.secure.models.files import NewFile, disk_errors, make_folder, sweep, write_all
 
 SIGNATURE_SIZE = 64
 WRAPPED_SIZE = 12 + KEY_SIZE + TAG_SIZE  # nonce, encrypted key, tag
 
+_UNSAFE = "device_key_unsafe"
 _SALT = b""  # the root secret is uniformly random already: HKDF needs no salt to extract from it
 
 
@@ -110,21 +112,12 @@ class DeviceKey:
 
 
 def _unsafe(path: Path, why: str, remedy: str) -> CallerError:
-    return CallerError(f"The device key {path} is not safe: {why}.", hint=remedy, code="device_key_unsafe")
+    return unsafe(f"The device key {path}", why, remedy, code=_UNSAFE)
 
 
 def _check_folder(path: Path) -> None:
     """Raise CallerError when someone else could replace files in the folder of `path`."""
-    folder = path.parent
-    try:
-        info = os.stat(folder)
-    except FileNotFoundError:
-        return
-    # The sticky bit keeps others from replacing files that are not theirs.
-    if info.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not info.st_mode & stat.S_ISVTX:
-        raise _unsafe(path, "others may replace files in its folder", f"Run `chmod go-w {folder}`.")
-    if info.st_uid not in (0, os.geteuid()):
-        raise _unsafe(path, "its folder belongs to another user", "Keep it in a folder of your own.")
+    check_folder(path.parent, f"The device key {path}", code=_UNSAFE)
 
 
 def _create(path: Path) -> None:

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from flexserve.errors import CallerError, NormalWorldError, StoredDataError, UnknownModelError
+from flexserve.private_files import refuse_shared
 from flexserve.secure.models.container import (
     Progress,
     SealedModel,
@@ -44,7 +45,8 @@ class Store:
     def __init__(self, root: Path, device: DeviceKey) -> None:
         """Open the store in `root`, creating it (mode 0700) and sweeping leftovers.
 
-        Raises NormalWorldError when the disk refuses.
+        Raises NormalWorldError when the disk refuses, CallerError (code "store_unsafe") when others could
+        put files into it.
         """
         self.root = root
         self._device = device
@@ -55,10 +57,15 @@ class Store:
 
     @classmethod
     def make_folders(cls, root: Path) -> builtins.list[Path]:
-        """Make what is missing of the store's folders, mode 0700; return them. Raises NormalWorldError."""
+        """Make what is missing of the store's folders, mode 0700; return them.
+
+        Raises NormalWorldError, and CallerError (code "store_unsafe") when others could write into them.
+        """
         folders = [root / name for name in cls.FOLDERS]
         for folder in folders:
             make_folder(folder)
+        for folder in (root, *folders):
+            refuse_shared(folder, f"The store {root}", code="store_unsafe")
         return folders
 
     def add(self, source: Path, name: str | None, progress: Progress) -> Manifest:
