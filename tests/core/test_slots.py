@@ -52,6 +52,16 @@ def test_of_slots_that_share_nothing_the_one_used_longest_ago_goes():
     assert choose(slots, "me", [1]) == (slots[1], 0)
 
 
+def test_a_conversation_that_cannot_go_back_that_far_is_left_to_its_owner():
+    slots = [slot(0, [1, 2, 3, 4, 5], used=1), slot(1, [])]
+
+    def only_from_its_end(held: Slot, shared: int) -> int:
+        return shared if shared == len(held.tokens) else 0
+
+    assert choose(slots, "me", [1, 2, 3, 4, 9], only_from_its_end) == (slots[1], 0)
+    assert choose(slots, "me", [1, 2, 3, 4, 5, 6], only_from_its_end) == (slots[0], 5)
+
+
 @given(
     st.lists(st.tuples(token_lists, st.sampled_from("ab"), st.booleans()), max_size=5),
     st.sampled_from("ab"),

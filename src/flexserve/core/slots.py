@@ -9,7 +9,7 @@ an answer comes would tell others what was asked before.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 # A prompt takes a slot over whose tokens it shares when that is at least this part of the slot's
 # tokens, or of its own. Less would end a conversation for the sake of a few tokens.
@@ -35,16 +35,27 @@ def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
     return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
-def choose(slots: Iterable[Slot], owner: str, known: Sequence[int]) -> tuple[Slot, int] | None:
+def _all(_slot: Slot, shared: int) -> int:
+    return shared
+
+
+def choose(
+    slots: Iterable[Slot], owner: str, known: Sequence[int], usable: Callable[[Slot, int], int] = _all
+) -> tuple[Slot, int] | None:
     """Return the slot for a prompt and how many of its tokens are there; None when all are busy.
 
     `known`: the tokens that could be used again. Not the prompt's last one, which is always
     computed, since its logits choose the next; none at all when the request wants no reuse.
+    `usable` says how many of the first tokens of a slot can be, of those that are shared: not every
+    cache can go back to what it held before (engine.context.Context.usable).
     """
     free = [slot for slot in slots if not (slot.busy or slot.sealing)]
     if not free:
         return None
-    reusable = {slot.number: common_prefix(slot.tokens, known) if slot.owner == owner else 0 for slot in free}
+    reusable = {
+        slot.number: usable(slot, common_prefix(slot.tokens, known)) if slot.owner == owner else 0
+        for slot in free
+    }
     best = max(free, key=lambda slot: reusable[slot.number])
     if (shared := reusable[best.number]) and shared >= _WORTHWHILE * min(len(best.tokens), len(known)):
         return best, shared

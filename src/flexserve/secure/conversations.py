@@ -32,7 +32,8 @@ class Conversations:
         GrantRefusedError; no slot is taken then.
         """
         with self._lock:
-            found = choose(self._slots, owner, known)
+            usable = self._context.usable
+            found = choose(self._slots, owner, known, lambda slot, shared: usable(slot.number, shared))
             if found is None:
                 return None
             slot, kept = found
@@ -50,7 +51,7 @@ class Conversations:
 
     def _resume(self, slot: Slot, owner: str, known: Sequence[int], kept: int) -> int:
         """Take parked KV into `slot` where that saves computing; return how many of `known` it has then."""
-        parked = self._parked.find(owner, known)
+        parked = self._parked.find(owner, known, self._context.usable_saved)
         if parked is None or parked[1] <= kept + WORTHWHILE:
             return kept
         entry, shared = parked

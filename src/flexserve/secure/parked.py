@@ -74,10 +74,20 @@ class ParkedKv:
         self._lock = threading.RLock()
         self._entries = self._scan()  # the oldest first
 
-    def find(self, owner: str, tokens: Sequence[int]) -> tuple[Parked, int] | None:
-        """Return the parked sequence that shares most with `tokens`, and how many tokens that is."""
+    def find(
+        self, owner: str, tokens: Sequence[int], usable: Callable[[int, int], int]
+    ) -> tuple[Parked, int] | None:
+        """Return the parked sequence that has most of `tokens` to be used, and how many that is.
+
+        `usable(count, shared)`: how many of the first tokens of a sealed sequence of `count` can be
+        used again, of `shared` that are the same.
+        """
         with self._lock:
-            found = [(common_prefix(p.tokens, tokens), p) for p in self._entries if p.owner == owner]
+            found = [
+                (usable(len(p.tokens), common_prefix(p.tokens, tokens)), p)
+                for p in self._entries
+                if p.owner == owner
+            ]
         length, best = max(found, key=lambda pair: pair[0], default=(0, None))
         return (best, length) if best is not None and length >= WORTHWHILE else None
 

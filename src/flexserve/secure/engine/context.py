@@ -74,6 +74,10 @@ class Context:
         if not self.address:
             raise InternalError("llama.cpp could not make a context.", hint="Try a smaller --context.")
         self._memory = lib.llama_get_memory(self.address)
+        self._window = int(lib.llama_model_n_swa(model.address))
+        self._recurrent = lib.llama_model_is_recurrent(model.address) or lib.llama_model_is_hybrid(
+            model.address
+        )
         self._batch = lib.llama_batch_init(parameters.n_batch, 0, 1)
         # llama.cpp's own making of the context may have needed memory; requests will ask for theirs.
         size = self.release(range(sequences)) + self.release_scratch() + self._engine.release_work()
@@ -100,14 +104,45 @@ class Context:
     def take(self, sequence: int, keep: int) -> int:
         """Put memory behind the KV of `sequence` and forget its tokens from position `keep` on.
 
-        Returns how many it still has: 0 where the model cannot forget a part. Pages come at first
+        Returns how many it still has: 0 where the cache cannot go back that far. Pages come at first
         touch; what a short prompt does not reach costs nothing. Raises GrantRefusedError.
         """
         self.kv.take(sequence)
-        if keep and lib.llama_memory_seq_rm(self._memory, sequence, keep, -1):
+        if self.usable(sequence, keep) and self._cut(sequence, keep):
             return keep
         lib.llama_memory_seq_rm(self._memory, sequence, -1, -1)
         return 0
+
+    def usable(self, sequence: int, keep: int) -> int:
+        """Return `keep` if the cache of `sequence` can go on from that position, else 0.
+
+        It can from its end. Further back it can where it still has all that the token at `keep` looks
+        at, which llama.cpp's own `seq_rm` does not ask: of layers with a window it may hold the last
+        window only, and of recurrent layers there is the latest state and no other.
+        """
+        first, last = self._held(sequence)
+        if keep == last + 1:
+            return keep
+        needed = max(0, keep - self._window) if self._window else 0
+        return keep if keep <= last and first <= needed else 0
+
+    def usable_saved(self, count: int, keep: int) -> int:
+        """Return `keep` if what `save` writes of `count` tokens can be used from that position on, else 0.
+
+        `save` leaves out what no later token looks at.
+        """
+        goes_back = not self._recurrent and (not self._window or count <= self._window)
+        return keep if keep == count or goes_back else 0
+
+    def _cut(self, sequence: int, keep: int) -> bool:
+        """Forget the tokens from `keep` on; return whether the cache then ends there."""
+        done = lib.llama_memory_seq_rm(self._memory, sequence, keep, -1)
+        return bool(done) and self._held(sequence)[1] == keep - 1
+
+    def _held(self, sequence: int) -> tuple[int, int]:
+        """Return the positions (first, last) between which all layers have all of `sequence`; -1: none."""
+        first = int(lib.llama_memory_seq_pos_min(self._memory, sequence))
+        return first, int(lib.llama_memory_seq_pos_max(self._memory, sequence))
 
     def release(self, sequences: Collection[int], *, keep_grants: bool = False) -> int:
         """Give the KV of `sequences` up; return the bytes. Any thread, while no graph reads them.
@@ -194,7 +229,8 @@ class Context:
     def load(self, sequence: int, source: memoryview) -> bool:
         """Replace the KV of `sequence`, which was taken, by what `save` wrote. False: it did not fit."""
         buffer = (ctypes.c_uint8 * len(source)).from_buffer(source)
-        return bool(lib.llama_state_seq_set_data(self.address, buffer, len(source), sequence))
+        taken = lib.llama_state_seq_set_data(self.address, buffer, len(source), sequence)
+        return int(taken) == len(source)
 
     # ---- what the hooks call -------------------------------------------------------------------
 

@@ -47,20 +47,28 @@ class UnmakeableError(Exception):
     """No model of an architecture can be made; the text says why."""
 
 
-def make_model(architecture: str, path: Path, *, seed: int = 0, parameters: Parameters | None = None) -> None:
+def make_model(
+    architecture: str,
+    path: Path,
+    *,
+    seed: int = 0,
+    parameters: Parameters | None = None,
+    quantised: bool = True,
+) -> None:
     """Write a model of `architecture` to `path`; the same arguments give the same bytes.
 
     `parameters` go before those of the tables, by their names without the architecture's; None
-    leaves one out. Takes about a second, in a process of its own: loaders of some architectures
-    abort. Raises UnmakeableError, and no file is left then.
+    leaves one out. Matrices are Q8_0 and Q4_0, of which llama.cpp's results depend a little on how many
+    tokens it computes at once, or (not `quantised`) floats. Takes about a second, in a process of its
+    own: loaders of some architectures abort. Raises UnmakeableError, and no file is left then.
     """
-    job = json.dumps([architecture, str(path), seed, dict(parameters or {})])
+    job = json.dumps([architecture, str(path), seed, dict(parameters or {}), quantised])
     _refuse(architecture, _in_a_process([job], path.parent)[0])
 
 
-def make_models(architectures: Sequence[str], folder: Path) -> dict[str, str]:
+def make_models(architectures: Sequence[str], folder: Path, *, quantised: bool = True) -> dict[str, str]:
     """Write a model NAME.gguf of each architecture to `folder`; return why there is none of some."""
-    jobs = [json.dumps([name, str(folder / f"{name}.gguf"), 0, {}]) for name in architectures]
+    jobs = [json.dumps([name, str(folder / f"{name}.gguf"), 0, {}, quantised]) for name in architectures]
     answers = _in_a_process(jobs, folder)
     return {name: answer for name, answer in zip(architectures, answers, strict=True) if answer}
 
@@ -107,14 +115,16 @@ def _work() -> None:
         sys.stdout.flush()
 
 
-def _attempt(architecture: str, path: str, seed: int, parameters: dict[str, Value | None]) -> str:
+def _attempt(
+    architecture: str, path: str, seed: int, parameters: dict[str, Value | None], quantised: bool
+) -> str:
     """Make a model in this process; return what went wrong."""
     if architecture in UNMADE:
         return UNMADE[architecture]
     try:
         recipe = _Recipe(architecture, parameters)
         recipe.complete(Path(path))
-        recipe.write(Path(path), seed)
+        recipe.write(Path(path), seed, quantised)
         if problem := Loader().problem(Path(path)):
             return problem
     except Exception as error:  # whatever it is, the other models are made
@@ -203,11 +213,11 @@ class _Recipe:
         writer.close()
         os.truncate(path, -(-path.stat().st_size // 32) * 32 + size)
 
-    def write(self, path: Path, seed: int) -> None:
+    def write(self, path: Path, seed: int, quantised: bool) -> None:
         """Write the file with its weights."""
         writer = self._header(path)
         for name, shape in self._shapes.items():
-            kind, data = _kind(name, shape), _random(name, shape, seed)
+            kind, data = _kind(name, shape) if quantised else _F32, _random(name, shape, seed)
             if kind is _F32:
                 writer.add_tensor(name, data)
             else:
