@@ -15,6 +15,7 @@ class Verdict(enum.Enum):
 
     STOPPED = "stopped"
     SUCCEEDED = "SUCCEEDED"  # the attacker got what it wanted: the protection is broken
+    OPEN = "open"  # the attacker got what it wanted, as this host's label says that it would
     NOT_RUN = "not run"  # it could not be made, or would prove nothing here
 
 
@@ -32,6 +33,10 @@ class Gained(Exception):  # noqa: N818  # an outcome, not an error
     """The attack succeeded; the text says what the attacker has."""
 
 
+class Foreseen(Gained):
+    """The attack succeeded on a road that the label calls open on this host; the text says what closes it."""
+
+
 class Pointless(Exception):  # noqa: N818
     """The attack cannot be made here, or fails on its unprotected control, too; the text says why."""
 
@@ -41,6 +46,8 @@ def attempt(attack: Callable[[S], str], scene: S) -> Attempt:
     name, aim = attack.__name__.replace("_", " "), (attack.__doc__ or "").rstrip(".")
     try:
         return Attempt(name, aim, Verdict.STOPPED, attack(scene))
+    except Foreseen as gain:
+        return Attempt(name, aim, Verdict.OPEN, str(gain))
     except Gained as gain:
         return Attempt(name, aim, Verdict.SUCCEEDED, str(gain))
     except Pointless as reason:

@@ -1,7 +1,8 @@
-"""Root against a secure world on Linux: nothing the kernel offers shows what Flex-Mem holds.
+"""Root against a secure world on Linux, and code that got inside it.
 
-Every attack is first made on ordinary memory, where it must find the canary in the weights: an attack
-that finds nothing there would prove nothing.
+Some roads of root's are open unless the kernel was told to close them. An attack that succeeds on a road
+which the label calls open is `open`; on any other it has broken a promise. Every attack is first made
+where nothing protects, and must succeed there: else it would prove nothing.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from flexserve.attacks import inside
-from flexserve.attacks.attempt import Attempt, Gained, Pointless, attempt
+from flexserve.attacks.attempt import Attempt, Foreseen, Gained, Pointless, attempt
 from flexserve.attacks.target import MODEL, Target
 from flexserve.bench.worlds import DrivenWorld
 from flexserve.errors import NormalWorldError
 from flexserve.normal.launcher import environment
+from flexserve.platforms.linux import injection
 from flexserve.platforms.linux import kernel_views as views
+from flexserve.platforms.linux.roads import Way, roads
 from flexserve.platforms.linux.secure_memory import probe_secret_memory
 from flexserve.units import MIB
 
@@ -103,6 +106,38 @@ def search_after_recalls(scene: Scene) -> str:
     return "neither what was given back nor what came again can be read"
 
 
+def drive_as_debugger(scene: Scene) -> str:
+    """Attach as a debugger does, and have the process copy Flex-Mem into ordinary memory."""
+    if not _drive(scene.plain, scene.target.canary, [scene.canary_in_plain()[0]]):
+        raise Pointless("not even ordinary memory can be had in this way")
+    try:
+        found = _drive(scene.secret, scene.target.canary, scene.secret_mappings())
+    except PermissionError as error:
+        return f"the kernel refuses it ({error.strerror}): {_closed(scene, Way.ATTACH)}"
+    if not found:
+        raise Pointless("the process could be driven, but the weights were not found")
+    raise _gain(scene, Way.ATTACH, "the process copied its weights out")
+
+
+def patch_code(scene: Scene) -> str:
+    """Write into the code of the process through /proc/PID/mem."""
+    _patch(scene.plain.pid)
+    try:
+        _patch(scene.secret.pid)
+    except OSError as error:
+        return f"the kernel refuses it ({error.strerror}): {_closed(scene, Way.WRITE)}"
+    raise _gain(scene, Way.WRITE, "a byte of the C library's code was changed, and put back")
+
+
+def read_key_file(scene: Scene) -> str:
+    """Read the file of the device's key."""
+    try:
+        scene.target.key.read_bytes()
+    except OSError as error:
+        return f"the kernel refuses it ({error.strerror})"
+    raise _gain(scene, Way.KEY, "with it the sealed models can be opened")
+
+
 def dump_with_gdb(scene: Scene) -> str:
     """Attach gdb and dump Flex-Mem to a file."""
     if shutil.which("gdb") is None:
@@ -165,6 +200,9 @@ ATTACKS: tuple[Callable[[Scene], str], ...] = (
     peek,
     search,
     search_after_recalls,
+    drive_as_debugger,
+    patch_code,
+    read_key_file,
     dump_with_gdb,
     read_kcore,
     read_store,
@@ -185,6 +223,47 @@ def run(say: Callable[[str], None]) -> Iterator[Attempt]:
 
 
 # ---- their tools ------------------------------------------------------------------------------------------
+
+
+def _gain(scene: Scene, way: Way, what: str) -> Gained:
+    """Return what an attack that succeeded by `way` raises: a broken promise, or what the label says."""
+    road = roads(scene.secret.pid)[way]
+    if not road.open:
+        return Gained(f"{what}, although it should be closed: {road.closed_by}")
+    return Foreseen(f"{what}. This host leaves that to root, as its label says; see `flexserve doctor`")
+
+
+def _closed(scene: Scene, way: Way) -> str:
+    return roads(scene.secret.pid)[way].closed_by or "nobody promised that"
+
+
+def _drive(world: DrivenWorld, pattern: bytes, places: list[views.Mapping]) -> bool:
+    """Have a process look for `pattern` in its own memory and copy it out; return whether it did."""
+    try:
+        with injection.seized(world.pid) as puppet:
+            puppet.write(puppet.scratch, pattern)
+            for place in places:
+                size = place.end - place.start
+                found = puppet.call("memmem", place.start, size, puppet.scratch, len(pattern))
+                if found:
+                    puppet.call("memcpy", puppet.scratch + 1024, found, len(pattern))
+                    return views.read_mem(world.pid, puppet.scratch + 1024, len(pattern)) == pattern
+    except OSError as error:
+        if error.errno == errno.ENOSYS:
+            raise Pointless("this attack is not written for this machine") from error
+        raise
+    return False
+
+
+def _patch(pid: int) -> None:
+    """Change a byte of padding behind the C library's code, and put it back. Raises OSError."""
+    code = next(m for m in views.mappings(pid) if m.access == "r-xp" and "/libc.so" in m.name)
+    with open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
+        before = os.pread(memory.fileno(), 1, code.end - 1)
+        for byte in (bytes([before[0] ^ 0xFF]), before):
+            os.pwrite(memory.fileno(), byte, code.end - 1)
+            if os.pread(memory.fileno(), 1, code.end - 1) != byte:
+                raise OSError(errno.EIO, "written, and not there")
 
 
 def _try_from_within(scene: Scene, name: str) -> str:
@@ -218,6 +297,8 @@ def _read_with(scene: Scene, read: Callable[[int, int, int], bytes], refusal: in
         for place in (mapping.start, mapping.end - 4096):
             try:
                 read(scene.secret.pid, place, 4096)
+            except PermissionError as error:
+                return f"the kernel refuses it ({error.strerror})"
             except OSError as error:
                 if error.errno != refusal:
                     raise

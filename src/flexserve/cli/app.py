@@ -9,7 +9,18 @@ import typer
 from typer.core import TyperGroup
 
 from flexserve import __version__
-from flexserve.cli import attack, bench, configuration, machine, memory, models, server, talk, terminal
+from flexserve.cli import (
+    attack,
+    bench,
+    configuration,
+    doctor,
+    machine,
+    memory,
+    models,
+    server,
+    talk,
+    terminal,
+)
 from flexserve.cli.options import AsJson
 from flexserve.errors import FlexServeError
 
@@ -76,6 +87,7 @@ machine.register(app)
 bench.register(app)
 attack.register(app)
 configuration.register(app)
+doctor.register(app)
 
 
 @app.command(epilog="Example: flexserve version --json")

@@ -25,6 +25,7 @@ from flexserve.core.pages import PageState
 from flexserve.errors import FlexServeError, PeerError
 from flexserve.platforms.linux import secure_memory as linux
 from flexserve.platforms.linux.hardening import die_with_parent, harden
+from flexserve.platforms.linux.roads import reach
 from flexserve.platforms.linux.sandbox import Sandbox, confine, isolate
 from flexserve.platforms.ports import Npu, SecureMemory
 from flexserve.platforms.trustzone import secure_memory as trustzone
@@ -83,12 +84,13 @@ class Host:
 
     ram: int  # bytes
     statm: int  # descriptor of this process's memory, as the OS counts it
+    reach: str  # what of root it keeps out, in the label's words
 
     @classmethod
     def now(cls) -> Host:
         """Ask."""
         ram = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return cls(ram, os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC))
+        return cls(ram, os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC), reach())
 
     def resident(self) -> int:
         """Return the bytes that the OS counts as resident for this process."""
@@ -105,6 +107,13 @@ class Ground:
     sandbox: Sandbox
     guest: Guest | None = None  # who grants it; None: the normal world's program
     npu: Npu | None = None
+
+    @property
+    def summary(self) -> str:
+        """The label: of the memory, of root where the memory is to be kept from it, of the sandbox."""
+        protection = self.memory.protection
+        root = [self.host.reach] if protection.protected and self.guest is None else []
+        return " ".join([protection.summary, *root, self.sandbox.summary])
 
 
 class SecureWorld:
@@ -143,7 +152,7 @@ class SecureWorld:
                 pid=os.getpid(),
                 protection=protection.name,
                 protected=protection.protected,
-                summary=f"{protection.summary} {self._ground.sandbox.summary}",
+                summary=self._ground.summary,
                 engine=self._engine.build,
                 granule=self._flexmem.granule,
             )

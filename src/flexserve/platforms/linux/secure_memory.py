@@ -136,8 +136,8 @@ class MemfdSecretMemory(_MappedMemory):
             name="memfd_secret",
             protected=True,
             summary=(
-                "Other processes, root's debugging interfaces, swap and core dumps cannot reach model "
-                "memory; a hostile kernel still can."
+                "Other users, reads from outside, swap and core dumps cannot reach model memory; a hostile "
+                "kernel still can."
             ),
         )
 
