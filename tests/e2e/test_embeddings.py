@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import llama_cpp
@@ -119,3 +120,17 @@ def test_too_little_memory_is_refused_and_survived(library: Library, model: str)
         assert len(embed(world, model, TEXTS)) == len(TEXTS)
         world.recall(None)
         assert world.granted == 0
+
+
+def test_vectors_are_right_when_the_image_turns_out_to_be_damaged(
+    library: Library, world: DrivenWorld, model: str, expected: NDArray[np.float32]
+):
+    world.recall(None)
+    with library.store.open(model) as sealed:
+        (image,) = library.store.images(sealed.manifest)
+    size = image.stat().st_size
+    os.truncate(image, size // 2)
+    assert np.allclose(embed(world, model, TEXTS), expected, atol=2e-3)
+    with library.store.open(model) as sealed:
+        (image,) = library.store.images(sealed.manifest)
+    assert image.stat().st_size == size

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -131,21 +133,43 @@ def test_one_owners_kv_is_of_no_use_to_another(library: Library, fresh: list[str
         assert Conversation("carol").run(world, 1)[0].finished.usage.cached_tokens == 0
 
 
-def test_damaged_kv_is_dropped_counted_and_computed_anew(own_library: Library, fresh: list[str]):
+def flip(path: Path, offset: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1
+    path.write_bytes(data)
+
+
+KV_DAMAGE: dict[str, Callable[[Path], None]] = {
+    "index": lambda path: flip(path, 80),
+    "chunk": lambda path: flip(path, -4096 - 100),
+    "cut": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "missing": Path.unlink,
+}
+
+
+@pytest.mark.parametrize("damage", KV_DAMAGE.values(), ids=KV_DAMAGE)
+def test_damaged_kv_is_dropped_and_computed_anew(
+    own_library: Library, fresh: list[str], damage: Callable[[Path], None]
+):
     own_library.add(MODEL, NAME)
     conversation = Conversation()
     with own_library.open() as world:
-        conversation.run(world, 3)
+        conversation.run(world, 2)
         wait_for_sealing(world, 1)
+        world.recall(None)
+        for path in sealed(own_library):
+            damage(path)
+        answer = conversation.ask(world, QUESTIONS[2])
+        assert answer.text == fresh[2]
+        assert answer.finished.usage.cached_tokens == 0
+        assert world.status().kv.damaged >= 1
+        wait_for_sealing(world, 2)
     for path in sealed(own_library):
-        data = bytearray(path.read_bytes())
-        data[-4096 - 100] ^= 1
-        path.write_bytes(data)
+        damage(path)
     with own_library.open() as world:
         answer = conversation.ask(world, QUESTIONS[3])
         assert answer.text == fresh[3]
         assert answer.finished.usage.cached_tokens == 0
-        assert world.status().kv.damaged >= 1
         assert world.status().kv.resumed == 0
 
 

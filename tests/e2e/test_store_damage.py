@@ -18,6 +18,7 @@ from flexserve.errors import PeerError, StoredDataError
 from flexserve.secure.models.image import ALIGN
 from flexserve.secure.models.manifest import BLOCK_SIZE
 from flexserve.units import align_up
+from flexserve.world.messages import Failure, TextPrompt
 
 SHAPE, QUANT = "small-llama", "q8_0"
 PROMPT, TOKENS = PROMPTS[1], 6
@@ -74,6 +75,19 @@ def swap_two_chunks(image: Path) -> None:
     patch(image, start + 5 * GRANULE, one)
 
 
+def zero_all_chunks(image: Path) -> None:
+    start = data_start(image)
+    patch(image, start, bytes(image.stat().st_size - start))
+
+
+def cut_in_half(image: Path) -> None:
+    os.truncate(image, image.stat().st_size // 2)
+
+
+def empty(image: Path) -> None:
+    os.truncate(image, 0)
+
+
 @contextlib.contextmanager
 def undone(path: Path) -> Iterator[None]:
     """Put the bytes of `path` back afterwards, in the same file."""
@@ -84,6 +98,16 @@ def undone(path: Path) -> Iterator[None]:
         patch(path, 0, before)
 
 
+def flip_amidst_the_weights(path: Path, metadata_bytes: int) -> None:
+    """Damage a .flex file."""
+    weights = BLOCK_SIZE + metadata_bytes
+    flip(path, weights + (path.stat().st_size - weights) // 2)
+
+
+def error_of(world: DrivenWorld, name: str) -> Failure | None:
+    return next(model.error for model in world.status().models if model.name == name)
+
+
 def assert_refused_without_a_token(world: DrivenWorld, name: str) -> None:
     said: list[str] = []
     with pytest.raises(StoredDataError):
@@ -92,9 +116,13 @@ def assert_refused_without_a_token(world: DrivenWorld, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", [flip_a_byte_of_the_first_chunk, flip_a_byte_of_the_last_chunk, swap_two_chunks]
+    "damage",
+    [
+        *(flip_a_byte_of_the_first_chunk, flip_a_byte_of_the_last_chunk, swap_two_chunks),
+        *(zero_all_chunks, cut_in_half, empty),
+    ],
 )
-def test_damaged_weights_stop_the_request_that_needs_them_and_no_other(
+def test_weights_that_turn_out_to_be_damaged_are_made_anew_and_nobody_notices(
     library: Library, world: DrivenWorld, healthy: str, damage: Callable[[Path], None]
 ):
     source = library.file(SHAPE, QUANT)
@@ -103,48 +131,106 @@ def test_damaged_weights_stop_the_request_that_needs_them_and_no_other(
     assert world.generate(name, PROMPT, TOKENS).text == expected
     world.recall(None)
     image = image_of(library, name)
-    with undone(image):
-        damage(image)
-        for _ in range(2):
-            assert_refused_without_a_token(world, name)
-        with pytest.raises(StoredDataError):
-            world.warm(name)
-        status = next(model for model in world.status().models if model.name == name)
-        assert status.error is not None
-        assert status.error.blame == "stored_data"
-        other = library.answer(library.file("small-qwen2", QUANT), PROMPT, TOKENS)
-        assert world.generate(healthy, PROMPT, TOKENS).text == other
-    assert world.generate(name, PROMPT, TOKENS).text == expected, "it is whole again"
+    before = image.read_bytes()
+    damage(image)
+    assert world.generate(name, PROMPT, TOKENS).text == expected
+    assert error_of(world, name) is None
+    assert image_of(library, name).stat().st_size == len(before)
+    assert world.generate(healthy, PROMPT, TOKENS).text == library.answer(
+        library.file("small-qwen2", QUANT), PROMPT, TOKENS
+    )
+    world.recall(None)
+    damage(image_of(library, name))
+    assert world.warm(name).timings.restored_bytes > 0
+    assert world.generate(name, PROMPT, TOKENS).text == expected
 
 
-def test_weights_damaged_while_a_request_runs_stop_it_before_a_wrong_token(
-    library: Library, world: DrivenWorld
-):
-    source = library.file(SLOW, QUANT)
-    name = library.add(source, "damaged-meanwhile")
-    expected = library.answer(source, PROMPT, 64)
+def test_an_image_that_was_removed_while_it_is_in_use_is_no_damage(library: Library, world: DrivenWorld):
+    source = library.file(SHAPE, QUANT)
+    name = library.add(source, "unlinked")
     world.warm(name)
-    image, said = image_of(library, name), []
+    world.recall(None)
+    image_of(library, name).unlink()
+    assert world.generate(name, PROMPT, TOKENS).text == library.answer(source, PROMPT, TOKENS)
+
+
+def test_streams_go_on_over_damage_that_is_found_in_the_middle_of_them(
+    library: Library, world: DrivenWorld, healthy: str
+):
+    source, other = library.file(SLOW, QUANT), library.file("small-qwen2", QUANT)
+    name = library.add(source, "damaged-meanwhile")
+    expected = [library.answer(source, prompt, 48) for prompt in PROMPTS]
+    world.warm(name)
+    said: list[str] = []
 
     def damage_after_two(text: str) -> None:
         said.append(text)
         if len(said) == 2:
-            flip_a_byte_of_the_last_chunk(image)
+            flip_a_byte_of_the_last_chunk(image_of(library, name))
             world.recall(1 << 40)  # a number: weights in use are not spared
 
-    with undone(image):
-        with pytest.raises(StoredDataError):
-            world.generate(name, PROMPT, CONTEXT - 16, on_text=damage_after_two)
-        assert "".join(said)[: len(expected)] == expected[: len("".join(said))]
+    numbers = [world.submit(name, TextPrompt(prompt), 48) for prompt in PROMPTS]
+    beside = world.submit(healthy, TextPrompt(PROMPT), TOKENS)
+    texts = [world.result(numbers[0], damage_after_two).text]
+    texts += [world.result(number).text for number in numbers[1:]]
+    assert texts == expected
+    assert world.result(beside).text == library.answer(other, PROMPT, TOKENS)
+    assert error_of(world, name) is None
+
+
+def test_a_disk_that_damages_the_image_again_and_again_fails_the_request_and_not_the_model(
+    library: Library, world: DrivenWorld
+):
+    source = library.file(SLOW, QUANT)
+    name = library.add(source, "damaged-again")
+    expected = library.answer(source, PROMPT, 64)
+    world.warm(name)
+    said: list[str] = []
+    damaged: set[int] = set()  # numbers of files
+
+    def damage_twice(text: str) -> None:
+        said.append(text)
+        for image in files_of(library, name):
+            number = image.stat().st_ino
+            if image.suffix == ".img" and number not in damaged and len(damaged) < 2:
+                damaged.add(number)
+                zero_all_chunks(image)
+                world.recall(1 << 40)
+
+    with pytest.raises(StoredDataError) as raised:
+        world.generate(name, PROMPT, CONTEXT - 16, on_text=damage_twice)
+    assert raised.value.code == "image_damaged"
+    assert "emove" not in raised.value.hint
+    assert "".join(said)[: len(expected)] == expected[: len("".join(said))]
     assert world.generate(name, PROMPT, 64).text == expected
 
 
-def cut_in_half(image: Path) -> None:
-    os.truncate(image, image.stat().st_size // 2)
-
-
-def empty(image: Path) -> None:
-    os.truncate(image, 0)
+def test_only_a_damaged_model_is_an_error_when_its_image_is_damaged_as_well(
+    library: Library, world: DrivenWorld, healthy: str
+):
+    source = library.file(SHAPE, QUANT)
+    name = library.add(source, "both-damaged")
+    expected = library.answer(source, PROMPT, TOKENS)
+    assert world.generate(name, PROMPT, TOKENS).text == expected
+    world.recall(None)
+    zero_all_chunks(image_of(library, name))
+    with library.store.open(name) as sealed:
+        metadata = sealed.manifest.metadata_bytes
+    path = library.root / "models" / f"{name}.flex"
+    with undone(path):
+        flip_amidst_the_weights(path, metadata)
+        for _ in range(2):
+            assert_refused_without_a_token(world, name)
+        with pytest.raises(StoredDataError):
+            world.warm(name)
+        error = error_of(world, name)
+        assert error is not None
+        assert error.blame == "stored_data"
+        assert error.code != "image_damaged"
+        assert files_of(library, name) == []
+        other = library.answer(library.file("small-qwen2", QUANT), PROMPT, TOKENS)
+        assert world.generate(healthy, PROMPT, TOKENS).text == other
+    assert world.generate(name, PROMPT, TOKENS).text == expected, "it is whole again"
 
 
 def flip_a_byte_of_the_index(image: Path) -> None:
@@ -216,10 +302,10 @@ def test_a_damaged_model_gives_an_error_and_no_half_made_image(library: Library,
     source = library.file(SHAPE, QUANT)
     name = library.add(source, "damaged-model")
     with library.store.open(name) as sealed:
-        path = library.root / "models" / f"{name}.flex"
-        weights = BLOCK_SIZE + sealed.manifest.metadata_bytes
+        metadata = sealed.manifest.metadata_bytes
+    path = library.root / "models" / f"{name}.flex"
     with undone(path):
-        flip(path, weights + (path.stat().st_size - weights) // 2)
+        flip_amidst_the_weights(path, metadata)
         assert_refused_without_a_token(world, name)
         assert files_of(library, name) == []
     assert world.generate(name, PROMPT, TOKENS).text == library.answer(source, PROMPT, TOKENS)

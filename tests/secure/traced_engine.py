@@ -30,7 +30,7 @@ Trace = dict[str, list[Event]]  # what each thread did, in its order
 
 @dataclasses.dataclass(frozen=True)
 class Ask:
-    """What to compute; `there`: the part of the weights in memory before, `room`: the part that fits there."""
+    """What to compute; `there` is the part of the weights in memory before, `room` the part that fits."""
 
     prompt: Sequence[int]
     answer: Sequence[int] = ()

@@ -8,10 +8,12 @@ own, in pieces while others wait for their next token.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 from flexserve.errors import CancelledError, FlexServeError
 from flexserve.secure.engine.context import BATCH
 from flexserve.secure.generate import Generation
+from flexserve.secure.models.image import DamagedImageError
 from flexserve.secure.shelf import OpenModel
 
 _PIECE = 64  # tokens of a prompt between two tokens of the others
@@ -27,10 +29,14 @@ class Ended:
 
 
 class Batch:
-    """The running generations of one open model. Belongs to the engine thread, but for `stop`."""
+    """The running generations of one open model. Belongs to the engine thread, but for `stop`.
 
-    def __init__(self, entry: OpenModel) -> None:
+    `mend` makes the model's image anew when it turns out to be damaged; it raises when that fails.
+    """
+
+    def __init__(self, entry: OpenModel, mend: Callable[[], None]) -> None:
         self.entry = entry
+        self._mend = mend
         self.running: list[Generation] = []
         self._cancelled: set[Generation] = set()
         self._computing: list[Generation] = []
@@ -54,14 +60,27 @@ class Batch:
             return ended
         try:
             now = self._compute()
+        except DamagedImageError as error:
+            now = self._go_on(error)
         except BaseException as error:
-            now = [Ended(g, error=error) for g in self._computing]
-            for generation in self._computing:  # what of the graph reached the KV cache is unknown
-                assert generation.slot is not None
-                generation.slot.tokens = []
+            now = self._broken_off(error, self._computing)
         self._computing = []
         self._drop(now)
         return ended + now
+
+    def _go_on(self, damage: DamagedImageError) -> list[Ended]:
+        """Mend the image and have those that computed go on, each once in its life; end the others."""
+        try:
+            self._mend()
+            return self._broken_off(damage, [g for g in self._computing if not g.go_on()])
+        except BaseException as error:
+            return self._broken_off(error, self._computing)
+
+    def _broken_off(self, error: BaseException, generations: list[Generation]) -> list[Ended]:
+        for generation in generations:  # what of the graph reached the KV cache is unknown
+            assert generation.slot is not None
+            generation.slot.tokens = []
+        return [Ended(g, error=error) for g in generations]
 
     def _next(self) -> list[Generation]:
         """Return whose tokens go into the next graph."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from flexserve.errors import CallerError
 from flexserve.secure.engine.embedder import Embedder
@@ -16,16 +20,30 @@ _TOGETHER = 64  # vectors of a message: far below what a frame holds, for any mo
 _MAX_TOKENS = 1 << 20  # of all texts of a request
 
 
+class Mended(Protocol):
+    """What `Shelf.mended` is."""
+
+    def __call__(self, entry: OpenModel, work: Callable[[], NDArray[np.float32]]) -> NDArray[np.float32]:
+        """Return what `work` returns."""
+
+
 class Embedding:
     """Runs one request on a leased model and sends its messages.
 
-    `received` is when the request came in (monotonic seconds).
+    `received` is when the request came in (monotonic seconds). `mended` does something with the weights,
+    if need be twice (Shelf.mended).
     """
 
     def __init__(
-        self, entry: OpenModel, request: Embed, received: float, send: Callable[[msgspec.Struct], None]
+        self,
+        entry: OpenModel,
+        request: Embed,
+        received: float,
+        send: Callable[[msgspec.Struct], None],
+        mended: Mended,
     ) -> None:
         self._entry, self._request, self._received, self._send = entry, request, received, send
+        self._mended = mended
 
     def run(self, check: Callable[[], None]) -> Finished:
         """Send Started and Embedded…; return the end, to be sent once the lease is over.
@@ -45,7 +63,8 @@ class Embedding:
                 vectors = []
                 for tokens in texts[at : at + _TOGETHER]:
                     check()
-                    vectors.append(embedder.embed(tokens).astype("<f4").tobytes())
+                    vector = self._mended(self._entry, functools.partial(embedder.embed, tokens))
+                    vectors.append(vector.astype("<f4").tobytes())
                 self._send(Embedded(self._request.request, vectors))
         finally:
             embedder.close()

@@ -51,6 +51,7 @@ class Generation:
         self._prompt_size = len(self.tokens)
         self.slot: Slot | None = None
         self.done = self._cached = self._count = 0
+        self._broke_off = False
         self._limit = min(
             self._sampling.max_tokens or entry.context.size, entry.context.size - self._prompt_size
         )
@@ -69,6 +70,20 @@ class Generation:
         self.done = cached
         slot.tokens = self.tokens[:cached]
         self._send(Started(self.request.request, self._prompt_size))
+
+    def go_on(self) -> bool:
+        """Take up again after a graph that broke off, whose tokens may have reached the KV cache.
+
+        What the cache had before stays, where the model can forget a part. Returns False, having done
+        nothing, when this is not the first time.
+        """
+        assert self.slot is not None
+        if self._broke_off:
+            return False
+        self._broke_off = True
+        self.done = self.entry.context.take(self.slot.number, keep=self.done)
+        self.slot.tokens = self.tokens[: self.done]
+        return True
 
     @property
     def pending(self) -> int:

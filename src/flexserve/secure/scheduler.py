@@ -185,7 +185,7 @@ class Scheduler:
         return True
 
     def _begin(self, entry: OpenModel, job: _Job, request: Generate, began: float) -> bool:
-        batch = self._batches.get(request.model) or Batch(entry)
+        batch = self._batches.get(request.model) or Batch(entry, lambda: self._shelf.mend(entry))
         generation = Generation(entry, request, job.received, self._send)
         try:
             known = generation.tokens[:-1] if request.reuse else []
@@ -215,13 +215,14 @@ class Scheduler:
         with self._changed:
             job.stop = entry.context.cancel
         with self._shelf.using(entry, request.keep_alive):
-            stats = entry.context.restore()
+            stats = self._shelf.mended(entry, entry.context.restore)
         timings = stats.timings(queue=began - job.received)
         return Finished(request.request, "stop", Usage(0, 0), timings)
 
     def _embed(self, entry: OpenModel, job: _Job, request: Embed) -> Finished:
         with self._shelf.using(entry, request.keep_alive):
-            finished = Embedding(entry, request, job.received, self._send).run(lambda: _check(job))
+            embedding = Embedding(entry, request, job.received, self._send, self._shelf.mended)
+            finished = embedding.run(lambda: _check(job))
         self._cache.invoked(request.model, finished.usage.prompt_tokens, request.next_model)
         return finished
 

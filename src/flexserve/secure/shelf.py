@@ -12,7 +12,8 @@ import dataclasses
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 from flexserve.core.recall import Holding, Kind
 from flexserve.core.slots import Slot
@@ -23,11 +24,14 @@ from flexserve.secure.engine.model import Model
 from flexserve.secure.engine.runtime import Engine
 from flexserve.secure.engine.text import ChatTemplate, Vocabulary
 from flexserve.secure.failures import failure_of
+from flexserve.secure.models.image import DamagedImageError
 from flexserve.secure.models.store import Store
 from flexserve.secure.parked import Counters, ParkedKv
 from flexserve.secure.residency import Residency
 from flexserve.units import format_size
 from flexserve.world.messages import ModelStatus
+
+R = TypeVar("R")
 
 _MAX_OPEN = 8  # open models; an open model without weights costs its vocabulary, some 10 MB
 _SEAL_AFTER = 1.0  # seconds after its last use that KV is sealed, when there is nothing else to do
@@ -126,6 +130,25 @@ class Shelf:
             with self.lock:
                 entry.users -= 1
                 self._used(entry, keep)
+
+    def mended(self, entry: OpenModel, work: Callable[[], R]) -> R:
+        """Do `work` with the weights of `entry`; when their image is damaged, mend it, and do it once more.
+
+        Raises what `work` raises, and as `mend`.
+        """
+        try:
+            return work()
+        except DamagedImageError:
+            self.mend(entry)
+            return work()
+
+    def mend(self, entry: OpenModel) -> None:
+        """Make the damaged image of `entry` anew from its sealed file; none of its weights is in memory then.
+
+        Between two graphs. KV stays, whoever it belongs to. Raises as `Model.remake_image`.
+        """
+        self._engine.flexmem.report_returned(self._residency.retire(entry.model.weights))
+        entry.model.remake_image()
 
     def claim(self, entry: OpenModel, owner: str, known: Sequence[int]) -> tuple[Slot, int] | None:
         """Have a slot for a request; see `Conversations.claim`. Give it back with `release`."""

@@ -8,13 +8,14 @@ memory behind it. The image fills that address space on demand (secure.residency
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from llama_cpp import llama_cpp as lib
 
-from flexserve.errors import InternalError, StoredDataError
+from flexserve.errors import InternalError, StoredDataError, UnknownModelError
 from flexserve.platforms.ports import Arena
 from flexserve.secure.engine import abi
 from flexserve.secure.engine.graph import Extent, WeightMap
@@ -97,25 +98,48 @@ class Model:
         self.name = name
         self.address = 0
         self.image: Image | None = None
-        scratch = engine.flexmem.reserve(
-            CHUNK
-        )  # weights at a chunk's edge are decrypted in secure memory, too
+        self._store, self._progress = store, progress
         try:
-            engine.flexmem.commit(scratch, 0, scratch.size)
-            with store.open(name, scratch=engine.flexmem.view(scratch, 0, CHUNK)) as sealed:
+            with self._sealed() as sealed:
                 self.manifest = sealed.manifest
                 self.header = sealed.header().without_lists()  # llama.cpp has the vocabulary
                 opening = self._open(sealed)
-                self._buffers = opening.buffers
-                self.image = self._image(store, sealed, opening.tensors, progress)
+                self._buffers, self._tensors = opening.buffers, opening.tensors
+                self.image = self._image(sealed)
             parts = [Part(arena, size) for _, arena, size in opening.buffers]
             self.weights = Weights(name, parts, self.image, engine.flexmem.granule)
             self.map = WeightMap(self._extents(opening.tensors))
         except BaseException:
             self.close()
             raise
+
+    def remake_image(self) -> None:
+        """Make the image anew, which turned out to be damaged, and restore from the new one.
+
+        The weights must be without memory and in no loader's hands. Raises StoredDataError when the sealed
+        model is damaged, too, UnknownModelError when it is gone, NormalWorldError (disk full) or
+        GrantRefusedError; the next attempt may succeed.
+        """
+        with self._sealed() as sealed:
+            if sealed.manifest.model_id != self.manifest.model_id:
+                raise UnknownModelError(f"Another model has the name {self.name!r} now.", hint="Ask again.")
+            self._store.drop_image(self.manifest, self.engine.fingerprint)
+            damaged, self.image = self.image, self._made_image(sealed)
+        self.weights.source = self.image
+        if damaged is not None:
+            damaged.close()
+
+    @contextlib.contextmanager
+    def _sealed(self) -> Iterator[SealedModel]:
+        """Have the sealed model open; weights at a chunk's edge are decrypted in secure memory, too."""
+        flexmem = self.engine.flexmem
+        scratch = flexmem.reserve(CHUNK)
+        try:
+            flexmem.commit(scratch, 0, scratch.size)
+            with self._store.open(self.name, scratch=flexmem.view(scratch, 0, CHUNK)) as sealed:
+                yield sealed
         finally:
-            engine.flexmem.report_returned(engine.flexmem.free(scratch))
+            flexmem.report_returned(flexmem.free(scratch))
 
     def close(self) -> None:
         """Free the model, its memory and its files. Always safe."""
@@ -179,11 +203,10 @@ class Model:
 
     # ---- the image ---------------------------------------------------------------------------
 
-    def _image(self, store: Store, sealed: SealedModel, tensors: list[_Placed], progress: Progress) -> Image:
+    def _image(self, sealed: SealedModel) -> Image:
         fingerprint = self.engine.fingerprint
-        path = store.image_path(self.manifest, fingerprint)
         try:
-            image = Image.open(path, sealed, fingerprint)
+            image = Image.open(self._store.image_path(self.manifest, fingerprint), sealed, fingerprint)
             expected = [(kind, size) for kind, _, size in self._buffers]
             layout = [(buffer.name, buffer.size) for buffer in image.buffers]
             if layout == expected and image.chunk == self.engine.flexmem.granule:
@@ -191,9 +214,14 @@ class Model:
             image.close()
         except StoredDataError:
             pass  # absent, stale or damaged: it is derived, so it is simply made again
+        return self._made_image(sealed)
+
+    def _made_image(self, sealed: SealedModel) -> Image:
+        fingerprint, store = self.engine.fingerprint, self._store
+        path = store.image_path(self.manifest, fingerprint)
         specs = [BufferSpec(kind, size) for kind, _, size in self._buffers]
         with ImageWriter(path, sealed, fingerprint, specs, self.engine.flexmem.granule) as writer:
-            _ImageMaker(self, sealed, writer, tensors, progress).make(self._buffers)
+            _ImageMaker(self, sealed, writer, self._tensors, self._progress).make(self._buffers)
             writer.finish()
         store.drop_stale_images(self.manifest, fingerprint)
         return Image.open(path, sealed, fingerprint)

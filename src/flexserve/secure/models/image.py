@@ -16,6 +16,7 @@ this device can derive.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -24,7 +25,7 @@ import stat
 import struct
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated
@@ -56,6 +57,12 @@ class StaleImageError(StoredDataError):
     """There is no image for this CPU and this llama.cpp: rebuild it."""
 
     default_code = "image_stale"
+
+
+class DamagedImageError(StoredDataError):
+    """What stands in the image's place is not what was written there. The model is sound: rebuild it."""
+
+    default_code = "image_damaged"
 
 
 class BufferSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -219,7 +226,7 @@ class Image:
         """Open the image of `sealed` at `path`.
 
         Raises StaleImageError when there is none, or one for another CPU, llama.cpp or image
-        version; StoredDataError when it is damaged, forged or of another model;
+        version; DamagedImageError when it is damaged, forged or of another model;
         NormalWorldError when it cannot be read. Rebuilding helps in all but the last case.
         """
         try:
@@ -229,7 +236,8 @@ class Image:
         except OSError as error:
             raise bad(os.strerror(error.errno or 0)) from None
         try:
-            cipher, index, start = _read_index(fd, sealed)
+            with _image_errors():
+                cipher, index, start = _read_index(fd, sealed)
             if index.fingerprint != fingerprint:
                 raise StaleImageError("The image is for another CPU or llama.cpp.", hint="Rebuild it.")
             layout = _Layout(index.buffers, index.chunk, start)
@@ -245,7 +253,7 @@ class Image:
 
         `target` is writable memory of exactly the chunk's length. The kernel writes the
         ciphertext into it, supplying its pages without the interpreter lock, and it is decrypted
-        there. Raises StoredDataError when it is not what was written (`target` is zeroed then),
+        there. Raises DamagedImageError when it is not what was written (`target` is zeroed then),
         NormalWorldError when the disk does not deliver.
         """
         self.read(buffer, index, target)
@@ -254,15 +262,17 @@ class Image:
     def read(self, buffer: int, index: int, target: memoryview) -> None:
         """Do the first half of `restore`: fill `target` with the ciphertext."""
         place = self._place(buffer, index, target)
-        read_exact(self._fd, [target.cast("B")], place.offset, "The image")
+        with _image_errors():
+            read_exact(self._fd, [target.cast("B")], place.offset, "The image")
 
     def decrypt(self, buffer: int, index: int, target: memoryview) -> float:
         """Do the second half of `restore`: turn the ciphertext in `target` into plaintext."""
         place = self._place(buffer, index, target)
         tag = self._tags[place.number * TAG_SIZE : (place.number + 1) * TAG_SIZE]
         begin = time.perf_counter()
-        # Memory of ctypes says "<B", which cannot be assigned to.
-        self._cipher.decrypt(buffer, index, place.total, target.cast("B"), tag)
+        with _image_errors():
+            # Memory of ctypes says "<B", which cannot be assigned to.
+            self._cipher.decrypt(buffer, index, place.total, target.cast("B"), tag)
         return time.perf_counter() - begin
 
     def _place(self, buffer: int, index: int, target: memoryview) -> _Place:
@@ -298,11 +308,23 @@ class Image:
         self.close()
 
 
-def bad(what: str) -> StoredDataError:
+def bad(what: str) -> DamagedImageError:
     """Return the error that says what is wrong with an image."""
-    return StoredDataError(
-        f"The image is not usable: {what}.", hint="Remove it; it is rebuilt at the next use."
+    return DamagedImageError(
+        f"The image is not usable: {what}.",
+        hint="Check the disk, and try again: the image is made anew from the sealed model.",
     )
+
+
+@contextlib.contextmanager
+def _image_errors() -> Iterator[None]:
+    """Tell damage to an image from damage to a model: the readers below do not know which they read."""
+    try:
+        yield
+    except (DamagedImageError, StaleImageError):
+        raise
+    except StoredDataError as error:
+        raise bad(f"{error.message[:1].lower()}{error.message[1:].rstrip('.')}") from None
 
 
 def _cipher(sealed: SealedModel, salt: bytes) -> ChunkCipher:

@@ -125,6 +125,11 @@ class Store:
         """Return the images of a model that exist."""
         return sorted(self._images.glob(f"{manifest.model_id}-*{_IMAGE}"))
 
+    def drop_image(self, manifest: Manifest, fingerprint: str) -> int:
+        """Remove a model's image for one fingerprint; return the bytes of disk freed."""
+        with disk_errors("Removing a damaged image"):
+            return _unlink(self.image_path(manifest, fingerprint))
+
     def drop_stale_images(self, manifest: Manifest, fingerprint: str) -> int:
         """Remove a model's images for other fingerprints; return the bytes of disk freed."""
         keep = self.image_path(manifest, fingerprint)
