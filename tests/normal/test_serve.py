@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -219,6 +220,23 @@ def test_a_full_queue_is_openais_rate_limit_error(server: Server) -> None:
         sock.close()
     until(lambda: httpx.get(f"{server.url}/models").json()["running"] == 0)
     assert server.openai().completions.create(model="tiny", prompt="x").choices[0].text
+
+
+def test_a_thousand_half_open_connections_keep_nobody_out(server: Server) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    crowd = []
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # of the tests' process: the server runs already
+    for _ in range(1100):
+        crowd.append(socket.create_connection((host, int(port))))
+        crowd[-1].sendall(b"POST /v1/completions HTTP/1.1\r\n")
+    assert server.openai().completions.create(model="tiny", prompt="x").choices[0].text
+    assert httpx.get(f"{server.url}/health").status_code == 200
+    transport = httpx.HTTPTransport(uds=str(server.unix))
+    with httpx.Client(transport=transport, base_url="http://localhost") as client:
+        assert client.get("/models").status_code == 200
+    for sock in crowd:
+        sock.close()
 
 
 @pytest.mark.parametrize("model", ["dies", "garbage"])

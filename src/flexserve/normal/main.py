@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import ipaddress
 import os
 import signal
@@ -26,12 +27,12 @@ from flexserve.normal import journal
 from flexserve.normal.api.app import create_app
 from flexserve.normal.api.envelope import LOOPBACK_NAMES
 from flexserve.normal.api.keys import Keys
+from flexserve.normal.connections import Connection, Door
 from flexserve.normal.guest import SecureCore
 from flexserve.normal.launcher import TERM_GRACE, SecureOptions
 from flexserve.normal.pins import Pins
 from flexserve.normal.world import DRAIN, World, running_world
 
-MAX_CONNECTIONS = 1024
 _BACKLOG = 128
 
 
@@ -105,6 +106,7 @@ def _server(options: ServeOptions, world: World, keys: Keys, closing: asyncio.Ev
     app = create_app(world, hosts=_allowed_hosts(options), keys=keys)
     config = uvicorn.Config(
         app,
+        http=functools.partial(Connection, Door()),  # which bounds connections, so the server need not
         lifespan="off",
         ws="none",
         log_config=None,  # see normal.journal
@@ -112,7 +114,6 @@ def _server(options: ServeOptions, world: World, keys: Keys, closing: asyncio.Ev
         proxy_headers=False,  # nobody's X-Forwarded-For is believed
         server_header=False,
         date_header=False,  # kept up to date by the loop that is replaced below; see api.envelope
-        limit_concurrency=MAX_CONNECTIONS,
         timeout_graceful_shutdown=int(options.drain_seconds + 3 * TERM_GRACE),
     )
     server = uvicorn.Server(config)

@@ -32,7 +32,7 @@ MAX_BODY = 8 << 20
 
 BODY_TIMEOUT = 30.0  # seconds without a byte of a body that was announced
 
-_OPEN = "/health"  # the one path that needs no key
+OPEN_PATH = "/health"  # the one path that needs no key
 
 _PORTS = {"http": 80, "https": 443}
 
@@ -68,7 +68,7 @@ class Envelope:
         key = bearer(headers.get("authorization", ""))
         scope.setdefault("state", {}).update(note=exchange.note, key=key)
         refusal = self._refusal(headers, scope)
-        if refusal is None and scope["path"] != _OPEN and not self._keys.admit(key):
+        if refusal is None and scope["path"] != OPEN_PATH and not self._keys.admit(key):
             refusal = unauthenticated()
         try:
             app = refusal.response() if refusal else self._app
