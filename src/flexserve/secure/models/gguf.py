@@ -26,6 +26,7 @@ from collections.abc import Callable, Mapping
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 
 from flexserve.errors import CallerError
+from flexserve.secure.models.architecture import bad, check_architecture
 from flexserve.units import align_up
 
 # Several times the largest that published models need; small enough that a hostile header costs
@@ -166,16 +167,9 @@ def parse_gguf(read: Read, size: int) -> GgufHeader:
     if data_offset > MAX_METADATA:
         raise bad("its header is too large")
     tensors = _place(drafts, data_offset, alignment, size)
-    return GgufHeader(version, metadata, tensors, data_offset, alignment)
-
-
-def bad(what: str) -> CallerError:
-    """Return the error that says what is wrong with a file that is being added."""
-    return CallerError(
-        f"This is not a usable GGUF file: {what}.",
-        hint="Download or convert it again; its publisher's checksum tells whether it is complete.",
-        code="bad_gguf",
-    )
+    header = GgufHeader(version, metadata, tensors, data_offset, alignment)
+    check_architecture(header.architecture, metadata, tensors)
+    return header
 
 
 def _show(text: str) -> str:
