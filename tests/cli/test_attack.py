@@ -40,7 +40,8 @@ def test_a_machine_that_dies_leaves_what_was_found_and_its_last_words(
 
 
 @pytest.mark.parametrize(
-    ("verdict", "status"), [(Verdict.STOPPED, 0), (Verdict.OPEN, 0), (Verdict.SUCCEEDED, 1)]
+    ("verdict", "status"),
+    [(Verdict.STOPPED, 0), (Verdict.OPEN, 0), (Verdict.SUCCEEDED, 1), (Verdict.NOT_RUN, 3)],
 )
 def test_the_exit_status_says_whether_an_attack_succeeded(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, verdict: Verdict, status: int

@@ -16,7 +16,7 @@ class Verdict(enum.Enum):
     STOPPED = "stopped"
     SUCCEEDED = "SUCCEEDED"  # the attacker got what it wanted: the protection is broken
     OPEN = "open"  # the attacker got what it wanted, as this host's label says that it would
-    NOT_RUN = "not run"  # it could not be made, or would prove nothing here
+    NOT_RUN = "not shown"  # it could not be made, or its control failed: neither of the two was shown
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

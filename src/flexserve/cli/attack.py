@@ -10,6 +10,8 @@ import typer
 from flexserve.cli import terminal
 from flexserve.cli.options import AsJson
 
+_NOT_SHOWN = 3  # status
+
 
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
@@ -27,7 +29,8 @@ def attack(
 
     linux: root, through the kernel's interfaces; needs root. trustzone: the kernel of a machine that is
     emulated for this. `open`: root gets in by a road that this host's label calls open (`flexserve doctor`).
-    Exit status 1: an attack broke a promise, or ended the machine.
+    Exit status 1: an attack broke a promise, or ended the machine; 3: none did, but not every one could be
+    shown to be stopped.
     """
     from flexserve.attacks.attempt import Attempt, Verdict
 
@@ -48,3 +51,5 @@ def attack(
             terminal.show_json({"platform": platform, "attempts": rows})
     if any(each.verdict is Verdict.SUCCEEDED for each in attempts):
         raise typer.Exit(1)
+    if any(each.verdict is Verdict.NOT_RUN for each in attempts):
+        raise typer.Exit(_NOT_SHOWN)
