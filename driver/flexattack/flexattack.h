@@ -14,6 +14,7 @@
  *   virtio.c another, by the buffers of its queues
  *   pci.c    what can be programmed of PCI devices
  *   npu.c    the NPU, past its driver
+ *   lpi.c    the interrupt controller, which reads and writes tables
  */
 #ifndef FLEXATTACK_H
 #define FLEXATTACK_H
@@ -92,5 +93,9 @@ void npu_run(struct attack *attack);
 void npu_hang(struct attack *attack);
 void npu_registers(struct attack *attack);
 void npu_storm(struct attack *attack);
+void lpi_block(struct attack *attack);
+void lpi_arm(struct attack *attack);
+void lpi_take(struct attack *attack);
+void lpi_end(void);
 
 #endif

@@ -99,7 +99,7 @@ static const struct {
 	{ "dma-write", dma_write }, { "virtio-read", virtio_read }, { "virtio-write", virtio_write },
 	{ "pci-move", pci_move }, { "pci-configure", pci_configure }, { "npu-run", npu_run },
 	{ "npu-hang", npu_hang }, { "npu-registers", npu_registers }, { "npu-storm", npu_storm },
-	{ "own", own_page },
+	{ "lpi-block", lpi_block }, { "lpi-arm", lpi_arm }, { "lpi-take", lpi_take }, { "own", own_page },
 };
 
 static DEFINE_MUTEX(one_at_a_time);
@@ -190,6 +190,7 @@ static int __init start(void)
 static void __exit stop(void)
 {
 	misc_deregister(&device);
+	lpi_end();
 	__free_page(own);
 }
 

@@ -11,7 +11,7 @@ static u64 place_tree(struct tree *tree, u64 at, u64 blocks)
 	tree->level2 = tree->level1 + FLEX_PAGE_BYTES;
 	tree->level3 = tree->level2 + LEVEL2_TABLES * (u64)FLEX_PAGE_BYTES;
 	tree->registers = tree->level3 + blocks * FLEX_PAGE_BYTES;
-	return tree->registers + FLEX_PAGE_BYTES;
+	return tree->registers + REGISTER_TABLES * (u64)FLEX_PAGE_BYTES;
 }
 
 static bool board_is_sane(const struct board *board)

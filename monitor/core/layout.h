@@ -8,7 +8,7 @@
  *     states             one byte for each page of RAM
  *     three trees        for Stage-2, for devices, for an NPU of the secure world: level 1 (one page), level 2 (a page for each
  *                        GiB of the 4 GiB that are translated), level 3 (a page for each block of RAM),
- *                        one more level 3 for registers that do not fill a block
+ *                        two more level 3 for registers that do not fill a block
  *     mailbox            header and two rings, shared with the secure world, which finds it at the end of RAM
  */
 #ifndef MONITOR_LAYOUT_H
@@ -18,6 +18,7 @@
 
 #define IMAGE_BYTES 0x100000ULL
 #define LEVEL2_TABLES 4
+#define REGISTER_TABLES 2
 #define SANDBOX_PAGES (FLEX_NPU_CODE_BYTES_MAX / FLEX_PAGE_BYTES + 1)
 #define MAILBOX_BYTES (FLEX_MAILBOX_HEADER_BYTES + 2ULL * FLEX_MAILBOX_SLOTS * FLEX_MAILBOX_SLOT_BYTES)
 

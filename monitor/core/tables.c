@@ -25,6 +25,7 @@ static const struct layout *here;
 static u64 *stage2_leaves;
 static u64 *device_leaves;
 static u64 *secure_leaves;
+static u64 register_tables; /* so many are in use */
 
 /* One page after the other, from this leaf on. */
 static void map(u64 *leaf, u64 at, u64 pages, u64 kind)
@@ -86,17 +87,17 @@ static void link_tree(const struct tree *tree)
 	u64 *level1 = arch_at(tree->level1), *level2 = arch_at(tree->level2);
 	u64 i, first = here->ram_base / BLOCK_BYTES;
 
-	clear(level1, (tree->registers + FLEX_PAGE_BYTES - tree->level1) / sizeof(u64));
+	clear(level1, (tree->registers - tree->level1) / sizeof(u64) + REGISTER_TABLES * ENTRIES);
 	for (i = 0; i < LEVEL2_TABLES; i++)
 		level1[i] = (tree->level2 + i * FLEX_PAGE_BYTES) | VALID_TABLE;
 	for (i = 0; i < here->ram_bytes / BLOCK_BYTES; i++)
 		level2[first + i] = (tree->level3 + i * FLEX_PAGE_BYTES) | VALID_TABLE;
 }
 
-/* Registers: whole blocks at level 2, smaller windows (all in one block) at level 3. */
+/* Registers: whole blocks at level 2, smaller windows (in one of REGISTER_TABLES blocks) at level 3. */
 static void map_window(const struct window *window)
 {
-	u64 *level2 = arch_at(here->stage2.level2), *leaves = arch_at(here->stage2.registers);
+	u64 *level2 = arch_at(here->stage2.level2), *leaves;
 	u64 at = window->base, end = window->base + window->bytes;
 
 	if (at % BLOCK_BYTES == 0 && end % BLOCK_BYTES == 0) {
@@ -104,7 +105,9 @@ static void map_window(const struct window *window)
 			level2[at / BLOCK_BYTES] = at | STAGE2_REGISTERS | VALID_BLOCK;
 		return;
 	}
-	level2[at / BLOCK_BYTES] = here->stage2.registers | VALID_TABLE;
+	if (level2[at / BLOCK_BYTES] == 0)
+		level2[at / BLOCK_BYTES] = (here->stage2.registers + register_tables++ * FLEX_PAGE_BYTES) | VALID_TABLE;
+	leaves = arch_at(level2[at / BLOCK_BYTES] & ~VALID_TABLE);
 	map(&leaves[at / FLEX_PAGE_BYTES % ENTRIES], at, window->bytes / FLEX_PAGE_BYTES, STAGE2_REGISTERS | VALID_PAGE);
 }
 
@@ -151,6 +154,7 @@ void tables_init(const struct layout *layout, const struct window *windows, u32 
 	link_tree(&layout->secure);
 	if (layout->npu)
 		make_sandbox();
+	register_tables = 0;
 	for (i = 0; i < count; i++)
 		map_window(&windows[i]);
 	tables_show(ram);

@@ -25,7 +25,7 @@ struct board {
 	u64 npu; /* how many: 0 or 1 */
 };
 
-/* Device registers that the normal world may use. Whole blocks, or whole pages of one block. */
+/* Device registers that the normal world may use. Whole blocks, or whole pages of one block (of two blocks in all). */
 struct window {
 	u64 base;
 	u64 bytes;

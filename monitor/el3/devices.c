@@ -11,6 +11,8 @@
 #include "arch/aarch64/smmu.h"
 #include "el3/el3.h"
 
+extern const struct board el3_board;
+
 #define CR0 (PLAT_SMMU + 0x20)
 #define CR0_ACKNOWLEDGED (PLAT_SMMU + 0x24)
 #define CR1 (PLAT_SMMU + 0x28)
@@ -25,6 +27,7 @@
 
 #define CR0_ENABLE 1
 #define CR0_QUEUE 8
+#define CR0_CHECK 0x10 /* a device that says that it translated by itself is looked up all the same */
 #define CR1_CACHED 0xd75 /* tables and queues: inner shareable, write-back */
 #define GBPA_UPDATE (1U << 31) /* without the bit that aborts: let through while disabled */
 
@@ -108,7 +111,7 @@ static void program(u64 streams, u64 queue)
 	set_register64(QUEUE_BASE, queue | SMMU_QUEUE_LOG2);
 	set_register32(SMMU_QUEUE_PRODUCED, 0);
 	set_register32(SMMU_QUEUE_CONSUMED, 0);
-	control(CR0_ENABLE | CR0_QUEUE);
+	control(CR0_ENABLE | CR0_QUEUE | CR0_CHECK);
 }
 
 /*
@@ -134,5 +137,6 @@ bool devices_confine(const struct layout *layout)
 	program(layout->hidden_base + PLAT_STREAM_TABLE, (u64)queue);
 	smmu_order(queue, SMMU_FORGET_CONFIGURATION);
 	smmu_order(queue, SMMU_FORGET_TRANSLATIONS);
-	return confine_npu(layout) && everything(true, layout) == 0;
+	/* A device could have switched LPIs on until now, and these altered the tables. */
+	return gic_end_lpis((u32)el3_board.cpus) && confine_npu(layout) && everything(true, layout) == 0;
 }

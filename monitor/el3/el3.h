@@ -23,6 +23,12 @@ void gic_unmute(u64 before);
 void gic_pend(u32 intid); /* an interrupt of the normal world */
 void gic_gather(u32 cpu); /* GATHER_INTID, to one CPU */
 
+/*
+ * The redistributors of so many CPUs, on or off, use no tables in RAM any more. False: one cannot be brought to that.
+ * It stays so as long as nobody but us can write to their control frames.
+ */
+bool gic_end_lpis(u32 cpus);
+
 /* ---- uart.c: bytes to and from the secure world ---- */
 
 void uart_init(void);
@@ -87,7 +93,10 @@ void doorbell_tell(enum protection protection);
 
 /* ---- devices.c ---- */
 
-/* No device reaches hidden memory any more. False: one did meanwhile, and may have altered what keeps it out. */
+/*
+ * No device reaches hidden memory any more, the interrupt controller among them. False: one did meanwhile, and may
+ * have altered what keeps it out, or still does.
+ */
 bool devices_confine(const struct layout *layout);
 
 /* ---- panic.c ---- */

@@ -14,7 +14,10 @@
 #define GICD_IROUTER(n) (PLAT_GICD + 0x6000 + 8 * (u64)(n))
 
 #define GICR(cpu) (PLAT_GICR + (u64)(cpu) * PLAT_GICR_STRIDE)
+#define GICR_CTLR(cpu) GICR(cpu)
 #define GICR_WAKER(cpu) (GICR(cpu) + 0x0014)
+#define GICR_PROPBASER(cpu) (GICR(cpu) + 0x0070)
+#define GICR_PENDBASER(cpu) (GICR(cpu) + 0x0078)
 #define GICR_IGROUPR0(cpu) (GICR(cpu) + 0x10080)
 #define GICR_ISENABLER0(cpu) (GICR(cpu) + 0x10100)
 #define GICR_IPRIORITYR(cpu, n) (GICR(cpu) + 0x10400 + (n))
@@ -23,6 +26,9 @@
 #define GROUPS 0x7
 #define ASLEEP (1 << 2)
 #define SLEEP (1 << 1)
+#define LPIS 1
+#define WRITE_PENDING (1 << 3)
+#define PATIENCE 1000 /* looks; it is a matter of some accesses to memory */
 
 static void set_byte(u64 address, u8 value)
 {
@@ -96,4 +102,30 @@ void gic_gather(u32 cpu)
 	barrier();
 	write_register("s3_0_c12_c11_7", (u64)GATHER_INTID << 24 | 1ULL << cpu); /* ICC_SGI0R_EL1 */
 	barrier();
+}
+
+/* The tables may not be moved while LPIs are on, and some controllers never switch them off again. */
+static bool end_lpis_of(u32 cpu)
+{
+	u32 looks;
+
+	set_register32(GICR_CTLR(cpu), 0);
+	for (looks = 0; looks < PATIENCE && register32(GICR_CTLR(cpu)) & WRITE_PENDING; looks++)
+		;
+	if (register32(GICR_CTLR(cpu)) & (LPIS | WRITE_PENDING))
+		return false;
+	set_register64(GICR_PROPBASER(cpu), 0);
+	set_register64(GICR_PENDBASER(cpu), 0);
+	return true;
+}
+
+bool gic_end_lpis(u32 cpus)
+{
+	bool ended = true;
+	u32 cpu;
+
+	for (cpu = 0; cpu < cpus; cpu++)
+		ended &= end_lpis_of(cpu);
+	barrier();
+	return ended;
 }

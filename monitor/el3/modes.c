@@ -16,6 +16,7 @@
 #define VTCR_EL2 0x80003560 /* 4 GiB of addresses from level 1, 4 KiB pages, cached walks */
 #define MAIR_EL2 0xff00 /* 0: device, 1: normal, write-back */
 #define CNTHCTL_EL2 3
+#define MDCR_NOT_HERE (1ULL << 17) /* the OS counts no events of EL2 */
 
 /* EL2's own map. */
 #define MAP_TABLE 3ULL
@@ -122,7 +123,7 @@ void modes_apply(void)
 	write_register("mdcr_el3", 0);
 	barrier();
 	write_register("s3_4_c12_c9_5", 0xf); /* ICC_SRE_EL2 */
-	write_register("hcr_el2", HCR_64_BITS | (on ? HCR_TRAP_SMC | HCR_STAGE2 : 0));
+	write_register("hcr_el2", HCR_64_BITS | (on ? HCR_TRAP_SMC | HCR_TRAP_MAKERS | HCR_STAGE2 : 0));
 	write_register("vtcr_el2", VTCR_EL2);
 	write_register("vttbr_el2", layout.stage2.level1);
 	write_register("vbar_el2", PLAT_EL2_BASE + el2_vectors_offset);
@@ -133,7 +134,10 @@ void modes_apply(void)
 	write_register("sp_el2", stack);
 	write_register("cptr_el2", CPTR_EL2);
 	write_register("hstr_el2", 0);
-	write_register("mdcr_el2", read_register("pmcr_el0") >> 11 & 0x1f);
+	write_register("mdcr_el2", MDCR_NOT_HERE | (read_register("pmcr_el0") >> 11 & 0x1f));
+	write_register("actlr_el3", 0);
+	write_register("actlr_el2", 0);
+	write_register("s3_4_c12_c11_0", 0); /* ICH_HCR_EL2: no virtual interrupts */
 	write_register("cnthctl_el2", CNTHCTL_EL2);
 	write_register("cntvoff_el2", 0);
 	write_register("vpidr_el2", read_register("midr_el1"));

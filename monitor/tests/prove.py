@@ -80,13 +80,14 @@ REAL = {
 ALL = (
     Proof("range", "prove_range.c", core=(), **REAL),
     Proof("layout", "prove_layout.c", core=("layout",), **REAL),
+    Proof("redistributor", "prove_redistributor.c", core=("redistributor",), **REAL),
     *(
         Proof(
             name,
             "prove_start.c",
             helpers=PARTS,
             defines=(*SIZES, "-DPAGES=512", f"-DNPUS={npus}"),
-            unwind=3600,
+            unwind=4100,
             loops="",
             instrument=("--nondet-volatile", "--nondet-static"),
             options=("--max-field-sensitivity-array-size", "4096"),

@@ -21,8 +21,8 @@ from mutants import MUTANTS, Mutant
 from prove import ALL, Proof, ProofError, ask
 from variant import Replacement
 
-LAYOUT, NPU, PAGES, SECURE, TABLES = (
-    f"core/{name}.c" for name in ("layout", "npu", "pages", "secure", "tables")
+LAYOUT, NPU, PAGES, REDISTRIBUTOR, SECURE, TABLES = (
+    f"core/{name}.c" for name in ("layout", "npu", "pages", "redistributor", "secure", "tables")
 )
 BETWEEN = "\tfor (; at < end; at++)\n\t\tif (*at != from && *at != to)\n\t\t\treturn false;\n"
 OWN = (
@@ -48,6 +48,9 @@ OWN = (
     Mutant(
         "too few tables", LAYOUT, "tree->level3 + blocks * FLEX_PAGE_BYTES", "tree->level3 + FLEX_PAGE_BYTES"
     ),
+    Mutant("LPIs are told of", REDISTRIBUTOR, "(3ULL << 24 | 0xefULL)", "(3ULL << 24)"),
+    Mutant("LPIs are seen to be on", REDISTRIBUTOR, "(1U << 31 | 1U << 3)", "(1U << 31 | 1U)"),
+    Mutant("all of the frame is seen", REDISTRIBUTOR, "offset >= IDENTITY && ", ""),
     Mutant("RAM over the registers", LAYOUT, " && board->ram_base != 0 &&", " &&"),
     Mutant("a sweep looks beyond RAM", PAGES, "left < FLEX_CALL_PAGES_MAX ? left : ", ""),
     Mutant(
@@ -105,6 +108,7 @@ NOTICED = {
         "too few tables",
         "RAM over the registers",
     ),
+    "redistributor": ("LPIs are told of", "LPIs are seen to be on", "all of the frame is seen"),
     "start": (
         "the monitor's memory is mapped",
         "a new start keeps who was attached",

@@ -25,9 +25,9 @@ TEST(every_size_of_ram_has_its_parts_one_behind_the_other)
 		CHECK(layout.window / BLOCK_BYTES == (layout.sandbox - 1) / BLOCK_BYTES);
 		CHECK(layout.states >= layout.sandbox + 3 * FLEX_PAGE_BYTES);
 		CHECK(fits(&layout, &layout.stage2, layout.states + layout.pages));
-		CHECK(fits(&layout, &layout.devices, layout.stage2.registers + FLEX_PAGE_BYTES));
-		CHECK(fits(&layout, &layout.secure, layout.devices.registers + FLEX_PAGE_BYTES));
-		CHECK(layout.mailbox >= layout.secure.registers + FLEX_PAGE_BYTES);
+		CHECK(fits(&layout, &layout.devices, layout.stage2.registers + REGISTER_TABLES * FLEX_PAGE_BYTES));
+		CHECK(fits(&layout, &layout.secure, layout.devices.registers + REGISTER_TABLES * FLEX_PAGE_BYTES));
+		CHECK(layout.mailbox >= layout.secure.registers + REGISTER_TABLES * FLEX_PAGE_BYTES);
 		CHECK_EQUAL(layout.mailbox + MAILBOX_BYTES, RAM_BASE + board.ram_bytes);
 		CHECK_EQUAL(layout.mailbox % FLEX_PAGE_BYTES, 0);
 	}

@@ -6,36 +6,59 @@
 #include "arch/arch.h"
 #include "core/layout.h"
 #include "core/monitor.h"
+#include "core/redistributor.h"
 
 #define CLASS_HVC 0x16
 #define CLASS_SMC 0x17
+#define CLASS_REGISTER 0x18
 #define CLASS_FETCH 0x20
 #define CLASS_DATA 0x24
 
 #define ESR_IL (1ULL << 25)
+#define ESR_DESCRIBED (1ULL << 24) /* which register is loaded or stored, and how much of it */
+#define ESR_BYTES(esr) (1ULL << ((esr) >> 22 & 3))
+#define ESR_NUMBER(esr) ((esr) >> 16 & 31)
+#define ESR_WALK (1ULL << 7) /* by the CPU's own walk of the OS's tables */
 #define ESR_WRITE (1ULL << 6)
+#define ESR_FAULT(esr) ((esr) & 0x3c) /* at any level */
+#define FAULT_PERMISSION 0x0c
+#define NOWHERE (~0ULL) /* no address of RAM */
 #define FAULT_EXTERNAL 0x10 /* a user program gets SIGBUS */
 #define FAULT_ALIGNMENT 0x21 /* the kernel runs its fix-ups: copy_from_user and the like give -EFAULT */
 
 #define PSTATE_PAN (1ULL << 22)
 #define SCTLR_SPAN (1ULL << 23)
 
+#define SMCCC_FIRST 0x80000000
+#define SMCCC_LAST 0x80000001
 #define PSCI_FIRST 0x84000000
 #define PSCI_LAST 0x8400001f
 #define WIDE 0x40000000 /* the 64-bit calling convention's bit in a function's number */
 
-/* What the OS may use of the machine's registers. Everything else, fw_cfg and other DMA masters included, is hidden. */
+#define OWN_INTERRUPTS(cpu) { PLAT_GICR + (cpu) * PLAT_GICR_STRIDE + FRAME_BYTES, FRAME_BYTES }
+#define FRAME_BYTES 0x10000
+
+/*
+ * What the OS may use of the machine's registers. Everything else, fw_cfg and other DMA masters included, is hidden.
+ * Of the GIC's frames for each CPU the first is answered for by us, see core/redistributor.h.
+ */
 static const struct window windows[] = {
-	{ 0x08000000, 0x00200000 }, /* GIC: distributor, redistributors */
+	{ PLAT_GICD, FRAME_BYTES },
+	OWN_INTERRUPTS(0), OWN_INTERRUPTS(1), OWN_INTERRUPTS(2), OWN_INTERRUPTS(3),
+	OWN_INTERRUPTS(4), OWN_INTERRUPTS(5), OWN_INTERRUPTS(6), OWN_INTERRUPTS(7),
 	{ 0x09000000, 0x00001000 }, /* UART */
-	{ 0x09010000, 0x00001000 }, /* clock */
-	{ 0x10000000, 0x30000000 }, /* PCIe: memory, ports, configuration space */
+	{ 0x10000000, 0x2f200000 }, /* PCIe: memory, ports, configuration space of buses 0 and 1 */
 };
+
+_Static_assert(PLAT_CPUS == 8, "a window for each CPU");
+
+static u64 cpus;
 
 u64 el2_init(const struct board *board)
 {
 	if (!monitor_init(board, windows, sizeof(windows) / sizeof(windows[0])))
 		return 1;
+	cpus = board->cpus;
 	smmu_open(monitor_layout());
 	return 0;
 }
@@ -82,7 +105,8 @@ static void serve(struct frame *frame)
 	if ((function & ~0xffULL) == FLEX_SMC_BASE) {
 		frame->x[0] = function;
 		monitor_call(frame->x);
-	} else if ((function & ~(u64)WIDE) >= PSCI_FIRST && (function & ~(u64)WIDE) <= PSCI_LAST) {
+	} else if (((function & ~(u64)WIDE) >= PSCI_FIRST && (function & ~(u64)WIDE) <= PSCI_LAST) ||
+		   (function >= SMCCC_FIRST && function <= SMCCC_LAST)) {
 		frame->x[0] = smc(function, frame->x[1], frame->x[2], frame->x[3]);
 	} else {
 		frame->x[0] = (u64)FLEX_STATUS_UNKNOWN;
@@ -104,6 +128,16 @@ static u64 vector_of(u64 spsr)
 	}
 }
 
+/* Have EL1 take an exception at what was interrupted. */
+static void except(struct frame *frame, u64 esr, u64 pan)
+{
+	write_register("esr_el1", esr);
+	write_register("elr_el1", frame->elr);
+	write_register("spsr_el1", frame->spsr);
+	frame->elr = read_register("vbar_el1") + vector_of(frame->spsr);
+	frame->spsr = SPSR_MASKED | SPSR_EL1H | pan;
+}
+
 /* Let the access that came here end in an abort at EL1, as if memory had refused it. */
 static void forge_abort(struct frame *frame, u64 esr)
 {
@@ -114,17 +148,47 @@ static void forge_abort(struct frame *frame, u64 esr)
 		pan = PSTATE_PAN;
 	esr = (class + kernel) << 26 | (esr & ESR_IL) | (class == CLASS_DATA ? esr & ESR_WRITE : 0) |
 	      (kernel ? FAULT_ALIGNMENT : FAULT_EXTERNAL);
-	write_register("esr_el1", esr);
 	write_register("far_el1", read_register("far_el2"));
-	write_register("elr_el1", frame->elr);
-	write_register("spsr_el1", spsr);
-	frame->elr = read_register("vbar_el1") + vector_of(spsr);
-	frame->spsr = SPSR_MASKED | SPSR_EL1H | pan;
+	except(frame, esr, pan);
+}
+
+/* An access to the first frame of a redistributor: it is answered here. False: it was none. */
+static bool serve_redistributor(struct frame *frame, u64 esr, u64 ipa)
+{
+	u64 at = ipa - PLAT_GICR, offset = at % PLAT_GICR_STRIDE, bytes = ESR_BYTES(esr), shown, value = 0;
+
+	if (at >= cpus * PLAT_GICR_STRIDE || offset >= FRAME_BYTES || esr >> 26 != CLASS_DATA || !(esr & ESR_DESCRIBED))
+		return false;
+	shown = redistributor_shown(offset, bytes);
+	if (!(esr & ESR_WRITE) && shown != 0)
+		value = (bytes == 8 ? register64(ipa) : register32(ipa)) & shown;
+	if (!(esr & ESR_WRITE) && ESR_NUMBER(esr) != 31)
+		frame->x[ESR_NUMBER(esr)] = value;
+	if ((esr & ESR_WRITE) && offset != REDISTRIBUTOR_WAKER) /* that one Linux writes without any harm in mind */
+		monitor_fault(ipa);
+	frame->elr += 4;
+	return true;
+}
+
+/* Where it was, as far as that is known: of a page that is there, but not for this, it is not. */
+static u64 address_of(u64 esr)
+{
+	if (ESR_FAULT(esr) == FAULT_PERMISSION && !(esr & ESR_WALK))
+		return NOWHERE;
+	return (read_register("hpfar_el2") & ~0xfULL) << 8 | (read_register("far_el2") & (FLEX_PAGE_BYTES - 1));
+}
+
+static void serve_access(struct frame *frame, u64 esr)
+{
+	u64 ipa = address_of(esr);
+
+	if (!serve_redistributor(frame, esr, ipa) && monitor_fault(ipa) == MONITOR_BLOCK)
+		forge_abort(frame, esr);
 }
 
 void el2_synchronous(struct frame *frame)
 {
-	u64 esr = read_register("esr_el2"), ipa;
+	u64 esr = read_register("esr_el2");
 
 	if (read_register("hcr_el2") & HCR_SANDBOX)
 		sandbox_faulted(frame);
@@ -136,11 +200,12 @@ void el2_synchronous(struct frame *frame)
 		frame->elr += 4;
 		serve(frame);
 		break;
+	case CLASS_REGISTER: /* of this CPU's maker; for the OS there is no such instruction */
+		except(frame, ESR_IL, 0);
+		break;
 	case CLASS_FETCH:
 	case CLASS_DATA:
-		ipa = (read_register("hpfar_el2") & ~0xfULL) << 8;
-		if (monitor_fault(ipa) == MONITOR_BLOCK)
-			forge_abort(frame, esr);
+		serve_access(frame, esr);
 		break;
 	default:
 		arch_panic("a trap that was not set");

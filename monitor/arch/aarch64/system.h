@@ -27,6 +27,7 @@ struct frame {
 #define HCR_64_BITS (1ULL << 31)
 #define HCR_SANDBOX (1ULL << 27) /* EL0 is EL2's: its exceptions come here, and stage 1 is off */
 #define HCR_TRAP_SMC (1ULL << 19)
+#define HCR_TRAP_MAKERS (1ULL << 20) /* registers that the CPU's maker defines */
 #define HCR_NO_STAGE1 (1ULL << 12)
 #define HCR_STAGE2 1ULL
 #define CPTR_EL2 0x33ff
@@ -48,6 +49,11 @@ static inline u32 register32(u64 address)
 static inline void set_register32(u64 address, u32 value)
 {
 	*(volatile u32 *)address = value;
+}
+
+static inline u64 register64(u64 address)
+{
+	return *(volatile u64 *)address;
 }
 
 static inline void set_register64(u64 address, u64 value)

@@ -3,7 +3,7 @@
 
 static u64 tree_end(const struct tree *tree)
 {
-	return tree->registers + FLEX_PAGE_BYTES;
+	return tree->registers + REGISTER_TABLES * (u64)FLEX_PAGE_BYTES;
 }
 
 /* Its tables follow each other, and its level 3 has a leaf for each page of RAM. */

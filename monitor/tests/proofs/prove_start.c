@@ -8,7 +8,7 @@
 
 #define BASE 0x40000000ULL
 #define WORDS 512 /* of a table */
-#define TABLES (1 + LEVEL2_TABLES + 1 + 1)
+#define TABLES (1 + LEVEL2_TABLES + 1 + REGISTER_TABLES)
 
 struct small small;
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from flexserve.attacks.attempt import Attempt, attempt
-from flexserve.attacks.trustzone import answers, calls, devices, npu, reach, switching
+from flexserve.attacks.trustzone import answers, calls, devices, lpi, npu, reach, switching
 from flexserve.attacks.trustzone.answers import Conversation
 from flexserve.attacks.trustzone.scene import CPUS, RAM_BYTES, Scene
 from flexserve.errors import NormalWorldError
@@ -46,6 +46,9 @@ ATTACKS: tuple[Callable[[Scene], str], ...] = (
     npu.keep_it_busy,
     npu.lend_other_code,
     npu.storm_gate,
+    lpi.read_by_lpi,
+    lpi.alter_by_lpi,
+    lpi.flip_by_lpi,
     switching.turn_cpus_off_and_on,
     switching.read_after_recall,
     switching.let_devices_loose_while_off,

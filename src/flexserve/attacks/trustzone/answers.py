@@ -104,7 +104,7 @@ def _refused(talk: Conversation, otherwise: str) -> None:
 
 def _answered(talk: Conversation) -> None:
     if not talk.ask():
-        raise Gained("the secure world did not recover")
+        raise Pointless("the model does not answer any more, with memory again and nobody in its way")
 
 
 def _lie(talk: Conversation) -> None:

@@ -7,7 +7,7 @@ import threading
 import time
 
 from flexserve.attacks.attempt import Gained, Pointless
-from flexserve.attacks.trustzone.scene import HIDDEN, RAM_BYTES, UART, Scene, expect
+from flexserve.attacks.trustzone.scene import HIDDEN, RAM_BYTES, UART, Scene, demand, expect
 from flexserve.platforms.trustzone import abi
 from flexserve.platforms.trustzone.exchange import Commit, Recall
 from flexserve.platforms.trustzone.ram import BASE, PAGE
@@ -21,9 +21,9 @@ _DRIVER = 0.5  # seconds in which it takes what it can
 def grant_what_is_not_its_own(scene: Scene) -> str:
     """Grant a page twice; grant the monitor's pages, a device's, addresses outside of RAM."""
     own, grant = scene.own(), abi.Call.GRANT
-    expect(scene.call(grant, own, 1), abi.Status.OK, "a page of its own was refused")
+    demand(scene.call(grant, own, 1), abi.Status.OK, "a page of its own was refused")
     expect(scene.call(grant, own, 1), abi.Status.DENIED, "a page was granted twice")
-    expect(scene.call(abi.Call.RETURN, own, 1), abi.Status.OK, "an unused page was not returned")
+    demand(scene.call(abi.Call.RETURN, own, 1), abi.Status.OK, "an unused page was not returned")
     for ipa, pages in ((HIDDEN, 1), (HIDDEN - PAGE, 2), (BASE + RAM_BYTES - PAGE, 1), (scene.secure(), 1)):
         expect(scene.call(grant, ipa, pages), abi.Status.DENIED, f"{ipa:#x} was granted")
     malformed = (
@@ -60,7 +60,8 @@ def take_before_and_again(scene: Scene) -> str:
         _take_the_rest(scene)
         releasing.join()
         expect(made["again"], abi.Status.DENIED, "pages were taken twice")
-        scene.check_ram(present=False)
+        if found := scene.canaries():
+            raise Gained(f"the canary is in RAM {found} times")
         scene.hold()
         if made["taken"]:
             break
@@ -74,8 +75,8 @@ def take_before_and_again(scene: Scene) -> str:
 def replay_old_grant(scene: Scene) -> str:
     """Say again what was said of pages that came back: calls of the OS, and the secure world's commands."""
     own, secure = scene.own(), scene.secure()
-    expect(scene.call(abi.Call.GRANT, own, 1), abi.Status.OK, "a page of its own was refused")
-    expect(scene.call(abi.Call.RETURN, own, 1), abi.Status.OK, "an unused page was not returned")
+    demand(scene.call(abi.Call.GRANT, own, 1), abi.Status.OK, "a page of its own was refused")
+    demand(scene.call(abi.Call.RETURN, own, 1), abi.Status.OK, "an unused page was not returned")
     scene.release()
     for ipa in (own, secure):
         for call in (abi.Call.RETURN, abi.Call.TAKE):

@@ -95,7 +95,7 @@ class Scene:
         self.memory.commit(self.arena, 0, _SECRET)
         with self.memory.view(self.arena, 0, _SECRET) as view:
             if any(view):
-                raise Gained("the secure world was handed words that are not its own")
+                raise Pointless("the secure world was handed words that are not its own")
             view[:] = self.canary * (_SECRET // len(self.canary))
 
     def release(self) -> None:
@@ -163,11 +163,21 @@ class Scene:
             if self.attack(*words)["fault"] != FAULT:
                 raise Gained(f"a page was {what}")
 
-    def word(self, ipa: int) -> bytes:
-        """Return the 8 bytes that are in RAM at an address."""
+    def bytes_at(self, ipa: int, length: int) -> bytes:
+        """Return what is in RAM at an address, within a page."""
         page, offset = divmod(ipa - BASE, PAGE)
         with Ram(self.machine.ram_fd).window(page * PAGE, PAGE) as view:
-            return bytes(view[offset : offset + 8])
+            return bytes(view[offset : offset + length])
+
+    def word(self, ipa: int) -> bytes:
+        """Return the 8 bytes that are in RAM at an address."""
+        return self.bytes_at(ipa, 8)
+
+    def put(self, ipa: int, data: bytes) -> None:
+        """Write to a page, as the secure world."""
+        page, offset = divmod(ipa - BASE, PAGE)
+        with Ram(self.machine.ram_fd).window(page * PAGE, PAGE) as view:
+            view[offset : offset + len(data)] = data
 
     def check_canary(self) -> None:
         """Raise Gained when secure memory is not what the secure world wrote."""
@@ -175,12 +185,10 @@ class Scene:
             if bytes(view) != self.canary * (_SECRET // len(self.canary)):
                 raise Gained("secure memory was altered")
 
-    def check_ram(self, *, present: bool) -> None:
-        """Raise Gained unless the canary is in RAM only where it belongs, or (not `present`) nowhere."""
+    def canaries(self) -> int:
+        """Return how often the canary is in RAM, wherever that is."""
         with Ram(self.machine.ram_fd).window(0, RAM_BYTES) as view:
-            found = len(re.findall(re.escape(self.canary), view))
-        if found != (_SECRET // len(self.canary) if present else 0):
-            raise Gained(f"the canary is in RAM {found} times")
+            return len(re.findall(re.escape(self.canary), view))
 
 
 def hidden_places() -> dict[str, int]:
@@ -210,6 +218,12 @@ def expect(status: int, wanted: int, otherwise: str) -> None:
     """Raise Gained when a call was not answered as it should be."""
     if status != wanted:
         raise Gained(f"{otherwise} (status {status})")
+
+
+def demand(status: int, wanted: int, otherwise: str) -> None:
+    """Raise Pointless when what every attacker may do is not answered as it should be."""
+    if status != wanted:
+        raise Pointless(f"{otherwise} (status {status})")
 
 
 def until(condition: Callable[[], bool], otherwise: str) -> None:

@@ -7,7 +7,7 @@ import time
 
 from flexserve.attacks.attempt import Gained, Pointless
 from flexserve.attacks.trustzone.devices import copy_by_device
-from flexserve.attacks.trustzone.scene import FW_CFG, HIDDEN, MARK, SLOT, SMMU, Scene, expect
+from flexserve.attacks.trustzone.scene import FW_CFG, HIDDEN, MARK, SLOT, SMMU, Scene, demand, expect
 from flexserve.errors import NormalWorldError
 from flexserve.platforms.trustzone import abi
 from flexserve.platforms.trustzone.ram import PAGE
@@ -37,9 +37,11 @@ def turn_cpus_off_and_on(scene: Scene) -> str:
 def read_after_recall(scene: Scene) -> str:
     """Read pages right after the secure world gave them back."""
     secure = scene.secure()
-    scene.check_ram(present=True)
+    if not scene.canaries():
+        raise Pointless("the canary is not in RAM to begin with")
     scene.release()
-    scene.check_ram(present=False)
+    if found := scene.canaries():
+        raise Gained(f"the canary is in RAM {found} times")
     seen = scene.attack("peek", "direct", secure)
     scene.hold()
     if seen["fault"] != 0:
@@ -54,7 +56,7 @@ def let_devices_loose_while_off(scene: Scene) -> str:
         ("poke", "table", _TABLE + (SLOT << 3) * 64, _LET_THROUGH),
         ("poke", "device", _STREAMS, _TABLE),
     ):
-        _while_off(scene, *step)
+        while_off(scene, *step)
     victim = HIDDEN + _UNUSED
     scene.attack("dma-write", victim, MARK)
     if _number(scene, victim) != MARK:
@@ -63,7 +65,7 @@ def let_devices_loose_while_off(scene: Scene) -> str:
         _command(scene, by)
         if scene.word(_target(scene)) == bytes(8):
             raise Pointless(f"fw_cfg does not copy while protection is off either ({by})")
-    expect(scene.call(abi.Call.VERSION), abi.Status.OK, "protection did not come back")
+    demand(scene.call(abi.Call.VERSION), abi.Status.OK, "protection did not come back")
     scene.attack("dma-write", victim, MARK + 1)
     if _number(scene, victim) != MARK:
         raise Gained("a device kept its way into hidden memory")
@@ -79,11 +81,10 @@ def let_devices_loose_while_off(scene: Scene) -> str:
 def alter_monitor_while_off(scene: Scene) -> str:
     """Patch the monitor while protection is off."""
     scene.give_back()
-    _while_off(scene, "peek", "table", HIDDEN)
-    if scene.call(abi.Call.VERSION) != abi.Status.OK:
-        raise Gained("protection did not come back")
+    while_off(scene, "peek", "table", HIDDEN)
+    demand(scene.call(abi.Call.VERSION), abi.Status.OK, "protection did not come back")
     scene.expect_fault("read once protection was back", "peek", "table", HIDDEN)
-    _while_off(scene, "poke", "table", HIDDEN + _IMAGE, MARK)
+    while_off(scene, "poke", "table", HIDDEN + _IMAGE, MARK)
     expect(scene.call(abi.Call.VERSION), abi.Status.TAMPERED, "the altered monitor was started")
     try:
         scene.hold()
@@ -101,14 +102,15 @@ def _relax(scene: Scene) -> None:
         time.sleep(0.05)
 
 
-def _while_off(scene: Scene, *words: object) -> None:
-    """Reach what is hidden while protection is off; a call of the driver in between brings it back."""
+def while_off(scene: Scene, *words: object) -> dict[str, int]:
+    """Do what cannot fail while protection is off; a call of the driver in between brings it back."""
     deadline = time.monotonic() + _SOON
     _relax(scene)
-    while scene.attack(*words)["fault"] != 0:
+    while (made := scene.attack(*words)).get("fault", 0) != 0:
         if time.monotonic() > deadline:
             raise Pointless("what is hidden cannot be reached while protection is off")
         _relax(scene)
+    return made
 
 
 def _command(scene: Scene, by: str) -> None:
