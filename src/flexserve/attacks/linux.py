@@ -28,7 +28,7 @@ from flexserve.errors import NormalWorldError
 from flexserve.normal.launcher import environment
 from flexserve.platforms.linux import injection
 from flexserve.platforms.linux import kernel_views as views
-from flexserve.platforms.linux.roads import Way, roads
+from flexserve.platforms.linux.roads import Way, parent_of, roads
 from flexserve.platforms.linux.secure_memory import probe_secret_memory
 from flexserve.units import MIB
 
@@ -56,7 +56,7 @@ class Scene:
             )
         probe_secret_memory(_ENOUGH)
         target = Target.make(folder)
-        with target.open("secret") as secret, target.open("plain") as plain:
+        with target.open("secret") as secret, target.open("plain", guarded=False) as plain:
             yield cls(target, secret, plain)
 
     def canary_in_plain(self) -> tuple[views.Mapping, int]:
@@ -119,6 +119,17 @@ def drive_as_debugger(scene: Scene) -> str:
     raise _gain(scene, Way.ATTACH, "the process copied its weights out")
 
 
+def drive_companion(scene: Scene) -> str:
+    """Attach to the companion that traces the process, to have it let go."""
+    if not roads(scene.secret.pid)[Way.ATTACH].closed_by:
+        raise Pointless("there is none on this host")
+    try:
+        with injection.seized(parent_of(scene.secret.pid)):
+            raise Gained("the companion does what it is told")
+    except PermissionError as error:
+        return f"the kernel refuses it ({error.strerror}): the process traces its companion, too"
+
+
 def patch_code(scene: Scene) -> str:
     """Write into the code of the process through /proc/PID/mem."""
     _patch(scene.plain.pid)
@@ -145,8 +156,11 @@ def dump_with_gdb(scene: Scene) -> str:
     place, _ = scene.canary_in_plain()
     if scene.target.canary not in b"".join(_dumps(scene.plain.pid, [place])):
         raise Pointless("gdb's dump of ordinary memory does not show what is there")
-    if _dumps(scene.secret.pid, scene.secret_mappings()):
-        raise Gained("gdb wrote secret memory to a file")
+    try:
+        if _dumps(scene.secret.pid, scene.secret_mappings()):
+            raise Gained("gdb wrote secret memory to a file")
+    except Pointless:
+        return "gdb cannot attach"
     return "gdb gets an I/O error for every mapping of secret memory"
 
 
@@ -201,6 +215,7 @@ ATTACKS: tuple[Callable[[Scene], str], ...] = (
     search,
     search_after_recalls,
     drive_as_debugger,
+    drive_companion,
     patch_code,
     read_key_file,
     dump_with_gdb,

@@ -43,9 +43,10 @@ class Target:
         source.unlink()
         return cls(root, key, numbers.tobytes())
 
-    def open(self, memory: str) -> DrivenWorld:
-        """Start a secure world with all of the model in memory."""
-        world = DrivenWorld(self.root, self.key, arguments=(*_OPTIONS, *_FINE, "--memory", memory))
+    def open(self, memory: str, *, guarded: bool = True) -> DrivenWorld:
+        """Start a secure world with all of the model in memory, and nobody at its side unless `guarded`."""
+        arguments = (*_OPTIONS, *_FINE, "--memory", memory)
+        world = DrivenWorld(self.root, self.key, arguments=arguments, guarded=guarded)
         world.generate(MODEL, "Kato bime.", 4)
         world.warm(MODEL)
         return world

@@ -21,6 +21,7 @@ import msgspec
 
 from flexserve.errors import Blame, PeerError, rebuild
 from flexserve.normal.launcher import environment
+from flexserve.platforms.linux import companion
 from flexserve.world import framing
 from flexserve.world.messages import (
     PROTOCOL_VERSION,
@@ -64,8 +65,9 @@ class Generated:
 class DrivenWorld:
     """A real secure world process and its only client. A context manager; methods are thread-safe.
 
-    It inherits `fds`. `budget` bounds the bytes granted at any time (None: no bound); it may be
-    changed, and so may `before_grant` and `after_recall`, which are called at those moments.
+    It inherits `fds`, and has a companion that keeps debuggers out unless `guarded` is off. `budget` bounds
+    the bytes granted at any time (None: no bound); it may be changed, and so may `before_grant` and
+    `after_recall`, which are called at those moments.
     """
 
     def __init__(
@@ -76,25 +78,21 @@ class DrivenWorld:
         arguments: tuple[str, ...] = (),
         fds: tuple[int, ...] = (),
         budget: int | None = None,
+        guarded: bool = True,
     ) -> None:
         self.budget = budget
         self.granted = 0
         began = time.monotonic()
         ours, theirs = socket.socketpair()
         with theirs:
+            program = [
+                *(sys.executable, "-I", "-m", "flexserve.secure.main"),
+                *("--channel-fd", str(theirs.fileno())),
+                *("--store", str(store), "--device-key", str(device_key)),
+                *arguments,
+            ]
             self._process = subprocess.Popen(
-                [
-                    *(sys.executable, "-I", "-m", "flexserve.secure.main"),
-                    *(
-                        "--channel-fd",
-                        str(theirs.fileno()),
-                        "--store",
-                        str(store),
-                        "--device-key",
-                        str(device_key),
-                    ),
-                    *arguments,
-                ],
+                companion.command(program) if guarded else program,
                 stdin=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 pass_fds=(theirs.fileno(), *fds),
@@ -120,7 +118,7 @@ class DrivenWorld:
     @property
     def pid(self) -> int:
         """Process id of the secure world."""
-        return self._process.pid
+        return self.welcome.pid
 
     def generate(
         self, model: str, text: str, tokens: int, on_text: Callable[[str], None] | None = None

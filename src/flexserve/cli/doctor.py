@@ -20,18 +20,18 @@ def doctor(as_json: AsJson = False) -> None:
 
     Platform linux. Exit status 1: its secure memory cannot be had here.
     """
-    from flexserve.platforms.linux.doctor import State, findings
-    from flexserve.platforms.linux.roads import reach, roads
+    from flexserve.platforms.linux.doctor import State, findings, roads_to_a_new_process
+    from flexserve.platforms.linux.roads import reach
 
-    found, ways = list(findings()), list(roads().values())
+    found, ways = list(findings()), roads_to_a_new_process()
     if as_json:
         terminal.show_json(
             {
-                "label": reach(),
+                "label": reach(ways),
                 "checks": [{**dataclasses.asdict(each), "state": each.state.value} for each in found],
                 "roads": [
                     {"road": road.way.value, "open": road.open, "closed_by": road.closed_by or None}
-                    for road in ways
+                    for road in ways.values()
                 ],
             }
         )
@@ -46,9 +46,9 @@ def doctor(as_json: AsJson = False) -> None:
                     f"  {each.remedy}" if each.remedy else "  nothing puts this right on this machine"
                 )
         terminal.say("\nroot's roads into a secure process that is started now:")
-        for road in ways:
+        for road in ways.values():
             terminal.say(f"  {'open  ' if road.open else 'closed'}  {road.way.value}{_why(road.closed_by)}")
-        terminal.say(f"\n{reach()}")
+        terminal.say(f"\n{reach(ways)}")
     if any(each.state is State.MISSING for each in found):
         raise typer.Exit(1)
 

@@ -25,6 +25,7 @@ import msgspec
 from flexserve.errors import FlexServeError, NormalWorldError, PeerError
 from flexserve.normal.answer import revive
 from flexserve.normal.channel import MemoryCounter, WorldChannel, open_channel
+from flexserve.platforms.linux import companion
 from flexserve.units import GIB
 from flexserve.world.messages import Failure
 
@@ -78,7 +79,7 @@ class SecureOptions:
             "max-queue": self.max_queue,
             "idle-seconds": self.idle_seconds,
         }
-        words = [sys.executable, "-I", "-m", "flexserve.secure.main"]
+        words = companion.command([sys.executable, "-I", "-m", "flexserve.secure.main"])
         for name, value in options.items():
             words += [f"--{name}", str(value)]
         return [*words, *more]
@@ -101,8 +102,8 @@ class SecureProcess:
 
     @property
     def pid(self) -> int:
-        """The process id."""
-        return self._process.pid
+        """The process id: of the secure world itself once it has said hello, of its companion before."""
+        return self.channel.welcome.pid if self.channel is not None else self._process.pid
 
     async def wait(self) -> FlexServeError:
         """Wait for the end of the process and return why it ended, as far as it says."""

@@ -25,7 +25,7 @@ from flexserve.core.pages import PageState
 from flexserve.errors import FlexServeError, PeerError
 from flexserve.platforms.linux import secure_memory as linux
 from flexserve.platforms.linux.hardening import die_with_parent, harden
-from flexserve.platforms.linux.roads import reach
+from flexserve.platforms.linux.roads import reach, roads
 from flexserve.platforms.linux.sandbox import Sandbox, confine, isolate
 from flexserve.platforms.ports import Npu, SecureMemory
 from flexserve.platforms.trustzone import secure_memory as trustzone
@@ -90,7 +90,7 @@ class Host:
     def now(cls) -> Host:
         """Ask."""
         ram = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return cls(ram, os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC), reach())
+        return cls(ram, os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC), reach(roads()))
 
     def resident(self) -> int:
         """Return the bytes that the OS counts as resident for this process."""

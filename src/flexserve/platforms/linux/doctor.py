@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import json
 import os
 import platform
 import resource
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from flexserve.errors import NormalWorldError
-from flexserve.platforms.linux import landlock, roads, seccomp
+from flexserve.platforms.linux import companion, landlock, roads, seccomp
 from flexserve.platforms.linux.normal_memory import LinuxNormalMemory
 from flexserve.platforms.linux.secure_memory import probe_secret_memory
 from flexserve.units import GIB, MIB, format_size
@@ -48,6 +49,17 @@ def findings() -> Iterator[Finding]:
     """Look at everything."""
     for look in _LOOKS:
         yield look()
+
+
+def roads_to_a_new_process() -> dict[roads.Way, roads.Road]:
+    """Return root's roads to a process that is started now as a secure one is: with its companion."""
+    program = (
+        "import json; from flexserve.platforms.linux.roads import roads; "
+        "print(json.dumps({way.name: road.closed_by for way, road in roads().items()}))"
+    )
+    command = companion.command([sys.executable, "-I", "-c", program])
+    ended = subprocess.run(command, capture_output=True, check=True)
+    return {roads.Way[name]: roads.Road(roads.Way[name], by) for name, by in json.loads(ended.stdout).items()}
 
 
 def _memfd_secret() -> Finding:

@@ -11,6 +11,7 @@ import dataclasses
 import enum
 import gzip
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 _YAMA = Path("/proc/sys/kernel/yama/ptrace_scope")
@@ -46,7 +47,7 @@ class Road:
 def roads(pid: int | str = "self") -> dict[Way, Road]:
     """Return all roads to a process, the secure one, as this host has them."""
     yama = "Yama: kernel.yama.ptrace_scope=3" if yama_scope() == _NO_ATTACH else ""
-    guard = "the process is traced by a companion of its own, and has room for one" if _guarded(pid) else ""
+    guard = "the process is traced by a companion of its own, and nobody else can" if _guarded(pid) else ""
     found = (
         Road(Way.ATTACH, yama or guard),
         Road(Way.WRITE, yama),
@@ -57,14 +58,18 @@ def roads(pid: int | str = "self") -> dict[Way, Road]:
     return {road.way: road for road in found}
 
 
-def reach(pid: int | str = "self") -> str:
-    """Return the label's sentence on root, as this host is."""
-    there = roads(pid)
+def reach(there: Mapping[Way, Road]) -> str:
+    """Return the label's sentence on root, with the roads to the secure process as they are."""
     if not there[Way.WRITE].open:
         return "Kept out: root's debuggers and /proc/PID/mem, too; not the device key's file, nor the kernel."
     if not there[Way.ATTACH].open:
         return "Kept out: users and debuggers; root still gets in through /proc/PID/mem (`flexserve doctor`)."
     return "Kept out: users; root gets in by attaching or through /proc/PID/mem (`flexserve doctor`)."
+
+
+def parent_of(pid: int) -> int:
+    """Return the parent of a process; 0 when there is no such process."""
+    return _status(pid, "PPid")
 
 
 def yama_scope() -> int | None:

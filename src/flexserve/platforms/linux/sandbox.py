@@ -193,8 +193,7 @@ def _become_owner_of(folders: Sequence[str]) -> None:
         for folder in folders:
             for name in ("", *os.listdir(folder)):
                 os.chown(os.path.join(folder, name), user, group, follow_symlinks=False)
-    if not os.stat(".").st_mode & stat.S_IXOTH:  # else the way to them is closed to that user
-        os.chown(".", user, group)
+    os.chmod(".", stat.S_IMODE(os.stat(".").st_mode) | stat.S_IXOTH)  # the way to them, and no list of them
     _become(user, group)
 
 
