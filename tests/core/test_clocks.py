@@ -12,7 +12,12 @@ PACKAGE = Path(flexserve.__file__).parent
 WALL = {"time", "time_ns", "now", "utcnow", "today", "localtime", "gmtime", "CLOCK_REALTIME"}
 MODULES = {"time", "datetime", "date"}
 # What shows a person or a client a date, and does nothing else with it.
-DATES = {"normal/api/forms.py", "normal/ledger.py", "secure/engine/text.py", "secure/models/container.py"}
+DATES = {
+    "normal/api/forms.py",
+    "normal/ledger.py",
+    "secure/rendering/template.py",
+    "secure/models/container.py",
+}
 
 
 def asks(tree: ast.AST) -> Iterator[int]:

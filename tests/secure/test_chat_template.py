@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import types
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from flexserve.core.calls import CallForm
 from flexserve.errors import CallerError, StoredDataError
 from flexserve.secure.engine.constraint import constraint
 from flexserve.secure.engine.text import ChatTemplate
+from flexserve.secure.rendering.renderer import Renderer
 from flexserve.world.messages import ChatMessage, ChatPrompt, Generate, Sampling, ToolCall
 
 # Templates of our own, in the manner of the families that call tools.
@@ -32,10 +35,21 @@ TOOLS = '[{"type":"function","function":{"name":"look","description":"<b> & é"}
 USER = ChatMessage("user", "hello")
 
 
+@functools.cache
+def renderer() -> Renderer:
+    return Renderer()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _the_helper_ends_with_the_tests() -> Iterator[None]:
+    yield
+    renderer().close()
+
+
 def template(source: str) -> ChatTemplate:
     model: Any = types.SimpleNamespace(header=types.SimpleNamespace(chat_template=source))
     vocabulary: Any = types.SimpleNamespace(text_of=lambda _key: "")
-    return ChatTemplate(model, vocabulary)
+    return ChatTemplate(model, vocabulary, renderer())
 
 
 def request(prompt: ChatPrompt, schema: str | None = None) -> Generate:
@@ -130,7 +144,6 @@ def test_a_call_cannot_be_forced_in_a_form_that_nobody_knows() -> None:
         "{{ messages[0].update({'a': 1}) }}",
         "{{ ''.__class__.__mro__ }}{{ tools.x.y.z }}",
         "{{ tools | tojson(indent='x' * 10) }}{{ 1 / 0 }}",
-        "{% for a in range(100000) %}{% for b in range(100000) %}{{ tools }}{% endfor %}{% endfor %}",
     ],
 )
 def test_a_hostile_template_ends_in_bad_stored_data(source: str) -> None:

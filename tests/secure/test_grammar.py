@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llama_cpp import llama_cpp as lib
 
-from flexserve.core.calls import Call, CallForm, CallScanner, call_rules
+from flexserve.core.call_scanner import CallScanner
+from flexserve.core.calls import Call, CallForm, call_rules
 from flexserve.errors import CallerError
 from flexserve.secure.engine import runtime
 from flexserve.secure.engine.constraint import OPTIONS, answer_rule

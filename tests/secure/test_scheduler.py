@@ -34,7 +34,7 @@ def test_the_house_is_looked_after_at_the_earlier_of_two_deadlines(
     pause: float | None, rearranged: float | None
 ) -> None:
     house: Any = Household(pause, rearranged)
-    scheduler = Scheduler(house, house, lambda _message: None, limit=1)
+    scheduler = Scheduler(house, house, house, lambda _message: None, limit=1)
     try:
         for _ in range(3):
             assert house.looked.acquire(timeout=30)

@@ -11,16 +11,12 @@ from numpy.typing import NDArray
 
 from flexserve.core.slots import Slot
 from flexserve.core.stops import StopScanner
-from flexserve.errors import CallerError
-from flexserve.secure.engine.constraint import constraint
 from flexserve.secure.engine.context import Context, Span
-from flexserve.secure.engine.grammar import Confinement
 from flexserve.secure.engine.sampler import Sampler, log_probabilities
 from flexserve.secure.engine.text import TextStream
 from flexserve.secure.job import RestoreStats
-from flexserve.secure.shelf import OpenModel
+from flexserve.secure.preparation import Prepared
 from flexserve.world.messages import (
-    ChatPrompt,
     Choice,
     Delta,
     Finished,
@@ -39,15 +35,13 @@ class Generation:
     `tokens` are the prompt's, then those generated; the first `done` of them are in the KV cache.
     """
 
-    def __init__(self, entry: OpenModel, request: Generate, received: float, send: Send) -> None:
-        """Make the prompt into tokens. `received`: when the request came in (monotonic seconds).
-
-        Raises CallerError for a prompt that is empty or does not fit.
-        """
+    def __init__(self, prepared: Prepared, request: Generate, received: float, send: Send) -> None:
+        """`received`: when the request came in (monotonic seconds)."""
+        entry = prepared.entry
         self.entry, self.request = entry, request
         self._received, self._send = received, send
         self._sampling = request.sampling
-        self.tokens = self._prompt()
+        self.tokens = list(prepared.tokens)
         self._prompt_size = len(self.tokens)
         self.slot: Slot | None = None
         self.done = self._cached = self._count = 0
@@ -57,9 +51,7 @@ class Generation:
         )
         self._stream = TextStream(entry.vocabulary)
         self._scanner = StopScanner(self._sampling.stop)
-        grammar = constraint(request, entry.template)
-        confinement = Confinement(entry.vocabulary.tree(), grammar) if grammar is not None else None
-        self._sampler = Sampler(self._sampling, confinement)
+        self._sampler = Sampler(self._sampling, prepared.confinement)
         self._stats = RestoreStats()
         self._began = self._first = 0.0
         self._first_waited = 0.0
@@ -140,27 +132,6 @@ class Generation:
         self._sampler.close()
 
     # ---- inside --------------------------------------------------------------------------------
-
-    def _prompt(self) -> list[int]:
-        prompt, vocabulary = self.request.prompt, self.entry.vocabulary
-        if isinstance(prompt, ChatPrompt):
-            text = self.entry.template.render(prompt)
-            beginning = self.entry.template.beginning
-            tokens = vocabulary.encode(
-                text, special=True, start=not (beginning and text.startswith(beginning))
-            )
-        else:
-            tokens = vocabulary.encode(prompt.text, special=False)
-        if not tokens:
-            raise CallerError("The prompt is empty.", hint="Send some text.", code="prompt_empty")
-        size = self.entry.context.size
-        if len(tokens) >= size:
-            raise CallerError(
-                f"The prompt has {len(tokens)} tokens; the context holds {size}, answer included.",
-                hint="Shorten the prompt, or serve with a larger --context.",
-                code="context_length_exceeded",
-            )
-        return tokens
 
     def _emit(self, token: int, context: Context, row: int) -> None:
         text = self._scanner.feed(self._stream.feed(token))

@@ -40,7 +40,9 @@ from flexserve.secure.guest import Guest
 from flexserve.secure.link import Link
 from flexserve.secure.models.keys import DeviceKey
 from flexserve.secure.models.store import Store
+from flexserve.secure.preparation import Preparation
 from flexserve.secure.reclaim import Reclaimer
+from flexserve.secure.rendering.renderer import Renderer
 from flexserve.secure.scheduler import Scheduler
 from flexserve.secure.shelf import Limits, Shelf
 from flexserve.units import GIB, MIB
@@ -69,7 +71,6 @@ _IMPORTED_LATER = (
     "encodings.ascii",
     "encodings.latin_1",
     "encodings.unicode_escape",
-    "jinja2.debug",
     "numpy.ctypeslib",
     "numpy.ma",
 )
@@ -119,7 +120,9 @@ class Ground:
 class SecureWorld:
     """Everything of a secure world, wired: answers one normal world over one link."""
 
-    def __init__(self, link: Link, ground: Ground, store: Store, options: argparse.Namespace) -> None:
+    def __init__(
+        self, link: Link, ground: Ground, store: Store, renderer: Renderer, options: argparse.Namespace
+    ) -> None:
         threads = options.threads or len(os.sched_getaffinity(0))
         self._link, self._ground = link, ground
         self._flexmem = FlexMem(ground.memory, ground.ram, ground.guest or link)
@@ -133,10 +136,12 @@ class SecureWorld:
             parked=options.kv_disk,
             idle=options.idle_seconds,
         )
-        self._shelf = Shelf(self._engine, self._residency, store, limits)
+        self._shelf = Shelf(self._engine, self._residency, store, limits, renderer)
         self._cache = Cache(self._shelf, self._residency, self._flexmem.granule)
         self._flexmem.spare = self._cache.spare
-        self._scheduler = Scheduler(self._shelf, self._cache, link.send, limit=options.max_queue)
+        self._scheduler = Scheduler(
+            self._shelf, self._cache, Preparation(renderer), link.send, limit=options.max_queue
+        )
         self._reclaimer = Reclaimer(self._shelf, self._cache, self._residency, self._flexmem)
         self._recalls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         if ground.guest is not None:
@@ -217,16 +222,18 @@ def main(arguments: list[str] | None = None) -> int:
         harden(keep={options.channel_fd, options.ram_fd, options.doorbell_fd})
         die_with_parent(signal.SIGKILL)
         host = Host.now()
+        renderer = Renderer(_end_without_helper)
         key = DeviceKey.load_or_create(options.device_key)
         if options.memory == "secret":
             linux.probe_secret_memory(_PROBE)
         Store.make_folders(options.store)
+        renderer.wait_until_ready()
         sandbox = confine(options.store, Store.FOLDERS, not_isolated=not_isolated)
         options.store = Path()  # there it is now
         ground = _ground(options, host, sandbox)
         link = Link(socket.socket(fileno=options.channel_fd))
         link.expect_hello()
-        world = SecureWorld(link, ground, Store(options.store, key), options)
+        world = SecureWorld(link, ground, Store(options.store, key), renderer, options)
     except FlexServeError as error:
         sys.stderr.write(msgspec.json.encode(failure_of(error)).decode() + "\n")
         return EXIT_CANNOT_START
@@ -266,6 +273,13 @@ def _ground(options: argparse.Namespace, host: Host, sandbox: Sandbox) -> Ground
 def _end_with_the_machine() -> None:
     """End the process when the machine whose memory it works in is gone."""
     sys.stderr.write("the machine is gone\n")
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def _end_without_helper() -> None:
+    """End the process when its helper is gone: there is no starting another from the sandbox."""
+    sys.stderr.write("the helper that renders templates is gone\n")
     sys.stderr.flush()
     os._exit(1)
 

@@ -7,6 +7,7 @@ turn it is, so that models in memory share the engine and others are not swapped
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
 import time
@@ -21,6 +22,7 @@ from flexserve.secure.cache import Cache
 from flexserve.secure.embed import Embedding
 from flexserve.secure.failures import failure_of
 from flexserve.secure.generate import Generation
+from flexserve.secure.preparation import Preparation, Prepared
 from flexserve.secure.shelf import OpenModel, Shelf
 from flexserve.world.messages import Embed, Failed, Finished, Generate, Usage, Warm
 
@@ -31,6 +33,8 @@ class _Job:
     received: float  # monotonic seconds
     cancelled: bool = False
     stop: Callable[[], None] | None = None  # while it runs: what ends it early
+    prepared: Prepared | None = None
+    error: BaseException | None = None  # of its preparation
 
 
 class Scheduler:
@@ -40,8 +44,15 @@ class Scheduler:
     """
 
     def __init__(
-        self, shelf: Shelf, cache: Cache, send: Callable[[msgspec.Struct], None], *, limit: int
+        self,
+        shelf: Shelf,
+        cache: Cache,
+        preparation: Preparation,
+        send: Callable[[msgspec.Struct], None],
+        *,
+        limit: int,
     ) -> None:
+        self._preparation = preparation
         self._shelf, self._cache, self._send, self._limit = shelf, cache, send, limit
         self._turns = Turns()
         self._changed = threading.Condition()
@@ -49,6 +60,7 @@ class Scheduler:
         self._running: list[_Job] = []
         self._batches: dict[str, Batch] = {}  # these two are the engine thread's own
         self._jobs: dict[Generation, _Job] = {}
+        self._preparing = 0  # of those that run
         self._closing = False
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
@@ -118,7 +130,7 @@ class Scheduler:
             with self._changed:
                 if busy or self._queue:
                     return True
-                if self._closing:
+                if self._over():
                     return False
             pause = self._shelf.tidy()
             if pause is None or pause > 0:
@@ -126,7 +138,10 @@ class Scheduler:
                     (one for one in (pause, self._cache.rearrange()) if one is not None), default=None
                 )
             with self._changed:
-                self._changed.wait_for(lambda: self._queue or self._closing, pause)
+                self._changed.wait_for(lambda: self._queue or self._over(), pause)
+
+    def _over(self) -> bool:
+        return self._closing and not self._preparing
 
     def _lanes(self) -> list[Lane]:
         with self._changed:
@@ -173,20 +188,47 @@ class Scheduler:
         try:
             entry = self._shelf.fetch(job.request.model)
             _check(job)
+            if job.error is not None:
+                raise job.error
             match job.request:
                 case Warm():
                     self._finish(job, self._warm(entry, job, job.request, began))
                 case Embed():
                     self._finish(job, self._embed(entry, job, job.request))
+                case Generate() if job.prepared is None or job.prepared.entry is not entry:
+                    self._prepare(entry, job, job.request)
                 case Generate():
-                    return self._begin(entry, job, job.request, began)
+                    return self._begin(job.prepared, job, job.request, began)
         except BaseException as error:  # whatever it is, the client hears of it and we go on
             self._fail(job, error)
         return True
 
-    def _begin(self, entry: OpenModel, job: _Job, request: Generate, began: float) -> bool:
+    def _prepare(self, entry: OpenModel, job: _Job, request: Generate) -> None:
+        """Have a request prepared in another thread; it is queued again then."""
+        held = contextlib.ExitStack()
+        held.enter_context(self._shelf.holding(entry))
+
+        def done(prepared: Prepared | BaseException) -> None:
+            held.close()
+            if isinstance(prepared, Prepared):
+                job.prepared = prepared
+            else:
+                job.error = prepared
+            with self._changed:
+                self._running.remove(job)
+                self._preparing -= 1
+                later = (at for at, other in enumerate(self._queue) if other.received > job.received)
+                self._queue.insert(next(later, len(self._queue)), job)
+                self._changed.notify_all()
+
+        with self._changed:
+            self._preparing += 1
+        self._preparation.start(entry, request, done)
+
+    def _begin(self, prepared: Prepared, job: _Job, request: Generate, began: float) -> bool:
+        entry = prepared.entry
         batch = self._batches.get(request.model) or Batch(entry, lambda: self._shelf.mend(entry))
-        generation = Generation(entry, request, job.received, self._send)
+        generation = Generation(prepared, request, job.received, self._send)
         try:
             known = generation.tokens[:-1] if request.reuse else []
             claimed = self._shelf.claim(entry, request.owner, known)

@@ -27,6 +27,7 @@ from flexserve.secure.failures import failure_of
 from flexserve.secure.models.image import DamagedImageError
 from flexserve.secure.models.store import Store
 from flexserve.secure.parked import Counters, ParkedKv
+from flexserve.secure.rendering.renderer import Renderer
 from flexserve.secure.residency import Residency
 from flexserve.units import format_size
 from flexserve.world.messages import ModelStatus
@@ -76,9 +77,11 @@ class OpenModel:
 class Shelf:
     """Open models by name."""
 
-    def __init__(self, engine: Engine, residency: Residency, store: Store, limits: Limits) -> None:
+    def __init__(
+        self, engine: Engine, residency: Residency, store: Store, limits: Limits, renderer: Renderer
+    ) -> None:
         self._engine, self._residency, self._store = engine, residency, store
-        self.limits = limits
+        self.limits, self._renderer = limits, renderer
         self._open: dict[str, OpenModel] = {}
         self._opening = ""
         self._failed: dict[str, FlexServeError] = {}
@@ -149,6 +152,17 @@ class Shelf:
         """
         self._engine.flexmem.report_returned(self._residency.retire(entry.model.weights))
         entry.model.remake_image()
+
+    @contextlib.contextmanager
+    def holding(self, entry: OpenModel) -> Iterator[None]:
+        """Keep `entry` open inside the block. Not to be entered but by the engine thread; left anywhere."""
+        with self.lock:
+            entry.users += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                entry.users -= 1
 
     def claim(self, entry: OpenModel, owner: str, known: Sequence[int]) -> tuple[Slot, int] | None:
         """Have a slot for a request; see `Conversations.claim`. Give it back with `release`."""
@@ -225,7 +239,7 @@ class Shelf:
             model = Model(self._engine, self._store, name, _unseen)
             try:
                 vocabulary = Vocabulary(model)
-                template = ChatTemplate(model, vocabulary)
+                template = ChatTemplate(model, vocabulary, self._renderer)
                 fingerprint, flexmem = self._engine.fingerprint, self._engine.flexmem
                 parked = ParkedKv(
                     self._store, name, fingerprint, flexmem, quota=self.limits.parked, counters=self.counters

@@ -58,7 +58,8 @@ CALLS: dict[str, tuple[int | None, int | None]] = {
     "sched_getaffinity": (204, 123), "sched_getparam": (143, 121), "sched_getscheduler": (145, 120),
     "sched_setaffinity": (203, 122), "sched_yield": (24, 124), "select": (23, None), "sendmsg": (46, 211),
     "sendto": (44, 206), "set_robust_list": (273, 99), "set_tid_address": (218, 96), "setitimer": (38, 103),
-    "setns": (308, 268), "setpriority": (141, 140), "setrlimit": (160, 164), "setsockopt": (54, 208),
+    "setns": (308, 268), "setpgid": (109, 154), "setpriority": (141, 140), "setrlimit": (160, 164),
+    "setsockopt": (54, 208),
     "shutdown": (48, 210), "sigaltstack": (131, 132), "socket": (41, 198), "socketpair": (53, 199),
     "stat": (4, None), "statfs": (137, 43), "statx": (332, 291), "sync_file_range": (277, 84),
     "sysinfo": (99, 179), "tgkill": (234, 131), "time": (201, None), "times": (100, 153),
@@ -95,7 +96,7 @@ _FILES = (
 )
 _COMMON = f"{_MEMORY} {_THREADS} {_QUESTIONS} {_WAITING} {_STREAMS}"
 _SERVING = f"{_COMMON} {_FILES} memfd_secret"
-_RENDERING = f"{_COMMON} alarm kill setitimer setrlimit"
+_RENDERING = f"{_COMMON} alarm kill memfd_create setitimer setpgid setrlimit socketpair"
 
 # What nobody but an intruder asks for here.
 _DEADLY = (

@@ -5,49 +5,21 @@ A grammar comes from a client, so its cost is bounded by the limits below, each 
 
 from __future__ import annotations
 
-import re
 from typing import Protocol
 
 import numpy as np
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from numpy.typing import NDArray
 
 from flexserve.core.schema import refuse
 from flexserve.errors import CallerError
+from flexserve.secure.rendering.compiling import LIMITS, reason
 
 # Tokens that most strings admit are looked up apart from the rest: a tenth of a millisecond instead of
 # four with 262144 tokens. llguidance's own choice of four such sets takes twice the memory for no more.
 _SLICE = r'[^"\\\x00-\x1F\x7F]{1,30}'
 _LONGEST = 1000  # bytes of a token; the engine's tree of tokens has no room for longer ones
 _BITS = 32  # of a word of a mask
-_KEYWORDS = frozenset(
-    (
-        *("uniqueItems", "contains", "minContains", "maxContains", "unevaluatedItems", "not", "if"),
-        *("dependentRequired", "dependentSchemas", "dependencies", "unevaluatedProperties", "propertyNames"),
-        *("then", "else", "$dynamicRef", "$recursiveRef"),
-    )
-)
-_UNIMPLEMENTED = re.compile(r'Unimplemented keys: \["([^"]+)"')
-# Steps of lexer and parser are counted, not timed: the same schema fails or passes everywhere.
-LIMITS = LLParserLimits(
-    max_items_in_row=4000,  # ways in which a text may go on at one place
-    initial_lexer_fuel=1_000_000,  # some 20 ms of compiling
-    step_lexer_fuel=200_000,  # some 15 ms for a token
-    step_max_items=100_000,  # some 5 ms for a token
-    max_lexer_states=50_000,  # of 1 to 2 kB
-    max_grammar_size=200_000,  # symbols
-    verbose_errors=False,  # they would quote the answer
-)
-_REASONS = {
-    "oneOf constraints": "alternatives of its 'oneOf' do not exclude each other by type or by a tag",
-    "Unsatisfiable": "nothing fits it",
-    "NoExtension": "nothing fits it",
-    "Unknown format": "its 'format' is unknown",
-    "regex parse error": "its 'pattern' has parts that cannot be followed, as look-around",
-    "Unimplemented keys": "one of its keywords cannot be enforced",
-    "not disjoint": "its 'patternProperties' overlap",
-    "too large": "it becomes too large a grammar",
-}
 
 
 class Pieces(Protocol):
@@ -141,18 +113,3 @@ class Confinement:
             hint="Simplify the schema, or use another model.",
             code="schema_unsatisfiable",
         )
-
-
-def compile_error(grammar: str) -> str:
-    """Return why `grammar` cannot be compiled ("" if it can): the engine's words, which quote it."""
-    return str(LLMatcher.validate_grammar(grammar, None, limits=LIMITS))
-
-
-def reason(error: str) -> str:
-    """Return the engine's reason not to follow a schema without what it quotes of that."""
-    if (found := _UNIMPLEMENTED.search(error)) and found[1] in _KEYWORDS:
-        return f"{found[1]!r} cannot be enforced"
-    for words, why in _REASONS.items():
-        if words in error:
-            return why
-    return "it is no sound schema, or too complex"

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import codecs
 import ctypes
-import datetime
+import functools
 import json
 import threading
-from typing import Any, NoReturn
+from typing import Any
 
-import jinja2
-import jinja2.meta
-import jinja2.sandbox
 from llama_cpp import llama_cpp as lib
 
-from flexserve.core.calls import form_of
-from flexserve.errors import CallerError, StoredDataError
+from flexserve.core.calls import CallForm, form_of
+from flexserve.errors import CallerError
 from flexserve.secure.engine.grammar import TokenTree
 from flexserve.secure.engine.model import Model
+from flexserve.secure.rendering.renderer import Renderer
 from flexserve.world.messages import ChatMessage, ChatPrompt
 
-_MAX_RENDERED = 4 << 20  # characters; a template that makes more of bounded messages is hostile
-_MAX_INDENT = 16
 _DEFAULT_TEMPLATE = (
     "{% for message in messages %}"
     "<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
@@ -100,26 +96,11 @@ class TextStream:
 
 
 class ChatTemplate:
-    """The model's own chat template, rendered in jinja2's immutable sandbox.
+    """The model's own chat template: code of a stranger, run by the secure world's helper. Thread-safe."""
 
-    A template is code inside a model file. The sandbox denies it attributes of Python objects
-    and mutation of its input; nothing but the values below is in its reach.
-    """
-
-    def __init__(self, model: Model, vocabulary: Vocabulary) -> None:
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = _refuse
-        environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(str(form)[:64])
-        source = model.header.chat_template or _DEFAULT_TEMPLATE
-        try:
-            self._template = environment.from_string(source)
-            self._takes_tools = "tools" in jinja2.meta.find_undeclared_variables(environment.parse(source))
-        except jinja2.TemplateError as error:
-            raise _bad_template(error) from None
-        self.call_form = form_of(source) if self._takes_tools else None
+    def __init__(self, model: Model, vocabulary: Vocabulary, renderer: Renderer) -> None:
+        self._source = model.header.chat_template or _DEFAULT_TEMPLATE
+        self._renderer = renderer
         self.beginning = vocabulary.text_of("tokenizer.ggml.bos_token_id")
         self._values: dict[str, Any] = {
             "bos_token": self.beginning,
@@ -127,45 +108,34 @@ class ChatTemplate:
             "add_generation_prompt": True,
         }
 
+    @functools.cached_property
+    def takes_tools(self) -> bool:
+        """Whether it has a use for tools. Raises what rendering raises."""
+        return self._renderer.takes_tools(self._source)
+
+    @property
+    def call_form(self) -> CallForm | None:
+        """The form of calls that it teaches, None if it is unknown or there is none."""
+        return form_of(self._source) if self.takes_tools else None
+
     def render(self, prompt: ChatPrompt) -> str:
         """Return the text of a conversation.
 
-        Raises CallerError when the template refuses it (a role out of order) or knows no tools and
-        there are some, StoredDataError when the template itself fails. Neither quotes the conversation.
+        Raises CallerError when the template refuses it (a role out of order), takes too much time or
+        memory, or knows no tools and there are some; StoredDataError when the template itself fails.
+        None of them quotes the conversation.
         """
         has_calls = any(turn.tool_calls or turn.role == "tool" for turn in prompt.messages)
-        if (prompt.tools is not None or has_calls) and not self._takes_tools:
+        if (prompt.tools is not None or has_calls) and not self.takes_tools:
             raise CallerError(
                 "This model's chat template knows no tools.",
                 hint="Leave tools out, or use a model that was trained to call them.",
                 code="tools_unsupported",
             )
-        values = dict(self._values)
+        values = {**self._values, "messages": [_turn(message) for message in prompt.messages]}
         if prompt.tools is not None:
             values["tools"] = tools_of(prompt)
-        parts: list[str] = []
-        size = 0
-        try:
-            for part in self._template.generate(messages=[_turn(m) for m in prompt.messages], **values):
-                size += len(part)
-                if size > _MAX_RENDERED:
-                    raise _bad_template(OverflowError())
-                parts.append(part)
-        except _TemplateRefusal:
-            raise CallerError(
-                "The model's chat template refuses this conversation.",
-                hint="Check the order of roles: most templates want user and assistant in turn.",
-            ) from None
-        except (
-            jinja2.TemplateError,
-            TypeError,
-            ValueError,
-            ArithmeticError,
-            LookupError,
-            RecursionError,
-        ) as error:
-            raise _bad_template(error) from None
-        return "".join(parts)
+        return self._renderer.render(self._source, values)
 
 
 def tools_of(prompt: ChatPrompt) -> list[dict[str, Any]]:
@@ -207,27 +177,3 @@ def _arguments(text: str) -> Any:
     except (ValueError, RecursionError):
         return text
     return value if isinstance(value, dict) else text
-
-
-def _to_json(
-    value: object, *, ensure_ascii: bool = False, indent: int | None = None, sort_keys: bool = False
-) -> str:
-    """Write JSON as models were trained on it; jinja2's own filter escapes it for HTML."""
-    indent = None if indent is None else max(0, min(int(indent), _MAX_INDENT))
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, sort_keys=sort_keys)
-
-
-class _TemplateRefusal(Exception):  # noqa: N818
-    """Raised by a template through raise_exception()."""
-
-
-def _refuse(_message: object = "") -> NoReturn:
-    raise _TemplateRefusal
-
-
-def _bad_template(error: Exception) -> StoredDataError:
-    return StoredDataError(
-        f"The model's chat template does not work ({type(error).__name__}).",
-        hint="Use /v1/completions, or a model file with a sound template.",
-        code="chat_template_bad",
-    )

@@ -1,0 +1,1 @@
+"""Code of strangers, run where it can do no harm: chat templates of model files, schemas of clients."""

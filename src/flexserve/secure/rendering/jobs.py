@@ -1,0 +1,77 @@
+"""What the secure process asks its helper for, and what the helper answers."""
+
+from __future__ import annotations
+
+import enum
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+MAX_FRAME = 48 << 20  # bytes; a template, a conversation of the largest size, or four bytes a character
+_HEADER = 4
+READY = b"R"  # the first that a helper says
+
+T = TypeVar("T")
+_encoder = msgspec.msgpack.Encoder()
+
+
+class Outcome(enum.Enum):
+    """How a job ended."""
+
+    DONE = "done"
+    REFUSED = "refused"  # by the template, through raise_exception()
+    WRONG = "wrong"  # the template, or the grammar; `text` says why
+    LIMITS = "limits"  # it took too much time or memory
+    BUSY = "busy"  # too many jobs at once
+
+
+class Job(msgspec.Struct):
+    """Render `source` with `values`; without values, look what it takes. Or compile `grammar`."""
+
+    serial: int
+    source: str = ""
+    values: dict[str, Any] | None = None
+    grammar: str | None = None
+
+
+class Result(msgspec.Struct):
+    """The end of a job: the rendered text, or what the engine says of a grammar."""
+
+    outcome: Outcome
+    text: str = ""
+    takes_tools: bool = False
+
+
+class Answer(msgspec.Struct):
+    """The result of job `serial`."""
+
+    serial: int
+    result: Result
+
+
+def encode(message: msgspec.Struct) -> bytes:
+    """Return `message` with its length before it."""
+    body = _encoder.encode(message)
+    return len(body).to_bytes(_HEADER, "little") + body
+
+
+class Frames(Generic[T]):
+    """Turns a stream into messages of one kind. Raises ValueError for what is none."""
+
+    def __init__(self, kind: type[T]) -> None:
+        self._decoder = msgspec.msgpack.Decoder(kind)
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[T]:
+        """Add `data`; return the messages that it completes."""
+        self._buffer += data
+        messages: list[T] = []
+        while len(self._buffer) >= _HEADER:
+            end = _HEADER + int.from_bytes(self._buffer[:_HEADER], "little")
+            if end > MAX_FRAME:
+                raise ValueError("a message is too long")
+            if len(self._buffer) < end:
+                break
+            messages.append(self._decoder.decode(memoryview(self._buffer)[_HEADER:end].tobytes()))
+            del self._buffer[:end]
+        return messages

@@ -1,0 +1,81 @@
+"""A chat template in jinja2's immutable sandbox.
+
+A template is code inside a model file. The sandbox denies it attributes of Python objects and mutation
+of its input; nothing but the values it is given is in its reach. It denies it neither time nor memory:
+that is the helper's part.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from typing import Any, NoReturn
+
+import jinja2
+import jinja2.meta
+import jinja2.sandbox
+
+from flexserve.secure.rendering.jobs import Outcome, Result
+
+MAX_RENDERED = 4 << 20  # characters; a template that makes more of bounded messages is hostile
+_MAX_INDENT = 16
+_TOO_MUCH = (MemoryError, RecursionError, OverflowError)
+
+
+class Template:
+    """A compiled template, or why it could not be compiled."""
+
+    def __init__(self, source: str) -> None:
+        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = _refuse
+        environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(str(form)[:64])
+        self._failure: Result | None = None
+        try:
+            self._takes_tools = "tools" in jinja2.meta.find_undeclared_variables(environment.parse(source))
+            self._template = environment.from_string(source)
+        except Exception as error:
+            self._failure = _failed(error)
+
+    def result(self, values: dict[str, Any] | None) -> Result:
+        """Render it with `values`; with None, say what it takes. Raises nothing."""
+        if self._failure is not None:
+            return self._failure
+        if values is None:
+            return Result(Outcome.DONE, takes_tools=self._takes_tools)
+        parts: list[str] = []
+        size = 0
+        try:
+            for part in self._template.generate(values):
+                size += len(part)
+                if size > MAX_RENDERED:
+                    return Result(Outcome.LIMITS)
+                parts.append(part)
+            return Result(Outcome.DONE, "".join(parts), self._takes_tools)
+        except _TemplateRefusal:
+            return Result(Outcome.REFUSED)
+        except Exception as error:
+            return _failed(error)
+
+
+def _failed(error: Exception) -> Result:
+    """Return the end of a template that raised `error`: only its type, for its text may quote anything."""
+    return Result(Outcome.LIMITS if isinstance(error, _TOO_MUCH) else Outcome.WRONG, type(error).__name__)
+
+
+def _to_json(
+    value: object, *, ensure_ascii: bool = False, indent: int | None = None, sort_keys: bool = False
+) -> str:
+    """Write JSON as models were trained on it; jinja2's own filter escapes it for HTML."""
+    indent = None if indent is None else max(0, min(int(indent), _MAX_INDENT))
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, sort_keys=sort_keys)
+
+
+class _TemplateRefusal(Exception):  # noqa: N818
+    """Raised by a template through raise_exception()."""
+
+
+def _refuse(_message: object = "") -> NoReturn:
+    raise _TemplateRefusal
