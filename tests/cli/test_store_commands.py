@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from servers import Cli
 
+from flexserve.testing.architectures import make_models
+
 LISTED = {
     "name", "architecture", "parameters", "quantization", "context_length", "size",
     "created", "sha256", "model_id", "damaged",
@@ -64,6 +66,14 @@ def test_a_file_that_is_no_model_is_refused(cli: Cli, tmp_path: Path) -> None:
     assert result.stderr.startswith("error: ")
 
 
+def test_a_model_that_ends_its_process_is_not_added(cli: Cli, tmp_path: Path) -> None:
+    assert make_models(["chameleon"], tmp_path) == {}  # llama.cpp misses a tensor too late
+    result = cli("add", str(tmp_path / "chameleon.gguf"))
+    assert result.exit_code == 1
+    assert "llama.cpp cannot run chameleon: The secure world was ended by SIG" in result.stderr
+    assert json.loads(cli("list", "--json").stdout) == {"models": []}
+
+
 def test_an_empty_store_is_a_listing_too(cli: Cli) -> None:
     assert "flexserve add" in cli("list").stdout
     assert json.loads(cli("list", "--json").stdout) == {"models": []}
@@ -85,7 +95,7 @@ def test_show_says_where_a_model_lies(cli: Cli, sealed: Path) -> None:
     assert str(sealed) in cli("show", "small").stdout
     shown = json.loads(cli("show", "small", "--json").stdout)
     assert shown["path"] == str(sealed)
-    assert shown["images"] == []
+    assert len(shown["images"]) == 1  # made when the model was tried
 
 
 def test_an_unknown_model_is_an_error_in_words_and_in_json(cli: Cli, sealed: Path) -> None:

@@ -12,6 +12,7 @@ import typer
 
 from flexserve.cli import terminal
 from flexserve.cli.options import AsJson, DeviceKeyFile, ModelName, ModelsFolder
+from flexserve.cli.trial import try_model
 from flexserve.errors import CallerError, FlexServeError, UnknownModelError
 from flexserve.units import format_size
 
@@ -36,17 +37,27 @@ def add(
     device_key: DeviceKeyFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Seal a GGUF file into the store, for this device only."""
+    """Seal a GGUF file into the store, for this device only, and try it once.
+
+    A model that a secure world dies of is not added.
+    """
     settings = _settings(models, device_key)
     store = open_store(settings)
     with terminal.progress(f"sealing {file.name}", silent=as_json) as show_progress:
         manifest = store.add(file, name, show_progress)
+    try:
+        untried = try_model(settings, store, manifest.name)
+    except BaseException:
+        store.remove(manifest.name)
+        raise
     if as_json:
         return terminal.show_json({**_described(manifest), "device_key": str(settings.device_key)})
     terminal.say(f"added {manifest.name}: {_summary(manifest)}")
     terminal.say(
         f"key: {settings.device_key} opens it and nothing else does; keep a backup apart from the models"
     )
+    if untried:
+        terminal.say(f"note: it was not tried, and is at its first use: {untried}")
     terminal.say(f"note: {file} is still there in clear; delete it if nobody else should read the weights")
     return None
 
@@ -102,12 +113,13 @@ def verify(
     device_key: DeviceKeyFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check every byte of sealed models."""
+    """Check every byte of sealed models, and try each once."""
     if (model is None) != every:
         raise typer.BadParameter("name a model, or give --all (and not both).")
-    store = open_store(_settings(models, device_key))
+    settings = _settings(models, device_key)
+    store = open_store(settings)
     names = [model] if model is not None else sorted([m.name for m in store.list()] + [*store.damaged()])
-    results = [_verify(store, name, as_json=as_json) for name in names]
+    results = [_verify(settings, store, name, as_json=as_json) for name in names]
     if as_json:
         terminal.show_json({"models": results})
     elif not results:
@@ -150,12 +162,14 @@ def _settings(models: Path | None, device_key: Path | None) -> Settings:
     return settings.load(models=models, device_key=device_key)
 
 
-def _verify(store: Store, name: str, *, as_json: bool) -> dict[str, Any]:
+def _verify(settings: Settings, store: Store, name: str, *, as_json: bool) -> dict[str, Any]:
     began = time.monotonic()
     result: dict[str, Any] = {"name": name, "ok": True, "error": None}
     try:
         with terminal.progress(f"verifying {name}", silent=as_json) as show_progress:
             store.verify(name, show_progress)
+        if (untried := try_model(settings, store, name)) and not as_json:
+            terminal.say(f"note: {name} was not tried: {untried}")
     except UnknownModelError:
         raise
     except FlexServeError as error:

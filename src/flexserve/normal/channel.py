@@ -26,6 +26,7 @@ from flexserve.world.messages import (
     PROTOCOL_VERSION,
     Cancel,
     ChatPrompt,
+    Computing,
     Delta,
     Embed,
     Embedded,
@@ -46,6 +47,7 @@ from flexserve.world.messages import (
     Status,
     TextPrompt,
     ToNormal,
+    Try,
     Welcome,
 )
 
@@ -89,6 +91,7 @@ class WorldChannel:
         self.welcome = welcome
         self.closed = asyncio.Event()
         self.error: PeerError | None = None
+        self.computing = ""  # the model that is opened or computes now, by the secure world's word
         self._reader = reader
         self._writer = writer
         self._decoder = decoder
@@ -123,7 +126,11 @@ class WorldChannel:
         del fields["reuse"]  # there is no KV to use again
         return await self._send(Embed(next(self._numbers), model, texts, **fields), observer)
 
-    async def _send(self, message: Generate | Embed, observer: Observer | None) -> Answer:
+    async def try_model(self, model: str) -> Answer:
+        """Have a model opened, computed with and recorded; return the answer to come; see `_send`."""
+        return await self._send(Try(next(self._numbers), model), None)
+
+    async def _send(self, message: Generate | Embed | Try, observer: Observer | None) -> Answer:
         """Send a request and return its answer to come. Use the answer as a context manager.
 
         `observer` hears of everything once the request is on its way. Raises CallerError for a
@@ -236,6 +243,8 @@ class WorldChannel:
             case NeedMemory():
                 assert self._memory is not None
                 self._write(encode(self._memory.need(message)))
+            case Computing():
+                self.computing = message.model
             case Returned():
                 assert self._memory is not None
                 self._memory.returned(message)
@@ -329,7 +338,7 @@ def _check_welcome(message: Any) -> None:
         )
 
 
-def _checked(message: Generate | Embed) -> bytes:
+def _checked(message: Generate | Embed | Try) -> bytes:
     """Return the frame of `message`, which decodes at the other end, or raise CallerError.
 
     The encoder does not check bounds; the secure world does, and would take a request beyond

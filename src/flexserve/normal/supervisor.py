@@ -4,6 +4,9 @@ STARTING ──▶ READY ──death──▶ RESTARTING ──▶ READY …
                │                  └─ too many deaths in a row ──▶ FAILED
                └─ drain ──▶ DRAINING ──▶ STOPPED
 
+A death that is a model's doing (flexserve.normal.set_aside) counts as no death in a row: that model
+is asked for nothing afterwards, and the server goes on.
+
 A machine that is gone is given up at once: another secure world would find nothing to run on.
 """
 
@@ -21,11 +24,13 @@ from flexserve.errors import FlexServeError, InternalError, MachineGoneError, Pe
 from flexserve.normal.answer import cancelled
 from flexserve.normal.channel import MemoryCounter, WorldChannel
 from flexserve.normal.memory import MemoryBroker
+from flexserve.normal.set_aside import SetAside
 
 LONG_LIFE = 30.0  # seconds; a secure world that lived longer did not die of how it was started
 MAX_SHORT_LIVES = 5  # deaths in a row before that age, after which restarting is pointless
 _FIRST_WAIT = 0.25  # seconds before the second restart in a row; doubles up to …
 _LONGEST_WAIT = 8.0
+_KILLED = "SIGKILL"
 _LAST_BREATH = 0.5  # seconds a process may take to die after its channel closed
 
 _log = structlog.get_logger(__name__)
@@ -77,6 +82,7 @@ class Supervisor:
         self.reason: FlexServeError | None = None  # of the last death
         self.failed = asyncio.Event()
         self.restarts = 0
+        self.set_aside = SetAside()
 
     async def start(self) -> None:
         """Start the first secure world. Raises its reason not to start; nothing is left then."""
@@ -125,10 +131,12 @@ class Supervisor:
     async def _keep(self) -> None:
         short_lives = 0
         while self._world is not None:
-            reason = await self._outlive(self._world)
+            world = self._world
+            reason = await self._outlive(world)
             lived = time.monotonic() - self._born
             self._lay_to_rest(reason)
-            short_lives = short_lives + 1 if lived < LONG_LIFE else 0
+            blamed = self._blame(world, reason)
+            short_lives = short_lives if blamed else short_lives + 1 if lived < LONG_LIFE else 0
             while self._world is None and self.state is WorldState.RESTARTING:
                 if short_lives >= MAX_SHORT_LIVES:
                     return self._give_up(short_lives)
@@ -184,6 +192,16 @@ class Supervisor:
             self.state = WorldState.RESTARTING
             self.reason = reason
             _log.error("secure_world_died", reason=str(reason))
+
+    def _blame(self, world: SecureWorld, reason: FlexServeError) -> bool:
+        """Blame the model that computed when `world` died; return whether there was one."""
+        model = world.channel.computing if world.channel is not None else ""
+        if not model or self.state is not WorldState.RESTARTING:
+            return False
+        self.set_aside.blame(model, reason, killed=_KILLED in reason.message)
+        if model in self.set_aside.models:
+            _log.error("model_set_aside", model=model, reason=reason.message)
+        return True
 
     def _give_up(self, lives: int) -> None:
         last = self.reason.message if self.reason else "unknown"

@@ -15,13 +15,14 @@ from flexserve.core.pressure import Budget, Limits
 from flexserve.errors import FlexServeError, UnknownModelError
 from flexserve.normal import journal
 from flexserve.normal.answer import Answer, Observer
-from flexserve.normal.channel import MemoryCounter
+from flexserve.normal.channel import MemoryCounter, WorldChannel
 from flexserve.normal.guest import GuestBroker, SecureCore
 from flexserve.normal.launcher import Launcher, SecureOptions
 from flexserve.normal.ledger import Counters, Ledger
 from flexserve.normal.memory import MemoryBroker, OsView, RecallReport, Room
 from flexserve.normal.metrics import Metrics
 from flexserve.normal.pins import Pins
+from flexserve.normal.set_aside import Blamed
 from flexserve.normal.supervisor import Launch, SecureWorld, Supervisor, WorldState
 from flexserve.normal.terms import Terms
 from flexserve.platforms.linux.normal_memory import LinuxNormalMemory
@@ -125,13 +126,42 @@ class World:
 
         Raises CallerError for a request out of bounds, QueueFullError when too many are in flight.
         """
-        return await self._supervisor.channel().generate(model, prompt, sampling, terms, observer)
+        channel, terms = await self._admitted(model, terms)
+        return await channel.generate(model, prompt, sampling, terms, observer)
 
     async def embed(
         self, model: str, texts: list[str], terms: Terms = _USUAL, observer: Observer | None = None
     ) -> Answer:
         """Start a request for the vectors of `texts`; otherwise as `generate`."""
-        return await self._supervisor.channel().embed(model, texts, terms, observer)
+        channel, terms = await self._admitted(model, terms)
+        return await channel.embed(model, texts, terms, observer)
+
+    async def try_model(self, model: str) -> None:
+        """Have a model opened, computed with once, and what it can do recorded.
+
+        Raises what keeps it from that; PeerError when the secure world dies of it.
+        """
+        async with await self._supervisor.channel().try_model(model) as answer:
+            async for _ in answer:
+                pass
+
+    async def _admitted(self, model: str, terms: Terms) -> tuple[WorldChannel, Terms]:
+        """Return the channel for a request, and its terms without a next model that is set aside.
+
+        Raises SetAsideError for a model that is, unless it was tried with success since.
+        """
+        channel, aside = self._supervisor.channel(), self._supervisor.set_aside
+        if aside.models and {model, terms.next_model} & aside.models.keys():
+            aside.forgive((await channel.query()).models)
+            aside.check(model)
+            if terms.next_model in aside.models:
+                terms = dataclasses.replace(terms, next_model=None)
+        return channel, terms
+
+    @property
+    def set_aside(self) -> dict[str, Blamed]:
+        """The models that a secure world died of, which are asked for nothing for the time being."""
+        return self._supervisor.set_aside.models
 
     async def report(self) -> WorldReport:
         """Return the state of models and memory. Never wakes a model."""

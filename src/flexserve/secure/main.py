@@ -59,6 +59,7 @@ from flexserve.world.messages import (
     Recall,
     Shutdown,
     Status,
+    Try,
     Warm,
     Welcome,
 )
@@ -164,7 +165,7 @@ class SecureWorld:
         )
         for message in self._link.messages():
             match message:
-                case Generate() | Embed() | Warm():
+                case Generate() | Embed() | Warm() | Try():
                     self._scheduler.submit(message)
                 case Cancel():
                     self._scheduler.cancel(message.request)

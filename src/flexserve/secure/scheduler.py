@@ -20,16 +20,29 @@ from flexserve.errors import CallerError, CancelledError, FlexServeError, QueueF
 from flexserve.secure.batch import Batch, Ended
 from flexserve.secure.cache import Cache
 from flexserve.secure.embed import Embedding
+from flexserve.secure.engine.abilities import require
 from flexserve.secure.failures import failure_of
 from flexserve.secure.generate import Generation
 from flexserve.secure.preparation import Preparation, Prepared
 from flexserve.secure.shelf import OpenModel, Shelf
-from flexserve.world.messages import Embed, Failed, Finished, Generate, Usage, Warm
+from flexserve.secure.trial import try_model
+from flexserve.world.messages import (
+    Computing,
+    Embed,
+    Failed,
+    Finished,
+    Generate,
+    Started,
+    Timings,
+    Try,
+    Usage,
+    Warm,
+)
 
 
 @dataclasses.dataclass(slots=True, eq=False)
 class _Job:
-    request: Generate | Embed | Warm
+    request: Generate | Embed | Warm | Try
     received: float  # monotonic seconds
     cancelled: bool = False
     stop: Callable[[], None] | None = None  # while it runs: what ends it early
@@ -62,10 +75,11 @@ class Scheduler:
         self._jobs: dict[Generation, _Job] = {}
         self._preparing = 0  # of those that run
         self._closing = False
+        self._told = ""  # the model that the normal world believes to be computing
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
 
-    def submit(self, request: Generate | Embed | Warm) -> None:
+    def submit(self, request: Generate | Embed | Warm | Try) -> None:
         """Queue a request, or report at once that the queue is full or the server is ending."""
         with self._changed:
             if self._closing:
@@ -132,6 +146,7 @@ class Scheduler:
                     return True
                 if self._over():
                     return False
+            self._compute_with("")
             pause = self._shelf.tidy()
             if pause is None or pause > 0:
                 pause = min(
@@ -164,6 +179,7 @@ class Scheduler:
                 break
         batch = self._batches.get(model)
         if batch is not None:
+            self._compute_with(model)
             for ended in batch.step():
                 self._end(batch.entry, ended)
             if not batch.running:
@@ -186,11 +202,18 @@ class Scheduler:
         """Start a request; report at once what keeps it from running. False: no slot is free for it."""
         began = time.monotonic()
         try:
+            if not isinstance(job.request, Try):
+                self._shelf.require(job.request)
+            self._compute_with(job.request.model)
             entry = self._shelf.fetch(job.request.model)
             _check(job)
             if job.error is not None:
                 raise job.error
+            if not isinstance(job.request, Try):
+                require(entry.abilities, job.request)
             match job.request:
+                case Try():
+                    self._finish(job, self._try(entry, job, job.request))
                 case Warm():
                     self._finish(job, self._warm(entry, job, job.request, began))
                 case Embed():
@@ -252,6 +275,19 @@ class Scheduler:
         generation.begin(slot, cached, began)
         self._cache.invoked(request.model, len(generation.tokens) - cached, request.next_model)
         return True
+
+    def _try(self, entry: OpenModel, job: _Job, request: Try) -> Finished:
+        with self._changed:
+            job.stop = entry.context.cancel
+        self._send(Started(request.request, 0))
+        try_model(self._shelf, entry)
+        return Finished(request.request, "stop", Usage(0, 0), Timings())
+
+    def _compute_with(self, model: str) -> None:
+        """Tell the normal world whose turn it is: should we die of it, it is set aside."""
+        if model != self._told:
+            self._told = model
+            self._send(Computing(model))
 
     def _warm(self, entry: OpenModel, job: _Job, request: Warm, began: float) -> Finished:
         with self._changed:

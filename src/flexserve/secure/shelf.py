@@ -15,22 +15,27 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
+import msgspec
+
 from flexserve.core.recall import Holding, Kind
 from flexserve.core.slots import Slot
 from flexserve.errors import CallerError, FlexServeError
 from flexserve.secure.conversations import Conversations
+from flexserve.secure.engine.abilities import abilities_of, require
 from flexserve.secure.engine.context import Context
 from flexserve.secure.engine.model import Model
 from flexserve.secure.engine.runtime import Engine
 from flexserve.secure.engine.text import ChatTemplate, Vocabulary
 from flexserve.secure.failures import failure_of
 from flexserve.secure.models.image import DamagedImageError
+from flexserve.secure.models.manifest import Manifest
+from flexserve.secure.models.record import Record
 from flexserve.secure.models.store import Store
 from flexserve.secure.parked import Counters, ParkedKv
 from flexserve.secure.rendering.renderer import Renderer
 from flexserve.secure.residency import Residency
 from flexserve.units import format_size
-from flexserve.world.messages import ModelStatus
+from flexserve.world.messages import Abilities, Embed, Generate, ModelStatus, Warm
 
 R = TypeVar("R")
 
@@ -59,6 +64,7 @@ class OpenModel:
     vocabulary: Vocabulary
     template: ChatTemplate
     conversations: Conversations
+    abilities: Abilities
     users: int = 0  # beside the busy slots
     last_used: float = 0.0
     keep: float | None = None  # seconds that its last user wants it kept; None: as the limits say
@@ -98,14 +104,36 @@ class Shelf:
         Raises UnknownModelError, StoredDataError, CallerError (larger than memory) and
         GrantRefusedError; the shelf stays usable.
         """
-        with self._store.open(name) as sealed:
-            manifest = sealed.manifest
+        manifest = self._manifest(name)
         entry = self._open.get(name)
         if entry is not None and (entry.model.manifest.model_id == manifest.model_id or entry.running):
             return entry
         if entry is not None:  # removed, and another added under its name
             self._put_away(name)
         return self._take_in(name, manifest.size)
+
+    def require(self, request: Generate | Embed | Warm) -> None:
+        """Raise CallerError for what a model cannot do, by the record of it: before it is opened."""
+        record = self._record(self._manifest(request.model))
+        if record is not None:
+            require(record.abilities, request)
+
+    def _manifest(self, name: str) -> Manifest:
+        with self._store.open(name) as sealed:
+            return sealed.manifest
+
+    def _record(self, manifest: Manifest) -> Record | None:
+        """Return what this engine found out about a model; None: it has not tried."""
+        record = self._store.record(manifest)
+        return record if record is not None and record.engine == self._engine.identity else None
+
+    def note_abilities(self, entry: OpenModel, abilities: Abilities) -> None:
+        """Record what a model can do. Raises NormalWorldError when the disk refuses."""
+        manifest = entry.model.manifest
+        entry.abilities = abilities
+        self._store.keep_record(
+            manifest, Record(manifest.model_id, self._engine.identity, int(time.time()), abilities)
+        )
 
     def fetch_ready(self, name: str) -> OpenModel | None:
         """Return model `name` if that takes no more than a moment: it is open, or its image is made.
@@ -240,6 +268,8 @@ class Shelf:
             try:
                 vocabulary = Vocabulary(model)
                 template = ChatTemplate(model, vocabulary, self._renderer)
+                record = self._record(model.manifest)
+                abilities = record.abilities if record is not None else abilities_of(model)
                 fingerprint, flexmem = self._engine.fingerprint, self._engine.flexmem
                 parked = ParkedKv(
                     self._store, name, fingerprint, flexmem, quota=self.limits.parked, counters=self.counters
@@ -255,7 +285,9 @@ class Shelf:
         finally:
             self._opening = ""
         conversations = Conversations(context, parked, self.lock)
-        entry = OpenModel(model, context, vocabulary, template, conversations, last_used=time.monotonic())
+        entry = OpenModel(
+            model, context, vocabulary, template, conversations, abilities, last_used=time.monotonic()
+        )
         while len(self._open) >= _MAX_OPEN:
             idle = [n for n, other in self._open.items() if not other.running]
             if not idle:
@@ -378,9 +410,15 @@ class Shelf:
         """Return one status for each model of the store, open or not."""
         with self.lock:
             return [
-                self._status(manifest.name, manifest.size, self._open.get(manifest.name))
-                for manifest in self._store.list()
+                self._with_record(self._status(m.name, m.size, self._open.get(m.name)), m)
+                for m in self._store.list()
             ]
+
+    def _with_record(self, status: ModelStatus, manifest: Manifest) -> ModelStatus:
+        record = self._record(manifest)
+        if record is None:
+            return status
+        return msgspec.structs.replace(status, abilities=record.abilities, tried=record.tried)
 
     def _status(self, name: str, size: int, entry: OpenModel | None) -> ModelStatus:
         error = self._failed.get(name)

@@ -28,6 +28,7 @@ from flexserve.world.messages import (
     PROTOCOL_VERSION,
     Cancel,
     Choice,
+    Computing,
     Delta,
     Embed,
     Embedded,
@@ -193,6 +194,8 @@ class ScriptedWorld:
     async def _generate(self, message: Generate, behaviour: Behaviour) -> None:
         await asyncio.sleep(behaviour.queue_delay)
         request = message.request
+        if behaviour.fault is Fault.DIE:
+            self.say(Computing(message.model))
         self.say(Started(request, PROMPT_TOKENS))
         granted = await self._acquire(behaviour.memory)
         await asyncio.sleep(behaviour.prefill_delay)

@@ -14,7 +14,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
 # A prompt is the largest thing that crosses the boundary; 1 MiB of text is ~250k tokens.
 MAX_TEXT = 1 << 20
@@ -165,6 +165,18 @@ class Failure(_Struct, frozen=True):
     hint: Short = ""
 
 
+class Abilities(_Struct, frozen=True):
+    """What a model can do. `window`: tokens that attention reaches back in some layers; 0: all."""
+
+    text: bool
+    vectors: bool
+    encoder: bool  # it reads a text whole
+    causal: bool
+    window: Count
+    recurrent: bool  # in some layers at least
+    template: bool  # it brings a chat template
+
+
 class ModelStatus(_Struct, frozen=True):
     """One model as `flexserve ps` shows it."""
 
@@ -176,6 +188,8 @@ class ModelStatus(_Struct, frozen=True):
     scratch: Count  # bytes of compute scratch committed
     running: bool
     error: Failure | None = None
+    abilities: Abilities | None = None  # None: nobody tried yet
+    tried: Count = 0  # seconds since 1970 when they were found; 0: never
 
 
 class MemoryStatus(_Struct, frozen=True):
@@ -250,6 +264,13 @@ class Embed(_Message, frozen=True):
     priority: Annotated[int, Meta(ge=-10, le=10)] = 0
     next_model: Name | None = None
     keep_alive: KeepAlive | None = None  # seconds
+
+
+class Try(_Message, frozen=True):
+    """Open a model, compute once with it, and record what it can do. Answered as Warm is."""
+
+    request: Serial
+    model: Name
 
 
 class Warm(_Message, frozen=True):
@@ -333,6 +354,12 @@ class Returned(_Message, frozen=True):
     size: Count
 
 
+class Computing(_Message, frozen=True):
+    """From now on it is `model` that is opened or computes ("": none). Tells whose a death is."""
+
+    model: Annotated[str, Meta(max_length=128)]
+
+
 class Started(_Message, frozen=True):
     """The request left the queue."""
 
@@ -397,7 +424,17 @@ class Status(_Message, frozen=True):
     npu: NpuStatus | None = None  # None: there is none
 
 
-ToSecure = Hello | Generate | Embed | Warm | Cancel | Recall | Pin | Grant | Query | Shutdown
+ToSecure = Hello | Generate | Embed | Warm | Try | Cancel | Recall | Pin | Grant | Query | Shutdown
 ToNormal = (
-    Welcome | NeedMemory | Returned | Started | Delta | Embedded | Finished | Failed | Recalled | Status
+    Welcome
+    | NeedMemory
+    | Returned
+    | Computing
+    | Started
+    | Delta
+    | Embedded
+    | Finished
+    | Failed
+    | Recalled
+    | Status
 )

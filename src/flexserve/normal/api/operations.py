@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import msgspec
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from starlette.responses import Response
@@ -13,9 +14,10 @@ from flexserve.errors import FlexServeError, UnknownModelError
 from flexserve.normal.api.errors import from_error
 from flexserve.normal.api.schemas import RecallRequest
 from flexserve.normal.memory import OsView
+from flexserve.normal.set_aside import Blamed, SetAsideError, error_of
 from flexserve.normal.supervisor import WorldState
 from flexserve.normal.world import World
-from flexserve.world.messages import ModelStatus, NpuStatus
+from flexserve.world.messages import Failure, ModelStatus, NpuStatus
 
 router = APIRouter(tags=["operations"])
 
@@ -29,6 +31,7 @@ async def health(request: Request) -> Response:
         "protection": dataclasses.asdict(world.protection),
         "engine": world.welcome.engine,
         "restarts": world.restarts,
+        "set_aside": {name: blamed.reason for name, blamed in world.set_aside.items()},
     }
     try:
         world.check()
@@ -65,7 +68,10 @@ async def show_states(request: Request) -> Response:
     memory = report.status.memory
     body = {
         "protection": dataclasses.asdict(world.protection),
-        "models": [_state(model, pinned=model.name in world.pins) for model in report.status.models],
+        "models": [
+            _state(model, pinned=model.name in world.pins, blamed=world.set_aside.get(model.name))
+            for model in report.status.models
+        ],
         "queued": report.status.queued,
         "running": report.status.running,
         "memory": {
@@ -123,11 +129,13 @@ def _card(model: ModelStatus) -> dict[str, Any]:
     return {"id": model.name, "object": "model", "created": 0, "owned_by": "flexserve"}
 
 
-def _state(model: ModelStatus, *, pinned: bool) -> dict[str, Any]:
-    error = model.error
+def _state(model: ModelStatus, *, pinned: bool, blamed: Blamed | None) -> dict[str, Any]:
+    error: Failure | SetAsideError | None = model.error
+    if blamed is not None:
+        error = error_of(model.name, blamed)
     return {
         "name": model.name,
-        "state": model.state,
+        "state": model.state if blamed is None else "set_aside",
         "weights": model.weights,
         "resident": model.resident,
         "resident_fraction": round(model.resident / model.weights, 4) if model.weights else 0.0,
@@ -135,6 +143,7 @@ def _state(model: ModelStatus, *, pinned: bool) -> dict[str, Any]:
         "scratch": model.scratch,
         "running": model.running,
         "pinned": pinned,
+        "abilities": None if model.abilities is None else msgspec.to_builtins(model.abilities),
         "error": None
         if error is None
         else {"code": error.code, "message": error.message, "hint": error.hint},

@@ -49,6 +49,12 @@ class Engine:
         return f"llama-cpp-python {abi.PINNED_VERSION} ({platform.machine()}; {features})"
 
     @property
+    def identity(self) -> str:
+        """What a record of a model's abilities depends on: library version and CPU features."""
+        features = self.build.split("|", 1)[0].split(":", 1)[-1] + self.build.partition("|")[2]
+        return hashlib.sha256(f"{abi.PINNED_VERSION}\n{platform.machine()}\n{features}".encode()).hexdigest()
+
+    @property
     def fingerprint(self) -> str:
         """What an image depends on: library version, CPU features, buffer types, granule."""
         types = [

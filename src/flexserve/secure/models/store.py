@@ -2,6 +2,7 @@
 
     ROOT/models/NAME.flex
     ROOT/images/MODEL_ID-FINGERPRINT.img
+    ROOT/images/MODEL_ID-record.able
     ROOT/kv/MODEL_ID-RANDOM.kv
 
 A model exists exactly as long as its .flex file has its name: adding publishes that one file,
@@ -32,8 +33,9 @@ from flexserve.secure.models.container import (
 from flexserve.secure.models.files import disk_errors, make_folder, sweep, sync_folder
 from flexserve.secure.models.keys import DeviceKey
 from flexserve.secure.models.manifest import NAME_RULE, Manifest, check_name, is_name
+from flexserve.secure.models.record import Record, read_record, write_record
 
-_MODEL, _IMAGE, _KV = ".flex", ".img", ".kv"
+_MODEL, _IMAGE, _KV, _RECORD = ".flex", ".img", ".kv", ".able"
 _NAMES_IN_HINT = 10
 
 
@@ -136,6 +138,17 @@ class Store:
         with disk_errors("Removing stale images"):
             return sum(_unlink(path) for path in self.images(manifest) if path != keep)
 
+    def record(self, manifest: Manifest) -> Record | None:
+        """Return what a model was found to be able to do; None: nobody tried, or it cannot be read."""
+        return read_record(self._record_path(manifest), self._device, manifest)
+
+    def keep_record(self, manifest: Manifest, record: Record) -> None:
+        """Write down what a model was found to be able to do. Raises NormalWorldError."""
+        write_record(self._record_path(manifest), self._device, record)
+
+    def _record_path(self, manifest: Manifest) -> Path:
+        return self._images / f"{manifest.model_id}-record{_RECORD}"
+
     def kv_path(self, manifest: Manifest, name: str) -> Path:
         """Return where parked KV of a model belongs; `name` without "-"."""
         return self._kv / f"{manifest.model_id}-{name}{_KV}"
@@ -179,7 +192,11 @@ class Store:
         """
         # These first: the model of an image that exists now was added before, so it is listed.
         with disk_errors(f"Cleaning up {self.root}"):
-            derived = [*self._images.glob(f"*{_IMAGE}"), *self._kv.glob(f"*{_KV}")]
+            derived = [
+                *self._images.glob(f"*{_IMAGE}"),
+                *self._images.glob(f"*{_RECORD}"),
+                *self._kv.glob(f"*{_KV}"),
+            ]
         entries = [entry for _, entry in self._scan()] if derived else []
         owners = {entry.model_id for entry in entries if isinstance(entry, Manifest)}
         if len(owners) < len(entries):

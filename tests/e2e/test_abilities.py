@@ -1,0 +1,75 @@
+"""What a model cannot do is refused before anything computes, by its record or by its header."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conversations import MODEL
+from library import Library
+
+from flexserve.bench.worlds import DrivenWorld
+from flexserve.errors import CallerError
+from flexserve.testing.architectures import make_models
+from flexserve.world.messages import Abilities, Failed, Finished, Started, Try
+
+ENCODERS = ("bert", "t5encoder")
+
+
+@pytest.fixture
+def encoders(own_library: Library, tmp_path: Path) -> list[str]:
+    assert make_models(ENCODERS, tmp_path) == {}
+    return [own_library.add(tmp_path / f"{name}.gguf", name) for name in ENCODERS]
+
+
+def attempt(world: DrivenWorld, model: str) -> Finished | Failed:
+    number = world._next()
+    world._send(Try(number, model))
+    world._take(Started, lambda m: m.request == number)
+    return world._take(Finished | Failed, lambda m: m.request == number)  # type: ignore[arg-type]
+
+
+def abilities(world: DrivenWorld, model: str) -> Abilities | None:
+    return next(status.abilities for status in world.status().models if status.name == model)
+
+
+def test_text_is_refused_by_models_that_only_read_and_others_go_on(
+    own_library: Library, encoders: list[str]
+) -> None:
+    tiny = own_library.add(MODEL, "tiny")
+    with own_library.open() as world:
+        for name in encoders:
+            with pytest.raises(CallerError, match="cannot generate text") as refused:
+                world.generate(name, "Once", 4)
+            assert refused.value.code == "generation_unsupported"
+        assert world.generate(tiny, "Once", 4).finished.usage.completion_tokens > 0
+
+
+def test_a_try_records_what_a_model_can_do_for_every_world_after_it(
+    own_library: Library, encoders: list[str]
+) -> None:
+    tiny = own_library.add(MODEL, "tiny")
+    with own_library.open() as world:
+        assert all(isinstance(attempt(world, name), Finished) for name in (tiny, *encoders))
+    with own_library.open() as world:
+        can = abilities(world, tiny)
+        assert can is not None
+        assert (can.text, can.vectors, can.causal, can.template) == (True, True, True, True)
+        for name in encoders:
+            can = abilities(world, name)
+            assert can is not None
+            assert (can.text, can.vectors, can.causal) == (False, True, False)
+        with pytest.raises(CallerError, match="cannot generate text"):
+            world.generate(encoders[0], "Once", 4)
+        opened = {status.name for status in world.status().models if status.scratch or status.kv}
+        assert encoders[0] not in opened
+
+
+def test_a_record_that_was_changed_says_nothing(own_library: Library, encoders: list[str]) -> None:
+    with own_library.open() as world:
+        attempt(world, encoders[0])
+        assert abilities(world, encoders[0]) is not None
+        with own_library.store.open(encoders[0]) as sealed:
+            [path] = (own_library.root / "images").glob(f"{sealed.manifest.model_id}-record.able")
+        path.write_bytes(path.read_bytes().replace(b'"text":false', b'"text":true '))
+        assert abilities(world, encoders[0]) is None
