@@ -56,6 +56,30 @@ def check_file(path: Path, info: os.stat_result, what: str, *, secret: bool, cod
     check_folder(path.resolve().parent, what, code=code)
 
 
+def is_private(folder: Path) -> bool:
+    """Return whether `folder` is one, this user's, and closed to everybody else."""
+    try:
+        info = os.lstat(folder)
+    except OSError:
+        return False
+    closed = not info.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
+    return stat.S_ISDIR(info.st_mode) and info.st_uid == os.geteuid() and closed
+
+
+def make_private(folder: Path, what: str) -> None:
+    """Make `folder`, mode 0700, if it is not there. Raises CallerError when it is not this user's alone."""
+    try:
+        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise CallerError(
+            f"{what} cannot be made: {error.strerror}.", hint="Give another place with --unix-socket PATH."
+        ) from None
+    if not is_private(folder):
+        hint = f"Remove it, run `chmod 700 {folder}`, or give --unix-socket PATH."
+        raise unsafe(what, "it is not this user's alone", hint, code="folder_unsafe")
+
+
 def unsafe(what: str, why: str, remedy: str, *, code: str) -> CallerError:
     """Return the error of something that others could have got at."""
     return CallerError(f"{what} is not safe: {why}.", hint=remedy, code=code)

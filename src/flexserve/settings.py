@@ -19,7 +19,7 @@ from pydantic_settings.sources import InitSettingsSource
 
 from flexserve import units
 from flexserve.errors import CallerError
-from flexserve.private_files import check_file
+from flexserve.private_files import check_file, is_private, make_private
 from flexserve.units import GIB, MIB, parse_size
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ _MAX_FILE = 1 << 20  # bytes of the configuration file
 _MAX_SIZE_TEXT = 32  # characters of a size
 _GUEST_LEAST, _GUEST_MOST, _GUEST_STEP = 256 * MIB, 3 * GIB, 2 * MIB  # RAM that the monitor can manage
 _YEAR = 365 * 86400.0
+_MAX_SOCKET_PATH = 107  # bytes: the kernel's
+_THIS_MACHINE = ("127.0.0.1", "localhost", "::1", "0.0.0.0", "::", "none")  # noqa: S104  # hosts of a server
 _NAME, _MAX_NAME = re.compile(r"[A-Za-z0-9.:_-]+"), 253  # of a host; colons are of IPv6 addresses
 _SECRETS = frozenset({"api_key", "api_keys"})
 
@@ -48,6 +50,27 @@ def data_folder() -> Path:
 def cache_folder() -> Path:
     """Return where what can be made again lives (synthetic models)."""
     return _xdg("XDG_CACHE_HOME", ".cache") / "flexserve"
+
+
+def default_socket(host: str, port: int) -> Path | None:
+    """Return the Unix socket that a server at `host` and `port` has unasked: this user's alone.
+
+    None where it has none: for another machine's address, for a port that is not known beforehand, and
+    for a path that is too long.
+    """
+    if not port or host not in _THIS_MACHINE:
+        return None
+    path = _runtime_folder() / f"{port}.sock"
+    return path if len(os.fsencode(path)) <= _MAX_SOCKET_PATH else None
+
+
+def _runtime_folder() -> Path:
+    """Return where sockets lie: the session's folder for such, or else a private one among the data."""
+    given = os.environ.get("XDG_RUNTIME_DIR", "")
+    for folder in (Path(given), Path(f"/run/user/{os.geteuid()}")):
+        if folder.is_absolute() and is_private(folder):
+            return folder / "flexserve"
+    return data_folder() / "run"
 
 
 def _xdg(variable: str, otherwise: str) -> Path:
@@ -116,7 +139,9 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", max_length=255, description="Address to listen on, or to ask.")
     port: int = Field(7077, ge=0, le=65535, description="TCP port; 0 lets the server take any free one.")
-    unix_socket: Location | None = Field(None, description="Unix socket to listen on too, or to ask instead.")
+    unix_socket: Location | None = Field(
+        None, description="Unix socket to listen on too, or to ask instead; else one of this user's alone."
+    )
     api_key: SecretStr | None = Field(
         None, description="Key that clients send, and that a server asks for. Better in the environment."
     )
@@ -185,7 +210,22 @@ class Settings(BaseSettings):
         from flexserve.normal.client import Address
 
         key = self.api_key.get_secret_value() if self.api_key else ""
-        return Address(self.host, self.port, self.unix_socket, key)
+        unix_socket = self.unix_socket
+        usual = default_socket(self.host, self.port)
+        if unix_socket is None and usual is not None and is_private(usual.parent) and usual.is_socket():
+            unix_socket = usual
+        return Address(self.host, self.port, unix_socket, key)
+
+    def server_socket(self) -> Path | None:
+        """Return the Unix socket to listen on, whose folder is there if it is not one given by the user.
+
+        Raises CallerError when that folder is not this user's alone.
+        """
+        usual = default_socket(self.host, self.port)
+        if self.unix_socket is not None or usual is None:
+            return self.unix_socket
+        make_private(usual.parent, f"The folder {usual.parent} of the server's socket")
+        return usual
 
     def server_keys(self) -> list[str]:
         """Return the keys that a server accepts; none: it lets everybody in. Raises CallerError."""

@@ -23,6 +23,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for variable in ("HOST", "PORT", "UNIX_SOCKET", "MODELS", "DEVICE_KEY", "MEMORY", "KEEP_ALIVE"):
         monkeypatch.delenv(f"FLEXSERVE_{variable}", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "r").mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "r"))
     monkeypatch.setenv("FLEXSERVE_PORT", str(free_port()))  # where nobody listens, unless a test says so
     journal.configure(level="critical")  # a server in this process would log among the command's output
     return tmp_path

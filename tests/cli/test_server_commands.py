@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import Cli, ScriptedServer, Stranger, free_port
+from servers import MODELS, Cli, ScriptedServer, Stranger, free_port
 
+from flexserve import settings
 from flexserve.normal import main as normal_main
 from flexserve.normal.main import ServeOptions
+from flexserve.testing.scripted_world import Script
 
 
 @pytest.fixture
@@ -206,3 +209,40 @@ def test_serve_takes_keys_and_can_do_without_tcp(
     assert (options.host, options.unix_socket) == (None, tmp_path / "s")
     assert list(options.api_keys) == ["sk-of-the-file"]
     assert "sk-" not in repr(options)
+
+
+def test_server_and_clients_meet_at_a_socket_of_this_user_alone(
+    cli: Cli, home: Path, served: list[ServeOptions]
+) -> None:
+    port = os.environ["FLEXSERVE_PORT"]
+    path = home / f"r/flexserve/{port}.sock"
+    assert cli("serve").exit_code == 0
+    assert served[0].unix_socket == path
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(path))
+        sock.listen()
+        with ScriptedServer(sock, Script(models=MODELS)):
+            assert "tiny" in cli("ps").stdout
+            assert "unix:" in cli("run", "tiny", "hello", "-v").stderr
+            path.parent.chmod(0o755)  # somebody else may have put it there: it is not asked
+            assert f"No server answers at http://127.0.0.1:{port}" in cli("ps").stderr
+
+
+def test_a_folder_for_sockets_that_others_can_enter_is_refused(
+    cli: Cli, home: Path, served: list[ServeOptions]
+) -> None:
+    (home / "r/flexserve").mkdir(mode=0o755)
+    result = cli("serve")
+    assert (result.exit_code, served) == (1, [])
+    assert "chmod 700" in result.stderr
+
+
+def test_without_a_session_the_socket_lies_among_the_data(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "r").chmod(0o777)
+    monkeypatch.setattr(os, "geteuid", lambda: 123456)
+    assert settings.default_socket("127.0.0.1", 1) == home / "data/flexserve/run/1.sock"
+    assert settings.default_socket("models.example", 1) is None
+    assert settings.default_socket("127.0.0.1", 0) is None

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import os
 import socket
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -103,6 +105,31 @@ async def test_where_all_are_busy_health_answers_and_the_rest_says_so(world: Wor
         busy[0][1].close()
         while await server.get("/models") != 200:
             await asyncio.sleep(0.005)
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to start a program of another user")
+async def test_another_users_program_gets_nothing_at_the_unix_socket(world: World, tmp_path: Path) -> None:
+    async with serving(world, tmp_path, Bounds()) as server:
+        tmp_path.chmod(0o755)
+        (tmp_path / "s").chmod(0o666)  # as if its mode and folder had kept nobody out
+        program = f"""
+import os, socket
+sock = socket.socket(socket.AF_UNIX)
+os.chdir({str(tmp_path)!r})
+os.setresuid(65534, 65534, 65534)
+sock.connect("s")
+try:
+    sock.sendall(b"GET /health HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n")
+    print(sock.recv(100))
+except ConnectionError:
+    print(b"")
+"""
+        command = [sys.executable, "-c", program]
+        process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+        out, _ = await process.communicate()
+        assert out == b"b''\n"
+        assert await server.get("/health", unix=True) == 200
 
 
 async def test_a_peer_that_is_busy_leaves_room_for_others(world: World, tmp_path: Path) -> None:

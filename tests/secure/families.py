@@ -16,12 +16,15 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
+from guard import guard_buffers
 from numpy.typing import NDArray
 
-from flexserve.testing.architectures import make_models
+from flexserve.testing.architectures import make_model, make_models
+from flexserve.testing.architectures.parameters import Parameters
 
 CONTEXT, SEQUENCES, THREADS = 512, 2, 1  # the same in both worlds
 Logprobs = NDArray[np.float64]
+Vector = NDArray[np.float32]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +39,9 @@ class Families:
     """Models of many families, and the two worlds that run them. A context manager."""
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        """Make models of these families; others are made when they are opened."""
         self._folder = folder
-        self.problems = make_models(names, folder, quantised=False)
+        assert make_models(names, folder, quantised=False) == {}
         self._plain, self._ours = self._pool(), self._pool()
 
     def _pool(self) -> ProcessPoolExecutor:
@@ -52,11 +56,20 @@ class Families:
         self._plain.shutdown()
         self._ours.shutdown()
 
-    def open(self, name: str) -> None:
-        """Have the model of that family opened in both worlds, instead of what was open."""
-        path = self._folder / f"{name}.gguf"
-        self._plain.submit(_open_plain, path).result()
-        self._ours.submit(_open_ours, path, self._folder).result()
+    def open(
+        self,
+        family: str,
+        variant: str = "",
+        parameters: Parameters | None = None,
+        *,
+        sequences: int = SEQUENCES,
+    ) -> None:
+        """Have a model of that family opened in both worlds instead of what was open; made the first time."""
+        path = self._folder / f"{family}{variant}.gguf"
+        if not path.exists():
+            make_model(family, path, parameters=parameters, quantised=False)
+        self._plain.submit(_open_plain, path, sequences).result()
+        self._ours.submit(_open_ours, path, self._folder, sequences).result()
 
     def plain(self, tokens: list[int], pieces: Sequence[int]) -> Logprobs:
         """Return plain llama.cpp's log-probabilities after `tokens`, computed in pieces of these sizes."""
@@ -70,6 +83,18 @@ class Families:
         """Have two prompts in two slots, whose last `steps` tokens are computed in common graphs."""
         return self._ours.submit(_ask_together, first, second, steps).result()
 
+    def plain_vector(self, tokens: list[int], pooling: int) -> Vector:
+        """Return the vector that plain llama.cpp makes of a text in one go, of length 1."""
+        return self._plain.submit(_plain_vector, tokens, pooling).result()
+
+    def vectors(self, texts: list[list[int]]) -> list[Vector]:
+        """Have a request of ours: texts to vectors."""
+        return self._ours.submit(_vectors, texts).result()
+
+    def tokens(self, text: str) -> list[int]:
+        """Return the tokens of a text, as a request for vectors has them."""
+        return self._ours.submit(_tokens, text).result()
+
     def recall_all(self) -> None:
         """Take all KV back, having sealed it, as a recall does."""
         self._ours.submit(_recall_all).result()
@@ -78,7 +103,7 @@ class Families:
 # ---- plain llama.cpp -------------------------------------------------------------------------------
 
 
-def _open_plain(path: Path) -> None:
+def _open_plain(path: Path, sequences: int) -> None:
     global _model, _context  # noqa: PLW0603  # the process is for this alone
     from llama_cpp import llama_cpp as lib
 
@@ -92,7 +117,7 @@ def _open_plain(path: Path) -> None:
     parameters.n_gpu_layers = 0
     _model = lib.llama_model_load_from_file(str(path).encode(), parameters)
     parameters = lib.llama_context_default_params()
-    parameters.n_ctx, parameters.n_seq_max = SEQUENCES * CONTEXT, SEQUENCES
+    parameters.n_ctx, parameters.n_seq_max = sequences * CONTEXT, sequences
     parameters.n_batch = parameters.n_ubatch = CONTEXT
     parameters.n_threads = parameters.n_threads_batch = THREADS
     parameters.kv_unified = False
@@ -122,16 +147,33 @@ def _logprobs(logits: NDArray[np.float32]) -> Logprobs:
     return np.asarray(shifted - np.log(np.exp(shifted).sum()))
 
 
+def _plain_vector(tokens: list[int], pooling: int) -> Vector:
+    from llama_cpp import llama_cpp as lib
+
+    parameters = lib.llama_context_default_params()
+    parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = CONTEXT
+    parameters.n_threads = parameters.n_threads_batch = THREADS
+    parameters.embeddings, parameters.pooling_type = True, pooling
+    context = lib.llama_init_from_model(_model, parameters)
+    run = lib.llama_encode if lib.llama_model_has_encoder(_model) else lib.llama_decode
+    array = (lib.llama_token * len(tokens))(*tokens)
+    assert run(context, lib.llama_batch_get_one(array, len(tokens))) == 0
+    width = lib.llama_model_n_embd_out(_model)
+    vector = np.ctypeslib.as_array(lib.llama_get_embeddings_seq(context, 0), shape=(width,)).copy()
+    lib.llama_free(context)
+    return np.asarray(vector / np.linalg.norm(vector))
+
+
 # ---- ours ------------------------------------------------------------------------------------------
 
 
-def _open_ours(path: Path, folder: Path) -> None:
+def _open_ours(path: Path, folder: Path, sequences: int) -> None:
     global _world  # noqa: PLW0603  # the process is for this alone
     if "_world" in globals():
         _world.close()
     else:
         _world = _World(folder)
-    _world.open(path)
+    _world.open(path, sequences)
 
 
 class _World:
@@ -146,13 +188,14 @@ class _World:
         from flexserve.secure.residency import Residency
         from flexserve.units import GIB, KIB
 
+        guard_buffers()
         self._store = Store(folder / "store", DeviceKey.load_or_create(folder / "key"))
         self.flexmem = FlexMem(PlainMemory(64 * KIB), 2 * GIB, OpenHanded())
         self._engine = Engine(self.flexmem, THREADS)
         self._residency = Residency(self.flexmem, 1)
         self._added: set[str] = set()
 
-    def open(self, path: Path) -> None:
+    def open(self, path: Path, sequences: int) -> None:
         from flexserve.secure.conversations import Conversations
         from flexserve.secure.engine.context import Context
         from flexserve.secure.engine.model import Model
@@ -163,7 +206,7 @@ class _World:
             self._store.add(path, name, _unseen)
             self._added.add(name)
         self._model = Model(self._engine, self._store, name, _unseen)
-        self.context = Context(self._model, self._residency, CONTEXT, SEQUENCES)
+        self.context = Context(self._model, self._residency, CONTEXT, sequences)
         parked = ParkedKv(self._store, name, fingerprint, self.flexmem, quota=1 << 30, counters=Counters())
         self.conversations = Conversations(self.context, parked, threading.RLock())
 
@@ -218,6 +261,22 @@ def _ask_together(first: list[int], second: list[int], steps: int) -> tuple[Logp
     found = _logprobs(context.logits(0)), _logprobs(context.logits(1))
     context.release([0, 1])
     return found
+
+
+def _vectors(texts: list[list[int]]) -> list[Vector]:
+    from flexserve.secure.engine.embedder import Embedder
+
+    embedder = Embedder(_world.context)
+    try:
+        return [embedder.embed(tokens) for tokens in texts]
+    finally:
+        embedder.close()
+
+
+def _tokens(text: str) -> list[int]:
+    from flexserve.secure.engine.text import Vocabulary
+
+    return Vocabulary(_world.context.model).encode(text, special=False)
 
 
 def _recall_all() -> None:

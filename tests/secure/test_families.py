@@ -76,7 +76,6 @@ WINDOW = 64  # tokens, of all families that have one but llama4 (8192)
 @pytest.fixture(scope="module")
 def families(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Families]:
     with Families(tmp_path_factory.mktemp("families"), NAMES) as found:
-        assert not found.problems
         yield found
 
 

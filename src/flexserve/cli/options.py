@@ -27,12 +27,17 @@ DeviceKeyFile = Annotated[
 ]
 
 Host = Annotated[
-    str | None, typer.Option("--host", metavar="ADDRESS", help="Address; none: Unix socket only [127.0.0.1].")
+    str | None, typer.Option("--host", metavar="ADDRESS", help="Address [127.0.0.1]; none: Unix socket only.")
 ]
 Port = Annotated[int | None, typer.Option("--port", metavar="N", min=0, max=65535, help="TCP port [7077].")]
 UnixSocket = Annotated[
     Path | None,
-    typer.Option("--unix-socket", "--socket", metavar="PATH", help="Unix socket of the server."),
+    typer.Option(
+        "--unix-socket",
+        "--socket",
+        metavar="PATH",
+        help="Unix socket of the server [one of this user's alone].",
+    ),
 ]
 
 MemoryKind = Annotated[

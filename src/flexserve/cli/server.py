@@ -133,7 +133,7 @@ def serve(
             chosen.secure_options(),
             host=None if chosen.host == "none" else chosen.host,
             port=chosen.port,
-            unix_socket=chosen.unix_socket,
+            unix_socket=chosen.server_socket(),
             api_keys=chosen.server_keys(),
             allowed_hosts=chosen.allowed_hosts,
             insecure=chosen.insecure,

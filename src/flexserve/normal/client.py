@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+import httpcore
 import httpx
 import msgspec
 
@@ -25,6 +26,7 @@ from flexserve.errors import (
     PeerError,
     rebuild,
 )
+from flexserve.normal.peers import check_server
 from flexserve.normal.reports import (
     CapResult,
     DecisionLog,
@@ -89,7 +91,9 @@ Answer = Generator[str | Ending, None, None]
 class Client:
     """A client of the server at `address`: a context manager, thread-safe as httpx.Client is.
 
-    Raises CallerError for what cannot be an address.
+    A server on this machine is sent nothing, no key and no prompt, unless it is this user's or root's: its
+    methods raise PeerError (code "server_of_another_user") otherwise. One elsewhere is whoever answers
+    there, over a line that is not encrypted. Raises CallerError for what cannot be an address.
     """
 
     def __init__(self, address: Address) -> None:
@@ -99,7 +103,7 @@ class Client:
             self._http = httpx.Client(
                 base_url=address.url,
                 # No proxy of the environment: a prompt goes to this server and nowhere else.
-                transport=httpx.HTTPTransport(uds=uds),
+                transport=_CheckedTransport(uds),
                 trust_env=False,
                 headers={"Authorization": f"Bearer {address.key}"} if address.key else None,
                 timeout=httpx.Timeout(SILENCE_TIMEOUT, connect=CONNECT_TIMEOUT),
@@ -177,6 +181,31 @@ class Client:
 
 
 # ---- the wire
+
+
+class _CheckedTransport(httpx.HTTPTransport):
+    """Connections whose other end was looked at before the first byte goes out."""
+
+    def __init__(self, unix_socket: str | None) -> None:
+        super().__init__(uds=unix_socket)
+        self._pool = httpcore.ConnectionPool(uds=unix_socket, network_backend=_CheckedBackend())
+
+
+class _CheckedBackend(httpcore.SyncBackend):
+    def connect_tcp(self, *where: Any, **how: Any) -> httpcore.NetworkStream:
+        return _checked(super().connect_tcp(*where, **how))
+
+    def connect_unix_socket(self, *where: Any, **how: Any) -> httpcore.NetworkStream:
+        return _checked(super().connect_unix_socket(*where, **how))
+
+
+def _checked(stream: httpcore.NetworkStream) -> httpcore.NetworkStream:
+    try:
+        check_server(stream.get_extra_info("socket"))
+    except BaseException:
+        stream.close()
+        raise
+    return stream
 
 
 @contextlib.contextmanager

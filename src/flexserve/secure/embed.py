@@ -56,7 +56,7 @@ class Embedding:
         count = sum(map(len, texts))
         if count > _MAX_TOKENS:
             raise CallerError(f"The texts have {count} tokens together.", hint="Send fewer at once.")
-        embedder = Embedder.beside(self._entry.context)
+        embedder = Embedder(self._entry.context)
         try:
             self._send(Started(self._request.request, count))
             for at in range(0, len(texts), _TOGETHER):

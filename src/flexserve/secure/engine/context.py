@@ -20,6 +20,7 @@ from flexserve.secure.job import RestoreStats
 from flexserve.secure.residency import Residency
 
 BATCH = 512  # tokens that one graph takes in
+_WITHOUT_CACHE = frozenset({"llama-embed"})  # llama.cpp makes a cache for it, which its graphs do not use
 _SLICE_SECONDS = 0.05  # a recall waits for a slice at most; shorter ones cost over a percent of speed
 _MIN_STRIDE = 16  # nodes
 
@@ -74,6 +75,11 @@ class Context:
         if not self.address:
             raise InternalError("llama.cpp could not make a context.", hint="Try a smaller --context.")
         self._memory = lib.llama_get_memory(self.address)
+        self._run = lib.llama_decode
+        self.encodes = bool(lib.llama_model_has_encoder(model.address))  # a text has to go through it first
+        remembers = self._memory and not self.encodes and model.header.architecture not in _WITHOUT_CACHE
+        # A text has to go through it at once: tokens see those behind them, or those of earlier graphs not.
+        self.whole_texts = not (remembers and lib.llama_get_causal_attn(self.address))
         self._window = int(lib.llama_model_n_swa(model.address))
         self._recurrent = lib.llama_model_is_recurrent(model.address) or lib.llama_model_is_hybrid(
             model.address
@@ -176,7 +182,7 @@ class Context:
         self._stats, self._cancelled = RestoreStats(), False
         self._fill(spans)
         with self._engine.hooks.owner(self):
-            status = lib.llama_decode(self.address, self._batch)
+            status = self._run(self.address, self._batch)
         if status != 0:
             raise InternalError(f"llama.cpp could not decode (status {status}).")
         return self._stats

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Self
 
 import numpy as np
 from llama_cpp import llama_cpp as lib
@@ -11,9 +10,7 @@ from numpy.typing import NDArray
 
 from flexserve.errors import CallerError, InternalError
 from flexserve.secure.engine.context import BATCH, Context, Span
-from flexserve.secure.engine.model import Model
 from flexserve.secure.job import RestoreStats
-from flexserve.secure.residency import Residency
 
 # Tokens that one graph takes in. llama.cpp makes, and has room for, the logits of each of them, though
 # only vectors are wanted: with large vocabularies that is most of the memory.
@@ -24,33 +21,28 @@ _POOLINGS = (lib.LLAMA_POOLING_TYPE_MEAN, lib.LLAMA_POOLING_TYPE_CLS, lib.LLAMA_
 class Embedder(Context):
     """A context that lives for one request; its memory is in Flex-Mem as any other context's.
 
-    It pools as the model's own metadata says, or takes the mean where it says nothing.
+    It pools as the model says, or takes the mean where it says nothing.
     """
 
-    def __init__(self, model: Model, residency: Residency, context: int) -> None:
-        """Make a context for texts of at most `context` tokens. Commits nothing.
+    def __init__(self, beside: Context) -> None:
+        """Make a context for texts of the length that `beside`, over the same model, takes. Commits nothing.
 
-        Raises CallerError for a model that ranks texts, InternalError when llama.cpp cannot.
+        Raises CallerError for a model that ranks texts or translates them, InternalError when llama.cpp
+        cannot.
         """
-        metadata, architecture = model.header.metadata, model.header.architecture
-        pooling = metadata.get(f"{architecture}.pooling_type")
+        pooling = int(lib.llama_pooling_type(beside.address))
         self._pooling = pooling if pooling in _POOLINGS else lib.LLAMA_POOLING_TYPE_MEAN
         if pooling == lib.LLAMA_POOLING_TYPE_RANK:
-            raise CallerError(
-                "This model ranks texts; it makes no vectors.",
-                hint="Use an embedding model.",
-                code="embeddings_unsupported",
-            )
-        # A model whose tokens see those behind them has to see all of a text at once.
-        self._whole = metadata.get(f"{architecture}.attention.causal") is False
-        self._step = min(BATCH, context) if self._whole else _BATCH
-        super().__init__(model, residency, self._step if self._whole else context, sequences=1)
+            raise _unsupported("This model ranks texts")
+        if beside.encodes and lib.llama_model_has_decoder(beside.model.address):
+            raise _unsupported("This model turns texts into texts")  # llama.cpp pools none of those
+        self._step = min(BATCH, beside.size) if beside.whole_texts else _BATCH
+        size = self._step if beside.whole_texts else beside.size
+        super().__init__(beside.model, beside._residency, size, sequences=1)
+        if self.encodes:
+            self._run = lib.llama_encode
+        self._width = int(lib.llama_model_n_embd_out(self.model.address))
         self.stats = RestoreStats()  # of all texts
-
-    @classmethod
-    def beside(cls, context: Context) -> Self:
-        """Return an embedder over the model of `context`, for texts of the same length."""
-        return cls(context.model, context._residency, context.size)
 
     def _specialise(self, parameters: lib.llama_context_params) -> None:
         parameters.embeddings = True
@@ -85,8 +77,7 @@ class Embedder(Context):
         vector = lib.llama_get_embeddings_seq(self.address, 0)
         if not vector:
             raise InternalError("llama.cpp pooled nothing.")
-        width = int(lib.llama_model_n_embd(self.model.address))
-        return np.ctypeslib.as_array(vector, shape=(width,)).astype(np.float64)
+        return np.ctypeslib.as_array(vector, shape=(self._width,)).astype(np.float64)
 
     def _combined(self, parts: Sequence[NDArray[np.float64]], count: int) -> NDArray[np.float64]:
         """Return the pooling of a text of `count` tokens, of which `parts` are those of its batches."""
@@ -96,3 +87,9 @@ class Embedder(Context):
             return parts[-1]
         sizes = [min(self._step, count - at) for at in range(0, count, self._step)]
         return np.average(parts, axis=0, weights=sizes)
+
+
+def _unsupported(what: str) -> CallerError:
+    return CallerError(
+        f"{what}; it makes no vectors.", hint="Use an embedding model.", code="embeddings_unsupported"
+    )
