@@ -33,8 +33,9 @@ _USUAL = {
     ],
 }
 _MORE = {
-    "whole": ["qwen3"],
+    "whole": ["qwen3", "hy_v4"],
     "window": [
+        "afmoe",
         "cohere2moe",
         "exaone-moe",
         "gemma3n",
@@ -43,6 +44,8 @@ _MORE = {
         "maple",
         "mimo2",
         "muse-glimmer",
+        "phi3",
+        "smallthinker",
         "spark2_5",
         "step35",
     ],
@@ -55,6 +58,7 @@ _MORE = {
         "mamba2",
         "minimax-01",
         "nemotron_h",
+        "nemotron_h_moe",
         "qwen35",
         "qwen35moe",
         "qwen4exp",
