@@ -138,6 +138,8 @@ class SecureWorld:
             idle=options.idle_seconds,
         )
         self._shelf = Shelf(self._engine, self._residency, store, limits, renderer)
+        # On a machine of its own the guest's kernel grants Flex-Mem, and this process has the host's memory.
+        self._shelf.counts_heap = ground.guest is None
         self._cache = Cache(self._shelf, self._residency, self._flexmem.granule)
         self._flexmem.spare = self._cache.spare
         self._scheduler = Scheduler(
