@@ -57,7 +57,7 @@ def _makes_text(shelf: Shelf, entry: OpenModel, tokens: list[int]) -> bool:
 def _makes_vectors(shelf: Shelf, entry: OpenModel, tokens: list[int]) -> bool:
     with shelf.using(entry):
         try:
-            embedder = Embedder.beside(entry.context)
+            embedder = Embedder(entry.context)
         except (CallerError, InternalError):
             return False
         try:
