@@ -69,6 +69,7 @@ class FlexMem:
         # Asked, with no lock held, when the normal world grants too little: gives up as many bytes of
         # idle models, keeping the grants, and returns how many there are now for others.
         self.spare: Callable[[int], int] = lambda _missing: 0
+        self.moved: Callable[[], None] = lambda: None  # told of each commit
         # Called, with no lock held, when granted memory was given up unused: a granter that has it
         # lying ready hands it over.
         self.settle: Callable[[], None] = lambda: None
@@ -167,6 +168,7 @@ class FlexMem:
             self._committing += count
         try:
             self._memory.commit(arena, offset, length)
+            self.moved()
         except BaseException:
             with self._lock:
                 self._pages[arena][first : first + count] = _NO_PAGE

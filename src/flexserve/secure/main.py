@@ -45,6 +45,7 @@ from flexserve.secure.reclaim import Reclaimer
 from flexserve.secure.rendering.renderer import Renderer
 from flexserve.secure.scheduler import Scheduler
 from flexserve.secure.shelf import Limits, Shelf
+from flexserve.secure.watchdog import PATIENCE as PATIENCE_OF_STEPS
 from flexserve.units import GIB, MIB
 from flexserve.world.messages import (
     PROTOCOL_VERSION,
@@ -143,8 +144,14 @@ class SecureWorld:
         self._cache = Cache(self._shelf, self._residency, self._flexmem.granule)
         self._flexmem.spare = self._cache.spare
         self._scheduler = Scheduler(
-            self._shelf, self._cache, Preparation(renderer), link.send, limit=options.max_queue
+            self._shelf,
+            self._cache,
+            Preparation(renderer),
+            link.send,
+            limit=options.max_queue,
+            patience=options.step_seconds,
         )
+        self._engine.moved = self._flexmem.moved = self._scheduler.watchdog.moved
         self._reclaimer = Reclaimer(self._shelf, self._cache, self._residency, self._flexmem)
         self._recalls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         if ground.guest is not None:
@@ -304,6 +311,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--parallel", type=int, default=4, help="sequences of a model generated at once")
     parser.add_argument("--kv-disk", type=int, default=GIB, help="bytes of sealed KV kept for a model")
     parser.add_argument("--max-queue", type=int, default=64)
+    parser.add_argument(
+        "--step-seconds", type=float, default=PATIENCE_OF_STEPS, help="the engine may stand still"
+    )
     parser.add_argument("--idle-seconds", type=float, default=300.0)
     parser.add_argument("--granule", type=int, default=0, help="bytes; a power of two")
     parser.add_argument("--baseline", choices=["", *BASELINES], default="", help="for measurements")

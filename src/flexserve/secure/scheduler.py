@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -26,6 +28,7 @@ from flexserve.secure.generate import Generation
 from flexserve.secure.preparation import Preparation, Prepared
 from flexserve.secure.shelf import OpenModel, Shelf
 from flexserve.secure.trial import try_model
+from flexserve.secure.watchdog import PATIENCE, Watchdog
 from flexserve.world.messages import (
     Computing,
     Embed,
@@ -64,6 +67,7 @@ class Scheduler:
         send: Callable[[msgspec.Struct], None],
         *,
         limit: int,
+        patience: float = PATIENCE,
     ) -> None:
         self._preparation = preparation
         self._shelf, self._cache, self._send, self._limit = shelf, cache, send, limit
@@ -75,6 +79,7 @@ class Scheduler:
         self._jobs: dict[Generation, _Job] = {}
         self._preparing = 0  # of those that run
         self._closing = False
+        self.watchdog = Watchdog(self._stop_all, _end_still, patience=patience)
         self._told = ""  # the model that the normal world believes to be computing
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
@@ -123,6 +128,12 @@ class Scheduler:
                 _stop(job)
         self._thread.join()
 
+    def _stop_all(self) -> None:
+        """Cancel whatever computes: nothing has moved for too long."""
+        with self._changed:
+            for job in self._running:
+                _stop(job)
+
     def _turn_away(self, jobs: Iterable[_Job]) -> None:
         """Report jobs that will not run. Not under the lock: sending may block."""
         for job in jobs:
@@ -134,7 +145,8 @@ class Scheduler:
         while self._wait():
             model = self._turns.next(self._lanes(), time.monotonic())
             if model is not None:
-                self._take_turn(model)
+                with self.watchdog.turn():
+                    self._take_turn(model)
         self._shelf.close()
 
     def _wait(self) -> bool:
@@ -333,6 +345,13 @@ class Scheduler:
     def _forget(self, job: _Job) -> None:
         with self._changed:
             self._running.remove(job)
+
+
+def _end_still(seconds: float) -> None:
+    """End the process: its engine stands still, and nobody can take a thread out of it."""
+    sys.stderr.write(f"the engine stood still for {seconds:.0f} s\n")
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _check(job: _Job) -> None:

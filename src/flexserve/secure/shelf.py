@@ -288,7 +288,7 @@ class Shelf:
         self._opening = name
         try:
             require_room(name, size)
-            model = Model(self._engine, self._store, name, _unseen)
+            model = Model(self._engine, self._store, name, lambda _done, _total: self._engine.moved())
             try:
                 vocabulary = Vocabulary(model)
                 template = ChatTemplate(model, vocabulary, self._renderer)
@@ -465,7 +465,3 @@ def require_room(name: str, size: int) -> None:
             hint="Use a smaller model or a stronger quantization.",
             code="model_too_large",
         )
-
-
-def _unseen(_done: int, _total: int) -> None:
-    """Nobody watches the making of an image inside a request."""

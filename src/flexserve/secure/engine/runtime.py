@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import platform
+from collections.abc import Callable
 
 from llama_cpp import llama_cpp as lib
 
@@ -39,6 +40,7 @@ class Engine:
         self._work = flexmem.reserve(_WORK_ADDRESSES)
         self._work_size = 0
         self._offload: Offload | None = None
+        self.moved: Callable[[], None] = lambda: None  # told of each slice of work that is done
         lib.llama_log_set(_silent, None)
         lib.llama_backend_init()
 
