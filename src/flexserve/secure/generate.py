@@ -42,7 +42,7 @@ class Generation:
         self._received, self._send = received, send
         self._sampling = request.sampling
         self.tokens = list(prepared.tokens)
-        self._prompt_size = len(self.tokens)
+        self._prompt_size, self._thinking = len(self.tokens), prepared.thinking
         self.slot: Slot | None = None
         self.done = self._cached = self._count = 0
         self._broke_off = False
@@ -61,7 +61,7 @@ class Generation:
         self.slot, self._cached, self._began = slot, cached, began
         self.done = cached
         slot.tokens = self.tokens[:cached]
-        self._send(Started(self.request.request, self._prompt_size))
+        self._send(Started(self.request.request, self._prompt_size, self._thinking))
 
     def go_on(self) -> bool:
         """Take up again after a graph that broke off, whose tokens may have reached the KV cache.

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from flexserve.errors import CallerError
 from flexserve.secure.engine.constraint import constraint
+from flexserve.secure.engine.contents import ChatTokens, chat_tokens
 from flexserve.secure.engine.grammar import Confinement
 from flexserve.secure.rendering.renderer import Renderer
 from flexserve.secure.shelf import OpenModel
@@ -26,7 +27,8 @@ class Prepared:
 
     entry: OpenModel
     tokens: list[int]
-    confinement: Confinement | None
+    confinement: Confinement | None  # with one, the answer itself begins at once
+    thinking: bool = False  # the answer begins inside of a thought
 
 
 class Preparation:
@@ -58,22 +60,20 @@ class Preparation:
         """Return `request` prepared. Raises CallerError for a prompt that is empty or does not fit, and
         for what cannot be rendered or enforced; StoredDataError for a template that is wrong.
         """
-        tokens = _tokens(entry, request)
+        tokens, thinking = _tokens(entry, request)
         grammar = constraint(request, entry.template)
         if grammar is None:
-            return Prepared(entry, tokens, None)
+            return Prepared(entry, tokens, None, thinking)
         self._renderer.compile(grammar)
         return Prepared(entry, tokens, Confinement(entry.vocabulary.tree(), grammar))
 
 
-def _tokens(entry: OpenModel, request: Generate) -> list[int]:
+def _tokens(entry: OpenModel, request: Generate) -> ChatTokens:
     prompt, vocabulary = request.prompt, entry.vocabulary
     if isinstance(prompt, ChatPrompt):
-        text = entry.template.render(prompt)
-        beginning = entry.template.beginning
-        tokens = vocabulary.encode(text, special=True, start=not (beginning and text.startswith(beginning)))
+        tokens, thinking = chat_tokens(prompt, entry.template, vocabulary)
     else:
-        tokens = vocabulary.encode(prompt.text, special=False)
+        tokens, thinking = vocabulary.encode(prompt.text, special=True), False
     if not tokens:
         raise CallerError("The prompt is empty.", hint="Send some text.", code="prompt_empty")
     size = entry.context.size
@@ -83,4 +83,4 @@ def _tokens(entry: OpenModel, request: Generate) -> list[int]:
             hint="Shorten the prompt, or serve with a larger --context.",
             code="context_length_exceeded",
         )
-    return tokens
+    return ChatTokens(tokens, thinking)

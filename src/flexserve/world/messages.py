@@ -361,10 +361,11 @@ class Computing(_Message, frozen=True):
 
 
 class Started(_Message, frozen=True):
-    """The request left the queue."""
+    """The request left the queue. `thinking`: its answer begins inside of a thought, without <think>."""
 
     request: Serial
     prompt_tokens: Count
+    thinking: bool = False
 
 
 class Delta(_Message, frozen=True):

@@ -15,7 +15,7 @@ from typing import Any
 
 from flexserve.core.call_scanner import CallScanner
 from flexserve.core.calls import Call
-from flexserve.world.messages import Choice, Delta, Finished, TokenLogprob
+from flexserve.world.messages import Choice, Delta, Finished, Started, TokenLogprob
 
 Json = dict[str, Any]
 _LEAST_LOGPROB = -9999.0  # what OpenAI writes for "impossible": JSON has no infinity
@@ -31,6 +31,9 @@ class Form(abc.ABC):
             "created": int(time.time()),
             "model": model,
         }
+
+    def began(self, started: Started) -> None:  # noqa: B027  # not every form cares
+        """Take note of how the answer begins."""
 
     @abc.abstractmethod
     def opening(self) -> Json | None:
@@ -68,6 +71,11 @@ class ChatForm(Form):
         self._scanner = CallScanner() if most_calls else None
         self._most_calls = most_calls
         self._calls: list[Json] = []
+
+    def began(self, started: Started) -> None:
+        """Take note of how the answer begins: calls in a thought are none."""
+        if self._scanner is not None:
+            self._scanner = CallScanner(thinking=started.thinking)
 
     def opening(self) -> Json | None:
         """Return the role, which comes before any text."""

@@ -102,6 +102,8 @@ async def _collect(answer: Answer, form: Form) -> dict[str, object]:
                 size += len(message.text) + sum(1 + len(choice.top) for choice in message.choices)
                 if size > MAX_ANSWER:
                     raise CallerError("The answer is too long for one piece.", hint="Stream it.")
+            elif isinstance(message, Started):
+                form.began(message)
             elif isinstance(message, Finished):
                 return form.whole(deltas, message)
     raise unended()
@@ -130,7 +132,9 @@ async def _events(
                         yield event(usage)
                     yield DONE
                     return
-                case None | Started() | Delta() | Embedded():
+                case Started():
+                    form.began(message)
+                case None | Delta() | Embedded():
                     pass
             # Text that may become a call is held back, however long it gets.
             if message is None or time.monotonic() - spoke >= PING_SECONDS:

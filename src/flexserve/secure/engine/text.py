@@ -6,7 +6,9 @@ import codecs
 import ctypes
 import functools
 import json
+import re
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 from llama_cpp import llama_cpp as lib
@@ -14,10 +16,13 @@ from llama_cpp import llama_cpp as lib
 from flexserve.core.calls import CallForm, form_of
 from flexserve.errors import CallerError
 from flexserve.secure.engine.grammar import TokenTree
+from flexserve.secure.engine.markers import Markers
 from flexserve.secure.engine.model import Model
 from flexserve.secure.rendering.renderer import Renderer
 from flexserve.world.messages import ChatMessage, ChatPrompt
 
+_CONTROLS = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN
+_MARKER = re.compile(r"<[|｜].*[|｜]>", re.DOTALL)  # of tokens that files do not always declare as controls
 _DEFAULT_TEMPLATE = (
     "{% for message in messages %}"
     "<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
@@ -49,6 +54,46 @@ class Vocabulary:
             if count >= 0:
                 return list(array[:count])
             room = -count
+
+    def encode_parts(self, parts: Sequence[tuple[str, bool]], *, start: bool) -> list[int]:
+        """Return the tokens of a text in parts, each with whether control tokens in it are meant.
+
+        Of one part they are those of `encode`. `start`: as there.
+        """
+        if len(parts) == 1:
+            (text, special), *_ = parts
+            return self.encode(text, special=special, start=start)
+        tokens: list[int] = []
+        if start and lib.llama_vocab_get_add_bos(self._address):
+            tokens.append(int(lib.llama_vocab_bos(self._address)))
+        for number, (text, special) in enumerate(parts):
+            # A marker that is no control token to llama.cpp is one to it also where none is meant.
+            pieces = [text] if special or len(text) < 2 else [text[0], text[1:]]
+            for place, piece in enumerate(pieces):
+                follows = number + place > 0
+                encode = self._continuation if follows else functools.partial(self.encode, start=False)
+                tokens += encode(piece, special=special)
+        return tokens
+
+    def _continuation(self, text: str, *, special: bool) -> list[int]:
+        """Return the tokens of `text` where it goes on: some tokenizers put a space before what begins."""
+        lead = self.encode("\n", special=False, start=False)
+        tokens = self.encode("\n" + text, special=special, start=False)
+        if lead and tokens[: len(lead)] == lead:
+            return tokens[len(lead) :]
+        return self.encode(text, special=special, start=False)
+
+    @functools.cached_property
+    def markers(self) -> Markers:
+        """The texts that stand for control tokens, and for others that are written like them."""
+        found = []
+        for token in range(lib.llama_vocab_n_tokens(self._address)):
+            attributes = lib.llama_vocab_get_attr(self._address, token)
+            if attributes & (_CONTROLS | lib.LLAMA_TOKEN_ATTR_USER_DEFINED):
+                text = bytes(lib.llama_vocab_get_text(self._address, token)).decode(errors="replace")
+                if attributes & _CONTROLS or _MARKER.fullmatch(text):
+                    found.append(text)
+        return Markers(found)
 
     def piece(self, token: int) -> bytes:
         """Return the bytes that `token` stands for (control tokens: none)."""
