@@ -43,6 +43,25 @@ void monitor_call(u64 x[MONITOR_REGISTERS])
 	arch_unlock();
 }
 
+void monitor_end(void)
+{
+	struct range some;
+	u64 page, count;
+
+	arch_lock();
+	npu_leave(); /* it writes nothing any more */
+	for (page = 0; page < layout.pages; page += some.count) {
+		some = pages_from(page);
+		tables_close(some);
+		pages_sweep(FLEX_MOVE_RECALL, some);
+	}
+	for (page = 0; page < layout.pages; page += count) {
+		count = pages_alike(page, FLEX_CALL_PAGES_MAX);
+		if (pages_state(page) == FLEX_STATE_RECALLING)
+			arch_scrub(layout.ram_base + page * FLEX_PAGE_BYTES, count);
+	}
+}
+
 enum monitor_verdict monitor_fault(u64 ipa)
 {
 	enum monitor_verdict verdict = MONITOR_BLOCK;

@@ -1,4 +1,4 @@
-/* The ways into the portable core. None of them returns with the lock held. */
+/* The ways into the portable core. But for monitor_end none of them returns with the lock held. */
 #ifndef MONITOR_H
 #define MONITOR_H
 
@@ -19,6 +19,12 @@ void monitor_rebuild(void);
 
 /* Serve a call: x[0] is the function and then the status, x[1] and on are arguments and then results. */
 void monitor_call(u64 x[MONITOR_REGISTERS]);
+
+/*
+ * The machine is about to be switched off or reset: overwrite all that may hold a secret. It does return with
+ * the lock held, so that nothing is handed over any more.
+ */
+void monitor_end(void);
 
 /* The normal world's access to `ipa` was stopped by Stage-2. */
 enum monitor_verdict monitor_fault(u64 ipa);

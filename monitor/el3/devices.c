@@ -129,6 +129,25 @@ static bool confine_npu(const struct layout *layout)
 	return npu_flush(layout->control) && npu_flush(layout->control) && npu_root(layout->control) == level1;
 }
 
+/* Nobody but us resets it with the machine: it is a device that keeps on working through that. */
+bool devices_reset_npu(const struct layout *layout)
+{
+	u64 at, control = layout->control, end = read_register("cntpct_el0") + NPU_PATIENCE * read_register("cntfrq_el0");
+	u32 number = npu_get(control, FLEX_NPU_AT_RESET_DONE) + 1;
+
+	if (!layout->npu)
+		return true;
+	npu_set(control, FLEX_NPU_AT_RESET, number);
+	while (npu_get(control, FLEX_NPU_AT_RESET_DONE) != number)
+		if (read_register("cntpct_el0") > end)
+			return false;
+	barrier();
+	for (at = FLEX_NPU_WINDOW_KEPT; at < FLEX_NPU_WINDOW_BYTES; at += sizeof(u64))
+		set_register64(layout->window + at, 0);
+	barrier();
+	return true;
+}
+
 bool devices_confine(const struct layout *layout)
 {
 	volatile u64 *queue = (volatile u64 *)(layout->hidden_base + PLAT_COMMAND_QUEUE);

@@ -99,6 +99,14 @@ void doorbell_tell(enum protection protection);
  */
 bool devices_confine(const struct layout *layout);
 
+/* An NPU is as after a reset: it works for nobody, and its registers say nothing. False: it does not answer. */
+bool devices_reset_npu(const struct layout *layout);
+
+/* ---- scrub.c ---- */
+
+/* Overwrite RAM, but for what was loaded into it for this start. */
+void scrub_ram(const struct layout *layout);
+
 /* ---- panic.c ---- */
 
 /* Say so on the console, with where it happened and what an ESR says of it (or numbers that help), and switch off. */

@@ -194,8 +194,11 @@ void modes_boot(struct frame *frame)
 {
 	if (!layout_make(&layout, &el3_board) || el3_board.cpus == 0 || el3_board.cpus > PLAT_CPUS)
 		panic("no such board", el3_board.ram_bytes, el3_board.cpus);
+	scrub_ram(&layout);
 	if (!devices_confine(&layout))
 		panic("a device writes already", layout.hidden_base, 0);
+	if (!devices_reset_npu(&layout))
+		panic("the NPU does not answer", layout.control, 0);
 	modes_lock(NULL);
 	__atomic_store_n(&gathering, 1, __ATOMIC_RELEASE);
 	power_enter(&afterwards, PLAT_KERNEL, PLAT_DEVICE_TREE);

@@ -19,6 +19,10 @@ el3_start:
 	.global	el3_board
 el3_board:
 	.quad	0, 0, 0, 0, 0
+	/* And how many bytes were loaded: kernel, device tree, first file system. */
+	.global	el3_loaded
+el3_loaded:
+	.quad	0, 0, 0
 
 reset:
 	msr	daifset, #0xf

@@ -1,4 +1,7 @@
 /* Protection goes off by RELAX, when nothing needs it, and what comes on again is a monitor made anew. */
+#include <string.h>
+
+#include "arch/arch.h"
 #include "core/notices.h"
 #include "tests/unit.h"
 
@@ -50,6 +53,29 @@ TEST(relax_says_what_el3_says)
 	boot(RAM_SMALL);
 	host.relax_status = FLEX_STATUS_BUSY;
 	refused(FLEX_CALL_RELAX, 0, 0, FLEX_STATUS_BUSY);
+}
+
+TEST(before_the_machine_ends_all_that_may_hold_a_secret_is_overwritten)
+{
+	static const u8 mark = 0x5a;
+	u32 page;
+
+	boot(RAM_SMALL);
+	attach();
+	secure_pages(page_at(10), 2);
+	recalling_pages(page_at(20), 1);
+	CHECK_EQUAL(os(FLEX_CALL_GRANT, page_at(30), 1), FLEX_STATUS_OK);
+	for (page = 9; page < 32; page++)
+		memset(host.ram + (page_at(page) - host.ram_base), mark, FLEX_PAGE_BYTES);
+	monitor_end();
+	for (page = 9; page < 32; page++) {
+		const u8 *at = host.ram + (page_at(page) - host.ram_base);
+		bool kept = pages_state((page_at(page) - host.ram_base) / FLEX_PAGE_BYTES) <= FLEX_STATE_GRANTED; /* that never held one */
+
+		CHECK_EQUAL(at[0], kept ? mark : 0);
+		CHECK_EQUAL(at[FLEX_PAGE_BYTES - 1], kept ? mark : 0);
+	}
+	arch_unlock(); /* it keeps the lock: on a machine nothing comes after it */
 }
 
 TEST(a_new_start_makes_everything_normal)

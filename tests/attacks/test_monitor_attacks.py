@@ -10,6 +10,7 @@ import pytest
 from flexserve.attacks.attempt import Verdict, attempt
 from flexserve.attacks.trustzone import (
     ATTACKS,
+    ATTACKS_BY_RESET,
     ATTACKS_ON_ANSWERS,
     Conversation,
     Scene,
@@ -73,6 +74,13 @@ def test_the_attack_succeeds_where_nothing_protects(attack: Callable[[Scene], st
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
 def test_the_monitor_stops_the_attack(attack: Callable[[Scene], str], scene: Scene):
     made = attempt(attack, scene)
+    assert made.verdict is Verdict.STOPPED, made.detail
+
+
+@pytest.mark.parametrize("attack", ATTACKS_BY_RESET, ids=lambda attack: attack.__name__)
+def test_a_reset_gives_nothing_away(attack: Callable[[Scene], str]):
+    with Scene.set(parts(npu=True), resets=True) as scene:
+        made = attempt(attack, scene)
     assert made.verdict is Verdict.STOPPED, made.detail
 
 

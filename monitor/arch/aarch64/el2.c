@@ -33,6 +33,8 @@
 #define SMCCC_LAST 0x80000001
 #define PSCI_FIRST 0x84000000
 #define PSCI_LAST 0x8400001f
+#define PSCI_SYSTEM_OFF 0x84000008
+#define PSCI_SYSTEM_RESET 0x84000009
 #define WIDE 0x40000000 /* the 64-bit calling convention's bit in a function's number */
 
 #define OWN_INTERRUPTS(cpu) { PLAT_GICR + (cpu) * PLAT_GICR_STRIDE + FRAME_BYTES, FRAME_BYTES }
@@ -107,6 +109,8 @@ static void serve(struct frame *frame)
 		monitor_call(frame->x);
 	} else if (((function & ~(u64)WIDE) >= PSCI_FIRST && (function & ~(u64)WIDE) <= PSCI_LAST) ||
 		   (function >= SMCCC_FIRST && function <= SMCCC_LAST)) {
+		if ((function & ~(u64)WIDE) == PSCI_SYSTEM_OFF || (function & ~(u64)WIDE) == PSCI_SYSTEM_RESET)
+			monitor_end();
 		frame->x[0] = smc(function, frame->x[1], frame->x[2], frame->x[3]);
 	} else {
 		frame->x[0] = (u64)FLEX_STATUS_UNKNOWN;

@@ -19,6 +19,7 @@
 
 #define PLAT_KERNEL 0x40200000
 #define PLAT_DEVICE_TREE 0x44000000
+#define PLAT_INITRD 0x48000000
 
 /*
  * EL2's addresses: the first 4 GiB are physical memory, one to one; the hidden part of RAM, wherever it

@@ -89,12 +89,23 @@ class Bare:
     """The machine, and the secure world's end of its mailbox."""
 
     def __init__(
-        self, memory: mmap.mmap, device: Device, bell: socket.socket, process: subprocess.Popen[bytes]
+        self,
+        memory: mmap.mmap,
+        device: Device,
+        bell: socket.socket,
+        console: socket.socket,
+        process: subprocess.Popen[bytes],
     ) -> None:
         self.memory, self.device, self.bell, self._process = memory, device, bell, process
+        self._console = console  # the emulator's
         self._words = memoryview(memory).cast("I")  # written and read whole, unlike by `struct`
         self._mailbox = layout.mailbox_offset(RAM)
         self._turn = 0
+
+    @property
+    def started(self) -> bool:
+        """Whether the monitor has been made."""
+        return self._words[self._mailbox // 4] | self._words[self._mailbox // 4 + 1] << 32 == abi.MAGIC
 
     # ---- the normal world
 
@@ -105,6 +116,25 @@ class Bare:
         self._words[_WISHES // 4] = self._turn
         self.wait(lambda: self._words[_WISHES // 4 + 1] == self._turn)
         return struct.unpack_from("<8Q", self.memory, _WISHES + 80)
+
+    def last_wish(self, kind: int, *given: int, resets: bool) -> None:
+        """Have the machine ended, or started again."""
+        self._forget_start()
+        struct.pack_into("<2I8Q", self.memory, _WISHES + 8, kind, 0, *given, *[0] * (8 - len(given)))
+        self._words[_WISHES // 4] = self._turn + 1
+        if resets:
+            self.wait(lambda: self.started)
+        else:
+            self._process.wait(PATIENCE)
+
+    def reset(self) -> None:
+        """Reset the machine, which hears nothing of it before; wait until it has started again."""
+        self._forget_start()
+        self._console.send(b"system_reset\n")
+        self.wait(lambda: self.started)
+
+    def _forget_start(self) -> None:
+        self._words[self._mailbox // 4] = 0
 
     def call(self, call: Call, *arguments: int, tick: int = 0) -> tuple[Status, int]:
         """Return the status, and what x1 said."""
@@ -176,7 +206,7 @@ class Bare:
 
 
 @contextlib.contextmanager
-def bare(folder: Path, *, npus: int = 1) -> Iterator[Bare]:
+def bare(folder: Path, *, npus: int = 1, resets: bool = False) -> Iterator[Bare]:
     """A machine that runs until the context ends; what it needs it puts into `folder`."""
     try:
         require("qemu-system-aarch64", f"{_CROSS}gcc")
@@ -185,23 +215,28 @@ def bare(folder: Path, *, npus: int = 1) -> Iterator[Bare]:
     subprocess.run(("make", "-s", "-C", _SOURCES / "monitor", "fw"), check=True, capture_output=True)
     folder = Path(tempfile.mkdtemp(dir=folder))
     image = bytearray((_SOURCES / "monitor/build/fw.bin").read_bytes())
-    struct.pack_into("<5Q", image, abi.BOARD_OFFSET, abi.BOARD_MAGIC, BASE, RAM, 1, npus)
+    code = assembled((Path(__file__).parent / "bare.S").read_text(), folder)
+    board = (abi.BOARD_MAGIC, BASE, RAM, 1, npus, len(code), 0, 0)
+    struct.pack_into("<8Q", image, abi.BOARD_OFFSET, *board)
     firmware, kernel, ram = folder / "fw.bin", folder / "bare.bin", folder / "ram"
     firmware.write_bytes(image)
-    kernel.write_bytes(assembled((Path(__file__).parent / "bare.S").read_text(), folder))
+    kernel.write_bytes(code)
     ram.write_bytes(b"")
     os.truncate(ram, RAM)
     ours, theirs = socket.socketpair()
+    console, consoles = socket.socketpair()
     words = (
-        f"-nodefaults -no-user-config -no-reboot -cpu cortex-a76 -smp cpus=1,maxcpus=2 -m {RAM // MIB}M "
+        f"-nodefaults -no-user-config {'' if resets else '-no-reboot'} -cpu cortex-a76 "
+        f"-smp cpus=1,maxcpus=2 -m {RAM // MIB}M "
         "-machine virt,secure=on,virtualization=on,gic-version=3,highmem=off,its=off,iommu=smmuv3,"
         "memory-backend=ram "
-        f"-object memory-backend-file,id=ram,share=on,size={RAM},mem-path={ram} -display none -monitor none "
+        f"-object memory-backend-file,id=ram,share=on,size={RAM},mem-path={ram} -display none "
+        f"-chardev socket,id=monitor,fd={consoles.fileno()} -monitor chardev:monitor "
         f"-bios {firmware} -device loader,file={kernel},addr={_KERNEL:#x},force-raw=on "
         f"-chardev socket,id=secure,fd={theirs.fileno()} -chardev file,id=console,path=/dev/stdout "
         "-serial chardev:console -serial chardev:secure"
     ).split()
-    with ours, theirs, ram.open("r+b") as file, contextlib.ExitStack() as stack:
+    with ours, theirs, console, consoles, ram.open("r+b") as file, contextlib.ExitStack() as stack:
         memory = mmap.mmap(file.fileno(), RAM)
         device = Device(memory)
         stack.callback(device.end)
@@ -209,8 +244,10 @@ def bare(folder: Path, *, npus: int = 1) -> Iterator[Bare]:
             leash.command("qemu-system-aarch64", *words),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            pass_fds=(theirs.fileno(),),
+            pass_fds=(theirs.fileno(), consoles.fileno()),
         )
         stack.callback(process.wait)
         stack.callback(process.kill)
-        yield Bare(memory, device, ours, process)
+        it = Bare(memory, device, ours, console, process)
+        it.wait(lambda: it.started)  # until then RAM is overwritten, whoever wrote to it
+        yield it

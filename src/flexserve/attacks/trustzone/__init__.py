@@ -55,6 +55,9 @@ ATTACKS: tuple[Callable[[Scene], str], ...] = (
     switching.alter_monitor_while_off,  # the last: there is no protection on this machine any more
 )
 
+#: On a machine that starts again when it is reset.
+ATTACKS_BY_RESET: tuple[Callable[[Scene], str], ...] = (switching.reset_machine,)
+
 #: On a machine whose secure world has a model.
 ATTACKS_ON_ANSWERS: tuple[Callable[[Conversation], str], ...] = (
     answers.starve,
@@ -81,6 +84,10 @@ def run(say: Callable[[str], None]) -> Iterator[Attempt]:
     say("booting the machine under attack")
     with Scene.set(parts) as scene:
         for attack in ATTACKS:
+            yield _survived(attack, scene, scene.machine)
+    say("booting a machine that can be reset")
+    with Scene.set(parts, resets=True) as scene:
+        for attack in ATTACKS_BY_RESET:
             yield _survived(attack, scene, scene.machine)
     say("booting a machine with a model")
     with (

@@ -71,10 +71,10 @@ class Scene:
 
     @classmethod
     @contextlib.contextmanager
-    def set(cls, images: Images) -> Iterator[Scene]:
-        """Boot, load the attacker, and fill secure memory."""
+    def set(cls, images: Images, *, resets: bool = False) -> Iterator[Scene]:
+        """Boot, load the attacker, and fill secure memory. With `resets` it starts again after a reset."""
         with Machine(
-            images, ram_bytes=RAM_BYTES, cpus=CPUS, npu=True, devices=DEVICES, lines=(LINE,)
+            images, ram_bytes=RAM_BYTES, cpus=CPUS, npu=True, devices=DEVICES, lines=(LINE,), resets=resets
         ) as machine:
             machine.agent.ask("load", "flexattack")
             machine.agent.ask("write", "/sys/module/flexmem/parameters/idle_ms", "0")  # we switch it off

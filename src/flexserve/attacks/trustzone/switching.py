@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import time
 
@@ -12,7 +13,8 @@ from flexserve.errors import NormalWorldError
 from flexserve.platforms.trustzone import abi
 from flexserve.platforms.trustzone.ram import PAGE
 
-_CPU_ON, _INVALID_ADDRESS = 0xC400_0003, -9  # PSCI
+_CPU_ON, _INVALID_ADDRESS, _SYSTEM_RESET = 0xC400_0003, -9, 0x8400_0009  # PSCI
+_BOOT = 120.0  # seconds
 _IMAGE = 0x900  # of hidden memory: in the midst of the monitor's code
 _UNUSED = 0xFE000  # what the monitor never looks at
 _STREAMS = SMMU + 0x80  # where the SMMU's table of devices is
@@ -76,6 +78,20 @@ def let_devices_loose_while_off(scene: Scene) -> str:
     scene.hold()
     copy_by_device(scene)
     return "before EL2 starts, EL3 gives the SMMU tables of its own and sees that they stand"
+
+
+def reset_machine(scene: Scene) -> str:
+    """Reset the machine, and look for secure pages in RAM once it runs again."""
+    if not scene.canaries():
+        raise Pointless("the canary is not in RAM to begin with")
+    with contextlib.suppress(NormalWorldError):  # there is no answer to it
+        scene.attack("smc", _SYSTEM_RESET, seconds=_SOON)
+    scene.machine.agent.wait_until_ready(_BOOT, alive=lambda: scene.machine.alive)
+    if found := scene.canaries():
+        raise Gained(f"the canary is in RAM {found} times")
+    return (
+        "EL2 overwrites what is secure before a reset, EL3 all of RAM but what is loaded before the OS starts"
+    )
 
 
 def alter_monitor_while_off(scene: Scene) -> str:

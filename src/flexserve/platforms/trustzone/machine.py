@@ -20,6 +20,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -57,7 +58,8 @@ class Machine:
     """A machine of `ram_bytes` and `cpus`, from `__enter__` until `__exit__` or its own end.
 
     With an `npu` it ends when that does. `devices` are more of QEMU's `-device`, for tests; `lines` are names
-    of character devices for them, of which `self.lines` has the other ends. Start it from a thread that
+    of character devices for them, of which `self.lines` has the other ends. With `resets` it starts again
+    when its OS resets it, instead of ending. Start it from a thread that
     lives as long as it should: the kernel kills it with that thread.
     """
 
@@ -70,6 +72,7 @@ class Machine:
         npu: bool = False,
         devices: Sequence[str] = (),
         lines: Sequence[str] = (),
+        resets: bool = False,
     ) -> None:
         if not SMALLEST <= ram_bytes <= LARGEST or ram_bytes % STEP:
             raise CallerError(
@@ -81,6 +84,7 @@ class Machine:
         self._images, self.ram_bytes, self.cpus, self._devices = images, ram_bytes, cpus, devices
         self.has_npu = npu
         self._npu_status: int | None = None  # of its end, when it came by itself
+        self._resets = resets
         self._more_lines, self.lines = lines, dict[str, socket.socket]()
         self._console: collections.deque[str] = collections.deque(maxlen=_CONSOLE)
         self._stack = contextlib.ExitStack()
@@ -214,7 +218,11 @@ class Machine:
     def _patched_firmware(self) -> bytes:
         """Return the firmware with this board's description in it, as fuses would tell it."""
         image = bytearray(self._images.firmware.read_bytes())
-        board = struct.pack("<5Q", abi.BOARD_MAGIC, BASE, self.ram_bytes, self.cpus, self.has_npu)
+        board = struct.pack(
+            "<8Q",
+            *(abi.BOARD_MAGIC, BASE, self.ram_bytes, self.cpus, self.has_npu),
+            *(path.stat().st_size for path, _ in self._loaded()),
+        )
         place = slice(abi.BOARD_OFFSET, abi.BOARD_OFFSET + len(board))
         if any(image[place]) or len(image) <= place.stop:
             raise NormalWorldError(
@@ -223,6 +231,11 @@ class Machine:
             )
         image[place] = board
         return bytes(image)
+
+    def _loaded(self) -> tuple[tuple[Path, int], ...]:
+        """Return the files that are in RAM when the machine starts, and where."""
+        images = self._images
+        return (images.kernel, _KERNEL), (images.devicetree, _DEVICETREE), (images.initrd, _INITRD)
 
     def _start_npu(self) -> None:
         process, _ = self._started(npu.command(self.ram_fd, self.ram_bytes), (self.ram_fd,))
@@ -262,7 +275,6 @@ class Machine:
         return process, reader
 
     def _arguments(self, ram: int, firmware: int, wires: Mapping[str, int]) -> list[str]:
-        images = self._images
         # No ITS, no highmem, nothing by default: every device that could reach RAM is one we name,
         # and sits behind the SMMU. `-cpu max` would need more traps than the monitor sets.
         file = f"/proc/self/fd/{ram}"
@@ -278,15 +290,14 @@ class Machine:
             "monitor": "none",
             "bios": f"/proc/self/fd/{firmware}",
         }
-        words = ["-nodefaults", "-no-user-config", "-no-reboot"]
+        words = ["-nodefaults", "-no-user-config", *([] if self._resets else ["-no-reboot"])]
         for name, value in options.items():
             words += [f"-{name}", value]
         for name, fd in wires.items():
             words += ["-chardev", f"socket,id={name},fd={fd}"]
         words += ["-chardev", "file,id=console,path=/dev/stdout"]
         words += ["-serial", "chardev:console", "-serial", "chardev:secure"]
-        files = ((images.kernel, _KERNEL), (images.devicetree, _DEVICETREE), (images.initrd, _INITRD))
-        devices = [f"loader,file={path},addr={address:#x},force-raw=on" for path, address in files]
+        devices = [f"loader,file={path},addr={address:#x},force-raw=on" for path, address in self._loaded()]
         devices += ["virtio-serial-pci,iommu_platform=on,disable-legacy=on"]
         devices += ["virtserialport,chardev=agent,name=flex", *self._devices]
         for device in devices:

@@ -1,0 +1,55 @@
+/*
+ * RAM, before the normal world's first instruction: whatever was secret before a reset, or a power-on, is gone.
+ *
+ * After a reset nothing tells which pages were SECURE that could be trusted, so all of RAM is overwritten but for
+ * what was loaded for this start, to the byte, and an NPU's registers, which are not memory.
+ */
+
+#include "el3/el3.h"
+
+#define LINE 64 /* bytes that one DC ZVA clears */
+
+struct kept {
+	u64 from;
+	u64 bytes;
+};
+
+/* How long the kernel, the device tree and the first file system are; patched as el3_board is. */
+extern const u64 el3_loaded[3];
+
+static void zero(u64 at, u64 end)
+{
+	for (; at < end && at % LINE != 0; at++)
+		*(volatile u8 *)at = 0;
+	for (; at + 8 * LINE <= end; at += 8 * LINE)
+		__asm__ volatile("dc zva, %0\n\tdc zva, %1\n\tdc zva, %2\n\tdc zva, %3\n\t"
+				 "dc zva, %4\n\tdc zva, %5\n\tdc zva, %6\n\tdc zva, %7"
+				 ::"r"(at), "r"(at + LINE), "r"(at + 2 * LINE), "r"(at + 3 * LINE),
+				 "r"(at + 4 * LINE), "r"(at + 5 * LINE), "r"(at + 6 * LINE), "r"(at + 7 * LINE)
+				 : "memory");
+	for (; at < end; at++)
+		*(volatile u8 *)at = 0;
+}
+
+void scrub_ram(const struct layout *layout)
+{
+	const struct kept kept[] = {
+		{ PLAT_KERNEL, el3_loaded[0] },
+		{ PLAT_DEVICE_TREE, el3_loaded[1] },
+		{ PLAT_INITRD, el3_loaded[2] },
+		{ layout->window, layout->npu ? layout->control + FLEX_PAGE_BYTES - layout->window : 0 },
+	};
+	u64 at = layout->ram_base, end = layout->ram_base + layout->ram_bytes;
+	u32 i;
+
+	if ((read_register("dczid_el0") & 0x1f) != 4)
+		panic("DC ZVA of another size", at, 0);
+	for (i = 0; i < sizeof(kept) / sizeof(kept[0]); i++) {
+		if (kept[i].from < at || kept[i].bytes > layout->control + FLEX_PAGE_BYTES - kept[i].from)
+			panic("what was loaded overlaps", kept[i].from, kept[i].bytes);
+		zero(at, kept[i].from);
+		at = kept[i].from + kept[i].bytes;
+	}
+	zero(at, end);
+	barrier();
+}
