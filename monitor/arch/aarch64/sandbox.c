@@ -56,15 +56,33 @@ void sandbox_faulted(struct frame *frame)
 	leave(frame, returned ? ARCH_RETURNED : ARCH_FAULTED);
 }
 
-/* The OS's registers that EL0 can alter are kept here meanwhile; floating point it cannot use. */
+#define SCTLR_SANDBOX 0x30d00800 /* as after a reset: stage 1 off, little-endian, what can trap does */
+
+static u64 replace_order(u64 sctlr)
+{
+	u64 before = read_register("sctlr_el1");
+
+	write_register("sctlr_el1", sctlr);
+	__asm__ volatile("isb" ::: "memory");
+	return before;
+}
+
+/* The OS's registers that govern EL0 or that it can alter are kept here meanwhile; floating point it cannot use. */
 enum arch_stop arch_sandbox_run(u64 *result)
 {
 	u64 hcr = read_register("hcr_el2"), vttbr = read_register("vttbr_el2");
 	u64 stack = read_register("sp_el0"), thread = read_register("tpidr_el0"), stop;
+	u64 sctlr = replace_order(SCTLR_SANDBOX), step = read_register("mdscr_el1");
+	u64 timers = read_register("cntkctl_el1"), counters = read_register("pmuserenr_el0");
 
+	write_register("mdscr_el1", 0);
+	write_register("cntkctl_el1", 0);
+	write_register("pmuserenr_el0", 0);
+	/* Its tables first, and the OS's last: neither world translates by the other's. */
+	write_register("vttbr_el2", monitor_layout()->sandbox | VMID);
+	barrier();
 	/* QEMU 7.2 needs to be told that stage 1 is off: it does not take it from HCR_SANDBOX. */
 	write_register("hcr_el2", HCR_64_BITS | HCR_SANDBOX | HCR_NO_STAGE1 | HCR_STAGE2);
-	write_register("vttbr_el2", monitor_layout()->sandbox | VMID);
 	write_register("cptr_el2", CPTR_EL2 | CPTR_TRAP_FP);
 	write_register("sp_el0", suspended_stack);
 	write_register("tpidr_el0", suspended_thread);
@@ -75,9 +93,14 @@ enum arch_stop arch_sandbox_run(u64 *result)
 	write_register("tpidr_el0", thread);
 	write_register("sp_el0", stack);
 	write_register("cptr_el2", CPTR_EL2);
-	write_register("vttbr_el2", vttbr);
 	write_register("hcr_el2", hcr);
 	barrier();
+	write_register("vttbr_el2", vttbr);
+	write_register("mdscr_el1", step);
+	write_register("cntkctl_el1", timers);
+	write_register("pmuserenr_el0", counters);
+	barrier();
+	replace_order(sctlr);
 	*result = suspended.x[0];
 	return (enum arch_stop)stop;
 }

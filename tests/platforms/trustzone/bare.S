@@ -46,6 +46,10 @@ start:
 	mov	w0, #1 << TIMER
 	str	w0, [x1, #0x100]
 	isb
+	mrs	x0, sctlr_el1
+	orr	x0, x0, #1 << 24	/* a hostile OS: EL0 has its bytes the other way round */
+	msr	sctlr_el1, x0
+	isb
 	ldr	x20, =WISHES
 next:
 	yield
