@@ -3,7 +3,7 @@
 A secure world says which model computes; what it was when it died is blamed. A crash is blame
 enough. A kill may be somebody else's doing (the kernel's, for want of memory), so it takes two of the
 same model within `KILLS_WITHIN`. A model set aside is asked for nothing until the server starts again,
-or until `flexserve verify` has tried it with success, which is known by its record being younger.
+or until `flexserve verify` has tried it with success, which is known by its record being another one.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ class SetAsideError(NormalWorldError):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Blamed:
-    """Why a model was set aside, and since when (seconds since 1970)."""
+    """Why a model was set aside. `trial`: the one on record then; None: nobody has looked since."""
 
     reason: str
-    since: float
+    trial: int | None = None
 
 
 class SetAside:
     """The models that are set aside, by name. One event loop only."""
 
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._models: dict[str, Blamed] = {}
         self._killed: dict[str, float] = {}  # when a world was last killed while it computed
@@ -51,13 +51,17 @@ class SetAside:
         if killed and now - self._killed.get(model, float("-inf")) > KILLS_WITHIN:
             self._killed[model] = now
             return
-        self._models[model] = Blamed(reason.message, now)
+        self._models[model] = Blamed(reason.message)
 
     def forgive(self, statuses: Iterable[ModelStatus]) -> None:
-        """Take back the models that were tried with success since."""
+        """Take back the models that were tried with success since this was called first for them."""
         for status in statuses:
             blamed = self._models.get(status.name)
-            if blamed is not None and status.tried > blamed.since:
+            if blamed is None:
+                continue
+            if blamed.trial is None:
+                self._models[status.name] = dataclasses.replace(blamed, trial=status.trial)
+            elif blamed.trial != status.trial:
                 del self._models[status.name]
                 self._killed.pop(status.name, None)
 

@@ -13,6 +13,7 @@ A machine that is gone is given up at once: another secure world would find noth
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import time
 from collections.abc import Awaitable, Callable
@@ -165,6 +166,9 @@ class Supervisor:
         self._world, self._born = world, time.monotonic()
         self.state = WorldState.READY
         _log.info("secure_world_ready", pid=world.pid, protection=world.channel.welcome.protection)
+        if self.set_aside.models:
+            with contextlib.suppress(FlexServeError):  # it is gone again, which the keeper sees
+                self.set_aside.forgive((await world.channel.query()).models)  # which trials are known now
         return None
 
     async def _outlive(self, world: SecureWorld) -> FlexServeError:

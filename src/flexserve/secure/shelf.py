@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -156,7 +157,7 @@ class Shelf:
         manifest = entry.model.manifest
         entry.abilities = abilities
         self._store.keep_record(
-            manifest, Record(manifest.model_id, self._engine.identity, int(time.time()), abilities)
+            manifest, Record(manifest.model_id, self._engine.identity, 1 + secrets.randbelow(1 << 52), abilities)
         )
 
     def fetch_ready(self, name: str) -> OpenModel | None:
@@ -442,7 +443,7 @@ class Shelf:
         record = self._record(manifest)
         if record is None:
             return status
-        return msgspec.structs.replace(status, abilities=record.abilities, tried=record.tried)
+        return msgspec.structs.replace(status, abilities=record.abilities, trial=record.trial)
 
     def _status(self, name: str, size: int, entry: OpenModel | None) -> ModelStatus:
         error = self._failed.get(name)

@@ -189,7 +189,7 @@ class ModelStatus(_Struct, frozen=True):
     running: bool
     error: Failure | None = None
     abilities: Abilities | None = None  # None: nobody tried yet
-    tried: Count = 0  # seconds since 1970 when they were found; 0: never
+    trial: Count = 0  # which trial found them, a number of its own; 0: none
 
 
 class MemoryStatus(_Struct, frozen=True):

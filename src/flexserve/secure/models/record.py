@@ -23,11 +23,11 @@ _MAX_RECORD = 4096  # bytes
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What one engine found out about one model. `tried`: seconds since 1970."""
+    """What one engine found out about one model. `trial`: a random number, so that any two differ."""
 
     model_id: str
     engine: str  # Engine.identity
-    tried: int
+    trial: int
     abilities: Abilities
 
 
