@@ -167,7 +167,7 @@ class _Bringer(Filler):
 class NwBase(Residency):
     """Weights in clear, mapped from files: kept by the OS between requests, and dropped by it.
 
-    The first use of a model writes its files, nameless ones beside the models, and is not to be
+    The first use of a model writes its files, nameless ones beside the images, and is not to be
     measured. An eviction drops pages as the OS would under pressure; the pipeline brings them back.
     """
 

@@ -131,7 +131,7 @@ class SecureWorld:
         self._engine = Engine(self._flexmem, threads)
         self._npu = FlexNpu(ground.npu, patience=options.npu_patience) if ground.npu is not None else None
         self._engine.use_npu(self._npu)
-        self._residency = make_residency(options.baseline, self._flexmem, threads, options.store)
+        self._residency = make_residency(options.baseline, self._flexmem, threads, options.store / "images")
         limits = Limits(
             context=options.context or _DEFAULT_CONTEXT,
             sequences=options.parallel,
