@@ -29,6 +29,7 @@ MODELS = {
     "unasked": Behaviour(fault=Fault.UNASKED),
     "repeated": Behaviour(fault=Fault.REPEATED),
     "silent": Behaviour(fault=Fault.SILENCE),
+    "still": Behaviour(fault=Fault.STILL),
     "odd": Behaviour(tokens=["ключ", "🔑", "\n\n", '"}', ""]),
 }
 

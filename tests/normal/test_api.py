@@ -77,6 +77,24 @@ async def test_a_recall_answers_with_the_claim_and_the_measurement(
     assert [decision["kind"] for decision in decisions] == ["recall", "recall"]
 
 
+async def test_health_sees_an_engine_that_stands_still(client: httpx.AsyncClient) -> None:
+    request = asyncio.create_task(
+        client.post("/v1/completions", json={"model": "still", "prompt": "x", "stream": False})
+    )
+    codes: list[int] = []
+
+    async def look() -> None:
+        while not codes or codes[-1] != 503:
+            codes.append((await client.get("/health")).status_code)
+            await asyncio.sleep(0.01)
+
+    await asyncio.wait_for(look(), 60)
+    health = (await client.get("/health")).json()
+    assert health["status"] == "still"
+    assert "has not moved for 120 seconds" in health["error"]["message"]
+    request.cancel()
+
+
 @pytest.mark.parametrize("body", [{"bytes": -1}, {"bytes": 1.5}, {"deadline_ms": 1e9}, [], "all"])
 async def test_a_wrong_recall_is_a_400(client: httpx.AsyncClient, body: Any) -> None:
     assert (await client.post("/recall", json=body)).status_code == 400

@@ -43,6 +43,7 @@ from flexserve.world.messages import (
     Returned,
     Sampling,
     Shutdown,
+    Standstill,
     Started,
     Status,
     TextPrompt,
@@ -91,6 +92,7 @@ class WorldChannel:
         self.welcome = welcome
         self.closed = asyncio.Event()
         self.error: PeerError | None = None
+        self.still = 0.0  # seconds for which the engine had not moved when the secure world last told
         self.computing = ""  # the model that is opened or computes now, by the secure world's word
         self._reader = reader
         self._writer = writer
@@ -245,6 +247,8 @@ class WorldChannel:
                 self._write(encode(self._memory.need(message)))
             case Computing():
                 self.computing = message.model
+            case Standstill():
+                self.still = message.seconds
             case Returned():
                 assert self._memory is not None
                 self._memory.returned(message)

@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import AsyncIterator, Iterable
 
 from flexserve.core.pressure import Budget, Limits
-from flexserve.errors import FlexServeError, UnknownModelError
+from flexserve.errors import FlexServeError, PeerError, UnknownModelError
 from flexserve.normal import journal
 from flexserve.normal.answer import Answer, Observer
 from flexserve.normal.channel import MemoryCounter, WorldChannel
@@ -112,7 +112,13 @@ class World:
 
     def check(self) -> None:
         """Return if a request could be served now; raise what it would be answered otherwise."""
-        self._supervisor.channel()
+        still = self._supervisor.channel().still
+        if still:
+            raise PeerError(
+                f"The engine has not moved for {still:.0f} seconds.",
+                hint="The secure world starts again if this goes on; retry then.",
+                code="engine_still",
+            )
 
     async def generate(
         self,

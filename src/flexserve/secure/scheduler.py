@@ -35,6 +35,7 @@ from flexserve.world.messages import (
     Failed,
     Finished,
     Generate,
+    Standstill,
     Started,
     Timings,
     Try,
@@ -79,7 +80,9 @@ class Scheduler:
         self._jobs: dict[Generation, _Job] = {}
         self._preparing = 0  # of those that run
         self._closing = False
-        self.watchdog = Watchdog(self._stop_all, _end_still, patience=patience)
+        self.watchdog = Watchdog(
+            lambda seconds: send(Standstill(seconds)), self._stop_all, _end_still, patience=patience
+        )
         self._told = ""  # the model that the normal world believes to be computing
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()

@@ -157,7 +157,8 @@ class Shelf:
         manifest = entry.model.manifest
         entry.abilities = abilities
         self._store.keep_record(
-            manifest, Record(manifest.model_id, self._engine.identity, 1 + secrets.randbelow(1 << 52), abilities)
+            manifest,
+            Record(manifest.model_id, self._engine.identity, 1 + secrets.randbelow(1 << 52), abilities),
         )
 
     def fetch_ready(self, name: str) -> OpenModel | None:

@@ -13,24 +13,27 @@ import time
 from collections.abc import Callable, Iterator
 
 PATIENCE = 600.0  # seconds; a slice takes 50 ms, one that has to wait for all of a model's weights a minute
+_ALARM = 0.2  # of the patience, after which others are told
 GRACE = 10.0  # seconds between the attempt to cancel and the end
 
 
 class Watchdog:
     """Calls `cancel` when nothing moved for `patience` seconds of a turn, and `end` when that did not help.
 
+    Long before, `tell` hears for how many seconds nothing moved, and 0 when something does again.
     `turn` is the engine thread's; `moved` may be called from any thread, and costs next to nothing.
     """
 
     def __init__(
         self,
+        tell: Callable[[float], None],
         cancel: Callable[[], None],
         end: Callable[[float], None],
         *,
         patience: float,
         grace: float = GRACE,
     ) -> None:
-        self._cancel, self._end = cancel, end
+        self._tell, self._cancel, self._end = tell, cancel, end
         self._patience, self._grace = patience, grace
         self._last: float | None = None  # when something moved (monotonic seconds); None: between turns
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
@@ -55,10 +58,13 @@ class Watchdog:
         return 0.0 if last is None else time.monotonic() - last
 
     def _watch(self) -> None:
-        cancelled = False
+        cancelled = told = False
         while True:
-            time.sleep(min(1.0, self._patience / 4, self._grace / 4))
+            time.sleep(min(1.0, self._patience / 20, self._grace / 4))
             still = self.still()
+            if told != (still > _ALARM * self._patience):
+                told = not told
+                self._tell(still if told else 0.0)
             if still < self._patience:
                 cancelled = False
             elif not cancelled:

@@ -46,6 +46,7 @@ from flexserve.world.messages import (
     Recalled,
     Returned,
     Shutdown,
+    Standstill,
     Started,
     Status,
     Timings,
@@ -70,6 +71,7 @@ class Fault(enum.Enum):
     UNASKED = "unasked"  # a Delta for a request that was never made
     REPEATED = "repeated"  # Started twice
     SILENCE = "silence"  # nothing more, for ever
+    STILL = "still"  # the same, and the watchdog tells of it
 
 
 class Behaviour(msgspec.Struct, frozen=True):
@@ -250,6 +252,9 @@ class ScriptedWorld:
                 self.say(Delta(1 << 40, "surprise", 1))
             case Fault.REPEATED:
                 self.say(Started(request, PROMPT_TOKENS))
+            case Fault.STILL:
+                self.say(Standstill(120.0))
+                await asyncio.Event().wait()
             case Fault.SILENCE:
                 await asyncio.Event().wait()
             case Fault.NONE:

@@ -360,6 +360,12 @@ class Computing(_Message, frozen=True):
     model: Annotated[str, Meta(max_length=128)]
 
 
+class Standstill(_Message, frozen=True):
+    """Nothing has moved in the engine's turn for so many seconds; 0: something does again."""
+
+    seconds: Annotated[float, Meta(ge=0, le=1e9)]
+
+
 class Started(_Message, frozen=True):
     """The request left the queue. `thinking`: its answer begins inside of a thought, without <think>."""
 
@@ -431,6 +437,7 @@ ToNormal = (
     | NeedMemory
     | Returned
     | Computing
+    | Standstill
     | Started
     | Delta
     | Embedded

@@ -37,7 +37,9 @@ async def health(request: Request) -> Response:
         world.check()
     except FlexServeError as error:
         refusal = from_error(error)
-        if world.state is WorldState.READY:  # it died just now
+        if error.code == "engine_still":
+            body["status"] = "still"
+        elif world.state is WorldState.READY:  # it died just now
             body["status"] = WorldState.RESTARTING.value
         headers = {"Retry-After": str(refusal.retry_after)} if refusal.retry_after else {}
         return JSONResponse({**body, **refusal.body()}, refusal.status, headers)
