@@ -84,9 +84,14 @@ def reset_machine(scene: Scene) -> str:
     """Reset the machine, and look for secure pages in RAM once it runs again."""
     if not scene.canaries():
         raise Pointless("the canary is not in RAM to begin with")
-    with contextlib.suppress(NormalWorldError):  # there is no answer to it
-        scene.attack("smc", _SYSTEM_RESET, seconds=_SOON)
-    scene.machine.agent.wait_until_ready(_BOOT, alive=lambda: scene.machine.alive)
+    with contextlib.suppress(NormalWorldError):  # what comes is no answer, but a guest that is up again
+        scene.attack("smc", _SYSTEM_RESET, seconds=_BOOT)
+    try:
+        scene.own()
+    except NormalWorldError:
+        scene.machine.agent.ask("load", "flexattack")
+    else:
+        raise Pointless("the machine was not reset")
     if found := scene.canaries():
         raise Gained(f"the canary is in RAM {found} times")
     return (
