@@ -52,6 +52,15 @@ def test_the_laws_are_proved_for_every_call_from_any_state():
     proofs = re.findall(r"^  (.*?) +(\d+) properties ", printed, re.MULTILINE)
     assert printed.endswith(f"{len(proofs)} of {len(proofs)} proofs hold\n")
     abi = tomllib.loads((ROOT / "abi" / "flex.toml").read_text())
-    expected = {"range", "layout", "start", "start, no NPU", "step", "fault", "other numbers"}
+    expected = {
+        "range",
+        "layout",
+        "redistributor",
+        "start",
+        "start, no NPU",
+        "step",
+        "fault",
+        "other numbers",
+    }
     expected |= {f"call {call['name']}" for call in abi["call"]}
     assert {name for name, _ in proofs} == expected

@@ -76,10 +76,16 @@ def test_a_machine_that_does_not_boot_says_its_last_words(monkeypatch: pytest.Mo
     assert eventually(lambda: len(os.listdir("/proc/self/fd")) == descriptors), "descriptors were left open"
 
 
-def test_an_emulator_that_gives_up_says_why(nowhere: Images) -> None:
-    images_of(RAM, 1)
+def test_a_file_that_is_missing_is_named(nowhere: Images) -> None:
     missing = dataclasses.replace(nowhere, kernel=Path("/nowhere/vmlinuz"))
-    with pytest.raises(NormalWorldError, match="Cannot load") as error, Machine(missing):
+    with pytest.raises(NormalWorldError, match="Cannot load /nowhere/vmlinuz"), Machine(missing):
+        pass
+
+
+def test_an_emulator_that_gives_up_says_why(nowhere: Images, tmp_path: Path) -> None:
+    images_of(RAM, 1)
+    folder = dataclasses.replace(nowhere, kernel=tmp_path)
+    with pytest.raises(NormalWorldError, match="Cannot load") as error, Machine(folder):
         pass
     assert "ended with status 1" in error.value.message
 

@@ -221,7 +221,7 @@ class Machine:
         board = struct.pack(
             "<8Q",
             *(abi.BOARD_MAGIC, BASE, self.ram_bytes, self.cpus, self.has_npu),
-            *(path.stat().st_size for path, _ in self._loaded()),
+            *(_size_of(path) for path, _ in self._loaded()),
         )
         place = slice(abi.BOARD_OFFSET, abi.BOARD_OFFSET + len(board))
         if any(image[place]) or len(image) <= place.stop:
@@ -329,3 +329,13 @@ class Machine:
 def _kill(process: subprocess.Popen[bytes]) -> None:
     process.kill()
     process.wait()
+
+
+def _size_of(path: Path) -> int:
+    """Return the bytes of a file that is loaded. Raises NormalWorldError when there is none."""
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise NormalWorldError(
+            f"Cannot load {path}: {error.strerror}.", hint="`flexserve boot` builds what is missing."
+        ) from None
