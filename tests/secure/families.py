@@ -18,6 +18,7 @@ from typing import Self
 import numpy as np
 from guard import guard_buffers
 from numpy.typing import NDArray
+from real_engine import RealEngine
 
 from flexserve.testing.architectures import make_model, make_models
 from flexserve.testing.architectures.parameters import Parameters
@@ -180,38 +181,22 @@ class _World:
     """What the shelf puts together, for one model."""
 
     def __init__(self, folder: Path) -> None:
-        from flexserve.platforms.linux.secure_memory import PlainMemory
-        from flexserve.secure.engine.runtime import Engine
-        from flexserve.secure.flexmem import FlexMem, OpenHanded
-        from flexserve.secure.models.keys import DeviceKey
-        from flexserve.secure.models.store import Store
-        from flexserve.secure.residency import Residency
-        from flexserve.units import GIB, KIB
-
         guard_buffers()
-        self._store = Store(folder / "store", DeviceKey.load_or_create(folder / "key"))
-        self.flexmem = FlexMem(PlainMemory(64 * KIB), 2 * GIB, OpenHanded())
-        self._engine = Engine(self.flexmem, THREADS)
-        self._residency = Residency(self.flexmem, 1)
-        self._added: set[str] = set()
+        self._real = RealEngine(folder, threads=THREADS)
+        self.flexmem = self._real.flexmem
 
     def open(self, path: Path, sequences: int) -> None:
         from flexserve.secure.conversations import Conversations
-        from flexserve.secure.engine.context import Context
-        from flexserve.secure.engine.model import Model
         from flexserve.secure.parked import Counters, ParkedKv
 
-        name, fingerprint = path.stem, self._engine.fingerprint
-        if name not in self._added:
-            self._store.add(path, name, _unseen)
-            self._added.add(name)
-        self._model = Model(self._engine, self._store, name, _unseen)
-        self.context = Context(self._model, self._residency, CONTEXT, sequences)
-        parked = ParkedKv(self._store, name, fingerprint, self.flexmem, quota=1 << 30, counters=Counters())
+        real = self._real
+        self._model, self.context = real.open(path, CONTEXT, sequences)
+        name, fingerprint = self._model.name, real.engine.fingerprint
+        parked = ParkedKv(real.store, name, fingerprint, self.flexmem, quota=1 << 30, counters=Counters())
         self.conversations = Conversations(self.context, parked, threading.RLock())
 
     def close(self) -> None:
-        self._residency.retire(self._model.weights)
+        self._real.residency.retire(self._model.weights)
         self.context.close()
         self._model.close()
 
@@ -219,10 +204,6 @@ class _World:
 _world: _World
 _model: int
 _context: int
-
-
-def _unseen(_done: int, _total: int) -> None:
-    pass
 
 
 def _ask(tokens: list[int], answer: list[int]) -> list[Said]:

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from real_engine import RealEngine
 
 from flexserve.testing.npu import FakeNpu, Troubled
 from flexserve.testing.npu_contract import eventually
@@ -96,23 +97,9 @@ def _start(folder: Path) -> None:
 
 class _Rig:
     def __init__(self, folder: Path) -> None:
-        from flexserve.platforms.linux.secure_memory import PlainMemory
-        from flexserve.secure.engine.context import Context
-        from flexserve.secure.engine.model import Model
-        from flexserve.secure.engine.runtime import Engine
-        from flexserve.secure.flexmem import FlexMem, OpenHanded
-        from flexserve.secure.models.keys import DeviceKey
-        from flexserve.secure.models.store import Store
-        from flexserve.secure.residency import Residency
-        from flexserve.units import GIB, KIB
-
-        store = Store(folder / "store", DeviceKey.load_or_create(folder / "key"))
-        store.add(MODEL, "tiny", _unseen)
-        self.flexmem = FlexMem(PlainMemory(64 * KIB), 2 * GIB, OpenHanded())
-        self.engine = Engine(self.flexmem, 1)
-        self.residency = Residency(self.flexmem, 1)
-        self.model = Model(self.engine, store, "tiny", _unseen)
-        self.context = Context(self.model, self.residency, CONTEXT, 1)
+        real = RealEngine(folder)
+        self.flexmem, self.engine, self.residency = real.flexmem, real.engine, real.residency
+        self.model, self.context = real.open(MODEL, CONTEXT)
 
     def logits(self, tokens: list[int], start: int = 0) -> NDArray[np.float32]:
         """Take in tokens from position `start` on; return the logits after them."""
@@ -125,10 +112,6 @@ class _Rig:
 
 
 _rig: _Rig
-
-
-def _unseen(_done: int, _total: int) -> None:
-    pass
 
 
 def _on_cpu(tokens: list[int]) -> Outcome:

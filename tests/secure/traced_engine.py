@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from real_engine import RealEngine
+
 from flexserve.bench.shapes import SHAPES, Shape
 from flexserve.bench.synth import write_synthetic
 
@@ -96,28 +98,16 @@ class _Rig:
     def __init__(self, folder: Path, path: Path) -> None:
         from flexserve.platforms.linux.secure_memory import PlainMemory
         from flexserve.secure import residency
-        from flexserve.secure.engine.context import Context
-        from flexserve.secure.engine.model import Model
-        from flexserve.secure.engine.runtime import Engine
-        from flexserve.secure.flexmem import FlexMem
-        from flexserve.secure.models.keys import DeviceKey
-        from flexserve.secure.models.store import Store
-        from flexserve.units import GIB
 
         # How long compute waits at once depends on how fast the disk is, as far as it is measured.
         residency.stretch = lambda missing, **_measured: missing
         self.recorder = _Recorder()
         self.granter = _Granter(self.recorder)
         self.memory = _Memory(PlainMemory(_GRANULE), self.recorder)
-        self.flexmem = FlexMem(self.memory, 2 * GIB, self.granter)
-        store = Store(folder / "store", DeviceKey.load_or_create(folder / "key"))
-        store.add(path, "traced", lambda _done, _total: None)
-        engine = Engine(self.flexmem, 1)
-        self.residency = residency.Residency(self.flexmem, 1)
-        self.model = Model(engine, store, "traced", lambda _done, _total: None)
+        real = RealEngine(folder, memory=self.memory, granter=self.granter)
+        self.flexmem, self.engine, self.residency = real.flexmem, real.engine, real.residency
+        self.model, self.context = real.open(path, CONTEXT)
         self.model.weights.source = _Source(self.model.weights.source, self.recorder)
-        self.context = Context(self.model, self.residency, CONTEXT, 1)
-        self.engine = engine
         self.trace(Ask([1]))  # learns the order in which graphs use the weights
 
     def trace(self, ask: Ask) -> Trace:

@@ -290,7 +290,7 @@ class Shelf:
         self._opening = name
         try:
             require_room(name, size)
-            model = Model(self._engine, self._store, name, lambda _done, _total: self._engine.moved())
+            model = Model(self._engine, self._store, name)
             try:
                 vocabulary = Vocabulary(model)
                 template = ChatTemplate(model, vocabulary, self._renderer)

@@ -2,7 +2,7 @@
 
 A turn of the engine's thread may take long and be right: a long prompt on a slow machine, a wait for a
 large model to come back. So it is not turns that are timed, but how long nothing moved in one: neither a
-slice of a graph was computed, nor a turn begun.
+slice of a graph was computed, nor memory committed, nor a piece of a model read or of its image written.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ class Watchdog:
 
     Long before, `tell` hears for how many seconds nothing moved, and 0 when something does again.
     `turn` is the engine thread's; `moved` may be called from any thread, and costs next to nothing.
+    `clock` gives seconds.
     """
 
     def __init__(
@@ -32,16 +33,17 @@ class Watchdog:
         *,
         patience: float,
         grace: float = GRACE,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._tell, self._cancel, self._end = tell, cancel, end
-        self._patience, self._grace = patience, grace
-        self._last: float | None = None  # when something moved (monotonic seconds); None: between turns
+        self._patience, self._grace, self._clock = patience, grace, clock
+        self._last: float | None = None  # when something moved (the clock's seconds); None: between turns
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
         """Watch what happens inside the block."""
-        self._last = time.monotonic()
+        self._last = self._clock()
         try:
             yield
         finally:
@@ -50,12 +52,12 @@ class Watchdog:
     def moved(self) -> None:
         """Note that the turn gets on."""
         if self._last is not None:
-            self._last = time.monotonic()
+            self._last = self._clock()
 
     def still(self) -> float:
         """Return the seconds for which nothing moved in the present turn; 0 between turns."""
         last = self._last
-        return 0.0 if last is None else time.monotonic() - last
+        return 0.0 if last is None else self._clock() - last
 
     def _watch(self) -> None:
         cancelled = told = False

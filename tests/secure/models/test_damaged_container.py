@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -70,6 +71,24 @@ def test_a_file_that_shrinks_after_it_was_opened_is_refused(flex: Path, device: 
         os.truncate(flex, BLOCK_SIZE + STRIDE)
         with pytest.raises(StoredDataError, match="ends early"):
             model.verify(quiet)
+
+
+def test_a_file_that_the_disk_has_lost_is_an_error_that_blames_the_disk(
+    flex: Path, device: DeviceKey, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*_arguments: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with SealedModel.open(flex, device) as model:
+        monkeypatch.setattr(os, "preadv", fail)
+        with pytest.raises(StoredDataError, match="disk cannot read chunk 0 of model") as caught:
+            model.verify(quiet)
+    assert caught.value.code == "disk_unreadable"
+    assert "dmesg" in caught.value.hint
+    monkeypatch.setattr(os, "pread", fail)
+    with pytest.raises(StoredDataError) as caught:
+        SealedModel.open(flex, device)
+    assert caught.value.code == "disk_unreadable"
 
 
 def test_an_appended_byte_is_refused(flex: Path, device: DeviceKey):

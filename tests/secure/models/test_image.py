@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sample_models import quiet
 
-from flexserve.errors import NormalWorldError, StoredDataError
+from flexserve.errors import FlexServeError, NormalWorldError, StoredDataError
 from flexserve.secure.models import (
     BufferSpec,
     DeviceKey,
@@ -286,17 +286,34 @@ def test_a_mutated_image_restores_the_right_bytes_or_is_refused(
         use(path, sealed)  # asserts the bytes; only padding between buffers may differ
 
 
-def test_a_failing_disk_is_not_called_damage(
-    path: Path, sealed: SealedModel, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("number", "error", "code"),
+    [
+        (errno.EIO, StoredDataError, "image_damaged"),  # bad blocks
+        (errno.ENODATA, StoredDataError, "image_damaged"),
+        (errno.EBADMSG, StoredDataError, "image_damaged"),  # the file system's checksums do not match
+        (errno.ENOMEM, NormalWorldError, "disk_failed"),
+    ],
+)
+def test_what_a_disk_has_lost_is_damage_and_other_failures_of_it_are_not(
+    path: Path,
+    sealed: SealedModel,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    error: type[FlexServeError],
+    code: str,
 ):
     def fail(*arguments: object) -> int:
-        raise OSError(errno.EIO, "broken")
+        raise OSError(number, os.strerror(number))
 
     with Image.open(path, sealed, FINGERPRINT) as image:
         monkeypatch.setattr(os, "preadv", fail)
-        with pytest.raises(NormalWorldError) as caught:
+        with pytest.raises(error) as caught:
             image.restore(0, 0, memoryview(bytearray(CHUNK)))
-    assert caught.value.code == "disk_failed"
+        assert caught.value.code == code
+    with pytest.raises(error) as caught:
+        Image.open(path, sealed, FINGERPRINT)
+    assert caught.value.code == code
 
 
 # ---- misuse and failure while writing -----------------------------------------------------------------

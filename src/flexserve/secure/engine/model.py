@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from llama_cpp import llama_cpp as lib
 
@@ -20,16 +20,14 @@ from flexserve.platforms.ports import Arena
 from flexserve.secure.engine import abi
 from flexserve.secure.engine.graph import Extent, WeightMap
 from flexserve.secure.engine.runtime import Engine
-from flexserve.secure.flexmem import FlexMem
 from flexserve.secure.models.container import SealedModel
 from flexserve.secure.models.image import BufferSpec, Image, ImageWriter
 from flexserve.secure.models.manifest import CHUNK
 from flexserve.secure.models.store import Store
 from flexserve.secure.weights import Part, Weights
-from flexserve.units import align_up
+from flexserve.units import MIB, align_up
 
-Progress = Callable[[int, int], None]
-
+_FLUSH_EVERY = 256 * MIB  # bytes of an image: what the disk is given at once, it takes within a minute
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fdopen.restype, _libc.fdopen.argtypes = ctypes.c_void_p, [ctypes.c_int, ctypes.c_char_p]
 _libc.fclose.restype, _libc.fclose.argtypes = ctypes.c_int, [ctypes.c_void_p]
@@ -88,17 +86,18 @@ class Model:
     `address` is the `llama_model`. Not thread-safe: belongs to the engine thread.
     """
 
-    def __init__(self, engine: Engine, store: Store, name: str, progress: Progress) -> None:
+    def __init__(self, engine: Engine, store: Store, name: str) -> None:
         """Open model `name` of `store`; make its image first when there is none that fits.
 
         Raises UnknownModelError, StoredDataError, NormalWorldError (disk full) or
-        GrantRefusedError; nothing stays open then. `progress` is called while an image is made.
+        GrantRefusedError; nothing stays open then. The engine is told (`moved`) of each piece that is
+        read or written, for an image may take long.
         """
         self.engine = engine
         self.name = name
         self.address = 0
         self.image: Image | None = None
-        self._store, self._progress = store, progress
+        self._store = store
         try:
             with self._sealed() as sealed:
                 self.manifest = sealed.manifest
@@ -137,6 +136,7 @@ class Model:
         try:
             flexmem.commit(scratch, 0, scratch.size)
             with self._store.open(self.name, scratch=flexmem.view(scratch, 0, CHUNK)) as sealed:
+                sealed.moved = self.engine.moved
                 yield sealed
         finally:
             flexmem.report_returned(flexmem.free(scratch))
@@ -221,7 +221,7 @@ class Model:
         path = store.image_path(self.manifest, fingerprint)
         specs = [BufferSpec(kind, size) for kind, _, size in self._buffers]
         with ImageWriter(path, sealed, fingerprint, specs, self.engine.flexmem.granule) as writer:
-            _ImageMaker(self, sealed, writer, self._tensors, self._progress).make(self._buffers)
+            _ImageMaker(self, sealed, writer, self._tensors).make(self._buffers)
             writer.finish()
         store.drop_stale_images(self.manifest, fingerprint)
         return Image.open(path, sealed, fingerprint)
@@ -235,19 +235,11 @@ class _ImageMaker:
     """
 
     def __init__(
-        self,
-        model: Model,
-        sealed: SealedModel,
-        writer: ImageWriter,
-        tensors: list[_Placed],
-        progress: Progress,
+        self, model: Model, sealed: SealedModel, writer: ImageWriter, tensors: list[_Placed]
     ) -> None:
         self._engine, self._sealed, self._writer = model.engine, sealed, writer
         self._files = {info.name: info for info in model.header.tensors}
         self._tensors = sorted(tensors, key=lambda t: t.address)
-        self._total = sum(t.size for t in tensors)
-        self._done = 0
-        self._progress = progress
 
     def make(self, buffers: list[tuple[str, Arena, int]]) -> None:
         """Write all chunks of all buffers; they are without memory afterwards, as before."""
@@ -265,7 +257,7 @@ class _ImageMaker:
     def _make_buffer(self, number: int, arena: Arena, size: int, staging: Arena) -> None:
         inside = [t for t in self._tensors if arena.base <= t.address < arena.base + size]
         starts = [t.address - arena.base for t in inside]
-        window = _Window(self._engine.flexmem, self._writer, number, arena, size)
+        window = _Window(self._engine, self._writer, number, arena, size)
         for tensor, start, stop in zip(inside, starts, [*starts[1:], size], strict=True):
             window.move(start, stop)  # whatever its layout, a tensor ends before the next one
             self._write(tensor, staging)
@@ -280,17 +272,17 @@ class _ImageMaker:
             )
         self._sealed.read_into(info.offset, self._engine.flexmem.view(staging, 0, tensor.size))
         self._engine.hooks.set_tensor(tensor.tensor, staging.base, tensor.size)
-        self._done += tensor.size
-        self._progress(self._done, self._total)
+        self._engine.moved()
 
 
 class _Window:
     """The committed part of a buffer that is being written front to back."""
 
-    def __init__(self, flexmem: FlexMem, writer: ImageWriter, number: int, arena: Arena, size: int) -> None:
-        self._flexmem, self._writer = flexmem, writer
+    def __init__(self, engine: Engine, writer: ImageWriter, number: int, arena: Arena, size: int) -> None:
+        self._engine, self._flexmem, self._writer = engine, engine.flexmem, writer
         self._number, self._arena, self._size = number, arena, size
         self._start = self._stop = 0  # committed bytes of the arena
+        self._flushed = 0  # where the next flush of the file counts from
 
     def move(self, start: int, stop: int) -> None:
         """Have [start, stop) in memory; encrypt and release the whole granules before `start`."""
@@ -305,6 +297,10 @@ class _Window:
             self._writer.write(self._number, self._start // granule, chunk)
             self._flexmem.recycle(self._arena, self._start, granule)
             self._start += granule
+            if self._start - self._flushed >= _FLUSH_EVERY:
+                self._writer.flush()
+                self._flushed = self._start
+            self._engine.moved()
 
 
 def _hollow_file(sealed: SealedModel) -> int:

@@ -21,9 +21,17 @@ from types import TracebackType
 
 import msgspec
 
-from flexserve.errors import CallerError, StoredDataError
+from flexserve.errors import CallerError
 from flexserve.secure.models.aead import KEY_SIZE, MODEL_ID_SIZE, SALT_SIZE, TAG_SIZE, ChunkCipher, wipe
-from flexserve.secure.models.files import NewFile, disk_errors, read_exact, require_room, write_all
+from flexserve.secure.models.files import (
+    NewFile,
+    ShortFileError,
+    disk_errors,
+    read_errors,
+    read_exact,
+    require_room,
+    write_all,
+)
 from flexserve.secure.models.gguf import GgufHeader, parse_gguf
 from flexserve.secure.models.keys import DeviceKey
 from flexserve.secure.models.manifest import (
@@ -104,7 +112,7 @@ def open_source(source: Path) -> tuple[int, os.stat_result]:
 
 
 def _read_source(fd: int, offset: int, length: int) -> bytes:
-    with disk_errors("Reading the GGUF file"):
+    with read_errors("the GGUF file"):
         return os.pread(fd, length, offset)
 
 
@@ -153,8 +161,8 @@ def _seal_chunks(
             length = _chunk_length(manifest, index)
             text, output = memoryview(plain)[:length], memoryview(sealed)[:length]
             try:
-                read_exact(source, [text], index * CHUNK, "The GGUF file")
-            except StoredDataError:
+                read_exact(source, [text], index * CHUNK, "the GGUF file")
+            except ShortFileError:
                 raise _changed("The GGUF file") from None
             digest.update(text)
             tag = cipher.encrypt(_STREAM, index, manifest.chunks, text, output)
@@ -193,6 +201,7 @@ class SealedModel:
         self._cipher = ChunkCipher(key, salt, _KIND, FORMAT_VERSION, manifest.id_bytes)
         self._scratch = scratch.cast("B") if scratch is not None else None
         self._scratch_lock = threading.Lock()
+        self.moved: Callable[[], None] = lambda: None  # told of each chunk that was read
 
     @classmethod
     def open(cls, path: Path, device: DeviceKey, *, scratch: memoryview | None = None) -> SealedModel:
@@ -200,8 +209,8 @@ class SealedModel:
 
         `scratch`: CHUNK bytes of writable memory in which chunks that are wanted in part are
         decrypted (and wiped again); hand over secure memory where plaintext matters. Raises
-        StoredDataError when the file is damaged, forged, of another version or device;
-        NormalWorldError when it cannot be read.
+        StoredDataError when the file is damaged, forged, of another version or device, or on bad
+        blocks (code "disk_unreadable"); NormalWorldError when it cannot be read for another reason.
         """
         if scratch is not None and len(scratch) != CHUNK:
             raise ValueError(f"scratch has {len(scratch)} bytes, not {CHUNK}")
@@ -244,8 +253,8 @@ class SealedModel:
 
         Chunks that lie wholly inside are read and decrypted in `target` itself; of the others
         only the wanted part leaves the scratch. Raises StoredDataError when a byte is not the one
-        that was sealed (what `target` holds then is undefined, but never unauthenticated
-        plaintext), ValueError for a range outside the GGUF.
+        that was sealed (what `target` holds then is undefined, but never unauthenticated plaintext) or
+        cannot be read (code "disk_unreadable"), ValueError for a range outside the GGUF.
         """
         end = offset + len(target)
         if not 0 <= offset <= end <= self.manifest.size:
@@ -312,8 +321,9 @@ class SealedModel:
 
     def _read_chunk(self, index: int, target: memoryview) -> None:
         tag = memoryview(bytearray(TAG_SIZE))
-        read_exact(self._fd, [target, tag], _chunk_offset(index), f"Chunk {index} of {self.manifest.name}")
+        read_exact(self._fd, [target, tag], _chunk_offset(index), f"chunk {index} of {self.manifest.name}")
         self._cipher.decrypt(_STREAM, index, self.manifest.chunks, target, tag)
+        self.moved()
 
 
 def read_manifest(path: Path, device: DeviceKey) -> Manifest:
@@ -326,7 +336,7 @@ def _read_manifest(fd: int, device: DeviceKey) -> Manifest:
     info = os.fstat(fd)
     if not stat.S_ISREG(info.st_mode):
         raise bad("it is not a regular file")
-    with disk_errors("Reading a sealed model"):
+    with read_errors("a sealed model"):
         manifest = read_block(os.pread(fd, BLOCK_SIZE, 0), device)
     if info.st_size != _file_size(manifest):
         raise bad(f"it has {info.st_size} bytes and should have {_file_size(manifest)}")

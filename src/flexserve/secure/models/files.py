@@ -29,6 +29,13 @@ PRIVATE_FOLDER = 0o700
 
 _PREFIX, _SUFFIX = ".flexserve-", ".tmp"
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+# What the kernel answers when the disk has lost what was written (bad blocks, checksums that do not match).
+_LOST = frozenset({errno.EIO, errno.ENODATA, errno.EBADMSG, errno.EUCLEAN, errno.EILSEQ, errno.EREMOTEIO})
+
+
+class ShortFileError(StoredDataError):
+    """A file ends before what was to be read of it."""
+
 
 _own_lock = threading.Lock()
 _own: set[str] = set()  # names (random, so unique) of temporary files of living writers of this process
@@ -47,6 +54,25 @@ def disk_errors(action: str) -> Iterator[None]:
             hint="Check the disk and the permissions of the folder.",
             code="disk_failed",
         ) from error
+
+
+@contextlib.contextmanager
+def read_errors(what: str) -> Iterator[None]:
+    """Turn an OSError of the block, which reads `what`, into an error that says whose fault it is.
+
+    StoredDataError (code "disk_unreadable") when the disk has lost the data, NormalWorldError else.
+    """
+    try:
+        with disk_errors(f"Reading {what}"):
+            yield
+    except NormalWorldError as error:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno in _LOST:
+            raise StoredDataError(
+                f"The disk cannot read {what}.",
+                hint="It may be failing: look at `dmesg` and at its health; add the model again from a copy.",
+                code="disk_unreadable",
+            ) from error.__cause__
+        raise
 
 
 def disk_full(action: str, needed: int | None = None) -> NormalWorldError:
@@ -104,16 +130,18 @@ def read_exact(fd: int, parts: list[memoryview], offset: int, what: str) -> None
     """Fill all of `parts` from `offset` of `fd`.
 
     The kernel writes into the parts directly, without the interpreter lock. Raises
-    StoredDataError when the file ends first, NormalWorldError when the disk does not deliver.
+    ShortFileError when the file ends first, and as `read_errors`.
     """
     wanted = sum(len(part) for part in parts)
-    with disk_errors(f"Reading {what}"):
+    with read_errors(what):
         done = os.preadv(fd, parts, offset)
         while done < wanted:
             rest = _skip(parts, done)
             step = os.preadv(fd, rest, offset + done)
             if step == 0:
-                raise StoredDataError(f"{what} ends early.", hint="Remove it and add it again.")
+                raise ShortFileError(
+                    f"{what[:1].upper()}{what[1:]} ends early.", hint="Remove it and add it again."
+                )
             done += step
 
 

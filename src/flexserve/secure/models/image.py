@@ -180,6 +180,14 @@ class ImageWriter:
             write_all(self._file.fd, [target], place.offset)
         self._tags[place.number * TAG_SIZE : (place.number + 1) * TAG_SIZE] = tag
 
+    def flush(self) -> None:
+        """Have the disk take what was written so far, of which `finish` would wait for all at once.
+
+        Raises NormalWorldError when the disk refuses.
+        """
+        with disk_errors(self._action):
+            os.fdatasync(self._file.fd)
+
     def finish(self, *, durable: bool = True) -> None:
         """Publish the image in place of an older one; not `durable`: a power failure may undo or tear it.
 
@@ -226,8 +234,8 @@ class Image:
         """Open the image of `sealed` at `path`.
 
         Raises StaleImageError when there is none, or one for another CPU, llama.cpp or image
-        version; DamagedImageError when it is damaged, forged or of another model;
-        NormalWorldError when it cannot be read. Rebuilding helps in all but the last case.
+        version; DamagedImageError when it is damaged, forged, of another model or on bad blocks;
+        NormalWorldError when it cannot be read for another reason. Rebuilding helps in all but the last case.
         """
         try:
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -253,8 +261,8 @@ class Image:
 
         `target` is writable memory of exactly the chunk's length. The kernel writes the
         ciphertext into it, supplying its pages without the interpreter lock, and it is decrypted
-        there. Raises DamagedImageError when it is not what was written (`target` is zeroed then),
-        NormalWorldError when the disk does not deliver.
+        there. Raises DamagedImageError when it is not what was written (`target` is zeroed then) or the
+        disk cannot read it, NormalWorldError when the disk does not deliver for another reason.
         """
         self.read(buffer, index, target)
         return self.decrypt(buffer, index, target)
@@ -263,7 +271,7 @@ class Image:
         """Do the first half of `restore`: fill `target` with the ciphertext."""
         place = self._place(buffer, index, target)
         with _image_errors():
-            read_exact(self._fd, [target.cast("B")], place.offset, "The image")
+            read_exact(self._fd, [target.cast("B")], place.offset, "the image")
 
     def decrypt(self, buffer: int, index: int, target: memoryview) -> float:
         """Do the second half of `restore`: turn the ciphertext in `target` into plaintext."""
@@ -346,7 +354,7 @@ def _read_index(fd: int, sealed: SealedModel) -> tuple[ChunkCipher, _Index, int]
     if not stat.S_ISREG(info.st_mode) or info.st_size < _PRELUDE.size:
         raise bad("it is not a file of a possible length")
     prelude = memoryview(bytearray(_PRELUDE.size))
-    read_exact(fd, [prelude], 0, "The image")
+    read_exact(fd, [prelude], 0, "the image")
     magic, version, length, salt, tag = _PRELUDE.unpack(prelude)
     if magic != _MAGIC:
         raise bad("it does not start as one")
@@ -356,7 +364,7 @@ def _read_index(fd: int, sealed: SealedModel) -> tuple[ChunkCipher, _Index, int]
     if length > MAX_INDEX or start > info.st_size:
         raise bad("its index is longer than can be")
     head = memoryview(bytearray(start - _PRELUDE.size))
-    read_exact(fd, [head], _PRELUDE.size, "The image")
+    read_exact(fd, [head], _PRELUDE.size, "the image")
     if any(head[length:]):
         raise bad("there is something where nothing should be")
     cipher = _cipher(sealed, salt)
