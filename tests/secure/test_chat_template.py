@@ -103,6 +103,22 @@ def test_a_template_that_knows_no_tools_refuses_them(prompt: ChatPrompt) -> None
     assert caught.value.code == "tools_unsupported"
 
 
+def test_a_template_that_is_offered_no_tools_may_still_know_calls_and_results() -> None:
+    turns = [USER, ChatMessage("assistant", "", [ToolCall("x", "look", "{}")]), ChatMessage("tool", "42")]
+    calls = "{% for m in messages %}{% for c in m['tool_calls'] or [] %}{{ c.function.name }}={% endfor %}"
+    knowing = template(calls + "{{ m.content }};{% endfor %}")
+    assert knowing.render(ChatPrompt(turns)) == "hello;look=;42;"
+    with pytest.raises(CallerError) as caught:
+        knowing.render(ChatPrompt(turns, TOOLS))
+    assert caught.value.code == "tools_unsupported"
+
+
+def test_a_template_that_joins_arguments_to_text_gets_them_as_text() -> None:
+    turns = [USER, ChatMessage("assistant", "", [ToolCall("x", "look", '{"n": 1}')])]
+    joining = "{% for c in messages[1].tool_calls %}{{ '>' + c.function.arguments }}{% endfor %}"
+    assert template(joining).render(ChatPrompt(turns)) == '>{"n": 1}'
+
+
 @pytest.mark.parametrize("tools", ["no json", "{}", "[1]", '[{"function":{}}]', '[{"function":{"name":1}}]'])
 def test_tools_that_are_none_are_the_callers_mistake(tools: str) -> None:
     with pytest.raises(CallerError):
@@ -140,8 +156,6 @@ def test_a_call_cannot_be_forced_in_a_form_that_nobody_knows() -> None:
 @pytest.mark.parametrize(
     "source",
     [
-        "{{ tools.append(1) }}",
-        "{{ messages[0].update({'a': 1}) }}",
         "{{ ''.__class__.__mro__ }}{{ tools.x.y.z }}",
         "{{ tools | tojson(indent='x' * 10) }}{{ 1 / 0 }}",
     ],

@@ -78,6 +78,26 @@ def test_nothing_is_left_of_a_rendering_for_the_next(renderer: Renderer) -> None
     assert renderer.render(keeping, {"messages": [{"content": "other"}]}) == "aother"
 
 
+def test_what_a_template_collects_in_lists_is_gone_with_the_rendering(renderer: Renderer) -> None:
+    collecting = "{% set _ = messages.append('x') %}{{ messages | length }}"
+    assert [renderer.render(collecting, VALUES) for _ in range(2)] == ["2", "2"]
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("{% generation %}{{ messages[0].role }}{% endgeneration %}.", "user."),
+        ("{{ messages | map(attribute='role') | tojson }}", '["user"]'),
+        ("{{ {'b': 1, 'a': '<é>'} | tojson(separators=(',', ':'), sort_keys=True) }}", '{"a":"<é>","b":1}'),
+        ("{% for m in messages %}{% if loop.last %}{% break %}{% endif %}x{% endfor %}", ""),
+        ("  {% if true %}\nx\n  {% endif %}\ny", "x\ny"),
+        ("{{ strftime_now('%Y') | int > 2000 }}", "True"),
+    ],
+)
+def test_templates_find_what_they_were_written_for(renderer: Renderer, source: str, text: str) -> None:
+    assert renderer.render(source, VALUES) == text
+
+
 def test_many_at_once_are_all_answered_with_their_own(renderer: Renderer) -> None:
     def render(number: int) -> str:
         return renderer.render(SOUND, {"messages": [{"role": "user", "content": str(number)}]})

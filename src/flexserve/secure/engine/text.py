@@ -8,16 +8,17 @@ import functools
 import json
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llama_cpp import llama_cpp as lib
 
 from flexserve.core.calls import CallForm, form_of
-from flexserve.errors import CallerError
+from flexserve.errors import CallerError, StoredDataError
 from flexserve.secure.engine.grammar import TokenTree
 from flexserve.secure.engine.markers import Markers
 from flexserve.secure.engine.model import Model
+from flexserve.secure.rendering.jobs import Result
 from flexserve.secure.rendering.renderer import Renderer
 from flexserve.world.messages import ChatMessage, ChatPrompt
 
@@ -154,33 +155,42 @@ class ChatTemplate:
         }
 
     @functools.cached_property
-    def takes_tools(self) -> bool:
-        """Whether it has a use for tools. Raises what rendering raises."""
-        return self._renderer.takes_tools(self._source)
+    def _takes(self) -> Result:
+        return self._renderer.look(self._source)
 
     @property
     def call_form(self) -> CallForm | None:
-        """The form of calls that it teaches, None if it is unknown or there is none."""
-        return form_of(self._source) if self.takes_tools else None
+        """The form of calls that it teaches, None if it is unknown or there is none. Raises as `render`."""
+        return form_of(self._source) if self._takes.takes_tools else None
 
     def render(self, prompt: ChatPrompt) -> str:
         """Return the text of a conversation.
 
         Raises CallerError when the template refuses it (a role out of order), takes too much time or
-        memory, or knows no tools and there are some; StoredDataError when the template itself fails.
-        None of them quotes the conversation.
+        memory, or has no use for the tools or calls that there are; StoredDataError when the template
+        itself fails. None of them quotes the conversation.
         """
         has_calls = any(turn.tool_calls or turn.role == "tool" for turn in prompt.messages)
-        if (prompt.tools is not None or has_calls) and not self.takes_tools:
+        if (prompt.tools is not None and not self._takes.takes_tools) or (
+            has_calls and not self._takes.takes_calls
+        ):
             raise CallerError(
                 "This model's chat template knows no tools.",
                 hint="Leave tools out, or use a model that was trained to call them.",
                 code="tools_unsupported",
             )
-        values = {**self._values, "messages": [_turn(message) for message in prompt.messages]}
+        values = dict(self._values)
         if prompt.tools is not None:
             values["tools"] = tools_of(prompt)
-        return self._renderer.render(self._source, values)
+        values["messages"] = [_turn(message, _arguments) for message in prompt.messages]
+        try:
+            return self._renderer.render(self._source, values)
+        except StoredDataError:
+            if not has_calls:
+                raise
+            # Most templates write arguments as JSON of an object, some join their text to other text.
+            values["messages"] = [_turn(message, str) for message in prompt.messages]
+            return self._renderer.render(self._source, values)
 
 
 def tools_of(prompt: ChatPrompt) -> list[dict[str, Any]]:
@@ -196,15 +206,15 @@ def tools_of(prompt: ChatPrompt) -> list[dict[str, Any]]:
     )
 
 
-def _turn(message: ChatMessage) -> dict[str, Any]:
-    """Return a message as templates expect it."""
+def _turn(message: ChatMessage, arguments: Callable[[str], Any]) -> dict[str, Any]:
+    """Return a message as templates expect it; `arguments` makes of a call's text what they get of it."""
     turn: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.tool_calls:
         turn["tool_calls"] = [
             {
                 "id": c.id,
                 "type": "function",
-                "function": {"name": c.name, "arguments": _arguments(c.arguments)},
+                "function": {"name": c.name, "arguments": arguments(c.arguments)},
             }
             for c in message.tool_calls
         ]

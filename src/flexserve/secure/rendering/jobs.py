@@ -39,7 +39,8 @@ class Result(msgspec.Struct):
 
     outcome: Outcome
     text: str = ""
-    takes_tools: bool = False
+    takes_tools: bool = False  # offered ones
+    takes_calls: bool = False  # and their results, in the conversation
 
 
 class Answer(msgspec.Struct):

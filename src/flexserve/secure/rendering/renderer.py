@@ -64,9 +64,9 @@ class Renderer:
             raise InternalError("The secure world's helper does not start.", hint="Install flexserve again.")
         self._ready = True
 
-    def takes_tools(self, source: str) -> bool:
-        """Return whether template `source` has a use for tools. Raises StoredDataError and CallerError."""
-        return self._template(Job(0, source)).takes_tools
+    def look(self, source: str) -> Result:
+        """Return what template `source` has a use for. Raises StoredDataError and CallerError."""
+        return self._template(Job(0, source))
 
     def render(self, source: str, values: dict[str, Any]) -> str:
         """Return what template `source` makes of `values`.
