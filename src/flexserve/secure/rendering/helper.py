@@ -21,6 +21,7 @@ import gc
 import importlib
 import os
 import resource
+import select
 import selectors
 import signal
 import socket
@@ -43,6 +44,7 @@ MEMORY = 384 << 20  # bytes of address space beyond what the helper has itself
 _MOST_JOBS = 16  # at once
 _MOST_TEMPLATES = 8  # kept compiled
 _GRACE = 1.0  # seconds after which a job is given up though the kernel has not ended it
+_HEAD_START = 0.004  # seconds that a rendering has before the process of the next one is forked
 _RECEIVE = 1 << 18
 _FIRST = Template("{% for m in messages %}{{ m.role }}{{ m.content | trim }}{% endfor %}")
 _VALUES = msgspec.msgpack.encode({"messages": [{"role": "user", "content": "hello"}]})
@@ -209,12 +211,15 @@ def _serve_template(source: str, connection: socket.socket) -> None:
 def _spare(template: Template, connection: socket.socket) -> bool:
     """Fork the process of a job before there is one; return when it has one. False: there will be none.
 
-    Forking takes longer than most renderings: nobody waits for it so.
+    Forking takes longer than most renderings, and would take the cores from the one that was begun:
+    nobody waits for it so.
     """
     reading, writing = os.pipe()
     if os.fork():
         os.close(writing)
         taken = os.read(reading, 1)
+        if taken:
+            select.select([reading], [], [], _HEAD_START)  # or until it has ended
         os.close(reading)
         return bool(taken)
     try:
@@ -222,7 +227,6 @@ def _spare(template: Template, connection: socket.socket) -> bool:
         word, descriptors, _, _ = socket.recv_fds(connection, 16, 2)
         if word:
             os.write(writing, b"1")
-            os.close(writing)
             _render(template, *descriptors)
     finally:
         os._exit(1)
