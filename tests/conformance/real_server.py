@@ -36,7 +36,8 @@ class Server:
     """A running server over a store in `folder`: its addresses, and clients of it."""
 
     def __init__(self, folder: Path) -> None:
-        _fill(folder)
+        self.store = Store(folder / "store", DeviceKey.load_or_create(folder / "device.key"))
+        _fill(self.store, folder)
         self.unix = folder / "socket"
         command = [sys.executable, "-m", "flexserve.cli", "serve", "--port", "0", "--socket", str(self.unix)]
         command += ["--models", str(folder / "store"), "--device-key", str(folder / "device.key")]
@@ -58,9 +59,13 @@ class Server:
         url = "http://localhost/v1" if over_unix else f"{self.url}/v1"
         return openai.OpenAI(base_url=url, api_key=key, max_retries=0, http_client=http)
 
+    def recall_all(self) -> None:
+        """Take all memory back, and see that the server says so."""
+        headers = {"Authorization": f"Bearer {KEY}"}
+        httpx.post(f"{self.url}/recall", headers=headers, timeout=60).raise_for_status()
 
-def _fill(folder: Path) -> None:
-    store = Store(folder / "store", DeviceKey.load_or_create(folder / "device.key"))
+
+def _fill(store: Store, folder: Path) -> None:
     store.add(TINY, "tiny", lambda _done, _total: None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(synth, "CHAT_TEMPLATE", TEMPLATE)
