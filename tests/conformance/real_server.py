@@ -13,6 +13,7 @@ import openai
 import pytest
 
 from flexserve.bench import synth
+from flexserve.bench.group import MemoryGroup
 from flexserve.bench.shapes import SHAPES
 from flexserve.errors import NormalWorldError
 from flexserve.platforms.linux.secure_memory import probe_secret_memory
@@ -33,15 +34,16 @@ TEMPLATE = """{{ bos_token }}{% if tools %}<tools>{% for tool in tools %}{{ tool
 
 
 class Server:
-    """A running server over a store in `folder`: its addresses, and clients of it."""
+    """A running server (in `group`) over a store in `folder`: its addresses, and clients of it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, group: MemoryGroup | None = None) -> None:
         self.store = Store(folder / "store", DeviceKey.load_or_create(folder / "device.key"))
         _fill(self.store, folder)
         self.unix = folder / "socket"
         command = [sys.executable, "-m", "flexserve.cli", "serve", "--port", "0", "--socket", str(self.unix)]
         command += ["--models", str(folder / "store"), "--device-key", str(folder / "device.key")]
         command += ["--threads", "1", "--context", "512", "--memory", _memory(), "--log-level", "error"]
+        command = group.command(command) if group else command
         environment = {**os.environ, "XDG_CONFIG_HOME": str(folder), "FLEXSERVE_API_KEY": KEY}
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
         assert self._process.stdout is not None
