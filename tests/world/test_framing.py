@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import struct
 from typing import Any
 
@@ -204,3 +206,18 @@ def test_errors_do_not_quote_what_was_sent() -> None:
     with pytest.raises(PeerError) as caught:
         feed(frame({"type": "Cancel", "request": "a secret prompt"}))
     assert "secret prompt" not in str(caught.value)
+
+
+def without_prose(schema: Any) -> Any:
+    if isinstance(schema, dict):
+        return {key: without_prose(value) for key, value in schema.items() if key != "description"}
+    return [without_prose(value) for value in schema] if isinstance(schema, list) else schema
+
+
+def test_whoever_changes_a_message_gives_the_protocol_another_version() -> None:
+    schema = without_prose(msgspec.json.schema(ToSecure | ToNormal))
+    digest = hashlib.sha256(json.dumps(schema, sort_keys=True).encode()).hexdigest()[:16]
+    assert digest == messages.SCHEMA_DIGESTS[messages.PROTOCOL_VERSION], (
+        "The messages are not those of this PROTOCOL_VERSION any more: raise it, and add its digest."
+    )
+    assert list(messages.SCHEMA_DIGESTS)[-1] == messages.PROTOCOL_VERSION

@@ -14,7 +14,9 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
+# Of the messages' schema, by version: it is another one whenever a message changes, and a line is added here.
+SCHEMA_DIGESTS = {5: "57db8b74f59f63a2"}
 
 # A prompt is the largest thing that crosses the boundary; 1 MiB of text is ~250k tokens.
 MAX_TEXT = 1 << 20
