@@ -6,10 +6,15 @@ replaced, one by one, by characters that nobody used; afterwards they come back,
 known. Where no such place is in the text of a control token, as in all ordinary conversations, the text
 goes to llama.cpp's tokenizer whole, and its tokens are llama.cpp's. Else that place is tokenized
 apart, as plain text.
+
+Tags like "<think>" and "<tool_call>", which many files declare as words of users, count as control tokens
+where the template writes them. Not in what the system and the assistant say: instructions name them, and
+the model's own answers, which come back with the next turn, have them as tokens.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +31,7 @@ from flexserve.world.messages import ChatMessage, ChatPrompt
 _PLACEHOLDERS = (*range(0x100000, 0x10FFFE), *range(0xF0000, 0xFFFFE))
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')  # of JSON
 _THOUGHT = "<think>"
+_TRUSTED = ("system", "developer", "assistant")  # roles whose turns may hold the template's own tags
 
 
 class ChatTokens(NamedTuple):
@@ -37,24 +43,26 @@ class ChatTokens(NamedTuple):
 
 def chat_tokens(prompt: ChatPrompt, template: ChatTemplate, vocabulary: Vocabulary) -> ChatTokens:
     """Return the tokens of a conversation. Raises what rendering it raises."""
-    markers = vocabulary.markers
-    contents = Contents(prompt, markers)
+    contents = Contents(prompt, vocabulary.markers, template.structure)
     text, hidden = contents.shown(template.render(contents.hidden))
     start = not (template.beginning and text.startswith(template.beginning))
-    plain = list(_common(markers.occurrences(text), hidden)) if hidden else []
+    plain = list(_common(template.structure.occurrences(text), hidden)) if hidden else []
     tokens = vocabulary.encode_parts(list(_parts(text, plain)), start=start)
     return ChatTokens(tokens, text.rstrip().endswith(_THOUGHT))
 
 
 class Contents:
-    """The contents of one conversation: `hidden` is it without a control token's text in them."""
+    """The contents of one conversation: `hidden` is it without a control token's text in them.
 
-    def __init__(self, prompt: ChatPrompt, markers: Markers) -> None:
-        self._markers = markers
+    `markers` are the control tokens' texts, `structure` these and the template's own tags.
+    """
+
+    def __init__(self, prompt: ChatPrompt, markers: Markers, structure: Markers) -> None:
+        self._markers, self._structure = markers, structure
         self._prompt = prompt
         self._places: dict[str, str] = {}  # the placeholder of each character
         self._free: Iterator[str] | None = None
-        tools = None if prompt.tools is None else self._in_json(prompt.tools)
+        tools = None if prompt.tools is None else self._in_json(prompt.tools, structure)
         turns = [self._turn(message) for message in prompt.messages]
         self.hidden = ChatPrompt(turns, tools, prompt.must_call)
 
@@ -66,35 +74,37 @@ class Contents:
         return text.translate({ord(place): char for char, place in self._places.items()}), hidden
 
     def _turn(self, message: ChatMessage) -> ChatMessage:
+        markers = self._markers if message.role in _TRUSTED else self._structure
+        hide = functools.partial(self._hide, risks=markers.risks)
         calls = [
             msgspec.structs.replace(
                 call,
-                id=self._hide(call.id),
-                name=self._hide(call.name),
-                arguments=self._in_json(call.arguments),
+                id=hide(call.id),
+                name=hide(call.name),
+                arguments=self._in_json(call.arguments, markers),
             )
             for call in message.tool_calls
         ]
-        content, of, name = map(self._hide, (message.content, message.tool_call_id, message.name))
+        content, of, name = map(hide, (message.content, message.tool_call_id, message.name))
         return ChatMessage(message.role, content, calls, of, name)
 
-    def _in_json(self, text: str) -> str:
+    def _in_json(self, text: str, markers: Markers) -> str:
         """Return JSON with its strings hidden, however they are escaped; what is none is hidden as it is."""
         try:
             json.loads(text)
         except (ValueError, RecursionError):
-            return self._hide(text)
-        return _STRING.sub(self._string, text)
+            return self._hide(text, markers.risks)
+        return _STRING.sub(functools.partial(self._string, markers), text)
 
-    def _string(self, found: re.Match[str]) -> str:
+    def _string(self, markers: Markers, found: re.Match[str]) -> str:
         text = json.loads(found.group(), strict=False)
-        hidden = self._hide(text, self._markers.occurrences)  # "function" stays what templates look for
+        hidden = self._hide(text, markers.occurrences)  # "function" stays what templates look for
         return found.group() if hidden == text else json.dumps(hidden, ensure_ascii=False)
 
-    def _hide(self, text: str, risks: Callable[[str], Iterator[Span]] | None = None) -> str:
+    def _hide(self, text: str, risks: Callable[[str], Iterator[Span]]) -> str:
         done = 0
         parts = []
-        for start, end in sorted((risks or self._markers.risks)(text)):
+        for start, end in sorted(risks(text)):
             if end > done:
                 parts += [text[done:start], *map(self._place, text[max(start, done) : end])]
                 done = end

@@ -24,6 +24,7 @@ from flexserve.world.messages import ChatMessage, ChatPrompt
 
 _CONTROLS = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN
 _MARKER = re.compile(r"<[|｜].*[|｜]>", re.DOTALL)  # of tokens that files do not always declare as controls
+_TAG = re.compile(r"[<\[{(]\S+[>\]})]")  # of tokens that may be structure: where a template writes them
 _DEFAULT_TEMPLATE = (
     "{% for message in messages %}"
     "<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
@@ -87,14 +88,28 @@ class Vocabulary:
     @functools.cached_property
     def markers(self) -> Markers:
         """The texts that stand for control tokens, and for others that are written like them."""
-        found = []
+        return Markers(self._added[0])
+
+    def structure(self, template: str) -> Markers:
+        """Return `markers` and the tags, like "<think>", that their file calls words of users but `template`
+        writes: by them the template means the token, and so does llama.cpp wherever they stand.
+        """
+        controls, tags = self._added
+        return Markers([*controls, *(tag for tag in tags if tag in template)])
+
+    @functools.cached_property
+    def _added(self) -> tuple[list[str], list[str]]:
+        """The texts of control tokens and what is written like them; the other tags."""
+        controls, tags = [], []
         for token in range(lib.llama_vocab_n_tokens(self._address)):
             attributes = lib.llama_vocab_get_attr(self._address, token)
             if attributes & (_CONTROLS | lib.LLAMA_TOKEN_ATTR_USER_DEFINED):
                 text = bytes(lib.llama_vocab_get_text(self._address, token)).decode(errors="replace")
                 if attributes & _CONTROLS or _MARKER.fullmatch(text):
-                    found.append(text)
-        return Markers(found)
+                    controls.append(text)
+                elif _TAG.fullmatch(text):
+                    tags.append(text)
+        return controls, tags
 
     def piece(self, token: int) -> bytes:
         """Return the bytes that `token` stands for (control tokens: none)."""
@@ -146,13 +161,18 @@ class ChatTemplate:
 
     def __init__(self, model: Model, vocabulary: Vocabulary, renderer: Renderer) -> None:
         self._source = model.header.chat_template or _DEFAULT_TEMPLATE
-        self._renderer = renderer
+        self._vocabulary, self._renderer = vocabulary, renderer
         self.beginning = vocabulary.text_of("tokenizer.ggml.bos_token_id")
         self._values: dict[str, Any] = {
             "bos_token": self.beginning,
             "eos_token": vocabulary.text_of("tokenizer.ggml.eos_token_id"),
             "add_generation_prompt": True,
         }
+
+    @functools.cached_property
+    def structure(self) -> Markers:
+        """The texts that stand for tokens by which it tells turns and their parts apart."""
+        return self._vocabulary.structure(self._source)
 
     @functools.cached_property
     def _takes(self) -> Result:
