@@ -188,6 +188,12 @@ class Settings(BaseSettings):
         GIB, ge=0, le=1 << 53, description='Disk that a model\'s sealed conversations may take: "1GiB".'
     )
     max_queue: int = Field(64, ge=1, le=1024, description="Requests that may wait.")
+    step_seconds: Annotated[float, BeforeValidator(parse_duration)] = Field(
+        600.0,
+        ge=1,
+        le=86400,
+        description="How long nothing may move in a step of the engine before its requests fail.",
+    )
     keep_alive: Duration = Field(
         300.0, description='How long an idle model keeps its memory unasked: "10m", seconds, -1 for ever.'
     )
@@ -249,6 +255,7 @@ class Settings(BaseSettings):
             parallel=self.parallel,
             kv_disk=self.kv_disk,
             max_queue=self.max_queue,
+            step_seconds=self.step_seconds,
             idle_seconds=_YEAR if self.keep_alive < 0 else self.keep_alive,
         )
 

@@ -145,6 +145,30 @@ def test_serve_passes_flags_over_environment_over_defaults(
     assert options.secure.memory == "secret"
 
 
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90.0), ("5m", 300.0), ("1", 1.0)])
+def test_how_long_the_engine_may_stand_still_is_a_setting(
+    cli: Cli, served: list[ServeOptions], monkeypatch: pytest.MonkeyPatch, text: str, seconds: float
+) -> None:
+    monkeypatch.setenv("FLEXSERVE_STEP_SECONDS", text)
+    assert cli("serve").exit_code == 0
+    assert cli("serve", "--step-seconds", "77").exit_code == 0
+    assert [options.secure.step_seconds for options in served] == [seconds, 77]
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "soon", "nan", "25h"])
+def test_a_bound_that_would_end_every_step_or_none_is_refused(
+    cli: Cli, served: list[ServeOptions], text: str
+) -> None:
+    result = cli("serve", "--step-seconds", text)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: --step-seconds: ")
+    assert served == []
+
+
+def test_the_help_of_serve_says_that_nothing_is_encrypted(cli: Cli) -> None:
+    assert "Nothing is encrypted on its way" in " ".join(cli("serve", "--help").stdout.split())
+
+
 @pytest.mark.parametrize("flag", ["--keep-alive", "--idle-seconds"])
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90.0), ("0", 0.0), ("1.5h", 5400.0)])
 def test_serve_understands_times(

@@ -52,6 +52,7 @@ def test_the_command_line_is_isolated_and_names_every_option() -> None:
         "--threads": "2",
         "--context": "0",
         "--max-queue": "64",
+        "--step-seconds": "600.0",
         "--idle-seconds": "300.0",
         "--parallel": "4",
         "--kv-disk": str(1 << 30),

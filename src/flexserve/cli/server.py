@@ -76,6 +76,14 @@ def serve(
     max_queue: Annotated[
         int | None, typer.Option(metavar="N", min=1, max=1024, help="Requests that may wait [64].")
     ] = None,
+    step_seconds: Annotated[
+        str | None,
+        typer.Option(
+            "--step-seconds",
+            metavar="TIME",
+            help="How long nothing may move in a step of the engine: 10m, seconds [10m].",
+        ),
+    ] = None,
     keep_alive: Annotated[
         str | None,
         typer.Option(
@@ -94,6 +102,8 @@ def serve(
     """Serve the models over HTTP until Ctrl-C.
 
     The API is OpenAI's: point a client at http://127.0.0.1:7077/v1. What runs at Ctrl-C is finished.
+    Nothing is encrypted on its way: with a --host that other machines reach, whoever is on the network
+    between reads keys and conversations. Put a proxy that speaks HTTPS before it.
     """
     from flexserve import settings
     from flexserve.cli.machine import machine_for
@@ -117,6 +127,7 @@ def serve(
         parallel=parallel,
         kv_disk=kv_disk,
         max_queue=max_queue,
+        step_seconds=step_seconds,
         keep_alive=keep_alive,
         models=models,
         device_key=device_key,

@@ -57,6 +57,7 @@ class SecureOptions:
     parallel: int = 4  # requests that a model answers at once
     kv_disk: int = GIB  # bytes of sealed KV kept on disk for a model
     max_queue: int = 64  # requests that may wait
+    step_seconds: float = 600.0  # in which something has to move while the engine computes
     idle_seconds: float = 300.0  # after which an idle model gives its memory back unasked
 
     def command(self, channel_fd: int, *more: str) -> list[str]:
@@ -77,6 +78,7 @@ class SecureOptions:
             "parallel": self.parallel,
             "kv-disk": self.kv_disk,
             "max-queue": self.max_queue,
+            "step-seconds": self.step_seconds,
             "idle-seconds": self.idle_seconds,
         }
         words = companion.command([sys.executable, "-I", "-m", "flexserve.secure.main"])

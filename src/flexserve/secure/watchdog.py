@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 
 PATIENCE = 600.0  # seconds; a slice takes 50 ms, one that has to wait for all of a model's weights a minute
 _ALARM = 0.2  # of the patience, after which others are told
-GRACE = 10.0  # seconds between the attempt to cancel and the end
+GRACE = 10.0  # seconds between the attempt to cancel and the end, or less: no more than the patience
 
 
 class Watchdog:
@@ -36,7 +36,7 @@ class Watchdog:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._tell, self._cancel, self._end = tell, cancel, end
-        self._patience, self._grace, self._clock = patience, grace, clock
+        self._patience, self._grace, self._clock = patience, min(grace, patience), clock
         self._last: float | None = None  # when something moved (the clock's seconds); None: between turns
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
