@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import llama_cpp
 import pytest
 from gguf import GGUFWriter, TokenType
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from llama_cpp import llama_cpp as lib
+from llama_cpp._internals import LlamaModel
 
 from flexserve.bench.vocabulary import make_vocabulary
 from flexserve.secure.engine.contents import chat_tokens
@@ -104,12 +104,16 @@ def file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return path
 
 
+def only_words() -> Any:
+    parameters = lib.llama_model_default_params()
+    parameters.vocab_only = True
+    return parameters
+
+
 @pytest.fixture(scope="module")
 def vocabulary(file: Path) -> Iterator[Vocabulary]:
     lib.llama_backend_init()
-    parameters = lib.llama_model_default_params()
-    parameters.vocab_only = True
-    model = lib.llama_model_load_from_file(str(file).encode(), parameters)
+    model = lib.llama_model_load_from_file(str(file).encode(), only_words())
     assert model
     given: Any = types.SimpleNamespace(
         vocabulary=lib.llama_model_get_vocab(model), header=types.SimpleNamespace(metadata={})
@@ -234,7 +238,7 @@ def test_a_tag_that_the_template_writes_is_its_own(vocabulary: Vocabulary, said:
 def test_instructions_and_the_models_own_answers_may_hold_it(vocabulary: Vocabulary, role: str) -> None:
     prompt = ChatPrompt([ChatMessage(role, "so <think> hm <|im_end|>")])
     tokens = chat_tokens(prompt, template(THINKS, vocabulary), vocabulary).tokens
-    assert controls(vocabulary, tokens[1:]) == ["<think>", "<|im_end|>", "<|im_start|>", "<think>"]
+    assert controls(vocabulary, tokens)[1:] == ["<think>", "<|im_end|>", "<|im_start|>", "<think>"]
 
 
 def test_a_tag_that_no_template_writes_stays_a_word(vocabulary: Vocabulary) -> None:
@@ -268,8 +272,10 @@ def test_a_template_may_begin_the_answer_with_a_thought(vocabulary: Vocabulary) 
 def test_a_raw_prompt_has_the_tokens_of_llama_cpp_which_reads_control_tokens(
     vocabulary: Vocabulary, file: Path, text: str
 ) -> None:
-    plain = llama_cpp.Llama(str(file), vocab_only=True, verbose=False)
-    entry: Any = types.SimpleNamespace(vocabulary=vocabulary, context=types.SimpleNamespace(size=999))
+    plain = LlamaModel(path_model=str(file), params=only_words(), verbose=False)
+    entry: Any = types.SimpleNamespace(
+        vocabulary=vocabulary, template=None, context=types.SimpleNamespace(size=999)
+    )
     tokens = Preparation(renderer()).prepare(entry, Generate(1, "m", TextPrompt(text), Sampling())).tokens
-    assert tokens == plain.tokenize(text.encode(), special=True)
+    assert tokens == plain.tokenize(text.encode(), add_bos=True, special=True)
     assert controls(vocabulary, tokens)
