@@ -13,6 +13,7 @@ from fake_engine import GRANULE, FakeGraph, FakeSource, Machine
 from flexserve.core.restore import RESIDENT
 from flexserve.errors import CancelledError, GrantRefusedError, StoredDataError
 from flexserve.secure.job import RestoreStats
+from flexserve.units import format_size
 
 COUNT = 22  # granules of a machine's model
 READS = [[0], [1, 2], [], [3], [4, 5, 6], [7], [8, 9], [10, 11], [12, 13], [14], [15, 16], [17], [18, 19]]
@@ -191,7 +192,7 @@ def test_recalls_while_a_model_streams_change_nothing():
 
 def test_grants_that_hold_not_even_one_node_are_refused_and_the_next_graph_may_succeed():
     machine = Machine(budget=2 * GRANULE)
-    with pytest.raises(GrantRefusedError):
+    with pytest.raises(GrantRefusedError, match=f"needs {format_size(4 * GRANULE)} of memory at once"):
         machine.compute([[0, 1, 2, 3]])
     machine.budget.limit = 8 * GRANULE
     assert machine.compute([[0, 1, 2, 3]]) == machine.expected([[0, 1, 2, 3]])

@@ -20,6 +20,9 @@ from flexserve.errors import GrantRefusedError
 from flexserve.platforms.ports import Arena, Protection, SecureMemory
 from flexserve.units import format_size
 
+REFUSED_HINT = (
+    "Free memory, or allow more (--max-memory, `flexserve limit`); `flexserve log` says why it was refused."
+)
 _NO_PAGE = -1
 Mask = NDArray[np.bool_]
 
@@ -151,8 +154,7 @@ class FlexMem:
         while not self.try_commit(arena, offset, length):
             if self.secure_grant(length, minimum=length) < length:
                 raise GrantRefusedError(
-                    f"The OS did not grant {format_size(length)} of memory.",
-                    hint="Free memory, or wait until the pressure is over, and try again.",
+                    f"{format_size(length)} of memory were not granted.", hint=REFUSED_HINT
                 )
 
     def try_commit(self, arena: Arena, offset: int, length: int) -> bool:

@@ -78,6 +78,12 @@ class RestoreJob:
         """Whether compute stands still, and will until more is resident."""
         return self.waiting and self.done < self.goal
 
+    @property
+    def least(self) -> int:
+        """How many granules compute needs together for the node that it has reached."""
+        needed = self.plan.order[: self.plan.wanted(self.position)]
+        return sum(self.plan.last_use[granule] >= self.position for granule in needed)
+
     def advance(self) -> None:
         """Move `done` over what is resident by now."""
         states, order = self.weights.states, self.plan.order

@@ -15,9 +15,10 @@ from flexserve.core.pages import PageState
 from flexserve.core.restore import LOADING, RESIDENT
 from flexserve.errors import GrantRefusedError
 from flexserve.platforms.ports import Arena
-from flexserve.secure.flexmem import FlexMem
+from flexserve.secure.flexmem import REFUSED_HINT, FlexMem
 from flexserve.secure.job import RestoreJob
 from flexserve.secure.weights import Weights
+from flexserve.units import format_size
 
 _PATIENCE = 0.5  # seconds for memory that is in other hands to turn up, before it counts as too little
 
@@ -103,9 +104,10 @@ class Room:
                 if job.done >= job.goal:
                     self._changed.notify_all()  # compute can go on, and will pass something
                 elif first and time.monotonic() > deadline and not self._in_hand(job):
+                    size = job.least * self._flexmem.granule
                     raise GrantRefusedError(
-                        "The OS granted too little memory to run this model at all.",
-                        hint="Free memory, or use a smaller model.",
+                        f"This model needs {format_size(size)} of memory at once, which were not granted.",
+                        hint=REFUSED_HINT,
                     )
                 self._changed.wait(0.05)
                 if not first or not job.stopped or self._in_hand(job):

@@ -28,6 +28,7 @@ from flexserve.secure.engine.model import Model
 from flexserve.secure.engine.runtime import Engine
 from flexserve.secure.engine.text import ChatTemplate, Vocabulary
 from flexserve.secure.failures import failure_of
+from flexserve.secure.flexmem import REFUSED_HINT
 from flexserve.secure.models.image import DamagedImageError
 from flexserve.secure.models.manifest import Manifest
 from flexserve.secure.models.record import Record
@@ -133,8 +134,8 @@ class Shelf:
         flexmem.report_returned(flexmem.return_unused())  # the heap takes it from the OS, not from us
         if had < size:
             raise GrantRefusedError(
-                f"Opening {manifest.name} takes {format_size(size)} of memory; the OS has not that much.",
-                hint="Free memory, or wait until the pressure is over, and try again.",
+                f"Opening {manifest.name} takes {format_size(size)} of memory, which were not granted.",
+                hint=REFUSED_HINT,
             )
 
     def require(self, request: Generate | Embed | Warm) -> None:
