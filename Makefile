@@ -1,7 +1,7 @@
 # Every target sets itself up first; set-up happens once, and again when the locked packages change.
 VENV  := .venv
 BIN   := $(VENV)/bin
-STAMP := $(VENV)/.setup-$(shell cat requirements-dev.lock pyproject.toml tools/setup.sh | sha256sum | cut -c1-16)
+STAMP := $(VENV)/.setup-$(shell cat requirements-dev.lock pyproject.toml tools/setup.sh tools/llama.cmake | sha256sum | cut -c1-16)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check bench lock clean
@@ -11,7 +11,7 @@ help: ## list the targets
 
 setup: $(STAMP) ## make .venv with everything in it (once; builds llama.cpp: 3 to 5 minutes)
 
-$(STAMP): requirements-dev.lock pyproject.toml tools/setup.sh
+$(STAMP): requirements-dev.lock pyproject.toml tools/setup.sh tools/llama.cmake
 	@tools/setup.sh $@
 
 demo: $(STAMP) ## see it work: seal, serve, press for memory, restore

@@ -54,7 +54,8 @@ wheel_key() {
     {
         cat "$work/llama.lock"
         "$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_platform())'
-        echo "$build_options ${CMAKE_ARGS:-}"
+        echo "$build_options ${CMAKE_ARGS:-} $left_out"
+        cat tools/llama.cmake
         uname -m
         grep -m1 -E '^(flags|Features)' /proc/cpuinfo || true
     } | sha256sum | cut -c1-16
@@ -76,6 +77,9 @@ compiler_workarounds() {
 hardening="-fstack-protector-strong -fstack-clash-protection -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2"
 linking="-Wl,-z,relro,-z,now"
 
+# Of what the build makes: copies under other names that nothing loads, headers, and an HTTP server.
+left_out="/lib/;/include/;/llama_cpp/server/;/llama_cpp/lib/libllama.so.*;/llama_cpp/lib/libggml-*.so;*.so.*.*.*"
+
 options_of_build() {
     local flags
     flags="$hardening $(compiler_workarounds)"
@@ -85,7 +89,8 @@ options_of_build() {
 
 build_llama() {
     local log=$work/build.log started=$SECONDS shown=0 step
-    CMAKE_ARGS="$build_options ${CMAKE_ARGS:-}" PATH="$PWD/$venv/bin:$PATH" \
+    CMAKE_ARGS="$build_options -DCMAKE_PROJECT_llama.cpp_INCLUDE=$PWD/tools/llama.cmake ${CMAKE_ARGS:-}" \
+        SKBUILD_WHEEL_EXCLUDE="$left_out" PATH="$PWD/$venv/bin:$PATH" \
         "$venv/bin/python" -m pip wheel -v --no-cache-dir --no-deps --no-build-isolation --require-hashes \
         -r "$work/llama.lock" -w "$work/wheel" >"$log" 2>&1 &
     builder=$!
