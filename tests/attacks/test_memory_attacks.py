@@ -98,7 +98,7 @@ def test_the_process_has_no_open_file_but_those_it_needs(scene: Scene):
     store = (str(scene.target.root), *(f"/{folder}/" for folder in Store.FOLDERS))  # its root, if it has one
     others = [link for link in links if not link.startswith(store)]
     sockets = [link for link in others if link.startswith("socket:")]
-    assert len(sockets) == 2, "the channel, and its helper's"
+    assert len(sockets) == 3, "the channel, its helper's and its key holder's"
     rest = {link for link in others if link not in sockets}
     assert rest == {f"/{scene.secret.pid}/statm", "/memfd:zeros (deleted)"}
 

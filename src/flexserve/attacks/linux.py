@@ -188,6 +188,35 @@ def read_key_from_within(scene: Scene) -> str:
     return _try_from_within(scene, "read_key")
 
 
+def find_key_from_within(scene: Scene) -> str:
+    """Take over the engine and look for the device's key in all its memory."""
+    return _try_from_within(scene, "find_key", missed="neither the key nor what is derived from it is there")
+
+
+def forge_model_from_within(scene: Scene) -> str:
+    """Take over the engine and have a model signed that nobody added."""
+    return _try_from_within(scene, "forge_model", missed="the key's holder signs no such thing")
+
+
+def reach_others_from_within(scene: Scene) -> str:
+    """Take over the engine and signal, slow down or pin another process of its user."""
+    return _try_from_within(scene, "reach_others")
+
+
+def search_for_key(scene: Scene) -> str:
+    """Search every readable byte of the process for the device's key, as root."""
+    secrets = scene.target.secrets()
+    holders = [
+        pid for pid in views.children_of(scene.secret.pid) for each in secrets if views.places_of(each, pid)
+    ]
+    if not holders:
+        raise Pointless("it is not found in the process that holds it either")
+    for each in secrets:
+        for place, _ in views.places_of(each, scene.secret.pid):
+            raise Gained(f"a key of the device, in {place.name or 'anonymous memory'}")
+    return "the process that runs llama.cpp never had it: another holds it, and answers"
+
+
 def run_program_from_within(scene: Scene) -> str:
     """Take over the engine and start a program."""
     return _try_from_within(scene, "run_program")
@@ -221,7 +250,11 @@ ATTACKS: tuple[Callable[[Scene], str], ...] = (
     dump_with_gdb,
     read_kcore,
     read_store,
+    search_for_key,
     read_key_from_within,
+    find_key_from_within,
+    forge_model_from_within,
+    reach_others_from_within,
     run_program_from_within,
     fork_from_within,
     connect_from_within,
@@ -281,10 +314,11 @@ def _patch(pid: int) -> None:
                 raise OSError(errno.EIO, "written, and not there")
 
 
-def _try_from_within(scene: Scene, name: str) -> str:
+def _try_from_within(scene: Scene, name: str, *, missed: str = "the kernel refuses it") -> str:
     """Make a try of `inside` without the sandbox, where it must succeed, then in it."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        words = [name, str(scene.target.root), str(listener.getsockname()[1])]
+        prints = [inside.print_of(secret) for secret in scene.target.secrets()]
+        words = [name, str(scene.target.root), str(listener.getsockname()[1]), *prints]
         if _status_within("--open", *words) != inside.REACHED:
             raise Pointless("it fails without the sandbox, too")
         status = _status_within(*words)
@@ -294,7 +328,7 @@ def _try_from_within(scene: Scene, name: str) -> str:
         return "the kernel ends the process for the call"
     if status != inside.MISSED:
         raise Pointless(f"the sandbox could not be entered (status {status})")
-    return "the kernel refuses it"
+    return missed
 
 
 def _status_within(*words: str) -> int:

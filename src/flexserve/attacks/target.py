@@ -12,7 +12,7 @@ from flexserve.bench.shapes import SHAPES
 from flexserve.bench.synth import write_synthetic
 from flexserve.bench.worlds import DrivenWorld
 from flexserve.platforms.trustzone.machine import Machine
-from flexserve.secure.models.keys import DeviceKey
+from flexserve.secure.models.keys import DeviceKey, derived_keys
 from flexserve.secure.models.store import Store
 
 MODEL = "canary"
@@ -42,6 +42,11 @@ class Target:
         Store(root, DeviceKey.load_or_create(key)).add(source, MODEL, lambda _done, _total: None)
         source.unlink()
         return cls(root, key, numbers.tobytes())
+
+    def secrets(self) -> list[bytes]:
+        """Return the device's key and what is derived from it."""
+        root = self.key.read_bytes()
+        return [root, *derived_keys(root)]
 
     def open(self, memory: str, *, guarded: bool = True) -> DrivenWorld:
         """Start a secure world with all of the model in memory, and nobody at its side unless `guarded`."""

@@ -100,4 +100,4 @@ class Cores:
 def yield_to_compute() -> None:
     """Lower the priority of the calling thread to a loader's."""
     with contextlib.suppress(OSError):  # a container may forbid it; it is only a preference
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOADER_NICE)
+        os.setpriority(os.PRIO_PROCESS, 0, _LOADER_NICE)  # of this thread

@@ -38,7 +38,7 @@ from flexserve.secure.flexmem import FlexMem
 from flexserve.secure.flexnpu import PATIENCE, FlexNpu
 from flexserve.secure.guest import Guest
 from flexserve.secure.link import Link
-from flexserve.secure.models.keys import DeviceKey
+from flexserve.secure.models.held_key import HeldKey
 from flexserve.secure.models.store import Store
 from flexserve.secure.preparation import Preparation
 from flexserve.secure.reclaim import Reclaimer
@@ -232,8 +232,9 @@ def main(arguments: list[str] | None = None) -> int:
         harden(keep={options.channel_fd, options.ram_fd, options.doorbell_fd})
         die_with_parent(signal.SIGKILL)
         host = Host.now()
+        key = HeldKey(options.device_key, _end_without_key)
         renderer = Renderer(_end_without_helper)
-        key = DeviceKey.load_or_create(options.device_key)
+        key.wait_until_ready()
         if options.memory == "secret":
             linux.probe_secret_memory(_PROBE)
         Store.make_folders(options.store)
@@ -290,6 +291,13 @@ def _end_with_the_machine() -> None:
 def _end_without_helper() -> None:
     """End the process when its helper is gone: there is no starting another from the sandbox."""
     sys.stderr.write("the helper that renders templates is gone\n")
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def _end_without_key() -> None:
+    """End the process when the one that holds the device key is gone: no model can be opened any more."""
+    sys.stderr.write("the process that holds the device key is gone\n")
     sys.stderr.flush()
     os._exit(1)
 

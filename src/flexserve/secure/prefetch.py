@@ -115,7 +115,7 @@ class Prefetcher:
 
     def _work(self) -> None:
         with contextlib.suppress(OSError):  # a container may forbid it; it is only a preference
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+            os.setpriority(os.PRIO_PROCESS, 0, _NICE)  # of this thread
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._closing or self._turn() is not None)

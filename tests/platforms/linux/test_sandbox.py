@@ -13,13 +13,14 @@ import pytest
 
 from flexserve.attacks import inside
 from flexserve.normal.launcher import environment
+from flexserve.secure.models.keys import DeviceKey, derived_keys
 from flexserve.secure.models.store import Store
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
     """A store, beside which the device's key lies."""
-    (tmp_path / "device.key").write_text("secret")
+    DeviceKey.load_or_create(tmp_path / "device.key")
     Store.make_folders(tmp_path / "store")
     return tmp_path / "store"
 
@@ -32,7 +33,9 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("name", inside.TRIES)
 def test_what_an_intruder_tries_works_without_the_sandbox_alone(store: Path, name: str):
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        words = [name, str(store), str(listener.getsockname()[1])]
+        root = store.with_name("device.key").read_bytes()
+        prints = map(inside.print_of, (root, *derived_keys(root)))
+        words = [name, str(store), str(listener.getsockname()[1]), *prints]
         assert run("-m", inside.__name__, "--open", *words).returncode == inside.REACHED
         assert run("-m", inside.__name__, *words).returncode in (inside.MISSED, -signal.SIGSYS)
 

@@ -119,6 +119,34 @@ def _pieces(pid: int, mapping: Mapping, overlap: int) -> Iterator[tuple[int, byt
                 raise
 
 
+def own_pieces(maps: int, overlap: int) -> Iterator[bytes]:
+    """Yield all that this process itself can read of its memory, with nothing but write(2).
+
+    `maps` is a descriptor of its /proc/self/maps, which may have been opened long before. A piece goes on
+    with the first `overlap` bytes of the next.
+    """
+    text = b""
+    while data := os.pread(maps, 1 << 16, len(text)):
+        text += data
+    copy = os.memfd_create("copy")
+    for line in text.decode().splitlines():
+        found = _LINE.match(line)
+        if found is None or found[3][0] != "r":
+            continue
+        for address in range(int(found[1], 16), int(found[2], 16), _PIECE):
+            length = min(int(found[2], 16) - address, _PIECE + overlap)
+            os.lseek(copy, 0, os.SEEK_SET)
+            count = _libc.write(ctypes.c_int(copy), ctypes.c_void_p(address), ctypes.c_size_t(length))
+            if count > 0:  # else it is nothing to be read, or gone meanwhile
+                yield os.pread(copy, count, 0)
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the processes that a process started, and that live. Raises OSError."""
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        return [int(word) for word in file.read().split()]
+
+
 def frame_of(pid: int, address: int) -> int:
     """Return the physical address behind a virtual one, from /proc/PID/pagemap (0: not told)."""
     with open(f"/proc/{pid}/pagemap", "rb", buffering=0) as pagemap:

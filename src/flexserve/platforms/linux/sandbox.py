@@ -5,7 +5,7 @@ where root started it, no capability, Landlock (its store and nothing else), and
 Each layer is tried; what this kernel or this container refuses is told with the reason, never skipped
 silently. A compromised llama.cpp then finds no key to read, no program to start and nobody to connect to.
 
-    isolate → harden → start helpers → read the key → confine → threads, models, requests
+    isolate → harden → start helpers → confine → threads, models, requests
 
 Nothing can be opened afterwards but files of the store: all that will be needed is imported before.
 """
@@ -127,6 +127,15 @@ def confine_helper() -> Sandbox:
     Its children inherit it; they may limit themselves further (setrlimit, alarm), and be killed by it.
     Raises InternalError while there is more than one thread.
     """
+    return _confine_without_files(seccomp.rendering)
+
+
+def confine_holder() -> Sandbox:
+    """As `confine_helper`, for a process that forks nothing and names no process but itself."""
+    return _confine_without_files(seccomp.holding)
+
+
+def _confine_without_files(program: Callable[[], bytes]) -> Sandbox:
     _require_one_thread()
     layers = _Layers()
     with _without_capabilities(), layers.layer("a user of its own"):
@@ -135,7 +144,7 @@ def confine_helper() -> Sandbox:
     with layers.layer("Landlock"):
         _require(landlock.version() > 0, "this kernel has none")
         landlock.enter([])
-    _filter_calls(layers, seccomp.rendering)
+    _filter_calls(layers, program)
     return Sandbox(layers.lacking)
 
 

@@ -72,9 +72,8 @@ CALLS: dict[str, tuple[int | None, int | None]] = {
 _MEMORY = "brk madvise membarrier mincore mremap msync munmap"
 _THREADS = (
     "exit exit_group futex getpriority rseq sched_get_priority_max sched_get_priority_min sched_getaffinity "
-    "sched_getparam sched_getscheduler sched_setaffinity sched_yield set_robust_list set_tid_address "
-    "setpriority restart_syscall rt_sigaction rt_sigpending rt_sigprocmask rt_sigreturn rt_sigtimedwait "
-    "sigaltstack"
+    "sched_getparam sched_getscheduler sched_yield set_robust_list set_tid_address restart_syscall "
+    "rt_sigaction rt_sigpending rt_sigprocmask rt_sigreturn rt_sigtimedwait sigaltstack"
 )
 _QUESTIONS = (
     "clock_getres clock_gettime getcpu getegid geteuid getgid getpid getppid getrandom getrlimit getrusage "
@@ -138,6 +137,7 @@ class Rule:
     mask: int = 0  # … of these bits, any …
     wanted: bool = True  # … (False: none) is set
     otherwise: int = _REFUSE
+    also: Rule | None = None  # what has to be so besides; only with `values`
 
     def steps(self) -> list[Step]:
         """Return what decides, once the call is known."""
@@ -146,13 +146,20 @@ class Rule:
             yes, no = (_ALLOW, self.otherwise) if self.wanted else (self.otherwise, _ALLOW)
             return [load, (_ANY_BIT, 0, 1, self.mask), (_RETURN, 0, 0, yes), (_RETURN, 0, 0, no)]
         found = [(_EQUAL, len(self.values) - place, 0, value) for place, value in enumerate(self.values)]
-        return [load, *found, (_RETURN, 0, 0, self.otherwise), (_RETURN, 0, 0, _ALLOW)]
+        rest = self.also.steps() if self.also is not None else [(_RETURN, 0, 0, _ALLOW)]
+        return [load, *found, (_RETURN, 0, 0, self.otherwise), *rest]
 
 
 def serving() -> bytes:
     """Return the filter of a process that computes and keeps files: no new program, process or socket."""
     rules = _rules_of_all(_PRCTLS) | {"clone": Rule(0, mask=_CLONE_THREAD, otherwise=_KILL)}
     return _program(_SERVING.split(), rules)
+
+
+def holding() -> bytes:
+    """Return the filter of a process that computes and answers: as `serving`, and no file at all."""
+    rules = _rules_of_all(_PRCTLS) | {"clone": Rule(0, mask=_CLONE_THREAD, otherwise=_KILL)}
+    return _program(_COMMON.split(), rules)
 
 
 def rendering() -> bytes:
@@ -188,6 +195,8 @@ def _rules_of_all(prctls: tuple[int, ...]) -> dict[str, Rule]:
         "mprotect": Rule(2, mask=_PROT_EXEC, wanted=False),
         "prctl": Rule(0, prctls),
         "prlimit64": Rule(0, (0,)),  # of itself
+        "sched_setaffinity": Rule(0, (0,)),
+        "setpriority": Rule(0, (os.PRIO_PROCESS,), also=Rule(1, (0,))),  # of the thread that asks
         "tgkill": Rule(0, (os.getpid(),)),  # what abort(3) does
     }
 

@@ -1,11 +1,29 @@
-"""Sealed models: the .flex container, derived images, the local store, device keys."""
+"""Sealed models: the .flex container, derived images, the local store, device keys.
 
-from flexserve.secure.models.container import SealedModel, seal
-from flexserve.secure.models.gguf import GgufHeader, TensorInfo, parse_gguf
-from flexserve.secure.models.image import BufferSpec, Image, ImageWriter, StaleImageError
-from flexserve.secure.models.keys import DeviceKey
-from flexserve.secure.models.manifest import Manifest
-from flexserve.secure.models.store import Store
+Each part is imported when it is first asked for: the process that holds the device key needs few of them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flexserve.secure.models.container import SealedModel, seal
+    from flexserve.secure.models.gguf import GgufHeader, TensorInfo, parse_gguf
+    from flexserve.secure.models.image import BufferSpec, Image, ImageWriter, StaleImageError
+    from flexserve.secure.models.keys import DeviceKey
+    from flexserve.secure.models.manifest import Manifest
+    from flexserve.secure.models.store import Store
+
+_PARTS = {
+    "container": ("SealedModel", "seal"),
+    "gguf": ("GgufHeader", "TensorInfo", "parse_gguf"),
+    "image": ("BufferSpec", "Image", "ImageWriter", "StaleImageError"),
+    "keys": ("DeviceKey",),
+    "manifest": ("Manifest",),
+    "store": ("Store",),
+}
 
 __all__ = [
     "BufferSpec",
@@ -21,3 +39,10 @@ __all__ = [
     "parse_gguf",
     "seal",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _PARTS.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

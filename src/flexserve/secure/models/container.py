@@ -33,7 +33,7 @@ from flexserve.secure.models.files import (
     write_all,
 )
 from flexserve.secure.models.gguf import GgufHeader, parse_gguf
-from flexserve.secure.models.keys import DeviceKey
+from flexserve.secure.models.keys import Device
 from flexserve.secure.models.manifest import (
     BLOCK_SIZE,
     CHUNK,
@@ -54,7 +54,7 @@ _STREAM = 0
 _FLUSH_EVERY = 256  # chunks
 
 
-def seal(source: Path, destination: Path, name: str, device: DeviceKey, progress: Progress) -> Manifest:
+def seal(source: Path, destination: Path, name: str, device: Device, progress: Progress) -> Manifest:
     """Seal the GGUF `source` into the new file `destination`, readable by `device` only.
 
     `progress(done, total)` is called after each chunk. Whatever happens, `destination` is either
@@ -127,7 +127,7 @@ def _changed(source: str) -> CallerError:
     return CallerError(f"{source} changed while it was added.", hint="Add it when it is complete.")
 
 
-def _draft(header: GgufHeader, size: int, name: str, device: DeviceKey) -> tuple[Manifest, ChunkCipher]:
+def _draft(header: GgufHeader, size: int, name: str, device: Device) -> tuple[Manifest, ChunkCipher]:
     """Return the manifest, still without its digest, and the cipher of a new sealing."""
     key, salt = secrets.token_bytes(KEY_SIZE), secrets.token_bytes(SALT_SIZE)
     model_id = secrets.token_bytes(MODEL_ID_SIZE)
@@ -204,7 +204,7 @@ class SealedModel:
         self.moved: Callable[[], None] = lambda: None  # told of each chunk that was read
 
     @classmethod
-    def open(cls, path: Path, device: DeviceKey, *, scratch: memoryview | None = None) -> SealedModel:
+    def open(cls, path: Path, device: Device, *, scratch: memoryview | None = None) -> SealedModel:
         """Open `path`, verify its manifest, unwrap its key.
 
         `scratch`: CHUNK bytes of writable memory in which chunks that are wanted in part are
@@ -214,10 +214,7 @@ class SealedModel:
         """
         if scratch is not None and len(scratch) != CHUNK:
             raise ValueError(f"scratch has {len(scratch)} bytes, not {CHUNK}")
-        if path.is_symlink():
-            raise bad("it is a symbolic link")
-        with disk_errors(f"Opening {path.name}"):
-            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = _open_sealed(path)
         try:
             manifest = _read_manifest(fd, device)
             key = device.unwrap(manifest.id_bytes, bytes.fromhex(manifest.wrapped_key))
@@ -326,13 +323,26 @@ class SealedModel:
         self.moved()
 
 
-def read_manifest(path: Path, device: DeviceKey) -> Manifest:
-    """Return the verified manifest of `path`, reading one block. Errors as SealedModel.open."""
-    with SealedModel.open(path, device) as model:
-        return model.manifest
+def read_manifest(path: Path, device: Device) -> Manifest:
+    """Return the verified manifest of `path`, reading one block; no key is unwrapped.
+
+    Errors as SealedModel.open.
+    """
+    fd = _open_sealed(path)
+    try:
+        return _read_manifest(fd, device)
+    finally:
+        os.close(fd)
 
 
-def _read_manifest(fd: int, device: DeviceKey) -> Manifest:
+def _open_sealed(path: Path) -> int:
+    if path.is_symlink():
+        raise bad("it is a symbolic link")
+    with disk_errors(f"Opening {path.name}"):
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def _read_manifest(fd: int, device: Device) -> Manifest:
     info = os.fstat(fd)
     if not stat.S_ISREG(info.st_mode):
         raise bad("it is not a regular file")

@@ -4,6 +4,9 @@ Everything the store holds is useless without it, and nothing it holds can be fo
 Two keys are derived from the root secret: one wraps the models' keys (AES-256-GCM), one signs
 their manifests (Ed25519). Whoever can read the file can open every model of this device: on a
 machine with a secure element, this is the secret to move there.
+
+Who seals models has a `DeviceKey`. The secure process, in which llama.cpp runs, never does: it asks another
+process, which holds it (secure.models.held_key).
 """
 
 from __future__ import annotations
@@ -14,9 +17,10 @@ import os
 import secrets
 import stat
 from pathlib import Path
+from typing import Protocol
 
 from cryptography.exceptions import InvalidSignature, InvalidTag
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from flexserve.errors import CallerError, StoredDataError
@@ -31,14 +35,35 @@ _UNSAFE = "device_key_unsafe"
 _SALT = b""  # the root secret is uniformly random already: HKDF needs no salt to extract from it
 
 
+class Device(Protocol):
+    """What a store asks of the device key, whoever holds it. Each method is as DeviceKey's."""
+
+    @property
+    def identity(self) -> str:
+        """What names the device; no secret."""
+
+    def wrap(self, model_id: bytes, key: bytes) -> bytes:
+        """Return `key` encrypted for this device and bound to `model_id`."""
+
+    def unwrap(self, model_id: bytes, wrapped: bytes) -> bytes:
+        """Return the key that `wrap` encrypted."""
+
+    def sign(self, data: bytes) -> bytes:
+        """Return this device's signature of `data`."""
+
+    def verify(self, data: bytes, signature: bytes) -> None:
+        """Raise unless `signature` is this device's signature of `data`."""
+
+
 class DeviceKey:
     """What makes this device this device. Never printed, never pickled."""
 
     __slots__ = ("_signing", "_wrapping", "identity")
 
     def __init__(self, root: bytes) -> None:
-        self._wrapping = AESGCM(derive_key(root, _SALT, b"wrap model keys v1"))
-        self._signing = Ed25519PrivateKey.from_private_bytes(derive_key(root, _SALT, b"sign manifests v1"))
+        wrapping, signing = derived_keys(root)
+        self._wrapping = AESGCM(wrapping)
+        self._signing = Ed25519PrivateKey.from_private_bytes(signing)
         self.identity = self._signing.public_key().public_bytes_raw().hex()  # names the device; no secret
 
     def __repr__(self) -> str:
@@ -102,13 +127,23 @@ class DeviceKey:
 
     def verify(self, data: bytes, signature: bytes) -> None:
         """Raise StoredDataError unless `signature` is this device's signature of `data`."""
-        try:
-            self._signing.public_key().verify(signature, data)
-        except InvalidSignature:
-            raise StoredDataError(
-                "The signature is not this device's: the file is damaged, forged or for another device.",
-                hint="Add the model again on this device.",
-            ) from None
+        verify_signature(self._signing.public_key(), data, signature)
+
+
+def derived_keys(root: bytes) -> tuple[bytes, bytes]:
+    """Return what a root secret is used for: the key that wraps, and that of signatures."""
+    return derive_key(root, _SALT, b"wrap model keys v1"), derive_key(root, _SALT, b"sign manifests v1")
+
+
+def verify_signature(public: Ed25519PublicKey, data: bytes, signature: bytes) -> None:
+    """Raise StoredDataError unless `signature` is one of `data` by the device with that public key."""
+    try:
+        public.verify(signature, data)
+    except InvalidSignature:
+        raise StoredDataError(
+            "The signature is not this device's: the file is damaged, forged or for another device.",
+            hint="Add the model again on this device.",
+        ) from None
 
 
 def _unsafe(path: Path, why: str, remedy: str) -> CallerError:

@@ -24,7 +24,7 @@ from msgspec import Meta
 
 from flexserve.errors import CallerError, InternalError, StoredDataError
 from flexserve.secure.models.aead import MODEL_ID_SIZE, SALT_SIZE
-from flexserve.secure.models.keys import SIGNATURE_SIZE, WRAPPED_SIZE, DeviceKey
+from flexserve.secure.models.keys import SIGNATURE_SIZE, WRAPPED_SIZE, Device
 
 FORMAT_VERSION = 1
 BLOCK_SIZE = 8192  # bytes
@@ -88,7 +88,7 @@ def check_name(name: str) -> str:
     return name
 
 
-def write_block(manifest: Manifest, device: DeviceKey) -> bytes:
+def write_block(manifest: Manifest, device: Device) -> bytes:
     """Return the signed block of `manifest`: BLOCK_SIZE bytes."""
     text = msgspec.json.encode(manifest)
     try:
@@ -99,7 +99,7 @@ def write_block(manifest: Manifest, device: DeviceKey) -> bytes:
     return signed + device.sign(signed)
 
 
-def read_block(block: bytes, device: DeviceKey) -> Manifest:
+def read_block(block: bytes, device: Device) -> Manifest:
     """Return the manifest in `block`, which `device` signed. Raises StoredDataError otherwise."""
     if len(block) != BLOCK_SIZE:
         raise bad("it is shorter than its first block")
@@ -121,7 +121,7 @@ def read_block(block: bytes, device: DeviceKey) -> Manifest:
         raise bad("its manifest is not one this program writes") from None
 
 
-def _blame_other_device(text: bytes, device: DeviceKey) -> None:
+def _blame_other_device(text: bytes, device: Device) -> None:
     """Raise the clearer error if the manifest claims to be for another device; trusts nothing."""
     try:
         claimed = msgspec.json.decode(text, type=Manifest).device

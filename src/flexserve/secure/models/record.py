@@ -15,11 +15,11 @@ import msgspec
 
 from flexserve.errors import StoredDataError
 from flexserve.secure.models.files import NewFile, disk_errors, write_all
-from flexserve.secure.models.keys import SIGNATURE_SIZE, DeviceKey
+from flexserve.secure.models.keys import SIGNATURE_SIZE, Device
 from flexserve.secure.models.manifest import Manifest
 from flexserve.world.messages import Abilities
 
-_MAX_RECORD = 4096  # bytes
+MAX_RECORD = 4096  # bytes
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -31,14 +31,14 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     abilities: Abilities
 
 
-def read_record(path: Path, device: DeviceKey, manifest: Manifest) -> Record | None:
+def read_record(path: Path, device: Device, manifest: Manifest) -> Record | None:
     """Return the record of a model at `path`; None when there is none that this device wrote."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return None
     try:
-        data = os.read(fd, _MAX_RECORD)
+        data = os.read(fd, MAX_RECORD)
         text = data[:-SIGNATURE_SIZE]
         device.verify(text, data[-SIGNATURE_SIZE:])
         record = msgspec.json.decode(text, type=Record)
@@ -49,7 +49,7 @@ def read_record(path: Path, device: DeviceKey, manifest: Manifest) -> Record | N
     return record if record.model_id == manifest.model_id else None
 
 
-def write_record(path: Path, device: DeviceKey, record: Record) -> None:
+def write_record(path: Path, device: Device, record: Record) -> None:
     """Put `record` at `path`, in place of an older one. Raises NormalWorldError when the disk refuses."""
     text = msgspec.json.encode(record)
     with disk_errors("Recording what a model can do"), NewFile(path) as file:

@@ -31,7 +31,7 @@ from flexserve.secure.models.container import (
     seal,
 )
 from flexserve.secure.models.files import disk_errors, make_folder, sweep, sync_folder
-from flexserve.secure.models.keys import DeviceKey
+from flexserve.secure.models.keys import Device
 from flexserve.secure.models.manifest import NAME_RULE, Manifest, check_name, is_name
 from flexserve.secure.models.record import Record, read_record, write_record
 
@@ -44,7 +44,7 @@ class Store:
 
     FOLDERS = ("models", "images", "kv")
 
-    def __init__(self, root: Path, device: DeviceKey) -> None:
+    def __init__(self, root: Path, device: Device) -> None:
         """Open the store in `root`, creating it (mode 0700) and sweeping leftovers.
 
         Raises NormalWorldError when the disk refuses, CallerError (code "store_unsafe") when others could
