@@ -93,7 +93,7 @@ async def test_the_process_gets_nothing_but_its_channel(
 # Aborts as llama.cpp does when an assertion of it fails.
 ABORT = """
 import ctypes, pathlib, llama_cpp
-library = ctypes.CDLL(str(pathlib.Path(llama_cpp.__file__).parent / "lib" / "libggml-base.so"))
+library = ctypes.CDLL(str(pathlib.Path(llama_cpp.__file__).parent / "lib" / "libggml-base.so.0"))
 library.ggml_abort(b"graph.c", 7, b"GGML_ASSERT(%s) failed", b"sense")
 """
 

@@ -111,7 +111,7 @@ def test_files_of_the_usual_writer_are_read(tmp_path: Path):
 
 def test_block_sizes_agree_with_the_engine():
     libraries = Path(pytest.importorskip("llama_cpp").__file__).parent / "lib"
-    ggml = ctypes.CDLL(str(libraries / "libggml-base.so"))
+    ggml = ctypes.CDLL(str(libraries / "libggml-base.so.0"))
     ggml.ggml_blck_size.restype = ctypes.c_int64
     ggml.ggml_type_size.restype = ctypes.c_size_t
     for kind, sizes in reader.BLOCKS.items():
