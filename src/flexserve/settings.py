@@ -181,7 +181,7 @@ class Settings(BaseSettings):
         default_factory=lambda: config_folder() / "pins.json",
         description="File of the models that `flexserve pin` keeps in memory.",
     )
-    threads: int = Field(0, ge=0, le=1024, description="Threads that compute; 0: one per core.")
+    threads: int = Field(0, ge=0, le=1024, description="Threads that compute; 0: one per free core.")
     context: int = Field(0, ge=0, le=1 << 20, description="Tokens of context; 0: 4096.")
     parallel: int = Field(4, ge=1, le=64, description="Requests that a model answers at once.")
     kv_disk: Annotated[int, BeforeValidator(_parse_size)] = Field(

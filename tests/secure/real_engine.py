@@ -22,6 +22,7 @@ class RealEngine:
         folder: Path,
         *,
         threads: int = 1,
+        adapt: bool = False,
         memory: SecureMemory | None = None,
         granter: Granter | None = None,
     ) -> None:
@@ -35,7 +36,7 @@ class RealEngine:
 
         self.store = Store(folder / "store", DeviceKey.load_or_create(folder / "key"))
         self.flexmem = FlexMem(memory or PlainMemory(GRANULE), 2 * GIB, granter or OpenHanded())
-        self.engine = Engine(self.flexmem, threads)
+        self.engine = Engine(self.flexmem, threads, adapt=adapt)
         self.residency = Residency(self.flexmem, 1)
 
     def open(self, path: Path, context: int, sequences: int = 1) -> tuple[Model, Context]:

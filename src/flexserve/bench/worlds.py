@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -65,9 +65,9 @@ class Generated:
 class DrivenWorld:
     """A real secure world process and its only client. A context manager; methods are thread-safe.
 
-    It inherits `fds`, and has a companion that keeps debuggers out unless `guarded` is off. `budget` bounds
-    the bytes granted at any time (None: no bound); it may be changed, and so may `before_grant` and
-    `after_recall`, which are called at those moments.
+    It inherits `fds`, gets `variables` beside a secure world's own, and has a companion that keeps debuggers
+    out unless `guarded` is off. `budget` bounds the bytes granted at any time (None: no bound); it may be
+    changed, and so may `before_grant` and `after_recall`, which are called at those moments.
     """
 
     def __init__(
@@ -77,6 +77,7 @@ class DrivenWorld:
         *,
         arguments: tuple[str, ...] = (),
         fds: tuple[int, ...] = (),
+        variables: Mapping[str, str] | None = None,
         budget: int | None = None,
         guarded: bool = True,
     ) -> None:
@@ -97,7 +98,7 @@ class DrivenWorld:
                 stderr=subprocess.PIPE,
                 pass_fds=(theirs.fileno(), *fds),
                 start_new_session=True,
-                env=environment(),
+                env=environment() | dict(variables or {}),
             )
         self._socket = ours
         self._decoder: framing.FrameDecoder[ToNormal] = framing.FrameDecoder(ToNormal)

@@ -60,7 +60,7 @@ Npu = Annotated[
 ]
 Threads = Annotated[
     int | None,
-    typer.Option("--threads", metavar="N", min=0, max=1024, help="Threads that compute [one per core]."),
+    typer.Option("--threads", metavar="N", min=0, max=1024, help="Threads that compute [one per free core]."),
 ]
 Context = Annotated[
     int | None,

@@ -128,7 +128,7 @@ class SecureWorld:
         threads = options.threads or len(os.sched_getaffinity(0))
         self._link, self._ground = link, ground
         self._flexmem = FlexMem(ground.memory, ground.ram, ground.guest or link)
-        self._engine = Engine(self._flexmem, threads)
+        self._engine = Engine(self._flexmem, threads, adapt=not options.threads)
         self._npu = FlexNpu(ground.npu, patience=options.npu_patience) if ground.npu is not None else None
         self._engine.use_npu(self._npu)
         self._residency = make_residency(options.baseline, self._flexmem, threads, options.store / "images")

@@ -24,6 +24,7 @@ from ctypes import (
     c_int32,
     c_int64,
     c_size_t,
+    c_uint,
     c_uint64,
     c_void_p,
 )
@@ -38,7 +39,7 @@ DEVICE_TYPE_CPU = 0
 STATUS_SUCCESS = 0
 STATUS_FAILED = -1
 STATUS_ABORTED = 1
-OP_MUL_MAT = 29
+OP_MUL_MAT, OP_FLASH_ATTN = 29, 74
 OPS_OF_NO_EFFECT = range(36, 40)  # RESHAPE, VIEW, PERMUTE, TRANSPOSE
 OPS_OF_UNKNOWN_EFFECT = range(92, 96)  # MAP_CUSTOM1 …, CUSTOM
 TYPE_F32, TYPE_Q8_0 = 0, 8
@@ -285,6 +286,11 @@ class Ggml:
         )
         self.graph_plan = declare(cpu, "ggml_graph_plan", Plan, c_void_p, c_int, c_void_p)
         self.graph_compute = declare(cpu, "ggml_graph_compute", c_int, c_void_p, POINTER(Plan))
+        # libgomp's, which the library brought in; None where it was built without OpenMP.
+        found = hasattr(cpu, "GOMP_parallel")
+        self.openmp_parallel = (
+            declare(cpu, "GOMP_parallel", None, c_void_p, c_void_p, c_uint, c_uint) if found else None
+        )
         self.quantize_q8_0 = declare(cpu, "quantize_row_q8_0", None, c_void_p, c_void_p, c_int64)
         self._base = base
         self._declare = declare
@@ -336,8 +342,10 @@ class Ggml:
         _require(0 < overhead <= 64, "size of ggml_tensor")  # what is left is sizeof(ggml_object)
 
         operation = declare(base, "ggml_op_name", c_char_p, c_int)
-        numbers = (OP_MUL_MAT, *OPS_OF_NO_EFFECT, *OPS_OF_UNKNOWN_EFFECT)
-        names = "MUL_MAT RESHAPE VIEW PERMUTE TRANSPOSE MAP_CUSTOM1 MAP_CUSTOM2 MAP_CUSTOM3 CUSTOM"
+        numbers = (OP_MUL_MAT, OP_FLASH_ATTN, *OPS_OF_NO_EFFECT, *OPS_OF_UNKNOWN_EFFECT)
+        names = (
+            "MUL_MAT FLASH_ATTN_EXT RESHAPE VIEW PERMUTE TRANSPOSE MAP_CUSTOM1 MAP_CUSTOM2 MAP_CUSTOM3 CUSTOM"
+        )
         _require([operation(n).decode() for n in numbers] == names.split(), "numbers of operations")
         kind = declare(base, "ggml_type_name", c_char_p, c_int)
         _require([kind(TYPE_F32), kind(TYPE_Q8_0)] == [b"f32", b"q8_0"], "numbers of types")

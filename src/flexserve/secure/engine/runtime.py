@@ -14,6 +14,7 @@ from flexserve.errors import InternalError
 from flexserve.secure.engine import abi
 from flexserve.secure.engine.hooks import Hooks
 from flexserve.secure.engine.offload import GraphOffload, Offload, Resting
+from flexserve.secure.engine.team import Team
 from flexserve.secure.flexmem import FlexMem
 from flexserve.secure.flexnpu import FlexNpu
 from flexserve.units import GIB, align_up
@@ -32,10 +33,12 @@ class Engine:
     Raises InternalError (code "abi_mismatch") when the library is not the pinned one.
     """
 
-    def __init__(self, flexmem: FlexMem, threads: int) -> None:
+    def __init__(self, flexmem: FlexMem, threads: int, *, adapt: bool = False) -> None:
+        """`threads` compute; where they `adapt`, at most so many, as others leave them cores."""
         self.ggml = abi.load()
         self.flexmem = flexmem
         self.threads = threads
+        self.team = Team(self.ggml, threads, adapt=adapt)
         self.hooks = Hooks(self.ggml, flexmem)
         self._work = flexmem.reserve(_WORK_ADDRESSES)
         self._work_size = 0
@@ -102,11 +105,16 @@ class Engine:
 
     def compute(self, graph: abi.Graph) -> None:
         """Compute a graph (slice) that was prepared and whose memory is all there."""
-        plan = self.ggml.graph_plan(ctypes.byref(graph), self.threads, None)
+        for part, threads in self.team.parts(graph):
+            self._compute(part, threads)
+
+    def _compute(self, graph: abi.Graph, threads: int) -> None:
+        plan = self.ggml.graph_plan(ctypes.byref(graph), threads, None)
         if plan.work_size > self._work_size:
             raise InternalError("A slice of a graph needs more work area than the graph.")
         plan.work_data = self._work.base
-        status = self.ggml.graph_compute(ctypes.byref(graph), ctypes.byref(plan))
+        with self.team.computing(plan.n_threads):
+            status = self.ggml.graph_compute(ctypes.byref(graph), ctypes.byref(plan))
         if status != abi.STATUS_SUCCESS:
             raise InternalError(f"llama.cpp failed to compute a graph (status {status}).")
 

@@ -1,0 +1,57 @@
+"""How many threads compute, on a machine whose cores others use, too. Pure: time is passed in.
+
+Threads meet after each node of a graph, hundreds of times a token, so one that waits for its core holds up
+all the others; these spin meanwhile, and so keep cores from it. Beside one busy program, two threads on two
+cores decode up to a hundred times more slowly than one does alone.
+
+How long threads were without a core is exact (wall time less CPU time, as they spin while they wait for each
+other), and costs nothing to look at. So all threads compute until too much is lost; from then on there are
+fewer, by the cores that others turned out to use, and after a pause all are given a short trial. The more
+often in a row cores are in use, the longer the pause.
+"""
+
+from __future__ import annotations
+
+_WINDOW = 0.05  # seconds of compute over which it is judged
+_LOST = 0.25  # cores that others may use before there had better be fewer threads
+_SHORTEST, _LONGEST = 0.25, 4.0  # seconds of a pause
+
+
+class ThreadCount:
+    """Decides on the number of threads, `most` at most. `now`: seconds of any clock."""
+
+    def __init__(self, most: int) -> None:
+        self._most = self.count = most
+        self.trial = False  # whether cores may turn out to be in use: slices of compute should be short
+        self._wall = self._lost = 0.0  # seconds of time, and of all threads, in the window under way
+        self._pause = _SHORTEST
+        self._resume = 0.0  # when the pause is over
+        self._quiet_since = float("-inf")
+
+    def begin(self, now: float) -> None:
+        """Settle `count` and `trial` for the slice of compute that begins."""
+        if self.count < self._most and not self.trial and now >= self._resume:
+            self._change(self._most)
+            self.trial = True
+
+    def computed(self, wall: float, lost: float, now: float) -> None:
+        """Note a slice of `wall` seconds in which `count` threads lacked a core for `lost` seconds in all."""
+        self._wall += wall
+        self._lost += lost
+        if self.count > 1 and self._lost >= _LOST * max(self._wall, _WINDOW):
+            self._reduce(now)
+        elif self._wall >= _WINDOW:
+            if self.trial:
+                self._quiet_since = now
+            self._change(self.count)
+
+    def _reduce(self, now: float) -> None:
+        again = self.trial or now < self._quiet_since + _LONGEST
+        if self.count == self._most:
+            self._pause = min(2 * self._pause, _LONGEST) if again else _SHORTEST
+            self._resume = now + self._pause
+        self._change(max(1, int(self.count - self._lost / self._wall)))
+
+    def _change(self, count: int) -> None:
+        self.count, self.trial = count, False
+        self._wall = self._lost = 0.0
