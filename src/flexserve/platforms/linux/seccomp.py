@@ -123,7 +123,8 @@ _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16  # offsets in struct seccomp_data
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _X32 = 0x40000000
 
-_SECCOMP, _SET_FILTER, _TSYNC, _GET_ACTION = {"x86_64": 317, "aarch64": 277}, 1, 1, 2
+SECCOMP = {"x86_64": 317, "aarch64": 277}  # the number of the call itself, by machine
+_SET_FILTER, _TSYNC, _GET_ACTION = 1, 1, 2
 
 Step = tuple[int, int, int, int]  # code, jump if true, jump if false, operand
 
@@ -150,28 +151,31 @@ class Rule:
         return [load, *found, (_RETURN, 0, 0, self.otherwise), *rest]
 
 
-def serving() -> bytes:
-    """Return the filter of a process that computes and keeps files: no new program, process or socket."""
+def serving(machine: str = "") -> bytes:
+    """Return the filter of a process that computes and keeps files: no new program, process or socket.
+
+    `machine`: which one it is for, of SECCOMP; "": this one.
+    """
     rules = _rules_of_all(_PRCTLS) | {"clone": Rule(0, mask=_CLONE_THREAD, otherwise=_KILL)}
-    return _program(_SERVING.split(), rules)
+    return _program(_SERVING.split(), rules, machine)
 
 
-def holding() -> bytes:
+def holding(machine: str = "") -> bytes:
     """Return the filter of a process that computes and answers: as `serving`, and no file at all."""
     rules = _rules_of_all(_PRCTLS) | {"clone": Rule(0, mask=_CLONE_THREAD, otherwise=_KILL)}
-    return _program(_COMMON.split(), rules)
+    return _program(_COMMON.split(), rules, machine)
 
 
-def rendering() -> bytes:
+def rendering(machine: str = "") -> bytes:
     """Return the filter of a helper that forks for each of its jobs and opens no file at all."""
     rules = _rules_of_all((*_PRCTLS, _PDEATHSIG))
     rules |= {"clone": Rule(0, mask=_CLONE_NAMESPACES, wanted=False, otherwise=_KILL)}
-    return _program(_RENDERING.split(), rules)
+    return _program(_RENDERING.split(), rules, machine)
 
 
 def available() -> bool:
     """Return whether this kernel and this machine can have these filters."""
-    if platform.machine() not in _SECCOMP:
+    if platform.machine() not in SECCOMP:
         return False
     action = ctypes.c_uint32(_KILL)
     return _call(_GET_ACTION, 0, ctypes.addressof(action)) == 0
@@ -201,9 +205,9 @@ def _rules_of_all(prctls: tuple[int, ...]) -> dict[str, Rule]:
     }
 
 
-def _program(allowed: list[str], rules: dict[str, Rule]) -> bytes:
+def _program(allowed: list[str], rules: dict[str, Rule], machine: str) -> bytes:
     """Return the instructions of a filter."""
-    column = 0 if platform.machine() == "x86_64" else 1
+    column = list(SECCOMP).index(machine or platform.machine())
     architecture = (0xC000003E, 0xC00000B7)[column]
     steps: list[Step] = [
         (_LOAD, 0, 0, _ARCHITECTURE),
@@ -231,7 +235,7 @@ _libc.syscall.restype = ctypes.c_long
 
 
 def _call(operation: int, flags: int, address: int) -> int:
-    number = ctypes.c_long(_SECCOMP[platform.machine()])
+    number = ctypes.c_long(SECCOMP[platform.machine()])
     return int(
         _libc.syscall(number, ctypes.c_uint(operation), ctypes.c_uint(flags), ctypes.c_void_p(address))
     )
