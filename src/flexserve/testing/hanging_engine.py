@@ -18,11 +18,11 @@ HANGS = "phi3"
 _decode = Context.decode
 
 
-def hang_or_decode(context: Context, spans: Sequence[Span]) -> RestoreStats:
+def hang_or_decode(self: Context, spans: Sequence[Span]) -> RestoreStats:
     """Stand in for Context.decode."""
-    if context.model.header.architecture == HANGS:
+    if self.model.header.architecture == HANGS:
         ctypes.CDLL(None).poll(None, ctypes.c_ulong(0), ctypes.c_int(-1))  # waits for nothing, without end
-    return _decode(context, spans)
+    return _decode(self, spans)
 
 
 if __name__ == "__main__":

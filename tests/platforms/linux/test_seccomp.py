@@ -30,7 +30,7 @@ def compiler_for(machine: str) -> str:
 
 
 def numbers_of_headers(machine: str, names: list[str]) -> dict[str, int]:
-    """Return the numbers that the C library's copy of the kernel's headers gives to those of `names` it has."""
+    """Return the numbers that the kernel's headers, as the compiler finds them, give to those of `names`."""
     lines = [f'#ifdef __NR_{name}\nCALL "{name}" __NR_{name}\n#endif' for name in names]
     source = "#include <asm/unistd.h>\n" + "\n".join(lines)
     command = [compiler_for(machine), "-E", "-P", "-x", "c", "-"]
