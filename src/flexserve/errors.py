@@ -25,11 +25,12 @@ class FlexServeError(Exception):
 
     blame: Blame = Blame.BUG
     default_code = "internal_error"
+    default_hint = ""
 
     def __init__(self, message: str, *, hint: str = "", code: str | None = None) -> None:
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hint = hint or self.default_hint
         self.code = code or self.default_code
 
     def __str__(self) -> str:
@@ -59,6 +60,7 @@ class CancelledError(CallerError):
     """The client went away, or the server is draining, before the request ended."""
 
     default_code = "cancelled"
+    default_hint = "Ask again, unless you took it back: the server ends, or gave up what stood still."
 
 
 class NormalWorldError(FlexServeError):

@@ -74,6 +74,12 @@ def test_a_model_that_ends_its_process_is_not_added(cli: Cli, tmp_path: Path) ->
     assert json.loads(cli("list", "--json").stdout) == {"models": []}
 
 
+def test_what_is_not_there_is_said_before_anybody_is_asked(cli: Cli) -> None:
+    result = cli("rm", "nothere")
+    assert result.exit_code == 1
+    assert "no model named 'nothere'" in result.stderr
+
+
 def test_an_empty_store_is_a_listing_too(cli: Cli) -> None:
     assert "flexserve add" in cli("list").stdout
     assert json.loads(cli("list", "--json").stdout) == {"models": []}

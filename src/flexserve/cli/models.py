@@ -136,6 +136,7 @@ def remove(
 ) -> None:
     """Remove a model and its images from the disk."""
     store = open_store(_settings(models, device_key))
+    store.require(model)
     if not yes:
         if not sys.stdin.isatty():
             raise CallerError(f"{model} was not removed: nobody is here to ask.", hint="Add --yes.")

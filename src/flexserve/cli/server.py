@@ -101,7 +101,7 @@ def serve(
 ) -> None:
     """Serve the models over HTTP until Ctrl-C.
 
-    The API is OpenAI's: point a client at http://127.0.0.1:7077/v1. What runs at Ctrl-C is finished.
+    The API is OpenAI's: point a client at http://127.0.0.1:7077/v1. What runs at Ctrl-C gets ten seconds.
     Nothing is encrypted on its way: with a --host that other machines reach, whoever is on the network
     between reads keys and conversations. Put a proxy that speaks HTTPS before it.
     """

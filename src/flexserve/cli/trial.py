@@ -32,7 +32,7 @@ def try_model(settings: Settings, store: Store, name: str) -> str:
     try:
         death = asyncio.run(_try(options, name, _PATIENCE + 2 * manifest.size / _SLOW_DISK))
     except (StoredDataError, CallerError) as error:
-        raise _unusable(name, error.message) from None
+        raise _unusable(name, error.message, error.hint) from None
     except TimeoutError:
         raise _unusable(name, "it did not end in time") from None
     except FlexServeError as error:
@@ -63,9 +63,9 @@ async def _try(options: SecureOptions, name: str, patience: float) -> PeerError 
     return None
 
 
-def _unusable(name: str, why: str) -> CallerError:
+def _unusable(name: str, why: str, hint: str = "") -> CallerError:
     return CallerError(
         f"llama.cpp cannot run {name}: {why.rstrip('.')}.",
-        hint="Convert the model again, with a version of llama.cpp that knows it.",
+        hint=hint or "Convert the model again, with a version of llama.cpp that knows it.",
         code="model_unusable",
     )

@@ -36,7 +36,7 @@ def try_model(shelf: Shelf, entry: OpenModel) -> None:
     if not (found.text or found.vectors):
         raise StoredDataError(
             f"llama.cpp makes neither text nor vectors with {entry.name}.",
-            hint="It may be a part of another model, or be made for pictures or sound.",
+            hint="It may be a part of another model, turn texts into texts (T5), or be made for sound.",
             code="model_unusable",
         )
 

@@ -107,6 +107,10 @@ class Store:
         with self.open(name) as model:
             model.verify(progress)
 
+    def require(self, name: str) -> None:
+        """Raise UnknownModelError when there is no model `name`, sound or not."""
+        self._existing(name)
+
     def remove(self, name: str) -> int:
         """Remove the model `name`, sound or not, and its images; return the bytes of disk freed.
 
