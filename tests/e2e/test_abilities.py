@@ -11,7 +11,7 @@ from library import Library
 from flexserve.bench.worlds import DrivenWorld
 from flexserve.errors import CallerError
 from flexserve.testing.architectures import make_models
-from flexserve.world.messages import Abilities, Failed, Finished, Started, Try
+from flexserve.world.messages import Abilities
 
 ENCODERS = ("bert", "t5encoder")
 
@@ -20,13 +20,6 @@ ENCODERS = ("bert", "t5encoder")
 def encoders(own_library: Library, tmp_path: Path) -> list[str]:
     assert make_models(ENCODERS, tmp_path) == {}
     return [own_library.add(tmp_path / f"{name}.gguf", name) for name in ENCODERS]
-
-
-def attempt(world: DrivenWorld, model: str) -> Finished | Failed:
-    number = world._next()
-    world._send(Try(number, model))
-    world._take(Started, lambda m: m.request == number)
-    return world._take(Finished | Failed, lambda m: m.request == number)  # type: ignore[arg-type]
 
 
 def abilities(world: DrivenWorld, model: str) -> Abilities | None:
@@ -50,7 +43,8 @@ def test_a_try_records_what_a_model_can_do_for_every_world_after_it(
 ) -> None:
     tiny = own_library.add(MODEL, "tiny")
     with own_library.open() as world:
-        assert all(isinstance(attempt(world, name), Finished) for name in (tiny, *encoders))
+        for name in (tiny, *encoders):
+            world.try_model(name)
     with own_library.open() as world:
         can = abilities(world, tiny)
         assert can is not None
@@ -67,7 +61,7 @@ def test_a_try_records_what_a_model_can_do_for_every_world_after_it(
 
 def test_a_record_that_was_changed_says_nothing(own_library: Library, encoders: list[str]) -> None:
     with own_library.open() as world:
-        attempt(world, encoders[0])
+        world.try_model(encoders[0])
         assert abilities(world, encoders[0]) is not None
         with own_library.store.open(encoders[0]) as sealed:
             [path] = (own_library.root / "images").glob(f"{sealed.manifest.model_id}-record.able")

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from flexserve.bench.worlds import DrivenWorld
 from flexserve.errors import CallerError, CancelledError, GrantRefusedError
 from flexserve.units import MIB
-from flexserve.world.messages import Embed, Embedded, Failed, Finished, Started
 
 TEXTS = ["Kato bime wurafo.", "Zi lo mera? Tuvo, kane pi sura; dolo.", "Kato bime. " * 60]
 
@@ -30,31 +29,13 @@ def world(library: Library, model: str) -> Iterator[DrivenWorld]:
         yield world
 
 
-def send(world: DrivenWorld, model: str, texts: list[str]) -> int:
-    number = world._next()
-    world._send(Embed(number, model, texts))
-    return number
-
-
 def result(world: DrivenWorld, number: int) -> NDArray[np.float32]:
-    """Return the vectors of a request. Raises the failure's code as the error that it stands for."""
-    vectors: list[bytes] = []
-    while True:
-        message = world._take(object, lambda m: getattr(m, "request", None) == number)
-        match message:
-            case Started():
-                pass
-            case Embedded():
-                vectors += message.vectors
-            case Finished():
-                return np.array([np.frombuffer(vector, "<f4") for vector in vectors])
-            case Failed():
-                kinds = {"cancelled": CancelledError, "memory_refused": GrantRefusedError}
-                raise kinds.get(message.failure.code, CallerError)(message.failure.message)
+    """Return the vectors of a request."""
+    return np.array([np.frombuffer(vector, "<f4") for vector in world.vectors(number)])
 
 
 def embed(world: DrivenWorld, model: str, texts: list[str]) -> NDArray[np.float32]:
-    return result(world, send(world, model, texts))
+    return result(world, world.start_embedding(model, texts))
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +81,7 @@ def test_a_text_that_does_not_fit_is_the_callers_mistake_and_nobody_elses(
 
 
 def test_a_request_can_be_cancelled_between_two_texts(world: DrivenWorld, model: str) -> None:
-    number = send(world, model, ["Kato bime wurafo. " * 20] * 500)
+    number = world.start_embedding(model, ["Kato bime wurafo. " * 20] * 500)
     world.cancel(number)
     with pytest.raises(CancelledError):
         result(world, number)

@@ -28,7 +28,10 @@ from flexserve.world.messages import (
     Cancel,
     ChatMessage,
     ChatPrompt,
+    Choice,
     Delta,
+    Embed,
+    Embedded,
     Failed,
     Failure,
     Finished,
@@ -46,6 +49,7 @@ from flexserve.world.messages import (
     Status,
     TextPrompt,
     ToNormal,
+    Try,
     Warm,
     Welcome,
 )
@@ -56,10 +60,11 @@ _PATIENCE = 300.0  # seconds
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Generated:
-    """A finished generation."""
+    """A finished generation; `choices` if log-probabilities were asked for."""
 
     text: str
     finished: Finished
+    choices: list[Choice] = dataclasses.field(default_factory=list)
 
 
 class DrivenWorld:
@@ -142,13 +147,15 @@ class DrivenWorld:
         owner: str = "",
         next_model: str | None = None,
         keep_alive: float | None = None,
+        logprobs: int | None = None,
     ) -> int:
         """Send a greedy request for at most `tokens` tokens; return its number for `result`.
 
         Its prompt is computed whole unless `reuse` is asked for: who measures wants no short cuts.
+        `logprobs`: as in Sampling.
         """
         number = self._next()
-        sampling = Sampling(max_tokens=tokens, temperature=0)
+        sampling = Sampling(max_tokens=tokens, temperature=0, logprobs=logprobs)
         # fmt: off
         self._send(Generate(
             number, model, prompt, sampling,
@@ -160,6 +167,7 @@ class DrivenWorld:
     def result(self, number: int, on_text: Callable[[str], None] | None = None) -> Generated:
         """Wait for the end of request `number`. Raises the world's own error."""
         parts: list[str] = []
+        choices: list[Choice] = []
         self._listening += on_text is not None
         try:
             while True:
@@ -167,10 +175,11 @@ class DrivenWorld:
                 match message:
                     case Delta():
                         parts.append(message.text)
+                        choices += message.choices
                         if on_text is not None:
                             on_text(message.text)
                     case Finished():
-                        return Generated("".join(parts), message)
+                        return Generated("".join(parts), message, choices)
                     case Failed():
                         raise _error(message.failure)
         finally:
@@ -184,11 +193,37 @@ class DrivenWorld:
         """Bring all weights of `model` into memory; return what it took."""
         number = self._next()
         self._send(Warm(number, model))
-        message = self._take(object, lambda m: getattr(m, "request", None) == number)
-        if isinstance(message, Failed):
-            raise _error(message.failure)
-        assert isinstance(message, Finished)
-        return message
+        return self.result(number).finished
+
+    def try_model(self, model: str) -> Finished:
+        """Have `model` tried as `flexserve add` does; what it can do is in the store's record then.
+
+        Raises the world's own error; PeerError when it died of the model.
+        """
+        number = self._next()
+        self._send(Try(number, model))
+        return self.result(number).finished
+
+    def start_embedding(self, model: str, texts: list[str]) -> int:
+        """Ask for the vectors of `texts`; return the request's number for `vectors`."""
+        number = self._next()
+        self._send(Embed(number, model, texts))
+        return number
+
+    def vectors(self, number: int) -> list[bytes]:
+        """Wait for the end of request `number`; return its vectors, as Embedded has them.
+
+        Raises the world's own error.
+        """
+        found: list[bytes] = []
+        while True:
+            match self._take(object, lambda m: getattr(m, "request", None) == number):
+                case Embedded(vectors=vectors):
+                    found += vectors
+                case Finished():
+                    return found
+                case Failed(failure=failure):
+                    raise _error(failure)
 
     def recall(self, demand: int | None, deadline: float = 10_000) -> Recalled:
         """Recall `demand` bytes (None: all that is idle) within `deadline` milliseconds.

@@ -5,7 +5,8 @@
 Each changed header goes to the reader, which parses it or raises CallerError (code "bad_gguf"), and
 nothing else. What it lets through, a process forked for the purpose opens in llama.cpp and computes
 with. Dying there is what `flexserve add` refuses a file for; each way to die is also a rule that the
-reader lacks, so they are counted, and a sample of each is kept.
+reader lacks, so they are counted, and a sample of each is kept. What lives is added to the store of a
+secure world that serves (living_world.py), which must not die.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from llama_cpp import llama_cpp as lib
@@ -32,11 +33,14 @@ from llama_cpp import llama_cpp as lib
 from flexserve.errors import CallerError
 from flexserve.secure.models.gguf import parse_gguf
 from flexserve.testing.gguf_mutation import Draft, Mutator, take_apart
+from flexserve.testing.living_world import LivingWorld
 
 _TOGETHER = 24  # survivors that one forked process tries, as long as none of them ends it
 _SECONDS = 5  # of CPU for a survivor
 _MEMORY = 4 << 30  # bytes of addresses for it
 _CONTEXT = 64  # tokens
+_TELL = 10_000  # headers
+_LARGEST = 1 << 40  # bytes of a file that is written, as a hole but for its header
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fdopen.restype, _libc.fdopen.argtypes = ctypes.c_void_p, [ctypes.c_int, ctypes.c_char_p]
 _libc.fclose.restype, _libc.fclose.argtypes = ctypes.c_int, [ctypes.c_void_p]
@@ -86,8 +90,17 @@ def passes(case: Case) -> bool:
     return True
 
 
-def fuzz(drafts: Sequence[Draft], count: int, seed: int) -> Tally:
-    """Change `count` headers, read each, and try what the reader lets through."""
+def fuzz(
+    drafts: Sequence[Draft],
+    count: int,
+    seed: int,
+    serve: Callable[[Case], None] = lambda _case: None,
+    tell: Callable[[Tally], None] = lambda _tally: None,
+) -> Tally:
+    """Change `count` headers, read each, and try what the reader lets through; `serve` what opens and lives.
+
+    `tell` hears how it goes every _TELL headers.
+    """
     tally = Tally()
     mutator = Mutator(drafts, random.Random(seed))  # noqa: S311
     batch: list[Case] = []
@@ -98,27 +111,34 @@ def fuzz(drafts: Sequence[Draft], count: int, seed: int) -> Tally:
             tally.survivors += 1
             batch.append(case)
         if len(batch) == _TOGETHER:
-            try_cases(batch, tally)
+            for lived in try_cases(batch, tally):
+                serve(lived)
             batch = []
-    try_cases(batch, tally)
+        if tally.headers % _TELL == 0:
+            tell(tally)
+    for lived in try_cases(batch, tally):
+        serve(lived)
     return tally
 
 
-def try_cases(cases: Sequence[Case], tally: Tally) -> None:
-    """Open and compute each of `cases` in forked processes; count in `tally`."""
+def try_cases(cases: Sequence[Case], tally: Tally) -> list[Case]:
+    """Open and compute each of `cases` in forked processes; count in `tally`; return what lived."""
+    lived: list[Case] = []
     start = 0
     while start < len(cases):
-        done, opened, end = _in_fork(cases[start:])
-        tally.opened += opened
-        start += done
+        marks, end = _in_fork(cases[start:])
+        lived += [cases[start + at] for at, opened in enumerate(marks) if opened]
+        tally.opened += sum(marks)
+        start += len(marks)
         if end:
             tally.deaths[end] += 1
             tally.samples.setdefault(end, cases[start])
             start += 1
+    return lived
 
 
-def _in_fork(cases: Sequence[Case]) -> tuple[int, int, str]:
-    """Return how many of `cases` a forked process got through, how many of them opened, and how it died."""
+def _in_fork(cases: Sequence[Case]) -> tuple[list[bool], str]:
+    """Return which of `cases` a forked process opened, up to where it died, and how it died."""
     readable, writable = os.pipe()
     words_in, words_out = os.pipe()
     child = os.fork()
@@ -147,7 +167,7 @@ def _in_fork(cases: Sequence[Case]) -> tuple[int, int, str]:
         os.close(words_in)
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
-    return len(marks), marks.count(b"+"), "" if code == 0 else _cause(code, words)
+    return [mark == ord("+") for mark in marks], "" if code == 0 else _cause(code, words)
 
 
 def _pieces(*sources: int) -> Iterator[tuple[int, bytes]]:
@@ -237,12 +257,30 @@ def _compute(model: int, tokens: ctypes.Array[ctypes.c_int32], count: int, *, ve
 
 
 def drafts_of(folder: Path) -> list[Draft]:
-    """Return the headers of all GGUF files in `folder` that the reader lets through."""
-    return [take_apart(path.read_bytes()) for path in sorted(folder.glob("*.gguf"))]
+    """Return the headers of the sound GGUF files in `folder`: those that llama.cpp opens, and lives."""
+    found = []
+    for path in sorted(folder.glob("*.gguf")):
+        draft, tally = take_apart(path.read_bytes()), Tally()
+        try_cases([draft.encode()], tally)
+        if tally.opened and not tally.deaths:
+            found.append(draft)
+    return found
+
+
+def keep(case: Case, path: Path) -> bool:
+    """Write the file of `case`, of zeros as weights, to `path`. False: it is too large for any disk."""
+    head, size = case
+    if size > _LARGEST:
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.write(head[:size])
+        file.truncate(size)
+    return True
 
 
 def main() -> int:
-    """Fuzz as the command line says; print what came of it; 1 if the reader let something deadly through."""
+    """Fuzz as the command line says; 1: a world that serves died, or answered wrongly."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -250,21 +288,43 @@ def main() -> int:
     parser.add_argument("--mutations", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="folder for a sample of each death")
+    parser.add_argument("--sound", type=Path, help="file that makes text (default: FOLDER/llama.gguf)")
+    parser.add_argument("--serve-one-in", type=int, default=1, help="of those that open; they take longest")
     options = parser.parse_args()
-    drafts = drafts_of(options.folder)
     warm()
+    drafts = drafts_of(options.folder)
     began = time.monotonic()
-    tally = fuzz(drafts, options.mutations, options.seed)
-    sys.stdout.write(f"{tally}, in {time.monotonic() - began:.0f} s\n")
+    with LivingWorld(options.sound or options.folder / "llama.gguf") as world:
+        server = Server(world, options.serve_one_in, options.keep)
+
+        def tell(tally: Tally) -> None:
+            sys.stdout.write(f"{tally}; {world.counts}; after {time.monotonic() - began:.0f} s\n")
+            sys.stdout.flush()
+
+        tally = fuzz(drafts, options.mutations, options.seed, server.serve, tell)
+        tell(tally)
     for number, (end, count) in enumerate(tally.deaths.most_common()):
         sys.stdout.write(f"{count:6} {end}\n")
         if options.keep is not None:
-            options.keep.mkdir(parents=True, exist_ok=True)
-            head, size = tally.samples[end]
-            with (options.keep / f"{number}.gguf").open("wb") as file:
-                file.write(head[:size])
-                file.truncate(size)
-    return 1 if tally.deaths else 0
+            keep(tally.samples[end], options.keep / f"{number}.gguf")
+    for end, count in (world.counts.deaths_of_trials + world.counts.deaths_of_servers).most_common():
+        sys.stdout.write(f"{count:6} {end}\n")
+    return 1 if world.counts.deaths_of_servers or world.counts.wrong else 0
+
+
+class Server:
+    """Has one in `every` of the cases that live served; keeps a sample of what should not have been."""
+
+    def __init__(self, world: LivingWorld, every: int, folder: Path | None = None) -> None:
+        self._world, self._every, self._folder = world, every, folder
+        self._cases = self._kept = 0
+
+    def serve(self, case: Case) -> None:
+        """Take in the next case that lived."""
+        self._cases += 1
+        if self._cases % self._every == 0 and not self._world.offer(*case) and self._folder is not None:
+            keep(case, self._folder / f"served-{self._kept}.gguf")
+            self._kept += 1
 
 
 if __name__ == "__main__":

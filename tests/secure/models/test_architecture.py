@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from flexserve.errors import CallerError
 from flexserve.secure.models import parse_gguf
 from flexserve.testing.architectures import make_models
 from flexserve.testing.gguf_mutation import Draft, Tensor, take_apart
-from flexserve.testing.header_fuzz import drafts_of, fuzz, warm
+from flexserve.testing.header_fuzz import Server, drafts_of, fuzz, keep, warm
+from flexserve.testing.living_world import LivingWorld
 
 MODEL = Path(__file__).parents[3] / "models/tiny/flexserve-tiny.gguf"
 Change = Callable[[Draft], None]
@@ -29,11 +31,19 @@ def sound() -> Draft:
     return take_apart(MODEL.read_bytes())
 
 
-def put(key: str, kind: int, value: object) -> Change:
-    """Return the change that gives the llama of the tests (or its vocabulary) another value."""
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model of each of FAMILIES."""
+    folder = tmp_path_factory.mktemp("families")
+    assert make_models(FAMILIES, folder) == {}
+    return folder
+
+
+def put(key: str, kind: int, value: object, family: str = "llama") -> Change:
+    """Return the change that gives a model of `family` (or its vocabulary) another value."""
 
     def change(draft: Draft) -> None:
-        name = key if key.startswith("tokenizer.") else f"llama.{key}"
+        name = key if key.startswith("tokenizer.") else f"{family}.{key}"
         draft.pairs = [pair for pair in draft.pairs if pair[0] != name]
         draft.pairs.append((name, (kind, value)))
 
@@ -87,13 +97,55 @@ def test_what_would_abort_llama_cpp_is_refused(sound: Draft, change: Change, com
     assert complaint in caught.value.message
 
 
-def test_ten_thousand_changed_headers_are_read_or_refused_and_few_that_are_read_end_a_process(
-    tmp_path: Path,
+@pytest.mark.parametrize(
+    ("family", "key", "kind", "value", "complaint"),
+    [
+        ("qwen3moe", "rope.dimension_count", U32, 8, "turn whole"),
+        ("qwen3moe", "expert_gating_func", U32, 0, "expert_gating_func is 0"),
+        ("gpt2", "attention.value_length", U32, 32, "16 dimensions of keys and 32 of values"),
+        ("deepseek2", "attention.key_length_mla", U32, 16, "of which 16 turn"),
+        ("deepseek2", "attention.key_length", U32, 64, "not its latent vectors'"),
+        ("rwkv7", "tokenizer.ggml.model", STRING, "llama", "no tokens for bytes"),
+        ("gemma3", "attention.sliding_window_pattern", U32, 1, "no layer that has one"),
+        ("gemma3", "attention.sliding_window", U32, 1 << 30, "sliding_window is"),
+        ("mamba", "ssm.state_size", U32, 17, "not a multiple of 16"),
+        ("mamba", "ssm.conv_kernel", U32, 1 << 31, "ssm.conv_kernel is"),
+        ("rwkv7", "wkv.head_size", U32, 16, "wkv.head_size is 16"),
+        ("rwkv7", "wkv.head_size", U32, 0, "wkv.head_size is 0"),
+        ("rwkv7", "token_shift_count", U32, 1, "token_shift_count is not 2"),
+    ],
+)
+def test_what_a_familys_graph_would_abort_on_or_compute_wrongly_is_refused(
+    folder: Path, family: str, key: str, kind: int, value: object, complaint: str
 ) -> None:
-    assert make_models(FAMILIES, tmp_path) == {}
+    draft = take_apart((folder / f"{family}.gguf").read_bytes())
+    read(draft)
+    put(key, kind, value, family)(draft)
+    with pytest.raises(CallerError) as caught:
+        read(draft)
+    assert caught.value.code == "bad_gguf"
+    assert complaint in caught.value.message
+
+
+def test_a_sample_of_any_size_is_kept_or_said_to_be_too_large(tmp_path: Path) -> None:
+    assert keep((b"GGUF", 1 << 30), tmp_path / "deaths" / "0.gguf")
+    assert (tmp_path / "deaths" / "0.gguf").stat().st_size == 1 << 30
+    assert not keep((b"GGUF", 1 << 63), tmp_path / "deaths" / "1.gguf")
+
+
+@pytest.mark.timeout(900)
+def test_ten_thousand_changed_headers_end_few_processes_that_try_them_and_no_world_that_serves(
+    folder: Path,
+) -> None:
     warm()
-    tally = fuzz(drafts_of(tmp_path), 10_000, seed=7)  # raises what the reader must not raise
+    drafts = drafts_of(folder)
+    assert len(drafts) == len(FAMILIES)
+    with LivingWorld(MODEL) as world:
+        # Raises what the reader must not raise.
+        tally = fuzz(drafts, 10_000, seed=7, serve=Server(world, every=40).serve)
+        assert world.counts.admitted > 10
+        assert (world.counts.deaths_of_servers, world.counts.wrong) == (Counter(), 0)
     assert tally.headers == 10_000
     assert tally.opened > 500  # else the changes are too wild to reach llama.cpp
-    # What still ends llama.cpp is refused by `add`, whose process of its own it ends.
-    assert sum(tally.deaths.values()) < tally.survivors / 100, tally.deaths
+    # What still ends llama.cpp is refused by `add`, whose world of its own it ends.
+    assert sum(tally.deaths.values()) < tally.survivors / 500, tally.deaths

@@ -3,8 +3,9 @@
 llama.cpp refuses much by an error, and aborts its process on the rest: GGML_ASSERT, an exception
 that nobody catches, a null pointer. The rules below are those of its sources (src/llama-model.cpp,
 src/llama-vocab.cpp and ggml's operations, of the version that is pinned) that do not depend on the
-architecture; flexserve.testing.header_fuzz found them. What they let through is opened and computed
-once in a process of its own when a model is added, so a file that knows another way ends no server.
+architecture, and graphs.py has those that do; flexserve.testing.header_fuzz found them. What they let
+through is opened and computed once in a process of its own when a model is added, so a file that knows
+another way ends no server.
 """
 
 from __future__ import annotations
@@ -14,22 +15,25 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from flexserve.errors import CallerError
+from flexserve.secure.models.graphs import check_graph
+from flexserve.secure.models.values import MAX_WIDTH, Values, bad
 
 MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
 MAX_EXPERTS = 1024  # LLAMA_MAX_EXPERTS
 MAX_HEADS = 1 << 14
-MAX_WIDTH = 1 << 20
 TOKENIZERS = frozenset({"llama", "bert", "gpt2", "hybriddna", "whitespace", "t5", "rwkv", "plamo2", "gemma4"})
 ROPE_SCALINGS = frozenset({"none", "linear", "yarn", "longrope"})
 _NO_HEADS = frozenset({"mamba", "mamba2", "rwkv6", "rwkv7", "arwkv7"})  # wholly recurrent
 _F32, _I32 = 0, 26
 _BYTE = 6  # type of a token that stands for a byte, "<0x0A>"
+_BYTES = frozenset(f"<0x{byte:02X}>" for byte in range(256))
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
-_GATINGS = 4  # of the functions that choose experts; 0: not said
+_GATINGS = 4  # of the functions that choose experts, which count from 1
 _NO_WEIGHTS = frozenset({24, 25, 26, 27, 28, 9, 15})  # I8, I16, I32, I64, F64; Q8_1 and Q8_K, of activations
 # What ggml adds, scales or convolves with has to be F32; llama.cpp's own quantizer leaves it so.
-_PLAIN = re.compile(r"norm\b|norm_|\.bias$|ssm_(a|d|conv1d|dt)\b|shortconv\.conv\.|sinks|rel_b\.|\.scale$")
+_PLAIN = re.compile(
+    r"norm\b|norm_|^token_types\b|\.bias$|ssm_(a|d|conv1d|dt)\b|shortconv\.conv\.|sinks|rel_b\.|\.scale$"
+)
 
 
 class Tensor(Protocol):
@@ -50,7 +54,7 @@ class Tensor(Protocol):
 
 def check_architecture(architecture: str, metadata: Mapping[str, object], tensors: Sequence[Tensor]) -> None:
     """Raise CallerError (code "bad_gguf") for a model that would abort llama.cpp."""
-    values = _Values(architecture, metadata)
+    values = Values(architecture, metadata)
     layers = values.number("block_count", 1, MAX_LAYERS)
     values.number("nextn_predict_layers", 0, layers if layers is not None else MAX_LAYERS)
     values.number("embedding_length", 1, MAX_WIDTH)
@@ -65,55 +69,16 @@ def check_architecture(architecture: str, metadata: Mapping[str, object], tensor
     ):
         values.real(suffix, 0.0, 1.0)
     _check_vocabulary(metadata, values)
+    check_graph(architecture, values, {tensor.name for tensor in tensors})
     for tensor in tensors:
         _check_tensor(tensor)
 
 
-class _Values:
-    """The metadata of one architecture, read with bounds. A list is checked value by value."""
-
-    def __init__(self, architecture: str, metadata: Mapping[str, object]) -> None:
-        self._space, self._metadata = architecture, metadata
-
-    def value(self, suffix: str) -> object:
-        """Return what is under a key; None: nothing."""
-        return self._metadata.get(f"{self._space}.{suffix}")
-
-    def all(self, suffix: str) -> list[int]:
-        """Return the whole numbers under a key: one, those of a list, or none."""
-        value = self.value(suffix)
-        items = list(value) if isinstance(value, array.array | list) else [value]
-        return [item for item in items if isinstance(item, int) and not isinstance(item, bool)]
-
-    def number(self, suffix: str, low: int, high: int) -> int | None:
-        """Return the largest number under a key (None: there is none), all being in low…high."""
-        found = self.all(suffix)
-        for number in found:
-            if not low <= number <= high:
-                raise bad(f"its {suffix} is {number}, which is not in {low}…{high}")
-        return max(found, default=None)
-
-    def real(self, suffix: str, low: float, high: float) -> None:
-        """Check a fraction."""
-        value = self.value(suffix)
-        if isinstance(value, float) and not low <= value <= high:
-            raise bad(f"its {suffix} is {value:g}, which is not in {low:g}…{high:g}")
-
-
-def bad(what: str) -> CallerError:
-    """Return the error that says what is wrong with a file that is being added."""
-    return CallerError(
-        f"This is not a usable GGUF file: {what}.",
-        hint="Download or convert it again; its publisher's checksum tells whether it is complete.",
-        code="bad_gguf",
-    )
-
-
-def _check_experts(values: _Values) -> None:
+def _check_experts(values: Values) -> None:
     experts = values.number("expert_count", 0, MAX_EXPERTS) or 0
     used = values.number("expert_used_count", 0, MAX_EXPERTS) or 0
     groups = values.number("expert_group_count", 0, MAX_EXPERTS) or 0
-    values.number("expert_gating_func", 0, _GATINGS)
+    values.number("expert_gating_func", 1, _GATINGS)
     if used > experts or (experts and not used):
         raise bad(f"it uses {used} of {experts} experts")
     if groups and groups >= experts:
@@ -124,7 +89,7 @@ def _check_experts(values: _Values) -> None:
             raise bad(f"it uses {chosen} of {groups} groups of {experts} experts")
 
 
-def _check_heads(values: _Values, architecture: str) -> None:
+def _check_heads(values: Values, architecture: str) -> None:
     heads = values.all("attention.head_count")
     kv_heads = values.all("attention.head_count_kv")
     values.number("attention.head_count", 0, MAX_HEADS)
@@ -142,15 +107,7 @@ def _check_heads(values: _Values, architecture: str) -> None:
         raise bad("it has more heads than its width")
 
 
-def _head_size(values: _Values) -> int | None:
-    """Return the dimensions of the largest head; None if there is none, or the header does not say."""
-    keys = values.number("attention.key_length", 1, MAX_WIDTH)
-    heads = [count for count in values.all("attention.head_count") if count]
-    width = values.number("embedding_length", 1, MAX_WIDTH)
-    return keys if keys is not None else width // min(heads) if width and heads else None
-
-
-def _check_rope(values: _Values) -> None:
+def _check_rope(values: Values) -> None:
     scaling = values.value("rope.scaling.type")
     if isinstance(scaling, str) and scaling not in ROPE_SCALINGS:
         raise bad(f"its rope.scaling.type is {scaling[:64]!r}, which nobody knows")
@@ -158,7 +115,7 @@ def _check_rope(values: _Values) -> None:
         turned = values.number(suffix, 0, MAX_WIDTH)
         if turned is not None and turned % 2:
             raise bad(f"its {suffix} is {turned}, which is odd")
-    head, turned = _head_size(values), values.number("rope.dimension_count", 0, MAX_WIDTH)
+    head, turned = values.head_size(), values.number("rope.dimension_count", 0, MAX_WIDTH)
     if head and turned is not None and turned > head:
         raise bad(f"its rope.dimension_count is {turned}, and its heads have {head} dimensions")
     sections = values.all("rope.dimension_sections")
@@ -168,7 +125,7 @@ def _check_rope(values: _Values) -> None:
         values.real(suffix, 1e-30, 1e30)
 
 
-def _check_vocabulary(metadata: Mapping[str, object], values: _Values) -> None:
+def _check_vocabulary(metadata: Mapping[str, object], values: Values) -> None:
     """Check what llama.cpp looks up in a vocabulary without looking whether it is there."""
     kind, tokens = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.tokens")
     if kind is None:
@@ -183,12 +140,7 @@ def _check_vocabulary(metadata: Mapping[str, object], values: _Values) -> None:
             isinstance(companion, array.array) and len(companion) == len(tokens)
         ):
             raise bad(f"its {key} are not one for each token")
-    types = metadata.get("tokenizer.ggml.token_type")
-    if isinstance(types, array.array):
-        spelled = kind not in ("bert", "rwkv", "plamo2")
-        for token, its_type in zip(tokens, types, strict=True):
-            if its_type == _BYTE and not (spelled and _BYTE_TOKEN.fullmatch(str(token))):
-                raise bad("a token of its vocabulary is of the type of bytes, and is none")
+    _check_bytes(kind, [str(token) for token in tokens], metadata.get("tokenizer.ggml.token_type"))
     for key, value in metadata.items():
         if key.startswith("tokenizer.ggml.") and key.endswith("_token_id"):
             number = value if isinstance(value, int) else -1
@@ -197,6 +149,17 @@ def _check_vocabulary(metadata: Mapping[str, object], values: _Values) -> None:
     count = values.number("vocab_size", 0, MAX_WIDTH << 4)
     if count and count != len(tokens):
         raise bad(f"its vocabulary has {len(tokens)} tokens, and its vocab_size is {count}")
+
+
+def _check_bytes(tokenizer: str, tokens: list[str], types: object) -> None:
+    """Check the tokens that stand for bytes, which unknown characters of a text become."""
+    if tokenizer == "llama" and not _BYTES.issubset(tokens):
+        raise bad("its vocabulary has no tokens for bytes")
+    if isinstance(types, array.array):
+        spelled = tokenizer not in ("bert", "rwkv", "plamo2")
+        for token, its_type in zip(tokens, types, strict=True):
+            if its_type == _BYTE and not (spelled and _BYTE_TOKEN.fullmatch(token)):
+                raise bad("a token of its vocabulary is of the type of bytes, and is none")
 
 
 def _check_tensor(tensor: Tensor) -> None:

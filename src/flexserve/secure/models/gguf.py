@@ -26,7 +26,8 @@ from collections.abc import Callable, Mapping
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 
 from flexserve.errors import CallerError
-from flexserve.secure.models.architecture import bad, check_architecture
+from flexserve.secure.models.architecture import check_architecture
+from flexserve.secure.models.values import bad
 from flexserve.units import align_up
 
 # Several times the largest that published models need; small enough that a hostile header costs

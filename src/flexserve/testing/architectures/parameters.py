@@ -199,6 +199,17 @@ _LATENT_HYBRID: dict[str, Value] = {
     "attention.head_count_kv": [0, 1, 0, 1],
     "block_count": 4,
 }
+_LAYER_BY_LAYER: dict[str, Value] = {
+    "attention.head_count": [4, 4],
+    "attention.head_count_kv": [2, 2],
+    "feed_forward_length": [128, 128],
+}
+_NEMOTRON_H: dict[str, Value] = {
+    "attention.head_count_kv": [0, 2, 0, 0],
+    "block_count": 4,
+    "feed_forward_length": [0, 0, 128, 0],
+    "ssm.time_step_rank": 8,
+}
 _PATTERNED: dict[str, Value] = {
     "attention.sliding_window_pattern": [True, False, True, False],
     "attention.sliding_window": 64,
@@ -217,11 +228,7 @@ PARTICULAR: dict[str, dict[str, Value]] = {
     "bloom": _HEADS_ALIKE,
     "cohere2": {**_WINDOW, "block_count": 4},
     "dbrx": _EXPERTS,
-    "deci": {
-        "attention.head_count": [4, 4],
-        "attention.head_count_kv": [2, 2],
-        "feed_forward_length": [128, 128],
-    },
+    "deci": _LAYER_BY_LAYER,
     "deepseek2": _LATENT,
     "deepseek32": {**_LATENT, **_EXPERTS},
     "deepseek4": {
@@ -299,31 +306,18 @@ PARTICULAR: dict[str, dict[str, Value]] = {
     "mistral4": {**_LATENT, **_EXPERTS},
     "modern-bert": {**_WINDOW, "attention.causal": False, "pooling_type": 1},
     "mpt": _HEADS_ALIKE,
-    "nemotron_h": {
-        "attention.head_count_kv": [0, 2, 0, 0],
-        "block_count": 4,
-        "feed_forward_length": [0, 0, 128, 0],
-        "ssm.time_step_rank": 8,
-    },
+    "nemotron_h": _NEMOTRON_H,
     "nemotron_h_moe": {
+        **_NEMOTRON_H,
         **_EXPERTS,
         "expert_feed_forward_length": 64,
         "expert_shared_feed_forward_length": 64,
-        "attention.head_count_kv": [0, 2, 0, 0],
-        "block_count": 4,
-        "feed_forward_length": [0, 0, 128, 0],
-        "ssm.time_step_rank": 8,
     },
     "neo-bert": _BERT,
     "nomic-bert": _BERT,
     "nomic-bert-moe": {**_BERT, **_EXPERTS, "moe_every_n_layers": 2},
     "olmoe": _HEADS_ALIKE,
-    "openelm": {
-        **_LENGTHS,
-        "attention.head_count": [4, 4],
-        "attention.head_count_kv": [2, 2],
-        "feed_forward_length": [128, 128],
-    },
+    "openelm": {**_LENGTHS, **_LAYER_BY_LAYER},
     "paddleocr": _SECTIONS,
     "phi2": _HEADS_ALIKE,
     "phi3": {**_WINDOW, "rope.scaling.original_context_length": 512},
