@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import types
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
+from templates import template_of
 
 from flexserve.core.calls import CallForm
 from flexserve.errors import CallerError, StoredDataError
 from flexserve.secure.engine.constraint import constraint
 from flexserve.secure.engine.text import ChatTemplate
-from flexserve.secure.rendering.renderer import Renderer
 from flexserve.world.messages import ChatMessage, ChatPrompt, Generate, Sampling, ToolCall
 
 # Templates of our own, in the manner of the families that call tools.
@@ -35,21 +32,8 @@ TOOLS = '[{"type":"function","function":{"name":"look","description":"<b> & é"}
 USER = ChatMessage("user", "hello")
 
 
-@functools.cache
-def renderer() -> Renderer:
-    return Renderer()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _the_helper_ends_with_the_tests() -> Iterator[None]:
-    yield
-    renderer().close()
-
-
 def template(source: str) -> ChatTemplate:
-    model: Any = types.SimpleNamespace(header=types.SimpleNamespace(chat_template=source))
-    vocabulary: Any = types.SimpleNamespace(text_of=lambda _key: "")
-    return ChatTemplate(model, vocabulary, renderer())
+    return template_of(source, types.SimpleNamespace(text_of=lambda _key: ""))
 
 
 def request(prompt: ChatPrompt, schema: str | None = None) -> Generate:
