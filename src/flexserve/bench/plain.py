@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import time
@@ -47,6 +48,14 @@ class PlainProcess:
         Returns "prompt_tokens", "text", and seconds: "prefill" (to the first logits) and "decode".
         """
         return self._ask(text=text, tokens=tokens)
+
+    def scores(self, text: str, tokens: int) -> list[float]:
+        """Continue `text` greedily by `tokens` tokens; return the natural-log probability of each."""
+        return list(self._ask(text=text, tokens=tokens, scores=True)["scores"])
+
+    def vector(self, text: str) -> list[float]:
+        """Return the vector of `text` as llama.cpp pools it, or the mean where the model says nothing."""
+        return list(self._ask(text=text)["vector"])
 
     def _ask(self, **request: object) -> dict[str, Any]:
         assert self._process.stdin is not None
@@ -103,8 +112,28 @@ class _Plain:
         self._context = lib.llama_init_from_model(self._model, settings)
         self._sampler = lib.llama_sampler_init_greedy()
 
-    def answer(self, text: str, tokens: int) -> dict[str, object]:
+    def vector(self, prompt: list[int]) -> list[float]:
+        lib = self._lib
+        pooling = lib.llama_pooling_type(self._context)
+        poolings = (lib.LLAMA_POOLING_TYPE_MEAN, lib.LLAMA_POOLING_TYPE_CLS, lib.LLAMA_POOLING_TYPE_LAST)
+        settings = lib.llama_context_default_params()
+        settings.n_ctx = settings.n_batch = settings.n_ubatch = lib.llama_n_ctx(self._context)
+        settings.n_threads = settings.n_threads_batch = 1
+        settings.embeddings = True
+        settings.pooling_type = pooling if pooling in poolings else lib.LLAMA_POOLING_TYPE_MEAN
+        context = lib.llama_init_from_model(self._model, settings)
+        run = lib.llama_encode if lib.llama_model_has_encoder(self._model) else lib.llama_decode
+        array = (lib.llama_token * len(prompt))(*prompt)
+        if run(context, lib.llama_batch_get_one(array, len(prompt))) != 0:
+            raise SystemExit("plain llama.cpp could not read the text")
+        made = lib.llama_get_embeddings_seq(context, 0)[: lib.llama_model_n_embd_out(self._model)]
+        lib.llama_free(context)
+        return list(made)
+
+    def answer(self, text: str, tokens: int | None = None, *, scores: bool = False) -> dict[str, object]:
         prompt = self._encode(text)
+        if tokens is None:
+            return {"vector": self.vector(prompt)}
         if tokens == 0:
             return {"prompt_tokens": len(prompt)}
         self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), False)
@@ -113,8 +142,11 @@ class _Plain:
             self._decode(prompt[start : start + _BATCH])
         first = time.perf_counter()
         chosen: list[int] = []
+        found: list[float] = []
         for _ in range(tokens):
             token = self._lib.llama_sampler_sample(self._sampler, self._context, -1)
+            if scores:
+                found.append(self._score(token))
             if self._lib.llama_vocab_is_eog(self._vocabulary, token):
                 break
             chosen.append(token)
@@ -127,9 +159,17 @@ class _Plain:
             "prompt_tokens": len(prompt),
             "tokens": len(chosen),
             "text": pieces.decode("utf-8", "replace"),
+            "scores": found,
             "prefill": first - began,
             "decode": ended - first,
         }
+
+    def _score(self, token: int) -> float:
+        """Return the log-probability of `token` after what was read last."""
+        logits = self._lib.llama_get_logits_ith(self._context, -1)
+        values = logits[: self._lib.llama_vocab_n_tokens(self._vocabulary)]
+        largest = max(values)
+        return float(values[token] - largest - math.log(sum(math.exp(v - largest) for v in values)))
 
     def _decode(self, tokens: list[int]) -> None:
         array = (self._lib.llama_token * len(tokens))(*tokens)

@@ -2,33 +2,41 @@
 
     python -m flexserve.testing.architecture_table docs/architectures.md
 
-A tiny model of random weights of each is made, added and tried; of those that make text, the text is
-compared with that of plain llama.cpp.
+A tiny model of random weights of each is made, added and tried; what it makes is compared with what plain
+llama.cpp makes: log-probabilities of an answer's tokens, vectors by their cosine.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from flexserve.bench.plain import PlainProcess
 from flexserve.bench.worlds import DrivenWorld
-from flexserve.errors import FlexServeError
+from flexserve.errors import FlexServeError, PeerError
 from flexserve.secure.models import DeviceKey, Store
 from flexserve.testing.architectures import ARCHITECTURES, UNMADE, make_models
-from flexserve.world.messages import Failed, Finished, Started, Try
+from flexserve.world.messages import TextPrompt
 
 PROMPT = "Once there was a house."
 TOKENS = 8
 _CONTEXT = 256
+_APART = 0.01  # natural logarithms of probabilities
+_ALIKE = 0.9999  # cosine of vectors
 _OPTIONS = ("--context", str(_CONTEXT), "--threads", "1", "--granule", "65536", "--memory", "plain")
 _HEAD = """# Architectures
 
 What becomes of a tiny model of random weights of each architecture that the pinned llama.cpp knows, in a
-real secure world: tried as `flexserve add` tries it, its text compared with that of plain llama.cpp.
-Written by `python -m flexserve.testing.architecture_table docs/architectures.md`.
+real secure world: tried as `flexserve add` tries it, and compared with plain llama.cpp. *Right text*: the
+log-probability of each of 8 tokens differs by 0.01 at most; *right vectors*: their cosine is at least 0.9999.
+Written by `python -m flexserve.testing.architecture_table docs/architectures.md`; tests compare a sample of
+the rows with what becomes of the models, and all of them with `FAMILIES=all`.
 
 *Refused*: this tiny model is not added. Where llama.cpp aborts, it ends the process that tries the model,
 and no server. The model is made of what llama.cpp's loader asks for; where its graph wants more than that,
@@ -46,52 +54,66 @@ def table(architectures: Sequence[str]) -> str:
 
 def outcomes(architectures: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Yield each architecture with what became of its model."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         root = Path(folder)
         unmade = make_models([name for name in architectures if name not in UNMADE], root / "gguf")
-        store = Store(root / "store", DeviceKey.load_or_create(root / "device.key"))
+        bench = _Bench(root, stack)
         for name in architectures:
             if why := UNMADE.get(name) or unmade.get(name):
                 yield name, f"refused: no model can be made ({_one_line(why)})"
             else:
-                yield name, _outcome(root, store, name)
+                yield name, bench.outcome(root / "gguf" / f"{name}.gguf")
 
 
-def _outcome(root: Path, store: Store, name: str) -> str:
-    source, sealed_as = root / "gguf" / f"{name}.gguf", name.lower()
-    try:
-        manifest = store.add(source, sealed_as, lambda _done, _total: None)
-    except FlexServeError as error:
-        return f"refused by the reader: {_one_line(error.message)}"
-    end = _in_a_world(root, sealed_as, None)
-    record = store.record(manifest)
-    if record is None or not (record.abilities.text or record.abilities.vectors):
-        return f"refused: {_one_line(end)}"
-    can = [_text(root, source, sealed_as)] if record.abilities.text else []
-    return ", ".join(can + (["vectors"] if record.abilities.vectors else []))
+class _Bench:
+    """A store, and a secure world over it, which is another one after each model that it dies of."""
 
+    def __init__(self, root: Path, stack: contextlib.ExitStack) -> None:
+        self._root, self._stack = root, stack
+        self._store = Store(root / "store", DeviceKey.load_or_create(root / "device.key"))
+        self._world = self._start()
 
-def _text(root: Path, source: Path, name: str) -> str:
-    with PlainProcess(source, 1, _CONTEXT) as plain:
-        expected = plain.generate(PROMPT, TOKENS)["text"]
-    return (
-        "right text" if _in_a_world(root, name, PROMPT) == expected else "text that differs from llama.cpp's"
-    )
+    def _start(self) -> DrivenWorld:
+        world = DrivenWorld(self._root / "store", self._root / "device.key", arguments=_OPTIONS)
+        return self._stack.enter_context(world)
 
+    def outcome(self, source: Path) -> str:
+        """Return what becomes of the model at `source`."""
+        name = source.stem.lower()
+        try:
+            manifest = self._store.add(source, name, lambda _done, _total: None)
+        except FlexServeError as error:
+            return f"refused by the reader: {_one_line(error.message)}"
+        end = self._tried(name)
+        record = self._store.record(manifest)
+        if record is None or not (record.abilities.text or record.abilities.vectors):
+            return f"refused: {_one_line(end)}"
+        with PlainProcess(source, 1, _CONTEXT) as plain:
+            texts = [self._text(name, plain)] if record.abilities.text else []
+            return ", ".join(texts + ([self._vectors(name, plain)] if record.abilities.vectors else []))
 
-def _in_a_world(root: Path, name: str, prompt: str | None) -> str:
-    """Return what a secure world continues `prompt` with, or (None: it tries the model) how that ended."""
-    try:
-        with DrivenWorld(root / "store", root / "device.key", arguments=_OPTIONS) as world:
-            if prompt is not None:
-                return world.generate(name, prompt, TOKENS).text
-            number = world._next()
-            world._send(Try(number, name))
-            world._take(Started | Failed, lambda m: m.request == number)  # type: ignore[arg-type]
-            end: Finished | Failed = world._take(Finished | Failed, lambda m: m.request == number)  # type: ignore[arg-type]
-            return end.failure.message if isinstance(end, Failed) else ""
-    except FlexServeError as error:
-        return error.message
+    def _tried(self, name: str) -> str:
+        try:
+            self._world.try_model(name)
+        except FlexServeError as error:
+            if isinstance(error, PeerError):
+                self._world.close()
+                self._world = self._start()
+            return error.message
+        return ""
+
+    def _text(self, name: str, plain: PlainProcess) -> str:
+        number = self._world.submit(name, TextPrompt(PROMPT), TOKENS, logprobs=0)
+        ours = [choice.token.logprob for choice in self._world.result(number).choices]
+        theirs = plain.scores(PROMPT, TOKENS)[: len(ours)]
+        apart = max((abs(one - other) for one, other in zip(ours, theirs, strict=True)), default=math.inf)
+        return "right text" if apart <= _APART else f"text whose log-probabilities differ by {apart:.2g}"
+
+    def _vectors(self, name: str, plain: PlainProcess) -> str:
+        [data] = self._world.vectors(self._world.start_embedding(name, [PROMPT]))
+        theirs = np.array(plain.vector(PROMPT))
+        cosine = float(np.frombuffer(data, "<f4") @ theirs / np.linalg.norm(theirs))
+        return "right vectors" if cosine >= _ALIKE else f"vectors of cosine {cosine:.4f}"
 
 
 def _one_line(text: str) -> str:
