@@ -16,7 +16,7 @@ from flexserve.testing.architectures import make_models
 
 LISTED = {
     "name", "architecture", "parameters", "quantization", "context_length", "size",
-    "created", "sha256", "model_id", "damaged",
+    "created", "sha256", "model_id", "abilities", "damaged",
 }  # fmt: skip
 
 
@@ -102,6 +102,9 @@ def test_show_says_where_a_model_lies(cli: Cli, sealed: Path) -> None:
     shown = json.loads(cli("show", "small", "--json").stdout)
     assert shown["path"] == str(sealed)
     assert len(shown["images"]) == 1  # made when the model was tried
+    able = shown["abilities"]
+    assert (able["text"], able["vectors"], able["tools"]) == (True, True, "none")
+    assert "abilities        text, vectors\n" in cli("show", "small").stdout
 
 
 def test_an_unknown_model_is_an_error_in_words_and_in_json(cli: Cli, sealed: Path) -> None:

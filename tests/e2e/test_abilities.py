@@ -49,6 +49,7 @@ def test_a_try_records_what_a_model_can_do_for_every_world_after_it(
         can = abilities(world, tiny)
         assert can is not None
         assert (can.text, can.vectors, can.causal, can.template) == (True, True, True, True)
+        assert can.tools == "none"
         for name in encoders:
             can = abilities(world, name)
             assert can is not None

@@ -36,3 +36,18 @@ def test_a_model_whose_vocabulary_has_no_room_is_refused_unread_and_others_are_s
         world.generate(tiny, "Once", 2)
         world.budget = None
         assert world.generate(name, "Once", 1).finished.usage.completion_tokens <= 1
+
+
+def test_what_a_vocabulary_took_is_told_of_an_open_model_and_counted_by_the_os(
+    own_library: Library, library: Library
+) -> None:
+    name = own_library.add(library.file(LARGE, "q8_0"), "large")
+    with own_library.open() as world:
+        closed = world.status()
+        assert closed.models[0].heap == 0
+        world.generate(name, "Once", 1)
+        world.recall(None)
+        there = world.status()
+        assert there.memory.secure == 0, "all that was granted went back"
+        grown = there.memory.os_rss - closed.memory.os_rss
+        assert 16 * MIB < grown < there.models[0].heap, "the OS counts what did not"

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import typer
 
 from flexserve.cli import terminal
@@ -69,14 +70,16 @@ def list_models(
     store = open_store(_settings(models, device_key))
     sound, damaged = store.list(), store.damaged()
     if as_json:
-        rows = [{**_described(manifest), "damaged": None} for manifest in sound]
+        rows = [{**_described(manifest), **_able(store, manifest), "damaged": None} for manifest in sound]
         rows += [{"name": name, "damaged": terminal.error_object(error)} for name, error in damaged.items()]
         return terminal.show_json({"models": rows})
     if not sound and not damaged:
         return terminal.say("No models yet. Add one with `flexserve add FILE.gguf`.")
-    columns = ["MODEL", "ARCHITECTURE", "PARAMETERS", "QUANTIZATION", "CONTEXT", "SIZE", "ADDED"]
+    columns = ["MODEL", "ARCHITECTURE", "PARAMETERS", "QUANTIZATION", "CONTEXT", "SIZE", "ADDED", "MAKES"]
     terminal.show_table(
-        columns, [_row(manifest) for manifest in sound], right=("PARAMETERS", "CONTEXT", "SIZE")
+        columns,
+        [[*_row(manifest), _makes(store, manifest)] for manifest in sound],
+        right=("PARAMETERS", "CONTEXT", "SIZE"),
     )
     for name, error in damaged.items():
         terminal.warn(f"{name} cannot be used: {error}")
@@ -93,12 +96,14 @@ def show(
     images = [{"path": str(path), "bytes": path.stat().st_size} for path in store.images(manifest)]
     details = {
         **_described(manifest),
+        **_able(store, manifest),
         "device": manifest.device,
         "path": str(store.root / "models" / f"{model}.flex"),
         "images": images,
     }
     if as_json:
         return terminal.show_json(details)
+    details["abilities"] = _makes(store, manifest)
     details["size"] = f"{format_size(manifest.size)} ({manifest.size} bytes)"
     details["images"] = ", ".join(str(image["path"]) for image in images) or "none yet (made at first use)"
     for key, value in details.items():
@@ -195,6 +200,21 @@ def _described(manifest: Manifest) -> dict[str, Any]:
         "sha256": manifest.digest,
         "model_id": manifest.model_id,
     }
+
+
+def _able(store: Store, manifest: Manifest) -> dict[str, Any]:
+    """Return what the model was found to be able to do; None: nobody tried."""
+    record = store.record(manifest)
+    return {"abilities": None if record is None else msgspec.to_builtins(record.abilities)}
+
+
+def _makes(store: Store, manifest: Manifest) -> str:
+    record = store.record(manifest)
+    if record is None:
+        return f"not tried (`flexserve verify {manifest.name}`)"
+    able = record.abilities
+    calls = "" if able.tools == "none" else f"calls of tools ({able.tools})"
+    return ", ".join(filter(None, ("text" * able.text, calls * able.text, "vectors" * able.vectors)))
 
 
 def _created(manifest: Manifest) -> datetime.datetime:

@@ -86,6 +86,11 @@ class OpenModel:
         """Whether a request uses it now."""
         return self.users > 0 or self.conversations.busy
 
+    @property
+    def heap(self) -> int:
+        """Bytes of ordinary memory that it took at most when it was opened, and has until it is closed."""
+        return _heap_of(self.model.manifest)
+
 
 class Shelf:
     """Open models by name."""
@@ -128,7 +133,7 @@ class Shelf:
         """
         if not self.counts_heap:
             return
-        size = _HEAP_OF_HEADER * manifest.metadata_bytes
+        size = _heap_of(manifest)
         flexmem = self._engine.flexmem
         had = flexmem.secure_grant(size, minimum=size)
         flexmem.report_returned(flexmem.return_unused())  # the heap takes it from the OS, not from us
@@ -456,7 +461,12 @@ class Shelf:
         weights, scratch = entry.model.weights, self._scratch(entry)
         kv, resident = sum(entry.conversations.committed()), weights.resident
         state = "loaded" if weights.whole else "partial" if resident else "unloaded"
-        return ModelStatus(name, state, weights.size, resident, kv, scratch, entry.running, failure)
+        running, heap = entry.running, entry.heap
+        return ModelStatus(name, state, weights.size, resident, kv, scratch, running, failure, heap=heap)
+
+
+def _heap_of(manifest: Manifest) -> int:
+    return _HEAP_OF_HEADER * manifest.metadata_bytes
 
 
 def require_room(name: str, size: int) -> None:

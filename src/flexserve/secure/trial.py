@@ -26,9 +26,8 @@ def try_model(shelf: Shelf, entry: OpenModel) -> None:
     """
     possible = abilities_of(entry.model)
     tokens = entry.vocabulary.encode(_TEXT, special=False)[:_TOKENS] or [0]
-    found = msgspec.structs.replace(
-        possible, text=possible.text and _makes_text(shelf, entry, tokens), vectors=False
-    )
+    makes_text = possible.text and _makes_text(shelf, entry, tokens)
+    found = msgspec.structs.replace(possible, text=makes_text, vectors=False, tools=_tools(entry))
     shelf.note_abilities(entry, found)
     if possible.vectors and _makes_vectors(shelf, entry, tokens):
         found = msgspec.structs.replace(found, vectors=True)
@@ -39,6 +38,13 @@ def try_model(shelf: Shelf, entry: OpenModel) -> None:
             hint="It may be a part of another model, turn texts into texts (T5), or be made for sound.",
             code="model_unusable",
         )
+
+
+def _tools(entry: OpenModel) -> str:
+    try:
+        return entry.template.tools
+    except (CallerError, StoredDataError):  # a template that cannot be rendered
+        return "none"
 
 
 def _makes_text(shelf: Shelf, entry: OpenModel, tokens: list[int]) -> bool:

@@ -9,14 +9,14 @@ Sizes are bytes, durations are milliseconds unless the name says otherwise.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 # Of the messages' schema, by version: it is another one whenever a message changes, and a line is added here.
-SCHEMA_DIGESTS = {5: "57db8b74f59f63a2"}
+SCHEMA_DIGESTS = {5: "57db8b74f59f63a2", 6: "a5da4f427ea6960b"}
 
 # A prompt is the largest thing that crosses the boundary; 1 MiB of text is ~250k tokens.
 MAX_TEXT = 1 << 20
@@ -177,6 +177,8 @@ class Abilities(_Struct, frozen=True):
     window: Count
     recurrent: bool  # in some layers at least
     template: bool  # it brings a chat template
+    # The form in which its template has tools called (core.calls.CallForm); "other": one that is not known.
+    tools: Literal["none", "tagged", "bare", "other"]
 
 
 class ModelStatus(_Struct, frozen=True):
@@ -192,6 +194,8 @@ class ModelStatus(_Struct, frozen=True):
     error: Failure | None = None
     abilities: Abilities | None = None  # None: nobody tried yet
     trial: Count = 0  # which trial found them, a number of its own; 0: none
+    # Bytes of ordinary memory that an open model's vocabulary took at most: in `os_rss`, in no grant.
+    heap: Count = 0
 
 
 class MemoryStatus(_Struct, frozen=True):

@@ -128,7 +128,17 @@ def world_of(request: Request) -> World:
 
 
 def _card(model: ModelStatus) -> dict[str, Any]:
-    return {"id": model.name, "object": "model", "created": 0, "owned_by": "flexserve"}
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "flexserve",
+        "abilities": _abilities(model),
+    }
+
+
+def _abilities(model: ModelStatus) -> dict[str, Any] | None:
+    return None if model.abilities is None else msgspec.to_builtins(model.abilities)
 
 
 def _state(model: ModelStatus, *, pinned: bool, blamed: Blamed | None) -> dict[str, Any]:
@@ -143,9 +153,10 @@ def _state(model: ModelStatus, *, pinned: bool, blamed: Blamed | None) -> dict[s
         "resident_fraction": round(model.resident / model.weights, 4) if model.weights else 0.0,
         "kv": model.kv,
         "scratch": model.scratch,
+        "heap": model.heap,
         "running": model.running,
         "pinned": pinned,
-        "abilities": None if model.abilities is None else msgspec.to_builtins(model.abilities),
+        "abilities": _abilities(model),
         "error": None
         if error is None
         else {"code": error.code, "message": error.message, "hint": error.hint},

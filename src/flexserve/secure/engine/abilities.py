@@ -33,6 +33,7 @@ def abilities_of(model: Model) -> Abilities:
         window=max(0, int(lib.llama_model_n_swa(address))),
         recurrent=bool(lib.llama_model_is_recurrent(address) or lib.llama_model_is_hybrid(address)),
         template=model.header.chat_template is not None,
+        tools="none",  # who has read the template knows better
     )
 
 

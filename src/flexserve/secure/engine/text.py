@@ -183,6 +183,13 @@ class ChatTemplate:
         """The form of calls that it teaches, None if it is unknown or there is none. Raises as `render`."""
         return form_of(self._source) if self._takes.takes_tools else None
 
+    @property
+    def tools(self) -> str:
+        """The form of calls as Abilities has it. Raises as `render`."""
+        if not self._takes.takes_tools:
+            return "none"
+        return self.call_form.value if self.call_form is not None else "other"
+
     def render(self, prompt: ChatPrompt) -> str:
         """Return the text of a conversation.
 
