@@ -6,6 +6,7 @@ thing at a time and waits for its end.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import socket
 import subprocess
@@ -56,6 +57,7 @@ from flexserve.world.messages import (
 
 M = TypeVar("M")
 _PATIENCE = 300.0  # seconds
+_LAST_WORDS = 10.0  # seconds
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -332,6 +334,9 @@ class DrivenWorld:
         return found
 
     def _death(self) -> Exception:
+        if self._ended:  # its end of the channel is closed: it is about to end by itself, and says how
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_LAST_WORDS)
         self._process.kill()
         self._process.wait()
         assert self._process.stderr is not None
@@ -341,7 +346,8 @@ class DrivenWorld:
         except (IndexError, msgspec.MsgspecError):
             status = self._process.returncode
             return PeerError(
-                f"The secure world ended with status {status}: {' '.join(last)}", hint="See above."
+                f"The secure world ended with status {status}: {' '.join(last) or 'it said nothing'}",
+                hint="See above.",
             )
 
 
