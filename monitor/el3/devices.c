@@ -43,8 +43,6 @@ extern const struct board el3_board;
 
 #define TABLE 3ULL
 #define BLOCK (1ULL << 10 | 3ULL << 8 | 1ULL << 6 | 1ULL) /* RAM, read and write at any privilege */
-#define GIB 0x40000000ULL
-#define ENTRIES (FLEX_PAGE_BYTES / sizeof(u64))
 
 /* One pass over everything that the SMMU reads: writes it, or sees whether it is as it was written. */
 struct pass {

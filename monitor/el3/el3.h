@@ -10,6 +10,9 @@
 #include "core/layout.h"
 #include "core/sha256.h"
 
+#define GIB 0x40000000ULL
+#define ENTRIES (FLEX_PAGE_BYTES / sizeof(u64)) /* of a table of an MMU */
+
 /* ---- gic.c ---- */
 
 #define GATHER_INTID 15

@@ -100,7 +100,7 @@ void gic_pend(u32 intid)
 void gic_gather(u32 cpu)
 {
 	barrier();
-	write_register("s3_0_c12_c11_7", (u64)GATHER_INTID << 24 | 1ULL << cpu); /* ICC_SGI0R_EL1 */
+	write_register("s3_0_c12_c11_7", (u64)GATHER_INTID << 24 | affinity_sgi(cpu, read_register("mpidr_el1"))); /* ICC_SGI0R_EL1 */
 	barrier();
 }
 

@@ -11,7 +11,7 @@
 #define SCR 0x435 /* below: non-secure, 64 bits; FIQs come here */
 #define SCR_FIQ 0x4
 #define SCR_HVC 0x100
-#define SCTLR_EL2 0x30c51835 /* translation and caches on */
+#define SCTLR_EL2 0x30cd1835 /* translation and caches on; what can be written is never run */
 #define TCR_EL2 0x8080351f /* 8 GiB of addresses, 4 KiB pages, cached walks */
 #define VTCR_EL2 0x80003560 /* 4 GiB of addresses from level 1, 4 KiB pages, cached walks */
 #define MAIR_EL2 0xff00 /* 0: device, 1: normal, write-back */
@@ -20,14 +20,15 @@
 
 /* EL2's own map. */
 #define MAP_TABLE 3ULL
-#define MAP_REGISTERS (1ULL << 54 | 1ULL << 10 | 1ULL) /* never executed */
-#define MAP_RAM (1ULL << 54 | 1ULL << 10 | 3ULL << 8 | 1ULL << 2 | 1ULL)
-#define MAP_IMAGE (1ULL << 10 | 3ULL << 8 | 1ULL << 2 | 1ULL)
-#define GIB 0x40000000ULL
+#define MAP_PAGE 2ULL /* else a block */
+#define MAP_READ_ONLY (1ULL << 7)
+#define MAP_NEVER_RUN (1ULL << 54)
+#define MAP_REGISTERS (MAP_NEVER_RUN | 1ULL << 10 | 1ULL)
+#define MAP_RAM (MAP_REGISTERS | 3ULL << 8 | 1ULL << 2)
 
 extern const struct board el3_board;
 extern const u8 el2_image[], el2_image_end[];
-extern const u64 el2_vectors_offset;
+extern const u64 el2_vectors_offset, el2_constants_offset, el2_variables_offset;
 
 static struct layout layout;
 static struct digest frozen;
@@ -147,19 +148,33 @@ void modes_apply(void)
 
 /* ---- starting EL2 ---- */
 
+/* How EL2 may use the page of its image's block that is so far from its beginning. */
+static u64 use_of(u64 offset)
+{
+	if (offset < el2_constants_offset)
+		return (MAP_RAM & ~MAP_NEVER_RUN) | MAP_READ_ONLY;
+	return offset < el2_variables_offset ? MAP_RAM | MAP_READ_ONLY : MAP_RAM;
+}
+
+/* Memory where it is, never run but for EL2's code; and the image's block once more, where it is linked for. */
 static void map_el2(void)
 {
 	u64 *level1 = (u64 *)(layout.hidden_base + PLAT_EL2_LEVEL1);
-	u64 *level2 = (u64 *)(layout.hidden_base + PLAT_EL2_LEVEL2);
-	u64 i;
+	u64 *linked = (u64 *)(layout.hidden_base + PLAT_EL2_LEVEL2);
+	u64 *flat = (u64 *)(layout.hidden_base + PLAT_EL2_LEVEL2_FLAT);
+	u64 *image = (u64 *)(layout.hidden_base + PLAT_EL2_LEVEL3);
+	u64 gib = layout.hidden_base / GIB, i;
 
-	for (i = 0; i < FLEX_PAGE_BYTES / sizeof(u64); i++)
-		level1[i] = level2[i] = 0;
-	for (i = 0; i < 4; i++)
-		level1[i] = i * GIB | (i * GIB < layout.ram_base ? MAP_REGISTERS : MAP_RAM);
-	level1[4] = (u64)level2 | MAP_TABLE;
-	for (i = 0; i < FLEX_HIDDEN_BYTES / BLOCK_BYTES; i++)
-		level2[i] = (layout.hidden_base + i * BLOCK_BYTES) | MAP_IMAGE;
+	for (i = 0; i < ENTRIES; i++) {
+		level1[i] = i < 4 ? i * GIB | (i * GIB < layout.ram_base ? MAP_REGISTERS : MAP_RAM) : 0;
+		flat[i] = (gib * GIB + i * BLOCK_BYTES) | MAP_RAM;
+		linked[i] = 0;
+		image[i] = (layout.hidden_base + i * FLEX_PAGE_BYTES) | MAP_PAGE | use_of(i * FLEX_PAGE_BYTES);
+	}
+	level1[gib] = (u64)flat | MAP_TABLE;
+	flat[layout.hidden_base % GIB / BLOCK_BYTES] = (u64)image | MAP_TABLE;
+	level1[PLAT_EL2_BASE / GIB] = (u64)linked | MAP_TABLE;
+	linked[0] = (u64)image | MAP_TABLE;
 }
 
 static void copy_image(void)

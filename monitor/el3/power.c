@@ -1,8 +1,10 @@
-/* PSCI 1.0: turning CPUs on and off, and the machine. The caller is hostile. */
+/* PSCI 1.0: turning CPUs on and off, and the machine; and what SMCCC 1.1 asks for. The caller is hostile. */
 
 #include "el3/el3.h"
 
 #define WIDE 0x40000000U
+#define SMCCC_VERSION 0x80000000
+#define SMCCC_ARCH_FEATURES 0x80000001
 #define PSCI_VERSION 0x84000000
 #define PSCI_CPU_SUSPEND 0x84000001
 #define PSCI_CPU_OFF 0x84000002
@@ -19,7 +21,8 @@
 #define ON_PENDING ((u64)-5)
 #define INVALID_ADDRESS ((u64)-9)
 
-#define VERSION_1_0 0x10000
+#define PSCI_1_0 0x10000
+#define SMCCC_1_1 0x10001
 #define SUSPEND_POWER_DOWN 0x10000
 #define NO_MIGRATION 2
 
@@ -104,9 +107,12 @@ void power_park(struct frame *frame, u32 cpu)
 	modes_unlock();
 }
 
-static u32 cpu_of(u64 mpidr)
+/* PLAT_CPUS: there is no such CPU. */
+static u32 cpu_of(u64 affinity)
 {
-	return (mpidr & ~0xffULL) || (mpidr & 0xff) >= el3_board.cpus ? PLAT_CPUS : (u32)mpidr;
+	u64 cpu = affinity_cpu(affinity, read_register("mpidr_el1"));
+
+	return cpu < el3_board.cpus ? (u32)cpu : PLAT_CPUS;
 }
 
 static bool entry_is_sane(u64 entry)
@@ -115,9 +121,9 @@ static bool entry_is_sane(u64 entry)
 	       entry < el3_board.ram_base + el3_board.ram_bytes - FLEX_HIDDEN_BYTES && entry % 4 == 0;
 }
 
-static u64 turn_on(u64 mpidr, u64 entry, u64 argument)
+static u64 turn_on(u64 target, u64 entry, u64 argument)
 {
-	u32 cpu = cpu_of(mpidr);
+	u32 cpu = cpu_of(target);
 
 	if (cpu == PLAT_CPUS)
 		return INVALID_PARAMETERS;
@@ -132,10 +138,10 @@ static u64 turn_on(u64 mpidr, u64 entry, u64 argument)
 	return 0;
 }
 
-static u64 affinity(u64 mpidr, u64 level)
+static u64 affinity_info(u64 target, u64 level)
 {
 	static const u8 told[] = { [POWER_OFF] = 1, [POWER_PENDING] = 2, [POWER_ON] = 0 };
-	u32 cpu = cpu_of(mpidr);
+	u32 cpu = cpu_of(target);
 
 	return cpu == PLAT_CPUS || level != 0 ? INVALID_PARAMETERS : told[cpus[cpu].power];
 }
@@ -151,6 +157,8 @@ static u64 suspend(u64 state)
 
 static u64 features(u32 function)
 {
+	if (function == SMCCC_VERSION)
+		return 0;
 	switch (function & ~WIDE) {
 	case PSCI_VERSION:
 	case PSCI_CPU_SUSPEND:
@@ -167,15 +175,25 @@ static u64 features(u32 function)
 	}
 }
 
+/* Firmware works around no fault of a CPU here: an emulated one does not speculate. */
+static u64 arch_features(u32 function)
+{
+	return function == SMCCC_VERSION || function == SMCCC_ARCH_FEATURES ? 0 : NOT_SUPPORTED;
+}
+
 static u64 serve(u32 function, const u64 *x)
 {
+	if (function == SMCCC_VERSION)
+		return SMCCC_1_1;
+	if (function == SMCCC_ARCH_FEATURES)
+		return arch_features((u32)x[1]);
 	switch (function & ~WIDE) {
 	case PSCI_VERSION:
-		return VERSION_1_0;
+		return PSCI_1_0;
 	case PSCI_CPU_ON:
 		return turn_on(x[1], x[2], x[3]);
 	case PSCI_AFFINITY_INFO:
-		return affinity(x[1], x[2]);
+		return affinity_info(x[1], x[2]);
 	case PSCI_MIGRATE_INFO_TYPE:
 		return NO_MIGRATION;
 	case PSCI_FEATURES:

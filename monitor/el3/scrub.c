@@ -7,7 +7,7 @@
 
 #include "el3/el3.h"
 
-#define LINE 64 /* bytes that one DC ZVA clears */
+#define STRETCH 256 /* bytes overwritten at a time */
 
 struct kept {
 	u64 from;
@@ -19,14 +19,12 @@ extern const u64 el3_loaded[3];
 
 static void zero(u64 at, u64 end)
 {
-	for (; at < end && at % LINE != 0; at++)
+	for (; at < end && at % STRETCH != 0; at++)
 		*(volatile u8 *)at = 0;
-	for (; at + 8 * LINE <= end; at += 8 * LINE)
-		__asm__ volatile("dc zva, %0\n\tdc zva, %1\n\tdc zva, %2\n\tdc zva, %3\n\t"
-				 "dc zva, %4\n\tdc zva, %5\n\tdc zva, %6\n\tdc zva, %7"
-				 ::"r"(at), "r"(at + LINE), "r"(at + 2 * LINE), "r"(at + 3 * LINE),
-				 "r"(at + 4 * LINE), "r"(at + 5 * LINE), "r"(at + 6 * LINE), "r"(at + 7 * LINE)
-				 : "memory");
+	for (; at + STRETCH <= end; at += STRETCH)
+		__asm__ volatile(".set offset, 0\n\t"
+				 ".rept %1\n\tstp xzr, xzr, [%0, #offset]\n\t.set offset, offset + 16\n\t.endr"
+				 ::"r"(at), "i"(STRETCH / 16) : "memory");
 	for (; at < end; at++)
 		*(volatile u8 *)at = 0;
 }
@@ -42,8 +40,6 @@ void scrub_ram(const struct layout *layout)
 	u64 at = layout->ram_base, end = layout->ram_base + layout->ram_bytes;
 	u32 i;
 
-	if ((read_register("dczid_el0") & 0x1f) != 4)
-		panic("DC ZVA of another size", at, 0);
 	for (i = 0; i < sizeof(kept) / sizeof(kept[0]); i++) {
 		if (kept[i].from < at || kept[i].bytes > layout->control + FLEX_PAGE_BYTES - kept[i].from)
 			panic("what was loaded overlaps", kept[i].from, kept[i].bytes);

@@ -5,9 +5,19 @@
 #include "plat/qemu_virt/plat.h"
 
 #define STACK_BYTES 0x2000
+#define MPIDR_THREADS 24 /* which bit */
 #define SCTLR 0x30c51835 /* translation and caches on */
 #define TCR 0x80803520 /* 4 GiB of addresses, 4 KiB pages, cached walks */
 #define MAIR 0xff00 /* 0: device, 1: normal, write-back */
+
+	/* arch/aarch64/affinity.h says why. */
+	.macro	cpu_number register
+	mrs	\register, mpidr_el1
+	tbz	\register, #MPIDR_THREADS, .Lfield_0_\@
+	lsr	\register, \register, #8
+.Lfield_0_\@:
+	and	\register, \register, #0xff
+	.endm
 
 	.section .text.start, "ax"
 	.global	el3_start
@@ -41,8 +51,7 @@ reset:
 	ldr	x0, =SCTLR
 	msr	sctlr_el3, x0
 	isb
-	mrs	x19, mpidr_el1
-	and	x19, x19, #0xff
+	cpu_number x19
 	cmp	x19, #PLAT_CPUS
 	b.hs	.
 
@@ -82,8 +91,7 @@ secondary:
 	.global	el3_repark
 el3_repark:
 	/* A CPU that was turned off starts over with an empty stack. */
-	mrs	x19, mpidr_el1
-	and	x19, x19, #0xff
+	cpu_number x19
 	ldr	x0, =stacks_end
 	mov	x1, #STACK_BYTES
 	msub	x0, x19, x1, x0

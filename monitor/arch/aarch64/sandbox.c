@@ -9,6 +9,8 @@
 #define CLASS_FETCH 0x20
 #define RETURN 0 /* where it returns to: nothing is mapped there, so that it faults, and is here again */
 
+#define SCTLR_SANDBOX 0x30d00800 /* as after a reset: stage 1 off, little-endian, what can trap does */
+
 static struct frame suspended;
 static u64 suspended_stack;
 static u64 suspended_thread;
@@ -56,51 +58,71 @@ void sandbox_faulted(struct frame *frame)
 	leave(frame, returned ? ARCH_RETURNED : ARCH_FAULTED);
 }
 
-#define SCTLR_SANDBOX 0x30d00800 /* as after a reset: stage 1 off, little-endian, what can trap does */
+/*
+ * What of the OS's registers EL0 obeys, sees or can alter: they are put aside while the sandbox runs. README.md says
+ * of each of the others why it does not matter.
+ */
+struct own {
+	u64 sctlr; /* order of bytes, what traps */
+	u64 tcr; /* whether the top byte of an address counts, stage 1 being off or not */
+	u64 mdscr; /* breakpoints, watchpoints, single steps */
+	u64 cntkctl; /* whether it may read and set timers */
+	u64 pmuserenr; /* … and count events */
+	u64 sp;
+	u64 tpidr;
+	u64 tpidrro;
+};
 
-static u64 replace_order(u64 sctlr)
+static struct own read_own(void)
 {
-	u64 before = read_register("sctlr_el1");
-
-	write_register("sctlr_el1", sctlr);
-	__asm__ volatile("isb" ::: "memory");
-	return before;
+	return (struct own){
+		.sctlr = read_register("sctlr_el1"),
+		.tcr = read_register("tcr_el1"),
+		.mdscr = read_register("mdscr_el1"),
+		.cntkctl = read_register("cntkctl_el1"),
+		.pmuserenr = read_register("pmuserenr_el0"),
+		.sp = read_register("sp_el0"),
+		.tpidr = read_register("tpidr_el0"),
+		.tpidrro = read_register("tpidrro_el0"),
+	};
 }
 
-/* The OS's registers that govern EL0 or that it can alter are kept here meanwhile; floating point it cannot use. */
+static void write_own(const struct own *own)
+{
+	write_register("sctlr_el1", own->sctlr);
+	write_register("tcr_el1", own->tcr);
+	write_register("mdscr_el1", own->mdscr);
+	write_register("cntkctl_el1", own->cntkctl);
+	write_register("pmuserenr_el0", own->pmuserenr);
+	write_register("sp_el0", own->sp);
+	write_register("tpidr_el0", own->tpidr);
+	write_register("tpidrro_el0", own->tpidrro);
+	barrier();
+}
+
 enum arch_stop arch_sandbox_run(u64 *result)
 {
-	u64 hcr = read_register("hcr_el2"), vttbr = read_register("vttbr_el2");
-	u64 stack = read_register("sp_el0"), thread = read_register("tpidr_el0"), stop;
-	u64 sctlr = replace_order(SCTLR_SANDBOX), step = read_register("mdscr_el1");
-	u64 timers = read_register("cntkctl_el1"), counters = read_register("pmuserenr_el0");
+	const struct own os = read_own();
+	const struct own sandbox = { .sctlr = SCTLR_SANDBOX, .sp = suspended_stack, .tpidr = suspended_thread };
+	u64 hcr = read_register("hcr_el2"), vttbr = read_register("vttbr_el2"), stop;
 
-	write_register("mdscr_el1", 0);
-	write_register("cntkctl_el1", 0);
-	write_register("pmuserenr_el0", 0);
+	write_own(&sandbox);
 	/* Its tables first, and the OS's last: neither world translates by the other's. */
 	write_register("vttbr_el2", monitor_layout()->sandbox | VMID);
 	barrier();
 	/* QEMU 7.2 needs to be told that stage 1 is off: it does not take it from HCR_SANDBOX. */
 	write_register("hcr_el2", HCR_64_BITS | HCR_SANDBOX | HCR_NO_STAGE1 | HCR_STAGE2);
-	write_register("cptr_el2", CPTR_EL2 | CPTR_TRAP_FP);
-	write_register("sp_el0", suspended_stack);
-	write_register("tpidr_el0", suspended_thread);
+	write_register("cptr_el2", CPTR_EL2 | CPTR_TRAP_FP | CPTR_TRAP_TRACE);
 	barrier();
 	stop = sandbox_enter(&suspended);
 	suspended_stack = read_register("sp_el0");
 	suspended_thread = read_register("tpidr_el0");
-	write_register("tpidr_el0", thread);
-	write_register("sp_el0", stack);
 	write_register("cptr_el2", CPTR_EL2);
 	write_register("hcr_el2", hcr);
 	barrier();
 	write_register("vttbr_el2", vttbr);
-	write_register("mdscr_el1", step);
-	write_register("cntkctl_el1", timers);
-	write_register("pmuserenr_el0", counters);
 	barrier();
-	replace_order(sctlr);
+	write_own(&os);
 	*result = suspended.x[0];
 	return (enum arch_stop)stop;
 }

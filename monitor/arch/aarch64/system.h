@@ -2,6 +2,7 @@
 #ifndef AARCH64_SYSTEM_H
 #define AARCH64_SYSTEM_H
 
+#include "arch/aarch64/affinity.h"
 #include "core/types.h"
 #include "plat/qemu_virt/plat.h"
 
@@ -32,6 +33,7 @@ struct frame {
 #define HCR_STAGE2 1ULL
 #define CPTR_EL2 0x33ff
 #define CPTR_TRAP_FP (1ULL << 10)
+#define CPTR_TRAP_TRACE (1ULL << 20)
 
 #define SPSR_MODE 0xfULL
 #define SPSR_AARCH32 0x10ULL
@@ -64,7 +66,9 @@ static inline void set_register64(u64 address, u64 value)
 /* Number of the CPU that this runs on. */
 static inline u32 this_cpu(void)
 {
-	return read_register("mpidr_el1") & 0xff;
+	u64 mpidr = read_register("mpidr_el1");
+
+	return (u32)affinity_cpu(mpidr & AFFINITY, mpidr);
 }
 
 #endif

@@ -37,6 +37,8 @@
 #define PLAT_EL2_LEVEL1 0xf6000
 #define PLAT_EL2_LEVEL2 0xf7000
 #define PLAT_DEVICE_TABLES 0xf8000 /* five pages: the devices' until EL2 has its own */
+#define PLAT_EL2_LEVEL2_FLAT 0xfd000 /* of the GiB that the image lies in */
+#define PLAT_EL2_LEVEL3 0xfe000 /* of the image's block, under both of its addresses */
 
 /* What EL2 asks of EL3, besides PSCI: SMC functions of the silicon's provider. */
 #define PLAT_SMC_BOOTED 0xc2000000 /* (init's result) */

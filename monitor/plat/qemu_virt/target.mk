@@ -8,7 +8,7 @@ FW_LINK := -nostdlib -static -no-pie -Wl,--build-id=none -Wl,--no-warn-rwx-segme
 
 EL2_OBJECTS := $(patsubst %,$(FW)/%.o,$(wildcard core/*.c) $(wildcard arch/aarch64/*.c) arch/aarch64/sandbox.S arch/aarch64/vectors.S)
 EL3_OBJECTS := $(patsubst %,$(FW)/%.o,$(wildcard el3/*.c) el3/start.S el3/image.S) $(FW)/el3/layout.o $(FW)/el3/sha256.o \
-	$(FW)/el3/memory.o $(FW)/el3/vectors_offset.o
+	$(FW)/el3/memory.o $(FW)/el3/image_offsets.o
 
 fw: build/fw.bin ## the firmware
 
@@ -26,12 +26,13 @@ $(FW)/el2.elf: $(EL2_OBJECTS) plat/qemu_virt/el2.ld
 $(FW)/el2.bin: $(FW)/el2.elf
 	@$(CROSS_COMPILE)objcopy -O binary --set-section-flags .bss=alloc,load,contents $< $@
 
-# EL3 sets EL2's vectors: it has to know where in the image they are.
-$(FW)/el3/vectors_offset.c: $(FW)/el2.elf
+# EL3 sets EL2's vectors and maps its image: it has to know where in the image they, constants and variables are.
+$(FW)/el3/image_offsets.c: $(FW)/el2.elf
 	@mkdir -p $(@D)
-	@$(CROSS_COMPILE)nm $< | awk '/ el2_vectors$$/ { print "#include \"core/types.h\"\nconst u64 el2_vectors_offset = 0x" $$1 "ULL - 0x100000000ULL;" }' > $@
+	@{ echo '#include "core/types.h"'; $(CROSS_COMPILE)nm $< | awk '/ el2_(vectors|constants|variables)$$/ \
+		{ print "const u64 " $$3 "_offset = 0x" $$1 "ULL - 0x100000000ULL;" }'; } > $@
 
-$(FW)/el3/vectors_offset.o: $(FW)/el3/vectors_offset.c
+$(FW)/el3/image_offsets.o: $(FW)/el3/image_offsets.c
 	@echo "  CC   $@"
 	@$(CROSS_COMPILE)gcc $(FW_FLAGS) -c $< -o $@
 

@@ -64,6 +64,30 @@ HOSTILE = {
     "loops for ever": "b .",
     "recurses for ever": "str x30, [sp, #-16]!\nbl . - 4",
 }
+# What the OS changes in a register (x0: as it is), what is run then, and what must come of it.
+OF_THE_OS = {
+    "sctlr_el1": (  # EL0 has its bytes the other way round
+        "orr x0, x0, #1 << 24",
+        "mov w9, #1\nstr w9, [sp, #-16]\nldrb w0, [sp, #-16]\nsub x0, x0, #1\nret",
+        Status.OK,
+    ),
+    "tcr_el1": (  # the first byte of an address does not count
+        "orr x0, x0, #1 << 37",
+        "orr x1, x0, #1 << 56\nldr w9, [x1]\nmov x0, #0\nret",
+        Status.DENIED,
+    ),
+    "mdscr_el1": (  # a breakpoint at its second instruction
+        f"ldr x1, ={CONTROL + 0x1000 + 4:#x}\nmsr dbgbvr0_el1, x1\nmov x1, #0x1e5\nmsr dbgbcr0_el1, x1\n"
+        "msr oslar_el1, xzr\norr x0, x0, #1 << 15",
+        GOOD,
+        Status.OK,
+    ),
+    "cntkctl_el1": ("orr x0, x0, #3", "mrs x9, cntvct_el0\nmov x0, #0\nret", Status.DENIED),
+    "pmuserenr_el0": ("orr x0, x0, #1", "mrs x9, pmccntr_el0\nmov x0, #0\nret", Status.DENIED),
+    "cpacr_el1": ("orr x0, x0, #3 << 20", "fmov d0, xzr\nmov x0, #0\nret", Status.DENIED),
+    "tpidrro_el0": ("mov x0, #5", "mrs x0, tpidrro_el0\nret", Status.OK),
+    "tpidr_el0": ("mov x0, #5", "mrs x0, tpidr_el0\nret", Status.OK),
+}
 
 
 @pytest.fixture(scope="module")
@@ -200,6 +224,21 @@ def test_what_it_returns_is_told(it: Bare, folder: Path) -> None:
 def test_registers_of_the_normal_world_are_as_before(it: Bare, folder: Path) -> None:
     enter(it, assembled(ALTERS_REGISTERS, folder))
     assert drive(it)[0] == Status.OK  # and call() looked
+
+
+@pytest.mark.parametrize("register", OF_THE_OS)
+def test_the_code_runs_under_no_register_of_the_os(it: Bare, folder: Path, register: str) -> None:
+    change, code, status = OF_THE_OS[register]
+    read, write = f"mrs x0, {register}\n", f"msr {register}, x0\nisb\n"
+    before = it.run(assembled(f"{read}ret", folder))
+    it.run(assembled(f"{read}{change}\n{write}ret", folder))
+    changed = it.run(assembled(f"{read}ret", folder))
+    assert changed != before
+    enter(it, assembled(code, folder))
+    assert drive(it)[0] == status
+    if register != "tpidr_el0":  # which call() uses itself
+        assert it.run(assembled(f"{read}ret", folder)) == changed
+    it.run(assembled(f"{write}ret", folder), before)
 
 
 def test_code_that_is_interrupted_goes_on(it: Bare, folder: Path) -> None:
