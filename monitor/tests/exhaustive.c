@@ -1,7 +1,7 @@
 /*
- * Every state of the small machine, and from each of them every step: what a model checker would do, with the
- * core's own compiled code as the transition relation. World by world the laws of world.h are checked, so a
- * run that ends without a failure is a proof for the small machine.
+ * Every state of the small machine, and from each of them every step, and the end of the machine: what a model
+ * checker would do, with the core's own compiled code as the transition relation. World by world the laws of world.h
+ * are checked, so a run that ends without a failure is a proof for the small machine.
  *
  * Why the small machine speaks for large ones. The core treats each page by itself: the only loops over pages
  * compare or set one entry per round, with nothing carried from one round to the next but the counts, whose
@@ -286,7 +286,10 @@ static void print_way(void)
 	fprintf(stderr, "after these steps from boot:\n");
 	while (length > 0)
 		print_step(&steps[way[--length]]);
-	print_step(&steps[trying]);
+	if (trying < step_count)
+		print_step(&steps[trying]);
+	else
+		fprintf(stderr, "  the machine ends\n");
 }
 
 int main(void)
@@ -305,6 +308,8 @@ int main(void)
 			world_step(&steps[trying]);
 			note();
 		}
+		world_load(record(here) + sizeof(struct key));
+		world_end();
 		world_check_rest();
 	}
 	printf("%u pages, %d ring slots, %d notices, %d NPU: %u states, %llu steps, every law holds in each\n", SMALL_PAGES,

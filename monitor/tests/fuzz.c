@@ -104,6 +104,7 @@ int LLVMFuzzerTestOneInput(const u8 *data, size_t size)
 		step = some_step(&input);
 		world_step(&step);
 	}
+	world_end();
 	if (++runs % 64 == 0)
 		world_check_rest();
 	return 0;

@@ -229,14 +229,19 @@ static void obey(struct ask *ask, struct message order)
 	}
 }
 
-/* RAM of a model is so small that one step sweeps all of it. */
-static void finish_leaving(struct model *model)
+static void recall_all(struct model *model)
 {
 	u32 page;
 
 	for (page = 0; page < model->pages; page++)
 		if (model->state[page] == FLEX_STATE_SECURE)
 			model->state[page] = FLEX_STATE_RECALLING;
+}
+
+/* RAM of a model is so small that one step sweeps all of it. */
+static void finish_leaving(struct model *model)
+{
+	recall_all(model);
 	model->leaving = false;
 	push(&model->notices, FLEX_NOTICE_GONE, model->epoch, 0, 0);
 }
@@ -424,4 +429,11 @@ struct model_answer model_call(struct model *model, const u64 x[5], struct model
 bool model_retries(const struct model *model, u64 ipa)
 {
 	return ipa >= model->base && ipa < model->end && model_state(model, ipa) == FLEX_STATE_NORMAL;
+}
+
+void model_end(struct model *model)
+{
+	recall_all(model);
+	if (model->npu == FLEX_NPU_STATE_ENTERING || model->npu == FLEX_NPU_STATE_SECURE)
+		model->npu = FLEX_NPU_STATE_LEAVING;
 }

@@ -66,6 +66,9 @@ u8 model_state(const struct model *model, u64 ipa);
 /* Serve a call. `relax` is what EL3 answers when asked to switch off. */
 struct model_answer model_call(struct model *model, const u64 x[5], struct model_lies lies, int relax);
 
+/* The machine is about to end. */
+void model_end(struct model *model);
+
 /* Whether an access of the normal world to `ipa` that was stopped is to be tried again. */
 bool model_retries(const struct model *model, u64 ipa);
 

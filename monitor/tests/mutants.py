@@ -16,7 +16,8 @@ from pathlib import Path
 
 from variant import MONITOR, SMALL, Replacement, make
 
-LIMIT = 60  # seconds for one run: a fault may also be a hang
+SECONDS = 60  # of CPU time for one run: a fault may also be a loop without end …
+LIMIT = 1800  # … or a wait without end: seconds that no run takes, however much else this machine does
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,7 @@ ZERO = "\tzero_registers();\n"
 COPY = "\tarch_copy_code(here->code, code, bytes);\n"
 HASH = "\tdigest = sha256(arch_at(here->code), bytes);\n"
 CLOSE = "\ttables_close(range);\n\tnpu_forget(FLEX_NPU_STATE_SECURE);\n"
+LAST_SCRUB = "\t\t\tarch_scrub(layout.ram_base + page * FLEX_PAGE_BYTES, count);\n"
 RECALL = "\tpages_move(FLEX_MOVE_RECALL, range);\n"
 
 MUTANTS = (
@@ -222,6 +224,37 @@ MUTANTS = (
     Mutant("no reset on the way there", NPU, ENTER, ENTER.replace("\tarch_npu_reset();\n", "")),
     Mutant("no reset on the way back", NPU, LEAVE_NPU, LEAVE_NPU.replace("\tarch_npu_reset();\n", "")),
     Mutant("the reset is not waited for", NPU, "|| !arch_npu_is_reset()", "|| (arch_npu_is_reset(), false)"),
+    # the end of the machine
+    Mutant("at the end nothing is overwritten", MONITOR_C, LAST_SCRUB, "\t\t\t;\n"),
+    Mutant(
+        "at the end one page of several is overwritten",
+        MONITOR_C,
+        "FLEX_PAGE_BYTES, count);",
+        "FLEX_PAGE_BYTES, 1);",
+    ),
+    Mutant(
+        "at the end what is secure is left out", MONITOR_C, "\t\tpages_sweep(FLEX_MOVE_RECALL, some);\n", ""
+    ),
+    Mutant("at the end the NPU goes on", MONITOR_C, "\tnpu_leave(); /*", "\t/*"),
+    Mutant("at the end the NPU's tables stay as they are", MONITOR_C, "\t\ttables_close(some);\n", ""),
+    Mutant(
+        "at the end a page is left out",
+        MONITOR_C,
+        "page < layout.pages; page += count",
+        "page + 1 < layout.pages; page += count + 1",
+    ),
+    Mutant(
+        "at the end what was recalled is left out",
+        MONITOR_C,
+        "\t\tif (pages_state(page) == FLEX_STATE_RECALLING)\n",
+        "\t\tif (false)\n",
+    ),
+    Mutant(
+        "at the end the lock is given back",
+        MONITOR_C,
+        LAST_SCRUB + "\t}\n",
+        LAST_SCRUB + "\t}\n\tarch_unlock();\n",
+    ),
     # the NPU: its registers
     Mutant("registers are not hidden", NPU, HIDE_REGISTERS, "\tarch_flush_stage2();\n"),
     Mutant("registers are known still", NPU, HIDE_REGISTERS, "\ttables_hide_registers();\n"),
@@ -290,7 +323,8 @@ def notices(mutant: Mutant, number: int, out: Path, tests: str, compiler: list[s
     )
     subprocess.run([*compiler, tests, joined, "-o", program, "-pthread"], check=True)
     try:
-        return subprocess.run([program], capture_output=True, timeout=LIMIT, check=False).returncode != 0
+        limited = ["sh", "-c", f'ulimit -t {SECONDS} && exec "$0"', program]
+        return subprocess.run(limited, capture_output=True, timeout=LIMIT, check=False).returncode != 0
     except subprocess.TimeoutExpired:
         return True
 

@@ -114,6 +114,7 @@ ALL = (
     ),
     Proof("step", "prove_step.c"),
     Proof("fault", "prove_fault.c"),
+    Proof("end", "prove_end.c"),
 )
 
 

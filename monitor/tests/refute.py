@@ -210,6 +210,14 @@ NOTICED = {
         "an access to a normal page is blocked",
         "faults are not counted",
     ),
+    "end": (
+        "at the end nothing is overwritten",
+        "at the end one page of several is overwritten",
+        "at the end what is secure is left out",
+        "at the end the NPU goes on",
+        "at the end the NPU's tables stay as they are",
+        "at the end a page is left out",
+    ),
 }
 
 

@@ -192,6 +192,32 @@ void world_step(const struct step *step)
 	use_pages();
 }
 
+static bool all_are(u32 page, u64 word)
+{
+	return words_of(page)[0] == word && words_of(page)[WORDS_OF_A_PAGE - 1] == word;
+}
+
+void world_end(void)
+{
+	struct model was = world;
+	u32 page;
+
+	laws_expect(&(struct model_answer){ { 0 }, { 0 } });
+	monitor_end();
+	if (!host.held)
+		host_fail("something can be handed over after the end");
+	arch_unlock();
+	model_end(&world);
+	laws_between_steps();
+	for (page = 0; page < world.pages; page++)
+		if (was.state[page] == FLEX_STATE_SECURE || was.state[page] == FLEX_STATE_RECALLING) {
+			if (!all_are(page, 0))
+				host_fail("page %u, in state %d, is as it was after the end", page, (int)was.state[page]);
+		} else if (was.state[page] == FLEX_STATE_NORMAL && !all_are(page, JUNK)) {
+			host_fail("page %u was the OS's, and was overwritten at the end", page);
+		}
+}
+
 /* ---- saving and loading ------------------------------------------------------------------------------------------ */
 
 static void add_piece(void *at, u64 bytes)

@@ -50,6 +50,12 @@ void world_reset(void);
 /* Take a step; a broken law ends the process (host_fail). */
 void world_step(const struct step *step);
 
+/*
+ * The machine ends: nothing that was secret is left, and what never was stays. No step comes after that; load a
+ * state, or boot again.
+ */
+void world_end(void);
+
 /* Check what only a stray write could break: too slow for every step. */
 void world_check_rest(void);
 

@@ -60,6 +60,7 @@ def test_the_laws_are_proved_for_every_call_from_any_state():
         "start, no NPU",
         "step",
         "fault",
+        "end",
         "other numbers",
     }
     expected |= {f"call {call['name']}" for call in abi["call"]}

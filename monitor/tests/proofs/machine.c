@@ -110,6 +110,11 @@ bool machine_may_pass(enum flex_npu_state from, enum flex_npu_state to)
 	       (from == FLEX_NPU_STATE_LEAVING && to == FLEX_NPU_STATE_NORMAL);
 }
 
+bool machine_has_secret(void)
+{
+	return secret;
+}
+
 bool machine_kept(void)
 {
 	const struct view *old = &machine.before, *new = &machine.after;

@@ -38,6 +38,9 @@ void machine_moment(void);
 bool machine_may_step(u8 from, u8 to);
 bool machine_may_pass(enum flex_npu_state from, enum flex_npu_state to);
 
+/* Whether the watched page holds something that was secret and was not overwritten since. */
+bool machine_has_secret(void);
+
 /* Whether nothing changed while the lock was held. */
 bool machine_kept(void);
 
