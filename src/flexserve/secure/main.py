@@ -238,8 +238,10 @@ def main(arguments: list[str] | None = None) -> int:
         if options.memory == "secret":
             linux.probe_secret_memory(_PROBE)
         Store.make_folders(options.store)
-        renderer.wait_until_ready()
+        not_alone = renderer.wait_until_ready()
         sandbox = confine(options.store, Store.FOLDERS, not_isolated=not_isolated)
+        if not_alone:
+            sandbox.lacking["processes of its helper's own"] = not_alone
         options.store = Path()  # there it is now
         ground = _ground(options, host, sandbox)
         link = Link(socket.socket(fileno=options.channel_fd))

@@ -89,6 +89,22 @@ enter()
     assert "2 threads" in run("-c", ENTER + program, str(store)).stderr
 
 
+def test_a_helper_names_no_process_outside_though_it_may_signal(store: Path):
+    program = """
+outside = os.getpid()
+why = sandbox.leave_processes()
+sandbox.confine_helper()
+try:
+    print(why) if why else os.kill(outside, 0)
+except ProcessLookupError:
+    print("nobody", os.getpid())
+"""
+    said = run("-c", ENTER + program, str(store)).stdout
+    if "not permitted" in said:
+        pytest.skip("there are no namespaces to be had here")
+    assert said == "nobody 1\n"
+
+
 def test_a_helper_forks_and_opens_nothing(store: Path):
     program = """
 sandbox.confine_helper()

@@ -172,12 +172,15 @@ def _landlock() -> Finding:
 
 
 def _namespaces() -> Finding:
-    keeps = "a compromised engine: the network, other file systems"
-    program = "from flexserve.platforms.linux.sandbox import isolate; print(isolate())"
+    keeps = "a compromised engine: the network, other file systems; a template: other processes"
+    program = (
+        "from flexserve.platforms.linux.sandbox import isolate, leave_processes; "
+        "print(isolate() or leave_processes())"
+    )
     ended = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, check=False)
     why = ended.stdout.strip() if ended.returncode == 0 else "they could not be tried"
     if not why:
-        return Finding("namespaces", State.GOOD, "users, mounts, network, IPC: as wanted", keeps)
+        return Finding("namespaces", State.GOOD, "users, mounts, network, IPC, processes: as wanted", keeps)
     remedy = "sysctl -w user.max_user_namespaces=10000; allow unshare in the container or AppArmor profile"
     return Finding("namespaces", State.WEAK, why, keeps, remedy)
 

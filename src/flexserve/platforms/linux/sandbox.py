@@ -33,7 +33,7 @@ from flexserve.platforms.linux.hardening import die_with_parent, stay_hidden
 SERVICE_USER = 377077
 
 _CLONE_NEWNS, _CLONE_NEWUTS, _CLONE_NEWIPC = 0x20000, 0x4000000, 0x8000000
-_CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
+_CLONE_NEWUSER, _CLONE_NEWPID, _CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 _MS_BIND, _MS_REC, _MS_PRIVATE, _MNT_DETACH = 0x1000, 0x4000, 0x40000, 2
 _PR_SET_KEEPCAPS, _PR_CAPBSET_DROP, _PR_CAP_AMBIENT, _AMBIENT_CLEAR = 8, 24, 47, 4
 _CAPABILITY_VERSION = 0x20080522
@@ -85,16 +85,44 @@ def isolate() -> str:
         _require_one_thread()
         if os.geteuid() != 0:
             _require(not _needs_capability_to_lock(), "they would take CAP_IPC_LOCK")
-            user, group = os.geteuid(), os.getegid()
-            _unshare(_CLONE_NEWUSER)
-            Path("/proc/self/setgroups").write_text("deny")
-            Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
-            Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
+            _enter_users()
         _unshare(apart)
         _mount(None, b"/", _MS_REC | _MS_PRIVATE)
     except OSError as error:
         return (error.strerror or "refused").lower()
     return ""
+
+
+def leave_processes() -> str:
+    """Go on as the first of a namespace of processes, in a child of this one; return why not ("": it does).
+
+    It names no process outside then, whatever its filter lets it, and all that it starts ends with it. The
+    caller stays behind, gives up what it has, waits for the child and ends as that does. Before `harden`.
+    """
+    try:
+        _require_one_thread()
+        if os.geteuid() != 0:
+            _enter_users()
+        _unshare(_CLONE_NEWPID)
+        child = os.fork()
+    except OSError as error:
+        return (error.strerror or "refused").lower()
+    if child == 0:
+        die_with_parent(signal.SIGKILL)
+        return ""
+    os.closerange(0, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    die_with_parent(signal.SIGKILL)
+    confine_holder()
+    os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) & 0xFF)
+
+
+def _enter_users() -> None:
+    """Enter a namespace of users in which this process's user and group are all that there is."""
+    user, group = os.geteuid(), os.getegid()
+    _unshare(_CLONE_NEWUSER)
+    Path("/proc/self/setgroups").write_text("deny")
+    Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
+    Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
 
 
 def confine(store: Path, folders: Sequence[str], *, not_isolated: str) -> Sandbox:

@@ -33,9 +33,9 @@ from pathlib import Path
 import msgspec
 
 from flexserve.platforms.linux.hardening import die_with_parent, harden
-from flexserve.platforms.linux.sandbox import confine_helper
+from flexserve.platforms.linux.sandbox import confine_helper, leave_processes
 from flexserve.secure.rendering.compiling import compile_error
-from flexserve.secure.rendering.jobs import MAX_FRAME, READY, Answer, Frames, Job, Outcome, Result, encode
+from flexserve.secure.rendering.jobs import MAX_FRAME, Answer, Frames, Job, Outcome, Ready, Result, encode
 from flexserve.secure.rendering.template import Template
 
 WALL = 6  # seconds that a job may take …
@@ -283,6 +283,7 @@ def main(arguments: list[str] | None = None) -> int:
     for module in _IMPORTED_LATER:
         importlib.import_module(module)
     time.tzset()  # reads the time zone, which it could not later
+    not_alone = leave_processes()
     harden(keep={descriptor})
     confine_helper()
     die_with_parent(signal.SIGKILL)
@@ -292,7 +293,7 @@ def main(arguments: list[str] | None = None) -> int:
     gc.collect()
     gc.freeze()  # what is here now is shared with every process forked from here
     connection = socket.socket(fileno=descriptor)
-    connection.sendall(READY)
+    connection.sendall(encode(Ready(not_alone)))
     Helper(connection).serve()
     return 0
 

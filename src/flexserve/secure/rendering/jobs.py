@@ -9,7 +9,6 @@ import msgspec
 
 MAX_FRAME = 48 << 20  # bytes; a template, a conversation of the largest size, or four bytes a character
 _HEADER = 4
-READY = b"R"  # the first that a helper says
 
 T = TypeVar("T")
 _encoder = msgspec.msgpack.Encoder()
@@ -23,6 +22,12 @@ class Outcome(enum.Enum):
     WRONG = "wrong"  # the template, or the grammar; `text` says why
     LIMITS = "limits"  # it took too much time or memory
     BUSY = "busy"  # too many jobs at once
+
+
+class Ready(msgspec.Struct):
+    """The first that a helper says. `not_alone`: why it has no namespace of processes ("": it has)."""
+
+    not_alone: str
 
 
 class Job(msgspec.Struct):

@@ -14,7 +14,7 @@ from typing import Any
 from flexserve.core.schema import refuse
 from flexserve.errors import CallerError, FlexServeError, InternalError, StoredDataError
 from flexserve.secure.rendering.compiling import reason
-from flexserve.secure.rendering.jobs import READY, Answer, Frames, Job, Outcome, Result, encode
+from flexserve.secure.rendering.jobs import Answer, Frames, Job, Outcome, Ready, Result, encode
 
 _PATIENCE = 30.0  # seconds; the helper answers within its own limits, on a busy machine somewhat later
 _RECEIVE = 1 << 18
@@ -49,20 +49,22 @@ class Renderer:
         self._ready = False
         self._reader: threading.Thread | None = None
 
-    def wait_until_ready(self) -> None:
+    def wait_until_ready(self) -> str:
         """Wait for the helper to confine itself: this process may take files away from under it then.
 
-        Raises InternalError when it cannot be started.
+        Returns why it is not alone in a namespace of processes ("": it is). Raises InternalError when it
+        cannot be started.
         """
+        frames, said = Frames(Ready), list[Ready]()
         self._socket.settimeout(_PATIENCE)
-        try:
-            said = self._socket.recv(len(READY))
-        except OSError:
-            said = b""
+        with contextlib.suppress(OSError, ValueError):
+            while not said and (data := self._socket.recv(_RECEIVE)):
+                said = frames.feed(data)
         self._socket.settimeout(None)
-        if said != READY:
+        if not said:
             raise InternalError("The secure world's helper does not start.", hint="Install flexserve again.")
         self._ready = True
+        return said[0].not_alone
 
     def look(self, source: str) -> Result:
         """Return what template `source` has a use for. Raises StoredDataError and CallerError."""
