@@ -17,7 +17,17 @@ from flexserve.secure.models.record import Record
 from flexserve.world.messages import Abilities
 
 MODEL = b"m" * 16
-RECORD = msgspec.json.encode(Record("00", "engine", 1, Abilities(True, True, False, True, 0, False, True)))
+ABILITIES = Abilities(
+    text=True,
+    vectors=True,
+    encoder=False,
+    causal=True,
+    window=0,
+    recurrent=False,
+    template=True,
+    tools="none",
+)
+RECORD = msgspec.json.encode(Record("00", "engine", 1, ABILITIES))
 
 
 @pytest.fixture
