@@ -33,6 +33,8 @@ class Team:
         self._adapts = adapt and most > 1 and self._parallel is not None
         self._count = ThreadCount(most)
         self._clocks: list[int] = []  # of the CPU time of each thread
+        self._gathered: int | None = None  # the CPU that the others are bound to
+        self._current_cpu = ctypes.CDLL(None).sched_getcpu
         self._crowd: _Crowd | None = None
         self._graph, self._divided = 0, [0]  # which has been looked at last, and what was found there
 
@@ -74,6 +76,8 @@ class Team:
             return nodes, count
         if divided[place] > start:
             return divided[place], count
+        if count == 1:
+            self._gather()
         if self._crowd is None:
             spare = max(0, len(os.sched_getaffinity(0)) - self._most)
             self._crowd = _Crowd(lambda: self._run(lambda: None, spare + 2))
@@ -87,17 +91,41 @@ class Team:
         if not graph.uid or graph.uid != self._graph:
             nodes = tensors.read((ctypes.c_uint64 * graph.n_nodes).from_address(graph.nodes))
             attention = np.flatnonzero(nodes["op"] == abi.OP_FLASH_ATTN)
-            keys = tensors.read(nodes["src"][attention, 1].tolist())
-            self._divided = attention[keys["ne"][:, 1] >= _SPLIT_KV].tolist()
+            queries, keys = (
+                tensors.read(nodes["src"][attention, source].tolist())["ne"] for source in (0, 1)
+            )
+            single = (queries[:, 1] == 1) & (queries[:, 3] == 1)
+            self._divided = attention[single & (keys[:, 1] >= _SPLIT_KV)].tolist()
             self._graph = graph.uid
         return self._divided
 
     # ---- OpenMP ------------------------------------------------------------------------------------
 
+    def _gather(self) -> None:
+        """Have the other threads run where this one does: it waits for them, and other cores are in use."""
+        cpu = self._current_cpu()
+        if cpu != self._gathered:
+            self._place({cpu})
+            self._gathered = cpu
+
     def _disperse(self) -> None:
         if self._crowd is not None:
             self._crowd.end()
             self._crowd = None
+        if self._gathered is not None:
+            self._place(os.sched_getaffinity(0))
+            self._gathered = None
+
+    def _place(self, cpus: set[int]) -> None:
+        """Have the other threads run on `cpus` only."""
+        mine = threading.get_native_id()
+
+        def move() -> None:
+            if threading.get_native_id() != mine:
+                with contextlib.suppress(OSError):  # it is only a preference
+                    os.sched_setaffinity(0, cpus)
+
+        self._run(move, self._most)
 
     def _spent(self, threads: int) -> list[float]:
         """Return the CPU seconds of each thread. The process's own clock would be late by a tick of each."""
