@@ -89,7 +89,7 @@ options_of_build() {
 
 build_llama() {
     local log=$work/build.log started=$SECONDS shown=0 step
-    CMAKE_ARGS="$build_options -DCMAKE_PROJECT_llama.cpp_INCLUDE=$PWD/tools/llama.cmake ${CMAKE_ARGS:-}" \
+    CMAKE_ARGS="$build_options -DCMAKE_PROJECT_llama.cpp_INCLUDE='$PWD/tools/llama.cmake' ${CMAKE_ARGS:-}" \
         SKBUILD_WHEEL_EXCLUDE="$left_out" PATH="$PWD/$venv/bin:$PATH" \
         "$venv/bin/python" -m pip wheel -v --no-cache-dir --no-deps --no-build-isolation --require-hashes \
         -r "$work/llama.lock" -w "$work/wheel" >"$log" 2>&1 &
