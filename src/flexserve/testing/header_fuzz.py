@@ -12,6 +12,7 @@ secure world that serves (living_world.py), which must not die.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import dataclasses
 import faulthandler
@@ -94,14 +95,16 @@ def fuzz(
     drafts: Sequence[Draft],
     count: int,
     seed: int,
+    *,
     serve: Callable[[Case], None] = lambda _case: None,
     tell: Callable[[Tally], None] = lambda _tally: None,
+    tally: Tally | None = None,
 ) -> Tally:
     """Change `count` headers, read each, and try what the reader lets through; `serve` what opens and lives.
 
-    `tell` hears how it goes every _TELL headers.
+    `tell` hears how it goes every _TELL headers. Returns `tally`, or a new one.
     """
-    tally = Tally()
+    tally = tally if tally is not None else Tally()
     mutator = Mutator(drafts, random.Random(seed))  # noqa: S311
     batch: list[Case] = []
     for _ in range(count):
@@ -301,7 +304,9 @@ def main() -> int:
             sys.stdout.write(f"{tally}; {world.counts}; after {time.monotonic() - began:.0f} s\n")
             sys.stdout.flush()
 
-        tally = fuzz(drafts, options.mutations, options.seed, server.serve, tell)
+        tally = Tally()
+        with contextlib.suppress(KeyboardInterrupt):  # what was found until then is told
+            fuzz(drafts, options.mutations, options.seed, serve=server.serve, tell=tell, tally=tally)
         tell(tally)
     for number, (end, count) in enumerate(tally.deaths.most_common()):
         sys.stdout.write(f"{count:6} {end}\n")

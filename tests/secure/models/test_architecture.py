@@ -108,6 +108,7 @@ def test_what_would_abort_llama_cpp_is_refused(sound: Draft, change: Change, com
         ("rwkv7", "tokenizer.ggml.model", STRING, "llama", "no tokens for bytes"),
         ("gemma3", "attention.sliding_window_pattern", U32, 1, "no layer that has one"),
         ("gemma3", "attention.sliding_window", U32, 1 << 30, "sliding_window is"),
+        ("bert", "embedding_length_out", U32, 256, "vectors have 64 numbers"),
         ("mamba", "ssm.state_size", U32, 17, "not a multiple of 16"),
         ("mamba", "ssm.conv_kernel", U32, 1 << 31, "ssm.conv_kernel is"),
         ("rwkv7", "wkv.head_size", U32, 16, "wkv.head_size is 16"),
@@ -125,6 +126,22 @@ def test_what_a_familys_graph_would_abort_on_or_compute_wrongly_is_refused(
         read(draft)
     assert caught.value.code == "bad_gguf"
     assert complaint in caught.value.message
+
+
+@pytest.mark.parametrize("name", ["enc.blk.0.attn_rel_b.weight", "dec.blk.0.attn_rel_b.weight"])
+def test_a_tensor_that_loading_does_without_and_computing_does_not_is_missed(folder: Path, name: str) -> None:
+    draft = take_apart((folder / "t5.gguf").read_bytes())
+    draft.tensors = [tensor for tensor in draft.tensors if tensor.name != name]
+    with pytest.raises(CallerError, match="is missing"):
+        read(draft)
+
+
+def test_a_block_needs_one_of_the_forms_of_its_attention() -> None:
+    draft = Draft([("general.architecture", (STRING, "phi3"))], [Tensor("blk.0.attn_norm.weight", 0, (32,))])
+    with pytest.raises(CallerError, match=r"'blk.0.attn_qkv.weight' is missing"):
+        read(draft)
+    draft.tensors.append(Tensor("blk.0.attn_q.weight", 0, (32, 32)))
+    read(draft)
 
 
 def test_a_sample_of_any_size_is_kept_or_said_to_be_too_large(tmp_path: Path) -> None:

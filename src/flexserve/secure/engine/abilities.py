@@ -14,6 +14,8 @@ _ENCODERS = frozenset(
     {"bert", "modern-bert", "nomic-bert", "nomic-bert-moe", "neo-bert", "jina-bert-v2", "jina-bert-v3",
      "eurobert", "gemma-embedding", "llama-embed", "t5encoder"}
 )  # fmt: skip
+# Those whose vectors llama.cpp takes to be longer than they are: reading one would end the process.
+_NO_VECTORS = frozenset({"deepseek4", "qwen4exp"})
 # Those that take in or give out something other than text, or are a part of another model.
 _NO_TEXTS = frozenset({"wavtokenizer-dec", "pockettts", "eagle3", "dflash", "gemma4-assistant", "clip"})
 
@@ -27,7 +29,9 @@ def abilities_of(model: Model) -> Abilities:
     usable = architecture not in _NO_TEXTS
     return Abilities(
         text=usable and causal and not encoder and not diffusion,
-        vectors=usable and metadata.get(f"{architecture}.pooling_type") != lib.LLAMA_POOLING_TYPE_RANK,
+        vectors=usable
+        and architecture not in _NO_VECTORS
+        and metadata.get(f"{architecture}.pooling_type") != lib.LLAMA_POOLING_TYPE_RANK,
         encoder=encoder or architecture in _ENCODERS,
         causal=causal and not diffusion,
         window=max(0, int(lib.llama_model_n_swa(address))),

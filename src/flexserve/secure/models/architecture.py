@@ -94,7 +94,8 @@ def _check_heads(values: Values, architecture: str) -> None:
     kv_heads = values.all("attention.head_count_kv")
     values.number("attention.head_count", 0, MAX_HEADS)
     values.number("attention.head_count_kv", 0, MAX_HEADS)
-    if heads and not any(heads) and architecture not in _NO_HEADS:
+    needs_heads = bool(heads or values.all("block_count")) and architecture not in _NO_HEADS
+    if needs_heads and not any(heads):
         raise bad("its attention has no heads")
     for head, kv in zip(heads, kv_heads * len(heads) if len(kv_heads) == 1 else kv_heads, strict=False):
         if kv and head % kv:

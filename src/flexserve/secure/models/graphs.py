@@ -6,7 +6,7 @@ the version that is pinned), or an assumption that it makes without one and comp
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Set
 
 from flexserve.secure.models.values import MAX_WIDTH, Values, bad
 
@@ -40,14 +40,30 @@ _LANES = 16
 _DELTA_NETS = frozenset({"qwen3next", "qwen35", "qwen35moe", "qwen4exp"})
 _MAX_KERNEL = 1024  # of a convolution over tokens
 _MAX_WINDOW = 1 << 24  # tokens; llama.cpp multiplies it by the number of sequences, in 32 bits
-# Tensors that loading does without and computing does not.
+# Tensors that loading does without and computing does not: of all models, and, of blocks that have one
+# tensor, one of others.
 _NEEDED = {
     "t5": ("enc.blk.0.attn_rel_b.weight", "dec.blk.0.attn_rel_b.weight"),
     "t5encoder": ("enc.blk.0.attn_rel_b.weight",),
 }
+_QKV = (".attn_norm.weight", (".attn_qkv.weight", ".attn_q.weight"))
+_DELTA_NET_QKV = (".ssm_conv1d.weight", (".attn_qkv.weight", ".ssm_in.weight"))
+_DELTA_NET_GATE = (".ssm_conv1d.weight", (".attn_gate.weight", ".ssm_in.weight"))
+_NEEDED_BESIDE = {
+    "phi3": (_QKV,),
+    "pockettts": (_QKV,),
+    "qwen35": (_DELTA_NET_QKV, _DELTA_NET_GATE),
+    "qwen35moe": (_DELTA_NET_QKV, _DELTA_NET_GATE),
+    "qwen3next": (_DELTA_NET_QKV, _DELTA_NET_GATE),
+    "rwkv6": ((".time_mix_w1.weight", (".time_mix_lerp_fused.weight", ".time_mix_lerp_w.weight")),),
+}
+# Their vectors may be shorter than they are wide, or are made so by llama.cpp whatever the file says.
+_OTHER_VECTORS = frozenset(
+    {"lfm2", "lfm2moe", "gemma4-assistant", "wavtokenizer-dec", "deepseek4", "qwen4exp"}
+)
 
 
-def check_graph(architecture: str, values: Values, names: Collection[str]) -> None:
+def check_graph(architecture: str, values: Values, names: Set[str]) -> None:
     """Raise CallerError (code "bad_gguf") for a model whose graph would abort, or be computed wrongly.
 
     `names` are those of its tensors.
@@ -56,9 +72,10 @@ def check_graph(architecture: str, values: Values, names: Collection[str]) -> No
     _check_windows(values)
     _check_recurrence(architecture, values)
     _check_states(architecture, values)
-    for name in _NEEDED.get(architecture, ()):
-        if name not in names:
-            raise bad(f"tensor {name!r} is missing")
+    _check_names(architecture, names)
+    width, out = _one(values, "embedding_length"), _one(values, "embedding_length_out")
+    if out and width != out and architecture not in _OTHER_VECTORS:
+        raise bad(f"its embedding_length_out is {out}, and its vectors have {width} numbers")
     if architecture in _ONLY_EXPERTS and not values.number("expert_count", 0, MAX_WIDTH):
         raise bad("it has no experts, and an architecture that consists of them")
     layers = values.number("block_count", 1, MAX_WIDTH) or 0
@@ -80,6 +97,15 @@ def _one(values: Values, suffix: str, default: int = 0) -> int:
     return default if found is None else found
 
 
+def _check_names(architecture: str, names: Set[str]) -> None:
+    missing = [name for name in _NEEDED.get(architecture, ()) if name not in names]
+    for beside, others in _NEEDED_BESIDE.get(architecture, ()):
+        blocks = (name.removesuffix(beside) for name in names if name.endswith(beside))
+        missing += [block + others[0] for block in blocks if not any(block + o in names for o in others)]
+    if missing:
+        raise bad(f"tensor {min(missing)!r} is missing")
+
+
 def _check_heads(architecture: str, values: Values) -> None:
     key, value = values.head_size(), values.head_size("value")
     turned = values.number("rope.dimension_count", 0, MAX_WIDTH)
@@ -89,6 +115,9 @@ def _check_heads(architecture: str, values: Values) -> None:
         )
     if architecture in _EQUAL_HEADS and None not in (key, value) and key != value:
         raise bad(f"its heads have {key} dimensions of keys and {value} of values")
+    heads, kv = values.all("attention.head_count"), values.all("attention.head_count_kv")
+    if architecture == "deepseek2-ocr" and kv and kv != heads:
+        raise bad("its heads do not each have their own keys and values")
     latent = values.number("attention.key_length_mla", 1, MAX_WIDTH)
     if latent is not None and turned is not None and latent <= turned:
         raise bad(f"its attention.key_length_mla is {latent}, of which {turned} turn")
