@@ -9,6 +9,8 @@ import os
 import re
 from pathlib import Path
 
+import pytest
+
 from flexserve.testing.architecture_table import outcomes
 from flexserve.testing.architectures import ARCHITECTURES
 
@@ -24,6 +26,7 @@ def test_each_architecture_has_a_row() -> None:
     assert [name for name in rows() if name != "Architecture"] == list(ARCHITECTURES)
 
 
+@pytest.mark.timeout(3600)
 def test_what_becomes_of_a_model_is_what_its_row_says() -> None:
     names = ARCHITECTURES if os.environ.get("FAMILIES") == "all" else SAMPLE
     found = dict(outcomes(names))
