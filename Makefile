@@ -18,18 +18,32 @@ demo: $(STAMP) ## see it work: seal, serve, press for memory, restore
 	$(BIN)/python -m flexserve.bench.demo
 
 check: $(STAMP) ## lint, types, import law, tests of both cores, ours and the monitor's: about a minute
+	@$(MAKE) --no-print-directory --keep-going --output-sync=target --jobs=$(shell nproc) $(CHECKS)
+
+CHECKS := check-lint check-types check-imports check-core check-monitor
+.PHONY: $(CHECKS)
+
+check-lint:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python abi/generate.py --check
+
+check-types:
 	$(BIN)/mypy --strict
+
+check-imports:
 	$(BIN)/lint-imports
+
+check-core:
 	$(BIN)/pytest tests/core
+
+check-monitor:
 	@if echo 'int main(void) { return 0; }' | gcc -fsanitize=address,undefined -x c - -o /dev/null 2> /dev/null; \
 		then $(MAKE) --no-print-directory -C monitor check; \
 		else echo "The monitor's tests are left out: there is no gcc with sanitizers."; fi
 
-test: check ## check, then every other test
-	$(BIN)/pytest --ignore=tests/core
+test: check ## check, then every other test, in as many processes as there are cores
+	$(BIN)/pytest --ignore=tests/core --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 bench: $(STAMP) ## measure on this machine, with a synthetic 1.1 B model
 	$(BIN)/flexserve bench

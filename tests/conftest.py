@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 
+import pytest
 from hypothesis import settings
 
 # Who starts the tests in the background of a script has them ignore SIGINT, and so would every program
@@ -13,3 +14,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # No test asserts a duration; on a busy machine, the first of a test's examples takes seconds.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+DEAREST_FIRST = ("vm", "engine")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest, so that no process that runs tests ends long after the others."""
+    items.sort(key=_rank)
+
+
+def _rank(item: pytest.Item) -> int:
+    marks = {mark.name for mark in item.iter_markers()}
+    return next((rank for rank, name in enumerate(DEAREST_FIRST) if name in marks), len(DEAREST_FIRST))

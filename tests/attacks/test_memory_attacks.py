@@ -23,7 +23,7 @@ from flexserve.attacks.target import Target
 from flexserve.platforms.linux.roads import Road, Way, roads
 from flexserve.secure.models.store import Store
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.engine]
 OPEN_TO_ROOT = {  # unless this host's kernel is told otherwise
     linux.drive_as_debugger: Way.ATTACH,
     linux.patch_code: Way.WRITE,

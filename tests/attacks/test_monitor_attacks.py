@@ -22,6 +22,8 @@ from flexserve.attacks.trustzone import (
 from flexserve.errors import NormalWorldError
 from flexserve.platforms.trustzone.build import Images
 
+pytestmark = pytest.mark.vm
+
 
 def parts(*, npu: bool) -> Images:
     try:

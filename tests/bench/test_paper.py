@@ -14,6 +14,8 @@ from flexserve.bench.paper.samples import PARTS, Cells, Request
 from flexserve.bench.paper.table import markdown, table
 from flexserve.world.messages import Timings
 
+pytestmark = pytest.mark.engine
+
 PLAN = Plan(
     shapes=("small-llama", "small-qwen2"),
     prompts=(8, 16),

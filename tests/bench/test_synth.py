@@ -14,6 +14,8 @@ from flexserve.bench.shapes import SHAPES
 from flexserve.bench.synth import QUANTS, write_synthetic
 from flexserve.bench.vocabulary import CHAT_TEMPLATE, make_vocabulary
 
+pytestmark = pytest.mark.engine
+
 SMALL = sorted(name for name in SHAPES if name.startswith("small-"))
 
 

@@ -21,6 +21,8 @@ from flexserve.errors import CallerError
 from flexserve.testing.machines import images_of
 from flexserve.units import MIB
 
+pytestmark = [pytest.mark.vm, pytest.mark.engine]
+
 PARTS = ("memory", "calls", "programs", "npu", "ttft", "workflow")
 
 

@@ -8,7 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from real_server import KEY, Server
+
+pytestmark = pytest.mark.engine
 
 
 def flexserve(

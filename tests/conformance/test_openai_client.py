@@ -11,6 +11,8 @@ import pydantic
 import pytest
 from real_server import Server
 
+pytestmark = pytest.mark.engine
+
 QUESTION: list[Any] = [{"role": "user", "content": "What is FlexServe?"}]
 TOOLS: list[Any] = [
     {

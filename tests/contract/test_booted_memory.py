@@ -21,6 +21,8 @@ from flexserve.testing.secure_memory import SecureMemoryContract
 from flexserve.testing.stateful import SecureMemoryMachine
 from flexserve.units import KIB
 
+pytestmark = pytest.mark.vm
+
 GRANULE = 64 * KIB
 _pages: list[GuestPages] = []  # of the machine that runs
 

@@ -13,6 +13,8 @@ from flexserve.errors import CallerError
 from flexserve.testing.architectures import make_models
 from flexserve.world.messages import Abilities
 
+pytestmark = pytest.mark.engine
+
 ENCODERS = ("bert", "t5encoder")
 
 

@@ -17,6 +17,8 @@ from flexserve.testing.architectures import ARCHITECTURES
 TABLE = Path(__file__).parents[2] / "docs/architectures.md"
 SAMPLE = ("llama", "gemma3", "qwen3moe", "mamba", "rwkv7", "bert", "chameleon", "clip")
 
+pytestmark = pytest.mark.engine
+
 
 def rows() -> dict[str, str]:
     return dict(re.findall(r"^\| ([\w.-]+) \| (.+) \|$", TABLE.read_text(), re.MULTILINE))

@@ -8,6 +8,8 @@ from library import PROMPTS, Library
 from flexserve.errors import NormalWorldError
 from flexserve.secure.baselines import BASELINES
 
+pytestmark = pytest.mark.engine
+
 TOKENS = 12
 
 

@@ -19,6 +19,8 @@ from flexserve.testing.machines import booted
 from flexserve.testing.trustzone import eventually
 from flexserve.units import MIB
 
+pytestmark = [pytest.mark.vm, pytest.mark.engine]
+
 RAM = 512 * MIB
 FEW = CONVERSATIONS[:4]
 

@@ -15,6 +15,8 @@ from flexserve.bench.worlds import DrivenWorld
 from flexserve.errors import CallerError, CancelledError, GrantRefusedError
 from flexserve.units import MIB
 
+pytestmark = pytest.mark.engine
+
 TEXTS = ["Kato bime wurafo.", "Zi lo mera? Tuvo, kane pi sura; dolo.", "Kato bime. " * 60]
 
 

@@ -1,8 +1,11 @@
 """Many clients at once while memory is taken back all the time, and while the secure world dies."""
 
+import pytest
 from library import has_secret_memory
 
 from flexserve.bench.endurance import Plan, run
+
+pytestmark = pytest.mark.engine
 
 MEMORY = "secret" if has_secret_memory() else "plain"
 

@@ -19,6 +19,8 @@ from flexserve.errors import GrantRefusedError
 from flexserve.units import MIB
 from flexserve.world.messages import Grant, ModelStatus, NeedMemory, Pin, Recall, Recalled
 
+pytestmark = pytest.mark.engine
+
 MODEL = "besieged"
 PROMPT, TOKENS = PROMPTS[1], 12
 PATIENCE = 60.0  # seconds for the two accounts to agree, once nothing is under way

@@ -17,6 +17,8 @@ from flexserve.bench.worlds import DrivenWorld
 from flexserve.errors import GrantRefusedError
 from flexserve.units import MIB
 
+pytestmark = pytest.mark.engine
+
 TOKENS = 16
 SMALL = sorted(name for name in SHAPES if name.startswith("small-"))
 PAIRS = list(itertools.product(SMALL, ["q4_0", "q4_k_m", "q8_0", "f16"]))

@@ -12,6 +12,8 @@ from flexserve.bench.shapes import Shape
 from flexserve.errors import GrantRefusedError
 from flexserve.units import MIB
 
+pytestmark = pytest.mark.engine
+
 LARGE = Shape("large-vocabulary", "llama", 1, 64, 128, 2, 2, 262_144, 128)
 
 

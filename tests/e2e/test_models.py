@@ -12,6 +12,8 @@ from flexserve.bench.worlds import DrivenWorld
 from flexserve.units import MIB
 from flexserve.world.messages import ModelStatus, TextPrompt
 
+pytestmark = pytest.mark.engine
+
 TOKENS = 6
 
 

@@ -7,6 +7,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 
+import pytest
 from conversations import CONVERSATIONS, PAIRS, answer, npu_of
 from library import Library
 
@@ -15,6 +16,8 @@ from flexserve.platforms.trustzone.ram import PAGE
 from flexserve.testing.npu_contract import eventually
 from flexserve.testing.trustzone_npu import Lender, NpuMachine
 from flexserve.units import MIB
+
+pytestmark = pytest.mark.engine
 
 RAM = 192 * MIB
 

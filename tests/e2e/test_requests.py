@@ -22,6 +22,8 @@ from flexserve.units import MIB
 from flexserve.world.framing import MAX_FRAME, encode
 from flexserve.world.messages import PROTOCOL_VERSION, Failure, Hello, TextPrompt
 
+pytestmark = pytest.mark.engine
+
 PROMPT, TOKENS = PROMPTS[1], 6
 LONG = CONTEXT - 16  # tokens: still running when something happens to it
 

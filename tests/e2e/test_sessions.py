@@ -14,6 +14,8 @@ from library import TOKENS_OF_TURN, Library
 from flexserve.bench.worlds import DrivenWorld, Generated
 from flexserve.world.messages import ChatMessage, ChatPrompt, TextPrompt
 
+pytestmark = pytest.mark.engine
+
 NAME = "tiny"
 QUESTIONS = (
     "What is Flex-Mem?",

@@ -16,6 +16,8 @@ from flexserve.bench.worlds import DrivenWorld
 from flexserve.errors import GrantRefusedError
 from flexserve.units import MIB
 
+pytestmark = pytest.mark.engine
+
 T = TypeVar("T")
 
 TOKENS = 6

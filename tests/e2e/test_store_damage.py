@@ -20,6 +20,8 @@ from flexserve.secure.models.manifest import BLOCK_SIZE
 from flexserve.units import align_up
 from flexserve.world.messages import Failure, TextPrompt
 
+pytestmark = pytest.mark.engine
+
 SHAPE, QUANT = "small-llama", "q8_0"
 PROMPT, TOKENS = PROMPTS[1], 6
 PRELUDE = struct.Struct("<8sIQ32s16s")  # of an image: magic, version, length of the index, salt, tag

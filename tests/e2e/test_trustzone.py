@@ -19,6 +19,8 @@ from flexserve.testing.fake_os import Boasting, Driver, Scattering
 from flexserve.testing.trustzone import FakeMachine, eventually
 from flexserve.units import MIB
 
+pytestmark = pytest.mark.engine
+
 RAM = 256 * MIB
 TOKENS = 16
 

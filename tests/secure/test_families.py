@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 from families import Families, Logprobs
 
+pytestmark = pytest.mark.engine
+
 # Of the kinds of caches that llama.cpp has, one or two families each.
 _USUAL = {
     "whole": ["llama", "deepseek32", "minimax-m3"],

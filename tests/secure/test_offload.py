@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from tiny_engine import MODEL, Outcome, TinyEngine, Trouble
 
+pytestmark = pytest.mark.engine
+
 PROMPT = list(range(300, 440))
 CORPUS = sorted((MODEL.parent / "corpus").glob("[1-8]-*.md"))
 

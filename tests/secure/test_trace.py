@@ -9,6 +9,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from traced_engine import DENSE, EXPERTS, TIED, WIDE, Ask, Trace, TracedEngine
 
+pytestmark = pytest.mark.engine
+
 _FEW = settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 _TOKEN = st.floats(0, 1, exclude_max=True)  # a place in whichever vocabulary
 

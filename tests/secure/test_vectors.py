@@ -14,6 +14,8 @@ from flexserve.errors import CallerError
 from flexserve.testing.architectures import ENCODERS
 from flexserve.testing.architectures.parameters import Parameters
 
+pytestmark = pytest.mark.engine
+
 _MEAN, _CLS, _LAST = lib.LLAMA_POOLING_TYPE_MEAN, lib.LLAMA_POOLING_TYPE_CLS, lib.LLAMA_POOLING_TYPE_LAST
 
 

@@ -14,6 +14,8 @@ from flexserve.testing.architectures import (
     make_models,
 )
 
+pytestmark = pytest.mark.engine
+
 
 def test_models_of_different_kinds_are_made(tmp_path: Path) -> None:
     names = ["llama", "gemma2", "mamba", "bert", "t5"]

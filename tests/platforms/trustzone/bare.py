@@ -19,9 +19,10 @@ from pathlib import Path
 import pytest
 
 import flexserve
-from flexserve.platforms.trustzone import abi, layout, leash
+from flexserve.platforms.trustzone import abi, layout, leash, packages
 from flexserve.platforms.trustzone.abi import Call, Command, Event, Notice, NpuState, Status
 from flexserve.platforms.trustzone.tools import MissingToolError, require
+from flexserve.settings import cache_folder
 from flexserve.units import MIB
 
 BASE, PAGE = 0x4000_0000, 4096
@@ -46,6 +47,15 @@ def assembled(source: str, folder: Path) -> bytes:
     subprocess.run(command, input=source.encode(), check=True)
     subprocess.run((f"{_CROSS}objcopy", "-O", "binary", f"{target}.o", target), check=True)
     return target.read_bytes()
+
+
+def _firmware() -> bytes:
+    """Return what the monitor's sources make; one process that runs tests builds it at a time."""
+    monitor, lock = _SOURCES / "monitor", cache_folder() / "trustzone" / "firmware.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with packages.locked(lock):
+        subprocess.run(("make", "-s", "-C", monitor, "fw"), check=True, capture_output=True)
+        return (monitor / "build/fw.bin").read_bytes()
 
 
 class Device:
@@ -221,9 +231,8 @@ def bare(folder: Path, *, npus: int = 1, resets: bool = False) -> Iterator[Bare]
         require("qemu-system-aarch64", f"{_CROSS}gcc")
     except MissingToolError as error:
         pytest.skip(str(error))
-    subprocess.run(("make", "-s", "-C", _SOURCES / "monitor", "fw"), check=True, capture_output=True)
     folder = Path(tempfile.mkdtemp(dir=folder))
-    image = bytearray((_SOURCES / "monitor/build/fw.bin").read_bytes())
+    image = bytearray(_firmware())
     code = assembled((Path(__file__).parent / "bare.S").read_text(), folder)
     board = (abi.BOARD_MAGIC, BASE, RAM, 1, npus, len(code), 0, 0)
     struct.pack_into("<8Q", image, abi.BOARD_OFFSET, *board)

@@ -16,6 +16,8 @@ from flexserve.errors import NormalWorldError
 from flexserve.platforms.trustzone.abi import Byte, Command, Event, PageState
 from flexserve.units import GIB, MIB
 
+pytestmark = pytest.mark.vm
+
 TOTAL = RAM // PAGE
 
 

@@ -22,6 +22,8 @@ from flexserve.testing.machines import booted, images_of
 from flexserve.testing.trustzone import eventually
 from flexserve.units import GIB, MIB
 
+pytestmark = pytest.mark.vm
+
 RAM = 256 * MIB
 
 

@@ -13,6 +13,8 @@ from machines import SecureWorld, ask, booted
 
 from flexserve.platforms.trustzone.abi import SMC_BASE, Call, Command, PageState, Status
 
+pytestmark = pytest.mark.vm
+
 SECRET = b"SECRET!!"
 PSCI_VERSION, PSCI_CPU_ON = 0x8400_0000, 0xC400_0003
 

@@ -20,6 +20,8 @@ from flexserve.errors import NormalWorldError
 from flexserve.platforms.trustzone.abi import HIDDEN_BYTES, OFFSET_SLEEPING, SMC_BASE, Byte, Call, Status
 from flexserve.units import GIB, MIB
 
+pytestmark = pytest.mark.vm
+
 PSCI_VERSION, PSCI_SUSPEND, PSCI_MIGRATION, PSCI_FEATURES = 0x8400_0000, 0x8400_0001, 0x8400_0006, 0x8400_000A
 PSCI_CPU_ON, PSCI_AFFINITY = 0xC400_0003, 0xC400_0004
 NOT_SUPPORTED, INVALID_PARAMETERS, ALREADY_ON, INVALID_ADDRESS = -1, -2, -4, -9

@@ -18,6 +18,8 @@ from flexserve.platforms.trustzone.tools import MissingToolError
 from flexserve.settings import cache_folder
 from flexserve.units import MIB
 
+pytestmark = pytest.mark.vm
+
 SECTION = ".npu_core"
 
 

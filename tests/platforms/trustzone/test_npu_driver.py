@@ -31,6 +31,8 @@ from flexserve.platforms.trustzone.abi import (
 )
 from flexserve.platforms.trustzone.layout import mailbox_offset, npu_window_offset
 
+pytestmark = pytest.mark.vm
+
 RIGHT = {"int8": "ok", "fp16": "ok", "q8_0": "ok", "wrong": 0}
 PARAMETERS = "/sys/module/flexnpu/parameters"
 

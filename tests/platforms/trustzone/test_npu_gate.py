@@ -15,6 +15,8 @@ from bare import BASE, CODE, CONTROL, HIDDEN, LOAD, RAM, STORE, WINDOW, Bare, as
 from flexserve.platforms.trustzone import abi
 from flexserve.platforms.trustzone.abi import Call, Command, Event, Notice, NpuRegister, NpuState, Status
 
+pytestmark = pytest.mark.vm
+
 SERIAL, LIST, COMMANDS, TABLES = 7, 0x1234_5000, 99, 0x777_000
 TICK = 2_000_000  # of the machine's counter: longer than what ends by itself takes
 GOOD = "mov x0, #0\nret"

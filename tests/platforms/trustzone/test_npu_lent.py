@@ -19,6 +19,8 @@ from flexserve.platforms.trustzone.secure_memory import TrustZoneMemory
 from flexserve.testing.npu_contract import Bench, eventually
 from flexserve.units import KIB
 
+pytestmark = pytest.mark.vm
+
 GRANULE, PATIENCE = 64 * KIB, 60.0
 
 

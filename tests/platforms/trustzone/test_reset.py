@@ -11,6 +11,8 @@ from bare import BASE, CALL, PAGE, RAM, Bare, bare
 
 from flexserve.platforms.trustzone.abi import Call, Command, Event, Status
 
+pytestmark = pytest.mark.vm
+
 SYSTEM_OFF, SYSTEM_RESET = 0x8400_0008, 0x8400_0009
 PLACES = tuple(BASE + offset for offset in (0, 0x20_1000, 0x40_0000, 0x400_0000, 0x800_0000, 0xC00_0000))
 

@@ -15,6 +15,8 @@ from flexserve.testing.gguf_mutation import Draft, Tensor, take_apart
 from flexserve.testing.header_fuzz import Server, drafts_of, fuzz, keep, warm
 from flexserve.testing.living_world import LivingWorld
 
+pytestmark = pytest.mark.engine
+
 MODEL = Path(__file__).parents[3] / "models/tiny/flexserve-tiny.gguf"
 Change = Callable[[Draft], None]
 U32, F32, STRING, ARRAY = 4, 6, 8, 9
