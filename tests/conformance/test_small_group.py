@@ -16,6 +16,8 @@ from flexserve.bench.shapes import Shape
 from flexserve.bench.synth import write_synthetic
 from flexserve.units import MIB
 
+pytestmark = pytest.mark.engine
+
 VOCABULARY = 262_144
 HELLO: Any = [{"role": "user", "content": "hi"}]
 

@@ -16,6 +16,8 @@ from real_server import Server
 from flexserve.testing.architectures import make_model
 from flexserve.testing.parrot import write_parrot
 
+pytestmark = pytest.mark.engine
+
 TEMPLATE = """{% for tool in tools or [] %}{{ tool | tojson }}{% endfor %}{% if tools %}<tool_call>{% endif %}
 {%- for message in messages %}{{ message.content }}{% endfor %}="""
 HELLO: Any = [{"role": "user", "content": "hi"}]

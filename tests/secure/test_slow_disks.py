@@ -9,7 +9,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import pytest
 from real_engine import RealEngine
+
+pytestmark = pytest.mark.engine
 
 MODEL = Path(__file__).parents[2] / "models/tiny/flexserve-tiny.gguf"
 STEP = 60.0  # seconds that each read and write of the disk takes

@@ -25,6 +25,7 @@ from flexserve.platforms.trustzone.devicetree import Board
 from flexserve.platforms.trustzone.packages import Kernel, Progress
 
 _CROSS = "aarch64-linux-gnu-"
+_PRODUCTS = ("build", "__pycache__")  # folders of what is made of the sources
 _FOREIGN_MODULES = ("virtio_pci", "virtio_console", "loop")  # the agent's port; a disk for workloads
 _OUR_MODULES = {  # and those that each one uses; flexattack only for tests, and only loaded by them
     "flexmem": (),
@@ -248,12 +249,12 @@ class _Build:
 
     def _files(self, *folders: str) -> list[Path]:
         """Return the files below folders of the sources, without what builds leave there."""
-        found = [path for folder in folders for path in (self._sources / folder).rglob("*")]
-        return sorted(path for path in found if path.is_file() and not self._is_product(path))
-
-    def _is_product(self, path: Path) -> bool:
-        parts = path.relative_to(self._sources).parts
-        return "build" in parts or "__pycache__" in parts
+        found: list[Path] = []
+        for folder in folders:
+            for parent, inner, names in os.walk(self._sources / folder):
+                inner[:] = [name for name in inner if name not in _PRODUCTS]  # a build may be under way there
+                found += [Path(parent, name) for name in names]
+        return sorted(found)
 
     def _copied(self, *folders: str) -> Path:
         """Return a folder with fresh copies of `folders` of the sources."""
