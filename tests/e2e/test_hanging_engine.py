@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
+import pytest
 from conversations import MODEL
 from library import Library, has_secret_memory
 
@@ -15,6 +16,8 @@ from flexserve.normal.api.app import create_app
 from flexserve.normal.launcher import SecureOptions
 from flexserve.normal.world import running_world
 from flexserve.testing import hanging_engine
+
+pytestmark = pytest.mark.engine
 
 
 class Hanging(SecureOptions):
