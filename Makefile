@@ -4,7 +4,7 @@ BIN   := $(VENV)/bin
 STAMP := $(VENV)/.setup-$(shell cat requirements-dev.lock pyproject.toml tools/setup.sh tools/llama.cmake | sha256sum | cut -c1-16)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench lock clean
+.PHONY: help setup demo test check proofs bench lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,8 +42,12 @@ check-monitor:
 		then $(MAKE) --no-print-directory -C monitor check; \
 		else echo "The monitor's tests are left out: there is no gcc with sanitizers."; fi
 
-test: check ## check, then every other test, in as many processes as there are cores
-	$(BIN)/pytest --ignore=tests/core --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
+JOBS ?= auto
+test: check ## check, then every other test, in JOBS processes (else as many as there are cores)
+	$(BIN)/pytest --ignore=tests/core --numprocesses=$(JOBS) --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
+
+proofs: ## prove the monitor's core and try its small machines in full, and record it: when their sources changed
+	@$(MAKE) --no-print-directory -C monitor proofs
 
 bench: $(STAMP) ## measure on this machine, with a synthetic 1.1 B model
 	$(BIN)/flexserve bench

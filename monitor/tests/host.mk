@@ -8,7 +8,15 @@ WORLD := arch/fake_host/fake_host.c tests/world.c tests/laws.c tests/places.c te
 SMALL := $(HOST)/small
 SECONDS ?= 60
 
-.PHONY: exhaustive mutants prove refute fuzz test check coverage lines
+# What takes minutes: run in full, and recorded in proofs.lock.
+RECORDED := exhaustive mutants prove
+.PHONY: $(RECORDED) $(RECORDED:%=run-%) refute fuzz test check coverage lines
+$(RECORDED):
+	@python3 tests/record.py $@
+
+exhaustive: ## every state of small machines: a proof for them (two minutes)
+mutants: ## put faults into the core, one at a time: each must be noticed (a minute)
+prove: ## by CBMC, for any state, registers and commands: the laws of tests/proofs hold (two minutes)
 
 # ---- the small machine --------------------------------------------------------------------------------
 
@@ -29,7 +37,7 @@ $(HOST)/exhaustive-%: $(SMALL)/flex.h $(WORLD) tests/exhaustive.c tests/core_sta
 	@$(HOST_CC) $(HOST_FLAGS) -O2 $(call sizes,$(call part,1,$*),$(call part,2,$*),$(call part,3,$*)) -I$(SMALL) -I. \
 		$(WORLD) tests/exhaustive.c $(HOST)/small-$*/core.o -o $@ -pthread
 
-exhaustive: $(HOST)/exhaustive-4-1-0 $(HOST)/exhaustive-2-2-0 $(HOST)/exhaustive-3-1-1 $(HOST)/exhaustive-1-2-1 ## every state of small machines: a proof for them (two minutes)
+run-exhaustive: $(HOST)/exhaustive-4-1-0 $(HOST)/exhaustive-2-2-0 $(HOST)/exhaustive-3-1-1 $(HOST)/exhaustive-1-2-1
 	@for program in $^; do $$program || exit 1; done
 
 # ---- faults put in ----------------------------------------------------------------------------------------
@@ -39,12 +47,12 @@ $(HOST)/around-2-1-1.o: $(SMALL)/flex.h $(WORLD) tests/exhaustive.c $(wildcard t
 		$(HOST_CC) $(HOST_FLAGS) -O2 $(call sizes,2,1,1) -I$(SMALL) -I. -c $$file -o $(HOST)/around-$$(basename $$file .c).o || exit 1; done
 	@ld -r $(patsubst %.c,$(HOST)/around-%.o,$(notdir $(WORLD)) exhaustive.c) -o $@
 
-mutants: $(HOST)/around-2-1-1.o ## put faults into the core, one at a time: each must be noticed (a minute)
+run-mutants: $(HOST)/around-2-1-1.o
 	@python3 tests/mutants.py $(HOST)/mutants $< $(HOST_CC) -std=gnu11 -O1 $(call sizes,2,1,1)
 
 # ---- proofs ----------------------------------------------------------------------------------------------------
 
-prove: ## by CBMC, for any state, registers and commands: the laws of tests/proofs hold (two minutes)
+run-prove:
 	@python3 tests/prove.py $(HOST)/proofs
 
 refute: ## put faults into the core, one at a time: the proofs must notice; and they speak of what can be (six minutes)
