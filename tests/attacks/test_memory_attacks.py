@@ -21,7 +21,7 @@ from flexserve.attacks.attempt import Gained, Verdict, attempt
 from flexserve.attacks.linux import Scene
 from flexserve.attacks.target import Target
 from flexserve.platforms.linux.roads import Road, Way, roads
-from flexserve.secure.models.store import Store
+from flexserve.trusted.store.store import Store
 
 pytestmark = [pytest.mark.root, pytest.mark.engine]
 OPEN_TO_ROOT = {  # unless this host's kernel is told otherwise

@@ -19,8 +19,8 @@ from flexserve.attacks.trustzone import (
     npu,
     reach,
 )
+from flexserve.emulator.build import Images
 from flexserve.errors import NormalWorldError
-from flexserve.platforms.trustzone.build import Images
 
 pytestmark = pytest.mark.vm
 

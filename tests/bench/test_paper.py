@@ -12,7 +12,7 @@ from flexserve.bench.paper import plots, runner
 from flexserve.bench.paper.plan import Plan, System, Workflow, full, quick
 from flexserve.bench.paper.samples import PARTS, Cells, Request
 from flexserve.bench.paper.table import markdown, table
-from flexserve.world.messages import Timings
+from flexserve.protocol.messages import Timings
 
 pytestmark = pytest.mark.engine
 

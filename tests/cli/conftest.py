@@ -9,9 +9,9 @@ import pytest
 from servers import MODELS, Cli, ScriptedServer, free_port, scripted_server
 from typer.testing import CliRunner, Result
 
-from flexserve.bench.shapes import Shape
-from flexserve.bench.synth import write_synthetic
 from flexserve.cli.app import app
+from flexserve.harness.shapes import Shape
+from flexserve.harness.synth import write_synthetic
 from flexserve.normal import journal
 
 

@@ -14,13 +14,13 @@ import pytest
 import uvicorn
 from typer.testing import Result
 
-from flexserve.core.pressure import Limits
 from flexserve.normal.api.app import create_app
 from flexserve.normal.world import supervised
+from flexserve.policy.pressure import Limits
+from flexserve.protocol.messages import Cancel, Generate
 from flexserve.testing.scripted_link import AdjustableMemory, ScriptedLink
 from flexserve.testing.scripted_world import Behaviour, Fault, Script
 from flexserve.units import GIB, MIB
-from flexserve.world.messages import Cancel, Generate
 
 MODELS = {
     "tiny": Behaviour(),

@@ -21,7 +21,7 @@ from flexserve.errors import (
 )
 from flexserve.normal import client as client_module
 from flexserve.normal.client import Address, Client, Ending, NoServerError
-from flexserve.world.messages import ChatMessage, Sampling
+from flexserve.protocol.messages import ChatMessage, Sampling
 
 USAGE = {"prompt_tokens": 1, "completion_tokens": 1}
 

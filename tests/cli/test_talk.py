@@ -15,9 +15,9 @@ from servers import MODELS, Cli, ScriptedServer, Stranger, scripted_server
 
 from flexserve.cli import terminal
 from flexserve.normal.launcher import SecureOptions
+from flexserve.protocol.messages import ChatPrompt, Sampling
 from flexserve.testing.scripted_link import scripted_command
 from flexserve.testing.scripted_world import Behaviour, Script
-from flexserve.world.messages import ChatPrompt, Sampling
 
 
 @pytest.fixture

@@ -12,13 +12,13 @@ import httpx
 import openai
 import pytest
 
-from flexserve.bench import synth
 from flexserve.bench.group import MemoryGroup
-from flexserve.bench.shapes import SHAPES
 from flexserve.errors import NormalWorldError
+from flexserve.harness import synth
+from flexserve.harness.shapes import SHAPES
 from flexserve.platforms.linux.secure_memory import probe_secret_memory
-from flexserve.secure.models.keys import DeviceKey
-from flexserve.secure.models.store import Store
+from flexserve.trusted.store.keys import DeviceKey
+from flexserve.trusted.store.store import Store
 from flexserve.units import MIB
 
 TINY = Path(__file__).parents[2] / "models" / "tiny" / "flexserve-tiny.gguf"

@@ -12,8 +12,8 @@ import pytest
 from real_server import Server
 
 from flexserve.bench.group import memory_group
-from flexserve.bench.shapes import Shape
-from flexserve.bench.synth import write_synthetic
+from flexserve.harness.shapes import Shape
+from flexserve.harness.synth import write_synthetic
 from flexserve.units import MIB
 
 pytestmark = pytest.mark.engine

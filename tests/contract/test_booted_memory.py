@@ -9,10 +9,10 @@ from contextlib import contextmanager
 import pytest
 from hypothesis import settings
 
+from flexserve.emulator.machine import Machine
 from flexserve.errors import GrantRefusedError
 from flexserve.platforms.ports import SecureMemory
 from flexserve.platforms.trustzone.guest_pages import GuestPages
-from flexserve.platforms.trustzone.machine import Machine
 from flexserve.platforms.trustzone.pool import Run, count
 from flexserve.platforms.trustzone.ram import PAGE
 from flexserve.platforms.trustzone.secure_memory import TrustZoneMemory, pages_of

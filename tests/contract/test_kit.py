@@ -9,7 +9,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from flexserve.errors import GrantRefusedError
 from flexserve.platforms.ports import Arena, SecureMemory
-from flexserve.platforms.sim.secure_memory import SimSecureMemory
+from flexserve.simulator.secure_memory import SimSecureMemory
 from flexserve.testing.faults import Refusing
 from flexserve.testing.secure_memory import GRANULES, SecureMemoryContract
 from flexserve.testing.stateful import SecureMemoryMachine

@@ -8,7 +8,7 @@ import pytest
 
 from flexserve.errors import InternalError
 from flexserve.platforms.ports import SecureMemory
-from flexserve.platforms.sim.secure_memory import SimSecureMemory
+from flexserve.simulator.secure_memory import SimSecureMemory
 from flexserve.testing.secure_memory import SecureMemoryContract
 from flexserve.testing.stateful import SecureMemoryMachine
 from flexserve.units import KIB, MIB

@@ -7,7 +7,7 @@ import pytest
 from conversations import CONVERSATIONS, MODEL, answer
 from library import Library
 
-from flexserve.bench.worlds import DrivenWorld
+from flexserve.harness.worlds import DrivenWorld
 
 
 @pytest.fixture(scope="session")

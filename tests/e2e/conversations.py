@@ -6,8 +6,8 @@ import itertools
 import re
 from pathlib import Path
 
-from flexserve.bench.worlds import DrivenWorld
-from flexserve.world.messages import ChatMessage, ChatPrompt, NpuStatus
+from flexserve.harness.worlds import DrivenWorld
+from flexserve.protocol.messages import ChatMessage, ChatPrompt, NpuStatus
 
 TOKENS = 64
 MODEL = Path(__file__).parents[2] / "models/tiny/flexserve-tiny.gguf"

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from flexserve.bench.plain import PlainProcess
-from flexserve.bench.shapes import SHAPES, Shape
-from flexserve.bench.synth import write_synthetic
-from flexserve.bench.worlds import DrivenWorld
 from flexserve.errors import NormalWorldError
+from flexserve.harness.plain import PlainProcess
+from flexserve.harness.shapes import SHAPES, Shape
+from flexserve.harness.synth import write_synthetic
+from flexserve.harness.worlds import DrivenWorld
 from flexserve.platforms.linux.secure_memory import probe_secret_memory
-from flexserve.secure.models.keys import DeviceKey
-from flexserve.secure.models.store import Store
+from flexserve.trusted.store.keys import DeviceKey
+from flexserve.trusted.store.store import Store
 from flexserve.units import MIB
 
 PROMPTS = ("Kato bime wurafo. " * 8, "Once.", "Zi lo mera? Tuvo, kane pi sura; dolo.")

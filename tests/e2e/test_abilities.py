@@ -8,10 +8,10 @@ import pytest
 from conversations import MODEL
 from library import Library
 
-from flexserve.bench.worlds import DrivenWorld
 from flexserve.errors import CallerError
+from flexserve.harness.worlds import DrivenWorld
+from flexserve.protocol.messages import Abilities
 from flexserve.testing.architectures import make_models
-from flexserve.world.messages import Abilities
 
 pytestmark = pytest.mark.engine
 

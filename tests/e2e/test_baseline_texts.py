@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from library import PROMPTS, Library
 
+from flexserve.bench.baselines import BASELINES
 from flexserve.errors import NormalWorldError
-from flexserve.secure.baselines import BASELINES
 
 pytestmark = pytest.mark.engine
 

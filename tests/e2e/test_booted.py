@@ -16,9 +16,9 @@ import pytest
 from library import PROMPTS, Library
 
 from flexserve.bench.demo import DEFAULT_MODEL
-from flexserve.bench.shapes import SHAPES
-from flexserve.bench.worlds import DrivenWorld
-from flexserve.platforms.trustzone.machine import Machine
+from flexserve.emulator.machine import Machine
+from flexserve.harness.shapes import SHAPES
+from flexserve.harness.worlds import DrivenWorld
 from flexserve.platforms.trustzone.secure_memory import DEFAULT_GRANULE
 from flexserve.testing.machines import booted
 from flexserve.testing.trustzone import eventually

@@ -10,10 +10,10 @@ import pytest
 from conversations import CONVERSATIONS, answer, npu_of
 from library import Library
 
-from flexserve.bench.worlds import DrivenWorld
+from flexserve.emulator.build import Options
+from flexserve.emulator.machine import Machine
+from flexserve.harness.worlds import DrivenWorld
 from flexserve.platforms.trustzone import abi
-from flexserve.platforms.trustzone.build import Options
-from flexserve.platforms.trustzone.machine import Machine
 from flexserve.platforms.trustzone.secure_memory import DEFAULT_GRANULE
 from flexserve.testing.machines import booted
 from flexserve.testing.trustzone import eventually

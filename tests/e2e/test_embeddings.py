@@ -11,8 +11,8 @@ import pytest
 from library import Library
 from numpy.typing import NDArray
 
-from flexserve.bench.worlds import DrivenWorld
 from flexserve.errors import CallerError, CancelledError, GrantRefusedError
+from flexserve.harness.worlds import DrivenWorld
 from flexserve.units import MIB
 
 pytestmark = pytest.mark.engine

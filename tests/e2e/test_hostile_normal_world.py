@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator
 import pytest
 from library import PROMPTS, Library
 
-from flexserve.bench.worlds import DrivenWorld
 from flexserve.errors import GrantRefusedError
+from flexserve.harness.worlds import DrivenWorld
+from flexserve.protocol.messages import Grant, ModelStatus, NeedMemory, Pin, Recall, Recalled
 from flexserve.units import MIB
-from flexserve.world.messages import Grant, ModelStatus, NeedMemory, Pin, Recall, Recalled
 
 pytestmark = pytest.mark.engine
 

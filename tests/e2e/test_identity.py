@@ -12,9 +12,9 @@ from collections.abc import Iterator
 import pytest
 from library import PROMPTS, Library
 
-from flexserve.bench.shapes import SHAPES
-from flexserve.bench.worlds import DrivenWorld
 from flexserve.errors import GrantRefusedError
+from flexserve.harness.shapes import SHAPES
+from flexserve.harness.worlds import DrivenWorld
 from flexserve.units import MIB
 
 pytestmark = pytest.mark.engine

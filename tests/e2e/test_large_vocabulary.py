@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from library import Library
 
-from flexserve.bench.shapes import Shape
 from flexserve.errors import GrantRefusedError
+from flexserve.harness.shapes import Shape
 from flexserve.units import MIB
 
 pytestmark = pytest.mark.engine

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import pytest
 from library import PROMPTS, Library
 
-from flexserve.bench.worlds import DrivenWorld
+from flexserve.harness.worlds import DrivenWorld
+from flexserve.protocol.messages import ModelStatus, TextPrompt
 from flexserve.units import MIB
-from flexserve.world.messages import ModelStatus, TextPrompt
 
 pytestmark = pytest.mark.engine
 

@@ -11,7 +11,7 @@ import pytest
 from conversations import CONVERSATIONS, PAIRS, answer, npu_of
 from library import Library
 
-from flexserve.bench.worlds import DrivenWorld
+from flexserve.harness.worlds import DrivenWorld
 from flexserve.platforms.trustzone.ram import PAGE
 from flexserve.testing.npu_contract import eventually
 from flexserve.testing.trustzone_npu import Lender, NpuMachine

@@ -14,13 +14,13 @@ import msgspec
 import pytest
 from library import CONTEXT, PROMPTS, SLOW, Library, has_secret_memory
 
-from flexserve.bench.worlds import DrivenWorld
 from flexserve.errors import CallerError, CancelledError, QueueFullError, UnknownModelError
+from flexserve.harness.worlds import DrivenWorld
 from flexserve.normal.launcher import environment
-from flexserve.secure.main import EXIT_CANNOT_START
+from flexserve.protocol.framing import MAX_FRAME, encode
+from flexserve.protocol.messages import PROTOCOL_VERSION, Failure, Hello, TextPrompt
+from flexserve.trusted.main import EXIT_CANNOT_START
 from flexserve.units import MIB
-from flexserve.world.framing import MAX_FRAME, encode
-from flexserve.world.messages import PROTOCOL_VERSION, Failure, Hello, TextPrompt
 
 pytestmark = pytest.mark.engine
 
@@ -157,7 +157,7 @@ class BareWorld:
         with theirs:
             self.process = subprocess.Popen(
                 [
-                    *(*prefix, sys.executable, "-I", "-m", "flexserve.secure.main"),
+                    *(*prefix, sys.executable, "-I", "-m", "flexserve.trusted.main"),
                     *("--channel-fd", str(theirs.fileno()), "--store", str(library.root)),
                     *("--device-key", str(library.key), *library.arguments(*more)),
                 ],

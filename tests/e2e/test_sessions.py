@@ -11,8 +11,8 @@ import pytest
 from conversations import MODEL
 from library import TOKENS_OF_TURN, Library
 
-from flexserve.bench.worlds import DrivenWorld, Generated
-from flexserve.world.messages import ChatMessage, ChatPrompt, TextPrompt
+from flexserve.harness.worlds import DrivenWorld, Generated
+from flexserve.protocol.messages import ChatMessage, ChatPrompt, TextPrompt
 
 pytestmark = pytest.mark.engine
 

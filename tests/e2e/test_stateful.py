@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 from library import PROMPTS, Library
 
-from flexserve.bench.worlds import DrivenWorld
 from flexserve.errors import GrantRefusedError
+from flexserve.harness.worlds import DrivenWorld
 from flexserve.units import MIB
 
 pytestmark = pytest.mark.engine

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 from library import CONTEXT, GRANULE, PROMPTS, SLOW, Library
 
-from flexserve.bench.worlds import DrivenWorld
 from flexserve.errors import PeerError, StoredDataError
-from flexserve.secure.models.image import ALIGN
-from flexserve.secure.models.manifest import BLOCK_SIZE
+from flexserve.harness.worlds import DrivenWorld
+from flexserve.protocol.messages import Failure, TextPrompt
+from flexserve.trusted.store.image import ALIGN
+from flexserve.trusted.store.manifest import BLOCK_SIZE
 from flexserve.units import align_up
-from flexserve.world.messages import Failure, TextPrompt
 
 pytestmark = pytest.mark.engine
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 from library import PROMPTS, Library
 
-from flexserve.bench.worlds import DrivenWorld
 from flexserve.errors import FlexServeError, GrantRefusedError, MachineGoneError
+from flexserve.harness.worlds import DrivenWorld
 from flexserve.normal.launcher import SecureOptions
 from flexserve.normal.world import running_world
 from flexserve.platforms.trustzone.abi import PageState

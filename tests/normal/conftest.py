@@ -9,9 +9,9 @@ import httpx
 import pytest
 import structlog
 
-from flexserve.core.pressure import Limits
 from flexserve.normal.api.app import create_app
 from flexserve.normal.world import World, supervised
+from flexserve.policy.pressure import Limits
 from flexserve.testing.scripted_link import AdjustableMemory, ScriptedLink
 from flexserve.testing.scripted_world import Behaviour, Fault, Script
 from flexserve.units import GIB, MIB

@@ -28,9 +28,9 @@ from flexserve.normal.api.app import create_app
 from flexserve.normal.api.errors import from_error
 from flexserve.normal.supervisor import WorldState
 from flexserve.normal.world import World
+from flexserve.protocol.messages import Recall
 from flexserve.testing.scripted_link import AdjustableMemory, ScriptedLink
 from flexserve.units import GIB, MIB
-from flexserve.world.messages import Recall
 
 pytestmark = pytest.mark.anyio
 Until = Callable[[Callable[[], bool]], Awaitable[None]]

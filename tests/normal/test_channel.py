@@ -21,10 +21,8 @@ from flexserve.errors import (
 from flexserve.normal import channel as channel_module
 from flexserve.normal.answer import MAX_BACKLOG, Answer
 from flexserve.normal.channel import WorldChannel, open_channel
-from flexserve.testing.scripted_link import ScriptedLink
-from flexserve.testing.scripted_world import Behaviour, Script
-from flexserve.world.framing import encode
-from flexserve.world.messages import (
+from flexserve.protocol.framing import encode
+from flexserve.protocol.messages import (
     Cancel,
     ChatMessage,
     ChatPrompt,
@@ -44,6 +42,8 @@ from flexserve.world.messages import (
     Timings,
     Usage,
 )
+from flexserve.testing.scripted_link import ScriptedLink
+from flexserve.testing.scripted_world import Behaviour, Script
 
 pytestmark = pytest.mark.anyio
 PROMPT = TextPrompt("a prompt")

@@ -14,8 +14,8 @@ from flexserve.normal.api import generation
 from flexserve.normal.api.forms import ChatForm, CompletionForm
 from flexserve.normal.supervisor import WorldState
 from flexserve.normal.world import World
+from flexserve.protocol.messages import Cancel, Choice, Delta, Generate, TokenLogprob
 from flexserve.testing.scripted_link import ScriptedLink
-from flexserve.world.messages import Cancel, Choice, Delta, Generate, TokenLogprob
 
 pytestmark = pytest.mark.anyio
 Until = Callable[[Callable[[], bool]], Awaitable[None]]

@@ -6,13 +6,13 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from flexserve.core.pressure import Bound
 from flexserve.errors import CallerError, NormalWorldError
 from flexserve.normal.guest import GuestBroker
+from flexserve.policy.pressure import Bound
+from flexserve.protocol.messages import NeedMemory, Returned
 from flexserve.testing.scripted_link import AdjustableMemory, ScriptedLink
 from flexserve.testing.scripted_world import Behaviour, Script
 from flexserve.units import GIB, MIB
-from flexserve.world.messages import NeedMemory, Returned
 
 pytestmark = pytest.mark.anyio
 

@@ -12,9 +12,9 @@ import pytest
 from flexserve.errors import GrantRefusedError, NormalWorldError, PeerError
 from flexserve.normal.launcher import Launcher, SecureOptions
 from flexserve.normal.memory import MemoryBroker
+from flexserve.protocol.messages import Failure, Sampling, TextPrompt
 from flexserve.testing.scripted_link import AdjustableMemory, scripted_command
 from flexserve.testing.scripted_world import Behaviour, Fault, Script
-from flexserve.world.messages import Failure, Sampling, TextPrompt
 
 pytestmark = pytest.mark.anyio
 OPTIONS = SecureOptions(store=Path("/models here"), device_key=Path("/key"), threads=2)
@@ -42,7 +42,7 @@ def broker(memory: AdjustableMemory) -> MemoryBroker:
 def test_the_command_line_is_isolated_and_names_every_option() -> None:
     words = OPTIONS.command(9)
     assert words[:4] == [sys.executable, "-I", "-m", "flexserve.platforms.linux.companion"]
-    assert words[4:8] == [sys.executable, "-I", "-m", "flexserve.secure.main"]
+    assert words[4:8] == [sys.executable, "-I", "-m", "flexserve.trusted.main"]
     options = dict(zip(words[8::2], words[9::2], strict=True))
     assert options == {
         "--channel-fd": "9",

@@ -9,17 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flexserve.core.pressure import MAX_RESERVATIONS, Limits
 from flexserve.errors import NormalWorldError, PeerError, QueueFullError
 from flexserve.normal import memory as memory_module
 from flexserve.normal.ledger import Kind
 from flexserve.normal.memory import MemoryBroker
 from flexserve.normal.pins import Pins
 from flexserve.platforms.ports import MemorySample
+from flexserve.policy.pressure import MAX_RESERVATIONS, Limits
+from flexserve.protocol.messages import NeedMemory, Pin, Recall, Recalled, Returned, Sampling, TextPrompt
 from flexserve.testing.scripted_link import AdjustableMemory, ScriptedLink
 from flexserve.testing.scripted_world import Behaviour, Script
 from flexserve.units import GIB, MIB
-from flexserve.world.messages import NeedMemory, Pin, Recall, Recalled, Returned, Sampling, TextPrompt
 
 pytestmark = pytest.mark.anyio
 LIMITS = Limits(low=2 * GIB, high=3 * GIB, emergency=GIB)

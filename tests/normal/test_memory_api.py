@@ -7,9 +7,9 @@ from typing import Any
 import httpx
 import pytest
 
+from flexserve.protocol.messages import Pin
 from flexserve.testing.scripted_link import AdjustableMemory, ScriptedLink
 from flexserve.units import GIB, MIB
-from flexserve.world.messages import Pin
 
 pytestmark = pytest.mark.anyio
 

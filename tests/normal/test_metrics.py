@@ -7,8 +7,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from flexserve.normal.world import World
+from flexserve.protocol.messages import Generate, Query, Recall, Warm
 from flexserve.testing.scripted_link import ScriptedLink
-from flexserve.world.messages import Generate, Query, Recall, Warm
 
 pytestmark = pytest.mark.anyio
 PROMPT = [{"role": "user", "content": "a very secret prompt"}]

@@ -14,9 +14,9 @@ from flexserve.normal.set_aside import SetAside, SetAsideError
 from flexserve.normal.supervisor import WorldState
 from flexserve.normal.terms import Terms
 from flexserve.normal.world import World, supervised
+from flexserve.protocol.messages import Finished, ModelStatus, Sampling, TextPrompt
 from flexserve.testing.scripted_link import AdjustableMemory, scripted_command
 from flexserve.testing.scripted_world import Behaviour, Fault, Script
-from flexserve.world.messages import Finished, ModelStatus, Sampling, TextPrompt
 
 Until = Callable[[Callable[[], bool]], Awaitable[None]]
 DEATH = PeerError("The secure world was ended by SIGABRT.")

@@ -15,9 +15,9 @@ from flexserve.normal.channel import MemoryCounter
 from flexserve.normal.launcher import Launcher
 from flexserve.normal.supervisor import WorldState
 from flexserve.normal.world import World, supervised
+from flexserve.protocol.messages import Finished, Sampling, TextPrompt
 from flexserve.testing.scripted_link import AdjustableMemory, ScriptedLink, scripted_command
 from flexserve.testing.scripted_world import Behaviour, Script
-from flexserve.world.messages import Finished, Sampling, TextPrompt
 
 pytestmark = pytest.mark.anyio
 Until = Callable[[Callable[[], bool]], Awaitable[None]]

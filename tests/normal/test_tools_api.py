@@ -11,14 +11,14 @@ from typing import Any
 import httpx
 import pytest
 
-from flexserve.core.pressure import Limits
 from flexserve.normal.api import generation
 from flexserve.normal.api.app import create_app
 from flexserve.normal.world import supervised
+from flexserve.policy.pressure import Limits
+from flexserve.protocol.messages import Embed, Generate, ToolCall
 from flexserve.testing.scripted_link import AdjustableMemory, ScriptedLink
 from flexserve.testing.scripted_world import Behaviour, Script, vector_of
 from flexserve.units import GIB
-from flexserve.world.messages import Embed, Generate, ToolCall
 
 pytestmark = pytest.mark.anyio
 

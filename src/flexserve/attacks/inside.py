@@ -19,9 +19,9 @@ from flexserve.errors import FlexServeError
 from flexserve.platforms.linux import kernel_views, mman
 from flexserve.platforms.linux.hardening import harden
 from flexserve.platforms.linux.sandbox import confine, isolate
-from flexserve.secure.models.held_key import HeldKey
-from flexserve.secure.models.keys import Device, DeviceKey
-from flexserve.secure.models.store import Store
+from flexserve.trusted.store.held_key import HeldKey
+from flexserve.trusted.store.keys import Device, DeviceKey
+from flexserve.trusted.store.store import Store
 
 REACHED, MISSED = 0, 9  # exit statuses; a signal: the kernel ended the process for it
 _KNOWN = 4  # bytes of a secret that the attacker knows, to find it by

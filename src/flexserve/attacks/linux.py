@@ -23,8 +23,8 @@ from pathlib import Path
 from flexserve.attacks import inside
 from flexserve.attacks.attempt import Attempt, Foreseen, Gained, Pointless, attempt
 from flexserve.attacks.target import MODEL, Target
-from flexserve.bench.worlds import DrivenWorld
 from flexserve.errors import NormalWorldError
+from flexserve.harness.worlds import DrivenWorld
 from flexserve.normal.launcher import environment
 from flexserve.platforms.linux import injection
 from flexserve.platforms.linux import kernel_views as views

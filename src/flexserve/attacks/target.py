@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 from gguf import GGUFReader
 
-from flexserve.bench.shapes import SHAPES
-from flexserve.bench.synth import write_synthetic
-from flexserve.bench.worlds import DrivenWorld
-from flexserve.platforms.trustzone.machine import Machine
-from flexserve.secure.models.keys import DeviceKey, derived_keys
-from flexserve.secure.models.store import Store
+from flexserve.emulator.machine import Machine
+from flexserve.harness.shapes import SHAPES
+from flexserve.harness.synth import write_synthetic
+from flexserve.harness.worlds import DrivenWorld
+from flexserve.trusted.store.keys import DeviceKey, derived_keys
+from flexserve.trusted.store.store import Store
 
 MODEL = "canary"
 _OPTIONS = ("--context", "256", "--threads", "1")

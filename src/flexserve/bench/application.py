@@ -34,8 +34,8 @@ from flexserve.bench.application_report import SCENARIOS, Run, Setting
 from flexserve.bench.cast import MODEL, Watch, reservation, serving
 from flexserve.bench.group import MemoryGroup, memory_group
 from flexserve.errors import FlexServeError, NormalWorldError
-from flexserve.secure.models.keys import DeviceKey
-from flexserve.secure.models.store import Store
+from flexserve.trusted.store.keys import DeviceKey
+from flexserve.trusted.store.store import Store
 from flexserve.units import GIB, format_size
 
 # Beside a model of 600 MiB and both worlds, 4 GiB have room for `few` rows and little more.
@@ -148,8 +148,8 @@ def measure(
 
 
 def _default_model(say: Say) -> Path:
-    from flexserve.bench.shapes import SHAPES
-    from flexserve.bench.synth import write_synthetic
+    from flexserve.harness.shapes import SHAPES
+    from flexserve.harness.synth import write_synthetic
     from flexserve.settings import cache_folder
 
     path = cache_folder() / "models" / "tinyllama-1.1b-q4_0.synth.gguf"

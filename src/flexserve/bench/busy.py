@@ -2,7 +2,7 @@
 
     python -m flexserve.bench.busy [FILE.gguf] [--rounds N] [--tokens N] [--spins N,N,…]
 
-As served, there are as many threads as others leave cores (core.thread_count). That is compared with fixed
+As served, there are as many threads as others leave cores (policy.thread_count). That is compared with fixed
 settings: as many threads as there are cores, which wait for each other spinning so many rounds and sleep
 then, and one thread, which waits for nobody. Every setting is a process of its own; within a round each has
 its turn, on the machine as it is and beside one and two processes that never wait. Prints a table of
@@ -23,11 +23,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from flexserve.bench.shapes import SHAPES
-from flexserve.bench.synth import write_synthetic
-from flexserve.bench.worlds import DrivenWorld
-from flexserve.secure.models.keys import DeviceKey
-from flexserve.secure.models.store import Store
+from flexserve.harness.shapes import SHAPES
+from flexserve.harness.synth import write_synthetic
+from flexserve.harness.worlds import DrivenWorld
+from flexserve.trusted.store.keys import DeviceKey
+from flexserve.trusted.store.store import Store
 
 _NAME = "busy"
 _SHAPE, _QUANT = "medium-llama", "q4_0"

@@ -21,7 +21,7 @@ from flexserve.bench.group import MemoryGroup
 from flexserve.errors import FlexServeError, NormalWorldError, PeerError
 from flexserve.normal.client import Address, Client
 from flexserve.normal.launcher import SecureOptions
-from flexserve.world.messages import ChatMessage, Sampling
+from flexserve.protocol.messages import ChatMessage, Sampling
 
 MODEL = "bench"
 _MODULE = (sys.executable, "-m", "flexserve.bench.cast")

@@ -21,8 +21,8 @@ from typing import Any
 
 from rich.console import Console
 
-from flexserve.bench.served import FLEXSERVE, Served, own_environment
 from flexserve.errors import FlexServeError, NormalWorldError, PeerError
+from flexserve.harness.served import FLEXSERVE, Served, own_environment
 from flexserve.platforms.linux.secure_memory import probe_secret_memory
 from flexserve.units import MIB, format_size
 

@@ -32,7 +32,7 @@ from typing import Any
 import httpx
 
 from flexserve.bench.demo import DEFAULT_MODEL
-from flexserve.bench.served import FLEXSERVE, Served, own_environment
+from flexserve.harness.served import FLEXSERVE, Served, own_environment
 from flexserve.units import MIB
 
 MODELS = ("first", "second")

@@ -17,11 +17,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from flexserve.bench.plain import PlainProcess
-from flexserve.bench.worlds import DrivenWorld
 from flexserve.errors import CallerError
-from flexserve.secure.models.keys import DeviceKey
-from flexserve.secure.models.store import Store
+from flexserve.harness.plain import PlainProcess
+from flexserve.harness.worlds import DrivenWorld
+from flexserve.trusted.store.keys import DeviceKey
+from flexserve.trusted.store.store import Store
 from flexserve.units import MIB
 
 _CONTEXT = 2048  # tokens

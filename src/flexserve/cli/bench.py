@@ -174,8 +174,8 @@ def _default_model(*, silent: bool) -> Path:
 
 
 def _synthesize(path: Path, shape: str, quant: Quant, *, seed: int, silent: bool) -> None:
-    from flexserve.bench.shapes import SHAPES
-    from flexserve.bench.synth import write_synthetic
+    from flexserve.harness.shapes import SHAPES
+    from flexserve.harness.synth import write_synthetic
 
     if shape not in SHAPES:
         raise CallerError(f"There is no shape {shape!r}.", hint=f"Choose one of: {', '.join(SHAPES)}.")

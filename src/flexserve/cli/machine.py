@@ -14,7 +14,7 @@ from flexserve.cli.options import AsJson, GuestCpus, GuestMemory, Npu
 from flexserve.units import format_size
 
 if TYPE_CHECKING:
-    from flexserve.platforms.trustzone.machine import Machine
+    from flexserve.emulator.machine import Machine
     from flexserve.settings import Settings
 
 _POLL = 0.5  # seconds between two looks whether the machine lives
@@ -64,8 +64,8 @@ def machine_for(settings: Settings, *, silent: bool = False) -> Iterator[Machine
     if settings.platform == "linux":
         yield None
         return
-    from flexserve.platforms.trustzone.build import Options, build
-    from flexserve.platforms.trustzone.machine import Machine
+    from flexserve.emulator.build import Options, build
+    from flexserve.emulator.machine import Machine
     from flexserve.settings import cache_folder
 
     def tell(text: str) -> None:

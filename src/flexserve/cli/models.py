@@ -18,8 +18,8 @@ from flexserve.errors import CallerError, FlexServeError, UnknownModelError
 from flexserve.units import format_size
 
 if TYPE_CHECKING:
-    from flexserve.secure.models import Manifest, Store
     from flexserve.settings import Settings
+    from flexserve.trusted.store import Manifest, Store
 
 
 def register(app: typer.Typer) -> None:
@@ -155,7 +155,7 @@ def open_store(settings: Settings) -> Store:
 
     Raises CallerError when models exist and their key does not: a new key would not open them.
     """
-    from flexserve.secure.models import DeviceKey, Store
+    from flexserve.trusted.store import DeviceKey, Store
 
     sealed = any((settings.models / "models").glob("*.flex"))
     device = (DeviceKey.load if sealed else DeviceKey.load_or_create)(settings.device_key)

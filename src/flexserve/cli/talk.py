@@ -31,7 +31,7 @@ from flexserve.units import format_size
 if TYPE_CHECKING:
     from flexserve.cli.worlds import Responder
     from flexserve.normal.client import Ending
-    from flexserve.world.messages import ChatMessage, Sampling
+    from flexserve.protocol.messages import ChatMessage, Sampling
 
 _CHAT_HELP = """\
 /help   this
@@ -89,7 +89,7 @@ def run(
     """
     from flexserve import settings
     from flexserve.cli.worlds import responder
-    from flexserve.world.messages import ChatMessage
+    from flexserve.protocol.messages import ChatMessage
 
     _refuse_file(model)
     sampling = _sampling(max_tokens, temperature, top_p, seed, stop)
@@ -217,7 +217,7 @@ class Conversation:
 
     def _answer(self, text: str) -> None:
         """Answer `text`. An error takes it back; an interruption keeps what was said."""
-        from flexserve.world.messages import ChatMessage
+        from flexserve.protocol.messages import ChatMessage
 
         asked = len(self.messages)
         said: list[str] = []
@@ -339,7 +339,7 @@ def _refuse_file(model: str) -> None:
 
 def _prompt(given: str | None) -> str:
     """Return the prompt, from standard input if it is not on the command line."""
-    from flexserve.world.messages import MAX_TEXT
+    from flexserve.protocol.messages import MAX_TEXT
 
     if given is not None and given != "-":
         return _checked(given)
@@ -351,7 +351,7 @@ def _prompt(given: str | None) -> str:
 
 
 def _checked(text: str) -> str:
-    from flexserve.world.messages import MAX_TEXT
+    from flexserve.protocol.messages import MAX_TEXT
 
     if not text.strip():
         raise CallerError("The prompt is empty.", hint="Give one, or pipe one in.")
@@ -369,7 +369,7 @@ def _sampling(
     seed: int | None,
     stop: list[str] | None,
 ) -> Sampling:
-    from flexserve.world.messages import Sampling
+    from flexserve.protocol.messages import Sampling
 
     given = {
         "max_tokens": max_tokens,

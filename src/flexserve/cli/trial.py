@@ -10,8 +10,8 @@ from flexserve.errors import CallerError, FlexServeError, PeerError, StoredDataE
 
 if TYPE_CHECKING:
     from flexserve.normal.launcher import SecureOptions
-    from flexserve.secure.models import Store
     from flexserve.settings import Settings
+    from flexserve.trusted.store import Store
 
 _PATIENCE = 60.0  # seconds, and as many more as a slow disk takes to read the model twice
 _SLOW_DISK = 50 << 20  # bytes a second

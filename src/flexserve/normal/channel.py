@@ -21,8 +21,8 @@ import msgspec
 from flexserve.errors import CallerError, FlexServeError, PeerError, QueueFullError
 from flexserve.normal.answer import Answer, Observer
 from flexserve.normal.terms import Terms
-from flexserve.world.framing import FrameDecoder, encode
-from flexserve.world.messages import (
+from flexserve.protocol.framing import FrameDecoder, encode
+from flexserve.protocol.messages import (
     PROTOCOL_VERSION,
     Cancel,
     ChatPrompt,

@@ -11,14 +11,14 @@ from typing import Protocol
 
 import structlog
 
-from flexserve.core.pressure import Bound, Budget
 from flexserve.errors import CallerError, NormalWorldError
 from flexserve.normal.channel import WorldChannel
 from flexserve.normal.memory import MemoryBroker, OsView, Room
 from flexserve.normal.pins import Pins
 from flexserve.platforms.ports import NormalMemory
+from flexserve.policy.pressure import Bound, Budget
+from flexserve.protocol.messages import Grant, NeedMemory, Recalled, Returned
 from flexserve.units import format_size
-from flexserve.world.messages import Grant, NeedMemory, Recalled, Returned
 
 _REASON = "the guest's kernel decides"
 
@@ -26,7 +26,7 @@ _log = structlog.get_logger(__name__)
 
 
 class SecureCore(Protocol):
-    """A machine whose secure core runs the secure world (platforms.trustzone.machine.Machine)."""
+    """A machine whose secure core runs the secure world (emulator.machine.Machine)."""
 
     @property
     def secure_fds(self) -> tuple[int, ...]:

@@ -26,8 +26,8 @@ from flexserve.errors import FlexServeError, NormalWorldError, PeerError
 from flexserve.normal.answer import revive
 from flexserve.normal.channel import MemoryCounter, WorldChannel, open_channel
 from flexserve.platforms.linux import companion
+from flexserve.protocol.messages import Failure
 from flexserve.units import GIB
-from flexserve.world.messages import Failure
 
 HANDSHAKE_TIMEOUT = 60.0  # seconds; loading the engine's libraries from a cold disk takes a few
 TERM_GRACE = 3.0  # seconds between a shutdown that was not heeded, SIGTERM and SIGKILL
@@ -81,7 +81,7 @@ class SecureOptions:
             "step-seconds": self.step_seconds,
             "idle-seconds": self.idle_seconds,
         }
-        words = companion.command([sys.executable, "-I", "-m", "flexserve.secure.main"])
+        words = companion.command([sys.executable, "-I", "-m", "flexserve.trusted.main"])
         for name, value in options.items():
             words += [f"--{name}", str(value)]
         return [*words, *more]

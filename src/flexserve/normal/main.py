@@ -21,7 +21,6 @@ from pathlib import Path
 
 import uvicorn
 
-from flexserve.core.pressure import Limits
 from flexserve.errors import CallerError, FlexServeError, NormalWorldError
 from flexserve.normal import journal
 from flexserve.normal.api.app import create_app
@@ -32,6 +31,7 @@ from flexserve.normal.guest import SecureCore
 from flexserve.normal.launcher import TERM_GRACE, SecureOptions
 from flexserve.normal.pins import Pins
 from flexserve.normal.world import DRAIN, World, running_world
+from flexserve.policy.pressure import Limits
 
 _BACKLOG = 128
 

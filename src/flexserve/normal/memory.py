@@ -1,6 +1,6 @@
 """The normal world's memory broker: it grants, counts and recalls what the secure world uses.
 
-It decides by flexserve.core.pressure and by what the OS says, keeps the sum of what it granted
+It decides by flexserve.policy.pressure and by what the OS says, keeps the sum of what it granted
 (law 2), and measures every recall from the OS's side (law 5): the secure world's own claim is
 passed on next to that, never instead of it.
 """
@@ -15,14 +15,14 @@ from collections.abc import Callable, Iterable
 
 import structlog
 
-from flexserve.core.pressure import Bound, Budget, Holdings, Limits, PressurePolicy, RecallDecision
 from flexserve.errors import CallerError, FlexServeError, NormalWorldError, PeerError, QueueFullError
 from flexserve.normal.channel import WorldChannel
 from flexserve.normal.ledger import Counters, Kind, Ledger
 from flexserve.normal.pins import Pins
 from flexserve.platforms.ports import MemorySample, NormalMemory
+from flexserve.policy.pressure import Bound, Budget, Holdings, Limits, PressurePolicy, RecallDecision
+from flexserve.protocol.messages import Grant, NeedMemory, Recalled, Returned
 from flexserve.units import GIB, format_size
-from flexserve.world.messages import Grant, NeedMemory, Recalled, Returned
 
 AUTOMATIC_DEADLINE = 0.5  # seconds the secure world has for a recall the policy decided
 ANSWER_GRACE = 5.0  # seconds beyond the deadline until an unanswered recall is an error

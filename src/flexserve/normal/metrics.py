@@ -17,7 +17,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from flexserve.normal.answer import AnswerMessage
-from flexserve.world.messages import Delta, Failed, Finished, Started
+from flexserve.protocol.messages import Delta, Failed, Finished, Started
 
 PREFIX = "flexserve"
 CONTENT_TYPE = CONTENT_TYPE_LATEST

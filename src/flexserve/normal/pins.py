@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from flexserve.errors import CallerError, NormalWorldError
-from flexserve.world.messages import MAX_PINS, Pin
+from flexserve.protocol.messages import MAX_PINS, Pin
 
 _MAX_FILE = 64 << 10  # bytes
 

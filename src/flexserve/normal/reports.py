@@ -74,7 +74,7 @@ class OsCounts(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class NpuState(msgspec.Struct, frozen=True):
-    """The NPU as the secure world sees it, and what it did; see flexserve.world.messages.NpuStatus."""
+    """The NPU as the secure world sees it, and what it did; see flexserve.protocol.messages.NpuStatus."""
 
     state: str
     switches: int

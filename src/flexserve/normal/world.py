@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 from collections.abc import AsyncIterator, Iterable
 
-from flexserve.core.pressure import Budget, Limits
 from flexserve.errors import FlexServeError, PeerError, UnknownModelError
 from flexserve.normal import journal
 from flexserve.normal.answer import Answer, Observer
@@ -27,7 +26,8 @@ from flexserve.normal.supervisor import Launch, SecureWorld, Supervisor, WorldSt
 from flexserve.normal.terms import Terms
 from flexserve.platforms.linux.normal_memory import LinuxNormalMemory
 from flexserve.platforms.ports import NormalMemory, Protection
-from flexserve.world.messages import ChatPrompt, ModelStatus, Sampling, Status, TextPrompt, Welcome
+from flexserve.policy.pressure import Budget, Limits
+from flexserve.protocol.messages import ChatPrompt, ModelStatus, Sampling, Status, TextPrompt, Welcome
 
 _USUAL = Terms()
 DRAIN = 10.0  # seconds that running requests get when their server ends

@@ -32,7 +32,7 @@ class SecureMemory(Protocol):
     """Memory that the normal world can recall and cannot read.
 
     All offsets and lengths are bytes and multiples of `granule`. Every method is thread-safe
-    for disjoint ranges; callers serialise calls on the same range (secure.flexmem does).
+    for disjoint ranges; callers serialise calls on the same range (trusted.memory.flexmem does).
     """
 
     @property

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from flexserve.bench.plain import PlainProcess
-from flexserve.bench.worlds import DrivenWorld
 from flexserve.errors import FlexServeError, PeerError
-from flexserve.secure.models import DeviceKey, Store
+from flexserve.harness.plain import PlainProcess
+from flexserve.harness.worlds import DrivenWorld
+from flexserve.protocol.messages import TextPrompt
 from flexserve.testing.architectures import ARCHITECTURES, UNMADE, make_models
-from flexserve.world.messages import TextPrompt
+from flexserve.trusted.store import DeviceKey, Store
 
 PROMPT = "Once there was a house."
 TOKENS = 8

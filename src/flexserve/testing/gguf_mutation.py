@@ -12,7 +12,7 @@ import random
 import struct
 from collections.abc import Callable, Sequence
 
-from flexserve.secure.models.gguf import BLOCKS, parse_gguf
+from flexserve.trusted.store.gguf import BLOCKS, parse_gguf
 from flexserve.units import align_up
 
 _ALIGNMENT = 32  # bytes

@@ -1,6 +1,6 @@
 """A secure world whose engine hangs in C, for good, when it computes with a model of architecture HANGS.
 
-python -m flexserve.testing.hanging_engine …     (the options of flexserve.secure.main)
+python -m flexserve.testing.hanging_engine …     (the options of flexserve.trusted.main)
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ import ctypes
 import os
 from collections.abc import Sequence
 
-from flexserve.secure import main
-from flexserve.secure.engine.context import Context, Span
-from flexserve.secure.job import RestoreStats
+from flexserve.trusted import main
+from flexserve.trusted.engine.context import Context, Span
+from flexserve.trusted.weights.job import RestoreStats
 
 HANGS = "phi3"
 

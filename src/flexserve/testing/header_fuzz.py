@@ -32,9 +32,9 @@ from pathlib import Path
 from llama_cpp import llama_cpp as lib
 
 from flexserve.errors import CallerError
-from flexserve.secure.models.gguf import parse_gguf
 from flexserve.testing.gguf_mutation import Draft, Mutator, take_apart
 from flexserve.testing.living_world import LivingWorld
+from flexserve.trusted.store.gguf import parse_gguf
 
 _TOGETHER = 24  # survivors that one forked process tries, as long as none of them ends it
 _SECONDS = 5  # of CPU for a survivor

@@ -13,11 +13,11 @@ from collections import Counter
 from pathlib import Path
 from types import TracebackType
 
-from flexserve.bench.worlds import DrivenWorld
 from flexserve.errors import FlexServeError, PeerError
-from flexserve.secure.models import DeviceKey, Store
+from flexserve.harness.worlds import DrivenWorld
+from flexserve.protocol.messages import Abilities
+from flexserve.trusted.store import DeviceKey, Store
 from flexserve.units import GIB, MIB
-from flexserve.world.messages import Abilities
 
 LARGEST = 64 * MIB  # bytes of a file that is added here
 # More than the trial asks for: past a small window, and with characters that no small vocabulary has.

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from flexserve.platforms.trustzone.build import Images, NoSourcesError, Options, build
-from flexserve.platforms.trustzone.machine import Machine
-from flexserve.platforms.trustzone.packages import NoKernelError
-from flexserve.platforms.trustzone.tools import MissingToolError, require
+from flexserve.emulator.build import Images, NoSourcesError, Options, build
+from flexserve.emulator.machine import Machine
+from flexserve.emulator.packages import NoKernelError
+from flexserve.emulator.tools import MissingToolError, require
 from flexserve.settings import cache_folder
 from flexserve.units import MIB
 

@@ -22,15 +22,15 @@ from typing import Protocol
 
 import numpy as np
 
+from flexserve.emulator.build import Options
+from flexserve.emulator.machine import Machine
 from flexserve.errors import NpuLostError
 from flexserve.platforms.linux import mman
 from flexserve.platforms.ports import NpuState, Product
 from flexserve.platforms.trustzone import abi
 from flexserve.platforms.trustzone.abi import NpuInterrupt, PageState
-from flexserve.platforms.trustzone.build import Options
 from flexserve.platforms.trustzone.flexnpu import TrustZoneNpu
 from flexserve.platforms.trustzone.guest_pages import GuestPages
-from flexserve.platforms.trustzone.machine import Machine
 from flexserve.platforms.trustzone.ram import PAGE
 from flexserve.platforms.trustzone.secure_memory import TrustZoneMemory, pages_of
 from flexserve.testing.machines import booted

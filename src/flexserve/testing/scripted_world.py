@@ -23,8 +23,8 @@ from typing import Any
 import msgspec
 
 from flexserve.errors import Blame
-from flexserve.world.framing import FrameDecoder, encode
-from flexserve.world.messages import (
+from flexserve.protocol.framing import FrameDecoder, encode
+from flexserve.protocol.messages import (
     PROTOCOL_VERSION,
     Cancel,
     Choice,

@@ -26,10 +26,10 @@ from hypothesis.stateful import (
     rule,
 )
 
-from flexserve.core.pages import OwnershipTable, PageEvent, PageState
 from flexserve.errors import GrantRefusedError, IllegalTransitionError, InternalError
 from flexserve.platforms.ports import Arena, SecureMemory
 from flexserve.testing.faults import Refusing
+from flexserve.trusted.memory.ownership import OwnershipTable, PageEvent, PageState
 
 # Small arenas, so that ranges collide often; and some that end past the end.
 _SIZES = st.integers(3, 4)

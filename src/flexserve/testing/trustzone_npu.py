@@ -16,6 +16,7 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
+from flexserve.emulator.npu.device import Device
 from flexserve.platforms.linux import mman
 from flexserve.platforms.ports import Product
 from flexserve.platforms.trustzone import abi, layout, npu_jobs
@@ -33,7 +34,6 @@ from flexserve.platforms.trustzone.abi import (
     PageState,
     Status,
 )
-from flexserve.platforms.trustzone.npu.device import Device
 from flexserve.platforms.trustzone.pool import Run
 from flexserve.platforms.trustzone.ram import BASE, PAGE
 from flexserve.testing import q8

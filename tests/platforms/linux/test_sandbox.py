@@ -13,8 +13,8 @@ import pytest
 
 from flexserve.attacks import inside
 from flexserve.normal.launcher import environment
-from flexserve.secure.models.keys import DeviceKey, derived_keys
-from flexserve.secure.models.store import Store
+from flexserve.trusted.store.keys import DeviceKey, derived_keys
+from flexserve.trusted.store.store import Store
 
 
 @pytest.fixture

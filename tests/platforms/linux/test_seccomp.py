@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from flexserve.emulator import packages
+from flexserve.emulator.cpio import Archive
+from flexserve.emulator.tools import MissingToolError, require
 from flexserve.platforms.linux import seccomp
-from flexserve.platforms.trustzone import packages
-from flexserve.platforms.trustzone.cpio import Archive
-from flexserve.platforms.trustzone.tools import MissingToolError, require
 from flexserve.settings import cache_folder
 
 COMPILERS = {"x86_64": "x86_64-linux-gnu-gcc", "aarch64": "aarch64-linux-gnu-gcc"}

@@ -19,9 +19,10 @@ from pathlib import Path
 import pytest
 
 import flexserve
-from flexserve.platforms.trustzone import abi, layout, leash, packages
+from flexserve.emulator import leash, packages
+from flexserve.emulator.tools import MissingToolError, require
+from flexserve.platforms.trustzone import abi, layout
 from flexserve.platforms.trustzone.abi import Call, Command, Event, Notice, NpuState, Status
-from flexserve.platforms.trustzone.tools import MissingToolError, require
 from flexserve.settings import cache_folder
 from flexserve.units import MIB
 

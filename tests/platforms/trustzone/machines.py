@@ -20,15 +20,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from flexserve.emulator.build import NoSourcesError, Options, build
+from flexserve.emulator.packages import NoKernelError
+from flexserve.emulator.tools import MissingToolError, require
 from flexserve.platforms.trustzone import abi
 from flexserve.platforms.trustzone.abi import Byte, Command, Event, PageState, Status
-from flexserve.platforms.trustzone.build import NoSourcesError, Options, build
-from flexserve.platforms.trustzone.packages import NoKernelError
-from flexserve.platforms.trustzone.tools import MissingToolError, require
 from flexserve.settings import cache_folder
 from flexserve.units import MIB
 
-machine = pytest.importorskip("flexserve.platforms.trustzone.machine")
+machine = pytest.importorskip("flexserve.emulator.machine")
 
 BASE, PAGE = 0x4000_0000, 4096
 RAM = 256 * MIB

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from flexserve.platforms.trustzone.build import Images, NoSourcesError, build
-from flexserve.platforms.trustzone.packages import NoKernelError
-from flexserve.platforms.trustzone.tools import MissingToolError
+from flexserve.emulator.build import Images, NoSourcesError, build
+from flexserve.emulator.packages import NoKernelError
+from flexserve.emulator.tools import MissingToolError
 from flexserve.settings import cache_folder
 from flexserve.units import MIB
 

@@ -164,7 +164,7 @@ def npus(machine: Any) -> list[int]:
         with contextlib.suppress(OSError):
             words = path.read_text().split("\0")
             ours = f"\nPPid:\t{os.getpid()}\n" in (path.parent / "status").read_text()
-            if ours and "flexserve.platforms.trustzone.npu" in words and str(machine.ram_fd) in words:
+            if ours and "flexserve.emulator.npu" in words and str(machine.ram_fd) in words:
                 found.append(int(path.parent.name))
     return found
 

@@ -14,9 +14,9 @@ from flexserve.attacks.attempt import Attempt, attempt
 from flexserve.attacks.trustzone import answers, calls, devices, lpi, npu, reach, switching
 from flexserve.attacks.trustzone.answers import Conversation
 from flexserve.attacks.trustzone.scene import CPUS, RAM_BYTES, Scene
+from flexserve.emulator.build import Images, Options, build
+from flexserve.emulator.machine import Machine
 from flexserve.errors import NormalWorldError
-from flexserve.platforms.trustzone.build import Images, Options, build
-from flexserve.platforms.trustzone.machine import Machine
 
 S = TypeVar("S", Scene, Conversation)
 

@@ -13,11 +13,11 @@ from pathlib import Path
 from flexserve.attacks.attempt import Gained, Pointless
 from flexserve.attacks.target import MODEL, Target
 from flexserve.attacks.trustzone.scene import CPUS, RAM_BYTES
-from flexserve.bench.worlds import DrivenWorld
+from flexserve.emulator.build import Images
+from flexserve.emulator.machine import Machine
 from flexserve.errors import GrantRefusedError
+from flexserve.harness.worlds import DrivenWorld
 from flexserve.platforms.trustzone import abi
-from flexserve.platforms.trustzone.build import Images
-from flexserve.platforms.trustzone.machine import Machine
 
 _PROMPT, _TOKENS = "Kato bime.", 8
 _RESERVE = "/sys/module/flexmem/parameters/reserve_percent"

@@ -19,9 +19,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from flexserve.attacks.attempt import Gained, Pointless
+from flexserve.emulator.build import Images
+from flexserve.emulator.machine import Machine
 from flexserve.platforms.ports import Arena
 from flexserve.platforms.trustzone import abi
-from flexserve.platforms.trustzone.build import Images
 from flexserve.platforms.trustzone.exchange import Command
 from flexserve.platforms.trustzone.guest_pages import GuestPages
 from flexserve.platforms.trustzone.layout import (
@@ -30,7 +31,6 @@ from flexserve.platforms.trustzone.layout import (
     npu_control_offset,
     states_offset,
 )
-from flexserve.platforms.trustzone.machine import Machine
 from flexserve.platforms.trustzone.mailbox import Mailbox
 from flexserve.platforms.trustzone.ram import BASE, PAGE, Ram
 from flexserve.platforms.trustzone.secure_memory import TrustZoneMemory

@@ -7,9 +7,9 @@ from types import TracebackType
 
 from flexserve.bench.paper.models import Models
 from flexserve.bench.paper.plan import Plan, System
-from flexserve.bench.worlds import DrivenWorld
-from flexserve.platforms.trustzone.machine import Machine
-from flexserve.world.messages import Finished, TextPrompt
+from flexserve.emulator.machine import Machine
+from flexserve.harness.worlds import DrivenWorld
+from flexserve.protocol.messages import Finished, TextPrompt
 
 _TRIES = 8  # recalls until no more is kept than may be
 

@@ -15,11 +15,11 @@ import sys
 import time
 from collections.abc import Sequence
 
-from flexserve.platforms.sim.designs import designs
-from flexserve.platforms.sim.events import Process
-from flexserve.platforms.sim.machine import PAPER_MODELS, RK3588
-from flexserve.platforms.sim.rig import Rig
-from flexserve.platforms.sim.server import Ticket
+from flexserve.simulator.designs import designs
+from flexserve.simulator.events import Process
+from flexserve.simulator.machine import PAPER_MODELS, RK3588
+from flexserve.simulator.rig import Rig
+from flexserve.simulator.server import Ticket
 from flexserve.units import GIB, MIB, format_size
 
 _PAUSE = 600.0  # seconds between visits, in the mean

@@ -8,11 +8,11 @@ from pathlib import Path
 import msgspec
 
 from flexserve.bench.measure import prompt_of
-from flexserve.bench.plain import PlainProcess
-from flexserve.bench.shapes import SHAPES
-from flexserve.bench.synth import write_synthetic
-from flexserve.secure.models.keys import DeviceKey
-from flexserve.secure.models.store import Store
+from flexserve.harness.plain import PlainProcess
+from flexserve.harness.shapes import SHAPES
+from flexserve.harness.synth import write_synthetic
+from flexserve.trusted.store.keys import DeviceKey
+from flexserve.trusted.store.store import Store
 
 Say = Callable[[str], None]
 

@@ -11,7 +11,7 @@ from flexserve.bench.paper.plan import Plan, System
 from flexserve.bench.paper.requests import Requests
 from flexserve.bench.paper.samples import Cell, largest_speedup, mean_speedup
 from flexserve.bench.paper.workflows import Workflows
-from flexserve.world.messages import Welcome
+from flexserve.protocol.messages import Welcome
 
 PAPER: dict[str, dict[str, float]] = {
     "ttft": {

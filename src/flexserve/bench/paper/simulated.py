@@ -1,7 +1,7 @@
 """`flexserve bench paper --platform sim`: the paper's experiments on the simulated board.
 
-All numbers are of a model in virtual time, from published constants (flexserve.platforms.sim.machine)
-and the policies of flexserve.core. They are never to be mixed with measured ones.
+All numbers are of a model in virtual time, from published constants (flexserve.simulator.machine)
+and the policies of flexserve.policy. They are never to be mixed with measured ones.
 
 Time to first token, over models × prompts × background pressure. Each cell asks once, so that a
 system keeps what it keeps; then a load comes up to a peak, and the normal world recalls what it
@@ -23,8 +23,8 @@ from typing import Any
 
 from flexserve.bench.paper.simulated_npu import npu
 from flexserve.bench.paper.simulated_table import table
-from flexserve.platforms.sim.designs import Design, Keeping, designs
-from flexserve.platforms.sim.machine import (
+from flexserve.simulator.designs import Design, Keeping, designs
+from flexserve.simulator.machine import (
     LLAMA_3_1_8B,
     LLAMA_3_2_3B,
     PAPER_MODELS,
@@ -32,9 +32,9 @@ from flexserve.platforms.sim.machine import (
     RK3588,
     SimModel,
 )
-from flexserve.platforms.sim.pipeline import Parts
-from flexserve.platforms.sim.rig import Rig
-from flexserve.platforms.sim.server import Ticket
+from flexserve.simulator.pipeline import Parts
+from flexserve.simulator.rig import Rig
+from flexserve.simulator.server import Ticket
 from flexserve.units import GIB
 
 __all__ = ["run", "table"]

@@ -7,9 +7,9 @@ import statistics
 from typing import Any
 
 from flexserve.bench.paper.table import markdown
-from flexserve.platforms.sim.designs import Design
-from flexserve.platforms.sim.machine import PAPER_MODELS, RK3588, SimModel
-from flexserve.platforms.sim.rig import Rig
+from flexserve.simulator.designs import Design
+from flexserve.simulator.machine import PAPER_MODELS, RK3588, SimModel
+from flexserve.simulator.rig import Rig
 
 _PROMPTS = (32, 128, 512)  # tokens
 

@@ -15,8 +15,8 @@ from flexserve.bench.paper.models import Models
 from flexserve.bench.paper.requests import Subject
 from flexserve.bench.trustzone.plan import Allocator, Plan
 from flexserve.bench.trustzone.stage import Say, Stage
-from flexserve.bench.worlds import DrivenWorld, Generated
 from flexserve.errors import InternalError
+from flexserve.harness.worlds import DrivenWorld, Generated
 
 _VISION = ("npu", "vision")  # a program of the guest; its seconds
 _MARGIN = 60.0  # seconds beyond those that a program runs

@@ -14,8 +14,8 @@ from flexserve.bench.paper.models import Models
 from flexserve.bench.paper.requests import Subject
 from flexserve.bench.trustzone.plan import Allocator, Plan, Program
 from flexserve.bench.trustzone.stage import Say, Stage
-from flexserve.bench.worlds import DrivenWorld
 from flexserve.errors import InternalError
+from flexserve.harness.worlds import DrivenWorld
 
 _TOKENS = 32  # of an answer, of which one follows the other
 _MARGIN = 60.0  # seconds beyond those that a program runs

@@ -7,7 +7,7 @@ from typing import Any
 
 from flexserve.bench.paper.report import PAPER as BOARD
 from flexserve.bench.trustzone.plan import Plan
-from flexserve.platforms.sim.machine import RK3588
+from flexserve.simulator.machine import RK3588
 from flexserve.units import GIB
 
 _PAGES = 8 * GIB // 4096  # what the paper allocates and reclaims

@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable, Iterator
 
 from flexserve.bench.trustzone.plan import Allocator, Plan
+from flexserve.emulator.build import Options, build
+from flexserve.emulator.machine import Machine
 from flexserve.errors import NormalWorldError
 from flexserve.platforms.trustzone import abi
-from flexserve.platforms.trustzone.build import Options, build
 from flexserve.platforms.trustzone.guest_pages import GuestPages
 from flexserve.platforms.trustzone.layout import hidden_offset
-from flexserve.platforms.trustzone.machine import Machine
 from flexserve.platforms.trustzone.mailbox import Mailbox
 from flexserve.platforms.trustzone.ram import BASE, PAGE, Ram
 from flexserve.settings import cache_folder

@@ -21,7 +21,7 @@ from flexserve.normal.api.schemas import ModelRequest, refuse_unsupported
 from flexserve.normal.api.sse import ClientGoneError, while_connected
 from flexserve.normal.terms import Terms
 from flexserve.normal.world import World
-from flexserve.world.messages import MAX_TEXT, MAX_TEXTS, Embedded, Finished
+from flexserve.protocol.messages import MAX_TEXT, MAX_TEXTS, Embedded, Finished
 
 _PART_TEXTS, _PART_SIZE = 16, 16 << 10  # texts, characters
 MAX_VECTORS = 16 << 20  # bytes of float32 in one answer

@@ -13,9 +13,9 @@ import time
 import uuid
 from typing import Any
 
-from flexserve.core.call_scanner import CallScanner
-from flexserve.core.calls import Call
-from flexserve.world.messages import Choice, Delta, Finished, Started, TokenLogprob
+from flexserve.protocol.call_scanner import CallScanner
+from flexserve.protocol.calls import Call
+from flexserve.protocol.messages import Choice, Delta, Finished, Started, TokenLogprob
 
 Json = dict[str, Any]
 _LEAST_LOGPROB = -9999.0  # what OpenAI writes for "impossible": JSON has no infinity

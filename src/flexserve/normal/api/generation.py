@@ -17,7 +17,7 @@ from flexserve.normal.api.forms import ChatForm, CompletionForm, Form
 from flexserve.normal.api.schemas import ChatRequest, CompletionRequest
 from flexserve.normal.api.sse import DONE, PING, ClientGoneError, EventStream, event, while_connected
 from flexserve.normal.world import World
-from flexserve.world.messages import (
+from flexserve.protocol.messages import (
     MAX_TOOL_CALLS,
     ChatPrompt,
     Delta,

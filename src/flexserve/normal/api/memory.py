@@ -13,8 +13,8 @@ from starlette.responses import Response
 
 from flexserve.errors import CallerError
 from flexserve.normal.api.operations import described_os, world_of
+from flexserve.protocol.messages import MAX_PINS
 from flexserve.units import parse_size
-from flexserve.world.messages import MAX_PINS
 
 router = APIRouter(prefix="/memory", tags=["memory"])
 _MAX_SIZE_TEXT = 32  # characters of a size

@@ -25,8 +25,7 @@ from pydantic_core import PydanticCustomError
 from flexserve.normal.api.keys import owner_of
 from flexserve.normal.api.tools import Choice, Format, Label, MadeCall, Tools, offered, schema_of
 from flexserve.normal.terms import Terms
-from flexserve.units import parse_duration
-from flexserve.world.messages import (
+from flexserve.protocol.messages import (
     MAX_MESSAGES,
     MAX_STOPS,
     MAX_TEXT,
@@ -37,6 +36,7 @@ from flexserve.world.messages import (
     Sampling,
     TextPrompt,
 )
+from flexserve.units import parse_duration
 
 # OpenAI's default for /v1/completions; /v1/chat/completions has none.
 DEFAULT_COMPLETION_TOKENS = 16

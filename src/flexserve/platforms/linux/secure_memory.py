@@ -18,7 +18,7 @@ import resource
 from pathlib import Path
 
 from flexserve.errors import GrantRefusedError, NormalWorldError
-from flexserve.platforms.granules import GranuleBooks, GranuleState
+from flexserve.platforms.chunks import GranuleBooks, GranuleState
 from flexserve.platforms.linux import mman, reservation
 from flexserve.platforms.ports import Arena, Protection
 from flexserve.units import MIB, align_up, format_size

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from flexserve.errors import GrantRefusedError, InternalError
-from flexserve.platforms.granules import GranuleBooks, GranuleState
+from flexserve.platforms.chunks import GranuleBooks, GranuleState
 from flexserve.platforms.linux import mman, reservation
 from flexserve.platforms.ports import Arena, Protection
 from flexserve.platforms.trustzone.guest_pages import GuestPages

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from gguf import GGUFWriter, TokenType
 
-from flexserve.bench.vocabulary import CHAT_TEMPLATE, SPACE, make_vocabulary
+from flexserve.harness.vocabulary import CHAT_TEMPLATE, SPACE, make_vocabulary
 
 SIZE = 640  # tokens at most
 _BERT_CONTROLS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

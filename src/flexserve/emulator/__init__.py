@@ -1,0 +1,1 @@
+"""What plays the hardware of the TrustZone machine: QEMU, its build, its NPU. Nothing trusted imports it."""

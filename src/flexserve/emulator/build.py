@@ -1,0 +1,298 @@
+"""Builds what a machine boots from: firmware, kernel, first file system, device tree.
+
+Each part is made again only when something that it is made of changed (by content, not by time). The
+sources are folders of the project's checkout, copied into the cache before anything is compiled, so
+that the checkout stays clean. Each checkout has a place of its own there: what one has just built and
+is about to boot is not replaced by another.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import flexserve
+from flexserve.emulator import packages, tools
+from flexserve.emulator.cpio import Archive
+from flexserve.emulator.devicetree import Board
+from flexserve.emulator.packages import Kernel, Progress
+from flexserve.errors import InternalError, NormalWorldError
+
+_CROSS = "aarch64-linux-gnu-"
+_PRODUCTS = ("build", "__pycache__")  # folders of what is made of the sources
+_FOREIGN_MODULES = ("virtio_pci", "virtio_console", "loop")  # the agent's port; a disk for workloads
+_OUR_MODULES = {  # and those that each one uses; flexattack only for tests, and only loaded by them
+    "flexmem": (),
+    "flexnpu": ("flexmem",),
+    "flexattack": (),
+}
+_GUEST_FLAGS = (
+    *("-std=gnu11", "-D_GNU_SOURCE", "-static", "-Os", "-Wall", "-Wextra", "-Werror", "-pthread"),
+    "-ffp-contract=off",  # sums are compared bit by bit
+)
+_NPU_CORE = ".npu_core"  # the section of flexnpu that the secure world uses, too
+_NPU_CORE_MOST = 4096  # bytes
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Images:
+    """What a machine boots from, and what the secure world knows one part by.
+
+    `npu_core` has the bytes of the NPU driver's core as the guest's kernel loads them.
+    """
+
+    firmware: Path
+    kernel: Path
+    initrd: Path
+    devicetree: Path
+    npu_core: Path
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Options:
+    """What the device tree tells the guest beyond RAM and CPUs.
+
+    `contiguous` bytes become a CMA area, and `bootargs` are more of the kernel's, for measurements. `npu`
+    is for a machine that has one.
+    """
+
+    contiguous: int = 0
+    bootargs: str = ""
+    npu: bool = False
+
+
+class NoSourcesError(NormalWorldError):
+    """FlexServe was not installed from a checkout, so what the machine is built from is not here."""
+
+    default_code = "no_sources"
+
+
+def build(
+    cache: Path,
+    *,
+    ram_bytes: int,
+    cpus: int,
+    progress: Progress,
+    options: Options | None = None,
+    sources: Path | None = None,
+) -> Images:
+    """Return the images of a machine, having made what is missing below `cache`.
+
+    Raises MissingToolError, NoKernelError, NoSourcesError, NormalWorldError when `cache` cannot be
+    written; InternalError when a compiler fails.
+    """
+    sources = sources or checkout()
+    tools.require("qemu-system-aarch64", "make", f"{_CROSS}gcc", "dtc")  # what runs it, too: all at once
+    cache = cache.absolute()
+    try:
+        kernel = packages.kernel(cache, progress)
+        with packages.locked(cache / "build.lock"):
+            return _Build(cache, sources, kernel, progress).images(ram_bytes, cpus, options or Options())
+    except OSError as error:
+        raise NormalWorldError(
+            f"The machine's parts cannot be kept in {cache}: {error.strerror}.",
+            hint="Make room there, or set XDG_CACHE_HOME to a folder that can be written to.",
+            code="no_cache",
+        ) from error
+
+
+def checkout() -> Path:
+    """Return the folder that holds abi/, monitor/ and driver/. Raises NoSourcesError."""
+    folder = Path(flexserve.__file__).parents[2]
+    missing = [name for name in ("abi", "monitor", "driver") if not (folder / name).is_dir()]
+    if missing:
+        raise NoSourcesError(
+            f"The machine is built from folders of FlexServe's source: {', '.join(missing)} not found.",
+            hint="Install FlexServe from a checkout: `make setup` there.",
+        )
+    return folder
+
+
+class _Build:
+    """One look at every part."""
+
+    def __init__(self, cache: Path, sources: Path, kernel: Kernel, progress: Progress) -> None:
+        self._out = cache / "build" / hashlib.sha256(str(sources.resolve()).encode()).hexdigest()[:12]
+        self._tree = self._out / "tree"  # the sources, as they are compiled
+        self._sources, self._kernel, self._progress = sources, kernel, progress
+        self._out.mkdir(parents=True, exist_ok=True)
+
+    def images(self, ram_bytes: int, cpus: int, options: Options) -> Images:
+        """Make all parts."""
+        firmware = self._firmware()
+        modules = {name: self._module(name, needed) for name, needed in _OUR_MODULES.items()}
+        initrd = self._initrd(self._guest(), list(modules.values()))
+        board = Board(ram_bytes, cpus, initrd.stat().st_size, **dataclasses.asdict(options))
+        npu_core = self._npu_core(modules["flexnpu"])
+        return Images(firmware, self._kernel.image, initrd, self._devicetree(board), npu_core)
+
+    # ---- the parts --------------------------------------------------------------------------------
+
+    def _firmware(self) -> Path:
+        def make(target: Path) -> None:
+            tree = self._copied("abi", "monitor")
+            tools.run("make", "-C", tree / "monitor", "fw", f"CROSS_COMPILE={_CROSS}")
+            shutil.copyfile(tree / "monitor/build/fw.bin", target)
+
+        return self._made("fw.bin", "the monitor", self._files("abi", "monitor"), make)
+
+    def _module(self, name: str, needed: tuple[str, ...]) -> Path:
+        def make(target: Path) -> None:
+            folder = self._copied("abi", "driver") / "driver"
+            for part in (*needed, name):
+                symbols = " ".join(
+                    str(folder / other / "Module.symvers") for other in needed if other != part
+                )
+                self._make_module(folder / part, symbols)
+            tools.run(f"{_CROSS}strip", "--strip-debug", folder / name / f"{name}.ko", "-o", target)
+
+        files = self._files("abi", *(f"driver/{part}" for part in (*needed, name)))
+        return self._made(f"{name}.ko", f"the module {name}", [self._kernel.release, *files], make)
+
+    def _make_module(self, folder: Path, symbols: str) -> None:
+        """Compile a module. `symbols` are the files that tell what other modules export."""
+        tools.run(
+            "make",
+            "-C",
+            self._kernel.headers,
+            f"M={folder}",
+            f"KBUILD_EXTRA_SYMBOLS={symbols}",
+            f"-j{os.cpu_count()}",
+            "ARCH=arm64",
+            f"CROSS_COMPILE={_CROSS}",
+            "modules",
+        )
+
+    def _npu_core(self, module: Path) -> Path:
+        """Cut the core out of its module; nothing may be done to its bytes when that is loaded."""
+
+        def make(target: Path) -> None:
+            sections = tools.run(f"{_CROSS}readelf", "--sections", "--wide", module)
+            if f".rela{_NPU_CORE}" in sections:
+                raise InternalError(f"{_NPU_CORE} of {module} depends on where it lies.", hint="Report this.")
+            tools.run(f"{_CROSS}objcopy", "-O", "binary", f"--only-section={_NPU_CORE}", module, target)
+            if not 0 < target.stat().st_size <= _NPU_CORE_MOST:
+                raise InternalError(f"{_NPU_CORE} of {module} is no page or less.", hint="Report this.")
+
+        return self._made("npu_core.bin", "the NPU driver's core", [module], make)
+
+    def _guest(self) -> Path:
+        def make(target: Path) -> None:
+            folder = self._copied("driver") / "driver/guest"
+            sources = sorted(str(path) for path in folder.glob("*.c"))
+            tools.run(f"{_CROSS}gcc", *_GUEST_FLAGS, *sources, "-o", target)
+            tools.run(f"{_CROSS}strip", target)
+
+        files = self._files("driver/guest", "driver/flexnpu/uapi")
+        return self._made("guest", "the guest's programs", files, make)
+
+    def _initrd(self, guest: Path, modules: list[Path]) -> Path:
+        foreign = _with_dependencies(self._kernel.modules, _FOREIGN_MODULES)
+
+        def make(target: Path) -> None:
+            archive = Archive()
+            for folder in ("bin", "dev", "proc", "sys", "tmp", "modules"):
+                archive.folder(folder)
+            archive.character_device("dev/console", 5, 1)
+            archive.file("bin/guest", guest.read_bytes(), executable=True)
+            archive.link("init", "bin/guest")
+            order = [path.name for path in foreign]
+            archive.file("modules/order", "".join(f"{name}\n" for name in order).encode())
+            for path in [*foreign, *modules]:
+                archive.file(f"modules/{path.name}", path.read_bytes())
+            target.write_bytes(archive.closed())
+
+        return self._made("initrd.cpio", "the first file system", [guest, *modules, *foreign], make)
+
+    def _devicetree(self, board: Board) -> Path:
+        source = board.source()
+        shape = hashlib.sha256(source.encode()).hexdigest()[:12]
+
+        def make(target: Path) -> None:
+            text = target.with_suffix(".dts")
+            text.write_text(source)
+            tools.run("dtc", "-q", "-I", "dts", "-O", "dtb", "-o", target, text)
+
+        return self._made(f"flex-{shape}.dtb", "the device tree", [source], make)
+
+    # ---- made once ---------------------------------------------------------------------------------
+
+    def _made(self, name: str, what: str, inputs: Iterable[Path | str], make: Callable[[Path], None]) -> Path:
+        """Return the file `name`, made by `make` unless it was made of the same `inputs` already."""
+        target, stamp = self._out / name, self._out / f"{name}.inputs"
+        digest = self._digest(inputs)
+        if target.exists() and stamp.exists() and stamp.read_text() == digest:
+            return target
+        self._progress(f"building {what}")
+        stamp.unlink(missing_ok=True)
+        with tempfile.TemporaryDirectory(dir=self._out, prefix="making-") as folder:
+            fresh = Path(folder) / name
+            make(fresh)
+            os.replace(fresh, target)
+        stamp.write_text(digest)
+        return target
+
+    def _digest(self, inputs: Iterable[Path | str]) -> str:
+        digest = hashlib.sha256()
+        for item in inputs:
+            content = item.encode() if isinstance(item, str) else item.read_bytes()
+            label = "" if isinstance(item, str) else item.name
+            digest.update(f"{label}:{len(content)}\n".encode() + content)
+        digest.update(Path(__file__).read_bytes())  # how it is made
+        return digest.hexdigest()
+
+    def _files(self, *folders: str) -> list[Path]:
+        """Return the files below folders of the sources, without what builds leave there."""
+        found: list[Path] = []
+        for folder in folders:
+            for parent, inner, names in os.walk(self._sources / folder):
+                inner[:] = [name for name in inner if name not in _PRODUCTS]  # a build may be under way there
+                found += [Path(parent, name) for name in names]
+        return sorted(found)
+
+    def _copied(self, *folders: str) -> Path:
+        """Return a folder with fresh copies of `folders` of the sources."""
+        shutil.rmtree(self._tree, ignore_errors=True)
+        for path in self._files(*folders):
+            copy = self._tree / path.relative_to(self._sources)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, copy)
+        return self._tree
+
+
+# ---- modules of the stock kernel -----------------------------------------------------------------
+
+
+def _with_dependencies(folder: Path, names: Iterable[str]) -> list[Path]:
+    """Return the files of modules and of what they depend on, in an order in which they load."""
+    files = {path.stem.replace("-", "_"): path for path in folder.rglob("*.ko")}
+    builtin = {
+        Path(line).stem.replace("-", "_") for line in (folder / "modules.builtin").read_text().splitlines()
+    }
+    ordered: dict[str, Path] = {}
+
+    def add(name: str) -> None:
+        if name in ordered or name in builtin:
+            return
+        if name not in files:
+            raise InternalError(f"This kernel has no module {name}.", hint="Report this.")
+        for needed in _depends(files[name].read_bytes()):
+            add(needed)
+        ordered[name] = files[name]
+
+    for name in names:
+        add(name)
+    return list(ordered.values())
+
+
+def _depends(module: bytes) -> list[str]:
+    """Return what a module's own description says it needs loaded before."""
+    found = re.search(rb"\0depends=([^\0]*)\0", module)
+    words = found[1].decode() if found else ""
+    return [name.replace("-", "_") for name in words.split(",") if name]

@@ -1,0 +1,197 @@
+"""The Debian packages that the guest is made of: a stock arm64 kernel, its modules and its headers.
+
+They come from the apt sources of this machine (a Debian 12), checked by apt against its archive keys,
+without root and without a trace in the system: apt is given a state of its own. Which kernel is
+current is asked of apt, never written down here.
+
+Atomic: a kernel's folder appears only when it is whole. Resumable: packages that came already are
+not fetched again. What is there is used without asking anybody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from flexserve.emulator import tools
+from flexserve.errors import FlexServeError, NormalWorldError
+
+Progress = Callable[[str], None]  # is told what begins, in a few words
+
+_META = "linux-image-cloud-arm64"  # depends on the current kernel
+_SERIES = "6.1."  # the kernel whose interfaces driver/ is written for
+_DOWNLOAD = 300.0  # seconds
+_APT = """
+APT::Architecture "{host}";
+APT::Architectures {{ "{host}"; "arm64"; }};
+APT::Sandbox::User "";
+#clear APT::Update::Pre-Invoke;
+#clear APT::Update::Post-Invoke;
+#clear APT::Update::Post-Invoke-Success;
+Acquire::Languages "none";
+Acquire::Retries "3";
+Acquire::http::Timeout "30";
+Dir::State "{apt}/state";
+Dir::State::status "{apt}/status";
+Dir::Cache "{apt}/cache";
+Dir::Cache::pkgcache "pkgcache.bin";
+Dir::Cache::srcpkgcache "srcpkgcache.bin";
+Dir::Log "{apt}/log";
+"""
+
+
+class NoKernelError(NormalWorldError):
+    """The apt sources of this machine do not lead to the kernel we need."""
+
+    default_code = "no_kernel"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Kernel:
+    """An unpacked kernel, below `folder`."""
+
+    release: str
+    folder: Path
+
+    @property
+    def image(self) -> Path:
+        """The kernel itself, a plain arm64 Image."""
+        return self.folder / "boot" / f"vmlinuz-{self.release}"
+
+    @property
+    def modules(self) -> Path:
+        """Its modules."""
+        return self.folder / "lib/modules" / self.release
+
+    @property
+    def headers(self) -> Path:
+        """What modules are built against, with `make -C`."""
+        return self.folder / "usr/src" / f"linux-headers-{self.release}"
+
+
+def kernel(cache: Path, progress: Progress) -> Kernel:
+    """Return the kernel that `cache` holds, fetched first when there is none.
+
+    Raises MissingToolError, or NoKernelError when this machine's apt sources do not have it.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    with locked(cache / "packages.lock"):
+        return _held(cache) or _fetch(cache, progress)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep other processes that want the same lock waiting. It ends with the process, too."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _held(cache: Path) -> Kernel | None:
+    """Return the newest whole kernel of the cache."""
+    found = [Kernel(path.name.removeprefix("linux-"), path) for path in cache.glob(f"linux-{_SERIES}*")]
+    return max(found, key=lambda one: _natural(one.release), default=None)
+
+
+def _natural(release: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", release)]
+
+
+def _fetch(cache: Path, progress: Progress) -> Kernel:
+    tools.require("apt-get", "apt-cache", "dpkg", "dpkg-deb")
+    apt = _Apt(cache / "apt")
+    progress("asking apt for the current kernel")
+    apt.update()
+    release = apt.current_release()
+    names = apt.packages_of(release)
+    progress(f"downloading Linux {release}")
+    files = apt.download(names)
+    progress(f"unpacking Linux {release}")
+    target = cache / f"linux-{release}"
+    with tempfile.TemporaryDirectory(dir=cache, prefix="unpacking-") as name:
+        whole = Path(name) / "linux"
+        for file in files:
+            tools.run("dpkg-deb", "--extract", file, whole)
+        _settle_headers(whole, release, target)
+        os.rename(whole, target)
+    shutil.rmtree(apt.debs)
+    return Kernel(release, target)
+
+
+def _settle_headers(whole: Path, release: str, target: Path) -> None:
+    """Have the headers find each other in `target` instead of in the system's own folders."""
+    makefile = whole / "usr/src" / f"linux-headers-{release}" / "Makefile"
+    makefile.write_text(makefile.read_text().replace("/usr/src/", f"{target}/usr/src/"))
+
+
+class _Apt:
+    """apt with everything but its sources and keys in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.debs = folder / "debs"
+        self._host = tools.run("dpkg", "--print-architecture").strip()
+        for name in ("state/lists/partial", "cache/archives/partial", "log", "debs"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        (folder / "status").touch()
+        self._settings = folder / "apt.conf"
+        self._settings.write_text(_APT.format(host=self._host, apt=folder))
+
+    def update(self) -> None:
+        """Fetch the lists. A source that does not answer is no matter, if the others have the kernel."""
+        try:
+            self._run("apt-get", "update")
+        except FlexServeError as error:
+            self._complaint = error.message
+        else:
+            self._complaint = ""
+
+    def current_release(self) -> str:
+        """Return the release that the newest package of the kernel depends on."""
+        found = re.search(rf"linux-image-({re.escape(_SERIES)}\S*-cloud-arm64)", self._depends(_META))
+        if found is None:
+            missing = f"The apt sources of this machine have no Linux {_SERIES}x for arm64."
+            raise NoKernelError(
+                f"{missing} {self._complaint}".strip(),
+                hint="Use a Debian 12, or one whose apt sources list Debian 12, with access to its mirror.",
+            )
+        return found[1]
+
+    def packages_of(self, release: str) -> list[str]:
+        """Return the packages that hold the kernel, its headers and the programs that build modules."""
+        headers = f"linux-headers-{release}"
+        depends = self._depends(headers)
+        parts = re.findall(r"(linux-headers-\S+-common|linux-kbuild-\S+)", depends)
+        common, kbuild = sorted(parts) if len(parts) == 2 else ("", "")
+        if not kbuild:
+            raise NoKernelError(f"{headers} is not what it was: {depends}.", hint="Report this.")
+        return [f"linux-image-{release}:arm64", f"{headers}:arm64", common, f"{kbuild}:{self._host}"]
+
+    def download(self, names: list[str]) -> list[Path]:
+        """Return the packages' files, whole and checked by apt."""
+        try:
+            self._run("apt-get", "download", *names, cwd=self.debs, seconds=_DOWNLOAD)
+        except FlexServeError as error:
+            raise NoKernelError(
+                f"apt could not download the kernel: {error.message}",
+                hint="See to the network and run this again: what came is kept.",
+            ) from error
+        found = [sorted(self.debs.glob(f"{name.partition(':')[0]}_*.deb")) for name in names]
+        return [files[-1] for files in found]
+
+    def _depends(self, package: str) -> str:
+        try:
+            shown = self._run("apt-cache", "show", "--no-all-versions", f"{package}:arm64")
+        except FlexServeError:
+            return ""  # unknown here
+        return "".join(line for line in shown.splitlines() if line.startswith("Depends:"))
+
+    def _run(self, program: str, *words: str, cwd: Path | None = None, seconds: float = 120) -> str:
+        return tools.run(program, "-q", "-c", self._settings, *words, cwd=cwd, seconds=seconds)

@@ -1,0 +1,1 @@
+"""Driven worlds and synthetic models, for benchmarks, attacks and tests."""

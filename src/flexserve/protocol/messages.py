@@ -1,0 +1,454 @@
+"""Everything one world can say to the other. Versioned, typed, bounded.
+
+Both directions are tagged unions of frozen structs; an unknown tag, an unknown field, a wrong
+type or a value out of bounds is a protocol error (PeerError), never anything else. The first
+message each way is the handshake: `Hello` from the normal world, `Welcome` from the secure one.
+
+Sizes are bytes, durations are milliseconds unless the name says otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+PROTOCOL_VERSION = 6
+# Of the messages' schema, by version: it is another one whenever a message changes, and a line is added here.
+SCHEMA_DIGESTS = {5: "57db8b74f59f63a2", 6: "a5da4f427ea6960b"}
+
+# A prompt is the largest thing that crosses the boundary; 1 MiB of text is ~250k tokens.
+MAX_TEXT = 1 << 20
+MAX_MESSAGES = 4096
+MAX_STOPS = 16
+MAX_TOP_LOGPROBS = 20
+MAX_TOOL_CALLS = 128
+MAX_SCHEMA = 1 << 16  # characters of a JSON schema, or of all tools of a request together
+MAX_TEXTS = 2048  # of one request for embeddings
+MAX_PINS = 64
+
+Count = Annotated[int, Meta(ge=0, le=1 << 53)]
+Serial = Annotated[int, Meta(ge=0, le=1 << 53)]
+Millis = Annotated[float, Meta(ge=0, le=1e12)]
+# How long a model keeps its memory after its last use; 0: give it back at once, -1: for ever. Memory
+# that the OS recalls goes in any case.
+KeepAlive = Annotated[float, Meta(ge=-1, le=1e9)]
+Name = Annotated[str, Meta(min_length=1, max_length=128)]
+Short = Annotated[str, Meta(max_length=2048)]
+Label = Annotated[str, Meta(max_length=128)]
+Text = Annotated[str, Meta(max_length=MAX_TEXT)]
+Schema = Annotated[str, Meta(max_length=MAX_SCHEMA)]
+
+
+class _Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    pass
+
+
+class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
+    pass
+
+
+# ---- values ------------------------------------------------------------------------------
+
+
+class ToolCall(_Struct, frozen=True):
+    """A call of a tool that the model made: `arguments` is a JSON object as text."""
+
+    id: Label
+    name: Name
+    arguments: Text
+
+
+class ChatMessage(_Struct, frozen=True):
+    """One turn of a conversation.
+
+    `tool_calls` are of an assistant's turn; `tool_call_id` and `name` say what a tool's turn answers.
+    """
+
+    role: Annotated[str, Meta(min_length=1, max_length=32)]
+    content: Text
+    tool_calls: Annotated[list[ToolCall], Meta(max_length=MAX_TOOL_CALLS)] = msgspec.field(
+        default_factory=list
+    )
+    tool_call_id: Label = ""
+    name: Label = ""
+
+
+class ChatPrompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="chat"):
+    """A conversation; the secure world renders the model's own chat template over it.
+
+    `tools` is a JSON array of OpenAI's tool objects. `must_call` names the tools of which the model
+    has to call one instead of answering; empty: it decides.
+    """
+
+    messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=MAX_MESSAGES)]
+    tools: Schema | None = None
+    must_call: Annotated[list[Name], Meta(max_length=MAX_TOOL_CALLS)] = msgspec.field(default_factory=list)
+
+
+class TextPrompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="text"):
+    """Raw text to continue."""
+
+    text: Text
+
+
+class Sampling(_Struct, frozen=True):
+    """How tokens are chosen. `temperature` 0 is greedy. `max_tokens` None: to the context's end.
+
+    `schema`: a JSON schema that the answer has to follow ("{}": any JSON object). With tools, a call
+    is as good as such an answer.
+    """
+
+    max_tokens: Annotated[int, Meta(ge=1, le=1 << 20)] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=5)] = 0.8
+    top_p: Annotated[float, Meta(ge=0, le=1)] = 0.95
+    seed: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] | None = None
+    stop: Annotated[list[Annotated[str, Meta(min_length=1, max_length=256)]], Meta(max_length=MAX_STOPS)] = (
+        msgspec.field(default_factory=list)
+    )
+    # None: no logprobs; n: those of the chosen token and of the n likeliest at each position.
+    logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    schema: Schema | None = None
+
+
+class TokenLogprob(_Struct, frozen=True):
+    """A token's own bytes and its natural-log probability under the model, before temperature.
+
+    A token may be a part of a character only: the bytes of all tokens together are the text.
+    """
+
+    piece: bytes
+    logprob: float
+
+
+class Choice(_Struct, frozen=True):
+    """A generated token with the likeliest alternatives at its position."""
+
+    token: TokenLogprob
+    top: list[TokenLogprob]
+
+
+class Usage(_Struct, frozen=True):
+    """Token counts of a request."""
+
+    prompt_tokens: Count
+    completion_tokens: Count
+    cached_tokens: Count = 0
+
+
+class Timings(_Struct, frozen=True):
+    """Where a request's time went, in milliseconds.
+
+    `ttft` runs from the secure world's receipt of the request to its first token. `restore`
+    is wall time that compute stood waiting for memory to come back. `allocate`, `load` and
+    `decrypt` are what loader threads spent on getting memory, reading and AES: thread time, most
+    of it hidden behind compute.
+    """
+
+    queue: Millis = 0
+    restore: Millis = 0
+    allocate: Millis = 0
+    load: Millis = 0
+    decrypt: Millis = 0
+    prefill: Millis = 0
+    decode: Millis = 0
+    ttft: Millis = 0
+    restored_bytes: Count = 0
+    npu_products: Count = 0  # matrix products that the NPU computed
+
+
+class Failure(_Struct, frozen=True):
+    """An error on its way across the boundary; see flexserve.errors."""
+
+    blame: str
+    code: Short
+    message: Short
+    hint: Short = ""
+
+
+class Abilities(_Struct, frozen=True):
+    """What a model can do. `window`: tokens that attention reaches back in some layers; 0: all."""
+
+    text: bool
+    vectors: bool
+    encoder: bool  # it reads a text whole
+    causal: bool
+    window: Count
+    recurrent: bool  # in some layers at least
+    template: bool  # it brings a chat template
+    # The form in which its template has tools called (protocol.calls.CallForm); "other": one that is not known.
+    tools: Literal["none", "tagged", "bare", "other"]
+
+
+class ModelStatus(_Struct, frozen=True):
+    """One model as `flexserve ps` shows it."""
+
+    name: Name
+    state: str  # unloaded | loading | partial | loaded
+    weights: Count  # bytes of weights when whole
+    resident: Count  # bytes of weights that are in memory
+    kv: Count  # bytes of KV cache committed
+    scratch: Count  # bytes of compute scratch committed
+    running: bool
+    error: Failure | None = None
+    abilities: Abilities | None = None  # None: nobody tried yet
+    trial: Count = 0  # which trial found them, a number of its own; 0: none
+    # Bytes of ordinary memory that an open model's vocabulary took at most: in `os_rss`, in no grant.
+    heap: Count = 0
+
+
+class MemoryStatus(_Struct, frozen=True):
+    """The secure world's granules by owner, and what the OS counts."""
+
+    granule: Count
+    granted: Count  # bytes granted and unused
+    secure: Count  # bytes in use
+    recalling: Count
+    os_secure: Count  # bytes of secure memory that the OS counts
+    os_rss: Count  # resident bytes of the whole secure process
+
+
+class KvStatus(_Struct, frozen=True):
+    """What became of the KV of ended requests, counted since the start."""
+
+    parked: Count = 0  # sealed on disk
+    resumed: Count = 0  # taken from there by a later request
+    damaged: Count = 0  # did not authenticate or did not fit, and was computed anew
+    dropped: Count = 0  # given up unsealed, to a recall that left no time or memory for it
+
+
+class NpuStatus(_Struct, frozen=True):
+    """The NPU as the secure world sees it, and what it did since the start."""
+
+    state: Annotated[str, Meta(max_length=16)]  # away | coming | held | leaving | refused
+    switches: Count  # times that it came
+    held: Millis  # that it was here in all
+    jobs: Count
+    products: Count  # computed by it
+    fallbacks: Count  # begun by it, and computed by the CPU
+    lost: Count  # jobs that did not end, or not well
+
+
+# ---- normal world to secure world -----------------------------------------------------------
+
+
+class Hello(_Message, frozen=True):
+    """First message of the normal world."""
+
+    version: int
+
+
+class Generate(_Message, frozen=True):
+    """Run a prompt. Answered by Started, Delta… and Finished, or by Failed."""
+
+    request: Serial
+    model: Name
+    prompt: ChatPrompt | TextPrompt
+    sampling: Sampling
+    # Whose request it is. KV is reused between requests of one owner only: how fast an answer
+    # comes would tell others what was asked before.
+    owner: Short = ""
+    # False: compute the whole prompt anew, and keep no KV of it. With reuse it is computed in other
+    # pieces than before, and llama.cpp's kernels may round differently for other batch sizes.
+    reuse: bool = True
+    priority: Annotated[int, Meta(ge=-10, le=10)] = 0  # higher goes first
+    next_model: Name | None = None  # the caller expects to ask this model next: prefetch it
+    keep_alive: KeepAlive | None = None  # seconds
+
+
+class Embed(_Message, frozen=True):
+    """Turn each text into a vector. Answered by Started, Embedded… and Finished, or by Failed."""
+
+    request: Serial
+    model: Name
+    texts: Annotated[list[Text], Meta(min_length=1, max_length=MAX_TEXTS)]
+    owner: Short = ""
+    # False: compute the whole prompt anew. With reuse it is computed in other pieces than before,
+    # and llama.cpp's kernels may round differently for other batch sizes.
+    reuse: bool = True
+    priority: Annotated[int, Meta(ge=-10, le=10)] = 0
+    next_model: Name | None = None
+    keep_alive: KeepAlive | None = None  # seconds
+
+
+class Try(_Message, frozen=True):
+    """Open a model, compute once with it, and record what it can do. Answered as Warm is."""
+
+    request: Serial
+    model: Name
+
+
+class Warm(_Message, frozen=True):
+    """Bring all of a model's weights into memory. Answered by Finished (no tokens) or Failed."""
+
+    request: Serial
+    model: Name
+    keep_alive: KeepAlive | None = None  # seconds
+
+
+class Cancel(_Message, frozen=True):
+    """The client is gone; stop. Answered by Failed(code="cancelled") unless already ended."""
+
+    request: Serial
+
+
+class Recall(_Message, frozen=True):
+    """Give memory back. `demand` None asks for all that is not in use by a running request.
+
+    `gentle`: at most `demand`, and only what neither a running request nor a pin needs.
+    """
+
+    serial: Serial
+    demand: Count | None
+    deadline: Millis
+    gentle: bool = False
+
+
+class Pin(_Message, frozen=True):
+    """Keep the weights of these models, and of no others, until nothing else meets a definite demand."""
+
+    models: Annotated[list[Name], Meta(max_length=MAX_PINS)]
+
+
+class Grant(_Message, frozen=True):
+    """Answer to NeedMemory: `size` bytes more are yours (0: refused, with the reason)."""
+
+    serial: Serial
+    size: Count
+    reason: Short = ""
+
+
+class Query(_Message, frozen=True):
+    """Ask for Status. Never wakes a model and never resets an idle timer."""
+
+    serial: Serial
+
+
+class Shutdown(_Message, frozen=True):
+    """Finish or stop what runs within `drain` milliseconds, give all memory back, exit."""
+
+    drain: Millis
+
+
+# ---- secure world to normal world -----------------------------------------------------------
+
+
+class Welcome(_Message, frozen=True):
+    """First message of the secure world."""
+
+    version: int
+    pid: Count
+    protection: Short  # Protection.name
+    protected: bool
+    summary: Short
+    engine: Short  # llama.cpp build and CPU features
+    granule: Count
+
+
+class NeedMemory(_Message, frozen=True):
+    """Ask for a grant. Below `minimum` the request that needs it cannot make progress."""
+
+    serial: Serial
+    size: Count
+    minimum: Count
+
+
+class Returned(_Message, frozen=True):
+    """Memory went back unasked (an idle model's scratch, a closed model)."""
+
+    size: Count
+
+
+class Computing(_Message, frozen=True):
+    """From now on it is `model` that is opened or computes ("": none). Tells whose a death is."""
+
+    model: Annotated[str, Meta(max_length=128)]
+
+
+class Standstill(_Message, frozen=True):
+    """Nothing has moved in the engine's turn for so many seconds; 0: something does again."""
+
+    seconds: Annotated[float, Meta(ge=0, le=1e9)]
+
+
+class Started(_Message, frozen=True):
+    """The request left the queue. `thinking`: its answer begins inside of a thought, without <think>."""
+
+    request: Serial
+    prompt_tokens: Count
+    thinking: bool = False
+
+
+class Delta(_Message, frozen=True):
+    """More text; `choices` is filled when logprobs were asked for. `tokens` may be 0 for text
+    that was held back while it could have been the start of a stop string."""
+
+    request: Serial
+    text: str
+    tokens: Count
+    choices: list[Choice] = msgspec.field(default_factory=list)
+
+
+class Embedded(_Message, frozen=True):
+    """Vectors of the next texts, in order: little-endian float32, of length 1."""
+
+    request: Serial
+    vectors: Annotated[list[bytes], Meta(max_length=MAX_TEXTS)]
+
+
+class Finished(_Message, frozen=True):
+    """The request ended well. `reason`: "stop" or "length"."""
+
+    request: Serial
+    reason: str
+    usage: Usage
+    timings: Timings
+
+
+class Failed(_Message, frozen=True):
+    """The request ended in an error; no more comes for it."""
+
+    request: Serial
+    failure: Failure
+
+
+class Recalled(_Message, frozen=True):
+    """Answer to Recall: what really went back, by our table and by the OS's own count."""
+
+    serial: Serial
+    returned: Count  # bytes, by the ownership table
+    os_before: Count  # bytes the OS counted as ours before …
+    os_after: Count  # … and after
+    elapsed: Millis
+    protected: Count  # bytes kept because a running request is using them
+    plan: list[Short]  # what was given up, in order, for people
+
+
+class Status(_Message, frozen=True):
+    """Answer to Query."""
+
+    serial: Serial
+    models: list[ModelStatus]
+    memory: MemoryStatus
+    queued: Count
+    running: Count
+    kv: KvStatus = KvStatus()
+    npu: NpuStatus | None = None  # None: there is none
+
+
+ToSecure = Hello | Generate | Embed | Warm | Try | Cancel | Recall | Pin | Grant | Query | Shutdown
+ToNormal = (
+    Welcome
+    | NeedMemory
+    | Returned
+    | Computing
+    | Standstill
+    | Started
+    | Delta
+    | Embedded
+    | Finished
+    | Failed
+    | Recalled
+    | Status
+)

@@ -1,0 +1,159 @@
+"""Secure memory of the simulated machine: a budget of granules behind bytearrays, deterministic.
+
+Addresses are made up (the same in every run), so only `view` reaches the bytes. Unlike real
+memory, a view that outlives the release of its range raises ValueError at its next use instead
+of faulting: a use after release is found by the test that commits it.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+
+from flexserve.errors import GrantRefusedError, InternalError
+from flexserve.platforms.chunks import GranuleBooks, GranuleState
+from flexserve.platforms.ports import Arena, Protection
+from flexserve.units import GIB, MIB, align_up, format_size
+
+_FIRST_BASE = 64 * GIB  # anywhere that is not 0 and a multiple of any sensible granule
+
+
+class SimSecureMemory:
+    """The SecureMemory port over `total` bytes of simulated memory."""
+
+    def __init__(self, total: int, granule: int = MIB) -> None:
+        self._books = GranuleBooks(granule)
+        self._total = total
+        self._used = 0
+        self._next_base = _FIRST_BASE
+        self._bytes: dict[Arena, bytearray] = {}
+        self._views: dict[Arena, list[_LentView]] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def granule(self) -> int:
+        """Bytes of the unit of commit and release."""
+        return self._books.granule
+
+    @property
+    def protection(self) -> Protection:
+        """The label of what this memory is protected by."""
+        return Protection(
+            name="sim",
+            protected=False,
+            summary="Simulated memory: numbers from a model, no protection of anything.",
+        )
+
+    def reserve(self, size: int) -> Arena:
+        """Reserve made-up addresses for `size` bytes, rounded up to granules. Uses no budget."""
+        size = align_up(max(size, 1), self.granule)
+        with self._lock:
+            arena = Arena(base=self._next_base, size=size)
+            self._next_base = align_up(arena.base + size + 1, max(self.granule, MIB))  # a gap between arenas
+            self._bytes[arena] = bytearray(size)
+            self._views[arena] = []
+        self._books.open(arena)
+        return arena
+
+    def commit(self, arena: Arena, offset: int, length: int) -> None:
+        """Take `length` bytes of the budget for a range; it reads as zeros.
+
+        Raises GrantRefusedError past the budget, InternalError for a range that is outside the
+        arena or (partly) committed; either way every granule is as it was.
+        """
+        self._books.claim_commit(arena, offset, length)
+        settled = GranuleState.EMPTY
+        try:
+            self._take(length)
+            settled = GranuleState.COMMITTED
+        finally:
+            self._books.settle(arena, offset, length, settled)
+
+    def release(self, arena: Arena, offset: int, length: int, *, keep: bool = False) -> None:
+        """Scrub a committed range and give it back to the budget, with `keep` too; its views die.
+
+        Raises InternalError for a range that is outside the arena or not wholly committed, and
+        while someone still holds a buffer on a view of it; then nothing has changed.
+        """
+        del keep
+        self._books.claim_release(arena, offset, length)
+        settled = GranuleState.COMMITTED
+        try:
+            self._kill_views(arena, offset, offset + length)
+            settled = GranuleState.EMPTY
+        finally:
+            if settled is GranuleState.EMPTY:
+                self._scrub(arena, offset, length)
+                self._take(-length)
+            self._books.settle(arena, offset, length, settled)
+
+    def view(self, arena: Arena, offset: int, length: int) -> memoryview:
+        """Return a writable view of committed memory (any alignment). It dies with the release.
+
+        Raises InternalError when part of it is not committed.
+        """
+        self._books.require_committed(arena, offset, length)
+        view = memoryview(self._bytes[arena])[offset : offset + length]
+        with self._lock:
+            lent = [entry for entry in self._views[arena] if entry.alive()]
+            lent.append(_LentView(view, offset, offset + length))
+            self._views[arena] = lent
+        return view
+
+    def free(self, arena: Arena) -> None:
+        """Release whatever is committed and give the addresses back. The arena is dead after."""
+        for offset, length in self._books.committed_runs(arena):
+            self.release(arena, offset, length)
+        self._books.close(arena)
+        with self._lock:
+            del self._bytes[arena], self._views[arena]
+
+    def resident(self) -> int:
+        """Return the bytes of the budget in use: the simulated machine backs what is committed."""
+        return self._used
+
+    def _take(self, length: int) -> None:
+        with self._lock:
+            if self._used + length > self._total:
+                raise GrantRefusedError(
+                    f"The simulated machine has {format_size(self._total - self._used)} left, "
+                    f"not {format_size(length)}.",
+                    hint="Release memory first, or simulate a larger machine.",
+                )
+            self._used += length
+
+    def _scrub(self, arena: Arena, offset: int, length: int) -> None:
+        data, zeros = self._bytes[arena], bytes(self.granule)
+        for start in range(offset, offset + length, self.granule):
+            data[start : start + self.granule] = zeros
+
+    def _kill_views(self, arena: Arena, start: int, end: int) -> None:
+        with self._lock:
+            for lent in self._views[arena]:
+                if lent.start < end and start < lent.end:
+                    lent.kill()
+
+
+class _LentView:
+    """A view that someone was given of bytes [start, end) of an arena; does not keep it alive."""
+
+    __slots__ = ("_view", "end", "start")
+
+    def __init__(self, view: memoryview, start: int, end: int) -> None:
+        self._view = weakref.ref(view)
+        self.start = start
+        self.end = end
+
+    def alive(self) -> bool:
+        """Return whether anyone still holds the view."""
+        return self._view() is not None
+
+    def kill(self) -> None:
+        """Make every further use of the view raise ValueError."""
+        view = self._view()
+        if view is None:
+            return
+        try:
+            view.release()
+        except BufferError:
+            raise InternalError("Memory was released while a buffer on it was in use.") from None

@@ -1,0 +1,94 @@
+"""A model's weights in simulated memory, and one restore of them under way."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from flexserve.simulator.dram import Dram
+from flexserve.simulator.machine import SimModel
+from flexserve.trusted.weights.plan import ABSENT, LOADING, RESIDENT, Needs, RestorePlan
+
+
+class SimWeights:
+    """Which granules of a model are where. Layers read equal parts of the model, front to back."""
+
+    def __init__(self, model: SimModel, dram: Dram) -> None:
+        self._dram, self._bytes = dram, model.weights
+        granule = dram.granule
+        self.count = -(-model.weights // granule)
+        self.states = np.full(self.count, ABSENT, dtype=np.uint8)
+        self._pages: dict[int, int] = {}  # granule of the model -> granule of memory
+        edges = [model.weights * node // model.layers for node in range(model.layers + 1)]
+        reads = [
+            (node, each)
+            for node in range(model.layers)
+            for each in range(edges[node] // granule, -(-edges[node + 1] // granule))
+        ]
+        nodes, granules = np.array(reads, dtype=np.int32).T
+        self.needs = Needs(model.layers, nodes, granules)
+
+    @property
+    def held(self) -> int:
+        """Bytes of memory taken, whether restored yet or not."""
+        return len(self._pages) * self._dram.granule
+
+    @property
+    def resident(self) -> int:
+        """Bytes of memory with weights in them."""
+        return int(np.count_nonzero(self.states == RESIDENT)) * self._dram.granule
+
+    @property
+    def resident_fraction(self) -> float:
+        """How much of the model is there, 0 to 1."""
+        return int(np.count_nonzero(self.states == RESIDENT)) / self.count
+
+    @property
+    def missing(self) -> int:
+        """Bytes that are not resident."""
+        return int(np.count_nonzero(self.states != RESIDENT)) * self._dram.granule
+
+    def size(self, granule: int) -> int:
+        """Return how many bytes of the model are in its granule number `granule`."""
+        return min(self._dram.granule, self._bytes - granule * self._dram.granule)
+
+    def is_resident(self, granule: int) -> bool:
+        """Return whether a granule has been restored."""
+        return bool(self.states[granule] == RESIDENT)
+
+    def absent(self) -> list[int]:
+        """Return the granules without memory, in layer order."""
+        return np.flatnonzero(self.states == ABSENT).tolist()
+
+    def take(self, granules: list[int]) -> None:
+        """Put memory behind absent granules. Raises GrantRefusedError and then changes nothing."""
+        self._pages.update(zip(granules, self._dram.take(len(granules)), strict=True))
+        self.states[granules] = LOADING
+
+    def settle(self, granule: int) -> None:
+        """A granule that was being restored is there."""
+        self.states[granule] = RESIDENT
+
+    def drop(self, size: int) -> int:
+        """Give the last resident granules back, about `size` bytes of them; return the bytes."""
+        count = -(-size // self._dram.granule)
+        resident = np.flatnonzero(self.states == RESIDENT).tolist()
+        tail = resident[max(0, len(resident) - count) :]
+        self._dram.give([self._pages.pop(granule) for granule in tail])
+        self.states[tail] = ABSENT
+        return len(tail) * self._dram.granule
+
+
+class SimRestore:
+    """One run over a model: the plan, and how far its restore is."""
+
+    def __init__(self, weights: SimWeights) -> None:
+        self.weights = weights
+        self.plan = RestorePlan(weights.needs, weights.states, 0)
+        self._done = 0
+
+    def ready(self) -> int:
+        """Return the first node that cannot run yet."""
+        states, order = self.weights.states, self.plan.order
+        while self._done < len(order) and states[order[self._done]] == RESIDENT:
+            self._done += 1
+        return self.plan.ready(self._done)

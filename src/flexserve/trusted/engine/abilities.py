@@ -1,0 +1,59 @@
+"""What a model can do, as llama.cpp and its header tell before anything is computed."""
+
+from __future__ import annotations
+
+from llama_cpp import llama_cpp as lib
+
+from flexserve.errors import CallerError
+from flexserve.protocol.messages import Abilities, Embed, Generate, Warm
+from flexserve.trusted.engine.model import Model
+
+# Architectures whose graphs end in states and not in scores of tokens (llama.cpp's src/models), whether
+# or not their header says that attention is not causal.
+_ENCODERS = frozenset(
+    {"bert", "modern-bert", "nomic-bert", "nomic-bert-moe", "neo-bert", "jina-bert-v2", "jina-bert-v3",
+     "eurobert", "gemma-embedding", "llama-embed", "t5encoder"}
+)  # fmt: skip
+# Those whose vectors llama.cpp takes to be longer than they are: reading one would end the process.
+_NO_VECTORS = frozenset({"deepseek4", "qwen4exp"})
+# Those that take in or give out something other than text, or are a part of another model.
+_NO_TEXTS = frozenset({"wavtokenizer-dec", "pockettts", "eagle3", "dflash", "gemma4-assistant", "clip"})
+
+
+def abilities_of(model: Model) -> Abilities:
+    """Return what an opened model can do, as far as can be told without computing."""
+    address, metadata, architecture = model.address, model.header.metadata, model.header.architecture
+    encoder = bool(lib.llama_model_has_encoder(address))
+    causal = metadata.get(f"{architecture}.attention.causal") is not False and architecture not in _ENCODERS
+    diffusion = bool(lib.llama_model_is_diffusion(address))
+    usable = architecture not in _NO_TEXTS
+    return Abilities(
+        text=usable and causal and not encoder and not diffusion,
+        vectors=usable
+        and architecture not in _NO_VECTORS
+        and metadata.get(f"{architecture}.pooling_type") != lib.LLAMA_POOLING_TYPE_RANK,
+        encoder=encoder or architecture in _ENCODERS,
+        causal=causal and not diffusion,
+        window=max(0, int(lib.llama_model_n_swa(address))),
+        recurrent=bool(lib.llama_model_is_recurrent(address) or lib.llama_model_is_hybrid(address)),
+        template=model.header.chat_template is not None,
+        tools="none",  # who has read the template knows better
+    )
+
+
+def require(abilities: Abilities, request: Generate | Embed | Warm) -> None:
+    """Raise CallerError when a request asks for what the model cannot do."""
+    if isinstance(request, Generate) and not abilities.text:
+        raise CallerError(
+            "This model cannot generate text.",
+            hint="Ask /v1/embeddings for vectors, or name a model that generates."
+            if abilities.vectors
+            else "Name a model that generates.",
+            code="generation_unsupported",
+        )
+    if isinstance(request, Embed) and not abilities.vectors:
+        raise CallerError(
+            "This model makes no vectors of texts.",
+            hint="Use an embedding model.",
+            code="embeddings_unsupported",
+        )

@@ -1,0 +1,97 @@
+"""The guest's kernel as the secure world deals with it: it grants memory, and asks for it back.
+
+On the TrustZone machine no program of the normal world decides about memory: the kernel of the
+machine does, by its own allocator and its own shrinker. What it grants lies ready in the pool of
+`GuestPages` until Flex-Mem commits it, so the pool follows Flex-Mem's count of granted granules.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from flexserve.platforms.trustzone.exchange import Pressure
+from flexserve.platforms.trustzone.guest_pages import GuestPages
+from flexserve.platforms.trustzone.ram import PAGE
+from flexserve.protocol.messages import Recall
+from flexserve.serving.reclaim import Reclaimer
+from flexserve.trusted.memory.flexmem import FlexMem
+from flexserve.trusted.memory.ownership import PageState
+
+_LONGEST_DEADLINE = 10.0  # seconds; what the OS says beyond it, it does not mean
+_EVERYTHING = 10.0  # seconds for running requests to end when the driver leaves
+_PAUSE = 0.1
+
+
+class Guest:
+    """The granter of Flex-Mem (see its protocol), and the guest's demands for memory. Thread-safe."""
+
+    def __init__(self, pages: GuestPages) -> None:
+        self._pages = pages
+        self._flexmem: FlexMem
+        self._reclaimer: Reclaimer
+        self._later: Callable[[Callable[[], None]], None]
+        self._lock = threading.Lock()
+        self._asked: Pressure | None = None  # and not yet given
+
+    def follow(
+        self, flexmem: FlexMem, reclaimer: Reclaimer, later: Callable[[Callable[[], None]], None]
+    ) -> None:
+        """Give back from `flexmem` what the guest asks for from now on.
+
+        `later` has what it is given called, one thing at a time, from the reclaimer's thread.
+        """
+        self._flexmem, self._reclaimer, self._later = flexmem, reclaimer, later
+        flexmem.settle = self._trim
+        self._pages.on_pressure = self._press
+        self._pages.on_quiet = self._trim
+        self._pages.on_detached = lambda: later(self._give_everything)
+
+    # ---- the granter
+
+    def request(self, size: int, minimum: int) -> int:
+        """Ask the guest's kernel for `size` bytes; return the bytes that came."""
+        return self._pages.want(size // PAGE, minimum // PAGE) * PAGE
+
+    def returned(self, size: int) -> None:  # noqa: ARG002
+        """Give the guest what lies ready beyond what Flex-Mem counts as granted."""
+        self._trim()
+
+    def _trim(self) -> None:
+        self._pages.trim(self._flexmem.awaited() // PAGE)
+
+    # ---- its demands
+
+    def _press(self, asked: Pressure) -> None:
+        """Note a demand. One that comes before the last was met is the same one, grown or more urgent."""
+        with self._lock:
+            before, self._asked = self._asked, asked
+            if before is not None:
+                pages, deadline = (max(asked.pages, before.pages), min(asked.deadline_ms, before.deadline_ms))
+                self._asked = Pressure(pages, deadline)
+        if before is None:
+            self._later(self._relieve)
+
+    def _relieve(self) -> None:
+        with self._lock:
+            asked, self._asked = self._asked, None
+        if asked is not None:
+            size = min(asked.pages, self._pages.ram.pages) * PAGE
+            self._give(size, min(asked.deadline_ms / 1000, _LONGEST_DEADLINE))
+
+    def _give_everything(self) -> None:
+        """Give until nothing is left, or running requests hold on for too long."""
+        end = time.monotonic() + _EVERYTHING
+        while self._held() and time.monotonic() < end:
+            self._give(self._pages.ram.size, _LONGEST_DEADLINE)
+            time.sleep(_PAUSE)
+
+    def _give(self, size: int, seconds: float) -> None:
+        """Give `size` bytes: first what is granted and unused, whose pages the guest gets as they are."""
+        size -= self._flexmem.return_unused()
+        if size > 0:
+            self._reclaimer.answer(Recall(serial=0, demand=size, deadline=seconds * 1000))
+
+    def _held(self) -> int:
+        return self._flexmem.resident() + self._flexmem.bytes_in(PageState.GRANTED)

@@ -1,0 +1,1 @@
+"""KV: sequences in memory, and sealed copies of them on disk."""

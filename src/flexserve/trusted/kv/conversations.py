@@ -1,0 +1,136 @@
+"""The conversations of one model: KV in slots in memory, and sealed copies of it on disk."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+
+from flexserve.trusted.engine.context import Context
+from flexserve.trusted.kv.sealed import WORTHWHILE, ParkedKv
+from flexserve.trusted.kv.slots import Slot, choose
+
+_SEAL_SPEED = 300e6  # bytes per second, a cautious guess: what a recall's deadline leaves room for
+
+
+class Conversations:
+    """Slots of a context and the parked KV of its model.
+
+    `lock` is the shelf's: slots change under it. It is never held while memory is asked for, nor
+    while the engine thread seals. Methods belong to the engine thread, but for those at the end.
+    """
+
+    def __init__(self, context: Context, parked: ParkedKv, lock: threading.RLock) -> None:
+        self._context, self._parked, self._lock = context, parked, lock
+        self._slots = [Slot(number) for number in range(context.sequences)]
+
+    def claim(self, owner: str, known: Sequence[int]) -> tuple[Slot, int] | None:
+        """Have a slot for a request, its memory there and kept from recalls.
+
+        `known` are the prompt's tokens whose KV may be used again. Returns the slot and how many of
+        them it has; None when all slots are busy. Give it back with `release`. Raises
+        GrantRefusedError; no slot is taken then.
+        """
+        with self._lock:
+            usable = self._context.usable
+            found = choose(self._slots, owner, known, lambda slot, shared: usable(slot.number, shared))
+            if found is None:
+                return None
+            slot, kept = found
+            slot.busy = True
+        try:
+            if kept < len(slot.tokens):
+                self._seal(slot, ask=True)  # it is somebody's conversation
+            kept = self._context.take(slot.number, self._resume(slot, owner, known, kept))
+        except BaseException:
+            slot.tokens = []
+            self.release(slot)
+            raise
+        slot.owner, slot.tokens = owner, list(known[:kept])
+        return slot, kept
+
+    def _resume(self, slot: Slot, owner: str, known: Sequence[int], kept: int) -> int:
+        """Take parked KV into `slot` where that saves computing; return how many of `known` it has then."""
+        parked = self._parked.find(owner, known, self._context.usable_saved)
+        if parked is None or parked[1] <= kept + WORTHWHILE:
+            return kept
+        entry, shared = parked
+        self._context.take(slot.number, 0)
+        loaded = self._parked.load(entry, lambda data: self._context.load(slot.number, data))
+        return shared if loaded else 0
+
+    def release(self, slot: Slot, *, keep: bool = True) -> None:
+        """Take a slot back; with `keep` its KV stays for the next request."""
+        with self._lock:
+            if not keep:
+                slot.tokens = []
+            slot.busy = False
+            slot.last_used = time.monotonic()
+
+    def unsealed(self) -> list[Slot]:
+        """Return the idle slots whose KV is worth sealing, the one used longest ago first."""
+        with self._lock:
+            return [s for s in self._idle() if not s.sealed and len(s.tokens) >= WORTHWHILE]
+
+    def seal_idle(self, slot: Slot) -> None:
+        """Seal an idle slot, unless it was recalled meanwhile."""
+        with self._lock:
+            if slot.busy or not slot.tokens:
+                return
+            slot.sealing = True
+        try:
+            self._seal(slot, ask=True)
+        finally:
+            with self._lock:
+                slot.sealing = False
+
+    def _seal(self, slot: Slot, *, ask: bool) -> None:
+        """Seal the KV of a slot that nobody else uses, if it is worth it and not sealed yet."""
+        if slot.sealed or len(slot.tokens) < WORTHWHILE:
+            return
+        number, size = slot.number, self._context.state_size(slot.number)
+        self._parked.save(
+            slot.owner, slot.tokens, size, lambda data: self._context.save(number, data), ask=ask
+        )
+        slot.sealed = True  # or it cannot be: trying again at every turn would help nobody
+
+    # ---- any thread, under the lock ---------------------------------------------------------------
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request uses a slot now."""
+        return any(slot.busy for slot in self._slots)
+
+    def committed(self) -> tuple[int, int]:
+        """Return the committed bytes of (idle KV, KV in use)."""
+        idle = self._context.kv.committed([slot.number for slot in self._idle()])
+        return idle, self._context.kv.committed() - idle
+
+    def seal_before(self, deadline: float) -> None:
+        """Seal idle KV while `deadline` (monotonic seconds) leaves time for it, asking for no memory.
+
+        The plaintext needs room for a moment, which has to be granted already. Not while the
+        engine thread computes with this context.
+        """
+        for slot in self.unsealed():
+            size = self._context.state_size(slot.number)
+            if size / _SEAL_SPEED <= (deadline - time.monotonic()) / 2:
+                self._seal(slot, ask=False)
+
+    def give_up(self, size: int, *, keep_grants: bool) -> int:
+        """Release idle KV, that used longest ago first, until `size` bytes went; return the bytes."""
+        freed = 0
+        for slot in self._idle():
+            if freed >= size:
+                break
+            self._parked.counters.dropped += not slot.sealed and len(slot.tokens) >= WORTHWHILE
+            slot.tokens = []
+            freed += self._context.release([slot.number], keep_grants=keep_grants)
+        return freed
+
+    def _idle(self) -> list[Slot]:
+        has_memory = self._context.kv.holds
+        return sorted(
+            (s for s in self._slots if not (s.busy or s.sealing) and has_memory(s.number)),
+            key=lambda s: s.last_used,
+        )

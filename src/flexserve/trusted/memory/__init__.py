@@ -1,0 +1,1 @@
+"""Flex-Mem: chunks of secure memory and who owns them."""

@@ -1,0 +1,298 @@
+"""Flex-Mem: recallable secure memory, every granule of it under the ownership table.
+
+The platform's `SecureMemory` maps and unmaps; this decides whose turn it is. Each committed
+granule holds one page number of the table, so that law 2 (conservation) can be checked at any
+moment. Grants come from the normal world through a `Granter`: the secure world never takes
+memory that the OS has not agreed to.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flexserve.errors import GrantRefusedError
+from flexserve.platforms.ports import Arena, Protection, SecureMemory
+from flexserve.trusted.memory.ownership import OwnershipTable, PageEvent, PageState
+from flexserve.units import format_size
+
+REFUSED_HINT = (
+    "Free memory, or allow more (--max-memory, `flexserve limit`); `flexserve log` says why it was refused."
+)
+_NO_PAGE = -1
+Mask = NDArray[np.bool_]
+
+
+class Granter(Protocol):
+    """The normal world as Flex-Mem sees it: it hands memory over and takes it back."""
+
+    def request(self, size: int, minimum: int) -> int:
+        """Ask for `size` bytes; return the bytes granted (0: refused).
+
+        `minimum` is what the running request needs to make any progress. May block for the
+        other world's answer. Raises PeerError when that world is gone.
+        """
+
+    def returned(self, size: int) -> None:
+        """Say that `size` bytes went back unasked."""
+
+
+class OpenHanded:
+    """A granter that agrees to everything: for building images and for measurements in one process."""
+
+    def request(self, size: int, minimum: int) -> int:  # noqa: ARG002
+        """Grant `size` bytes."""
+        return size
+
+    def returned(self, size: int) -> None:
+        """Take note of nothing."""
+
+
+class FlexMem:
+    """Arenas of secure memory, committed and released granule by granule. Thread-safe.
+
+    Callers do not commit, use and release the same range at the same time (trusted.weights.residency
+    and serving.reclaim see to that); everything else may run concurrently.
+    """
+
+    def __init__(self, memory: SecureMemory, capacity: int, granter: Granter) -> None:
+        self._memory = memory
+        self._granter = granter
+        self._table = OwnershipTable(max(1, capacity // memory.granule))
+        self._normal = list(range(self._table.total - 1, -1, -1))  # page numbers, lowest last
+        self._granted: list[int] = []
+        self._committing = 0  # granules that the platform's memory is about to take
+        self._pages: dict[Arena, np.ndarray[tuple[int], np.dtype[np.int32]]] = {}
+        self._lock = threading.Lock()
+        self.granule = memory.granule
+        # Asked, with no lock held, when the normal world grants too little: gives up as many bytes of
+        # idle models, keeping the grants, and returns how many there are now for others.
+        self.spare: Callable[[int], int] = lambda _missing: 0
+        self.moved: Callable[[], None] = lambda: None  # told of each commit
+        # Called, with no lock held, when granted memory was given up unused: a granter that has it
+        # lying ready hands it over.
+        self.settle: Callable[[], None] = lambda: None
+
+    @property
+    def protection(self) -> Protection:
+        """What protects this memory."""
+        return self._memory.protection
+
+    # ---- arenas --------------------------------------------------------------------------
+
+    def reserve(self, size: int) -> Arena:
+        """Reserve addresses for `size` bytes; no memory yet."""
+        arena = self._memory.reserve(size)
+        with self._lock:
+            self._pages[arena] = np.full(arena.size // self.granule, _NO_PAGE, dtype=np.int32)
+        return arena
+
+    def free(self, arena: Arena) -> int:
+        """Release all of `arena` and forget it; return the bytes that went back to the OS."""
+        size = self.release_all(arena)
+        with self._lock:
+            del self._pages[arena]
+        self._memory.free(arena)
+        return size
+
+    def view(self, arena: Arena, offset: int, length: int) -> memoryview:
+        """Return a writable view of committed memory."""
+        return self._memory.view(arena, offset, length)
+
+    # ---- grants --------------------------------------------------------------------------
+
+    def secure_grant(self, size: int, minimum: int = 0, *, needed: int | None = None) -> int:
+        """See to it that `size` bytes are granted and unused; return how many are (maybe fewer).
+
+        Asks the normal world first. What it leaves lacking of `needed` (all of `size` unless said),
+        idle models give up, if they can; with `needed` 0 none of them is asked.
+        """
+        have = self.bytes_in(PageState.GRANTED)
+        if have < size:
+            have += self._ask(size - have, max(0, minimum - have))
+        missing = (size if needed is None else needed) - have
+        if missing > 0 and self.spare(missing):
+            have = self.bytes_in(PageState.GRANTED)
+        return have
+
+    def return_unused(self) -> int:
+        """Give every granted, unused granule back; return the bytes."""
+        with self._lock:
+            pages, self._granted = self._granted, []
+            self._table.apply(PageEvent.RETURN, pages)
+            self._normal += pages
+        self.settle()
+        return len(pages) * self.granule
+
+    def _ask(self, size: int, minimum: int) -> int:
+        count = min(-(-size // self.granule), len(self._normal))
+        if count == 0:
+            return 0
+        granted = self._granter.request(count * self.granule, minimum)
+        with self._lock:
+            # Held to what was asked, and to whole granules; what is left over goes straight back.
+            count = min(granted // self.granule, count, len(self._normal))
+            pages = [self._normal.pop() for _ in range(count)]
+            self._table.apply(PageEvent.GRANT, pages)
+            self._granted += pages
+        self.report_returned(granted - count * self.granule)
+        return count * self.granule
+
+    # ---- commit and release --------------------------------------------------------------
+
+    def commit(self, arena: Arena, offset: int, length: int) -> None:
+        """Put granted memory behind a range that has none; it reads as zeros.
+
+        Asks the normal world when too little is granted. Raises GrantRefusedError when it
+        refuses; then nothing was changed.
+        """
+        # In a loop: a loader thread may take what was granted before we do.
+        while not self.try_commit(arena, offset, length):
+            if self.secure_grant(length, minimum=length) < length:
+                raise GrantRefusedError(
+                    f"{format_size(length)} of memory were not granted.", hint=REFUSED_HINT
+                )
+
+    def try_commit(self, arena: Arena, offset: int, length: int) -> bool:
+        """Commit out of what is granted already; return False, and change nothing, if it is too little."""
+        first, count = offset // self.granule, length // self.granule
+        with self._lock:
+            if count > len(self._granted):
+                return False
+            split = len(self._granted) - count
+            pages, self._granted = self._granted[split:], self._granted[:split]
+            self._table.apply(PageEvent.COMMIT, pages)
+            self._pages[arena][first : first + count] = pages
+            self._committing += count
+        try:
+            self._memory.commit(arena, offset, length)
+            self.moved()
+        except BaseException:
+            with self._lock:
+                self._pages[arena][first : first + count] = _NO_PAGE
+                self._table.apply(PageEvent.RECALL, pages)
+                self._table.apply(PageEvent.SCRUBBED, pages)
+                self._normal += pages
+                self._committing -= count
+            self._granter.returned(length)
+            raise
+        with self._lock:
+            self._committing -= count
+        return True
+
+    def commit_missing(self, arena: Arena, among: Mask | None = None) -> int:
+        """Commit every granule of `arena` that has no memory; return the bytes added.
+
+        `among` (one bool for each granule) restricts this, as below, to some of the granules.
+        """
+        with self._lock:
+            holes = _runs(_chosen(self._pages[arena] == _NO_PAGE, among))
+        for first, count in holes:
+            self.commit(arena, first * self.granule, count * self.granule)
+        return sum(count for _, count in holes) * self.granule
+
+    def release(self, arena: Arena, offset: int, length: int) -> int:
+        """Scrub a committed range and give it to the OS; return its bytes.
+
+        The caller reports them to the normal world (as part of a recall, or as `Returned`).
+        """
+        pages = self._take_out(arena, offset, length)
+        with self._lock:
+            self._table.apply(PageEvent.SCRUBBED, pages)
+            self._normal += pages
+        return length
+
+    def recycle(self, arena: Arena, offset: int, length: int) -> int:
+        """Release a range and keep its grant: the OS agreed to their number, not to their place.
+
+        Returns its bytes, which are there for any commit now.
+        """
+        pages = self._take_out(arena, offset, length, keep=True)
+        with self._lock:  # once for both steps: nobody else may ask for the pages in between
+            self._table.apply(PageEvent.SCRUBBED, pages)
+            self._table.apply(PageEvent.GRANT, pages)
+            self._granted += pages
+        return length
+
+    def recycle_all(self, arena: Arena, among: Mask | None = None) -> int:
+        """Release whatever of `arena` is committed and keep its grant; return the bytes."""
+        return sum(self.recycle(arena, *run) for run in self._committed_runs(arena, among))
+
+    def _take_out(self, arena: Arena, offset: int, length: int, *, keep: bool = False) -> list[int]:
+        """Scrub and unmap a committed range; return its pages, which are RECALLING now.
+
+        `keep`: they are to be granted again at once.
+        """
+        first, count = offset // self.granule, length // self.granule
+        with self._lock:
+            pages = [int(page) for page in self._pages[arena][first : first + count]]
+            self._table.apply(PageEvent.RECALL, pages)
+            self._pages[arena][first : first + count] = _NO_PAGE
+        self._memory.release(arena, offset, length, keep=keep)
+        return pages
+
+    def release_all(self, arena: Arena, among: Mask | None = None) -> int:
+        """Release whatever of `arena` is committed; return the bytes."""
+        return sum(self.release(arena, *run) for run in self._committed_runs(arena, among))
+
+    def _committed_runs(self, arena: Arena, among: Mask | None) -> list[tuple[int, int]]:
+        """Return (offset, length) of each committed run."""
+        with self._lock:
+            held = _runs(_chosen(self._pages[arena] != _NO_PAGE, among))
+        return [(first * self.granule, count * self.granule) for first, count in held]
+
+    def report_returned(self, size: int) -> None:
+        """Tell the normal world of memory that went back unasked."""
+        if size:
+            self._granter.returned(size)
+
+    # ---- looking -------------------------------------------------------------------------
+
+    def committed(self, arena: Arena, among: Mask | None = None) -> int:
+        """Return the committed bytes of `arena`."""
+        with self._lock:
+            return len(_chosen(self._pages[arena] != _NO_PAGE, among)) * self.granule
+
+    def holds(self, arena: Arena, offset: int) -> bool:
+        """Return whether there is memory behind the granule at `offset`."""
+        with self._lock:
+            return bool(self._pages[arena][offset // self.granule] != _NO_PAGE)
+
+    def bytes_in(self, state: PageState) -> int:
+        """Return the bytes whose granules are in `state`."""
+        with self._lock:
+            return self._table.count(state) * self.granule
+
+    def awaited(self) -> int:
+        """Return the granted bytes that a granter must still have lying ready, if it has them so."""
+        with self._lock:
+            return (len(self._granted) + self._committing) * self.granule
+
+    def resident(self) -> int:
+        """Return the bytes that the OS counts as ours in secure memory."""
+        return self._memory.resident()
+
+    def check(self) -> None:
+        """Assert conservation, and that arenas and table agree."""
+        with self._lock:
+            self._table.check()
+            held = sum(int(np.count_nonzero(pages != _NO_PAGE)) for pages in self._pages.values())
+            moving = self._table.count(PageState.SECURE) - held
+            assert moving == 0, f"{moving} granules are SECURE in no arena"
+            assert len(self._granted) == self._table.count(PageState.GRANTED), "granted pages drifted"
+
+
+def _chosen(granules: Mask, among: Mask | None) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
+    return np.flatnonzero(granules if among is None else granules & among)
+
+
+def _runs(indices: np.ndarray[tuple[int], np.dtype[np.intp]]) -> list[tuple[int, int]]:
+    """Return (first, count) of each run of consecutive integers in sorted `indices`."""
+    if len(indices) == 0:
+        return []
+    breaks = np.flatnonzero(np.diff(indices) != 1) + 1
+    return [(int(run[0]), len(run)) for run in np.split(indices, breaks)]

@@ -1,0 +1,102 @@
+"""Who owns each granule: the ownership table, law 1 and law 2 of docs/design.md.
+
+A granule is the unit of grant and recall. Exactly one party can use it at any time:
+
+    NORMAL     the normal-world OS allocates, reads and writes it as any other memory
+    GRANTED    taken from the OS for the secure world; nobody uses it, and it holds no secret yet
+    SECURE     only the secure world can reach it
+    RECALLING  on its way back: no longer used, not yet scrubbed, invisible to both worlds
+
+The four states form a ring, with one short cut: a granted granule that was never used goes
+back without a scrub. There is no way from SECURE to NORMAL that does not pass RECALLING, so
+no byte of a secure granule is visible before it was overwritten (law 3). An absent key *is*
+the illegal transition.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+
+from flexserve.errors import IllegalTransitionError
+
+
+class PageState(enum.IntEnum):
+    """The owner of a granule."""
+
+    NORMAL = 0
+    GRANTED = 1
+    SECURE = 2
+    RECALLING = 3
+
+
+class PageEvent(enum.Enum):
+    """What can happen to a granule."""
+
+    GRANT = "grant"  # the OS hands it over
+    COMMIT = "commit"  # the secure world starts to use it
+    RETURN = "return"  # never used: handed back as it came
+    RECALL = "recall"  # the secure world stops using it
+    SCRUBBED = "scrubbed"  # overwritten, visible to the OS again
+
+
+TRANSITIONS: dict[tuple[PageState, PageEvent], PageState] = {
+    (PageState.NORMAL, PageEvent.GRANT): PageState.GRANTED,
+    (PageState.GRANTED, PageEvent.COMMIT): PageState.SECURE,
+    (PageState.GRANTED, PageEvent.RETURN): PageState.NORMAL,
+    (PageState.SECURE, PageEvent.RECALL): PageState.RECALLING,
+    (PageState.RECALLING, PageEvent.SCRUBBED): PageState.NORMAL,
+}
+
+
+class OwnershipTable:
+    """The state of `total` granules, numbered from 0.
+
+    Not thread-safe: its one owner (trusted.memory.flexmem) serialises access.
+    """
+
+    def __init__(self, total: int) -> None:
+        if total <= 0:
+            raise ValueError("an ownership table needs at least one granule")
+        self.total = total
+        self._states = bytearray(total)  # PageState.NORMAL == 0
+        self._counts = [total, 0, 0, 0]
+
+    def state(self, page: int) -> PageState:
+        """Return the state of granule `page`. Raises IndexError for one that does not exist."""
+        if page < 0:
+            raise IndexError(page)
+        return PageState(self._states[page])
+
+    def count(self, state: PageState) -> int:
+        """Return how many granules are in `state`."""
+        return self._counts[state]
+
+    def apply(self, event: PageEvent, pages: Iterable[int]) -> None:
+        """Move every one of `pages` along `event`, or raise and change nothing.
+
+        Raises IllegalTransitionError when a page is unknown, named twice, or in a state that
+        has no row for `event`.
+        """
+        batch = list(pages)
+        if len(set(batch)) != len(batch):
+            raise IllegalTransitionError(f"{event.value}: a granule is named twice in one call.")
+        moves: list[tuple[int, PageState, PageState]] = []
+        for page in batch:
+            if not 0 <= page < self.total:
+                raise IllegalTransitionError(f"{event.value}: granule {page} does not exist.")
+            old = PageState(self._states[page])
+            new = TRANSITIONS.get((old, event))
+            if new is None:
+                raise IllegalTransitionError(f"{event.value}: granule {page} is {old.name}.")
+            moves.append((page, old, new))
+        for page, old, new in moves:
+            self._states[page] = new
+            self._counts[old] -= 1
+            self._counts[new] += 1
+
+    def check(self) -> None:
+        """Assert the conservation law: every granule has exactly one owner, none is lost."""
+        counted = [self._states.count(state) for state in PageState]
+        assert counted == self._counts, f"counts drifted: {counted} in the table, {self._counts} kept"
+        assert sum(counted) == self.total, f"{self.total - sum(counted)} granules lost"

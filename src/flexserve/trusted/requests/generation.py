@@ -1,0 +1,155 @@
+"""One generation, from prompt to last token: its tokens, its sampler, its text, its times."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from flexserve.protocol.messages import (
+    Choice,
+    Delta,
+    Finished,
+    Generate,
+    Started,
+    TokenLogprob,
+    Usage,
+)
+from flexserve.trusted.engine.context import Context, Span
+from flexserve.trusted.engine.sampler import Sampler, log_probabilities
+from flexserve.trusted.engine.vocabulary import TextStream
+from flexserve.trusted.kv.slots import Slot
+from flexserve.trusted.text.preparation import Prepared
+from flexserve.trusted.text.stops import StopScanner
+from flexserve.trusted.weights.job import RestoreStats
+
+Send = Callable[[msgspec.Struct], None]
+
+
+class Generation:
+    """A request on its way. Belongs to the engine thread.
+
+    `tokens` are the prompt's, then those generated; the first `done` of them are in the KV cache.
+    """
+
+    def __init__(self, prepared: Prepared, request: Generate, received: float, send: Send) -> None:
+        """`received`: when the request came in (monotonic seconds)."""
+        entry = prepared.entry
+        self.entry, self.request = entry, request
+        self._received, self._send = received, send
+        self._sampling = request.sampling
+        self.tokens = list(prepared.tokens)
+        self._prompt_size, self._thinking = len(self.tokens), prepared.thinking
+        self.slot: Slot | None = None
+        self.done = self._cached = self._count = 0
+        self._broke_off = False
+        self._limit = min(
+            self._sampling.max_tokens or entry.context.size, entry.context.size - self._prompt_size
+        )
+        self._stream = TextStream(entry.vocabulary)
+        self._scanner = StopScanner(self._sampling.stop)
+        self._sampler = Sampler(self._sampling, prepared.confinement)
+        self._stats = RestoreStats()
+        self._began = self._first = 0.0
+        self._first_waited = 0.0
+
+    def begin(self, slot: Slot, cached: int, began: float) -> None:
+        """Start in `slot`, whose first `cached` tokens are ours. `began`: when it left the queue."""
+        self.slot, self._cached, self._began = slot, cached, began
+        self.done = cached
+        slot.tokens = self.tokens[:cached]
+        self._send(Started(self.request.request, self._prompt_size, self._thinking))
+
+    def go_on(self) -> bool:
+        """Take up again after a graph that broke off, whose tokens may have reached the KV cache.
+
+        What the cache had before stays, where the model can forget a part. Returns False, having done
+        nothing, when this is not the first time.
+        """
+        assert self.slot is not None
+        if self._broke_off:
+            return False
+        self._broke_off = True
+        self.done = self.entry.context.take(self.slot.number, keep=self.done)
+        self.slot.tokens = self.tokens[: self.done]
+        return True
+
+    @property
+    def pending(self) -> int:
+        """How many tokens are to be computed before the next one can be chosen."""
+        return len(self.tokens) - self.done
+
+    def span(self, limit: int) -> Span:
+        """Return the next tokens to compute, at most `limit`."""
+        assert self.slot is not None
+        return Span(self.slot.number, self.done, self.tokens[self.done : self.done + limit])
+
+    def took(self, span: Span, stats: RestoreStats) -> None:
+        """Note that `span` was computed, and what it cost."""
+        assert self.slot is not None
+        self.done += len(span.tokens)
+        self.slot.tokens += span.tokens
+        self.slot.sealed = False
+        self._stats.include(stats)
+
+    def choose(self, context: Context, row: int) -> str | None:
+        """Choose the next token by the logits of `row` and send its text; return why it was the last."""
+        if not self._count:
+            self._first, self._first_waited = time.monotonic(), self._stats.waited
+        token = self._sampler.choose(context, context.row(row), context.logits(row))
+        if self.entry.vocabulary.ends(token):
+            self._finish_text()
+            return "stop"
+        self._sampler.accept(token)
+        self._count += 1
+        self.tokens.append(token)
+        self._emit(token, context, row)
+        if self._scanner.stopped:
+            return "stop"
+        if self._count >= self._limit:
+            self._finish_text()
+            return "length"
+        return None
+
+    def finished(self, reason: str) -> Finished:
+        """Return the last message. Send it when the slot is free: who hears of the end may recall."""
+        stats, ended = self._stats, time.monotonic()
+        timings = stats.timings(
+            queue=self._began - self._received,
+            prefill=self._first - self._began - self._first_waited,
+            decode=ended - self._first - (stats.waited - self._first_waited),
+            ttft=self._first - self._received,
+        )
+        return Finished(
+            self.request.request, reason, Usage(self._prompt_size, self._count, self._cached), timings
+        )
+
+    def close(self) -> None:
+        """Free the sampler. Always safe."""
+        self._sampler.close()
+
+    # ---- inside --------------------------------------------------------------------------------
+
+    def _emit(self, token: int, context: Context, row: int) -> None:
+        text = self._scanner.feed(self._stream.feed(token))
+        choices: list[Choice] = []
+        if self._sampling.logprobs is not None:
+            choices.append(self._choice(token, context.logits(row), self._sampling.logprobs))
+        self._send(Delta(self.request.request, text, 1, choices))
+
+    def _finish_text(self) -> None:
+        text = self._scanner.feed(self._stream.finish()) + self._scanner.finish()
+        if text:
+            self._send(Delta(self.request.request, text, 0))
+
+    def _choice(self, token: int, logits: NDArray[np.float32], count: int) -> Choice:
+        scores = log_probabilities(logits)
+        best = np.argpartition(scores, -count)[-count:] if count else np.empty(0, dtype=np.intp)
+        best = best[np.argsort(-scores[best], kind="stable")]
+        return Choice(self._scored(token, scores), [self._scored(int(other), scores) for other in best])
+
+    def _scored(self, token: int, scores: NDArray[np.float64]) -> TokenLogprob:
+        return TokenLogprob(self.entry.vocabulary.piece(token), float(scores[token]))

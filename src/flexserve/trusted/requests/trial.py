@@ -1,0 +1,74 @@
+"""A model's first computing: what it can do is found out by doing it once, and written down.
+
+Made in a secure world that serves nobody, when a model is added or verified. A model that dies of
+its text leaves no record; one that dies of its vectors leaves one that says that it makes none.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from flexserve.errors import CallerError, InternalError, StoredDataError
+from flexserve.serving.model_manager import OpenModel, Shelf
+from flexserve.trusted.engine.abilities import abilities_of
+from flexserve.trusted.engine.context import Span
+from flexserve.trusted.engine.embedder import Embedder
+
+_TEXT = "A first try."
+_TOKENS = 8  # of it
+
+
+def try_model(shelf: Shelf, entry: OpenModel) -> None:
+    """Compute text and vectors with `entry`, as far as it may be able to, and record what worked.
+
+    Raises StoredDataError (code "model_unusable") when it can do neither, GrantRefusedError, and what
+    restoring weights raises.
+    """
+    possible = abilities_of(entry.model)
+    tokens = entry.vocabulary.encode(_TEXT, special=False)[:_TOKENS] or [0]
+    makes_text = possible.text and _makes_text(shelf, entry, tokens)
+    found = msgspec.structs.replace(possible, text=makes_text, vectors=False, tools=_tools(entry))
+    shelf.note_abilities(entry, found)
+    if possible.vectors and _makes_vectors(shelf, entry, tokens):
+        found = msgspec.structs.replace(found, vectors=True)
+        shelf.note_abilities(entry, found)
+    if not (found.text or found.vectors):
+        raise StoredDataError(
+            f"llama.cpp makes neither text nor vectors with {entry.name}.",
+            hint="It may be a part of another model, turn texts into texts (T5), or be made for sound.",
+            code="model_unusable",
+        )
+
+
+def _tools(entry: OpenModel) -> str:
+    try:
+        return entry.template.tools
+    except (CallerError, StoredDataError):  # a template that cannot be rendered
+        return "none"
+
+
+def _makes_text(shelf: Shelf, entry: OpenModel, tokens: list[int]) -> bool:
+    context = entry.context
+    with shelf.using(entry):
+        try:
+            context.take(0, keep=0)
+            context.decode([Span(0, 0, tokens)])
+            return bool(context.logits(0).shape[0])
+        except (InternalError, ValueError):  # ValueError: there are no scores of tokens to look at
+            return False
+        finally:
+            context.release([0])
+
+
+def _makes_vectors(shelf: Shelf, entry: OpenModel, tokens: list[int]) -> bool:
+    with shelf.using(entry):
+        try:
+            embedder = Embedder(entry.context)
+        except (CallerError, InternalError):
+            return False
+        try:
+            return bool(embedder.embed(tokens).shape[0])
+        except (CallerError, InternalError, ValueError):
+            return False
+        finally:
+            embedder.close()

@@ -1,0 +1,105 @@
+"""The secure process's side of the device key, which another process holds (trusted.store.key_holder)."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from flexserve.errors import Blame, CallerError, InternalError, rebuild
+from flexserve.trusted.store.key_holder import MAX_MESSAGE, Answer, Done, Held, Refused, Sign, Unwrap
+from flexserve.trusted.store.keys import verify_signature
+
+_PATIENCE = 60.0  # seconds for an answer, which takes a fraction of a millisecond
+_encoder = msgspec.msgpack.Encoder()
+_answers: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
+
+
+class HeldKey:
+    """A Device whose key is in another process. Thread-safe.
+
+    Make it before this process confines itself. `on_end` is called when that process is gone.
+    """
+
+    def __init__(self, path: Path, on_end: Callable[[], None] = lambda: None) -> None:
+        """Start the holder of the key in `path`."""
+        self._on_end = on_end
+        self._asking = threading.Lock()
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket.settimeout(_PATIENCE)
+        with theirs:
+            command = [sys.executable, "-I", "-m", "flexserve.trusted.store.key_holder"]
+            self._process = subprocess.Popen(
+                [*command, "--fd", str(theirs.fileno()), "--device-key", str(path.absolute())],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env={},
+            )
+        self.pid = self._process.pid
+        self.identity = ""
+
+    def wait_until_ready(self) -> None:
+        """Wait until the holder has the key and is confined. Raises what DeviceKey.load_or_create raises."""
+        said = self._hear()
+        if not isinstance(said, Held):
+            self._gone()
+        self.identity = said.identity
+        self._public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(said.identity))
+
+    def wrap(self, model_id: bytes, key: bytes) -> bytes:
+        """Raise CallerError: the holder seals nothing."""
+        del model_id, key
+        raise CallerError("A secure world seals no models.", hint="Use `flexserve add`.")
+
+    def unwrap(self, model_id: bytes, wrapped: bytes) -> bytes:
+        """Return the key of a model. Raises StoredDataError if this device did not wrap it."""
+        return self._ask(Unwrap(model_id, wrapped))
+
+    def sign(self, data: bytes) -> bytes:
+        """Return this device's signature of a record. Raises CallerError for anything else."""
+        return self._ask(Sign(data))
+
+    def verify(self, data: bytes, signature: bytes) -> None:
+        """Raise StoredDataError unless `signature` is this device's signature of `data`."""
+        verify_signature(self._public, data, signature)
+
+    def close(self) -> None:
+        """End the holder. Always safe."""
+        self._socket.close()
+        self._process.wait()
+
+    def _ask(self, request: Unwrap | Sign) -> bytes:
+        with self._asking:
+            try:
+                self._socket.sendall(_encoder.encode(request))
+            except OSError:
+                self._gone()
+            said = self._hear()
+        if not isinstance(said, Done):
+            self._gone()
+        return said.data
+
+    def _hear(self) -> Answer:
+        """Return an answer. Raises the holder's own error."""
+        data = b""
+        with contextlib.suppress(OSError):
+            data = self._socket.recv(MAX_MESSAGE)
+        if not data:
+            self._gone()
+        said = _answers.decode(data)
+        if isinstance(said, Refused):
+            failure = said.failure
+            raise rebuild(Blame(failure.blame), failure.code, failure.message, failure.hint)
+        return said
+
+    def _gone(self) -> NoReturn:
+        self._on_end()
+        raise InternalError("The process that holds the device key is gone.", hint="Install flexserve again.")

@@ -1,0 +1,242 @@
+"""The local store: sealed models by name, the images derived from them, and parked KV.
+
+    ROOT/models/NAME.flex
+    ROOT/images/MODEL_ID-FINGERPRINT.img
+    ROOT/images/MODEL_ID-record.able
+    ROOT/kv/MODEL_ID-RANDOM.kv
+
+A model exists exactly as long as its .flex file has its name: adding publishes that one file,
+removing unlinks it. Everything else is left over and swept when a store is opened: temporary
+files of writers that were killed, and images and parked KV whose model is gone. Several processes may use one
+store at once.
+"""
+
+from __future__ import annotations
+
+import builtins
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from flexserve.errors import CallerError, NormalWorldError, StoredDataError, UnknownModelError
+from flexserve.private_files import refuse_shared
+from flexserve.trusted.store.container import (
+    Progress,
+    SealedModel,
+    name_taken,
+    open_source,
+    read_manifest,
+    seal,
+)
+from flexserve.trusted.store.files import disk_errors, make_folder, sweep, sync_folder
+from flexserve.trusted.store.keys import Device
+from flexserve.trusted.store.manifest import NAME_RULE, Manifest, check_name, is_name
+from flexserve.trusted.store.record import Record, read_record, write_record
+
+_MODEL, _IMAGE, _KV, _RECORD = ".flex", ".img", ".kv", ".able"
+_NAMES_IN_HINT = 10
+
+
+class Store:
+    """The models of this device. Thread-safe: all state is files in `FOLDERS` of its root."""
+
+    FOLDERS = ("models", "images", "kv")
+
+    def __init__(self, root: Path, device: Device) -> None:
+        """Open the store in `root`, creating it (mode 0700) and sweeping leftovers.
+
+        Raises NormalWorldError when the disk refuses, CallerError (code "store_unsafe") when others could
+        put files into it.
+        """
+        self.root = root
+        self._device = device
+        self._models, self._images, self._kv = self.make_folders(root)
+        for folder in (self._models, self._images, self._kv):
+            sweep(folder)
+        self._sweep_orphans()
+
+    @classmethod
+    def make_folders(cls, root: Path) -> builtins.list[Path]:
+        """Make what is missing of the store's folders, mode 0700; return them.
+
+        Raises NormalWorldError, and CallerError (code "store_unsafe") when others could write into them.
+        """
+        folders = [root / name for name in cls.FOLDERS]
+        for folder in folders:
+            make_folder(folder)
+        for folder in (root, *folders):
+            refuse_shared(folder, f"The store {root}", code="store_unsafe")
+        return folders
+
+    def add(self, source: Path, name: str | None, progress: Progress) -> Manifest:
+        """Seal the GGUF `source` as `name` (None: after its file name); return its manifest.
+
+        `progress(done, total)` is called in bytes. Raises CallerError for a name that is not
+        allowed or taken and for a file that is not a usable GGUF, NormalWorldError when the disk
+        refuses (code "disk_full" when it is full); the store is unchanged then.
+        """
+        name = check_name(name) if name is not None else _name_after(source)
+        path = self._path(name)
+        if os.path.lexists(path):
+            raise name_taken(name)
+        return seal(source, path, name, self._device, progress)
+
+    def list(self) -> builtins.list[Manifest]:
+        """Return the manifests of all sound models, by name; `damaged` has the others."""
+        return [entry for _, entry in self._scan() if isinstance(entry, Manifest)]
+
+    def damaged(self) -> dict[str, StoredDataError]:
+        """Return what is wrong with each model that `open` would refuse, by name."""
+        return {name: entry for name, entry in self._scan() if isinstance(entry, StoredDataError)}
+
+    def open(self, name: str, *, scratch: memoryview | None = None) -> SealedModel:
+        """Open the model `name`; see SealedModel.open for `scratch`.
+
+        Raises UnknownModelError when there is none, else as SealedModel.open.
+        """
+        model = SealedModel.open(self._existing(name), self._device, scratch=scratch)
+        if model.manifest.name != name:
+            model.close()
+            raise _renamed(name)
+        return model
+
+    def verify(self, name: str, progress: Progress) -> None:
+        """Check every byte of the model `name`. Raises StoredDataError, or as `open`."""
+        with self.open(name) as model:
+            model.verify(progress)
+
+    def require(self, name: str) -> None:
+        """Raise UnknownModelError when there is no model `name`, sound or not."""
+        self._existing(name)
+
+    def remove(self, name: str) -> int:
+        """Remove the model `name`, sound or not, and its images; return the bytes of disk freed.
+
+        Raises UnknownModelError when there is none, NormalWorldError when the disk refuses.
+        """
+        path = self._existing(name)
+        with disk_errors(f"Removing {name}"):
+            freed = _unlink(path)
+            sync_folder(self._models)
+        return freed + self._sweep_orphans()
+
+    def image_path(self, manifest: Manifest, fingerprint: str) -> Path:
+        """Return where the image of a model for one CPU and llama.cpp belongs."""
+        digest = hashlib.sha256(fingerprint.encode()).hexdigest()[:16]
+        return self._images / f"{manifest.model_id}-{digest}{_IMAGE}"
+
+    def images(self, manifest: Manifest) -> builtins.list[Path]:
+        """Return the images of a model that exist."""
+        return sorted(self._images.glob(f"{manifest.model_id}-*{_IMAGE}"))
+
+    def drop_image(self, manifest: Manifest, fingerprint: str) -> int:
+        """Remove a model's image for one fingerprint; return the bytes of disk freed."""
+        with disk_errors("Removing a damaged image"):
+            return _unlink(self.image_path(manifest, fingerprint))
+
+    def drop_stale_images(self, manifest: Manifest, fingerprint: str) -> int:
+        """Remove a model's images for other fingerprints; return the bytes of disk freed."""
+        keep = self.image_path(manifest, fingerprint)
+        with disk_errors("Removing stale images"):
+            return sum(_unlink(path) for path in self.images(manifest) if path != keep)
+
+    def record(self, manifest: Manifest) -> Record | None:
+        """Return what a model was found to be able to do; None: nobody tried, or it cannot be read."""
+        return read_record(self._record_path(manifest), self._device, manifest)
+
+    def keep_record(self, manifest: Manifest, record: Record) -> None:
+        """Write down what a model was found to be able to do. Raises NormalWorldError."""
+        write_record(self._record_path(manifest), self._device, record)
+
+    def _record_path(self, manifest: Manifest) -> Path:
+        return self._images / f"{manifest.model_id}-record{_RECORD}"
+
+    def kv_path(self, manifest: Manifest, name: str) -> Path:
+        """Return where parked KV of a model belongs; `name` without "-"."""
+        return self._kv / f"{manifest.model_id}-{name}{_KV}"
+
+    def kv_paths(self, manifest: Manifest) -> builtins.list[Path]:
+        """Return all parked KV of a model."""
+        return sorted(self._kv.glob(f"{manifest.model_id}-*{_KV}"))
+
+    def _path(self, name: str) -> Path:
+        return self._models / f"{name}{_MODEL}"
+
+    def _names(self) -> builtins.list[str]:
+        with disk_errors(f"Listing {self._models}"):
+            files = sorted(os.listdir(self._models))
+        return [file.removesuffix(_MODEL) for file in files if _is_model(file)]
+
+    def _existing(self, name: str) -> Path:
+        if is_name(name) and os.path.lexists(self._path(name)):
+            return self._path(name)
+        known = self._names()
+        shown = ", ".join(known[:_NAMES_IN_HINT]) + (" …" if len(known) > _NAMES_IN_HINT else "")
+        hint = f"The store has: {shown}." if known else "Add one with `flexserve add FILE.gguf`."
+        raise UnknownModelError(f"There is no model named {name[:64]!r}.", hint=hint)
+
+    def _scan(self) -> Iterator[tuple[str, Manifest | StoredDataError]]:
+        for name in self._names():
+            path = self._path(name)
+            try:
+                manifest = read_manifest(path, self._device)
+                yield name, manifest if manifest.name == name else _renamed(name)
+            except StoredDataError as error:
+                yield name, error
+            except NormalWorldError:
+                if os.path.lexists(path):  # not merely removed since it was listed
+                    raise
+
+    def _sweep_orphans(self) -> int:
+        """Remove images and parked KV without a model; return the bytes of disk freed.
+
+        While a model cannot be read what is its cannot be told from orphans: all is kept then.
+        """
+        # These first: the model of an image that exists now was added before, so it is listed.
+        with disk_errors(f"Cleaning up {self.root}"):
+            derived = [
+                *self._images.glob(f"*{_IMAGE}"),
+                *self._images.glob(f"*{_RECORD}"),
+                *self._kv.glob(f"*{_KV}"),
+            ]
+        entries = [entry for _, entry in self._scan()] if derived else []
+        owners = {entry.model_id for entry in entries if isinstance(entry, Manifest)}
+        if len(owners) < len(entries):
+            return 0
+        orphans = [path for path in derived if path.name.split("-")[0] not in owners]
+        with disk_errors(f"Cleaning up {self.root}"):
+            return sum(_unlink(path) for path in orphans)
+
+
+def _is_model(file: str) -> bool:
+    return file.endswith(_MODEL) and is_name(file.removesuffix(_MODEL))
+
+
+def _unlink(path: Path) -> int:
+    """Remove `path` if it is there; return the bytes of disk it had."""
+    try:
+        size = os.lstat(path).st_blocks * 512
+        os.unlink(path)
+    except FileNotFoundError:
+        return 0
+    return size
+
+
+def _name_after(source: Path) -> str:
+    name = re.sub(r"[^a-z0-9._-]+", "-", source.stem.lower()).strip("-._")[:64]
+    try:
+        return check_name(name)
+    except CallerError:
+        os.close(open_source(source)[0])  # that there is no such file (an unexpanded "*") matters more
+        raise CallerError(
+            f"No name can be made from {source.name!r}.", hint=f"Give one with --name. {NAME_RULE}"
+        ) from None
+
+
+def _renamed(name: str) -> StoredDataError:
+    return StoredDataError(
+        f"The file of {name} holds a model of another name.",
+        hint="Give the file its old name back, or remove the model and add it again.",
+    )

@@ -1,0 +1,1 @@
+"""Weights in memory, and bringing them back in time."""

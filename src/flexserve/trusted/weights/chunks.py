@@ -1,0 +1,95 @@
+"""A model's weights as numbered granules: what they are, where they come back from, which are there."""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flexserve.platforms.ports import Arena
+from flexserve.trusted.weights.plan import RESIDENT
+
+
+class WeightSource(Protocol):
+    """Where evicted weights come back from (trusted.store.image.Image)."""
+
+    def restore(self, buffer: int, index: int, target: memoryview) -> float:
+        """Fill `target` with chunk `index` of `buffer`, authenticated; return seconds of decryption."""
+
+    def read(self, buffer: int, index: int, target: memoryview) -> None:
+        """Fill `target` with the ciphertext of the chunk: the first half of `restore`."""
+
+    def decrypt(self, buffer: int, index: int, target: memoryview) -> float:
+        """Replace the ciphertext in `target` by its plaintext: the second half; return its seconds."""
+
+    def prefetch(self, buffer: int, index: int, count: int) -> None:
+        """Ask the disk for chunks ahead of need."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Part:
+    """One weight buffer: its arena and its size in bytes."""
+
+    arena: Arena
+    size: int
+
+
+class Weights:
+    """The weights of one model as numbered granules, over all of its buffers.
+
+    `states`, `whole` and `epoch` change only under the residency's lock.
+    """
+
+    def __init__(self, name: str, parts: Sequence[Part], source: WeightSource, granule: int) -> None:
+        self.name = name
+        self.parts = tuple(parts)
+        self.source = source
+        self._granule = granule
+        counts = [part.arena.size // granule for part in self.parts]
+        self._bases = [sum(counts[:i]) for i in range(len(counts))]
+        self.count = sum(counts)
+        self.states: NDArray[np.uint8] = np.zeros(self.count, dtype=np.uint8)
+        self.whole = False
+        self.epoch = 0  # grows when something is taken away between slices
+        self.usual: list[int] = []  # load order, once a graph was seen
+
+    @property
+    def size(self) -> int:
+        """Bytes of all weight buffers."""
+        return sum(part.size for part in self.parts)
+
+    @property
+    def resident(self) -> int:
+        """Bytes of weights in memory."""
+        return min(self.size, int(np.count_nonzero(self.states == RESIDENT)) * self._granule)
+
+    def eviction_order(self) -> list[int]:
+        """Return the resident granules, first the one whose loss costs least (the end of the layers)."""
+        order = self.usual or range(self.count)
+        return [g for g in reversed(order) if self.states[g] == RESIDENT]
+
+    def locate(self, granule: int) -> tuple[int, int, int]:
+        """Return (buffer, chunk index in it, bytes of the chunk) of a granule."""
+        part = bisect.bisect_right(self._bases, granule) - 1
+        index = granule - self._bases[part]
+        return part, index, min(self._granule, self.parts[part].size - index * self._granule)
+
+    def base(self, part: int) -> int:
+        """Return the number of the first granule of buffer `part`."""
+        return self._bases[part]
+
+    def runs(self, granules: Sequence[int]) -> list[tuple[Arena, int, int]]:
+        """Group sorted granules into (arena, first index, count) of consecutive ones in one arena."""
+        found: list[tuple[Arena, int, int]] = []
+        for granule in granules:
+            part, index, _ = self.locate(granule)
+            arena = self.parts[part].arena
+            if found and found[-1][0] is arena and found[-1][1] + found[-1][2] == index:
+                found[-1] = (arena, found[-1][1], found[-1][2] + 1)
+            else:
+                found.append((arena, index, 1))
+        return found

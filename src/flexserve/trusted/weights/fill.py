@@ -1,0 +1,81 @@
+"""Filling one granule of weights: memory, ciphertext, plaintext; and where the time went."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable
+
+from flexserve.platforms.ports import Arena
+from flexserve.trusted.memory.flexmem import FlexMem
+from flexserve.trusted.weights.chunks import Weights
+
+# Fresh memory gets its pages at first touch, which is when the ciphertext is read into it: one call
+# does both, and touching every granule first, to tell them apart, adds 2 % to a restore. So that is
+# done to one granule in so many, and the others' time is split as theirs was.
+_SAMPLED = 16
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Cost:
+    """What filling a granule took: thread seconds, and its bytes."""
+
+    allocate: float  # a place in memory, with its pages; waiting for one included
+    load: float  # ciphertext from the disk
+    decrypt: float
+    size: int
+
+
+class Filler:
+    """Fills granules. Thread-safe for different granules.
+
+    With `sampling` off all the time of reading counts as load: for memory that has its pages already.
+    """
+
+    def __init__(self, flexmem: FlexMem, *, sampling: bool = True) -> None:
+        self._flexmem = flexmem
+        self._sampling = sampling
+        self._zeros = os.memfd_create("zeros", os.MFD_CLOEXEC)  # a hole: /dev is not to be seen from here
+        os.ftruncate(self._zeros, flexmem.granule)
+        self._filled = 0
+        self._touching = 0.0  # fraction of (first touch and read) that is first touch
+
+    def close(self) -> None:
+        """Close what it reads from; nothing may be filled any more."""
+        os.close(self._zeros)
+
+    def fill(self, weights: Weights, granule: int, commit: Callable[[Arena, int], bool]) -> Cost | None:
+        """Bring a granule that is in the caller's hands (LOADING) into memory; its state stays.
+
+        `commit` puts memory behind (arena, offset), or returns False, and then so does this: None.
+        Raises what commit or the source raise; the granule has no memory then, and the normal world
+        was told of it.
+        """
+        part, index, length = weights.locate(granule)
+        arena, offset = weights.parts[part].arena, index * self._flexmem.granule
+        began = time.perf_counter()
+        if not commit(arena, offset):
+            return None
+        try:
+            target = self._flexmem.view(arena, offset, length)
+            committed = time.perf_counter()
+            sampled = self._sampling and self._filled % _SAMPLED == 0
+            touched = self.touch(target) if sampled else None
+            decrypt = weights.source.restore(part, index, target)
+        except BaseException:
+            self._flexmem.report_returned(self._flexmem.release(arena, offset, self._flexmem.granule))
+            raise
+        self._filled += 1  # two threads may count one: no matter
+        both = time.perf_counter() - committed - decrypt  # first touch and read
+        if touched is not None:
+            sample = touched / both
+            self._touching = (self._touching + sample) / 2 if self._touching else sample
+        allocate = committed - began + both * self._touching
+        return Cost(allocate, both * (1 - self._touching), decrypt, length)
+
+    def touch(self, target: memoryview) -> float:
+        """Have the OS supply the pages of `target`, zeroed, without the interpreter lock; return seconds."""
+        began = time.perf_counter()
+        os.preadv(self._zeros, [target], 0)
+        return time.perf_counter() - began

@@ -1,0 +1,112 @@
+"""A restore under way: a plan, how far the loaders are with it, and what it cost."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from flexserve.protocol.messages import Timings
+from flexserve.trusted.weights.chunks import Weights
+from flexserve.trusted.weights.fill import Cost
+from flexserve.trusted.weights.plan import ABSENT, LOADING, RESIDENT, RestorePlan
+
+
+@dataclasses.dataclass(slots=True)
+class RestoreStats:
+    """What restoring cost a request. Seconds and bytes."""
+
+    waited: float = 0.0  # wall time compute stood still for memory
+    # Time of loader threads, most of it hidden behind compute:
+    allocate: float = 0.0  # getting memory: grants, places, pages
+    load: float = 0.0  # reading ciphertext
+    decrypt: float = 0.0
+    restored: int = 0
+    npu_products: int = 0  # not of restoring: what else the same graphs tell of themselves
+
+    def add(self, cost: Cost) -> None:
+        """Count one granule."""
+        self.allocate += cost.allocate
+        self.load += cost.load
+        self.decrypt += cost.decrypt
+        self.restored += cost.size
+
+    def timings(
+        self, *, queue: float = 0.0, prefill: float = 0.0, decode: float = 0.0, ttft: float = 0.0
+    ) -> Timings:
+        """Return the timings of a request that this restore was for; all in seconds."""
+        return Timings(
+            queue=_ms(queue),
+            restore=_ms(self.waited),
+            allocate=_ms(self.allocate),
+            load=_ms(self.load),
+            decrypt=_ms(self.decrypt),
+            prefill=_ms(prefill),
+            decode=_ms(decode),
+            ttft=_ms(ttft),
+            restored_bytes=self.restored,
+            npu_products=self.npu_products,
+        )
+
+    def include(self, other: RestoreStats) -> None:
+        """Add what another restore cost."""
+        for field in dataclasses.fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+
+
+class RestoreJob:
+    """One plan being followed by the loaders. Fields change only under the residency's lock."""
+
+    def __init__(self, weights: Weights, plan: RestorePlan, stats: RestoreStats, start: int) -> None:
+        self.weights, self.plan, self.stats = weights, plan, stats
+        self.epoch = weights.epoch  # of the states that the plan was made from
+        self.position = start  # node that compute has reached
+        self.next = 0  # index in plan.order of the next granule to load …
+        self.end = len(plan.order)  # … and where to stop
+        self.done = 0  # plan.order[:done] is resident
+        self.waiting = False  # compute stands still until plan.order[:goal] is resident
+        self.goal = 0
+        self.error: BaseException | None = None
+        self.short = False  # of memory: loaders wait for compute to pass what they can use
+        self.stale = False  # a recall took something: make a new plan
+
+    @property
+    def loadable(self) -> bool:
+        """Whether there may be a granule left for a loader to take."""
+        return self.error is None and self.next < self.end
+
+    @property
+    def stopped(self) -> bool:
+        """Whether compute stands still, and will until more is resident."""
+        return self.waiting and self.done < self.goal
+
+    @property
+    def least(self) -> int:
+        """How many granules compute needs together for the node that it has reached."""
+        needed = self.plan.order[: self.plan.wanted(self.position)]
+        return sum(self.plan.last_use[granule] >= self.position for granule in needed)
+
+    def advance(self) -> None:
+        """Move `done` over what is resident by now."""
+        states, order = self.weights.states, self.plan.order
+        while self.done < len(order) and states[order[self.done]] == RESIDENT:
+            self.done += 1
+
+    def take(self) -> int | None:
+        """Take the next absent granule in hand; return its place in the order (None: there is none)."""
+        states, order = self.weights.states, self.plan.order
+        while self.next < self.end:
+            position, self.next = self.next, self.next + 1
+            if states[order[position]] == ABSENT:
+                states[order[position]] = LOADING
+                return position
+        self.advance()
+        return None
+
+    def early(self) -> int | None:
+        """Return the resident granule that was loaded longest before its turn, if compute can do without."""
+        states, order = self.weights.states, self.plan.order
+        later = range(len(order) - 1, max(self.done, self.goal - 1), -1)
+        return next((order[i] for i in later if states[order[i]] == RESIDENT), None)
+
+
+def _ms(seconds: float) -> float:
+    return max(0.0, seconds * 1000)

@@ -1,0 +1,135 @@
+"""Room for a granule when grants are short: a model larger than its memory streams through it.
+
+Each granule that compute has passed makes room for one ahead, and the generation goes on, slower.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Protocol
+
+import numpy as np
+
+from flexserve.errors import GrantRefusedError
+from flexserve.platforms.ports import Arena
+from flexserve.trusted.memory.flexmem import REFUSED_HINT, FlexMem
+from flexserve.trusted.memory.ownership import PageState
+from flexserve.trusted.weights.chunks import Weights
+from flexserve.trusted.weights.job import RestoreJob
+from flexserve.trusted.weights.plan import LOADING, RESIDENT
+from flexserve.units import format_size
+
+_PATIENCE = 0.5  # seconds for memory that is in other hands to turn up, before it counts as too little
+
+
+class Follows(Protocol):
+    """Whether the loaders still follow a job; called under the residency's lock."""
+
+    def __call__(self, job: RestoreJob) -> bool:
+        """Return it."""
+
+
+class PutDown(Protocol):
+    """How the residency learns that granules in our hands have no memory any more."""
+
+    def __call__(self, weights: Weights, granules: list[int]) -> None:
+        """Mark them as absent."""
+
+
+class Room:
+    """Finds memory for the granules of the job that the loaders follow.
+
+    Shares the residency's lock (`changed`). With `in_turns` nothing is taken while compute runs, so that
+    what goes, and when, follows from the graph and not from how far compute happens to be.
+    """
+
+    def __init__(
+        self,
+        flexmem: FlexMem,
+        changed: threading.Condition,
+        *,
+        in_turns: bool,
+        follows: Follows,
+        put_down: PutDown,
+    ) -> None:
+        self._flexmem, self._changed, self._in_turns = flexmem, changed, in_turns
+        self._follows, self._put_down = follows, put_down
+
+    def commit(self, job: RestoreJob, position: int, arena: Arena, offset: int) -> bool:
+        """Commit the granule at `position` of the job's order. False: not needed now, and no room for it.
+
+        Raises GrantRefusedError when compute needs it, and there is too little to go on at all.
+        """
+        granule = self._flexmem.granule
+        while not self._flexmem.try_commit(arena, offset, granule):
+            if position >= job.plan.needed:
+                if not self._flexmem.secure_grant(granule, needed=0):
+                    return False
+                continue
+            with self._changed:
+                if not job.short:
+                    job.short = True
+                    self._changed.notify_all()  # compute may be waiting for us to finish
+                if not self._follows(job):
+                    return False
+                victim = job.plan.passed(job.position, job.weights.states)
+                if not job.stopped and (victim is None or self._in_turns):
+                    self._changed.wait(0.05)  # compute is busy; it will pass something
+                    continue
+                minimum = granule if position == job.done else 0  # compute waits for this very granule
+                self._take(job, victim)
+            if victim is not None:
+                self._recycle(job, victim)
+            elif not self._flexmem.secure_grant(granule, minimum) and not self._make_room(job, position):
+                return False
+        return True
+
+    def _make_room(self, job: RestoreJob, position: int) -> bool:
+        """Take memory from what was loaded too early for the granule that compute needs first.
+
+        True: look again for memory. False: this is not that granule. Raises GrantRefusedError
+        when there was nothing to take for a while.
+        """
+        deadline = time.monotonic() + _PATIENCE
+        with self._changed:
+            while True:
+                if not self._follows(job):
+                    return False
+                first = position == job.done
+                job.goal = min(job.goal, job.plan.wanted(job.position))  # no room for a good stretch
+                if first and job.done < job.goal and (victim := job.early()) is not None:
+                    self._take(job, victim)
+                    break
+                if job.done >= job.goal:
+                    self._changed.notify_all()  # compute can go on, and will pass something
+                elif first and time.monotonic() > deadline and not self._in_hand(job):
+                    size = job.least * self._flexmem.granule
+                    raise GrantRefusedError(
+                        f"This model needs {format_size(size)} of memory at once, which were not granted.",
+                        hint=REFUSED_HINT,
+                    )
+                self._changed.wait(0.05)
+                if not first or not job.stopped or self._in_hand(job):
+                    return first  # let go of any other: the first one may need a loader
+        self._recycle(job, victim)
+        return True
+
+    def _in_hand(self, job: RestoreJob) -> bool:
+        """Return whether there is memory that can be had: passed, granted, or with another loader."""
+        states = job.weights.states
+        if self._flexmem.bytes_in(PageState.GRANTED) or job.plan.passed(job.position, states) is not None:
+            return True
+        held = sum(self._flexmem.committed(part.arena) for part in job.weights.parts)
+        return held > int(np.count_nonzero(states == RESIDENT)) * self._flexmem.granule
+
+    def _take(self, job: RestoreJob, victim: int | None) -> None:
+        if victim is not None:
+            job.weights.states[victim] = LOADING  # in our hands, as in `evict`
+            job.weights.whole = False
+
+    def _recycle(self, job: RestoreJob, victim: int) -> None:
+        part, index, _ = job.weights.locate(victim)
+        granule = self._flexmem.granule
+        self._flexmem.recycle(job.weights.parts[part].arena, index * granule, granule)
+        self._put_down(job.weights, [victim])

@@ -1,0 +1,46 @@
+"""A clock that is set while FlexServe runs changes nothing: no decision is made by the time of day."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import flexserve
+
+PACKAGE = Path(flexserve.__file__).parent
+WALL = {"time", "time_ns", "now", "utcnow", "today", "localtime", "gmtime", "CLOCK_REALTIME"}
+MODULES = {"time", "datetime", "date"}
+# What shows a person or a client a date, and does nothing else with it.
+DATES = {
+    "normal/api/forms.py",
+    "normal/ledger.py",
+    "trusted/text/rendering/template.py",
+    "trusted/store/container.py",
+}
+
+
+def asks(tree: ast.AST) -> Iterator[int]:
+    """Yield the lines on which the time of day is asked for."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr in WALL:
+            owner = node.value
+            if (owner.id if isinstance(owner, ast.Name) else getattr(owner, "attr", "")) in MODULES:
+                yield node.lineno
+        elif isinstance(node, ast.ImportFrom) and node.module in MODULES:
+            yield from (node.lineno for name in node.names if name.name in WALL)
+
+
+def test_the_time_of_day_is_asked_for_only_where_a_date_is_shown():
+    found = {
+        str(path.relative_to(PACKAGE))
+        for path in PACKAGE.rglob("*.py")
+        if any(asks(ast.parse(path.read_text())))
+    }
+    assert found == DATES
+
+
+def test_the_time_of_day_is_recognised_in_every_form():
+    for text in ("import time\ntime.time()", "from time import time", "datetime.datetime.now()"):
+        assert list(asks(ast.parse(text)))
+    assert not list(asks(ast.parse("import time\ntime.monotonic()\nself.clock.now()")))

@@ -1,0 +1,249 @@
+"""The budget that follows the foreground: memory of idle models goes to those who lack it, and comes back."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flexserve.platforms.ports import MemorySample
+from flexserve.policy.pressure import Bound, Holdings, Limits, PressurePolicy, RecallDecision
+
+LIMITS = Limits(
+    low=100, high=150, emergency=25, full=25, cushion=50, refault_rate=10, calm=30, longest_calm=240
+)
+LOOK = 0.25  # seconds
+TOTAL = 10_000
+
+
+@dataclasses.dataclass
+class Machine:
+    """Memory shared by us and one foreground program that reads a file of `wants` bytes at random.
+
+    What it reads stays cached while there is room, and is dropped when we or it need the room.
+    """
+
+    wants: int = 0
+    speed: int = 2000  # bytes a second it reads
+    ours: int = 0
+    cached: int = 0
+    seen: int = 0
+    refaulted: int = 0
+    stingy: int = TOTAL  # it may cache no more than this: a limit of its own
+
+    @property
+    def free(self) -> int:
+        return TOTAL - self.ours - self.cached
+
+    @property
+    def held(self) -> Holdings:
+        return Holdings(self.ours, self.ours)
+
+    def sample(self) -> MemorySample:
+        return MemorySample(TOTAL, TOTAL - self.ours, 0.0, max(0, self.free), self.refaulted)
+
+    def run(self, seconds: float) -> None:
+        """Let the foreground read; all of it that is not cached is read again and again."""
+        room = min(self.wants, TOTAL - self.ours, self.stingy)
+        self.cached = min(self.cached, room)
+        read = int(self.speed * seconds)
+        missing = self.wants - self.cached
+        missed = read * missing // max(1, self.wants)
+        known = max(0, self.seen - self.cached)
+        self.refaulted += missed * known // max(1, missing)
+        self.seen = min(self.wants, self.seen + missed)
+        self.cached = min(room, self.cached + missed)
+
+    def grant(self, policy: PressurePolicy, size: int, now: float, minimum: int = 0) -> int:
+        size = policy.grant(self.sample(), self.held, size=size, minimum=minimum, now=now).size
+        self.ours += size
+        self.cached = min(self.cached, TOTAL - self.ours)
+        return size
+
+    def relieve(self, policy: PressurePolicy, now: float) -> RecallDecision | None:
+        """Look, and give back what is asked for."""
+        order = policy.recall(self.sample(), self.held, now=now)
+        if order is not None:
+            assert 0 < order.size <= self.ours
+            self.ours -= order.size
+            policy.recalled(asked=order.size, returned=order.size, now=now, gentle=order.gentle)
+        return order
+
+
+def looks(start: float, seconds: float) -> list[float]:
+    return [start + turn * LOOK for turn in range(1, int(seconds / LOOK) + 1)]
+
+
+def test_a_foreground_that_fits_beside_us_takes_nothing() -> None:
+    machine, policy = Machine(wants=5000, ours=4000), PressurePolicy(LIMITS)
+    for now in looks(0, 60):
+        machine.run(LOOK)
+        assert machine.relieve(policy, now) is None
+
+
+def test_a_foreground_that_grows_gets_all_it_lacks_gently_and_no_more() -> None:
+    machine, policy = Machine(wants=8000, ours=8000, speed=20_000), PressurePolicy(LIMITS)
+    orders = []
+    for now in looks(0, 60):
+        machine.run(LOOK)
+        orders.append(machine.relieve(policy, now))
+    assert all(order.gentle for order in orders if order)
+    assert machine.cached >= machine.wants - 1
+    assert 0 < machine.ours <= 2000
+
+
+def test_within_a_second_of_the_first_sign_a_greedy_foreground_has_what_an_idle_model_kept() -> None:
+    machine, policy = Machine(wants=50_000, ours=700, speed=200_000), PressurePolicy(LIMITS)
+    machine.cached, machine.seen = TOTAL - machine.ours, 50_000
+    policy.recall(machine.sample(), machine.held, now=0)
+    for now in looks(0, 1.0):
+        machine.run(LOOK)
+        machine.relieve(policy, now)
+    assert machine.ours == 0
+
+
+def test_ordinary_grants_leave_the_foregrounds_cache_alone_until_it_is_calm() -> None:
+    machine, policy = Machine(wants=20_000, ours=500, speed=50_000), PressurePolicy(LIMITS)
+    now = 0.0
+    for now in looks(0, 5):
+        machine.run(LOOK)
+        machine.relieve(policy, now)
+    assert machine.ours == 0
+    assert machine.grant(policy, 1000, now) == 0
+    budget = policy.budget(machine.sample(), machine.held, now=now)
+    assert (budget.size, budget.bound) == (0, Bound.FOREGROUND)
+    assert machine.grant(policy, 1000, now, minimum=40) == 40  # a request still makes progress
+    machine.wants = 0  # the program ended; its cache lingers
+    assert machine.grant(policy, 1000, now + 29) == 0
+    assert machine.grant(policy, 1000, now + 31) == 1000
+
+
+def test_thrashing_in_a_limit_of_its_own_costs_us_a_cushion_at_most() -> None:
+    machine, policy = Machine(wants=5000, stingy=1000, ours=TOTAL - 1000), PressurePolicy(LIMITS)
+    for now in looks(0, 120):
+        machine.run(LOOK)
+        machine.relieve(policy, now)
+    assert machine.ours >= TOTAL - 1000 - LIMITS.cushion
+
+
+def test_what_the_secure_world_reads_itself_is_not_held_against_others() -> None:
+    policy, held = PressurePolicy(LIMITS), Holdings(400, 400)
+    policy.grant(MemorySample(TOTAL, 5000, None, 20, 0), Holdings(0, 0), size=400, minimum=0, now=0)
+    assert policy.recall(MemorySample(TOTAL, 5000, None, 20, 380), held, now=1) is None
+    assert policy.recall(MemorySample(TOTAL, 5000, None, 20, 480), held, now=2) is not None
+
+
+def test_an_average_over_a_long_time_says_nothing_about_now() -> None:
+    policy, held = PressurePolicy(LIMITS), Holdings(400, 400)
+    policy.recall(MemorySample(TOTAL, 5000, None, 20, 0), held, now=0)
+    assert policy.recall(MemorySample(TOTAL, 5000, None, 20, 1_000_000), held, now=60) is None
+
+
+def test_a_counter_that_jumps_back_is_no_sign() -> None:
+    policy, held = PressurePolicy(LIMITS), Holdings(400, 400)
+    policy.recall(MemorySample(TOTAL, 5000, None, 20, 1_000_000), held, now=0)
+    assert policy.recall(MemorySample(TOTAL, 5000, None, 20, 5), held, now=1) is None
+
+
+def test_a_gentle_recall_that_brought_nothing_is_repeated_when_a_request_may_have_ended() -> None:
+    policy, held = PressurePolicy(LIMITS), Holdings(400, 400)
+    policy.recall(MemorySample(TOTAL, 5000, None, 20, 0), held, now=0)
+    times = []
+    for turn in range(1, 41):
+        now = turn * LOOK
+        sample = MemorySample(TOTAL, 5000, None, 20, turn * 100)
+        order = policy.recall(sample, held, now=now)
+        if order is not None:
+            times.append(now)
+            policy.recalled(asked=order.size, returned=0, now=now, gentle=True)
+    assert all(later - earlier == 1.0 for earlier, later in itertools.pairwise(times))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    wants=st.integers(0, 30_000),
+    speed=st.integers(100, 100_000),
+    ours=st.integers(0, TOTAL),
+    greed=st.integers(1, 5000),
+)
+def test_under_any_steady_foreground_bouts_of_recalls_grow_rare(
+    wants: int, speed: int, ours: int, greed: int
+) -> None:
+    """A secure world that always wants more, beside a program that always wants the same, for an hour."""
+    machine, policy = Machine(wants=wants, speed=speed, ours=ours), PressurePolicy(LIMITS)
+    bouts, last = 0, float("-inf")
+    for now in looks(0, 3600):
+        machine.run(LOOK)
+        if machine.relieve(policy, now) is not None:
+            bouts += now - last >= LIMITS.calm
+            last = now
+        machine.grant(policy, greed, now)
+    assert bouts <= 5 + 3600 / LIMITS.longest_calm
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    demands=st.lists(st.tuples(st.integers(0, 30_000), st.integers(1, 60)), min_size=1, max_size=8),
+    ours=st.integers(0, TOTAL),
+    speed=st.integers(1000, 100_000),
+)
+def test_no_foreground_lacks_for_longer_than_a_few_looks_what_an_idle_model_keeps(
+    demands: list[tuple[int, int]], ours: int, speed: int
+) -> None:
+    """Whatever the foreground does, once it lacks memory it has some to grow into or all of ours."""
+    machine, policy, now = Machine(speed=speed, ours=ours), PressurePolicy(LIMITS), 0.0
+    for wants, seconds in demands:
+        machine.wants, machine.seen = wants, 0
+        lacking, began = 0, now
+        for now in looks(began, seconds):
+            before = machine.refaulted
+            machine.run(LOOK)
+            sign = machine.refaulted - before >= LIMITS.refault_rate * LOOK and machine.free < LIMITS.cushion
+            machine.relieve(policy, now)
+            lacking = lacking + 1 if sign and machine.ours and machine.free == 0 else 0
+            assert lacking <= 4
+
+
+@settings(max_examples=60, deadline=None)
+@given(wants=st.integers(0, 30_000), speed=st.integers(100, 100_000), ours=st.integers(0, TOTAL))
+def test_memory_is_ours_again_after_the_foreground_ended(wants: int, speed: int, ours: int) -> None:
+    machine, policy, now = Machine(wants=wants, speed=speed, ours=ours), PressurePolicy(LIMITS), 0.0
+    for now in looks(0, 20):
+        machine.run(LOOK)
+        machine.relieve(policy, now)
+    machine.wants = 0
+    later = now + LIMITS.calm + LOOK
+    machine.grant(policy, TOTAL, later)
+    assert machine.ours == TOTAL - LIMITS.low
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    readings=st.lists(
+        st.tuples(
+            st.floats(0, 10),
+            st.integers(-(1 << 62), 1 << 62),
+            st.none() | st.integers(0, 1 << 62),
+            st.none() | st.integers(0, 1 << 62),
+            st.integers(0, 1 << 53),
+            st.integers(0, 1 << 53),
+        ),
+        max_size=40,
+    )
+)
+def test_no_reading_however_absurd_breaks_the_policy(
+    readings: list[tuple[float, int, int | None, int | None, int, int]],
+) -> None:
+    policy, now, granted = PressurePolicy(LIMITS, cap=1 << 40), 0.0, 0
+    for wait, available, free, refaulted, size, minimum in readings:
+        now += wait
+        sample = MemorySample(TOTAL, available, None, free, refaulted)
+        held = Holdings(granted, granted)
+        decision = policy.grant(sample, held, size=size, minimum=min(minimum, size), now=now)
+        assert 0 <= decision.size <= size
+        granted += decision.size
+        assert granted <= 1 << 40
+        order = policy.recall(sample, Holdings(granted, granted), now=now)
+        assert order is None or 0 < order.size <= granted

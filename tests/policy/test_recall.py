@@ -1,0 +1,165 @@
+"""Recall plans: the order of the laws, nothing of a running request, never more than asked."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flexserve.policy.recall import Holding, Kind, Step, plan, protected
+
+HOLDINGS = st.lists(
+    st.builds(
+        Holding,
+        model=st.sampled_from(["a", "b", "c"]),
+        kind=st.sampled_from(Kind),
+        size=st.integers(0, 100),
+        running=st.booleans(),
+        last_used=st.sampled_from([1.0, 2.0, 3.0]),
+    ),
+    max_size=9,
+    unique_by=lambda holding: (holding.model, holding.kind),
+)
+DEMANDS = st.integers(0, 1000)
+
+
+def test_scratch_goes_first_then_cold_kv_then_weights_of_the_model_used_longest_ago():
+    holdings = [
+        Holding("new", Kind.WEIGHTS, 10, running=False, last_used=2),
+        Holding("old", Kind.WEIGHTS, 10, running=False, last_used=1),
+        Holding("old", Kind.KV, 10, running=False, last_used=1),
+        Holding("new", Kind.SCRATCH, 10, running=False, last_used=2),
+    ]
+    assert [(step.kind, step.model) for step in plan(holdings, None)] == [
+        (Kind.SCRATCH, "new"),
+        (Kind.KV, "old"),
+        (Kind.WEIGHTS, "old"),
+        (Kind.WEIGHTS, "new"),
+    ]
+
+
+def test_weights_of_a_running_model_are_the_last_resort_and_go_between_slices():
+    holdings = [
+        Holding("busy", Kind.WEIGHTS, 100, running=True, last_used=0),
+        Holding("idle", Kind.WEIGHTS, 30, running=False, last_used=9),
+    ]
+    assert plan(holdings, 50) == [
+        Step("idle", Kind.WEIGHTS, 30, between_slices=False),
+        Step("busy", Kind.WEIGHTS, 20, between_slices=True),
+    ]
+
+
+@given(holdings=HOLDINGS, demand=st.none() | DEMANDS)
+def test_kv_and_scratch_of_a_running_request_are_never_touched(holdings, demand):
+    running = {holding.model: set() for holding in holdings}
+    for holding in holdings:
+        if holding.running:
+            running[holding.model].add(holding.kind)
+    for step in plan(holdings, demand):
+        busy = step.kind in running[step.model]
+        assert step.between_slices is busy
+        assert not busy or step.kind is Kind.WEIGHTS
+
+
+@given(holdings=HOLDINGS)
+def test_a_recall_without_a_number_takes_all_that_is_idle_and_nothing_else(holdings):
+    steps = plan(holdings, None)
+    assert {(step.model, step.kind, step.size) for step in steps} == {
+        (h.model, h.kind, h.size) for h in holdings if h.size and not h.running
+    }
+    assert not any(step.between_slices for step in steps)
+
+
+@given(holdings=HOLDINGS, demand=DEMANDS)
+def test_weights_never_go_beyond_the_demand(holdings, demand):
+    given_up = 0
+    for step in plan(holdings, demand):
+        assert given_up < demand, "a step after the demand was met"
+        given_up += step.size
+        if step.kind is Kind.WEIGHTS:
+            assert given_up <= demand
+
+
+@given(holdings=HOLDINGS, demand=DEMANDS)
+def test_a_demand_is_met_whenever_there_is_enough_to_give(holdings, demand):
+    untouchable = sum(h.size for h in holdings if h.running and h.kind is not Kind.WEIGHTS)
+    available = sum(h.size for h in holdings) - untouchable
+    assert sum(step.size for step in plan(holdings, demand)) >= min(demand, available)
+
+
+@given(holdings=HOLDINGS, demand=st.none() | DEMANDS)
+def test_no_step_gives_more_than_there_is_and_none_comes_twice(holdings, demand):
+    sizes = {(h.model, h.kind): h.size for h in holdings}
+    steps = plan(holdings, demand)
+    assert len({(step.model, step.kind) for step in steps}) == len(steps)
+    assert all(0 < step.size <= sizes[step.model, step.kind] for step in steps)
+
+
+@given(holdings=HOLDINGS, demand=DEMANDS)
+def test_the_plan_does_not_depend_on_the_order_in_which_holdings_are_named(holdings, demand):
+    assert plan(holdings, demand) == plan(holdings[::-1], demand)
+
+
+def test_with_a_policy_weights_go_by_what_it_says_and_not_by_last_use():
+    holdings = [
+        Holding("old", Kind.WEIGHTS, 100, running=False, last_used=1),
+        Holding("new", Kind.WEIGHTS, 100, running=False, last_used=2),
+        Holding("new", Kind.KV, 5, running=False, last_used=2),
+    ]
+    steps = plan(holdings, 95, victims=lambda resident, size: [("new", 60), ("old", size - 60)])
+    assert [(step.kind, step.model, step.size) for step in steps] == [
+        (Kind.KV, "new", 5),
+        (Kind.WEIGHTS, "new", 60),
+        (Kind.WEIGHTS, "old", 30),
+    ]
+
+
+def test_a_policy_is_asked_about_idle_models_first_and_about_running_ones_only_for_the_rest():
+    asked = []
+    holdings = [
+        Holding("busy", Kind.WEIGHTS, 100, running=True, last_used=9),
+        Holding("idle", Kind.WEIGHTS, 30, running=False, last_used=1),
+    ]
+
+    def victims(resident, size):
+        asked.append((dict(resident), size))
+        return [(model, min(held, size)) for model, held in resident.items()]
+
+    steps = plan(holdings, 50, victims=victims)
+    assert asked == [({"idle": 30}, 50), ({"busy": 100}, 20)]
+    assert [(step.model, step.size, step.between_slices) for step in steps] == [
+        ("idle", 30, False),
+        ("busy", 20, True),
+    ]
+
+
+OFFERS = st.lists(st.tuples(st.sampled_from(["a", "b", "c", "d"]), st.integers(-5, 200)), max_size=5)
+
+
+@given(holdings=HOLDINGS, demand=st.none() | DEMANDS, offers=OFFERS)
+def test_whatever_a_policy_offers_the_demand_is_met_and_nobody_gives_what_he_has_not(
+    holdings, demand, offers
+):
+    steps = plan(holdings, demand, victims=lambda resident, size: offers)
+    sizes = {(h.model, h.kind): h.size for h in holdings}
+    assert len({(step.model, step.kind) for step in steps}) == len(steps)
+    assert all(0 < step.size <= sizes[step.model, step.kind] for step in steps)
+    untouchable = sum(
+        h.size for h in holdings if h.running and (demand is None or h.kind is not Kind.WEIGHTS)
+    )
+    available = sum(h.size for h in holdings) - untouchable
+    wanted = available if demand is None else min(demand, available)
+    assert sum(step.size for step in steps) >= wanted
+
+
+@pytest.mark.parametrize("demand", [0, None])
+def test_with_nothing_held_there_is_nothing_to_do(demand):
+    assert plan([], demand) == []
+
+
+def test_what_running_requests_use_counts_as_protected():
+    holdings = [
+        Holding("busy", Kind.KV, 5, running=True, last_used=1),
+        Holding("idle", Kind.KV, 7, running=False, last_used=1),
+    ]
+    assert protected(holdings) == 5

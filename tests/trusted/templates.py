@@ -1,0 +1,22 @@
+"""Chat templates as a secure world has them, and the helper that renders them."""
+
+from __future__ import annotations
+
+import functools
+import types
+from typing import Any
+
+from flexserve.trusted.engine.vocabulary import ChatTemplate
+from flexserve.trusted.text.rendering.renderer import Renderer
+
+
+@functools.cache
+def renderer() -> Renderer:
+    """Return the helper of this run; a fixture of the folder ends it."""
+    return Renderer()
+
+
+def template_of(source: str, vocabulary: Any) -> ChatTemplate:
+    """Return `source` as the template of a model with that vocabulary."""
+    model: Any = types.SimpleNamespace(header=types.SimpleNamespace(chat_template=source))
+    return ChatTemplate(model, vocabulary, renderer())

@@ -1,0 +1,378 @@
+"""Flex-Mem: memory is granted, used and given back granule by granule, and none is ever lost."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from flexserve.errors import GrantRefusedError, IllegalTransitionError
+from flexserve.platforms.ports import Arena
+from flexserve.simulator.secure_memory import SimSecureMemory
+from flexserve.trusted.memory.flexmem import FlexMem, OpenHanded
+from flexserve.trusted.memory.ownership import PageState
+
+GRANULE = 4096
+TOTAL = 12  # granules of the simulated machine
+ARENA = 6  # granules
+
+
+class Purse:
+    """A normal world that grants up to `limit` granules at any one time and remembers all it is told."""
+
+    def __init__(self, limit: int = TOTAL) -> None:
+        self.limit = limit
+        self.out = 0  # granules granted and not returned
+        self.asked: list[tuple[int, int]] = []  # granules: (size, minimum)
+
+    def request(self, size: int, minimum: int) -> int:
+        self.asked.append((size // GRANULE, minimum // GRANULE))
+        granted = min(size // GRANULE, max(0, self.limit - self.out))
+        self.out += granted
+        return granted * GRANULE
+
+    def returned(self, size: int) -> None:
+        self.out -= size // GRANULE
+
+
+class Bench:
+    """A Flex-Mem over simulated memory, with one arena."""
+
+    def __init__(self, limit: int = TOTAL, capacity: int = TOTAL, machine: int = TOTAL) -> None:
+        self.memory = SimSecureMemory(machine * GRANULE, GRANULE)
+        self.purse = Purse(limit)
+        self.flexmem = FlexMem(self.memory, capacity * GRANULE, self.purse)
+        self.arena = self.flexmem.reserve(ARENA * GRANULE)
+
+    def counts(self) -> tuple[int, int]:
+        """Return granules (granted and unused, in use), once all accounts were seen to agree."""
+        self.flexmem.check()
+        granted, secure, recalling = (
+            self.flexmem.bytes_in(state) // GRANULE
+            for state in (PageState.GRANTED, PageState.SECURE, PageState.RECALLING)
+        )
+        assert recalling == 0
+        assert self.flexmem.resident() == secure * GRANULE
+        return granted, secure
+
+    def commit(self, first: int, count: int) -> None:
+        self.flexmem.commit(self.arena, first * GRANULE, count * GRANULE)
+
+    def release(self, first: int, count: int) -> int:
+        """Release and report, as every caller does; return the granules."""
+        size = self.flexmem.release(self.arena, first * GRANULE, count * GRANULE)
+        self.flexmem.report_returned(size)
+        return size // GRANULE
+
+
+def test_a_commit_takes_grants_and_asks_only_for_what_is_lacking():
+    bench = Bench()
+    assert bench.flexmem.secure_grant(2 * GRANULE) == 2 * GRANULE
+    assert bench.counts() == (2, 0)
+    bench.commit(0, 3)
+    assert bench.purse.asked == [(2, 0), (1, 1)]
+    assert bench.counts() == (0, 3)
+    assert bytes(bench.flexmem.view(bench.arena, 0, 3 * GRANULE)) == bytes(3 * GRANULE)
+
+
+def test_a_commit_that_the_os_refuses_changes_nothing():
+    bench = Bench(limit=2)
+    bench.commit(0, 1)
+    with pytest.raises(GrantRefusedError):
+        bench.commit(1, 2)
+    granted, secure = bench.counts()
+    assert secure == 1
+    assert granted + secure == bench.purse.out
+    assert bench.flexmem.committed(bench.arena) == GRANULE
+
+
+def test_a_commit_that_the_platform_refuses_gives_its_grants_back():
+    bench = Bench(machine=2)
+    with pytest.raises(GrantRefusedError):
+        bench.commit(0, 3)
+    assert bench.counts() == (0, 0)
+    assert bench.purse.out == 0
+    bench.commit(0, 2)
+    assert bench.counts() == (0, 2)
+
+
+def test_a_commit_out_of_what_is_granted_never_asks():
+    bench = Bench()
+    assert not bench.flexmem.try_commit(bench.arena, 0, GRANULE)
+    assert bench.purse.asked == []
+    assert bench.counts() == (0, 0)
+
+
+def test_released_memory_is_reported_by_the_caller_and_reads_as_zeros_when_it_comes_back():
+    bench = Bench()
+    bench.commit(0, 4)
+    bench.flexmem.view(bench.arena, GRANULE, 8)[:] = b"a secret"
+    assert bench.release(1, 2) == 2
+    assert bench.counts() == (0, 2)
+    assert bench.purse.out == 2
+    bench.commit(1, 2)
+    assert bytes(bench.flexmem.view(bench.arena, GRANULE, 8)) == bytes(8)
+
+
+def test_a_release_of_what_is_not_committed_is_refused_and_changes_nothing():
+    bench = Bench()
+    bench.commit(0, 2)
+    with pytest.raises(IllegalTransitionError):
+        bench.release(1, 2)
+    assert bench.counts() == (0, 2)
+
+
+def test_recycling_keeps_the_grant_for_another_place():
+    bench = Bench(limit=1)
+    bench.commit(0, 1)
+    bench.flexmem.view(bench.arena, 0, 8)[:] = b"a secret"
+    assert bench.flexmem.recycle(bench.arena, 0, GRANULE) == GRANULE
+    assert bench.counts() == (1, 0)
+    assert bench.flexmem.try_commit(bench.arena, 5 * GRANULE, GRANULE)
+    assert bytes(bench.flexmem.view(bench.arena, 5 * GRANULE, 8)) == bytes(8)
+    assert bench.purse.out == 1
+    assert len(bench.purse.asked) == 1
+
+
+def test_what_the_os_refuses_idle_models_give_up_and_the_grants_stay():
+    bench = Bench(limit=4)
+    bench.commit(0, 4)
+    asked: list[int] = []
+
+    def spare(missing: int) -> int:
+        asked.append(missing // GRANULE)
+        return bench.flexmem.recycle(bench.arena, GRANULE, 3 * GRANULE)
+
+    bench.flexmem.spare = spare
+    assert bench.flexmem.secure_grant(5 * GRANULE, needed=2 * GRANULE) == 3 * GRANULE
+    assert asked == [2], "only for what is needed"
+    assert bench.counts() == (3, 1)
+    assert bench.purse.out == 4
+
+
+def test_idle_models_are_not_asked_for_what_is_not_needed_or_was_granted():
+    bench = Bench(limit=3)
+    bench.flexmem.spare = lambda _missing: pytest.fail("it was asked")
+    assert bench.flexmem.secure_grant(3 * GRANULE) == 3 * GRANULE
+    assert bench.flexmem.secure_grant(6 * GRANULE, needed=0) == 3 * GRANULE
+    assert bench.flexmem.secure_grant(6 * GRANULE, needed=3 * GRANULE) == 3 * GRANULE
+
+
+def test_idle_models_may_be_asked_from_a_place_that_uses_flex_mem():
+    # No lock of its own is held meanwhile: another thread can use it, too.
+    bench = Bench(limit=1)
+    bench.commit(0, 1)
+
+    def spare(_missing: int) -> int:
+        sizes: list[int] = []
+        thread = threading.Thread(target=lambda: sizes.append(bench.flexmem.recycle_all(bench.arena)))
+        thread.start()
+        thread.join()
+        return sizes[0]
+
+    bench.flexmem.spare = spare
+    bench.commit(3, 1)
+    assert bench.counts() == (0, 1)
+
+
+def test_a_commit_is_refused_when_neither_the_os_nor_idle_models_have_enough():
+    bench = Bench(limit=3)
+    bench.commit(0, 2)
+    bench.flexmem.spare = lambda _missing: bench.flexmem.recycle(bench.arena, 0, GRANULE)
+    with pytest.raises(GrantRefusedError):
+        bench.commit(2, 3)
+    assert bench.counts() == (2, 1)
+
+
+def test_recycling_all_of_an_arena_keeps_every_grant():
+    bench = Bench()
+    bench.commit(0, 1)
+    bench.commit(3, 2)
+    assert bench.flexmem.recycle_all(bench.arena) == 3 * GRANULE
+    assert bench.counts() == (3, 0)
+    assert bench.flexmem.recycle_all(bench.arena) == 0
+
+
+def test_unused_grants_go_back_all_at_once_and_what_is_in_use_stays():
+    bench = Bench()
+    bench.commit(0, 2)
+    bench.flexmem.secure_grant(5 * GRANULE)
+    assert bench.flexmem.return_unused() == 5 * GRANULE
+    assert bench.counts() == (0, 2)
+    assert bench.flexmem.return_unused() == 0
+
+
+def test_a_partial_grant_is_kept_and_said():
+    bench = Bench(limit=3)
+    assert bench.flexmem.secure_grant(5 * GRANULE, minimum=2 * GRANULE) == 3 * GRANULE
+    assert bench.purse.asked == [(5, 2)]
+    assert bench.counts() == (3, 0)
+
+
+def test_what_is_granted_already_counts_towards_the_minimum():
+    bench = Bench()
+    bench.flexmem.secure_grant(GRANULE)
+    bench.flexmem.secure_grant(4 * GRANULE, minimum=3 * GRANULE)
+    assert bench.purse.asked[-1] == (3, 2)
+
+
+def test_no_more_is_asked_for_than_the_machine_has():
+    bench = Bench(capacity=4, limit=100)
+    assert bench.flexmem.secure_grant(9 * GRANULE) == 4 * GRANULE
+    assert bench.purse.asked == [(4, 0)]
+    assert bench.flexmem.secure_grant(9 * GRANULE) == 4 * GRANULE, "there is nothing left to ask for"
+    assert len(bench.purse.asked) == 1
+    with pytest.raises(GrantRefusedError):
+        bench.commit(0, 5)
+    assert bench.counts() == (4, 0)
+
+
+class Lavish(Purse):
+    """A normal world that hands out more than it was asked for, and odd bytes on top."""
+
+    def request(self, size: int, minimum: int) -> int:
+        self.sent = size + 3 * GRANULE + 77
+        self.back = 0
+        return self.sent
+
+    def returned(self, size: int) -> None:
+        self.back += size
+
+
+def test_what_is_granted_beyond_the_question_goes_straight_back():
+    lavish = Lavish()
+    flexmem = FlexMem(SimSecureMemory(TOTAL * GRANULE, GRANULE), TOTAL * GRANULE, lavish)
+    assert flexmem.secure_grant(2 * GRANULE) == 2 * GRANULE
+    assert lavish.sent - lavish.back == 2 * GRANULE
+    flexmem.check()
+
+
+def test_missing_granules_are_committed_around_those_that_are_there():
+    bench = Bench()
+    bench.commit(1, 1)
+    bench.commit(4, 1)
+    bench.flexmem.view(bench.arena, GRANULE, 4)[:] = b"kept"
+    assert bench.flexmem.commit_missing(bench.arena) == 4 * GRANULE
+    assert bench.counts() == (0, ARENA)
+    assert bytes(bench.flexmem.view(bench.arena, GRANULE, 4)) == b"kept"
+    assert bench.flexmem.commit_missing(bench.arena) == 0
+
+
+def test_freeing_an_arena_returns_all_it_held():
+    bench = Bench()
+    bench.commit(0, 1)
+    bench.commit(3, 2)
+    assert bench.flexmem.free(bench.arena) == 3 * GRANULE
+    assert bench.counts() == (0, 0)
+
+
+def test_threads_that_commit_and_release_at_once_lose_no_granule():
+    memory = SimSecureMemory(64 * GRANULE, GRANULE)
+    flexmem = FlexMem(memory, 64 * GRANULE, OpenHanded())
+    failures: list[BaseException] = []
+
+    def churn(arena: Arena) -> None:
+        try:
+            for turn in range(60):
+                flexmem.commit(arena, 0, arena.size)
+                flexmem.recycle(arena, (turn % ARENA) * GRANULE, GRANULE)
+                flexmem.release_all(arena)
+        except BaseException as error:
+            failures.append(error)
+
+    arenas = [flexmem.reserve(ARENA * GRANULE) for _ in range(4)]
+    threads = [threading.Thread(target=churn, args=(arena,)) for arena in arenas]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    flexmem.return_unused()
+    flexmem.check()
+    assert flexmem.bytes_in(PageState.NORMAL) == 64 * GRANULE
+
+
+granules = st.integers(0, ARENA - 1)
+
+
+class FlexMemMachine(RuleBasedStateMachine):
+    """Drives a Flex-Mem at random next to a set of committed granules and a count of grants."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bench = Bench()
+        self.committed: set[int] = set()
+        self.granted = 0
+
+    @rule(limit=st.integers(0, TOTAL))
+    def the_os_has_more_or_less_to_give(self, limit: int) -> None:
+        self.bench.purse.limit = limit
+
+    @rule(count=st.integers(0, TOTAL + 2))
+    def secure_grant(self, count: int) -> None:
+        lacking = min(max(0, count - self.granted), TOTAL - self.granted - len(self.committed))
+        room = max(0, self.bench.purse.limit - self.bench.purse.out)
+        self.granted += min(lacking, room)
+        assert self.bench.flexmem.secure_grant(count * GRANULE) == self.granted * GRANULE
+
+    @rule(granule=granules)
+    def commit(self, granule: int) -> None:
+        if granule in self.committed:
+            return
+        purse = self.bench.purse
+        if self.granted or purse.limit > purse.out:
+            self.bench.commit(granule, 1)
+            self.committed.add(granule)
+            self.granted = max(0, self.granted - 1)
+        else:
+            with pytest.raises(GrantRefusedError):
+                self.bench.commit(granule, 1)
+
+    @rule()
+    def commit_missing(self) -> None:
+        if self.granted >= ARENA - len(self.committed):
+            self.granted -= ARENA - len(self.committed)
+            self.bench.flexmem.commit_missing(self.bench.arena)
+            self.committed = set(range(ARENA))
+
+    @rule(granule=granules)
+    def release(self, granule: int) -> None:
+        if granule in self.committed:
+            self.bench.release(granule, 1)
+            self.committed.remove(granule)
+        else:
+            with pytest.raises(IllegalTransitionError):
+                self.bench.release(granule, 1)
+
+    @rule(granule=granules)
+    def recycle(self, granule: int) -> None:
+        if granule in self.committed:
+            self.bench.flexmem.recycle(self.bench.arena, granule * GRANULE, GRANULE)
+            self.committed.remove(granule)
+            self.granted += 1
+
+    @rule()
+    def recycle_all(self) -> None:
+        assert self.bench.flexmem.recycle_all(self.bench.arena) == len(self.committed) * GRANULE
+        self.granted += len(self.committed)
+        self.committed = set()
+
+    @rule()
+    def return_unused(self) -> None:
+        size = self.bench.flexmem.return_unused()
+        assert size == self.granted * GRANULE
+        self.bench.flexmem.report_returned(size)
+        self.granted = 0
+
+    @invariant()
+    def all_accounts_agree(self) -> None:
+        assert self.bench.counts() == (self.granted, len(self.committed))
+        assert self.bench.purse.out == self.granted + len(self.committed)
+        assert self.bench.flexmem.committed(self.bench.arena) == len(self.committed) * GRANULE
+
+
+TestFlexMemAtRandom = FlexMemMachine.TestCase
+TestFlexMemAtRandom.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
