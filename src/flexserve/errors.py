@@ -71,9 +71,16 @@ class NormalWorldError(FlexServeError):
 
 
 class GrantRefusedError(NormalWorldError):
-    """The normal world granted less memory than the request needs to make progress."""
+    """The normal world granted less memory than the request needs to make progress.
+
+    `missing`: bytes without which trying again is in vain; 0: unknown.
+    """
 
     default_code = "memory_refused"
+
+    def __init__(self, message: str, *, hint: str = "", code: str | None = None, missing: int = 0) -> None:
+        super().__init__(message, hint=hint, code=code)
+        self.missing = missing
 
 
 class NpuLostError(NormalWorldError):

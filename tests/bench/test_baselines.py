@@ -83,7 +83,7 @@ def test_a_strawman_gets_all_or_nothing(strawman: Make):
     with pytest.raises(GrantRefusedError):
         machine.compute([[0]])
     machine.budget.limit = COUNT * GRANULE
-    machine.budget.returned(machine.flexmem.return_unused())
+    machine.budget.returned(machine.flexmem.return_unused(), 0)
     assert machine.compute(READS) == machine.expected(READS)
     machine.close()
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from flexserve.errors import NormalWorldError
 from flexserve.harness.plain import PlainProcess
 from flexserve.harness.shapes import SHAPES, Shape
 from flexserve.harness.synth import write_synthetic
-from flexserve.harness.worlds import DrivenWorld
+from flexserve.harness.worlds import SECURE_WORLD, DrivenWorld
 from flexserve.platforms.linux.secure_memory import probe_secret_memory
 from flexserve.trusted.store.keys import DeviceKey
 from flexserve.trusted.store.store import Store
@@ -64,10 +65,16 @@ class Library:
             *more,
         )
 
-    def open(self, *more: str, granule: int = GRANULE, budget: int | None = None) -> DrivenWorld:
+    def open(
+        self,
+        *more: str,
+        granule: int = GRANULE,
+        budget: int | None = None,
+        program: Sequence[str] = SECURE_WORLD,
+    ) -> DrivenWorld:
         """Start a secure world over the store."""
         arguments = self.arguments(*more, granule=granule)
-        return DrivenWorld(self.root, self.key, arguments=arguments, budget=budget)
+        return DrivenWorld(self.root, self.key, arguments=arguments, budget=budget, program=program)
 
     def images(self) -> list[Path]:
         """Return all files in the store's folder of images, finished or not."""

@@ -27,7 +27,7 @@ class Hanging(SecureOptions):
 
     def command(self, channel_fd: int, *more: str) -> list[str]:
         words = super().command(channel_fd, *more)
-        place = words.index("flexserve.trusted.main")
+        place = words.index("flexserve.secure_world.main")
         return [*words[:place], hanging_engine.__name__, *words[place + 1 :]]
 
 

@@ -19,7 +19,7 @@ from flexserve.harness.worlds import DrivenWorld
 from flexserve.normal.launcher import environment
 from flexserve.protocol.framing import MAX_FRAME, encode
 from flexserve.protocol.messages import PROTOCOL_VERSION, Failure, Hello, TextPrompt
-from flexserve.trusted.main import EXIT_CANNOT_START
+from flexserve.secure_world.main import EXIT_CANNOT_START
 from flexserve.units import MIB
 
 pytestmark = pytest.mark.engine
@@ -157,7 +157,7 @@ class BareWorld:
         with theirs:
             self.process = subprocess.Popen(
                 [
-                    *(*prefix, sys.executable, "-I", "-m", "flexserve.trusted.main"),
+                    *(*prefix, sys.executable, "-I", "-m", "flexserve.secure_world.main"),
                     *("--channel-fd", str(theirs.fileno()), "--store", str(library.root)),
                     *("--device-key", str(library.key), *library.arguments(*more)),
                 ],

@@ -42,7 +42,7 @@ def broker(memory: AdjustableMemory) -> MemoryBroker:
 def test_the_command_line_is_isolated_and_names_every_option() -> None:
     words = OPTIONS.command(9)
     assert words[:4] == [sys.executable, "-I", "-m", "flexserve.platforms.linux.companion"]
-    assert words[4:8] == [sys.executable, "-I", "-m", "flexserve.trusted.main"]
+    assert words[4:8] == [sys.executable, "-I", "-m", "flexserve.secure_world.main"]
     options = dict(zip(words[8::2], words[9::2], strict=True))
     assert options == {
         "--channel-fd": "9",

@@ -1,18 +1,109 @@
-"""The shelf refuses at once what can never fit."""
+"""Which models are open, and how long they are kept."""
+
+from __future__ import annotations
 
 import pytest
 
-from flexserve.errors import CallerError
-from flexserve.serving import model_manager as shelf
+from flexserve.errors import StoredDataError, UnknownModelError
+from flexserve.protocol.messages import ModelStatus
+from flexserve.serving.model_manager import ModelManager
+from flexserve.testing.fake_app import CHUNK, FakeApp, FakeModel
 
 
-def test_a_model_larger_than_the_machines_memory_is_the_callers_mistake() -> None:
-    with pytest.raises(CallerError) as caught:
-        shelf.require_room("huge", 1 << 50)
-    assert caught.value.code == "model_too_large"
-    assert "huge needs 1048576 GiB" in caught.value.message
-    assert "smaller model" in caught.value.hint
+def opened(app: FakeApp) -> list[str]:
+    return [name for name, model in app.models.items() if model.is_open]
 
 
-def test_a_model_that_fits_the_machine_is_let_in() -> None:
-    shelf.require_room("small", 1 << 20)
+def test_a_model_is_opened_once() -> None:
+    app = FakeApp(a=FakeModel(CHUNK))
+    models = ModelManager(app, idle=60)
+    models.fetch("a")
+    models.fetch("a")
+    assert app.calls == [("open", "a")]
+
+
+def test_a_model_that_was_replaced_in_the_store_is_closed_and_opened_anew() -> None:
+    app = FakeApp(a=FakeModel(CHUNK))
+    models = ModelManager(app, idle=60)
+    models.fetch("a")
+    app.is_open = lambda _model: False  # type: ignore[method-assign]
+    models.fetch("a")
+    assert app.calls == [("open", "a"), ("close", "a"), ("open", "a")]
+
+
+def test_a_replaced_model_answers_on_while_requests_use_it() -> None:
+    app = FakeApp(a=FakeModel(CHUNK))
+    models = ModelManager(app, idle=60)
+    models.fetch("a")
+    app.models["a"].users.add(1)
+    app.is_open = lambda _model: False  # type: ignore[method-assign]
+    models.fetch("a")
+    assert app.calls == [("open", "a")]
+
+
+def test_of_too_many_open_models_the_one_used_longest_ago_is_closed() -> None:
+    app = FakeApp(**{f"m{number}": FakeModel(CHUNK) for number in range(10)})
+    models = ModelManager(app, idle=60)
+    for number in range(8):
+        models.fetch(f"m{number}")
+    models.used("m0", None)
+    app.models["m1"].users.add(1)
+    models.fetch("m8")
+    assert "m2" not in opened(app), "m0 was used since, m1 is in use"
+    assert len(opened(app)) == 8
+
+
+def test_what_opening_raises_is_raised_and_shown() -> None:
+    app = FakeApp(a=FakeModel(CHUNK, error=StoredDataError("Damaged.")))
+    models = ModelManager(app, idle=60)
+    with pytest.raises(StoredDataError):
+        models.fetch("a")
+    error = models.statuses()[0].error
+    assert error is not None
+    assert error.message == "Damaged."
+    models.record("a", None)
+    assert models.statuses()[0].error is None
+    with pytest.raises(UnknownModelError):
+        models.fetch("b")
+
+
+@pytest.mark.parametrize(("keep", "gone"), [(None, "kv and scratch"), (0.0, "all"), (-1.0, "nothing")])
+def test_an_idle_model_is_kept_as_its_last_user_says(keep: float | None, gone: str) -> None:
+    app = FakeApp(a=FakeModel(4 * CHUNK, is_open=True, weights=4 * CHUNK, has_scratch=CHUNK, idle_kv=CHUNK))
+    models = ModelManager(app, idle=0)
+    models.used("a", keep)
+    assert models.tidy() is None
+    held = app.used
+    assert held == {"nothing": 6 * CHUNK, "kv and scratch": 4 * CHUNK, "all": 0}[gone]
+    assert app.reported == 6 * CHUNK - held
+
+
+def test_tidying_says_when_there_will_be_something_to_do() -> None:
+    app = FakeApp(a=FakeModel(CHUNK, is_open=True, has_scratch=CHUNK), b=FakeModel(CHUNK, is_open=True))
+    models = ModelManager(app, idle=100)
+    models.used("a", None)
+    models.used("b", None)
+    wait = models.tidy()
+    assert wait is not None
+    assert 90 < wait <= 100
+    assert app.used == CHUNK
+
+
+def test_what_a_running_model_has_is_not_looked_at() -> None:
+    app = FakeApp(a=FakeModel(CHUNK, is_open=True, has_scratch=CHUNK, users={1}))
+    models = ModelManager(app, idle=0)
+    assert models.tidy() is None
+    assert app.models["a"].has_scratch == CHUNK
+
+
+@pytest.mark.parametrize(("weights", "state"), [(0, "unloaded"), (CHUNK, "partial"), (4 * CHUNK, "loaded")])
+def test_a_status_says_how_much_is_there(weights: int, state: str) -> None:
+    app = FakeApp(a=FakeModel(4 * CHUNK, is_open=True, weights=weights, idle_kv=CHUNK, has_scratch=CHUNK))
+    [status] = ModelManager(app, idle=0).statuses()
+    assert status == ModelStatus("a", state, 4 * CHUNK, weights, CHUNK, CHUNK, running=False)
+
+
+def test_closing_closes_all() -> None:
+    app = FakeApp(a=FakeModel(CHUNK, is_open=True), b=FakeModel(CHUNK, is_open=True))
+    ModelManager(app, idle=0).close()
+    assert opened(app) == []

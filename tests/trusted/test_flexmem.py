@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from flexserve.errors import GrantRefusedError, IllegalTransitionError
 from flexserve.platforms.ports import Arena
 from flexserve.simulator.secure_memory import SimSecureMemory
+from flexserve.trusted.heartbeat import Heartbeat
 from flexserve.trusted.memory.flexmem import FlexMem, OpenHanded
 from flexserve.trusted.memory.ownership import PageState
 
@@ -26,6 +27,7 @@ class Purse:
     def __init__(self, limit: int = TOTAL) -> None:
         self.limit = limit
         self.out = 0  # granules granted and not returned
+        self.held = 0  # granules to be kept ready
         self.asked: list[tuple[int, int]] = []  # granules: (size, minimum)
 
     def request(self, size: int, minimum: int) -> int:
@@ -34,8 +36,9 @@ class Purse:
         self.out += granted
         return granted * GRANULE
 
-    def returned(self, size: int) -> None:
+    def returned(self, size: int, held: int) -> None:
         self.out -= size // GRANULE
+        self.held = held // GRANULE
 
 
 class Bench:
@@ -44,7 +47,8 @@ class Bench:
     def __init__(self, limit: int = TOTAL, capacity: int = TOTAL, machine: int = TOTAL) -> None:
         self.memory = SimSecureMemory(machine * GRANULE, GRANULE)
         self.purse = Purse(limit)
-        self.flexmem = FlexMem(self.memory, capacity * GRANULE, self.purse)
+        self.heartbeat = Heartbeat()
+        self.flexmem = FlexMem(self.memory, capacity * GRANULE, self.purse, self.heartbeat)
         self.arena = self.flexmem.reserve(ARENA * GRANULE)
 
     def counts(self) -> tuple[int, int]:
@@ -70,7 +74,7 @@ class Bench:
 
 def test_a_commit_takes_grants_and_asks_only_for_what_is_lacking():
     bench = Bench()
-    assert bench.flexmem.secure_grant(2 * GRANULE) == 2 * GRANULE
+    assert bench.flexmem.grant(2 * GRANULE) == 2 * GRANULE
     assert bench.counts() == (2, 0)
     bench.commit(0, 3)
     assert bench.purse.asked == [(2, 0), (1, 1)]
@@ -137,54 +141,35 @@ def test_recycling_keeps_the_grant_for_another_place():
     assert len(bench.purse.asked) == 1
 
 
-def test_what_the_os_refuses_idle_models_give_up_and_the_grants_stay():
-    bench = Bench(limit=4)
-    bench.commit(0, 4)
-    asked: list[int] = []
-
-    def spare(missing: int) -> int:
-        asked.append(missing // GRANULE)
-        return bench.flexmem.recycle(bench.arena, GRANULE, 3 * GRANULE)
-
-    bench.flexmem.spare = spare
-    assert bench.flexmem.secure_grant(5 * GRANULE, needed=2 * GRANULE) == 3 * GRANULE
-    assert asked == [2], "only for what is needed"
-    assert bench.counts() == (3, 1)
-    assert bench.purse.out == 4
-
-
-def test_idle_models_are_not_asked_for_what_is_not_needed_or_was_granted():
-    bench = Bench(limit=3)
-    bench.flexmem.spare = lambda _missing: pytest.fail("it was asked")
-    assert bench.flexmem.secure_grant(3 * GRANULE) == 3 * GRANULE
-    assert bench.flexmem.secure_grant(6 * GRANULE, needed=0) == 3 * GRANULE
-    assert bench.flexmem.secure_grant(6 * GRANULE, needed=3 * GRANULE) == 3 * GRANULE
-
-
-def test_idle_models_may_be_asked_from_a_place_that_uses_flex_mem():
-    # No lock of its own is held meanwhile: another thread can use it, too.
-    bench = Bench(limit=1)
-    bench.commit(0, 1)
-
-    def spare(_missing: int) -> int:
-        sizes: list[int] = []
-        thread = threading.Thread(target=lambda: sizes.append(bench.flexmem.recycle_all(bench.arena)))
-        thread.start()
-        thread.join()
-        return sizes[0]
-
-    bench.flexmem.spare = spare
-    bench.commit(3, 1)
-    assert bench.counts() == (0, 1)
-
-
-def test_a_commit_is_refused_when_neither_the_os_nor_idle_models_have_enough():
+def test_a_commit_that_is_refused_says_how_much_is_missing():
     bench = Bench(limit=3)
     bench.commit(0, 2)
-    bench.flexmem.spare = lambda _missing: bench.flexmem.recycle(bench.arena, 0, GRANULE)
-    with pytest.raises(GrantRefusedError):
+    with pytest.raises(GrantRefusedError) as refused:
         bench.commit(2, 3)
-    assert bench.counts() == (2, 1)
+    assert refused.value.missing == 2 * GRANULE
+    assert bench.counts() == (1, 2), "what was granted of it stays, for the next attempt"
+    bench.flexmem.recycle(bench.arena, 0, 2 * GRANULE)
+    bench.commit(2, 3)
+    assert bench.counts() == (0, 3)
+
+
+def test_a_granter_hears_how_much_it_must_keep_ready():
+    bench = Bench()
+    bench.flexmem.grant(3 * GRANULE)
+    bench.commit(0, 1)
+    bench.flexmem.settle()
+    assert bench.purse.held == 2
+    bench.flexmem.report_returned(bench.flexmem.release(bench.arena, 0, GRANULE))
+    assert bench.purse.held == 2
+    bench.flexmem.return_unused()
+    assert bench.purse.held == 0
+
+
+def test_every_commit_is_a_sign_of_life():
+    bench = Bench()
+    before = bench.heartbeat.last
+    bench.commit(0, 1)
+    assert bench.heartbeat.last > before
 
 
 def test_recycling_all_of_an_arena_keeps_every_grant():
@@ -199,7 +184,7 @@ def test_recycling_all_of_an_arena_keeps_every_grant():
 def test_unused_grants_go_back_all_at_once_and_what_is_in_use_stays():
     bench = Bench()
     bench.commit(0, 2)
-    bench.flexmem.secure_grant(5 * GRANULE)
+    bench.flexmem.grant(5 * GRANULE)
     assert bench.flexmem.return_unused() == 5 * GRANULE
     assert bench.counts() == (0, 2)
     assert bench.flexmem.return_unused() == 0
@@ -207,23 +192,23 @@ def test_unused_grants_go_back_all_at_once_and_what_is_in_use_stays():
 
 def test_a_partial_grant_is_kept_and_said():
     bench = Bench(limit=3)
-    assert bench.flexmem.secure_grant(5 * GRANULE, minimum=2 * GRANULE) == 3 * GRANULE
+    assert bench.flexmem.grant(5 * GRANULE, minimum=2 * GRANULE) == 3 * GRANULE
     assert bench.purse.asked == [(5, 2)]
     assert bench.counts() == (3, 0)
 
 
 def test_what_is_granted_already_counts_towards_the_minimum():
     bench = Bench()
-    bench.flexmem.secure_grant(GRANULE)
-    bench.flexmem.secure_grant(4 * GRANULE, minimum=3 * GRANULE)
+    bench.flexmem.grant(GRANULE)
+    bench.flexmem.grant(4 * GRANULE, minimum=3 * GRANULE)
     assert bench.purse.asked[-1] == (3, 2)
 
 
 def test_no_more_is_asked_for_than_the_machine_has():
     bench = Bench(capacity=4, limit=100)
-    assert bench.flexmem.secure_grant(9 * GRANULE) == 4 * GRANULE
+    assert bench.flexmem.grant(9 * GRANULE) == 4 * GRANULE
     assert bench.purse.asked == [(4, 0)]
-    assert bench.flexmem.secure_grant(9 * GRANULE) == 4 * GRANULE, "there is nothing left to ask for"
+    assert bench.flexmem.grant(9 * GRANULE) == 4 * GRANULE, "there is nothing left to ask for"
     assert len(bench.purse.asked) == 1
     with pytest.raises(GrantRefusedError):
         bench.commit(0, 5)
@@ -238,14 +223,14 @@ class Lavish(Purse):
         self.back = 0
         return self.sent
 
-    def returned(self, size: int) -> None:
+    def returned(self, size: int, held: int) -> None:
         self.back += size
 
 
 def test_what_is_granted_beyond_the_question_goes_straight_back():
     lavish = Lavish()
     flexmem = FlexMem(SimSecureMemory(TOTAL * GRANULE, GRANULE), TOTAL * GRANULE, lavish)
-    assert flexmem.secure_grant(2 * GRANULE) == 2 * GRANULE
+    assert flexmem.grant(2 * GRANULE) == 2 * GRANULE
     assert lavish.sent - lavish.back == 2 * GRANULE
     flexmem.check()
 
@@ -312,11 +297,11 @@ class FlexMemMachine(RuleBasedStateMachine):
         self.bench.purse.limit = limit
 
     @rule(count=st.integers(0, TOTAL + 2))
-    def secure_grant(self, count: int) -> None:
+    def grant(self, count: int) -> None:
         lacking = min(max(0, count - self.granted), TOTAL - self.granted - len(self.committed))
         room = max(0, self.bench.purse.limit - self.bench.purse.out)
         self.granted += min(lacking, room)
-        assert self.bench.flexmem.secure_grant(count * GRANULE) == self.granted * GRANULE
+        assert self.bench.flexmem.grant(count * GRANULE) == self.granted * GRANULE
 
     @rule(granule=granules)
     def commit(self, granule: int) -> None:

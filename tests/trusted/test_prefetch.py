@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -139,7 +140,7 @@ def test_evicting_another_model_does_not_end_a_prefetch(machine: Machine):
     prefetch(machine, other, range(6))
     machine.source.hold.clear()
     machine.residency.prefetch(machine.weights, range(COUNT))
-    machine.budget.returned(machine.residency.evict(other, range(6)))
+    machine.budget.returned(machine.residency.evict(other, range(6)), 0)
     machine.source.hold.set()
     until(lambda: not machine.residency.prefetching)
     assert machine.weights.whole
@@ -151,10 +152,10 @@ def test_a_retired_model_is_left_alone_by_its_prefetch(machine: Machine):
         other = machine.model((30,), source)
         machine.residency.prefetch(other, range(30))
         until(lambda: source.restored)
-        machine.budget.returned(machine.residency.retire(other))
+        machine.budget.returned(machine.residency.retire(other), 0)
         restored = len(source.restored)
         assert machine.flexmem.committed(other.parts[0].arena) == 0
-        machine.budget.returned(machine.flexmem.free(other.parts[0].arena))
+        machine.budget.returned(machine.flexmem.free(other.parts[0].arena), 0)
         assert not machine.residency.prefetching
         assert len(source.restored) == restored
 
@@ -178,30 +179,15 @@ def test_a_damaged_chunk_ends_a_prefetch_and_the_request_that_reads_it_hears_of_
     machine.close()
 
 
-def test_a_prefetch_never_makes_another_model_give_up_memory():
-    machine = Machine(budget=5 * GRANULE)
-    asked: list[int] = []
-    machine.flexmem.spare = lambda missing: asked.append(missing) or 0
-    prefetch(machine, machine.weights, range(COUNT))
-    assert asked == []
-    machine.close()
-
-
-def test_a_request_takes_the_memory_that_a_prefetch_took_too_soon():
-    machine = Machine(budget=12 * GRANULE)
+def test_what_is_granted_for_a_request_to_come_is_not_taken_by_a_prefetch():
+    machine = Machine()
     other = machine.model((12,), FakeSource())
-
-    def spare(missing: int) -> int:
-        count = min(-(-missing // GRANULE), other.resident // GRANULE)
-        return machine.residency.evict(other, other.eviction_order()[:count], keep_grants=True)
-
-    machine.flexmem.spare = spare
-    prefetch(machine, other, range(12))
-    reads = [[granule] for granule in range(10)]
-    assert machine.compute(reads) == machine.expected(reads)
-    assert machine.weights.resident >= 10 * GRANULE, "it did not have to stream"
-    assert other.resident == 2 * GRANULE
-    assert machine.budget.granted <= 12 * GRANULE
+    with machine.residency.expecting():
+        machine.flexmem.grant(10 * GRANULE)
+        machine.residency.prefetch(other, range(12))
+        time.sleep(0.1)
+        assert other.resident == 0
+    until(lambda: other.whole)
     machine.close()
 
 
@@ -258,13 +244,6 @@ class TwoModels(RuleBasedStateMachine):
         super().__init__()
         self.machine = Machine(granules=(7, 5), budget=20 * GRANULE, delay=0.0005)
         self.models = [self.machine.weights, self.machine.model((12,), FakeSource(delay=0.0005))]
-        self.machine.flexmem.spare = self.spare
-        self.computing: Weights | None = None
-
-    def spare(self, missing: int) -> int:
-        idle = next(weights for weights in self.models if weights is not self.computing)
-        victims = idle.eviction_order()[: -(-missing // GRANULE)]
-        return self.machine.residency.evict(idle, victims, keep_grants=True)
 
     @rule(place=places, granules=granules)
     def prefetch(self, place: int, granules: list[int]) -> None:
@@ -272,13 +251,23 @@ class TwoModels(RuleBasedStateMachine):
 
     @rule(place=places, reads=st.lists(granules, max_size=4))
     def compute(self, place: int, reads: list[list[int]]) -> None:
-        self.machine.weights = self.computing = self.models[place]
-        try:
-            assert self.machine.compute(reads) == self.machine.expected(reads)
-        except GrantRefusedError:
-            assert self.machine.budget.limit < 20 * GRANULE
-        finally:
-            self.computing = None
+        self.machine.weights = self.models[place]
+        with self.machine.residency.expecting():
+            idle = self.models[1 - place]
+            missing = self.machine.residency.missing(self.machine.weights).needed
+            self.make_way(idle, missing - self.machine.flexmem.grant(missing))
+            try:
+                assert self.machine.compute(reads) == self.machine.expected(reads)
+            except GrantRefusedError as refused:  # by an OS that has less, or after other graphs than this
+                if self.make_way(idle, refused.missing) >= refused.missing:
+                    assert self.machine.compute(reads) == self.machine.expected(reads)
+                else:
+                    assert self.machine.budget.limit < 20 * GRANULE
+
+    def make_way(self, idle: Weights, size: int) -> int:
+        """Take `size` bytes from the other model, as the memory manager does; return the bytes."""
+        victims = idle.eviction_order()[: max(0, -(-size // GRANULE))]
+        return self.machine.residency.evict(idle, victims, keep_grants=True)
 
     @rule(place=places, count=st.integers(0, 12))
     def recall(self, place: int, count: int) -> None:

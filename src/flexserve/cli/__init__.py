@@ -1,4 +1,8 @@
-"""The command line: composition root, with one module per noun. Heavy modules load when a command runs."""
+"""The command line: composition root, with one module per noun. Heavy modules load when a command runs.
+
+Trusted with: what the person at the keyboard does.
+Sees: what that person types.
+"""
 
 from __future__ import annotations
 

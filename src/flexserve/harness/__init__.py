@@ -1,1 +1,5 @@
-"""Driven worlds and synthetic models, for benchmarks, attacks and tests."""
+"""Driven worlds and synthetic models, for benchmarks, attacks and tests.
+
+Trusted with: nothing: the product does not import it.
+Sees: test prompts.
+"""

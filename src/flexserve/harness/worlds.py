@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -59,6 +59,8 @@ M = TypeVar("M")
 _PATIENCE = 300.0  # seconds
 _LAST_WORDS = 10.0  # seconds
 
+SECURE_WORLD = ("flexserve.secure_world.main",)
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Generated:
@@ -72,9 +74,10 @@ class Generated:
 class DrivenWorld:
     """A real secure world process and its only client. A context manager; methods are thread-safe.
 
-    It inherits `fds`, gets `variables` beside a secure world's own, and has a companion that keeps debuggers
-    out unless `guarded` is off. `budget` bounds the bytes granted at any time (None: no bound); it may be
-    changed, and so may `before_grant` and `after_recall`, which are called at those moments.
+    `program`: the module that is run, and arguments of it that come before all others. It inherits `fds`,
+    gets `variables` beside a secure world's own, and has a companion that keeps debuggers out unless
+    `guarded` is off. `budget` bounds the bytes granted at any time (None: no bound); it may be changed, and
+    so may `before_grant` and `after_recall`, which are called at those moments.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class DrivenWorld:
         device_key: Path,
         *,
         arguments: tuple[str, ...] = (),
+        program: Sequence[str] = SECURE_WORLD,
         fds: tuple[int, ...] = (),
         variables: Mapping[str, str] | None = None,
         budget: int | None = None,
@@ -93,14 +97,14 @@ class DrivenWorld:
         began = time.monotonic()
         ours, theirs = socket.socketpair()
         with theirs:
-            program = [
-                *(sys.executable, "-I", "-m", "flexserve.trusted.main"),
+            command = [
+                *(sys.executable, "-I", "-m", *program),
                 *("--channel-fd", str(theirs.fileno())),
                 *("--store", str(store), "--device-key", str(device_key)),
                 *arguments,
             ]
             self._process = subprocess.Popen(
-                companion.command(program) if guarded else program,
+                companion.command(command) if guarded else command,
                 stdin=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 pass_fds=(theirs.fileno(), *fds),

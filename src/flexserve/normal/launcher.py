@@ -81,7 +81,7 @@ class SecureOptions:
             "step-seconds": self.step_seconds,
             "idle-seconds": self.idle_seconds,
         }
-        words = companion.command([sys.executable, "-I", "-m", "flexserve.trusted.main"])
+        words = companion.command([sys.executable, "-I", "-m", "flexserve.secure_world.main"])
         for name, value in options.items():
             words += [f"--{name}", str(value)]
         return [*words, *more]

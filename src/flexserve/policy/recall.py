@@ -12,16 +12,9 @@ they go between two slices of its graph, and the request goes on, slower.
 from __future__ import annotations
 
 import dataclasses
-import enum
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-
-class Kind(enum.IntEnum):
-    """What memory is used for, in the order in which it is given up."""
-
-    SCRATCH = 0
-    KV = 1
-    WEIGHTS = 2
+from flexserve.protocol.trusted_app import Kind
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

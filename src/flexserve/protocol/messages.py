@@ -177,7 +177,7 @@ class Abilities(_Struct, frozen=True):
     window: Count
     recurrent: bool  # in some layers at least
     template: bool  # it brings a chat template
-    # The form in which its template has tools called (protocol.calls.CallForm); "other": one that is not known.
+    # The form in which its template has tools called (protocol.calls); "other": one that is not known.
     tools: Literal["none", "tagged", "bare", "other"]
 
 

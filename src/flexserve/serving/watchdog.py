@@ -21,12 +21,12 @@ class Watchdog:
     """Calls `cancel` when nothing moved for `patience` seconds of a turn, and `end` when that did not help.
 
     Long before, `tell` hears for how many seconds nothing moved, and 0 when something does again.
-    `turn` is the engine thread's; `moved` may be called from any thread, and costs next to nothing.
-    `clock` gives seconds.
+    `last_moved` returns when something moved last, on the `clock` (seconds); `turn` is the engine thread's.
     """
 
     def __init__(
         self,
+        last_moved: Callable[[], float],
         tell: Callable[[float], None],
         cancel: Callable[[], None],
         end: Callable[[float], None],
@@ -35,29 +35,24 @@ class Watchdog:
         grace: float = GRACE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._tell, self._cancel, self._end = tell, cancel, end
+        self._last_moved, self._tell, self._cancel, self._end = last_moved, tell, cancel, end
         self._patience, self._grace, self._clock = patience, min(grace, patience), clock
-        self._last: float | None = None  # when something moved (the clock's seconds); None: between turns
+        self._began: float | None = None  # the present turn (the clock's seconds); None: between turns
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
         """Watch what happens inside the block."""
-        self._last = self._clock()
+        self._began = self._clock()
         try:
             yield
         finally:
-            self._last = None
-
-    def moved(self) -> None:
-        """Note that the turn gets on."""
-        if self._last is not None:
-            self._last = self._clock()
+            self._began = None
 
     def still(self) -> float:
         """Return the seconds for which nothing moved in the present turn; 0 between turns."""
-        last = self._last
-        return 0.0 if last is None else self._clock() - last
+        began = self._began
+        return 0.0 if began is None else self._clock() - max(began, self._last_moved())
 
     def _watch(self) -> None:
         cancelled = told = False

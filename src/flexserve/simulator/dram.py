@@ -1,7 +1,7 @@
 """The simulated machine's memory: who owns each granule, and what the others have taken.
 
-The books are the ownership table of flexserve.trusted.memory.ownership itself, so that the simulation is held to
-the same law as the real thing. The background load is normal memory that somebody uses.
+The books are flexserve.trusted.memory.ownership itself, so that the simulation is held to the same law
+as the real thing. The background load is normal memory that somebody uses.
 """
 
 from __future__ import annotations

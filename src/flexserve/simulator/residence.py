@@ -10,8 +10,9 @@ from flexserve.policy import eviction as cache
 from flexserve.policy import recall
 from flexserve.policy.eviction import InvocationLog, Profile, Speeds
 from flexserve.policy.pressure import Holdings, PressurePolicy
-from flexserve.policy.recall import Holding, Kind
+from flexserve.policy.recall import Holding
 from flexserve.policy.transitions import Transitions
+from flexserve.protocol.trusted_app import Kind
 from flexserve.simulator.designs import Costs, Design, Keeping
 from flexserve.simulator.dram import Dram
 from flexserve.simulator.machine import SimModel

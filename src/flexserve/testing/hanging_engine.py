@@ -1,6 +1,6 @@
 """A secure world whose engine hangs in C, for good, when it computes with a model of architecture HANGS.
 
-python -m flexserve.testing.hanging_engine …     (the options of flexserve.trusted.main)
+python -m flexserve.testing.hanging_engine …     (the options of flexserve.secure_world.main)
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import ctypes
 import os
 from collections.abc import Sequence
 
-from flexserve.trusted import main
+from flexserve.secure_world import main
 from flexserve.trusted.engine.context import Context, Span
 from flexserve.trusted.weights.job import RestoreStats
 

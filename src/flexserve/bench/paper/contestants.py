@@ -26,7 +26,9 @@ class Contestant:
         of_memory = ("--memory", memory) if machine is None else machine.secure_arguments()
         arguments = (*plan.arguments, *of_memory, *system.arguments)
         fds = () if machine is None else machine.secure_fds
-        self.world = DrivenWorld(models.root, models.key, arguments=arguments, fds=fds)
+        self.world = DrivenWorld(
+            models.root, models.key, arguments=arguments, program=system.program, fds=fds
+        )
 
     def open(self, model: str) -> None:
         """Have `model` open, as a server that was used before has it; and in memory, if it keeps any."""

@@ -6,6 +6,7 @@ import dataclasses
 import enum
 from collections.abc import Sequence
 
+from flexserve.harness.worlds import SECURE_WORLD
 from flexserve.units import MIB
 
 _KV_DISK = 64 * MIB  # sealed KV of a model: all that a round leaves, without filling the cache folder
@@ -27,9 +28,14 @@ class System(enum.Enum):
     @property
     def arguments(self) -> tuple[str, ...]:
         """What makes a secure world this contestant."""
+        return ("--kv-disk", str(_KV_DISK if self is System.FLEXSERVE else 0))
+
+    @property
+    def program(self) -> tuple[str, ...]:
+        """The program that it is."""
         if self is System.FLEXSERVE:
-            return ("--kv-disk", str(_KV_DISK))
-        return ("--baseline", self.value.replace("_", "-"), "--kv-disk", "0")
+            return SECURE_WORLD
+        return ("flexserve.bench.secure_world", self.value.replace("_", "-"))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -1,4 +1,8 @@
-"""The Flex-NPU, a matrix engine in the manner of the RK3588's, as a process on the machine's RAM."""
+"""The emulated NPU: a process beside QEMU on the machine's RAM.
+
+Trusted with: **everything**, on this platform.
+Sees: operands of its jobs.
+"""
 
 from __future__ import annotations
 

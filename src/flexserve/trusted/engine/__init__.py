@@ -1,4 +1,8 @@
-"""llama.cpp with all its memory in Flex-Mem and the residency barrier as its compute hook."""
+"""llama.cpp with all its memory in Flex-Mem and the residency barrier as its compute hook.
+
+Trusted with: weights, KV, activations, tokens.
+Sees: all of it.
+"""
 
 import os
 

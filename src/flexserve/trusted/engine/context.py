@@ -284,7 +284,7 @@ class Context:
         if self._cancelled:
             raise CancelledError("The request was cancelled.")
         self._engine.compute(graph)
-        self._engine.moved()
+        self._engine.heartbeat.beat()
 
     def _pace_of(self, nodes: int, seconds: float) -> None:
         """Take note of how long a slice took."""

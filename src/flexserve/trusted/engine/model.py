@@ -135,8 +135,8 @@ class Model:
         scratch = flexmem.reserve(CHUNK)
         try:
             flexmem.commit(scratch, 0, scratch.size)
-            with self._store.open(self.name, scratch=flexmem.view(scratch, 0, CHUNK)) as sealed:
-                sealed.moved = self.engine.moved
+            view, beat = flexmem.view(scratch, 0, CHUNK), self.engine.heartbeat.beat
+            with self._store.open(self.name, scratch=view, read=beat) as sealed:
                 yield sealed
         finally:
             flexmem.report_returned(flexmem.free(scratch))
@@ -272,7 +272,7 @@ class _ImageMaker:
             )
         self._sealed.read_into(info.offset, self._engine.flexmem.view(staging, 0, tensor.size))
         self._engine.hooks.set_tensor(tensor.tensor, staging.base, tensor.size)
-        self._engine.moved()
+        self._engine.heartbeat.beat()
 
 
 class _Window:
@@ -300,7 +300,7 @@ class _Window:
             if self._start - self._flushed >= _FLUSH_EVERY:
                 self._writer.flush()
                 self._flushed = self._start
-            self._engine.moved()
+            self._engine.heartbeat.beat()
 
 
 def _hollow_file(sealed: SealedModel) -> int:

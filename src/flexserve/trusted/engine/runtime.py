@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import platform
-from collections.abc import Callable
 
 from llama_cpp import llama_cpp as lib
 
@@ -16,6 +15,7 @@ from flexserve.trusted.engine.hooks import Hooks
 from flexserve.trusted.engine.offload import GraphOffload, Offload, Resting
 from flexserve.trusted.engine.team import Team
 from flexserve.trusted.flexnpu import FlexNpu
+from flexserve.trusted.heartbeat import Heartbeat
 from flexserve.trusted.memory.flexmem import FlexMem
 from flexserve.units import GIB, align_up
 
@@ -33,8 +33,19 @@ class Engine:
     Raises InternalError (code "abi_mismatch") when the library is not the pinned one.
     """
 
-    def __init__(self, flexmem: FlexMem, threads: int, *, adapt: bool = False) -> None:
-        """`threads` compute; where they `adapt`, at most so many, as others leave them cores."""
+    def __init__(
+        self,
+        flexmem: FlexMem,
+        threads: int,
+        heartbeat: Heartbeat | None = None,
+        *,
+        adapt: bool = False,
+        npu: FlexNpu | None = None,
+    ) -> None:
+        """`threads` compute; where they `adapt`, at most so many, as others leave them cores.
+
+        Each slice of work that is done is a beat of `heartbeat`. `npu` computes large products.
+        """
         self.ggml = abi.load()
         self.flexmem = flexmem
         self.threads = threads
@@ -43,9 +54,10 @@ class Engine:
         self._work = flexmem.reserve(_WORK_ADDRESSES)
         self._work_size = 0
         self._offload: Offload | None = None
-        self.moved: Callable[[], None] = lambda: None  # told of each slice of work that is done
+        self.heartbeat = heartbeat or Heartbeat()
         lib.llama_log_set(_silent, None)
         lib.llama_backend_init()
+        self.use_npu(npu)
 
     @property
     def build(self) -> str:

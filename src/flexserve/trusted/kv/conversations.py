@@ -16,7 +16,7 @@ _SEAL_SPEED = 300e6  # bytes per second, a cautious guess: what a recall's deadl
 class Conversations:
     """Slots of a context and the parked KV of its model.
 
-    `lock` is the shelf's: slots change under it. It is never held while memory is asked for, nor
+    `lock` is the open model's: slots change under it. It is never held while memory is asked for, nor
     while the engine thread seals. Methods belong to the engine thread, but for those at the end.
     """
 
@@ -44,6 +44,7 @@ class Conversations:
             kept = self._context.take(slot.number, self._resume(slot, owner, known, kept))
         except BaseException:
             slot.tokens = []
+            self._context.release([slot.number], keep_grants=True)  # what of it there was granted for
             self.release(slot)
             raise
         slot.owner, slot.tokens = owner, list(known[:kept])
@@ -59,6 +60,19 @@ class Conversations:
         loaded = self._parked.load(entry, lambda data: self._context.load(slot.number, data))
         return shared if loaded else 0
 
+    def plaintext(self, owner: str, known: Sequence[int]) -> int:
+        """Return the bytes of KV that `claim` would seal, or take in from a sealed copy."""
+        with self._lock:
+            usable = self._context.usable
+            found = choose(self._slots, owner, known, lambda slot, shared: usable(slot.number, shared))
+        if found is None:
+            return 0
+        slot, kept = found
+        seals = kept < len(slot.tokens) and not slot.sealed and len(slot.tokens) >= WORTHWHILE
+        parked = self._parked.find(owner, known, self._context.usable_saved)
+        resumes = parked[0].size if parked is not None and parked[1] > kept + WORTHWHILE else 0
+        return max(resumes, self._context.state_size(slot.number) if seals else 0)
+
     def release(self, slot: Slot, *, keep: bool = True) -> None:
         """Take a slot back; with `keep` its KV stays for the next request."""
         with self._lock:
@@ -72,10 +86,18 @@ class Conversations:
         with self._lock:
             return [s for s in self._idle() if not s.sealed and len(s.tokens) >= WORTHWHILE]
 
+    def slot(self, number: int) -> Slot:
+        """Return the slot of a sequence."""
+        return self._slots[number]
+
+    def state_size(self, slot: Slot) -> int:
+        """Return the bytes that sealing `slot` needs for its plaintext."""
+        return self._context.state_size(slot.number)
+
     def seal_idle(self, slot: Slot) -> None:
         """Seal an idle slot, unless it was recalled meanwhile."""
         with self._lock:
-            if slot.busy or not slot.tokens:
+            if slot.busy or slot.sealing or not slot.tokens:
                 return
             slot.sealing = True
         try:

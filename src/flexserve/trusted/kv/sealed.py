@@ -24,6 +24,7 @@ import msgspec
 from msgspec import Meta
 
 from flexserve.errors import FlexServeError
+from flexserve.protocol.trusted_app import KvCounters
 from flexserve.trusted.kv.slots import common_prefix
 from flexserve.trusted.memory.flexmem import FlexMem
 from flexserve.trusted.store.image import BufferSpec, Image, ImageWriter
@@ -42,16 +43,6 @@ class _Label(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tokens: Annotated[list[int], Meta(max_length=1 << 22)]
 
 
-@dataclasses.dataclass(slots=True)
-class Counters:
-    """What became of parked KV, for metrics."""
-
-    parked: int = 0
-    resumed: int = 0
-    damaged: int = 0  # dropped: did not authenticate, or did not fit
-    dropped: int = 0  # lost to a recall that left no time or memory for sealing
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
 class Parked:
     """One parked sequence."""
@@ -66,7 +57,14 @@ class ParkedKv:
     """The parked sequences of one model. Thread-safe; the newest are kept when `quota` is reached."""
 
     def __init__(
-        self, store: Store, model: str, fingerprint: str, flexmem: FlexMem, *, quota: int, counters: Counters
+        self,
+        store: Store,
+        model: str,
+        fingerprint: str,
+        flexmem: FlexMem,
+        *,
+        quota: int,
+        counters: KvCounters,
     ) -> None:
         """Read the labels of what is parked for `model`. `quota`: bytes on disk, for this model."""
         self._store, self._model, self._fingerprint = store, model, fingerprint
@@ -177,7 +175,7 @@ class ParkedKv:
         arena = flexmem.reserve(size)
         try:
             if ask:
-                flexmem.secure_grant(arena.size)
+                flexmem.grant(arena.size)
             there = flexmem.try_commit(arena, 0, arena.size)
             yield flexmem.view(arena, 0, size).cast("B") if there else None
         finally:

@@ -1,15 +1,14 @@
 """Flex-Mem: recallable secure memory, every granule of it under the ownership table.
 
-The platform's `SecureMemory` maps and unmaps; this decides whose turn it is. Each committed
-granule holds one page number of the table, so that law 2 (conservation) can be checked at any
-moment. Grants come from the normal world through a `Granter`: the secure world never takes
-memory that the OS has not agreed to.
+The platform's `SecureMemory` maps and unmaps; this keeps the books. Each committed granule holds
+one page number of the table, so that law 2 (conservation) can be checked at any moment. Grants come
+from the normal world through a `Granter`: the secure world never takes memory that the OS has not
+agreed to. What is not granted is refused; making way for it is the business of whoever asked.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from flexserve.errors import GrantRefusedError
 from flexserve.platforms.ports import Arena, Protection, SecureMemory
+from flexserve.trusted.heartbeat import Heartbeat
 from flexserve.trusted.memory.ownership import OwnershipTable, PageEvent, PageState
 from flexserve.units import format_size
 
@@ -37,8 +37,11 @@ class Granter(Protocol):
         other world's answer. Raises PeerError when that world is gone.
         """
 
-    def returned(self, size: int) -> None:
-        """Say that `size` bytes went back unasked."""
+    def returned(self, size: int, held: int) -> None:
+        """Say that `size` bytes went back unasked, and that `held` bytes are granted and not in use yet.
+
+        A granter that has memory lying ready beyond `held` gives it back now.
+        """
 
 
 class OpenHanded:
@@ -48,8 +51,8 @@ class OpenHanded:
         """Grant `size` bytes."""
         return size
 
-    def returned(self, size: int) -> None:
-        """Take note of nothing."""
+    def returned(self, size: int, held: int) -> None:
+        """Record nothing."""
 
 
 class FlexMem:
@@ -59,9 +62,13 @@ class FlexMem:
     and serving.reclaim see to that); everything else may run concurrently.
     """
 
-    def __init__(self, memory: SecureMemory, capacity: int, granter: Granter) -> None:
+    def __init__(
+        self, memory: SecureMemory, capacity: int, granter: Granter, heartbeat: Heartbeat | None = None
+    ) -> None:
+        """`capacity`: bytes of the machine's memory. Each commit is a beat of `heartbeat`."""
         self._memory = memory
         self._granter = granter
+        self._heartbeat = heartbeat or Heartbeat()
         self._table = OwnershipTable(max(1, capacity // memory.granule))
         self._normal = list(range(self._table.total - 1, -1, -1))  # page numbers, lowest last
         self._granted: list[int] = []
@@ -69,13 +76,6 @@ class FlexMem:
         self._pages: dict[Arena, np.ndarray[tuple[int], np.dtype[np.int32]]] = {}
         self._lock = threading.Lock()
         self.granule = memory.granule
-        # Asked, with no lock held, when the normal world grants too little: gives up as many bytes of
-        # idle models, keeping the grants, and returns how many there are now for others.
-        self.spare: Callable[[int], int] = lambda _missing: 0
-        self.moved: Callable[[], None] = lambda: None  # told of each commit
-        # Called, with no lock held, when granted memory was given up unused: a granter that has it
-        # lying ready hands it over.
-        self.settle: Callable[[], None] = lambda: None
 
     @property
     def protection(self) -> Protection:
@@ -105,18 +105,14 @@ class FlexMem:
 
     # ---- grants --------------------------------------------------------------------------
 
-    def secure_grant(self, size: int, minimum: int = 0, *, needed: int | None = None) -> int:
-        """See to it that `size` bytes are granted and unused; return how many are (maybe fewer).
+    def grant(self, size: int, minimum: int = 0) -> int:
+        """Ask the normal world until `size` bytes are granted and unused; return how many are (maybe fewer).
 
-        Asks the normal world first. What it leaves lacking of `needed` (all of `size` unless said),
-        idle models give up, if they can; with `needed` 0 none of them is asked.
+        `minimum`: as `Granter.request` has it, what is granted already included.
         """
         have = self.bytes_in(PageState.GRANTED)
         if have < size:
             have += self._ask(size - have, max(0, minimum - have))
-        missing = (size if needed is None else needed) - have
-        if missing > 0 and self.spare(missing):
-            have = self.bytes_in(PageState.GRANTED)
         return have
 
     def return_unused(self) -> int:
@@ -127,6 +123,10 @@ class FlexMem:
             self._normal += pages
         self.settle()
         return len(pages) * self.granule
+
+    def settle(self) -> None:
+        """Have the granter give back what it has lying ready beyond what is granted."""
+        self._granter.returned(0, self._held())
 
     def _ask(self, size: int, minimum: int) -> int:
         count = min(-(-size // self.granule), len(self._normal))
@@ -152,9 +152,11 @@ class FlexMem:
         """
         # In a loop: a loader thread may take what was granted before we do.
         while not self.try_commit(arena, offset, length):
-            if self.secure_grant(length, minimum=length) < length:
+            if (have := self.grant(length, minimum=length)) < length:
                 raise GrantRefusedError(
-                    f"{format_size(length)} of memory were not granted.", hint=REFUSED_HINT
+                    f"{format_size(length)} of memory were not granted.",
+                    hint=REFUSED_HINT,
+                    missing=length - have,
                 )
 
     def try_commit(self, arena: Arena, offset: int, length: int) -> bool:
@@ -170,7 +172,7 @@ class FlexMem:
             self._committing += count
         try:
             self._memory.commit(arena, offset, length)
-            self.moved()
+            self._heartbeat.beat()
         except BaseException:
             with self._lock:
                 self._pages[arena][first : first + count] = _NO_PAGE
@@ -178,7 +180,7 @@ class FlexMem:
                 self._table.apply(PageEvent.SCRUBBED, pages)
                 self._normal += pages
                 self._committing -= count
-            self._granter.returned(length)
+            self.report_returned(length)
             raise
         with self._lock:
             self._committing -= count
@@ -248,7 +250,7 @@ class FlexMem:
     def report_returned(self, size: int) -> None:
         """Tell the normal world of memory that went back unasked."""
         if size:
-            self._granter.returned(size)
+            self._granter.returned(size, self._held())
 
     # ---- looking -------------------------------------------------------------------------
 
@@ -267,7 +269,7 @@ class FlexMem:
         with self._lock:
             return self._table.count(state) * self.granule
 
-    def awaited(self) -> int:
+    def _held(self) -> int:
         """Return the granted bytes that a granter must still have lying ready, if it has them so."""
         with self._lock:
             return (len(self._granted) + self._committing) * self.granule

@@ -1,1 +1,5 @@
-"""Requests while they run."""
+"""Requests while they run.
+
+Trusted with: prompts, answers.
+Sees: prompts, answers.
+"""

@@ -18,6 +18,7 @@ from flexserve.protocol.messages import (
     TokenLogprob,
     Usage,
 )
+from flexserve.protocol.trusted_app import Progress
 from flexserve.trusted.engine.context import Context, Span
 from flexserve.trusted.engine.sampler import Sampler, log_probabilities
 from flexserve.trusted.engine.vocabulary import TextStream
@@ -45,7 +46,7 @@ class Generation:
         self._prompt_size, self._thinking = len(self.tokens), prepared.thinking
         self.slot: Slot | None = None
         self.done = self._cached = self._count = 0
-        self._broke_off = False
+        self._was_damaged = False
         self._limit = min(
             self._sampling.max_tokens or entry.context.size, entry.context.size - self._prompt_size
         )
@@ -63,19 +64,44 @@ class Generation:
         slot.tokens = self.tokens[:cached]
         self._send(Started(self.request.request, self._prompt_size, self._thinking))
 
-    def go_on(self) -> bool:
-        """Take up again after a graph that broke off, whose tokens may have reached the KV cache.
+    @property
+    def number(self) -> int:
+        """Its request's number."""
+        return self.request.request
 
-        What the cache had before stays, where the model can forget a part. Returns False, having done
-        nothing, when this is not the first time.
+    @property
+    def sequence(self) -> int:
+        """The sequence of the context that it is."""
+        return self._slot.number
+
+    @property
+    def _slot(self) -> Slot:
+        assert self.slot is not None, "it has not begun"
+        return self.slot
+
+    def broke_off(self) -> None:
+        """Record that a graph of it broke off: what of its tokens reached the KV cache is unknown."""
+        self._slot.tokens = []
+
+    def go_on(self) -> None:
+        """Take up again after a graph that broke off.
+
+        What the cache had before stays, where the model can forget a part. Raises GrantRefusedError.
         """
-        assert self.slot is not None
-        if self._broke_off:
+        self.done = self.entry.context.take(self.sequence, keep=self.done)
+        self._slot.tokens = self.tokens[: self.done]
+
+    def go_on_after_damage(self) -> bool:
+        """Take up again as `go_on`; return False, having done nothing, when this is not the first time."""
+        if self._was_damaged:
             return False
-        self._broke_off = True
-        self.done = self.entry.context.take(self.slot.number, keep=self.done)
-        self.slot.tokens = self.tokens[: self.done]
+        self._was_damaged = True
+        self.go_on()
         return True
+
+    def progress(self) -> Progress:
+        """Return where it is."""
+        return Progress(self.number, self.pending)
 
     @property
     def pending(self) -> int:
@@ -84,15 +110,13 @@ class Generation:
 
     def span(self, limit: int) -> Span:
         """Return the next tokens to compute, at most `limit`."""
-        assert self.slot is not None
-        return Span(self.slot.number, self.done, self.tokens[self.done : self.done + limit])
+        return Span(self.sequence, self.done, self.tokens[self.done : self.done + limit])
 
     def took(self, span: Span, stats: RestoreStats) -> None:
         """Note that `span` was computed, and what it cost."""
-        assert self.slot is not None
         self.done += len(span.tokens)
-        self.slot.tokens += span.tokens
-        self.slot.sealed = False
+        self._slot.tokens += span.tokens
+        self._slot.sealed = False
         self._stats.include(stats)
 
     def choose(self, context: Context, row: int) -> str | None:

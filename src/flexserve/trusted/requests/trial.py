@@ -6,32 +6,34 @@ its text leaves no record; one that dies of its vectors leaves one that says tha
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
 from flexserve.errors import CallerError, InternalError, StoredDataError
-from flexserve.serving.model_manager import OpenModel, Shelf
-from flexserve.trusted.engine.abilities import abilities_of
+from flexserve.protocol.messages import Abilities
 from flexserve.trusted.engine.context import Span
 from flexserve.trusted.engine.embedder import Embedder
+from flexserve.trusted.open_model import OpenModel
 
 _TEXT = "A first try."
 _TOKENS = 8  # of it
 
 
-def try_model(shelf: Shelf, entry: OpenModel) -> None:
-    """Compute text and vectors with `entry`, as far as it may be able to, and record what worked.
+def try_model(entry: OpenModel, record: Callable[[Abilities], None]) -> None:
+    """Compute text and vectors with `entry`, as far as it may be able to, and have what worked recorded.
 
     Raises StoredDataError (code "model_unusable") when it can do neither, GrantRefusedError, and what
     restoring weights raises.
     """
-    possible = abilities_of(entry.model)
+    possible = entry.possible
     tokens = entry.vocabulary.encode(_TEXT, special=False)[:_TOKENS] or [0]
-    makes_text = possible.text and _makes_text(shelf, entry, tokens)
+    makes_text = possible.text and _makes_text(entry, tokens)
     found = msgspec.structs.replace(possible, text=makes_text, vectors=False, tools=_tools(entry))
-    shelf.note_abilities(entry, found)
-    if possible.vectors and _makes_vectors(shelf, entry, tokens):
+    record(found)
+    if possible.vectors and _makes_vectors(entry, tokens):
         found = msgspec.structs.replace(found, vectors=True)
-        shelf.note_abilities(entry, found)
+        record(found)
     if not (found.text or found.vectors):
         raise StoredDataError(
             f"llama.cpp makes neither text nor vectors with {entry.name}.",
@@ -47,9 +49,9 @@ def _tools(entry: OpenModel) -> str:
         return "none"
 
 
-def _makes_text(shelf: Shelf, entry: OpenModel, tokens: list[int]) -> bool:
+def _makes_text(entry: OpenModel, tokens: list[int]) -> bool:
     context = entry.context
-    with shelf.using(entry):
+    with entry.using():
         try:
             context.take(0, keep=0)
             context.decode([Span(0, 0, tokens)])
@@ -60,8 +62,8 @@ def _makes_text(shelf: Shelf, entry: OpenModel, tokens: list[int]) -> bool:
             context.release([0])
 
 
-def _makes_vectors(shelf: Shelf, entry: OpenModel, tokens: list[int]) -> bool:
-    with shelf.using(entry):
+def _makes_vectors(entry: OpenModel, tokens: list[int]) -> bool:
+    with entry.using():
         try:
             embedder = Embedder(entry.context)
         except (CallerError, InternalError):

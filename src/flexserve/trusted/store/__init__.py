@@ -1,6 +1,9 @@
 """Sealed models: the .flex container, derived images, the local store, device keys.
 
 Each part is imported when it is first asked for: the process that holds the device key needs few of them.
+
+Trusted with: keys, weights; the process that holds it, with the device key.
+Sees: keys of models, weights while sealing.
 """
 
 from __future__ import annotations

@@ -193,7 +193,14 @@ class SealedModel:
     Thread-safe until `close`. A file removed from the store stays readable here.
     """
 
-    def __init__(self, fd: int, manifest: Manifest, key: bytes, scratch: memoryview | None) -> None:
+    def __init__(
+        self,
+        fd: int,
+        manifest: Manifest,
+        key: bytes,
+        scratch: memoryview | None,
+        read: Callable[[], None],
+    ) -> None:
         self.manifest = manifest
         self.model_key = key  # secret; the images of this model derive their keys from it
         self._fd = fd
@@ -201,14 +208,22 @@ class SealedModel:
         self._cipher = ChunkCipher(key, salt, _KIND, FORMAT_VERSION, manifest.id_bytes)
         self._scratch = scratch.cast("B") if scratch is not None else None
         self._scratch_lock = threading.Lock()
-        self.moved: Callable[[], None] = lambda: None  # told of each chunk that was read
+        self._read = read
 
     @classmethod
-    def open(cls, path: Path, device: Device, *, scratch: memoryview | None = None) -> SealedModel:
+    def open(
+        cls,
+        path: Path,
+        device: Device,
+        *,
+        scratch: memoryview | None = None,
+        read: Callable[[], None] = lambda: None,
+    ) -> SealedModel:
         """Open `path`, verify its manifest, unwrap its key.
 
         `scratch`: CHUNK bytes of writable memory in which chunks that are wanted in part are
-        decrypted (and wiped again); hand over secure memory where plaintext matters. Raises
+        decrypted (and wiped again); hand over secure memory where plaintext matters. `read` is told
+        of each chunk that was read. Raises
         StoredDataError when the file is damaged, forged, of another version or device, or on bad
         blocks (code "disk_unreadable"); NormalWorldError when it cannot be read for another reason.
         """
@@ -218,7 +233,7 @@ class SealedModel:
         try:
             manifest = _read_manifest(fd, device)
             key = device.unwrap(manifest.id_bytes, bytes.fromhex(manifest.wrapped_key))
-            return cls(fd, manifest, key, scratch)
+            return cls(fd, manifest, key, scratch, read)
         except BaseException:
             os.close(fd)
             raise
@@ -320,7 +335,7 @@ class SealedModel:
         tag = memoryview(bytearray(TAG_SIZE))
         read_exact(self._fd, [target, tag], _chunk_offset(index), f"chunk {index} of {self.manifest.name}")
         self._cipher.decrypt(_STREAM, index, self.manifest.chunks, target, tag)
-        self.moved()
+        self._read()
 
 
 def read_manifest(path: Path, device: Device) -> Manifest:

@@ -17,7 +17,7 @@ import builtins
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from flexserve.errors import CallerError, NormalWorldError, StoredDataError, UnknownModelError
@@ -91,12 +91,14 @@ class Store:
         """Return what is wrong with each model that `open` would refuse, by name."""
         return {name: entry for name, entry in self._scan() if isinstance(entry, StoredDataError)}
 
-    def open(self, name: str, *, scratch: memoryview | None = None) -> SealedModel:
-        """Open the model `name`; see SealedModel.open for `scratch`.
+    def open(
+        self, name: str, *, scratch: memoryview | None = None, read: Callable[[], None] = lambda: None
+    ) -> SealedModel:
+        """Open the model `name`; see SealedModel.open for `scratch` and `read`.
 
         Raises UnknownModelError when there is none, else as SealedModel.open.
         """
-        model = SealedModel.open(self._existing(name), self._device, scratch=scratch)
+        model = SealedModel.open(self._existing(name), self._device, scratch=scratch, read=read)
         if model.manifest.name != name:
             model.close()
             raise _renamed(name)

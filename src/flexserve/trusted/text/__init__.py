@@ -1,1 +1,5 @@
-"""From text to tokens and back."""
+"""From text to tokens and back: templates, constraints of an answer, stops.
+
+Trusted with: prompts, answers.
+Sees: prompts, answers.
+"""

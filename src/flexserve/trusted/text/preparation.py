@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from flexserve.errors import CallerError
 from flexserve.protocol.messages import ChatPrompt, Generate
-from flexserve.serving.model_manager import OpenModel
+from flexserve.trusted.open_model import OpenModel
 from flexserve.trusted.text.constraint import constraint
 from flexserve.trusted.text.contents import ChatTokens, chat_tokens
 from flexserve.trusted.text.grammar import Confinement

@@ -1,1 +1,5 @@
-"""Weights in memory, and bringing them back in time."""
+"""Weights in memory, and bringing them back in time.
+
+Trusted with: weights.
+Sees: weights, while decrypting.
+"""

@@ -56,6 +56,7 @@ class Weights:
         self.whole = False
         self.epoch = 0  # grows when something is taken away between slices
         self.usual: list[int] = []  # load order, once a graph was seen
+        self.read = 0  # the most that any graph read that was seen; 0: unknown
 
     @property
     def size(self) -> int:

@@ -101,6 +101,12 @@ class RestoreJob:
         self.advance()
         return None
 
+    @property
+    def lacking(self) -> int:
+        """How many granules that the graph reads are not in memory."""
+        states = self.weights.states
+        return sum(states[granule] != RESIDENT for granule in self.plan.order[: self.plan.needed])
+
     def early(self) -> int | None:
         """Return the resident granule that was loaded longest before its turn, if compute can do without."""
         states, order = self.weights.states, self.plan.order

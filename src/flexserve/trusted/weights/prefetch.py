@@ -146,7 +146,7 @@ class Prefetcher:
             return True
         count = min(_ASKED, max(1, len(ahead.order) - ahead.next))
         try:
-            return self._flexmem.secure_grant(count * granule, needed=0) >= granule
+            return self._flexmem.grant(count * granule) >= granule
         except FlexServeError:
             return False
 

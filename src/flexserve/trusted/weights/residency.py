@@ -11,9 +11,10 @@ When the normal world grants less than the graph needs, the loaders stream (trus
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -21,6 +22,7 @@ import numpy as np
 
 from flexserve.errors import CancelledError
 from flexserve.platforms.ports import Arena
+from flexserve.protocol.trusted_app import Missing
 from flexserve.trusted.memory.flexmem import FlexMem
 from flexserve.trusted.weights.chunks import Weights
 from flexserve.trusted.weights.cpu_arbiter import Cores, yield_to_compute
@@ -97,20 +99,27 @@ class Residency:
         """
         position, needs = 0, None
         if not weights.usual:  # learned while all is there, too: it says what a recall takes first
-            needs = graph.needs()
+            needs = self._needs(weights, graph)
             weights.usual = usual_order(needs, weights.count)
         while position < graph.nodes:
             epoch = weights.epoch  # read first: a recall after this line is seen at the gate
             if weights.whole:
                 position = self._slice_if(weights, epoch, graph, position, graph.nodes)
                 continue
-            needs = needs or graph.needs()
+            needs = needs or self._needs(weights, graph)
             job = self._start(weights, needs, position, stats)
             try:
                 position = self._follow(job, graph, position)
             except BaseException:
                 self._stop(job)
                 raise
+
+    @staticmethod
+    def _needs(weights: Weights, graph: GraphRun) -> Needs:
+        """Walk the graph; remember how much of the weights it reads."""
+        needs = graph.needs()
+        weights.read = max(weights.read, len(np.unique(needs.granule)))
+        return needs
 
     def restore(self, weights: Weights, stats: RestoreStats) -> None:
         """Bring all weights into memory, without computing. Mutates weights and stats; raises as compute."""
@@ -187,14 +196,31 @@ class Residency:
         lacking = int(np.count_nonzero(job.weights.states != RESIDENT)) * granule
         missing = job.plan.missing * granule
         began = time.perf_counter()
+        with self.expecting():
+            self._flexmem.grant(lacking, min(missing, self._window))
+            with self._changed:
+                job.stats.allocate += time.perf_counter() - began
+
+    @contextlib.contextmanager
+    def expecting(self) -> Iterator[None]:
+        """Keep what is granted inside the block for the foreground: a prefetch takes none of it."""
         with self._changed:
-            self._starting += 1  # what is granted now is not for a prefetch
+            self._starting += 1
         try:
-            self._flexmem.secure_grant(lacking, min(missing, self._window), needed=missing)
+            yield
         finally:
             with self._changed:
                 self._starting -= 1
-                job.stats.allocate += time.perf_counter() - began
+                self._changed.notify_all()
+
+    def missing(self, weights: Weights) -> Missing:
+        """Return the memory that bringing in all of `weights` takes, and what its graphs read of that."""
+        if weights.whole:
+            return Missing(0, 0, 0)
+        absent = int(np.count_nonzero(weights.states != RESIDENT))
+        needed = max(0, absent - (weights.count - (weights.read or weights.count)))
+        size = needed * self._flexmem.granule
+        return Missing(absent * self._flexmem.granule, size, min(size, self._window))
 
     def _stop(self, job: RestoreJob) -> None:
         with self._changed:

@@ -64,7 +64,7 @@ class Room:
         granule = self._flexmem.granule
         while not self._flexmem.try_commit(arena, offset, granule):
             if position >= job.plan.needed:
-                if not self._flexmem.secure_grant(granule, needed=0):
+                if not self._flexmem.grant(granule):
                     return False
                 continue
             with self._changed:
@@ -81,7 +81,7 @@ class Room:
                 self._take(job, victim)
             if victim is not None:
                 self._recycle(job, victim)
-            elif not self._flexmem.secure_grant(granule, minimum) and not self._make_room(job, position):
+            elif not self._flexmem.grant(granule, minimum) and not self._make_room(job, position):
                 return False
         return True
 
@@ -108,6 +108,7 @@ class Room:
                     raise GrantRefusedError(
                         f"This model needs {format_size(size)} of memory at once, which were not granted.",
                         hint=REFUSED_HINT,
+                        missing=job.lacking * self._flexmem.granule,
                     )
                 self._changed.wait(0.05)
                 if not first or not job.stopped or self._in_hand(job):

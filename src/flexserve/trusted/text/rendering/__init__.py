@@ -1,1 +1,5 @@
-"""Code of strangers, run where it can do no harm: chat templates of model files, schemas of clients."""
+"""The helper that runs strangers' code: chat templates and grammars.
+
+Trusted with: nothing: it sees a conversation, and is kept from keeping it.
+Sees: the prompt that it renders.
+"""

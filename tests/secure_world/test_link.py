@@ -24,7 +24,7 @@ from flexserve.protocol.messages import (
     Returned,
     ToNormal,
 )
-from flexserve.trusted.link import Link
+from flexserve.secure_world.link import Link
 
 
 def hear(data: bytes, *, greeted: bool = True) -> list[msgspec.Struct]:

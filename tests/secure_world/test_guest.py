@@ -11,8 +11,8 @@ from flexserve.platforms.trustzone.abi import PageState
 from flexserve.platforms.trustzone.ram import PAGE
 from flexserve.platforms.trustzone.secure_memory import TrustZoneMemory
 from flexserve.protocol.messages import Recall
+from flexserve.secure_world.guest import GuestDemands, GuestGranter
 from flexserve.testing.trustzone import FakeMachine, eventually
-from flexserve.trusted.guest import Guest
 from flexserve.trusted.memory import ownership as pages
 from flexserve.trusted.memory.flexmem import FlexMem
 from flexserve.units import KIB, MIB
@@ -28,12 +28,12 @@ class World:
 
     def __init__(self, machine: FakeMachine) -> None:
         self.machine = machine
-        self.guest = Guest(machine.pages(patience=1))
-        self.flexmem = FlexMem(TrustZoneMemory(self.guest._pages, GRANULE), RAM, self.guest)
+        pages = machine.pages(patience=1)
+        self.flexmem = FlexMem(TrustZoneMemory(pages, GRANULE), RAM, GuestGranter(pages))
         self.arena = self.flexmem.reserve(16 * GRANULE)
         self.asked: list[Recall] = []
         self._later: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self.guest.follow(self.flexmem, self, self._later.put)  # type: ignore[arg-type]
+        self.guest = GuestDemands(pages, self.flexmem, self.answer, self._later.put)
 
     def answer(self, message: Recall) -> None:
         """Give granules from the end: the reclaimer's part."""
@@ -59,7 +59,7 @@ def world() -> Iterator[World]:
 
 
 def test_what_is_granted_lies_ready_and_is_used(world: World) -> None:
-    assert world.flexmem.secure_grant(4 * GRANULE) == 4 * GRANULE
+    assert world.flexmem.grant(4 * GRANULE) == 4 * GRANULE
     assert world.machine.monitor.counts()[PageState.GRANTED] == 4 * PAGES
     assert world.flexmem.try_commit(world.arena, 0, 4 * GRANULE)
     assert world.machine.monitor.counts()[PageState.SECURE] == 4 * PAGES
@@ -67,14 +67,14 @@ def test_what_is_granted_lies_ready_and_is_used(world: World) -> None:
 
 
 def test_what_is_given_up_unused_goes_back_at_once(world: World) -> None:
-    world.flexmem.secure_grant(4 * GRANULE)
+    world.flexmem.grant(4 * GRANULE)
     assert world.flexmem.return_unused() == 4 * GRANULE
     assert world.machine.settled(PageState.GRANTED, 0)
 
 
 def test_what_comes_beyond_whole_granules_goes_back(world: World) -> None:
     world.machine.driver.most = 2 * PAGES + 3
-    assert world.flexmem.secure_grant(4 * GRANULE) == 2 * GRANULE
+    assert world.flexmem.grant(4 * GRANULE) == 2 * GRANULE
     assert world.machine.settled(PageState.GRANTED, 2 * PAGES)
 
 
@@ -89,7 +89,7 @@ def test_recycled_memory_needs_no_second_grant(world: World) -> None:
 
 def test_pressure_takes_what_is_unused_before_it_asks_the_reclaimer(world: World) -> None:
     world.flexmem.commit(world.arena, 0, 16 * GRANULE)
-    world.flexmem.secure_grant(2 * GRANULE)
+    world.flexmem.grant(2 * GRANULE)
     world.machine.monitor.pressure(3 * PAGES, 100)
     world.work()
     assert [message.demand for message in world.asked] == [GRANULE]
@@ -121,7 +121,7 @@ def test_an_absurd_demand_is_for_all_there_is_and_soon(world: World) -> None:
 
 def test_a_driver_that_leaves_gets_everything(world: World) -> None:
     world.flexmem.commit(world.arena, 0, 8 * GRANULE)
-    world.flexmem.secure_grant(2 * GRANULE)
+    world.flexmem.grant(2 * GRANULE)
     world.machine.monitor.detach()
     world.work()
     assert world.flexmem.resident() == 0

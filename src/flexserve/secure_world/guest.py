@@ -15,7 +15,6 @@ from flexserve.platforms.trustzone.exchange import Pressure
 from flexserve.platforms.trustzone.guest_pages import GuestPages
 from flexserve.platforms.trustzone.ram import PAGE
 from flexserve.protocol.messages import Recall
-from flexserve.serving.reclaim import Reclaimer
 from flexserve.trusted.memory.flexmem import FlexMem
 from flexserve.trusted.memory.ownership import PageState
 
@@ -24,47 +23,43 @@ _EVERYTHING = 10.0  # seconds for running requests to end when the driver leaves
 _PAUSE = 0.1
 
 
-class Guest:
-    """The granter of Flex-Mem (see its protocol), and the guest's demands for memory. Thread-safe."""
+class GuestGranter:
+    """The granter of Flex-Mem: the guest's kernel."""
 
     def __init__(self, pages: GuestPages) -> None:
         self._pages = pages
-        self._flexmem: FlexMem
-        self._reclaimer: Reclaimer
-        self._later: Callable[[Callable[[], None]], None]
-        self._lock = threading.Lock()
-        self._asked: Pressure | None = None  # and not yet given
-
-    def follow(
-        self, flexmem: FlexMem, reclaimer: Reclaimer, later: Callable[[Callable[[], None]], None]
-    ) -> None:
-        """Give back from `flexmem` what the guest asks for from now on.
-
-        `later` has what it is given called, one thing at a time, from the reclaimer's thread.
-        """
-        self._flexmem, self._reclaimer, self._later = flexmem, reclaimer, later
-        flexmem.settle = self._trim
-        self._pages.on_pressure = self._press
-        self._pages.on_quiet = self._trim
-        self._pages.on_detached = lambda: later(self._give_everything)
-
-    # ---- the granter
 
     def request(self, size: int, minimum: int) -> int:
         """Ask the guest's kernel for `size` bytes; return the bytes that came."""
         return self._pages.want(size // PAGE, minimum // PAGE) * PAGE
 
-    def returned(self, size: int) -> None:  # noqa: ARG002
+    def returned(self, size: int, held: int) -> None:  # noqa: ARG002
         """Give the guest what lies ready beyond what Flex-Mem counts as granted."""
-        self._trim()
+        self._pages.trim(held // PAGE)
 
-    def _trim(self) -> None:
-        self._pages.trim(self._flexmem.awaited() // PAGE)
 
-    # ---- its demands
+class GuestDemands:
+    """Meets what the guest's kernel asks for, out of `flexmem` and by `recall`. Thread-safe.
+
+    `later` has what it is given called, one thing at a time, from the thread that answers recalls.
+    """
+
+    def __init__(
+        self,
+        pages: GuestPages,
+        flexmem: FlexMem,
+        recall: Callable[[Recall], object],
+        later: Callable[[Callable[[], None]], None],
+    ) -> None:
+        self._pages, self._flexmem, self._recall, self._later = pages, flexmem, recall, later
+        self._lock = threading.Lock()
+        self._asked: Pressure | None = None  # and not yet given
+        pages.on_pressure = self._press
+        pages.on_quiet = flexmem.settle
+        pages.on_detached = lambda: later(self._give_everything)
 
     def _press(self, asked: Pressure) -> None:
-        """Note a demand. One that comes before the last was met is the same one, grown or more urgent."""
+        """Record a demand. One that comes before the last was met is the same one, grown or more urgent."""
         with self._lock:
             before, self._asked = self._asked, asked
             if before is not None:
@@ -91,7 +86,7 @@ class Guest:
         """Give `size` bytes: first what is granted and unused, whose pages the guest gets as they are."""
         size -= self._flexmem.return_unused()
         if size > 0:
-            self._reclaimer.answer(Recall(serial=0, demand=size, deadline=seconds * 1000))
+            self._recall(Recall(serial=0, demand=size, deadline=seconds * 1000))
 
     def _held(self) -> int:
         return self._flexmem.resident() + self._flexmem.bytes_in(PageState.GRANTED)

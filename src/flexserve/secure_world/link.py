@@ -106,9 +106,10 @@ class Link:
             self.returned(excess)
         return (granted or 0) - excess
 
-    def returned(self, size: int) -> None:
-        """Say that `size` bytes went back unasked."""
-        self.send(Returned(size))
+    def returned(self, size: int, held: int = 0) -> None:  # noqa: ARG002
+        """Say that `size` bytes went back unasked. The normal world counts; nothing lies ready here."""
+        if size:
+            self.send(Returned(size))
 
     def _answer(self, grant: Grant) -> None:
         with self._granted:

@@ -1,0 +1,22 @@
+"""Errors on their way out of the secure world."""
+
+from __future__ import annotations
+
+from flexserve.errors import FlexServeError, InternalError
+from flexserve.protocol.messages import Failure
+
+_LIMIT = 2000  # characters of a message; the protocol allows 2048
+
+
+def foreseen(error: BaseException) -> FlexServeError:
+    """Return `error`, or of one that nobody foresaw its type only: its text may quote a prompt."""
+    if isinstance(error, FlexServeError):
+        return error
+    return InternalError(
+        f"Unexpected {type(error).__name__} in the secure world.", hint="Please report this as a bug."
+    )
+
+
+def failure_of(error: FlexServeError) -> Failure:
+    """Return `error` as a message."""
+    return Failure(error.blame.value, error.code, error.message[:_LIMIT], error.hint[:_LIMIT])

@@ -1,0 +1,52 @@
+"""What a secure world stands on: memory, who grants it, an NPU perhaps, and a host that confines it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+from flexserve.platforms.linux.roads import reach, roads
+from flexserve.platforms.linux.sandbox import Sandbox
+from flexserve.platforms.ports import Npu, SecureMemory
+from flexserve.platforms.trustzone.guest_pages import GuestPages
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Host:
+    """What is asked of the host's kernel before the sandbox closes."""
+
+    ram: int  # bytes
+    statm: int  # descriptor of this process's memory, as the OS counts it
+    reach: str  # what of root it keeps out, in the label's words
+
+    @classmethod
+    def now(cls) -> Host:
+        """Ask."""
+        ram = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return cls(ram, os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC), reach(roads()))
+
+    def resident(self) -> int:
+        """Return the bytes that the OS counts as resident for this process."""
+        return int(os.pread(self.statm, 256, 0).split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PlatformResources:
+    """What a platform provides.
+
+    `guest`: the machine whose kernel grants memory; None: a program of the normal world does.
+    """
+
+    memory: SecureMemory
+    ram: int  # bytes of the machine that the memory is of
+    host: Host
+    sandbox: Sandbox
+    guest: GuestPages | None = None
+    npu: Npu | None = None
+
+    @property
+    def summary(self) -> str:
+        """The label: of the memory, of root where the memory is to be kept from it, of the sandbox."""
+        protection = self.memory.protection
+        root = [self.host.reach] if protection.protected and self.guest is None else []
+        return " ".join([protection.summary, *root, self.sandbox.summary])

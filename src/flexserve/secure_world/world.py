@@ -1,0 +1,171 @@
+"""Everything of a secure world, wired: the trusted application, the policies that drive it, one link."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import os
+import queue
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from flexserve.protocol.messages import (
+    PROTOCOL_VERSION,
+    Cancel,
+    Embed,
+    Generate,
+    KvStatus,
+    MemoryStatus,
+    NpuStatus,
+    Pin,
+    Query,
+    Recall,
+    Shutdown,
+    Status,
+    Try,
+    Warm,
+    Welcome,
+)
+from flexserve.protocol.trusted_app import KvCounters
+from flexserve.secure_world.guest import GuestDemands, GuestGranter
+from flexserve.secure_world.link import Link
+from flexserve.secure_world.resources import PlatformResources
+from flexserve.serving.memory_manager import MemoryManager
+from flexserve.serving.model_manager import ModelManager
+from flexserve.serving.scheduler import Scheduler
+from flexserve.trusted.app import LlamaApp
+from flexserve.trusted.engine.runtime import Engine
+from flexserve.trusted.flexnpu import FlexNpu
+from flexserve.trusted.heartbeat import Heartbeat
+from flexserve.trusted.memory.flexmem import FlexMem
+from flexserve.trusted.open_model import Limits, Workshop
+from flexserve.trusted.store.store import Store
+from flexserve.trusted.text.rendering.renderer import Renderer
+from flexserve.trusted.weights.residency import Residency
+
+_DEFAULT_CONTEXT = 4096  # tokens
+
+
+class MakeResidency(Protocol):
+    """How weights are brought in and kept. `folder`: for files, on the disk of the models."""
+
+    def __call__(self, flexmem: FlexMem, threads: int, folder: Path) -> Residency:
+        """Return what does it."""
+
+
+class SecureWorld:
+    """Answers one normal world over one link."""
+
+    def __init__(
+        self,
+        link: Link,
+        resources: PlatformResources,
+        store: Store,
+        renderer: Renderer,
+        options: argparse.Namespace,
+        *,
+        make_residency: MakeResidency,
+    ) -> None:
+        threads = options.threads or len(os.sched_getaffinity(0))
+        self._link, self._resources = link, resources
+        guest, heartbeat = resources.guest, Heartbeat()
+        granter = GuestGranter(guest) if guest is not None else link
+        flexmem = FlexMem(resources.memory, resources.ram, granter, heartbeat)
+        self._npu = (
+            FlexNpu(resources.npu, patience=options.npu_patience) if resources.npu is not None else None
+        )
+        self._engine = Engine(flexmem, threads, heartbeat, adapt=not options.threads, npu=self._npu)
+        self._counters = KvCounters()
+        limits = Limits(
+            context=options.context or _DEFAULT_CONTEXT, sequences=options.parallel, parked=options.kv_disk
+        )
+        shop = Workshop(
+            self._engine,
+            make_residency(flexmem, threads, options.store / "images"),
+            store,
+            renderer,
+            limits,
+            self._counters,
+            # A guest's kernel grants Flex-Mem from its own memory; this process has the host's.
+            shares_heap=guest is None,
+        )
+        self._app = LlamaApp(shop, link.send)
+        self._models = ModelManager(self._app, options.idle_seconds)
+        self._memory = MemoryManager(self._app, self._models)
+        self._scheduler = Scheduler(
+            *(self._app, self._models, self._memory, link.send),
+            limit=options.max_queue,
+            sequences=options.parallel,
+            patience=options.step_seconds,
+        )
+        self._recalls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        if guest is not None:
+            GuestDemands(guest, flexmem, self._memory.answer, later=self._recalls.put)
+        threading.Thread(target=self._answer_recalls, name="reclaimer", daemon=True).start()
+
+    def serve(self) -> None:
+        """Say Welcome and answer messages until Shutdown or until the normal world is gone.
+
+        Raises PeerError when that breaks the protocol.
+        """
+        protection = self._resources.memory.protection
+        self._link.send(
+            Welcome(
+                version=PROTOCOL_VERSION,
+                pid=os.getpid(),
+                protection=protection.name,
+                protected=protection.protected,
+                summary=self._resources.summary,
+                engine=self._engine.build,
+                granule=self._app.chunk,
+            )
+        )
+        for message in self._link.messages():
+            match message:
+                case Generate() | Embed() | Warm() | Try():
+                    self._scheduler.submit(self._app.admit(message))
+                case Cancel():
+                    self._scheduler.cancel(message.request)
+                case Recall():
+                    self._recalls.put(functools.partial(self._answer, message))
+                case Pin():
+                    self._memory.pin(message.models)
+                case Query():
+                    self._link.send(self._status(message.serial))
+                case Shutdown():
+                    # Aside, since what still runs may need grants, which this thread takes in.
+                    threading.Thread(target=self._shut_down, args=(message,), daemon=True).start()
+
+    def _shut_down(self, message: Shutdown) -> None:
+        self._scheduler.drain(message.drain / 1000)
+        os._exit(0)
+
+    def _answer_recalls(self) -> None:
+        while True:
+            self._recalls.get()()
+
+    def _answer(self, message: Recall) -> None:
+        self._link.send(self._memory.answer(message))
+
+    def _status(self, serial: int) -> Status:
+        queued, running = self._scheduler.counts()
+        pool = self._app.pool()
+        memory = MemoryStatus(
+            granule=self._app.chunk,
+            granted=pool.granted,
+            secure=pool.secure,
+            recalling=pool.recalling,
+            os_secure=pool.resident,
+            os_rss=self._resources.host.resident(),
+        )
+        kv = KvStatus(**dataclasses.asdict(self._counters))
+        return Status(serial, self._models.statuses(), memory, queued, running, kv, self._npu_status())
+
+    def _npu_status(self) -> NpuStatus | None:
+        if self._npu is None:
+            return None
+        counters = dataclasses.asdict(self._npu.counters) | {"held": 1000 * self._npu.held()}
+        return NpuStatus(state=self._npu.state.value, **counters)

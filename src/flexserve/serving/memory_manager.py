@@ -1,0 +1,249 @@
+"""Secure memory shared out: granted by the OS, evicted from idle models, given back on recall.
+
+Nothing is given up while there is room. When the normal world grants less than a request needs, idle
+models make way, what costs the requests to come least first. When the engine has nothing to do, what is
+held is moved to where it saves most, and the model that is expected next is brought in. A recall is
+carried out step by step, and reported by what the OS really got.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
+
+from flexserve.errors import FlexServeError, GrantRefusedError
+from flexserve.policy import recall
+from flexserve.policy.eviction import Profile
+from flexserve.policy.eviction_policy import EvictionPolicy
+from flexserve.policy.rearrange import Rearrangement
+from flexserve.policy.recall import Holding, Step, Victims
+from flexserve.protocol.messages import Finished, Recall, Recalled
+from flexserve.protocol.trusted_app import Kind, ModelMemory, TrustedApp
+from flexserve.serving.model_manager import ModelManager
+from flexserve.units import format_size
+
+R = TypeVar("R")
+
+_PAUSE = 2.0  # seconds between two looks at what could be moved
+_SEAL_AFTER = 1.0  # seconds after its last use that KV is sealed, when there is nothing else to do
+
+
+class MemoryManager:
+    """Grants or evicts. Methods belong to the engine thread, but for `answer` and `pin`.
+
+    `_lock` guards the policy, and keeps two plans from being carried out at once.
+    """
+
+    def __init__(self, app: TrustedApp, models: ModelManager) -> None:
+        self._app, self._models = app, models
+        self._policy = EvictionPolicy(app.chunk)
+        self._pinned: frozenset[str] = frozenset()
+        self._lock = threading.Lock()
+        self._looked = float("-inf")
+
+    # ---- what requests tell -----------------------------------------------------------------------
+
+    def invoked(self, model: str, prompt: int, hint: str | None) -> None:
+        """Record a request with `prompt` tokens to compute; `hint`: the model that its sender asks next.
+
+        Starts to bring the next model in while this one computes.
+        """
+        with self._lock:
+            following = self._policy.invoked(model, prompt, hint, time.monotonic())
+        if following is not None:
+            self._prefetch(following)
+
+    def measured(self, model: str, finished: Finished) -> None:
+        """Learn speeds from a finished request."""
+        timings, usage = finished.timings, finished.usage
+        prefill = timings.prefill / 1000
+        with self._lock:
+            self._policy.computed(model, usage.prompt_tokens - usage.cached_tokens, prefill)
+            self._policy.restored(timings.restored_bytes, timings.restore / 1000, prefill)
+
+    def restore_seconds(self, model: str) -> float:
+        """Return how long bringing in what `model` lacks takes."""
+        return self._policy.restore_seconds(self._app.missing(model).size)
+
+    # ---- grant or evict -----------------------------------------------------------------------------
+
+    # What is provided for a model does not take from its own scratch and weights: it is about to use them.
+
+    def provide(self, model: str, size: int) -> None:
+        """See to it that `size` bytes are granted for `model`, as far as the OS and idle models have them."""
+        have = self._app.grant(size, 0)
+        if have < size:
+            self.make_way(model, size - have)
+
+    def provide_weights(self, model: str) -> None:
+        """See to it that what `model` lacks can come in; idle models make way for what graphs read."""
+        missing = self._app.missing(model)
+        if missing.size:
+            have = self._app.grant(missing.size, missing.minimum)
+            if have < missing.needed:
+                self.make_way(model, missing.needed - have)
+
+    def with_memory(self, model: str, work: Callable[[], R]) -> R:
+        """Do `work` for `model`; when memory is refused to it and idle models have some, do it again."""
+        while True:
+            try:
+                return work()
+            except GrantRefusedError as refused:
+                if not self.make_way(model, refused.missing):
+                    raise
+
+    def make_way(self, model: str, size: int) -> int:
+        """Take `size` bytes for `model` from what is idle, keeping the grants; return the bytes."""
+        if size <= 0:
+            return 0
+        with self._lock:
+            memory = self._app.memory()
+            idle = [
+                h
+                for h in self._holdings(memory)
+                if not (h.running or self._is_pinned(h) or (h.model == model and h.kind is not Kind.KV))
+            ]
+            steps = recall.plan(idle, size, victims=self._victims(memory))
+            return sum(self._app.evict(s.model, s.kind, s.size, keep=True) for s in steps)
+
+    # ---- recall: from a thread of its own -----------------------------------------------------------
+
+    def pin(self, names: Iterable[str]) -> None:
+        """Keep the weights of these models, and of no others, as long as anything else can be given up."""
+        self._pinned = frozenset(names)
+
+    def answer(self, message: Recall) -> Recalled:
+        """Give memory back as asked and report it. Never waits on inference beyond one slice."""
+        began = time.monotonic()
+        deadline = began + message.deadline / 1000
+        before = self._app.pool().resident
+        done: dict[Step, int] = {}  # bytes that the OS got by each
+        self._app.stop_loading()  # memory is wanted elsewhere
+        with self._lock:
+            if any(step.kind is Kind.KV for step in recall.plan(self._holdings(), message.demand)):
+                self._app.seal_before(deadline)
+            returned = self._app.return_unused()
+            after = before
+            # One step at a time, since only the OS knows what a step brings: KV and scratch may
+            # be committed without having pages, and the demand is for pages.
+            while step := self._next_step(message, before - after, done):
+                returned += self._app.evict(step.model, step.kind, step.size, keep=False, until=deadline)
+                now = self._app.pool().resident
+                done[step] = after - now
+                after = now
+            kept = recall.protected(self._holdings())
+        return Recalled(
+            serial=message.serial,
+            returned=returned,
+            os_before=before,
+            os_after=after,
+            elapsed=(time.monotonic() - began) * 1000,
+            protected=kept,
+            plan=[
+                f"{step.kind.name.lower()} of {step.model}: {format_size(freed)}"
+                for step, freed in done.items()
+            ],
+        )
+
+    def _next_step(self, message: Recall, freed: int, done: dict[Step, int]) -> Step | None:
+        """Return what to give up next, None when the demand is met or every holding had its turn."""
+        missing = None if message.demand is None else message.demand - freed
+        tried = {(step.model, step.kind) for step in done}
+        memory = self._app.memory()
+        steps = recall.plan(self._holdings(memory), missing, victims=self._victims(memory))
+        steps = [step for step in steps if not self._spared(step, message)]
+        return next((step for step in steps if (step.model, step.kind) not in tried), None)
+
+    def _spared(self, step: Step, message: Recall) -> bool:
+        """Return whether `message` is not worth this step."""
+        definite = message.demand is not None and not message.gentle
+        pinned = step.kind is Kind.WEIGHTS and step.model in self._pinned
+        return (message.gentle and step.between_slices) or (pinned and not definite)
+
+    # ---- when there is nothing else to do -----------------------------------------------------------
+
+    def tidy(self) -> float | None:
+        """Seal idle KV, give back what was kept long enough, move what lies with the wrong models.
+
+        One thing at a time, so that a request need not wait. Returns the seconds until there is more to
+        do; None: there is nothing.
+        """
+        waits: list[float | None] = []
+        for kv in self._app.unsealed():
+            wait = kv.last_used + _SEAL_AFTER - time.monotonic()
+            if wait <= 0:
+                self.provide(kv.model, self._app.sealing_size(kv.model, kv.sequence))
+                self._app.seal(kv.model, kv.sequence)
+                return 0
+            waits.append(wait)
+        waits.append(self._models.tidy())
+        if 0 not in waits:
+            waits.append(self._rearrange())
+        return min((wait for wait in waits if wait is not None), default=None)
+
+    def _rearrange(self) -> float | None:
+        """Move what is held to where it saves most; return the seconds until it is worth another look.
+
+        None: there is nothing that could be moved.
+        """
+        now = time.monotonic()
+        idle = [memory for memory in self._app.memory() if not memory.running]
+        resident = {memory.name: memory.weights for memory in idle}
+        if len(idle) < 2 or not any(resident.values()):
+            return None
+        if self._app.loading or now - self._looked < _PAUSE:
+            return _PAUSE
+        self._looked = now
+        with self._lock:
+            found = self._policy.rearrangement(self._profiles(idle), resident)
+            if found is not None and found.worthwhile:
+                self._move(found)
+        return _PAUSE if found is not None else None
+
+    def _move(self, step: Rearrangement) -> None:
+        """Take what models have too much, keeping the grants, and bring in what one of them lacks."""
+        for name, size in step.surplus:
+            self._app.evict(name, Kind.WEIGHTS, size, keep=True)
+        self._app.load(step.model, step.target)
+
+    def _prefetch(self, model: str) -> None:
+        """Bring all of `model` in behind what runs, as far as the normal world grants it."""
+        try:
+            if not self._app.opens_at_once(model):
+                return
+            self._models.fetch(model)
+        except FlexServeError:
+            return  # who asks for it will hear
+        if self._app.missing(model).size:
+            self._app.load(model, None)
+
+    # ---- what the policy goes by ----------------------------------------------------------------------
+
+    def _is_pinned(self, holding: Holding) -> bool:
+        return holding.kind is Kind.WEIGHTS and holding.model in self._pinned
+
+    def _holdings(self, memory: Sequence[ModelMemory] | None = None) -> list[Holding]:
+        found: list[Holding] = []
+        for it in self._app.memory() if memory is None else memory:
+            sizes = [
+                (Kind.SCRATCH, it.scratch, it.running),
+                (Kind.KV, it.idle_kv, False),
+                (Kind.KV, it.used_kv, True),
+                (Kind.WEIGHTS, it.weights, it.running),
+            ]
+            last_used = self._models.last_used(it.name)
+            found += [Holding(it.name, kind, size, busy, last_used) for kind, size, busy in sizes if size]
+        return found
+
+    def _victims(self, memory: Sequence[ModelMemory]) -> Victims:
+        def victims(resident: Mapping[str, int], size: int) -> Sequence[tuple[str, int]]:
+            profiles = self._profiles([it for it in memory if it.name in resident])
+            return self._policy.victims(resident, size, profiles)
+
+        return victims
+
+    def _profiles(self, memory: Sequence[ModelMemory]) -> list[Profile]:
+        now = time.monotonic()
+        return [self._policy.profile(it.name, it.size, now, pinned=it.name in self._pinned) for it in memory]

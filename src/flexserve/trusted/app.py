@@ -1,0 +1,376 @@
+"""The trusted application: llama.cpp behind the port that policy sees (protocol.trusted_app).
+
+It holds the requests' contents and the models that are open, and does what it is told, as far as that
+hurts nobody: what is in use is not evicted, and what is not there is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import msgspec
+
+from flexserve.errors import CancelledError, FlexServeError
+from flexserve.protocol.failures import foreseen
+from flexserve.protocol.messages import Abilities, Embed, Finished, Generate, Started, Timings, Usage, Warm
+from flexserve.protocol.trusted_app import (
+    Kind,
+    Missing,
+    ModelMemory,
+    Pool,
+    Progress,
+    Stored,
+    Ticket,
+    Unsealed,
+)
+from flexserve.trusted.engine.abilities import require
+from flexserve.trusted.engine.context import BATCH
+from flexserve.trusted.memory.ownership import PageState
+from flexserve.trusted.open_model import OpenModel, Workshop, require_heap, require_room
+from flexserve.trusted.requests import decoding
+from flexserve.trusted.requests.embedding import Embedding
+from flexserve.trusted.requests.generation import Generation
+from flexserve.trusted.requests.request import Message, Request
+from flexserve.trusted.requests.trial import try_model
+from flexserve.trusted.store.manifest import Manifest
+from flexserve.trusted.store.record import Record
+from flexserve.trusted.text.preparation import Preparation, Prepared
+
+_MOMENT = 0.05  # seconds
+_SEALING_SPEED = 1 / 4  # part of a recall's time that it waits for a sealing under way, at most
+
+Send = Callable[[msgspec.Struct], None]
+
+
+class LlamaApp:
+    """A TrustedApp; see there for what its methods do. `send`: where answers go."""
+
+    def __init__(self, shop: Workshop, send: Send) -> None:
+        self._shop, self._send = shop, send
+        self._flexmem, self._residency = shop.engine.flexmem, shop.residency
+        self._preparation = Preparation(shop.renderer)
+        self._lock = threading.Lock()  # guards the two tables
+        self._open: dict[str, OpenModel] = {}
+        self._requests: dict[int, Request] = {}
+        self._computing: frozenset[int] = frozenset()  # requests of the graph that computes
+        self._sealing = threading.Lock()  # held while idle KV is sealed in a quiet moment
+        self._reserved: contextlib.ExitStack | None = None  # from a grant to what it is for
+        self.chunk = self._flexmem.granule
+        self.batch = BATCH
+
+    # ---- models ----------------------------------------------------------------------------------
+
+    def stored(self) -> Sequence[Stored]:
+        found = []
+        for manifest in self._shop.store.list():
+            record = self._record(manifest)
+            known = (record.abilities, record.trial) if record is not None else (None, 0)
+            found.append(Stored(manifest.name, manifest.size, *known))
+        return found
+
+    def is_open(self, model: str) -> bool:
+        entry = self._open.get(model)
+        return entry is not None and entry.manifest.model_id == self._manifest(model).model_id
+
+    def opens_at_once(self, model: str) -> bool:
+        manifest = self._manifest(model)
+        image = self._shop.store.image_path(manifest, self._shop.engine.fingerprint)
+        return self.is_open(model) or image.exists()
+
+    def open(self, model: str) -> None:
+        manifest = self._manifest(model)
+        require_room(manifest)
+        require_heap(self._shop, manifest)
+        record = self._record(manifest)
+        entry = OpenModel(self._shop, model, record.abilities if record is not None else None)
+        with self._lock:
+            self._open[model] = entry
+
+    def close(self, model: str, seal_until: float) -> None:
+        with self._lock:
+            entry = self._open.pop(model)
+        entry.close(seal_until)
+
+    def _manifest(self, model: str) -> Manifest:
+        with self._shop.store.open(model) as sealed:
+            return sealed.manifest
+
+    def _record(self, manifest: Manifest) -> Record | None:
+        """Return what this engine found out about a model; None: it has not tried."""
+        record = self._shop.store.record(manifest)
+        return record if record is not None and record.engine == self._shop.engine.identity else None
+
+    def _keep_record(self, entry: OpenModel, abilities: Abilities) -> None:
+        """Record what a model can do. Raises NormalWorldError when the disk refuses."""
+        entry.abilities = abilities
+        trial = 1 + secrets.randbelow(1 << 52)
+        identity = self._shop.engine.identity
+        self._shop.store.keep_record(
+            entry.manifest, Record(entry.manifest.model_id, identity, trial, abilities)
+        )
+
+    # ---- requests --------------------------------------------------------------------------------
+
+    def admit(self, message: Message) -> Ticket:
+        """Take a request in; return what policy may know of it. Any thread."""
+        request = Request(message, time.monotonic())
+        with self._lock:
+            self._requests[message.request] = request
+        return request.ticket
+
+    def require(self, request: int) -> None:
+        message = self._requests[request].message
+        entry = self._open.get(message.model)
+        record = None if entry is not None else self._record(self._manifest(message.model))
+        abilities = entry.abilities if entry is not None else record.abilities if record is not None else None
+        if abilities is not None and isinstance(message, Generate | Embed | Warm):
+            require(abilities, message)
+
+    def is_prepared(self, request: int) -> bool:
+        it = self._requests[request]
+        return it.prepared is not None and it.prepared.entry is self._open.get(it.message.model)
+
+    def prepare(self, request: int, done: Callable[[FlexServeError | None], None]) -> None:
+        it = self._requests[request]
+        assert isinstance(it.message, Generate)
+        entry = self._open[it.message.model]
+        held = contextlib.ExitStack()
+        held.enter_context(entry.holding())
+
+        def ended(prepared: Prepared | BaseException) -> None:
+            held.close()
+            if isinstance(prepared, Prepared):
+                it.prepared = prepared
+                done(None)
+            else:
+                done(foreseen(prepared))
+
+        self._preparation.start(entry, it.message, ended)
+
+    def plaintext(self, request: int) -> int:
+        it = self._requests[request]
+        prepared, message = it.prepared, it.message
+        assert prepared is not None, "it is not prepared"
+        assert isinstance(message, Generate)
+        return prepared.entry.conversations.plaintext(message.owner, _known(message, prepared.tokens))
+
+    def begin(self, request: int) -> Progress | None:
+        it, began = self._requests[request], time.monotonic()
+        prepared, message = it.prepared, it.message
+        assert prepared is not None, "it is not prepared"
+        assert isinstance(message, Generate)
+        entry = prepared.entry
+        with entry.using():
+            claimed = entry.conversations.claim(message.owner, _known(message, prepared.tokens))
+        if claimed is None:
+            return None
+        slot, cached = claimed
+        it.uses.callback(entry.conversations.release, slot, keep=message.reuse)
+        generation = Generation(prepared, message, it.received, self._send)
+        it.uses.callback(generation.close)
+        it.generation = generation
+        it.interrupt = lambda: self._interrupt(entry, request)
+        generation.begin(slot, cached, began)
+        return generation.progress()
+
+    def _interrupt(self, entry: OpenModel, request: int) -> None:
+        """Break the graph that computes off, if it is for `request` alone."""
+        if self._computing == {request}:
+            entry.context.cancel()
+
+    def step(self, model: str, requests: Sequence[int], limit: int) -> Sequence[Progress]:
+        generations = [self._generation(request) for request in requests]
+        with self._engaged(requests):
+            return decoding.step(self._open[model], generations, limit)
+
+    def resume(self, request: int) -> int:
+        generation = self._generation(request)
+        generation.go_on()
+        return generation.pending
+
+    def run(self, request: int) -> Finished:
+        it, began = self._requests[request], time.monotonic()
+        message, entry = it.message, self._open[it.message.model]
+        it.interrupt = entry.context.cancel
+        with self._engaged([request]):
+            if it.stopped:
+                raise CancelledError("The request was cancelled.")
+            if isinstance(message, Embed):
+                it.interrupt = None  # between two texts
+                it.embedding = it.embedding or Embedding(entry, message, it.received, self._send)
+                with entry.using():
+                    return it.embedding.run()
+            if isinstance(message, Warm):
+                with entry.using():
+                    stats = entry.mended(entry.context.restore)
+                timings = stats.timings(queue=began - it.received)
+                return Finished(request, "stop", Usage(0, 0), timings)
+            self._send(Started(request, 0))
+            try_model(entry, lambda abilities: self._keep_record(entry, abilities))
+            return Finished(request, "stop", Usage(0, 0), Timings())
+
+    def _generation(self, request: int) -> Generation:
+        generation = self._requests[request].generation
+        assert generation is not None, "it has not begun"
+        return generation
+
+    @contextlib.contextmanager
+    def _engaged(self, requests: Sequence[int]) -> Iterator[None]:
+        """Compute for `requests` inside the block; what is left of their grants is others' after it."""
+        self._computing = frozenset(requests)
+        try:
+            yield
+        finally:
+            self._computing = frozenset()
+            self._unreserve()
+
+    def stop(self, request: int) -> None:
+        with self._lock:
+            it = self._requests.get(request)
+        if it is not None:
+            it.stop()
+
+    def end(self, request: int) -> None:
+        with self._lock:
+            it = self._requests.pop(request, None)
+        self._unreserve()
+        if it is not None:
+            it.uses.close()
+            entry = self._open.get(it.message.model)
+            if entry is not None:
+                entry.last_used = time.monotonic()
+
+    # ---- memory ----------------------------------------------------------------------------------
+
+    def pool(self) -> Pool:
+        flexmem = self._flexmem
+        states = (PageState.GRANTED, PageState.SECURE, PageState.RECALLING)
+        granted, secure, recalling = (flexmem.bytes_in(state) for state in states)
+        return Pool(granted, secure, recalling, flexmem.resident())
+
+    def memory(self) -> Sequence[ModelMemory]:
+        entries = self._entries()
+        return [self._memory_of(entry, shares_work=entry is self._latest(entries)) for entry in entries]
+
+    def _memory_of(self, entry: OpenModel, *, shares_work: bool) -> ModelMemory:
+        with entry.lock:
+            idle, used = entry.conversations.committed()
+            work = self._shop.engine.work_committed if shares_work else 0
+            weights = entry.weights
+            scratch = entry.context.scratch_committed() + work
+            return ModelMemory(
+                *(entry.name, weights.size, weights.resident, weights.whole),
+                scratch=scratch,
+                idle_kv=idle,
+                used_kv=used,
+                heap=entry.heap,
+                running=entry.running,
+            )
+
+    def _entries(self) -> list[OpenModel]:
+        with self._lock:
+            return list(self._open.values())
+
+    @staticmethod
+    def _latest(entries: Sequence[OpenModel]) -> OpenModel | None:
+        """Return the model that the engine's work area counts as scratch of.
+
+        It serves whichever model computes. It is that of the model that runs or, when none does, ran last,
+        so that no idle model's scratch takes it from a running one.
+        """
+        return max(entries, key=lambda entry: (entry.running, entry.last_used), default=None)
+
+    def missing(self, model: str) -> Missing:
+        entry = self._open.get(model)
+        return self._residency.missing(entry.weights) if entry is not None else Missing(0, 0, 0)
+
+    def grant(self, size: int, minimum: int) -> int:
+        if self._reserved is None:
+            self._reserved = contextlib.ExitStack()
+            self._reserved.enter_context(self._residency.expecting())
+        return self._flexmem.grant(size, minimum)
+
+    def _unreserve(self) -> None:
+        """Let others have what was granted and is not in use."""
+        if self._reserved is not None:
+            self._reserved.close()
+            self._reserved = None
+
+    def evict(self, model: str, kind: Kind, size: int, *, keep: bool, until: float = 0.0) -> int:
+        with self._lock:
+            entry = self._open.get(model)
+        if entry is None:
+            return 0
+        if kind is Kind.SCRATCH:
+            work = entry is self._latest(self._entries())
+            return entry.release_scratch(keep=keep, work=work)
+        if kind is Kind.KV:
+            return entry.release_kv(size, keep=keep)
+        return entry.release_weights(size, keep=keep, until=until)
+
+    def return_unused(self) -> int:
+        return self._flexmem.return_unused()
+
+    def report_returned(self, size: int) -> None:
+        self._flexmem.report_returned(size)
+
+    def load(self, model: str, size: int | None) -> None:
+        self._unreserve()
+        weights = self._open[model].weights
+        count = weights.count if size is None else -(-size // self.chunk)
+        self._residency.prefetch(weights, (weights.usual or list(range(weights.count)))[:count])
+
+    def stop_loading(self) -> None:
+        self._residency.end_prefetch()
+
+    @property
+    def loading(self) -> bool:
+        return self._residency.prefetching
+
+    # ---- KV --------------------------------------------------------------------------------------
+
+    def unsealed(self) -> Sequence[Unsealed]:
+        return [
+            Unsealed(entry.name, slot.number, slot.last_used)
+            for entry in self._entries()
+            for slot in entry.conversations.unsealed()
+        ]
+
+    def sealing_size(self, model: str, sequence: int) -> int:
+        conversations = self._open[model].conversations
+        return conversations.state_size(conversations.slot(sequence))
+
+    def seal(self, model: str, sequence: int) -> None:
+        conversations = self._open[model].conversations
+        with self._sealing:
+            conversations.seal_idle(conversations.slot(sequence))
+        self._unreserve()
+
+    def seal_before(self, deadline: float) -> None:
+        # One under way takes milliseconds; but it may itself be waiting for a grant, which comes after this.
+        patience = min((deadline - time.monotonic()) * _SEALING_SPEED, _MOMENT)
+        quiet = self._sealing.acquire(timeout=max(0.0, patience))
+        try:
+            for entry in self._entries():
+                with entry.lock:
+                    if not entry.running and entry.conversations.unsealed():
+                        # The plaintext goes where idle scratch was.
+                        entry.release_scratch(keep=True, work=entry is self._latest(self._entries()))
+                        entry.conversations.seal_before(deadline)
+        finally:
+            if quiet:
+                self._sealing.release()
+
+    # ---- life ------------------------------------------------------------------------------------
+
+    def last_moved(self) -> float:
+        return self._shop.engine.heartbeat.last
+
+
+def _known(message: Generate, tokens: Sequence[int]) -> Sequence[int]:
+    """Return the prompt's tokens whose KV may be used again: the last one is always computed."""
+    return tokens[:-1] if message.reuse else []

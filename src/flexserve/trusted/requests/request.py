@@ -1,0 +1,52 @@
+"""A request inside of the trusted application: what was asked, and what came of it so far."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+
+from flexserve.protocol.messages import Embed, Generate, Try, Warm
+from flexserve.protocol.trusted_app import Ticket, Work
+from flexserve.trusted.requests.embedding import Embedding
+from flexserve.trusted.requests.generation import Generation
+from flexserve.trusted.text.preparation import Prepared
+
+Message = Generate | Embed | Warm | Try
+_WORK = {Generate: Work.GENERATE, Embed: Work.EMBED, Warm: Work.WARM, Try: Work.TRY}
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Request:
+    """One request from its admission to its end. Fields belong to the engine thread, but for `stopped`."""
+
+    message: Message
+    received: float  # monotonic seconds
+    prepared: Prepared | None = None
+    generation: Generation | None = None
+    embedding: Embedding | None = None
+    stopped: bool = False
+    interrupt: Callable[[], None] | None = None  # breaks off what computes for this request alone
+    uses: contextlib.ExitStack = dataclasses.field(default_factory=contextlib.ExitStack)
+
+    @property
+    def ticket(self) -> Ticket:
+        """What policy learns of it."""
+        message = self.message
+        return Ticket(
+            message.request,
+            message.model,
+            _WORK[type(message)],
+            self.received,
+            priority=message.priority if isinstance(message, Generate) else 0,
+            next_model=None if isinstance(message, Warm | Try) else message.next_model,
+            keep_alive=None if isinstance(message, Try) else message.keep_alive,
+        )
+
+    def stop(self) -> None:
+        """Have it end soon. Any thread."""
+        self.stopped = True
+        if self.embedding is not None:
+            self.embedding.stopped = True
+        if self.interrupt is not None:
+            self.interrupt()

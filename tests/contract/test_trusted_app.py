@@ -1,0 +1,207 @@
+"""What crosses the port between policy and mechanism never holds a piece of what a request says."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+MODEL = Path(__file__).parents[2] / "models/tiny/flexserve-tiny.gguf"
+CANARY = "zyzzogeton"
+SECONDS = 60
+
+
+class Recorder:
+    """Passes calls on to an application, and keeps all that goes in and comes out, as text."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+        self.crossed: list[str] = []
+        self.methods: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._app, name)
+        if not callable(value):
+            self._keep(name, value)
+            return value
+
+        def passed_on(*arguments: Any, **named: Any) -> Any:
+            self.methods.add(name)
+            watched = [self._callback(it) if callable(it) else it for it in arguments]
+            self._keep(name, arguments, named)
+            try:
+                result = value(*watched, **named)
+            except BaseException as error:
+                self._keep(name, error)
+                raise
+            self._keep(name, result)
+            return result
+
+        return passed_on
+
+    def _callback(self, callback: Any) -> Any:
+        def called(*arguments: Any) -> None:
+            self._keep("callback", arguments)
+            callback(*arguments)
+
+        return called
+
+    def _keep(self, *values: Any) -> None:
+        self.crossed.append(repr([_plain(value) for value in values]))
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as data: whatever a policy could find by looking into it."""
+    if isinstance(value, BaseException):
+        return [type(value).__name__, value.args, _plain(vars(value)), _plain(value.__cause__)]
+    if isinstance(value, enum.Enum) or callable(value):
+        return str(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+@pytest.fixture(scope="module")
+def crossed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list[str], set[str], list[str]]]:
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # the engine's hooks are for good
+        yield pool.submit(_serve, tmp_path_factory.mktemp("world")).result()
+
+
+def _serve(folder: Path) -> tuple[list[str], set[str], list[str]]:
+    """Run every kind of request; return what crossed the port, by which methods, and what clients got."""
+    import queue
+
+    from flexserve.platforms.linux.secure_memory import PlainMemory
+    from flexserve.protocol import messages
+    from flexserve.protocol.messages import (
+        ChatMessage,
+        ChatPrompt,
+        Embed,
+        Generate,
+        Recall,
+        Sampling,
+        TextPrompt,
+        Try,
+        Warm,
+    )
+    from flexserve.protocol.trusted_app import KvCounters
+    from flexserve.serving.memory_manager import MemoryManager
+    from flexserve.serving.model_manager import ModelManager
+    from flexserve.serving.scheduler import Scheduler
+    from flexserve.trusted.app import LlamaApp
+    from flexserve.trusted.engine.runtime import Engine
+    from flexserve.trusted.memory.flexmem import FlexMem, OpenHanded
+    from flexserve.trusted.open_model import Limits, Workshop
+    from flexserve.trusted.store.keys import DeviceKey
+    from flexserve.trusted.store.store import Store
+    from flexserve.trusted.text.rendering.renderer import Renderer
+    from flexserve.trusted.weights.residency import Residency
+    from flexserve.units import GIB, KIB
+
+    store = Store(folder / "store", DeviceKey.load_or_create(folder / "key"))
+    store.add(MODEL, "tiny", lambda _done, _total: None)
+    flexmem = FlexMem(PlainMemory(64 * KIB), 2 * GIB, OpenHanded())
+    renderer = Renderer(lambda: None)
+    renderer.wait_until_ready()
+    shop = Workshop(
+        Engine(flexmem, 1),
+        Residency(flexmem, 1),
+        store,
+        renderer,
+        Limits(context=512, sequences=2, parked=GIB),
+        KvCounters(),
+        shares_heap=True,
+    )
+    sent: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    app = LlamaApp(shop, sent.put)
+    recorder: Any = Recorder(app)
+    models = ModelManager(recorder, idle=3600)
+    memory = MemoryManager(recorder, models)
+    scheduler = Scheduler(recorder, models, memory, sent.put, limit=16, sequences=2)
+    answers: list[str] = []
+
+    def ask(message: Any) -> None:
+        ticket = app.admit(message)
+        recorder._keep("ticket", ticket)
+        scheduler.submit(ticket)
+        while True:
+            answer = sent.get(timeout=SECONDS)
+            answers.append(answer.text if isinstance(answer, messages.Delta) else f"\n{answer!r}\n")
+            if isinstance(answer, messages.Finished | messages.Failed):
+                return
+
+    turn = [ChatMessage("user", f"What is a {CANARY}?")]
+    tool = f'[{{"type":"function","function":{{"name":"{CANARY}","parameters":{{"type":"object"}}}}}}]'
+    schema = f'{{"type":"object","properties":{{"{CANARY}":{{"type":"integer"}}}},"required":["{CANARY}"]}}'
+    few = Sampling(max_tokens=4, temperature=0)
+    prompts: list[tuple[Any, Sampling]] = [
+        (ChatPrompt(turn), few),
+        (ChatPrompt([*turn, ChatMessage("assistant", CANARY), *turn]), few),
+        (TextPrompt(f"{CANARY} " * 40), Sampling(max_tokens=4, temperature=0, stop=[CANARY], logprobs=2)),
+        (ChatPrompt(turn), Sampling(max_tokens=40, temperature=0, schema=schema)),
+        (ChatPrompt(turn, tools=tool, must_call=[CANARY]), few),
+        (ChatPrompt(turn), Sampling(max_tokens=4, schema=f'{{"type":"{CANARY}"}}')),  # is refused
+        (ChatPrompt([ChatMessage(CANARY, CANARY)]), few),  # so may this be, by the template
+        (TextPrompt(CANARY * 4000), few),  # does not fit
+        (TextPrompt(""), few),
+    ]
+    for number, (prompt, sampling) in enumerate(prompts):
+        ask(Generate(number, "tiny", prompt, sampling, owner=CANARY))
+    ask(Embed(100, "tiny", [CANARY, f"{CANARY} and more"], owner=CANARY))
+    ask(Embed(101, "tiny", [CANARY * 4000], owner=CANARY))
+    ask(Warm(102, "tiny"))
+    ask(Try(103, "tiny"))
+    recorder._keep("answer", memory.answer(Recall(1, demand=1 << 20, deadline=1000)))
+    recorder._keep("statuses", models.statuses())
+    scheduler.drain(10)
+    return recorder.crossed, recorder.methods, answers
+
+
+def test_no_piece_of_a_request_crosses_the_port(crossed: tuple[list[str], set[str], list[str]]):
+    found = [text for text in crossed[0] if CANARY in text]
+    assert found == []
+
+
+def test_every_path_of_a_request_was_taken(crossed: tuple[list[str], set[str], list[str]]):
+    _, methods, answers = crossed
+    assert {"prepare", "plaintext", "begin", "step", "run", "end", "evict", "memory", "missing"} <= methods
+    assert sum(answer.startswith("\nFinished") for answer in answers) >= 8
+    assert sum(answer.startswith("\nFailed") for answer in answers) >= 3
+    assert CANARY in "".join(answers), "the client does get an answer that says it"
+
+
+def test_no_token_and_no_weight_crosses_the_port(crossed: tuple[list[str], set[str], list[str]]):
+    # Bytes never do, and no list of numbers is longer than there are requests at once.
+    for text in crossed[0]:
+        assert "b'" not in text
+        assert 'b"' not in text
+        assert "array(" not in text
+        assert len(text) < 4000
+
+
+class _Leaky:
+    """An application that tells what it should not."""
+
+    def step(self, _request: int) -> str:
+        return CANARY
+
+    def begin(self, _request: int) -> None:
+        raise ValueError(CANARY)
+
+
+def test_the_recorder_finds_what_leaks():
+    recorder: Any = Recorder(_Leaky())
+    recorder.step(1)
+    with pytest.raises(ValueError, match=CANARY):
+        recorder.begin(1)
+    assert sum(CANARY in text for text in recorder.crossed) == 2
