@@ -17,10 +17,13 @@ $(STAMP): requirements-dev.lock pyproject.toml tools/setup.sh tools/llama.cmake
 demo: $(STAMP) ## see it work: seal, serve, press for memory, restore
 	$(BIN)/python -m flexserve.bench.demo
 
-check: $(STAMP) ## lint, types, import law, tests of both cores, ours and the monitor's: about a minute
+check: $(STAMP) ## lint, types, import law, unit tests of policy and of the monitor's core: about a minute
 	@$(MAKE) --no-print-directory --keep-going --output-sync=target --jobs=$(shell nproc) $(CHECKS)
 
-CHECKS := check-lint check-types check-imports check-core check-monitor
+# What needs neither an engine nor a machine, and takes seconds.
+UNITS := tests/policy tests/protocol tests/serving tests/simulator
+
+CHECKS := check-lint check-types check-imports check-units check-monitor
 .PHONY: $(CHECKS)
 
 check-lint:
@@ -34,8 +37,8 @@ check-types:
 check-imports:
 	$(BIN)/lint-imports
 
-check-core:
-	$(BIN)/pytest tests/core
+check-units:
+	$(BIN)/pytest $(UNITS)
 
 check-monitor:
 	@if echo 'int main(void) { return 0; }' | gcc -fsanitize=address,undefined -x c - -o /dev/null 2> /dev/null; \
@@ -44,7 +47,7 @@ check-monitor:
 
 JOBS ?= auto
 test: check ## check, then every other test, in JOBS processes (else as many as there are cores)
-	$(BIN)/pytest --ignore=tests/core --numprocesses=$(JOBS) --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
+	$(BIN)/pytest $(UNITS:%=--ignore=%) --numprocesses=$(JOBS) --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 proofs: ## prove the monitor's core and try its small machines in full, and record it: when their sources changed
 	@$(MAKE) --no-print-directory -C monitor proofs

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.engine
+
 MODEL = Path(__file__).parents[2] / "models/tiny/flexserve-tiny.gguf"
 CANARY = "zyzzogeton"
 SECONDS = 60
