@@ -178,7 +178,7 @@ def _open_ours(path: Path, folder: Path, sequences: int) -> None:
 
 
 class _World:
-    """What the shelf puts together, for one model."""
+    """What is put together for one open model."""
 
     def __init__(self, folder: Path) -> None:
         guard_buffers()
@@ -186,13 +186,14 @@ class _World:
         self.flexmem = self._real.flexmem
 
     def open(self, path: Path, sequences: int) -> None:
+        from flexserve.protocol.trusted_app import KvCounters
         from flexserve.trusted.kv.conversations import Conversations
-        from flexserve.trusted.kv.sealed import Counters, ParkedKv
+        from flexserve.trusted.kv.sealed import ParkedKv
 
         real = self._real
         self._model, self.context = real.open(path, CONTEXT, sequences)
         name, fingerprint = self._model.name, real.engine.fingerprint
-        parked = ParkedKv(real.store, name, fingerprint, self.flexmem, quota=1 << 30, counters=Counters())
+        parked = ParkedKv(real.store, name, fingerprint, self.flexmem, quota=1 << 30, counters=KvCounters())
         self.conversations = Conversations(self.context, parked, threading.RLock())
 
     def close(self) -> None:
