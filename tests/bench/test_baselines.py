@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from fake_engine import GRANULE, FakeSource, Machine, content
+from fake_engine import CHUNK, FakeSource, Machine, content
 
 from flexserve.bench.baselines import NwBase, Strawman, StrawmanOpt, make_residency
 from flexserve.errors import GrantRefusedError, NormalWorldError, StoredDataError
@@ -17,7 +17,7 @@ from flexserve.trusted.memory.flexmem import FlexMem, OpenHanded
 from flexserve.trusted.weights.job import RestoreStats
 from flexserve.trusted.weights.residency import Residency
 
-COUNT = 22  # granules of a machine's model
+COUNT = 22  # chunks of a machine's model
 READS = [[0], [1, 2], [], [3], [4, 5, 6], [7], [8, 9], [10, 11], [12, 13], [14], [15, 16], [17], [18, 19]]
 Make = Callable[[FlexMem, int], Residency]
 
@@ -30,7 +30,7 @@ def strawman(request: pytest.FixtureRequest) -> Make:
 @pytest.fixture
 def nw_base(tmp_path: Path) -> Iterator[Machine]:
     machine = Machine(
-        memory=PlainMemory(GRANULE), residency=lambda flexmem, threads: NwBase(flexmem, threads, tmp_path)
+        memory=PlainMemory(CHUNK), residency=lambda flexmem, threads: NwBase(flexmem, threads, tmp_path)
     )
     yield machine
     machine.close()
@@ -56,7 +56,7 @@ def test_a_strawman_holds_all_its_memory_before_it_reads_anything(strawman: Make
 
     machine.source.read = look  # type: ignore[method-assign]
     machine.compute(READS)
-    assert min(held) == COUNT * GRANULE
+    assert min(held) == COUNT * CHUNK
     machine.close()
 
 
@@ -79,16 +79,16 @@ def test_a_strawman_allocates_once_for_all_graphs_of_a_request(
 
 
 def test_a_strawman_gets_all_or_nothing(strawman: Make):
-    machine = Machine(residency=strawman, budget=(COUNT - 1) * GRANULE)
+    machine = Machine(residency=strawman, budget=(COUNT - 1) * CHUNK)
     with pytest.raises(GrantRefusedError):
         machine.compute([[0]])
-    machine.budget.limit = COUNT * GRANULE
+    machine.budget.limit = COUNT * CHUNK
     machine.budget.returned(machine.flexmem.return_unused(), 0)
     assert machine.compute(READS) == machine.expected(READS)
     machine.close()
 
 
-def test_a_damaged_granule_stops_a_strawman_and_the_next_request_begins_anew(strawman: Make):
+def test_a_damaged_chunk_stops_a_strawman_and_the_next_request_begins_anew(strawman: Make):
     machine = Machine(residency=strawman)
     machine.source.damaged.add((0, 8))
     with pytest.raises(StoredDataError):
@@ -121,10 +121,10 @@ def test_mapped_weights_take_no_secure_memory_and_are_decrypted_once(nw_base: Ma
         stats = RestoreStats()
         nw_base.residency.restore(nw_base.weights, stats)
         assert stats.decrypt == 0
-        for granule in range(COUNT):
-            part, index, length = nw_base.weights.locate(granule)
-            address = nw_base.weights.parts[part].arena.base + index * GRANULE
-            assert memory_at(address, length) == expected(nw_base, granule)
+        for chunk in range(COUNT):
+            part, index, length = nw_base.weights.locate(chunk)
+            address = nw_base.weights.parts[part].arena.base + index * CHUNK
+            assert memory_at(address, length) == expected(nw_base, chunk)
     assert len(nw_base.source.restored) == COUNT
     assert nw_base.budget.granted == 0
 
@@ -148,7 +148,7 @@ class ProtectedMemory(PlainMemory):
 
 
 def test_the_unprotected_baseline_does_not_pass_for_protected(tmp_path: Path):
-    flexmem = FlexMem(ProtectedMemory(GRANULE), 1 << 20, OpenHanded())
+    flexmem = FlexMem(ProtectedMemory(CHUNK), 1 << 20, OpenHanded())
     with pytest.raises(NormalWorldError):
         make_residency("nw-base", flexmem, 1, tmp_path)
 
@@ -157,6 +157,6 @@ def memory_at(address: int, length: int) -> bytes:
     return bytes(mman.view(address, length))
 
 
-def expected(machine: Machine, granule: int) -> bytes:
-    part, index, length = machine.weights.locate(granule)
+def expected(machine: Machine, chunk: int) -> bytes:
+    part, index, length = machine.weights.locate(chunk)
     return content(part, index, length)

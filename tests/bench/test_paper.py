@@ -1,4 +1,4 @@
-"""`flexserve bench paper`: every contestant is in every cell, and the figures follow from the cells."""
+"""`flexserve bench paper`: every measured_system is in every cell, and the figures follow from the cells."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PLAN = Plan(
     pipeline_prompts=(8,),
     recalled=(50, 100),
     context=256,
-    granule=65536,
+    chunk=65536,
 )
 NAMES = {system.value for system in System}
 
@@ -48,7 +48,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return measured | {"normal_world": {"kept_fraction": 0.97, "paper": {"kept_fraction": 0.972}}}
 
 
-def test_every_cell_has_every_contestant(report: dict[str, Any]):
+def test_every_cell_has_every_measured_system(report: dict[str, Any]):
     cells = report["ttft"]["cells"]
     expected = {(s, p, k) for s in PLAN.shapes for p in PLAN.prompts for k in PLAN.kept}
     assert {(cell["model"], cell["prompt"], cell["kept"]) for cell in cells} == expected
@@ -57,7 +57,7 @@ def test_every_cell_has_every_contestant(report: dict[str, Any]):
     assert all(set(cell["seconds"]) == NAMES for cell in report["workflow"]["cells"])
 
 
-def test_each_contestant_keeps_what_it_is_meant_to_keep(report: dict[str, Any]):
+def test_each_measured_system_keeps_what_it_is_meant_to_keep(report: dict[str, Any]):
     for cell in report["ttft"]["cells"]:
         parts = cell["parts"]
         for strawman in ("strawman", "strawman_opt"):

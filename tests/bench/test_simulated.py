@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from flexserve.bench.paper import hours, simulated
-from flexserve.bench.paper.hours import Day
+from flexserve.bench.paper import long_simulation, simulated
+from flexserve.bench.paper.long_simulation import Day
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_the_same_seed_gives_the_same_hours_and_another_seed_others():
 
 
 def test_hours_of_random_requests_and_recalls_lose_no_memory(capsys):
-    assert hours.main(["--hours", "50", "--seed", "3"]) == 0
+    assert long_simulation.main(["--hours", "50", "--seed", "3"]) == 0
     said = capsys.readouterr().out
     assert said.startswith("50 simulated hours")
     assert said.endswith("memory conserved\n")

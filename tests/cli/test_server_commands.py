@@ -47,7 +47,7 @@ def test_ps_as_json_has_models_memory_os_and_protection(cli: Cli, server: Script
     states = json.loads(cli("ps", "--json").stdout)
     assert set(states) == {"protection", "models", "queued", "running", "memory", "os"}
     assert states["models"][0]["resident_fraction"] == 0.25
-    assert set(states["memory"]) == {"granule", "granted", "unused", "secure", "recalling"}
+    assert set(states["memory"]) == {"chunk", "granted", "unused", "secure", "recalling"}
     assert states["os"]["secure_rss"] == 0
     assert states["protection"]["protected"] is False
 

@@ -23,7 +23,7 @@ from flexserve.units import KIB
 
 pytestmark = pytest.mark.vm
 
-GRANULE = 64 * KIB
+CHUNK = 64 * KIB
 _pages: list[GuestPages] = []  # of the machine that runs
 
 
@@ -57,11 +57,11 @@ class Rationed:
 
 class TestTrustZoneMemoryOnAMachine(SecureMemoryContract):
     def create_memory(self) -> SecureMemory:
-        return TrustZoneMemory(_pages[0], GRANULE)
+        return TrustZoneMemory(_pages[0], CHUNK)
 
     @contextmanager
-    def scarce_memory(self, granules: int) -> Iterator[SecureMemory]:
-        yield TrustZoneMemory(Rationed(_pages[0], granules * GRANULE // PAGE), GRANULE)
+    def scarce_memory(self, chunks: int) -> Iterator[SecureMemory]:
+        yield TrustZoneMemory(Rationed(_pages[0], chunks * CHUNK // PAGE), CHUNK)
 
 
 class MachineAtRandom(SecureMemoryMachine):

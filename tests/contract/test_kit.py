@@ -11,11 +11,11 @@ from flexserve.errors import GrantRefusedError
 from flexserve.platforms.ports import Arena, SecureMemory
 from flexserve.simulator.secure_memory import SimSecureMemory
 from flexserve.testing.faults import Refusing
-from flexserve.testing.secure_memory import GRANULES, SecureMemoryContract
+from flexserve.testing.secure_memory import CHUNKS, SecureMemoryContract
 from flexserve.testing.stateful import SecureMemoryMachine
 from flexserve.units import KIB
 
-GRANULE = 4 * KIB
+CHUNK = 4 * KIB
 FAILURE = (AssertionError, pytest.fail.Exception)
 
 
@@ -26,7 +26,7 @@ class Unscrubbed(SimSecureMemory):
 
 class GreedyScrub(SimSecureMemory):
     def _scrub(self, arena: Arena, offset: int, length: int) -> None:
-        super()._scrub(arena, offset, min(length + self.granule, arena.size - offset))
+        super()._scrub(arena, offset, min(length + self.chunk, arena.size - offset))
 
 
 class Leaky(SimSecureMemory):
@@ -35,11 +35,11 @@ class Leaky(SimSecureMemory):
 
 
 class HalfCommitted(SimSecureMemory):
-    """Commits granule by granule and forgets to undo what it did before a refusal."""
+    """Commits chunk by chunk and forgets to undo what it did before a refusal."""
 
     def commit(self, arena: Arena, offset: int, length: int) -> None:
-        for start in range(offset, offset + length, self.granule):
-            super().commit(arena, start, self.granule)
+        for start in range(offset, offset + length, self.chunk):
+            super().commit(arena, start, self.chunk)
 
 
 class Kit(SecureMemoryContract):
@@ -47,11 +47,11 @@ class Kit(SecureMemoryContract):
         self.kind = kind
 
     def create_memory(self) -> SecureMemory:
-        return self.kind(total=64 * GRANULE, granule=GRANULE)
+        return self.kind(total=64 * CHUNK, chunk=CHUNK)
 
     @contextmanager
-    def scarce_memory(self, granules: int) -> Iterator[SecureMemory]:
-        yield self.kind(total=granules * GRANULE, granule=GRANULE)
+    def scarce_memory(self, chunks: int) -> Iterator[SecureMemory]:
+        yield self.kind(total=chunks * CHUNK, chunk=CHUNK)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_the_kit_fails_a_memory_that_breaks_a_law(kind: type[SimSecureMemory], l
     for each, broken in ((SimSecureMemory, False), (kind, True)):
         kit = Kit(each)
         memory = kit.create_memory()
-        arena = memory.reserve(GRANULES * GRANULE)
+        arena = memory.reserve(CHUNKS * CHUNK)
         if not broken:
             law(kit, memory, arena)
             continue
@@ -84,7 +84,7 @@ def test_the_kit_fails_a_memory_that_leaves_half_a_refused_commit():
 def test_a_random_walk_finds_a_memory_that_breaks_a_law(kind: type[SimSecureMemory]):
     class Machine(SecureMemoryMachine):
         def create_memory(self) -> SecureMemory:
-            return kind(total=256 * GRANULE, granule=GRANULE)
+            return kind(total=256 * CHUNK, chunk=CHUNK)
 
     walk = settings(
         max_examples=1000,
@@ -98,10 +98,10 @@ def test_a_random_walk_finds_a_memory_that_breaks_a_law(kind: type[SimSecureMemo
 
 
 def test_a_refusing_memory_grants_as_often_as_it_was_told():
-    memory = Refusing(SimSecureMemory(total=64 * GRANULE, granule=GRANULE), after=2)
-    arena = memory.reserve(4 * GRANULE)
-    memory.commit(arena, 0, GRANULE)
-    memory.commit(arena, GRANULE, GRANULE)
+    memory = Refusing(SimSecureMemory(total=64 * CHUNK, chunk=CHUNK), after=2)
+    arena = memory.reserve(4 * CHUNK)
+    memory.commit(arena, 0, CHUNK)
+    memory.commit(arena, CHUNK, CHUNK)
     with pytest.raises(GrantRefusedError):
-        memory.commit(arena, 2 * GRANULE, GRANULE)
-    assert memory.resident() == 2 * GRANULE
+        memory.commit(arena, 2 * CHUNK, CHUNK)
+    assert memory.resident() == 2 * CHUNK

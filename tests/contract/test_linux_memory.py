@@ -15,12 +15,12 @@ from flexserve.testing.secure_memory import SecureMemoryContract
 from flexserve.testing.stateful import SecureMemoryMachine
 from flexserve.units import KIB, MIB
 
-GRANULE = 64 * KIB
+CHUNK = 64 * KIB
 
 
 def why_no_secret_memory() -> str:
     try:
-        probe_secret_memory(64 * GRANULE)
+        probe_secret_memory(64 * CHUNK)
     except NormalWorldError as error:
         return str(error)
     return ""
@@ -52,44 +52,44 @@ def short_of(resource: str, code: int, times: int) -> Iterator[None]:
 @needs_secret_memory
 class TestMemfdSecretMemory(SecureMemoryContract):
     def create_memory(self) -> SecureMemory:
-        return MemfdSecretMemory(GRANULE)
+        return MemfdSecretMemory(CHUNK)
 
     @contextmanager
-    def scarce_memory(self, granules: int) -> Iterator[SecureMemory]:
-        with short_of("memfd_secret", errno.EMFILE, granules):
-            yield MemfdSecretMemory(GRANULE)
+    def scarce_memory(self, chunks: int) -> Iterator[SecureMemory]:
+        with short_of("memfd_secret", errno.EMFILE, chunks):
+            yield MemfdSecretMemory(CHUNK)
 
 
 @needs_secret_memory
 class TestMemfdSecretMemoryShortOfLockedMemory(SecureMemoryContract):
     def create_memory(self) -> SecureMemory:
-        return MemfdSecretMemory(GRANULE)
+        return MemfdSecretMemory(CHUNK)
 
     @contextmanager
-    def scarce_memory(self, granules: int) -> Iterator[SecureMemory]:
-        with short_of("mmap", errno.EAGAIN, granules):
-            yield MemfdSecretMemory(GRANULE)
+    def scarce_memory(self, chunks: int) -> Iterator[SecureMemory]:
+        with short_of("mmap", errno.EAGAIN, chunks):
+            yield MemfdSecretMemory(CHUNK)
 
 
 class TestPlainMemory(SecureMemoryContract):
     def create_memory(self) -> SecureMemory:
-        return PlainMemory(GRANULE)
+        return PlainMemory(CHUNK)
 
     @contextmanager
-    def scarce_memory(self, granules: int) -> Iterator[SecureMemory]:
+    def scarce_memory(self, chunks: int) -> Iterator[SecureMemory]:
         class Scarce(PlainMemory):
-            """One mmap serves a whole range here, so the shortage is counted in granules."""
+            """One mmap serves a whole range here, so the shortage is counted in chunks."""
 
-            left = granules
+            left = chunks
 
             def _map(self, address: int, length: int) -> None:
                 super()._map(address, length)
-                self.left -= length // self.granule
+                self.left -= length // self.chunk
                 if self.left < 0:
-                    self.left += length // self.granule
+                    self.left += length // self.chunk
                     raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
-        yield Scarce(GRANULE)
+        yield Scarce(CHUNK)
 
 
 class SecretMachine(SecureMemoryMachine):
@@ -106,5 +106,5 @@ TestSecretAtRandom = needs_secret_memory(SecretMachine.TestCase)
 TestPlainAtRandom = PlainMachine.TestCase
 
 
-def test_granules_of_a_mebibyte_are_the_default():
-    assert MemfdSecretMemory().granule == PlainMemory().granule == MIB
+def test_chunks_of_a_mebibyte_are_the_default():
+    assert MemfdSecretMemory().chunk == PlainMemory().chunk == MIB

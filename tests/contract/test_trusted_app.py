@@ -120,7 +120,7 @@ def _serve(folder: Path) -> tuple[list[str], set[str], list[str]]:
         Residency(flexmem, 1),
         store,
         renderer,
-        Limits(context=512, sequences=2, parked=GIB),
+        Limits(context=512, sequences=2, sealed_kv=GIB),
         KvCounters(),
         shares_heap=True,
     )

@@ -10,14 +10,14 @@ from flexserve.errors import GrantRefusedError, InternalError
 from flexserve.platforms.ports import Arena, SecureMemory
 from flexserve.platforms.trustzone.pool import Run
 from flexserve.platforms.trustzone.ram import BASE, PAGE
-from flexserve.platforms.trustzone.secure_memory import DEFAULT_GRANULE, TrustZoneMemory
+from flexserve.platforms.trustzone.secure_memory import DEFAULT_CHUNK, TrustZoneMemory
 from flexserve.testing.fake_os import Babbling, Driver, Fickle, Scattering
 from flexserve.testing.secure_memory import SecureMemoryContract
 from flexserve.testing.stateful import SecureMemoryMachine
 from flexserve.testing.trustzone import FakeMachine
 from flexserve.units import KIB, MIB
 
-GRANULE = 64 * KIB
+CHUNK = 64 * KIB
 
 
 class OnFakeMachine(SecureMemoryContract):
@@ -32,12 +32,12 @@ class OnFakeMachine(SecureMemoryContract):
     def create_memory(self) -> SecureMemory:
         machine = self.running.enter_context(FakeMachine(40 * MIB, self.driver()))
         self.running.callback(machine.check)
-        return TrustZoneMemory(machine.pages(), GRANULE)
+        return TrustZoneMemory(machine.pages(), CHUNK)
 
     @contextmanager
-    def scarce_memory(self, granules: int) -> Iterator[SecureMemory]:
-        with FakeMachine(40 * MIB, self.driver(most=granules * GRANULE // 4096)) as machine:
-            yield TrustZoneMemory(machine.pages(), GRANULE)
+    def scarce_memory(self, chunks: int) -> Iterator[SecureMemory]:
+        with FakeMachine(40 * MIB, self.driver(most=chunks * CHUNK // 4096)) as machine:
+            yield TrustZoneMemory(machine.pages(), CHUNK)
 
 
 class TestTrustZoneMemory(OnFakeMachine):
@@ -97,25 +97,25 @@ TestTrustZoneAtRandom = TrustZoneMachine.TestCase
 TestTrustZoneOfAFickleOsAtRandom = FickleMachine.TestCase
 
 
-def test_granules_of_two_mebibytes_are_the_default():
+def test_chunks_of_two_mebibytes_are_the_default():
     with FakeMachine(40 * MIB) as machine:
-        assert TrustZoneMemory(machine.pages()).granule == DEFAULT_GRANULE == 2 * MIB
+        assert TrustZoneMemory(machine.pages()).chunk == DEFAULT_CHUNK == 2 * MIB
 
 
 @pytest.mark.parametrize("driver", [Driver, Scattering])
 def test_what_is_behind_an_address_is_what_can_be_read_there(driver: type[Driver]):
     with FakeMachine(40 * MIB, driver()) as machine:
-        memory = TrustZoneMemory(machine.pages(), GRANULE)
-        arena = memory.reserve(4 * GRANULE)
-        memory.commit(arena, GRANULE, 2 * GRANULE)
-        view = memory.view(arena, GRANULE, 2 * GRANULE)
+        memory = TrustZoneMemory(machine.pages(), CHUNK)
+        arena = memory.reserve(4 * CHUNK)
+        memory.commit(arena, CHUNK, 2 * CHUNK)
+        view = memory.view(arena, CHUNK, 2 * CHUNK)
         for page in range(len(view) // PAGE):
             view[page * PAGE] = page
         for first, pages in ((0, 1), (0, 32), (3, 7), (15, 2), (31, 1)):
-            runs = memory.behind(arena.base + GRANULE + first * PAGE, pages * PAGE)
+            runs = memory.behind(arena.base + CHUNK + first * PAGE, pages * PAGE)
             found = [machine.monitor.ram.window(ipa - BASE, PAGE)[0] for run in runs for ipa in _pages(run)]
             assert found == list(range(first, first + pages))
-        for address, length in ((arena.base, PAGE), (arena.base + 2 * GRANULE, 2 * GRANULE), (PAGE, PAGE)):
+        for address, length in ((arena.base, PAGE), (arena.base + 2 * CHUNK, 2 * CHUNK), (PAGE, PAGE)):
             with pytest.raises(InternalError):
                 memory.behind(address, length)
 

@@ -18,7 +18,7 @@ class MachineRig:
         pages = machine.pages()
         self.memory = TrustZoneMemory(pages, 64 * KIB)
         self.npu = TrustZoneNpu(pages, self.memory, DRIVER)
-        arena = self.memory.reserve(self.memory.granule)  # who holds memory is attached
+        arena = self.memory.reserve(self.memory.chunk)  # who holds memory is attached
         self.memory.commit(arena, 0, arena.size)
 
     def refuse(self) -> None:

@@ -20,7 +20,7 @@ PROMPTS = ("Kato bime wurafo. " * 8, "Once.", "Zi lo mera? Tuvo, kane pi sura; d
 THREADS = 1  # ggml's threads spin for each other: two of them on a busy machine of two cores crawl
 CONTEXT = 512  # tokens
 TOKENS_OF_TURN = 48  # an answer of the tiny model is at most so long
-GRANULE = 65536  # bytes: small, so that small models have many
+CHUNK = 65536  # bytes: small, so that small models have many
 # For requests that must still run when something happens to them.
 SLOW = dataclasses.replace(SHAPES["small-llama"], name="slow-llama", layers=24)
 
@@ -57,10 +57,10 @@ class Library:
                 self._answers[key] = plain.generate(prompt, tokens)["text"]
         return self._answers[key]
 
-    def arguments(self, *more: str, granule: int = GRANULE) -> tuple[str, ...]:
+    def arguments(self, *more: str, chunk: int = CHUNK) -> tuple[str, ...]:
         """Return the options of a secure world for small models, in the best memory of this machine."""
         return (
-            *("--granule", str(granule), "--context", str(CONTEXT), "--threads", str(THREADS)),
+            *("--chunk", str(chunk), "--context", str(CONTEXT), "--threads", str(THREADS)),
             *("--memory", "secret" if has_secret_memory() else "plain"),
             *more,
         )
@@ -68,12 +68,12 @@ class Library:
     def open(
         self,
         *more: str,
-        granule: int = GRANULE,
+        chunk: int = CHUNK,
         budget: int | None = None,
         program: Sequence[str] = SECURE_WORLD,
     ) -> DrivenWorld:
         """Start a secure world over the store."""
-        arguments = self.arguments(*more, granule=granule)
+        arguments = self.arguments(*more, chunk=chunk)
         return DrivenWorld(self.root, self.key, arguments=arguments, budget=budget, program=program)
 
     def images(self) -> list[Path]:

@@ -19,7 +19,7 @@ from flexserve.bench.demo import DEFAULT_MODEL
 from flexserve.emulator.machine import Machine
 from flexserve.harness.shapes import SHAPES
 from flexserve.harness.worlds import DrivenWorld
-from flexserve.platforms.trustzone.secure_memory import DEFAULT_GRANULE
+from flexserve.platforms.trustzone.secure_memory import DEFAULT_CHUNK
 from flexserve.testing.machines import booted
 from flexserve.testing.trustzone import eventually
 from flexserve.units import MIB
@@ -41,7 +41,7 @@ def machine() -> Iterator[Machine]:
 
 @contextlib.contextmanager
 def world_on(library: Library, machine: Machine) -> Iterator[DrivenWorld]:
-    arguments = library.arguments(*machine.secure_arguments(), granule=DEFAULT_GRANULE)
+    arguments = library.arguments(*machine.secure_arguments(), chunk=DEFAULT_CHUNK)
     with DrivenWorld(library.root, library.key, arguments=arguments, fds=machine.secure_fds) as world:
         yield world
     machine.reset_secure_core()
@@ -69,7 +69,7 @@ def test_output_is_that_of_plain_llama_cpp_whatever_is_recalled(library: Library
             assert world.generate(name, PROMPTS[0], 16).text == expected
             assert held(machine) >= world.status().memory.os_secure > 0
             world.recall(recalled)
-        assert eventually(lambda: held(machine) <= DEFAULT_GRANULE)
+        assert eventually(lambda: held(machine) <= DEFAULT_CHUNK)
 
 
 def test_a_program_that_fills_the_machine_gets_the_memory_of_idle_models(library: Library, machine: Machine):

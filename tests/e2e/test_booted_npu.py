@@ -14,7 +14,7 @@ from flexserve.emulator.build import Options
 from flexserve.emulator.machine import Machine
 from flexserve.harness.worlds import DrivenWorld
 from flexserve.platforms.trustzone import abi
-from flexserve.platforms.trustzone.secure_memory import DEFAULT_GRANULE
+from flexserve.platforms.trustzone.secure_memory import DEFAULT_CHUNK
 from flexserve.testing.machines import booted
 from flexserve.testing.trustzone import eventually
 from flexserve.units import MIB
@@ -34,7 +34,7 @@ def machine() -> Iterator[Machine]:
 @contextlib.contextmanager
 def world_on(library: Library, machine: Machine) -> Iterator[DrivenWorld]:
     more = (*machine.secure_arguments(), "--npu-patience", "120")
-    arguments = library.arguments(*more, granule=DEFAULT_GRANULE)
+    arguments = library.arguments(*more, chunk=DEFAULT_CHUNK)
     with DrivenWorld(library.root, library.key, arguments=arguments, fds=machine.secure_fds) as world:
         yield world
     machine.reset_secure_core()
@@ -126,7 +126,7 @@ def test_a_driver_that_is_unloaded_has_it_back_and_may_come_again(
 
 def test_a_machine_without_an_npu_answers_the_same(library: Library, tiny: str, expected: list[str]):
     with booted(RAM) as machine:
-        arguments = library.arguments(*machine.secure_arguments(), granule=DEFAULT_GRANULE)
+        arguments = library.arguments(*machine.secure_arguments(), chunk=DEFAULT_CHUNK)
         fds = machine.secure_fds
         with DrivenWorld(library.root, library.key, arguments=arguments, fds=fds) as world:
             assert [answer(world, tiny, each)[0] for each in FEW] == expected[: len(FEW)]

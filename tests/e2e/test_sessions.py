@@ -19,7 +19,7 @@ pytestmark = pytest.mark.engine
 NAME = "tiny"
 QUESTIONS = (
     "What is Flex-Mem?",
-    "What is a granule?",
+    "What is a chunk?",
     "What does the Flex-Monitor do?",
     "What is TTFT?",
     "Who can read secure memory?",
@@ -68,7 +68,7 @@ def sealed(library: Library) -> list[Path]:
 
 def wait_for_sealing(world: DrivenWorld, count: int) -> None:
     deadline = time.monotonic() + 60
-    while world.status().kv.parked < count:
+    while world.status().kv.sealed < count:
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -108,7 +108,7 @@ def test_a_recall_seals_what_was_not_sealed_yet(library: Library, fresh: list[st
         answer = conversation.ask(world, QUESTIONS[3])
         assert answer.text == fresh[3]
         kv = world.status().kv
-        assert kv.parked + kv.dropped >= 1
+        assert kv.sealed + kv.dropped >= 1
         assert answer.finished.usage.cached_tokens > 0 or kv.dropped
         assert first
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from library import CONTEXT, GRANULE, PROMPTS, SLOW, Library
+from library import CHUNK, CONTEXT, PROMPTS, SLOW, Library
 
 from flexserve.errors import PeerError, StoredDataError
 from flexserve.harness.worlds import DrivenWorld
@@ -71,10 +71,10 @@ def flip_a_byte_of_the_last_chunk(image: Path) -> None:
 
 def swap_two_chunks(image: Path) -> None:
     start, data = data_start(image), image.read_bytes()
-    one, other = (data[at : at + GRANULE] for at in (start + GRANULE, start + 5 * GRANULE))
+    one, other = (data[at : at + CHUNK] for at in (start + CHUNK, start + 5 * CHUNK))
     assert one != other
-    patch(image, start + GRANULE, other)
-    patch(image, start + 5 * GRANULE, one)
+    patch(image, start + CHUNK, other)
+    patch(image, start + 5 * CHUNK, one)
 
 
 def zero_all_chunks(image: Path) -> None:
@@ -265,10 +265,10 @@ def test_an_image_that_cannot_be_opened_is_made_again(
     assert world.warm(name).timings.restored_bytes > 0, "it comes back from what was made"
 
 
-def test_an_image_of_another_granule_is_made_again(library: Library, world: DrivenWorld):
+def test_an_image_of_another_chunk_is_made_again(library: Library, world: DrivenWorld):
     source = library.file(SHAPE, QUANT)
-    name = library.add(source, "other-granule")
-    with library.open(granule=2 * GRANULE) as maker:
+    name = library.add(source, "other-chunk")
+    with library.open(chunk=2 * CHUNK) as maker:
         maker.warm(name)
     before = image_of(library, name).read_bytes()
     assert world.generate(name, PROMPT, TOKENS).text == library.answer(source, PROMPT, TOKENS)

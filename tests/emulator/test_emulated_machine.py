@@ -95,7 +95,7 @@ def test_an_emulator_that_gives_up_says_why(nowhere: Images, tmp_path: Path) -> 
 def test_a_leashed_program_does_not_outlive_its_parent() -> None:
     code = """
 import subprocess, sys
-from flexserve.emulator import leash
+from flexserve.emulator import parent_death
 print(subprocess.Popen(leash.command("sleep", "60")).pid, flush=True)
 sys.stdin.read()
 """

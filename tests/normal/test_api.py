@@ -241,7 +241,7 @@ async def test_an_unforeseen_error_is_a_plain_500_and_its_text_stays_inside(
 async def test_an_unforeseen_error_is_placed_in_our_code_though_a_library_raised_it(
     client: httpx.AsyncClient, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(world.ledger, "lines", lambda: [object()])
+    monkeypatch.setattr(world.audit_log, "lines", lambda: [object()])
     with structlog.testing.capture_logs() as logs:
         assert (await client.get("/memory/decisions")).status_code == 500
     (entry,) = [entry for entry in logs if entry["event"] == "unforeseen"]

@@ -50,7 +50,7 @@ PROMPT = TextPrompt("a prompt")
 Until = Callable[[Callable[[], bool]], Awaitable[None]]
 
 
-class Ledger:
+class AuditLog:
     """Grants everything, remembers everything."""
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ class Ledger:
 
 @pytest.fixture
 async def channel(link: ScriptedLink) -> WorldChannel:
-    await link.launch(Ledger())
+    await link.launch(AuditLog())
     assert link.channel is not None
     return link.channel
 
@@ -187,12 +187,12 @@ async def test_the_death_of_the_secure_world_fails_all_that_waits(
 
 
 async def test_demands_for_memory_are_answered_and_returns_are_counted(link: ScriptedLink) -> None:
-    ledger = Ledger()
-    await link.launch(ledger)
+    audit_log = AuditLog()
+    await link.launch(audit_log)
     assert link.channel is not None
     answer = await link.channel.generate("hungry", PROMPT, Sampling(max_tokens=2))
     await read(answer)
-    assert [type(message) for message in ledger.said] == [NeedMemory, Returned]
+    assert [type(message) for message in audit_log.said] == [NeedMemory, Returned]
 
 
 async def test_a_client_that_does_not_read_loses_its_request_not_our_memory(
@@ -239,10 +239,10 @@ async def test_too_many_requests_in_flight_are_refused(
 async def test_a_query_without_an_answer_times_out_and_a_late_answer_is_accepted() -> None:
     ours, theirs = socket.socketpair()
     link = ScriptedLink(Script())
-    await link.launch(Ledger())
+    await link.launch(AuditLog())
     assert link.channel is not None
     welcome, status = link.channel.welcome, await link.channel.query()
-    opening = asyncio.create_task(open_channel(ours, Ledger(), timeout=5))
+    opening = asyncio.create_task(open_channel(ours, AuditLog(), timeout=5))
     loop = asyncio.get_running_loop()
     theirs.setblocking(False)
     await loop.sock_sendall(theirs, encode(welcome))
@@ -258,7 +258,7 @@ async def test_a_query_without_an_answer_times_out_and_a_late_answer_is_accepted
 
 async def test_a_wrong_version_is_refused_with_both_numbers() -> None:
     with pytest.raises(PeerError, match="protocol 99"):
-        await ScriptedLink(Script(version=99)).launch(Ledger())
+        await ScriptedLink(Script(version=99)).launch(AuditLog())
 
 
 @pytest.mark.parametrize("first", [encode(STARTED), b"HTTP/1.1 400 Bad Request\r\n\r\n", b""])
@@ -267,19 +267,19 @@ async def test_whoever_does_not_begin_with_welcome_is_refused(first: bytes, unti
     theirs.sendall(first)
     theirs.shutdown(socket.SHUT_WR)
     with pytest.raises(PeerError):
-        await open_channel(ours, Ledger(), timeout=5)
+        await open_channel(ours, AuditLog(), timeout=5)
     await until(lambda: ours.fileno() == -1)
 
 
 async def test_a_silent_peer_is_refused_in_bounded_time() -> None:
     ours, _theirs = socket.socketpair()
     with pytest.raises(PeerError, match="did not answer"):
-        await open_channel(ours, Ledger(), timeout=0.01)
+        await open_channel(ours, AuditLog(), timeout=0.01)
 
 
 async def test_shutdown_lets_running_requests_finish() -> None:
     link = ScriptedLink(Script(models={"brief": Behaviour(token_delay=0.01)}))
-    await link.launch(Ledger())
+    await link.launch(AuditLog())
     assert link.channel is not None
     answer = await link.channel.generate("brief", PROMPT, Sampling())
     await anext(answer)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from flexserve.errors import NormalWorldError, PeerError, QueueFullError
 from flexserve.normal import memory as memory_module
-from flexserve.normal.ledger import Kind
+from flexserve.normal.audit_log import Kind
 from flexserve.normal.memory import MemoryBroker
 from flexserve.normal.pins import Pins
 from flexserve.platforms.ports import MemorySample
@@ -89,11 +89,11 @@ async def test_a_refusal_says_why_and_is_remembered(attached: MemoryBroker, memo
     grant = attached.need(need(5 * GIB, minimum=GIB))
     assert grant.size == 0
     assert "refused" in grant.reason
-    assert [decision.kind for decision in attached.ledger.lines()] == [Kind.REFUSAL]
+    assert [decision.kind for decision in attached.audit_log.lines()] == [Kind.REFUSAL]
     assert attached.counters.refusals == {"level": 1}
 
 
-async def test_grants_are_whole_granules(attached: MemoryBroker, memory: AdjustableMemory) -> None:
+async def test_grants_are_whole_chunks(attached: MemoryBroker, memory: AdjustableMemory) -> None:
     memory.available = 2 * GIB + 3 * MIB
     assert attached.need(need(GIB)).size == 2 * MIB
 
@@ -277,7 +277,7 @@ async def test_others_that_lack_memory_for_files_get_what_no_request_uses_within
     await attached._relieve()
     await until(lambda: attached.granted == 0)
     assert [m for m in link.scripted.received if isinstance(m, Recall)][-1].gentle
-    line = [line for line in attached.ledger.lines() if line.kind is Kind.RECALL][-1]
+    line = [line for line in attached.audit_log.lines() if line.kind is Kind.RECALL][-1]
     assert "read back" in line.reason
     answer.abandon()
 

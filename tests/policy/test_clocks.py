@@ -14,7 +14,7 @@ MODULES = {"time", "datetime", "date"}
 # What shows a person or a client a date, and does nothing else with it.
 DATES = {
     "normal/api/forms.py",
-    "normal/ledger.py",
+    "normal/audit_log.py",
     "trusted/text/rendering/template.py",
     "trusted/store/container.py",
 }

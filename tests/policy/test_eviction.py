@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from flexserve.policy.eviction import InvocationLog, Profile, Speeds, added_latency, targets, victims
 
-GRANULE = 10
+CHUNK = 10
 
 PROFILES = st.lists(
     st.builds(
@@ -34,8 +34,8 @@ def profile(model="m", weights=100, rate=1.0, share=1.0, prompt=0.0, restore=10.
     return Profile(model, weights, rate, share, prompt, Speeds(restore, prefill), pinned)
 
 
-def granules(size: int) -> int:
-    return -(-size // GRANULE)
+def chunks(size: int) -> int:
+    return -(-size // CHUNK)
 
 
 def loss(profiles, resident) -> float:
@@ -147,23 +147,23 @@ def test_the_exposed_bytes_fall_with_the_usual_prompt():
 
 @given(profiles=PROFILES, budget=st.integers(-5, 200))
 def test_targets_stay_within_the_budget_and_within_each_model(profiles, budget):
-    found = targets(profiles, budget, granule=GRANULE)
+    found = targets(profiles, budget, chunk=CHUNK)
     assert set(found) == {p.model for p in profiles}
-    assert sum(granules(size) for size in found.values()) * GRANULE <= max(0, budget)
+    assert sum(chunks(size) for size in found.values()) * CHUNK <= max(0, budget)
     for p in profiles:
         assert 0 <= found[p.model] <= p.weights
-        assert found[p.model] % GRANULE == 0 or found[p.model] == p.weights
+        assert found[p.model] % CHUNK == 0 or found[p.model] == p.weights
         assert p.rate > 0 or found[p.model] == 0
 
 
 @given(profiles=PROFILES, budget=st.integers(0, 160))
 @settings(max_examples=60)
 def test_no_other_use_of_the_budget_has_less_expected_latency(profiles, budget):
-    found = targets(profiles, budget, granule=GRANULE, threshold=0.0)
-    room = budget // GRANULE
-    counts = [range(min(granules(p.weights), room) + 1) for p in profiles]
+    found = targets(profiles, budget, chunk=CHUNK, threshold=0.0)
+    room = budget // CHUNK
+    counts = [range(min(chunks(p.weights), room) + 1) for p in profiles]
     best = min(
-        loss(profiles, {p.model: n * GRANULE for p, n in zip(profiles, each, strict=True)})
+        loss(profiles, {p.model: n * CHUNK for p, n in zip(profiles, each, strict=True)})
         for each in itertools.product(*counts)
         if sum(each) <= room
     )
@@ -172,14 +172,14 @@ def test_no_other_use_of_the_budget_has_less_expected_latency(profiles, budget):
 
 @given(profiles=PROFILES, budget=st.integers(0, 160))
 def test_room_is_used_up_before_a_model_that_is_invoked_goes_short(profiles, budget):
-    found = targets(profiles, budget, granule=GRANULE)
-    left = budget // GRANULE - sum(granules(size) for size in found.values())
+    found = targets(profiles, budget, chunk=CHUNK)
+    left = budget // CHUNK - sum(chunks(size) for size in found.values())
     assert left == 0 or all(found[p.model] == p.weights for p in profiles if p.rate > 0)
 
 
 @given(profiles=PROFILES, budget=st.integers(0, 160), factor=st.sampled_from([1.5, 4.0]))
 def test_a_model_that_is_invoked_more_often_never_gets_less(profiles, budget, factor):
-    before = targets(profiles, budget, granule=GRANULE, threshold=0.0)
+    before = targets(profiles, budget, chunk=CHUNK, threshold=0.0)
     for p in profiles:
         busier = [
             profile(
@@ -189,34 +189,34 @@ def test_a_model_that_is_invoked_more_often_never_gets_less(profiles, budget, fa
             else q
             for q in profiles
         ]
-        assert targets(busier, budget, granule=GRANULE, threshold=0.0)[p.model] >= before[p.model]
+        assert targets(busier, budget, chunk=CHUNK, threshold=0.0)[p.model] >= before[p.model]
 
 
 def test_models_above_the_threshold_come_before_others_however_much_those_would_gain():
     often = profile("often", share=0.3, rate=0.3, prompt=5.0)
     rare = profile("rare", share=0.2, rate=0.2, restore=0.1)
-    assert targets([often, rare], 100, granule=10) == {"often": 100, "rare": 0}
-    assert targets([often, rare], 130, granule=10) == {"often": 100, "rare": 30}
+    assert targets([often, rare], 100, chunk=10) == {"often": 100, "rare": 0}
+    assert targets([often, rare], 130, chunk=10) == {"often": 100, "rare": 30}
 
 
 def test_without_a_model_above_the_threshold_the_top_three_by_rate_are_chosen():
     four = [profile(name, share=0.2, rate=rate) for name, rate in zip("abcd", (4, 3, 2, 1), strict=True)]
-    assert targets(four, 300, granule=10) == {"a": 100, "b": 100, "c": 100, "d": 0}
-    assert targets(four, 350, granule=10)["d"] == 50
+    assert targets(four, 300, chunk=10) == {"a": 100, "b": 100, "c": 100, "d": 0}
+    assert targets(four, 350, chunk=10)["d"] == 50
 
 
 def test_what_no_prompt_hides_comes_before_what_one_does():
     long = profile("long", rate=5.0, prompt=6.0)  # 40 of 100 bytes exposed
     short = profile("short", rate=1.0, prompt=1.0)  # 90
-    assert targets([long, short], 130, granule=10) == {"long": 40, "short": 90}
-    assert targets([long, short], 150, granule=10) == {"long": 60, "short": 90}
+    assert targets([long, short], 130, chunk=10) == {"long": 40, "short": 90}
+    assert targets([long, short], 150, chunk=10) == {"long": 60, "short": 90}
 
 
 def test_pinned_models_come_first_and_whole_even_if_nobody_invokes_them():
     pinned = profile("pinned", rate=0.0, share=0.0, pinned=True)
     busy = profile("busy", rate=9.0)
-    assert targets([pinned, busy], 120, granule=10) == {"pinned": 100, "busy": 20}
-    assert targets([pinned, busy], 60, granule=10) == {"pinned": 60, "busy": 0}
+    assert targets([pinned, busy], 120, chunk=10) == {"pinned": 100, "busy": 20}
+    assert targets([pinned, busy], 60, chunk=10) == {"pinned": 60, "busy": 0}
 
 
 # ---- victims --------------------------------------------------------------------------------------
@@ -226,14 +226,14 @@ def test_pinned_models_come_first_and_whole_even_if_nobody_invokes_them():
 @settings(max_examples=60)
 def test_no_other_way_to_free_as_much_costs_less(profiles, parts, size):
     resident = {
-        p.model: min(part, granules(p.weights)) * GRANULE for p, part in zip(profiles, parts, strict=False)
+        p.model: min(part, chunks(p.weights)) * CHUNK for p, part in zip(profiles, parts, strict=False)
     }
-    taken = dict(victims(profiles, resident, size, granule=GRANULE))
-    needed = min(granules(size), sum(resident.values()) // GRANULE)
-    assert sum(taken.values()) == needed * GRANULE
+    taken = dict(victims(profiles, resident, size, chunk=CHUNK))
+    needed = min(chunks(size), sum(resident.values()) // CHUNK)
+    assert sum(taken.values()) == needed * CHUNK
     best = min(
-        loss(profiles, {m: resident[m] - n * GRANULE for m, n in zip(resident, each, strict=True)})
-        for each in itertools.product(*(range(held // GRANULE + 1) for held in resident.values()))
+        loss(profiles, {m: resident[m] - n * CHUNK for m, n in zip(resident, each, strict=True)})
+        for each in itertools.product(*(range(held // CHUNK + 1) for held in resident.values()))
         if sum(each) == needed
     )
     left = {model: held - taken.get(model, 0) for model, held in resident.items()}
@@ -246,19 +246,19 @@ def test_no_other_way_to_free_as_much_costs_less(profiles, parts, size):
     size=st.integers(-5, 300),
 )
 def test_victims_are_named_once_and_never_lose_more_than_they_have(profiles, resident, size):
-    taken = victims(profiles, resident, size, granule=GRANULE)
+    taken = victims(profiles, resident, size, chunk=CHUNK)
     assert len({model for model, _ in taken}) == len(taken)
     assert all(0 < count <= resident[model] for model, count in taken)
-    held = sum(granules(size) for size in resident.values())
-    gone = sum(granules(count) for _, count in taken)
-    assert gone == min(granules(max(0, size)), held)
+    held = sum(chunks(size) for size in resident.values())
+    gone = sum(chunks(count) for _, count in taken)
+    assert gone == min(chunks(max(0, size)), held)
 
 
 def test_hidden_tails_go_before_exposed_heads_and_strangers_before_both():
     long = profile("long", prompt=6.0)  # 40 of 100 bytes exposed
     short = profile("short", prompt=0.0)
     resident = {"long": 100, "short": 100, "stranger": 20}
-    take = lambda size: victims([long, short], resident, size, granule=10)  # noqa: E731
+    take = lambda size: victims([long, short], resident, size, chunk=10)  # noqa: E731
     assert take(20) == [("stranger", 20)]
     assert take(80) == [("stranger", 20), ("long", 60)]
     assert dict(take(180))["stranger"] == 20
@@ -268,17 +268,17 @@ def test_pinned_models_are_last_even_if_nobody_invokes_them():
     pinned = profile("pinned", rate=0.0, pinned=True)
     busy = profile("busy", rate=9.0)
     resident = {"pinned": 100, "busy": 100}
-    assert victims([pinned, busy], resident, 110, granule=10) == [("busy", 100), ("pinned", 10)]
+    assert victims([pinned, busy], resident, 110, chunk=10) == [("busy", 100), ("pinned", 10)]
 
 
 @given(profiles=PROFILES, budget=st.integers(0, 160), size=st.integers(0, 160))
 def test_what_a_recall_leaves_is_the_best_distribution_of_what_is_left(profiles, budget, size):
     """Taking victims of the best assignment leaves the best assignment of the smaller budget."""
-    kept = targets(profiles, budget, granule=GRANULE, threshold=0.0)
-    whole = {model: granules(held) * GRANULE for model, held in kept.items()}
-    for model, count in victims(profiles, whole, size, granule=GRANULE):
+    kept = targets(profiles, budget, chunk=CHUNK, threshold=0.0)
+    whole = {model: chunks(held) * CHUNK for model, held in kept.items()}
+    for model, count in victims(profiles, whole, size, chunk=CHUNK):
         whole[model] -= count
-    again = targets(profiles, sum(whole.values()), granule=GRANULE, threshold=0.0)
+    again = targets(profiles, sum(whole.values()), chunk=CHUNK, threshold=0.0)
     assert loss(profiles, whole) == pytest.approx(loss(profiles, again), abs=1e-9)
 
 

@@ -37,8 +37,8 @@ def test_a_grant_that_leaves_enough_free_is_given_whole() -> None:
     assert decision.size == 4000
 
 
-def test_a_grant_stops_at_the_low_line_in_whole_granules() -> None:
-    policy = PressurePolicy(LIMITS, granule=64)
+def test_a_grant_stops_at_the_low_line_in_whole_chunks() -> None:
+    policy = PressurePolicy(LIMITS, chunk=64)
     decision = policy.grant(sample(5000), NOTHING, size=4500, minimum=10, now=0)
     assert decision.size == 4000 // 64 * 64
     assert "part" in decision.reason

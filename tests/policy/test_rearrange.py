@@ -9,7 +9,7 @@ from flexserve.policy.eviction import Profile, Speeds, added_latency, targets
 from flexserve.policy.rearrange import rearrangement
 from flexserve.units import MIB
 
-GRANULE = MIB
+CHUNK = MIB
 SPEEDS = Speeds(restore=250e6, prefill=100.0)
 
 
@@ -19,7 +19,7 @@ def profile(model: str, rate: float, weights: int = 200 * MIB) -> Profile:
 
 def test_the_model_that_is_asked_gets_what_the_other_holds():
     step = rearrangement(
-        [profile("busy", 1.0), profile("idle", 0.0)], {"busy": 50 * MIB, "idle": 200 * MIB}, granule=GRANULE
+        [profile("busy", 1.0), profile("idle", 0.0)], {"busy": 50 * MIB, "idle": 200 * MIB}, chunk=CHUNK
     )
     assert step is not None
     assert (step.model, step.target, step.worthwhile) == ("busy", 200 * MIB, True)
@@ -28,12 +28,12 @@ def test_the_model_that_is_asked_gets_what_the_other_holds():
 
 def test_nothing_lacks_where_everything_is():
     resident = {"a": 200 * MIB, "b": 200 * MIB}
-    assert rearrangement([profile("a", 1.0), profile("b", 2.0)], resident, granule=GRANULE) is None
+    assert rearrangement([profile("a", 1.0), profile("b", 2.0)], resident, chunk=CHUNK) is None
 
 
 def test_a_few_megabytes_are_not_worth_the_trouble():
     step = rearrangement(
-        [profile("busy", 1.0), profile("idle", 0.0)], {"busy": 192 * MIB, "idle": 200 * MIB}, granule=GRANULE
+        [profile("busy", 1.0), profile("idle", 0.0)], {"busy": 192 * MIB, "idle": 200 * MIB}, chunk=CHUNK
     )
     assert step is not None
     assert not step.worthwhile
@@ -41,28 +41,28 @@ def test_a_few_megabytes_are_not_worth_the_trouble():
 
 def test_what_no_request_will_notice_stays_where_it_is():
     slow = Profile("hidden", 200 * MIB, 1.0, 1.0, 10_000.0, SPEEDS)  # its prompts hide any restore
-    step = rearrangement([slow, profile("idle", 0.0)], {"hidden": 0, "idle": 200 * MIB}, granule=GRANULE)
+    step = rearrangement([slow, profile("idle", 0.0)], {"hidden": 0, "idle": 200 * MIB}, chunk=CHUNK)
     assert step is not None
     assert not step.worthwhile
 
 
-SIZES = st.integers(0, 40).map(lambda count: count * GRANULE)
+SIZES = st.integers(0, 40).map(lambda count: count * CHUNK)
 MODELS = st.lists(st.tuples(st.sampled_from([0.0, 0.1, 1.0, 3.0]), SIZES), min_size=1, max_size=4)
 
 
 @given(MODELS)
 def test_steps_lead_to_the_best_use_and_stop_there(models):
-    profiles = [profile(str(number), rate, 40 * GRANULE) for number, (rate, _) in enumerate(models)]
+    profiles = [profile(str(number), rate, 40 * CHUNK) for number, (rate, _) in enumerate(models)]
     resident = {str(number): size for number, (_, size) in enumerate(models)}
     held = sum(resident.values())
 
     def loss() -> float:
         return sum(p.rate * added_latency(p, resident[p.model]) for p in profiles)
 
-    best = targets(profiles, held, granule=GRANULE)
+    best = targets(profiles, held, chunk=CHUNK)
     for _ in range(len(models)):
         before = loss()
-        step = rearrangement(profiles, resident, granule=GRANULE)
+        step = rearrangement(profiles, resident, chunk=CHUNK)
         if step is None:
             break
         moved = dict(step.surplus)

@@ -52,7 +52,7 @@ def test_an_idle_engine_switches_at_once():
 
 
 def test_a_switch_is_followed_by_at_least_as_long_a_time_of_work():
-    turns = Turns(patience=0.0, stint=1.0)
+    turns = Turns(patience=0.0, quantum=1.0)
     a = lane("a", active=1, missing=5.0)
     b = lane("b", active=1, missing=5.0)
     assert turns.next([a, b], 0.0) == "b"
@@ -79,7 +79,7 @@ def test_of_resident_models_the_higher_priority_has_the_turns_until_the_other_ha
 
 
 def test_an_aged_model_that_has_the_engine_at_last_is_not_thrown_out_at_once():
-    turns = Turns(patience=1.0, stint=4.0, aging=5.0)
+    turns = Turns(patience=1.0, quantum=4.0, aging=5.0)
     high = lane("high", active=1, priority=1, missing=0.0)
     low = lane("low", waiting=1, oldest=0.0, missing=2.0)
     now = 0.0
@@ -129,7 +129,7 @@ LANES = st.lists(
 )
 def test_every_model_with_work_has_a_turn_within_the_bound(lanes, lengths, room, patience):
     """An engine that holds `room` models, swaps at their cost, and never runs out of work."""
-    turns = Turns(patience=patience, stint=1.0, aging=5.0)
+    turns = Turns(patience=patience, quantum=1.0, aging=5.0)
     busy = [each.model for each in lanes if each.has_work]
     cost = {each.model: each.missing for each in lanes}
     priorities = [each.priority for each in lanes if each.has_work]
@@ -167,7 +167,7 @@ def test_turns_do_not_depend_on_the_order_in_which_lanes_are_named(lanes, steps)
         assert forward.next(lanes, now) == backward.next(lanes[::-1], now)
 
 
-@pytest.mark.parametrize("wrong", [{"patience": -1.0}, {"stint": -1.0}, {"aging": 0.0}])
+@pytest.mark.parametrize("wrong", [{"patience": -1.0}, {"quantum": -1.0}, {"aging": 0.0}])
 def test_times_that_make_no_sense_are_refused(wrong):
     with pytest.raises(ValueError, match="negative"):
         Turns(**wrong)

@@ -18,8 +18,8 @@ from flexserve.trusted.memory.flexmem import FlexMem
 from flexserve.units import KIB, MIB
 
 RAM = 32 * MIB
-GRANULE = 64 * KIB
-PAGES = GRANULE // PAGE
+CHUNK = 64 * KIB
+PAGES = CHUNK // PAGE
 WHOLE = (1 << 64) - 1
 
 
@@ -29,19 +29,19 @@ class World:
     def __init__(self, machine: FakeMachine) -> None:
         self.machine = machine
         pages = machine.pages(patience=1)
-        self.flexmem = FlexMem(TrustZoneMemory(pages, GRANULE), RAM, GuestGranter(pages))
-        self.arena = self.flexmem.reserve(16 * GRANULE)
+        self.flexmem = FlexMem(TrustZoneMemory(pages, CHUNK), RAM, GuestGranter(pages))
+        self.arena = self.flexmem.reserve(16 * CHUNK)
         self.asked: list[Recall] = []
         self._later: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self.guest = GuestDemands(pages, self.flexmem, self.answer, self._later.put)
 
     def answer(self, message: Recall) -> None:
-        """Give granules from the end: the reclaimer's part."""
+        """Give chunks from the end: the reclaimer's part."""
         self.asked.append(message)
         assert message.demand is not None
-        held = [at for at in range(0, 16 * GRANULE, GRANULE) if self.flexmem.holds(self.arena, at)]
-        for at in held[::-1][: -(-message.demand // GRANULE)]:
-            self.flexmem.release(self.arena, at, GRANULE)
+        held = [at for at in range(0, 16 * CHUNK, CHUNK) if self.flexmem.holds(self.arena, at)]
+        for at in held[::-1][: -(-message.demand // CHUNK)]:
+            self.flexmem.release(self.arena, at, CHUNK)
 
     def work(self) -> None:
         """Do what the reclaimer's thread does next."""
@@ -59,40 +59,40 @@ def world() -> Iterator[World]:
 
 
 def test_what_is_granted_lies_ready_and_is_used(world: World) -> None:
-    assert world.flexmem.grant(4 * GRANULE) == 4 * GRANULE
+    assert world.flexmem.grant(4 * CHUNK) == 4 * CHUNK
     assert world.machine.monitor.counts()[PageState.GRANTED] == 4 * PAGES
-    assert world.flexmem.try_commit(world.arena, 0, 4 * GRANULE)
+    assert world.flexmem.try_commit(world.arena, 0, 4 * CHUNK)
     assert world.machine.monitor.counts()[PageState.SECURE] == 4 * PAGES
     world.flexmem.check()
 
 
 def test_what_is_given_up_unused_goes_back_at_once(world: World) -> None:
-    world.flexmem.grant(4 * GRANULE)
-    assert world.flexmem.return_unused() == 4 * GRANULE
+    world.flexmem.grant(4 * CHUNK)
+    assert world.flexmem.return_unused() == 4 * CHUNK
     assert world.machine.settled(PageState.GRANTED, 0)
 
 
-def test_what_comes_beyond_whole_granules_goes_back(world: World) -> None:
+def test_what_comes_beyond_whole_chunks_goes_back(world: World) -> None:
     world.machine.driver.most = 2 * PAGES + 3
-    assert world.flexmem.grant(4 * GRANULE) == 2 * GRANULE
+    assert world.flexmem.grant(4 * CHUNK) == 2 * CHUNK
     assert world.machine.settled(PageState.GRANTED, 2 * PAGES)
 
 
 def test_recycled_memory_needs_no_second_grant(world: World) -> None:
-    world.flexmem.commit(world.arena, 0, 2 * GRANULE)
-    world.flexmem.recycle(world.arena, 0, 2 * GRANULE)
+    world.flexmem.commit(world.arena, 0, 2 * CHUNK)
+    world.flexmem.recycle(world.arena, 0, 2 * CHUNK)
     with world.machine.hung():
-        assert world.flexmem.try_commit(world.arena, 8 * GRANULE, 2 * GRANULE)
-    assert not any(world.flexmem.view(world.arena, 8 * GRANULE, 2 * GRANULE))
+        assert world.flexmem.try_commit(world.arena, 8 * CHUNK, 2 * CHUNK)
+    assert not any(world.flexmem.view(world.arena, 8 * CHUNK, 2 * CHUNK))
     world.flexmem.check()
 
 
 def test_pressure_takes_what_is_unused_before_it_asks_the_reclaimer(world: World) -> None:
-    world.flexmem.commit(world.arena, 0, 16 * GRANULE)
-    world.flexmem.grant(2 * GRANULE)
+    world.flexmem.commit(world.arena, 0, 16 * CHUNK)
+    world.flexmem.grant(2 * CHUNK)
     world.machine.monitor.pressure(3 * PAGES, 100)
     world.work()
-    assert [message.demand for message in world.asked] == [GRANULE]
+    assert [message.demand for message in world.asked] == [CHUNK]
     assert world.asked[0].deadline == 100
     assert not world.asked[0].gentle
     assert world.machine.settled(PageState.SECURE, 15 * PAGES)
@@ -100,18 +100,18 @@ def test_pressure_takes_what_is_unused_before_it_asks_the_reclaimer(world: World
 
 
 def test_demands_that_pile_up_are_one(world: World) -> None:
-    world.flexmem.commit(world.arena, 0, 16 * GRANULE)
+    world.flexmem.commit(world.arena, 0, 16 * CHUNK)
     for size, deadline in ((1, 500), (4, 50), (2, 900)):
         world.machine.monitor.pressure(size * PAGES, deadline)
     assert eventually(lambda: not world.idle())
     eventually(lambda: world.guest._asked is not None and world.guest._asked.deadline_ms == 50)
     world.work()
-    assert [(message.demand, message.deadline) for message in world.asked] == [(4 * GRANULE, 50)]
+    assert [(message.demand, message.deadline) for message in world.asked] == [(4 * CHUNK, 50)]
     assert world.idle()
 
 
 def test_an_absurd_demand_is_for_all_there_is_and_soon(world: World) -> None:
-    world.flexmem.commit(world.arena, 0, 16 * GRANULE)
+    world.flexmem.commit(world.arena, 0, 16 * CHUNK)
     world.machine.monitor.pressure(WHOLE, WHOLE)
     world.work()
     assert world.asked[0].demand == RAM
@@ -120,8 +120,8 @@ def test_an_absurd_demand_is_for_all_there_is_and_soon(world: World) -> None:
 
 
 def test_a_driver_that_leaves_gets_everything(world: World) -> None:
-    world.flexmem.commit(world.arena, 0, 8 * GRANULE)
-    world.flexmem.grant(2 * GRANULE)
+    world.flexmem.commit(world.arena, 0, 8 * CHUNK)
+    world.flexmem.grant(2 * CHUNK)
     world.machine.monitor.detach()
     world.work()
     assert world.flexmem.resident() == 0
@@ -129,8 +129,8 @@ def test_a_driver_that_leaves_gets_everything(world: World) -> None:
 
 
 def test_a_world_that_holds_nothing_lets_protection_go(world: World) -> None:
-    world.flexmem.commit(world.arena, 0, GRANULE)
-    assert world.flexmem.bytes_in(pages.PageState.SECURE) == GRANULE
-    world.flexmem.report_returned(world.flexmem.release(world.arena, 0, GRANULE))
+    world.flexmem.commit(world.arena, 0, CHUNK)
+    assert world.flexmem.bytes_in(pages.PageState.SECURE) == CHUNK
+    world.flexmem.report_returned(world.flexmem.release(world.arena, 0, CHUNK))
     assert eventually(lambda: world.machine.monitor.relax() == 0)
-    world.flexmem.commit(world.arena, 0, GRANULE)
+    world.flexmem.commit(world.arena, 0, CHUNK)

@@ -18,13 +18,13 @@ COARSE = 64 * MIB
 
 
 def rig(system="flexserve", models=(QWEN3_1_7B,), budget=16 * GIB, **options):
-    return Rig(DESIGNS[system], models, budget=budget, granule=options.pop("granule", COARSE), **options)
+    return Rig(DESIGNS[system], models, budget=budget, chunk=options.pop("chunk", COARSE), **options)
 
 
 @pytest.mark.parametrize("system", DESIGNS)
 @pytest.mark.parametrize("model", PAPER_MODELS)
 def test_every_system_answers_with_every_model_beside_the_papers_load(system, model):
-    board = rig(system, [model], budget=0, granule=8 * MIB)
+    board = rig(system, [model], budget=0, chunk=8 * MIB)
     ticket = board.ask(model.name, 32, 4)
     assert not ticket.refused
     assert ticket.parts.bound <= ticket.ttft <= ticket.parts.work * 1.001
@@ -33,7 +33,7 @@ def test_every_system_answers_with_every_model_beside_the_papers_load(system, mo
 
 def test_without_a_pipeline_every_step_is_waited_for_and_with_one_most_are_hidden():
     plain = rig("strawman", [LLAMA_3_1_8B], budget=0).ask(LLAMA_3_1_8B.name, 128)
-    piped = rig("flexserve", [LLAMA_3_1_8B], budget=0, granule=8 * MIB).ask(LLAMA_3_1_8B.name, 128)
+    piped = rig("flexserve", [LLAMA_3_1_8B], budget=0, chunk=8 * MIB).ask(LLAMA_3_1_8B.name, 128)
     assert plain.ttft == pytest.approx(plain.parts.work)
     assert piped.ttft < 1.1 * piped.parts.bound < 0.6 * piped.parts.work
 
@@ -73,13 +73,13 @@ def test_pressure_takes_idle_weights_from_the_tail_and_nothing_it_need_not():
     board.press(14 * GIB)
     assert 0 < weights.resident_fraction < 1
     kept = round(weights.resident_fraction * weights.count)
-    assert all(weights.is_resident(granule) for granule in range(kept))
+    assert all(weights.is_resident(chunk) for chunk in range(kept))
     board.press(16 * GIB)
     assert weights.resident_fraction == 0.0
 
 
 def test_the_expected_next_model_is_brought_in_while_the_current_one_decodes():
-    board = rig(models=[QWEN3_1_7B, LLAMA_3_1_8B], budget=2 * GIB, background=4 * GIB, granule=8 * MIB)
+    board = rig(models=[QWEN3_1_7B, LLAMA_3_1_8B], budget=2 * GIB, background=4 * GIB, chunk=8 * MIB)
     cold = board.ask(QWEN3_1_7B.name, 32, 64)
     board.ask(LLAMA_3_1_8B.name, 32, 64)
     for _ in range(3):
@@ -114,7 +114,7 @@ def test_a_request_that_no_memory_is_left_for_is_refused_and_the_next_one_is_ser
 )
 @settings(max_examples=30, deadline=None)
 def test_whatever_is_asked_and_however_memory_wanders_all_ends_and_nothing_is_lost(calls, system, budget):
-    board = rig(system, PAPER_MODELS, budget=budget * GIB, granule=256 * MIB)
+    board = rig(system, PAPER_MODELS, budget=budget * GIB, chunk=256 * MIB)
     tickets = []
     for model, prompt, answer, pause, others in calls:
         tickets.append(board.server.submit(model.name, prompt, answer))
@@ -131,7 +131,7 @@ def test_whatever_is_asked_and_however_memory_wanders_all_ends_and_nothing_is_lo
 
 
 def test_memory_that_is_not_there_is_refused_and_nothing_changes():
-    dram = Dram(4 * GIB, background=3 * GIB, granule=256 * MIB)
+    dram = Dram(4 * GIB, background=3 * GIB, chunk=256 * MIB)
     with pytest.raises(GrantRefusedError):
         dram.take(5)
     assert dram.secure == 0

@@ -1,4 +1,4 @@
-"""An engine for residency without llama.cpp: weights whose every granule says what it must hold."""
+"""An engine for residency without llama.cpp: weights whose every chunk says what it must hold."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from flexserve.trusted.weights.plan import Needs
 from flexserve.trusted.weights.residency import Residency
 from flexserve.units import align_up
 
-GRANULE = 4096
+CHUNK = 4096
 
 
 class Budget:
@@ -35,7 +35,7 @@ class Budget:
 
     def request(self, size: int, minimum: int) -> int:
         with self._lock:
-            allowed = min(size, max(0, self.limit - self.granted)) // GRANULE * GRANULE
+            allowed = min(size, max(0, self.limit - self.granted)) // CHUNK * CHUNK
             self.granted += allowed
             self.refusals += allowed < size
             return allowed
@@ -46,13 +46,13 @@ class Budget:
 
 
 def content(buffer: int, index: int, length: int) -> bytes:
-    """Return what granule `index` of `buffer` holds."""
+    """Return what chunk `index` of `buffer` holds."""
     seed = hashlib.sha256(f"{buffer}/{index}".encode()).digest()
     return (seed * (length // len(seed) + 1))[:length]
 
 
 class FakeSource:
-    """A WeightSource that may be slow, and that fails for the granules (buffer, index) in `damaged`."""
+    """A WeightSource that may be slow, and that fails for the chunks (buffer, index) in `damaged`."""
 
     def __init__(self, seed: int = 0, delay: float = 0) -> None:
         self.damaged: set[tuple[int, int]] = set()
@@ -93,7 +93,7 @@ class Machine:
 
     def __init__(
         self,
-        granules: tuple[int, ...] = (13, 9),
+        chunks: tuple[int, ...] = (13, 9),
         budget: int = 1 << 30,
         threads: int = 2,
         delay: float = 0,
@@ -102,33 +102,33 @@ class Machine:
         residency: Callable[[FlexMem, int], Residency] = Residency,
     ) -> None:
         self.budget = Budget(budget)
-        self.memory = memory or SimSecureMemory(64 << 20, GRANULE)
+        self.memory = memory or SimSecureMemory(64 << 20, CHUNK)
         self.flexmem = FlexMem(self.memory, 64 << 20, self.budget)
         self.residency = residency(self.flexmem, threads)
         self.source = FakeSource(delay=delay)
-        self.weights = self.model(granules, self.source)
+        self.weights = self.model(chunks, self.source)
 
-    def model(self, granules: tuple[int, ...], source: FakeSource) -> Weights:
-        # The last granule of a buffer is a short one.
-        sizes = [count * GRANULE - 1000 for count in granules]
-        parts = [Part(self.flexmem.reserve(align_up(size, GRANULE)), size) for size in sizes]
-        return Weights("fake", parts, source, GRANULE)
+    def model(self, chunks: tuple[int, ...], source: FakeSource) -> Weights:
+        # The last chunk of a buffer is a short one.
+        sizes = [count * CHUNK - 1000 for count in chunks]
+        parts = [Part(self.flexmem.reserve(align_up(size, CHUNK)), size) for size in sizes]
+        return Weights("fake", parts, source, CHUNK)
 
     def compute(self, reads: list[list[int]], on_node: Callable[[int], None] | None = None) -> str:
-        """Run a graph whose node i reads granules `reads[i]`; return a digest of what it read."""
+        """Run a graph whose node i reads chunks `reads[i]`; return a digest of what it read."""
         graph = FakeGraph(self, reads, on_node)
         self.residency.compute(self.weights, graph, RestoreStats())
         return graph.digest.hexdigest()
 
     def expected(self, reads: list[list[int]]) -> str:
         digest = hashlib.sha256()
-        for granule in (g for node in reads for g in node):
-            part, index, length = self.weights.locate(granule)
+        for chunk in (g for node in reads for g in node):
+            part, index, length = self.weights.locate(chunk)
             digest.update(content(part, index, length))
         return digest.hexdigest()
 
     def recall(self, count: int) -> int:
-        """Take up to `count` granules away between two slices, as the reclaimer does; return the bytes."""
+        """Take up to `count` chunks away between two slices, as the reclaimer does; return the bytes."""
         with self.residency.gate.shut(10) as shut:
             assert shut
             size = self.residency.evict(self.weights, self.weights.eviction_order()[:count])
@@ -146,7 +146,7 @@ class Machine:
 
 
 class FakeGraph:
-    """A GraphRun that reads every granule a node needs through a view, and digests it."""
+    """A GraphRun that reads every chunk a node needs through a view, and digests it."""
 
     def __init__(
         self, machine: Machine, reads: list[list[int]], on_node: Callable[[int], None] | None = None
@@ -158,20 +158,20 @@ class FakeGraph:
         self._machine, self._reads, self._on_node = machine, reads, on_node
 
     def needs(self) -> Needs:
-        uses = [(node, granule) for node, granules in enumerate(self._reads) for granule in granules]
-        nodes, granules = zip(*uses, strict=True) if uses else ((), ())
-        return Needs(self.nodes, np.array(nodes, dtype=np.int32), np.array(granules, dtype=np.int32))
+        uses = [(node, chunk) for node, chunks in enumerate(self._reads) for chunk in chunks]
+        nodes, chunks = zip(*uses, strict=True) if uses else ((), ())
+        return Needs(self.nodes, np.array(nodes, dtype=np.int32), np.array(chunks, dtype=np.int32))
 
     def run(self, start: int, stop: int) -> None:
         weights, flexmem = self._machine.weights, self._machine.flexmem
         for node in range(start, stop):
             self.ran.append(node)
-            for granule in self._reads[node]:
-                part, index, length = weights.locate(granule)
+            for chunk in self._reads[node]:
+                part, index, length = weights.locate(chunk)
                 # Absent memory raises here; a real graph would have died of it.
-                with flexmem.view(weights.parts[part].arena, index * GRANULE, length) as view:
+                with flexmem.view(weights.parts[part].arena, index * CHUNK, length) as view:
                     data = bytes(view)
-                assert data == content(part, index, length), f"node {node} read a wrong granule {granule}"
+                assert data == content(part, index, length), f"node {node} read a wrong chunk {chunk}"
                 self.digest.update(data)
             if self._on_node is not None:
                 self._on_node(node)

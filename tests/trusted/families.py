@@ -188,13 +188,13 @@ class _World:
     def open(self, path: Path, sequences: int) -> None:
         from flexserve.protocol.trusted_app import KvCounters
         from flexserve.trusted.kv.conversations import Conversations
-        from flexserve.trusted.kv.sealed import ParkedKv
+        from flexserve.trusted.kv.sealed import SealedKv
 
         real = self._real
         self._model, self.context = real.open(path, CONTEXT, sequences)
         name, fingerprint = self._model.name, real.engine.fingerprint
-        parked = ParkedKv(real.store, name, fingerprint, self.flexmem, quota=1 << 30, counters=KvCounters())
-        self.conversations = Conversations(self.context, parked, threading.RLock())
+        sealed = SealedKv(real.store, name, fingerprint, self.flexmem, quota=1 << 30, counters=KvCounters())
+        self.conversations = Conversations(self.context, sealed, threading.RLock())
 
     def close(self) -> None:
         self._real.residency.retire(self._model.weights)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from flexserve.trusted.engine.model import Model
     from flexserve.trusted.memory.flexmem import Granter
 
-GRANULE = 64 << 10  # bytes
+CHUNK = 64 << 10  # bytes
 
 
 class RealEngine:
@@ -35,7 +35,7 @@ class RealEngine:
         from flexserve.units import GIB
 
         self.store = Store(folder / "store", DeviceKey.load_or_create(folder / "key"))
-        self.flexmem = FlexMem(memory or PlainMemory(GRANULE), 2 * GIB, granter or OpenHanded())
+        self.flexmem = FlexMem(memory or PlainMemory(CHUNK), 2 * GIB, granter or OpenHanded())
         self.engine = Engine(self.flexmem, threads, adapt=adapt)
         self.residency = Residency(self.flexmem, 1)
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from flexserve.trusted.weights.cpu_arbiter import Cores
+from flexserve.trusted.weights.cpu_arbiter import CpuArbiter
 
 
 @pytest.fixture
@@ -22,11 +22,11 @@ def changed() -> threading.Condition:
 
 
 @pytest.fixture
-def cores(changed: threading.Condition, job: SimpleNamespace) -> Cores:
-    return Cores(changed, len(os.sched_getaffinity(0)), lambda: job)
+def cores(changed: threading.Condition, job: SimpleNamespace) -> CpuArbiter:
+    return CpuArbiter(changed, len(os.sched_getaffinity(0)), lambda: job)
 
 
-def test_no_loader_begins_while_compute_has_every_core(cores: Cores):
+def test_no_loader_begins_while_compute_has_every_core(cores: CpuArbiter):
     assert cores.free
     with cores.computing():
         assert not cores.free
@@ -40,7 +40,7 @@ def test_as_many_loaders_run_beside_compute_as_it_leaves_cores(
     changed: threading.Condition, job: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
-    cores = Cores(changed, 1, lambda: job)
+    cores = CpuArbiter(changed, 1, lambda: job)
     with cores.computing():
         cores.begin_loading()
         assert cores.free
@@ -48,10 +48,10 @@ def test_as_many_loaders_run_beside_compute_as_it_leaves_cores(
         assert not cores.free
 
 
-def test_compute_begins_when_the_granule_in_hand_is_put_down(
-    cores: Cores, changed: threading.Condition, monkeypatch: pytest.MonkeyPatch
+def test_compute_begins_when_the_chunk_in_hand_is_put_down(
+    cores: CpuArbiter, changed: threading.Condition, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("flexserve.trusted.weights.cpu_arbiter._IN_HAND", 60)
+    monkeypatch.setattr("flexserve.trusted.weights.cpu_arbiter._CLAIMED", 60)
     begun = threading.Event()
 
     def compute() -> None:
@@ -69,14 +69,16 @@ def test_compute_begins_when_the_granule_in_hand_is_put_down(
 
 
 @pytest.mark.parametrize("why", ["short of memory", "slow"])
-def test_compute_does_not_wait_for_a_loader_that_waits_itself(cores: Cores, job: SimpleNamespace, why: str):
+def test_compute_does_not_wait_for_a_loader_that_waits_itself(
+    cores: CpuArbiter, job: SimpleNamespace, why: str
+):
     job.short = why == "short of memory"
     cores.begin_loading()
     with cores.computing():  # or this hangs
         assert not cores.free
 
 
-def test_loaders_are_woken_at_the_end_of_a_slice(cores: Cores, changed: threading.Condition):
+def test_loaders_are_woken_at_the_end_of_a_slice(cores: CpuArbiter, changed: threading.Condition):
     woken = threading.Event()
 
     def load() -> None:
@@ -92,7 +94,7 @@ def test_loaders_are_woken_at_the_end_of_a_slice(cores: Cores, changed: threadin
     thread.join()
 
 
-def test_how_long_loaders_wait_is_averaged(cores: Cores):
+def test_how_long_loaders_wait_is_averaged(cores: CpuArbiter):
     for _ in range(200):
         cores.begin_loading()
         cores.end_loading(idle=0.25)

@@ -139,7 +139,7 @@ def talk(families: Families, request: pytest.FixtureRequest) -> Iterator[Talk]:
 
 
 @pytest.mark.parametrize(("talk", "kind"), [(n, _KINDS[n]) for n in NAMES], indirect=["talk"], ids=NAMES)
-def test_conversations_that_go_on_are_changed_parked_and_resumed_are_answered_as_by_plain_llama_cpp(
+def test_conversations_that_go_on_are_changed_sealed_and_resumed_are_answered_as_by_plain_llama_cpp(
     talk: Talk, kind: str
 ) -> None:
     prompt, answer = talk.words(200), talk.words(10)
@@ -165,7 +165,7 @@ def test_conversations_that_go_on_are_changed_parked_and_resumed_are_answered_as
 
 
 @pytest.mark.parametrize(("talk", "kind"), [(n, _KINDS[n]) for n in NAMES], indirect=["talk"], ids=NAMES)
-def test_a_parked_conversation_that_fits_in_the_window_can_still_be_edited(talk: Talk, kind: str) -> None:
+def test_a_sealed_conversation_that_fits_in_the_window_can_still_be_edited(talk: Talk, kind: str) -> None:
     short = talk.words(WINDOW - 14)
     talk.ask(short)
     talk.recall_all()

@@ -1,4 +1,4 @@
-"""Flex-Mem: memory is granted, used and given back granule by granule, and none is ever lost."""
+"""Flex-Mem: memory is granted, used and given back chunk by chunk, and none is ever lost."""
 
 from __future__ import annotations
 
@@ -16,70 +16,70 @@ from flexserve.trusted.heartbeat import Heartbeat
 from flexserve.trusted.memory.flexmem import FlexMem, OpenHanded
 from flexserve.trusted.memory.ownership import PageState
 
-GRANULE = 4096
-TOTAL = 12  # granules of the simulated machine
-ARENA = 6  # granules
+CHUNK = 4096
+TOTAL = 12  # chunks of the simulated machine
+ARENA = 6  # chunks
 
 
 class Purse:
-    """A normal world that grants up to `limit` granules at any one time and remembers all it is told."""
+    """A normal world that grants up to `limit` chunks at any one time and remembers all it is told."""
 
     def __init__(self, limit: int = TOTAL) -> None:
         self.limit = limit
-        self.out = 0  # granules granted and not returned
-        self.held = 0  # granules to be kept ready
-        self.asked: list[tuple[int, int]] = []  # granules: (size, minimum)
+        self.out = 0  # chunks granted and not returned
+        self.held = 0  # chunks to be kept ready
+        self.asked: list[tuple[int, int]] = []  # chunks: (size, minimum)
 
     def request(self, size: int, minimum: int) -> int:
-        self.asked.append((size // GRANULE, minimum // GRANULE))
-        granted = min(size // GRANULE, max(0, self.limit - self.out))
+        self.asked.append((size // CHUNK, minimum // CHUNK))
+        granted = min(size // CHUNK, max(0, self.limit - self.out))
         self.out += granted
-        return granted * GRANULE
+        return granted * CHUNK
 
     def returned(self, size: int, held: int) -> None:
-        self.out -= size // GRANULE
-        self.held = held // GRANULE
+        self.out -= size // CHUNK
+        self.held = held // CHUNK
 
 
 class Bench:
     """A Flex-Mem over simulated memory, with one arena."""
 
     def __init__(self, limit: int = TOTAL, capacity: int = TOTAL, machine: int = TOTAL) -> None:
-        self.memory = SimSecureMemory(machine * GRANULE, GRANULE)
+        self.memory = SimSecureMemory(machine * CHUNK, CHUNK)
         self.purse = Purse(limit)
         self.heartbeat = Heartbeat()
-        self.flexmem = FlexMem(self.memory, capacity * GRANULE, self.purse, self.heartbeat)
-        self.arena = self.flexmem.reserve(ARENA * GRANULE)
+        self.flexmem = FlexMem(self.memory, capacity * CHUNK, self.purse, self.heartbeat)
+        self.arena = self.flexmem.reserve(ARENA * CHUNK)
 
     def counts(self) -> tuple[int, int]:
-        """Return granules (granted and unused, in use), once all accounts were seen to agree."""
+        """Return chunks (granted and unused, in use), once all accounts were seen to agree."""
         self.flexmem.check()
         granted, secure, recalling = (
-            self.flexmem.bytes_in(state) // GRANULE
+            self.flexmem.bytes_in(state) // CHUNK
             for state in (PageState.GRANTED, PageState.SECURE, PageState.RECALLING)
         )
         assert recalling == 0
-        assert self.flexmem.resident() == secure * GRANULE
+        assert self.flexmem.resident() == secure * CHUNK
         return granted, secure
 
     def commit(self, first: int, count: int) -> None:
-        self.flexmem.commit(self.arena, first * GRANULE, count * GRANULE)
+        self.flexmem.commit(self.arena, first * CHUNK, count * CHUNK)
 
     def release(self, first: int, count: int) -> int:
-        """Release and report, as every caller does; return the granules."""
-        size = self.flexmem.release(self.arena, first * GRANULE, count * GRANULE)
+        """Release and report, as every caller does; return the chunks."""
+        size = self.flexmem.release(self.arena, first * CHUNK, count * CHUNK)
         self.flexmem.report_returned(size)
-        return size // GRANULE
+        return size // CHUNK
 
 
 def test_a_commit_takes_grants_and_asks_only_for_what_is_lacking():
     bench = Bench()
-    assert bench.flexmem.grant(2 * GRANULE) == 2 * GRANULE
+    assert bench.flexmem.grant(2 * CHUNK) == 2 * CHUNK
     assert bench.counts() == (2, 0)
     bench.commit(0, 3)
     assert bench.purse.asked == [(2, 0), (1, 1)]
     assert bench.counts() == (0, 3)
-    assert bytes(bench.flexmem.view(bench.arena, 0, 3 * GRANULE)) == bytes(3 * GRANULE)
+    assert bytes(bench.flexmem.view(bench.arena, 0, 3 * CHUNK)) == bytes(3 * CHUNK)
 
 
 def test_a_commit_that_the_os_refuses_changes_nothing():
@@ -90,7 +90,7 @@ def test_a_commit_that_the_os_refuses_changes_nothing():
     granted, secure = bench.counts()
     assert secure == 1
     assert granted + secure == bench.purse.out
-    assert bench.flexmem.committed(bench.arena) == GRANULE
+    assert bench.flexmem.committed(bench.arena) == CHUNK
 
 
 def test_a_commit_that_the_platform_refuses_gives_its_grants_back():
@@ -105,7 +105,7 @@ def test_a_commit_that_the_platform_refuses_gives_its_grants_back():
 
 def test_a_commit_out_of_what_is_granted_never_asks():
     bench = Bench()
-    assert not bench.flexmem.try_commit(bench.arena, 0, GRANULE)
+    assert not bench.flexmem.try_commit(bench.arena, 0, CHUNK)
     assert bench.purse.asked == []
     assert bench.counts() == (0, 0)
 
@@ -113,12 +113,12 @@ def test_a_commit_out_of_what_is_granted_never_asks():
 def test_released_memory_is_reported_by_the_caller_and_reads_as_zeros_when_it_comes_back():
     bench = Bench()
     bench.commit(0, 4)
-    bench.flexmem.view(bench.arena, GRANULE, 8)[:] = b"a secret"
+    bench.flexmem.view(bench.arena, CHUNK, 8)[:] = b"a secret"
     assert bench.release(1, 2) == 2
     assert bench.counts() == (0, 2)
     assert bench.purse.out == 2
     bench.commit(1, 2)
-    assert bytes(bench.flexmem.view(bench.arena, GRANULE, 8)) == bytes(8)
+    assert bytes(bench.flexmem.view(bench.arena, CHUNK, 8)) == bytes(8)
 
 
 def test_a_release_of_what_is_not_committed_is_refused_and_changes_nothing():
@@ -133,10 +133,10 @@ def test_recycling_keeps_the_grant_for_another_place():
     bench = Bench(limit=1)
     bench.commit(0, 1)
     bench.flexmem.view(bench.arena, 0, 8)[:] = b"a secret"
-    assert bench.flexmem.recycle(bench.arena, 0, GRANULE) == GRANULE
+    assert bench.flexmem.recycle(bench.arena, 0, CHUNK) == CHUNK
     assert bench.counts() == (1, 0)
-    assert bench.flexmem.try_commit(bench.arena, 5 * GRANULE, GRANULE)
-    assert bytes(bench.flexmem.view(bench.arena, 5 * GRANULE, 8)) == bytes(8)
+    assert bench.flexmem.try_commit(bench.arena, 5 * CHUNK, CHUNK)
+    assert bytes(bench.flexmem.view(bench.arena, 5 * CHUNK, 8)) == bytes(8)
     assert bench.purse.out == 1
     assert len(bench.purse.asked) == 1
 
@@ -146,20 +146,20 @@ def test_a_commit_that_is_refused_says_how_much_is_missing():
     bench.commit(0, 2)
     with pytest.raises(GrantRefusedError) as refused:
         bench.commit(2, 3)
-    assert refused.value.missing == 2 * GRANULE
+    assert refused.value.missing == 2 * CHUNK
     assert bench.counts() == (1, 2), "what was granted of it stays, for the next attempt"
-    bench.flexmem.recycle(bench.arena, 0, 2 * GRANULE)
+    bench.flexmem.recycle(bench.arena, 0, 2 * CHUNK)
     bench.commit(2, 3)
     assert bench.counts() == (0, 3)
 
 
 def test_a_granter_hears_how_much_it_must_keep_ready():
     bench = Bench()
-    bench.flexmem.grant(3 * GRANULE)
+    bench.flexmem.grant(3 * CHUNK)
     bench.commit(0, 1)
     bench.flexmem.settle()
     assert bench.purse.held == 2
-    bench.flexmem.report_returned(bench.flexmem.release(bench.arena, 0, GRANULE))
+    bench.flexmem.report_returned(bench.flexmem.release(bench.arena, 0, CHUNK))
     assert bench.purse.held == 2
     bench.flexmem.return_unused()
     assert bench.purse.held == 0
@@ -176,7 +176,7 @@ def test_recycling_all_of_an_arena_keeps_every_grant():
     bench = Bench()
     bench.commit(0, 1)
     bench.commit(3, 2)
-    assert bench.flexmem.recycle_all(bench.arena) == 3 * GRANULE
+    assert bench.flexmem.recycle_all(bench.arena) == 3 * CHUNK
     assert bench.counts() == (3, 0)
     assert bench.flexmem.recycle_all(bench.arena) == 0
 
@@ -184,31 +184,31 @@ def test_recycling_all_of_an_arena_keeps_every_grant():
 def test_unused_grants_go_back_all_at_once_and_what_is_in_use_stays():
     bench = Bench()
     bench.commit(0, 2)
-    bench.flexmem.grant(5 * GRANULE)
-    assert bench.flexmem.return_unused() == 5 * GRANULE
+    bench.flexmem.grant(5 * CHUNK)
+    assert bench.flexmem.return_unused() == 5 * CHUNK
     assert bench.counts() == (0, 2)
     assert bench.flexmem.return_unused() == 0
 
 
 def test_a_partial_grant_is_kept_and_said():
     bench = Bench(limit=3)
-    assert bench.flexmem.grant(5 * GRANULE, minimum=2 * GRANULE) == 3 * GRANULE
+    assert bench.flexmem.grant(5 * CHUNK, minimum=2 * CHUNK) == 3 * CHUNK
     assert bench.purse.asked == [(5, 2)]
     assert bench.counts() == (3, 0)
 
 
 def test_what_is_granted_already_counts_towards_the_minimum():
     bench = Bench()
-    bench.flexmem.grant(GRANULE)
-    bench.flexmem.grant(4 * GRANULE, minimum=3 * GRANULE)
+    bench.flexmem.grant(CHUNK)
+    bench.flexmem.grant(4 * CHUNK, minimum=3 * CHUNK)
     assert bench.purse.asked[-1] == (3, 2)
 
 
 def test_no_more_is_asked_for_than_the_machine_has():
     bench = Bench(capacity=4, limit=100)
-    assert bench.flexmem.grant(9 * GRANULE) == 4 * GRANULE
+    assert bench.flexmem.grant(9 * CHUNK) == 4 * CHUNK
     assert bench.purse.asked == [(4, 0)]
-    assert bench.flexmem.grant(9 * GRANULE) == 4 * GRANULE, "there is nothing left to ask for"
+    assert bench.flexmem.grant(9 * CHUNK) == 4 * CHUNK, "there is nothing left to ask for"
     assert len(bench.purse.asked) == 1
     with pytest.raises(GrantRefusedError):
         bench.commit(0, 5)
@@ -219,7 +219,7 @@ class Lavish(Purse):
     """A normal world that hands out more than it was asked for, and odd bytes on top."""
 
     def request(self, size: int, minimum: int) -> int:
-        self.sent = size + 3 * GRANULE + 77
+        self.sent = size + 3 * CHUNK + 77
         self.back = 0
         return self.sent
 
@@ -229,20 +229,20 @@ class Lavish(Purse):
 
 def test_what_is_granted_beyond_the_question_goes_straight_back():
     lavish = Lavish()
-    flexmem = FlexMem(SimSecureMemory(TOTAL * GRANULE, GRANULE), TOTAL * GRANULE, lavish)
-    assert flexmem.grant(2 * GRANULE) == 2 * GRANULE
-    assert lavish.sent - lavish.back == 2 * GRANULE
+    flexmem = FlexMem(SimSecureMemory(TOTAL * CHUNK, CHUNK), TOTAL * CHUNK, lavish)
+    assert flexmem.grant(2 * CHUNK) == 2 * CHUNK
+    assert lavish.sent - lavish.back == 2 * CHUNK
     flexmem.check()
 
 
-def test_missing_granules_are_committed_around_those_that_are_there():
+def test_missing_chunks_are_committed_around_those_that_are_there():
     bench = Bench()
     bench.commit(1, 1)
     bench.commit(4, 1)
-    bench.flexmem.view(bench.arena, GRANULE, 4)[:] = b"kept"
-    assert bench.flexmem.commit_missing(bench.arena) == 4 * GRANULE
+    bench.flexmem.view(bench.arena, CHUNK, 4)[:] = b"kept"
+    assert bench.flexmem.commit_missing(bench.arena) == 4 * CHUNK
     assert bench.counts() == (0, ARENA)
-    assert bytes(bench.flexmem.view(bench.arena, GRANULE, 4)) == b"kept"
+    assert bytes(bench.flexmem.view(bench.arena, CHUNK, 4)) == b"kept"
     assert bench.flexmem.commit_missing(bench.arena) == 0
 
 
@@ -250,25 +250,25 @@ def test_freeing_an_arena_returns_all_it_held():
     bench = Bench()
     bench.commit(0, 1)
     bench.commit(3, 2)
-    assert bench.flexmem.free(bench.arena) == 3 * GRANULE
+    assert bench.flexmem.free(bench.arena) == 3 * CHUNK
     assert bench.counts() == (0, 0)
 
 
-def test_threads_that_commit_and_release_at_once_lose_no_granule():
-    memory = SimSecureMemory(64 * GRANULE, GRANULE)
-    flexmem = FlexMem(memory, 64 * GRANULE, OpenHanded())
+def test_threads_that_commit_and_release_at_once_lose_no_chunk():
+    memory = SimSecureMemory(64 * CHUNK, CHUNK)
+    flexmem = FlexMem(memory, 64 * CHUNK, OpenHanded())
     failures: list[BaseException] = []
 
     def churn(arena: Arena) -> None:
         try:
             for turn in range(60):
                 flexmem.commit(arena, 0, arena.size)
-                flexmem.recycle(arena, (turn % ARENA) * GRANULE, GRANULE)
+                flexmem.recycle(arena, (turn % ARENA) * CHUNK, CHUNK)
                 flexmem.release_all(arena)
         except BaseException as error:
             failures.append(error)
 
-    arenas = [flexmem.reserve(ARENA * GRANULE) for _ in range(4)]
+    arenas = [flexmem.reserve(ARENA * CHUNK) for _ in range(4)]
     threads = [threading.Thread(target=churn, args=(arena,)) for arena in arenas]
     for thread in threads:
         thread.start()
@@ -277,14 +277,14 @@ def test_threads_that_commit_and_release_at_once_lose_no_granule():
     assert failures == []
     flexmem.return_unused()
     flexmem.check()
-    assert flexmem.bytes_in(PageState.NORMAL) == 64 * GRANULE
+    assert flexmem.bytes_in(PageState.NORMAL) == 64 * CHUNK
 
 
-granules = st.integers(0, ARENA - 1)
+chunks = st.integers(0, ARENA - 1)
 
 
 class FlexMemMachine(RuleBasedStateMachine):
-    """Drives a Flex-Mem at random next to a set of committed granules and a count of grants."""
+    """Drives a Flex-Mem at random next to a set of committed chunks and a count of grants."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -301,20 +301,20 @@ class FlexMemMachine(RuleBasedStateMachine):
         lacking = min(max(0, count - self.granted), TOTAL - self.granted - len(self.committed))
         room = max(0, self.bench.purse.limit - self.bench.purse.out)
         self.granted += min(lacking, room)
-        assert self.bench.flexmem.grant(count * GRANULE) == self.granted * GRANULE
+        assert self.bench.flexmem.grant(count * CHUNK) == self.granted * CHUNK
 
-    @rule(granule=granules)
-    def commit(self, granule: int) -> None:
-        if granule in self.committed:
+    @rule(chunk=chunks)
+    def commit(self, chunk: int) -> None:
+        if chunk in self.committed:
             return
         purse = self.bench.purse
         if self.granted or purse.limit > purse.out:
-            self.bench.commit(granule, 1)
-            self.committed.add(granule)
+            self.bench.commit(chunk, 1)
+            self.committed.add(chunk)
             self.granted = max(0, self.granted - 1)
         else:
             with pytest.raises(GrantRefusedError):
-                self.bench.commit(granule, 1)
+                self.bench.commit(chunk, 1)
 
     @rule()
     def commit_missing(self) -> None:
@@ -323,32 +323,32 @@ class FlexMemMachine(RuleBasedStateMachine):
             self.bench.flexmem.commit_missing(self.bench.arena)
             self.committed = set(range(ARENA))
 
-    @rule(granule=granules)
-    def release(self, granule: int) -> None:
-        if granule in self.committed:
-            self.bench.release(granule, 1)
-            self.committed.remove(granule)
+    @rule(chunk=chunks)
+    def release(self, chunk: int) -> None:
+        if chunk in self.committed:
+            self.bench.release(chunk, 1)
+            self.committed.remove(chunk)
         else:
             with pytest.raises(IllegalTransitionError):
-                self.bench.release(granule, 1)
+                self.bench.release(chunk, 1)
 
-    @rule(granule=granules)
-    def recycle(self, granule: int) -> None:
-        if granule in self.committed:
-            self.bench.flexmem.recycle(self.bench.arena, granule * GRANULE, GRANULE)
-            self.committed.remove(granule)
+    @rule(chunk=chunks)
+    def recycle(self, chunk: int) -> None:
+        if chunk in self.committed:
+            self.bench.flexmem.recycle(self.bench.arena, chunk * CHUNK, CHUNK)
+            self.committed.remove(chunk)
             self.granted += 1
 
     @rule()
     def recycle_all(self) -> None:
-        assert self.bench.flexmem.recycle_all(self.bench.arena) == len(self.committed) * GRANULE
+        assert self.bench.flexmem.recycle_all(self.bench.arena) == len(self.committed) * CHUNK
         self.granted += len(self.committed)
         self.committed = set()
 
     @rule()
     def return_unused(self) -> None:
         size = self.bench.flexmem.return_unused()
-        assert size == self.granted * GRANULE
+        assert size == self.granted * CHUNK
         self.bench.flexmem.report_returned(size)
         self.granted = 0
 
@@ -356,7 +356,7 @@ class FlexMemMachine(RuleBasedStateMachine):
     def all_accounts_agree(self) -> None:
         assert self.bench.counts() == (self.granted, len(self.committed))
         assert self.bench.purse.out == self.granted + len(self.committed)
-        assert self.bench.flexmem.committed(self.bench.arena) == len(self.committed) * GRANULE
+        assert self.bench.flexmem.committed(self.bench.arena) == len(self.committed) * CHUNK
 
 
 TestFlexMemAtRandom = FlexMemMachine.TestCase

@@ -1,4 +1,4 @@
-"""The NPU in our hands: it comes when there is work, goes when it is wanted or idle, and is never trusted."""
+"""The NPU claimed: it comes when there is work, goes when it is wanted or idle, and is never trusted."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ PATH_TO = {
 
 
 def table_with(state: PageState, total: int = 3) -> OwnershipTable:
-    """A table whose granule 0 is in `state` and whose others are NORMAL."""
+    """A table whose chunk 0 is in `state` and whose others are NORMAL."""
     table = OwnershipTable(total)
     for event in PATH_TO[state]:
         table.apply(event, [0])
@@ -55,7 +55,7 @@ def test_every_state_leads_back_to_normal():
 
 def test_one_illegal_page_stops_the_whole_batch():
     table = table_with(PageState.GRANTED)
-    with pytest.raises(IllegalTransitionError, match="granule 0 is GRANTED"):
+    with pytest.raises(IllegalTransitionError, match="chunk 0 is GRANTED"):
         table.apply(PageEvent.GRANT, [1, 2, 0])
     assert [table.state(page) for page in range(3)] == [PageState.GRANTED, PageState.NORMAL, PageState.NORMAL]
     assert table.count(PageState.NORMAL) == 2
@@ -64,7 +64,7 @@ def test_one_illegal_page_stops_the_whole_batch():
 @pytest.mark.parametrize(
     "pages", [[1, 1], [3], [-1], [0, 1, 2, 3]], ids=["twice", "past", "negative", "mixed"]
 )
-def test_a_granule_named_twice_or_unknown_is_refused_and_nothing_changes(pages):
+def test_a_chunk_named_twice_or_unknown_is_refused_and_nothing_changes(pages):
     table = OwnershipTable(3)
     with pytest.raises(IllegalTransitionError) as refusal:
         table.apply(PageEvent.GRANT, pages)
@@ -79,18 +79,18 @@ def test_an_empty_batch_changes_nothing():
 
 
 @pytest.mark.parametrize("page", [-1, 3])
-def test_asking_for_a_granule_that_does_not_exist_raises(page):
+def test_asking_for_a_chunk_that_does_not_exist_raises(page):
     with pytest.raises(IndexError):
         OwnershipTable(3).state(page)
 
 
 @pytest.mark.parametrize("total", [0, -1])
-def test_a_table_without_granules_is_refused(total):
+def test_a_table_without_chunks_is_refused(total):
     with pytest.raises(ValueError, match="at least one"):
         OwnershipTable(total)
 
 
-def test_check_finds_a_lost_granule():
+def test_check_finds_a_lost_chunk():
     table = OwnershipTable(3)
     table._counts[PageState.NORMAL] = 2
     with pytest.raises(AssertionError):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from flexserve.trusted.weights.plan import ABSENT, LOADING, RESIDENT, Needs, RestorePlan, stretch, usual_order
 
-SIZE = 8  # granules
+SIZE = 8  # chunks
 Reads = list[list[int]]  # what each node reads
 
 GRAPHS = st.lists(st.lists(st.integers(0, SIZE - 1), max_size=3), min_size=1, max_size=10)
@@ -18,9 +18,9 @@ STATES = st.lists(st.sampled_from([ABSENT, LOADING, RESIDENT]), min_size=SIZE, m
 
 
 def needs_of(reads: Reads) -> Needs:
-    uses = [(node, granule) for node, granules in enumerate(reads) for granule in granules]
-    nodes, granules = zip(*uses, strict=True) if uses else ((), ())
-    return Needs(len(reads), np.array(nodes, dtype=np.int32), np.array(granules, dtype=np.int32))
+    uses = [(node, chunk) for node, chunks in enumerate(reads) for chunk in chunks]
+    nodes, chunks = zip(*uses, strict=True) if uses else ((), ())
+    return Needs(len(reads), np.array(nodes, dtype=np.int32), np.array(chunks, dtype=np.int32))
 
 
 def states_of(values: list[int]) -> np.ndarray:
@@ -29,8 +29,8 @@ def states_of(values: list[int]) -> np.ndarray:
 
 def first_uses(reads: Reads, start: int = 0) -> list[int]:
     order: list[int] = []
-    for granules in reads[start:]:
-        order += granules
+    for chunks in reads[start:]:
+        order += chunks
     return list(dict.fromkeys(order))
 
 
@@ -39,7 +39,7 @@ def plans(test: Callable[..., None]) -> Callable[..., None]:
 
 
 @plans
-def test_granules_come_in_the_order_of_first_use_then_all_others_that_are_missing(reads, values, start):
+def test_chunks_come_in_the_order_of_first_use_then_all_others_that_are_missing(reads, values, start):
     start %= len(reads)
     plan = RestorePlan(needs_of(reads), states_of(values), start)
     used = first_uses(reads, start)
@@ -88,11 +88,11 @@ def test_ready_and_wanted_never_go_back(reads, values, start):
 
 
 @plans
-def test_the_granule_to_pass_on_is_the_one_whose_next_use_is_farthest(reads, values, start):
+def test_the_chunk_to_pass_on_is_the_one_whose_next_use_is_farthest(reads, values, start):
     plan = RestorePlan(needs_of(reads), states_of(values), start % len(reads))
     for position in range(len(reads) + 1):
         ahead = reads[position:] + reads  # the graph runs again from its first node
-        still_used = {granule for granules in reads[position:] for granule in granules}
+        still_used = {chunk for chunks in reads[position:] for chunk in chunks}
         passed = [g for g in range(SIZE) if values[g] == RESIDENT and g not in still_used]
         next_use = {g: next((n for n, used in enumerate(ahead) if g in used), len(ahead)) for g in passed}
         victim = plan.passed(position, states_of(values))
@@ -102,14 +102,14 @@ def test_the_granule_to_pass_on_is_the_one_whose_next_use_is_farthest(reads, val
             assert next_use[victim] == max(next_use.values())
 
 
-def test_a_granule_that_compute_still_needs_is_never_passed_on():
+def test_a_chunk_that_compute_still_needs_is_never_passed_on():
     plan = RestorePlan(needs_of([[0], [1], [0]]), states_of([RESIDENT] * SIZE), 0)
     assert plan.passed(2, states_of([RESIDENT, RESIDENT] + [ABSENT] * 6)) == 1
     assert plan.passed(2, states_of([RESIDENT] + [ABSENT] * 7)) is None
 
 
 @given(reads=GRAPHS)
-def test_the_usual_order_names_every_granule_once_those_of_the_graph_first(reads):
+def test_the_usual_order_names_every_chunk_once_those_of_the_graph_first(reads):
     order = usual_order(needs_of(reads), SIZE)
     used = first_uses(reads)
     assert order[: len(used)] == used

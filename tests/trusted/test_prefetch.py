@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from fake_engine import GRANULE, FakeSource, Machine
+from fake_engine import CHUNK, FakeSource, Machine
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -17,7 +17,7 @@ from flexserve.errors import GrantRefusedError, StoredDataError
 from flexserve.trusted.weights.chunks import Weights
 from flexserve.trusted.weights.plan import ABSENT, RESIDENT
 
-COUNT = 22  # granules of a machine's model
+COUNT = 22  # chunks of a machine's model
 READS = [[0], [1, 2], [], [3], [4, 5, 6], [7], [8, 9], [10, 11], [12, 13], [14], [15, 16], [17], [18, 19]]
 
 
@@ -35,17 +35,17 @@ def until(condition) -> None:
         pause.wait(0.001)
 
 
-def prefetch(machine: Machine, weights: Weights, granules) -> None:
+def prefetch(machine: Machine, weights: Weights, chunks) -> None:
     """Prefetch and wait for its end, whichever it is."""
-    machine.residency.prefetch(weights, list(granules))
+    machine.residency.prefetch(weights, list(chunks))
     until(lambda: not machine.residency.prefetching)
 
 
-def test_granules_come_in_the_order_in_which_they_were_named():
+def test_chunks_come_in_the_order_in_which_they_were_named():
     machine = Machine(threads=1)
     prefetch(machine, machine.weights, [7, 3, 20, 0])
     assert machine.source.restored == [(0, 7), (0, 3), (1, 7), (0, 0)]
-    assert machine.weights.resident == 4 * GRANULE
+    assert machine.weights.resident == 4 * CHUNK
     machine.close()
 
 
@@ -63,7 +63,7 @@ def test_what_is_in_memory_already_is_not_loaded_again(machine: Machine):
     assert sorted(machine.source.restored) == [(0, 5), (0, 6), (0, 7)]
 
 
-def test_no_granule_is_prefetched_while_a_request_waits_for_one(machine: Machine):
+def test_no_chunk_is_prefetched_while_a_request_waits_for_one(machine: Machine):
     source = FakeSource()
     other = machine.model((6,), source)
     machine.source.hold.clear()
@@ -86,7 +86,7 @@ def test_a_request_goes_before_a_prefetch_that_came_first():
     other = machine.model((6,), source)
     source.hold.clear()
     machine.residency.prefetch(other, range(6))
-    until(lambda: machine.flexmem.committed(other.parts[0].arena) > 0)  # one granule is in hand
+    until(lambda: machine.flexmem.committed(other.parts[0].arena) > 0)  # one chunk is claimed
     assert machine.compute(READS) == machine.expected(READS)
     assert source.restored == []
     source.hold.set()
@@ -95,7 +95,7 @@ def test_a_request_goes_before_a_prefetch_that_came_first():
     machine.close()
 
 
-def test_a_request_may_need_the_very_granule_that_is_being_prefetched(machine: Machine):
+def test_a_request_may_need_the_very_chunk_that_is_being_prefetched(machine: Machine):
     machine.source.delay = 0.003
     for _ in range(20):
         machine.residency.prefetch(machine.weights, range(COUNT))
@@ -113,7 +113,7 @@ def test_a_newer_prefetch_replaces_an_older_one(machine: Machine):
     machine.source.hold.set()
     until(lambda: not machine.residency.prefetching)
     assert len(source.restored) == 6
-    assert len(machine.source.restored) <= 2, "at most what was in hand"
+    assert len(machine.source.restored) <= 2, "at most what was claimed"
 
 
 def test_a_prefetch_of_nothing_ends_the_one_under_way(machine: Machine):
@@ -127,7 +127,7 @@ def test_a_prefetch_of_nothing_ends_the_one_under_way(machine: Machine):
 def test_evicting_a_model_ends_its_prefetch_and_gives_back_what_was_in_hand(machine: Machine):
     machine.source.hold.clear()
     machine.residency.prefetch(machine.weights, range(COUNT))
-    until(lambda: machine.flexmem.committed(machine.weights.parts[0].arena) == 2 * GRANULE)
+    until(lambda: machine.flexmem.committed(machine.weights.parts[0].arena) == 2 * CHUNK)
     assert machine.recall(COUNT) >= 0
     machine.source.hold.set()
     until(lambda: not machine.residency.prefetching)
@@ -161,9 +161,9 @@ def test_a_retired_model_is_left_alone_by_its_prefetch(machine: Machine):
 
 
 def test_a_refused_grant_ends_a_prefetch_without_a_word():
-    machine = Machine(budget=5 * GRANULE)
+    machine = Machine(budget=5 * CHUNK)
     prefetch(machine, machine.weights, range(COUNT))
-    assert machine.weights.resident == 5 * GRANULE
+    assert machine.weights.resident == 5 * CHUNK
     machine.budget.limit = 1 << 30
     assert machine.compute(READS) == machine.expected(READS)
     machine.close()
@@ -183,7 +183,7 @@ def test_what_is_granted_for_a_request_to_come_is_not_taken_by_a_prefetch():
     machine = Machine()
     other = machine.model((12,), FakeSource())
     with machine.residency.expecting():
-        machine.flexmem.grant(10 * GRANULE)
+        machine.flexmem.grant(10 * CHUNK)
         machine.residency.prefetch(other, range(12))
         time.sleep(0.1)
         assert other.resident == 0
@@ -196,9 +196,9 @@ def test_grants_that_are_kept_are_not_taken_by_a_prefetch(machine: Machine):
     other = machine.model((30,), FakeSource(delay=0.001))
     machine.residency.prefetch(other, range(30))
     size = machine.residency.evict(machine.weights, range(10), keep_grants=True)
-    assert size == 10 * GRANULE
+    assert size == 10 * CHUNK
     until(lambda: not machine.residency.prefetching)
-    assert other.resident < 30 * GRANULE
+    assert other.resident < 30 * CHUNK
 
 
 @pytest.mark.timeout(60)
@@ -233,23 +233,23 @@ def test_recalls_and_prefetches_at_random_moments_change_no_result(seed: int):
     assert not failures
 
 
-granules = st.lists(st.integers(0, 11), max_size=12, unique=True)
+chunks = st.lists(st.integers(0, 11), max_size=12, unique=True)
 places = st.integers(0, 1)
 
 
 class TwoModels(RuleBasedStateMachine):
-    """Two models in a small budget, and real threads: results are right, and no granule is ever lost."""
+    """Two models in a small budget, and real threads: results are right, and no chunk is ever lost."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.machine = Machine(granules=(7, 5), budget=20 * GRANULE, delay=0.0005)
+        self.machine = Machine(chunks=(7, 5), budget=20 * CHUNK, delay=0.0005)
         self.models = [self.machine.weights, self.machine.model((12,), FakeSource(delay=0.0005))]
 
-    @rule(place=places, granules=granules)
-    def prefetch(self, place: int, granules: list[int]) -> None:
-        self.machine.residency.prefetch(self.models[place], granules)
+    @rule(place=places, chunks=chunks)
+    def prefetch(self, place: int, chunks: list[int]) -> None:
+        self.machine.residency.prefetch(self.models[place], chunks)
 
-    @rule(place=places, reads=st.lists(granules, max_size=4))
+    @rule(place=places, reads=st.lists(chunks, max_size=4))
     def compute(self, place: int, reads: list[list[int]]) -> None:
         self.machine.weights = self.models[place]
         with self.machine.residency.expecting():
@@ -262,11 +262,11 @@ class TwoModels(RuleBasedStateMachine):
                 if self.make_way(idle, refused.missing) >= refused.missing:
                     assert self.machine.compute(reads) == self.machine.expected(reads)
                 else:
-                    assert self.machine.budget.limit < 20 * GRANULE
+                    assert self.machine.budget.limit < 20 * CHUNK
 
     def make_way(self, idle: Weights, size: int) -> int:
         """Take `size` bytes from the other model, as the memory manager does; return the bytes."""
-        victims = idle.eviction_order()[: max(0, -(-size // GRANULE))]
+        victims = idle.eviction_order()[: max(0, -(-size // CHUNK))]
         return self.machine.residency.evict(idle, victims, keep_grants=True)
 
     @rule(place=places, count=st.integers(0, 12))
@@ -276,14 +276,14 @@ class TwoModels(RuleBasedStateMachine):
 
     @rule(limit=st.integers(2, 24))
     def the_os_has_more_or_less_to_give(self, limit: int) -> None:
-        self.machine.budget.limit = limit * GRANULE
+        self.machine.budget.limit = limit * CHUNK
 
     @rule()
     def the_prefetch_comes_to_its_end(self) -> None:
         until(lambda: not self.machine.residency.prefetching)
 
     @invariant()
-    def whole_means_that_every_granule_is_there(self) -> None:
+    def whole_means_that_every_chunk_is_there(self) -> None:
         for weights in self.models:
             assert not weights.whole or all(weights.states == RESIDENT)
 

@@ -8,16 +8,16 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from fake_engine import GRANULE, FakeGraph, FakeSource, Machine
+from fake_engine import CHUNK, FakeGraph, FakeSource, Machine
 
 from flexserve.errors import CancelledError, GrantRefusedError, StoredDataError
 from flexserve.trusted.weights.job import RestoreStats
 from flexserve.trusted.weights.plan import RESIDENT
 from flexserve.units import format_size
 
-COUNT = 22  # granules of a machine's model
+COUNT = 22  # chunks of a machine's model
 READS = [[0], [1, 2], [], [3], [4, 5, 6], [7], [8, 9], [10, 11], [12, 13], [14], [15, 16], [17], [18, 19]]
-ALL = [[granule] for granule in range(COUNT)]
+ALL = [[chunk] for chunk in range(COUNT)]
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_a_request_learns_what_its_restore_took(machine: Machine):
     assert again == RestoreStats()
 
 
-def test_granules_come_in_the_order_in_which_the_graph_reads_them():
+def test_chunks_come_in_the_order_in_which_the_graph_reads_them():
     machine = Machine(threads=1)
     reads = [[7], [3], [12]]
     machine.compute(reads)
@@ -65,11 +65,11 @@ def test_loaders_run_beside_compute_on_cores_that_it_leaves_alone(
 ):
     monkeypatch.setattr("os.sched_getaffinity", lambda _pid: set(range(cores)))
     machine = Machine(threads=2)
-    fresh: list[int] = []  # granules that came while the first node ran
+    fresh: list[int] = []  # chunks that came while the first node ran
 
     def on_node(node: int) -> None:
         if node == 0:
-            time.sleep(0.02)  # what was in hand comes
+            time.sleep(0.02)  # what was claimed comes
             before = len(machine.source.restored)
             time.sleep(0.05)
             fresh.append(len(machine.source.restored) - before)
@@ -142,18 +142,18 @@ def test_recalls_at_random_moments_of_many_graphs_change_nothing(seed: int):
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("threads", [1, 2, 4])
 def test_a_model_ten_times_larger_than_the_grants_streams_through_them(threads: int):
-    machine = Machine(granules=(40, 40), budget=8 * GRANULE, threads=threads, delay=0.0005)
-    reads = [[granule] for granule in range(80)]
+    machine = Machine(chunks=(40, 40), budget=8 * CHUNK, threads=threads, delay=0.0005)
+    reads = [[chunk] for chunk in range(80)]
     for _ in range(3):
         assert machine.compute(reads) == machine.expected(reads)
-    assert machine.budget.granted <= 8 * GRANULE
+    assert machine.budget.granted <= 8 * CHUNK
     machine.close()
 
 
 @pytest.mark.timeout(60)
-def test_streaming_goes_on_when_granules_arrive_in_the_worst_order():
-    # Four loaders fill all the memory with what is wanted later, while the first granule is slow.
-    machine = Machine(granules=(30,), budget=4 * GRANULE, threads=4)
+def test_streaming_goes_on_when_chunks_arrive_in_the_worst_order():
+    # Four loaders fill all the memory with what is wanted later, while the first chunk is slow.
+    machine = Machine(chunks=(30,), budget=4 * CHUNK, threads=4)
     restore, slow = machine.source.restore, threading.Event()
 
     def first_is_slow(buffer: int, index: int, target: memoryview) -> float:
@@ -163,7 +163,7 @@ def test_streaming_goes_on_when_granules_arrive_in_the_worst_order():
 
     machine.source.restore = first_is_slow  # type: ignore[method-assign]
     machine.weights.source = machine.source
-    reads = [[granule] for granule in range(30)]
+    reads = [[chunk] for chunk in range(30)]
     for _ in range(5):
         assert machine.compute(reads) == machine.expected(reads)
     machine.close()
@@ -171,8 +171,8 @@ def test_streaming_goes_on_when_granules_arrive_in_the_worst_order():
 
 @pytest.mark.timeout(60)
 def test_recalls_while_a_model_streams_change_nothing():
-    machine = Machine(granules=(40,), budget=6 * GRANULE, delay=0.0002)
-    reads = [[granule] for granule in range(40)]
+    machine = Machine(chunks=(40,), budget=6 * CHUNK, delay=0.0002)
+    reads = [[chunk] for chunk in range(40)]
     over = threading.Event()
 
     def recall() -> None:
@@ -191,17 +191,17 @@ def test_recalls_while_a_model_streams_change_nothing():
 
 
 def test_grants_that_hold_not_even_one_node_are_refused_and_the_next_graph_may_succeed():
-    machine = Machine(budget=2 * GRANULE)
-    with pytest.raises(GrantRefusedError, match=f"needs {format_size(4 * GRANULE)} of memory at once"):
+    machine = Machine(budget=2 * CHUNK)
+    with pytest.raises(GrantRefusedError, match=f"needs {format_size(4 * CHUNK)} of memory at once"):
         machine.compute([[0, 1, 2, 3]])
-    machine.budget.limit = 8 * GRANULE
+    machine.budget.limit = 8 * CHUNK
     assert machine.compute([[0, 1, 2, 3]]) == machine.expected([[0, 1, 2, 3]])
     machine.close()
 
 
 def test_a_recall_after_the_rest_was_refused_is_still_noticed():
     # The graph fits, the rest of the model does not; then what the graph needs next is taken.
-    machine = Machine(budget=4 * GRANULE)
+    machine = Machine(budget=4 * CHUNK)
     reads = [[0], [], [], [], [1], [], [], [], [2]]
 
     def take_away(node: int) -> None:
@@ -215,7 +215,7 @@ def test_a_recall_after_the_rest_was_refused_is_still_noticed():
     machine.close()
 
 
-def test_a_damaged_granule_stops_the_request_before_the_node_that_reads_it(machine: Machine):
+def test_a_damaged_chunk_stops_the_request_before_the_node_that_reads_it(machine: Machine):
     machine.source.damaged.add((0, 8))
     graph = FakeGraph(machine, READS)
     with pytest.raises(StoredDataError):
@@ -224,7 +224,7 @@ def test_a_damaged_granule_stops_the_request_before_the_node_that_reads_it(machi
     assert machine.weights.states[8] != RESIDENT
 
 
-def test_a_damaged_granule_is_never_in_memory_afterwards_and_a_sound_one_serves_again(machine: Machine):
+def test_a_damaged_chunk_is_never_in_memory_afterwards_and_a_sound_one_serves_again(machine: Machine):
     machine.source.damaged.add((1, 0))
     for _ in range(3):
         with pytest.raises(StoredDataError):
@@ -285,7 +285,7 @@ def test_the_end_of_the_layers_is_evicted_first(machine: Machine):
 @pytest.mark.timeout(120)
 def test_no_wake_up_is_ever_lost():
     # Many short graphs from nothing: a loader's notice that comes at the wrong moment hangs one.
-    machine = Machine(granules=(6,), threads=3)
+    machine = Machine(chunks=(6,), threads=3)
     for _ in range(300):
         assert machine.compute([[0], [3], [5]]) == machine.expected([[0], [3], [5]])
         machine.recall(6)

@@ -23,7 +23,7 @@ TIED = dataclasses.replace(WIDE, name="small-wide-tied", tied=True)
 EXPERTS = dataclasses.replace(SHAPES["small-moe"], name="many-experts", layers=2, experts=128, ffn=64)
 
 CONTEXT = 128  # tokens
-_GRANULE = 16384
+_CHUNK = 16384
 _QUANT = "q8_0"
 
 Event = tuple[object, ...]
@@ -103,7 +103,7 @@ class _Rig:
         residency.stretch = lambda missing, **_measured: missing
         self.recorder = _Recorder()
         self.granter = _Granter(self.recorder)
-        self.memory = _Memory(PlainMemory(_GRANULE), self.recorder)
+        self.memory = _Memory(PlainMemory(_CHUNK), self.recorder)
         real = RealEngine(folder, memory=self.memory, granter=self.granter)
         self.flexmem, self.engine, self.residency = real.flexmem, real.engine, real.residency
         self.model, self.context = real.open(path, CONTEXT)
@@ -126,7 +126,7 @@ class _Rig:
         self.context.take(0, keep=0)
         if ask.room < 1:
             self._returned(self.flexmem.return_unused())
-            self.granter.limit = self.granter.granted + int(weights.count * ask.room) * _GRANULE
+            self.granter.limit = self.granter.granted + int(weights.count * ask.room) * _CHUNK
         with self.recorder:
             self.context.decode([Span(0, 0, ask.prompt)])
             for position, token in enumerate(ask.answer, len(ask.prompt)):
@@ -157,7 +157,7 @@ class _Granter:
 
     def request(self, size: int, minimum: int) -> int:
         with self._lock:
-            granted = min(size, max(0, self.limit - self.granted)) // _GRANULE * _GRANULE
+            granted = min(size, max(0, self.limit - self.granted)) // _CHUNK * _CHUNK
             self.granted += granted
         self._recorder.note("request", size, minimum, granted)
         return granted
@@ -174,7 +174,7 @@ class _Memory:
     def __init__(self, memory, recorder: _Recorder) -> None:
         self._memory, self._recorder = memory, recorder
         self._arenas: list[object] = []
-        self.granule, self.protection = memory.granule, memory.protection
+        self.chunk, self.protection = memory.chunk, memory.protection
         self.view, self.resident = memory.view, memory.resident
 
     def reserve(self, size: int):

@@ -17,7 +17,7 @@ from flexserve.trusted.store.store import Store
 
 MODEL = "canary"
 _OPTIONS = ("--context", "256", "--threads", "1")
-_FINE = ("--granule", "65536")
+_FINE = ("--chunk", "65536")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -30,8 +30,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from flexserve.bench import application_report, foreground
+from flexserve.bench.application_programs import MODEL, Watch, reservation, serving
 from flexserve.bench.application_report import SCENARIOS, Run, Setting
-from flexserve.bench.cast import MODEL, Watch, reservation, serving
 from flexserve.bench.group import MemoryGroup, memory_group
 from flexserve.errors import FlexServeError, NormalWorldError
 from flexserve.trusted.store.keys import DeviceKey

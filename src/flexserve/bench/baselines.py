@@ -68,11 +68,11 @@ class StrawmanOpt(Residency):
         self._begin(weights, stats)
         super().restore(weights, stats)
 
-    def prefetch(self, weights: Weights, granules: Sequence[int]) -> None:
+    def prefetch(self, weights: Weights, chunks: Sequence[int]) -> None:
         """Do nothing: no memory is held between requests."""
 
     def close(self) -> None:
-        """Stop all threads; granules stay as they are."""
+        """Stop all threads; chunks stay as they are."""
         self._pool.shutdown()
         super().close()
 
@@ -88,7 +88,7 @@ class StrawmanOpt(Residency):
         return all(self._flexmem.committed(part.arena) == part.arena.size for part in weights.parts)
 
     def _allocate(self, weights: Weights, stats: RestoreStats) -> None:
-        """Commit every granule in one go and touch it. Raises GrantRefusedError: it is all or nothing."""
+        """Commit every chunk in one go and touch it. Raises GrantRefusedError: it is all or nothing."""
         flexmem = self._flexmem
         # What a request that was broken off has left: baselines keep nothing.
         left = self.retire(weights) + sum(flexmem.release_all(part.arena) for part in weights.parts)
@@ -102,11 +102,11 @@ class StrawmanOpt(Residency):
         stats.allocate += sum(self._each(weights, self._filler.touch))
 
     def _each(self, weights: Weights, work: Callable[[memoryview], float]) -> list[float]:
-        """Do `work` on the memory of every granule, with all threads; return the results."""
+        """Do `work` on the memory of every chunk, with all threads; return the results."""
 
-        def one(granule: int) -> float:
-            part, index, length = weights.locate(granule)
-            offset = index * self._flexmem.granule
+        def one(chunk: int) -> float:
+            part, index, length = weights.locate(chunk)
+            offset = index * self._flexmem.chunk
             return work(self._flexmem.view(weights.parts[part].arena, offset, length))
 
         return list(self._pool.map(one, range(weights.count)))
@@ -124,43 +124,43 @@ class Strawman(StrawmanOpt):
 
     def _allocate(self, weights: Weights, stats: RestoreStats) -> None:
         super()._allocate(weights, stats)
-        granules = weights.usual or range(weights.count)
+        chunks = weights.usual or range(weights.count)
 
-        def read(granule: int) -> float:
-            part, index, _ = weights.locate(granule)
+        def read(chunk: int) -> float:
+            part, index, _ = weights.locate(chunk)
             began = time.perf_counter()
-            weights.source.read(part, index, self._target(weights, granule))
+            weights.source.read(part, index, self._target(weights, chunk))
             return time.perf_counter() - began
 
-        def decrypt(granule: int) -> float:
-            part, index, _ = weights.locate(granule)
-            return weights.source.decrypt(part, index, self._target(weights, granule))
+        def decrypt(chunk: int) -> float:
+            part, index, _ = weights.locate(chunk)
+            return weights.source.decrypt(part, index, self._target(weights, chunk))
 
-        stats.load += sum(self._pool.map(read, granules))
-        stats.decrypt += sum(self._pool.map(decrypt, granules))
+        stats.load += sum(self._pool.map(read, chunks))
+        stats.decrypt += sum(self._pool.map(decrypt, chunks))
         stats.restored += weights.size
         with self._changed:
             weights.states[:] = RESIDENT
             weights.whole = True
 
-    def _target(self, weights: Weights, granule: int) -> memoryview:
-        part, index, length = weights.locate(granule)
-        return self._flexmem.view(weights.parts[part].arena, index * self._flexmem.granule, length)
+    def _target(self, weights: Weights, chunk: int) -> memoryview:
+        part, index, length = weights.locate(chunk)
+        return self._flexmem.view(weights.parts[part].arena, index * self._flexmem.chunk, length)
 
 
 class _Bringer(Filler):
-    """Fills granules by having the OS bring a mapped file into memory."""
+    """Fills chunks by having the OS bring a mapped file into memory."""
 
     def __init__(self, flexmem: FlexMem, files: dict[Arena, CachedFile]) -> None:
         super().__init__(flexmem, sampling=False)
         self._files = files
 
-    def fill(self, weights: Weights, granule: int, commit: Callable[[Arena, int], bool]) -> Cost | None:
-        """Bring one granule; `commit` is not asked, since the memory is the OS's own."""
+    def fill(self, weights: Weights, chunk: int, commit: Callable[[Arena, int], bool]) -> Cost | None:
+        """Bring one chunk; `commit` is not asked, since the memory is the OS's own."""
         del commit
-        part, index, length = weights.locate(granule)
+        part, index, length = weights.locate(chunk)
         began = time.perf_counter()
-        size = self._flexmem.granule
+        size = self._flexmem.chunk
         self._files[weights.parts[part].arena].bring(index * size, size)
         return Cost(0.0, time.perf_counter() - began, 0.0, length)
 
@@ -188,13 +188,13 @@ class NwBase(Residency):
         self._map(weights)
         super().restore(weights, stats)
 
-    def prefetch(self, weights: Weights, granules: Sequence[int]) -> None:
+    def prefetch(self, weights: Weights, chunks: Sequence[int]) -> None:
         """Do nothing: the OS knows of no workflows."""
 
-    def evict(self, weights: Weights, granules: Iterable[int], *, keep_grants: bool = False) -> int:
+    def evict(self, weights: Weights, chunks: Iterable[int], *, keep_grants: bool = False) -> int:
         """Drop pages of the files; there are no grants to keep."""
         del keep_grants
-        return super().evict(weights, granules)
+        return super().evict(weights, chunks)
 
     def retire(self, weights: Weights) -> int:
         """Drop the files; their arenas may be freed."""
@@ -209,13 +209,13 @@ class NwBase(Residency):
         with self._mapping:
             if weights.parts[0].arena in self._files:
                 return
-            granule = self._flexmem.granule
-            buffer = memoryview(bytearray(granule))
+            chunk = self._flexmem.chunk
+            buffer = memoryview(bytearray(chunk))
             files = [CachedFile(part.arena, self._folder) for part in weights.parts]
             for number in range(weights.count):
                 part, index, length = weights.locate(number)
                 weights.source.restore(part, index, buffer[:length])
-                files[part].write(index * granule, buffer[:length])
+                files[part].write(index * chunk, buffer[:length])
             for part, file in enumerate(files):
                 file.map()
                 self._files[weights.parts[part].arena] = file
@@ -234,7 +234,7 @@ class NwBase(Residency):
         return length
 
     def _read_ahead(self, job: RestoreJob, start: int) -> None:
-        for granule in job.plan.order[start : start + READ_AHEAD]:
-            part, index, _ = job.weights.locate(granule)
-            size = self._flexmem.granule
+        for chunk in job.plan.order[start : start + READ_AHEAD]:
+            part, index, _ = job.weights.locate(chunk)
+            size = self._flexmem.chunk
             self._files[job.weights.parts[part].arena].read_ahead(index * size, size)

@@ -38,7 +38,7 @@ from flexserve.units import MIB
 MODELS = ("first", "second")
 QUESTIONS = (
     "What is Flex-Mem?",
-    "What is a granule?",
+    "What is a chunk?",
     "What does the Flex-Monitor do?",
     "What is TTFT?",
 )

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from flexserve.emulator import leash, npu, tools
+from flexserve.emulator import npu, parent_death, tools
 from flexserve.emulator.agent import Agent
 from flexserve.emulator.build import Images
 from flexserve.emulator.guest_memory import GuestMemory
@@ -257,7 +257,7 @@ class Machine:
         """Start a part of the machine; return it, and the thread that puts its words on the console."""
         try:
             process = subprocess.Popen(
-                leash.command(*words),
+                parent_death.command(*words),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

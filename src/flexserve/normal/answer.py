@@ -32,7 +32,7 @@ class Observer(Protocol):
     """Who follows a request as it goes, for statistics. Its methods must not raise."""
 
     def saw(self, message: AnswerMessage | Failed) -> None:
-        """Take note of a message, when it came."""
+        """Record a message, when it came."""
 
     def lost(self) -> None:
         """Take note that no more comes: the secure world is gone."""

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable
 import structlog
 
 from flexserve.errors import CallerError, FlexServeError, NormalWorldError, PeerError, QueueFullError
+from flexserve.normal.audit_log import AuditLog, Counters, Kind
 from flexserve.normal.channel import WorldChannel
-from flexserve.normal.ledger import Counters, Kind, Ledger
 from flexserve.normal.pins import Pins
 from flexserve.platforms.ports import MemorySample, NormalMemory
 from flexserve.policy.pressure import Bound, Budget, Holdings, Limits, PressurePolicy, RecallDecision
@@ -32,7 +32,7 @@ _LONGEST_PERIOD = 2.0  # … and while it cannot
 # half the time it needs to eat the headroom sees it coming. An idle server looks every 2 s.
 _APPETITE = 2 * GIB  # bytes per second
 
-# A restore asks for memory granule by granule. One look serves the asks of this many seconds: what
+# A restore asks for memory chunk by chunk. One look serves the asks of this many seconds: what
 # was granted since then is counted against it, so it is old but not wrong.
 _LOOK_LASTS = 0.01
 
@@ -84,7 +84,7 @@ class MemoryBroker:
     """Grants to and recalls from the one secure world attached to it (or none).
 
     `memory` is read, never written. `cap` bounds what is granted (bytes; None: the policy's lines
-    alone do). `ledger` and `counters` say what was decided. All methods belong to one event loop.
+    alone do). `audit_log` and `counters` say what was decided. All methods belong to one event loop.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class MemoryBroker:
         self._hurry = asyncio.Event()  # the watch should look at once
         self._fruitless = False  # the last recall was gentle and brought nothing
         self._recalling = asyncio.Lock()  # one recall at a time, so that the measurement is of one
-        self.ledger = Ledger(clock=clock)
+        self.audit_log = AuditLog(clock=clock)
         self.counters = Counters()
 
     @property
@@ -136,7 +136,7 @@ class MemoryBroker:
         sample = self._memory.sample()
         limits = self._limits or Limits.for_machine(sample.total)
         if self._policy is None:
-            self._policy = PressurePolicy(limits, granule=channel.welcome.granule or 1, cap=self._cap)
+            self._policy = PressurePolicy(limits, chunk=channel.welcome.chunk or 1, cap=self._cap)
         self._channel = channel
         self._baseline = self._memory.charged(channel.welcome.pid)
         self._last_look = None
@@ -352,5 +352,5 @@ class MemoryBroker:
             self._in_use.clear()
 
     def _note(self, kind: Kind, size: int, reason: str) -> None:
-        self.ledger.note(kind, size, reason)
+        self.audit_log.note(kind, size, reason)
         _log.debug("memory", kind=kind.value, size=size, granted=self._granted, reason=reason)

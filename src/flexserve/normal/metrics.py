@@ -88,7 +88,7 @@ class RequestRecord:
         metrics.waiting[model] += 1
 
     def saw(self, message: AnswerMessage | Failed) -> None:
-        """Take note of a message."""
+        """Record a message."""
         match message:
             case Started():
                 self._start()

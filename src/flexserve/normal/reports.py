@@ -50,7 +50,7 @@ class ModelState(msgspec.Struct, frozen=True):
 class MemoryTotals(msgspec.Struct, frozen=True):
     """Secure memory by owner."""
 
-    granule: int
+    chunk: int
     granted: int
     unused: int
     secure: int

@@ -14,10 +14,10 @@ from collections.abc import AsyncIterator, Iterable
 from flexserve.errors import FlexServeError, PeerError, UnknownModelError
 from flexserve.normal import journal
 from flexserve.normal.answer import Answer, Observer
+from flexserve.normal.audit_log import AuditLog, Counters
 from flexserve.normal.channel import MemoryCounter, WorldChannel
 from flexserve.normal.guest import GuestBroker, SecureCore
 from flexserve.normal.launcher import Launcher, SecureOptions
-from flexserve.normal.ledger import Counters, Ledger
 from flexserve.normal.memory import MemoryBroker, OsView, RecallReport, Room
 from flexserve.normal.metrics import Metrics
 from flexserve.normal.pins import Pins
@@ -86,9 +86,9 @@ class World:
         return Protection(self.welcome.protection, self.welcome.protected, self.welcome.summary)
 
     @property
-    def ledger(self) -> Ledger:
+    def audit_log(self) -> AuditLog:
         """The last memory decisions, with their reasons."""
-        return self._broker.ledger
+        return self._broker.audit_log
 
     @property
     def counters(self) -> Counters:

@@ -24,19 +24,19 @@ class Arena:
     Compared by identity: two arenas are never the same reservation.
     """
 
-    base: int  # address in this process, a multiple of the granule
-    size: int  # bytes, a multiple of the granule
+    base: int  # address in this process, a multiple of the chunk
+    size: int  # bytes, a multiple of the chunk
 
 
 class SecureMemory(Protocol):
     """Memory that the normal world can recall and cannot read.
 
-    All offsets and lengths are bytes and multiples of `granule`. Every method is thread-safe
+    All offsets and lengths are bytes and multiples of `chunk`. Every method is thread-safe
     for disjoint ranges; callers serialise calls on the same range (trusted.memory.flexmem does).
     """
 
     @property
-    def granule(self) -> int:
+    def chunk(self) -> int:
         """Bytes of the unit of commit and release; a power of two, at least one OS page."""
 
     @property
@@ -44,7 +44,7 @@ class SecureMemory(Protocol):
         """The label of what this memory is protected by."""
 
     def reserve(self, size: int) -> Arena:
-        """Reserve addresses for `size` bytes, rounded up to granules. Uses no memory.
+        """Reserve addresses for `size` bytes, rounded up to chunks. Uses no memory.
 
         Raises NormalWorldError when the address space is refused.
         """
@@ -53,7 +53,7 @@ class SecureMemory(Protocol):
         """Put memory behind a range that has none; it reads as zeros.
 
         The OS may supply the pages at first touch. Raises GrantRefusedError when the OS
-        refuses, and then every granule is as it was before the call. Raises InternalError
+        refuses, and then every chunk is as it was before the call. Raises InternalError
         for a range that is outside the arena or (partly) committed already.
         """
 

@@ -15,22 +15,22 @@ The inner sum is linear in x, so it is largest at one end. At x = R it is at mos
 
 which falls with slope -1/r up to R = W - r·P and is zero beyond: r·P bytes hide behind the compute
 of the prompt, the first W - r·P bytes are *exposed*. A maximum of two linear functions is convex,
-and convex stays convex when only every granule's multiple of R is looked at.
+and convex stays convex when only every chunk's multiple of R is looked at.
 
 Why greedy is optimal. What is to be made least is the expected latency per second of wall time,
-the sum over models of rate × added(R), under one bound on the sum of the granules. Each model's
-gain from one more granule never rises with the granules it has (convexity). So the granules with
+the sum over models of rate × added(R), under one bound on the sum of the chunks. Each model's
+gain from one more chunk never rises with the chunks it has (convexity). So the chunks with
 the largest gains, of all models together, are for each model a prefix: taking them in order of
-gain is a legal assignment, and no other one of as many granules has a larger sum. Taking granules
+gain is a legal assignment, and no other one of as many chunks has a larger sum. Taking chunks
 away is the same argument read backwards: the least gains, of all models together, are for each
-model a tail, and no other set of as many granules costs less.
+model a tail, and no other set of as many chunks costs less.
 
-A granule that hides anyway gains nothing by this measure; there a second measure decides, the gain
-for a request with no prompt to hide behind, rate × granule/r. It does not depend on R, so that
+A chunk that hides anyway gains nothing by this measure; there a second measure decides, the gain
+for a request with no prompt to hide behind, rate × chunk/r. It does not depend on R, so that
 ordering by both, the first one first, keeps the argument.
 
-The last granule of a model may be partly empty. It takes a whole granule of memory all the same,
-so budgets and demands are counted in granules, and the argument needs no knapsack.
+The last chunk of a model may be partly empty. It takes a whole chunk of memory all the same,
+so budgets and demands are counted in chunks, and the argument needs no knapsack.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def added_latency(profile: Profile, resident: int) -> float:
 
 
 def targets(
-    profiles: Iterable[Profile], budget: int, *, granule: int, threshold: float = 0.25, top: int = 3
+    profiles: Iterable[Profile], budget: int, *, chunk: int, threshold: float = 0.25, top: int = 3
 ) -> dict[str, int]:
     """Return how many bytes of each model, from its front, are best kept within `budget` bytes.
 
@@ -159,90 +159,90 @@ def targets(
     chosen, then to the other models in the same way. A model that nobody invoked gets nothing
     unless it is pinned: room alone is no reason to hold memory.
 
-    Each target is a multiple of `granule`, or the whole model. The sum, in whole granules, is
+    Each target is a multiple of `chunk`, or the whole model. The sum, in whole chunks, is
     never over the budget.
     """
     known = sorted(profiles, key=lambda profile: profile.model)
     chosen = _chosen(known, threshold, top)
-    room = max(0, budget) // granule
+    room = max(0, budget) // chunk
     given = {profile.model: 0 for profile in known}
     ranked = [
         (_tier(profile, profile.model in chosen), piece)
         for profile in known
         if profile.pinned or profile.rate > 0
-        for piece in _pieces(profile, granule)
+        for piece in _pieces(profile, chunk)
     ]
     # Within a tier by falling value; pieces of one model stay in layer order, since the sort is
     # stable and their values fall.
     for _, piece in sorted(ranked, key=lambda entry: (entry[0], [-value for value in entry[1].value])):
-        count = min(piece.granules, room)
+        count = min(piece.chunks, room)
         given[piece.model] += count
         room -= count
-    return {profile.model: min(given[profile.model] * granule, profile.weights) for profile in known}
+    return {profile.model: min(given[profile.model] * chunk, profile.weights) for profile in known}
 
 
 def victims(
-    profiles: Iterable[Profile], resident: Mapping[str, int], size: int, *, granule: int
+    profiles: Iterable[Profile], resident: Mapping[str, int], size: int, *, chunk: int
 ) -> list[tuple[str, int]]:
     """Return (model, bytes to take off its tail) such that `size` bytes come free at the least loss.
 
     The loss is the sum over models of rate × added latency (see the theory above). Bytes are
-    taken in whole granules, so up to a granule more than `size` comes free; less only when less is
+    taken in whole chunks, so up to a chunk more than `size` comes free; less only when less is
     resident. A model without a profile has no value; pinned models are last. Each model is
-    named at most once, the one that lost the least valuable granule first.
+    named at most once, the one that lost the least valuable chunk first.
     """
     known = {profile.model: profile for profile in profiles}
     losses: list[tuple[bool, _Piece]] = []
     for model in sorted(resident):
         profile = known.get(model)
-        held = -(-max(0, resident[model]) // granule)
+        held = -(-max(0, resident[model]) // chunk)
         if profile is None:
             losses.append((False, _Piece(model, held, (0.0, 0.0))))
             continue
-        pieces = _clip(_pieces(profile, granule), held)
+        pieces = _clip(_pieces(profile, chunk), held)
         losses += [(profile.pinned, piece) for piece in reversed(pieces)]
-    missing = -(-max(0, size) // granule)
+    missing = -(-max(0, size) // chunk)
     taken: dict[str, int] = {}
     for _, piece in sorted(losses, key=lambda loss: (loss[0], loss[1].value)):
-        count = min(piece.granules, missing)
+        count = min(piece.chunks, missing)
         if count:
             taken[piece.model] = taken.get(piece.model, 0) + count
             missing -= count
-    # What is resident may end within a granule, and then less than a granule goes with it.
-    return [(model, min(count * granule, resident[model])) for model, count in taken.items()]
+    # What is resident may end within a chunk, and then less than a chunk goes with it.
+    return [(model, min(count * chunk, resident[model])) for model, count in taken.items()]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Piece:
-    """Successive granules of a model that are worth the same."""
+    """Successive chunks of a model that are worth the same."""
 
     model: str
-    granules: int
-    value: tuple[float, float]  # seconds per second: gained by each granule; by each without a prompt
+    chunks: int
+    value: tuple[float, float]  # seconds per second: gained by each chunk; by each without a prompt
 
 
-def _pieces(profile: Profile, granule: int) -> list[_Piece]:
+def _pieces(profile: Profile, chunk: int) -> list[_Piece]:
     """Return the model front to back, in pieces of falling value: exposed, on the border, hidden."""
-    total = -(-profile.weights // granule)
+    total = -(-profile.weights // chunk)
     exposed = _exposed(profile)
-    whole = int(exposed // granule)
+    whole = int(exposed // chunk)
     border = min(1, total - whole)
     per_byte = profile.rate / profile.speeds.restore
-    parts = ((whole, granule), (border, exposed - whole * granule), (total - whole - border, 0))
+    parts = ((whole, chunk), (border, exposed - whole * chunk), (total - whole - border, 0))
     return [
-        _Piece(profile.model, count, (per_byte * size, per_byte * granule)) for count, size in parts if count
+        _Piece(profile.model, count, (per_byte * size, per_byte * chunk)) for count, size in parts if count
     ]
 
 
-def _clip(pieces: Sequence[_Piece], granules: int) -> list[_Piece]:
-    """Return the front of `pieces` that is `granules` long; what is beyond the model is worth nothing."""
+def _clip(pieces: Sequence[_Piece], chunks: int) -> list[_Piece]:
+    """Return the front of `pieces` that is `chunks` long; what is beyond the model is worth nothing."""
     clipped: list[_Piece] = []
     for piece in pieces:
-        count = min(piece.granules, granules)
-        clipped.append(dataclasses.replace(piece, granules=count))
-        granules -= count
-    if granules and pieces:
-        clipped.append(_Piece(pieces[0].model, granules, (0.0, 0.0)))
+        count = min(piece.chunks, chunks)
+        clipped.append(dataclasses.replace(piece, chunks=count))
+        chunks -= count
+    if chunks and pieces:
+        clipped.append(_Piece(pieces[0].model, chunks, (0.0, 0.0)))
     return clipped
 
 

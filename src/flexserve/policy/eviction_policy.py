@@ -70,11 +70,11 @@ class EvictionPolicy:
         self, resident: Mapping[str, int], size: int, profiles: Sequence[Profile]
     ) -> Sequence[tuple[str, int]]:
         """Return what to take off whose tail so that `size` bytes come free at the least loss."""
-        return victims(profiles, resident, size, granule=self._chunk)
+        return victims(profiles, resident, size, chunk=self._chunk)
 
     def rearrangement(self, profiles: Sequence[Profile], resident: Mapping[str, int]) -> Rearrangement | None:
         """Return the next step towards the best use of what is resident; None: it is there."""
-        return rearrangement(profiles, resident, granule=self._chunk)
+        return rearrangement(profiles, resident, chunk=self._chunk)
 
     def profile(self, model: str, size: int, now: float, *, pinned: bool) -> Profile:
         """Return what is known of a model with `size` bytes of weights."""

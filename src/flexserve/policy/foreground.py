@@ -46,7 +46,7 @@ class Foreground:
         self.calm_at = float("-inf")  # when the last sign has ceased to count
 
     def look(self, sample: Sample, *, now: float) -> None:
-        """Take note of a sample."""
+        """Record a sample."""
         if sample.refaulted is None or sample.free is None:
             return
         if self._last is None or not 0 <= now - self._last[0] <= _LONGEST_SPAN:

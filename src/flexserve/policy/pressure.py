@@ -184,10 +184,10 @@ class PressurePolicy:
     `cap`, in bytes, may be changed at any time; None: no cap.
     """
 
-    def __init__(self, limits: Limits, *, granule: int = 1, cap: int | None = None) -> None:
+    def __init__(self, limits: Limits, *, chunk: int = 1, cap: int | None = None) -> None:
         self.limits = limits
         self.cap = cap
-        self._granule = granule  # bytes; partial grants are whole granules
+        self._chunk = chunk  # bytes; partial grants are whole chunks
         self._sunk_to = limits.low  # the trigger, for as long as a progress grant lowers it
         self._sunk_until = float("-inf")
         self._set_aside = 0  # bytes, until the hold ends
@@ -255,7 +255,7 @@ class PressurePolicy:
             beyond = sample.free - held.pending - self.limits.cushion
             rooms.append((beyond, Bound.FOREGROUND, "other programs need the memory for their files"))
         room, bound, why = min(rooms, key=lambda bounded: bounded[0])
-        return align_down(max(0, room), self._granule), bound, why
+        return align_down(max(0, room), self._chunk), bound, why
 
     def _grant_line(self, sample: Sample, now: float) -> tuple[int, Bound, str]:
         if self._stalled(sample):

@@ -28,14 +28,14 @@ class Rearrangement:
 
 
 def rearrangement(
-    profiles: Sequence[Profile], resident: Mapping[str, int], *, granule: int
+    profiles: Sequence[Profile], resident: Mapping[str, int], *, chunk: int
 ) -> Rearrangement | None:
     """Return the next step towards the best use of the memory that is held; None: it is there.
 
     `resident` holds the resident bytes of each profile's model.
     """
     held = sum(resident.values())
-    best = targets(profiles, held, granule=granule)
+    best = targets(profiles, held, chunk=chunk)
     lacking = {name: best[name] - size for name, size in resident.items() if best[name] > size}
     if not lacking:
         return None
@@ -47,7 +47,7 @@ def rearrangement(
     surplus, left = [], lacking[model]
     for name, size in resident.items():
         given = min(size - best[name], left)
-        if given >= granule:
+        if given >= chunk:
             surplus.append((name, given))
             left -= given
     worthwhile = enough and sum(lacking.values()) >= _WORTH_MOVING

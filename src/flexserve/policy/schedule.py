@@ -4,27 +4,28 @@ The engine works in turns (a slice of a prefill, one token of every sequence); b
 who is next. Models that are resident share it turn by turn. One that is not must first be restored,
 in time that nobody computes, so it takes the engine from others only for a reason.
 
-    hunger    seconds since a lane with work had a turn, or since its oldest request came
-    rank      priority + one for each `aging` seconds of hunger
-    urge      hunger - what the switch to it costs
+    wait                 seconds since a lane with work had a turn, or since its oldest request came
+    effective priority   priority + one for each `aging` seconds of wait
+    net wait             wait - what the switch to it costs
 
 A lane is *in place* when the switch costs next to nothing, or when it had the last turn. Of the
-lanes that may have the turn, the one of the highest rank gets it, then of the largest urge. Lanes
-in place always may. Another one may when nobody in place has work; when its urge reaches
-`patience` and the engine is not *settled*; or when its plain priority is above the bar, which is
-the rank of the lane that the engine settled for, afterwards the highest priority in place.
+lanes that may have the turn, the one of the highest effective priority gets it, then of the largest
+net wait. Lanes in place always may. Another one may when nobody in place has work; when its net wait
+reaches `patience` and the engine is not *settled*; or when its plain priority is above the bar, which
+is the effective priority of the lane that the engine settled for, afterwards the highest priority in
+place.
 
-A switch that costs m seconds settles the engine for m + max(stint, m) seconds: the restore, and at
+A switch that costs m seconds settles the engine for m + max(quantum, m) seconds: the restore, and at
 least as long a time of work. So with equal priorities at least half of the engine's time is work,
-however many models wait. Lanes in place alternate: whoever has a turn has no hunger after it.
+however many models wait. Lanes in place alternate: whoever has a turn has no wait after it.
 
 Nobody starves. Let x be one of n lanes with work, d the distance from the lowest of their
 priorities to the highest, M the highest cost of a switch and T the longest turn. Call L =
-max(aging × (d + 1), patience + M). Once another lane had a turn L seconds or more after x's hunger
-began, x is hungrier by at least aging × (d + 1) seconds and so ranks above it, whatever their
+max(aging × (d + 1), patience + M). Once another lane had a turn L seconds or more after x's wait
+began, x has waited longer by at least aging × (d + 1) seconds and so is above it, whatever their
 priorities. Where both may have the turn, each of the n - 1 others therefore wins at most once more
 against x. After L seconds x may have the turn whenever the engine is not settled. A switch settles
-it for at most S = M + max(stint, M), to which a turn may add T; while it is settled, only plain
+it for at most S = M + max(quantum, M), to which a turn may add T; while it is settled, only plain
 priorities above the bar break in, and since each such break-in raises the bar, at most d do. So x
 has a turn within
 
@@ -61,14 +62,14 @@ class Lane:
 class Turns:
     """Gives out turns. Remembers who had one when, of the lanes named last. Not thread-safe."""
 
-    def __init__(self, patience: float = 2.0, stint: float = 1.0, aging: float = 10.0) -> None:
-        if patience < 0 or stint < 0 or aging <= 0:
-            raise ValueError("patience and stint cannot be negative, and aging is positive")
-        self._patience, self._stint, self._aging = patience, stint, aging
+    def __init__(self, patience: float = 2.0, quantum: float = 1.0, aging: float = 10.0) -> None:
+        if patience < 0 or quantum < 0 or aging <= 0:
+            raise ValueError("patience and quantum cannot be negative, and aging is positive")
+        self._patience, self._quantum, self._aging = patience, quantum, aging
         self._current: str | None = None
-        self._since: dict[str, float] = {}  # when the hunger of a lane with work began
+        self._since: dict[str, float] = {}  # when the wait of a lane with work began
         self._settled = float("-inf")  # until then nobody but a higher priority causes a restore
-        self._bar = 0  # the rank of the lane that the engine settled for
+        self._bar = 0  # the effective priority of the lane that the engine settled for
 
     def next(self, lanes: Sequence[Lane], now: float) -> str | None:
         """Return the model whose turn it is at `now`; None when nobody has work.
@@ -77,15 +78,18 @@ class Turns:
         the next call.
         """
         busy = [lane for lane in lanes if lane.has_work]
-        self._since = {lane.model: self._hungry_since(lane, now) for lane in busy}
+        self._since = {lane.model: self._waiting_since(lane, now) for lane in busy}
         if not busy:
             self._current = None
             return None
         eligible = self._eligible(busy, now)
-        winner = max(eligible, key=lambda lane: (self._rank(lane, now), self._urge(lane, now), lane.model))
+        winner = max(
+            eligible,
+            key=lambda lane: (self._effective_priority(lane, now), self._net_wait(lane, now), lane.model),
+        )
         if not self._in_place(winner):
-            self._settled = now + winner.missing + max(self._stint, winner.missing)
-            self._bar = self._rank(winner, now)
+            self._settled = now + winner.missing + max(self._quantum, winner.missing)
+            self._bar = self._effective_priority(winner, now)
         self._current = winner.model
         return winner.model
 
@@ -96,7 +100,7 @@ class Turns:
         cost of a switch, `turn` the longest turn (seconds).
         """
         begin = max(self._aging * (priorities + 1), self._patience + missing)
-        return begin + lanes * (priorities + 1) * (missing + max(self._stint, missing) + turn)
+        return begin + lanes * (priorities + 1) * (missing + max(self._quantum, missing) + turn)
 
     def _eligible(self, busy: Sequence[Lane], now: float) -> Sequence[Lane]:
         placed = [lane for lane in busy if self._in_place(lane)]
@@ -108,15 +112,15 @@ class Turns:
             lane
             for lane in busy
             if not self._in_place(lane)
-            and (lane.priority > bar or (not settled and self._urge(lane, now) >= self._patience))
+            and (lane.priority > bar or (not settled and self._net_wait(lane, now) >= self._patience))
         ]
         return placed + others
 
     def _in_place(self, lane: Lane) -> bool:
         return lane.missing <= _IN_PLACE or lane.model == self._current
 
-    def _hungry_since(self, lane: Lane, now: float) -> float:
-        """Return when its hunger began: at its last turn, or later, when there was first work for it."""
+    def _waiting_since(self, lane: Lane, now: float) -> float:
+        """Return when its wait began: at its last turn, or later, when there was first work for it."""
         if lane.model == self._current:
             return now
         since = self._since.get(lane.model)
@@ -125,11 +129,11 @@ class Turns:
             return min(now, since if since is not None else now)
         return min(now, max(lane.oldest, since) if since is not None else lane.oldest)
 
-    def _hunger(self, lane: Lane, now: float) -> float:
+    def _wait(self, lane: Lane, now: float) -> float:
         return now - self._since[lane.model]
 
-    def _rank(self, lane: Lane, now: float) -> int:
-        return lane.priority + int(self._hunger(lane, now) / self._aging)
+    def _effective_priority(self, lane: Lane, now: float) -> int:
+        return lane.priority + int(self._wait(lane, now) / self._aging)
 
-    def _urge(self, lane: Lane, now: float) -> float:
-        return self._hunger(lane, now) - lane.missing
+    def _net_wait(self, lane: Lane, now: float) -> float:
+        return self._wait(lane, now) - lane.missing

@@ -14,9 +14,9 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-PROTOCOL_VERSION = 6
+PROTOCOL_VERSION = 7
 # Of the messages' schema, by version: it is another one whenever a message changes, and a line is added here.
-SCHEMA_DIGESTS = {5: "57db8b74f59f63a2", 6: "a5da4f427ea6960b"}
+SCHEMA_DIGESTS = {5: "57db8b74f59f63a2", 6: "a5da4f427ea6960b", 7: "270f864adf560b4e"}
 
 # A prompt is the largest thing that crosses the boundary; 1 MiB of text is ~250k tokens.
 MAX_TEXT = 1 << 20
@@ -199,9 +199,9 @@ class ModelStatus(_Struct, frozen=True):
 
 
 class MemoryStatus(_Struct, frozen=True):
-    """The secure world's granules by owner, and what the OS counts."""
+    """The secure world's chunks by owner, and what the OS counts."""
 
-    granule: Count
+    chunk: Count
     granted: Count  # bytes granted and unused
     secure: Count  # bytes in use
     recalling: Count
@@ -212,7 +212,7 @@ class MemoryStatus(_Struct, frozen=True):
 class KvStatus(_Struct, frozen=True):
     """What became of the KV of ended requests, counted since the start."""
 
-    parked: Count = 0  # sealed on disk
+    sealed: Count = 0  # on disk
     resumed: Count = 0  # taken from there by a later request
     damaged: Count = 0  # did not authenticate or did not fit, and was computed anew
     dropped: Count = 0  # given up unsealed, to a recall that left no time or memory for it
@@ -343,7 +343,7 @@ class Welcome(_Message, frozen=True):
     protected: bool
     summary: Short
     engine: Short  # llama.cpp build and CPU features
-    granule: Count
+    chunk: Count
 
 
 class NeedMemory(_Message, frozen=True):

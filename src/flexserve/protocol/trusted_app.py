@@ -116,7 +116,7 @@ class Pool:
 class KvCounters:
     """What became of the KV of ended requests, since the start."""
 
-    parked: int = 0  # sealed
+    sealed: int = 0  # on disk
     resumed: int = 0
     damaged: int = 0  # dropped: did not authenticate, or did not fit
     dropped: int = 0  # lost to a recall that left no time or memory for sealing

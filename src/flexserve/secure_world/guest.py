@@ -2,7 +2,7 @@
 
 On the TrustZone machine no program of the normal world decides about memory: the kernel of the
 machine does, by its own allocator and its own shrinker. What it grants lies ready in the pool of
-`GuestPages` until Flex-Mem commits it, so the pool follows Flex-Mem's count of granted granules.
+`GuestPages` until Flex-Mem commits it, so the pool follows Flex-Mem's count of granted chunks.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ _IMPORTED_LATER = (
     "numpy.ma",
 )
 # The interpreter hands the lock over this often (seconds); the default of 5 ms is longer than
-# a loader takes for a granule.
+# a loader takes for a chunk.
 _SWITCH_INTERVAL = 0.0005
 
 
@@ -116,11 +116,11 @@ def _resources(options: argparse.Namespace, host: Host, sandbox: Sandbox) -> Pla
     """Return the memory that was asked for. Raises NormalWorldError where it cannot be had."""
     if options.memory == "trustzone":
         pages = trustzone.pages_of(options.ram_fd, options.doorbell_fd, on_end=_end_with_the_machine)
-        memory = trustzone.TrustZoneMemory(pages, options.granule or trustzone.DEFAULT_GRANULE)
+        memory = trustzone.TrustZoneMemory(pages, options.chunk or trustzone.DEFAULT_CHUNK)
         npu = TrustZoneNpu(pages, memory, options.npu_driver) if options.npu_driver else None
         return PlatformResources(memory, pages.ram.size, host, sandbox, pages, npu)
     kind = linux.PlainMemory if options.memory == "plain" else linux.MemfdSecretMemory
-    return PlatformResources(kind(options.granule or linux.DEFAULT_GRANULE), host.ram, host, sandbox)
+    return PlatformResources(kind(options.chunk or linux.DEFAULT_CHUNK), host.ram, host, sandbox)
 
 
 def _end_with_the_machine() -> None:
@@ -165,7 +165,7 @@ def _parser() -> argparse.ArgumentParser:
         "--step-seconds", type=float, default=PATIENCE_OF_STEPS, help="the engine may stand still"
     )
     parser.add_argument("--idle-seconds", type=float, default=300.0)
-    parser.add_argument("--granule", type=int, default=0, help="bytes; a power of two")
+    parser.add_argument("--chunk", type=int, default=0, help="bytes; a power of two")
     return parser
 
 

@@ -80,7 +80,7 @@ class SecureWorld:
         self._engine = Engine(flexmem, threads, heartbeat, adapt=not options.threads, npu=self._npu)
         self._counters = KvCounters()
         limits = Limits(
-            context=options.context or _DEFAULT_CONTEXT, sequences=options.parallel, parked=options.kv_disk
+            context=options.context or _DEFAULT_CONTEXT, sequences=options.parallel, sealed_kv=options.kv_disk
         )
         shop = Workshop(
             self._engine,
@@ -120,7 +120,7 @@ class SecureWorld:
                 protected=protection.protected,
                 summary=self._resources.summary,
                 engine=self._engine.build,
-                granule=self._app.chunk,
+                chunk=self._app.chunk,
             )
         )
         for message in self._link.messages():
@@ -154,7 +154,7 @@ class SecureWorld:
         queued, running = self._scheduler.counts()
         pool = self._app.pool()
         memory = MemoryStatus(
-            granule=self._app.chunk,
+            chunk=self._app.chunk,
             granted=pool.granted,
             secure=pool.secure,
             recalling=pool.recalling,

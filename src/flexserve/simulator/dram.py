@@ -1,4 +1,4 @@
-"""The simulated machine's memory: who owns each granule, and what the others have taken.
+"""The simulated machine's memory: who owns each chunk, and what the others have taken.
 
 The books are flexserve.trusted.memory.ownership itself, so that the simulation is held to the same law
 as the real thing. The background load is normal memory that somebody uses.
@@ -13,23 +13,23 @@ from flexserve.units import MIB, format_size
 
 
 class Dram:
-    """`total` bytes in granules, `background` of which others use."""
+    """`total` bytes in chunks, `background` of which others use."""
 
-    def __init__(self, total: int, background: int, granule: int = 32 * MIB) -> None:
-        self.granule = granule
+    def __init__(self, total: int, background: int, chunk: int = 32 * MIB) -> None:
+        self.chunk = chunk
         self.background = background  # bytes; may be set at any time
-        self._table = OwnershipTable(total // granule)
-        self._normal = list(range(self._table.total))  # numbers of granules that are NORMAL
+        self._table = OwnershipTable(total // chunk)
+        self._normal = list(range(self._table.total))  # numbers of chunks that are NORMAL
 
     @property
     def total(self) -> int:
         """Bytes of memory."""
-        return self._table.total * self.granule
+        return self._table.total * self.chunk
 
     @property
     def secure(self) -> int:
         """Bytes that only the secure world can reach."""
-        return self._table.count(PageState.SECURE) * self.granule
+        return self._table.count(PageState.SECURE) * self.chunk
 
     @property
     def available(self) -> int:
@@ -41,11 +41,11 @@ class Dram:
         return MemorySample(total=self.total, available=max(0, self.available), stall=None)
 
     def take(self, count: int) -> list[int]:
-        """Make `count` granules secure and return their numbers.
+        """Make `count` chunks secure and return their numbers.
 
         Raises GrantRefusedError when so many are not free, and then changes nothing.
         """
-        if count * self.granule > self.available:
+        if count * self.chunk > self.available:
             raise GrantRefusedError(
                 f"The simulated machine has {format_size(max(0, self.available))} left.",
                 hint="Simulate a larger machine, or less background load.",
@@ -56,12 +56,12 @@ class Dram:
         return pages
 
     def give(self, pages: list[int]) -> None:
-        """Give granules back to the normal world."""
+        """Give chunks back to the normal world."""
         self._table.apply(PageEvent.RECALL, pages)
         self._table.apply(PageEvent.SCRUBBED, pages)
         self._normal += pages
 
     def check(self) -> None:
-        """Assert that no granule is lost and that what is listed as normal is."""
+        """Assert that no chunk is lost and that what is listed as normal is."""
         self._table.check()
-        assert len(self._normal) == self._table.count(PageState.NORMAL), "the list of normal granules drifted"
+        assert len(self._normal) == self._table.count(PageState.NORMAL), "the list of normal chunks drifted"

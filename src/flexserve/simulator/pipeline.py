@@ -1,7 +1,7 @@
 """Bringing a model in and computing a prompt on the simulated machine, overlapped or not.
 
 Pages are allocated (CPU), ciphertext is read into them (flash), they are protected and decrypted
-(CPU), and each layer runs when its granules are there. flexserve.trusted.weights.plan says in which
+(CPU), and each layer runs when its chunks are there. flexserve.trusted.weights.plan says in which
 order, and how far compute may go.
 """
 
@@ -13,7 +13,7 @@ from flexserve.simulator.designs import Costs, Design
 from flexserve.simulator.events import Process, Signal, Simulation, Unit
 from flexserve.simulator.weights import SimRestore, SimWeights
 
-_AHEAD = 4  # granules allocated before their ciphertext is read
+_AHEAD = 4  # chunks allocated before their ciphertext is read
 
 
 @dataclasses.dataclass(slots=True)
@@ -47,12 +47,12 @@ class Pipeline:
     def __init__(self, simulation: Simulation, design: Design) -> None:
         self._simulation, self._design = simulation, design
         self.flash, self.cpu, self.engine = Unit(simulation), Unit(simulation), Unit(simulation)
-        self._changed = Signal(simulation)  # a granule was allocated or restored
+        self._changed = Signal(simulation)  # a chunk was allocated or restored
 
     def run(self, weights: SimWeights, taken: list[int], costs: Costs, prompt: int, parts: Parts) -> Process:
-        """Restore the granules `taken` (those that memory was just taken for) and compute the prompt.
+        """Restore the chunks `taken` (those that memory was just taken for) and compute the prompt.
 
-        Adds to `parts`. Granules that another restore has in hand are waited for.
+        Adds to `parts`. Chunks that another restore has in hand are waited for.
         """
         restore = SimRestore(weights)
         compute = prompt * costs.prefill
@@ -65,54 +65,54 @@ class Pipeline:
         yield from self.engine.use(self._design.pass_overhead)
         yield from self._compute(restore, compute * (1 + self._design.slowdown))
 
-    def restore(self, weights: SimWeights, granules: list[int], costs: Costs, parts: Parts) -> None:
-        """Begin to restore `granules`, stage overlapping stage. Adds to `parts`."""
-        size = sum(weights.size(granule) for granule in granules)
+    def restore(self, weights: SimWeights, chunks: list[int], costs: Costs, parts: Parts) -> None:
+        """Begin to restore `chunks`, stage overlapping stage. Adds to `parts`."""
+        size = sum(weights.size(chunk) for chunk in chunks)
         parts.load += size * costs.load
         parts.protect += size * costs.protect
         parts.decrypt += size * costs.decrypt
         allocated = _Count()
         if self._design.whole:
-            allocated.value = len(granules)  # all of it was, before
+            allocated.value = len(chunks)  # all of it was, before
         else:
             parts.allocate += size * costs.allocate
-            self._simulation.spawn(self._allocate(weights, granules, costs, allocated))
-        self._simulation.spawn(self._read(weights, granules, costs, allocated))
+            self._simulation.spawn(self._allocate(weights, chunks, costs, allocated))
+        self._simulation.spawn(self._read(weights, chunks, costs, allocated))
 
-    def wait(self, weights: SimWeights, granule: int) -> Process:
-        """Wait until `granule` is restored."""
-        while not weights.is_resident(granule):
+    def wait(self, weights: SimWeights, chunk: int) -> Process:
+        """Wait until `chunk` is restored."""
+        while not weights.is_resident(chunk):
             yield self._changed
 
-    def _allocate(self, weights: SimWeights, granules: list[int], costs: Costs, allocated: _Count) -> Process:
-        for index, granule in enumerate(granules):
+    def _allocate(self, weights: SimWeights, chunks: list[int], costs: Costs, allocated: _Count) -> Process:
+        for index, chunk in enumerate(chunks):
             while index > allocated.used + _AHEAD:
                 yield self._changed
-            yield from self.cpu.use(costs.allocate * weights.size(granule))
+            yield from self.cpu.use(costs.allocate * weights.size(chunk))
             allocated.value += 1
             self._changed.fire()
 
-    def _read(self, weights: SimWeights, granules: list[int], costs: Costs, allocated: _Count) -> Process:
-        for index, granule in enumerate(granules):
+    def _read(self, weights: SimWeights, chunks: list[int], costs: Costs, allocated: _Count) -> Process:
+        for index, chunk in enumerate(chunks):
             while index >= allocated.value:
                 yield self._changed
-            yield from self.flash.use(costs.load * weights.size(granule))
+            yield from self.flash.use(costs.load * weights.size(chunk))
             allocated.used += 1
-            self._simulation.spawn(self._open(weights, granule, costs))
+            self._simulation.spawn(self._open(weights, chunk, costs))
 
-    def _open(self, weights: SimWeights, granule: int, costs: Costs) -> Process:
-        yield from self.cpu.use((costs.protect + costs.decrypt) * weights.size(granule))
-        weights.settle(granule)
+    def _open(self, weights: SimWeights, chunk: int, costs: Costs) -> Process:
+        yield from self.cpu.use((costs.protect + costs.decrypt) * weights.size(chunk))
+        weights.settle(chunk)
         self._changed.fire()
 
-    def _restore_whole(self, weights: SimWeights, granules: list[int], costs: Costs, parts: Parts) -> Process:
-        size = sum(weights.size(granule) for granule in granules)
+    def _restore_whole(self, weights: SimWeights, chunks: list[int], costs: Costs, parts: Parts) -> Process:
+        size = sum(weights.size(chunk) for chunk in chunks)
         parts.load += size * costs.load
         parts.decrypt += size * costs.decrypt
         yield from self.flash.use(size * costs.load)
         yield from self.cpu.use(size * costs.decrypt)
-        for granule in granules:
-            weights.settle(granule)
+        for chunk in chunks:
+            weights.settle(chunk)
 
     def _compute(self, restore: SimRestore, seconds: float) -> Process:
         nodes = restore.plan.nodes
@@ -128,7 +128,7 @@ class Pipeline:
 
 @dataclasses.dataclass(slots=True)
 class _Count:
-    """Granules of one restore that were allocated, and of those, read."""
+    """Chunks of one restore that were allocated, and of those, read."""
 
     value: int = 0
     used: int = 0

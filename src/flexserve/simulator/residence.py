@@ -55,15 +55,15 @@ class Residence:
     def reserve(self, model: str, working: int, now: float) -> tuple[list[int], bool] | None:
         """Take what a request to `model` needs, with `working` bytes for KV cache and activations.
 
-        Returns the granules to restore, and whether the working memory is new; None when there was
+        Returns the chunks to restore, and whether the working memory is new; None when there was
         not enough even after idle models made room. The model is running then.
         """
         ran = model in self.running
         self.running.add(model)
         weights, scratch = self.weights[model], self._scratch[model]
         absent = weights.absent()
-        pages = 0 if scratch else -(-working // self.dram.granule)
-        size = (len(absent) + pages) * self.dram.granule
+        pages = 0 if scratch else -(-working // self.dram.chunk)
+        size = (len(absent) + pages) * self.dram.chunk
         if not self._granted(size, now):
             self._give_back(size + self._policy.limits.emergency - self.dram.available, now)
             if not self._granted(size, now):
@@ -96,28 +96,28 @@ class Residence:
         return returned
 
     def wanted(self, awaited: Collection[str], now: float) -> tuple[str, int] | None:
-        """Return (model, granule) that is best restored next, and take memory for it.
+        """Return (model, chunk) that is best restored next, and take memory for it.
 
         None when everything idle is at its best, or memory is short. The expected next model
         comes first; what another model holds beyond its target makes room. What requests wait for
         (`awaited`) is left alone: they will restore it themselves.
         """
-        granule = self.dram.granule
+        chunk = self.dram.chunk
         idle = self.weights.keys() - self.running
-        room = self._budget - sum(len(self._scratch[name]) for name in idle) * granule
+        room = self._budget - sum(len(self._scratch[name]) for name in idle) * chunk
         room -= sum(self.weights[name].held for name in idle & set(awaited))
-        goals = cache.targets(self._profiles(now, idle - set(awaited)), room, granule=granule)
-        short = {name: align_up(goal, granule) - self.weights[name].held for name, goal in goals.items()}
+        goals = cache.targets(self._profiles(now, idle - set(awaited)), room, chunk=chunk)
+        short = {name: align_up(goal, chunk) - self.weights[name].held for name, goal in goals.items()}
         lacking = [name for name, size in short.items() if size > 0]
         if not lacking:
             return None
         model = max(lacking, key=lambda name: (name == self._expected, short[name], name))
-        if self._idle_bytes() + granule <= self._budget:
-            if not self._granted(granule, now, minimum=0):
+        if self._idle_bytes() + chunk <= self._budget:
+            if not self._granted(chunk, now, minimum=0):
                 return None
-        else:  # one granule for another: that takes no grant
+        else:  # one chunk for another: that takes no grant
             surplus = min(short, key=lambda name: (short[name], name))
-            if short[surplus] >= 0 or self.dram.available < 0 or not self.weights[surplus].drop(granule):
+            if short[surplus] >= 0 or self.dram.available < 0 or not self.weights[surplus].drop(chunk):
                 return None
         first = self.weights[model].absent()[0]
         self.weights[model].take([first])
@@ -128,7 +128,7 @@ class Residence:
         """Assert that memory is conserved and accounted for, and that idle models keep to the budget."""
         self.dram.check()
         held = sum(weights.held for weights in self.weights.values())
-        scratch = sum(len(pages) for pages in self._scratch.values()) * self.dram.granule
+        scratch = sum(len(pages) for pages in self._scratch.values()) * self.dram.chunk
         assert held + scratch == self.dram.secure, "secure memory that no model holds"
         assert self._idle_bytes() <= self._budget, "idle models hold more than the budget"
 
@@ -150,7 +150,7 @@ class Residence:
         victims = None
         if self._design.keeping is Keeping.MOST_VALUABLE:
             profiles = self._profiles(now, self.weights)
-            victims = functools.partial(cache.victims, profiles, granule=self.dram.granule)
+            victims = functools.partial(cache.victims, profiles, chunk=self.dram.chunk)
         returned = 0
         for step in recall.plan(holdings, size, victims=victims):
             if step.kind is Kind.SCRATCH:
@@ -163,7 +163,7 @@ class Residence:
         found = []
         for model, weights in self.weights.items():
             running, last = model in self.running, self._last_used[model]
-            scratch = len(self._scratch[model]) * self.dram.granule
+            scratch = len(self._scratch[model]) * self.dram.chunk
             found.append(Holding(model, Kind.SCRATCH, scratch, running, last))
             found.append(Holding(model, Kind.WEIGHTS, weights.resident, running, last))
         return found
@@ -171,11 +171,11 @@ class Residence:
     def _drop_scratch(self, model: str) -> int:
         pages, self._scratch[model] = self._scratch[model], []
         self.dram.give(pages)
-        return len(pages) * self.dram.granule
+        return len(pages) * self.dram.chunk
 
     def _idle_bytes(self) -> int:
         idle = self.weights.keys() - self.running
-        scratch = sum(len(self._scratch[model]) for model in idle) * self.dram.granule
+        scratch = sum(len(self._scratch[model]) for model in idle) * self.dram.chunk
         return scratch + sum(self.weights[model].held for model in idle)
 
     def _profiles(self, now: float, models: Collection[str]) -> list[Profile]:

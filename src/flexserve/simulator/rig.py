@@ -27,9 +27,9 @@ class Rig:
         budget: int,
         background: int = 8 * GIB,
         machine: Machine = RK3588,
-        granule: int = 8 * MIB,
+        chunk: int = 8 * MIB,
     ) -> None:
-        self.dram = Dram(machine.memory, background, granule)
+        self.dram = Dram(machine.memory, background, chunk)
         # The paper runs 8 B models beside 8 GB of other load on a board of 16 GB, which leaves the OS
         # next to nothing: a request for what it needs may have the last of memory.
         limits = dataclasses.replace(Limits.for_machine(machine.memory), emergency=0)
@@ -41,7 +41,7 @@ class Rig:
             models,
             dram=self.dram,
             budget=budget,
-            policy=PressurePolicy(limits, granule=granule),
+            policy=PressurePolicy(limits, chunk=chunk),
         )
 
     def ask(self, model: str, prompt: int, answer: int = 1) -> Ticket:

@@ -1,4 +1,4 @@
-"""Secure memory of the simulated machine: a budget of granules behind bytearrays, deterministic.
+"""Secure memory of the simulated machine: a budget of chunks behind bytearrays, deterministic.
 
 Addresses are made up (the same in every run), so only `view` reaches the bytes. Unlike real
 memory, a view that outlives the release of its range raises ValueError at its next use instead
@@ -11,18 +11,18 @@ import threading
 import weakref
 
 from flexserve.errors import GrantRefusedError, InternalError
-from flexserve.platforms.chunks import GranuleBooks, GranuleState
+from flexserve.platforms.chunks import ChunkBooks, ChunkState
 from flexserve.platforms.ports import Arena, Protection
 from flexserve.units import GIB, MIB, align_up, format_size
 
-_FIRST_BASE = 64 * GIB  # anywhere that is not 0 and a multiple of any sensible granule
+_FIRST_BASE = 64 * GIB  # anywhere that is not 0 and a multiple of any sensible chunk
 
 
 class SimSecureMemory:
     """The SecureMemory port over `total` bytes of simulated memory."""
 
-    def __init__(self, total: int, granule: int = MIB) -> None:
-        self._books = GranuleBooks(granule)
+    def __init__(self, total: int, chunk: int = MIB) -> None:
+        self._books = ChunkBooks(chunk)
         self._total = total
         self._used = 0
         self._next_base = _FIRST_BASE
@@ -31,9 +31,9 @@ class SimSecureMemory:
         self._lock = threading.Lock()
 
     @property
-    def granule(self) -> int:
+    def chunk(self) -> int:
         """Bytes of the unit of commit and release."""
-        return self._books.granule
+        return self._books.chunk
 
     @property
     def protection(self) -> Protection:
@@ -45,11 +45,11 @@ class SimSecureMemory:
         )
 
     def reserve(self, size: int) -> Arena:
-        """Reserve made-up addresses for `size` bytes, rounded up to granules. Uses no budget."""
-        size = align_up(max(size, 1), self.granule)
+        """Reserve made-up addresses for `size` bytes, rounded up to chunks. Uses no budget."""
+        size = align_up(max(size, 1), self.chunk)
         with self._lock:
             arena = Arena(base=self._next_base, size=size)
-            self._next_base = align_up(arena.base + size + 1, max(self.granule, MIB))  # a gap between arenas
+            self._next_base = align_up(arena.base + size + 1, max(self.chunk, MIB))  # a gap between arenas
             self._bytes[arena] = bytearray(size)
             self._views[arena] = []
         self._books.open(arena)
@@ -59,13 +59,13 @@ class SimSecureMemory:
         """Take `length` bytes of the budget for a range; it reads as zeros.
 
         Raises GrantRefusedError past the budget, InternalError for a range that is outside the
-        arena or (partly) committed; either way every granule is as it was.
+        arena or (partly) committed; either way every chunk is as it was.
         """
         self._books.claim_commit(arena, offset, length)
-        settled = GranuleState.EMPTY
+        settled = ChunkState.EMPTY
         try:
             self._take(length)
-            settled = GranuleState.COMMITTED
+            settled = ChunkState.COMMITTED
         finally:
             self._books.settle(arena, offset, length, settled)
 
@@ -77,12 +77,12 @@ class SimSecureMemory:
         """
         del keep
         self._books.claim_release(arena, offset, length)
-        settled = GranuleState.COMMITTED
+        settled = ChunkState.COMMITTED
         try:
             self._kill_views(arena, offset, offset + length)
-            settled = GranuleState.EMPTY
+            settled = ChunkState.EMPTY
         finally:
-            if settled is GranuleState.EMPTY:
+            if settled is ChunkState.EMPTY:
                 self._scrub(arena, offset, length)
                 self._take(-length)
             self._books.settle(arena, offset, length, settled)
@@ -123,9 +123,9 @@ class SimSecureMemory:
             self._used += length
 
     def _scrub(self, arena: Arena, offset: int, length: int) -> None:
-        data, zeros = self._bytes[arena], bytes(self.granule)
-        for start in range(offset, offset + length, self.granule):
-            data[start : start + self.granule] = zeros
+        data, zeros = self._bytes[arena], bytes(self.chunk)
+        for start in range(offset, offset + length, self.chunk):
+            data[start : start + self.chunk] = zeros
 
     def _kill_views(self, arena: Arena, start: int, end: int) -> None:
         with self._lock:

@@ -27,7 +27,7 @@ from flexserve.simulator.residence import Residence
 
 _SLOTS = 4  # sequences of a model that are generated at a time
 _CHUNK = 8  # tokens of a decode turn
-_LOADERS = 2  # granules that the background loader has in hand: one is read while one is decrypted
+_LOADERS = 2  # chunks that the background loader has in hand: one is read while one is decrypted
 
 
 @dataclasses.dataclass(slots=True)
@@ -44,7 +44,7 @@ class Ticket:
     parts: Parts = dataclasses.field(default_factory=Parts)
     produced: int = 0  # tokens
     prepared: int = 0  # bytes of working memory that it had to allocate
-    taken: list[int] = dataclasses.field(default_factory=list)  # granules that it had to restore
+    taken: list[int] = dataclasses.field(default_factory=list)  # chunks that it had to restore
 
     @property
     def ttft(self) -> float:
@@ -83,7 +83,7 @@ class Server:
         self._pipeline = Pipeline(simulation, design)
         self._turns = Turns()
         self._urgent = False  # a request waits for memory or a restore: the background loader rests
-        self._fetching = 0  # granules that the background loader has in hand
+        self._fetching = 0  # chunks that the background loader has in hand
         self._slept_at = float("-inf")  # when there was work last
         self._arrived = Signal(simulation)
         self._settled = Signal(simulation)  # the background loader may have something to do
@@ -176,7 +176,7 @@ class Server:
         yield self._design.start + self._design.handover + wake
         prepared = ticket.prepared
         if self._design.whole:
-            prepared += sum(weights.size(granule) for granule in ticket.taken)
+            prepared += sum(weights.size(chunk) for chunk in ticket.taken)
         parts.prepare += prepared * (costs.allocate + costs.protect)
         yield from self._pipeline.cpu.use(prepared * (costs.allocate + costs.protect))
         self._urgent = bool(ticket.taken)
@@ -219,10 +219,10 @@ class Server:
             if found is None:
                 yield self._settled
                 continue
-            model, granule = found
+            model, chunk = found
             weights = self.residence.weights[model]
-            self._pipeline.restore(weights, [granule], self._costs[model], Parts())
+            self._pipeline.restore(weights, [chunk], self._costs[model], Parts())
             self._fetching += 1
-            yield from self._pipeline.wait(weights, granule)
+            yield from self._pipeline.wait(weights, chunk)
             self._fetching -= 1
             self._fetched.fire()

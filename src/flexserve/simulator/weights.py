@@ -10,32 +10,32 @@ from flexserve.trusted.weights.plan import ABSENT, LOADING, RESIDENT, Needs, Res
 
 
 class SimWeights:
-    """Which granules of a model are where. Layers read equal parts of the model, front to back."""
+    """Which chunks of a model are where. Layers read equal parts of the model, front to back."""
 
     def __init__(self, model: SimModel, dram: Dram) -> None:
         self._dram, self._bytes = dram, model.weights
-        granule = dram.granule
-        self.count = -(-model.weights // granule)
+        chunk = dram.chunk
+        self.count = -(-model.weights // chunk)
         self.states = np.full(self.count, ABSENT, dtype=np.uint8)
-        self._pages: dict[int, int] = {}  # granule of the model -> granule of memory
+        self._pages: dict[int, int] = {}  # chunk of the model -> chunk of memory
         edges = [model.weights * node // model.layers for node in range(model.layers + 1)]
         reads = [
             (node, each)
             for node in range(model.layers)
-            for each in range(edges[node] // granule, -(-edges[node + 1] // granule))
+            for each in range(edges[node] // chunk, -(-edges[node + 1] // chunk))
         ]
-        nodes, granules = np.array(reads, dtype=np.int32).T
-        self.needs = Needs(model.layers, nodes, granules)
+        nodes, chunks = np.array(reads, dtype=np.int32).T
+        self.needs = Needs(model.layers, nodes, chunks)
 
     @property
     def held(self) -> int:
         """Bytes of memory taken, whether restored yet or not."""
-        return len(self._pages) * self._dram.granule
+        return len(self._pages) * self._dram.chunk
 
     @property
     def resident(self) -> int:
         """Bytes of memory with weights in them."""
-        return int(np.count_nonzero(self.states == RESIDENT)) * self._dram.granule
+        return int(np.count_nonzero(self.states == RESIDENT)) * self._dram.chunk
 
     @property
     def resident_fraction(self) -> float:
@@ -45,37 +45,37 @@ class SimWeights:
     @property
     def missing(self) -> int:
         """Bytes that are not resident."""
-        return int(np.count_nonzero(self.states != RESIDENT)) * self._dram.granule
+        return int(np.count_nonzero(self.states != RESIDENT)) * self._dram.chunk
 
-    def size(self, granule: int) -> int:
-        """Return how many bytes of the model are in its granule number `granule`."""
-        return min(self._dram.granule, self._bytes - granule * self._dram.granule)
+    def size(self, chunk: int) -> int:
+        """Return how many bytes of the model are in its chunk number `chunk`."""
+        return min(self._dram.chunk, self._bytes - chunk * self._dram.chunk)
 
-    def is_resident(self, granule: int) -> bool:
-        """Return whether a granule has been restored."""
-        return bool(self.states[granule] == RESIDENT)
+    def is_resident(self, chunk: int) -> bool:
+        """Return whether a chunk has been restored."""
+        return bool(self.states[chunk] == RESIDENT)
 
     def absent(self) -> list[int]:
-        """Return the granules without memory, in layer order."""
+        """Return the chunks without memory, in layer order."""
         return np.flatnonzero(self.states == ABSENT).tolist()
 
-    def take(self, granules: list[int]) -> None:
-        """Put memory behind absent granules. Raises GrantRefusedError and then changes nothing."""
-        self._pages.update(zip(granules, self._dram.take(len(granules)), strict=True))
-        self.states[granules] = LOADING
+    def take(self, chunks: list[int]) -> None:
+        """Put memory behind absent chunks. Raises GrantRefusedError and then changes nothing."""
+        self._pages.update(zip(chunks, self._dram.take(len(chunks)), strict=True))
+        self.states[chunks] = LOADING
 
-    def settle(self, granule: int) -> None:
-        """A granule that was being restored is there."""
-        self.states[granule] = RESIDENT
+    def settle(self, chunk: int) -> None:
+        """A chunk that was being restored is there."""
+        self.states[chunk] = RESIDENT
 
     def drop(self, size: int) -> int:
-        """Give the last resident granules back, about `size` bytes of them; return the bytes."""
-        count = -(-size // self._dram.granule)
+        """Give the last resident chunks back, about `size` bytes of them; return the bytes."""
+        count = -(-size // self._dram.chunk)
         resident = np.flatnonzero(self.states == RESIDENT).tolist()
         tail = resident[max(0, len(resident) - count) :]
-        self._dram.give([self._pages.pop(granule) for granule in tail])
+        self._dram.give([self._pages.pop(chunk) for chunk in tail])
         self.states[tail] = ABSENT
-        return len(tail) * self._dram.granule
+        return len(tail) * self._dram.chunk
 
 
 class SimRestore:

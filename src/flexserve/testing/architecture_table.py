@@ -29,7 +29,7 @@ TOKENS = 8
 _CONTEXT = 256
 _APART = 0.01  # natural logarithms of probabilities
 _ALIKE = 0.9999  # cosine of vectors
-_OPTIONS = ("--context", str(_CONTEXT), "--threads", "1", "--granule", "65536", "--memory", "plain")
+_OPTIONS = ("--context", str(_CONTEXT), "--threads", "1", "--chunk", "65536", "--memory", "plain")
 _HEAD = """# Architectures
 
 What becomes of a tiny model of random weights of each architecture that the pinned llama.cpp knows, in a

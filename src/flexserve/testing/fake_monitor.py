@@ -35,7 +35,7 @@ class NpuGate(Protocol):
         """Let it reach what the page states say."""
 
     def moved(self, first: int, pages: int, state: PageState) -> None:
-        """Take note of the new state of pages of these numbers."""
+        """Record the new state of pages of these numbers."""
 
     def go_on(self) -> bool:
         """Go on with what a reset interrupted; return whether it still does."""

@@ -17,9 +17,9 @@ class Refusing:
         self.after = after
 
     @property
-    def granule(self) -> int:
+    def chunk(self) -> int:
         """Bytes of the unit of commit and release."""
-        return self._memory.granule
+        return self._memory.chunk
 
     @property
     def protection(self) -> Protection:

@@ -24,7 +24,7 @@ LARGEST = 64 * MIB  # bytes of a file that is added here
 PROMPT = "Once there was a house, bade fo ge. Ça va, мир? 12 + 34. " * 3
 TOKENS = 4
 _BUDGET = GIB  # bytes that a world is granted at any time
-_OPTIONS = ("--context", "256", "--threads", "1", "--granule", "65536", "--memory", "plain")
+_OPTIONS = ("--context", "256", "--threads", "1", "--chunk", "65536", "--memory", "plain")
 _SOUND, _CHANGED = "sound", "changed"
 
 

@@ -39,8 +39,8 @@ from flexserve.testing.trustzone import eventually
 from flexserve.testing.trustzone_npu import DRIVER, NpuMachine, OsJobs
 from flexserve.units import KIB, MIB
 
-_GRANULE = 64 * KIB
-_SPARE = 32  # granules that come and go
+_CHUNK = 64 * KIB
+_SPARE = 32  # chunks that come and go
 _HANG = 60.0  # seconds
 _TELL_EVERY = 10_000  # steps
 _SECRET = b"nobody else's "
@@ -80,11 +80,11 @@ class Secure:
 
     def __init__(self, pages: GuestPages, driver: bytes, rng: random.Random, done: Counter[str]) -> None:
         self._random, self._done = rng, done
-        self._memory = TrustZoneMemory(pages, _GRANULE)
+        self._memory = TrustZoneMemory(pages, _CHUNK)
         self._npu = TrustZoneNpu(pages, self._memory, driver)
         self._bench = Bench(self._memory, self._npu.limits)
         self._tasks = [self._task(*shape) for shape in _SHAPES]
-        self._spare = self._memory.reserve(_SPARE * _GRANULE)
+        self._spare = self._memory.reserve(_SPARE * _CHUNK)
         self._committed: set[int] = set()
         self._running: list[Task] = []
 
@@ -132,26 +132,26 @@ class Secure:
         self._npu.release()
 
     def come_and_go(self) -> None:
-        """Commit a granule and write a secret into it, or release it."""
-        granule = self._random.randrange(_SPARE)
-        at = granule * _GRANULE
-        if granule in self._committed:
+        """Commit a chunk and write a secret into it, or release it."""
+        chunk = self._random.randrange(_SPARE)
+        at = chunk * _CHUNK
+        if chunk in self._committed:
             keep = self._random.random() < 0.3
-            self._committed.remove(granule)
-            self._memory.release(self._spare, at, _GRANULE, keep=keep)
+            self._committed.remove(chunk)
+            self._memory.release(self._spare, at, _CHUNK, keep=keep)
             return
-        self._memory.commit(self._spare, at, _GRANULE)
-        view = self._memory.view(self._spare, at, _GRANULE)
+        self._memory.commit(self._spare, at, _CHUNK)
+        view = self._memory.view(self._spare, at, _CHUNK)
         assert not any(view[:: PAGE // 2]), "a page came with something in it"
         view[: len(_SECRET)] = _SECRET
-        self._committed.add(granule)
+        self._committed.add(chunk)
 
     def leave(self) -> None:
         """Give everything back, the NPU first."""
         self._npu.release()
         assert eventually(lambda: self._npu.state is NpuState.AWAY, within=_HANG), "it does not go"
-        for granule in sorted(self._committed):
-            self._memory.release(self._spare, granule * _GRANULE, _GRANULE)
+        for chunk in sorted(self._committed):
+            self._memory.release(self._spare, chunk * _CHUNK, _CHUNK)
         self._committed.clear()
 
     def _spoil(self, task: Task) -> None:

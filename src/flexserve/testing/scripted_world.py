@@ -56,7 +56,7 @@ from flexserve.protocol.messages import (
     Welcome,
 )
 
-GRANULE = 2 << 20  # bytes
+CHUNK = 2 << 20  # bytes
 PROMPT_TOKENS = 7  # of every prompt
 
 
@@ -262,14 +262,14 @@ class ScriptedWorld:
 
     def _welcome(self) -> Welcome:
         summary = "A scripted world: nothing is protected, nothing is computed."
-        return Welcome(self._script.version, os.getpid(), "scripted", False, summary, "script", GRANULE)
+        return Welcome(self._script.version, os.getpid(), "scripted", False, summary, "script", CHUNK)
 
     def _status(self, serial: int) -> Status:
         models = [
             ModelStatus(name, "partial", 1000, 250, 30, 20, running=bool(self._requests))
             for name in self._script.models
         ]
-        memory = MemoryStatus(GRANULE, 0, self._held, 0, self._held, self._held + 1)
+        memory = MemoryStatus(CHUNK, 0, self._held, 0, self._held, self._held + 1)
         return Status(serial, models, memory, queued=0, running=len(self._requests))
 
     def _recalled(self, message: Recall) -> Recalled:

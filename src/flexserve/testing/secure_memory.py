@@ -7,8 +7,8 @@ To test an adapter, derive a class in a test module of yours:
             return MyMemory()
 
         @contextmanager
-        def scarce_memory(self, granules: int) -> Iterator[SecureMemory]:
-            yield MyMemory(limit=granules * GRANULE)
+        def scarce_memory(self, chunks: int) -> Iterator[SecureMemory]:
+            yield MyMemory(limit=chunks * CHUNK)
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import pytest
 from flexserve.errors import GrantRefusedError, InternalError
 from flexserve.platforms.ports import Arena, SecureMemory
 
-GRANULES = 8  # of the arena that most tests work in
+CHUNKS = 8  # of the arena that most tests work in
 _TOUCH_STEP = 4096  # the smallest page of any machine: one byte in each makes the whole range resident
 
 
@@ -35,11 +35,11 @@ class SecureMemoryContract(abc.ABC):
 
     @abc.abstractmethod
     def create_memory(self) -> SecureMemory:
-        """Return a fresh adapter with room for at least 64 granules."""
+        """Return a fresh adapter with room for at least 64 chunks."""
 
     @abc.abstractmethod
-    def scarce_memory(self, granules: int) -> contextlib.AbstractContextManager[SecureMemory]:
-        """Return a context with an adapter whose OS has `granules` granules to give and no more."""
+    def scarce_memory(self, chunks: int) -> contextlib.AbstractContextManager[SecureMemory]:
+        """Return a context with an adapter whose OS has `chunks` chunks to give and no more."""
 
     @pytest.fixture
     def memory(self) -> SecureMemory:
@@ -47,28 +47,28 @@ class SecureMemoryContract(abc.ABC):
 
     @pytest.fixture
     def arena(self, memory: SecureMemory) -> Iterator[Arena]:
-        arena = memory.reserve(GRANULES * memory.granule)
+        arena = memory.reserve(CHUNKS * memory.chunk)
         yield arena
         memory.free(arena)
 
     # Arenas
 
-    def test_a_granule_is_a_power_of_two(self, memory: SecureMemory) -> None:
-        assert memory.granule > 0
-        assert memory.granule & (memory.granule - 1) == 0
+    def test_a_chunk_is_a_power_of_two(self, memory: SecureMemory) -> None:
+        assert memory.chunk > 0
+        assert memory.chunk & (memory.chunk - 1) == 0
 
     def test_the_label_says_something_to_people(self, memory: SecureMemory) -> None:
         assert memory.protection.name
         assert memory.protection.summary.endswith(".")
 
-    def test_an_arena_is_whole_granules_on_a_granule_boundary(self, memory: SecureMemory) -> None:
-        arena = memory.reserve(memory.granule + 1)
-        assert arena.size == 2 * memory.granule
-        assert arena.base % memory.granule == 0
+    def test_an_arena_is_whole_chunks_on_a_chunk_boundary(self, memory: SecureMemory) -> None:
+        arena = memory.reserve(memory.chunk + 1)
+        assert arena.size == 2 * memory.chunk
+        assert arena.base % memory.chunk == 0
         memory.free(arena)
 
     def test_arenas_do_not_overlap(self, memory: SecureMemory) -> None:
-        arenas = [memory.reserve(count * memory.granule) for count in (1, 3, 2)]
+        arenas = [memory.reserve(count * memory.chunk) for count in (1, 3, 2)]
         spans = sorted((arena.base, arena.base + arena.size) for arena in arenas)
         assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
         for arena in arenas:
@@ -76,7 +76,7 @@ class SecureMemoryContract(abc.ABC):
 
     def test_a_reservation_uses_no_memory(self, memory: SecureMemory) -> None:
         before = memory.resident()
-        arena = memory.reserve(GRANULES * memory.granule)
+        arena = memory.reserve(CHUNKS * memory.chunk)
         assert memory.resident() == before
         memory.free(arena)
 
@@ -87,12 +87,12 @@ class SecureMemoryContract(abc.ABC):
         assert bytes(memory.view(arena, 0, arena.size)) == bytes(arena.size)
 
     def test_memory_reads_as_it_was_written(self, memory: SecureMemory, arena: Arena) -> None:
-        memory.commit(arena, 0, 2 * memory.granule)
-        memory.view(arena, memory.granule - 2, 4)[:] = b"abcd"
-        assert bytes(memory.view(arena, memory.granule - 3, 6)) == b"\0abcd\0"
+        memory.commit(arena, 0, 2 * memory.chunk)
+        memory.view(arena, memory.chunk - 2, 4)[:] = b"abcd"
+        assert bytes(memory.view(arena, memory.chunk - 3, 6)) == b"\0abcd\0"
 
     def test_two_views_of_a_range_see_the_same_memory(self, memory: SecureMemory, arena: Arena) -> None:
-        memory.commit(arena, 0, memory.granule)
+        memory.commit(arena, 0, memory.chunk)
         one, other = memory.view(arena, 0, 8), memory.view(arena, 4, 8)
         one[4:] = b"seen"
         assert bytes(other[:4]) == b"seen"
@@ -110,17 +110,17 @@ class SecureMemoryContract(abc.ABC):
         self, memory: SecureMemory, arena: Arena
     ) -> None:
         before = memory.resident()
-        memory.commit(arena, 0, 2 * memory.granule)
-        _fill(memory, arena, 0, 2 * memory.granule, 0xA5)
-        memory.release(arena, 0, 2 * memory.granule, keep=True)
+        memory.commit(arena, 0, 2 * memory.chunk)
+        _fill(memory, arena, 0, 2 * memory.chunk, 0xA5)
+        memory.release(arena, 0, 2 * memory.chunk, keep=True)
         with pytest.raises(InternalError):
             memory.view(arena, 0, 1)
-        memory.commit(arena, 4 * memory.granule, 2 * memory.granule)
-        assert not any(memory.view(arena, 4 * memory.granule, 2 * memory.granule))
-        assert abs(memory.resident() - before - 2 * memory.granule) <= memory.granule
+        memory.commit(arena, 4 * memory.chunk, 2 * memory.chunk)
+        assert not any(memory.view(arena, 4 * memory.chunk, 2 * memory.chunk))
+        assert abs(memory.resident() - before - 2 * memory.chunk) <= memory.chunk
 
     def test_a_release_leaves_its_neighbours_untouched(self, memory: SecureMemory, arena: Arena) -> None:
-        unit = memory.granule
+        unit = memory.chunk
         memory.commit(arena, 0, 5 * unit)
         for index in range(5):
             _fill(memory, arena, index * unit, unit, index + 1)
@@ -129,7 +129,7 @@ class SecureMemoryContract(abc.ABC):
         assert bytes(memory.view(arena, 4 * unit, unit)) == bytes([5]) * unit
 
     def test_a_commit_leaves_its_neighbours_untouched(self, memory: SecureMemory, arena: Arena) -> None:
-        unit = memory.granule
+        unit = memory.chunk
         memory.commit(arena, 0, unit)
         memory.commit(arena, 2 * unit, unit)
         _fill(memory, arena, 0, unit, 7)
@@ -142,7 +142,7 @@ class SecureMemoryContract(abc.ABC):
     def test_a_view_has_the_length_asked_for_and_is_writable(
         self, memory: SecureMemory, arena: Arena
     ) -> None:
-        memory.commit(arena, 0, memory.granule)
+        memory.commit(arena, 0, memory.chunk)
         view = memory.view(arena, 3, 17)
         assert (view.nbytes, view.itemsize, view.readonly) == (17, 1, False)
 
@@ -153,9 +153,9 @@ class SecureMemoryContract(abc.ABC):
     def test_a_view_that_reaches_past_committed_memory_is_refused(
         self, memory: SecureMemory, arena: Arena
     ) -> None:
-        memory.commit(arena, 0, memory.granule)
+        memory.commit(arena, 0, memory.chunk)
         with pytest.raises(InternalError):
-            memory.view(arena, memory.granule - 1, 2)
+            memory.view(arena, memory.chunk - 1, 2)
 
     def test_a_view_outside_the_arena_is_refused(self, memory: SecureMemory, arena: Arena) -> None:
         memory.commit(arena, 0, arena.size)
@@ -164,11 +164,11 @@ class SecureMemoryContract(abc.ABC):
                 memory.view(arena, offset, length)
 
     def test_no_view_is_given_of_released_memory(self, memory: SecureMemory, arena: Arena) -> None:
-        memory.commit(arena, 0, 2 * memory.granule)
-        memory.release(arena, 0, memory.granule)
+        memory.commit(arena, 0, 2 * memory.chunk)
+        memory.release(arena, 0, memory.chunk)
         with pytest.raises(InternalError):
             memory.view(arena, 0, 1)
-        assert bytes(memory.view(arena, memory.granule, 1)) == b"\0"
+        assert bytes(memory.view(arena, memory.chunk, 1)) == b"\0"
 
     # What is refused changes nothing
 
@@ -181,7 +181,7 @@ class SecureMemoryContract(abc.ABC):
         self, memory: SecureMemory, arena: Arena, offset: int, length: int
     ) -> None:
         self._raises_and_changes_nothing(
-            memory, arena, lambda call: call(arena, offset * memory.granule, length * memory.granule)
+            memory, arena, lambda call: call(arena, offset * memory.chunk, length * memory.chunk)
         )
 
     @pytest.mark.parametrize(
@@ -190,15 +190,15 @@ class SecureMemoryContract(abc.ABC):
     def test_an_unaligned_range_raises_and_changes_nothing(
         self, memory: SecureMemory, arena: Arena, offset: int, length: int
     ) -> None:
-        half = memory.granule // 2
+        half = memory.chunk // 2
         self._raises_and_changes_nothing(
             memory,
             arena,
-            lambda call: call(arena, 2 * memory.granule + offset * half, memory.granule + length * half),
+            lambda call: call(arena, 2 * memory.chunk + offset * half, memory.chunk + length * half),
         )
 
     def test_a_double_commit_raises_and_changes_nothing(self, memory: SecureMemory, arena: Arena) -> None:
-        unit = memory.granule
+        unit = memory.chunk
         memory.commit(arena, unit, unit)
         _fill(memory, arena, unit, unit, 3)
         with pytest.raises(InternalError):
@@ -208,7 +208,7 @@ class SecureMemoryContract(abc.ABC):
         memory.commit(arena, 2 * unit, unit)
 
     def test_a_double_release_raises_and_changes_nothing(self, memory: SecureMemory, arena: Arena) -> None:
-        unit = memory.granule
+        unit = memory.chunk
         memory.commit(arena, 0, 3 * unit)
         _fill(memory, arena, 0, 3 * unit, 3)
         memory.release(arena, unit, unit)
@@ -221,14 +221,14 @@ class SecureMemoryContract(abc.ABC):
 
     def test_releasing_nothing_is_always_safe(self, memory: SecureMemory, arena: Arena) -> None:
         memory.release(arena, 0, 0)
-        memory.commit(arena, 0, memory.granule)
+        memory.commit(arena, 0, memory.chunk)
         memory.release(arena, 0, 0)
         assert bytes(memory.view(arena, 0, 1)) == b"\0"
 
     def test_a_refused_commit_leaves_everything_as_it_was(self) -> None:
         with self.scarce_memory(3) as memory:
-            unit = memory.granule
-            arena = memory.reserve(GRANULES * unit)
+            unit = memory.chunk
+            arena = memory.reserve(CHUNKS * unit)
             memory.commit(arena, 0, unit)
             _fill(memory, arena, 0, unit, 0x5A)
             before = memory.resident()
@@ -236,7 +236,7 @@ class SecureMemoryContract(abc.ABC):
                 memory.commit(arena, 2 * unit, 4 * unit)
             assert refusal.value.hint
             assert memory.resident() == before
-            for index in range(1, GRANULES):
+            for index in range(1, CHUNKS):
                 with pytest.raises(InternalError):
                     memory.view(arena, index * unit, 1)
             assert bytes(memory.view(arena, 0, unit)) == bytes([0x5A]) * unit
@@ -245,13 +245,13 @@ class SecureMemoryContract(abc.ABC):
 
     def test_a_refused_commit_can_be_tried_again(self) -> None:
         with self.scarce_memory(3) as memory:
-            unit = memory.granule
-            arena = memory.reserve(GRANULES * unit)
+            unit = memory.chunk
+            arena = memory.reserve(CHUNKS * unit)
             with pytest.raises(GrantRefusedError):
                 memory.commit(arena, 0, 4 * unit)
             memory.free(arena)
         with self.scarce_memory(3) as memory:
-            arena = memory.reserve(GRANULES * unit)
+            arena = memory.reserve(CHUNKS * unit)
             memory.commit(arena, 0, 3 * unit)
             with pytest.raises(GrantRefusedError):
                 memory.commit(arena, 3 * unit, unit)
@@ -266,43 +266,43 @@ class SecureMemoryContract(abc.ABC):
         before = memory.resident()
         memory.commit(arena, 0, arena.size)
         _touch(memory, arena, 0, arena.size)
-        assert abs(memory.resident() - before - arena.size) <= memory.granule
+        assert abs(memory.resident() - before - arena.size) <= memory.chunk
         memory.release(arena, 0, arena.size // 2)
-        assert abs(memory.resident() - before - arena.size // 2) <= memory.granule
+        assert abs(memory.resident() - before - arena.size // 2) <= memory.chunk
         memory.release(arena, arena.size // 2, arena.size // 2)
-        assert abs(memory.resident() - before) <= memory.granule
+        assert abs(memory.resident() - before) <= memory.chunk
 
     def test_free_gives_everything_back(self, memory: SecureMemory) -> None:
         before = memory.resident()
-        arena = memory.reserve(GRANULES * memory.granule)
-        memory.commit(arena, memory.granule, 2 * memory.granule)
-        memory.commit(arena, 5 * memory.granule, memory.granule)
-        _touch(memory, arena, memory.granule, 2 * memory.granule)
+        arena = memory.reserve(CHUNKS * memory.chunk)
+        memory.commit(arena, memory.chunk, 2 * memory.chunk)
+        memory.commit(arena, 5 * memory.chunk, memory.chunk)
+        _touch(memory, arena, memory.chunk, 2 * memory.chunk)
         memory.free(arena)
         assert memory.resident() <= before
 
     def test_a_freed_arena_is_dead(self, memory: SecureMemory) -> None:
-        arena = memory.reserve(memory.granule)
+        arena = memory.reserve(memory.chunk)
         memory.free(arena)
         for call in (memory.commit, memory.release, memory.view):
             with pytest.raises(InternalError):
-                call(arena, 0, memory.granule)
+                call(arena, 0, memory.chunk)
         with pytest.raises(InternalError):
             memory.free(arena)
 
     def test_an_arena_of_another_memory_is_refused(self, memory: SecureMemory) -> None:
-        stranger = Arena(base=64 * memory.granule, size=memory.granule)
+        stranger = Arena(base=64 * memory.chunk, size=memory.chunk)
         with pytest.raises(InternalError):
-            memory.commit(stranger, 0, memory.granule)
+            memory.commit(stranger, 0, memory.chunk)
 
     def test_memory_comes_and_goes_many_times_without_a_leak(
         self, memory: SecureMemory, arena: Arena
     ) -> None:
         before = memory.resident()
         for _ in range(50):
-            memory.commit(arena, 0, 2 * memory.granule)
-            _touch(memory, arena, 0, 2 * memory.granule)
-            memory.release(arena, 0, 2 * memory.granule)
+            memory.commit(arena, 0, 2 * memory.chunk)
+            _touch(memory, arena, 0, 2 * memory.chunk)
+            memory.release(arena, 0, 2 * memory.chunk)
         assert memory.resident() <= before
 
     # Threads
@@ -313,15 +313,15 @@ class SecureMemoryContract(abc.ABC):
         def count() -> None:
             try:
                 while not done.is_set():
-                    assert 0 <= memory.resident() <= 2 * memory.granule
+                    assert 0 <= memory.resident() <= 2 * memory.chunk
             except BaseException as failure:
                 failures.append(failure)
 
         counter = threading.Thread(target=count, daemon=True)
         counter.start()
         for _ in range(200):
-            arena = memory.reserve(2 * memory.granule)
-            memory.commit(arena, 0, 2 * memory.granule)
+            arena = memory.reserve(2 * memory.chunk)
+            memory.commit(arena, 0, 2 * memory.chunk)
             memory.view(arena, 0, 1)[0] = 1
             memory.free(arena)
         done.set()
@@ -330,7 +330,7 @@ class SecureMemoryContract(abc.ABC):
         assert failures == []
 
     def test_threads_may_work_on_disjoint_ranges(self, memory: SecureMemory, arena: Arena) -> None:
-        unit, workers, failures = memory.granule, 4, list[BaseException]()
+        unit, workers, failures = memory.chunk, 4, list[BaseException]()
         gate = threading.Barrier(workers)
 
         def work(index: int) -> None:
@@ -361,7 +361,7 @@ class SecureMemoryContract(abc.ABC):
         arena: Arena,
         attempt: Callable[[Callable[[Arena, int, int], None]], None],
     ) -> None:
-        unit = memory.granule
+        unit = memory.chunk
         with pytest.raises(InternalError):
             attempt(memory.commit)
         with pytest.raises(InternalError):

@@ -4,7 +4,7 @@ Use in a test module:
 
     class MyMachine(SecureMemoryMachine):
         def create_memory(self) -> SecureMemory:
-            return MyMemory(granule=4096)
+            return MyMemory(chunk=4096)
 
     TestMyMemory = MyMachine.TestCase
 """
@@ -35,22 +35,22 @@ from flexserve.trusted.memory.ownership import OwnershipTable, PageEvent, PageSt
 _SIZES = st.integers(3, 4)
 _FIRST = st.integers(0, 3)
 _COUNT = st.integers(1, 3)
-_PLACES = (Fraction(0), Fraction(1, 2), Fraction(1))  # in a granule; the last reaches into the next
+_PLACES = (Fraction(0), Fraction(1, 2), Fraction(1))  # in a chunk; the last reaches into the next
 _VALUES = st.integers(1, 255)
 _MOSTLY = st.sampled_from([True, True, True, False])
 
 
 class MemoryModel:
-    """What SecureMemory promises, in plain dictionaries: arena → granule → its bytes."""
+    """What SecureMemory promises, in plain dictionaries: arena → chunk → its bytes."""
 
-    def __init__(self, granule: int) -> None:
-        self.granule = granule
-        self.sizes: dict[Arena, int] = {}  # granules of each arena
+    def __init__(self, chunk: int) -> None:
+        self.chunk = chunk
+        self.sizes: dict[Arena, int] = {}  # chunks of each arena
         self.contents: dict[Arena, dict[int, bytearray]] = {}
         self.touched: set[tuple[Arena, int]] = set()
 
-    def reserve(self, arena: Arena, granules: int) -> None:
-        self.sizes[arena], self.contents[arena] = granules, {}
+    def reserve(self, arena: Arena, chunks: int) -> None:
+        self.sizes[arena], self.contents[arena] = chunks, {}
 
     def may_commit(self, arena: Arena, first: int, count: int) -> bool:
         wanted = range(first, first + count)
@@ -62,7 +62,7 @@ class MemoryModel:
 
     def commit(self, arena: Arena, first: int, count: int) -> None:
         for index in range(first, first + count):
-            self.contents[arena][index] = bytearray(self.granule)
+            self.contents[arena][index] = bytearray(self.chunk)
 
     def release(self, arena: Arena, first: int, count: int) -> None:
         for index in range(first, first + count):
@@ -76,14 +76,14 @@ class MemoryModel:
 
     def write(self, arena: Arena, offset: int, data: bytes) -> None:
         for position, value in enumerate(data, offset):
-            self.contents[arena][position // self.granule][position % self.granule] = value
-            self.touched.add((arena, position // self.granule))
+            self.contents[arena][position // self.chunk][position % self.chunk] = value
+            self.touched.add((arena, position // self.chunk))
 
     def committed_bytes(self) -> int:
-        return self.granule * sum(len(granules) for granules in self.contents.values())
+        return self.chunk * sum(len(chunks) for chunks in self.contents.values())
 
     def touched_bytes(self) -> int:
-        return self.granule * len(self.touched)
+        return self.chunk * len(self.touched)
 
 
 class SecureMemoryMachine(RuleBasedStateMachine):
@@ -95,23 +95,23 @@ class SecureMemoryMachine(RuleBasedStateMachine):
         super().__init__()
         self.memory = Refusing(self.create_memory(), after=0)
         self.before = self.memory.resident()
-        self.model = MemoryModel(self.memory.granule)
+        self.model = MemoryModel(self.memory.chunk)
 
     def create_memory(self) -> SecureMemory:
-        """Return a fresh adapter with room for at least 256 granules (small ones make this fast)."""
+        """Return a fresh adapter with room for at least 256 chunks (small ones make this fast)."""
         raise TypeError("derive from SecureMemoryMachine and say which memory to drive")
 
     @precondition(lambda self: len(self.model.sizes) < 2)  # more would spread the steps too thin to find much
-    @rule(target=arenas, granules=_SIZES)
-    def reserve(self, granules: int) -> Arena:
-        arena = self.memory.reserve(granules * self.memory.granule)
-        assert arena.size == granules * self.memory.granule
-        self.model.reserve(arena, granules)
+    @rule(target=arenas, chunks=_SIZES)
+    def reserve(self, chunks: int) -> Arena:
+        arena = self.memory.reserve(chunks * self.memory.chunk)
+        assert arena.size == chunks * self.memory.chunk
+        self.model.reserve(arena, chunks)
         return arena
 
     @rule(arena=arenas, first=_FIRST, count=_COUNT, value=_VALUES, granted=_MOSTLY)
     def commit(self, arena: Arena, first: int, count: int, value: int, granted: bool) -> None:
-        unit = self.memory.granule
+        unit = self.memory.chunk
         legal = self.model.may_commit(arena, first, count)
         self.memory.after = int(granted)
         if not granted:
@@ -127,7 +127,7 @@ class SecureMemoryMachine(RuleBasedStateMachine):
 
     def _use(self, arena: Arena, first: int, count: int, value: int) -> None:
         """Do with fresh memory what everyone does: find it zero, and write to it."""
-        unit = self.memory.granule
+        unit = self.memory.chunk
         assert not any(self.memory.view(arena, first * unit, count * unit)), "fresh memory is not zero"
         for index in range(first, first + count):
             self.memory.view(arena, index * unit, 1)[0] = value
@@ -135,7 +135,7 @@ class SecureMemoryMachine(RuleBasedStateMachine):
 
     @rule(arena=arenas, first=_FIRST, count=_COUNT)
     def release(self, arena: Arena, first: int, count: int) -> None:
-        unit = self.memory.granule
+        unit = self.memory.chunk
         legal = self.model.may_release(arena, first, count)
         with contextlib.nullcontext() if legal else _raises(InternalError):
             self.memory.release(arena, first * unit, count * unit)
@@ -144,12 +144,12 @@ class SecureMemoryMachine(RuleBasedStateMachine):
 
     @rule(arena=arenas, pick=_FIRST, where=st.sampled_from(_PLACES), value=st.integers(1, 255), size=_SIZES)
     def write(self, arena: Arena, pick: int, where: Fraction, value: int, size: int) -> None:
-        unit = self.memory.granule
+        unit = self.memory.chunk
         committed = sorted(self.model.contents[arena]) or [0]
-        granule = committed[pick % len(committed)]
-        offset = granule * unit + int(where * (unit - 1))
+        chunk = committed[pick % len(committed)]
+        offset = chunk * unit + int(where * (unit - 1))
         last = (offset + size - 1) // unit
-        if not self.model.may_release(arena, granule, last - granule + 1):
+        if not self.model.may_release(arena, chunk, last - chunk + 1):
             with _raises(InternalError):
                 self.memory.view(arena, offset, size)
             return
@@ -158,7 +158,7 @@ class SecureMemoryMachine(RuleBasedStateMachine):
 
     @rule(arena=arenas)
     def everything_reads_as_written(self, arena: Arena) -> None:
-        unit = self.memory.granule
+        unit = self.memory.chunk
         for index, expected in self.model.contents[arena].items():
             assert self.memory.view(arena, index * unit, unit) == expected
             self.model.touched.add((arena, index))
@@ -218,13 +218,13 @@ class OwnershipMachine(RuleBasedStateMachine):
         self.apply(event, sorted(chosen & self.owners[self.MOVES[event][0]]))
 
     @invariant()
-    def every_granule_has_the_owner_it_should_have(self) -> None:
+    def every_chunk_has_the_owner_it_should_have(self) -> None:
         for name, pages in self.owners.items():
             assert self.table.count(PageState[name]) == len(pages)
             assert all(self.table.state(page) is PageState[name] for page in pages)
 
     @invariant()
-    def no_granule_is_lost(self) -> None:
+    def no_chunk_is_lost(self) -> None:
         self.table.check()
         assert sum(self.table.count(state) for state in PageState) == self.TOTAL
 

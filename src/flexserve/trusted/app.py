@@ -59,7 +59,7 @@ class LlamaApp:
         self._computing: frozenset[int] = frozenset()  # requests of the graph that computes
         self._sealing = threading.Lock()  # held while idle KV is sealed in a quiet moment
         self._reserved: contextlib.ExitStack | None = None  # from a grant to what it is for
-        self.chunk = self._flexmem.granule
+        self.chunk = self._flexmem.chunk
         self.batch = BATCH
 
     # ---- models ----------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from flexserve.trusted.engine.model import Model
 from flexserve.trusted.engine.runtime import Engine
 from flexserve.trusted.engine.vocabulary import ChatTemplate, Vocabulary
 from flexserve.trusted.kv.conversations import Conversations
-from flexserve.trusted.kv.sealed import ParkedKv
+from flexserve.trusted.kv.sealed import SealedKv
 from flexserve.trusted.memory.flexmem import REFUSED_HINT
 from flexserve.trusted.store.image import DamagedImageError
 from flexserve.trusted.store.manifest import Manifest
@@ -44,7 +44,7 @@ class Limits:
 
     context: int  # tokens of a sequence
     sequences: int  # generated at once
-    parked: int  # bytes of sealed KV on disk
+    sealed_kv: int  # bytes on disk
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -84,9 +84,9 @@ class OpenModel:
             self.template = ChatTemplate(self._model, self.vocabulary, shop.renderer)
             self.possible = abilities_of(self._model)  # before anything was computed
             self.abilities = abilities or self.possible
-            parked = ParkedKv(
+            sealed = SealedKv(
                 *(shop.store, name, engine.fingerprint, engine.flexmem),
-                quota=shop.limits.parked,
+                quota=shop.limits.sealed_kv,
                 counters=shop.counters,
             )
             # Last: when this fails there is only the model to close.
@@ -94,7 +94,7 @@ class OpenModel:
         except BaseException:
             self._model.close()
             raise
-        self.conversations = Conversations(self.context, parked, self.lock)
+        self.conversations = Conversations(self.context, sealed, self.lock)
 
     def close(self, seal_until: float) -> None:
         """Close it, having sealed its KV as far as `seal_until` (monotonic seconds) allows."""
@@ -194,7 +194,7 @@ class OpenModel:
     def _evict(self, size: int, *, keep: bool) -> int:
         order = self.weights.eviction_order()
         # All is all: where buffers end in short chunks, there are more of them than bytes would say.
-        count = len(order) if size >= self.weights.resident else -(-size // self._shop.engine.flexmem.granule)
+        count = len(order) if size >= self.weights.resident else -(-size // self._shop.engine.flexmem.chunk)
         return self._shop.residency.evict(self.weights, order[:count], keep_grants=keep)
 
     def _report(self, size: int) -> None:

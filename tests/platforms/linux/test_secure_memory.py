@@ -70,7 +70,7 @@ def test_a_sandbox_that_forbids_secret_memory_is_named(monkeypatch):
 
 def test_more_mappings_than_the_kernel_allows_are_refused_before_use():
     with pytest.raises(NormalWorldError, match="mappings") as refusal:
-        probe_secret_memory(size=8192 * GIB, granule=MIB)
+        probe_secret_memory(size=8192 * GIB, chunk=MIB)
     assert "vm.max_map_count" in refusal.value.hint
 
 
@@ -168,11 +168,11 @@ def test_plain_memory_is_labelled_as_unprotected():
     assert "hostile kernel" in MemfdSecretMemory().protection.summary
 
 
-def test_a_granule_must_be_whole_pages():
+def test_a_chunk_must_be_whole_pages():
     with pytest.raises(ValueError, match="whole pages"):
-        PlainMemory(granule=512)
+        PlainMemory(chunk=512)
     with pytest.raises(ValueError, match="power of two"):
-        PlainMemory(granule=3 * mman.PAGE)
+        PlainMemory(chunk=3 * mman.PAGE)
 
 
 def test_address_space_that_is_refused_is_reported_with_a_hint():
@@ -181,5 +181,5 @@ def test_address_space_that_is_refused_is_reported_with_a_hint():
     assert refusal.value.hint
 
 
-def test_the_default_granule_keeps_a_large_model_within_the_kernels_default_of_mappings():
-    assert 32 * GIB // secure_memory.DEFAULT_GRANULE < 65530
+def test_the_default_chunk_keeps_a_large_model_within_the_kernels_default_of_mappings():
+    assert 32 * GIB // secure_memory.DEFAULT_CHUNK < 65530

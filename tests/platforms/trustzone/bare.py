@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 import flexserve
-from flexserve.emulator import leash, packages
+from flexserve.emulator import packages, parent_death
 from flexserve.emulator.tools import MissingToolError, require
 from flexserve.platforms.trustzone import abi, layout
 from flexserve.platforms.trustzone.abi import Call, Command, Event, Notice, NpuState, Status
@@ -260,7 +260,7 @@ def bare(folder: Path, *, npus: int = 1, resets: bool = False) -> Iterator[Bare]
         device = Device(memory)
         stack.callback(device.end)
         process = subprocess.Popen(
-            leash.command("qemu-system-aarch64", *words),
+            parent_death.command("qemu-system-aarch64", *words),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             pass_fds=(theirs.fileno(), consoles.fileno()),

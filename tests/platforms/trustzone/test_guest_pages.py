@@ -30,8 +30,8 @@ from flexserve.testing.trustzone import FakeMachine, eventually
 from flexserve.units import KIB, MIB
 
 RAM = 32 * MIB
-GRANULE = 64 * KIB
-PAGES = GRANULE // PAGE
+CHUNK = 64 * KIB
+PAGES = CHUNK // PAGE
 
 
 class Predecessor:
@@ -71,7 +71,7 @@ class Counting(Scattering):
 
 
 def memory_of(machine: FakeMachine, patience: float = 0.5) -> TrustZoneMemory:
-    return TrustZoneMemory(machine.pages(patience=patience), GRANULE)
+    return TrustZoneMemory(machine.pages(patience=patience), CHUNK)
 
 
 def test_pages_come_secure_and_go_back_scrubbed():
@@ -153,10 +153,10 @@ def test_kept_pages_that_are_trimmed_go_back_scrubbed():
 def test_an_os_that_answers_for_pages_it_did_not_grant_is_refused_in_bounded_time(driver: type[Driver]):
     with FakeMachine(RAM, driver()) as machine:
         memory = memory_of(machine)
-        arena = memory.reserve(8 * GRANULE)
+        arena = memory.reserve(8 * CHUNK)
         began = time.monotonic()
         with pytest.raises(GrantRefusedError) as error:
-            memory.commit(arena, 0, 4 * GRANULE)
+            memory.commit(arena, 0, 4 * CHUNK)
         assert error.value.hint
         assert time.monotonic() - began < 5
         assert memory.resident() == 0
@@ -176,7 +176,7 @@ def test_an_os_that_boasts_gets_what_it_granted_back():
 def test_pages_that_the_os_takes_back_before_their_commit_are_replaced():
     with FakeMachine(RAM, Regretting(times=3)) as machine:
         memory = memory_of(machine, patience=5)
-        arena = memory.reserve(8 * GRANULE)
+        arena = memory.reserve(8 * CHUNK)
         memory.commit(arena, 0, arena.size)
         assert not any(memory.view(arena, 0, arena.size))
         memory.free(arena)
@@ -186,23 +186,23 @@ def test_pages_that_the_os_takes_back_before_their_commit_are_replaced():
 def test_an_os_that_always_takes_back_is_refused_in_bounded_time():
     with FakeMachine(RAM, Regretting(times=1 << 60)) as machine:
         memory = memory_of(machine)
-        arena = memory.reserve(GRANULE)
+        arena = memory.reserve(CHUNK)
         with pytest.raises(GrantRefusedError):
-            memory.commit(arena, 0, GRANULE)
+            memory.commit(arena, 0, CHUNK)
         machine.check()
 
 
 def test_an_os_that_does_not_take_what_it_is_offered_is_not_waited_for_long():
     with FakeMachine(RAM, Stubborn()) as machine:
         memory = memory_of(machine)
-        arena = memory.reserve(2 * GRANULE)
+        arena = memory.reserve(2 * CHUNK)
         memory.commit(arena, 0, arena.size)
         began = time.monotonic()
-        memory.release(arena, 0, GRANULE)
+        memory.release(arena, 0, CHUNK)
         assert time.monotonic() - began < 5
-        assert memory.resident() == 2 * GRANULE, "what the OS has not taken is not its yet"
-        memory.commit(arena, 0, GRANULE)
-        assert not any(memory.view(arena, 0, GRANULE))
+        assert memory.resident() == 2 * CHUNK, "what the OS has not taken is not its yet"
+        memory.commit(arena, 0, CHUNK)
+        assert not any(memory.view(arena, 0, CHUNK))
 
 
 def test_an_os_that_hangs_during_a_commit_has_it_undone_when_it_comes_back():
@@ -231,13 +231,13 @@ def test_memory_in_pieces_is_refused_before_the_host_runs_out_of_mappings():
     with FakeMachine(RAM, Scattering()) as machine:
         memory = memory_of(machine)
         memory._most = 3 * PAGES
-        arena = memory.reserve(8 * GRANULE)
-        memory.commit(arena, 0, 2 * GRANULE)
+        arena = memory.reserve(8 * CHUNK)
+        memory.commit(arena, 0, 2 * CHUNK)
         with pytest.raises(GrantRefusedError) as error:
-            memory.commit(arena, 2 * GRANULE, 2 * GRANULE)
+            memory.commit(arena, 2 * CHUNK, 2 * CHUNK)
         assert "max_map_count" in error.value.hint
-        assert memory.resident() == 2 * GRANULE
-        memory.commit(arena, 2 * GRANULE, GRANULE)
+        assert memory.resident() == 2 * CHUNK
+        memory.commit(arena, 2 * CHUNK, CHUNK)
         memory.free(arena)
         machine.check()
 

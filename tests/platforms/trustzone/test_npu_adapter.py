@@ -21,7 +21,7 @@ from flexserve.testing.trustzone import eventually
 from flexserve.testing.trustzone_npu import DRIVER, Lender, NpuMachine
 from flexserve.units import KIB, MIB
 
-GRANULE = 64 * KIB
+CHUNK = 64 * KIB
 
 
 class ScatteringLender(Lender, Scattering):
@@ -32,7 +32,7 @@ class SecureWorld:
     def __init__(self, machine: NpuMachine, *, driver: bytes = DRIVER) -> None:
         self.machine = machine
         self.pages = machine.pages(patience=1.0)
-        self.memory = TrustZoneMemory(self.pages, GRANULE)
+        self.memory = TrustZoneMemory(self.pages, CHUNK)
         self.npu = TrustZoneNpu(self.pages, self.memory, driver)
         self._bench: Bench | None = None
 
@@ -43,8 +43,8 @@ class SecureWorld:
 
     def holding(self) -> Arena:
         """Hold some memory, and so be attached."""
-        arena = self.memory.reserve(GRANULE)
-        self.memory.commit(arena, 0, GRANULE)
+        arena = self.memory.reserve(CHUNK)
+        self.memory.commit(arena, 0, CHUNK)
         return arena
 
     def hold(self) -> None:
@@ -175,7 +175,7 @@ def test_what_was_given_back_during_a_job_is_lost_however_the_job_ended(world: S
 def test_memory_that_is_not_ours_is_no_part_of_a_job(world: SecureWorld):
     good = world.bench.product(2, 2, 32)
     world.hold()
-    hole = world.memory.reserve(GRANULE)
+    hole = world.memory.reserve(CHUNK)
     for bad in (dataclasses.replace(good, b=hole.base), dataclasses.replace(good, c=id(good))):
         with pytest.raises(InternalError):
             world.npu.submit([bad], world.bench.place)

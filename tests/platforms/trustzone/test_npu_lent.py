@@ -21,7 +21,7 @@ from flexserve.units import KIB
 
 pytestmark = pytest.mark.vm
 
-GRANULE, PATIENCE = 64 * KIB, 60.0
+CHUNK, PATIENCE = 64 * KIB, 60.0
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def machine() -> Iterator[Any]:
 def npu_of(machine: Any, driver: bytes) -> tuple[TrustZoneNpu, TrustZoneMemory]:
     pages = GuestPages(Ram(machine.ram_fd), Mailbox(Ram(machine.ram_fd), machine.doorbell), patience=PATIENCE)
     pages.start()
-    memory = TrustZoneMemory(pages, GRANULE)
+    memory = TrustZoneMemory(pages, CHUNK)
     return TrustZoneNpu(pages, memory, driver), memory
 
 

@@ -13,7 +13,7 @@ _KV_DISK = 64 * MIB  # sealed KV of a model: all that a round leaves, without fi
 
 
 class System(enum.Enum):
-    """A contestant. Values are the names in the report."""
+    """A measured_system. Values are the names in the report."""
 
     FLEXSERVE = "flexserve"
     STRAWMAN = "strawman"
@@ -27,7 +27,7 @@ class System(enum.Enum):
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """What makes a secure world this contestant."""
+        """What makes a secure world this measured_system."""
         return ("--kv-disk", str(_KV_DISK if self is System.FLEXSERVE else 0))
 
     @property
@@ -69,13 +69,13 @@ class Plan:
     pipeline_times: int = 1  # in each round: single restores differ by a tenth and more
     recalled: tuple[int, ...] = (25, 50, 75, 100)  # percent
     context: int = 2048
-    granule: int = 0  # bytes; 0: as FlexServe has it
+    chunk: int = 0  # bytes; 0: as FlexServe has it
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """Options that every contestant has."""
-        granule = ("--granule", str(self.granule)) if self.granule else ()
-        return ("--threads", str(self.threads), "--context", str(self.context), *granule)
+        """Options that every measured_system has."""
+        chunk = ("--chunk", str(self.chunk)) if self.chunk else ()
+        return ("--threads", str(self.threads), "--context", str(self.context), *chunk)
 
     @property
     def lengths(self) -> Sequence[int]:

@@ -1,4 +1,4 @@
-"""Single requests: time to first token and decode speed of every contestant, one beside the other."""
+"""Single requests: time to first token and decode speed of every measured_system, one beside the other."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable
 
-from flexserve.bench.paper.contestants import Contestant, fresh_request
+from flexserve.bench.paper.measured_system import MeasuredSystem, fresh_request
 from flexserve.bench.paper.models import Models
 from flexserve.bench.paper.plan import Plan, System
 from flexserve.bench.paper.samples import Cell, Cells, Request
@@ -29,60 +29,61 @@ class Requests:
     def __init__(self, plan: Plan, models: Models, say: Say) -> None:
         self._plan, self._models, self._say = plan, models, say
         self.cells = Cells()
-        self.decode: dict[str, dict[str, list[float]]] = {}  # tokens per second by model and contestant
+        self.decode: dict[str, dict[str, list[float]]] = {}  # tokens per second by model and measured_system
         self.restarted: dict[str, list[float]] = {}  # seconds by model
 
     def round(self, subject: Subject, number: int) -> None:
         """Measure everything of one model once, with processes of their own.
 
-        What a contestant keeps or not must be what the cell says, so it is set before each request;
+        What a measured_system keeps or not must be what the cell says, so it is set before each request;
         a strawman keeps nothing under any pressure, so that one request of it stands in all cells of
         a prompt.
         """
         self._say(f"round {number + 1}: {subject.shape}")
         with contextlib.ExitStack() as stack:
-            contestants = {
-                system: stack.enter_context(Contestant(system, self._plan, self._models)) for system in System
+            measured_systems = {
+                system: stack.enter_context(MeasuredSystem(system, self._plan, self._models))
+                for system in System
             }
-            for contestant in contestants.values():
-                contestant.open(subject.model)
+            for measured_system in measured_systems.values():
+                measured_system.open(subject.model)
             # Another one begins in each round, so that none always finds what the same other one left.
             order = list(System)[number % len(System) :] + list(System)[: number % len(System)]
             for length in self._plan.prompts:
                 for system in order:
-                    self._measure(contestants[system], subject, length)
+                    self._measure(measured_systems[system], subject, length)
             for system in order:
-                self._measure_decode(contestants[system], subject)
+                self._measure_decode(measured_systems[system], subject)
         self._measure_restart(subject)
 
-    def _measure(self, contestant: Contestant, subject: Subject, length: int) -> None:
-        if not contestant.system.keeps:
-            request = self._ask(contestant, subject, length)
+    def _measure(self, measured_system: MeasuredSystem, subject: Subject, length: int) -> None:
+        if not measured_system.system.keeps:
+            request = self._ask(measured_system, subject, length)
             for kept in self._plan.kept:
-                self._cell(subject, length, kept).add(contestant.system, request)
+                self._cell(subject, length, kept).add(measured_system.system, request)
             return
-        weights = contestant.weights(subject.model)
+        weights = measured_system.weights(subject.model)
         for kept in self._plan.kept:
             if kept == 1.0:
-                contestant.world.warm(subject.model)
+                measured_system.world.warm(subject.model)
             else:
-                contestant.press(int(kept * weights))
-            request = self._ask(contestant, subject, length)
-            self._cell(subject, length, kept).add(contestant.system, request)
+                measured_system.press(int(kept * weights))
+            request = self._ask(measured_system, subject, length)
+            self._cell(subject, length, kept).add(measured_system.system, request)
 
     def _cell(self, subject: Subject, length: int, kept: float) -> Cell:
         return self.cells.at(model=subject.shape, prompt=length, kept=kept)
 
-    def _ask(self, contestant: Contestant, subject: Subject, length: int) -> Request:
-        finished = contestant.ask(subject.model, subject.prompts[length], 1)
+    def _ask(self, measured_system: MeasuredSystem, subject: Subject, length: int) -> Request:
+        finished = measured_system.ask(subject.model, subject.prompts[length], 1)
         return Request.of(finished.timings, self._plan.threads)
 
-    def _measure_decode(self, contestant: Contestant, subject: Subject) -> None:
+    def _measure_decode(self, measured_system: MeasuredSystem, subject: Subject) -> None:
         prompt = subject.prompts[self._plan.decode_prompt]
-        finished = contestant.ask(subject.model, prompt, self._plan.decode_tokens)
+        finished = measured_system.ask(subject.model, prompt, self._plan.decode_tokens)
         steps = finished.usage.completion_tokens - 1
         if steps > 0:
-            speeds = self.decode.setdefault(subject.shape, {}).setdefault(contestant.system.value, [])
+            speeds = self.decode.setdefault(subject.shape, {}).setdefault(measured_system.system.value, [])
             speeds.append(steps / finished.timings.decode * 1000)
 
     def _measure_restart(self, subject: Subject) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flexserve.bench.paper import report
-from flexserve.bench.paper.contestants import Contestant
+from flexserve.bench.paper.measured_system import MeasuredSystem
 from flexserve.bench.paper.models import Models
 from flexserve.bench.paper.pipeline import Pipeline
 from flexserve.bench.paper.plan import Plan, System
@@ -21,7 +21,7 @@ Say = Callable[[str], None]
 def measure(plan: Plan, folder: Path, say: Say) -> dict[str, Any]:
     """Measure `plan` with models kept in `folder`; return the report, a JSON-able object.
 
-    Everything is measured once on every contestant before anything is measured again, so that whatever
+    Everything is measured once on every measured_system before anything is measured again, so that whatever
     else the machine does meets all of them. What is known after each round is in `folder`/report.json,
     for who has to stop early. Raises FlexServeError when a world cannot be had.
     """
@@ -30,11 +30,11 @@ def measure(plan: Plan, folder: Path, say: Say) -> dict[str, Any]:
         Subject(shape, *models.make(shape, plan.quant, plan.lengths, plan.threads)) for shape in plan.shapes
     ]
     say("making images")
-    with Contestant(System.FLEXSERVE, plan, models) as contestant:
+    with MeasuredSystem(System.FLEXSERVE, plan, models) as measured_system:
         for subject in subjects:
-            contestant.open(subject.model)
-            contestant.press(0)
-        welcome = contestant.world.welcome
+            measured_system.open(subject.model)
+            measured_system.press(0)
+        welcome = measured_system.world.welcome
     requests, workflows = Requests(plan, models, say), Workflows(plan, models, say)
     pipeline = Pipeline(plan, models)
     for number in range(plan.rounds):

@@ -34,7 +34,7 @@ class Request:
 
 @dataclasses.dataclass(slots=True)
 class Cell:
-    """One cell of the report: what it is, and per contestant the requests of all rounds."""
+    """One cell of the report: what it is, and per measured_system the requests of all rounds."""
 
     key: dict[str, str | int | float]
     requests: dict[System, list[Request]] = dataclasses.field(default_factory=dict)

@@ -139,7 +139,7 @@ def _differences(report: dict[str, Any]) -> list[str]:
         "switches, launches, SMMU updates, the hash check). How CPU work, NPU and flash slow each other down "
         "on the memory bus is not published, and not modelled.",
         "Not published, and assumed: CMA's migration grows in proportion to the background load; a forward "
-        "pass is one NPU task; decoding reads 20 GB/s of weights (public RKLLM runs); granules of 8 MiB.",
+        "pass is one NPU task; decoding reads 20 GB/s of weights (public RKLLM runs); chunks of 8 MiB.",
     ]
 
 

@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 
-from flexserve.bench.paper.contestants import Contestant
+from flexserve.bench.paper.measured_system import MeasuredSystem
 from flexserve.bench.paper.models import Models
 from flexserve.bench.paper.plan import Plan, System, Workflow
 from flexserve.bench.paper.requests import Subject
@@ -23,30 +23,34 @@ class Workflows:
         self.cells = Cells()
 
     def round(self, subjects: Sequence[Subject], number: int) -> None:
-        """Run every workflow once on every contestant, with processes of their own."""
+        """Run every workflow once on every measured_system, with processes of their own."""
         for workflow in self._plan.workflows:
             self._say(f"round {number + 1}: {workflow.name}")
             used = [subjects[place] for place in dict.fromkeys(workflow.calls)]
             with contextlib.ExitStack() as stack:
-                contestants = [
-                    stack.enter_context(Contestant(system, self._plan, self._models)) for system in System
+                measured_systems = [
+                    stack.enter_context(MeasuredSystem(system, self._plan, self._models)) for system in System
                 ]
-                for contestant in contestants:
+                for measured_system in measured_systems:
                     for subject in used:
-                        contestant.open(subject.model)
-                turn = number % len(contestants)
-                for contestant in contestants[turn:] + contestants[:turn]:
-                    request = self._run(contestant, workflow, subjects, used)
-                    self.cells.at(workflow=workflow.name).add(contestant.system, request)
+                        measured_system.open(subject.model)
+                turn = number % len(measured_systems)
+                for measured_system in measured_systems[turn:] + measured_systems[:turn]:
+                    request = self._run(measured_system, workflow, subjects, used)
+                    self.cells.at(workflow=workflow.name).add(measured_system.system, request)
 
     def _run(
-        self, contestant: Contestant, workflow: Workflow, subjects: Sequence[Subject], used: Sequence[Subject]
+        self,
+        measured_system: MeasuredSystem,
+        workflow: Workflow,
+        subjects: Sequence[Subject],
+        used: Sequence[Subject],
     ) -> Request:
         """Run one workflow; giving back what is beyond the limit between calls is part of its time."""
         limit = None
-        if contestant.system.keeps and workflow.kept is not None:
-            limit = int(workflow.kept * sum(contestant.weights(subject.model) for subject in used))
-            contestant.press(limit)
+        if measured_system.system.keeps and workflow.kept is not None:
+            limit = int(workflow.kept * sum(measured_system.weights(subject.model) for subject in used))
+            measured_system.press(limit)
         following = [*workflow.calls[1:], None]
         parts: list[dict[str, float]] = []
         began = time.monotonic()
@@ -54,10 +58,10 @@ class Workflows:
             hint = subjects[coming].model if workflow.hints and coming is not None else None
             subject = subjects[place]
             prompt = subject.prompts[self._plan.call_prompt]
-            finished = contestant.ask(subject.model, prompt, self._plan.call_tokens, hint)
+            finished = measured_system.ask(subject.model, prompt, self._plan.call_tokens, hint)
             request = Request.of(finished.timings, self._plan.threads)
             parts.append(request.parts | {"decode": finished.timings.decode / 1000})
             if limit is not None:
-                contestant.press(limit)
+                measured_system.press(limit)
         seconds = time.monotonic() - began
         return Request(seconds, {name: sum(call[name] for call in parts) for name in parts[0]})

@@ -5,8 +5,8 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
+from flexserve.bench.trustzone.measured_machine import MeasuredMachine, Say
 from flexserve.bench.trustzone.plan import Allocator, Plan
-from flexserve.bench.trustzone.stage import Say, Stage
 from flexserve.platforms.trustzone.abi import CALL_PAGES_MAX
 from flexserve.platforms.trustzone.guest_pages import GuestPages
 
@@ -27,41 +27,41 @@ class Calls:
         """Measure every call some times, in turns."""
         self._say(f"round {number + 1}: calls of the monitor")
         with (
-            Stage.set(self._plan, Allocator.FLEXMEM, self._say) as stage,
-            stage.secure_core() as pages,
+            MeasuredMachine.set(self._plan, Allocator.FLEXMEM, self._say) as measured,
+            measured.secure_core() as pages,
         ):
             anchor = pages.take(1)  # while anything is held, the secure world stays attached
             for _ in range(self._plan.repeats):
-                self._measure(stage, pages)
+                self._measure(measured, pages)
             pages.give_back(anchor)
             pages.trim(0)
-            stage.wait_until_free()
+            measured.wait_until_free()
             for _ in range(self._plan.repeats):
-                stage.switch_off()  # once the secure world has noticed that it holds nothing
-                stage.switch_on()
-                spent = stage.cost("protect", _TIMES)
+                measured.switch_off()  # once the secure world has noticed that it holds nothing
+                measured.switch_on()
+                spent = measured.cost("protect", _TIMES)
                 self._note("protection off", spent["off_ns"])
                 self._note("protection on", spent["on_ns"])
 
-    def _measure(self, stage: Stage, pages: GuestPages) -> None:
-        self._note("empty", stage.cost("empty", _CALLS)["ns"])
-        self._note("version", stage.cost("version", _CALLS)["ns"])
+    def _measure(self, measured: MeasuredMachine, pages: GuestPages) -> None:
+        self._note("empty", measured.cost("empty", _CALLS)["ns"])
+        self._note("version", measured.cost("version", _CALLS)["ns"])
         for count in _PAGES:
-            spent = stage.cost("grant", _CALLS, count)
+            spent = measured.cost("grant", _CALLS, count)
             if spent["status"] == 0:
                 self._note(f"grant {count}", spent["ns"])
                 self._note(f"return {count}", spent["return_ns"])
-            self._measure_take(stage, pages, count)
+            self._measure_take(measured, pages, count)
 
-    def _measure_take(self, stage: Stage, pages: GuestPages, count: int) -> None:
+    def _measure_take(self, measured: MeasuredMachine, pages: GuestPages, count: int) -> None:
         """Note the time of one TAKE, if the pages lie side by side, so that it is one."""
         runs = pages.take(count)
-        before = stage.counters()
+        before = measured.counters()
         pages.give_back(runs)
         if len(runs) != 1:
             return
         for _ in range(_LOOKS):  # the OS has the pages a moment before its driver has counted the call
-            if spent := stage.counters()["take_ns"] - before["take_ns"]:
+            if spent := measured.counters()["take_ns"] - before["take_ns"]:
                 self._note(f"take {count}", spent)
                 return
 

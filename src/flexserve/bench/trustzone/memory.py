@@ -8,8 +8,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from flexserve.bench.trustzone.measured_machine import MeasuredMachine, Say, pages_in
 from flexserve.bench.trustzone.plan import Allocator, Plan
-from flexserve.bench.trustzone.stage import Say, Stage, pages_in
 from flexserve.errors import GrantRefusedError
 from flexserve.platforms.trustzone.guest_pages import GuestPages
 from flexserve.units import format_size
@@ -41,7 +41,7 @@ class Subject:
     """A booted machine whose driver has memory from `allocator`."""
 
     allocator: Allocator
-    stage: Stage
+    measured: MeasuredMachine
     pages: GuestPages
 
 
@@ -62,9 +62,9 @@ class Memory:
             with contextlib.ExitStack() as stack:
                 subjects = []
                 for allocator in order:
-                    setting = Stage.set(self._plan, allocator, self._say, bootargs=kernel.bootargs)
-                    stage = stack.enter_context(setting)
-                    subjects.append(Subject(allocator, stage, stack.enter_context(stage.secure_core())))
+                    setting = MeasuredMachine.set(self._plan, allocator, self._say, bootargs=kernel.bootargs)
+                    measured = stack.enter_context(setting)
+                    subjects.append(Subject(allocator, measured, stack.enter_context(measured.secure_core())))
                 for size in kernel.sizes:
                     self._say(f"round {number + 1}: {format_size(size)} of memory (kernel: {kernel.name})")
                     cell = self._samples.setdefault((kernel.name, size), {each: [] for each in Allocator})
@@ -75,7 +75,7 @@ class Memory:
         """Each size has background memory of its own: what CMA moved away once stays away."""
         with contextlib.ExitStack() as stack:
             for subject in subjects:
-                stack.enter_context(subject.stage.background(self._plan.background))
+                stack.enter_context(subject.measured.background(self._plan.background))
             used = {subject.allocator: _hand_over(subject, size) for subject in subjects}
             tries: dict[Allocator, list[_Spent]] = {subject.allocator: [] for subject in subjects}
             for _ in range(_TRIES):
@@ -99,28 +99,28 @@ class _HandedOver:
 
 def _hand_over(subject: Subject, size: int) -> _HandedOver | None:
     """Have memory and give it back; None where the kernel refused it."""
-    stage, pages = subject.stage, subject.pages
-    before, moved = stage.counters(), stage.moved()
+    measured, pages = subject.measured, subject.pages
+    before, moved = measured.counters(), measured.moved()
     try:
         runs = pages.take(pages_in(size))
     except GrantRefusedError:
         return None
-    held, moved = stage.counters(), stage.moved() - moved
+    held, moved = measured.counters(), measured.moved() - moved
     pages.give_back(runs)
     pages.trim(0)
-    stage.wait_until_free()
+    measured.wait_until_free()
     orders = tuple(held[f"order{order}"] for order in range(_ORDERS))
-    return _HandedOver(_spent(before, stage.counters(), PARTS), orders, moved)
+    return _HandedOver(_spent(before, measured.counters(), PARTS), orders, moved)
 
 
 def _hand_back_unused(subject: Subject, size: int) -> list[_Spent]:
     """Return what it takes to give back as much that was never used; nothing where the kernel refused it."""
-    stage, pages = subject.stage, subject.pages
+    measured, pages = subject.measured, subject.pages
     came = pages.want(pages_in(size), pages_in(size))
-    before = stage.counters()
+    before = measured.counters()
     pages.trim(0)
-    stage.wait_until_free()
-    return [_spent(before, stage.counters(), _UNUSED)] if came >= pages_in(size) else []
+    measured.wait_until_free()
+    return [_spent(before, measured.counters(), _UNUSED)] if came >= pages_in(size) else []
 
 
 def _sample(used: _HandedOver | None, tries: Sequence[_Spent]) -> Sample | None:

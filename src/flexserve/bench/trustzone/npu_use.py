@@ -13,8 +13,8 @@ from typing import Any
 
 from flexserve.bench.paper.models import Models
 from flexserve.bench.paper.requests import Subject
+from flexserve.bench.trustzone.measured_machine import MeasuredMachine, Say
 from flexserve.bench.trustzone.plan import Allocator, Plan
-from flexserve.bench.trustzone.stage import Say, Stage
 from flexserve.errors import InternalError
 from flexserve.harness.worlds import DrivenWorld, Generated
 
@@ -58,24 +58,24 @@ class NpuUse:
 
     def round(self, subject: Subject, number: int) -> None:
         """Measure everything once, on one machine; another engine begins in each round."""
-        with Stage.set(self._plan, Allocator.FLEXMEM, self._say, npu=True) as stage:
+        with MeasuredMachine.set(self._plan, Allocator.FLEXMEM, self._say, npu=True) as measured:
             self._say(f"round {number + 1}: prompts with and without the NPU")
             engines = _ENGINES if number % 2 == 0 else tuple(reversed(_ENGINES))
-            answers = {engine: self._ask_all(stage, subject, engine) for engine in engines}
+            answers = {engine: self._ask_all(measured, subject, engine) for engine in engines}
             for length, prompt in self.prompts.items():
                 prompt.same.append(answers["cpu"][length] == answers["npu"][length])
             self._say(f"round {number + 1}: both worlds at the NPU")
             for _ in range(self._plan.npu.turns):
-                self._share(stage, subject)
+                self._share(measured, subject)
 
     # ---- prompts ----------------------------------------------------------------------------------
 
-    def _ask_all(self, stage: Stage, subject: Subject, engine: str) -> dict[int, str]:
+    def _ask_all(self, measured: MeasuredMachine, subject: Subject, engine: str) -> dict[int, str]:
         """Measure every prompt once, all weights in memory; return the answers."""
         answers = {}
-        with self._world(stage, self._plan.requests.threads, npu=engine == "npu") as world:
+        with self._world(measured, self._plan.requests.threads, npu=engine == "npu") as world:
             world.warm(subject.model)
-            self._prepare(stage, world, subject, engine)
+            self._prepare(measured, world, subject, engine)
             for length, prompt in self.prompts.items():
                 generated = self._generate(world, subject, length)
                 timings = generated.finished.timings
@@ -85,21 +85,21 @@ class NpuUse:
                 answers[length] = generated.text
         return answers
 
-    def _prepare(self, stage: Stage, world: DrivenWorld, subject: Subject, engine: str) -> None:
+    def _prepare(self, measured: MeasuredMachine, world: DrivenWorld, subject: Subject, engine: str) -> None:
         """Have prompts computed that are not measured: the first, and those before the NPU came."""
 
         def computed() -> bool:
             timings = self._generate(world, subject, self._plan.npu.prompts[0]).finished.timings
             return engine == "cpu" or timings.npu_products > 0
 
-        stage.wait(computed, "The NPU does not come to the secure world.")
+        measured.wait(computed, "The NPU does not come to the secure world.")
 
     def _generate(self, world: DrivenWorld, subject: Subject, length: int) -> Generated:
         return world.generate(subject.model, subject.prompts[length], self._plan.npu.tokens)
 
     @contextlib.contextmanager
-    def _world(self, stage: Stage, threads: int, *, npu: bool) -> Iterator[DrivenWorld]:
-        machine, context = stage.machine, str(self._plan.requests.context)
+    def _world(self, measured: MeasuredMachine, threads: int, *, npu: bool) -> Iterator[DrivenWorld]:
+        machine, context = measured.machine, str(self._plan.requests.context)
         words = [*machine.secure_arguments(), "--threads", str(threads), "--context", context]
         if not npu:
             place = words.index("--npu-driver")
@@ -109,41 +109,45 @@ class NpuUse:
         ) as world:
             yield world
         machine.reset_secure_core()
-        stage.wait_until_free()
+        measured.wait_until_free()
 
     # ---- shares -----------------------------------------------------------------------------------
 
-    def _share(self, stage: Stage, subject: Subject) -> None:
+    def _share(self, measured: MeasuredMachine, subject: Subject) -> None:
         """Run the guest's program alone, beside a secure world that is idle, and beside one that is busy."""
-        stage.switch_off()
-        self._note_speed("alone", self._vision(stage))
+        measured.switch_off()
+        self._note_speed("alone", self._vision(measured))
         # One thread: the guest needs a core of the host, too.
-        with self._world(stage, 1, npu=True) as world:
+        with self._world(measured, 1, npu=True) as world:
             world.warm(subject.model)
             self._infer(world, subject)  # what is measured is not the first
             undisturbed = statistics.median(self._infer(world, subject) for _ in range(_UNDISTURBED))
-            stage.wait(lambda: stage.npu_counters()["ours"] == 1, "An idle secure world keeps the NPU.")
-            self._note_speed("idle", self._vision(stage))
+            measured.wait(lambda: measured.npu_counters()["ours"] == 1, "An idle secure world keeps the NPU.")
+            self._note_speed("idle", self._vision(measured))
             with self._inferring(world, subject) as prefills:
-                self._note_speed("busy", self._contend(stage, world))
+                self._note_speed("busy", self._contend(measured, world))
             if prefills:
                 kept = undisturbed / statistics.median(prefills)
                 self.shares.setdefault("prefill_kept", []).append(kept)
 
-    def _vision(self, stage: Stage) -> float:
+    def _vision(self, measured: MeasuredMachine) -> float:
         """Run the program to its end; return its operations a second."""
-        done = stage.machine.agent.ask("run", *_VISION, self._seconds, seconds=_MARGIN + self._plan.seconds)
+        done = measured.machine.agent.ask(
+            "run", *_VISION, self._seconds, seconds=_MARGIN + self._plan.seconds
+        )
         return _speed(done)
 
     @property
     def _seconds(self) -> str:
         return str(self._plan.seconds)
 
-    def _contend(self, stage: Stage, world: DrivenWorld) -> float:
+    def _contend(self, measured: MeasuredMachine, world: DrivenWorld) -> float:
         """Run the program beside a busy secure world, and note who had the NPU for how long meanwhile."""
-        agent, before = stage.machine.agent, stage.npu_counters()["jobs"]
+        agent, before = measured.machine.agent, measured.npu_counters()["jobs"]
         job = str(agent.ask("start", *_VISION, self._seconds)["job"])
-        stage.wait(lambda: stage.npu_counters()["jobs"] > before, "The guest's program does not get the NPU.")
+        measured.wait(
+            lambda: measured.npu_counters()["jobs"] > before, "The guest's program does not get the NPU."
+        )
         began, held = time.monotonic(), _held(world)
         time.sleep(self._plan.seconds / 2)
         secure = (_held(world) - held) / (time.monotonic() - began)
@@ -153,7 +157,7 @@ class NpuUse:
             done.update(agent.ask("job", job))
             return not done["running"]
 
-        stage.wait(ended, "The guest's program does not end.")
+        measured.wait(ended, "The guest's program does not end.")
         self.shares.setdefault("secure_time", []).append(secure)
         return _speed(done)
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from flexserve.bench.paper.models import Models
 from flexserve.bench.paper.requests import Subject
+from flexserve.bench.trustzone.measured_machine import MeasuredMachine, Say
 from flexserve.bench.trustzone.plan import Allocator, Plan, Program
-from flexserve.bench.trustzone.stage import Say, Stage
 from flexserve.errors import InternalError
 from flexserve.harness.worlds import DrivenWorld
 
@@ -40,30 +40,34 @@ class Programs:
         """Run every program once under each condition; another condition begins in each round."""
         turn = number % len(Condition)
         order = [*list(Condition)[turn:], *list(Condition)[:turn]]
-        with Stage.set(self._plan, Allocator.FLEXMEM, self._say) as stage:
+        with MeasuredMachine.set(self._plan, Allocator.FLEXMEM, self._say) as measured:
             for condition in order:
                 self._say(f"round {number + 1}: programs, protection {condition.value}")
-                with self._brought_about(stage, condition, subject):
+                with self._brought_about(measured, condition, subject):
                     for program in self._plan.programs:
-                        self._run(stage, program, condition)
-                    if stage.protected is (condition is Condition.OFF):
+                        self._run(measured, program, condition)
+                    if measured.protected is (condition is Condition.OFF):
                         raise InternalError("Protection was switched meanwhile.", hint="Report this.")
 
     @contextlib.contextmanager
-    def _brought_about(self, stage: Stage, condition: Condition, subject: Subject) -> Iterator[None]:
+    def _brought_about(
+        self, measured: MeasuredMachine, condition: Condition, subject: Subject
+    ) -> Iterator[None]:
         if condition is Condition.OFF:
-            stage.switch_off()
+            measured.switch_off()
         else:
-            stage.switch_on()
+            measured.switch_on()
         with (
-            self._inferring(stage, subject) if condition is Condition.INFERRING else contextlib.nullcontext()
+            self._inferring(measured, subject)
+            if condition is Condition.INFERRING
+            else contextlib.nullcontext()
         ):
             yield
 
     @contextlib.contextmanager
-    def _inferring(self, stage: Stage, subject: Subject) -> Iterator[None]:
+    def _inferring(self, measured: MeasuredMachine, subject: Subject) -> Iterator[None]:
         """Have a secure world generate text without a pause, with one thread: the guest needs a core, too."""
-        paper, machine = self._plan.requests, stage.machine
+        paper, machine = self._plan.requests, measured.machine
         arguments = ("--threads", "1", "--context", str(paper.context), *machine.secure_arguments())
         ended = threading.Event()
 
@@ -83,11 +87,11 @@ class Programs:
                     ended.set()
                 inferring.result()
         machine.reset_secure_core()
-        stage.wait_until_free()
+        measured.wait_until_free()
 
-    def _run(self, stage: Stage, program: Program, condition: Condition) -> None:
+    def _run(self, measured: MeasuredMachine, program: Program, condition: Condition) -> None:
         words = program.words(self._plan.seconds)
-        done = stage.machine.agent.ask("run", *words, seconds=self._plan.seconds + _MARGIN)
+        done = measured.machine.agent.ask("run", *words, seconds=self._plan.seconds + _MARGIN)
         if done["status"] != 0:
             raise InternalError(f"The guest's {program.name} failed: {done}.", hint="Report this.")
         by_condition = self._samples.setdefault(program.name, {each: [] for each in Condition})

@@ -6,13 +6,13 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from flexserve.bench.paper.contestants import Contestant
+from flexserve.bench.paper.measured_system import MeasuredSystem
 from flexserve.bench.paper.models import Models
 from flexserve.bench.paper.plan import System, Workflow
 from flexserve.bench.paper.requests import Subject
 from flexserve.bench.paper.samples import Cell, Cells, Request, largest_speedup, mean_speedup
+from flexserve.bench.trustzone.measured_machine import MeasuredMachine, Say
 from flexserve.bench.trustzone.plan import Allocator, Plan
-from flexserve.bench.trustzone.stage import Say, Stage
 
 CONTESTANTS = {
     System.FLEXSERVE: Allocator.FLEXMEM,
@@ -31,48 +31,52 @@ class Requests:
         self.ttft, self.workflows = Cells(), Cells()
 
     def round(self, subjects: Sequence[Subject], number: int) -> None:
-        """Measure everything once: one contestant after the other, another one first in each round."""
+        """Measure everything once: one measured_system after the other, another one first in each round."""
         turn = number % len(CONTESTANTS)
         for system in [*list(CONTESTANTS)[turn:], *list(CONTESTANTS)[:turn]]:
             self._say(f"round {number + 1}: requests to {system.value}")
             bootargs = self._plan.kernels[0].bootargs
             with (
-                Stage.set(self._plan, CONTESTANTS[system], self._say, bootargs=bootargs) as stage,
-                Contestant(system, self._paper, self._models, stage.machine) as contestant,
+                MeasuredMachine.set(
+                    self._plan, CONTESTANTS[system], self._say, bootargs=bootargs
+                ) as measured,
+                MeasuredSystem(system, self._paper, self._models, measured.machine) as measured_system,
             ):
                 for subject in subjects:
-                    contestant.open(subject.model)
-                    self._ask_all(stage, contestant, subject)
-                contestant.world.recall(None)
+                    measured_system.open(subject.model)
+                    self._ask_all(measured, measured_system, subject)
+                measured_system.world.recall(None)
                 for workflow in self._paper.workflows:
-                    with stage.background(self._plan.background):
-                        request = self._run(contestant, workflow, subjects)
+                    with measured.background(self._plan.background):
+                        request = self._run(measured_system, workflow, subjects)
                     self.workflows.at(workflow=workflow.name).add(system, request)
 
-    def _ask_all(self, stage: Stage, contestant: Contestant, subject: Subject) -> None:
+    def _ask_all(self, measured: MeasuredMachine, measured_system: MeasuredSystem, subject: Subject) -> None:
         """Ask under fresh background load each time: what CMA moved away once stays away."""
         for length in self._paper.prompts:
-            for kept in self._paper.kept if contestant.system.keeps else (0.0,):
-                contestant.world.recall(None)  # what is kept of other models, too
+            for kept in self._paper.kept if measured_system.system.keeps else (0.0,):
+                measured_system.world.recall(None)  # what is kept of other models, too
                 if kept:
-                    contestant.world.warm(subject.model)
-                    contestant.press(int(kept * contestant.weights(subject.model)))
-                with stage.background(self._plan.background):
-                    finished = contestant.ask(subject.model, subject.prompts[length], 1)
+                    measured_system.world.warm(subject.model)
+                    measured_system.press(int(kept * measured_system.weights(subject.model)))
+                with measured.background(self._plan.background):
+                    finished = measured_system.ask(subject.model, subject.prompts[length], 1)
                 request = Request.of(finished.timings, self._paper.threads)
-                cells = [kept] if contestant.system.keeps else self._paper.kept
+                cells = [kept] if measured_system.system.keeps else self._paper.kept
                 for each in cells:  # a strawman keeps nothing, whatever the others do
                     cell = self.ttft.at(model=subject.shape, prompt=length, kept=each)
-                    cell.add(contestant.system, request)
+                    cell.add(measured_system.system, request)
 
-    def _run(self, contestant: Contestant, workflow: Workflow, subjects: Sequence[Subject]) -> Request:
+    def _run(
+        self, measured_system: MeasuredSystem, workflow: Workflow, subjects: Sequence[Subject]
+    ) -> Request:
         following = [*workflow.calls[1:], None]
         parts: list[dict[str, float]] = []
         began = time.monotonic()
         for place, coming in zip(workflow.calls, following, strict=True):
             hint = subjects[coming].model if workflow.hints and coming is not None else None
             prompt = subjects[place].prompts[self._paper.call_prompt]
-            finished = contestant.ask(subjects[place].model, prompt, self._paper.call_tokens, hint)
+            finished = measured_system.ask(subjects[place].model, prompt, self._paper.call_tokens, hint)
             request = Request.of(finished.timings, self._paper.threads)
             parts.append(request.parts | {"decode": finished.timings.decode / 1000})
         seconds = time.monotonic() - began

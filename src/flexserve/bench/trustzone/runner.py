@@ -34,7 +34,7 @@ def measure(plan: Plan, folder: Path, say: Say) -> dict[str, Any]:
         for shape in paper.shapes
     ]
     shape, lengths = plan.npu.shape, plan.npu.prompts
-    borrower = Subject(shape, *models.make(shape, "q8_0", lengths, paper.threads))
+    client = Subject(shape, *models.make(shape, "q8_0", lengths, paper.threads))
     memory, calls = Memory(plan, say), Calls(plan, say)
     programs, requests = Programs(plan, models, say), Requests(plan, models, say)
     handovers, npu_use = Handovers(plan, say), NpuUse(plan, models, say)
@@ -44,7 +44,7 @@ def measure(plan: Plan, folder: Path, say: Say) -> dict[str, Any]:
         programs.round(subjects[0], number)
         requests.round(subjects, number)
         handovers.round(number)
-        npu_use.round(borrower, number)
+        npu_use.round(client, number)
         parts = {
             "memory": memory.report(),
             "calls": calls.report(),

@@ -33,7 +33,7 @@ class Form(abc.ABC):
         }
 
     def began(self, started: Started) -> None:  # noqa: B027  # not every form cares
-        """Take note of how the answer begins."""
+        """Record how the answer begins."""
 
     @abc.abstractmethod
     def opening(self) -> Json | None:
@@ -73,7 +73,7 @@ class ChatForm(Form):
         self._calls: list[Json] = []
 
     def began(self, started: Started) -> None:
-        """Take note of how the answer begins: calls in a thought are none."""
+        """Record how the answer begins: calls in a thought are none."""
         if self._scanner is not None:
             self._scanner = CallScanner(thinking=started.thinking)
 

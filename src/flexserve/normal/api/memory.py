@@ -118,10 +118,10 @@ async def decisions(request: Request, after: Annotated[int, Query(ge=0, le=1 << 
 
     Lines up to number `settled` do not change any more; a later one may still grow.
     """
-    ledger = world_of(request).ledger
+    audit_log = world_of(request).audit_log
     lines = [
         {**dataclasses.asdict(line), "kind": line.kind.value}
-        for line in ledger.lines()
+        for line in audit_log.lines()
         if line.number > after
     ]
-    return JSONResponse({"settled": ledger.settled(), "decisions": lines})
+    return JSONResponse({"settled": audit_log.settled(), "decisions": lines})

@@ -77,7 +77,7 @@ async def show_states(request: Request) -> Response:
         "queued": report.status.queued,
         "running": report.status.running,
         "memory": {
-            "granule": memory.granule,
+            "chunk": memory.chunk,
             "granted": report.granted,
             "unused": memory.granted,
             "secure": memory.secure,

@@ -4,8 +4,8 @@ An arena is a PROT_NONE reservation. Commit maps memory over part of it, release
 over that part again, so addresses stay put while memory comes and goes.
 
 Secret memory cannot be given back in part: no hole punching, no MADV_DONTNEED, one ftruncate
-per file. So each granule is its own `memfd_secret`, whose descriptor is closed as soon as it is
-mapped; unmapping the granule then drops the last reference, and the kernel frees its pages.
+per file. So each chunk is its own `memfd_secret`, whose descriptor is closed as soon as it is
+mapped; unmapping the chunk then drops the last reference, and the kernel frees its pages.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import resource
 from pathlib import Path
 
 from flexserve.errors import GrantRefusedError, NormalWorldError
-from flexserve.platforms.chunks import GranuleBooks, GranuleState
+from flexserve.platforms.chunks import ChunkBooks, ChunkState
 from flexserve.platforms.linux import mman, reservation
 from flexserve.platforms.ports import Arena, Protection
 from flexserve.units import MIB, align_up, format_size
 
-DEFAULT_GRANULE = MIB
+DEFAULT_CHUNK = MIB
 _READ_WRITE = mman.PROT_READ | mman.PROT_WRITE
 _MAPPINGS_OF_OTHERS = 2048  # libraries, stacks, heaps: generous for a Python process
 _RESIDENT_RUN = re.compile(rb"\x01+")
@@ -32,10 +32,10 @@ _RESIDENT_RUN = re.compile(rb"\x01+")
 class _MappedMemory(abc.ABC):
     """The SecureMemory port over mmap; subclasses say what is mapped and how it is scrubbed."""
 
-    def __init__(self, granule: int = DEFAULT_GRANULE) -> None:
-        if granule % mman.PAGE:
-            raise ValueError("a granule is whole pages")
-        self._books = GranuleBooks(granule)
+    def __init__(self, chunk: int = DEFAULT_CHUNK) -> None:
+        if chunk % mman.PAGE:
+            raise ValueError("a chunk is whole pages")
+        self._books = ChunkBooks(chunk)
 
     @property
     @abc.abstractmethod
@@ -43,17 +43,17 @@ class _MappedMemory(abc.ABC):
         """The label of what this memory is protected by."""
 
     @property
-    def granule(self) -> int:
+    def chunk(self) -> int:
         """Bytes of the unit of commit and release."""
-        return self._books.granule
+        return self._books.chunk
 
     def reserve(self, size: int) -> Arena:
-        """Reserve addresses for `size` bytes, rounded up to granules. Uses no memory.
+        """Reserve addresses for `size` bytes, rounded up to chunks. Uses no memory.
 
         Raises NormalWorldError when the address space is refused.
         """
-        size = align_up(max(size, 1), self.granule)
-        arena = Arena(base=reservation.reserve(size, self.granule), size=size)
+        size = align_up(max(size, 1), self.chunk)
+        arena = Arena(base=reservation.reserve(size, self.chunk), size=size)
         self._books.open(arena)
         return arena
 
@@ -61,14 +61,14 @@ class _MappedMemory(abc.ABC):
         """Put memory behind a range that has none; pages come, zeroed, at first touch.
 
         Raises GrantRefusedError when the OS refuses, InternalError for a range that is outside
-        the arena or (partly) committed; either way every granule is as it was.
+        the arena or (partly) committed; either way every chunk is as it was.
         """
         self._books.claim_commit(arena, offset, length)
-        settled = GranuleState.EMPTY
+        settled = ChunkState.EMPTY
         try:
             if length:
                 self._map(arena.base + offset, length)
-            settled = GranuleState.COMMITTED
+            settled = ChunkState.COMMITTED
         except OSError as error:
             reservation.put_back(arena.base + offset, length)
             raise _refusal(length, error) from error
@@ -83,12 +83,12 @@ class _MappedMemory(abc.ABC):
         """
         del keep
         self._books.claim_release(arena, offset, length)
-        settled = GranuleState.COMMITTED
+        settled = ChunkState.COMMITTED
         try:
             if length:
                 self._scrub(arena.base + offset, length)
                 reservation.put_back(arena.base + offset, length)
-            settled = GranuleState.EMPTY
+            settled = ChunkState.EMPTY
         finally:
             self._books.settle(arena, offset, length, settled)
 
@@ -113,13 +113,13 @@ class _MappedMemory(abc.ABC):
 
         mincore(2) over the arenas costs a few nanoseconds per page. The alternatives are worse:
         /proc/self/statm counts secret memory as file pages, together with every library, and
-        /proc/self/smaps prints a page of text for each granule.
+        /proc/self/smaps prints a page of text for each chunk.
         """
         return mman.PAGE * sum(map(_pages_of, self._books.arenas()))
 
     @abc.abstractmethod
     def _map(self, address: int, length: int) -> None:
-        """Map fresh memory over whole granules of a reservation; may stop half-way with OSError."""
+        """Map fresh memory over whole chunks of a reservation; may stop half-way with OSError."""
 
     @abc.abstractmethod
     def _scrub(self, address: int, length: int) -> None:
@@ -143,11 +143,11 @@ class MemfdSecretMemory(_MappedMemory):
 
     def _map(self, address: int, length: int) -> None:
         # The kernel marks these mappings locked and left out of dumps by itself.
-        for granule in range(address, address + length, self.granule):
+        for chunk in range(address, address + length, self.chunk):
             fd = mman.memfd_secret()
             try:
-                os.ftruncate(fd, self.granule)
-                mman.mmap(granule, self.granule, _READ_WRITE, mman.MAP_SHARED | mman.MAP_FIXED, fd)
+                os.ftruncate(fd, self.chunk)
+                mman.mmap(chunk, self.chunk, _READ_WRITE, mman.MAP_SHARED | mman.MAP_FIXED, fd)
             finally:
                 os.close(fd)
         # Shared pages in a forked child would outlive their release here.
@@ -175,7 +175,7 @@ class PlainMemory(_MappedMemory):
 
     def _map(self, address: int, length: int) -> None:
         mman.mmap(address, length, _READ_WRITE, mman.MAP_PRIVATE | mman.MAP_ANONYMOUS | mman.MAP_FIXED)
-        # A huge page spans granules: releasing one of them would give nothing back.
+        # A huge page spans chunks: releasing one of them would give nothing back.
         for advice in (mman.MADV_NOHUGEPAGE, mman.MADV_DONTDUMP, mman.MADV_DONTFORK):
             mman.madvise(address, length, advice)
 
@@ -187,12 +187,12 @@ class PlainMemory(_MappedMemory):
             mman.zero(address + run.start() * mman.PAGE, (run.end() - run.start()) * mman.PAGE)
 
 
-def probe_secret_memory(size: int = DEFAULT_GRANULE, granule: int = DEFAULT_GRANULE) -> None:
+def probe_secret_memory(size: int = DEFAULT_CHUNK, chunk: int = DEFAULT_CHUNK) -> None:
     """Raise NormalWorldError, saying why and what to do, unless `size` bytes of secret memory can be had.
 
     Uses no memory: it maps that much and touches nothing. Physical memory may still be short.
     """
-    _require_mappings(size, granule)
+    _require_mappings(size, chunk)
     try:
         fd = mman.memfd_secret()
     except OSError as error:
@@ -216,13 +216,13 @@ def _pages_of(arena: Arena) -> int:
         raise
 
 
-def _require_mappings(size: int, granule: int) -> None:
-    """Raise NormalWorldError when a process may not have one mapping per granule of `size`."""
+def _require_mappings(size: int, chunk: int) -> None:
+    """Raise NormalWorldError when a process may not have one mapping per chunk of `size`."""
     try:
         limit = int(Path("/proc/sys/vm/max_map_count").read_text())
     except (OSError, ValueError):
         return  # nobody tells: commit will, should it matter
-    needed = -(-size // granule) + _MAPPINGS_OF_OTHERS
+    needed = -(-size // chunk) + _MAPPINGS_OF_OTHERS
     if needed > limit:
         raise NormalWorldError(
             f"{format_size(size)} of secret memory needs {needed} mappings; the kernel allows {limit}.",

@@ -177,7 +177,7 @@ class TrustZoneNpu:
             self.on_change()
 
     def _note(self, event: Event) -> bool:
-        """Take note of an event; return whether the NPU came with a driver that is not ours."""
+        """Record an event; return whether the NPU came with a driver that is not ours."""
         match event:
             case NpuGranted(serial) if self._state is NpuState.COMING and serial == self._serial:
                 self._refused = self._mailbox.npu_driver != self._driver

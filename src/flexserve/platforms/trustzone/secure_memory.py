@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from flexserve.errors import GrantRefusedError, InternalError
-from flexserve.platforms.chunks import GranuleBooks, GranuleState
+from flexserve.platforms.chunks import ChunkBooks, ChunkState
 from flexserve.platforms.linux import mman, reservation
 from flexserve.platforms.ports import Arena, Protection
 from flexserve.platforms.trustzone.guest_pages import GuestPages
@@ -24,7 +24,7 @@ from flexserve.platforms.trustzone.pool import Run, count, cut, merged
 from flexserve.platforms.trustzone.ram import PAGE, Ram
 from flexserve.units import MIB, align_up, format_size
 
-DEFAULT_GRANULE = 2 * MIB  # one call of the monitor, and a block that Linux likes to have free
+DEFAULT_CHUNK = 2 * MIB  # one call of the monitor, and a block that Linux likes to have free
 _MAPPINGS_OF_OTHERS = 4096  # libraries, stacks, heaps, reservations: generous for a Python process
 _USUAL_LIMIT = 65530  # vm.max_map_count, where nobody tells
 
@@ -32,20 +32,20 @@ _USUAL_LIMIT = 65530  # vm.max_map_count, where nobody tells
 class TrustZoneMemory:
     """The SecureMemory port over the pages of a guest."""
 
-    def __init__(self, pages: GuestPages, granule: int = DEFAULT_GRANULE) -> None:
-        if granule % PAGE or granule % mman.PAGE:
-            raise ValueError("a granule is whole pages")
+    def __init__(self, pages: GuestPages, chunk: int = DEFAULT_CHUNK) -> None:
+        if chunk % PAGE or chunk % mman.PAGE:
+            raise ValueError("a chunk is whole pages")
         self._pages = pages
-        self._books = GranuleBooks(granule)
-        self._behind: dict[Arena, dict[int, list[Run]]] = {}  # granule → its pages, in order
+        self._books = ChunkBooks(chunk)
+        self._behind: dict[Arena, dict[int, list[Run]]] = {}  # chunk → its pages, in order
         self._lock = threading.Lock()
         self._mapped = 0  # runs
         self._most = _MOST_RUNS
 
     @property
-    def granule(self) -> int:
+    def chunk(self) -> int:
         """Bytes of the unit of commit and release."""
-        return self._books.granule
+        return self._books.chunk
 
     @property
     def protection(self) -> Protection:
@@ -60,12 +60,12 @@ class TrustZoneMemory:
         )
 
     def reserve(self, size: int) -> Arena:
-        """Reserve addresses for `size` bytes, rounded up to granules. Uses no memory.
+        """Reserve addresses for `size` bytes, rounded up to chunks. Uses no memory.
 
         Raises NormalWorldError when the address space is refused.
         """
-        size = align_up(max(size, 1), self.granule)
-        arena = Arena(base=reservation.reserve(size, self.granule), size=size)
+        size = align_up(max(size, 1), self.chunk)
+        arena = Arena(base=reservation.reserve(size, self.chunk), size=size)
         with self._lock:
             self._behind[arena] = {}
         self._books.open(arena)
@@ -76,14 +76,14 @@ class TrustZoneMemory:
 
         Raises GrantRefusedError when the guest's kernel refuses, answers wrongly or does not answer,
         InternalError for a range that is outside the arena or (partly) committed; either way every
-        granule is as it was.
+        chunk is as it was.
         """
         self._books.claim_commit(arena, offset, length)
-        settled = GranuleState.EMPTY
+        settled = ChunkState.EMPTY
         try:
             if length:
                 self._fill(arena, offset, self._pages.take(length // PAGE))
-            settled = GranuleState.COMMITTED
+            settled = ChunkState.COMMITTED
         finally:
             self._books.settle(arena, offset, length, settled)
 
@@ -95,16 +95,16 @@ class TrustZoneMemory:
         the arena or not wholly committed, and then changes nothing.
         """
         self._books.claim_release(arena, offset, length)
-        settled = GranuleState.COMMITTED
+        settled = ChunkState.COMMITTED
         try:
             if length:
                 runs = self._empty(arena, offset, length)
-                settled = GranuleState.EMPTY
+                settled = ChunkState.EMPTY
                 if keep:
                     self._pages.keep(runs)
                 else:
                     self._pages.give_back(runs)
-            settled = GranuleState.EMPTY
+            settled = ChunkState.EMPTY
         finally:
             self._books.settle(arena, offset, length, settled)
 
@@ -140,8 +140,8 @@ class TrustZoneMemory:
             if arena is None:
                 raise InternalError(f"{address:#x} is in no arena.")
             self._books.require_committed(arena, address - arena.base, length)
-            first, skipped = divmod(address - arena.base, self.granule)
-            last = (address - arena.base + length - 1) // self.granule
+            first, skipped = divmod(address - arena.base, self.chunk)
+            last = (address - arena.base + length - 1) // self.chunk
             runs = [run for number in range(first, last + 1) for run in self._behind[arena][number]]
         if skipped:
             runs = [run for portion in list(cut(runs, skipped // PAGE))[1:] for run in portion]
@@ -152,7 +152,7 @@ class TrustZoneMemory:
     def _fill(self, arena: Arena, offset: int, runs: list[Run]) -> None:
         """Map `runs`, one behind the other, over a range of the arena, and clear them."""
         address, length = arena.base + offset, count(runs) * PAGE
-        portions = list(cut(runs, self.granule // PAGE))
+        portions = list(cut(runs, self.chunk // PAGE))
         mappings = sum(map(len, portions))
         try:
             self._reckon(mappings)
@@ -164,7 +164,7 @@ class TrustZoneMemory:
             raise
         mman.zero(address, length)  # SECURE by now: the OS, whose leavings these are, cannot look on
         with self._lock:
-            first = offset // self.granule
+            first = offset // self.chunk
             self._behind[arena].update(enumerate(portions, first))
 
     def _map(self, address: int, runs: list[Run]) -> None:
@@ -184,8 +184,8 @@ class TrustZoneMemory:
         """Unmap a range and return its pages."""
         reservation.put_back(arena.base + offset, length)
         with self._lock:
-            granules = range(offset // self.granule, (offset + length) // self.granule)
-            portions = [self._behind[arena].pop(granule) for granule in granules]
+            chunks = range(offset // self.chunk, (offset + length) // self.chunk)
+            portions = [self._behind[arena].pop(chunk) for chunk in chunks]
         self._reckon(-sum(map(len, portions)))
         return list(merged(run for portion in portions for run in portion))
 

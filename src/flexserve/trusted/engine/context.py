@@ -287,6 +287,6 @@ class Context:
         self._engine.heartbeat.beat()
 
     def _pace_of(self, nodes: int, seconds: float) -> None:
-        """Take note of how long a slice took."""
+        """Record how long a slice took."""
         pace, size = seconds / nodes, self._tokens_in_graph.bit_length()
         self._pace[size] = (self._pace.get(size, pace) + pace) / 2

@@ -1,4 +1,4 @@
-"""Reading a `ggml_cgraph`: which granules of the weights each node needs, in execution order."""
+"""Reading a `ggml_cgraph`: which chunks of the weights each node needs, in execution order."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Extent:
 
     start: int
     stop: int
-    granule: int  # number of the first granule it touches
-    count: int  # granules it touches
+    chunk: int  # number of the first chunk it touches
+    count: int  # chunks it touches
 
 
 class WeightMap:
@@ -32,7 +32,7 @@ class WeightMap:
         ordered = sorted(extents, key=lambda e: e.start)
         self.start: NDArray[np.uint64] = np.array([e.start for e in ordered], dtype=np.uint64)
         self.stop: NDArray[np.uint64] = np.array([e.stop for e in ordered], dtype=np.uint64)
-        self.first: NDArray[np.int32] = np.array([e.granule for e in ordered], dtype=np.int32)
+        self.first: NDArray[np.int32] = np.array([e.chunk for e in ordered], dtype=np.int32)
         self.count: NDArray[np.int32] = np.array([e.count for e in ordered], dtype=np.int32)
 
     def find(self, address: NDArray[np.uint64]) -> NDArray[np.intp]:
@@ -89,5 +89,5 @@ class EngineGraph:
         tensor = found[node, slot]
         first, count = self._weights.first[tensor], self._weights.count[tensor]
         before = np.cumsum(count) - count
-        granule = np.arange(count.sum()) + np.repeat(first - before, count)
-        return Needs(self.nodes, np.repeat(node, count).astype(np.int32), granule.astype(np.int32))
+        chunk = np.arange(count.sum()) + np.repeat(first - before, count)
+        return Needs(self.nodes, np.repeat(node, count).astype(np.int32), chunk.astype(np.int32))

@@ -34,16 +34,16 @@ class BufferOwner(Protocol):
     watches: bool  # wants to hear of the tensors in its buffers, by `settle`
 
     def adopt(self, kind: str, address: int, arena: Arena, size: int) -> None:
-        """Take note of a new buffer of type `kind`: its struct at `address`, `size` bytes in `arena`."""
+        """Record a new buffer of type `kind`: its struct at `address`, `size` bytes in `arena`."""
 
     def drop(self, address: int) -> None:
         """Forget the buffer whose struct was at `address`."""
 
     def place(self, tensor: int, size: int) -> None:
-        """Take note of a weight tensor (address of its struct) of `size` bytes in its GGUF form."""
+        """Record a weight tensor (address of its struct) of `size` bytes in its GGUF form."""
 
     def settle(self, buffer: int, tensor: int) -> None:
-        """Take note of a tensor (address of its struct) that got its place in `buffer`."""
+        """Record a tensor (address of its struct) that got its place in `buffer`."""
 
     def compute(self, graph: int) -> int:
         """Run a `ggml_cgraph`; return a ggml status."""

@@ -29,7 +29,7 @@ class JobMemory:
         """
         start = self.activations + align_up(activations, _PAGE)
         room = min(results, _MOST_RESULTS)
-        size = align_up(start + room - self._arena.base, self._flexmem.granule)
+        size = align_up(start + room - self._arena.base, self._flexmem.chunk)
         if size > self._arena.size:
             raise ValueError("activations larger than any batch has them")
         if size > self.committed:

@@ -20,7 +20,7 @@ _Mask = NDArray[np.bool_]
 
 
 class KvCache:
-    """Which granules of the KV buffers each sequence needs, and which sequences have memory.
+    """Which chunks of the KV buffers each sequence needs, and which sequences have memory.
 
     `take` may be called for a sequence while another thread calls `release` for others, which no
     running graph reads.
@@ -33,14 +33,14 @@ class KvCache:
         self._lock = threading.Lock()
 
     def add(self, arena: Arena, address: int, size: int, shape: Sequence[int], stride: int) -> None:
-        """Take note of a KV tensor: `size` bytes at `address`, `stride` bytes from stream to stream."""
-        count = arena.size // self._flexmem.granule
+        """Record a KV tensor: `size` bytes at `address`, `stride` bytes from stream to stream."""
+        count = arena.size // self._flexmem.chunk
         masks = self._needs.setdefault(arena, [np.zeros(count, np.bool_) for _ in range(self._streams)])
         in_streams = shape[2] == self._streams and shape[3] == 1 and stride * self._streams == size
         for stream, mask in enumerate(masks):
             start = address - arena.base + (stream * stride if in_streams else 0)
             stop = start + (stride if in_streams else size)
-            mask[start // self._flexmem.granule : -(-stop // self._flexmem.granule)] = True
+            mask[start // self._flexmem.chunk : -(-stop // self._flexmem.chunk)] = True
 
     def has(self, arena: Arena) -> bool:
         """Return whether KV is in `arena`."""

@@ -81,7 +81,7 @@ class _Opening:
 
 
 class Model:
-    """A sealed model, opened: metadata in llama.cpp, weights as granules that come and go.
+    """A sealed model, opened: metadata in llama.cpp, weights as chunks that come and go.
 
     `address` is the `llama_model`. Not thread-safe: belongs to the engine thread.
     """
@@ -106,7 +106,7 @@ class Model:
                 self._buffers, self._tensors = opening.buffers, opening.tensors
                 self.image = self._image(sealed)
             parts = [Part(arena, size) for _, arena, size in opening.buffers]
-            self.weights = Weights(name, parts, self.image, engine.flexmem.granule)
+            self.weights = Weights(name, parts, self.image, engine.flexmem.chunk)
             self.map = WeightMap(self._extents(opening.tensors))
         except BaseException:
             self.close()
@@ -191,13 +191,13 @@ class Model:
 
     def _extents(self, tensors: list[_Placed]) -> list[Extent]:
         """Return where each tensor lives; a tensor reaches to the next one (layouts may pad)."""
-        granule = self.engine.flexmem.granule
+        chunk = self.engine.flexmem.chunk
         extents: list[Extent] = []
         for part, (_, arena, size) in enumerate(self._buffers):
             inside = sorted({t.address for t in tensors if arena.base <= t.address < arena.base + size})
             for start, stop in zip(inside, [*inside[1:], arena.base + size], strict=True):
-                first = (start - arena.base) // granule
-                count = (stop - 1 - arena.base) // granule - first + 1
+                first = (start - arena.base) // chunk
+                count = (stop - 1 - arena.base) // chunk - first + 1
                 extents.append(Extent(start, stop, self.weights.base(part) + first, count))
         return extents
 
@@ -209,7 +209,7 @@ class Model:
             image = Image.open(self._store.image_path(self.manifest, fingerprint), sealed, fingerprint)
             expected = [(kind, size) for kind, _, size in self._buffers]
             layout = [(buffer.name, buffer.size) for buffer in image.buffers]
-            if layout == expected and image.chunk == self.engine.flexmem.granule:
+            if layout == expected and image.chunk == self.engine.flexmem.chunk:
                 return image
             image.close()
         except StoredDataError:
@@ -220,7 +220,7 @@ class Model:
         fingerprint, store = self.engine.fingerprint, self._store
         path = store.image_path(self.manifest, fingerprint)
         specs = [BufferSpec(kind, size) for kind, _, size in self._buffers]
-        with ImageWriter(path, sealed, fingerprint, specs, self.engine.flexmem.granule) as writer:
+        with ImageWriter(path, sealed, fingerprint, specs, self.engine.flexmem.chunk) as writer:
             _ImageMaker(self, sealed, writer, self._tensors).make(self._buffers)
             writer.finish()
         store.drop_stale_images(self.manifest, fingerprint)
@@ -230,7 +230,7 @@ class Model:
 class _ImageMaker:
     """Writes each tensor through llama.cpp's own repacking and encrypts the buffers behind it.
 
-    Works in address order and gives every granule back once it is encrypted, so making the
+    Works in address order and gives every chunk back once it is encrypted, so making the
     image of a model needs memory for its largest tensor (twice), not for the model.
     """
 
@@ -285,18 +285,18 @@ class _Window:
         self._flushed = 0  # where the next flush of the file counts from
 
     def move(self, start: int, stop: int) -> None:
-        """Have [start, stop) in memory; encrypt and release the whole granules before `start`."""
-        granule = self._flexmem.granule
-        end = align_up(stop, granule)
+        """Have [start, stop) in memory; encrypt and release the whole chunks before `start`."""
+        chunk = self._flexmem.chunk
+        end = align_up(stop, chunk)
         if end > self._stop:
             self._flexmem.commit(self._arena, self._stop, end - self._stop)
             self._stop = end
-        while self._start + granule <= start or start == self._size > self._start:
-            length = min(granule, self._size - self._start)
-            chunk = self._flexmem.view(self._arena, self._start, length)
-            self._writer.write(self._number, self._start // granule, chunk)
-            self._flexmem.recycle(self._arena, self._start, granule)
-            self._start += granule
+        while self._start + chunk <= start or start == self._size > self._start:
+            length = min(chunk, self._size - self._start)
+            view = self._flexmem.view(self._arena, self._start, length)
+            self._writer.write(self._number, self._start // chunk, view)
+            self._flexmem.recycle(self._arena, self._start, chunk)
+            self._start += chunk
             if self._start - self._flushed >= _FLUSH_EVERY:
                 self._writer.flush()
                 self._flushed = self._start

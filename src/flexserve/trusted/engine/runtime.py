@@ -73,16 +73,14 @@ class Engine:
 
     @property
     def fingerprint(self) -> str:
-        """What an image depends on: library version, CPU features, buffer types, granule."""
+        """What an image depends on: library version, CPU features, buffer types, chunk."""
         types = [
             self.ggml.buffer_type_name(address).decode()
             for address in self.ggml.extra_buffer_types(self.ggml.device_by_type(abi.DEVICE_TYPE_CPU))
         ]
         # The number of threads is part of the system information, and no image depends on it.
         features = self.build.split("|", 1)[0].split(":", 1)[-1] + self.build.partition("|")[2]
-        text = "\n".join(
-            [abi.PINNED_VERSION, platform.machine(), features, *types, str(self.flexmem.granule)]
-        )
+        text = "\n".join([abi.PINNED_VERSION, platform.machine(), features, *types, str(self.flexmem.chunk)])
         return hashlib.sha256(text.encode()).hexdigest()
 
     def use_npu(self, npu: FlexNpu | None) -> None:
@@ -143,7 +141,7 @@ class Engine:
         return self._work_size + (self._offload.memory.committed if self._offload is not None else 0)
 
     def _grow_work(self, size: int) -> None:
-        size = align_up(size, self.flexmem.granule)
+        size = align_up(size, self.flexmem.chunk)
         if size > self._work.size:
             raise InternalError(f"llama.cpp asks for a work area of {size} bytes.")
         added = size - self._work_size

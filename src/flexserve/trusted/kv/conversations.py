@@ -7,21 +7,21 @@ import time
 from collections.abc import Sequence
 
 from flexserve.trusted.engine.context import Context
-from flexserve.trusted.kv.sealed import WORTHWHILE, ParkedKv
+from flexserve.trusted.kv.sealed import WORTHWHILE, SealedKv
 from flexserve.trusted.kv.slots import Slot, choose
 
 _SEAL_SPEED = 300e6  # bytes per second, a cautious guess: what a recall's deadline leaves room for
 
 
 class Conversations:
-    """Slots of a context and the parked KV of its model.
+    """Slots of a context and the sealed KV of its model.
 
     `lock` is the open model's: slots change under it. It is never held while memory is asked for, nor
     while the engine thread seals. Methods belong to the engine thread, but for those at the end.
     """
 
-    def __init__(self, context: Context, parked: ParkedKv, lock: threading.RLock) -> None:
-        self._context, self._parked, self._lock = context, parked, lock
+    def __init__(self, context: Context, sealed: SealedKv, lock: threading.RLock) -> None:
+        self._context, self._sealed, self._lock = context, sealed, lock
         self._slots = [Slot(number) for number in range(context.sequences)]
 
     def claim(self, owner: str, known: Sequence[int]) -> tuple[Slot, int] | None:
@@ -51,13 +51,13 @@ class Conversations:
         return slot, kept
 
     def _resume(self, slot: Slot, owner: str, known: Sequence[int], kept: int) -> int:
-        """Take parked KV into `slot` where that saves computing; return how many of `known` it has then."""
-        parked = self._parked.find(owner, known, self._context.usable_saved)
-        if parked is None or parked[1] <= kept + WORTHWHILE:
+        """Take sealed KV into `slot` where that saves computing; return how many of `known` it has then."""
+        sealed = self._sealed.find(owner, known, self._context.usable_saved)
+        if sealed is None or sealed[1] <= kept + WORTHWHILE:
             return kept
-        entry, shared = parked
+        entry, shared = sealed
         self._context.take(slot.number, 0)
-        loaded = self._parked.load(entry, lambda data: self._context.load(slot.number, data))
+        loaded = self._sealed.load(entry, lambda data: self._context.load(slot.number, data))
         return shared if loaded else 0
 
     def plaintext(self, owner: str, known: Sequence[int]) -> int:
@@ -69,8 +69,8 @@ class Conversations:
             return 0
         slot, kept = found
         seals = kept < len(slot.tokens) and not slot.sealed and len(slot.tokens) >= WORTHWHILE
-        parked = self._parked.find(owner, known, self._context.usable_saved)
-        resumes = parked[0].size if parked is not None and parked[1] > kept + WORTHWHILE else 0
+        sealed = self._sealed.find(owner, known, self._context.usable_saved)
+        resumes = sealed[0].size if sealed is not None and sealed[1] > kept + WORTHWHILE else 0
         return max(resumes, self._context.state_size(slot.number) if seals else 0)
 
     def release(self, slot: Slot, *, keep: bool = True) -> None:
@@ -111,7 +111,7 @@ class Conversations:
         if slot.sealed or len(slot.tokens) < WORTHWHILE:
             return
         number, size = slot.number, self._context.state_size(slot.number)
-        self._parked.save(
+        self._sealed.save(
             slot.owner, slot.tokens, size, lambda data: self._context.save(number, data), ask=ask
         )
         slot.sealed = True  # or it cannot be: trying again at every turn would help nobody
@@ -145,7 +145,7 @@ class Conversations:
         for slot in self._idle():
             if freed >= size:
                 break
-            self._parked.counters.dropped += not slot.sealed and len(slot.tokens) >= WORTHWHILE
+            self._sealed.counters.dropped += not slot.sealed and len(slot.tokens) >= WORTHWHILE
             slot.tokens = []
             freed += self._context.release([slot.number], keep_grants=keep_grants)
         return freed

@@ -1,12 +1,12 @@
 """KV that left memory: sealed on disk, authenticated, found again by its tokens.
 
-A parked sequence is a file like an image (trusted.store.image): encrypted under a key that only
+A sealed sequence is a file like an image (trusted.store.image): encrypted under a key that only
 this device can derive, every chunk bound to its place, its file and its model. Whose it is and
 which tokens it stands for is in the encrypted index, so the normal world learns no more than
 sizes and times, and a file put in another's place answers for its own tokens only. Old files are
 as good as new ones: the KV of the same tokens is the same.
 
-What is parked is only ever a saving. A file that is gone, damaged or of another build is
+What is sealed is only ever a saving. A file that is gone, damaged or of another build is
 forgotten, counted and computed anew.
 """
 
@@ -37,15 +37,15 @@ _MAX_FILES = 256  # of one model
 
 
 class _Label(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the encrypted index says of a parked sequence."""
+    """What the encrypted index says of a sealed sequence."""
 
     owner: str
     tokens: Annotated[list[int], Meta(max_length=1 << 22)]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Parked:
-    """One parked sequence."""
+class SealedSequence:
+    """One sealed sequence."""
 
     path: Path
     owner: str
@@ -53,8 +53,8 @@ class Parked:
     size: int  # bytes of the file
 
 
-class ParkedKv:
-    """The parked sequences of one model. Thread-safe; the newest are kept when `quota` is reached."""
+class SealedKv:
+    """The sealed sequences of one model. Thread-safe; the newest are kept when `quota` is reached."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class ParkedKv:
         quota: int,
         counters: KvCounters,
     ) -> None:
-        """Read the labels of what is parked for `model`. `quota`: bytes on disk, for this model."""
+        """Read the labels of what is sealed for `model`. `quota`: bytes on disk, for this model."""
         self._store, self._model, self._fingerprint = store, model, fingerprint
         self._flexmem, self._quota, self.counters = flexmem, quota, counters
         self._lock = threading.RLock()
@@ -74,8 +74,8 @@ class ParkedKv:
 
     def find(
         self, owner: str, tokens: Sequence[int], usable: Callable[[int, int], int]
-    ) -> tuple[Parked, int] | None:
-        """Return the parked sequence that has most of `tokens` to be used, and how many that is.
+    ) -> tuple[SealedSequence, int] | None:
+        """Return the sealed sequence that has most of `tokens` to be used, and how many that is.
 
         `usable(count, shared)`: how many of the first tokens of a sealed sequence of `count` can be
         used again, of `shared` that are the same.
@@ -94,7 +94,7 @@ class ParkedKv:
     ) -> bool:
         """Seal the `size` bytes that `export` writes as the KV of `tokens`; return whether it was done.
 
-        Supersedes what was parked of the same conversation. `ask`: whether memory for the plaintext
+        Supersedes what was sealed of the same conversation. `ask`: whether memory for the plaintext
         may be asked of the normal world; during a recall it may not. Never raises for want of
         memory or disk.
         """
@@ -113,14 +113,14 @@ class ParkedKv:
                 for p in self._entries
                 if p.owner == owner and common_prefix(p.tokens, tokens) == len(p.tokens)
             ]
-            self._entries.append(Parked(path, owner, tuple(tokens), path.stat().st_size))
+            self._entries.append(SealedSequence(path, owner, tuple(tokens), path.stat().st_size))
             for entry in superseded:
                 self.forget(entry)
             self._keep_quota()
-        self.counters.parked += 1
+        self.counters.sealed += 1
         return True
 
-    def load(self, entry: Parked, take_in: Callable[[memoryview], bool]) -> bool:
+    def load(self, entry: SealedSequence, take_in: Callable[[memoryview], bool]) -> bool:
         """Hand the authenticated KV of `entry` to `take_in`; return whether that worked.
 
         What does not authenticate or fit is forgotten and counted; where only memory is short
@@ -144,8 +144,8 @@ class ParkedKv:
             self.forget(entry)
         return taken
 
-    def forget(self, entry: Parked) -> None:
-        """Remove a parked sequence. Always safe."""
+    def forget(self, entry: SealedSequence) -> None:
+        """Remove a sealed sequence. Always safe."""
         with self._lock:
             if entry in self._entries:
                 self._entries.remove(entry)
@@ -181,9 +181,9 @@ class ParkedKv:
         finally:
             flexmem.report_returned(flexmem.free(arena))
 
-    def _scan(self) -> list[Parked]:
+    def _scan(self) -> list[SealedSequence]:
         """Read the labels of all files; remove those that are of no use any more."""
-        found: list[tuple[float, Parked]] = []
+        found: list[tuple[float, SealedSequence]] = []
         with self._store.open(self._model) as sealed:
             for path in self._store.kv_paths(sealed.manifest):
                 try:
@@ -195,7 +195,7 @@ class ParkedKv:
                     with contextlib.suppress(OSError):
                         path.unlink()
                 else:
-                    entry = Parked(path, label.owner, tuple(label.tokens), info.st_size)
+                    entry = SealedSequence(path, label.owner, tuple(label.tokens), info.st_size)
                     found.append((info.st_mtime, entry))
         return [entry for _, entry in sorted(found, key=lambda pair: pair[0])]
 

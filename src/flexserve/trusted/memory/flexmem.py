@@ -1,6 +1,6 @@
-"""Flex-Mem: recallable secure memory, every granule of it under the ownership table.
+"""Flex-Mem: recallable secure memory, every chunk of it under the ownership table.
 
-The platform's `SecureMemory` maps and unmaps; this keeps the books. Each committed granule holds
+The platform's `SecureMemory` maps and unmaps; this keeps the books. Each committed chunk holds
 one page number of the table, so that law 2 (conservation) can be checked at any moment. Grants come
 from the normal world through a `Granter`: the secure world never takes memory that the OS has not
 agreed to. What is not granted is refused; making way for it is the business of whoever asked.
@@ -56,7 +56,7 @@ class OpenHanded:
 
 
 class FlexMem:
-    """Arenas of secure memory, committed and released granule by granule. Thread-safe.
+    """Arenas of secure memory, committed and released chunk by chunk. Thread-safe.
 
     Callers do not commit, use and release the same range at the same time (trusted.weights.residency
     and serving.reclaim see to that); everything else may run concurrently.
@@ -69,13 +69,13 @@ class FlexMem:
         self._memory = memory
         self._granter = granter
         self._heartbeat = heartbeat or Heartbeat()
-        self._table = OwnershipTable(max(1, capacity // memory.granule))
+        self._table = OwnershipTable(max(1, capacity // memory.chunk))
         self._normal = list(range(self._table.total - 1, -1, -1))  # page numbers, lowest last
         self._granted: list[int] = []
-        self._committing = 0  # granules that the platform's memory is about to take
+        self._committing = 0  # chunks that the platform's memory is about to take
         self._pages: dict[Arena, np.ndarray[tuple[int], np.dtype[np.int32]]] = {}
         self._lock = threading.Lock()
-        self.granule = memory.granule
+        self.chunk = memory.chunk
 
     @property
     def protection(self) -> Protection:
@@ -88,7 +88,7 @@ class FlexMem:
         """Reserve addresses for `size` bytes; no memory yet."""
         arena = self._memory.reserve(size)
         with self._lock:
-            self._pages[arena] = np.full(arena.size // self.granule, _NO_PAGE, dtype=np.int32)
+            self._pages[arena] = np.full(arena.size // self.chunk, _NO_PAGE, dtype=np.int32)
         return arena
 
     def free(self, arena: Arena) -> int:
@@ -116,31 +116,31 @@ class FlexMem:
         return have
 
     def return_unused(self) -> int:
-        """Give every granted, unused granule back; return the bytes."""
+        """Give every granted, unused chunk back; return the bytes."""
         with self._lock:
             pages, self._granted = self._granted, []
             self._table.apply(PageEvent.RETURN, pages)
             self._normal += pages
         self.settle()
-        return len(pages) * self.granule
+        return len(pages) * self.chunk
 
     def settle(self) -> None:
         """Have the granter give back what it has lying ready beyond what is granted."""
         self._granter.returned(0, self._held())
 
     def _ask(self, size: int, minimum: int) -> int:
-        count = min(-(-size // self.granule), len(self._normal))
+        count = min(-(-size // self.chunk), len(self._normal))
         if count == 0:
             return 0
-        granted = self._granter.request(count * self.granule, minimum)
+        granted = self._granter.request(count * self.chunk, minimum)
         with self._lock:
-            # Held to what was asked, and to whole granules; what is left over goes straight back.
-            count = min(granted // self.granule, count, len(self._normal))
+            # Held to what was asked, and to whole chunks; what is left over goes straight back.
+            count = min(granted // self.chunk, count, len(self._normal))
             pages = [self._normal.pop() for _ in range(count)]
             self._table.apply(PageEvent.GRANT, pages)
             self._granted += pages
-        self.report_returned(granted - count * self.granule)
-        return count * self.granule
+        self.report_returned(granted - count * self.chunk)
+        return count * self.chunk
 
     # ---- commit and release --------------------------------------------------------------
 
@@ -161,7 +161,7 @@ class FlexMem:
 
     def try_commit(self, arena: Arena, offset: int, length: int) -> bool:
         """Commit out of what is granted already; return False, and change nothing, if it is too little."""
-        first, count = offset // self.granule, length // self.granule
+        first, count = offset // self.chunk, length // self.chunk
         with self._lock:
             if count > len(self._granted):
                 return False
@@ -187,15 +187,15 @@ class FlexMem:
         return True
 
     def commit_missing(self, arena: Arena, among: Mask | None = None) -> int:
-        """Commit every granule of `arena` that has no memory; return the bytes added.
+        """Commit every chunk of `arena` that has no memory; return the bytes added.
 
-        `among` (one bool for each granule) restricts this, as below, to some of the granules.
+        `among` (one bool for each chunk) restricts this, as below, to some of the chunks.
         """
         with self._lock:
             holes = _runs(_chosen(self._pages[arena] == _NO_PAGE, among))
         for first, count in holes:
-            self.commit(arena, first * self.granule, count * self.granule)
-        return sum(count for _, count in holes) * self.granule
+            self.commit(arena, first * self.chunk, count * self.chunk)
+        return sum(count for _, count in holes) * self.chunk
 
     def release(self, arena: Arena, offset: int, length: int) -> int:
         """Scrub a committed range and give it to the OS; return its bytes.
@@ -229,7 +229,7 @@ class FlexMem:
 
         `keep`: they are to be granted again at once.
         """
-        first, count = offset // self.granule, length // self.granule
+        first, count = offset // self.chunk, length // self.chunk
         with self._lock:
             pages = [int(page) for page in self._pages[arena][first : first + count]]
             self._table.apply(PageEvent.RECALL, pages)
@@ -245,7 +245,7 @@ class FlexMem:
         """Return (offset, length) of each committed run."""
         with self._lock:
             held = _runs(_chosen(self._pages[arena] != _NO_PAGE, among))
-        return [(first * self.granule, count * self.granule) for first, count in held]
+        return [(first * self.chunk, count * self.chunk) for first, count in held]
 
     def report_returned(self, size: int) -> None:
         """Tell the normal world of memory that went back unasked."""
@@ -257,22 +257,22 @@ class FlexMem:
     def committed(self, arena: Arena, among: Mask | None = None) -> int:
         """Return the committed bytes of `arena`."""
         with self._lock:
-            return len(_chosen(self._pages[arena] != _NO_PAGE, among)) * self.granule
+            return len(_chosen(self._pages[arena] != _NO_PAGE, among)) * self.chunk
 
     def holds(self, arena: Arena, offset: int) -> bool:
-        """Return whether there is memory behind the granule at `offset`."""
+        """Return whether there is memory behind the chunk at `offset`."""
         with self._lock:
-            return bool(self._pages[arena][offset // self.granule] != _NO_PAGE)
+            return bool(self._pages[arena][offset // self.chunk] != _NO_PAGE)
 
     def bytes_in(self, state: PageState) -> int:
-        """Return the bytes whose granules are in `state`."""
+        """Return the bytes whose chunks are in `state`."""
         with self._lock:
-            return self._table.count(state) * self.granule
+            return self._table.count(state) * self.chunk
 
     def _held(self) -> int:
         """Return the granted bytes that a granter must still have lying ready, if it has them so."""
         with self._lock:
-            return (len(self._granted) + self._committing) * self.granule
+            return (len(self._granted) + self._committing) * self.chunk
 
     def resident(self) -> int:
         """Return the bytes that the OS counts as ours in secure memory."""
@@ -284,12 +284,12 @@ class FlexMem:
             self._table.check()
             held = sum(int(np.count_nonzero(pages != _NO_PAGE)) for pages in self._pages.values())
             moving = self._table.count(PageState.SECURE) - held
-            assert moving == 0, f"{moving} granules are SECURE in no arena"
+            assert moving == 0, f"{moving} chunks are SECURE in no arena"
             assert len(self._granted) == self._table.count(PageState.GRANTED), "granted pages drifted"
 
 
-def _chosen(granules: Mask, among: Mask | None) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
-    return np.flatnonzero(granules if among is None else granules & among)
+def _chosen(chunks: Mask, among: Mask | None) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
+    return np.flatnonzero(chunks if among is None else chunks & among)
 
 
 def _runs(indices: np.ndarray[tuple[int], np.dtype[np.intp]]) -> list[tuple[int, int]]:

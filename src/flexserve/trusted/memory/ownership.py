@@ -1,15 +1,15 @@
-"""Who owns each granule: the ownership table, law 1 and law 2 of docs/design.md.
+"""Who owns each chunk: the ownership table, law 1 and law 2 of docs/design.md.
 
-A granule is the unit of grant and recall. Exactly one party can use it at any time:
+A chunk is the unit of grant and recall. Exactly one party can use it at any time:
 
     NORMAL     the normal-world OS allocates, reads and writes it as any other memory
     GRANTED    taken from the OS for the secure world; nobody uses it, and it holds no secret yet
     SECURE     only the secure world can reach it
     RECALLING  on its way back: no longer used, not yet scrubbed, invisible to both worlds
 
-The four states form a ring, with one short cut: a granted granule that was never used goes
+The four states form a ring, with one short cut: a granted chunk that was never used goes
 back without a scrub. There is no way from SECURE to NORMAL that does not pass RECALLING, so
-no byte of a secure granule is visible before it was overwritten (law 3). An absent key *is*
+no byte of a secure chunk is visible before it was overwritten (law 3). An absent key *is*
 the illegal transition.
 """
 
@@ -22,7 +22,7 @@ from flexserve.errors import IllegalTransitionError
 
 
 class PageState(enum.IntEnum):
-    """The owner of a granule."""
+    """The owner of a chunk."""
 
     NORMAL = 0
     GRANTED = 1
@@ -31,7 +31,7 @@ class PageState(enum.IntEnum):
 
 
 class PageEvent(enum.Enum):
-    """What can happen to a granule."""
+    """What can happen to a chunk."""
 
     GRANT = "grant"  # the OS hands it over
     COMMIT = "commit"  # the secure world starts to use it
@@ -50,26 +50,26 @@ TRANSITIONS: dict[tuple[PageState, PageEvent], PageState] = {
 
 
 class OwnershipTable:
-    """The state of `total` granules, numbered from 0.
+    """The state of `total` chunks, numbered from 0.
 
     Not thread-safe: its one owner (trusted.memory.flexmem) serialises access.
     """
 
     def __init__(self, total: int) -> None:
         if total <= 0:
-            raise ValueError("an ownership table needs at least one granule")
+            raise ValueError("an ownership table needs at least one chunk")
         self.total = total
         self._states = bytearray(total)  # PageState.NORMAL == 0
         self._counts = [total, 0, 0, 0]
 
     def state(self, page: int) -> PageState:
-        """Return the state of granule `page`. Raises IndexError for one that does not exist."""
+        """Return the state of chunk `page`. Raises IndexError for one that does not exist."""
         if page < 0:
             raise IndexError(page)
         return PageState(self._states[page])
 
     def count(self, state: PageState) -> int:
-        """Return how many granules are in `state`."""
+        """Return how many chunks are in `state`."""
         return self._counts[state]
 
     def apply(self, event: PageEvent, pages: Iterable[int]) -> None:
@@ -80,15 +80,15 @@ class OwnershipTable:
         """
         batch = list(pages)
         if len(set(batch)) != len(batch):
-            raise IllegalTransitionError(f"{event.value}: a granule is named twice in one call.")
+            raise IllegalTransitionError(f"{event.value}: a chunk is named twice in one call.")
         moves: list[tuple[int, PageState, PageState]] = []
         for page in batch:
             if not 0 <= page < self.total:
-                raise IllegalTransitionError(f"{event.value}: granule {page} does not exist.")
+                raise IllegalTransitionError(f"{event.value}: chunk {page} does not exist.")
             old = PageState(self._states[page])
             new = TRANSITIONS.get((old, event))
             if new is None:
-                raise IllegalTransitionError(f"{event.value}: granule {page} is {old.name}.")
+                raise IllegalTransitionError(f"{event.value}: chunk {page} is {old.name}.")
             moves.append((page, old, new))
         for page, old, new in moves:
             self._states[page] = new
@@ -96,7 +96,7 @@ class OwnershipTable:
             self._counts[new] += 1
 
     def check(self) -> None:
-        """Assert the conservation law: every granule has exactly one owner, none is lost."""
+        """Assert the conservation law: every chunk has exactly one owner, none is lost."""
         counted = [self._states.count(state) for state in PageState]
         assert counted == self._counts, f"counts drifted: {counted} in the table, {self._counts} kept"
-        assert sum(counted) == self.total, f"{self.total - sum(counted)} granules lost"
+        assert sum(counted) == self.total, f"{self.total - sum(counted)} chunks lost"

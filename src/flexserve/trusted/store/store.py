@@ -1,4 +1,4 @@
-"""The local store: sealed models by name, the images derived from them, and parked KV.
+"""The local store: sealed models by name, the images derived from them, and sealed KV.
 
     ROOT/models/NAME.flex
     ROOT/images/MODEL_ID-FINGERPRINT.img
@@ -7,7 +7,7 @@
 
 A model exists exactly as long as its .flex file has its name: adding publishes that one file,
 removing unlinks it. Everything else is left over and swept when a store is opened: temporary
-files of writers that were killed, and images and parked KV whose model is gone. Several processes may use one
+files of writers that were killed, and images and sealed KV whose model is gone. Several processes may use one
 store at once.
 """
 
@@ -156,11 +156,11 @@ class Store:
         return self._images / f"{manifest.model_id}-record{_RECORD}"
 
     def kv_path(self, manifest: Manifest, name: str) -> Path:
-        """Return where parked KV of a model belongs; `name` without "-"."""
+        """Return where sealed KV of a model belongs; `name` without "-"."""
         return self._kv / f"{manifest.model_id}-{name}{_KV}"
 
     def kv_paths(self, manifest: Manifest) -> builtins.list[Path]:
-        """Return all parked KV of a model."""
+        """Return all sealed KV of a model."""
         return sorted(self._kv.glob(f"{manifest.model_id}-*{_KV}"))
 
     def _path(self, name: str) -> Path:
@@ -192,7 +192,7 @@ class Store:
                     raise
 
     def _sweep_orphans(self) -> int:
-        """Remove images and parked KV without a model; return the bytes of disk freed.
+        """Remove images and sealed KV without a model; return the bytes of disk freed.
 
         While a model cannot be read what is its cannot be told from orphans: all is kept then.
         """

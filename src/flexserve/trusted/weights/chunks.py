@@ -1,4 +1,4 @@
-"""A model's weights as numbered granules: what they are, where they come back from, which are there."""
+"""A model's weights as numbered chunks: what they are, where they come back from, which are there."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ class Part:
 
 
 class Weights:
-    """The weights of one model as numbered granules, over all of its buffers.
+    """The weights of one model as numbered chunks, over all of its buffers.
 
     `states`, `whole` and `epoch` change only under the residency's lock.
     """
 
-    def __init__(self, name: str, parts: Sequence[Part], source: WeightSource, granule: int) -> None:
+    def __init__(self, name: str, parts: Sequence[Part], source: WeightSource, chunk: int) -> None:
         self.name = name
         self.parts = tuple(parts)
         self.source = source
-        self._granule = granule
-        counts = [part.arena.size // granule for part in self.parts]
+        self._chunk = chunk
+        counts = [part.arena.size // chunk for part in self.parts]
         self._bases = [sum(counts[:i]) for i in range(len(counts))]
         self.count = sum(counts)
         self.states: NDArray[np.uint8] = np.zeros(self.count, dtype=np.uint8)
@@ -66,28 +66,28 @@ class Weights:
     @property
     def resident(self) -> int:
         """Bytes of weights in memory."""
-        return min(self.size, int(np.count_nonzero(self.states == RESIDENT)) * self._granule)
+        return min(self.size, int(np.count_nonzero(self.states == RESIDENT)) * self._chunk)
 
     def eviction_order(self) -> list[int]:
-        """Return the resident granules, first the one whose loss costs least (the end of the layers)."""
+        """Return the resident chunks, first the one whose loss costs least (the end of the layers)."""
         order = self.usual or range(self.count)
         return [g for g in reversed(order) if self.states[g] == RESIDENT]
 
-    def locate(self, granule: int) -> tuple[int, int, int]:
-        """Return (buffer, chunk index in it, bytes of the chunk) of a granule."""
-        part = bisect.bisect_right(self._bases, granule) - 1
-        index = granule - self._bases[part]
-        return part, index, min(self._granule, self.parts[part].size - index * self._granule)
+    def locate(self, chunk: int) -> tuple[int, int, int]:
+        """Return (buffer, index in it, bytes) of a chunk."""
+        part = bisect.bisect_right(self._bases, chunk) - 1
+        index = chunk - self._bases[part]
+        return part, index, min(self._chunk, self.parts[part].size - index * self._chunk)
 
     def base(self, part: int) -> int:
-        """Return the number of the first granule of buffer `part`."""
+        """Return the number of the first chunk of buffer `part`."""
         return self._bases[part]
 
-    def runs(self, granules: Sequence[int]) -> list[tuple[Arena, int, int]]:
-        """Group sorted granules into (arena, first index, count) of consecutive ones in one arena."""
+    def runs(self, chunks: Sequence[int]) -> list[tuple[Arena, int, int]]:
+        """Group sorted chunks into (arena, first index, count) of consecutive ones in one arena."""
         found: list[tuple[Arena, int, int]] = []
-        for granule in granules:
-            part, index, _ = self.locate(granule)
+        for chunk in chunks:
+            part, index, _ = self.locate(chunk)
             arena = self.parts[part].arena
             if found and found[-1][0] is arena and found[-1][1] + found[-1][2] == index:
                 found[-1] = (arena, found[-1][1], found[-1][2] + 1)

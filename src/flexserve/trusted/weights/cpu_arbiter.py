@@ -17,11 +17,11 @@ from flexserve.trusted.weights.job import RestoreJob
 # Where loaders do run beside compute, they yield to it: a compute thread preempted inside one of ggml's
 # spinning barriers makes all others spin. They still get every cycle that compute leaves.
 _LOADER_NICE = 10
-_REMEMBERED = 32  # granules over which it is averaged how much of their time loaders wait
-_IN_HAND = 0.02  # seconds: longer than it takes to fill a granule
+_REMEMBERED = 32  # chunks over which it is averaged how much of their time loaders wait
+_CLAIMED = 0.02  # seconds: longer than it takes to fill a chunk
 
 
-class Cores:
+class CpuArbiter:
     """Shares them out to compute's threads and the loaders of a residency, whose lock (`changed`) it shares.
 
     `job` returns what the loaders follow; it may be called without the lock.
@@ -34,7 +34,7 @@ class Cores:
         self.spare = max(0, len(os.sched_getaffinity(0)) - threads)  # loaders that may run beside compute
         self.idle = 1.0  # part of their time in which loaders wait, lately
         self._computing = False
-        self._loading = 0  # loaders with a granule in hand
+        self._loading = 0  # loaders that claimed a chunk
 
     # ---- compute ---------------------------------------------------------------------------------
 
@@ -65,14 +65,14 @@ class Cores:
             self._let_loaders_finish()
 
     def _let_loaders_finish(self) -> None:
-        """Wait for granules in hand where compute needs their cores; no loader takes another meanwhile.
+        """Wait for claimed chunks where compute needs their cores; no loader takes another meanwhile.
 
         Not where loaders wait for compute, which has to pass weights first whose memory they can use; and
         not for long, since they may wait for the normal world, which may be waiting for this slice to end.
         """
         if self._loading > self.spare:
             with self._changed:
-                self._changed.wait_for(self._clear, _IN_HAND)
+                self._changed.wait_for(self._clear, _CLAIMED)
 
     def _clear(self) -> bool:
         job = self._job()
@@ -82,15 +82,15 @@ class Cores:
 
     @property
     def free(self) -> bool:
-        """Whether one more loader may take a granule in hand."""
+        """Whether one more loader may claim a chunk."""
         return not self._computing or self._loading < self.spare
 
     def begin_loading(self) -> None:
-        """Take note of a granule in a loader's hand."""
+        """Record that a loader claimed a chunk."""
         self._loading += 1
 
     def end_loading(self, idle: float) -> None:
-        """Take note that it was put down, and in what part of that time the loader waited."""
+        """Record that it is done with it, and in what part of that time the loader waited."""
         self.idle += (idle - self.idle) / _REMEMBERED
         self._loading -= 1
         if self._computing and self._loading <= self.spare:

@@ -1,4 +1,4 @@
-"""Filling one granule of weights: memory, ciphertext, plaintext; and where the time went."""
+"""Filling one chunk of weights: memory, ciphertext, plaintext; and where the time went."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from flexserve.trusted.memory.flexmem import FlexMem
 from flexserve.trusted.weights.chunks import Weights
 
 # Fresh memory gets its pages at first touch, which is when the ciphertext is read into it: one call
-# does both, and touching every granule first, to tell them apart, adds 2 % to a restore. So that is
-# done to one granule in so many, and the others' time is split as theirs was.
+# does both, and touching every chunk first, to tell them apart, adds 2 % to a restore. So that is
+# done to one chunk in so many, and the others' time is split as theirs was.
 _SAMPLED = 16
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Cost:
-    """What filling a granule took: thread seconds, and its bytes."""
+    """What filling a chunk took: thread seconds, and its bytes."""
 
     allocate: float  # a place in memory, with its pages; waiting for one included
     load: float  # ciphertext from the disk
@@ -28,7 +28,7 @@ class Cost:
 
 
 class Filler:
-    """Fills granules. Thread-safe for different granules.
+    """Fills chunks. Thread-safe for different chunks.
 
     With `sampling` off all the time of reading counts as load: for memory that has its pages already.
     """
@@ -37,7 +37,7 @@ class Filler:
         self._flexmem = flexmem
         self._sampling = sampling
         self._zeros = os.memfd_create("zeros", os.MFD_CLOEXEC)  # a hole: /dev is not to be seen from here
-        os.ftruncate(self._zeros, flexmem.granule)
+        os.ftruncate(self._zeros, flexmem.chunk)
         self._filled = 0
         self._touching = 0.0  # fraction of (first touch and read) that is first touch
 
@@ -45,15 +45,15 @@ class Filler:
         """Close what it reads from; nothing may be filled any more."""
         os.close(self._zeros)
 
-    def fill(self, weights: Weights, granule: int, commit: Callable[[Arena, int], bool]) -> Cost | None:
-        """Bring a granule that is in the caller's hands (LOADING) into memory; its state stays.
+    def fill(self, weights: Weights, chunk: int, commit: Callable[[Arena, int], bool]) -> Cost | None:
+        """Bring a chunk that the caller claimed (LOADING) into memory; its state stays.
 
         `commit` puts memory behind (arena, offset), or returns False, and then so does this: None.
-        Raises what commit or the source raise; the granule has no memory then, and the normal world
+        Raises what commit or the source raise; the chunk has no memory then, and the normal world
         was told of it.
         """
-        part, index, length = weights.locate(granule)
-        arena, offset = weights.parts[part].arena, index * self._flexmem.granule
+        part, index, length = weights.locate(chunk)
+        arena, offset = weights.parts[part].arena, index * self._flexmem.chunk
         began = time.perf_counter()
         if not commit(arena, offset):
             return None
@@ -64,7 +64,7 @@ class Filler:
             touched = self.touch(target) if sampled else None
             decrypt = weights.source.restore(part, index, target)
         except BaseException:
-            self._flexmem.report_returned(self._flexmem.release(arena, offset, self._flexmem.granule))
+            self._flexmem.report_returned(self._flexmem.release(arena, offset, self._flexmem.chunk))
             raise
         self._filled += 1  # two threads may count one: no matter
         both = time.perf_counter() - committed - decrypt  # first touch and read

@@ -23,7 +23,7 @@ class RestoreStats:
     npu_products: int = 0  # not of restoring: what else the same graphs tell of themselves
 
     def add(self, cost: Cost) -> None:
-        """Count one granule."""
+        """Count one chunk."""
         self.allocate += cost.allocate
         self.load += cost.load
         self.decrypt += cost.decrypt
@@ -59,7 +59,7 @@ class RestoreJob:
         self.weights, self.plan, self.stats = weights, plan, stats
         self.epoch = weights.epoch  # of the states that the plan was made from
         self.position = start  # node that compute has reached
-        self.next = 0  # index in plan.order of the next granule to load …
+        self.next = 0  # index in plan.order of the next chunk to load …
         self.end = len(plan.order)  # … and where to stop
         self.done = 0  # plan.order[:done] is resident
         self.waiting = False  # compute stands still until plan.order[:goal] is resident
@@ -70,7 +70,7 @@ class RestoreJob:
 
     @property
     def loadable(self) -> bool:
-        """Whether there may be a granule left for a loader to take."""
+        """Whether there may be a chunk left for a loader to take."""
         return self.error is None and self.next < self.end
 
     @property
@@ -80,9 +80,9 @@ class RestoreJob:
 
     @property
     def least(self) -> int:
-        """How many granules compute needs together for the node that it has reached."""
+        """How many chunks compute needs together for the node that it has reached."""
         needed = self.plan.order[: self.plan.wanted(self.position)]
-        return sum(self.plan.last_use[granule] >= self.position for granule in needed)
+        return sum(self.plan.last_use[chunk] >= self.position for chunk in needed)
 
     def advance(self) -> None:
         """Move `done` over what is resident by now."""
@@ -91,7 +91,7 @@ class RestoreJob:
             self.done += 1
 
     def take(self) -> int | None:
-        """Take the next absent granule in hand; return its place in the order (None: there is none)."""
+        """Claim the next absent chunk; return its place in the order (None: there is none)."""
         states, order = self.weights.states, self.plan.order
         while self.next < self.end:
             position, self.next = self.next, self.next + 1
@@ -103,12 +103,12 @@ class RestoreJob:
 
     @property
     def lacking(self) -> int:
-        """How many granules that the graph reads are not in memory."""
+        """How many chunks that the graph reads are not in memory."""
         states = self.weights.states
-        return sum(states[granule] != RESIDENT for granule in self.plan.order[: self.plan.needed])
+        return sum(states[chunk] != RESIDENT for chunk in self.plan.order[: self.plan.needed])
 
     def early(self) -> int | None:
-        """Return the resident granule that was loaded longest before its turn, if compute can do without."""
+        """Return the resident chunk that was loaded longest before its turn, if compute can do without."""
         states, order = self.weights.states, self.plan.order
         later = range(len(order) - 1, max(self.done, self.goal - 1), -1)
         return next((order[i] for i in later if states[order[i]] == RESIDENT), None)

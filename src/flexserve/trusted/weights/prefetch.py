@@ -1,10 +1,10 @@
 """Bringing weights in ahead of need, with what the foreground leaves of disk, cores and memory.
 
 A model that is expected next can be restored while the present one still decodes. That is a bet:
-it must cost the request that runs nothing but the granule in hand. So these are threads of their
-own, that look before each granule whether a foreground job has work, ask the normal world for
-memory with no granule in hand, and never ask another model to make room. Whatever goes wrong ends
-the prefetch without a word: who needs the granule will meet the same trouble, and report it.
+it must cost the request that runs nothing but the chunk that is claimed. So these are threads of their
+own, that look before each chunk whether a foreground job has work, ask the normal world for
+memory with none claimed, and never ask another model to make room. Whatever goes wrong ends
+the prefetch without a word: who needs the chunk will meet the same trouble, and report it.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from flexserve.trusted.weights.fill import Filler
 from flexserve.trusted.weights.plan import ABSENT, LOADING
 
 _NICE = 15  # below the loaders: what runs goes before what may run
-_ASKED = 16  # granules asked of the normal world at a time: what is in vain if the prefetch ends
+_ASKED = 16  # chunks asked of the normal world at a time: what is in vain if the prefetch ends
 
 
 class Settle(Protocol):
-    """How the residency learns what became of a granule; called under its lock."""
+    """How the residency learns what became of a chunk; called under its lock."""
 
-    def __call__(self, weights: Weights, granule: int, *, resident: bool) -> None:
-        """Note whether `granule`, which was in hand, is in memory now."""
+    def __call__(self, weights: Weights, chunk: int, *, resident: bool) -> None:
+        """Note whether `chunk`, which was claimed, is in memory now."""
 
 
 class _Ahead:
@@ -39,13 +39,13 @@ class _Ahead:
 
     def __init__(self, weights: Weights, order: Sequence[int]) -> None:
         self.weights, self.order = weights, tuple(order)
-        self.next = 0  # index in `order` of the next granule to load
-        self.loading = 0  # granules in hand
+        self.next = 0  # index in `order` of the next chunk to load
+        self.loading = 0  # chunks claimed
         self.ended = False  # nothing more is to be loaded
-        self.revoked = False  # what is still in hand is to be given back
+        self.revoked = False  # what is still claimed is to be given back
 
     def take(self) -> int | None:
-        """Take the next absent granule in hand; return its place in the order (None: there is none)."""
+        """Claim the next absent chunk; return its place in the order (None: there is none)."""
         states = self.weights.states
         while self.next < len(self.order):
             position, self.next = self.next, self.next + 1
@@ -84,19 +84,19 @@ class Prefetcher:
 
     @property
     def active(self) -> bool:
-        """Whether granules are still to be loaded, or in hand."""
+        """Whether chunks are still to be loaded, or claimed."""
         with self._changed:
             return self._ahead is not None
 
-    def start(self, weights: Weights, granules: Sequence[int]) -> None:
-        """Load `granules` in this order from now on, and nothing that an older call named."""
+    def start(self, weights: Weights, chunks: Sequence[int]) -> None:
+        """Load `chunks` in this order from now on, and nothing that an older call named."""
         with self._changed:
-            self._ahead = _Ahead(weights, granules)
+            self._ahead = _Ahead(weights, chunks)
             self._finish_if_done(self._ahead)
             self._changed.notify_all()
 
     def revoke(self, weights: Weights | None) -> None:
-        """End a prefetch of `weights` (None: of any); what is in hand is given back, too."""
+        """End a prefetch of `weights` (None: of any); what is claimed is given back, too."""
         with self._changed:
             ahead = self._ahead
             if ahead is not None and weights in (None, ahead.weights):
@@ -104,7 +104,7 @@ class Prefetcher:
                 self._finish_if_done(ahead)
 
     def close(self) -> None:
-        """Stop the threads; granules stay as they are."""
+        """Stop the threads; chunks stay as they are."""
         with self._changed:
             self._closing, self._ahead = True, None
             self._changed.notify_all()
@@ -140,23 +140,23 @@ class Prefetcher:
         return ahead
 
     def _have_memory(self, ahead: _Ahead) -> bool:
-        """See to it that a granule is granted; return whether one is."""
-        granule = self._flexmem.granule
-        if self._flexmem.bytes_in(PageState.GRANTED) >= granule:
+        """See to it that a chunk is granted; return whether one is."""
+        chunk = self._flexmem.chunk
+        if self._flexmem.bytes_in(PageState.GRANTED) >= chunk:
             return True
         count = min(_ASKED, max(1, len(ahead.order) - ahead.next))
         try:
-            return self._flexmem.grant(count * granule) >= granule
+            return self._flexmem.grant(count * chunk) >= chunk
         except FlexServeError:
             return False
 
     def _load(self, ahead: _Ahead, position: int) -> None:
-        weights, granule, broken = ahead.weights, ahead.order[position], False
+        weights, chunk, broken = ahead.weights, ahead.order[position], False
         filled = False
         try:
             if position % _ASKED == 0:
                 self._read_ahead(ahead, position)
-            filled = self._filler.fill(weights, granule, self._commit) is not None
+            filled = self._filler.fill(weights, chunk, self._commit) is not None
         except Exception:
             broken = True
         with self._changed:
@@ -165,26 +165,26 @@ class Prefetcher:
             elif not filled:
                 ahead.next = min(ahead.next, position)  # the foreground took what was granted
             if not (filled and ahead.revoked):
-                self._put_down(ahead, granule, resident=filled)
+                self._let_go(ahead, chunk, resident=filled)
                 return
-        part, index, _ = weights.locate(granule)
+        part, index, _ = weights.locate(chunk)
         arena = weights.parts[part].arena
-        size = self._flexmem.release(arena, index * self._flexmem.granule, self._flexmem.granule)
+        size = self._flexmem.release(arena, index * self._flexmem.chunk, self._flexmem.chunk)
         self._flexmem.report_returned(size)
         with self._changed:
-            self._put_down(ahead, granule, resident=False)
+            self._let_go(ahead, chunk, resident=False)
 
     def _commit(self, arena: Arena, offset: int) -> bool:
-        return self._flexmem.try_commit(arena, offset, self._flexmem.granule)
+        return self._flexmem.try_commit(arena, offset, self._flexmem.chunk)
 
     def _read_ahead(self, ahead: _Ahead, position: int) -> None:
-        for granule in ahead.order[position : position + _ASKED]:
-            part, index, _ = ahead.weights.locate(granule)
+        for chunk in ahead.order[position : position + _ASKED]:
+            part, index, _ = ahead.weights.locate(chunk)
             ahead.weights.source.prefetch(part, index, 1)
 
-    def _put_down(self, ahead: _Ahead, granule: int, *, resident: bool) -> None:
+    def _let_go(self, ahead: _Ahead, chunk: int, *, resident: bool) -> None:
         ahead.loading -= 1
-        self._settle(ahead.weights, granule, resident=resident)
+        self._settle(ahead.weights, chunk, resident=resident)
         self._finish_if_done(ahead)
         if ahead.ended:
             self._changed.notify_all()  # somebody may wait for us to let go of these weights

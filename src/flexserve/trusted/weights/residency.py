@@ -1,7 +1,7 @@
-"""Residency: which granules of a model's weights are in memory, and bringing them back in time.
+"""Residency: which chunks of a model's weights are in memory, and bringing them back in time.
 
 The plain loop is `compute`: make a plan from the graph, let loader threads follow it, and run
-each stretch of nodes as soon as what it reads is there. Loader threads commit a granule, read
+each stretch of nodes as soon as what it reads is there. Loader threads commit a chunk, read
 its ciphertext straight into it and decrypt in place; the interpreter lock is held only for the
 decryption, so page allocation in the kernel, which dominates, runs in parallel. Where compute has
 every core, they stand still while it runs, and only the disk goes on.
@@ -25,15 +25,15 @@ from flexserve.platforms.ports import Arena
 from flexserve.protocol.trusted_app import Missing
 from flexserve.trusted.memory.flexmem import FlexMem
 from flexserve.trusted.weights.chunks import Weights
-from flexserve.trusted.weights.cpu_arbiter import Cores, yield_to_compute
+from flexserve.trusted.weights.cpu_arbiter import CpuArbiter, yield_to_compute
 from flexserve.trusted.weights.fill import Cost, Filler
 from flexserve.trusted.weights.gate import Gate
 from flexserve.trusted.weights.job import RestoreJob, RestoreStats
 from flexserve.trusted.weights.plan import ABSENT, LOADING, RESIDENT, Needs, RestorePlan, stretch, usual_order
 from flexserve.trusted.weights.prefetch import Prefetcher
-from flexserve.trusted.weights.streaming import Room
+from flexserve.trusted.weights.streaming import StreamingAllocator
 
-READ_AHEAD = 64  # granules of ciphertext asked of the disk ahead of the loaders
+READ_AHEAD = 64  # chunks of ciphertext asked of the disk ahead of the loaders
 
 
 class GraphRun(Protocol):
@@ -58,20 +58,20 @@ class Residency:
         self._changed = threading.Condition()
         self._job: RestoreJob | None = None
         self._starting = 0  # jobs that ask for their memory
-        self._cores = Cores(self._changed, threads, lambda: self._job)
+        self._arbiter = CpuArbiter(self._changed, threads, lambda: self._job)
         self._closing = False
         self._filler = filler or Filler(flexmem)
-        self._room = Room(
+        self._streaming = StreamingAllocator(
             *(flexmem, self._changed),
-            in_turns=self._cores.spare == 0,
+            in_turns=self._arbiter.spare == 0,
             follows=self._follows,
-            put_down=self._put_down,
+            aborted=self._abort,
         )
         self._prefetcher = Prefetcher(
             *(flexmem, self._filler, self._changed, threads), idle=self._idle, settle=self._settle
         )
         # What a stretch of compute holds at once at the least: several times the largest node.
-        self._window = 64 * flexmem.granule
+        self._window = 64 * flexmem.chunk
         self._threads = [
             threading.Thread(target=self._load_forever, name=f"loader-{i}", daemon=True)
             for i in range(threads)
@@ -80,7 +80,7 @@ class Residency:
             thread.start()
 
     def close(self) -> None:
-        """Stop the loaders; granules stay as they are."""
+        """Stop the loaders; chunks stay as they are."""
         with self._changed:
             self._closing, self._job = True, None
             self._changed.notify_all()
@@ -95,7 +95,7 @@ class Residency:
         """Run the whole graph, restoring what it reads. Mutates weights and stats.
 
         Raises what the restore raised (StoredDataError, GrantRefusedError) or the graph; a
-        granule that failed authentication is never seen by a node.
+        chunk that failed authentication is never seen by a node.
         """
         position, needs = 0, None
         if not weights.usual:  # learned while all is there, too: it says what a recall takes first
@@ -118,7 +118,7 @@ class Residency:
     def _needs(weights: Weights, graph: GraphRun) -> Needs:
         """Walk the graph; remember how much of the weights it reads."""
         needs = graph.needs()
-        weights.read = max(weights.read, len(np.unique(needs.granule)))
+        weights.read = max(weights.read, len(np.unique(needs.chunk)))
         return needs
 
     def restore(self, weights: Weights, stats: RestoreStats) -> None:
@@ -146,13 +146,13 @@ class Residency:
             if weights.epoch != epoch:
                 return start
             stop = min(ready, start + graph.stride)
-            with self._cores.computing():
+            with self._arbiter.computing():
                 graph.run(start, stop)
             return stop
 
     def resting(self) -> AbstractContextManager[None]:
         """Leave the cores to the loaders while a slice that runs waits for another engine."""
-        return self._cores.resting()
+        return self._arbiter.resting()
 
     def _wait_beyond(self, job: RestoreJob, position: int) -> int:
         """Block until a node beyond `position` can run, or the job is stale; return the first that cannot."""
@@ -163,7 +163,7 @@ class Residency:
                 began = time.perf_counter()
                 # Once stopped, wait for a good stretch: after each slice ggml's threads spin for
                 # milliseconds, on cores that the loaders need.
-                more = stretch(job.plan.missing, spare=self._cores.spare, idle=self._cores.idle)
+                more = stretch(job.plan.missing, spare=self._arbiter.spare, idle=self._arbiter.idle)
                 job.waiting = True
                 job.goal = max(job.plan.wanted(position), min(job.plan.needed, job.done + more))
                 self._changed.notify_all()
@@ -192,9 +192,9 @@ class Residency:
 
     def _ask_for(self, job: RestoreJob) -> None:
         """Ask for all the memory at once, the part that this graph can do without included."""
-        granule = self._flexmem.granule
-        lacking = int(np.count_nonzero(job.weights.states != RESIDENT)) * granule
-        missing = job.plan.missing * granule
+        chunk = self._flexmem.chunk
+        lacking = int(np.count_nonzero(job.weights.states != RESIDENT)) * chunk
+        missing = job.plan.missing * chunk
         began = time.perf_counter()
         with self.expecting():
             self._flexmem.grant(lacking, min(missing, self._window))
@@ -219,8 +219,8 @@ class Residency:
             return Missing(0, 0, 0)
         absent = int(np.count_nonzero(weights.states != RESIDENT))
         needed = max(0, absent - (weights.count - (weights.read or weights.count)))
-        size = needed * self._flexmem.granule
-        return Missing(absent * self._flexmem.granule, size, min(size, self._window))
+        size = needed * self._flexmem.chunk
+        return Missing(absent * self._flexmem.chunk, size, min(size, self._window))
 
     def _stop(self, job: RestoreJob) -> None:
         with self._changed:
@@ -243,13 +243,13 @@ class Residency:
 
     # ---- prefetch ----------------------------------------------------------------------------
 
-    def prefetch(self, weights: Weights, granules: Sequence[int]) -> None:
-        """Bring `granules` in, in this order, while no request has anything to load.
+    def prefetch(self, weights: Weights, chunks: Sequence[int]) -> None:
+        """Bring `chunks` in, in this order, while no request has anything to load.
 
-        Returns at once. Replaces an older prefetch (with no granules: ends it). `evict` and `retire`
+        Returns at once. Replaces an older prefetch (with no chunks: ends it). `evict` and `retire`
         of these weights end it, too, and so, silently, does a refused grant or damaged data.
         """
-        self._prefetcher.start(weights, granules)
+        self._prefetcher.start(weights, chunks)
 
     def end_prefetch(self) -> None:
         """End a prefetch, of whatever weights; what it brought in stays."""
@@ -267,31 +267,30 @@ class Residency:
 
     # ---- eviction ----------------------------------------------------------------------------
 
-    def evict(self, weights: Weights, granules: Iterable[int], *, keep_grants: bool = False) -> int:
-        """Give the memory of resident `granules` back to the OS; return the bytes. Mutates weights.
+    def evict(self, weights: Weights, chunks: Iterable[int], *, keep_grants: bool = False) -> int:
+        """Give the memory of resident `chunks` back to the OS; return the bytes. Mutates weights.
 
         With `keep_grants` it stays granted, for others of us to use; nothing goes on prefetching
         then, which would take it. For weights of a running request, call it with the gate shut.
         """
         self._prefetcher.revoke(None if keep_grants else weights)
         with self._changed:
-            taken = sorted(g for g in granules if weights.states[g] == RESIDENT)
-            weights.states[taken] = LOADING  # in our hands: no loader may fill them before they are gone
+            taken = sorted(g for g in chunks if weights.states[g] == RESIDENT)
+            weights.states[taken] = LOADING  # claimed: no loader may fill them before they are gone
             if taken:
                 weights.whole = False
                 weights.epoch += 1
             if self._job is not None and self._job.weights is weights:
                 self._job.stale, self._job = True, None
                 self._changed.notify_all()
-        granule = self._flexmem.granule
+        chunk = self._flexmem.chunk
         give_up = self._flexmem.recycle if keep_grants else self._release
         try:
             return sum(
-                give_up(arena, first * granule, count * granule)
-                for arena, first, count in weights.runs(taken)
+                give_up(arena, first * chunk, count * chunk) for arena, first, count in weights.runs(taken)
             )
         finally:
-            self._put_down(weights, taken)
+            self._abort(weights, taken)
 
     def _release(self, arena: Arena, offset: int, length: int) -> int:
         return self._flexmem.release(arena, offset, length)
@@ -308,10 +307,10 @@ class Residency:
             self._changed.wait_for(lambda: not np.any(weights.states == LOADING))
         return self.evict(weights, range(weights.count))
 
-    def _put_down(self, weights: Weights, granules: list[int]) -> None:
-        """Mark granules that were in our hands as absent; a plan made meanwhile has passed them by."""
+    def _abort(self, weights: Weights, chunks: list[int]) -> None:
+        """Mark chunks that were claimed as absent; a plan made meanwhile has passed them by."""
         with self._changed:
-            weights.states[granules] = ABSENT
+            weights.states[chunks] = ABSENT
             if self._job is not None:
                 self._job.next = self._job.done
             self._changed.notify_all()
@@ -330,31 +329,31 @@ class Residency:
                 position = job.take()
                 if position is None:
                     continue
-                granule = job.plan.order[position]
-                self._cores.begin_loading()
+                chunk = job.plan.order[position]
+                self._arbiter.begin_loading()
             began, busy = time.perf_counter(), time.thread_time()
             try:
-                self._load(job, granule, position)
+                self._load(job, chunk, position)
             finally:
                 idle = 1 - (time.thread_time() - busy) / (time.perf_counter() - began)
                 with self._changed:
-                    self._cores.end_loading(idle)
+                    self._arbiter.end_loading(idle)
 
     def _work(self) -> RestoreJob | None:
-        """Return the job, if a loader may take a granule of it in hand now. Under the lock."""
+        """Return the job, if a loader may claim a chunk of it now. Under the lock."""
         job = self._job
-        return job if job is not None and job.loadable and self._cores.free else None
+        return job if job is not None and job.loadable and self._arbiter.free else None
 
-    def _load(self, job: RestoreJob, granule: int, position: int) -> None:
+    def _load(self, job: RestoreJob, chunk: int, position: int) -> None:
         cost: Cost | None = None
         error: BaseException | None = None
         try:
             if position % READ_AHEAD == 0:
                 self._read_ahead(job, position + READ_AHEAD)
             cost = self._filler.fill(
-                job.weights, granule, lambda arena, offset: self._commit(job, position, arena, offset)
+                job.weights, chunk, lambda arena, offset: self._commit(job, position, arena, offset)
             )
-        except BaseException as problem:  # handed to the request that needs the granule
+        except BaseException as problem:  # handed to the request that needs the chunk
             error = problem
         with self._changed:
             if cost is not None:
@@ -365,41 +364,39 @@ class Residency:
                 job.end = job.plan.needed  # only the luxury of having all failed; who needs it will see
             elif cost is None and self._job is job:
                 job.next = job.done  # memory is so short that what is needed first goes first
-            # What a recall found in hand goes with the rest, unless a request waits for it.
+            # What a recall found claimed goes with the rest, unless a request waits for it.
             unwanted = cost is not None and job.stale and position >= job.plan.needed
             if not unwanted:
-                self._settle(job.weights, granule, resident=cost is not None, by=job)
+                self._settle(job.weights, chunk, resident=cost is not None, by=job)
         if unwanted:
-            part, index, _ = job.weights.locate(granule)
-            size = self._flexmem.granule
+            part, index, _ = job.weights.locate(chunk)
+            size = self._flexmem.chunk
             self._flexmem.report_returned(self._release(job.weights.parts[part].arena, index * size, size))
             with self._changed:
-                self._settle(job.weights, granule, resident=False)
-                self._changed.notify_all()  # `retire` waits until nothing is in hand
+                self._settle(job.weights, chunk, resident=False)
+                self._changed.notify_all()  # `retire` waits until nothing is claimed
 
     def _commit(self, job: RestoreJob, position: int, arena: Arena, offset: int) -> bool:
-        return self._room.commit(job, position, arena, offset)
+        return self._streaming.commit(job, position, arena, offset)
 
-    def _settle(
-        self, weights: Weights, granule: int, *, resident: bool, by: RestoreJob | None = None
-    ) -> None:
-        """Note what became of a granule in hand (of job `by`; None: of a prefetch). Under the lock."""
-        weights.states[granule] = RESIDENT if resident else ABSENT
+    def _settle(self, weights: Weights, chunk: int, *, resident: bool, by: RestoreJob | None = None) -> None:
+        """Note what became of a claimed chunk (of job `by`; None: of a prefetch). Under the lock."""
+        weights.states[chunk] = RESIDENT if resident else ABSENT
         weights.whole = not np.any(weights.states != RESIDENT)
         job = self._job
         overlooked = job is not by and not resident
         if job is not None and overlooked:
-            job.next = job.done  # it may have passed this granule by, trusting us with it
+            job.next = job.done  # it may have passed this chunk by, trusting us with it
         for each in (by, job):
             if each is not None:
                 each.advance()
-        # A wake-up costs more than a granule's bookkeeping: only when somebody can go on.
+        # A wake-up costs more than a chunk's bookkeeping: only when somebody can go on.
         waited_for = job is not None and job.waiting and job.done >= job.goal
         ended = by is not None and (by.stale or by.error is not None or by.done >= by.end)
         if overlooked or waited_for or ended:
             self._changed.notify_all()
 
     def _read_ahead(self, job: RestoreJob, start: int) -> None:
-        for granule in job.plan.order[start : start + READ_AHEAD]:
-            part, index, _ = job.weights.locate(granule)
+        for chunk in job.plan.order[start : start + READ_AHEAD]:
+            part, index, _ = job.weights.locate(chunk)
             job.weights.source.prefetch(part, index, 1)

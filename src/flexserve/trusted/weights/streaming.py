@@ -1,6 +1,6 @@
-"""Room for a granule when grants are short: a model larger than its memory streams through it.
+"""StreamingAllocator for a chunk when grants are short: a model larger than its memory streams through it.
 
-Each granule that compute has passed makes room for one ahead, and the generation goes on, slower.
+Each chunk that compute has passed makes room for one ahead, and the generation goes on, slower.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from flexserve.trusted.weights.job import RestoreJob
 from flexserve.trusted.weights.plan import LOADING, RESIDENT
 from flexserve.units import format_size
 
-_PATIENCE = 0.5  # seconds for memory that is in other hands to turn up, before it counts as too little
+_PATIENCE = 0.5  # seconds for memory that others have to turn up, before it counts as too little
 
 
 class Follows(Protocol):
@@ -30,15 +30,15 @@ class Follows(Protocol):
         """Return it."""
 
 
-class PutDown(Protocol):
-    """How the residency learns that granules in our hands have no memory any more."""
+class Aborted(Protocol):
+    """How the residency learns that chunks claimed have no memory any more."""
 
-    def __call__(self, weights: Weights, granules: list[int]) -> None:
+    def __call__(self, weights: Weights, chunks: list[int]) -> None:
         """Mark them as absent."""
 
 
-class Room:
-    """Finds memory for the granules of the job that the loaders follow.
+class StreamingAllocator:
+    """Finds memory for the chunks of the job that the loaders follow.
 
     Shares the residency's lock (`changed`). With `in_turns` nothing is taken while compute runs, so that
     what goes, and when, follows from the graph and not from how far compute happens to be.
@@ -51,20 +51,20 @@ class Room:
         *,
         in_turns: bool,
         follows: Follows,
-        put_down: PutDown,
+        aborted: Aborted,
     ) -> None:
         self._flexmem, self._changed, self._in_turns = flexmem, changed, in_turns
-        self._follows, self._put_down = follows, put_down
+        self._follows, self._abort = follows, aborted
 
     def commit(self, job: RestoreJob, position: int, arena: Arena, offset: int) -> bool:
-        """Commit the granule at `position` of the job's order. False: not needed now, and no room for it.
+        """Commit the chunk at `position` of the job's order. False: not needed now, and no room for it.
 
         Raises GrantRefusedError when compute needs it, and there is too little to go on at all.
         """
-        granule = self._flexmem.granule
-        while not self._flexmem.try_commit(arena, offset, granule):
+        chunk = self._flexmem.chunk
+        while not self._flexmem.try_commit(arena, offset, chunk):
             if position >= job.plan.needed:
-                if not self._flexmem.grant(granule):
+                if not self._flexmem.grant(chunk):
                     return False
                 continue
             with self._changed:
@@ -77,18 +77,18 @@ class Room:
                 if not job.stopped and (victim is None or self._in_turns):
                     self._changed.wait(0.05)  # compute is busy; it will pass something
                     continue
-                minimum = granule if position == job.done else 0  # compute waits for this very granule
+                minimum = chunk if position == job.done else 0  # compute waits for this very chunk
                 self._take(job, victim)
             if victim is not None:
                 self._recycle(job, victim)
-            elif not self._flexmem.grant(granule, minimum) and not self._make_room(job, position):
+            elif not self._flexmem.grant(chunk, minimum) and not self._make_room(job, position):
                 return False
         return True
 
     def _make_room(self, job: RestoreJob, position: int) -> bool:
-        """Take memory from what was loaded too early for the granule that compute needs first.
+        """Take memory from what was loaded too early for the chunk that compute needs first.
 
-        True: look again for memory. False: this is not that granule. Raises GrantRefusedError
+        True: look again for memory. False: this is not that chunk. Raises GrantRefusedError
         when there was nothing to take for a while.
         """
         deadline = time.monotonic() + _PATIENCE
@@ -103,34 +103,34 @@ class Room:
                     break
                 if job.done >= job.goal:
                     self._changed.notify_all()  # compute can go on, and will pass something
-                elif first and time.monotonic() > deadline and not self._in_hand(job):
-                    size = job.least * self._flexmem.granule
+                elif first and time.monotonic() > deadline and not self._obtainable(job):
+                    size = job.least * self._flexmem.chunk
                     raise GrantRefusedError(
                         f"This model needs {format_size(size)} of memory at once, which were not granted.",
                         hint=REFUSED_HINT,
-                        missing=job.lacking * self._flexmem.granule,
+                        missing=job.lacking * self._flexmem.chunk,
                     )
                 self._changed.wait(0.05)
-                if not first or not job.stopped or self._in_hand(job):
+                if not first or not job.stopped or self._obtainable(job):
                     return first  # let go of any other: the first one may need a loader
         self._recycle(job, victim)
         return True
 
-    def _in_hand(self, job: RestoreJob) -> bool:
+    def _obtainable(self, job: RestoreJob) -> bool:
         """Return whether there is memory that can be had: passed, granted, or with another loader."""
         states = job.weights.states
         if self._flexmem.bytes_in(PageState.GRANTED) or job.plan.passed(job.position, states) is not None:
             return True
         held = sum(self._flexmem.committed(part.arena) for part in job.weights.parts)
-        return held > int(np.count_nonzero(states == RESIDENT)) * self._flexmem.granule
+        return held > int(np.count_nonzero(states == RESIDENT)) * self._flexmem.chunk
 
     def _take(self, job: RestoreJob, victim: int | None) -> None:
         if victim is not None:
-            job.weights.states[victim] = LOADING  # in our hands, as in `evict`
+            job.weights.states[victim] = LOADING  # claimed, as in `evict`
             job.weights.whole = False
 
     def _recycle(self, job: RestoreJob, victim: int) -> None:
         part, index, _ = job.weights.locate(victim)
-        granule = self._flexmem.granule
-        self._flexmem.recycle(job.weights.parts[part].arena, index * granule, granule)
-        self._put_down(job.weights, [victim])
+        chunk = self._flexmem.chunk
+        self._flexmem.recycle(job.weights.parts[part].arena, index * chunk, chunk)
+        self._abort(job.weights, [victim])

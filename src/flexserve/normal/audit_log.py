@@ -55,7 +55,7 @@ class Counters:
     refusals: dict[str, int] = dataclasses.field(default_factory=dict)  # by bound
 
 
-class Ledger:
+class AuditLog:
     """The last MAX_DECISIONS lines. `clock` orders them; `wall` is for display only."""
 
     def __init__(

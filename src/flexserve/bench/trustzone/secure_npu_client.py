@@ -21,7 +21,7 @@ _PATIENCE = 60.0  # seconds
 _LOOK = 20e-6
 
 
-class Borrower:
+class SecureNpuClient:
     """Has the NPU come, work and go; each method returns the seconds that it took.
 
     Holds some memory from the start, and so stays attached.

@@ -1,7 +1,7 @@
 """Who takes part in the application benchmark, besides the foreground program.
 
-python -m flexserve.bench.cast serve STORE KEY SOCKET
-python -m flexserve.bench.cast reserve BYTES
+python -m flexserve.bench.application_programs serve STORE KEY SOCKET
+python -m flexserve.bench.application_programs reserve BYTES
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from flexserve.normal.launcher import SecureOptions
 from flexserve.protocol.messages import ChatMessage, Sampling
 
 MODEL = "bench"
-_MODULE = (sys.executable, "-m", "flexserve.bench.cast")
+_MODULE = (sys.executable, "-m", "flexserve.bench.application_programs")
 _TICK = 0.05  # seconds between two looks at who has how much
 _PATIENCE = 120.0  # seconds until a server is up
 _TOKENS = 48  # of each answer

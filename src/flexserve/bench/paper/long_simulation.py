@@ -1,4 +1,4 @@
-"""`python -m flexserve.bench.paper.hours`: FlexServe on the simulated board for a thousand hours.
+"""`python -m flexserve.bench.paper.long_simulation`: FlexServe on the simulated board for a thousand hours.
 
 People ask at random: mostly one model at a time, sometimes an agent workflow whose calls follow each
 other. Others' memory use wanders between little and nearly all, and the normal world recalls as it
@@ -48,7 +48,7 @@ class Day:
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
         self._rig = Rig(
-            designs(RK3588)["flexserve"], PAPER_MODELS, budget=6 * GIB, background=_LEAST, granule=256 * MIB
+            designs(RK3588)["flexserve"], PAPER_MODELS, budget=6 * GIB, background=_LEAST, chunk=256 * MIB
         )
         self._tickets: list[Ticket] = []
         self._rig.simulation.spawn(self._visit())

@@ -1,4 +1,4 @@
-"""A contestant: a secure world with one of the policies, asked one thing at a time."""
+"""A measured_system: a secure world with one of the policies, asked one thing at a time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flexserve.protocol.messages import Finished, TextPrompt
 _TRIES = 8  # recalls until no more is kept than may be
 
 
-class Contestant:
+class MeasuredSystem:
     """One system under measurement. A context manager; closing it ends its process.
 
     Its memory is that of the emulated `machine`, if one is given.
@@ -53,7 +53,7 @@ class Contestant:
             self.world.recall(None)
         for _ in range(_TRIES):
             excess = self.resident() - limit
-            if excess < self.world.welcome.granule:
+            if excess < self.world.welcome.chunk:
                 return
             self.world.recall(excess)
 
@@ -69,7 +69,7 @@ class Contestant:
         """End it. Always safe."""
         self.world.close()
 
-    def __enter__(self) -> Contestant:
+    def __enter__(self) -> MeasuredSystem:
         return self
 
     def __exit__(
@@ -81,6 +81,6 @@ class Contestant:
 def fresh_request(plan: Plan, models: Models, model: str, prompt: str) -> float:
     """Return the seconds from the start of a strawman's process to its first token."""
     began = time.monotonic()
-    with Contestant(System.STRAWMAN, plan, models) as contestant:
-        contestant.world.generate(model, prompt, 1)
+    with MeasuredSystem(System.STRAWMAN, plan, models) as measured_system:
+        measured_system.world.generate(model, prompt, 1)
         return time.monotonic() - began

@@ -30,7 +30,7 @@ _LOOK = 0.1
 _FILLED = 0.95  # of what the background will take: it counts per CPU, so the last pages show late
 
 
-class Stage:
+class MeasuredMachine:
     """A machine whose memory and monitor are measured from this process."""
 
     def __init__(self, machine: Machine) -> None:
@@ -40,7 +40,7 @@ class Stage:
     @contextlib.contextmanager
     def set(
         cls, plan: Plan, allocator: Allocator, say: Say, *, bootargs: str = "", npu: bool = False
-    ) -> Iterator[Stage]:
+    ) -> Iterator[MeasuredMachine]:
         """Boot a machine for `allocator`, with the module that makes calls and without idle windows.
 
         Only a machine for CMA has an area for it: what lies there is lost to other kernel memory.
@@ -54,11 +54,11 @@ class Stage:
             options=Options(contiguous=area, bootargs=bootargs, npu=npu),
         )
         with Machine(images, ram_bytes=plan.ram_bytes, cpus=plan.cpus, npu=npu) as machine:
-            stage = cls(machine)
+            measured = cls(machine)
             machine.agent.ask("load", "flexattack")
-            stage.configure("idle_ms", 0)
-            stage.configure("contiguous", int(allocator is Allocator.CMA))
-            yield stage
+            measured.configure("idle_ms", 0)
+            measured.configure("contiguous", int(allocator is Allocator.CMA))
+            yield measured
 
     def configure(self, parameter: str, value: int) -> None:
         """Set a parameter of the driver."""
