@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from flexserve.platforms.ports import SecureMemory
     from flexserve.trusted.engine.context import Context
     from flexserve.trusted.engine.model import Model
+    from flexserve.trusted.heartbeat import Heartbeat
     from flexserve.trusted.memory.flexmem import Granter
 
 CHUNK = 64 << 10  # bytes
@@ -25,6 +26,7 @@ class RealEngine:
         adapt: bool = False,
         memory: SecureMemory | None = None,
         granter: Granter | None = None,
+        heartbeat: Heartbeat | None = None,
     ) -> None:
         from flexserve.platforms.linux.secure_memory import PlainMemory
         from flexserve.trusted.engine.runtime import Engine
@@ -35,8 +37,8 @@ class RealEngine:
         from flexserve.units import GIB
 
         self.store = Store(folder / "store", DeviceKey.load_or_create(folder / "key"))
-        self.flexmem = FlexMem(memory or PlainMemory(CHUNK), 2 * GIB, granter or OpenHanded())
-        self.engine = Engine(self.flexmem, threads, adapt=adapt)
+        self.flexmem = FlexMem(memory or PlainMemory(CHUNK), 2 * GIB, granter or OpenHanded(), heartbeat)
+        self.engine = Engine(self.flexmem, threads, heartbeat, adapt=adapt)
         self.residency = Residency(self.flexmem, 1)
 
     def open(self, path: Path, context: int, sequences: int = 1) -> tuple[Model, Context]:

@@ -28,10 +28,14 @@ def in_a_process(work: Callable[[Path], Any], folder: Path) -> Any:
 def slow_opening(folder: Path) -> tuple[float, float]:
     """Open the model on a slow disk; return how long that took, and how long nothing moved in it at most."""
     from flexserve.serving.watchdog import Watchdog
+    from flexserve.trusted.heartbeat import Heartbeat
 
     now, longest = 0.0, 0.0
     read, write = os.preadv, os.pwritev
-    dog = Watchdog(lambda _: None, lambda: None, lambda _: None, patience=1e9, clock=lambda: now)
+    heart = Heartbeat(lambda: now)
+    dog = Watchdog(
+        *(lambda: heart.last, lambda _: None, lambda: None, lambda _: None), patience=1e9, clock=lambda: now
+    )
 
     def takes_long(call: Callable[..., int]) -> Callable[..., int]:
         def slow(*arguments: Any) -> int:
@@ -42,9 +46,8 @@ def slow_opening(folder: Path) -> tuple[float, float]:
 
         return slow
 
-    real = RealEngine(folder)
+    real = RealEngine(folder, heartbeat=heart)
     real.store.add(MODEL, MODEL.stem, lambda _done, _total: None)
-    real.engine.moved = real.flexmem.moved = dog.moved
     os.preadv, os.pwritev = takes_long(read), takes_long(write)
     try:
         with dog.turn():

@@ -145,7 +145,7 @@ class _Rig:
         )
 
     def _returned(self, size: int) -> None:
-        self.granter.returned(size)
+        self.granter.returned(size, 0)
 
 
 class _Granter:
@@ -162,10 +162,11 @@ class _Granter:
         self._recorder.note("request", size, minimum, granted)
         return granted
 
-    def returned(self, size: int) -> None:
+    def returned(self, size: int, held: int) -> None:
         with self._lock:
             self.granted -= size
-        self._recorder.note("returned", size)
+        if size:
+            self._recorder.note("returned", size)
 
 
 class _Memory:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 
 class Heartbeat:
-    """The moment of the last beat (monotonic seconds). Any thread; a beat costs next to nothing."""
+    """The moment of the last beat, on `clock` (seconds). Any thread; a beat costs next to nothing."""
 
-    def __init__(self) -> None:
-        self.last = time.monotonic()
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self.last = clock()
 
     def beat(self) -> None:
         """Record that something moves."""
-        self.last = time.monotonic()
+        self.last = self._clock()

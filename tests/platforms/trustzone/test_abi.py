@@ -12,7 +12,7 @@ import pytest
 from flexserve.platforms.trustzone import abi
 from flexserve.trusted.memory.ownership import TRANSITIONS, PageEvent, PageState
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 GENERATOR = ROOT / "abi" / "generate.py"
 
 
