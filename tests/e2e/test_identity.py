@@ -26,16 +26,21 @@ PAIRS = list(itertools.product(SMALL, ["q4_0", "q4_k_m", "q8_0", "f16"]))
 
 @contextlib.contextmanager
 def recalls_every_few_milliseconds(world: DrivenWorld, largest: int, seed: int) -> Iterator[list[int]]:
-    """Recall random amounts up to `largest` bytes from another thread; yields the bytes each brought."""
-    rng, over, returned = random.Random(seed), threading.Event(), []
+    """Recall random amounts up to `largest` bytes from another thread; yields the bytes each brought.
+
+    The first one is over by then: on a busy machine the thread may begin late.
+    """
+    rng, begun, over, returned = random.Random(seed), threading.Event(), threading.Event(), []
 
     def recall() -> None:
         while not over.wait(0.003):
             returned.append(world.recall(rng.randrange(1, largest)).returned)
+            begun.set()
 
     thread = threading.Thread(target=recall)
     thread.start()
     try:
+        assert begun.wait(60)
         yield returned
     finally:
         over.set()
