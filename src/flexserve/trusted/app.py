@@ -73,8 +73,8 @@ class LlamaApp:
         return found
 
     def is_open(self, model: str) -> bool:
-        entry = self._open.get(model)
-        return entry is not None and entry.manifest.model_id == self._manifest(model).model_id
+        model_id, entry = self._manifest(model).model_id, self._open.get(model)
+        return entry is not None and entry.manifest.model_id == model_id
 
     def opens_at_once(self, model: str) -> bool:
         manifest = self._manifest(model)

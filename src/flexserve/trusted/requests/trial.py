@@ -59,7 +59,7 @@ def _makes_text(entry: OpenModel, tokens: list[int]) -> bool:
         except (InternalError, ValueError):  # ValueError: there are no scores of tokens to look at
             return False
         finally:
-            context.release([0])
+            context.release([0], keep_grants=True)
 
 
 def _makes_vectors(entry: OpenModel, tokens: list[int]) -> bool:
