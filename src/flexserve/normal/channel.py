@@ -63,7 +63,7 @@ A = TypeVar("A", Status, Recalled)
 
 
 class MemoryCounter(Protocol):
-    """Who answers the secure world's demands for memory (normal.memory.MemoryBroker)."""
+    """Who answers the secure world's demands for memory (normal.broker.Broker)."""
 
     def need(self, message: NeedMemory) -> Grant:
         """Decide at once how much is granted. Must not raise."""

@@ -7,13 +7,17 @@ world is to ask for memory on a person's behalf, to measure what came, and to sa
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterable
 from typing import Protocol
 
 import structlog
 
 from flexserve.errors import CallerError, NormalWorldError
+from flexserve.normal.attached import AttachedWorld
+from flexserve.normal.audit_log import AuditLog, Counters
+from flexserve.normal.broker import Broker, OsView, RecallReport, Room
 from flexserve.normal.channel import WorldChannel
-from flexserve.normal.memory import MemoryBroker, OsView, Room
 from flexserve.normal.pins import Pins
 from flexserve.platforms.ports import NormalMemory
 from flexserve.policy.pressure import Bound, Budget
@@ -45,28 +49,47 @@ class SecureCore(Protocol):
         """Return the guest's view of its memory; what is charged is what its kernel handed over."""
 
 
-class GuestBroker(MemoryBroker):
-    """A MemoryBroker that grants nothing, keeps no account of its own and sets no bounds."""
+class GuestBroker(Broker):
+    """The Broker where the guest's kernel decides: it grants nothing, keeps no account and sets no bounds."""
 
     def __init__(self, core: SecureCore, *, pins: Pins | None = None) -> None:
-        super().__init__(core.memory(), pins=pins)
         self._core = core
+        self._memory = core.memory()
+        self._world = AttachedWorld(pins)
         self._handed_over = 0
+
+    @property
+    def audit_log(self) -> AuditLog:
+        """The last decisions: recalls that people asked for."""
+        return self._world.audit_log
+
+    @property
+    def counters(self) -> Counters:
+        """Sums of what was refused and recalled."""
+        return self._world.counters
 
     @property
     def granted(self) -> int:
         """Bytes that the guest's kernel had handed over at the last look."""
         return self._handed_over
 
+    @property
+    def cap(self) -> int | None:
+        """None: the guest's kernel decides."""
+        return None
+
+    @property
+    def pins(self) -> tuple[str, ...]:
+        """The models whose weights a person wants kept."""
+        return self._world.pins
+
     def attach(self, channel: WorldChannel) -> None:
         """Serve the secure world behind `channel`."""
-        self._channel = channel
-        if self.pins:
-            channel.pin(self.pins)
+        self._world.attach(channel)
 
     def detach(self) -> None:
         """Forget the secure world, and have the guest get back all it held. Always safe."""
-        super().detach()
+        self._world.detach()
         try:
             self._core.reset_secure_core()
         except NormalWorldError as error:  # the next secure world says the same to the monitor
@@ -94,7 +117,7 @@ class GuestBroker(MemoryBroker):
 
     def need(self, message: NeedMemory) -> Grant:
         """Refuse: a secure world on this machine has nothing to ask us for."""
-        return self._refuse(message, Bound.GUEST, _REASON)
+        return self._world.refuse(message, Bound.GUEST, _REASON)
 
     def returned(self, message: Returned) -> None:
         """Take no account."""
@@ -103,6 +126,14 @@ class GuestBroker(MemoryBroker):
         """Count what came back on demand."""
         self.counters.recalled += message.returned
 
+    def set_pins(self, models: Iterable[str]) -> None:
+        """Keep the weights of `models`, and of no others, as Broker.set_pins."""
+        self._world.set_pins(models)
+
+    async def recall(self, demand: int | None, *, deadline: float) -> RecallReport:
+        """Recall `demand` bytes, or all that no running request uses, as Broker.recall."""
+        return await self._recall(demand, deadline, reason="asked for")
+
     async def make_room(self, size: int, *, deadline: float, hold: float) -> Room:
         """Have `size` bytes available in the guest now. They are not held: its kernel gives them to any."""
         del hold
@@ -110,6 +141,15 @@ class GuestBroker(MemoryBroker):
         if size > before.total:
             raise CallerError(f"The guest has {format_size(before.total)} of memory.", hint="Ask for less.")
         lacking = min(size - before.available, before.rss)
-        if lacking > 0 and self._channel is not None:
+        if lacking > 0 and self._world.channel is not None:
             recalled = await self._recall(lacking, deadline, reason="another program asked for memory")
         return Room(size, before, self.look(), recalled, hold_seconds=0)
+
+    async def watch(self) -> None:
+        """Wait for ever: the guest's kernel watches."""
+        await asyncio.Event().wait()
+
+    async def _recall(self, demand: int | None, deadline: float, *, reason: str) -> RecallReport:
+        return await self._world.recall(
+            demand, deadline, look=self.look, held=self._handed_over, reason=reason
+        )

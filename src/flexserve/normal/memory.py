@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import time
 from collections.abc import Callable, Iterable
 
 import structlog
 
 from flexserve.errors import CallerError, FlexServeError, NormalWorldError, PeerError, QueueFullError
+from flexserve.normal.attached import AttachedWorld
 from flexserve.normal.audit_log import AuditLog, Counters, Kind
+from flexserve.normal.broker import Broker, OsView, RecallReport, Room
 from flexserve.normal.channel import WorldChannel
 from flexserve.normal.pins import Pins
 from flexserve.platforms.ports import MemorySample, NormalMemory
@@ -25,7 +26,6 @@ from flexserve.protocol.messages import Grant, NeedMemory, Recalled, Returned
 from flexserve.units import GIB, format_size
 
 AUTOMATIC_DEADLINE = 0.5  # seconds the secure world has for a recall the policy decided
-ANSWER_GRACE = 5.0  # seconds beyond the deadline until an unanswered recall is an error
 _SHORTEST_PERIOD = 0.25  # seconds between looks at memory while it may become short …
 _LONGEST_PERIOD = 2.0  # … and while it cannot
 # A process that touches fresh memory takes about 1 GiB/s per core from the OS; looking again after
@@ -39,52 +39,11 @@ _LOOK_LASTS = 0.01
 _log = structlog.get_logger(__name__)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class OsView:
-    """What the OS says, as the normal world reads it."""
-
-    total: int  # bytes of RAM, or of the cgroup's limit
-    available: int  # bytes
-    stall: float | None  # PSI "some avg10", percent
-    rss: int  # bytes resident in the secure process, or handed over by the guest's kernel
-    guest: bool = False  # it is the kernel of the secure world's machine that counts, not the host's
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class RecallReport:
-    """What a recall brought: the secure world's claim, and the OS's counters around it."""
-
-    claim: Recalled
-    before: OsView
-    after: OsView
-
-    @property
-    def freed(self) -> int:
-        """Bytes by which the secure process shrank, as the OS counts it."""
-        return max(0, self.before.rss - self.after.rss)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Room:
-    """What was done for a program that asked for memory."""
-
-    asked: int  # bytes
-    before: OsView
-    after: OsView
-    recall: RecallReport | None  # None: that much was available, or nothing is granted
-    hold_seconds: float
-
-    @property
-    def freed(self) -> int:
-        """Bytes by which the secure process shrank for it, as the OS counts it."""
-        return self.recall.freed if self.recall else 0
-
-
-class MemoryBroker:
-    """Grants to and recalls from the one secure world attached to it (or none).
+class MemoryBroker(Broker):
+    """The Broker that decides itself.
 
     `memory` is read, never written. `cap` bounds what is granted (bytes; None: the policy's lines
-    alone do). `audit_log` and `counters` say what was decided. All methods belong to one event loop.
+    alone do).
     """
 
     def __init__(
@@ -99,19 +58,24 @@ class MemoryBroker:
         self._memory = memory
         self._limits = limits
         self._cap = cap
-        self._pins = pins or Pins()
         self._clock = clock
+        self._world = AttachedWorld(pins, clock)
         self._policy: PressurePolicy | None = None
-        self._channel: WorldChannel | None = None
         self._last_look: tuple[float, MemorySample, int] | None = None  # when, and what _look returned
         self._baseline = 0  # bytes resident in the secure process before its first grant
         self._granted = 0
         self._in_use = asyncio.Event()  # something is granted: there is something to watch
         self._hurry = asyncio.Event()  # the watch should look at once
-        self._fruitless = False  # the last recall was gentle and brought nothing
-        self._recalling = asyncio.Lock()  # one recall at a time, so that the measurement is of one
-        self.audit_log = AuditLog(clock=clock)
-        self.counters = Counters()
+
+    @property
+    def audit_log(self) -> AuditLog:
+        """The last decisions, with their reasons."""
+        return self._world.audit_log
+
+    @property
+    def counters(self) -> Counters:
+        """Sums of what was granted, refused and recalled."""
+        return self._world.counters
 
     @property
     def granted(self) -> int:
@@ -126,7 +90,7 @@ class MemoryBroker:
     @property
     def pins(self) -> tuple[str, ...]:
         """The models whose weights a person wants kept."""
-        return self._pins.names
+        return self._world.pins
 
     def attach(self, channel: WorldChannel) -> None:
         """Serve the secure world behind `channel`; the one before it holds nothing any more.
@@ -137,26 +101,22 @@ class MemoryBroker:
         limits = self._limits or Limits.for_machine(sample.total)
         if self._policy is None:
             self._policy = PressurePolicy(limits, chunk=channel.welcome.chunk or 1, cap=self._cap)
-        self._channel = channel
         self._baseline = self._memory.charged(channel.welcome.pid)
         self._last_look = None
-        if self._pins.names:
-            channel.pin(self._pins.names)
+        self._world.attach(channel)
 
     def detach(self) -> None:
         """Forget the secure world: it died, and the OS has all it held. Always safe."""
         if self._granted:
-            self._note(Kind.RETURN, self._granted, "the secure world ended")
-        self._channel = None
+            self._world.note(Kind.RETURN, self._granted, "the secure world ended")
+        self._world.detach()
         self._granted = 0
         self._in_use.clear()
 
     def look(self) -> OsView:
         """Return what the OS counts now. Raises NormalWorldError when it does not tell."""
         sample = self._memory.sample()
-        pid = self._channel.welcome.pid if self._channel is not None else 0
-        rss = self._memory.charged(pid) if pid else 0
-        return OsView(sample.total, sample.available, sample.stall, rss)
+        return OsView(sample.total, sample.available, sample.stall, self._resident())
 
     def budget(self) -> Budget:
         """Return what the secure world may hold now and why not more.
@@ -175,7 +135,9 @@ class MemoryBroker:
         self._cap = cap
         if self._policy is not None:
             self._policy.cap = cap
-        self._note(Kind.CAP, cap or 0, "there is no cap any more" if cap is None else "a person set the cap")
+        self._world.note(
+            Kind.CAP, cap or 0, "there is no cap any more" if cap is None else "a person set the cap"
+        )
         self._hurry.set()
 
     def set_pins(self, models: Iterable[str]) -> None:
@@ -183,21 +145,18 @@ class MemoryBroker:
 
         Raises CallerError and NormalWorldError (they cannot be written down), and changes nothing then.
         """
-        self._pins.replace(models)
-        self._note(Kind.PIN, 0, f"pinned: {', '.join(self.pins) or 'nothing'}")
-        if self._channel is not None and self._channel.error is None:
-            self._channel.pin(self.pins)  # else the next secure world is told when it starts
+        self._world.set_pins(models)
 
     # ---- what the channel calls
 
     def need(self, message: NeedMemory) -> Grant:
         """Answer a demand for memory, now. Never raises: what cannot be decided is refused."""
         if self._policy is None:  # asked before the handshake was done with
-            return self._refuse(message, Bound.UNKNOWN, "the server is still starting")
+            return self._world.refuse(message, Bound.UNKNOWN, "the server is still starting")
         try:
             sample, held = self._look(lasts=_LOOK_LASTS)
         except NormalWorldError as error:
-            return self._refuse(message, Bound.UNKNOWN, error.message)
+            return self._world.refuse(message, Bound.UNKNOWN, error.message)
         decision = self._policy.grant(
             sample,
             held,
@@ -206,18 +165,12 @@ class MemoryBroker:
             now=self._clock(),
         )
         if message.size and not decision.size:
-            return self._refuse(message, decision.bound or Bound.UNKNOWN, decision.reason)
+            return self._world.refuse(message, decision.bound or Bound.UNKNOWN, decision.reason)
         self._granted += decision.size
         self.counters.granted += decision.size
         self._in_use.set()
-        self._note(Kind.GRANT, decision.size, decision.reason)
+        self._world.note(Kind.GRANT, decision.size, decision.reason)
         return Grant(message.serial, decision.size, decision.reason)
-
-    def _refuse(self, message: NeedMemory, bound: Bound, reason: str) -> Grant:
-        refusals = self.counters.refusals
-        refusals[bound.value] = refusals.get(bound.value, 0) + 1
-        self._note(Kind.REFUSAL, message.size, reason)
-        return Grant(message.serial, 0, reason)
 
     def returned(self, message: Returned) -> None:
         """Count memory that came back unasked. Raises PeerError when more came than was granted."""
@@ -263,8 +216,8 @@ class MemoryBroker:
                 raise QueueFullError(
                     "Too many programs hold memory.", hint="Wait until one of the holds ends."
                 ) from None
-            self._note(Kind.HOLD, size, f"another program asked for it, for {hold:.0f} s")
-            if lacking and self._channel is not None:
+            self._world.note(Kind.HOLD, size, f"another program asked for it, for {hold:.0f} s")
+            if lacking and self._world.channel is not None:
                 recalled = await self._recall(lacking, deadline, reason="another program asked for memory")
         return Room(size, before, self.look(), recalled, hold)
 
@@ -305,22 +258,9 @@ class MemoryBroker:
     async def _recall(
         self, demand: int | None, deadline: float, *, reason: str, gentle: bool = False
     ) -> RecallReport:
-        async with self._recalling:
-            channel = self._channel
-            if channel is None:
-                raise PeerError("The secure world is down.", hint="It is being restarted; retry in a moment.")
-            if not (gentle and self._fruitless):  # else it is the one before, still wanting
-                self._note(Kind.RECALL, self._granted if demand is None else demand, reason)
-            before, began = self.look(), self._clock()
-            claim = await channel.recall(
-                demand, deadline=deadline, timeout=deadline + ANSWER_GRACE, gentle=gentle
-            )
-            self._fruitless = gentle and not claim.returned
-            self.counters.recalls += 1
-            self.counters.recall_seconds += self._clock() - began
-            report = RecallReport(claim, before, self.look())
-            _log.info("recalled", claimed=claim.returned, freed=report.freed, elapsed_ms=claim.elapsed)
-            return report
+        return await self._world.recall(
+            demand, deadline, look=self.look, held=self._granted, reason=reason, gentle=gentle
+        )
 
     # ---- counting
 
@@ -332,8 +272,7 @@ class MemoryBroker:
         """
         now = self._clock()
         if self._last_look is None or now - self._last_look[0] >= lasts:
-            pid = self._channel.welcome.pid if self._channel is not None else 0
-            resident = self._memory.charged(pid) if pid else 0
+            resident = self._resident()
             self._last_look = now, self._memory.sample(), resident
         _, sample, resident = self._last_look
         used = min(self._granted, max(0, resident - self._baseline))
@@ -347,10 +286,10 @@ class MemoryBroker:
             )
         self._granted -= size
         if size:
-            self._note(Kind.RETURN, size, reason)
+            self._world.note(Kind.RETURN, size, reason)
         if not self._granted:
             self._in_use.clear()
 
-    def _note(self, kind: Kind, size: int, reason: str) -> None:
-        self.audit_log.note(kind, size, reason)
-        _log.debug("memory", kind=kind.value, size=size, granted=self._granted, reason=reason)
+    def _resident(self) -> int:
+        """Return the bytes resident in the secure process; 0 without one."""
+        return self._memory.charged(self._world.pid) if self._world.pid else 0

@@ -23,8 +23,8 @@ import structlog
 
 from flexserve.errors import FlexServeError, InternalError, MachineGoneError, PeerError
 from flexserve.normal.answer import cancelled
+from flexserve.normal.broker import Broker
 from flexserve.normal.channel import MemoryCounter, WorldChannel
-from flexserve.normal.memory import MemoryBroker
 from flexserve.normal.set_aside import SetAside
 
 LONG_LIFE = 30.0  # seconds; a secure world that lived longer did not die of how it was started
@@ -73,7 +73,7 @@ Launch = Callable[[MemoryCounter], Awaitable[SecureWorld]]
 class Supervisor:
     """Starts a secure world by `launch` and replaces it when it dies. One event loop only."""
 
-    def __init__(self, launch: Launch, broker: MemoryBroker) -> None:
+    def __init__(self, launch: Launch, broker: Broker) -> None:
         self._launch = launch
         self._broker = broker
         self._world: SecureWorld | None = None

@@ -15,10 +15,11 @@ from flexserve.errors import FlexServeError, PeerError, UnknownModelError
 from flexserve.normal import journal
 from flexserve.normal.answer import Answer, Observer
 from flexserve.normal.audit_log import AuditLog, Counters
+from flexserve.normal.broker import Broker, OsView, RecallReport, Room
 from flexserve.normal.channel import MemoryCounter, WorldChannel
 from flexserve.normal.guest import GuestBroker, SecureCore
 from flexserve.normal.launcher import Launcher, SecureOptions
-from flexserve.normal.memory import MemoryBroker, OsView, RecallReport, Room
+from flexserve.normal.memory import MemoryBroker
 from flexserve.normal.metrics import Metrics
 from flexserve.normal.pins import Pins
 from flexserve.normal.set_aside import Blamed
@@ -47,7 +48,7 @@ class World:
     """The facade of the secure world. One event loop; every method may raise PeerError while the
     secure world is down, and CancelledError once the server is shutting down."""
 
-    def __init__(self, supervisor: Supervisor, broker: MemoryBroker) -> None:
+    def __init__(self, supervisor: Supervisor, broker: Broker) -> None:
         self._supervisor = supervisor
         self._broker = broker
         self._welcome = supervisor.channel().welcome
@@ -242,7 +243,7 @@ async def running_world(
     journal.configure_if_unset()
     if core is not None:
         launch = _launch_on(core, options)
-        broker: MemoryBroker = GuestBroker(core, pins=pins)
+        broker: Broker = GuestBroker(core, pins=pins)
     else:
         launch = Launcher(options.command).launch
         broker = MemoryBroker(memory or LinuxNormalMemory(), limits=limits, cap=cap, pins=pins)
@@ -279,7 +280,7 @@ async def supervised(
 
 
 @contextlib.asynccontextmanager
-async def _kept_alive(launch: Launch, broker: MemoryBroker, *, drain: float) -> AsyncIterator[World]:
+async def _kept_alive(launch: Launch, broker: Broker, *, drain: float) -> AsyncIterator[World]:
     supervisor = Supervisor(launch, broker)
     await supervisor.start()
     watch = asyncio.create_task(broker.watch(), name="memory-watch")

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from flexserve.errors import FlexServeError, UnknownModelError
 from flexserve.normal.api.errors import from_error
 from flexserve.normal.api.schemas import RecallRequest
-from flexserve.normal.memory import OsView
+from flexserve.normal.broker import OsView
 from flexserve.normal.set_aside import Blamed, SetAsideError, error_of
 from flexserve.normal.supervisor import WorldState
 from flexserve.normal.world import World
