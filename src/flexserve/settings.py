@@ -24,7 +24,7 @@ from flexserve.units import GIB, MIB, parse_size
 
 if TYPE_CHECKING:
     from flexserve.normal.client import Address
-    from flexserve.normal.launcher import SecureOptions
+    from flexserve.protocol.launch import SecureOptions
 
 _PREFIX = "FLEXSERVE_"
 _MAX_FILE = 1 << 20  # bytes of the configuration file
@@ -244,7 +244,7 @@ class Settings(BaseSettings):
 
     def secure_options(self) -> SecureOptions:
         """Return how a secure world is to be started."""
-        from flexserve.normal.launcher import SecureOptions
+        from flexserve.protocol.launch import SecureOptions
 
         return SecureOptions(
             store=self.models,

@@ -14,7 +14,7 @@ import pytest
 from servers import MODELS, Cli, ScriptedServer, Stranger, scripted_server
 
 from flexserve.cli import terminal
-from flexserve.normal.launcher import SecureOptions
+from flexserve.normal import world
 from flexserve.protocol.messages import ChatPrompt, Sampling
 from flexserve.testing.scripted_link import scripted_command
 from flexserve.testing.scripted_world import Behaviour, Script
@@ -24,7 +24,7 @@ from flexserve.testing.scripted_world import Behaviour, Script
 def private(monkeypatch: pytest.MonkeyPatch) -> None:
     """Worlds that a command starts for itself are scripted ones."""
     command = scripted_command(Script(models=MODELS))
-    monkeypatch.setattr(SecureOptions, "command", lambda _, channel_fd: command(channel_fd))
+    monkeypatch.setattr(world, "secure_command", lambda _, channel_fd, program: command(channel_fd))
 
 
 def turns(server: ScriptedServer) -> list[list[tuple[str, str]]]:
@@ -125,7 +125,7 @@ def test_without_a_server_run_starts_worlds_of_its_own(cli: Cli, private: None) 
 
 def test_a_secure_world_that_cannot_start_says_why(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     command = scripted_command(Script(dies_at_start=True))
-    monkeypatch.setattr(SecureOptions, "command", lambda _, channel_fd: command(channel_fd))
+    monkeypatch.setattr(world, "secure_command", lambda _, channel_fd, program: command(channel_fd))
     result = cli("run", "tiny", "Hi?")
     assert result.exit_code == 1
     assert "error: The secure world exited with status 9" in result.stderr

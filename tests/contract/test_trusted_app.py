@@ -129,7 +129,7 @@ def _serve(folder: Path) -> tuple[list[str], set[str], list[str]]:
     recorder: Any = Recorder(app)
     models = ModelManager(recorder, idle=3600)
     memory = MemoryManager(recorder, models)
-    scheduler = Scheduler(recorder, models, memory, sent.put, limit=16, sequences=2)
+    scheduler = Scheduler(recorder, models, memory, sent.put, limit=16, sequences=2, patience=600.0)
     answers: list[str] = []
 
     def ask(message: Any) -> None:

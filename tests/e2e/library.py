@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from flexserve.errors import NormalWorldError
 from flexserve.harness.plain import PlainProcess
@@ -12,6 +13,7 @@ from flexserve.harness.shapes import SHAPES, Shape
 from flexserve.harness.synth import write_synthetic
 from flexserve.harness.worlds import SECURE_WORLD, DrivenWorld
 from flexserve.platforms.linux.secure_memory import probe_secret_memory
+from flexserve.protocol.launch import SecureOptions
 from flexserve.trusted.store.keys import DeviceKey
 from flexserve.trusted.store.store import Store
 from flexserve.units import MIB
@@ -57,24 +59,17 @@ class Library:
                 self._answers[key] = plain.generate(prompt, tokens)["text"]
         return self._answers[key]
 
-    def arguments(self, *more: str, chunk: int = CHUNK) -> tuple[str, ...]:
+    def options(self, **more: Any) -> SecureOptions:
         """Return the options of a secure world for small models, in the best memory of this machine."""
-        return (
-            *("--chunk", str(chunk), "--context", str(CONTEXT), "--threads", str(THREADS)),
-            *("--memory", "secret" if has_secret_memory() else "plain"),
-            *more,
-        )
+        memory = "secret" if has_secret_memory() else "plain"
+        usual = {"memory": memory, "threads": THREADS, "context": CONTEXT, "chunk": CHUNK}
+        return SecureOptions(self.root, self.key, **usual | more)
 
     def open(
-        self,
-        *more: str,
-        chunk: int = CHUNK,
-        budget: int | None = None,
-        program: Sequence[str] = SECURE_WORLD,
+        self, *, budget: int | None = None, program: Sequence[str] = (SECURE_WORLD,), **more: Any
     ) -> DrivenWorld:
-        """Start a secure world over the store."""
-        arguments = self.arguments(*more, chunk=chunk)
-        return DrivenWorld(self.root, self.key, arguments=arguments, budget=budget, program=program)
+        """Start a secure world over the store; `more` are its options."""
+        return DrivenWorld(self.options(**more), budget=budget, program=program)
 
     def images(self) -> list[Path]:
         """Return all files in the store's folder of images, finished or not."""

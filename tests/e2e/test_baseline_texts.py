@@ -20,7 +20,7 @@ def test_a_baseline_writes_the_same_text_request_after_request(library: Library,
     name = f"baseline-{baseline}"
     library.add(source, name)
     expected = library.answer(source, PROMPTS[0], TOKENS)
-    with library.open("--memory", "plain", program=(_PROGRAM, baseline)) as world:
+    with library.open(memory="plain", program=(_PROGRAM, baseline)) as world:
         for _ in range(3):
             answer = world.generate(name, PROMPTS[0], TOKENS)
             assert answer.text == expected
@@ -30,5 +30,5 @@ def test_a_baseline_writes_the_same_text_request_after_request(library: Library,
 
 
 def test_the_unprotected_baseline_does_not_start_in_secret_memory(library: Library):
-    with pytest.raises(NormalWorldError), library.open("--memory", "secret", program=(_PROGRAM, "nw-base")):
+    with pytest.raises(NormalWorldError), library.open(memory="secret", program=(_PROGRAM, "nw-base")):
         pass

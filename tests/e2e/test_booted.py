@@ -41,8 +41,7 @@ def machine() -> Iterator[Machine]:
 
 @contextlib.contextmanager
 def world_on(library: Library, machine: Machine) -> Iterator[DrivenWorld]:
-    arguments = library.arguments(*machine.secure_arguments(), chunk=DEFAULT_CHUNK)
-    with DrivenWorld(library.root, library.key, arguments=arguments, fds=machine.secure_fds) as world:
+    with DrivenWorld(machine.secure_options(library.options(chunk=DEFAULT_CHUNK))) as world:
         yield world
     machine.reset_secure_core()
     assert eventually(lambda: held(machine) == 0), "the machine did not get back what a dead world held"

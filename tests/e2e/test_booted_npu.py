@@ -33,9 +33,8 @@ def machine() -> Iterator[Machine]:
 
 @contextlib.contextmanager
 def world_on(library: Library, machine: Machine) -> Iterator[DrivenWorld]:
-    more = (*machine.secure_arguments(), "--npu-patience", "120")
-    arguments = library.arguments(*more, chunk=DEFAULT_CHUNK)
-    with DrivenWorld(library.root, library.key, arguments=arguments, fds=machine.secure_fds) as world:
+    options = library.options(npu_patience=120.0, chunk=DEFAULT_CHUNK)
+    with DrivenWorld(machine.secure_options(options)) as world:
         yield world
     machine.reset_secure_core()
     assert eventually(lambda: driver(machine)["ours"] == 1, within=20), "its Linux did not get the NPU back"
@@ -125,9 +124,7 @@ def test_a_driver_that_is_unloaded_has_it_back_and_may_come_again(
 
 
 def test_a_machine_without_an_npu_answers_the_same(library: Library, tiny: str, expected: list[str]):
-    with booted(RAM) as machine:
-        arguments = library.arguments(*machine.secure_arguments(), chunk=DEFAULT_CHUNK)
-        fds = machine.secure_fds
-        with DrivenWorld(library.root, library.key, arguments=arguments, fds=fds) as world:
-            assert [answer(world, tiny, each)[0] for each in FEW] == expected[: len(FEW)]
-            assert world.status().npu is None
+    options = library.options(chunk=DEFAULT_CHUNK)
+    with booted(RAM) as machine, DrivenWorld(machine.secure_options(options)) as world:
+        assert [answer(world, tiny, each)[0] for each in FEW] == expected[: len(FEW)]
+        assert world.status().npu is None

@@ -27,7 +27,7 @@ def model(library: Library) -> str:
 
 @pytest.fixture(scope="module")
 def world(library: Library, model: str) -> Iterator[DrivenWorld]:
-    with library.open("--context", "1024") as world:
+    with library.open(context=1024) as world:
         yield world
 
 
@@ -96,7 +96,7 @@ def test_text_is_generated_as_ever_after_vectors(library: Library, world: Driven
 
 
 def test_too_little_memory_is_refused_and_survived(library: Library, model: str) -> None:
-    with library.open("--context", "1024", budget=2 * MIB) as world:
+    with library.open(context=1024, budget=2 * MIB) as world:
         with pytest.raises(GrantRefusedError):
             embed(world, model, TEXTS)
         world.budget = None

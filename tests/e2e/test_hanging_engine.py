@@ -13,29 +13,18 @@ from conversations import MODEL
 from library import Library, has_secret_memory
 
 from flexserve.normal.api.app import create_app
-from flexserve.normal.launcher import SecureOptions
 from flexserve.normal.world import running_world
+from flexserve.protocol.launch import SecureOptions
 from flexserve.testing import hanging_engine
 
 pytestmark = pytest.mark.engine
 
 
-class Hanging(SecureOptions):
-    """Starts secure worlds whose engine hangs with one kind of model."""
-
-    __slots__ = ()
-
-    def command(self, channel_fd: int, *more: str) -> list[str]:
-        words = super().command(channel_fd, *more)
-        place = words.index("flexserve.secure_world.main")
-        return [*words[:place], hanging_engine.__name__, *words[place + 1 :]]
-
-
 @contextlib.asynccontextmanager
 async def server(store: Path, key: Path) -> AsyncIterator[httpx.AsyncClient]:
     memory = "secret" if has_secret_memory() else "plain"
-    options = Hanging(store, key, memory=memory, threads=1, context=256, step_seconds=2)
-    async with running_world(options, drain=0) as world:
+    options = SecureOptions(store, key, memory=memory, threads=1, context=256, step_seconds=2)
+    async with running_world(options, drain=0, program=hanging_engine.__name__) as world:
         transport = httpx.ASGITransport(create_app(world))
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=120) as client:
             yield client

@@ -67,7 +67,7 @@ def answer(library: Library) -> str:
 
 @pytest.fixture
 def world(library: Library, answer: str) -> Iterator[LyingWorld]:
-    with LyingWorld(library.root, library.key, arguments=library.arguments()) as world:
+    with LyingWorld(library.options()) as world:
         yield world
 
 

@@ -97,7 +97,7 @@ def test_keep_alive_0_gives_everything_back_at_once(library: Library, pair: tupl
 
 def test_two_models_in_memory_are_served_in_turns(library: Library, pair: tuple[str, str]):
     first, second = pair
-    with library.open("--parallel", "1") as world:
+    with library.open(parallel=1) as world:
         world.warm(first)
         world.warm(second)
         long = world.submit(first, TextPrompt(PROMPTS[1]), 400)

@@ -24,8 +24,7 @@ RAM = 192 * MIB
 
 @contextlib.contextmanager
 def world_on(library: Library, machine: NpuMachine, *, patience: float = 120) -> Iterator[DrivenWorld]:
-    arguments = library.arguments(*machine.secure_arguments(), "--npu-patience", str(patience))
-    with DrivenWorld(library.root, library.key, arguments=arguments, fds=machine.secure_fds) as world:
+    with DrivenWorld(machine.secure_options(library.options(npu_patience=patience))) as world:
         yield world
 
 

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 import pytest
@@ -18,8 +19,8 @@ from flexserve.errors import CallerError, CancelledError, QueueFullError, Unknow
 from flexserve.harness.worlds import DrivenWorld
 from flexserve.normal.launcher import environment
 from flexserve.protocol.framing import MAX_FRAME, encode
+from flexserve.protocol.launch import EXIT_CANNOT_START, SECURE_WORLD
 from flexserve.protocol.messages import PROTOCOL_VERSION, Failure, Hello, TextPrompt
-from flexserve.secure_world.main import EXIT_CANNOT_START
 from flexserve.units import MIB
 
 pytestmark = pytest.mark.engine
@@ -59,7 +60,7 @@ def begun(world: DrivenWorld, model: str, tokens: int = LONG) -> int:
 def test_a_full_queue_refuses_the_next_request_and_serves_the_others(
     library: Library, slow: str, quick: str, answer: str
 ):
-    with library.open("--max-queue", "2") as world:
+    with library.open(max_queue=2) as world:
         running = begun(world, slow)
         waiting = [ask(world, quick), ask(world, quick)]
         with pytest.raises(QueueFullError):
@@ -152,14 +153,13 @@ def test_a_model_that_is_not_there_is_the_callers_mistake(world: DrivenWorld, qu
 class BareWorld:
     """A secure world process at the other end of a socket, with nobody who knows the protocol at ours."""
 
-    def __init__(self, library: Library, *more: str, prefix: tuple[str, ...] = ()) -> None:
+    def __init__(self, library: Library, prefix: tuple[str, ...] = (), **more: Any) -> None:
         self.socket, theirs = socket.socketpair()
         with theirs:
             self.process = subprocess.Popen(
                 [
-                    *(*prefix, sys.executable, "-I", "-m", "flexserve.secure_world.main"),
-                    *("--channel-fd", str(theirs.fileno()), "--store", str(library.root)),
-                    *("--device-key", str(library.key), *library.arguments(*more)),
+                    *(*prefix, sys.executable, "-I", "-m", SECURE_WORLD),
+                    *library.options(channel_fd=theirs.fileno(), **more).words(),
                 ],
                 stdin=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
@@ -236,7 +236,7 @@ def test_too_little_lockable_memory_is_said_before_anything_is_served(library: L
         prefix += ("setpriv", "--inh-caps=-ipc_lock", "--bounding-set=-ipc_lock")
     if any(shutil.which(command) is None for command in ("prlimit", "setpriv")):
         pytest.skip("needs prlimit and setpriv of util-linux")
-    world = BareWorld(library, "--memory", "secret", prefix=prefix)
+    world = BareWorld(library, prefix, memory="secret")
     try:
         status, said = world.end()
     finally:

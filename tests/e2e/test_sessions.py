@@ -227,7 +227,7 @@ def test_sequences_with_holes_between_them_are_computed_right(library: Library):
     source = library.file("small-llama", "q4_0")
     name = library.add(source, "holes")
     wanted = {(p, n): library.answer(source, p, n) for p in ("Once.", "Kato bime.") for n in (2, 5, 40)}
-    with library.open("--parallel", "3") as world:
+    with library.open(parallel=3) as world:
         asked = [*wanted] * 4
         numbers = [world.submit(name, TextPrompt(prompt), tokens) for prompt, tokens in asked]
         for request, number in zip(asked, numbers, strict=True):

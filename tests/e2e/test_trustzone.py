@@ -11,10 +11,10 @@ from library import PROMPTS, Library
 
 from flexserve.errors import FlexServeError, GrantRefusedError, MachineGoneError
 from flexserve.harness.worlds import DrivenWorld
-from flexserve.normal.launcher import SecureOptions
 from flexserve.normal.world import running_world
 from flexserve.platforms.trustzone.abi import PageState
 from flexserve.platforms.trustzone.ram import PAGE
+from flexserve.protocol.launch import SecureOptions
 from flexserve.testing.fake_os import Boasting, Driver, Scattering
 from flexserve.testing.trustzone import FakeMachine, eventually
 from flexserve.units import MIB
@@ -27,8 +27,7 @@ TOKENS = 16
 
 @contextlib.contextmanager
 def world_on(library: Library, machine: FakeMachine) -> Iterator[DrivenWorld]:
-    arguments = library.arguments(*machine.secure_arguments())
-    with DrivenWorld(library.root, library.key, arguments=arguments, fds=machine.secure_fds) as world:
+    with DrivenWorld(machine.secure_options(library.options())) as world:
         yield world
 
 

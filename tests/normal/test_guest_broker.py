@@ -9,6 +9,7 @@ import pytest
 from flexserve.errors import CallerError, NormalWorldError
 from flexserve.normal.guest import GuestBroker
 from flexserve.policy.pressure import Bound
+from flexserve.protocol.launch import SecureOptions
 from flexserve.protocol.messages import NeedMemory, Returned
 from flexserve.testing.scripted_link import AdjustableMemory, ScriptedLink
 from flexserve.testing.scripted_world import Behaviour, Script
@@ -30,10 +31,8 @@ class Core:
         self.resets = 0
         self.hangs = False
 
-    secure_fds = ()
-
-    def secure_arguments(self) -> tuple[str, ...]:
-        return ()
+    def secure_options(self, options: SecureOptions) -> SecureOptions:
+        return options
 
     def require_alive(self) -> None:
         pass

@@ -7,11 +7,13 @@ import os
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from flexserve.errors import GrantRefusedError, NormalWorldError, PeerError
-from flexserve.normal.launcher import Launcher, SecureOptions
+from flexserve.normal.launcher import Launcher, secure_command
 from flexserve.normal.memory import MemoryBroker
+from flexserve.protocol.launch import SecureOptions
 from flexserve.protocol.messages import Failure, Sampling, TextPrompt
 from flexserve.testing.scripted_link import AdjustableMemory, scripted_command
 from flexserve.testing.scripted_world import Behaviour, Fault, Script
@@ -40,23 +42,10 @@ def broker(memory: AdjustableMemory) -> MemoryBroker:
 
 
 def test_the_command_line_is_isolated_and_names_every_option() -> None:
-    words = OPTIONS.command(9)
+    words = secure_command(OPTIONS, 9)
     assert words[:4] == [sys.executable, "-I", "-m", "flexserve.platforms.linux.companion"]
     assert words[4:8] == [sys.executable, "-I", "-m", "flexserve.secure_world.main"]
-    options = dict(zip(words[8::2], words[9::2], strict=True))
-    assert options == {
-        "--channel-fd": "9",
-        "--store": "/models here",
-        "--device-key": "/key",
-        "--memory": "secret",
-        "--threads": "2",
-        "--context": "0",
-        "--max-queue": "64",
-        "--step-seconds": "600.0",
-        "--idle-seconds": "300.0",
-        "--parallel": "4",
-        "--kv-disk": str(1 << 30),
-    }
+    assert SecureOptions.parse(words[8:]) == msgspec.structs.replace(OPTIONS, channel_fd=9)
 
 
 async def test_a_started_world_serves_and_stops_in_order(broker: MemoryBroker) -> None:

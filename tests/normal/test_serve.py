@@ -20,8 +20,8 @@ import openai
 import pytest
 
 from flexserve.errors import CallerError
-from flexserve.normal.launcher import SecureOptions
 from flexserve.normal.main import ServeOptions, listening, serve
+from flexserve.protocol.launch import SecureOptions
 from flexserve.testing.scripted_world import Behaviour, Fault, Script
 
 SCRIPT = Script(
@@ -42,16 +42,16 @@ PROGRAM = """
 import dataclasses, sys
 from pathlib import Path
 from flexserve.errors import FlexServeError
-from flexserve.normal.launcher import SecureOptions
+from flexserve.normal import world
 from flexserve.normal.main import ServeOptions, serve
+from flexserve.protocol.launch import SecureOptions
 
-class Scripted(SecureOptions):
-    __slots__ = ()
-    def command(self, fd):
-        module = "flexserve.testing.scripted_world"
-        return [sys.executable, "-I", "-m", module, "--channel-fd", str(fd), "--script", sys.argv[1]]
+def scripted(options, fd, *, program):
+    module = "flexserve.testing.scripted_world"
+    return [sys.executable, "-I", "-m", module, "--channel-fd", str(fd), "--script", sys.argv[1]]
 
-secure = Scripted(store=Path("/none"), device_key=Path("/none"))
+world.secure_command = scripted
+secure = SecureOptions(store=Path("/none"), device_key=Path("/none"))
 unix, drain = Path(sys.argv[2]), float(sys.argv[3])
 try:
     sys.exit(serve(ServeOptions(secure, port=0, unix_socket=unix, drain_seconds=drain, log_json=True)))

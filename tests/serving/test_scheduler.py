@@ -27,7 +27,7 @@ class Server:
         self.models = ModelManager(app, idle=3600)
         self.memory = MemoryManager(app, self.models)
         self.scheduler = Scheduler(
-            *(app, self.models, self.memory, self.sent.put), limit=limit, sequences=sequences
+            *(app, self.models, self.memory, self.sent.put), limit=limit, sequences=sequences, patience=600.0
         )
 
     def submit(self, model: str, work: Work = Work.GENERATE, **how: Any) -> FakeRequest:

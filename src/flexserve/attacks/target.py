@@ -12,12 +12,12 @@ from flexserve.emulator.machine import Machine
 from flexserve.harness.shapes import SHAPES
 from flexserve.harness.synth import write_synthetic
 from flexserve.harness.worlds import DrivenWorld
+from flexserve.protocol.launch import Memory, SecureOptions
 from flexserve.trusted.store.keys import DeviceKey, derived_keys
 from flexserve.trusted.store.store import Store
 
 MODEL = "canary"
-_OPTIONS = ("--context", "256", "--threads", "1")
-_FINE = ("--chunk", "65536")
+_FINE = 65536  # bytes
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -48,15 +48,16 @@ class Target:
         root = self.key.read_bytes()
         return [root, *derived_keys(root)]
 
-    def open(self, memory: str, *, guarded: bool = True) -> DrivenWorld:
+    def open(self, memory: Memory, *, guarded: bool = True) -> DrivenWorld:
         """Start a secure world with all of the model in memory, and nobody at its side unless `guarded`."""
-        arguments = (*_OPTIONS, *_FINE, "--memory", memory)
-        world = DrivenWorld(self.root, self.key, arguments=arguments, guarded=guarded)
+        world = DrivenWorld(self._options(memory=memory, chunk=_FINE), guarded=guarded)
         world.generate(MODEL, "Kato bime.", 4)
         world.warm(MODEL)
         return world
 
     def on(self, machine: Machine) -> DrivenWorld:
         """Start a secure world on a machine."""
-        arguments = (*_OPTIONS, *machine.secure_arguments())
-        return DrivenWorld(self.root, self.key, arguments=arguments, fds=machine.secure_fds)
+        return DrivenWorld(machine.secure_options(self._options()))
+
+    def _options(self, *, memory: Memory = "secret", chunk: int = 0) -> SecureOptions:
+        return SecureOptions(self.root, self.key, memory, threads=1, context=256, chunk=chunk)

@@ -20,7 +20,7 @@ from flexserve.bench.application_report import Look
 from flexserve.bench.group import MemoryGroup
 from flexserve.errors import FlexServeError, NormalWorldError, PeerError
 from flexserve.normal.client import Address, Client
-from flexserve.normal.launcher import SecureOptions
+from flexserve.protocol.launch import SecureOptions
 from flexserve.protocol.messages import ChatMessage, Sampling
 
 MODEL = "bench"

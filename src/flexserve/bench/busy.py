@@ -26,6 +26,7 @@ from pathlib import Path
 from flexserve.harness.shapes import SHAPES
 from flexserve.harness.synth import write_synthetic
 from flexserve.harness.worlds import DrivenWorld
+from flexserve.protocol.launch import SecureOptions
 from flexserve.trusted.store.keys import DeviceKey
 from flexserve.trusted.store.store import Store
 
@@ -50,9 +51,10 @@ class Setting:
 
     def open(self, folder: Path) -> DrivenWorld:
         """Start a secure world that computes so."""
-        arguments = ("--threads", str(self.threads), "--context", str(_CONTEXT), "--memory", "plain")
+        store, key = folder / "store", folder / "key"
+        options = SecureOptions(store, key, "plain", threads=self.threads, context=_CONTEXT)
         variables = {"GOMP_SPINCOUNT": str(self.spins)} if self.threads else {}
-        return DrivenWorld(folder / "store", folder / "key", arguments=arguments, variables=variables)
+        return DrivenWorld(options, variables=variables)
 
 
 Sample = tuple[float, float]  # tokens per second: decoding, prompt

@@ -12,6 +12,7 @@ from typing import Any
 
 from flexserve.bench import report
 from flexserve.bench.measure import Bench, Setting
+from flexserve.protocol.launch import Memory
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -22,7 +23,7 @@ class BenchOptions:
     runs: int = 5
     prompts: tuple[int, ...] = (32, 128)
     threads: int = 0  # 0: one for each core
-    memory: str = "secret"
+    memory: Memory = "secret"
     output: str = "md"
     plot: Path | None = None
 

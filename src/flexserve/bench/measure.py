@@ -20,6 +20,7 @@ from typing import Any
 from flexserve.errors import CallerError
 from flexserve.harness.plain import PlainProcess
 from flexserve.harness.worlds import DrivenWorld
+from flexserve.protocol.launch import Memory, SecureOptions
 from flexserve.trusted.store.keys import DeviceKey
 from flexserve.trusted.store.store import Store
 from flexserve.units import MIB
@@ -45,7 +46,7 @@ class Setting:
     runs: int
     prompts: tuple[int, ...]  # lengths in tokens
     threads: int
-    memory: str  # "secret" or "plain"
+    memory: Memory  # "secret" or "plain"
 
 
 class Bench:
@@ -79,15 +80,8 @@ class Bench:
         return self._report(label.engine, label.protection, label.protected)
 
     def _world(self, store: Path, key: Path) -> DrivenWorld:
-        arguments = (
-            "--threads",
-            self._setting.threads,
-            "--context",
-            _CONTEXT,
-            "--memory",
-            self._setting.memory,
-        )
-        return DrivenWorld(store, key, arguments=tuple(map(str, arguments)))
+        threads, memory = self._setting.threads, self._setting.memory
+        return DrivenWorld(SecureOptions(store, key, memory, threads=threads, context=_CONTEXT))
 
     def _plain(self) -> PlainProcess:
         return PlainProcess(self._setting.model, self._setting.threads, _CONTEXT)

@@ -1,6 +1,6 @@
 """A secure world with another policy for its weights: python -m flexserve.bench.secure_world BASELINE OPTION…
 
-`BASELINE` is one of flexserve.bench.baselines, the options are those of flexserve.secure_world.main. The
+`BASELINE` is one of flexserve.bench.baselines, the options are those of flexserve.protocol.launch. The
 product has no way to start one.
 """
 

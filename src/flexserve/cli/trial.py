@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from flexserve.errors import CallerError, FlexServeError, PeerError, StoredDataError
 
 if TYPE_CHECKING:
-    from flexserve.normal.launcher import SecureOptions
+    from flexserve.protocol.launch import SecureOptions
     from flexserve.settings import Settings
     from flexserve.trusted.store import Store
 
@@ -27,7 +28,7 @@ def try_model(settings: Settings, store: Store, name: str) -> str:
     """
     with store.open(name) as sealed:
         manifest = sealed.manifest
-    options = dataclasses.replace(settings.secure_options(), context=_CONTEXT, parallel=1)
+    options = msgspec.structs.replace(settings.secure_options(), context=_CONTEXT, parallel=1)
     before = store.record(manifest)
     try:
         death = asyncio.run(_try(options, name, _PATIENCE + 2 * manifest.size / _SLOW_DISK))

@@ -24,8 +24,8 @@ from flexserve.protocol.messages import ChatMessage, ChatPrompt, Delta, Finished
 if TYPE_CHECKING:
     from flexserve.normal.answer import Answer as Messages
     from flexserve.normal.guest import SecureCore
-    from flexserve.normal.launcher import SecureOptions
     from flexserve.normal.world import World
+    from flexserve.protocol.launch import SecureOptions
     from flexserve.settings import Settings
 
 T = TypeVar("T")

@@ -24,6 +24,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import msgspec
+
 from flexserve.emulator import npu, parent_death, tools
 from flexserve.emulator.agent import Agent
 from flexserve.emulator.build import Images
@@ -32,6 +34,7 @@ from flexserve.errors import CallerError, MachineGoneError, NormalWorldError
 from flexserve.platforms.trustzone import abi
 from flexserve.platforms.trustzone.mailbox import Mailbox
 from flexserve.platforms.trustzone.ram import BASE, PAGE, Ram
+from flexserve.protocol.launch import SecureOptions
 from flexserve.units import GIB, MIB, format_size
 
 SMALLEST, LARGEST, STEP = 256 * MIB, 3 * GIB, 2 * MIB  # of RAM
@@ -140,13 +143,13 @@ class Machine:
         last = "\n  ".join(["", *self.console()[-_LAST_LINES:]]) or " nothing."
         return f"Its last words:{last}\n"
 
-    def secure_arguments(self) -> tuple[str, ...]:
-        """Return the options of a secure world on this machine; it inherits `secure_fds`."""
+    def secure_options(self, options: SecureOptions) -> SecureOptions:
+        """Return `options` of a secure world on this machine: those by which it finds it are added."""
         ram, doorbell = self.secure_fds
-        words = ("--memory", "trustzone", "--ram-fd", str(ram), "--doorbell-fd", str(doorbell))
-        if not self.has_npu:
-            return words
-        return (*words, "--npu-driver", self.npu_driver.hex())
+        driver = self.npu_driver if self.has_npu else b""
+        return msgspec.structs.replace(
+            options, memory="trustzone", ram_fd=ram, doorbell_fd=doorbell, npu_driver=driver
+        )
 
     @property
     def npu_driver(self) -> bytes:

@@ -14,7 +14,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
@@ -24,6 +23,7 @@ from flexserve.errors import Blame, PeerError, rebuild
 from flexserve.normal.launcher import environment
 from flexserve.platforms.linux import companion
 from flexserve.protocol import framing
+from flexserve.protocol.launch import SECURE_WORLD, SecureOptions
 from flexserve.protocol.messages import (
     PROTOCOL_VERSION,
     Cancel,
@@ -59,8 +59,6 @@ M = TypeVar("M")
 _PATIENCE = 300.0  # seconds
 _LAST_WORDS = 10.0  # seconds
 
-SECURE_WORLD = ("flexserve.secure_world.main",)
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Generated:
@@ -74,20 +72,17 @@ class Generated:
 class DrivenWorld:
     """A real secure world process and its only client. A context manager; methods are thread-safe.
 
-    `program`: the module that is run, and arguments of it that come before all others. It inherits `fds`,
-    gets `variables` beside a secure world's own, and has a companion that keeps debuggers out unless
+    `program`: the module that is run, and arguments of it that come before its options. It gets
+    `variables` beside a secure world's own, and has a companion that keeps debuggers out unless
     `guarded` is off. `budget` bounds the bytes granted at any time (None: no bound); it may be changed, and
     so may `before_grant` and `after_recall`, which are called at those moments.
     """
 
     def __init__(
         self,
-        store: Path,
-        device_key: Path,
+        options: SecureOptions,
         *,
-        arguments: tuple[str, ...] = (),
-        program: Sequence[str] = SECURE_WORLD,
-        fds: tuple[int, ...] = (),
+        program: Sequence[str] = (SECURE_WORLD,),
         variables: Mapping[str, str] | None = None,
         budget: int | None = None,
         guarded: bool = True,
@@ -97,17 +92,13 @@ class DrivenWorld:
         began = time.monotonic()
         ours, theirs = socket.socketpair()
         with theirs:
-            command = [
-                *(sys.executable, "-I", "-m", *program),
-                *("--channel-fd", str(theirs.fileno())),
-                *("--store", str(store), "--device-key", str(device_key)),
-                *arguments,
-            ]
+            options = msgspec.structs.replace(options, channel_fd=theirs.fileno())
+            command = [sys.executable, "-I", "-m", *program, *options.words()]
             self._process = subprocess.Popen(
                 companion.command(command) if guarded else command,
                 stdin=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
-                pass_fds=(theirs.fileno(), *fds),
+                pass_fds=options.fds,
                 start_new_session=True,
                 env=environment() | dict(variables or {}),
             )

@@ -21,6 +21,7 @@ from flexserve.normal.channel import WorldChannel
 from flexserve.normal.pins import Pins
 from flexserve.platforms.ports import NormalMemory
 from flexserve.policy.pressure import Bound, Budget
+from flexserve.protocol.launch import SecureOptions
 from flexserve.protocol.messages import Grant, NeedMemory, Recalled, Returned
 from flexserve.units import format_size
 
@@ -32,12 +33,8 @@ _log = structlog.get_logger(__name__)
 class SecureCore(Protocol):
     """A machine whose secure core runs the secure world (emulator.machine.Machine)."""
 
-    @property
-    def secure_fds(self) -> tuple[int, ...]:
-        """What the secure world inherits."""
-
-    def secure_arguments(self) -> tuple[str, ...]:
-        """Return the options by which it finds that."""
+    def secure_options(self, options: SecureOptions) -> SecureOptions:
+        """Return `options` of a secure world on this machine: those by which it finds it are added."""
 
     def require_alive(self) -> None:
         """Raise MachineGoneError when the machine has ended."""

@@ -10,15 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import os
 import signal
 import socket
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Literal
 
 import msgspec
 
@@ -26,12 +23,11 @@ from flexserve.errors import FlexServeError, NormalWorldError, PeerError
 from flexserve.normal.answer import revive
 from flexserve.normal.channel import MemoryCounter, WorldChannel, open_channel
 from flexserve.platforms.linux import companion
+from flexserve.protocol.launch import EXIT_CANNOT_START, SECURE_WORLD, SecureOptions
 from flexserve.protocol.messages import Failure
-from flexserve.units import GIB
 
 HANDSHAKE_TIMEOUT = 60.0  # seconds; loading the engine's libraries from a cold disk takes a few
 TERM_GRACE = 3.0  # seconds between a shutdown that was not heeded, SIGTERM and SIGKILL
-EXIT_CANNOT_START = 3  # the secure world's exit status when it printed the reason as JSON
 _ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
     # Else llama.cpp starts a debugger on the secure process when it aborts.
@@ -45,46 +41,14 @@ _MAX_TAIL = 20  # lines kept for the report of a death
 Command = Callable[[int], Sequence[str]]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class SecureOptions:
-    """How a secure world is started. `threads` and `context` 0: the secure world's own default."""
+def secure_command(options: SecureOptions, channel_fd: int, *, program: str = SECURE_WORLD) -> list[str]:
+    """Return the command line of a secure world whose channel is descriptor `channel_fd`.
 
-    store: Path
-    device_key: Path
-    memory: Literal["secret", "plain"] = "secret"
-    threads: int = 0
-    context: int = 0  # tokens
-    parallel: int = 4  # requests that a model answers at once
-    kv_disk: int = GIB  # bytes of sealed KV kept on disk for a model
-    max_queue: int = 64  # requests that may wait
-    step_seconds: float = 600.0  # in which something has to move while the engine computes
-    idle_seconds: float = 300.0  # after which an idle model gives its memory back unasked
-
-    def command(self, channel_fd: int, *more: str) -> list[str]:
-        """Return the command line of a secure world whose channel is descriptor `channel_fd`.
-
-        `more` are options of the machine that it runs on; they win.
-
-        `-I`: no PYTHON* variable, no user site and no current directory decides what code runs
-        there; the package is found where it was installed.
-        """
-        options = {
-            "channel-fd": channel_fd,
-            "store": self.store,
-            "device-key": self.device_key,
-            "memory": self.memory,
-            "threads": self.threads,
-            "context": self.context,
-            "parallel": self.parallel,
-            "kv-disk": self.kv_disk,
-            "max-queue": self.max_queue,
-            "step-seconds": self.step_seconds,
-            "idle-seconds": self.idle_seconds,
-        }
-        words = companion.command([sys.executable, "-I", "-m", "flexserve.secure_world.main"])
-        for name, value in options.items():
-            words += [f"--{name}", str(value)]
-        return [*words, *more]
+    `-I`: no PYTHON* variable, no user site and no current directory decides what code runs
+    there; the package is found where it was installed.
+    """
+    options = msgspec.structs.replace(options, channel_fd=channel_fd)
+    return companion.command([sys.executable, "-I", "-m", program, *options.words()])
 
 
 def environment() -> dict[str, str]:
@@ -169,7 +133,7 @@ class SecureProcess:
 
 
 class Launcher:
-    """Starts secure worlds by `command`, which gets the channel's descriptor (SecureOptions.command).
+    """Starts secure worlds by `command`, which gets the channel's descriptor (secure_command).
 
     They inherit `fds` besides.
     """

@@ -28,10 +28,11 @@ from flexserve.normal.api.envelope import LOOPBACK_NAMES
 from flexserve.normal.api.keys import Keys
 from flexserve.normal.connections import Connection, Door
 from flexserve.normal.guest import SecureCore
-from flexserve.normal.launcher import TERM_GRACE, SecureOptions
+from flexserve.normal.launcher import TERM_GRACE
 from flexserve.normal.pins import Pins
 from flexserve.normal.world import DRAIN, World, running_world
 from flexserve.policy.pressure import Limits
+from flexserve.protocol.launch import SecureOptions
 
 _BACKLOG = 128
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 from collections.abc import AsyncIterator, Iterable
 
 from flexserve.errors import FlexServeError, PeerError, UnknownModelError
@@ -18,7 +19,7 @@ from flexserve.normal.audit_log import AuditLog, Counters
 from flexserve.normal.broker import Broker, OsView, RecallReport, Room
 from flexserve.normal.channel import MemoryCounter, WorldChannel
 from flexserve.normal.guest import GuestBroker, SecureCore
-from flexserve.normal.launcher import Launcher, SecureOptions
+from flexserve.normal.launcher import Launcher, secure_command
 from flexserve.normal.memory import MemoryBroker
 from flexserve.normal.metrics import Metrics
 from flexserve.normal.pins import Pins
@@ -28,6 +29,7 @@ from flexserve.normal.terms import Terms
 from flexserve.platforms.linux.normal_memory import LinuxNormalMemory
 from flexserve.platforms.ports import NormalMemory, Protection
 from flexserve.policy.pressure import Budget, Limits
+from flexserve.protocol.launch import SECURE_WORLD, SecureOptions
 from flexserve.protocol.messages import ChatPrompt, ModelStatus, Sampling, Status, TextPrompt, Welcome
 
 _USUAL = Terms()
@@ -231,8 +233,9 @@ async def running_world(
     cap: int | None = None,
     pins: Pins | None = None,
     core: SecureCore | None = None,
+    program: str = SECURE_WORLD,
 ) -> AsyncIterator[World]:
-    """Start a secure world with `options`, keep it alive, end it on the way out.
+    """Start a secure world with `options`, keep it alive, end it on the way out. `program`: its module.
 
     `cap` bounds the bytes that are granted; `pins` are the models to keep, and where they are written.
     With a `core` the secure world runs on its machine, whose kernel decides about memory instead.
@@ -242,19 +245,20 @@ async def running_world(
     """
     journal.configure_if_unset()
     if core is not None:
-        launch = _launch_on(core, options)
+        options = core.secure_options(options)
+    launcher = Launcher(functools.partial(secure_command, options, program=program), fds=options.fds)
+    if core is not None:
+        launch = _launch_on(core, launcher)
         broker: Broker = GuestBroker(core, pins=pins)
     else:
-        launch = Launcher(options.command).launch
+        launch = launcher.launch
         broker = MemoryBroker(memory or LinuxNormalMemory(), limits=limits, cap=cap, pins=pins)
     async with _kept_alive(launch, broker, drain=drain) as world:
         yield world
 
 
-def _launch_on(core: SecureCore, options: SecureOptions) -> Launch:
+def _launch_on(core: SecureCore, launcher: Launcher) -> Launch:
     """Return how a secure world is started on a machine, for as long as there is one."""
-    more = core.secure_arguments()
-    launcher = Launcher(lambda channel_fd: options.command(channel_fd, *more), fds=core.secure_fds)
 
     async def launch(memory: MemoryCounter) -> SecureWorld:
         core.require_alive()

@@ -1,12 +1,11 @@
 """The secure world's program: harden, enter the sandbox, shake hands, serve until the normal world goes away.
 
 Started by flexserve.normal.launcher; not meant to be run by hand. When it cannot start it
-prints why as one line of JSON on standard error and exits with status 3.
+prints why as one line of JSON on standard error (flexserve.protocol.launch).
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
 import signal
@@ -26,19 +25,17 @@ from flexserve.platforms.linux.sandbox import Sandbox, confine, isolate
 from flexserve.platforms.trustzone import secure_memory as trustzone
 from flexserve.platforms.trustzone.flexnpu import TrustZoneNpu
 from flexserve.protocol.failures import failure_of
+from flexserve.protocol.launch import EXIT_CANNOT_START, SecureOptions
 from flexserve.secure_world.link import Link
 from flexserve.secure_world.resources import Host, PlatformResources
 from flexserve.secure_world.world import MakeResidency, SecureWorld
-from flexserve.serving.watchdog import PATIENCE as PATIENCE_OF_STEPS
-from flexserve.trusted.flexnpu import PATIENCE
 from flexserve.trusted.memory.flexmem import FlexMem
 from flexserve.trusted.store.held_key import HeldKey
 from flexserve.trusted.store.store import Store
 from flexserve.trusted.text.rendering.renderer import Renderer
 from flexserve.trusted.weights.residency import Residency
-from flexserve.units import GIB, MIB
+from flexserve.units import MIB
 
-EXIT_CANNOT_START = 3
 _PROBE = 256 * MIB  # of locked memory: less would not run any model worth serving
 # What libraries import when they first need it, and could not in the sandbox.
 _IMPORTED_LATER = (
@@ -60,14 +57,14 @@ def _own_residency(flexmem: FlexMem, threads: int, folder: Path) -> Residency:  
 
 def main(arguments: Sequence[str] | None = None, make_residency: MakeResidency = _own_residency) -> int:
     """Run the secure world; return its exit status."""
-    options = _parser().parse_args(arguments)
     try:
+        options = SecureOptions.parse(sys.argv[1:] if arguments is None else arguments)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the normal world's to handle
         sys.setswitchinterval(_SWITCH_INTERVAL)
         for module in _IMPORTED_LATER:
             importlib.import_module(module)
         not_isolated = isolate()
-        harden(keep={options.channel_fd, options.ram_fd, options.doorbell_fd})
+        harden(keep=set(options.fds))
         die_with_parent(signal.SIGKILL)
         host = Host.now()
         key = HeldKey(options.device_key, _end_without_key)
@@ -80,7 +77,7 @@ def main(arguments: Sequence[str] | None = None, make_residency: MakeResidency =
         sandbox = confine(options.store, Store.FOLDERS, not_isolated=not_isolated)
         if not_alone:
             sandbox.lacking["processes of its helper's own"] = not_alone
-        options.store = Path()  # there it is now
+        options = msgspec.structs.replace(options, store=Path())  # there it is now
         resources = _resources(options, host, sandbox)
         link = Link(socket.socket(fileno=options.channel_fd))
         link.expect_hello()
@@ -112,7 +109,7 @@ def _end_with(death: threading.ExceptHookArgs) -> None:
     os._exit(1)
 
 
-def _resources(options: argparse.Namespace, host: Host, sandbox: Sandbox) -> PlatformResources:
+def _resources(options: SecureOptions, host: Host, sandbox: Sandbox) -> PlatformResources:
     """Return the memory that was asked for. Raises NormalWorldError where it cannot be had."""
     if options.memory == "trustzone":
         pages = trustzone.pages_of(options.ram_fd, options.doorbell_fd, on_end=_end_with_the_machine)
@@ -142,31 +139,6 @@ def _end_without_key() -> None:
     sys.stderr.write("the process that holds the device key is gone\n")
     sys.stderr.flush()
     os._exit(1)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="flexserve.secure_world", description=__doc__)
-    parser.add_argument("--channel-fd", type=int, required=True)
-    parser.add_argument("--store", type=Path, required=True)
-    parser.add_argument("--device-key", type=Path, required=True)
-    parser.add_argument("--memory", choices=["secret", "plain", "trustzone"], default="secret")
-    parser.add_argument("--ram-fd", type=int, default=-1, help="trustzone: the machine's RAM")
-    parser.add_argument("--doorbell-fd", type=int, default=-1, help="trustzone: its secure UART")
-    parser.add_argument(
-        "--npu-driver", type=bytes.fromhex, default=b"", help="trustzone: SHA-256 of what may drive its NPU"
-    )
-    parser.add_argument("--npu-patience", type=float, default=PATIENCE, help="seconds for a job of it")
-    parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--context", type=int, default=0)
-    parser.add_argument("--parallel", type=int, default=4, help="sequences of a model generated at once")
-    parser.add_argument("--kv-disk", type=int, default=GIB, help="bytes of sealed KV kept for a model")
-    parser.add_argument("--max-queue", type=int, default=64)
-    parser.add_argument(
-        "--step-seconds", type=float, default=PATIENCE_OF_STEPS, help="the engine may stand still"
-    )
-    parser.add_argument("--idle-seconds", type=float, default=300.0)
-    parser.add_argument("--chunk", type=int, default=0, help="bytes; a power of two")
-    return parser
 
 
 def leave(status: int) -> NoReturn:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 import os
@@ -12,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from flexserve.protocol.launch import SecureOptions
 from flexserve.protocol.messages import (
     PROTOCOL_VERSION,
     Cancel,
@@ -65,7 +65,7 @@ class SecureWorld:
         resources: PlatformResources,
         store: Store,
         renderer: Renderer,
-        options: argparse.Namespace,
+        options: SecureOptions,
         *,
         make_residency: MakeResidency,
     ) -> None:

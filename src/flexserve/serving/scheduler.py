@@ -24,7 +24,7 @@ from flexserve.protocol.trusted_app import Progress, Ticket, TrustedApp, Work
 from flexserve.serving.memory_manager import MemoryManager
 from flexserve.serving.model_manager import ModelManager
 from flexserve.serving.request import Request, Requests
-from flexserve.serving.watchdog import PATIENCE, Watchdog
+from flexserve.serving.watchdog import Watchdog
 
 
 class Scheduler:
@@ -44,7 +44,7 @@ class Scheduler:
         *,
         limit: int,
         sequences: int,
-        patience: float = PATIENCE,
+        patience: float,
     ) -> None:
         self._app, self._models, self._memory, self._send = app, models, memory, send
         self._limit, self._sequences = limit, sequences

@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-PATIENCE = 600.0  # seconds; a slice takes 50 ms, one that has to wait for all of a model's weights a minute
 _ALARM = 0.2  # of the patience, after which others are told
 GRACE = 10.0  # seconds between the attempt to cancel and the end, or less: no more than the patience
 

@@ -20,6 +20,7 @@ import numpy as np
 from flexserve.errors import FlexServeError, PeerError
 from flexserve.harness.plain import PlainProcess
 from flexserve.harness.worlds import DrivenWorld
+from flexserve.protocol.launch import SecureOptions
 from flexserve.protocol.messages import TextPrompt
 from flexserve.testing.architectures import ARCHITECTURES, UNMADE, make_models
 from flexserve.trusted.store import DeviceKey, Store
@@ -29,7 +30,6 @@ TOKENS = 8
 _CONTEXT = 256
 _APART = 0.01  # natural logarithms of probabilities
 _ALIKE = 0.9999  # cosine of vectors
-_OPTIONS = ("--context", str(_CONTEXT), "--threads", "1", "--chunk", "65536", "--memory", "plain")
 _HEAD = """# Architectures
 
 What becomes of a tiny model of random weights of each architecture that the pinned llama.cpp knows, in a
@@ -74,7 +74,8 @@ class _Bench:
         self._world = self._start()
 
     def _start(self) -> DrivenWorld:
-        world = DrivenWorld(self._root / "store", self._root / "device.key", arguments=_OPTIONS)
+        store, key = self._root / "store", self._root / "device.key"
+        world = DrivenWorld(SecureOptions(store, key, "plain", threads=1, context=_CONTEXT, chunk=65536))
         return self._stack.enter_context(world)
 
     def outcome(self, source: Path) -> str:

@@ -1,6 +1,6 @@
 """A secure world whose engine hangs in C, for good, when it computes with a model of architecture HANGS.
 
-python -m flexserve.testing.hanging_engine …     (the options of flexserve.secure_world.main)
+python -m flexserve.testing.hanging_engine …     (the options of flexserve.protocol.launch)
 """
 
 from __future__ import annotations

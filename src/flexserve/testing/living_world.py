@@ -15,6 +15,7 @@ from types import TracebackType
 
 from flexserve.errors import FlexServeError, PeerError
 from flexserve.harness.worlds import DrivenWorld
+from flexserve.protocol.launch import SecureOptions
 from flexserve.protocol.messages import Abilities
 from flexserve.trusted.store import DeviceKey, Store
 from flexserve.units import GIB, MIB
@@ -24,7 +25,6 @@ LARGEST = 64 * MIB  # bytes of a file that is added here
 PROMPT = "Once there was a house, bade fo ge. Ça va, мир? 12 + 34. " * 3
 TOKENS = 4
 _BUDGET = GIB  # bytes that a world is granted at any time
-_OPTIONS = ("--context", "256", "--threads", "1", "--chunk", "65536", "--memory", "plain")
 _SOUND, _CHANGED = "sound", "changed"
 
 
@@ -127,7 +127,8 @@ class LivingWorld:
 
     def _world(self) -> DrivenWorld:
         root = Path(self._folder.name)
-        return DrivenWorld(root / "store", self._key, arguments=_OPTIONS, budget=_BUDGET)
+        options = SecureOptions(root / "store", self._key, "plain", threads=1, context=256, chunk=65536)
+        return DrivenWorld(options, budget=_BUDGET)
 
     def close(self) -> None:
         """End both worlds and remove the store."""

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Self
 
+import msgspec
+
 from flexserve.errors import MachineGoneError
 from flexserve.platforms.ports import MemorySample, NormalMemory
 from flexserve.platforms.trustzone import abi
@@ -25,6 +27,7 @@ from flexserve.platforms.trustzone.abi import Byte, Notice, PageState
 from flexserve.platforms.trustzone.guest_pages import GuestPages
 from flexserve.platforms.trustzone.mailbox import Mailbox
 from flexserve.platforms.trustzone.ram import PAGE, Ram
+from flexserve.protocol.launch import SecureOptions
 from flexserve.testing.fake_monitor import FakeMonitor
 from flexserve.testing.fake_os import Driver
 from flexserve.units import MIB
@@ -83,9 +86,9 @@ class FakeMachine:
     def secure_fds(self) -> tuple[int, int]:
         return self.fd, self.doorbell.fileno()
 
-    def secure_arguments(self) -> tuple[str, ...]:
+    def secure_options(self, options: SecureOptions) -> SecureOptions:
         ram, doorbell = self.secure_fds
-        return ("--memory", "trustzone", "--ram-fd", str(ram), "--doorbell-fd", str(doorbell))
+        return msgspec.structs.replace(options, memory="trustzone", ram_fd=ram, doorbell_fd=doorbell)
 
     def require_alive(self) -> None:
         if not self._os.is_alive():

@@ -13,6 +13,7 @@ import hashlib
 import threading
 import time
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -36,6 +37,7 @@ from flexserve.platforms.trustzone.abi import (
 )
 from flexserve.platforms.trustzone.pool import Run
 from flexserve.platforms.trustzone.ram import BASE, PAGE
+from flexserve.protocol.launch import SecureOptions
 from flexserve.testing import q8
 from flexserve.testing.fake_monitor import FakeMonitor, Poll
 from flexserve.testing.fake_os import Driver
@@ -293,8 +295,8 @@ class NpuMachine(FakeMachine):
         super().die()
         self.device.close()
 
-    def secure_arguments(self) -> tuple[str, ...]:
-        return (*super().secure_arguments(), "--npu-driver", DRIVER.hex())
+    def secure_options(self, options: SecureOptions) -> SecureOptions:
+        return msgspec.structs.replace(super().secure_options(options), npu_driver=DRIVER)
 
     def relent(self) -> None:
         """Have the OS lend it from now on, what it was asked for included."""

@@ -22,7 +22,6 @@ from flexserve.platforms.ports import Npu, NpuLimits, NpuState, Product
 from flexserve.policy.npu_share import NpuShare
 from flexserve.policy.offload import Pace
 
-PATIENCE = 2.0  # seconds for a job: the normal world has to carry its start out
 _LOOK = 0.01  # seconds between looks, during a job, whether it has to be given up
 
 
@@ -50,7 +49,7 @@ class NpuCounters:
 class FlexNpu:
     """An Npu in the hands of one engine thread, which alone calls `begin` and `finish`."""
 
-    def __init__(self, npu: Npu, share: NpuShare | None = None, *, patience: float = PATIENCE) -> None:
+    def __init__(self, npu: Npu, share: NpuShare | None = None, *, patience: float) -> None:
         self._npu, self._share, self._patience = npu, share or NpuShare(), patience
         self.counters = NpuCounters()
         self.pace = Pace()

@@ -12,6 +12,7 @@ from typing import Any
 from flexserve.bench.paper import plan
 from flexserve.bench.paper.report import PAPER
 from flexserve.errors import CallerError, NormalWorldError
+from flexserve.protocol.launch import Memory
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -22,7 +23,7 @@ class PaperOptions:
     platform: str = "linux"  # or "sim", or "trustzone"
     quick: bool = False
     threads: int = 0  # 0: one for each core
-    memory: str = "secret"
+    memory: Memory = "secret"
     as_json: bool = False
     plot: Path | None = None
 

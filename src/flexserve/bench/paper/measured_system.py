@@ -9,6 +9,7 @@ from flexserve.bench.paper.models import Models
 from flexserve.bench.paper.plan import Plan, System
 from flexserve.emulator.machine import Machine
 from flexserve.harness.worlds import DrivenWorld
+from flexserve.protocol.launch import SecureOptions
 from flexserve.protocol.messages import Finished, TextPrompt
 
 _TRIES = 8  # recalls until no more is kept than may be
@@ -22,13 +23,18 @@ class MeasuredSystem:
 
     def __init__(self, system: System, plan: Plan, models: Models, machine: Machine | None = None) -> None:
         self.system = system
-        memory = "plain" if system is System.NW_BASE else plan.memory
-        of_memory = ("--memory", memory) if machine is None else machine.secure_arguments()
-        arguments = (*plan.arguments, *of_memory, *system.arguments)
-        fds = () if machine is None else machine.secure_fds
-        self.world = DrivenWorld(
-            models.root, models.key, arguments=arguments, program=system.program, fds=fds
+        options = SecureOptions(
+            models.root,
+            models.key,
+            "plain" if system is System.NW_BASE else plan.memory,
+            threads=plan.threads,
+            context=plan.context,
+            kv_disk=system.kv_disk,
+            chunk=plan.chunk,
         )
+        if machine is not None:
+            options = machine.secure_options(options)
+        self.world = DrivenWorld(options, program=system.program)
 
     def open(self, model: str) -> None:
         """Have `model` open, as a server that was used before has it; and in memory, if it keeps any."""

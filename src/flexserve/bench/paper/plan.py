@@ -6,7 +6,7 @@ import dataclasses
 import enum
 from collections.abc import Sequence
 
-from flexserve.harness.worlds import SECURE_WORLD
+from flexserve.protocol.launch import SECURE_WORLD, Memory
 from flexserve.units import MIB
 
 _KV_DISK = 64 * MIB  # sealed KV of a model: all that a round leaves, without filling the cache folder
@@ -26,15 +26,15 @@ class System(enum.Enum):
         return self in (System.FLEXSERVE, System.NW_BASE)
 
     @property
-    def arguments(self) -> tuple[str, ...]:
-        """What makes a secure world this measured_system."""
-        return ("--kv-disk", str(_KV_DISK if self is System.FLEXSERVE else 0))
+    def kv_disk(self) -> int:
+        """Bytes of sealed KV that it keeps on disk for a model."""
+        return _KV_DISK if self is System.FLEXSERVE else 0
 
     @property
     def program(self) -> tuple[str, ...]:
         """The program that it is."""
         if self is System.FLEXSERVE:
-            return SECURE_WORLD
+            return (SECURE_WORLD,)
         return ("flexserve.bench.secure_world", self.value.replace("_", "-"))
 
 
@@ -58,7 +58,7 @@ class Plan:
     workflows: tuple[Workflow, ...]
     rounds: int
     threads: int
-    memory: str  # "secret" or "plain", of all but the unprotected baseline
+    memory: Memory  # "secret" or "plain", of all but the unprotected baseline
     quant: str = "q4_0"
     call_prompt: int = 64  # tokens of a call of a workflow …
     call_tokens: int = 16  # … and of its answer
@@ -72,12 +72,6 @@ class Plan:
     chunk: int = 0  # bytes; 0: as FlexServe has it
 
     @property
-    def arguments(self) -> tuple[str, ...]:
-        """Options that every measured_system has."""
-        chunk = ("--chunk", str(self.chunk)) if self.chunk else ()
-        return ("--threads", str(self.threads), "--context", str(self.context), *chunk)
-
-    @property
     def lengths(self) -> Sequence[int]:
         """Every length of prompt that is used, in tokens."""
         return sorted({*self.prompts, *self.pipeline_prompts, self.call_prompt, self.decode_prompt})
@@ -87,7 +81,7 @@ class Plan:
 _RANDOM_CALLS = (1, 0, 2, 1, 1, 0, 2, 0, 2)
 
 
-def full(threads: int, memory: str) -> Plan:
+def full(threads: int, memory: Memory) -> Plan:
     """Return the plan of the published measurements, as far as one machine can: 30 to 40 minutes."""
     return Plan(
         shapes=("qwen2.5-0.5b", "tinyllama-1.1b", "llama-3.2-3b"),
@@ -107,7 +101,7 @@ def full(threads: int, memory: str) -> Plan:
     )
 
 
-def quick(threads: int, memory: str) -> Plan:
+def quick(threads: int, memory: Memory) -> Plan:
     """Return a plan of some minutes that touches everything once."""
     return Plan(
         shapes=("qwen2.5-0.5b", "tinyllama-1.1b"),

@@ -11,12 +11,15 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import msgspec
+
 from flexserve.bench.paper.models import Models
 from flexserve.bench.paper.requests import Subject
 from flexserve.bench.trustzone.measured_machine import MeasuredMachine, Say
 from flexserve.bench.trustzone.plan import Allocator, Plan
 from flexserve.errors import InternalError
 from flexserve.harness.worlds import DrivenWorld, Generated
+from flexserve.protocol.launch import SecureOptions
 
 _VISION = ("npu", "vision")  # a program of the guest; its seconds
 _MARGIN = 60.0  # seconds beyond those that a program runs
@@ -99,14 +102,12 @@ class NpuUse:
 
     @contextlib.contextmanager
     def _world(self, measured: MeasuredMachine, threads: int, *, npu: bool) -> Iterator[DrivenWorld]:
-        machine, context = measured.machine, str(self._plan.requests.context)
-        words = [*machine.secure_arguments(), "--threads", str(threads), "--context", context]
+        machine, context = measured.machine, self._plan.requests.context
+        options = SecureOptions(self._models.root, self._models.key, threads=threads, context=context)
+        options = machine.secure_options(options)
         if not npu:
-            place = words.index("--npu-driver")
-            del words[place : place + 2]
-        with DrivenWorld(
-            self._models.root, self._models.key, arguments=tuple(words), fds=machine.secure_fds
-        ) as world:
+            options = msgspec.structs.replace(options, npu_driver=b"")
+        with DrivenWorld(options) as world:
             yield world
         machine.reset_secure_core()
         measured.wait_until_free()

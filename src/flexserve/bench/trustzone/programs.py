@@ -16,6 +16,7 @@ from flexserve.bench.trustzone.measured_machine import MeasuredMachine, Say
 from flexserve.bench.trustzone.plan import Allocator, Plan, Program
 from flexserve.errors import InternalError
 from flexserve.harness.worlds import DrivenWorld
+from flexserve.protocol.launch import SecureOptions
 
 _TOKENS = 32  # of an answer, of which one follows the other
 _MARGIN = 60.0  # seconds beyond those that a program runs
@@ -68,16 +69,14 @@ class Programs:
     def _inferring(self, measured: MeasuredMachine, subject: Subject) -> Iterator[None]:
         """Have a secure world generate text without a pause, with one thread: the guest needs a core, too."""
         paper, machine = self._plan.requests, measured.machine
-        arguments = ("--threads", "1", "--context", str(paper.context), *machine.secure_arguments())
+        options = SecureOptions(self._models.root, self._models.key, threads=1, context=paper.context)
         ended = threading.Event()
 
         def infer(world: DrivenWorld) -> None:
             while not ended.is_set():
                 world.generate(subject.model, subject.prompts[paper.call_prompt], _TOKENS)
 
-        with DrivenWorld(
-            self._models.root, self._models.key, arguments=arguments, fds=machine.secure_fds
-        ) as world:
+        with DrivenWorld(machine.secure_options(options)) as world:
             world.warm(subject.model)
             with ThreadPoolExecutor(1, "inferring") as pool:
                 inferring = pool.submit(infer, world)

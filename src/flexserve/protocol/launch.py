@@ -1,0 +1,82 @@
+"""The launch contract: how one world's program starts the other's, and how that one says that it cannot.
+
+The normal world runs the module SECURE_WORLD with a SecureOptions as words. When it cannot start it prints
+a `Failure` (flexserve.protocol.messages) as its last line, as JSON, and exits with EXIT_CANNOT_START.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from flexserve.errors import CallerError
+from flexserve.units import GIB
+
+SECURE_WORLD = "flexserve.secure_world.main"
+EXIT_CANNOT_START = 3
+
+Memory = Literal["secret", "plain", "trustzone"]
+
+
+class SecureOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
+    """How a secure world is started: its options, their types and what they are when nobody says.
+
+    `threads`, `context` and `chunk` 0: the secure world's own choice. It inherits the descriptors `fds`.
+    """
+
+    store: Path
+    device_key: Path
+    memory: Memory = "secret"
+    threads: int = 0
+    context: int = 0  # tokens
+    parallel: int = 4  # requests that a model answers at once
+    kv_disk: int = GIB  # bytes of sealed KV kept on disk for a model
+    max_queue: int = 64  # requests that may wait
+    # In which something has to move while the engine computes: a slice takes 50 ms, one that has to
+    # wait for all of a model's weights a minute.
+    step_seconds: float = 600.0
+    idle_seconds: float = 300.0  # after which an idle model gives its memory back unasked
+    chunk: int = 0  # bytes in which memory comes and goes; a power of two
+    channel_fd: int = -1  # the secure world's end of the channel; whoever starts it fills this in
+    ram_fd: int = -1  # trustzone: the machine's RAM …
+    doorbell_fd: int = -1  # … the secure core's end of its secure UART …
+    npu_driver: bytes = b""  # … SHA-256 of what may drive its NPU; empty: it has none …
+    npu_patience: float = 2.0  # … and the seconds for a job of it, whose start the OS has to carry out
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """The descriptors that the secure world finds itself with."""
+        return tuple(fd for fd in (self.channel_fd, self.ram_fd, self.doorbell_fd) if fd >= 0)
+
+    def words(self) -> list[str]:
+        """Return the options as words of a command line."""
+        named = msgspec.to_builtins(self, enc_hook=str)
+        return [word for name, value in named.items() for word in (f"--{name}", str(value))]
+
+    @classmethod
+    def parse(cls, words: Sequence[str]) -> SecureOptions:
+        """Return what `words` say; of an option that comes twice, the last counts. Raises CallerError."""
+        names, values = words[::2], words[1::2]
+        if len(names) != len(values) or not all(name.startswith("--") for name in names):
+            raise _unclear("every option is a word --NAME and a word for its value")
+        named = dict(zip((name[2:] for name in names), values, strict=True))
+        try:
+            return msgspec.convert(named, cls, strict=False, dec_hook=_path)
+        except msgspec.ValidationError as error:
+            raise _unclear(str(error)) from None
+
+
+def _path(kind: type, value: Any) -> Path:
+    if kind is not Path:
+        raise NotImplementedError(f"an option of type {kind.__name__}")
+    return Path(value)
+
+
+def _unclear(why: str) -> CallerError:
+    return CallerError(
+        f"The options of the secure world are not clear: {why}.",
+        hint="Let `flexserve serve` start it, or see flexserve.protocol.launch.",
+    )
