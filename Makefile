@@ -57,7 +57,7 @@ bench: $(STAMP) ## measure on this machine, with a synthetic 1.1 B model
 
 lock: $(STAMP) ## pin the newest packages that pyproject.toml allows
 	$(COMPILE) --output-file requirements.lock pyproject.toml
-	$(COMPILE) --extra dev --extra build --output-file requirements-dev.lock pyproject.toml
+	$(COMPILE) --extra bench --extra dev --extra build --output-file requirements-dev.lock pyproject.toml
 
 COMPILE = CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip-compile --quiet --upgrade --generate-hashes --strip-extras \
 	--allow-unsafe --no-emit-index-url --no-emit-trusted-host --no-emit-find-links

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from flexserve.bench import report
+from flexserve.bench import drawing, report
 from flexserve.bench.measure import Bench, Setting
 from flexserve.protocol.launch import Memory
 
@@ -30,6 +30,8 @@ class BenchOptions:
 
 def run(options: BenchOptions) -> int:
     """Measure, print the report to standard output and progress to standard error; return 0."""
+    if options.plot is not None:
+        drawing.pyplot()  # before minutes are spent
     threads = options.threads or len(os.sched_getaffinity(0))
     setting = Setting(options.model, options.runs, options.prompts, threads, options.memory)
     result = Bench(setting, lambda what: print(f"bench: {what}", file=sys.stderr, flush=True)).run()  # noqa: T201

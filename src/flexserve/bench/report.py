@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from flexserve.bench import drawing
 from flexserve.units import format_size
 
 Row = tuple[str, str, str, str]  # test, plain llama.cpp, FlexServe, FlexServe / plain
@@ -69,11 +70,7 @@ def comma_separated(report: dict[str, Any]) -> str:
 
 def plot(report: dict[str, Any], path: Path) -> None:
     """Draw warm speed beside plain llama.cpp, and TTFT over the fraction recalled, into `path`."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = drawing.pyplot()
     figure, (speed, latency) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
     labels, plain, ours = [], [], []
     for length, row in report["prompts"].items():

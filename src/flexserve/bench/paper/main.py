@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from flexserve.bench import drawing
 from flexserve.bench.paper import plan
 from flexserve.bench.paper.report import PAPER
 from flexserve.errors import CallerError, NormalWorldError
@@ -45,6 +46,8 @@ def run(options: PaperOptions) -> int:
     else:
         from flexserve.bench.paper import plots, table
 
+        if options.plot is not None:
+            drawing.pyplot()  # before an hour is spent
         report = _measure(options)
         text = "" if options.as_json else table.table(report)
         if options.plot is not None:

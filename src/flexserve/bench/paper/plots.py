@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from flexserve.bench import drawing
 from flexserve.bench.paper.samples import PARTS
 
 _COLOURS = {"flexserve": "#2b6cb0", "strawman": "#9b2c2c", "strawman_opt": "#dd6b20", "nw_base": "#9aa5b1"}
@@ -22,11 +23,7 @@ _STACKED = {
 
 def plot(report: dict[str, Any], path: Path) -> list[Path]:
     """Draw the report into `path`, as PNG and as SVG whatever its suffix; return both files."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = drawing.pyplot()
     figure, axes = pyplot.subplots(2, 2, figsize=(13, 9), layout="constrained")
     _latency(axes[0][0], report["ttft"]["cells"])
     _breakdown(axes[0][1], report["ttft"]["cells"])
