@@ -108,7 +108,8 @@ def mirror_of_debian() -> str:
     if not KEYS.exists():
         raise NoCbmcError(f"{KEYS} is not there: apt-get install debian-archive-keyring.")
     listed = run("apt-get", "indextargets", "--format", "$(RELEASE) $(REPO_URI)", "Created-By: Packages")
-    addresses = dict(reversed([tuple(line.split(" ", 1)) for line in listed.splitlines()]))
+    lines = [line.partition(" ") for line in listed.splitlines()]
+    addresses = {release: address for release, _, address in reversed(lines)}
     codename = known.get("VERSION_CODENAME", "").strip('"')
     if codename not in addresses:
         raise NoCbmcError("This machine's apt sources name no mirror of Debian: add one, or install CBMC.")

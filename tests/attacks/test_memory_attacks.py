@@ -20,14 +20,15 @@ from flexserve.attacks import linux
 from flexserve.attacks.attempt import Gained, Verdict, attempt
 from flexserve.attacks.linux import Scene
 from flexserve.attacks.target import Target
-from flexserve.platforms.linux.roads import Road, Way, roads
+from flexserve.platforms.linux.attack_vectors import AttackVector, Vector, assess
+from flexserve.platforms.linux.kernel_views import Mapping
 from flexserve.trusted.store.store import Store
 
 pytestmark = [pytest.mark.root, pytest.mark.engine]
 OPEN_TO_ROOT = {  # unless this host's kernel is told otherwise
-    linux.drive_as_debugger: Way.ATTACH,
-    linux.patch_code: Way.WRITE,
-    linux.read_key_file: Way.KEY,
+    linux.drive_as_debugger: Vector.ATTACH,
+    linux.patch_code: Vector.WRITE,
+    linux.read_key_file: Vector.KEY,
 }
 
 
@@ -36,7 +37,7 @@ def test_the_attack_is_stopped(attack: Callable[[Scene], str], scene: Scene):
     made = attempt(attack, scene)
     if made.verdict is Verdict.NOT_RUN:
         pytest.skip(made.detail)
-    if attack in OPEN_TO_ROOT and roads(scene.secret.pid)[OPEN_TO_ROOT[attack]].open:
+    if attack in OPEN_TO_ROOT and assess(scene.secret.pid)[OPEN_TO_ROOT[attack]].open:
         assert made.verdict is Verdict.OPEN, made.detail
     else:
         assert made.verdict is Verdict.STOPPED, made.detail
@@ -45,8 +46,8 @@ def test_the_attack_is_stopped(attack: Callable[[Scene], str], scene: Scene):
 def test_what_succeeds_on_a_road_that_the_label_calls_closed_breaks_a_promise(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ):
-    closed = {way: Road(way, "somebody said so") for way in Way}
-    monkeypatch.setattr(linux, "roads", lambda _pid: closed)
+    closed = {vector: AttackVector(vector, "somebody said so") for vector in Vector}
+    monkeypatch.setattr(linux, "assess", lambda _pid: closed)
     made = attempt(linux.read_key_file, scene)
     assert made.verdict is Verdict.SUCCEEDED
     assert "somebody said so" in made.detail
@@ -55,7 +56,7 @@ def test_what_succeeds_on_a_road_that_the_label_calls_closed_breaks_a_promise(
 class Unprotected(Scene):
     """A scene whose world under attack is the unprotected one."""
 
-    def secret_mappings(self) -> list[linux.views.Mapping]:
+    def secret_mappings(self) -> list[Mapping]:
         place, _ = self.canary_in_plain()
         return [place]
 
@@ -150,7 +151,15 @@ def test_a_process_of_the_same_user_cannot_look_inside(
 
     def look_into(pid: int) -> subprocess.CompletedProcess[bytes]:
         return subprocess.run(
-            [*POWERLESS, sys._base_executable, "-c", READ_MAPS, str(pid)], capture_output=True, check=False
+            [
+                *POWERLESS,
+                sys._base_executable,  # type: ignore[attr-defined]
+                "-c",
+                READ_MAPS,
+                str(pid),
+            ],
+            capture_output=True,
+            check=False,
         )
 
     bystander = subprocess.Popen([*POWERLESS, "sleep", "60"])

@@ -12,13 +12,13 @@ from flexserve.attacks.trustzone import (
     ATTACKS,
     ATTACKS_BY_RESET,
     ATTACKS_ON_ANSWERS,
-    Conversation,
-    Scene,
     devices,
     images,
     npu,
     reach,
 )
+from flexserve.attacks.trustzone.answers import Conversation
+from flexserve.attacks.trustzone.scene import Scene
 from flexserve.emulator.build import Images
 from flexserve.errors import NormalWorldError
 

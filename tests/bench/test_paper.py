@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from flexserve.bench.paper import plots, runner
+from flexserve.bench.paper.models import Models
 from flexserve.bench.paper.plan import Plan, System, Workflow, full, quick
 from flexserve.bench.paper.samples import PARTS, Cells, Request
 from flexserve.bench.paper.table import markdown, table
@@ -115,9 +116,9 @@ def test_plots_are_drawn_as_png_and_as_svg(report: dict[str, Any], tmp_path: Pat
 def test_models_are_made_once(report: dict[str, Any], tmp_path: Path):
     plan = Plan(("small-llama",), (8,), (1.0,), (), 1, 1, "plain", call_prompt=8, decode_prompt=8)
     said: list[str] = []
-    models = runner.Models(tmp_path, said.append)
+    models = Models(tmp_path, said.append)
     first = models.make(plan.shapes[0], "q4_0", [8, 12], 1)
-    assert runner.Models(tmp_path, said.append).make(plan.shapes[0], "q4_0", [8], 1) == first
+    assert Models(tmp_path, said.append).make(plan.shapes[0], "q4_0", [8], 1) == first
     assert len(said) == 1
     assert not list(tmp_path.glob("*.gguf"))
 

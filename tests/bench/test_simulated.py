@@ -7,7 +7,7 @@ import json
 import pytest
 
 from flexserve.bench.paper import long_simulation, simulated
-from flexserve.bench.paper.long_simulation import Day
+from flexserve.bench.paper.long_simulation import Workload
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +86,8 @@ def test_the_table_puts_the_papers_figures_beside_the_models(report):
 
 
 def test_the_same_seed_gives_the_same_hours_and_another_seed_others():
-    assert Day(1).run(20.0) == Day(1).run(20.0)
-    assert Day(1).run(20.0) != Day(2).run(20.0)
+    assert Workload(1).run(20.0) == Workload(1).run(20.0)
+    assert Workload(1).run(20.0) != Workload(2).run(20.0)
 
 
 def test_hours_of_random_requests_and_recalls_lose_no_memory(capsys):

@@ -150,7 +150,8 @@ def sample(allocate: float, grant: float, take: float, free: float) -> Sample:
 
 
 def test_the_monitors_part_is_counted_for_flexmem_alone_but_for_overwriting():
-    flexmem, cma = [sample(1, 1, 1, 1)] * 3, [sample(10, 99, 3, 3)] * 3
+    flexmem: list[Sample | None] = [sample(1, 1, 1, 1)] * 3
+    cma: list[Sample | None] = [sample(10, 99, 3, 3)] * 3
     cell = cell_of("k", 2 * MIB, {Allocator.FLEXMEM: flexmem, Allocator.CMA: cma})
     assert (cell["allocate_speedup"], cell["reclaim_speedup"], cell["scrubbed_speedup"]) == (5, 1.5, 3)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from pathlib import Path
 
@@ -53,7 +54,12 @@ def test_serve_takes_its_cap_from_the_flag_or_the_environment(
     cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served: list[ServeOptions] = []
-    monkeypatch.setattr(normal_main, "serve", lambda options: served.append(options) or 0)
+
+    def serve(options: ServeOptions) -> int:
+        served.append(options)
+        return 0
+
+    monkeypatch.setattr(normal_main, "serve", serve)
     monkeypatch.setenv("FLEXSERVE_MAX_MEMORY", "512MiB")
     cli("serve")
     cli("serve", "--max-memory", "2G")
@@ -102,15 +108,17 @@ def test_the_log_is_followed_without_repeating_or_leaving_out_a_line(
 ) -> None:
     sleep, pauses = time.sleep, iter(range(8))
 
-    def pause(_seconds: float) -> None:
+    def pause(seconds: float) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return sleep(seconds)
         if (number := next(pauses, None)) is None:
             raise KeyboardInterrupt
         if number in (1, 2):
             with Client(settings.load().address()) as client:
                 client.set_cap(number * GIB)
-        sleep(0.4)  # a line is shown once nothing can join it any more
+        return sleep(0.4)  # a line is shown once nothing can join it any more
 
-    monkeypatch.setattr(memory.time, "sleep", pause)
+    monkeypatch.setattr(time, "sleep", pause)
     cli("limit", "5G")
     result = cli("log", "--follow", "--json")
     assert result.exit_code == 130

@@ -273,7 +273,7 @@ def test_what_was_said_before_ctrl_c_stays_in_the_conversation(
     process.stdin.write("one\n")
     assert process.stdout.read(4) == "word"
     for asked in (1, 2):
-        wait_until(lambda asked=asked: len(server.asked) == asked)
+        wait_until(lambda asked=asked: len(server.asked) == asked)  # type: ignore[misc]
         process.send_signal(signal.SIGINT)
         while "(stopped)" not in (line := process.stderr.readline()):
             assert line, "the chat ended"

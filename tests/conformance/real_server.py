@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import httpx
 import openai
@@ -59,7 +60,7 @@ class Server:
         transport = httpx.HTTPTransport(uds=str(self.unix)) if over_unix else None
         http = httpx.Client(transport=transport, timeout=60)
         url = "http://localhost/v1" if over_unix else f"{self.url}/v1"
-        return openai.OpenAI(base_url=url, api_key=key, max_retries=0, http_client=http)
+        return openai.OpenAI(base_url=url, api_key=key, max_retries=0, http_client=cast(Any, http))
 
     def recall_all(self) -> None:
         """Take all memory back, and see that the server says so."""

@@ -139,7 +139,7 @@ def test_json_mode_answers_json(client: openai.OpenAI) -> None:
 
 
 def test_a_schema_that_cannot_be_followed_is_refused(client: openai.OpenAI) -> None:
-    schema = {"type": "object", "properties": {"a": {"$ref": "https://example.org/a"}}}
+    schema: dict[str, object] = {"type": "object", "properties": {"a": {"$ref": "https://example.org/a"}}}
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(
             model="tiny",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import pytest
 from hypothesis import settings
@@ -61,7 +62,8 @@ class TestTrustZoneMemoryOnAMachine(SecureMemoryContract):
 
     @contextmanager
     def scarce_memory(self, chunks: int) -> Iterator[SecureMemory]:
-        yield TrustZoneMemory(Rationed(_pages[0], chunks * CHUNK // PAGE), CHUNK)
+        rationed = Rationed(_pages[0], chunks * CHUNK // PAGE)
+        yield TrustZoneMemory(cast(GuestPages, rationed), CHUNK)
 
 
 class MachineAtRandom(SecureMemoryMachine):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from conversations import CONVERSATIONS, answer, npu_of
@@ -57,7 +58,7 @@ def a_program_that_uses_the_npu(machine: Machine) -> Iterator[None]:
     """Have a program of the machine recognise images meanwhile, one after the other; none is wrong."""
     job = machine.agent.ask("start", "npu", "vision", "15")["job"]
     yield
-    done = {"running": True}
+    done: dict[str, Any] = {"running": True}
 
     def ended() -> bool:
         done.update(machine.agent.ask("job", str(job)))

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Literal
 
 import httpx
 import pytest
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.engine
 
 @contextlib.asynccontextmanager
 async def server(store: Path, key: Path) -> AsyncIterator[httpx.AsyncClient]:
-    memory = "secret" if has_secret_memory() else "plain"
+    memory: Literal["secret", "plain"] = "secret" if has_secret_memory() else "plain"
     options = SecureOptions(store, key, memory=memory, threads=1, context=256, step_seconds=2)
     async with running_world(options, drain=0, program=hanging_engine.__name__) as world:
         transport = httpx.ASGITransport(create_app(world))

@@ -25,7 +25,7 @@ MODEL = "besieged"
 PROMPT, TOKENS = PROMPTS[1], 12
 PATIENCE = 60.0  # seconds for the two accounts to agree, once nothing is under way
 
-Grants = Callable[["LyingWorld", NeedMemory], list[Grant]]
+Grants = Callable[[NeedMemory], list[Grant]]
 
 
 class LyingWorld(DrivenWorld):
@@ -67,7 +67,8 @@ def answer(library: Library) -> str:
 
 @pytest.fixture
 def world(library: Library, answer: str) -> Iterator[LyingWorld]:
-    with LyingWorld(library.options()) as world:
+    world = LyingWorld(library.options())
+    with world:
         yield world
 
 
@@ -139,7 +140,7 @@ def test_lies_about_sizes_change_no_answer_and_lose_no_memory(
         try:
             assert world.generate(MODEL, PROMPT, TOKENS).text == answer
         except GrantRefusedError:
-            assert lie is refuse_now_and_then
+            assert lie is refuse_now_and_then  # type: ignore[comparison-overlap]
         world.both_worlds_agree()
         world.recall(None)
     comes_to_its_senses(world, answer)

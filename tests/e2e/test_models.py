@@ -80,7 +80,7 @@ def test_a_recall_ends_what_is_brought_in_on_suspicion(library: Library, pair: t
     with library.open() as world:
         ask(world, first, next_model=second)
         world.recall(None)
-        until(lambda: world.status().memory.secure == 0)  # but for what was just in hand
+        until(lambda: world.status().memory.secure == 0)  # but for what was just claimed
         time.sleep(0.2)
         assert world.status().memory.secure == 0
 

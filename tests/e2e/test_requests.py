@@ -231,7 +231,7 @@ def test_a_normal_world_that_leaves_takes_the_secure_world_with_it(bare: BareWor
 def test_too_little_lockable_memory_is_said_before_anything_is_served(library: Library):
     if not has_secret_memory():
         pytest.skip("this machine has no secret memory to begin with")
-    prefix = ("prlimit", f"--memlock={MIB}:{MIB}")
+    prefix: tuple[str, ...] = ("prlimit", f"--memlock={MIB}:{MIB}")
     if os.geteuid() == 0:  # root has CAP_IPC_LOCK, which knows no limit
         prefix += ("setpriv", "--inh-caps=-ipc_lock", "--bounding-set=-ipc_lock")
     if any(shutil.which(command) is None for command in ("prlimit", "setpriv")):

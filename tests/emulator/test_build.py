@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import flexserve
 from flexserve.emulator import build, packages, tools
 from flexserve.emulator.cpio import Archive
 from flexserve.emulator.devicetree import INITRD, RAM_BASE, Board
@@ -214,7 +215,7 @@ def test_a_cache_that_cannot_be_written_is_said_with_what_to_do(
 
 
 def test_an_install_without_sources_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(build.flexserve, "__file__", str(tmp_path / "a/b/flexserve/__init__.py"))
+    monkeypatch.setattr(flexserve, "__file__", str(tmp_path / "a/b/flexserve/__init__.py"))
     with pytest.raises(build.NoSourcesError, match="monitor"):
         build.checkout()
 

@@ -92,11 +92,11 @@ def test_an_emulator_that_gives_up_says_why(nowhere: Images, tmp_path: Path) -> 
     assert "ended with status 1" in error.value.message
 
 
-def test_a_leashed_program_does_not_outlive_its_parent() -> None:
+def test_a_program_started_this_way_does_not_outlive_its_parent() -> None:
     code = """
 import subprocess, sys
 from flexserve.emulator import parent_death
-print(subprocess.Popen(leash.command("sleep", "60")).pid, flush=True)
+print(subprocess.Popen(parent_death.command("sleep", "60")).pid, flush=True)
 sys.stdin.read()
 """
     words = [sys.executable, "-c", code]
@@ -167,5 +167,5 @@ def test_protection_goes_when_nothing_is_held_and_comes_back_with_the_next_grant
             runs = pages.take(512)
             assert it.monitor().pages[PageState.SECURE.name] == 512 * 4096
             pages.give_back(runs)
-            assert eventually(lambda count=times: it.agent.ask("flexmem")["relaxes"] == count, within=20)
+            assert eventually(lambda count=times: it.agent.ask("flexmem")["relaxes"] == count, within=20)  # type: ignore[misc]
     os.close(ram)

@@ -12,9 +12,8 @@ from flexserve.normal import supervisor as supervisor_module
 from flexserve.normal.launcher import Launcher
 from flexserve.normal.set_aside import SetAside, SetAsideError
 from flexserve.normal.supervisor import WorldState
-from flexserve.normal.terms import Terms
 from flexserve.normal.world import World, supervised
-from flexserve.protocol.messages import Finished, ModelStatus, Sampling, TextPrompt
+from flexserve.protocol.messages import Finished, ModelStatus, Sampling, Terms, TextPrompt
 from flexserve.testing.scripted_link import AdjustableMemory, scripted_command
 from flexserve.testing.scripted_world import Behaviour, Fault, Script
 

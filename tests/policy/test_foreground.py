@@ -168,19 +168,19 @@ def test_a_gentle_recall_that_brought_nothing_is_repeated_when_a_request_may_hav
     ours=st.integers(0, TOTAL),
     greed=st.integers(1, 5000),
 )
-def test_under_any_steady_foreground_bouts_of_recalls_grow_rare(
+def test_under_any_steady_foreground_pressure_episodes_grow_rare(
     wants: int, speed: int, ours: int, greed: int
 ) -> None:
     """A secure world that always wants more, beside a program that always wants the same, for an hour."""
     machine, policy = Machine(wants=wants, speed=speed, ours=ours), PressurePolicy(LIMITS)
-    bouts, last = 0, float("-inf")
+    episodes, last = 0, float("-inf")
     for now in looks(0, 3600):
         machine.run(LOOK)
         if machine.relieve(policy, now) is not None:
-            bouts += now - last >= LIMITS.calm
+            episodes += now - last >= LIMITS.calm
             last = now
         machine.grant(policy, greed, now)
-    assert bouts <= 5 + 3600 / LIMITS.longest_calm
+    assert episodes <= 5 + 3600 / LIMITS.longest_calm
 
 
 @settings(max_examples=60, deadline=None)

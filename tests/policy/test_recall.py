@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexserve.policy.recall import Holding, Kind, Step, plan, protected
+from flexserve.policy.recall import Holding, Step, plan, protected
+from flexserve.protocol.trusted_app import Kind
 
 HOLDINGS = st.lists(
     st.builds(

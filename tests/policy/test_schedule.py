@@ -93,7 +93,8 @@ def test_an_aged_model_that_has_the_engine_at_last_is_not_thrown_out_at_once():
 def test_requests_queued_behind_their_own_model_do_not_make_it_hungrier():
     turns = Turns()
     lanes = [lane("a", active=1, waiting=5, oldest=-100.0), lane("b", active=1)]
-    assert sorted(turns.next(lanes, now / 10) for now in range(10)) == ["a"] * 5 + ["b"] * 5
+    winners = [turns.next(lanes, now / 10) for now in range(10)]
+    assert (winners.count("a"), winners.count("b")) == (5, 5)
 
 
 def test_a_clock_that_jumps_back_starves_nobody():
@@ -151,6 +152,7 @@ def test_every_model_with_work_has_a_turn_within_the_bound(lanes, lengths, room,
             for each in lanes
         ]
         winner = turns.next(seen, now)
+        assert winner is not None
         assert winner in busy
         now += (0.0 if winner in held else cost[winner]) + lengths[step % len(lengths)]
         held = ([model for model in held if model != winner] + [winner])[-room:]

@@ -1,4 +1,4 @@
-"""The guest's kernel presses, leaves and takes what lies ready; Flex-Mem's account stays right."""
+"""The guest's kernel presses, leaves and takes unused pages; Flex-Mem's account stays right."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ from flexserve.serving.model_manager import ModelManager
 from flexserve.testing.fake_app import CHUNK, FakeApp, FakeModel
 
 
-def loaded(chunks: int, **how: int) -> FakeModel:
+def loaded(chunks: int, **how: Any) -> FakeModel:
     return FakeModel(chunks * CHUNK, is_open=True, weights=chunks * CHUNK, **how)
 
 

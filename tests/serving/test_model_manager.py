@@ -26,7 +26,7 @@ def test_a_model_that_was_replaced_in_the_store_is_closed_and_opened_anew() -> N
     app = FakeApp(a=FakeModel(CHUNK))
     models = ModelManager(app, idle=60)
     models.fetch("a")
-    app.is_open = lambda _model: False  # type: ignore[method-assign]
+    app.is_open = lambda model: False  # type: ignore[method-assign]
     models.fetch("a")
     assert app.calls == [("open", "a"), ("close", "a"), ("open", "a")]
 
@@ -36,13 +36,13 @@ def test_a_replaced_model_answers_on_while_requests_use_it() -> None:
     models = ModelManager(app, idle=60)
     models.fetch("a")
     app.models["a"].users.add(1)
-    app.is_open = lambda _model: False  # type: ignore[method-assign]
+    app.is_open = lambda model: False  # type: ignore[method-assign]
     models.fetch("a")
     assert app.calls == [("open", "a")]
 
 
 def test_of_too_many_open_models_the_one_used_longest_ago_is_closed() -> None:
-    app = FakeApp(**{f"m{number}": FakeModel(CHUNK) for number in range(10)})
+    app = FakeApp(1 << 40, **{f"m{number}": FakeModel(CHUNK) for number in range(10)})
     models = ModelManager(app, idle=60)
     for number in range(8):
         models.fetch(f"m{number}")

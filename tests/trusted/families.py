@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from guard import guard_buffers
@@ -125,9 +125,12 @@ def _open_plain(path: Path, sequences: int) -> None:
     _context = lib.llama_init_from_model(_model, parameters)
 
 
-def _silent(lib: object) -> object:
-    global _callback  # noqa: PLW0603  # it has to live as long as the library
-    _callback = lib.llama_log_callback(lambda _level, _text, _data: None)  # type: ignore[attr-defined]
+_callback: Any = None  # it has to live as long as the library
+
+
+def _silent(lib: Any) -> object:
+    global _callback  # noqa: PLW0603
+    _callback = lib.llama_log_callback(lambda _level, _text, _data: None)
     return _callback
 
 

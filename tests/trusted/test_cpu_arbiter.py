@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import threading
 from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from flexserve.trusted.weights.cpu_arbiter import CpuArbiter
+from flexserve.trusted.weights.job import RestoreJob
 
 
 @pytest.fixture
@@ -23,7 +25,7 @@ def changed() -> threading.Condition:
 
 @pytest.fixture
 def cores(changed: threading.Condition, job: SimpleNamespace) -> CpuArbiter:
-    return CpuArbiter(changed, len(os.sched_getaffinity(0)), lambda: job)
+    return CpuArbiter(changed, len(os.sched_getaffinity(0)), lambda: cast(RestoreJob, job))
 
 
 def test_no_loader_begins_while_compute_has_every_core(cores: CpuArbiter):
@@ -40,7 +42,7 @@ def test_as_many_loaders_run_beside_compute_as_it_leaves_cores(
     changed: threading.Condition, job: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
-    cores = CpuArbiter(changed, 1, lambda: job)
+    cores = CpuArbiter(changed, 1, lambda: cast(RestoreJob, job))
     with cores.computing():
         cores.begin_loading()
         assert cores.free

@@ -622,7 +622,7 @@ def test_any_json_is_a_grammar_or_a_refusal(value: Any) -> None:
 
 @pytest.mark.parametrize("form", list(CallForm))
 def test_a_forced_call_is_one_that_the_scanner_finds(reader: Reader, form: CallForm) -> None:
-    tools = [
+    tools: list[dict[str, Any]] = [
         {
             "function": {
                 "name": "look",

@@ -99,6 +99,7 @@ def test_the_chunk_to_pass_on_is_the_one_whose_next_use_is_farthest(reads, value
         if not passed:
             assert victim is None
         else:
+            assert victim is not None
             assert next_use[victim] == max(next_use.values())
 
 

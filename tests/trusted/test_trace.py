@@ -27,16 +27,15 @@ def engine(
 def two_of_equal_length(draw: st.DrawFn) -> list[tuple[list[float], list[float]]]:
     """Return two requests, each a prompt and the tokens that follow it, as long as one another's."""
     lengths = draw(st.integers(1, 64)), draw(st.integers(0, 3))
-    return [
-        tuple(draw(st.lists(_TOKEN, min_size=length, max_size=length)) for length in lengths)
-        for _ in range(2)
-    ]
+    prompt, following = (st.lists(_TOKEN, min_size=length, max_size=length) for length in lengths)
+    return [(draw(prompt), draw(following)) for _ in range(2)]
 
 
 def traces(engine: TracedEngine, texts, **state: float) -> list[Trace]:
-    asks = [
-        Ask(*([int(place * engine.vocabulary) for place in part] for part in text), **state) for text in texts
-    ]
+    asks = []
+    for text in texts:
+        prompt, following = ([int(place * engine.vocabulary) for place in part] for part in text)
+        asks.append(Ask(prompt, following, **state))
     return [engine.trace(ask) for ask in asks]
 
 

@@ -161,7 +161,7 @@ def _deviations(tokens: list[int]) -> list[float]:
         found.append(float(np.abs(of_npu - of_cpu).max() / np.abs(of_cpu).max()))
         return done
 
-    offload.GraphOffload._together = compared
+    offload.GraphOffload._together = compared  # type: ignore[assignment]
     try:
         outcome = _on_npu(tokens, None, {})
     finally:

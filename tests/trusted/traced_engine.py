@@ -77,7 +77,7 @@ def _trace(ask: Ask) -> Trace:
 
 
 class _Recorder:
-    """Takes note of events inside `with`."""
+    """Records events inside `with`."""
 
     def __init__(self) -> None:
         self._on = False
@@ -100,7 +100,7 @@ class _Rig:
         from flexserve.trusted.weights import residency
 
         # How long compute waits at once depends on how fast the disk is, as far as it is measured.
-        residency.stretch = lambda missing, **_measured: missing
+        residency.stretch = lambda missing, **_measured: missing  # type: ignore[attr-defined]
         self.recorder = _Recorder()
         self.granter = _Granter(self.recorder)
         self.memory = _Memory(PlainMemory(_CHUNK), self.recorder)
@@ -208,6 +208,13 @@ class _Source:
     def restore(self, buffer: int, index: int, target: memoryview) -> float:
         self._recorder.note("read", buffer, index)
         return self._source.restore(buffer, index, target)
+
+    def read(self, buffer: int, index: int, target: memoryview) -> None:
+        self._recorder.note("read", buffer, index)
+        self._source.read(buffer, index, target)
+
+    def decrypt(self, buffer: int, index: int, target: memoryview) -> float:
+        return self._source.decrypt(buffer, index, target)
 
     def prefetch(self, buffer: int, index: int, count: int) -> None:
         self._recorder.note("read ahead", buffer, index, count)

@@ -37,10 +37,10 @@ def test_it_serves_its_registers_until_it_is_told_to_end_and_then_says_nothing()
     for kind in (signal.SIGTERM, signal.SIGINT):
         with running() as (process, ram):
             at = layout.npu_window_offset(RAM)
-            assert eventually(lambda ram=ram, at=at: ram[at : at + 4] == b"UPNF", within=30)
+            assert eventually(lambda ram=ram, at=at: ram[at : at + 4] == b"UPNF", within=30)  # type: ignore[misc]
             reset = layout.npu_control_offset(RAM) + 8
             ram[reset] = 5
-            assert eventually(lambda ram=ram, reset=reset: ram[reset + 4] == 5)
+            assert eventually(lambda ram=ram, reset=reset: ram[reset + 4] == 5)  # type: ignore[misc]
             process.send_signal(kind)
             assert process.wait(30) == -kind
             assert process.stderr is not None

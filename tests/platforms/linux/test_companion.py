@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from flexserve.platforms.linux import companion, kernel_views
-from flexserve.platforms.linux.roads import Way, parent_of, roads
+from flexserve.platforms.linux.attack_vectors import Vector, assess, parent_of
 
 SAYS_WHO_IT_IS = "import os, sys, time; print(os.getpid(), flush=True); time.sleep(60)"
 
@@ -68,7 +68,7 @@ def test_a_program_with_many_threads_runs_as_ever():
 
 def test_nobody_attaches_to_the_program_nor_to_the_companion(guarded: tuple[subprocess.Popen[str], int]):
     process, program = guarded
-    if roads(program)[Way.ATTACH].open:
+    if assess(program)[Vector.ATTACH].open:
         pytest.skip("this kernel refuses the companion")
     assert parent_of(program) == process.pid
     for pid in (program, process.pid):
@@ -90,6 +90,6 @@ def test_the_program_does_not_outlive_its_companion(guarded: tuple[subprocess.Po
 def test_an_unguarded_process_can_be_attached_to():
     with subprocess.Popen(["/bin/sleep", "60"]) as process:
         try:
-            assert not roads(process.pid)[Way.ATTACH].closed_by or os.geteuid() != 0
+            assert not assess(process.pid)[Vector.ATTACH].closed_by or os.geteuid() != 0
         finally:
             process.kill()

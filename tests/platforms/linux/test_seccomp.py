@@ -82,7 +82,17 @@ def booted_with(folder: Path) -> str:
         pytest.skip(str(error))
     program = folder / "init"
     source = Path(__file__).with_name("seccomp_guest.c")
-    command = [COMPILERS["aarch64"], "-static", "-pthread", "-O1", "-Wall", "-Werror", source, "-o", program]
+    command = [
+        COMPILERS["aarch64"],
+        "-static",
+        "-pthread",
+        "-O1",
+        "-Wall",
+        "-Werror",
+        str(source),
+        "-o",
+        str(program),
+    ]
     subprocess.run(command, check=True)
     archive = Archive()
     archive.folder("dev")

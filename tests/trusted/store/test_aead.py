@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hmac
 import struct
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -14,7 +15,13 @@ TEXT = b"weights" * 100
 
 
 def cipher(**changed: object) -> ChunkCipher:
-    values = {"model_key": KEY, "salt": SALT, "kind": b"gguf", "version": 1, "model_id": MODEL} | changed
+    values: dict[str, Any] = {
+        "model_key": KEY,
+        "salt": SALT,
+        "kind": b"gguf",
+        "version": 1,
+        "model_id": MODEL,
+    } | changed
     return ChunkCipher(**values)
 
 

@@ -25,7 +25,7 @@ def test_short_writes_and_reads_are_continued(tmp_path: Path, monkeypatch: pytes
         write_all(file.fd, [memoryview(b"hello "), memoryview(b""), memoryview(b"world")], 4)
         first, second = bytearray(7), bytearray(4)
         read_exact(file.fd, [memoryview(first), memoryview(second)], 4, "x")
-        assert (first, second) == (b"hello w", b"orld")
+        assert (bytes(first), bytes(second)) == (b"hello w", b"orld")
         with pytest.raises(StoredDataError, match="ends early"):
             read_exact(file.fd, [memoryview(bytearray(2))], 14, "x")
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import array
 import ctypes
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 import gguf as writer
@@ -102,7 +103,9 @@ def test_files_of_the_usual_writer_are_read(tmp_path: Path):
     data = path.read_bytes()
     header = parse(data)
     assert (header.name, header.context_length, header.quantization) == ("written", 512, "Q4_0")
-    assert header.metadata["tokenizer.ggml.tokens"][4999] == "token 4999"
+    tokens = header.metadata["tokenizer.ggml.tokens"]
+    assert isinstance(tokens, Sequence)
+    assert tokens[4999] == "token 4999"
     plain, packed = header.tensors
     assert (plain.shape, packed.shape) == ((64, 6), (64, 6))
     assert data[plain.offset : plain.offset + plain.size] == weights.tobytes()

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sample_models import CANARY, METADATA_CANARY, gguf_bytes, quiet
@@ -43,8 +44,8 @@ class _Clock:
         for name in CALLS:
             setattr(os, name, self._wrap(name, getattr(os, name)))
 
-    def _wrap(self, name: str, real: Callable[..., object]) -> Callable[..., object]:
-        def call(*arguments: object, **named: object) -> object:
+    def _wrap(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
             self.tick()
             if name == "pwritev":
                 fd, parts, offset = arguments
@@ -259,7 +260,7 @@ def test_a_file_is_durable_before_its_name_and_its_name_before_success(
     def watch(name: str) -> None:
         real = getattr(os, name)
 
-        def call(*arguments: object, **named: object) -> object:
+        def call(*arguments: Any, **named: Any) -> Any:
             folder = name == "fsync" and os.path.isdir(f"/proc/self/fd/{arguments[0]}")
             events.append("fsync folder" if folder else name)
             return real(*arguments, **named)

@@ -4,7 +4,6 @@ import errno
 import os
 import resource
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -77,7 +76,7 @@ def test_an_existing_destination_is_never_overwritten(source: Path, target: Path
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, CallerError])
 def test_an_interrupted_sealing_leaves_nothing(
-    source: Path, target: Path, device: DeviceKey, error: Callable[[str], BaseException]
+    source: Path, target: Path, device: DeviceKey, error: type[BaseException]
 ):
     def stop(done: int, total: int) -> None:
         raise error("stop")
