@@ -20,6 +20,7 @@ from pydantic_settings.sources import InitSettingsSource
 from flexserve import units
 from flexserve.errors import CallerError
 from flexserve.private_files import check_file, is_private, make_private
+from flexserve.protocol.launch import LinuxMemory
 from flexserve.units import GIB, MIB, parse_size
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ class Settings(BaseSettings):
         default_factory=lambda: config_folder() / "device.key",
         description="File of the key that opens them. Keep a backup, apart from the models.",
     )
-    memory: Literal["secret", "plain"] = Field(
+    memory: LinuxMemory = Field(
         "secret", description="secret: memory that the OS cannot read. plain: unprotected, for trials."
     )
     platform: Literal["linux", "trustzone"] = Field(

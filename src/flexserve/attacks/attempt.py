@@ -34,7 +34,7 @@ class Gained(Exception):  # noqa: N818  # an outcome, not an error
 
 
 class Foreseen(Gained):
-    """The attack succeeded on a road that the label calls open on this host; the text says what closes it."""
+    """The attack succeeded by a vector that the label calls open here; the text says what closes it."""
 
 
 class Pointless(Exception):  # noqa: N818

@@ -1,6 +1,6 @@
 """Root against a secure world on Linux, and code that got inside it.
 
-Some roads of root's are open unless the kernel was told to close them. An attack that succeeds on a road
+Some attack vectors of root are open unless the kernel was told to close them. An attack that succeeds by one
 which the label calls open is `open`; on any other it has broken a promise. Every attack is first made
 where nothing protects, and must succeed there: else it would prove nothing.
 """
@@ -28,7 +28,7 @@ from flexserve.harness.worlds import DrivenWorld
 from flexserve.normal.launcher import environment
 from flexserve.platforms.linux import injection
 from flexserve.platforms.linux import kernel_views as views
-from flexserve.platforms.linux.roads import Way, parent_of, roads
+from flexserve.platforms.linux.attack_vectors import Vector, assess, parent_of
 from flexserve.platforms.linux.secure_memory import probe_secret_memory
 from flexserve.units import MIB
 
@@ -113,15 +113,15 @@ def drive_as_debugger(scene: Scene) -> str:
     try:
         found = _drive(scene.secret, scene.target.canary, scene.secret_mappings())
     except PermissionError as error:
-        return f"the kernel refuses it ({error.strerror}): {_closed(scene, Way.ATTACH)}"
+        return f"the kernel refuses it ({error.strerror}): {_closed(scene, Vector.ATTACH)}"
     if not found:
         raise Pointless("the process could be driven, but the weights were not found")
-    raise _gain(scene, Way.ATTACH, "the process copied its weights out")
+    raise _gain(scene, Vector.ATTACH, "the process copied its weights out")
 
 
 def drive_companion(scene: Scene) -> str:
     """Attach to the companion that traces the process, to have it let go."""
-    if not roads(scene.secret.pid)[Way.ATTACH].closed_by:
+    if not assess(scene.secret.pid)[Vector.ATTACH].closed_by:
         raise Pointless("there is none on this host")
     try:
         with injection.seized(parent_of(scene.secret.pid)):
@@ -136,8 +136,8 @@ def patch_code(scene: Scene) -> str:
     try:
         _patch(scene.secret.pid)
     except OSError as error:
-        return f"the kernel refuses it ({error.strerror}): {_closed(scene, Way.WRITE)}"
-    raise _gain(scene, Way.WRITE, "a byte of the C library's code was changed, and put back")
+        return f"the kernel refuses it ({error.strerror}): {_closed(scene, Vector.WRITE)}"
+    raise _gain(scene, Vector.WRITE, "a byte of the C library's code was changed, and put back")
 
 
 def read_key_file(scene: Scene) -> str:
@@ -146,7 +146,7 @@ def read_key_file(scene: Scene) -> str:
         scene.target.key.read_bytes()
     except OSError as error:
         return f"the kernel refuses it ({error.strerror})"
-    raise _gain(scene, Way.KEY, "with it the sealed models can be opened")
+    raise _gain(scene, Vector.KEY, "with it the sealed models can be opened")
 
 
 def dump_with_gdb(scene: Scene) -> str:
@@ -273,16 +273,16 @@ def run(say: Callable[[str], None]) -> Iterator[Attempt]:
 # ---- their tools ------------------------------------------------------------------------------------------
 
 
-def _gain(scene: Scene, way: Way, what: str) -> Gained:
-    """Return what an attack that succeeded by `way` raises: a broken promise, or what the label says."""
-    road = roads(scene.secret.pid)[way]
-    if not road.open:
-        return Gained(f"{what}, although it should be closed: {road.closed_by}")
+def _gain(scene: Scene, vector: Vector, what: str) -> Gained:
+    """Return what an attack that succeeded by `vector` raises: a broken promise, or what the label says."""
+    found = assess(scene.secret.pid)[vector]
+    if not found.open:
+        return Gained(f"{what}, although it should be closed: {found.closed_by}")
     return Foreseen(f"{what}. This host leaves that to root, as its label says; see `flexserve doctor`")
 
 
-def _closed(scene: Scene, way: Way) -> str:
-    return roads(scene.secret.pid)[way].closed_by or "nobody promised that"
+def _closed(scene: Scene, vector: Vector) -> str:
+    return assess(scene.secret.pid)[vector].closed_by or "nobody promised that"
 
 
 def _drive(world: DrivenWorld, pattern: bytes, places: list[views.Mapping]) -> bool:
@@ -341,7 +341,7 @@ def _read_with(scene: Scene, read: Callable[[int, int, int], bytes], refusal: in
     _, address = scene.canary_in_plain()
     seen = read(scene.plain.pid, address, len(scene.target.canary))
     if not scene.target.canary.startswith(seen[:8]):
-        raise Pointless("ordinary memory cannot be read in this way either")
+        raise Pointless("ordinary memory cannot be read in this vector either")
     for mapping in scene.secret_mappings():
         for place in (mapping.start, mapping.end - 4096):
             try:

@@ -28,7 +28,7 @@ def attack(
     """Attack a secure world of its own as a compromised system would; say what stopped each attack.
 
     linux: root, through the kernel's interfaces; needs root. trustzone: the kernel of a machine that is
-    emulated for this. `open`: root gets in by a road that this host's label calls open (`flexserve doctor`).
+    emulated for this. `open`: root succeeds by a vector that the label calls open (`flexserve doctor`).
     Exit status 1: an attack broke a promise, or ended the machine; 3: none did, but not every one could be
     shown to be stopped.
     """

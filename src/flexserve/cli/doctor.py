@@ -20,18 +20,18 @@ def doctor(as_json: AsJson = False) -> None:
 
     Platform linux. Exit status 1: its secure memory cannot be had here.
     """
-    from flexserve.platforms.linux.doctor import State, findings, roads_to_a_new_process
-    from flexserve.platforms.linux.roads import reach
+    from flexserve.platforms.linux.attack_vectors import describe
+    from flexserve.platforms.linux.doctor import State, findings, vectors_against_a_new_process
 
-    found, ways = list(findings()), roads_to_a_new_process()
+    found, vectors = list(findings()), vectors_against_a_new_process()
     if as_json:
         terminal.show_json(
             {
-                "label": reach(ways),
+                "label": describe(vectors),
                 "checks": [{**dataclasses.asdict(each), "state": each.state.value} for each in found],
-                "roads": [
-                    {"road": road.way.value, "open": road.open, "closed_by": road.closed_by or None}
-                    for road in ways.values()
+                "attack_vectors": [
+                    {"vector": each.vector.value, "open": each.open, "closed_by": each.closed_by or None}
+                    for each in vectors.values()
                 ],
             }
         )
@@ -45,10 +45,11 @@ def doctor(as_json: AsJson = False) -> None:
                 terminal.say(
                     f"  {each.remedy}" if each.remedy else "  nothing puts this right on this machine"
                 )
-        terminal.say("\nroot's roads into a secure process that is started now:")
-        for road in ways.values():
-            terminal.say(f"  {'open  ' if road.open else 'closed'}  {road.way.value}{_why(road.closed_by)}")
-        terminal.say(f"\n{reach(ways)}")
+        terminal.say("\nroot's attack vectors against a secure process that is started now:")
+        for vector in vectors.values():
+            state = "open  " if vector.open else "closed"
+            terminal.say(f"  {state}  {vector.vector.value}{_why(vector.closed_by)}")
+        terminal.say(f"\n{describe(vectors)}")
     if any(each.state is State.MISSING for each in found):
         raise typer.Exit(1)
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from flexserve.cli.terminal import JSON_ASKED
+from flexserve.protocol.launch import LinuxMemory
 
 
 def _note_json(ctx: typer.Context, wanted: bool) -> bool:
@@ -41,7 +42,7 @@ UnixSocket = Annotated[
 ]
 
 MemoryKind = Annotated[
-    Literal["secret", "plain"] | None,
+    LinuxMemory | None,
     typer.Option("--memory", help="On linux. secret: the OS cannot read it [secret]. plain: unprotected."),
 ]
 Platform = Annotated[

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import itertools
 import socket
 from collections.abc import Sequence
@@ -20,7 +19,6 @@ import msgspec
 
 from flexserve.errors import CallerError, FlexServeError, PeerError, QueueFullError
 from flexserve.normal.answer import Answer, Observer
-from flexserve.normal.terms import Terms
 from flexserve.protocol.framing import FrameDecoder, encode
 from flexserve.protocol.messages import (
     PROTOCOL_VERSION,
@@ -46,6 +44,7 @@ from flexserve.protocol.messages import (
     Standstill,
     Started,
     Status,
+    Terms,
     TextPrompt,
     ToNormal,
     Try,
@@ -117,14 +116,14 @@ class WorldChannel:
         observer: Observer | None = None,
     ) -> Answer:
         """Send a request for text and return its answer to come; see `_send`."""
-        fields = dataclasses.asdict(terms)
+        fields = msgspec.structs.asdict(terms)
         return await self._send(Generate(next(self._numbers), model, prompt, sampling, **fields), observer)
 
     async def embed(
         self, model: str, texts: list[str], terms: Terms = _USUAL, observer: Observer | None = None
     ) -> Answer:
         """Send a request for vectors and return its answer to come; see `_send`."""
-        fields = dataclasses.asdict(terms)
+        fields = msgspec.structs.asdict(terms)
         del fields["reuse"]  # there is no KV to use again
         return await self._send(Embed(next(self._numbers), model, texts, **fields), observer)
 

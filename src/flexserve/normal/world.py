@@ -12,6 +12,8 @@ import dataclasses
 import functools
 from collections.abc import AsyncIterator, Iterable
 
+import msgspec
+
 from flexserve.errors import FlexServeError, PeerError, UnknownModelError
 from flexserve.normal import journal
 from flexserve.normal.answer import Answer, Observer
@@ -25,12 +27,11 @@ from flexserve.normal.metrics import Metrics
 from flexserve.normal.pins import Pins
 from flexserve.normal.set_aside import Blamed
 from flexserve.normal.supervisor import Launch, SecureWorld, Supervisor, WorldState
-from flexserve.normal.terms import Terms
 from flexserve.platforms.linux.normal_memory import LinuxNormalMemory
 from flexserve.platforms.ports import NormalMemory, Protection
 from flexserve.policy.pressure import Budget, Limits
 from flexserve.protocol.launch import SECURE_WORLD, SecureOptions
-from flexserve.protocol.messages import ChatPrompt, ModelStatus, Sampling, Status, TextPrompt, Welcome
+from flexserve.protocol.messages import ChatPrompt, ModelStatus, Sampling, Status, Terms, TextPrompt, Welcome
 
 _USUAL = Terms()
 DRAIN = 10.0  # seconds that running requests get when their server ends
@@ -164,7 +165,7 @@ class World:
             aside.forgive((await channel.query()).models)
             aside.check(model)
             if terms.next_model in aside.models:
-                terms = dataclasses.replace(terms, next_model=None)
+                terms = msgspec.structs.replace(terms, next_model=None)
         return channel, terms
 
     @property

@@ -69,7 +69,7 @@ class Foreground:
             self._own_until = now + _OWN_READS
 
     def wanted(self, sample: Sample) -> int:
-        """Return the bytes that others lack now; asked again in the same bout, twice as many."""
+        """Return the bytes that others lack now; asked again in the same pressure episode, twice as many."""
         if not self._short or sample.free is None:
             return 0
         wanted = max(0, (self._cushion << self._doublings) - sample.free)
@@ -84,7 +84,7 @@ class Foreground:
         return refaulted - own
 
     def _note_sign(self, now: float) -> None:
-        if now >= self.calm_at:  # a new bout; soon after the last one, the calm between was too short
+        if now >= self.calm_at:  # a new episode; soon after the last one, the calm between was too short
             soon = now < self.calm_at + self._longest_calm
             self._calm = min(2 * self._calm, self._longest_calm) if soon else self._shortest_calm
             self._doublings = 0

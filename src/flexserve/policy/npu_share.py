@@ -15,7 +15,7 @@ A turn counts from the moment that the NPU came: who waited for it already has h
 from __future__ import annotations
 
 TURN = 0.1  # seconds
-LINGER = 0.3  # seconds; handing it over and back costs milliseconds, and requests come in bouts
+LINGER = 0.3  # seconds; handing it over and back costs milliseconds, and requests come in bursts
 PAUSE = 0.02  # seconds without a product, while others want it: then there are no more
 _MARGIN = 1 / 4  # of the time until a deadline is kept for the job under way …
 _WAY_BACK = 1 / 16  # … and this much of it for the way back

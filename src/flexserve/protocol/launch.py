@@ -18,7 +18,8 @@ from flexserve.units import GIB
 SECURE_WORLD = "flexserve.secure_world.main"
 EXIT_CANNOT_START = 3
 
-Memory = Literal["secret", "plain", "trustzone"]
+LinuxMemory = Literal["secret", "plain"]
+Memory = Literal[LinuxMemory, "trustzone"]
 
 
 class SecureOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):

@@ -239,37 +239,35 @@ class Hello(_Message, frozen=True):
     version: int
 
 
-class Generate(_Message, frozen=True):
-    """Run a prompt. Answered by Started, Delta… and Finished, or by Failed."""
+class Terms(msgspec.Struct, frozen=True, kw_only=True):
+    """On what terms a request is made: whose it is, how urgent, and what comes after it."""
 
-    request: Serial
-    model: Name
-    prompt: ChatPrompt | TextPrompt
-    sampling: Sampling
-    # Whose request it is. KV is reused between requests of one owner only: how fast an answer
-    # comes would tell others what was asked before.
+    # KV is reused between requests of one owner only: how fast an answer comes would tell others
+    # what was asked before.
     owner: Short = ""
     # False: compute the whole prompt anew, and keep no KV of it. With reuse it is computed in other
     # pieces than before, and llama.cpp's kernels may round differently for other batch sizes.
     reuse: bool = True
     priority: Annotated[int, Meta(ge=-10, le=10)] = 0  # higher goes first
     next_model: Name | None = None  # the caller expects to ask this model next: prefetch it
-    keep_alive: KeepAlive | None = None  # seconds
+    keep_alive: KeepAlive | None = None  # seconds; None: as the server is configured
 
 
-class Embed(_Message, frozen=True):
+class Generate(_Message, Terms, frozen=True):
+    """Run a prompt. Answered by Started, Delta… and Finished, or by Failed."""
+
+    request: Serial
+    model: Name
+    prompt: ChatPrompt | TextPrompt
+    sampling: Sampling
+
+
+class Embed(_Message, Terms, frozen=True):
     """Turn each text into a vector. Answered by Started, Embedded… and Finished, or by Failed."""
 
     request: Serial
     model: Name
     texts: Annotated[list[Text], Meta(min_length=1, max_length=MAX_TEXTS)]
-    owner: Short = ""
-    # False: compute the whole prompt anew. With reuse it is computed in other pieces than before,
-    # and llama.cpp's kernels may round differently for other batch sizes.
-    reuse: bool = True
-    priority: Annotated[int, Meta(ge=-10, le=10)] = 0
-    next_model: Name | None = None
-    keep_alive: KeepAlive | None = None  # seconds
 
 
 class Try(_Message, frozen=True):

@@ -1,7 +1,7 @@
 """The guest's kernel as the secure world deals with it: it grants memory, and asks for it back.
 
 On the TrustZone machine no program of the normal world decides about memory: the kernel of the
-machine does, by its own allocator and its own shrinker. What it grants lies ready in the pool of
+machine does, by its own allocator and its own shrinker. What it grants waits unused in the pool of
 `GuestPages` until Flex-Mem commits it, so the pool follows Flex-Mem's count of granted chunks.
 """
 
@@ -34,7 +34,7 @@ class GuestGranter:
         return self._pages.want(size // PAGE, minimum // PAGE) * PAGE
 
     def returned(self, size: int, held: int) -> None:  # noqa: ARG002
-        """Give the guest what lies ready beyond what Flex-Mem counts as granted."""
+        """Give the guest the unused pages beyond what Flex-Mem counts as granted."""
         self._pages.trim(held // PAGE)
 
 

@@ -107,7 +107,7 @@ class Link:
         return (granted or 0) - excess
 
     def returned(self, size: int, held: int = 0) -> None:  # noqa: ARG002
-        """Say that `size` bytes went back unasked. The normal world counts; nothing lies ready here."""
+        """Say that `size` bytes went back unasked. The normal world counts; no unused pages are kept here."""
         if size:
             self.send(Returned(size))
 

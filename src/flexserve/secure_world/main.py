@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -22,10 +22,11 @@ from flexserve.errors import FlexServeError, PeerError
 from flexserve.platforms.linux import secure_memory as linux
 from flexserve.platforms.linux.hardening import die_with_parent, harden
 from flexserve.platforms.linux.sandbox import Sandbox, confine, isolate
+from flexserve.platforms.ports import SecureMemory
 from flexserve.platforms.trustzone import secure_memory as trustzone
 from flexserve.platforms.trustzone.flexnpu import TrustZoneNpu
 from flexserve.protocol.failures import failure_of
-from flexserve.protocol.launch import EXIT_CANNOT_START, SecureOptions
+from flexserve.protocol.launch import EXIT_CANNOT_START, LinuxMemory, SecureOptions
 from flexserve.secure_world.link import Link
 from flexserve.secure_world.resources import Host, PlatformResources
 from flexserve.secure_world.world import MakeResidency, SecureWorld
@@ -48,6 +49,12 @@ _IMPORTED_LATER = (
 # The interpreter hands the lock over this often (seconds); the default of 5 ms is longer than
 # a loader takes for a chunk.
 _SWITCH_INTERVAL = 0.0005
+
+
+_LINUX: dict[LinuxMemory, Callable[[int], SecureMemory]] = {
+    "secret": linux.MemfdSecretMemory,
+    "plain": linux.PlainMemory,
+}
 
 
 def _own_residency(flexmem: FlexMem, threads: int, folder: Path) -> Residency:  # noqa: ARG001
@@ -116,8 +123,8 @@ def _resources(options: SecureOptions, host: Host, sandbox: Sandbox) -> Platform
         memory = trustzone.TrustZoneMemory(pages, options.chunk or trustzone.DEFAULT_CHUNK)
         npu = TrustZoneNpu(pages, memory, options.npu_driver) if options.npu_driver else None
         return PlatformResources(memory, pages.ram.size, host, sandbox, pages, npu)
-    kind = linux.PlainMemory if options.memory == "plain" else linux.MemfdSecretMemory
-    return PlatformResources(kind(options.chunk or linux.DEFAULT_CHUNK), host.ram, host, sandbox)
+    own = _LINUX[options.memory](options.chunk or linux.DEFAULT_CHUNK)
+    return PlatformResources(own, host.ram, host, sandbox)
 
 
 def _end_with_the_machine() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 
-from flexserve.platforms.linux.roads import reach, roads
+from flexserve.platforms.linux.attack_vectors import assess, describe
 from flexserve.platforms.linux.sandbox import Sandbox
 from flexserve.platforms.ports import Npu, SecureMemory
 from flexserve.platforms.trustzone.guest_pages import GuestPages
@@ -23,7 +23,7 @@ class Host:
     def now(cls) -> Host:
         """Ask."""
         ram = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return cls(ram, os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC), reach(roads()))
+        return cls(ram, os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC), describe(assess()))
 
     def resident(self) -> int:
         """Return the bytes that the OS counts as resident for this process."""

@@ -135,7 +135,7 @@ class Scheduler:
         self._models.close()
 
     def _wait(self) -> bool:
-        """Return when there is work for a turn; meanwhile keep the house. False when closing and done."""
+        """Return when there is work for a turn; do the housekeeping meanwhile. False: closing, and done."""
         while True:
             with self._changed:
                 if self._batches or self._requests.waiting():

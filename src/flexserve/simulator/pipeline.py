@@ -52,7 +52,7 @@ class Pipeline:
     def run(self, weights: SimWeights, taken: list[int], costs: Costs, prompt: int, parts: Parts) -> Process:
         """Restore the chunks `taken` (those that memory was just taken for) and compute the prompt.
 
-        Adds to `parts`. Chunks that another restore has in hand are waited for.
+        Adds to `parts`. Waits for chunks that another restore has claimed.
         """
         restore = SimRestore(weights)
         compute = prompt * costs.prefill

@@ -27,7 +27,7 @@ from flexserve.simulator.residence import Residence
 
 _SLOTS = 4  # sequences of a model that are generated at a time
 _CHUNK = 8  # tokens of a decode turn
-_LOADERS = 2  # chunks that the background loader has in hand: one is read while one is decrypted
+_LOADERS = 2  # chunks that the background loader has claimed: one is read while one is decrypted
 
 
 @dataclasses.dataclass(slots=True)
@@ -83,7 +83,7 @@ class Server:
         self._pipeline = Pipeline(simulation, design)
         self._turns = Turns()
         self._urgent = False  # a request waits for memory or a restore: the background loader rests
-        self._fetching = 0  # chunks that the background loader has in hand
+        self._fetching = 0  # chunks that the background loader has claimed
         self._slept_at = float("-inf")  # when there was work last
         self._arrived = Signal(simulation)
         self._settled = Signal(simulation)  # the background loader may have something to do
@@ -144,7 +144,7 @@ class Server:
         elif busy := next((name for name in (model, *self._queues) if self._queues[name].active), None):
             yield from self._generate(busy)  # memory comes free when those who run end
             yield from self._finish(busy)
-        elif self._fetching:  # what it has in hand cannot be given up before it is there
+        elif self._fetching:  # a claimed chunk cannot be evicted before it is there
             self._urgent = True
             yield self._fetched
             self._urgent = False

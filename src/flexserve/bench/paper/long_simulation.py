@@ -30,7 +30,7 @@ _LEAST, _MOST = 2 * GIB, 14 * GIB  # of others' memory use
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Hours:
+class Outcome:
     """What happened. Times in seconds, sizes in bytes."""
 
     hours: float
@@ -42,7 +42,7 @@ class Hours:
     events: int
 
 
-class Day:
+class Workload:
     """Random visitors and random others on one board."""
 
     def __init__(self, seed: int) -> None:
@@ -54,13 +54,13 @@ class Day:
         self._rig.simulation.spawn(self._visit())
         self._rig.simulation.spawn(self._wander())
 
-    def run(self, hours: float) -> Hours:
+    def run(self, hours: float) -> Outcome:
         """Let `hours` of virtual time pass. Memory is checked after every change (AssertionError)."""
         simulation, residence = self._rig.simulation, self._rig.server.residence
         simulation.run(simulation.now + hours * 3600)
         residence.check()
         answered = [ticket.ttft for ticket in self._tickets if ticket.first is not None]
-        return Hours(
+        return Outcome(
             hours=hours,
             requests=len(self._tickets),
             refused=self._rig.server.refused,
@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     began = time.perf_counter()
-    found = Day(options.seed).run(options.hours)
+    found = Workload(options.seed).run(options.hours)
     took = time.perf_counter() - began
     sys.stdout.write(
         f"{found.hours:g} simulated hours in {took:.1f} s, {found.events} events: {found.requests} requests, "

@@ -14,7 +14,7 @@ from flexserve.bench.paper.samples import Cell, Cells, Request, largest_speedup,
 from flexserve.bench.trustzone.measured_machine import MeasuredMachine, Say
 from flexserve.bench.trustzone.plan import Allocator, Plan
 
-CONTESTANTS = {
+SYSTEMS = {
     System.FLEXSERVE: Allocator.FLEXMEM,
     System.STRAWMAN: Allocator.CMA,
     System.STRAWMAN_OPT: Allocator.CMA,
@@ -32,14 +32,12 @@ class Requests:
 
     def round(self, subjects: Sequence[Subject], number: int) -> None:
         """Measure everything once: one measured_system after the other, another one first in each round."""
-        turn = number % len(CONTESTANTS)
-        for system in [*list(CONTESTANTS)[turn:], *list(CONTESTANTS)[:turn]]:
+        turn = number % len(SYSTEMS)
+        for system in [*list(SYSTEMS)[turn:], *list(SYSTEMS)[:turn]]:
             self._say(f"round {number + 1}: requests to {system.value}")
             bootargs = self._plan.kernels[0].bootargs
             with (
-                MeasuredMachine.set(
-                    self._plan, CONTESTANTS[system], self._say, bootargs=bootargs
-                ) as measured,
+                MeasuredMachine.set(self._plan, SYSTEMS[system], self._say, bootargs=bootargs) as measured,
                 MeasuredSystem(system, self._paper, self._models, measured.machine) as measured_system,
             ):
                 for subject in subjects:

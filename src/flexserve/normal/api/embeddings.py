@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import array
 import base64
-import dataclasses
 import json
 import sys
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
+import msgspec
 from fastapi import APIRouter, Request
 from pydantic import Field, StringConstraints, model_validator
 from starlette.responses import Response
@@ -19,9 +19,8 @@ from flexserve.normal.answer import Answer
 from flexserve.normal.api.generation import CLIENT_CLOSED_REQUEST, unended
 from flexserve.normal.api.schemas import ModelRequest, refuse_unsupported
 from flexserve.normal.api.sse import ClientGoneError, while_connected
-from flexserve.normal.terms import Terms
 from flexserve.normal.world import World
-from flexserve.protocol.messages import MAX_TEXT, MAX_TEXTS, Embedded, Finished
+from flexserve.protocol.messages import MAX_TEXT, MAX_TEXTS, Embedded, Finished, Terms
 
 _PART_TEXTS, _PART_SIZE = 16, 16 << 10  # texts, characters
 MAX_VECTORS = 16 << 20  # bytes of float32 in one answer
@@ -85,7 +84,7 @@ async def _embed(world: World, body: EmbeddingsRequest, terms: Terms) -> tuple[l
     for number, part in enumerate(parts, 1):
         record = world.metrics.follow(body.model)
         # What the model holds may go after the last part only.
-        terms_of_part = terms if number == len(parts) else dataclasses.replace(terms, keep_alive=None)
+        terms_of_part = terms if number == len(parts) else msgspec.structs.replace(terms, keep_alive=None)
         try:
             answer = await world.embed(body.model, part, terms_of_part, record)
         except BaseException:

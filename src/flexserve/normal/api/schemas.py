@@ -24,7 +24,6 @@ from pydantic_core import PydanticCustomError
 
 from flexserve.normal.api.keys import owner_of
 from flexserve.normal.api.tools import Choice, Format, Label, MadeCall, Tools, offered, schema_of
-from flexserve.normal.terms import Terms
 from flexserve.protocol.messages import (
     MAX_MESSAGES,
     MAX_STOPS,
@@ -34,6 +33,7 @@ from flexserve.protocol.messages import (
     ChatMessage,
     ChatPrompt,
     Sampling,
+    Terms,
     TextPrompt,
 )
 from flexserve.units import parse_duration

@@ -7,7 +7,7 @@ kernel ends it when the companion is gone. The program traces the companion in t
 attach there and drive it. It costs a stop for each signal and each new thread, none for system calls.
 
 Signals to the companion go on to the program; its end is the companion's. Where tracing is refused the
-program runs all the same, and whoever looks at its tracer (`roads`) sees that there is none.
+program runs all the same, and whoever looks at its tracer (`attack_vectors`) sees that there is none.
 """
 
 from __future__ import annotations

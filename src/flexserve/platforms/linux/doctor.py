@@ -17,7 +17,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from flexserve.errors import NormalWorldError
-from flexserve.platforms.linux import companion, landlock, roads, seccomp
+from flexserve.platforms.linux import companion, landlock, seccomp
+from flexserve.platforms.linux.attack_vectors import (
+    AttackVector,
+    Vector,
+    assess,
+    config,
+    lockdown,
+    yama_scope,
+)
 from flexserve.platforms.linux.normal_memory import LinuxNormalMemory
 from flexserve.platforms.linux.secure_memory import probe_secret_memory
 from flexserve.units import GIB, MIB, format_size
@@ -51,15 +59,15 @@ def findings() -> Iterator[Finding]:
         yield look()
 
 
-def roads_to_a_new_process() -> dict[roads.Way, roads.Road]:
-    """Return root's roads to a process that is started now as a secure one is: with its companion."""
+def vectors_against_a_new_process() -> dict[Vector, AttackVector]:
+    """Return root's attack vectors against a process started now with a companion, as a secure one is."""
     program = (
-        "import json; from flexserve.platforms.linux.roads import roads; "
-        "print(json.dumps({way.name: road.closed_by for way, road in roads().items()}))"
+        "import json; from flexserve.platforms.linux.attack_vectors import assess; "
+        "print(json.dumps({vector.name: found.closed_by for vector, found in assess().items()}))"
     )
     command = companion.command([sys.executable, "-I", "-c", program])
     ended = subprocess.run(command, capture_output=True, check=True)
-    return {roads.Way[name]: roads.Road(roads.Way[name], by) for name, by in json.loads(ended.stdout).items()}
+    return {Vector[name]: AttackVector(Vector[name], by) for name, by in json.loads(ended.stdout).items()}
 
 
 def _memfd_secret() -> Finding:
@@ -86,7 +94,7 @@ def _locked_memory() -> Finding:
 
 def _yama() -> Finding:
     keeps = "root: attaching to the secure process, and reading and writing it through /proc/PID/mem"
-    scope = roads.yama_scope()
+    scope = yama_scope()
     if scope is None:
         remedy = "boot a kernel with CONFIG_SECURITY_YAMA and yama among lsm="
         return Finding("Yama", State.WEAK, "this kernel has none", keeps, remedy)
@@ -99,10 +107,10 @@ def _yama() -> Finding:
 
 def _lockdown() -> Finding:
     keeps = "root: kernel modules, /proc/kcore, kexec, writing to the kernel's memory"
-    level = roads.lockdown()
+    level = lockdown()
     if level in ("integrity", "confidentiality"):
         return Finding("lockdown", State.GOOD, level, keeps)
-    closed = roads.roads()[roads.Way.MODULE].closed_by
+    closed = assess()[Vector.MODULE].closed_by
     found = f"{level or 'not in this kernel'}{f'; {closed}' if closed else ''}"
     remedy = (
         "boot with lockdown=confidentiality (and lockdown among lsm=), or sysctl -w kernel.modules_disabled=1"
@@ -112,8 +120,8 @@ def _lockdown() -> Finding:
 
 def _instruments() -> Finding:
     keeps = "root: BPF programs and uprobes that copy memory of a running process"
-    if roads.roads()[roads.Way.TRACE].open:
-        built = "built in" if roads.config("BPF_EVENTS") else "nobody tells whether they are built in"
+    if assess()[Vector.TRACE].open:
+        built = "built in" if config("BPF_EVENTS") else "nobody tells whether they are built in"
         return Finding("no instruments", State.WEAK, built, keeps, "a kernel without CONFIG_BPF_EVENTS")
     return Finding("no instruments", State.GOOD, "not in this kernel", keeps)
 

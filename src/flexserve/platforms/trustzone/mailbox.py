@@ -38,7 +38,7 @@ from flexserve.platforms.trustzone.ram import Ram
 _WRAP = 0xFFFF_FFFF  # heads and tails run on and wrap
 _SLOT_WORDS = abi.SLOT_BYTES // 8  # u64: kind and three arguments
 _LOOK_AGAIN = 1.0  # seconds without a bell until it is quiet
-# Seconds, and how often: events come in bouts, and each bell costs whoever calls the monitor much time.
+# Seconds, and how often: events come in bursts, and each bell costs whoever calls the monitor much time.
 _NAP, _NAPS = 100e-6, 10
 _RING_AGAIN = 0.25  # seconds
 _PATIENCE = 2.0  # seconds for the OS to have commands carried out when the ring is full

@@ -1,4 +1,4 @@
-"""The roads by which root gets into the secure process on this host: which are open, and what closes them.
+"""Attack vectors of root against the secure process on this host: which are open, and what closes them.
 
 `memfd_secret` keeps its pages from being read from outside. Who makes the process itself copy them out,
 by driving it as a debugger does or by writing into its code or stack, has them all the same. What
@@ -21,8 +21,8 @@ _COMMAND_LINE = Path("/proc/cmdline")
 _NO_ATTACH = 3  # of Yama: for root, too, and until the next boot
 
 
-class Way(enum.Enum):
-    """A road of root's."""
+class Vector(enum.Enum):
+    """What root can try."""
 
     ATTACH = "attach as a debugger and have the process copy its memory out"
     WRITE = "read ordinary memory and write code or stack through /proc/PID/mem"
@@ -32,10 +32,10 @@ class Way(enum.Enum):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Road:
-    """A way in, and how this host stands to it. `closed_by` "": it is open."""
+class AttackVector:
+    """A vector in, and how this host stands to it. `closed_by` "": it is open."""
 
-    way: Way
+    vector: Vector
     closed_by: str = ""
 
     @property
@@ -44,25 +44,27 @@ class Road:
         return not self.closed_by
 
 
-def roads(pid: int | str = "self") -> dict[Way, Road]:
-    """Return all roads to a process, the secure one, as this host has them."""
+def assess(pid: int | str = "self") -> dict[Vector, AttackVector]:
+    """Return all vectors against a process (the secure one), open or closed as this host has them."""
     yama = "Yama: kernel.yama.ptrace_scope=3" if yama_scope() == _NO_ATTACH else ""
     guard = "the process is traced by a companion of its own, and nobody else can" if _guarded(pid) else ""
     found = (
-        Road(Way.ATTACH, yama or guard),
-        Road(Way.WRITE, yama),
-        Road(Way.KEY),
-        Road(Way.MODULE, _no_modules()),
-        Road(Way.TRACE, "" if config("BPF_EVENTS") is not False else "this kernel has no such instruments"),
+        AttackVector(Vector.ATTACH, yama or guard),
+        AttackVector(Vector.WRITE, yama),
+        AttackVector(Vector.KEY),
+        AttackVector(Vector.MODULE, _no_modules()),
+        AttackVector(
+            Vector.TRACE, "" if config("BPF_EVENTS") is not False else "this kernel has no such instruments"
+        ),
     )
-    return {road.way: road for road in found}
+    return {each.vector: each for each in found}
 
 
-def reach(there: Mapping[Way, Road]) -> str:
-    """Return the label's sentence on root, with the roads to the secure process as they are."""
-    if not there[Way.WRITE].open:
+def describe(there: Mapping[Vector, AttackVector]) -> str:
+    """Return the label's sentence on root, with the attack vectors as they are."""
+    if not there[Vector.WRITE].open:
         return "Kept out: root's debuggers and /proc/PID/mem, too; not the device key's file, nor the kernel."
-    if not there[Way.ATTACH].open:
+    if not there[Vector.ATTACH].open:
         return "Kept out: users and debuggers; root still gets in through /proc/PID/mem (`flexserve doctor`)."
     return "Kept out: users; root gets in by attaching or through /proc/PID/mem (`flexserve doctor`)."
 
