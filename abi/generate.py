@@ -218,6 +218,7 @@ def page(abi: Abi) -> str:
             abi["transition"],
             lambda m: (m["event"], m["from"], m["to"], m["by"], m["effect"]),
         ),
+        *_related(abi),
         "## Calls of the normal world",
         *_table(("call", "arguments", "results", "needs", "then"), abi["call"], _call_row),
         "A malformed argument gives INVALID, unmet needs give DENIED (BUSY for a full ring, HELD for memory "
@@ -296,6 +297,29 @@ def _state_row(state: dict[str, Any]) -> Sequence[object]:
 def _call_row(call: dict[str, Any]) -> Sequence[object]:
     listed = (", ".join(call["arguments"]) or "–", ", ".join(call["results"]) or "–")
     return f"{call['name']} ({call['value']})", *listed, call["pre"], call["success"]
+
+
+def _related(abi: Abi) -> list[str]:
+    return [
+        "## The same in related interfaces",
+        "Four interfaces move pages between owners. This table helps a reader who knows one of the others. "
+        "It shows what corresponds, not what is compatible. *Lend*, *relinquish* and *reclaim* are words of "
+        "FF-A.",
+        "",
+        *_table(
+            ("here", "FF-A", "pKVM", "Arm CCA"),
+            abi["related"],
+            lambda row: (row["name"], row["ffa"], row["pkvm"], row["cca"]),
+        ),
+        "Sources: *Arm Firmware Framework for Arm A-profile* (DEN0077A), chapters on memory management; "
+        "Linux, `arch/arm64/kvm/hyp/nvhe/mem_protect.c` (pKVM); *Realm Management Monitor specification* "
+        "(DEN0137) and TF-RMM, `runtime/rmi/granule.c`.",
+        "",
+        "Two differences matter. In FF-A and here the borrower gives memory back itself; in CCA the host may "
+        "take it at any time, and the realm loses its contents. In FF-A and pKVM zeroing depends on a flag "
+        "or on whose page it was; here the monitor overwrites each page that was SECURE.",
+        "",
+    ]
 
 
 def _command_row(command: dict[str, Any]) -> Sequence[object]:
