@@ -11,9 +11,9 @@ from flexserve.errors import NormalWorldError
 from flexserve.harness.plain import PlainProcess
 from flexserve.harness.shapes import SHAPES, Shape
 from flexserve.harness.synth import write_synthetic
-from flexserve.harness.worlds import SECURE_WORLD, DrivenWorld
+from flexserve.harness.worlds import DrivenWorld
 from flexserve.platforms.linux.secure_memory import probe_secret_memory
-from flexserve.protocol.launch import SecureOptions
+from flexserve.protocol.launch import SECURE_WORLD, SecureOptions
 from flexserve.trusted.store.keys import DeviceKey
 from flexserve.trusted.store.store import Store
 from flexserve.units import MIB
@@ -62,7 +62,7 @@ class Library:
     def options(self, **more: Any) -> SecureOptions:
         """Return the options of a secure world for small models, in the best memory of this machine."""
         memory = "secret" if has_secret_memory() else "plain"
-        usual = {"memory": memory, "threads": THREADS, "context": CONTEXT, "chunk": CHUNK}
+        usual: dict[str, Any] = {"memory": memory, "threads": THREADS, "context": CONTEXT, "chunk": CHUNK}
         return SecureOptions(self.root, self.key, **usual | more)
 
     def open(
