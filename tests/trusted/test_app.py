@@ -18,6 +18,7 @@ from flexserve.errors import (
     FlexServeError,
     GrantRefusedError,
     InternalError,
+    PeerError,
     StoredDataError,
     UnknownModelError,
 )
@@ -124,6 +125,15 @@ def test_policy_learns_of_a_request_what_it_needs_for_its_turn(world: World) -> 
         (Work.WARM, None, None),
         (Work.TRY, None, None),
     ]
+
+
+def test_a_normal_world_that_gives_two_requests_one_number_breaks_the_protocol(world: World) -> None:
+    request = world.generate("mine>")
+    message = world.app._requests[request].message
+    with pytest.raises(PeerError, match="one number"):
+        world.app.admit(message)
+    world.app.end(request)
+    assert world.app.admit(message).request == request, "the number of a request that ended is free"
 
 
 def test_a_model_runs_while_a_request_of_it_is_prepared(world: World, monkeypatch) -> None:

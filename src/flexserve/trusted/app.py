@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
-from flexserve.errors import CancelledError, FlexServeError
+from flexserve.errors import CancelledError, FlexServeError, PeerError
 from flexserve.protocol.failures import foreseen
 from flexserve.protocol.messages import Abilities, Embed, Finished, Generate, Started, Timings, Usage, Warm
 from flexserve.protocol.trusted_app import (
@@ -116,9 +116,14 @@ class LlamaApp:
     # ---- requests --------------------------------------------------------------------------------
 
     def admit(self, message: Message) -> Ticket:
-        """Take a request in; return what policy may know of it. Any thread."""
+        """Take a request in; return what policy may know of it. Any thread.
+
+        Raises PeerError for a number that another request has: it would be answered in that one's place.
+        """
         request = Request(message, time.monotonic())
         with self._lock:
+            if message.request in self._requests:
+                raise PeerError("Two requests have one number.", hint="Restart flexserve.")
             self._requests[message.request] = request
         return request.ticket
 
