@@ -1,4 +1,4 @@
-"""The documents name files that exist."""
+"""The documents name files that exist, and the page of locks names every lock."""
 
 import re
 from pathlib import Path
@@ -16,6 +16,7 @@ PAGES = [
 ]
 _QUOTED = re.compile(r"`((?:[\w.-]+/)*[\w.*-]*)`")
 _MODULE = re.compile(r"\bflexserve(?:\.[a-z_0-9]+){2,}")  # with one dot, it may be a field of the API
+_LOCK = re.compile(r"(\w+)(?:: [\w.]+)? = threading\.(?:Lock|RLock|Condition)\(")
 _FOLDERS = ("src", "tests", "monitor", "driver", "abi", "docs", "tools", "models")
 _ENDINGS = (".py", ".c", ".h")
 
@@ -75,3 +76,15 @@ def test_a_page_that_names_a_missing_file_is_noticed(tmp_path: Path) -> None:
         "policy/house.py",
         "no_such_test.py",
     }
+
+
+def test_every_lock_of_the_secure_side_is_in_the_table_of_locks() -> None:
+    lines = (ROOT / "docs" / "locking.md").read_text().splitlines()
+    missing = [
+        f"{path.relative_to(PACKAGE)}: {lock}"
+        for folder in ("platforms", "secure_world", "serving", "trusted")
+        for path in sorted((PACKAGE / folder).rglob("*.py"))
+        for lock in _LOCK.findall(path.read_text())
+        if not any(path.stem in line and lock in line for line in lines)
+    ]
+    assert not missing, f"docs/locking.md lacks {', '.join(missing)}"
