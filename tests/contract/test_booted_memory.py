@@ -32,7 +32,8 @@ _pages: list[GuestPages] = []  # of the machine that runs
 def machine() -> Iterator[Machine]:
     with booted() as machine:
         ram, doorbell = (os.dup(fd) for fd in machine.secure_fds)
-        _pages.append(pages_of(ram, doorbell, on_end=lambda: None))
+        _pages.append(pages_of(ram, doorbell))
+        _pages[0].start()
         yield machine
         _pages.clear()
     os.close(ram)

@@ -15,9 +15,10 @@ from flexserve.units import KIB, MIB
 class MachineRig:
     def __init__(self, machine: NpuMachine) -> None:
         self._machine = machine
-        pages = machine.pages()
+        pages = machine.unbegun()
         self.memory = TrustZoneMemory(pages, 64 * KIB)
         self.npu = TrustZoneNpu(pages, self.memory, DRIVER)
+        pages.start(self.npu)
         arena = self.memory.reserve(self.memory.chunk)  # who holds memory is attached
         self.memory.commit(arena, 0, arena.size)
 

@@ -162,7 +162,8 @@ def test_protection_goes_when_nothing_is_held_and_comes_back_with_the_next_grant
     with booted(RAM, 2) as it:
         it.agent.ask("write", "/sys/module/flexmem/parameters/idle_ms", "200")
         ram, doorbell = (os.dup(fd) for fd in it.secure_fds)
-        pages = pages_of(ram, doorbell, on_end=lambda: None)
+        pages = pages_of(ram, doorbell)
+        pages.start()
         for times in (1, 2):
             runs = pages.take(512)
             assert it.monitor().pages[PageState.SECURE.name] == 512 * 4096

@@ -12,6 +12,7 @@ from flexserve.platforms.trustzone.ram import PAGE
 from flexserve.platforms.trustzone.secure_memory import TrustZoneMemory
 from flexserve.protocol.messages import Recall
 from flexserve.secure_world.guest import GuestDemands, GuestGranter
+from flexserve.secure_world.resources import Guest
 from flexserve.testing.trustzone import FakeMachine, eventually
 from flexserve.trusted.memory import ownership as pages
 from flexserve.trusted.memory.flexmem import FlexMem
@@ -28,12 +29,15 @@ class World:
 
     def __init__(self, machine: FakeMachine) -> None:
         self.machine = machine
-        pages = machine.pages(patience=1)
+        pages = machine.unbegun(patience=1)
         self.flexmem = FlexMem(TrustZoneMemory(pages, CHUNK), RAM, GuestGranter(pages))
         self.arena = self.flexmem.reserve(16 * CHUNK)
         self.asked: list[Recall] = []
         self._later: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self.guest = GuestDemands(pages, self.flexmem, self.answer, self._later.put)
+        self.guest = GuestDemands(
+            Guest(pages, None, lambda: None), self.flexmem, self.answer, self._later.put
+        )
+        pages.start(self.guest)
 
     def answer(self, message: Recall) -> None:
         """Give chunks from the end: the reclaimer's part."""

@@ -11,10 +11,11 @@ import threading
 import time
 from collections.abc import Callable
 
-from flexserve.platforms.trustzone.exchange import Pressure
-from flexserve.platforms.trustzone.guest_pages import GuestPages
+from flexserve.platforms.trustzone.exchange import Detached, Event, Pressure, Quiet
+from flexserve.platforms.trustzone.guest_pages import GuestPages, Subscriber
 from flexserve.platforms.trustzone.ram import PAGE
 from flexserve.protocol.messages import Recall
+from flexserve.secure_world.resources import Guest
 from flexserve.trusted.memory.flexmem import FlexMem
 from flexserve.trusted.memory.ownership import PageState
 
@@ -38,7 +39,7 @@ class GuestGranter:
         self._pages.trim(held // PAGE)
 
 
-class GuestDemands:
+class GuestDemands(Subscriber):
     """Meets what the guest's kernel asks for, out of `flexmem` and by `recall`. Thread-safe.
 
     `later` has what it is given called, one thing at a time, from the thread that answers recalls.
@@ -46,17 +47,35 @@ class GuestDemands:
 
     def __init__(
         self,
-        pages: GuestPages,
+        guest: Guest,
         flexmem: FlexMem,
         recall: Callable[[Recall], object],
         later: Callable[[Callable[[], None]], None],
     ) -> None:
-        self._pages, self._flexmem, self._recall, self._later = pages, flexmem, recall, later
+        self._pages, self._npu = guest.pages, guest.npu or Subscriber()
+        self._end = guest.end
+        self._flexmem, self._recall, self._later = flexmem, recall, later
         self._lock = threading.Lock()
         self._asked: Pressure | None = None  # and not yet given
-        pages.on_pressure = self._press
-        pages.on_quiet = flexmem.settle
-        pages.on_detached = lambda: later(self._give_everything)
+
+    def hear(self, event: Event) -> None:
+        """Follow the monitor's events."""
+        match event:
+            case Pressure():
+                self._press(event)
+            case Detached():
+                self._later(self._give_everything)
+            case Quiet():
+                self._flexmem.settle()
+        self._npu.hear(event)
+
+    def needs_attachment(self) -> bool:
+        """Return whether the NPU needs it."""
+        return self._npu.needs_attachment()
+
+    def end(self) -> None:
+        """Have the machine's end acted on."""
+        self._end()
 
     def _press(self, asked: Pressure) -> None:
         """Record a demand. One that comes before the last was met is the same one, grown or more urgent."""

@@ -28,7 +28,7 @@ from flexserve.platforms.trustzone.flexnpu import TrustZoneNpu
 from flexserve.protocol.failures import failure_of
 from flexserve.protocol.launch import EXIT_CANNOT_START, LinuxMemory, SecureOptions
 from flexserve.secure_world.link import Link
-from flexserve.secure_world.resources import Host, PlatformResources
+from flexserve.secure_world.resources import Guest, Host, PlatformResources
 from flexserve.secure_world.world import MakeResidency, SecureWorld
 from flexserve.trusted.memory.flexmem import FlexMem
 from flexserve.trusted.store.held_key import HeldKey
@@ -119,10 +119,11 @@ def _end_with(death: threading.ExceptHookArgs) -> None:
 def _resources(options: SecureOptions, host: Host, sandbox: Sandbox) -> PlatformResources:
     """Return the memory that was asked for. Raises NormalWorldError where it cannot be had."""
     if options.memory == "trustzone":
-        pages = trustzone.pages_of(options.ram_fd, options.doorbell_fd, on_end=_end_with_the_machine)
+        pages = trustzone.pages_of(options.ram_fd, options.doorbell_fd)
         memory = trustzone.TrustZoneMemory(pages, options.chunk or trustzone.DEFAULT_CHUNK)
         npu = TrustZoneNpu(pages, memory, options.npu_driver) if options.npu_driver else None
-        return PlatformResources(memory, pages.ram.size, host, sandbox, pages, npu)
+        guest = Guest(pages, npu, _end_with_the_machine)
+        return PlatformResources(memory, pages.ram.size, host, sandbox, guest)
     own = _LINUX[options.memory](options.chunk or linux.DEFAULT_CHUNK)
     return PlatformResources(own, host.ram, host, sandbox)
 

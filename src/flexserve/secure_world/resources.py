@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable
 
 from flexserve.platforms.linux.attack_vectors import assess, describe
 from flexserve.platforms.linux.sandbox import Sandbox
 from flexserve.platforms.ports import Npu, SecureMemory
+from flexserve.platforms.trustzone.flexnpu import TrustZoneNpu
 from flexserve.platforms.trustzone.guest_pages import GuestPages
 
 
@@ -31,18 +33,31 @@ class Host:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class PlatformResources:
-    """What a platform provides.
+class Guest:
+    """The machine whose kernel grants memory: its pages, not begun yet, and its NPU if it has one.
 
-    `guest`: the machine whose kernel grants memory; None: a program of the normal world does.
+    `end` is called when the machine is gone.
     """
+
+    pages: GuestPages
+    npu: TrustZoneNpu | None
+    end: Callable[[], None]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PlatformResources:
+    """What a platform provides. `guest` None: a program of the normal world grants memory."""
 
     memory: SecureMemory
     ram: int  # bytes of the machine that the memory is of
     host: Host
     sandbox: Sandbox
-    guest: GuestPages | None = None
-    npu: Npu | None = None
+    guest: Guest | None = None
+
+    @property
+    def npu(self) -> Npu | None:
+        """The matrix engine that may be lent."""
+        return self.guest.npu if self.guest is not None else None
 
     @property
     def summary(self) -> str:

@@ -72,7 +72,7 @@ class SecureWorld:
         threads = options.threads or len(os.sched_getaffinity(0))
         self._link, self._resources = link, resources
         guest, heartbeat = resources.guest, Heartbeat()
-        granter = GuestGranter(guest) if guest is not None else link
+        granter = GuestGranter(guest.pages) if guest is not None else link
         flexmem = FlexMem(resources.memory, resources.ram, granter, heartbeat)
         self._npu = (
             FlexNpu(resources.npu, patience=options.npu_patience) if resources.npu is not None else None
@@ -103,7 +103,8 @@ class SecureWorld:
         )
         self._recalls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         if guest is not None:
-            GuestDemands(guest, flexmem, self._memory.answer, later=self._recalls.put)
+            demands = GuestDemands(guest, flexmem, self._memory.answer, later=self._recalls.put)
+            guest.pages.start(demands)
         threading.Thread(target=self._answer_recalls, name="reclaimer", daemon=True).start()
 
     def serve(self) -> None:

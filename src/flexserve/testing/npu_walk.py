@@ -82,6 +82,7 @@ class Secure:
         self._random, self._done = rng, done
         self._memory = TrustZoneMemory(pages, _CHUNK)
         self._npu = TrustZoneNpu(pages, self._memory, driver)
+        pages.start(self._npu)
         self._bench = Bench(self._memory, self._npu.limits)
         self._tasks = [self._task(*shape) for shape in _SHAPES]
         self._spare = self._memory.reserve(_SPARE * _CHUNK)
@@ -180,7 +181,7 @@ class FakeOs:
             yield cls(machine, rng, done)
 
     def pages(self) -> GuestPages:
-        return self._machine.pages()
+        return self._machine.unbegun()
 
     def moves(self) -> Moves:
         return [
@@ -269,7 +270,7 @@ class GuestOs:
 
     def pages(self) -> GuestPages:
         ram, doorbell = (os.dup(fd) for fd in self._machine.secure_fds)
-        return pages_of(ram, doorbell, on_end=lambda: None)
+        return pages_of(ram, doorbell)
 
     def moves(self) -> Moves:
         return [(1, self.compute), (1, self.change_mind)]

@@ -24,7 +24,7 @@ from flexserve.errors import MachineGoneError
 from flexserve.platforms.ports import MemorySample, NormalMemory
 from flexserve.platforms.trustzone import abi
 from flexserve.platforms.trustzone.abi import Byte, Notice, PageState
-from flexserve.platforms.trustzone.guest_pages import GuestPages
+from flexserve.platforms.trustzone.guest_pages import GuestPages, Subscriber
 from flexserve.platforms.trustzone.mailbox import Mailbox
 from flexserve.platforms.trustzone.ram import PAGE, Ram
 from flexserve.protocol.launch import SecureOptions
@@ -114,11 +114,15 @@ class FakeMachine:
         """Return the secure world's end of the mailbox."""
         return Mailbox(Ram(self.fd), self.doorbell)
 
-    def pages(self, *, patience: float = 5.0) -> GuestPages:
-        """Return the pages of a secure world that begins. The one before it must have ended."""
-        pages = GuestPages(Ram(self.fd), self.mailbox(), patience=patience)
-        pages.start()
+    def pages(self, subscriber: Subscriber | None = None, *, patience: float = 5.0) -> GuestPages:
+        """Return the pages of a secure world that has begun. The one before it must have ended."""
+        pages = self.unbegun(patience=patience)
+        pages.start(subscriber)
         return pages
+
+    def unbegun(self, *, patience: float = 5.0) -> GuestPages:
+        """Return the pages of a secure world that is still to begin, by GuestPages.start."""
+        return GuestPages(Ram(self.fd), self.mailbox(), patience=patience)
 
     def check(self) -> None:
         """Assert conservation, and that the OS has the pages that the monitor says, once it is idle."""

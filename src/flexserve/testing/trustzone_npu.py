@@ -1,8 +1,9 @@
 """The NPU of the machine without QEMU: the monitor's gate and an OS that lends it, before the real device.
 
     with NpuMachine(64 * MIB) as machine:
-        pages = machine.pages()
+        pages = machine.unbegun()
         npu = TrustZoneNpu(pages, TrustZoneMemory(pages), DRIVER)
+        pages.start(npu)
 
 The device is the one of the emulated machine, on a thread, behind the monitor's tree of tables in RAM.
 """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
 
@@ -12,6 +11,7 @@ from flexserve.errors import GrantRefusedError, NormalWorldError
 from flexserve.platforms.trustzone import abi
 from flexserve.platforms.trustzone.abi import Event, PageState, Status
 from flexserve.platforms.trustzone.exchange import Commit, Pressure, Want
+from flexserve.platforms.trustzone.guest_pages import Subscriber
 from flexserve.platforms.trustzone.mailbox import Ring
 from flexserve.platforms.trustzone.pool import count
 from flexserve.platforms.trustzone.ram import BASE, PAGE
@@ -245,24 +245,35 @@ def test_memory_in_pieces_is_refused_before_the_host_runs_out_of_mappings():
 # An OS that presses, leaves, dies
 
 
+class Told(Subscriber):
+    def __init__(self) -> None:
+        self.events: list[object] = []
+        self.ended = threading.Event()
+
+    def hear(self, event: object) -> None:
+        self.events.append(event)
+
+    def end(self) -> None:
+        self.ended.set()
+
+
 def test_pressure_is_told_as_the_os_said_it():
     with FakeMachine(RAM) as machine:
-        pages, told = machine.pages(), queue.SimpleQueue[Pressure]()
-        pages.on_pressure = told.put
-        pages.take(1)
+        told = Told()
+        machine.pages(told).take(1)
         machine.monitor.pressure(300, 50)
-        assert told.get(timeout=5) == Pressure(300, 50)
+        assert eventually(lambda: Pressure(300, 50) in told.events)
 
 
 def test_the_end_of_the_machine_is_told_and_ends_every_wait():
     with FakeMachine(RAM, Silent()) as machine:
-        pages, ended = machine.pages(patience=60), threading.Event()
-        pages.on_end = ended.set
+        told = Told()
+        pages = machine.pages(told, patience=60)
         threading.Timer(0.2, machine.die).start()
         began = time.monotonic()
         with pytest.raises(NormalWorldError):
             pages.take(1)
-        assert ended.wait(5)
+        assert told.ended.wait(5)
         assert time.monotonic() - began < 10
 
 

@@ -31,9 +31,10 @@ class ScatteringLender(Lender, Scattering):
 class SecureWorld:
     def __init__(self, machine: NpuMachine, *, driver: bytes = DRIVER) -> None:
         self.machine = machine
-        self.pages = machine.pages(patience=1.0)
+        self.pages = machine.unbegun(patience=1.0)
         self.memory = TrustZoneMemory(self.pages, CHUNK)
         self.npu = TrustZoneNpu(self.pages, self.memory, driver)
+        self.pages.start(self.npu)
         self._bench: Bench | None = None
 
     @property

@@ -32,9 +32,10 @@ def machine() -> Iterator[Any]:
 
 def npu_of(machine: Any, driver: bytes) -> tuple[TrustZoneNpu, TrustZoneMemory]:
     pages = GuestPages(Ram(machine.ram_fd), Mailbox(Ram(machine.ram_fd), machine.doorbell), patience=PATIENCE)
-    pages.start()
     memory = TrustZoneMemory(pages, CHUNK)
-    return TrustZoneNpu(pages, memory, driver), memory
+    npu = TrustZoneNpu(pages, memory, driver)
+    pages.start(npu)
+    return npu, memory
 
 
 def built_driver(machine: Any) -> bytes:

@@ -260,6 +260,7 @@ def _asked(scene: Scene, *, driven: bool = True) -> Iterator[TrustZoneNpu]:
     If the driver hands it over (`driven`) it came before the block, to be HELD or REFUSED.
     """
     npu = TrustZoneNpu(scene.pages, scene.memory, hashlib.sha256(scene.core).digest())
+    scene.audience.npu = npu
     npu.ask()
     try:
         if driven:

@@ -23,8 +23,8 @@ from flexserve.emulator.build import Images
 from flexserve.emulator.machine import Machine
 from flexserve.platforms.ports import Arena
 from flexserve.platforms.trustzone import abi
-from flexserve.platforms.trustzone.exchange import Command
-from flexserve.platforms.trustzone.guest_pages import GuestPages
+from flexserve.platforms.trustzone.exchange import Command, Event
+from flexserve.platforms.trustzone.guest_pages import GuestPages, Subscriber
 from flexserve.platforms.trustzone.layout import (
     hidden_offset,
     mailbox_offset,
@@ -56,6 +56,21 @@ _SOON = 5.0  # seconds
 _LONG = 60.0
 
 
+class Audience(Subscriber):
+    """Passes what the monitor tells on to the NPU of the attack under way: each has one of its own."""
+
+    def __init__(self) -> None:
+        self.npu = Subscriber()
+
+    def hear(self, event: Event) -> None:
+        """Pass an event on."""
+        self.npu.hear(event)
+
+    def needs_attachment(self) -> bool:
+        """Return whether the NPU needs it."""
+        return self.npu.needs_attachment()
+
+
 @dataclasses.dataclass(slots=True)
 class Scene:
     """A booted machine whose secure world holds `arena`, full of `canary`."""
@@ -67,6 +82,7 @@ class Scene:
     arena: Arena
     canary: bytes
     core: bytes  # what must drive the NPU
+    audience: Audience
     serials: Iterator[int] = dataclasses.field(default_factory=lambda: itertools.count(1 << 40))
 
     @classmethod
@@ -81,10 +97,13 @@ class Scene:
             ram, doorbell = (os.dup(fd) for fd in machine.secure_fds)
             mailbox = Mailbox(Ram(ram), socket.socket(fileno=doorbell))
             pages = GuestPages(Ram(ram), mailbox)
-            pages.start()
+            audience = Audience()
+            pages.start(audience)
             memory = TrustZoneMemory(pages)
             arena, canary = memory.reserve(_SECRET), secrets.token_bytes(32)
-            scene = cls(machine, memory, pages, mailbox, arena, canary, images.npu_core.read_bytes())
+            scene = cls(
+                machine, memory, pages, mailbox, arena, canary, images.npu_core.read_bytes(), audience
+            )
             scene.hold()
             yield scene
 

@@ -30,6 +30,7 @@ class Calls:
             MeasuredMachine.set(self._plan, Allocator.FLEXMEM, self._say) as measured,
             measured.secure_core() as pages,
         ):
+            pages.start()
             anchor = pages.take(1)  # while anything is held, the secure world stays attached
             for _ in range(self._plan.repeats):
                 self._measure(measured, pages)

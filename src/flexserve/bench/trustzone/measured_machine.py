@@ -136,12 +136,14 @@ class MeasuredMachine:
 
     @contextlib.contextmanager
     def secure_core(self) -> Iterator[GuestPages]:
-        """Have this process be the secure world, until the machine ends: there can be no other then."""
+        """Have this process be the secure world, until the machine ends: there can be no other then.
+
+        Its pages are not begun yet.
+        """
         ram, doorbell = (os.dup(fd) for fd in self.machine.secure_fds)
         try:
             dram = Ram(ram)
             pages = GuestPages(dram, Mailbox(dram, socket.socket(fileno=doorbell)), patience=_LONG)
-            pages.start()
             yield pages
         finally:
             os.close(ram)

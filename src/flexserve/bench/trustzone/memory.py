@@ -64,7 +64,9 @@ class Memory:
                 for allocator in order:
                     setting = MeasuredMachine.set(self._plan, allocator, self._say, bootargs=kernel.bootargs)
                     measured = stack.enter_context(setting)
-                    subjects.append(Subject(allocator, measured, stack.enter_context(measured.secure_core())))
+                    pages = stack.enter_context(measured.secure_core())
+                    pages.start()
+                    subjects.append(Subject(allocator, measured, pages))
                 for size in kernel.sizes:
                     self._say(f"round {number + 1}: {format_size(size)} of memory (kernel: {kernel.name})")
                     cell = self._samples.setdefault((kernel.name, size), {each: [] for each in Allocator})

@@ -12,7 +12,7 @@ from flexserve.platforms.ports import NpuState, Product
 from flexserve.platforms.trustzone import abi
 from flexserve.platforms.trustzone.exchange import Done, Event, NpuGranted
 from flexserve.platforms.trustzone.flexnpu import TrustZoneNpu
-from flexserve.platforms.trustzone.guest_pages import GuestPages
+from flexserve.platforms.trustzone.guest_pages import GuestPages, Subscriber
 from flexserve.platforms.trustzone.secure_memory import TrustZoneMemory
 from flexserve.units import align_up
 
@@ -21,8 +21,8 @@ _PATIENCE = 60.0  # seconds
 _LOOK = 20e-6
 
 
-class SecureNpuClient:
-    """Has the NPU come, work and go; each method returns the seconds that it took.
+class SecureNpuClient(Subscriber):
+    """Has the NPU come, work and go; each method returns the seconds that it took. Begins `pages`.
 
     Holds some memory from the start, and so stays attached.
     """
@@ -32,7 +32,7 @@ class SecureNpuClient:
         self._mailbox, self._npu = pages.mailbox, TrustZoneNpu(pages, memory, driver)
         self._told, self._changed = 0.0, threading.Condition()
         self._awaited: Callable[[Event], bool] = lambda _event: False
-        self._hear, pages.on_other = pages.on_other, self._listen
+        pages.start(self)
         matrix = align_up(_ROWS * _WIDTH, 4)
         size = self._npu.limits.place + 2 * matrix + 4 * _ROWS * _ROWS
         arena = memory.reserve(size)
@@ -77,9 +77,14 @@ class SecureNpuClient:
             self._told, self._awaited = 0.0, awaited
         return time.monotonic()
 
-    def _listen(self, event: Event) -> None:
+    def needs_attachment(self) -> bool:
+        """Return whether the NPU needs it."""
+        return self._npu.needs_attachment()
+
+    def hear(self, event: Event) -> None:
+        """Pass an event on, and record when the one that is awaited came."""
         now = time.monotonic()
-        self._hear(event)
+        self._npu.hear(event)
         with self._changed:
             if not self._told and self._awaited(event):
                 self._told = now

@@ -33,7 +33,7 @@ from flexserve.platforms.trustzone.exchange import (
     NpuWant,
     Quiet,
 )
-from flexserve.platforms.trustzone.guest_pages import GuestPages
+from flexserve.platforms.trustzone.guest_pages import GuestPages, Subscriber
 from flexserve.platforms.trustzone.secure_memory import TrustZoneMemory
 
 _LONGEST_DEADLINE = 10.0  # seconds; what the OS says beyond it, it does not mean
@@ -41,8 +41,11 @@ _LEAVING_DRIVER = 1.0  # seconds for a driver that is unloaded
 _FIRST_NAP, _LONGEST_NAP = 50e-6, 1e-3  # seconds between looks at the registers
 
 
-class TrustZoneNpu:
-    """The Npu port over the mailbox. `driver` is the SHA-256 of the code that must drive it."""
+class TrustZoneNpu(Subscriber):
+    """The Npu port over the mailbox. `driver` is the SHA-256 of the code that must drive it.
+
+    It has to hear what the monitor tells: it subscribes to `pages`, or its owner's subscriber passes on.
+    """
 
     limits = npu_jobs.LIMITS
 
@@ -60,8 +63,6 @@ class TrustZoneNpu:
         self._job = 0  # serial of its NPU_DRIVE; 0: none
         self._products = 0  # of it
         self._started = self._lost = False
-        pages.on_other = self._hear
-        pages.needed = lambda: self._state in (NpuState.COMING, NpuState.HELD, NpuState.LEAVING)
 
     @property
     def state(self) -> NpuState:
@@ -162,8 +163,12 @@ class TrustZoneNpu:
 
     # ---- what the monitor tells -------------------------------------------------------------------
 
-    def _hear(self, event: Event) -> None:
-        """Follow the monitor's events, on the thread that reads them."""
+    def needs_attachment(self) -> bool:
+        """Return whether it is on its way, here, or leaving."""
+        return self._state in (NpuState.COMING, NpuState.HELD, NpuState.LEAVING)
+
+    def hear(self, event: Event) -> None:
+        """Follow the monitor's events."""
         with self._changed:
             before = self._state, self._wanted_back
             stranger = self._note(event)

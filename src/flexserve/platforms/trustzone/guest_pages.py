@@ -11,10 +11,11 @@ did not grant, or does not answer, costs time up to a bound and ends in GrantRef
 
 from __future__ import annotations
 
+import functools
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,13 +25,9 @@ from flexserve.platforms.trustzone import abi
 from flexserve.platforms.trustzone.exchange import (
     Answer,
     Commit,
-    Detached,
     Done,
     Event,
     Granted,
-    NpuAsked,
-    NpuGranted,
-    Pressure,
     Quiet,
     Recall,
     Refuse,
@@ -49,12 +46,25 @@ _NORMAL, _GRANTED = int(abi.PageState.NORMAL), int(abi.PageState.GRANTED)
 _SECURE, _RECALLING = int(abi.PageState.SECURE), int(abi.PageState.RECALLING)
 
 
-class GuestPages:
-    """The pages of one secure world. Thread-safe.
+class Subscriber:
+    """Who hears what the monitor tells. This one does nothing; a subclass overrides what concerns it.
 
-    A thread of its own reads the monitor's events. It calls `on_pressure`, `on_detached`, `on_quiet` when
-    nothing happened for a second and, when the machine is gone, `on_end`; none of them may block.
+    All methods are called by the thread that reads the monitor's events, so none may block.
     """
+
+    def hear(self, event: Event) -> None:
+        """Hear of an event that does not concern pages alone. May take a message's time."""
+
+    def end(self) -> None:
+        """Hear that the machine is gone, at once."""
+
+    def needs_attachment(self) -> bool:
+        """Return whether the secure world has to stay attached though it has no pages. Takes no lock."""
+        return False
+
+
+class GuestPages:
+    """The pages of one secure world. Thread-safe. A thread of its own reads the monitor's events."""
 
     def __init__(self, ram: Ram, mailbox: Mailbox, *, patience: float = _PATIENCE) -> None:
         self.ram, self.mailbox = ram, mailbox
@@ -72,18 +82,14 @@ class GuestPages:
         self._recalls: set[int] = set()  # serials
         self._refusals: dict[int, Run] = {}  # by serial, until carried out
         self._ended = False
-        self.on_pressure: Callable[[Pressure], None] = lambda _pressure: None
-        self.on_detached: Callable[[], None] = lambda: None
-        self.on_quiet: Callable[[], None] = lambda: None
-        self.on_end: Callable[[], None] = lambda: None
-        #: Hears of all that is not about pages, of any DONE, and of quiet. May take a message's time.
-        self.on_other: Callable[[Event], None] = lambda _event: None
-        #: Whether somebody else needs the attachment.
-        self.needed: Callable[[], bool] = lambda: False
 
-    def start(self) -> None:
-        """Begin. Raises NormalWorldError when no monitor answers."""
-        threading.Thread(target=self._listen, name="monitor-events", daemon=True).start()
+    def start(self, subscriber: Subscriber | None = None) -> None:
+        """Begin, and have `subscriber` hear what the monitor tells. Once, before anything is asked for.
+
+        Raises NormalWorldError when no monitor answers.
+        """
+        listen = functools.partial(self._listen, subscriber or Subscriber())
+        threading.Thread(target=listen, name="monitor-events", daemon=True).start()
         if self.mailbox.protected(self._patience) is None:
             raise NormalWorldError(
                 "No monitor answers on this machine.", hint="Restart it.", code="no_monitor"
@@ -223,26 +229,19 @@ class GuestPages:
             *(Refuse(run.ipa, run.pages, serial) for serial, run in refusals.items()),
         )
 
-    def _listen(self) -> None:
+    def _listen(self, subscriber: Subscriber) -> None:
         for event in self.mailbox.events():
             with self._changed:
                 self._note(event)
+                if isinstance(event, Quiet):
+                    self._tidy(needed=subscriber.needs_attachment())
                 self._changed.notify_all()
-            match event:
-                case Pressure():
-                    self.on_pressure(event)
-                case Detached():
-                    self.on_detached()
-                    self.on_other(event)
-                case Quiet():
-                    self.on_quiet()
-                    self.on_other(event)
-                case NpuGranted() | NpuAsked() | Done():
-                    self.on_other(event)
+            if not isinstance(event, Granted | Taken | Answer):
+                subscriber.hear(event)
         with self._changed:
             self._ended = True
             self._changed.notify_all()
-        self.on_end()
+        subscriber.end()
 
     def _note(self, event: Event) -> None:
         match event:
@@ -257,8 +256,6 @@ class GuestPages:
                     self._wants[serial] = came
             case Done(serial, status):
                 self._settle(serial, status)
-            case Quiet():
-                self._tidy()
 
     def _welcome(self, run: Run) -> None:
         """Take granted pages into the pool, but for those that are ours already.
@@ -285,13 +282,16 @@ class GuestPages:
         self._leaving[span] = False
         self._arrived = min(self._arrived, self._pool.pages)
 
-    def _tidy(self) -> None:
-        """Forget pages that the OS has, which a full mailbox may not have told; leave when there are none."""
+    def _tidy(self, *, needed: bool) -> None:
+        """Forget pages that the OS has, which a full mailbox may not have told.
+
+        Leave when there are none, unless the attachment is `needed`.
+        """
         first = Run(BASE, self.ram.pages)
         for run in _where(self._ours & (self._states == _NORMAL), first):
             self._pool.drop(run)
             self._ours[_span(run)] = self._leaving[_span(run)] = False
-        if not self._wants and not self._ours.any() and not self.needed():
+        if not self._wants and not self._ours.any() and not needed:
             self.mailbox.detach()  # so that protection can go off
 
     def _held(self, runs: Iterable[Run]) -> bool:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 from flexserve.errors import GrantRefusedError, InternalError
@@ -202,16 +201,10 @@ class TrustZoneMemory:
             )
 
 
-def pages_of(ram_fd: int, doorbell_fd: int, *, on_end: Callable[[], None]) -> GuestPages:
-    """Return the pages of the machine behind these descriptors; `on_end` hears of its end.
-
-    Raises NormalWorldError when no monitor answers there.
-    """
+def pages_of(ram_fd: int, doorbell_fd: int) -> GuestPages:
+    """Return the pages of the machine behind these descriptors, not begun yet."""
     ram = Ram(ram_fd)
-    pages = GuestPages(ram, Mailbox(ram, socket.socket(fileno=doorbell_fd)))
-    pages.on_end = on_end
-    pages.start()
-    return pages
+    return GuestPages(ram, Mailbox(ram, socket.socket(fileno=doorbell_fd)))
 
 
 def _most_runs() -> int:
