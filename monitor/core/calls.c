@@ -14,12 +14,20 @@ struct call {
 	u64 r[MONITOR_REGISTERS - 1];
 };
 
+/*
+ * VERSION: changes no page.
+ * Refused: never.
+ */
 static int version(struct call *call)
 {
 	call->r[0] = FLEX_ABI_VERSION;
 	return FLEX_STATUS_OK;
 }
 
+/*
+ * LAYOUT: changes no page.
+ * Refused: never.
+ */
 static int layout(struct call *call)
 {
 	const struct layout *where = monitor_layout();
@@ -47,6 +55,10 @@ static int tell(u64 kind, struct call *call)
 	return status;
 }
 
+/*
+ * GRANT: each page NORMAL => GRANTED.
+ * Refused: INVALID (no range of RAM); DENIED (nobody is attached, or a page is not NORMAL); BUSY (no room for an event).
+ */
 static int grant(struct call *call)
 {
 	struct range range;
@@ -79,7 +91,12 @@ static int show(struct call *call, struct range range)
 	return FLEX_STATUS_OK;
 }
 
-/* Other pages of the OS may lie between those it gets back: one call does for many small blocks. */
+/*
+ * RETURN: each page that is GRANTED => NORMAL, as it came. Other pages of the OS may lie between those it gets back:
+ * one call does for many small blocks.
+ * Refused: INVALID (no range of RAM); DENIED (the first page or the last is not GRANTED, or one between them is neither
+ * GRANTED nor NORMAL).
+ */
 static int give_back_unused(struct call *call)
 {
 	struct range range;
@@ -92,6 +109,10 @@ static int give_back_unused(struct call *call)
 	return show(call, range);
 }
 
+/*
+ * TAKE: each page RECALLING => NORMAL, overwritten with zeros before.
+ * Refused: INVALID (no range of RAM); DENIED (a page is not RECALLING).
+ */
 static int take(struct call *call)
 {
 	struct range range;
@@ -105,6 +126,10 @@ static int take(struct call *call)
 	return show(call, range);
 }
 
+/*
+ * STATE: changes no page.
+ * Refused: INVALID (no page of RAM).
+ */
 static int state(struct call *call)
 {
 	struct range range;
@@ -116,6 +141,10 @@ static int state(struct call *call)
 	return FLEX_STATUS_OK;
 }
 
+/*
+ * POLL: changes what the commands change that it carries out (secure.c), and the NPU as its resets end (npu.c).
+ * Refused: never.
+ */
 static int poll(struct call *call)
 {
 	bool more = secure_work();
@@ -132,22 +161,38 @@ static int poll(struct call *call)
 	return FLEX_STATUS_OK;
 }
 
+/*
+ * ANSWER: changes no page.
+ * Refused: DENIED (nobody is attached); BUSY (no room for an event).
+ */
 static int answer(struct call *call)
 {
 	return tell(FLEX_EVENT_ANSWER, call);
 }
 
+/*
+ * PRESSURE: changes no page: the secure world may RECALL some.
+ * Refused: DENIED (nobody is attached); BUSY (no room for an event).
+ */
 static int pressure(struct call *call)
 {
 	return tell(FLEX_EVENT_PRESSURE, call);
 }
 
+/*
+ * DETACH: changes no page: the secure world may RECALL or REFUSE them.
+ * Refused: DENIED (nobody is attached); BUSY (no room for an event).
+ */
 static int detach(struct call *call)
 {
 	call->a[0] = call->a[1] = 0;
 	return tell(FLEX_EVENT_DETACHED, call);
 }
 
+/*
+ * COUNTS: changes no page.
+ * Refused: never.
+ */
 static int counts(struct call *call)
 {
 	call->r[0] = pages_count(FLEX_STATE_NORMAL);
@@ -157,6 +202,11 @@ static int counts(struct call *call)
 	return FLEX_STATUS_OK;
 }
 
+/*
+ * RELAX: changes no page. Each is NORMAL or MONITOR, and stays so.
+ * Refused: HELD (somebody is attached, the NPU is not the OS's, or a page is GRANTED, SECURE or RECALLING);
+ * BUSY (another CPU is in the midst of EL2: EL3 says so).
+ */
 static int relax(struct call *call)
 {
 	(void)call;
@@ -166,17 +216,30 @@ static int relax(struct call *call)
 	return arch_relax();
 }
 
+/*
+ * NPU_GRANT: the NPU NORMAL => ENTERING. The pages of its code are read, and stay NORMAL.
+ * Refused: INVALID (no pages of RAM, or more than the sandbox holds); DENIED (the NPU is not NORMAL, nobody wants it, or
+ * a page of the code is not NORMAL).
+ */
 static int grant_npu(struct call *call)
 {
 	return npu_grant(call->a[0], call->a[1]);
 }
 
+/*
+ * NPU_ASK: changes neither a page nor the NPU: the secure world may NPU_RELEASE it.
+ * Refused: DENIED (there is no NPU, it is NORMAL, or nobody is attached); BUSY (no room for an event).
+ */
 static int ask_for_npu(struct call *call)
 {
 	call->a[1] = 0;
 	return npu_is_away() ? tell(FLEX_EVENT_NPU_ASKED, call) : FLEX_STATUS_DENIED;
 }
 
+/*
+ * NPU_STATE: changes neither a page nor the NPU.
+ * Refused: never.
+ */
 static int state_of_npu(struct call *call)
 {
 	call->r[0] = npu_state();

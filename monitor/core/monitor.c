@@ -25,6 +25,7 @@ bool monitor_init(const struct board *board, const struct window *windows, u32 c
 	return true;
 }
 
+/* At reset, and when protection comes back on: each page and the NPU as they are at first. */
 void monitor_rebuild(void)
 {
 	pages_init(&layout);
@@ -43,6 +44,7 @@ void monitor_call(u64 x[MONITOR_REGISTERS])
 	arch_unlock();
 }
 
+/* The end: each page that is SECURE => RECALLING, and overwritten with zeros; the NPU ENTERING or SECURE => LEAVING. */
 void monitor_end(void)
 {
 	struct range some;
@@ -62,6 +64,7 @@ void monitor_end(void)
 	}
 }
 
+/* A stopped access: changes no page. Refused (MONITOR_BLOCK): a page that is not NORMAL, and what is no page of RAM. */
 enum monitor_verdict monitor_fault(u64 ipa)
 {
 	enum monitor_verdict verdict = MONITOR_BLOCK;

@@ -1,10 +1,9 @@
 #include "core/notices.h"
 
 #include "arch/arch.h"
+#include "core/limits.h"
 
-#define SLOTS 64
-
-static struct message queue[SLOTS];
+static struct message queue[NOTICES_MAX];
 static u32 head;
 static u32 tail;
 
@@ -15,19 +14,19 @@ void notices_init(void)
 
 bool notices_full(void)
 {
-	return head - tail == SLOTS;
+	return head - tail == NOTICES_MAX;
 }
 
 void notices_put(u64 kind, u64 a, u64 b, u64 c)
 {
 	if (notices_full())
 		arch_panic("too many notices");
-	queue[head++ % SLOTS] = (struct message){ kind, a, b, c };
+	queue[head++ % NOTICES_MAX] = (struct message){ kind, a, b, c };
 }
 
 struct message notices_take(void)
 {
 	if (head == tail)
 		return (struct message){ FLEX_NOTICE_NONE, 0, 0, 0 };
-	return queue[tail++ % SLOTS];
+	return queue[tail++ % NOTICES_MAX];
 }

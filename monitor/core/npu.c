@@ -1,11 +1,10 @@
 #include "core/npu.h"
 
 #include "arch/arch.h"
+#include "core/limits.h"
 #include "core/notices.h"
 #include "core/pages.h"
 #include "core/tables.h"
-
-#define TURNS 32 /* how often the code that drives it may be interrupted: some microseconds are all it needs */
 
 /* What is left to do of an NPU_DRIVE. */
 struct driving {
@@ -77,6 +76,7 @@ static void load(u64 code, u64 bytes)
 	mailbox_npu_driver(&digest);
 }
 
+/* For NPU_GRANT (calls.c), the NPU NORMAL => ENTERING. */
 int npu_grant(u64 code, u64 bytes)
 {
 	struct range range;
@@ -96,6 +96,7 @@ int npu_grant(u64 code, u64 bytes)
 	return FLEX_STATUS_OK;
 }
 
+/* The NPU ENTERING or SECURE => LEAVING; in any other state it is only wanted no more. */
 void npu_leave(void)
 {
 	wanted = false;
@@ -117,6 +118,7 @@ static void zero_registers(void)
 	arch_barrier();
 }
 
+/* Its reset is done: the NPU ENTERING => SECURE. */
 static void entered(void)
 {
 	arch_npu_root(here->secure.level1);
@@ -125,6 +127,7 @@ static void entered(void)
 	mailbox_event(FLEX_EVENT_NPU_GRANTED, wanted_serial, 0);
 }
 
+/* Its reset is done: the NPU LEAVING => NORMAL. */
 static void left(void)
 {
 	arch_scrub(here->code, SANDBOX_PAGES);
@@ -147,7 +150,7 @@ static void drive_on(void)
 	u64 result = 0;
 	enum arch_stop stop = arch_sandbox_run(&result);
 
-	if (stop == ARCH_INTERRUPTED && ++driving.turns < TURNS)
+	if (stop == ARCH_INTERRUPTED && ++driving.turns < NPU_TURNS_MAX)
 		return;
 	driving.under_way = false;
 	if (stop != ARCH_RETURNED)
@@ -156,7 +159,11 @@ static void drive_on(void)
 		done(driving.serial, result == 0 ? FLEX_STATUS_OK : FLEX_STATUS_BUSY);
 }
 
-/* The list of a job and how many commands it has share a word. */
+/*
+ * NPU_DRIVE: the NPU stays SECURE; changes no page. The list of a job and how many commands it has share a word.
+ * Refused: DENIED (nobody is attached, or the NPU is not SECURE; or its code did what it may not, or took too long);
+ * BUSY (its code returned that it could not).
+ */
 static void drive(const struct message *command)
 {
 	const u64 arguments[ARCH_ARGUMENTS] = { here->window, FLEX_NPU_START, command->a & 0xffffffff,
@@ -170,6 +177,10 @@ static void drive(const struct message *command)
 
 /* ---- commands, and what is under way ------------------------------------------------------------------------ */
 
+/*
+ * NPU_WANT: changes neither a page nor the NPU, which the OS may NPU_GRANT.
+ * Refused: DENIED (nobody is attached, or the NPU is not NORMAL).
+ */
 static void want(u64 serial)
 {
 	wanted = true;
@@ -177,6 +188,10 @@ static void want(u64 serial)
 	notices_put(FLEX_NOTICE_NPU_WANTED, serial, 0, 0);
 }
 
+/*
+ * NPU_RELEASE: the NPU ENTERING or SECURE => LEAVING (npu_leave); changes no page.
+ * Refused: DENIED (nobody is attached, or the NPU is neither wanted nor SECURE).
+ */
 void npu_obey(const struct message *command, bool attached)
 {
 	bool secure = attached && state == FLEX_NPU_STATE_SECURE;

@@ -1,12 +1,11 @@
 #include "core/secure.h"
 
+#include "core/limits.h"
 #include "core/mailbox.h"
 #include "core/notices.h"
 #include "core/npu.h"
 #include "core/pages.h"
 #include "core/tables.h"
-
-#define STEPS_AT_ONCE 64 /* none changes more pages than one call may */
 
 /* What is left to do of a GONE. */
 struct leaving {
@@ -29,6 +28,10 @@ bool secure_attached(void)
 	return attached;
 }
 
+/*
+ * ATTACH: changes no page.
+ * Refused: DENIED (somebody is attached).
+ */
 static void attach(const struct message *command)
 {
 	if (attached) {
@@ -40,7 +43,11 @@ static void attach(const struct message *command)
 	notices_put(FLEX_NOTICE_ATTACHED, command->a, 0, 0);
 }
 
-/* What is only GRANTED needs no step: it was never used, and the OS may have it back as it is. */
+/*
+ * GONE: from now on no page becomes SECURE; leave_on() recalls those that are. The NPU goes back (npu_leave). What is
+ * only GRANTED needs no step: it was never used, and the OS may have it back as it is.
+ * Refused: never.
+ */
 static void leave(const struct message *command)
 {
 	attached = false;
@@ -49,6 +56,7 @@ static void leave(const struct message *command)
 }
 
 /*
+ * A step of GONE: each page that is SECURE => RECALLING.
  * Nobody is attached and no command is carried out meanwhile, so no page behind us becomes SECURE. The NPU
  * reaches nothing, so what its tree loses needs no flush.
  */
@@ -65,6 +73,10 @@ static void leave_on(void)
 	notices_put(FLEX_NOTICE_GONE, leaving.epoch, 0, 0);
 }
 
+/*
+ * COMMIT: each page GRANTED => SECURE.
+ * Refused: INVALID (no range of RAM); DENIED (nobody is attached, or a page is not GRANTED).
+ */
 static int commit(struct range range)
 {
 	if (!pages_may(FLEX_MOVE_COMMIT, range))
@@ -74,6 +86,10 @@ static int commit(struct range range)
 	return FLEX_STATUS_OK;
 }
 
+/*
+ * RECALL: each page SECURE => RECALLING.
+ * Refused: INVALID (no range of RAM); DENIED (nobody is attached, or a page is not SECURE).
+ */
 static int recall(struct range range, const struct message *command)
 {
 	if (!pages_may(FLEX_MOVE_RECALL, range))
@@ -86,6 +102,10 @@ static int recall(struct range range, const struct message *command)
 	return FLEX_STATUS_OK;
 }
 
+/*
+ * REFUSE: changes no page. Those that are GRANTED stay so until the OS RETURNs them.
+ * Refused: INVALID (no range of RAM); DENIED (nobody is attached, or RETURN would be DENIED).
+ */
 static int refuse(struct range range, const struct message *command)
 {
 	if (!pages_may_sweep(FLEX_MOVE_RETURN, range))
@@ -113,6 +133,11 @@ static int on_pages(const struct message *command)
 	}
 }
 
+/*
+ * WANT: changes no page: the OS may GRANT some.
+ * Refused: DENIED (nobody is attached).
+ * Any other command that is not known changes nothing, and is refused: DENIED (nobody is attached); INVALID or UNKNOWN.
+ */
 static void carry_out(const struct message *command)
 {
 	int status;
@@ -136,7 +161,7 @@ bool secure_work(void)
 	struct message command;
 	u32 i;
 
-	for (i = 0; i < STEPS_AT_ONCE; i++) {
+	for (i = 0; i < POLL_STEPS_MAX; i++) {
 		/* A step leads to at most one notice and one event. */
 		if (notices_full() || mailbox_room() == 0)
 			return false;

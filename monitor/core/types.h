@@ -12,8 +12,6 @@ typedef uint8_t u8;
 typedef uint32_t u32;
 typedef uint64_t u64;
 
-#define RAM_BYTES_MIN 0x10000000ULL
-#define RAM_BYTES_MAX 0xc0000000ULL
 #define BLOCK_BYTES 0x200000ULL /* what one level-3 table maps */
 
 /* What a real board's fuses would say. */

@@ -130,7 +130,7 @@ static bool confine_npu(const struct layout *layout)
 /* Nobody but us resets it with the machine: it is a device that keeps on working through that. */
 bool devices_reset_npu(const struct layout *layout)
 {
-	u64 at, control = layout->control, end = read_register("cntpct_el0") + NPU_PATIENCE * read_register("cntfrq_el0");
+	u64 at, control = layout->control, end = read_register("cntpct_el0") + NPU_SECONDS_MAX * read_register("cntfrq_el0");
 	u32 number = npu_get(control, FLEX_NPU_AT_RESET_DONE) + 1;
 
 	if (!layout->npu)

@@ -3,6 +3,7 @@
  * FIQs whatever runs; all others are the normal world's.
  */
 
+#include "core/limits.h"
 #include "el3/el3.h"
 
 #define GICD_CTLR (PLAT_GICD + 0x0000)
@@ -28,7 +29,6 @@
 #define SLEEP (1 << 1)
 #define LPIS 1
 #define WRITE_PENDING (1 << 3)
-#define PATIENCE 1000 /* looks; it is a matter of some accesses to memory */
 
 static void set_byte(u64 address, u8 value)
 {
@@ -110,7 +110,7 @@ static bool end_lpis_of(u32 cpu)
 	u32 looks;
 
 	set_register32(GICR_CTLR(cpu), 0);
-	for (looks = 0; looks < PATIENCE && register32(GICR_CTLR(cpu)) & WRITE_PENDING; looks++)
+	for (looks = 0; looks < REDISTRIBUTOR_LOOKS_MAX && register32(GICR_CTLR(cpu)) & WRITE_PENDING; looks++)
 		;
 	if (register32(GICR_CTLR(cpu)) & (LPIS | WRITE_PENDING))
 		return false;

@@ -1,11 +1,11 @@
 /* The end: something happened that cannot be, or that nobody could go on after. */
 
+#include "core/limits.h"
 #include "el3/el3.h"
 
 #define DATA PLAT_CONSOLE
 #define FLAGS (PLAT_CONSOLE + 0x18)
 #define FLAG_FULL (1 << 5)
-#define LONGEST 80
 
 static void say(char letter)
 {
@@ -18,7 +18,7 @@ static void say_text(const char *text)
 {
 	u32 i;
 
-	for (i = 0; i < LONGEST && text[i]; i++)
+	for (i = 0; i < PANIC_LETTERS_MAX && text[i]; i++)
 		say(text[i]);
 }
 

@@ -4,7 +4,7 @@ HOST := build/host
 HOST_CC ?= gcc
 HOST_FLAGS := -std=gnu11 -g -Wall -Wextra -Werror -MMD -MP
 CORE := $(notdir $(basename $(wildcard core/*.c)))
-WORLD := arch/fake_host/fake_host.c tests/world.c tests/laws.c tests/places.c tests/model.c
+WORLD := arch/fake_host/fake_host.c tests/world.c tests/laws.c tests/places.c tests/model.c tests/model_commands.c
 SMALL := $(HOST)/small
 SECONDS ?= 60
 

@@ -1,13 +1,6 @@
-#include "tests/model.h"
+#include "tests/model_parts.h"
 
 #include <string.h>
-
-/* The call under way. */
-struct ask {
-	struct model *model;
-	struct model_answer *answer;
-	struct model_lies lies;
-};
 
 _Static_assert(FLEX_MAILBOX_SLOTS <= MODEL_QUEUE_MAX && SMALL_NOTICES <= MODEL_QUEUE_MAX, "the small machine is too large");
 
@@ -33,7 +26,7 @@ u8 model_state(const struct model *model, u64 ipa)
 }
 
 /* Every page by itself, as the words of the interface have it. */
-static bool well_formed(const struct model *model, u64 ipa, u64 pages)
+bool model_well_formed(const struct model *model, u64 ipa, u64 pages)
 {
 	u64 i;
 
@@ -45,7 +38,7 @@ static bool well_formed(const struct model *model, u64 ipa, u64 pages)
 	return true;
 }
 
-static bool all_are(const struct model *model, u64 ipa, u64 pages, u8 state)
+bool model_all_are(const struct model *model, u64 ipa, u64 pages, u8 state)
 {
 	u64 i;
 
@@ -56,7 +49,7 @@ static bool all_are(const struct model *model, u64 ipa, u64 pages, u8 state)
 }
 
 /* Pages to be RETURNed, others of the OS between them. */
-static bool are_unused(const struct model *model, u64 ipa, u64 pages)
+bool model_are_unused(const struct model *model, u64 ipa, u64 pages)
 {
 	u64 i;
 
@@ -69,17 +62,17 @@ static bool are_unused(const struct model *model, u64 ipa, u64 pages)
 	return true;
 }
 
-static void become(struct model *model, u64 ipa, u64 pages, u8 state)
+void model_become(struct model *model, u64 ipa, u64 pages, u8 state)
 {
 	memset(model->state + (ipa - model->base) / 4096, state, pages);
 }
 
-static void push(struct model_queue *queue, u64 kind, u64 a, u64 b, u64 c)
+void model_push(struct model_queue *queue, u64 kind, u64 a, u64 b, u64 c)
 {
 	queue->at[queue->count++] = (struct message){ kind, a, b, c };
 }
 
-static struct message pop(struct model_queue *queue)
+struct message model_pop(struct model_queue *queue)
 {
 	struct message oldest = queue->at[0];
 
@@ -89,213 +82,43 @@ static struct message pop(struct model_queue *queue)
 	return oldest;
 }
 
-static bool has_room(const struct ask *ask)
+bool model_has_room(const struct ask *ask)
 {
 	return !ask->lies.event_tail && ask->model->unread < ask->model->event_slots;
 }
 
-static void tell_secure(struct ask *ask, u64 kind, u64 a, u64 b)
+void model_tell_secure(struct ask *ask, u64 kind, u64 a, u64 b)
 {
-	push(&ask->answer->events, kind, a, b, 0);
+	model_push(&ask->answer->events, kind, a, b, 0);
 	ask->model->unread++;
-}
-
-/* ---- the secure world's commands -------------------------------------------------------------------- */
-
-static int obey_on_pages(struct model *model, const struct message *order)
-{
-	if (order->kind != FLEX_COMMAND_COMMIT && order->kind != FLEX_COMMAND_RECALL && order->kind != FLEX_COMMAND_REFUSE)
-		return well_formed(model, order->a, order->b) ? FLEX_STATUS_UNKNOWN : FLEX_STATUS_INVALID;
-	if (!well_formed(model, order->a, order->b))
-		return FLEX_STATUS_INVALID;
-	if (order->kind == FLEX_COMMAND_RECALL) {
-		if (!all_are(model, order->a, order->b, FLEX_STATE_SECURE))
-			return FLEX_STATUS_DENIED;
-		become(model, order->a, order->b, FLEX_STATE_RECALLING);
-		push(&model->notices, FLEX_NOTICE_OFFER, order->a, order->b, 0);
-		return FLEX_STATUS_OK;
-	}
-	if (order->kind == FLEX_COMMAND_REFUSE) {
-		if (!are_unused(model, order->a, order->b))
-			return FLEX_STATUS_DENIED;
-		push(&model->notices, FLEX_NOTICE_UNWANTED, order->a, order->b, 0);
-		return FLEX_STATUS_OK;
-	}
-	if (!all_are(model, order->a, order->b, FLEX_STATE_GRANTED))
-		return FLEX_STATUS_DENIED;
-	become(model, order->a, order->b, FLEX_STATE_SECURE);
-	return FLEX_STATUS_OK;
-}
-
-/* ---- the NPU ---- */
-
-static bool npu_moves(const struct model *model)
-{
-	return model->npu == FLEX_NPU_STATE_ENTERING || model->npu == FLEX_NPU_STATE_LEAVING;
-}
-
-static void move_npu(struct ask *ask, u8 state)
-{
-	ask->model->npu = state;
-	ask->model->npu_resetting = ask->lies.npu_deaf;
-}
-
-static void give_npu_up(struct ask *ask)
-{
-	ask->model->npu_wanted = false;
-	if (ask->model->npu == FLEX_NPU_STATE_ENTERING || ask->model->npu == FLEX_NPU_STATE_SECURE)
-		move_npu(ask, FLEX_NPU_STATE_LEAVING);
-}
-
-static void drive_on(struct ask *ask)
-{
-	static const int ends[] = { [ARCH_RETURNED] = FLEX_STATUS_OK, [ARCH_INTERRUPTED] = FLEX_STATUS_DENIED,
-				    [ARCH_FAULTED] = FLEX_STATUS_DENIED };
-	struct model *model = ask->model;
-	int status = ends[ask->lies.stop];
-
-	model->turn++;
-	if (ask->lies.stop == ARCH_INTERRUPTED && model->turn < model->turns)
-		return;
-	if (ask->lies.stop == ARCH_RETURNED && ask->lies.result != 0)
-		status = FLEX_STATUS_BUSY;
-	tell_secure(ask, FLEX_EVENT_DONE, model->driving_serial, (u64)status);
-	model->driving = false;
-	model->driving_serial = model->turn = 0;
-}
-
-static void arrive(struct ask *ask)
-{
-	struct model *model = ask->model;
-
-	model->npu_resetting = false;
-	if (model->npu == FLEX_NPU_STATE_ENTERING) {
-		model->npu = FLEX_NPU_STATE_SECURE;
-		model->npu_wanted = false;
-		tell_secure(ask, FLEX_EVENT_NPU_GRANTED, model->npu_serial, 0);
-	} else {
-		model->npu = FLEX_NPU_STATE_NORMAL;
-		push(&model->notices, FLEX_NOTICE_NPU_BACK, 0, 0, 0);
-	}
-}
-
-static void obey_about_npu(struct ask *ask, struct message order)
-{
-	struct model *model = ask->model;
-
-	if (order.kind == FLEX_COMMAND_NPU_DRIVE && model->attached && model->npu == FLEX_NPU_STATE_SECURE) {
-		model->driving = true;
-		model->driving_serial = order.c;
-		drive_on(ask);
-	} else if (order.kind == FLEX_COMMAND_NPU_DRIVE) {
-		tell_secure(ask, FLEX_EVENT_DONE, order.c, (u64)FLEX_STATUS_DENIED);
-	} else if (order.kind == FLEX_COMMAND_NPU_WANT && model->attached && model->npu == FLEX_NPU_STATE_NORMAL) {
-		model->npu_wanted = true;
-		model->npu_serial = order.a;
-		push(&model->notices, FLEX_NOTICE_NPU_WANTED, order.a, 0, 0);
-	} else if (order.kind == FLEX_COMMAND_NPU_RELEASE && model->attached &&
-		   (model->npu_wanted || model->npu == FLEX_NPU_STATE_SECURE)) {
-		give_npu_up(ask);
-		tell_secure(ask, FLEX_EVENT_DONE, order.a, FLEX_STATUS_OK);
-	} else {
-		tell_secure(ask, FLEX_EVENT_DONE, order.a, (u64)FLEX_STATUS_DENIED);
-	}
-}
-
-static void obey(struct ask *ask, struct message order)
-{
-	struct model *model = ask->model;
-	int status;
-
-	if (order.kind == FLEX_COMMAND_GONE) {
-		model->attached = false;
-		give_npu_up(ask);
-		model->leaving = true;
-		model->epoch = order.a;
-	} else if (order.kind == FLEX_COMMAND_ATTACH && !model->attached) {
-		model->attached = true;
-		tell_secure(ask, FLEX_EVENT_ATTACHED, order.a, 0);
-		push(&model->notices, FLEX_NOTICE_ATTACHED, order.a, 0, 0);
-	} else if (order.kind == FLEX_COMMAND_ATTACH) {
-		tell_secure(ask, FLEX_EVENT_DONE, order.a, (u64)FLEX_STATUS_DENIED);
-	} else if (order.kind == FLEX_COMMAND_WANT && model->attached) {
-		push(&model->notices, FLEX_NOTICE_WANT, order.a, order.b, order.c);
-	} else if (order.kind == FLEX_COMMAND_NPU_WANT || order.kind == FLEX_COMMAND_NPU_DRIVE ||
-		   order.kind == FLEX_COMMAND_NPU_RELEASE) {
-		obey_about_npu(ask, order);
-	} else {
-		status = model->attached ? obey_on_pages(model, &order) : FLEX_STATUS_DENIED;
-		tell_secure(ask, FLEX_EVENT_DONE, order.c, (u64)status);
-	}
-}
-
-static void recall_all(struct model *model)
-{
-	u32 page;
-
-	for (page = 0; page < model->pages; page++)
-		if (model->state[page] == FLEX_STATE_SECURE)
-			model->state[page] = FLEX_STATE_RECALLING;
-}
-
-/* RAM of a model is so small that one step sweeps all of it. */
-static void finish_leaving(struct model *model)
-{
-	recall_all(model);
-	model->leaving = false;
-	push(&model->notices, FLEX_NOTICE_GONE, model->epoch, 0, 0);
-}
-
-static bool work(struct ask *ask)
-{
-	struct model *model = ask->model;
-	u32 step;
-
-	for (step = 0; step < model->steps; step++) {
-		if (model->notices.count == model->notice_slots || !has_room(ask))
-			return false;
-		if (model->driving)
-			drive_on(ask);
-		else if (npu_moves(model) && !(model->npu_resetting && ask->lies.npu_deaf))
-			arrive(ask);
-		else if (model->leaving)
-			finish_leaving(model);
-		else if (model->commands.count > 0 && !ask->lies.command_head)
-			obey(ask, pop(&model->commands));
-		else
-			return false;
-		if (model->driving)
-			return true;
-	}
-	return true;
 }
 
 /* ---- the OS's calls --------------------------------------------------------------------------------- */
 
 static int grant(struct ask *ask, u64 ipa, u64 pages)
 {
-	if (!well_formed(ask->model, ipa, pages))
+	if (!model_well_formed(ask->model, ipa, pages))
 		return FLEX_STATUS_INVALID;
 	if (!ask->model->attached)
 		return FLEX_STATUS_DENIED;
-	if (!has_room(ask))
+	if (!model_has_room(ask))
 		return FLEX_STATUS_BUSY;
-	if (!all_are(ask->model, ipa, pages, FLEX_STATE_NORMAL))
+	if (!model_all_are(ask->model, ipa, pages, FLEX_STATE_NORMAL))
 		return FLEX_STATUS_DENIED;
-	become(ask->model, ipa, pages, FLEX_STATE_GRANTED);
-	tell_secure(ask, FLEX_EVENT_GRANTED, ipa, pages);
+	model_become(ask->model, ipa, pages, FLEX_STATE_GRANTED);
+	model_tell_secure(ask, FLEX_EVENT_GRANTED, ipa, pages);
 	return FLEX_STATUS_OK;
 }
 
 static int give_back(struct ask *ask, u64 ipa, u64 pages, bool unused)
 {
-	if (!well_formed(ask->model, ipa, pages))
+	if (!model_well_formed(ask->model, ipa, pages))
 		return FLEX_STATUS_INVALID;
-	if (unused ? !are_unused(ask->model, ipa, pages) : !all_are(ask->model, ipa, pages, FLEX_STATE_RECALLING))
+	if (unused ? !model_are_unused(ask->model, ipa, pages) : !model_all_are(ask->model, ipa, pages, FLEX_STATE_RECALLING))
 		return FLEX_STATUS_DENIED;
-	become(ask->model, ipa, pages, FLEX_STATE_NORMAL);
-	if (ask->model->attached && has_room(ask))
-		tell_secure(ask, FLEX_EVENT_TAKEN, ipa, pages);
+	model_become(ask->model, ipa, pages, FLEX_STATE_NORMAL);
+	if (ask->model->attached && model_has_room(ask))
+		model_tell_secure(ask, FLEX_EVENT_TAKEN, ipa, pages);
 	return FLEX_STATUS_OK;
 }
 
@@ -303,9 +126,9 @@ static int tell(struct ask *ask, u64 kind, u64 a, u64 b)
 {
 	if (!ask->model->attached)
 		return FLEX_STATUS_DENIED;
-	if (!has_room(ask))
+	if (!model_has_room(ask))
 		return FLEX_STATUS_BUSY;
-	tell_secure(ask, kind, a, b);
+	model_tell_secure(ask, kind, a, b);
 	return FLEX_STATUS_OK;
 }
 
@@ -313,7 +136,7 @@ static int state_of(struct ask *ask, u64 ipa, u64 results[4])
 {
 	u64 count = 0;
 
-	if (!well_formed(ask->model, ipa, 1))
+	if (!model_well_formed(ask->model, ipa, 1))
 		return FLEX_STATUS_INVALID;
 	results[0] = model_state(ask->model, ipa);
 	while (count < 512 && ipa + count * 4096 < ask->model->end &&
@@ -334,22 +157,22 @@ static int counts(struct ask *ask, u64 results[4])
 
 static int poll(struct ask *ask, u64 results[4])
 {
-	bool more = work(ask);
+	bool more = model_work(ask);
 	struct message notice = { FLEX_NOTICE_NONE, 0, 0, 0 };
 
-	if (more || npu_moves(ask->model))
+	if (more || model_npu_moves(ask->model))
 		notice.kind = more ? FLEX_NOTICE_MORE : FLEX_NOTICE_WAIT;
 	if (ask->model->notices.count > 0)
-		notice = pop(&ask->model->notices);
+		notice = model_pop(&ask->model->notices);
 	memcpy(results, &notice, sizeof(notice));
 	return FLEX_STATUS_OK;
 }
 
 static int relax(struct ask *ask, int allowed)
 {
-	if (npu_moves(ask->model) || ask->model->npu == FLEX_NPU_STATE_SECURE)
+	if (model_npu_moves(ask->model) || ask->model->npu == FLEX_NPU_STATE_SECURE)
 		return FLEX_STATUS_HELD;
-	if (ask->model->attached || !all_are(ask->model, ask->model->base, ask->model->pages, FLEX_STATE_NORMAL))
+	if (ask->model->attached || !model_all_are(ask->model, ask->model->base, ask->model->pages, FLEX_STATE_NORMAL))
 		return FLEX_STATUS_HELD;
 	return allowed;
 }
@@ -358,12 +181,12 @@ static int grant_npu(struct ask *ask, u64 code, u64 bytes)
 {
 	struct model *model = ask->model;
 
-	if (bytes < 1 || bytes > 8192 || !well_formed(model, code, bytes > 4096 ? 2 : 1))
+	if (bytes < 1 || bytes > 8192 || !model_well_formed(model, code, bytes > 4096 ? 2 : 1))
 		return FLEX_STATUS_INVALID;
 	if (model->npu != FLEX_NPU_STATE_NORMAL || !model->npu_wanted ||
-	    !all_are(model, code, bytes > 4096 ? 2 : 1, FLEX_STATE_NORMAL))
+	    !model_all_are(model, code, bytes > 4096 ? 2 : 1, FLEX_STATE_NORMAL))
 		return FLEX_STATUS_DENIED;
-	move_npu(ask, FLEX_NPU_STATE_ENTERING);
+	model_move_npu(ask, FLEX_NPU_STATE_ENTERING);
 	return FLEX_STATUS_OK;
 }
 
@@ -433,7 +256,7 @@ bool model_retries(const struct model *model, u64 ipa)
 
 void model_end(struct model *model)
 {
-	recall_all(model);
+	model_recall_all(model);
 	if (model->npu == FLEX_NPU_STATE_ENTERING || model->npu == FLEX_NPU_STATE_SECURE)
 		model->npu = FLEX_NPU_STATE_LEAVING;
 }

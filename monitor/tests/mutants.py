@@ -293,7 +293,7 @@ MUTANTS = (
         "\tarch_npu_root",
     ),
     Mutant("anybody drives the NPU", NPU, "\t\tif (secure)\n", "\t\tif (attached)\n"),
-    Mutant("what drives the NPU may take for ever", NPU, " && ++driving.turns < TURNS", ""),
+    Mutant("what drives the NPU may take for ever", NPU, " && ++driving.turns < NPU_TURNS_MAX", ""),
     Mutant("commands overtake what drives the NPU", NPU, "\tif (driving.under_way) {", "\tif (false) {"),
     Mutant("protection off while the NPU is away", CALLS, HELD, HELD.replace("npu_is_away() || ", "")),
     Mutant("POLL does not say that the NPU is reset", CALLS, "npu_is_between())", "false)"),

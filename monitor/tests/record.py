@@ -36,7 +36,7 @@ WORLDS = (
     "monitor/arch/fake_host/*",
     "monitor/tests/core_state.lds",
     "monitor/tests/host.mk",
-    *(f"monitor/tests/{name}.[ch]" for name in ("exhaustive", "laws", "model", "places", "world")),
+    *(f"monitor/tests/{name}.[ch]" for name in ("exhaustive", "laws", "model*", "places", "world")),
 )
 PROOFS = (*CORE, "monitor/arch/arch.h", "monitor/tests/prove.py", "monitor/tests/proofs/*")
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 MONITOR = Path(__file__).resolve().parents[1]
 ABI = MONITOR.parent / "abi" / "flex.h"
+LIMITS = "core/limits.h"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +33,10 @@ SMALL = (
     Replacement(
         "flex.h", "FLEX_HIDDEN_BYTES 0x1800000", "FLEX_HIDDEN_BYTES (0x200000 - SMALL_PAGES * 0x1000)"
     ),
-    Replacement("core/types.h", "RAM_BYTES_MIN 0x10000000ULL", "RAM_BYTES_MIN 0x200000ULL"),
-    Replacement("core/notices.c", "#define SLOTS 64", "#define SLOTS SMALL_NOTICES"),
-    Replacement("core/npu.c", "#define TURNS 32", "#define TURNS SMALL_TURNS"),
-    Replacement("core/secure.c", "#define STEPS_AT_ONCE 64", "#define STEPS_AT_ONCE SMALL_STEPS"),
+    Replacement(LIMITS, "RAM_BYTES_MIN 0x10000000ULL", "RAM_BYTES_MIN 0x200000ULL"),
+    Replacement(LIMITS, "NOTICES_MAX 64", "NOTICES_MAX SMALL_NOTICES"),
+    Replacement(LIMITS, "POLL_STEPS_MAX 64", "POLL_STEPS_MAX SMALL_STEPS"),
+    Replacement(LIMITS, "NPU_TURNS_MAX 32", "NPU_TURNS_MAX SMALL_TURNS"),
 )
 
 

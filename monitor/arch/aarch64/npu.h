@@ -6,8 +6,7 @@
 #define AARCH64_NPU_H
 
 #include "arch/aarch64/system.h"
-
-#define NPU_PATIENCE 16 /* seconds: emulated, it is a process that its host may keep waiting */
+#include "core/limits.h"
 
 static inline u32 npu_get(u64 control, u32 offset)
 {
@@ -32,7 +31,7 @@ static inline u64 npu_root(u64 control)
 /* Have it forget, and wait until it has: false when it does not answer. */
 static inline bool npu_flush(u64 control)
 {
-	u64 end = read_register("cntpct_el0") + NPU_PATIENCE * read_register("cntfrq_el0");
+	u64 end = read_register("cntpct_el0") + NPU_SECONDS_MAX * read_register("cntfrq_el0");
 	u32 number = npu_get(control, FLEX_NPU_AT_FLUSH_DONE) + 1;
 
 	barrier();

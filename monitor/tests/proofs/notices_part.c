@@ -7,7 +7,7 @@ void notices_any(void)
 {
 	u32 i;
 
-	for (i = 0; i < SLOTS; i++)
+	for (i = 0; i < NOTICES_MAX; i++)
 		queue[i] = (struct message){ nondet_u64(), nondet_u64(), nondet_u64(), nondet_u64() };
 	head = nondet_u32();
 	tail = nondet_u32();
@@ -16,7 +16,7 @@ void notices_any(void)
 
 bool notices_hold(void)
 {
-	return head - tail <= SLOTS;
+	return head - tail <= NOTICES_MAX;
 }
 
 void notices_view(struct view *view)

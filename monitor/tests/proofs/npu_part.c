@@ -23,7 +23,7 @@ bool npu_holds(void)
 	       state <= FLEX_NPU_STATE_LEAVING && (secure_attached() || (!wanted && !given)) &&
 	       (!wanted || state == FLEX_NPU_STATE_NORMAL || state == FLEX_NPU_STATE_ENTERING) &&
 	       (wanted || state != FLEX_NPU_STATE_ENTERING) &&
-	       (!driving.under_way || (state == FLEX_NPU_STATE_SECURE && driving.turns < TURNS));
+	       (!driving.under_way || (state == FLEX_NPU_STATE_SECURE && driving.turns < NPU_TURNS_MAX));
 }
 
 void npu_view(struct view *view)
