@@ -12,32 +12,37 @@
 
 #include "flexmem.h"
 
-bool flex_contiguous;
-module_param_named(contiguous, flex_contiguous, bool, 0644);
+static bool contiguous;
+module_param(contiguous, bool, 0644);
 MODULE_PARM_DESC(contiguous, "allocate contiguous memory from the CMA area, as the baselines do");
 
-static unsigned long first, count; /* of the area: frame numbers */
+bool flex_contiguous_chosen(void)
+{
+	return contiguous;
+}
 
-int flex_contiguous_init(struct device_node *node)
+int flex_contiguous_init(struct flexmem *fm, struct device_node *node)
 {
 	struct device_node *area = of_parse_phandle(node, "memory-region", 0);
 	struct reserved_mem *memory = area ? of_reserved_mem_lookup(area) : NULL;
 
 	if (memory) {
-		first = PHYS_PFN(memory->base);
-		count = PHYS_PFN(memory->size);
+		fm->contiguous.first = PHYS_PFN(memory->base);
+		fm->contiguous.count = PHYS_PFN(memory->size);
 	}
 	of_node_put(area);
-	return flex_contiguous && !count ? -ENODEV : 0;
+	return contiguous && !fm->contiguous.count ? -ENODEV : 0;
 }
 
-int flex_contiguous_alloc(unsigned long pages, struct list_head *blocks)
+int flex_contiguous_alloc(struct flexmem *fm, unsigned long pages, struct list_head *blocks)
 {
+	unsigned long count = fm->contiguous.count;
+
 	/* alloc_contig_range() wants whole page blocks to isolate, and gives exactly what is asked. */
 	for (unsigned long at = 0; at + pages <= count; at += pageblock_nr_pages) {
-		unsigned long pfn = first + at;
+		unsigned long pfn = fm->contiguous.first + at;
 
-		if (flex_pool_holds_any(pfn, pages))
+		if (flex_pool_holds_any(fm, pfn, pages))
 			continue;
 		if (alloc_contig_range(pfn, pfn + pages, MIGRATE_CMA, GFP_KERNEL | __GFP_NOWARN))
 			continue;

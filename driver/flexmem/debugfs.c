@@ -10,76 +10,50 @@
 
 #include "flexmem.h"
 
-static unsigned int drain_ms = 10000;
+static unsigned int drain_ms = FLEX_DRAIN_MS_DEFAULT;
 module_param(drain_ms, uint, 0644);
 MODULE_PARM_DESC(drain_ms, "how long to wait for everything to be given back");
 
-static const char *const names[FLEX_COUNTERS] = {
-	[FLEX_COUNT_WANTS] = "wants",
-	[FLEX_COUNT_WANTED] = "wanted",
-	[FLEX_COUNT_GRANTED] = "granted",
-	[FLEX_COUNT_TAKEN] = "taken",
-	[FLEX_COUNT_RETURNED] = "returned",
-	[FLEX_COUNT_DENIED] = "denied",
-	[FLEX_COUNT_ALLOCATE_NS] = "allocate_ns",
-	[FLEX_COUNT_GRANT_NS] = "grant_ns",
-	[FLEX_COUNT_TAKE_NS] = "take_ns",
-	[FLEX_COUNT_FREE_NS] = "free_ns",
-	[FLEX_COUNT_POLL_NS] = "poll_ns",
-	[FLEX_COUNT_WAIT_NS] = "wait_ns",
-	[FLEX_COUNT_SCANS] = "scans",
-	[FLEX_COUNT_PRESSURES] = "pressures",
-	[FLEX_COUNT_PRESSURE_PAGES] = "pressure_pages",
-	[FLEX_COUNT_OOM_WAITS] = "oom_waits",
-	[FLEX_COUNT_OOM_PAGES] = "oom_pages",
-	[FLEX_COUNT_RELAXES] = "relaxes",
-};
-
-static atomic64_t counters[FLEX_COUNTERS];
-static struct dentry *folder;
-
-void flex_count(enum flex_counter counter, u64 amount)
-{
-	atomic64_add(amount, &counters[counter]);
-}
-
 static int state_show(struct seq_file *file, void *unused)
 {
-	seq_printf(file, "held %lu\n", flex_pool_held());
-	seq_printf(file, "attached %d\n", flex_service_attached());
-	seq_printf(file, "contiguous %d\n", flex_contiguous);
+	struct flexmem *fm = file->private;
+
+	seq_printf(file, "held %lu\n", flex_pool_held(fm));
+	seq_printf(file, "attached %d\n", flex_service_attached(fm));
+	seq_printf(file, "contiguous %d\n", flex_contiguous_chosen());
 	for (unsigned int order = 0; order < FLEX_ORDERS; order++)
-		seq_printf(file, "order%u %lu\n", order, flex_pool_held_of(order));
+		seq_printf(file, "order%u %lu\n", order, flex_pool_held_of(fm, order));
 	return 0;
 }
 DEFINE_SHOW_ATTRIBUTE(state);
 
 static int counters_show(struct seq_file *file, void *unused)
 {
-	for (int i = 0; i < FLEX_COUNTERS; i++)
-		seq_printf(file, "%s %lld\n", names[i], atomic64_read(&counters[i]));
+	struct flexmem *fm = file->private;
+
+	flex_counters_show(&fm->counters, file);
 	return 0;
 }
 DEFINE_SHOW_ATTRIBUTE(counters);
 
-static int detach_set(void *unused, u64 value)
+static int detach_set(void *fm, u64 value)
 {
 	if (value)
-		return flex_service_close(drain_ms);
-	flex_service_open();
+		return flex_service_close(fm, drain_ms);
+	flex_service_open(fm);
 	return 0;
 }
 DEFINE_DEBUGFS_ATTRIBUTE(detach_fops, NULL, detach_set, "%llu\n");
 
-void flex_debugfs_init(void)
+void flex_debugfs_init(struct flexmem *fm)
 {
-	folder = debugfs_create_dir("flexmem", NULL);
-	debugfs_create_file("state", 0444, folder, NULL, &state_fops);
-	debugfs_create_file("counters", 0444, folder, NULL, &counters_fops);
-	debugfs_create_file_unsafe("detach", 0200, folder, NULL, &detach_fops);
+	fm->folder = debugfs_create_dir("flexmem", NULL);
+	debugfs_create_file("state", 0444, fm->folder, fm, &state_fops);
+	debugfs_create_file("counters", 0444, fm->folder, fm, &counters_fops);
+	debugfs_create_file_unsafe("detach", 0200, fm->folder, fm, &detach_fops);
 }
 
-void flex_debugfs_exit(void)
+void flex_debugfs_exit(struct flexmem *fm)
 {
-	debugfs_remove_recursive(folder);
+	debugfs_remove_recursive(fm->folder);
 }

@@ -10,121 +10,153 @@
  *   contiguous.c  another allocator, for baselines: the CMA area
  *   ondemand.c    nothing handed over for a while → RELAX
  *   debugfs.c     what is going on
+ *   counters.c    what was counted
+ *   limits.h      every limit, and why
  *   exported.h    for other modules: the NPU's driver
  *
- * Locks. `service` (service.c) is held while a notice is handled, and so serialises everything that
- * grants, takes or frees. Nothing that holds it waits for the secure world. Counters are atomic.
+ * All state is in one `struct flexmem`, made by probe and passed to every function; what is outside of it
+ * are module parameters, and the pointer that flexmem_get() tells other modules. Each file changes its own
+ * part of the struct only.
+ *
+ * Locks. `service.lock` is held while a notice is handled, and so serialises everything that grants,
+ * takes or frees. Nothing that holds it waits for the secure world. Counters are atomic.
  */
 #ifndef FLEXMEM_H
 #define FLEXMEM_H
 
 #include <linux/atomic.h>
 #include <linux/list.h>
+#include <linux/mutex.h>
+#include <linux/notifier.h>
 #include <linux/platform_device.h>
+#include <linux/shrinker.h>
 #include <linux/types.h>
+#include <linux/workqueue.h>
 
+#include "counters.h"
 #include "exported.h"
+#include "limits.h"
 
-#define FLEX_ORDER_MAX 9 /* 2 MiB: a call, and what Linux likes to keep in one piece */
-#define FLEX_ORDERS (FLEX_ORDER_MAX + 1)
+struct flex_contiguous {
+	unsigned long first, count; /* of the CMA area: frame numbers; no area: 0 */
+};
+
+struct flex_pool { /* under service.lock, but for what is atomic */
+	unsigned long first, count; /* pages that could be handed over: by frame number */
+	unsigned long *held;	    /* a bit for each: it is handed over */
+	unsigned long *heads;	    /* a bit for each: a block begins here, whose order its private word holds */
+	atomic_long_t pages;
+	atomic_long_t of_order[FLEX_ORDERS];
+	struct task_struct *granting; /* who is inside flex_pool_grant(); read by anybody */
+};
+
+struct flex_service {
+	struct mutex lock;
+	struct workqueue_struct *queue;
+	struct work_struct work;
+	int irq;
+	bool attached, closing; /* written by one, read by anybody */
+
+	/* Under lock. */
+	struct flex_results put_aside; /* a WANT or GONE, unless its kind is NONE */
+	void (*listener)(const struct flex_results *notice);
+	unsigned int waits; /* answers WAIT in a row */
+	u64 waiting_since;  /* ns, while `waits` */
+};
+
+struct flex_pressure {
+	struct shrinker shrinker;
+	struct notifier_block oom;
+	atomic_long_t asked_at;	  /* jiffies of the outstanding demand */
+	atomic_long_t held_after; /* what is held when it has been met */
+	unsigned long step;	  /* what the next one asks for at least; a race loses a doubling */
+};
+
+struct flexmem {
+	struct flex_counters counters;
+	struct flex_contiguous contiguous;
+	struct flex_pool pool;
+	struct flex_service service;
+	struct flex_pressure pressure;
+	struct delayed_work relax; /* ondemand.c */
+	struct dentry *folder;	   /* debugfs.c */
+};
 
 /* ---- smc.c, which also has flex_call() ---- */
 
-/*
- * Makes a call again for as long as it is BUSY, sleeping in between, for about `ms` milliseconds:
- * rings have 4096 slots, so this ends as soon as the secure world reads its events.
- */
-int flex_call_patiently(enum flex_call call, u64 a, u64 b, unsigned int ms);
+/* Makes a call again for as long as it is BUSY, sleeping in between, for about FLEX_PATIENCE_MS. */
+int flex_call_patiently(struct flexmem *fm, enum flex_call call, u64 a, u64 b);
 
-/* ---- pool.c: under service, but for the counters ---- */
+/* ---- pool.c: under service.lock, but for what is atomic ---- */
 
 struct flex_layout {
 	phys_addr_t ram_base, hidden_base; /* what can be handed over lies between */
 };
 
-int flex_pool_init(const struct flex_layout *layout);
-void flex_pool_exit(void); /* only while nothing is held */
+int flex_pool_init(struct flexmem *fm, const struct flex_layout *layout);
+void flex_pool_exit(struct flexmem *fm); /* only while nothing is held */
 
 /*
  * Hands over `pages` pages, or fewer, and returns how many; 0 when fewer than `minimum` could be had.
  */
-unsigned long flex_pool_grant(unsigned long pages, unsigned long minimum);
+unsigned long flex_pool_grant(struct flexmem *fm, unsigned long pages, unsigned long minimum);
 
 /*
  * Gets pages back by TAKE (what the secure world used) or RETURN (what it never did) and frees them.
  * Those of the range that are not held, or that the monitor does not give, are left as they are.
  * Returns how many came.
  */
-unsigned long flex_pool_take(phys_addr_t ipa, unsigned long pages);
-unsigned long flex_pool_return(phys_addr_t ipa, unsigned long pages);
+unsigned long flex_pool_take(struct flexmem *fm, phys_addr_t ipa, unsigned long pages);
+unsigned long flex_pool_return(struct flexmem *fm, phys_addr_t ipa, unsigned long pages);
 
 /* Gets everything back that the monitor gives: for when the secure world is gone. */
-unsigned long flex_pool_recover(void);
+unsigned long flex_pool_recover(struct flexmem *fm);
 
-unsigned long flex_pool_held(void);		 /* pages; any context */
-unsigned long flex_pool_held_of(unsigned int order); /* pages in blocks of that order */
-bool flex_pool_is_granting(void);		 /* whether the caller is inside flex_pool_grant */
-bool flex_pool_holds_any(unsigned long pfn, unsigned long pages);
+unsigned long flex_pool_held(struct flexmem *fm);		     /* pages; any context */
+unsigned long flex_pool_held_of(struct flexmem *fm, unsigned int order); /* pages in blocks of that order */
+bool flex_pool_is_granting(struct flexmem *fm); /* whether the caller is inside flex_pool_grant() */
+bool flex_pool_holds_any(struct flexmem *fm, unsigned long pfn, unsigned long pages);
 
 /* ---- contiguous.c ---- */
 
-extern bool flex_contiguous; /* module parameter: allocate from the CMA area */
-
-int flex_contiguous_init(struct device_node *node);
+bool flex_contiguous_chosen(void); /* module parameter: allocate from the CMA area */
+int flex_contiguous_init(struct flexmem *fm, struct device_node *node);
 /* Adds one run of `pages` pages to `blocks`, as pages of order 0; -EBUSY when there is none. */
-int flex_contiguous_alloc(unsigned long pages, struct list_head *blocks);
+int flex_contiguous_alloc(struct flexmem *fm, unsigned long pages, struct list_head *blocks);
 
 /* ---- service.c, which also has flex_listen() and flex_service_kick() ---- */
 
-int flex_service_init(struct platform_device *device);
-void flex_service_exit(struct platform_device *device);
+int flex_service_init(struct flexmem *fm);
+/* Waits for what is under way and ends it; after flex_service_stop(), if it was started. */
+void flex_service_exit(struct flexmem *fm);
+/* From the first to the second the monitor's interrupt is heard, and memory may be handed over. */
+int flex_service_start(struct flexmem *fm, struct platform_device *device);
+void flex_service_stop(struct flexmem *fm);
+
 /*
  * Handles the notices that need no allocation until `enough` pages came back, if nobody else is at
  * it. Never waits. Returns the pages that came back.
  */
-unsigned long flex_service_reap(unsigned long enough);
-bool flex_service_attached(void);
+unsigned long flex_service_reap(struct flexmem *fm, unsigned long enough);
+bool flex_service_attached(struct flexmem *fm);
 /* Asks for everything and waits for it, at most `ms`. 0, or -EBUSY when the secure world keeps some. */
-int flex_service_close(unsigned int ms);
-void flex_service_open(void);
+int flex_service_close(struct flexmem *fm, unsigned int ms);
+void flex_service_open(struct flexmem *fm);
 
 /* ---- shrinker.c ---- */
 
-int flex_shrinker_init(void);
-void flex_shrinker_exit(void);
+int flex_shrinker_init(struct flexmem *fm);
+void flex_shrinker_exit(struct flexmem *fm);
 
 /* ---- ondemand.c ---- */
 
-void flex_ondemand_init(void);
-void flex_ondemand_exit(void);
-void flex_ondemand_touch(void); /* something happened: the idle window begins anew */
+void flex_ondemand_init(struct flexmem *fm);
+void flex_ondemand_exit(struct flexmem *fm);
+void flex_ondemand_touch(struct flexmem *fm); /* something happened: the idle window begins anew */
 
 /* ---- debugfs.c ---- */
 
-enum flex_counter {
-	FLEX_COUNT_WANTS,	    /* notices WANT */
-	FLEX_COUNT_WANTED,	    /* pages they asked for */
-	FLEX_COUNT_GRANTED,	    /* pages handed over */
-	FLEX_COUNT_TAKEN,	    /* pages back, scrubbed */
-	FLEX_COUNT_RETURNED,	    /* pages back, never used */
-	FLEX_COUNT_DENIED,	    /* calls that the monitor refused */
-	FLEX_COUNT_ALLOCATE_NS,	    /* time in the allocator */
-	FLEX_COUNT_GRANT_NS,	    /* time in GRANT */
-	FLEX_COUNT_TAKE_NS,	    /* time in TAKE and RETURN */
-	FLEX_COUNT_FREE_NS,	    /* time giving pages to the allocator */
-	FLEX_COUNT_POLL_NS,	    /* time in POLL: in what the secure world had carried out */
-	FLEX_COUNT_WAIT_NS,	    /* time in which POLL said WAIT */
-	FLEX_COUNT_SCANS,	    /* calls of the shrinker */
-	FLEX_COUNT_PRESSURES,	    /* demands sent */
-	FLEX_COUNT_PRESSURE_PAGES,  /* and their pages */
-	FLEX_COUNT_OOM_WAITS,	    /* times that the OOM killer waited for us */
-	FLEX_COUNT_OOM_PAGES,	    /* what came in them */
-	FLEX_COUNT_RELAXES,	    /* times that protection went off */
-	FLEX_COUNTERS,
-};
-
-void flex_count(enum flex_counter counter, u64 amount);
-void flex_debugfs_init(void);
-void flex_debugfs_exit(void);
+void flex_debugfs_init(struct flexmem *fm);
+void flex_debugfs_exit(struct flexmem *fm);
 
 #endif

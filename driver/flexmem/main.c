@@ -3,24 +3,38 @@
  * Flex-Mem's driver. The normal world's: the monitor believes nothing it says, and it believes the
  * monitor everything.
  *
- * Going down is the way up backwards. While pages are handed over the module is in use (pool.c) and
- * cannot be unloaded; writing to debugfs' `detach` has them given back first.
+ * Up: first everything is made, then the doors are opened: reclaim (the shrinker), the monitor's
+ * interrupt, user space, other modules. Until the interrupt is heard nothing can be handed over, and
+ * nothing after it can fail, so a ladder that breaks off has no pages out.
+ *
+ * Down is the same backwards, in two phases: the doors are closed, so that nobody begins anything; then
+ * what is under way is waited for, and freed. Nothing is handed over then: while there is, the module is
+ * in use (pool.c) and cannot be unloaded; writing to debugfs' `detach` has it given back first.
  */
 #include <linux/mod_devicetable.h>
 #include <linux/module.h>
 #include <linux/platform_device.h>
+#include <linux/slab.h>
 
 #include "flexmem.h"
 
-static int ask_layout(struct flex_layout *layout)
+static struct flexmem *instance;
+
+struct flexmem *flexmem_get(void)
+{
+	return smp_load_acquire(&instance);
+}
+EXPORT_SYMBOL_GPL(flexmem_get);
+
+static int ask_layout(struct flexmem *fm, struct flex_layout *layout)
 {
 	struct flex_results version, ram;
 
-	if (flex_call(FLEX_CALL_VERSION, 0, 0, 0, &version) || version.x[0] != FLEX_ABI_VERSION) {
+	if (flex_call(fm, FLEX_CALL_VERSION, 0, 0, 0, &version) || version.x[0] != FLEX_ABI_VERSION) {
 		pr_err("flexmem: no monitor of version %d\n", FLEX_ABI_VERSION);
 		return -ENODEV;
 	}
-	if (flex_call(FLEX_CALL_LAYOUT, 0, 0, 0, &ram))
+	if (flex_call(fm, FLEX_CALL_LAYOUT, 0, 0, 0, &ram))
 		return -ENODEV;
 	layout->ram_base = ram.x[0];
 	layout->hidden_base = ram.x[2];
@@ -30,42 +44,63 @@ static int ask_layout(struct flex_layout *layout)
 static int probe(struct platform_device *device)
 {
 	struct flex_layout layout;
+	struct flexmem *fm;
 	int error;
 
-	error = ask_layout(&layout);
+	if (flexmem_get())
+		return -EBUSY; /* there is one RAM, and one monitor that keeps it */
+	fm = devm_kzalloc(&device->dev, sizeof(*fm), GFP_KERNEL);
+	if (!fm)
+		return -ENOMEM;
+	error = ask_layout(fm, &layout);
 	if (error)
 		return error;
-	error = flex_contiguous_init(device->dev.of_node);
+	error = flex_contiguous_init(fm, device->dev.of_node);
 	if (error)
 		return error;
-	error = flex_pool_init(&layout);
+	error = flex_pool_init(fm, &layout);
 	if (error)
 		return error;
-	flex_ondemand_init();
-	error = flex_service_init(device);
+	flex_ondemand_init(fm);
+	error = flex_service_init(fm);
 	if (error)
 		goto no_service;
-	error = flex_shrinker_init();
+
+	error = flex_shrinker_init(fm);
 	if (error)
 		goto no_shrinker;
-	flex_debugfs_init();
+	error = flex_service_start(fm, device);
+	if (error)
+		goto no_start;
+	flex_debugfs_init(fm);
+	platform_set_drvdata(device, fm);
+	smp_store_release(&instance, fm);
 	return 0;
 
+no_start:
+	flex_shrinker_exit(fm);
 no_shrinker:
-	flex_service_exit(device);
+	flex_service_exit(fm);
 no_service:
-	flex_ondemand_exit();
-	flex_pool_exit();
+	flex_ondemand_exit(fm);
+	flex_pool_exit(fm);
 	return error;
 }
 
 static int remove(struct platform_device *device)
 {
-	flex_debugfs_exit();
-	flex_shrinker_exit();
-	flex_service_exit(device);
-	flex_ondemand_exit();
-	flex_pool_exit();
+	struct flexmem *fm = platform_get_drvdata(device);
+
+	/* The doors. */
+	WRITE_ONCE(instance, NULL);
+	flex_debugfs_exit(fm);
+	flex_service_stop(fm);
+	flex_shrinker_exit(fm);
+
+	/* What is under way. */
+	flex_service_exit(fm);
+	flex_ondemand_exit(fm);
+	flex_pool_exit(fm);
 	return 0;
 }
 

@@ -10,38 +10,38 @@
 
 #include "flexmem.h"
 
-static unsigned int idle_ms = 10000;
+static unsigned int idle_ms = FLEX_IDLE_MS_DEFAULT;
 module_param(idle_ms, uint, 0644);
 MODULE_PARM_DESC(idle_ms, "protection goes off when nothing is handed over for that long; 0: never");
 
-static void relax(struct work_struct *work);
-static DECLARE_DELAYED_WORK(work, relax);
-
-static void relax(struct work_struct *unused)
+static void relax(struct work_struct *work)
 {
-	if (flex_pool_held() || flex_service_attached() || !idle_ms)
+	struct flexmem *fm = container_of(to_delayed_work(work), struct flexmem, relax);
+
+	if (flex_pool_held(fm) || flex_service_attached(fm) || !idle_ms)
 		return; /* touched when that changes */
-	switch (flex_call(FLEX_CALL_RELAX, 0, 0, 0, NULL)) {
+	switch (flex_call(fm, FLEX_CALL_RELAX, 0, 0, 0, NULL)) {
 	case FLEX_STATUS_OK:
-		flex_count(FLEX_COUNT_RELAXES, 1);
+		flex_count(&fm->counters, FLEX_COUNT_RELAXES, 1);
 		break;
 	case FLEX_STATUS_BUSY: /* another CPU was in a call, perhaps for a fault only */
-		flex_ondemand_touch();
+		flex_ondemand_touch(fm);
 		break;
 	}
 }
 
-void flex_ondemand_touch(void)
+void flex_ondemand_touch(struct flexmem *fm)
 {
-	mod_delayed_work(system_wq, &work, msecs_to_jiffies(idle_ms ?: 1000));
+	mod_delayed_work(system_wq, &fm->relax, msecs_to_jiffies(idle_ms ?: FLEX_IDLE_LOOK_MS));
 }
 
-void flex_ondemand_init(void)
+void flex_ondemand_init(struct flexmem *fm)
 {
-	flex_ondemand_touch();
+	INIT_DELAYED_WORK(&fm->relax, relax);
+	flex_ondemand_touch(fm);
 }
 
-void flex_ondemand_exit(void)
+void flex_ondemand_exit(struct flexmem *fm)
 {
-	cancel_delayed_work_sync(&work);
+	cancel_delayed_work_sync(&fm->relax);
 }

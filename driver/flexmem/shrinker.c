@@ -27,76 +27,66 @@
 
 #include "flexmem.h"
 
-static unsigned int deadline_ms = 100;
+static unsigned int deadline_ms = FLEX_DEADLINE_MS_DEFAULT;
 module_param(deadline_ms, uint, 0644);
 MODULE_PARM_DESC(deadline_ms, "by when the secure world should have given what pressure asks for");
 
-static unsigned int demand_mib = 64;
+static unsigned int demand_mib = FLEX_DEMAND_MIB_DEFAULT;
 module_param(demand_mib, uint, 0644);
 MODULE_PARM_DESC(demand_mib, "the most that pressure asks for at once, but for what a scan wants");
 
-static unsigned int oom_wait_ms = 2000;
+static unsigned int oom_wait_ms = FLEX_OOM_WAIT_MS_DEFAULT;
 module_param(oom_wait_ms, uint, 0644);
 MODULE_PARM_DESC(oom_wait_ms, "how long the OOM killer waits for the secure world at most");
 
-static const unsigned long least = 512; /* pages of a demand: one granule of the secure world */
-static const unsigned int close_ms = 500;
-
-static atomic_long_t asked_at;	 /* jiffies of the outstanding demand */
-static unsigned long step = 512; /* what the next one asks for at least; a race loses a doubling */
-static atomic_long_t held_after; /* what is held when it has been met */
-
-static bool answered(unsigned long asked)
+static bool answered(struct flexmem *fm, unsigned long asked)
 {
-	return flex_pool_held() <= atomic_long_read(&held_after) ||
+	return flex_pool_held(fm) <= atomic_long_read(&fm->pressure.held_after) ||
 	       time_after(jiffies, asked + msecs_to_jiffies(deadline_ms));
 }
 
-static void demand(unsigned long pages)
+static void demand(struct flexmem *fm, unsigned long pages)
 {
-	unsigned long asked = atomic_long_read(&asked_at), held = flex_pool_held();
+	struct flex_pressure *pressure = &fm->pressure;
+	unsigned long asked = atomic_long_read(&pressure->asked_at), held = flex_pool_held(fm);
+	unsigned long most = (unsigned long)demand_mib << (20 - PAGE_SHIFT);
 
-	if (!held || !answered(asked) || atomic_long_cmpxchg(&asked_at, asked, jiffies) != asked)
+	if (!held || !answered(fm, asked) ||
+	    atomic_long_cmpxchg(&pressure->asked_at, asked, jiffies) != asked)
 		return;
-	if (time_after(jiffies, asked + msecs_to_jiffies(close_ms)))
-		WRITE_ONCE(step, least);
+	if (time_after(jiffies, asked + msecs_to_jiffies(FLEX_EPISODE_MS)))
+		WRITE_ONCE(pressure->step, FLEX_DEMAND_PAGES_MIN);
 	else
-		WRITE_ONCE(step, min(2 * step, (unsigned long)demand_mib << (20 - PAGE_SHIFT)));
-	pages = min(held, max(pages, READ_ONCE(step)));
-	atomic_long_set(&held_after, held - pages);
-	flex_count(FLEX_COUNT_PRESSURES, 1);
-	flex_count(FLEX_COUNT_PRESSURE_PAGES, pages);
-	flex_call(FLEX_CALL_PRESSURE, pages, deadline_ms, 0, NULL);
+		WRITE_ONCE(pressure->step, min(2 * pressure->step, most));
+	pages = min(held, max(pages, READ_ONCE(pressure->step)));
+	atomic_long_set(&pressure->held_after, held - pages);
+	flex_count(&fm->counters, FLEX_COUNT_PRESSURES, 1);
+	flex_count(&fm->counters, FLEX_COUNT_PRESSURE_PAGES, pages);
+	flex_call(fm, FLEX_CALL_PRESSURE, pages, deadline_ms, 0, NULL);
 }
 
 static unsigned long count(struct shrinker *shrinker, struct shrink_control *control)
 {
-	return flex_pool_held();
+	return flex_pool_held(container_of(shrinker, struct flexmem, pressure.shrinker));
 }
 
 static unsigned long scan(struct shrinker *shrinker, struct shrink_control *control)
 {
+	struct flexmem *fm = container_of(shrinker, struct flexmem, pressure.shrinker);
 	unsigned long came;
 
 	/* Taking from the secure world what is being allocated for it helps nobody. */
-	if (flex_pool_is_granting())
+	if (flex_pool_is_granting(fm))
 		return SHRINK_STOP;
-	flex_count(FLEX_COUNT_SCANS, 1);
-	came = flex_service_reap(control->nr_to_scan);
+	flex_count(&fm->counters, FLEX_COUNT_SCANS, 1);
+	came = flex_service_reap(fm, control->nr_to_scan);
 	if (came < control->nr_to_scan)
-		demand(control->nr_to_scan - came);
+		demand(fm, control->nr_to_scan - came);
 	/* Else reclaim would not count these pages as progress: they are from no list of its own. */
 	if (came && current->reclaim_state)
 		current->reclaim_state->reclaimed_slab += came;
 	return came ?: SHRINK_STOP;
 }
-
-static struct shrinker shrinker = {
-	.count_objects = count,
-	.scan_objects = scan,
-	.seeks = DEFAULT_SEEKS,
-	.batch = FLEX_CALL_PAGES_MAX,
-};
 
 /* Free pages that came since there were `before`, when they are more than chance. */
 static unsigned long grown(unsigned long before)
@@ -113,42 +103,51 @@ static unsigned long grown(unsigned long before)
  */
 static int on_oom(struct notifier_block *block, unsigned long unused, void *freed)
 {
-	unsigned long end = jiffies + msecs_to_jiffies(oom_wait_ms), held = flex_pool_held(), came;
+	struct flexmem *fm = container_of(block, struct flexmem, pressure.oom);
+	unsigned long end = jiffies + msecs_to_jiffies(oom_wait_ms), held = flex_pool_held(fm), came;
 	unsigned long free = global_zone_page_state(NR_FREE_PAGES);
 
-	if (!held || flex_pool_is_granting() || fatal_signal_pending(current))
+	if (!held || flex_pool_is_granting(fm) || fatal_signal_pending(current))
 		return NOTIFY_OK;
-	flex_count(FLEX_COUNT_OOM_WAITS, 1);
+	flex_count(&fm->counters, FLEX_COUNT_OOM_WAITS, 1);
 	do {
-		demand(held);
-		flex_service_reap(ULONG_MAX);
-		came = held - min(held, flex_pool_held());
+		demand(fm, held);
+		flex_service_reap(fm, ULONG_MAX);
+		came = held - min(held, flex_pool_held(fm));
 		came = max(came, grown(free));
 		if (came)
 			break;
 		usleep_range(500, 1000);
 	} while (time_before(jiffies, end));
-	flex_count(FLEX_COUNT_OOM_PAGES, came);
+	flex_count(&fm->counters, FLEX_COUNT_OOM_PAGES, came);
 	*(unsigned long *)freed += came;
 	return NOTIFY_OK;
 }
 
-static struct notifier_block oom = { .notifier_call = on_oom };
-
-int flex_shrinker_init(void)
+int flex_shrinker_init(struct flexmem *fm)
 {
-	int error = register_shrinker(&shrinker, "flexmem");
+	struct flex_pressure *pressure = &fm->pressure;
+	int error;
 
+	pressure->step = FLEX_DEMAND_PAGES_MIN;
+	pressure->oom.notifier_call = on_oom;
+	pressure->shrinker = (struct shrinker){
+		.count_objects = count,
+		.scan_objects = scan,
+		.seeks = DEFAULT_SEEKS,
+		.batch = FLEX_CALL_PAGES_MAX,
+	};
+	error = register_shrinker(&pressure->shrinker, "flexmem");
 	if (error)
 		return error;
-	error = register_oom_notifier(&oom);
+	error = register_oom_notifier(&pressure->oom);
 	if (error)
-		unregister_shrinker(&shrinker);
+		unregister_shrinker(&pressure->shrinker);
 	return error;
 }
 
-void flex_shrinker_exit(void)
+void flex_shrinker_exit(struct flexmem *fm)
 {
-	unregister_oom_notifier(&oom);
-	unregister_shrinker(&shrinker);
+	unregister_oom_notifier(&fm->pressure.oom);
+	unregister_shrinker(&fm->pressure.shrinker);
 }

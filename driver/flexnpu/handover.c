@@ -48,6 +48,7 @@ static unsigned int ask_ms = 50;
 module_param(ask_ms, uint, 0644);
 MODULE_PARM_DESC(ask_ms, "by when the secure world should give the NPU back, when jobs wait");
 
+static struct flexmem *flexmem;
 static phys_addr_t code;
 static unsigned long code_bytes;
 
@@ -62,7 +63,7 @@ static enum flex_npu_state state(void)
 {
 	struct flex_results results;
 
-	if (flex_call(FLEX_CALL_NPU_STATE, 0, 0, 0, &results))
+	if (flex_call(flexmem, FLEX_CALL_NPU_STATE, 0, 0, 0, &results))
 		return FLEX_NPU_STATE_ABSENT;
 	return results.x[0];
 }
@@ -102,7 +103,7 @@ static bool give(void)
 	if (!try_module_get(THIS_MODULE))
 		return false; /* it is being unloaded */
 	WRITE_ONCE(ours, false);
-	status = flex_call(FLEX_CALL_NPU_GRANT, code, code_bytes, 0, NULL);
+	status = flex_call(flexmem, FLEX_CALL_NPU_GRANT, code, code_bytes, 0, NULL);
 	if (status != FLEX_STATUS_OK) {
 		WRITE_ONCE(ours, true);
 		module_put(THIS_MODULE);
@@ -112,7 +113,7 @@ static bool give(void)
 		}
 		return false;
 	}
-	flex_service_kick();
+	flex_service_kick(flexmem);
 	while (is_on_its_way())
 		usleep_range(50, 100);
 	since = ktime_get_ns();
@@ -141,7 +142,7 @@ static void ask(void)
 {
 	asked = get_jiffies_64();
 	flexnpu_count(FLEXNPU_COUNT_ASKS, 1);
-	flex_call(FLEX_CALL_NPU_ASK, ask_ms, 0, 0, NULL);
+	flex_call(flexmem, FLEX_CALL_NPU_ASK, ask_ms, 0, 0, NULL);
 }
 
 static void take_back(void)
@@ -231,17 +232,20 @@ int flexnpu_handover_init(void)
 {
 	unsigned long start = (unsigned long)flex_npu_core;
 
+	flexmem = flexmem_get();
+	if (!flexmem)
+		return -EPROBE_DEFER; /* it is not up yet */
 	code_bytes = (unsigned long)flex_npu_core_end - start;
 	if (!PAGE_ALIGNED(start) || code_bytes > PAGE_SIZE)
 		return -EINVAL; /* not one page: it has more than one physical address */
 	code = PFN_PHYS(vmalloc_to_pfn((void *)start));
 	if (state() != FLEX_NPU_STATE_NORMAL)
 		return -ENODEV;
-	flex_listen(hear);
+	flex_listen(flexmem, hear);
 	return 0;
 }
 
 void flexnpu_handover_exit(void)
 {
-	flex_listen(NULL);
+	flex_listen(flexmem, NULL);
 }
