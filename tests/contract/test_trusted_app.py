@@ -103,7 +103,7 @@ def _serve(folder: Path) -> tuple[list[str], set[str], list[str]]:
     from flexserve.trusted.app import LlamaApp
     from flexserve.trusted.engine.runtime import Engine
     from flexserve.trusted.memory.flexmem import FlexMem, OpenHanded
-    from flexserve.trusted.open_model import Limits, Workshop
+    from flexserve.trusted.open_model import Limits, Services
     from flexserve.trusted.store.keys import DeviceKey
     from flexserve.trusted.store.store import Store
     from flexserve.trusted.text.rendering.renderer import Renderer
@@ -115,7 +115,7 @@ def _serve(folder: Path) -> tuple[list[str], set[str], list[str]]:
     flexmem = FlexMem(PlainMemory(64 * KIB), 2 * GIB, OpenHanded())
     renderer = Renderer(lambda: None)
     renderer.wait_until_ready()
-    shop = Workshop(
+    services = Services(
         Engine(flexmem, 1),
         Residency(flexmem, 1),
         store,
@@ -125,7 +125,7 @@ def _serve(folder: Path) -> tuple[list[str], set[str], list[str]]:
         shares_heap=True,
     )
     sent: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    app = LlamaApp(shop, sent.put)
+    app = LlamaApp(services, sent.put)
     recorder: Any = Recorder(app)
     models = ModelManager(recorder, idle=3600)
     memory = MemoryManager(recorder, models)

@@ -30,7 +30,7 @@ from flexserve.simulator.secure_memory import SimSecureMemory
 from flexserve.trusted.app import LlamaApp
 from flexserve.trusted.memory.flexmem import FlexMem
 from flexserve.trusted.memory.ownership import PageState
-from flexserve.trusted.open_model import Limits, Workshop
+from flexserve.trusted.open_model import Limits, Services
 from flexserve.trusted.store import DeviceKey, Store
 from flexserve.trusted.weights.residency import Residency
 
@@ -61,14 +61,14 @@ class World:
         if not self.store.list():
             for name in ("a", "b"):
                 self.add(name, folder)
-        self.shop: Any = Workshop(
+        self.services: Any = Services(
             *(self.engine, self.residency, self.store, renderer()),  # type: ignore[arg-type]
             Limits(CONTEXT, sequences, sealed_kv),
             self.counters,
             shares_heap,
         )
         self.sent: list[msgspec.Struct] = []
-        self.app = LlamaApp(self.shop, self.sent.append)
+        self.app = LlamaApp(self.services, self.sent.append)
         self._serial = 0
 
     def __enter__(self) -> Self:

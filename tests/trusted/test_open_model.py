@@ -9,7 +9,6 @@ from fake_world import World
 
 from flexserve.errors import CallerError, GrantRefusedError, InternalError
 from flexserve.trusted import open_model
-from flexserve.trusted.engine.model import Model
 from flexserve.trusted.open_model import require_room
 
 
@@ -58,7 +57,7 @@ def test_a_model_that_cannot_be_opened_leaves_nothing_behind(
             raise InternalError("There is no context.")
 
     monkeypatch.setattr(open_model, "Context", Broken)
-    monkeypatch.setattr(Model, "close", lambda model: closed.append(model.name))
+    monkeypatch.setattr(vars(open_model)["Model"], "close", lambda model: closed.append(model.name))
     with pytest.raises(InternalError):
         world.app.open("b")
     assert closed == ["b"]

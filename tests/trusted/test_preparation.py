@@ -15,7 +15,7 @@ SCHEMA = '{"type": "integer"}'
 def prepare(world: World, prompt: str | ChatPrompt, **sampling: object) -> Prepared:
     text = TextPrompt(prompt) if isinstance(prompt, str) else prompt
     request = Generate(1, "a", text, Sampling(**sampling))  # type: ignore[arg-type]
-    return Preparation(world.shop.renderer).prepare(world.entry(), request)
+    return Preparation(world.services.renderer).prepare(world.entry(), request)
 
 
 def test_a_text_is_its_tokens(world: World) -> None:

@@ -35,7 +35,7 @@ class Observer(Protocol):
         """Record a message, when it came."""
 
     def lost(self) -> None:
-        """Take note that no more comes: the secure world is gone."""
+        """Record that no more comes: the secure world is gone."""
 
 
 class Answer:

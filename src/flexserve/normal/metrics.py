@@ -55,7 +55,7 @@ class Metrics:
         return RequestRecord(self, model)
 
     def started(self, model: str) -> None:
-        """Take note that `model` exists."""
+        """Record that `model` exists."""
         self._seen.add(model)
 
     def forget(self, models: Collection[str]) -> None:
@@ -100,7 +100,7 @@ class RequestRecord:
                 self._end(message.failure.code if message.failure.code == "cancelled" else "error")
 
     def lost(self) -> None:
-        """Take note that no more comes; nothing if the end was seen."""
+        """Record that no more comes; nothing if the end was seen."""
         self._end("error")
 
     def _start(self) -> None:

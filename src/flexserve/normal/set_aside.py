@@ -46,7 +46,7 @@ class SetAside:
         return dict(self._models)
 
     def blame(self, model: str, reason: FlexServeError, *, killed: bool) -> None:
-        """Take note that a world died while `model` computed. `killed`: by a signal from outside."""
+        """Record that a world died while `model` computed. `killed`: by a signal from outside."""
         now = self._clock()
         if killed and now - self._killed.get(model, float("-inf")) > KILLS_WITHIN:
             self._killed[model] = now

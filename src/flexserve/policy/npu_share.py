@@ -37,16 +37,16 @@ class NpuShare:
         return now >= self._rest_until
 
     def came(self, now: float) -> None:
-        """Take note that it is here."""
+        """Record that it is here."""
         self._came = self._used = now
         self._leave_by = self._abort_by = None
 
     def used(self, now: float) -> None:
-        """Take note that there is, or was, something for it to do."""
+        """Record that there is, or was, something for it to do."""
         self._used = now
 
     def wanted_back(self, now: float, deadline: float) -> None:
-        """Take note that the normal world wants it back by `deadline`. Later ones postpone nothing."""
+        """Record that the normal world wants it back by `deadline`. Later ones postpone nothing."""
         left = max(0.0, deadline - now)
         turn = min(self._came + self._turn, deadline - _MARGIN * left)
         self._leave_by = _earlier(self._leave_by, turn)
@@ -57,7 +57,7 @@ class NpuShare:
         return self._abort_by is None or now + seconds <= self._abort_by
 
     def end_turn(self, now: float) -> None:
-        """Take note that the next job does not fit."""
+        """Record that the next job does not fit."""
         self._leave_by = _earlier(self._leave_by, now)
 
     def leave_at(self) -> float:
@@ -71,13 +71,13 @@ class NpuShare:
         return self._abort_by
 
     def left(self, now: float) -> None:
-        """Take note that it is gone: if it was wanted, the normal world has its turn now, as long as ours."""
+        """Record that it is gone: if it was wanted, the normal world has its turn now, as long as ours."""
         if self._leave_by is not None:
             self._rest_until = now + min(self._turn, now - self._came)
         self._leave_by = self._abort_by = None
 
     def failed(self, now: float) -> None:
-        """Take note that a job was lost: it is left alone for a while."""
+        """Record that a job was lost: it is left alone for a while."""
         self._rest_until = now + _AFTER_LOSS
 
 

@@ -81,7 +81,7 @@ class Pace:
     seconds: float | None = None
 
     def note(self, work: int, seconds: float) -> None:
-        """Take note that `work` multiplications took so long."""
+        """Record that `work` multiplications took so long."""
         measured = seconds / max(1, work)
         self.seconds = measured if self.seconds is None else (self.seconds + measured) / 2
 

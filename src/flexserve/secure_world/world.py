@@ -41,7 +41,7 @@ from flexserve.trusted.engine.runtime import Engine
 from flexserve.trusted.flexnpu import FlexNpu
 from flexserve.trusted.heartbeat import Heartbeat
 from flexserve.trusted.memory.flexmem import FlexMem
-from flexserve.trusted.open_model import Limits, Workshop
+from flexserve.trusted.open_model import Limits, Services
 from flexserve.trusted.store.store import Store
 from flexserve.trusted.text.rendering.renderer import Renderer
 from flexserve.trusted.weights.residency import Residency
@@ -82,7 +82,7 @@ class SecureWorld:
         limits = Limits(
             context=options.context or _DEFAULT_CONTEXT, sequences=options.parallel, sealed_kv=options.kv_disk
         )
-        shop = Workshop(
+        services = Services(
             self._engine,
             make_residency(flexmem, threads, options.store / "images"),
             store,
@@ -92,7 +92,7 @@ class SecureWorld:
             # A guest's kernel grants Flex-Mem from its own memory; this process has the host's.
             shares_heap=guest is None,
         )
-        self._app = LlamaApp(shop, link.send)
+        self._app = LlamaApp(services, link.send)
         self._models = ModelManager(self._app, options.idle_seconds)
         self._memory = MemoryManager(self._app, self._models)
         self._scheduler = Scheduler(

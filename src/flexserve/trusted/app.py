@@ -30,7 +30,7 @@ from flexserve.protocol.trusted_app import (
 from flexserve.trusted.engine.abilities import require
 from flexserve.trusted.engine.context import BATCH
 from flexserve.trusted.memory.ownership import PageState
-from flexserve.trusted.open_model import OpenModel, Workshop, require_heap, require_room
+from flexserve.trusted.open_model import OpenModel, Services, require_heap, require_room
 from flexserve.trusted.requests import decoding
 from flexserve.trusted.requests.embedding import Embedding
 from flexserve.trusted.requests.generation import Generation
@@ -49,10 +49,10 @@ Send = Callable[[msgspec.Struct], None]
 class LlamaApp:
     """A TrustedApp; see there for what its methods do. `send`: where answers go."""
 
-    def __init__(self, shop: Workshop, send: Send) -> None:
-        self._shop, self._send = shop, send
-        self._flexmem, self._residency = shop.engine.flexmem, shop.residency
-        self._preparation = Preparation(shop.renderer)
+    def __init__(self, services: Services, send: Send) -> None:
+        self._services, self._send = services, send
+        self._flexmem, self._residency = services.engine.flexmem, services.residency
+        self._preparation = Preparation(services.renderer)
         self._lock = threading.Lock()  # guards the two tables
         self._open: dict[str, OpenModel] = {}
         self._requests: dict[int, Request] = {}
@@ -66,7 +66,7 @@ class LlamaApp:
 
     def stored(self) -> Sequence[Stored]:
         found = []
-        for manifest in self._shop.store.list():
+        for manifest in self._services.store.list():
             record = self._record(manifest)
             known = (record.abilities, record.trial) if record is not None else (None, 0)
             found.append(Stored(manifest.name, manifest.size, *known))
@@ -78,15 +78,15 @@ class LlamaApp:
 
     def opens_at_once(self, model: str) -> bool:
         manifest = self._manifest(model)
-        image = self._shop.store.image_path(manifest, self._shop.engine.fingerprint)
+        image = self._services.store.image_path(manifest, self._services.engine.fingerprint)
         return self.is_open(model) or image.exists()
 
     def open(self, model: str) -> None:
         manifest = self._manifest(model)
         require_room(manifest)
-        require_heap(self._shop, manifest)
+        require_heap(self._services, manifest)
         record = self._record(manifest)
-        entry = OpenModel(self._shop, model, record.abilities if record is not None else None)
+        entry = OpenModel(self._services, model, record.abilities if record is not None else None)
         with self._lock:
             self._open[model] = entry
 
@@ -96,20 +96,20 @@ class LlamaApp:
         entry.close(seal_until)
 
     def _manifest(self, model: str) -> Manifest:
-        with self._shop.store.open(model) as sealed:
+        with self._services.store.open(model) as sealed:
             return sealed.manifest
 
     def _record(self, manifest: Manifest) -> Record | None:
         """Return what this engine found out about a model; None: it has not tried."""
-        record = self._shop.store.record(manifest)
-        return record if record is not None and record.engine == self._shop.engine.identity else None
+        record = self._services.store.record(manifest)
+        return record if record is not None and record.engine == self._services.engine.identity else None
 
     def _keep_record(self, entry: OpenModel, abilities: Abilities) -> None:
         """Record what a model can do. Raises NormalWorldError when the disk refuses."""
         entry.abilities = abilities
         trial = 1 + secrets.randbelow(1 << 52)
-        identity = self._shop.engine.identity
-        self._shop.store.keep_record(
+        identity = self._services.engine.identity
+        self._services.store.keep_record(
             entry.manifest, Record(entry.manifest.model_id, identity, trial, abilities)
         )
 
@@ -264,7 +264,7 @@ class LlamaApp:
     def _memory_of(self, entry: OpenModel, *, shares_work: bool) -> ModelMemory:
         with entry.lock:
             idle, used = entry.conversations.committed()
-            work = self._shop.engine.work_committed if shares_work else 0
+            work = self._services.engine.work_committed if shares_work else 0
             weights = entry.weights
             scratch = entry.context.scratch_committed() + work
             return ModelMemory(
@@ -373,7 +373,7 @@ class LlamaApp:
     # ---- life ------------------------------------------------------------------------------------
 
     def last_moved(self) -> float:
-        return self._shop.engine.heartbeat.last
+        return self._services.engine.heartbeat.last
 
 
 def _known(message: Generate, tokens: Sequence[int]) -> Sequence[int]:

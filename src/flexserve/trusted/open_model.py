@@ -48,8 +48,8 @@ class Limits:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Workshop:
-    """What all models are opened with. `shares_heap`: Flex-Mem comes from the memory that the heap is in."""
+class Services:
+    """What models are opened with. `shares_heap`: Flex-Mem comes from the memory that the heap is in."""
 
     engine: Engine
     residency: Residency
@@ -67,30 +67,32 @@ class OpenModel:
     graph computes or the normal world is asked.
     """
 
-    def __init__(self, shop: Workshop, name: str, abilities: Abilities | None) -> None:
+    def __init__(self, services: Services, name: str, abilities: Abilities | None) -> None:
         """Open model `name`; `abilities`: what was found that it can do, if somebody tried.
 
         Raises UnknownModelError, StoredDataError, CallerError (larger than memory), GrantRefusedError and
         NormalWorldError (disk full); nothing stays open then.
         """
-        self._shop, self.name = shop, name
-        engine = shop.engine
+        self._services, self.name = services, name
+        engine = services.engine
         self.lock = threading.RLock()
         self._users = 0  # beside the busy slots
         self.last_used = time.monotonic()
-        self._model = Model(engine, shop.store, name)
+        self._model = Model(engine, services.store, name)
         try:
             self.vocabulary = Vocabulary(self._model)
-            self.template = ChatTemplate(self._model, self.vocabulary, shop.renderer)
+            self.template = ChatTemplate(self._model, self.vocabulary, services.renderer)
             self.possible = abilities_of(self._model)  # before anything was computed
             self.abilities = abilities or self.possible
             sealed = SealedKv(
-                *(shop.store, name, engine.fingerprint, engine.flexmem),
-                quota=shop.limits.sealed_kv,
-                counters=shop.counters,
+                *(services.store, name, engine.fingerprint, engine.flexmem),
+                quota=services.limits.sealed_kv,
+                counters=services.counters,
             )
             # Last: when this fails there is only the model to close.
-            self.context = Context(self._model, shop.residency, shop.limits.context, shop.limits.sequences)
+            self.context = Context(
+                self._model, services.residency, services.limits.context, services.limits.sequences
+            )
         except BaseException:
             self._model.close()
             raise
@@ -101,7 +103,7 @@ class OpenModel:
         for slot in self.conversations.unsealed():
             if time.monotonic() < seal_until:
                 self.conversations.seal_idle(slot)
-        self._report(self._shop.residency.retire(self.weights))
+        self._report(self._services.residency.retire(self.weights))
         self.context.close()
         self._model.close()
 
@@ -162,7 +164,7 @@ class OpenModel:
 
         Between two graphs. KV stays. Raises as `Model.remake_image`.
         """
-        self._report(self._shop.residency.retire(self.weights))
+        self._report(self._services.residency.retire(self.weights))
         self._model.remake_image()
 
     # ---- memory ------------------------------------------------------------------------------------
@@ -173,7 +175,7 @@ class OpenModel:
             if self.running:
                 return 0
             size = self.context.release_scratch(keep_grants=keep)
-            return size + (self._shop.engine.release_work(keep_grants=keep) if work else 0)
+            return size + (self._services.engine.release_work(keep_grants=keep) if work else 0)
 
     def release_kv(self, size: int, *, keep: bool) -> int:
         """Give about `size` bytes of idle KV up; return the bytes."""
@@ -188,17 +190,19 @@ class OpenModel:
         with self.lock:  # nobody begins to use it meanwhile
             if not self.running:
                 return self._evict(size, keep=keep)
-        with self._shop.residency.gate.shut(max(0.0, until - time.monotonic())) as shut:
+        with self._services.residency.gate.shut(max(0.0, until - time.monotonic())) as shut:
             return self._evict(size, keep=keep) if shut else 0
 
     def _evict(self, size: int, *, keep: bool) -> int:
         order = self.weights.eviction_order()
         # All is all: where buffers end in short chunks, there are more of them than bytes would say.
-        count = len(order) if size >= self.weights.resident else -(-size // self._shop.engine.flexmem.chunk)
-        return self._shop.residency.evict(self.weights, order[:count], keep_grants=keep)
+        count = (
+            len(order) if size >= self.weights.resident else -(-size // self._services.engine.flexmem.chunk)
+        )
+        return self._services.residency.evict(self.weights, order[:count], keep_grants=keep)
 
     def _report(self, size: int) -> None:
-        self._shop.engine.flexmem.report_returned(size)
+        self._services.engine.flexmem.report_returned(size)
 
 
 def _heap_of(manifest: Manifest) -> int:
@@ -217,15 +221,15 @@ def require_room(manifest: Manifest) -> None:
         )
 
 
-def require_heap(shop: Workshop, manifest: Manifest) -> None:
+def require_heap(services: Services, manifest: Manifest) -> None:
     """See to it that the OS has the ordinary memory that opening a model takes.
 
     Raises GrantRefusedError when it has not; nothing of the model was read then but its manifest.
     """
-    if not shop.shares_heap:
+    if not services.shares_heap:
         return
     size = _heap_of(manifest)
-    flexmem = shop.engine.flexmem
+    flexmem = services.engine.flexmem
     had = flexmem.grant(size, minimum=size)
     if had >= size:
         flexmem.report_returned(flexmem.return_unused())  # the heap takes it from the OS, not from us
