@@ -8,13 +8,14 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexserve.trusted.weights.plan import ABSENT, LOADING, RESIDENT, Needs, RestorePlan, stretch, usual_order
+from flexserve.trusted.weights.plan import Needs, RestorePlan, stretch, usual_order
+from flexserve.trusted.weights.states import ABSENT, EVICTING, LOADING, RESIDENT
 
 SIZE = 8  # chunks
 Reads = list[list[int]]  # what each node reads
 
 GRAPHS = st.lists(st.lists(st.integers(0, SIZE - 1), max_size=3), min_size=1, max_size=10)
-STATES = st.lists(st.sampled_from([ABSENT, LOADING, RESIDENT]), min_size=SIZE, max_size=SIZE)
+STATES = st.lists(st.sampled_from([ABSENT, LOADING, RESIDENT, EVICTING]), min_size=SIZE, max_size=SIZE)
 
 
 def needs_of(reads: Reads) -> Needs:

@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from flexserve.errors import GrantRefusedError, StoredDataError
 from flexserve.trusted.weights.chunks import Weights
-from flexserve.trusted.weights.plan import ABSENT, RESIDENT
+from flexserve.trusted.weights.states import ABSENT, RESIDENT
 
 COUNT = 22  # chunks of a machine's model
 READS = [[0], [1, 2], [], [3], [4, 5, 6], [7], [8, 9], [10, 11], [12, 13], [14], [15, 16], [17], [18, 19]]

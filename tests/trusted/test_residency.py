@@ -12,7 +12,7 @@ from fake_engine import CHUNK, FakeGraph, FakeSource, Machine
 
 from flexserve.errors import CancelledError, GrantRefusedError, StoredDataError
 from flexserve.trusted.weights.job import RestoreStats
-from flexserve.trusted.weights.plan import RESIDENT
+from flexserve.trusted.weights.states import RESIDENT
 from flexserve.units import format_size
 
 COUNT = 22  # chunks of a machine's model

@@ -27,8 +27,8 @@ from flexserve.trusted.weights.chunks import Weights
 from flexserve.trusted.weights.cpu_arbiter import yield_to_compute
 from flexserve.trusted.weights.fill import Cost, Filler
 from flexserve.trusted.weights.job import RestoreJob, RestoreStats
-from flexserve.trusted.weights.plan import ABSENT, RESIDENT
 from flexserve.trusted.weights.residency import READ_AHEAD, GraphRun, Residency
+from flexserve.trusted.weights.states import ChunkEvent, ChunkState
 
 BASELINES = ("strawman", "strawman-opt", "nw-base")
 
@@ -140,8 +140,8 @@ class Strawman(StrawmanOpt):
         stats.decrypt += sum(self._pool.map(decrypt, chunks))
         stats.restored += weights.size
         with self._changed:
-            weights.states[:] = RESIDENT
-            weights.whole = True
+            weights.table.apply(ChunkEvent.CLAIM, range(weights.count))
+            weights.table.apply(ChunkEvent.LOADED, range(weights.count))
 
     def _target(self, weights: Weights, chunk: int) -> memoryview:
         part, index, length = weights.locate(chunk)
@@ -219,7 +219,8 @@ class NwBase(Residency):
             for part, file in enumerate(files):
                 file.map()
                 self._files[weights.parts[part].arena] = file
-        assert not (weights.states != ABSENT).any(), "these weights were loaded before they were mapped"
+        absent = weights.table.count(ChunkState.ABSENT)
+        assert absent == weights.count, "these weights were loaded before they were mapped"
 
     def missing(self, weights: Weights) -> Missing:
         """Return nothing: the page cache is the OS's own."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flexserve.simulator.dram import Dram
 from flexserve.simulator.machine import SimModel
-from flexserve.trusted.weights.plan import ABSENT, LOADING, RESIDENT, Needs, RestorePlan
+from flexserve.trusted.weights.plan import Needs, RestorePlan
+from flexserve.trusted.weights.states import ABSENT, RESIDENT, ChunkEvent, ChunkState, ChunkTable
 
 
 class SimWeights:
@@ -16,7 +18,7 @@ class SimWeights:
         self._dram, self._bytes = dram, model.weights
         chunk = dram.chunk
         self.count = -(-model.weights // chunk)
-        self.states = np.full(self.count, ABSENT, dtype=np.uint8)
+        self._table = ChunkTable(self.count)
         self._pages: dict[int, int] = {}  # chunk of the model -> chunk of memory
         edges = [model.weights * node // model.layers for node in range(model.layers + 1)]
         reads = [
@@ -28,6 +30,11 @@ class SimWeights:
         self.needs = Needs(model.layers, nodes, chunks)
 
     @property
+    def states(self) -> NDArray[np.uint8]:
+        """The state of each chunk, to read."""
+        return self._table.states
+
+    @property
     def held(self) -> int:
         """Bytes of memory taken, whether restored yet or not."""
         return len(self._pages) * self._dram.chunk
@@ -35,17 +42,17 @@ class SimWeights:
     @property
     def resident(self) -> int:
         """Bytes of memory with weights in them."""
-        return int(np.count_nonzero(self.states == RESIDENT)) * self._dram.chunk
+        return self._table.count(ChunkState.RESIDENT) * self._dram.chunk
 
     @property
     def resident_fraction(self) -> float:
         """How much of the model is there, 0 to 1."""
-        return int(np.count_nonzero(self.states == RESIDENT)) / self.count
+        return self._table.count(ChunkState.RESIDENT) / self.count
 
     @property
     def missing(self) -> int:
         """Bytes that are not resident."""
-        return int(np.count_nonzero(self.states != RESIDENT)) * self._dram.chunk
+        return (self.count - self._table.count(ChunkState.RESIDENT)) * self._dram.chunk
 
     def size(self, chunk: int) -> int:
         """Return how many bytes of the model are in its chunk number `chunk`."""
@@ -62,19 +69,20 @@ class SimWeights:
     def take(self, chunks: list[int]) -> None:
         """Put memory behind absent chunks. Raises GrantRefusedError and then changes nothing."""
         self._pages.update(zip(chunks, self._dram.take(len(chunks)), strict=True))
-        self.states[chunks] = LOADING
+        self._table.apply(ChunkEvent.CLAIM, chunks)
 
     def settle(self, chunk: int) -> None:
         """A chunk that was being restored is there."""
-        self.states[chunk] = RESIDENT
+        self._table.move(ChunkEvent.LOADED, chunk)
 
     def drop(self, size: int) -> int:
         """Give the last resident chunks back, about `size` bytes of them; return the bytes."""
         count = -(-size // self._dram.chunk)
         resident = np.flatnonzero(self.states == RESIDENT).tolist()
         tail = resident[max(0, len(resident) - count) :]
+        self._table.apply(ChunkEvent.EVICT, tail)
         self._dram.give([self._pages.pop(chunk) for chunk in tail])
-        self.states[tail] = ABSENT
+        self._table.apply(ChunkEvent.GONE, tail)
         return len(tail) * self._dram.chunk
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flexserve.platforms.ports import Arena
-from flexserve.trusted.weights.plan import RESIDENT
+from flexserve.trusted.weights.states import RESIDENT, ChunkState, ChunkTable
 
 
 class WeightSource(Protocol):
@@ -41,7 +41,7 @@ class Part:
 class Weights:
     """The weights of one model as numbered chunks, over all of its buffers.
 
-    `states`, `whole` and `epoch` change only under the residency's lock.
+    `table` changes only under the residency's lock.
     """
 
     def __init__(self, name: str, parts: Sequence[Part], source: WeightSource, chunk: int) -> None:
@@ -52,9 +52,7 @@ class Weights:
         counts = [part.arena.size // chunk for part in self.parts]
         self._bases = [sum(counts[:i]) for i in range(len(counts))]
         self.count = sum(counts)
-        self.states: NDArray[np.uint8] = np.zeros(self.count, dtype=np.uint8)
-        self.whole = False
-        self.epoch = 0  # grows when something is taken away between slices
+        self.table = ChunkTable(self.count)
         self.usual: list[int] = []  # load order, once a graph was seen
         self.read = 0  # the most that any graph read that was seen; 0: unknown
 
@@ -64,9 +62,19 @@ class Weights:
         return sum(part.size for part in self.parts)
 
     @property
+    def states(self) -> NDArray[np.uint8]:
+        """The state of each chunk, to read; the array follows the table."""
+        return self.table.states
+
+    @property
+    def whole(self) -> bool:
+        """Whether all chunks are in memory."""
+        return self.table.whole
+
+    @property
     def resident(self) -> int:
         """Bytes of weights in memory."""
-        return min(self.size, int(np.count_nonzero(self.states == RESIDENT)) * self._chunk)
+        return min(self.size, self.table.count(ChunkState.RESIDENT) * self._chunk)
 
     def eviction_order(self) -> list[int]:
         """Return the resident chunks, first the one whose loss costs least (the end of the layers)."""

@@ -7,7 +7,8 @@ import dataclasses
 from flexserve.protocol.messages import Timings
 from flexserve.trusted.weights.chunks import Weights
 from flexserve.trusted.weights.fill import Cost
-from flexserve.trusted.weights.plan import ABSENT, LOADING, RESIDENT, RestorePlan
+from flexserve.trusted.weights.plan import RestorePlan
+from flexserve.trusted.weights.states import ABSENT, RESIDENT, ChunkEvent
 
 
 @dataclasses.dataclass(slots=True)
@@ -57,7 +58,7 @@ class RestoreJob:
 
     def __init__(self, weights: Weights, plan: RestorePlan, stats: RestoreStats, start: int) -> None:
         self.weights, self.plan, self.stats = weights, plan, stats
-        self.epoch = weights.epoch  # of the states that the plan was made from
+        self.epoch = weights.table.epoch  # of the states that the plan was made from
         self.position = start  # node that compute has reached
         self.next = 0  # index in plan.order of the next chunk to load …
         self.end = len(plan.order)  # … and where to stop
@@ -96,7 +97,7 @@ class RestoreJob:
         while self.next < self.end:
             position, self.next = self.next, self.next + 1
             if states[order[position]] == ABSENT:
-                states[order[position]] = LOADING
+                self.weights.table.move(ChunkEvent.CLAIM, order[position])
                 return position
         self.advance()
         return None

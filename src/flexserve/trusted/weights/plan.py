@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-ABSENT, LOADING, RESIDENT = 0, 1, 2
+from flexserve.trusted.weights.states import RESIDENT
 
 _STRETCHES = 3
 _IDLE = 0.25  # loaders that wait for less of their time leave nothing to hide

@@ -21,7 +21,7 @@ from flexserve.trusted.memory.flexmem import FlexMem
 from flexserve.trusted.memory.ownership import PageState
 from flexserve.trusted.weights.chunks import Weights
 from flexserve.trusted.weights.fill import Filler
-from flexserve.trusted.weights.plan import ABSENT, LOADING
+from flexserve.trusted.weights.states import ABSENT, ChunkEvent
 
 _NICE = 15  # below the loaders: what runs goes before what may run
 _ASKED = 16  # chunks asked of the normal world at a time: what is in vain if the prefetch ends
@@ -50,7 +50,7 @@ class _Ahead:
         while self.next < len(self.order):
             position, self.next = self.next, self.next + 1
             if states[self.order[position]] == ABSENT:
-                states[self.order[position]] = LOADING
+                self.weights.table.move(ChunkEvent.CLAIM, self.order[position])
                 self.loading += 1
                 return position
         return None

@@ -29,8 +29,9 @@ from flexserve.trusted.weights.cpu_arbiter import CpuArbiter, yield_to_compute
 from flexserve.trusted.weights.fill import Cost, Filler
 from flexserve.trusted.weights.gate import Gate
 from flexserve.trusted.weights.job import RestoreJob, RestoreStats
-from flexserve.trusted.weights.plan import ABSENT, LOADING, RESIDENT, Needs, RestorePlan, stretch, usual_order
+from flexserve.trusted.weights.plan import Needs, RestorePlan, stretch, usual_order
 from flexserve.trusted.weights.prefetch import Prefetcher
+from flexserve.trusted.weights.states import RESIDENT, ChunkEvent, ChunkState
 from flexserve.trusted.weights.streaming import StreamingAllocator
 
 READ_AHEAD = 64  # chunks of ciphertext asked of the disk ahead of the loaders
@@ -102,7 +103,7 @@ class Residency:
             needs = self._needs(weights, graph)
             weights.usual = usual_order(needs, weights.count)
         while position < graph.nodes:
-            epoch = weights.epoch  # read first: a recall after this line is seen at the gate
+            epoch = weights.table.epoch  # read first: a recall after this line is seen at the gate
             if weights.whole:
                 position = self._slice_if(weights, epoch, graph, position, graph.nodes)
                 continue
@@ -143,7 +144,7 @@ class Residency:
     def _slice_if(self, weights: Weights, epoch: int, graph: GraphRun, start: int, ready: int) -> int:
         """Run one slice unless a recall came first; return the node reached."""
         with self.gate.slice():
-            if weights.epoch != epoch:
+            if weights.table.epoch != epoch:
                 return start
             stop = min(ready, start + graph.stride)
             with self._arbiter.computing():
@@ -184,7 +185,7 @@ class Residency:
         if plan.missing:
             self._ask_for(job)
         with self._changed:
-            job.stale = weights.epoch != job.epoch
+            job.stale = weights.table.epoch != job.epoch
             job.advance()
             self._job = None if job.stale else job
             self._changed.notify_all()
@@ -193,7 +194,7 @@ class Residency:
     def _ask_for(self, job: RestoreJob) -> None:
         """Ask for all the memory at once, the part that this graph can do without included."""
         chunk = self._flexmem.chunk
-        lacking = int(np.count_nonzero(job.weights.states != RESIDENT)) * chunk
+        lacking = (job.weights.count - job.weights.table.count(ChunkState.RESIDENT)) * chunk
         missing = job.plan.missing * chunk
         began = time.perf_counter()
         with self.expecting():
@@ -217,7 +218,7 @@ class Residency:
         """Return the memory that bringing in all of `weights` takes, and what its graphs read of that."""
         if weights.whole:
             return Missing(0, 0, 0)
-        absent = int(np.count_nonzero(weights.states != RESIDENT))
+        absent = weights.count - weights.table.count(ChunkState.RESIDENT)
         needed = max(0, absent - (weights.count - (weights.read or weights.count)))
         size = needed * self._flexmem.chunk
         return Missing(absent * self._flexmem.chunk, size, min(size, self._window))
@@ -276,10 +277,7 @@ class Residency:
         self._prefetcher.revoke(None if keep_grants else weights)
         with self._changed:
             taken = sorted(g for g in chunks if weights.states[g] == RESIDENT)
-            weights.states[taken] = LOADING  # claimed: no loader may fill them before they are gone
-            if taken:
-                weights.whole = False
-                weights.epoch += 1
+            weights.table.apply(ChunkEvent.EVICT, taken)
             if self._job is not None and self._job.weights is weights:
                 self._job.stale, self._job = True, None
                 self._changed.notify_all()
@@ -304,13 +302,13 @@ class Residency:
         with self._changed:
             if self._job is not None and self._job.weights is weights:
                 self._job.stale, self._job = True, None
-            self._changed.wait_for(lambda: not np.any(weights.states == LOADING))
+            self._changed.wait_for(lambda: not weights.table.claimed)
         return self.evict(weights, range(weights.count))
 
     def _abort(self, weights: Weights, chunks: list[int]) -> None:
-        """Mark chunks that were claimed as absent; a plan made meanwhile has passed them by."""
+        """Record that evicted chunks are absent; a plan made meanwhile has passed them by."""
         with self._changed:
-            weights.states[chunks] = ABSENT
+            weights.table.apply(ChunkEvent.GONE, chunks)
             if self._job is not None:
                 self._job.next = self._job.done
             self._changed.notify_all()
@@ -381,8 +379,7 @@ class Residency:
 
     def _settle(self, weights: Weights, chunk: int, *, resident: bool, by: RestoreJob | None = None) -> None:
         """Note what became of a claimed chunk (of job `by`; None: of a prefetch). Under the lock."""
-        weights.states[chunk] = RESIDENT if resident else ABSENT
-        weights.whole = not np.any(weights.states != RESIDENT)
+        weights.table.move(ChunkEvent.LOADED if resident else ChunkEvent.ABORT, chunk)
         job = self._job
         overlooked = job is not by and not resident
         if job is not None and overlooked:

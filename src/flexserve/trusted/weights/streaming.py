@@ -9,15 +9,13 @@ import threading
 import time
 from typing import Protocol
 
-import numpy as np
-
 from flexserve.errors import GrantRefusedError
 from flexserve.platforms.ports import Arena
 from flexserve.trusted.memory.flexmem import REFUSED_HINT, FlexMem
 from flexserve.trusted.memory.ownership import PageState
 from flexserve.trusted.weights.chunks import Weights
 from flexserve.trusted.weights.job import RestoreJob
-from flexserve.trusted.weights.plan import LOADING, RESIDENT
+from flexserve.trusted.weights.states import ChunkEvent, ChunkState
 from flexserve.units import format_size
 
 _PATIENCE = 0.5  # seconds for memory that others have to turn up, before it counts as too little
@@ -34,7 +32,7 @@ class Aborted(Protocol):
     """How the residency learns that chunks claimed have no memory any more."""
 
     def __call__(self, weights: Weights, chunks: list[int]) -> None:
-        """Mark them as absent."""
+        """Record that they are absent."""
 
 
 class StreamingAllocator:
@@ -122,12 +120,11 @@ class StreamingAllocator:
         if self._flexmem.bytes_in(PageState.GRANTED) or job.plan.passed(job.position, states) is not None:
             return True
         held = sum(self._flexmem.committed(part.arena) for part in job.weights.parts)
-        return held > int(np.count_nonzero(states == RESIDENT)) * self._flexmem.chunk
+        return held > job.weights.table.count(ChunkState.RESIDENT) * self._flexmem.chunk
 
     def _take(self, job: RestoreJob, victim: int | None) -> None:
         if victim is not None:
-            job.weights.states[victim] = LOADING  # claimed, as in `evict`
-            job.weights.whole = False
+            job.weights.table.move(ChunkEvent.REUSE, victim)
 
     def _recycle(self, job: RestoreJob, victim: int) -> None:
         part, index, _ = job.weights.locate(victim)
