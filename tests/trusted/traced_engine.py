@@ -97,10 +97,10 @@ class _Recorder:
 class _Rig:
     def __init__(self, folder: Path, path: Path) -> None:
         from flexserve.platforms.linux.secure_memory import PlainMemory
-        from flexserve.trusted.weights import residency
+        from flexserve.trusted.weights import loader
 
         # How long compute waits at once depends on how fast the disk is, as far as it is measured.
-        residency.stretch = lambda missing, **_measured: missing  # type: ignore[attr-defined]
+        loader.stretch = lambda missing, **_measured: missing  # type: ignore[attr-defined]
         self.recorder = _Recorder()
         self.granter = _Granter(self.recorder)
         self.memory = _Memory(PlainMemory(_CHUNK), self.recorder)

@@ -5,9 +5,10 @@
     nw-base       unprotected: weights in clear in files that the OS keeps in its page cache
 
 Model files, engine, loader threads, order of loading and compute are those of FlexServe; only what
-stands here differs. That the memory of a request is freed after it is a recall of everything, made
-by whoever measures. Each phase of the strawmen uses as many threads as FlexServe's loaders are, so
-they lose nothing but the overlap and what could have been kept. `flexserve serve` offers none of these.
+stands here differs: what comes before a graph, and what is behind a chunk (a Filler). That the memory of
+a request is freed after it is a recall of everything, made by whoever measures. Each phase of the strawmen
+uses as many threads as FlexServe's loaders are, so they lose nothing but the overlap and what could have
+been kept. `flexserve serve` offers none of these.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from flexserve.platforms.ports import Arena
 from flexserve.protocol.trusted_app import Missing
 from flexserve.trusted.memory.flexmem import FlexMem
 from flexserve.trusted.weights.chunks import Weights
-from flexserve.trusted.weights.cpu_arbiter import yield_to_compute
+from flexserve.trusted.weights.cpu_arbiter import LOADER_NICE, lower_priority
 from flexserve.trusted.weights.fill import Cost, Filler
-from flexserve.trusted.weights.job import RestoreJob, RestoreStats
-from flexserve.trusted.weights.residency import READ_AHEAD, GraphRun, Residency
-from flexserve.trusted.weights.states import ChunkEvent, ChunkState
+from flexserve.trusted.weights.job import RestoreStats
+from flexserve.trusted.weights.residency import GraphRun, Residency
+from flexserve.trusted.weights.states import ChunkState
 
 BASELINES = ("strawman", "strawman-opt", "nw-base")
 
@@ -50,13 +51,53 @@ def make_residency(baseline: str, flexmem: FlexMem, threads: int, folder: Path) 
     return Residency(flexmem, threads)
 
 
+class _Whole(Filler):
+    """Fills memory that is there before the first chunk is read."""
+
+    def __init__(self, flexmem: FlexMem) -> None:
+        super().__init__(flexmem, sampling=False)
+        self._memory = flexmem
+        self._prepared: dict[Weights, set[int]] = {}  # chunks in memory that no loader has seen yet
+
+    def ask(self, size: int, minimum: int) -> None:
+        """Ask for nothing: the memory is there."""
+
+    def commit(self, arena: Arena, offset: int) -> bool:
+        """Put memory behind a chunk only if a recall took it from under the request."""
+        return self._memory.holds(arena, offset) or super().commit(arena, offset)
+
+    def prepare(self, weights: Weights) -> None:
+        """Have all chunks count as filled, once."""
+        self._prepared[weights] = set(range(weights.count))
+
+    def forget(self, weights: Weights) -> None:
+        """Have none of them count as filled."""
+        self._prepared.pop(weights, None)
+
+    def fill(self, weights: Weights, chunk: int, commit: Callable[[Arena, int], bool]) -> Cost | None:
+        """Fill a chunk, unless it was prepared."""
+        if chunk in self._prepared.get(weights, ()):
+            self._prepared[weights].remove(chunk)
+            return Cost(0.0, 0.0, 0.0, 0)
+        return super().fill(weights, chunk, commit)
+
+    def view(self, weights: Weights, chunk: int) -> memoryview:
+        """Return the memory of a chunk."""
+        part, index, length = weights.locate(chunk)
+        return self._memory.view(weights.parts[part].arena, index * self._memory.chunk, length)
+
+
 class StrawmanOpt(Residency):
     """All the memory of the weights is there before the first byte of them is read."""
 
     def __init__(self, flexmem: FlexMem, threads: int) -> None:
-        super().__init__(flexmem, threads, Filler(flexmem, sampling=False))
+        self._filler = _Whole(flexmem)
+        super().__init__(flexmem, threads, self._filler)
+        self._memory = flexmem
         # At the loaders' priority, for other programs' sake: a baseline gets no larger share of the cores.
-        self._pool = ThreadPoolExecutor(threads, "baseline", initializer=yield_to_compute)
+        self._pool = ThreadPoolExecutor(
+            threads, "baseline", initializer=lower_priority, initargs=(LOADER_NICE,)
+        )
 
     def compute(self, weights: Weights, graph: GraphRun, stats: RestoreStats) -> None:
         """Allocate, then run the graph along the restore."""
@@ -85,11 +126,11 @@ class StrawmanOpt(Residency):
 
     def _allocated(self, weights: Weights) -> bool:
         """Return whether all the memory is there: what no graph read yet may still be on its way."""
-        return all(self._flexmem.committed(part.arena) == part.arena.size for part in weights.parts)
+        return all(self._memory.committed(part.arena) == part.arena.size for part in weights.parts)
 
     def _allocate(self, weights: Weights, stats: RestoreStats) -> None:
         """Commit every chunk in one go and touch it. Raises GrantRefusedError: it is all or nothing."""
-        flexmem = self._flexmem
+        flexmem = self._memory
         # What a request that was broken off has left: baselines keep nothing.
         left = self.retire(weights) + sum(flexmem.release_all(part.arena) for part in weights.parts)
         flexmem.report_returned(left)
@@ -99,70 +140,72 @@ class StrawmanOpt(Residency):
         for part in weights.parts:
             flexmem.commit(part.arena, 0, part.arena.size)
         stats.allocate += time.perf_counter() - began
-        stats.allocate += sum(self._each(weights, self._filler.touch))
-
-    def _each(self, weights: Weights, work: Callable[[memoryview], float]) -> list[float]:
-        """Do `work` on the memory of every chunk, with all threads; return the results."""
-
-        def one(chunk: int) -> float:
-            part, index, length = weights.locate(chunk)
-            offset = index * self._flexmem.chunk
-            return work(self._flexmem.view(weights.parts[part].arena, offset, length))
-
-        return list(self._pool.map(one, range(weights.count)))
-
-    def _ask_for(self, job: RestoreJob) -> None:
-        """Ask for nothing: the memory is there."""
-
-    def _commit(self, job: RestoreJob, position: int, arena: Arena, offset: int) -> bool:
-        # Unless a recall took it from under the request.
-        return self._flexmem.holds(arena, offset) or super()._commit(job, position, arena, offset)
+        touch = self._filler.touch
+        stats.allocate += sum(
+            self._pool.map(lambda chunk: touch(self._filler.view(weights, chunk)), range(weights.count))
+        )
 
 
 class Strawman(StrawmanOpt):
-    """Nothing overlaps: allocate all, load all, decrypt all; then the graph finds its weights whole."""
+    """Nothing overlaps: allocate all, load all, decrypt all; then loaders find every chunk filled."""
 
     def _allocate(self, weights: Weights, stats: RestoreStats) -> None:
+        """Commit, read, and decrypt every chunk, one after the other. Raises as the source does, too."""
         super()._allocate(weights, stats)
         chunks = weights.usual or range(weights.count)
 
         def read(chunk: int) -> float:
             part, index, _ = weights.locate(chunk)
             began = time.perf_counter()
-            weights.source.read(part, index, self._target(weights, chunk))
+            weights.source.read(part, index, self._filler.view(weights, chunk))
             return time.perf_counter() - began
 
         def decrypt(chunk: int) -> float:
             part, index, _ = weights.locate(chunk)
-            return weights.source.decrypt(part, index, self._target(weights, chunk))
+            return weights.source.decrypt(part, index, self._filler.view(weights, chunk))
 
         stats.load += sum(self._pool.map(read, chunks))
         stats.decrypt += sum(self._pool.map(decrypt, chunks))
         stats.restored += weights.size
-        with self._changed:
-            weights.table.apply(ChunkEvent.CLAIM, range(weights.count))
-            weights.table.apply(ChunkEvent.LOADED, range(weights.count))
+        self._filler.prepare(weights)
 
-    def _target(self, weights: Weights, chunk: int) -> memoryview:
-        part, index, length = weights.locate(chunk)
-        return self._flexmem.view(weights.parts[part].arena, index * self._flexmem.chunk, length)
+    def retire(self, weights: Weights) -> int:
+        """Evict all of `weights`, what no loader has seen yet included."""
+        size = super().retire(weights)
+        self._filler.forget(weights)
+        return size
 
 
 class _Bringer(Filler):
-    """Fills chunks by having the OS bring a mapped file into memory."""
+    """Fills chunks by having the OS bring mapped files into memory: its own page cache."""
 
-    def __init__(self, flexmem: FlexMem, files: dict[Arena, CachedFile]) -> None:
+    def __init__(self, flexmem: FlexMem) -> None:
         super().__init__(flexmem, sampling=False)
-        self._files = files
+        self._size = flexmem.chunk
+        self.files: dict[Arena, CachedFile] = {}
+
+    def ask(self, size: int, minimum: int) -> None:
+        """Ask for nothing: the page cache is the OS's own."""
 
     def fill(self, weights: Weights, chunk: int, commit: Callable[[Arena, int], bool]) -> Cost | None:
         """Bring one chunk; `commit` is not asked, since the memory is the OS's own."""
         del commit
         part, index, length = weights.locate(chunk)
         began = time.perf_counter()
-        size = self._flexmem.chunk
-        self._files[weights.parts[part].arena].bring(index * size, size)
+        self.files[weights.parts[part].arena].bring(index * self._size, self._size)
         return Cost(0.0, time.perf_counter() - began, 0.0, length)
+
+    def release(self, arena: Arena, offset: int, length: int, *, keep_grants: bool = False) -> int:
+        """Drop pages of a file; there are no grants to keep."""
+        del keep_grants
+        self.files[arena].drop(offset, length)
+        return length
+
+    def read_ahead(self, weights: Weights, chunks: Iterable[int]) -> None:
+        """Ask the disk for pages of the files ahead of need."""
+        for chunk in chunks:
+            part, index, _ = weights.locate(chunk)
+            self.files[weights.parts[part].arena].read_ahead(index * self._size, self._size)
 
 
 class NwBase(Residency):
@@ -173,10 +216,10 @@ class NwBase(Residency):
     """
 
     def __init__(self, flexmem: FlexMem, threads: int, folder: Path) -> None:
-        self._files: dict[Arena, CachedFile] = {}
-        self._folder = folder
+        self._filler = _Bringer(flexmem)
+        super().__init__(flexmem, threads, self._filler)
+        self._chunk_size, self._folder = flexmem.chunk, folder
         self._mapping = threading.Lock()
-        super().__init__(flexmem, threads, _Bringer(flexmem, self._files))
 
     def compute(self, weights: Weights, graph: GraphRun, stats: RestoreStats) -> None:
         """Run the graph over mapped files."""
@@ -191,25 +234,20 @@ class NwBase(Residency):
     def prefetch(self, weights: Weights, chunks: Sequence[int]) -> None:
         """Do nothing: the OS knows of no workflows."""
 
-    def evict(self, weights: Weights, chunks: Iterable[int], *, keep_grants: bool = False) -> int:
-        """Drop pages of the files; there are no grants to keep."""
-        del keep_grants
-        return super().evict(weights, chunks)
-
     def retire(self, weights: Weights) -> int:
         """Drop the files; their arenas may be freed."""
         size = super().retire(weights)
         for part in weights.parts:
-            file = self._files.pop(part.arena, None)
+            file = self._filler.files.pop(part.arena, None)
             if file is not None:
                 file.close()
         return size
 
     def _map(self, weights: Weights) -> None:
         with self._mapping:
-            if weights.parts[0].arena in self._files:
+            if weights.parts[0].arena in self._filler.files:
                 return
-            chunk = self._flexmem.chunk
+            chunk = self._chunk_size
             buffer = memoryview(bytearray(chunk))
             files = [CachedFile(part.arena, self._folder) for part in weights.parts]
             for number in range(weights.count):
@@ -218,7 +256,7 @@ class NwBase(Residency):
                 files[part].write(index * chunk, buffer[:length])
             for part, file in enumerate(files):
                 file.map()
-                self._files[weights.parts[part].arena] = file
+                self._filler.files[weights.parts[part].arena] = file
         absent = weights.table.count(ChunkState.ABSENT)
         assert absent == weights.count, "these weights were loaded before they were mapped"
 
@@ -226,16 +264,3 @@ class NwBase(Residency):
         """Return nothing: the page cache is the OS's own."""
         del weights
         return Missing(0, 0, 0)
-
-    def _ask_for(self, job: RestoreJob) -> None:
-        """Ask for nothing: the page cache is the OS's own."""
-
-    def _release(self, arena: Arena, offset: int, length: int) -> int:
-        self._files[arena].drop(offset, length)
-        return length
-
-    def _read_ahead(self, job: RestoreJob, start: int) -> None:
-        for chunk in job.plan.order[start : start + READ_AHEAD]:
-            part, index, _ = job.weights.locate(chunk)
-            size = self._flexmem.chunk
-            self._files[job.weights.parts[part].arena].read_ahead(index * size, size)

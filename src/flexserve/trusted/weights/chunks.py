@@ -41,7 +41,7 @@ class Part:
 class Weights:
     """The weights of one model as numbered chunks, over all of its buffers.
 
-    `table` changes only under the residency's lock.
+    `table` changes only under the loader's lock.
     """
 
     def __init__(self, name: str, parts: Sequence[Part], source: WeightSource, chunk: int) -> None:

@@ -1,11 +1,11 @@
-"""Filling one chunk of weights: memory, ciphertext, plaintext; and where the time went."""
+"""What is behind a chunk of weights: memory, ciphertext, plaintext; and where the time went."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from flexserve.platforms.ports import Arena
 from flexserve.trusted.memory.flexmem import FlexMem
@@ -28,7 +28,9 @@ class Cost:
 
 
 class Filler:
-    """Fills chunks. Thread-safe for different chunks.
+    """Brings chunks into memory, and takes them out of it. Thread-safe for different chunks.
+
+    The only one that touches what is behind a chunk: another place for weights is another Filler.
 
     With `sampling` off all the time of reading counts as load: for memory that has its pages already.
     """
@@ -44,6 +46,25 @@ class Filler:
     def close(self) -> None:
         """Close what it reads from; nothing may be filled any more."""
         os.close(self._zeros)
+
+    def ask(self, size: int, minimum: int) -> None:
+        """Ask the OS for the memory of a restore to come, all in one: `size` bytes, at least `minimum`."""
+        self._flexmem.grant(size, minimum)
+
+    def commit(self, arena: Arena, offset: int) -> bool:
+        """Put granted memory behind a chunk; False, and nothing changed, when there is none."""
+        return self._flexmem.try_commit(arena, offset, self._flexmem.chunk)
+
+    def release(self, arena: Arena, offset: int, length: int, *, keep_grants: bool = False) -> int:
+        """Take the memory behind a range, and give it to the OS or keep its grant; return its bytes."""
+        give_up = self._flexmem.recycle if keep_grants else self._flexmem.release
+        return give_up(arena, offset, length)
+
+    def read_ahead(self, weights: Weights, chunks: Iterable[int]) -> None:
+        """Ask the disk for chunks ahead of need."""
+        for chunk in chunks:
+            part, index, _ = weights.locate(chunk)
+            weights.source.prefetch(part, index, 1)
 
     def fill(self, weights: Weights, chunk: int, commit: Callable[[Arena, int], bool]) -> Cost | None:
         """Bring a chunk that the caller claimed (LOADING) into memory; its state stays.

@@ -54,7 +54,7 @@ class RestoreStats:
 
 
 class RestoreJob:
-    """One plan being followed by the loaders. Fields change only under the residency's lock."""
+    """One plan being followed by the loaders. Fields change only under the loader's lock."""
 
     def __init__(self, weights: Weights, plan: RestorePlan, stats: RestoreStats, start: int) -> None:
         self.weights, self.plan, self.stats = weights, plan, stats
@@ -73,6 +73,11 @@ class RestoreJob:
     def loadable(self) -> bool:
         """Whether there may be a chunk left for a loader to take."""
         return self.error is None and self.next < self.end
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is left to load."""
+        return self.error is not None or self.done >= self.end
 
     @property
     def stopped(self) -> bool:
@@ -101,6 +106,25 @@ class RestoreJob:
                 return position
         self.advance()
         return None
+
+    def record(
+        self, position: int, cost: Cost | None, error: BaseException | None, *, followed: bool
+    ) -> bool:
+        """Record that a chunk was filled at `cost`, failed with `error`, or (neither) had to wait for memory.
+
+        `followed`: loaders still follow this job. Returns whether nobody wants the chunk that was filled.
+        """
+        needed = position < self.plan.needed
+        if cost is not None:
+            self.stats.add(cost)
+        elif error is not None and needed:
+            self.error = self.error or error
+        elif followed and not needed:
+            self.end = self.plan.needed  # only the luxury of having all failed; who needs it will see
+        elif followed:
+            self.next = self.done  # memory is so short that what is needed first goes first
+        # What a recall found claimed goes with the rest, unless a request waits for it.
+        return cost is not None and self.stale and not needed
 
     @property
     def lacking(self) -> int:

@@ -1,0 +1,436 @@
+"""The loader: threads that bring chunks of weights in, and the lock of all that says where chunks are.
+
+It serves two queues. The *job* is what the graph that computes reads, in the order in which it reads it.
+A *prefetch* is what is expected to be read next; it has threads of its own, of lower priority, which go on
+only while the job has nothing to load. Loader threads commit a chunk, read its ciphertext straight into
+it and decrypt in place; the interpreter lock is held only for the decryption, so page allocation in the
+kernel, which dominates, runs in parallel.
+
+Job, prefetch, CpuArbiter and StreamingAllocator decide, under the loader's lock. The loader acts on it
+without: no lock is held while the OS is asked for memory, or a chunk is filled or released.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+
+from flexserve.errors import CancelledError, FlexServeError
+from flexserve.platforms.ports import Arena
+from flexserve.trusted.memory.flexmem import FlexMem
+from flexserve.trusted.memory.ownership import PageState
+from flexserve.trusted.weights.chunks import Weights
+from flexserve.trusted.weights.cpu_arbiter import LOADER_NICE, PREFETCH_NICE, CpuArbiter, lower_priority
+from flexserve.trusted.weights.fill import Cost, Filler
+from flexserve.trusted.weights.job import RestoreJob, RestoreStats
+from flexserve.trusted.weights.plan import Needs, RestorePlan, stretch
+from flexserve.trusted.weights.prefetch import Prefetch
+from flexserve.trusted.weights.states import RESIDENT, ChunkEvent, ChunkState
+from flexserve.trusted.weights.streaming import Do, Step, StreamingAllocator
+
+WINDOW = 64  # chunks that a stretch of compute holds at once at the least: several times the largest node
+_READ_AHEAD = 64  # chunks of ciphertext asked of the disk ahead of the loaders
+_ASKED = 16  # chunks asked of the normal world at a time for a prefetch: what is in vain if it ends
+_CLAIMED = 0.02  # seconds: longer than it takes to fill a chunk
+_POLL = 0.05  # seconds between two looks for memory that nobody announces
+
+
+class Loader:
+    """Owns the lock of jobs, prefetches and tables of chunks, and the threads that follow them."""
+
+    def __init__(self, flexmem: FlexMem, filler: Filler, threads: int) -> None:
+        self._flexmem, self._filler = flexmem, filler
+        self._changed = threading.Condition()
+        self._job: RestoreJob | None = None
+        self._starting = 0  # jobs whose memory is being asked for
+        self._prefetch: Prefetch | None = None
+        self._arbiter = CpuArbiter(threads)
+        self._closing = False
+        self._threads = [
+            threading.Thread(target=serve, name=f"{name}-{i}", daemon=True)
+            for name, serve in (("loader", self._serve_jobs), ("prefetch", self._serve_prefetches))
+            for i in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        """Stop the threads; chunks stay as they are."""
+        with self._changed:
+            self._closing, self._job, self._prefetch = True, None, None
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+        self._filler.close()
+
+    # ---- the foreground queue ------------------------------------------------------------------
+
+    def start(self, weights: Weights, needs: Needs, position: int, stats: RestoreStats) -> RestoreJob:
+        """Have `needs` loaded, from node `position` on, in place of the job before.
+
+        The job is stale from the start if something was evicted meanwhile. Raises GrantRefusedError.
+        """
+        with self._changed:
+            plan = RestorePlan(needs, weights.states, position, weights.usual)
+            job = RestoreJob(weights, plan, stats, position)
+            lacking = weights.count - weights.table.count(ChunkState.RESIDENT)
+        if plan.missing:
+            self._ask_for(job, lacking)
+        with self._changed:
+            job.stale = weights.table.epoch != job.epoch
+            job.advance()
+            self._job = None if job.stale else job
+            self._changed.notify_all()
+        return job
+
+    def _ask_for(self, job: RestoreJob, lacking: int) -> None:
+        """Ask for all the memory at once, the part that this graph can do without included."""
+        began = time.perf_counter()
+        with self.expecting():
+            self._filler.ask(
+                lacking * self._flexmem.chunk, min(job.plan.missing, WINDOW) * self._flexmem.chunk
+            )
+            with self._changed:
+                job.stats.allocate += time.perf_counter() - began
+
+    @contextlib.contextmanager
+    def expecting(self) -> Iterator[None]:
+        """Keep what is granted inside the block for the foreground: a prefetch takes none of it."""
+        with self._changed:
+            self._starting += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._starting -= 1
+                self._changed.notify_all()
+
+    def wait_beyond(self, job: RestoreJob, position: int) -> int:
+        """Block until a node beyond `position` can run, or the job is stale; return the first that cannot.
+
+        Raises what loading raised (StoredDataError, GrantRefusedError), and CancelledError.
+        """
+        with self._changed:
+            job.position = position
+            ready = job.plan.ready(job.done)
+            if ready <= position and job.error is None:
+                began = time.perf_counter()
+                # Once stopped, wait for a good stretch: after each slice ggml's threads spin for
+                # milliseconds, on cores that the loaders need.
+                more = stretch(job.plan.missing, spare=self._arbiter.spare, idle=self._arbiter.idle)
+                job.waiting = True
+                job.goal = max(job.plan.wanted(position), min(job.plan.needed, job.done + more))
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: job.done >= job.goal or job.error is not None or job.stale)
+                job.waiting = False
+                job.stats.waited += time.perf_counter() - began
+                ready = job.plan.ready(job.done)
+            if job.error is not None:
+                raise job.error
+            return ready
+
+    def stop(self, job: RestoreJob) -> None:
+        """Load no more of a job."""
+        with self._changed:
+            job.stale = True
+            if self._job is job:
+                self._job = None
+            self._changed.notify_all()
+
+    def cancel(self) -> None:
+        """Make who waits for the job raise CancelledError now."""
+        with self._changed:
+            if self._job is not None:
+                self._job.error = CancelledError("The request was cancelled.")
+                self._job = None
+                self._changed.notify_all()
+
+    # ---- the cores -----------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def computing(self) -> Iterator[None]:
+        """Keep the cores for a slice of compute."""
+        try:
+            self._take_cores()
+            yield
+        finally:
+            with self._changed:
+                self._arbiter.end_compute()
+                if self._job is not None and self._job.loadable:
+                    self._changed.notify_all()
+
+    @contextlib.contextmanager
+    def resting(self) -> Iterator[None]:
+        """Leave the cores to the loaders while a slice that runs waits for another engine."""
+        with self._changed:
+            self._arbiter.end_compute()
+            self._changed.notify_all()
+        try:
+            yield
+        finally:
+            self._take_cores()
+
+    def _take_cores(self) -> None:
+        """Wait for claimed chunks where compute needs their cores; no loader takes another meanwhile.
+
+        Not where loaders wait for compute, which has to pass weights first whose memory they can use; and
+        not for long, since they may wait for the normal world, which may be waiting for this slice to end.
+        """
+        with self._changed:
+            self._arbiter.begin_compute()
+            if self._arbiter.crowded:
+                self._changed.wait_for(
+                    lambda: not self._arbiter.crowded or self._job is None or self._job.short, _CLAIMED
+                )
+
+    # ---- the prefetch queue --------------------------------------------------------------------
+
+    def prefetch(self, weights: Weights, chunks: Sequence[int]) -> None:
+        """Load `chunks`, in this order, while the job has nothing to load. Replaces an older prefetch."""
+        with self._changed:
+            self._prefetch = Prefetch(weights, chunks)
+            self._drop_if_over(self._prefetch)
+            self._changed.notify_all()
+
+    def end_prefetch(self) -> None:
+        """End a prefetch, of whatever weights; what it brought in stays, what is claimed is given back."""
+        with self._changed:
+            self._revoke(None)
+
+    @property
+    def prefetching(self) -> bool:
+        """Whether chunks are still to be prefetched, or claimed for it."""
+        with self._changed:
+            return self._prefetch is not None
+
+    def _revoke(self, weights: Weights | None) -> None:
+        """End a prefetch of `weights` (None: of any). Under the lock."""
+        prefetch = self._prefetch
+        if prefetch is not None and weights in (None, prefetch.weights):
+            prefetch.revoke()
+            self._drop_if_over(prefetch)
+
+    def _drop_if_over(self, prefetch: Prefetch) -> None:
+        if prefetch.over and self._prefetch is prefetch:
+            self._prefetch = None
+
+    # ---- eviction ------------------------------------------------------------------------------
+
+    def evict(self, weights: Weights, chunks: Iterable[int], *, keep_grants: bool = False) -> int:
+        """Take the memory of those of `chunks` that are resident; return the bytes. Mutates weights.
+
+        Ends a job of these weights and a prefetch of them; with `keep_grants` any prefetch, which would
+        take the grants.
+        """
+        with self._changed:
+            self._revoke(None if keep_grants else weights)
+            taken = sorted(chunk for chunk in chunks if weights.states[chunk] == RESIDENT)
+            weights.table.apply(ChunkEvent.EVICT, taken)
+            self._end_job_of(weights)
+        return self._give_up(weights, taken, keep_grants=keep_grants)
+
+    def retire(self, weights: Weights) -> int:
+        """Evict all of `weights`, once nobody fills or takes chunks of them any more; return the bytes."""
+        with self._changed:
+            self._revoke(weights)
+            self._end_job_of(weights)
+            self._changed.wait_for(lambda: not weights.table.claimed)
+        return self.evict(weights, range(weights.count))
+
+    def _end_job_of(self, weights: Weights) -> None:
+        if self._job is not None and self._job.weights is weights:
+            self._job.stale, self._job = True, None
+            self._changed.notify_all()
+
+    def _give_up(self, weights: Weights, chunks: list[int], *, keep_grants: bool) -> int:
+        """Take the memory of chunks that are EVICTING; return the bytes. Mutates weights."""
+        chunk = self._flexmem.chunk
+        try:
+            return sum(
+                self._filler.release(arena, first * chunk, count * chunk, keep_grants=keep_grants)
+                for arena, first, count in weights.runs(chunks)
+            )
+        finally:
+            with self._changed:
+                weights.table.apply(ChunkEvent.GONE, chunks)
+                if self._job is not None:
+                    self._job.next = self._job.done  # its plan may have passed them by
+                self._changed.notify_all()
+
+    # ---- loader threads ------------------------------------------------------------------------
+
+    def _serve_jobs(self) -> None:
+        lower_priority(LOADER_NICE)
+        while (claim := self._claim()) is not None:
+            began, busy = time.perf_counter(), time.thread_time()
+            try:
+                self._load(*claim)
+            finally:
+                idle = 1 - (time.thread_time() - busy) / (time.perf_counter() - began)
+                with self._changed:
+                    if self._arbiter.end_loading(idle):
+                        self._changed.notify_all()
+
+    def _claim(self) -> tuple[RestoreJob, int] | None:
+        """Wait for a chunk that a loader may claim; return its place in the job. None: the loader closes."""
+        with self._changed:
+            while True:
+                self._changed.wait_for(lambda: self._closing or self._may_claim())
+                job = self._job
+                if self._closing or job is None:
+                    return None
+                position = job.take()
+                if position is not None:
+                    self._arbiter.begin_loading()
+                    return job, position
+
+    def _may_claim(self) -> bool:
+        return self._job is not None and self._job.loadable and self._arbiter.free
+
+    def _load(self, job: RestoreJob, position: int) -> None:
+        order = job.plan.order
+        cost: Cost | None = None
+        error: BaseException | None = None
+        try:
+            if position % _READ_AHEAD == 0:
+                ahead = position + _READ_AHEAD
+                self._filler.read_ahead(job.weights, order[ahead : ahead + _READ_AHEAD])
+            cost = self._filler.fill(
+                job.weights, order[position], lambda arena, offset: self._commit(job, position, arena, offset)
+            )
+        except BaseException as problem:  # handed to the request that needs the chunk
+            error = problem
+        with self._changed:
+            unwanted = job.record(position, cost, error, followed=self._job is job)
+            if not unwanted:
+                self._settle(job.weights, order[position], resident=cost is not None, by=job)
+        if unwanted:
+            self._put_back(job.weights, order[position])
+            with self._changed:
+                self._settle(job.weights, order[position], resident=False)
+                self._changed.notify_all()  # `retire` waits until nothing is claimed
+
+    def _commit(self, job: RestoreJob, position: int, arena: Arena, offset: int) -> bool:
+        """Put memory behind the chunk at `position` of the job's order. False: it has to wait for others.
+
+        Raises GrantRefusedError when compute needs it, and there is too little to go on at all.
+        """
+        chunk = self._flexmem.chunk
+        allocator = StreamingAllocator(self._flexmem, job, position, in_turns=self._arbiter.spare == 0)
+        while not self._filler.commit(arena, offset):
+            if position >= job.plan.needed:
+                if not self._flexmem.grant(chunk):
+                    return False
+                continue
+            step = self._next_step(job, allocator)
+            if step.do is Do.LEAVE:
+                return False
+            if step.do is Do.REUSE:
+                self._give_up(job.weights, [step.victim], keep_grants=True)
+            elif step.do is Do.ASK and not self._flexmem.grant(chunk, step.minimum):
+                allocator.refused(time.monotonic())
+        return True
+
+    def _next_step(self, job: RestoreJob, allocator: StreamingAllocator) -> Step:
+        """Return what is to be done for memory; wait, if it is to wait."""
+        with self._changed:
+            while job.error is None and not job.stale and self._job is job:
+                step = allocator.step(time.monotonic())
+                if step.wake:
+                    self._changed.notify_all()
+                if step.do is Do.REUSE:
+                    job.weights.table.move(ChunkEvent.REUSE, step.victim)
+                if step.do is not Do.WAIT:
+                    return step
+                self._changed.wait(_POLL)
+        return Step(Do.LEAVE)
+
+    def _settle(self, weights: Weights, chunk: int, *, resident: bool, by: RestoreJob | None = None) -> None:
+        """Record what became of a claimed chunk (of job `by`; None: of a prefetch). Under the lock."""
+        weights.table.move(ChunkEvent.LOADED if resident else ChunkEvent.ABORT, chunk)
+        job = self._job
+        overlooked = job is not by and not resident
+        if job is not None and overlooked:
+            job.next = job.done  # it may have passed this chunk by, trusting us with it
+        for each in (by, job):
+            if each is not None:
+                each.advance()
+        # A wake-up costs more than a chunk's bookkeeping: only when somebody can go on.
+        waited_for = job is not None and job.waiting and job.done >= job.goal
+        ended = by is not None and (by.stale or by.error is not None or by.done >= by.end)
+        if overlooked or waited_for or ended:
+            self._changed.notify_all()
+
+    def _put_back(self, weights: Weights, chunk: int) -> None:
+        """Give the memory of a chunk that was filled, and that nobody wants any more, to the OS."""
+        part, index, _ = weights.locate(chunk)
+        size = self._flexmem.chunk
+        self._flexmem.report_returned(self._filler.release(weights.parts[part].arena, index * size, size))
+
+    # ---- prefetch threads ----------------------------------------------------------------------
+
+    def _serve_prefetches(self) -> None:
+        lower_priority(PREFETCH_NICE)
+        while (prefetch := self._await_prefetch()) is not None:
+            granted = self._grant_ahead(prefetch)
+            with self._changed:
+                prefetch.ended = prefetch.ended or not granted
+                position = prefetch.take() if self._turn() is prefetch else None
+                self._drop_if_over(prefetch)
+            if position is not None:
+                self._load_ahead(prefetch, position)
+
+    def _await_prefetch(self) -> Prefetch | None:
+        """Wait for a prefetch that may go on; None: the loader closes."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing or self._turn() is not None)
+            return None if self._closing else self._turn()
+
+    def _turn(self) -> Prefetch | None:
+        """Return the prefetch that may go on now: the foreground has nothing to load. Under the lock."""
+        prefetch = self._prefetch
+        if prefetch is None or not prefetch.left or self._starting:
+            return None
+        return prefetch if self._job is None or self._job.idle else None
+
+    def _grant_ahead(self, prefetch: Prefetch) -> bool:
+        """See to it that a chunk is granted; return whether one is."""
+        chunk = self._flexmem.chunk
+        if self._flexmem.bytes_in(PageState.GRANTED) >= chunk:
+            return True
+        count = min(_ASKED, max(1, prefetch.left))
+        try:
+            return self._flexmem.grant(count * chunk) >= chunk
+        except FlexServeError:
+            return False
+
+    def _load_ahead(self, prefetch: Prefetch, position: int) -> None:
+        weights, chunk = prefetch.weights, prefetch.order[position]
+        filled = broken = False
+        try:
+            if position % _ASKED == 0:
+                self._filler.read_ahead(weights, prefetch.order[position : position + _ASKED])
+            filled = self._filler.fill(weights, chunk, self._filler.commit) is not None
+        except Exception:
+            broken = True
+        with self._changed:
+            if broken:
+                prefetch.ended = True
+            elif not filled:
+                prefetch.next = min(prefetch.next, position)  # the foreground took what was granted
+            unwanted = filled and prefetch.revoked
+            if not unwanted:
+                self._settle_ahead(prefetch, chunk, resident=filled)
+        if unwanted:
+            self._put_back(weights, chunk)
+            with self._changed:
+                self._settle_ahead(prefetch, chunk, resident=False)
+
+    def _settle_ahead(self, prefetch: Prefetch, chunk: int, *, resident: bool) -> None:
+        prefetch.loading -= 1
+        self._settle(prefetch.weights, chunk, resident=resident)
+        self._drop_if_over(prefetch)
+        if prefetch.ended:
+            self._changed.notify_all()  # somebody may wait for us to let go of these weights
