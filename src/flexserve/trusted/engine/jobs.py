@@ -16,11 +16,15 @@ class JobMemory:
     def __init__(self, flexmem: FlexMem, place: int) -> None:
         self._flexmem = flexmem
         self._arena = flexmem.reserve(_ADDRESSES)
-        self.committed = 0  # bytes
         self.place = self._arena.base
         self.activations = self._arena.base + align_up(place, _PAGE)
         self.results = self.activations
         self.room = 0  # bytes for results
+
+    @property
+    def committed(self) -> int:
+        """Bytes that have memory: the arena's first ones."""
+        return self._flexmem.committed(self._arena)
 
     def provide(self, *, activations: int, results: int) -> None:
         """Have room for `activations` bytes, and for `results` or as much as is good for a job.
@@ -32,14 +36,14 @@ class JobMemory:
         size = align_up(start + room - self._arena.base, self._flexmem.chunk)
         if size > self._arena.size:
             raise ValueError("activations larger than any batch has them")
-        if size > self.committed:
-            self._flexmem.commit(self._arena, self.committed, size - self.committed)
-            self.committed = size
+        have = self.committed
+        if size > have:
+            self._flexmem.commit(self._arena, have, size - have)
         self.results, self.room = start, room
 
     def release(self, *, keep_grants: bool = False) -> int:
         """Give all of it up; return the bytes."""
-        self.committed = self.room = 0
+        self.room = 0
         give_up = self._flexmem.recycle_all if keep_grants else self._flexmem.release_all
         return give_up(self._arena)
 

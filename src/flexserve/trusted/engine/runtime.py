@@ -52,7 +52,6 @@ class Engine:
         self.team = Team(self.ggml, threads, adapt=adapt)
         self.hooks = Hooks(self.ggml, flexmem)
         self._work = flexmem.reserve(_WORK_ADDRESSES)
-        self._work_size = 0
         self._offload: Offload | None = None
         self.heartbeat = heartbeat or Heartbeat()
         lib.llama_log_set(_silent, None)
@@ -107,7 +106,7 @@ class Engine:
         normal world grants nothing while it waits for a recall.
         """
         plan = self.ggml.graph_plan(ctypes.byref(graph), self.threads, None)
-        if plan.work_size > self._work_size:
+        if not self._has_work(plan.work_size):
             self._grow_work(plan.work_size)
         if self._offload is None or tokens < LEAST_ROWS:
             return None
@@ -120,7 +119,7 @@ class Engine:
 
     def _compute(self, graph: abi.Graph, threads: int) -> None:
         plan = self.ggml.graph_plan(ctypes.byref(graph), threads, None)
-        if plan.work_size > self._work_size:
+        if not self._has_work(plan.work_size):
             raise InternalError("A slice of a graph needs more work area than the graph.")
         plan.work_data = self._work.base
         with self.team.computing(plan.n_threads):
@@ -130,7 +129,6 @@ class Engine:
 
     def release_work(self, *, keep_grants: bool = False) -> int:
         """Give the work area up, and that of the NPU; return the bytes. Not while a graph computes."""
-        self._work_size = 0
         give_up = self.flexmem.recycle_all if keep_grants else self.flexmem.release_all
         jobs = self._offload.release(keep_grants=keep_grants) if self._offload is not None else 0
         return give_up(self._work) + jobs
@@ -138,15 +136,20 @@ class Engine:
     @property
     def work_committed(self) -> int:
         """Bytes of the work areas in memory."""
-        return self._work_size + (self._offload.memory.committed if self._offload is not None else 0)
+        return self.flexmem.committed(self._work) + (
+            self._offload.memory.committed if self._offload is not None else 0
+        )
+
+    def _has_work(self, size: int) -> bool:
+        """Return whether the first `size` bytes of the work area have memory; it grows at its end."""
+        return size == 0 or (size <= self._work.size and self.flexmem.holds(self._work, size - 1))
 
     def _grow_work(self, size: int) -> None:
         size = align_up(size, self.flexmem.chunk)
         if size > self._work.size:
             raise InternalError(f"llama.cpp asks for a work area of {size} bytes.")
-        added = size - self._work_size
-        self.flexmem.commit(self._work, self._work_size, added)
+        have = self.flexmem.committed(self._work)
+        self.flexmem.commit(self._work, have, size - have)
         # Touched here: products with experts write into a part of it that is the expert's, and by the
         # order in which its pages are wanted the OS would learn which experts a prompt is routed to.
-        ctypes.memset(self._work.base + self._work_size, 0, added)
-        self._work_size = size
+        ctypes.memset(self._work.base + have, 0, size - have)
