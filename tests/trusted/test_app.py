@@ -68,6 +68,18 @@ def test_another_model_under_the_name_of_an_open_one_is_not_open(world: World, t
     assert not world.app.is_open("a")
 
 
+def test_what_an_idle_model_could_do_does_not_count_for_the_one_under_its_name(
+    world: World, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(FakeModel, "vectors", False)
+    world.app.open("b")
+    with pytest.raises(CallerError):
+        world.app.require(world.embed("text", model="b"))
+    world.store.remove("b")
+    world.add("b", tmp_path)
+    world.app.require(world.embed("text", model="b"))
+
+
 def test_a_closed_model_has_given_all_of_its_memory_back(world: World) -> None:
     world.say()
     world.app.close("a", 0)

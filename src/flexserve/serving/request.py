@@ -10,12 +10,14 @@ from flexserve.protocol.trusted_app import Ticket
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Request:
-    """One request from its admission to its end. Fields change under the scheduler's lock."""
+    """One request from its admission to its end. Its fields are the engine thread's, but for two."""
 
     ticket: Ticket
-    cancelled: bool = False
+    cancelled: bool = False  # set by any thread, and never taken back
     pending: int = 0  # tokens to compute before its next one; 0: it is no generation that began
-    error: FlexServeError | None = None  # of its preparation
+    error: FlexServeError | None = (
+        None  # of its preparation, whose thread sets it before it queues the request again
+    )
 
     @property
     def number(self) -> int:

@@ -41,7 +41,7 @@ from flexserve.trusted.store.record import Record
 from flexserve.trusted.text.preparation import Preparation, Prepared
 
 _MOMENT = 0.05  # seconds
-_SEALING_SPEED = 1 / 4  # part of a recall's time that it waits for a sealing under way, at most
+_PATIENCE = 1 / 4  # part of a recall's time that it waits for a sealing under way, at most
 
 Send = Callable[[msgspec.Struct], None]
 
@@ -129,9 +129,12 @@ class LlamaApp:
 
     def require(self, request: int) -> None:
         message = self._requests[request].message
-        entry = self._open.get(message.model)
-        record = None if entry is not None else self._record(self._manifest(message.model))
-        abilities = entry.abilities if entry is not None else record.abilities if record is not None else None
+        manifest, entry = self._manifest(message.model), self._open.get(message.model)
+        # One that is open answers for itself; if it is idle, and another was added under its name, that one.
+        known: OpenModel | Record | None = entry
+        if entry is None or not (entry.running or entry.manifest.model_id == manifest.model_id):
+            known = self._record(manifest)
+        abilities = known.abilities if known is not None else None
         if abilities is not None and isinstance(message, Generate | Embed | Warm):
             require(abilities, message)
 
@@ -206,7 +209,9 @@ class LlamaApp:
                 raise CancelledError("The request was cancelled.")
             if isinstance(message, Embed):
                 it.interrupt = None  # between two texts
-                it.embedding = it.embedding or Embedding(entry, message, it.received, self._send)
+                it.embedding = it.embedding or Embedding(
+                    *(entry, message, it.received, self._send), stopped=lambda: it.stopped
+                )
                 with entry.using():
                     return it.embedding.run()
             if isinstance(message, Warm):
@@ -357,7 +362,7 @@ class LlamaApp:
 
     def seal_before(self, deadline: float) -> None:
         # One under way takes milliseconds; but it may itself be waiting for a grant, which comes after this.
-        patience = min((deadline - time.monotonic()) * _SEALING_SPEED, _MOMENT)
+        patience = min((deadline - time.monotonic()) * _PATIENCE, _MOMENT)
         quiet = self._sealing.acquire(timeout=max(0.0, patience))
         try:
             for entry in self._entries():

@@ -21,11 +21,17 @@ _MAX_TOKENS = 1 << 20  # of all texts of a request
 class Embedding:
     """Runs one request on an open model and sends its messages.
 
-    `received`: when the request came in (monotonic seconds).
+    `received`: when the request came in (monotonic seconds); `stopped`: whether it is to end early.
     """
 
     def __init__(
-        self, entry: OpenModel, request: Embed, received: float, send: Callable[[msgspec.Struct], None]
+        self,
+        entry: OpenModel,
+        request: Embed,
+        received: float,
+        send: Callable[[msgspec.Struct], None],
+        *,
+        stopped: Callable[[], bool],
     ) -> None:
         """Raises CallerError for more text than a request may bring."""
         self._entry, self._request, self._received, self._send = entry, request, received, send
@@ -36,7 +42,7 @@ class Embedding:
         self._sent = 0  # vectors
         self._began = 0.0
         self._stats = RestoreStats()
-        self.stopped = False
+        self._stopped = stopped
 
     def run(self) -> Finished:
         """Send Started and Embedded…; return the end, to be sent once the model is free again.
@@ -52,7 +58,7 @@ class Embedding:
             while self._sent < len(self._texts):
                 vectors = []
                 for tokens in self._texts[self._sent : self._sent + _TOGETHER]:
-                    if self.stopped:
+                    if self._stopped():
                         raise CancelledError("The request was cancelled.")
                     vector = self._entry.mended(functools.partial(embedder.embed, tokens))
                     vectors.append(vector.astype("<f4").tobytes())

@@ -46,7 +46,5 @@ class Request:
     def stop(self) -> None:
         """Have it end soon. Any thread."""
         self.stopped = True
-        if self.embedding is not None:
-            self.embedding.stopped = True
         if self.interrupt is not None:
             self.interrupt()
