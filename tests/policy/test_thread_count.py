@@ -99,8 +99,21 @@ def test_disturbances_that_come_back_make_pauses_longer():
     assert set(machine.compute(threads, 3)) == {1}
 
 
-def test_a_slice_that_took_long_is_enough_to_decide():
+def test_one_long_slice_decides_nothing_but_has_it_tried():
     threads = ThreadCount(2)
     threads.begin(0.0)
     threads.computed(0.4, 0.4, 0.4)
+    assert (threads.count, threads.trial) == (2, True)
+    threads.computed(0.02, 0.02, 0.42)
     assert threads.count == 1
+
+
+def test_what_takes_a_core_for_tens_of_milliseconds_now_and_then_keeps_no_thread_idle():
+    """A hypervisor does, that has another guest."""
+    threads, now = ThreadCount(2), 0.0
+    for step in range(2000):
+        threads.begin(now)
+        wall, lost = (STEP + 0.03, 0.03) if step % 40 == 0 else (STEP, 0.0)
+        now += wall
+        threads.computed(wall, lost, now)
+        assert threads.count == 2

@@ -5,9 +5,10 @@ all the others; these spin meanwhile, and so keep cores from it. Beside one busy
 cores decode up to a hundred times more slowly than one does alone.
 
 How long threads were without a core is exact (wall time less CPU time, as they spin while they wait for each
-other), and costs nothing to look at. So all threads compute until too much is lost; from then on there are
-fewer, by the cores that others turned out to use, and after a pause all are given a short trial. The more
-often in a row cores are in use, the longer the pause.
+other), and costs nothing to look at. So all threads compute until much is lost. A hypervisor or an interrupt
+takes a core for some milliseconds, too, so a trial of short slices then has to lose as much: from then on
+there are fewer threads, by the cores that others turned out to use, and after a pause all are given a trial
+again. When cores are in use soon after a pause, the next one is longer.
 """
 
 from __future__ import annotations
@@ -25,33 +26,32 @@ class ThreadCount:
         self.trial = False  # whether cores may turn out to be in use: slices of compute should be short
         self._wall = self._lost = 0.0  # seconds of time, and of all threads, in the window under way
         self._pause = _SHORTEST
-        self._resume = 0.0  # when the pause is over
-        self._quiet_since = float("-inf")
+        self._resume = float("-inf")  # when the pause is over
 
     def begin(self, now: float) -> None:
         """Settle `count` and `trial` for the slice of compute that begins."""
         if self.count < self._most and not self.trial and now >= self._resume:
-            self._change(self._most)
-            self.trial = True
+            self._change(self._most, trial=True)
 
     def computed(self, wall: float, lost: float, now: float) -> None:
-        """Note a slice of `wall` seconds in which `count` threads lacked a core for `lost` seconds in all."""
+        """Record a slice of `wall` seconds in which `count` threads lacked a core for `lost` seconds in all."""
         self._wall += wall
         self._lost += lost
         if self.count > 1 and self._lost >= _LOST * max(self._wall, _WINDOW):
-            self._reduce(now)
-        elif self._wall >= _WINDOW:
             if self.trial:
-                self._quiet_since = now
+                self._reduce(now)
+            else:
+                self._change(self.count, trial=True)
+        elif self._wall >= _WINDOW:
             self._change(self.count)
 
     def _reduce(self, now: float) -> None:
-        again = self.trial or now < self._quiet_since + _LONGEST
         if self.count == self._most:
+            again = now < self._resume + _LONGEST
             self._pause = min(2 * self._pause, _LONGEST) if again else _SHORTEST
             self._resume = now + self._pause
         self._change(max(1, int(self.count - self._lost / self._wall)))
 
-    def _change(self, count: int) -> None:
-        self.count, self.trial = count, False
+    def _change(self, count: int, *, trial: bool = False) -> None:
+        self.count, self.trial = count, trial
         self._wall = self._lost = 0.0
