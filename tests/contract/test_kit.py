@@ -11,7 +11,7 @@ from flexserve.errors import GrantRefusedError
 from flexserve.platforms.ports import Arena, SecureMemory
 from flexserve.simulator.secure_memory import SimSecureMemory
 from flexserve.testing.faults import Refusing
-from flexserve.testing.secure_memory import CHUNKS, SecureMemoryContract
+from flexserve.testing.secure_memory import CHUNKS, SecureMemoryContract, managed
 from flexserve.testing.stateful import SecureMemoryMachine
 from flexserve.units import KIB
 
@@ -65,7 +65,7 @@ class Kit(SecureMemoryContract):
 def test_the_kit_fails_a_memory_that_breaks_a_law(kind: type[SimSecureMemory], law: Callable[..., None]):
     for each, broken in ((SimSecureMemory, False), (kind, True)):
         kit = Kit(each)
-        memory = kit.create_memory()
+        memory = managed(kit.create_memory())
         arena = memory.reserve(CHUNKS * CHUNK)
         if not broken:
             law(kit, memory, arena)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from flexserve.errors import GrantRefusedError, IllegalTransitionError
+from flexserve.errors import GrantRefusedError, InternalError
 from flexserve.platforms.ports import Arena
 from flexserve.simulator.secure_memory import SimSecureMemory
 from flexserve.trusted.heartbeat import Heartbeat
@@ -124,7 +125,7 @@ def test_released_memory_is_reported_by_the_caller_and_reads_as_zeros_when_it_co
 def test_a_release_of_what_is_not_committed_is_refused_and_changes_nothing():
     bench = Bench()
     bench.commit(0, 2)
-    with pytest.raises(IllegalTransitionError):
+    with pytest.raises(InternalError):
         bench.release(1, 2)
     assert bench.counts() == (0, 2)
 
@@ -246,6 +247,110 @@ def test_missing_chunks_are_committed_around_those_that_are_there():
     assert bench.flexmem.commit_missing(bench.arena) == 0
 
 
+class Watched(SimSecureMemory):
+    """Calls `meanwhile` in the middle of each commit and release; remembers what was released, in chunks."""
+
+    def __init__(self, total: int, chunk: int) -> None:
+        super().__init__(total, chunk)
+        self.meanwhile: Callable[[], None] = lambda: None
+        self.released: list[tuple[int, int]] = []
+
+    def commit(self, arena: Arena, offset: int, length: int) -> None:
+        self.meanwhile()
+        super().commit(arena, offset, length)
+
+    def release(self, arena: Arena, offset: int, length: int, *, keep: bool = False) -> None:
+        self.meanwhile()
+        self.released.append((offset // CHUNK, length // CHUNK))
+        super().release(arena, offset, length, keep=keep)
+
+
+@pytest.fixture
+def watched() -> Watched:
+    return Watched(TOTAL * CHUNK, CHUNK)
+
+
+@pytest.mark.parametrize("under_way", ["commit", "release", "recycle"])
+def test_a_chunk_in_one_threads_hands_is_refused_to_every_other(watched: Watched, under_way: str):
+    flexmem = FlexMem(watched, TOTAL * CHUNK, OpenHanded())
+    arena = flexmem.reserve(ARENA * CHUNK)
+    flexmem.grant(2 * CHUNK)
+    if under_way != "commit":
+        flexmem.commit(arena, 0, CHUNK)
+    refused: list[str] = []
+
+    def meanwhile() -> None:
+        watched.meanwhile = lambda: None
+        for name in ("commit", "try_commit", "release", "recycle", "view"):
+            with pytest.raises(InternalError):
+                getattr(flexmem, name)(arena, 0, CHUNK)
+            refused.append(name)
+        with pytest.raises(InternalError, match="another thread"):
+            flexmem.free(arena)
+        assert not flexmem.holds(arena, 0)
+        flexmem.check()
+
+    watched.meanwhile = meanwhile
+    getattr(flexmem, under_way)(arena, 0, CHUNK)
+    assert len(refused) == 5
+    assert flexmem.holds(arena, 0) == (under_way == "commit")
+    flexmem.free(arena)
+    flexmem.check()
+
+
+def test_memory_that_a_commit_is_about_to_take_is_kept_ready_and_given_to_no_other(watched: Watched):
+    purse = Purse()
+    flexmem = FlexMem(watched, TOTAL * CHUNK, purse)
+    arena = flexmem.reserve(ARENA * CHUNK)
+    flexmem.grant(2 * CHUNK)
+    seen: list[tuple[int, int]] = []
+
+    def meanwhile() -> None:
+        flexmem.settle()
+        seen.append((flexmem.unused() // CHUNK, purse.held))
+
+    watched.meanwhile = meanwhile
+    flexmem.commit(arena, 0, CHUNK)
+    assert seen == [(1, 2)]
+    flexmem.settle()
+    assert purse.held == 1
+
+
+def test_a_range_whose_release_fails_is_nobodys_any_more(watched: Watched):
+    flexmem = FlexMem(watched, TOTAL * CHUNK, OpenHanded())
+    arena = flexmem.reserve(ARENA * CHUNK)
+    flexmem.commit(arena, 0, 2 * CHUNK)
+
+    def meanwhile() -> None:
+        raise OSError("the kernel would not")
+
+    watched.meanwhile = meanwhile
+    with pytest.raises(OSError, match="would not"):
+        flexmem.release(arena, 0, CHUNK)
+    watched.meanwhile = lambda: None
+    for call in (flexmem.commit, flexmem.release, flexmem.recycle, flexmem.view):
+        with pytest.raises(InternalError):
+            call(arena, 0, CHUNK)
+    assert flexmem.committed(arena) == CHUNK
+    assert flexmem.bytes_in(PageState.RECALLING) == CHUNK
+    flexmem.check()
+
+
+def test_equal_looking_arenas_are_not_the_same():
+    bench = Bench()
+    with pytest.raises(InternalError):
+        bench.flexmem.commit(Arena(base=bench.arena.base, size=bench.arena.size), 0, CHUNK)
+
+
+def test_what_lies_side_by_side_is_released_in_one_call(watched: Watched):
+    flexmem = FlexMem(watched, TOTAL * CHUNK, OpenHanded())
+    arena = flexmem.reserve(ARENA * CHUNK)
+    for chunk in (3, 0, 1):
+        flexmem.commit(arena, chunk * CHUNK, CHUNK)
+    flexmem.release_all(arena)
+    assert watched.released == [(0, 2), (3, 1)]
+
+
 def test_freeing_an_arena_returns_all_it_held():
     bench = Bench()
     bench.commit(0, 1)
@@ -306,6 +411,8 @@ class FlexMemMachine(RuleBasedStateMachine):
     @rule(chunk=chunks)
     def commit(self, chunk: int) -> None:
         if chunk in self.committed:
+            with pytest.raises(InternalError):
+                self.bench.commit(chunk, 1)
             return
         purse = self.bench.purse
         if self.granted or purse.limit > purse.out:
@@ -329,7 +436,7 @@ class FlexMemMachine(RuleBasedStateMachine):
             self.bench.release(chunk, 1)
             self.committed.remove(chunk)
         else:
-            with pytest.raises(IllegalTransitionError):
+            with pytest.raises(InternalError):
                 self.bench.release(chunk, 1)
 
     @rule(chunk=chunks)

@@ -31,8 +31,11 @@ class Arena:
 class SecureMemory(Protocol):
     """Memory that the normal world can recall and cannot read.
 
-    All offsets and lengths are bytes and multiples of `chunk`. Every method is thread-safe
-    for disjoint ranges; callers serialise calls on the same range (trusted.memory.flexmem does).
+    An adapter maps and unmaps what it is told, and keeps no account of what is committed. The caller
+    (trusted.memory.flexmem) does, and guarantees for every call: the arena came from `reserve` of this
+    memory and was not freed; the range lies in it, in bytes that are multiples of `chunk`; there is
+    memory behind all of a range to release or to view, and behind no part of one to commit; and no other
+    thread is in a call on that range. Every method is thread-safe for disjoint ranges. Length 0 is always safe.
     """
 
     @property
@@ -53,27 +56,21 @@ class SecureMemory(Protocol):
         """Put memory behind a range that has none; it reads as zeros.
 
         The OS may supply the pages at first touch. Raises GrantRefusedError when the OS
-        refuses, and then every chunk is as it was before the call. Raises InternalError
-        for a range that is outside the arena or (partly) committed already.
+        refuses, and then every chunk is as it was before the call.
         """
 
     def release(self, arena: Arena, offset: int, length: int, *, keep: bool = False) -> None:
         """Give the memory of a committed range back, scrubbed before anyone can see it.
 
         Returns when the OS has it. With `keep` as much is about to be committed elsewhere: an adapter
-        that can move memory may hold on to it for that, and counts it as resident. Always safe to
-        call with length 0. Raises InternalError for a range that is outside the arena or not wholly
-        committed, and then changes nothing.
+        that can move memory may hold on to it for that, and counts it as resident.
         """
 
     def view(self, arena: Arena, offset: int, length: int) -> memoryview:
-        """Return a writable view of committed memory (any alignment). It dies with the release.
-
-        Raises InternalError when part of it is not committed.
-        """
+        """Return a writable view of committed memory (any alignment). It dies with the release."""
 
     def free(self, arena: Arena) -> None:
-        """Release whatever is committed and give the addresses back. The arena is dead after."""
+        """Give the addresses of an arena back, of which nothing is committed. It is dead after."""
 
     def resident(self) -> int:
         """Return the bytes of secure memory that the OS counts as used by this process now."""

@@ -11,7 +11,6 @@ import threading
 import weakref
 
 from flexserve.errors import GrantRefusedError, InternalError
-from flexserve.platforms.chunks import ChunkBooks, ChunkState
 from flexserve.platforms.ports import Arena, Protection
 from flexserve.units import GIB, MIB, align_up, format_size
 
@@ -22,18 +21,15 @@ class SimSecureMemory:
     """The SecureMemory port over `total` bytes of simulated memory."""
 
     def __init__(self, total: int, chunk: int = MIB) -> None:
-        self._books = ChunkBooks(chunk)
+        if chunk <= 0 or chunk & (chunk - 1):
+            raise ValueError("a chunk is a power of two")
+        self.chunk = chunk
         self._total = total
         self._used = 0
         self._next_base = _FIRST_BASE
         self._bytes: dict[Arena, bytearray] = {}
         self._views: dict[Arena, list[_LentView]] = {}
         self._lock = threading.Lock()
-
-    @property
-    def chunk(self) -> int:
-        """Bytes of the unit of commit and release."""
-        return self._books.chunk
 
     @property
     def protection(self) -> Protection:
@@ -52,47 +48,27 @@ class SimSecureMemory:
             self._next_base = align_up(arena.base + size + 1, max(self.chunk, MIB))  # a gap between arenas
             self._bytes[arena] = bytearray(size)
             self._views[arena] = []
-        self._books.open(arena)
         return arena
 
     def commit(self, arena: Arena, offset: int, length: int) -> None:
         """Take `length` bytes of the budget for a range; it reads as zeros.
 
-        Raises GrantRefusedError past the budget, InternalError for a range that is outside the
-        arena or (partly) committed; either way every chunk is as it was.
+        Raises GrantRefusedError past the budget; then every chunk is as it was.
         """
-        self._books.claim_commit(arena, offset, length)
-        settled = ChunkState.EMPTY
-        try:
-            self._take(length)
-            settled = ChunkState.COMMITTED
-        finally:
-            self._books.settle(arena, offset, length, settled)
+        self._take(length)
 
     def release(self, arena: Arena, offset: int, length: int, *, keep: bool = False) -> None:
         """Scrub a committed range and give it back to the budget, with `keep` too; its views die.
 
-        Raises InternalError for a range that is outside the arena or not wholly committed, and
-        while someone still holds a buffer on a view of it; then nothing has changed.
+        Raises InternalError while someone still holds a buffer on a view of it; then nothing has changed.
         """
         del keep
-        self._books.claim_release(arena, offset, length)
-        settled = ChunkState.COMMITTED
-        try:
-            self._kill_views(arena, offset, offset + length)
-            settled = ChunkState.EMPTY
-        finally:
-            if settled is ChunkState.EMPTY:
-                self._scrub(arena, offset, length)
-                self._take(-length)
-            self._books.settle(arena, offset, length, settled)
+        self._kill_views(arena, offset, offset + length)
+        self._scrub(arena, offset, length)
+        self._take(-length)
 
     def view(self, arena: Arena, offset: int, length: int) -> memoryview:
-        """Return a writable view of committed memory (any alignment). It dies with the release.
-
-        Raises InternalError when part of it is not committed.
-        """
-        self._books.require_committed(arena, offset, length)
+        """Return a writable view of committed memory (any alignment). It dies with the release."""
         view = memoryview(self._bytes[arena])[offset : offset + length]
         with self._lock:
             lent = [entry for entry in self._views[arena] if entry.alive()]
@@ -101,10 +77,7 @@ class SimSecureMemory:
         return view
 
     def free(self, arena: Arena) -> None:
-        """Release whatever is committed and give the addresses back. The arena is dead after."""
-        for offset, length in self._books.committed_runs(arena):
-            self.release(arena, offset, length)
-        self._books.close(arena)
+        """Give the addresses back. The arena is dead after."""
         with self._lock:
             del self._bytes[arena], self._views[arena]
 

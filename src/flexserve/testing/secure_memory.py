@@ -1,5 +1,8 @@
 """The contract of the SecureMemory port, as tests that every adapter must pass.
 
+An adapter is driven as in a secure world: by a FlexMem, which refuses what its caller may not do. So the
+tests hold for the two together, and say which of both is wrong only by what they try.
+
 To test an adapter, derive a class in a test module of yours:
 
     class TestMyMemory(SecureMemoryContract):
@@ -23,9 +26,16 @@ import pytest
 
 from flexserve.errors import GrantRefusedError, InternalError
 from flexserve.platforms.ports import Arena, SecureMemory
+from flexserve.trusted.memory.flexmem import FlexMem, OpenHanded
 
 CHUNKS = 8  # of the arena that most tests work in
+_CAPACITY = 4096  # chunks of the machine: more than any test commits
 _TOUCH_STEP = 4096  # the smallest page of any machine: one byte in each makes the whole range resident
+
+
+def managed(memory: SecureMemory) -> FlexMem:
+    """Return the FlexMem that drives `memory`, with a normal world that grants all it is asked for."""
+    return FlexMem(memory, _CAPACITY * memory.chunk, OpenHanded())
 
 
 class SecureMemoryContract(abc.ABC):
@@ -42,39 +52,39 @@ class SecureMemoryContract(abc.ABC):
         """Return a context with an adapter whose OS has `chunks` chunks to give and no more."""
 
     @pytest.fixture
-    def memory(self) -> SecureMemory:
-        return self.create_memory()
+    def memory(self) -> FlexMem:
+        return managed(self.create_memory())
 
     @pytest.fixture
-    def arena(self, memory: SecureMemory) -> Iterator[Arena]:
+    def arena(self, memory: FlexMem) -> Iterator[Arena]:
         arena = memory.reserve(CHUNKS * memory.chunk)
         yield arena
         memory.free(arena)
 
     # Arenas
 
-    def test_a_chunk_is_a_power_of_two(self, memory: SecureMemory) -> None:
+    def test_a_chunk_is_a_power_of_two(self, memory: FlexMem) -> None:
         assert memory.chunk > 0
         assert memory.chunk & (memory.chunk - 1) == 0
 
-    def test_the_label_says_something_to_people(self, memory: SecureMemory) -> None:
+    def test_the_label_says_something_to_people(self, memory: FlexMem) -> None:
         assert memory.protection.name
         assert memory.protection.summary.endswith(".")
 
-    def test_an_arena_is_whole_chunks_on_a_chunk_boundary(self, memory: SecureMemory) -> None:
+    def test_an_arena_is_whole_chunks_on_a_chunk_boundary(self, memory: FlexMem) -> None:
         arena = memory.reserve(memory.chunk + 1)
         assert arena.size == 2 * memory.chunk
         assert arena.base % memory.chunk == 0
         memory.free(arena)
 
-    def test_arenas_do_not_overlap(self, memory: SecureMemory) -> None:
+    def test_arenas_do_not_overlap(self, memory: FlexMem) -> None:
         arenas = [memory.reserve(count * memory.chunk) for count in (1, 3, 2)]
         spans = sorted((arena.base, arena.base + arena.size) for arena in arenas)
         assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
         for arena in arenas:
             memory.free(arena)
 
-    def test_a_reservation_uses_no_memory(self, memory: SecureMemory) -> None:
+    def test_a_reservation_uses_no_memory(self, memory: FlexMem) -> None:
         before = memory.resident()
         arena = memory.reserve(CHUNKS * memory.chunk)
         assert memory.resident() == before
@@ -82,23 +92,23 @@ class SecureMemoryContract(abc.ABC):
 
     # What memory reads as
 
-    def test_fresh_memory_reads_zeros(self, memory: SecureMemory, arena: Arena) -> None:
+    def test_fresh_memory_reads_zeros(self, memory: FlexMem, arena: Arena) -> None:
         memory.commit(arena, 0, arena.size)
         assert bytes(memory.view(arena, 0, arena.size)) == bytes(arena.size)
 
-    def test_memory_reads_as_it_was_written(self, memory: SecureMemory, arena: Arena) -> None:
+    def test_memory_reads_as_it_was_written(self, memory: FlexMem, arena: Arena) -> None:
         memory.commit(arena, 0, 2 * memory.chunk)
         memory.view(arena, memory.chunk - 2, 4)[:] = b"abcd"
         assert bytes(memory.view(arena, memory.chunk - 3, 6)) == b"\0abcd\0"
 
-    def test_two_views_of_a_range_see_the_same_memory(self, memory: SecureMemory, arena: Arena) -> None:
+    def test_two_views_of_a_range_see_the_same_memory(self, memory: FlexMem, arena: Arena) -> None:
         memory.commit(arena, 0, memory.chunk)
         one, other = memory.view(arena, 0, 8), memory.view(arena, 4, 8)
         one[4:] = b"seen"
         assert bytes(other[:4]) == b"seen"
 
     def test_released_memory_reads_zeros_when_committed_again(
-        self, memory: SecureMemory, arena: Arena
+        self, memory: FlexMem, arena: Arena
     ) -> None:
         memory.commit(arena, 0, arena.size)
         _fill(memory, arena, 0, arena.size, 0xA5)
@@ -107,19 +117,19 @@ class SecureMemoryContract(abc.ABC):
         assert bytes(memory.view(arena, 0, arena.size)) == bytes(arena.size)
 
     def test_memory_kept_at_its_release_reads_zeros_when_committed_elsewhere(
-        self, memory: SecureMemory, arena: Arena
+        self, memory: FlexMem, arena: Arena
     ) -> None:
         before = memory.resident()
         memory.commit(arena, 0, 2 * memory.chunk)
         _fill(memory, arena, 0, 2 * memory.chunk, 0xA5)
-        memory.release(arena, 0, 2 * memory.chunk, keep=True)
+        memory.recycle(arena, 0, 2 * memory.chunk)
         with pytest.raises(InternalError):
             memory.view(arena, 0, 1)
         memory.commit(arena, 4 * memory.chunk, 2 * memory.chunk)
         assert not any(memory.view(arena, 4 * memory.chunk, 2 * memory.chunk))
         assert abs(memory.resident() - before - 2 * memory.chunk) <= memory.chunk
 
-    def test_a_release_leaves_its_neighbours_untouched(self, memory: SecureMemory, arena: Arena) -> None:
+    def test_a_release_leaves_its_neighbours_untouched(self, memory: FlexMem, arena: Arena) -> None:
         unit = memory.chunk
         memory.commit(arena, 0, 5 * unit)
         for index in range(5):
@@ -128,7 +138,7 @@ class SecureMemoryContract(abc.ABC):
         assert bytes(memory.view(arena, 0, unit)) == bytes([1]) * unit
         assert bytes(memory.view(arena, 4 * unit, unit)) == bytes([5]) * unit
 
-    def test_a_commit_leaves_its_neighbours_untouched(self, memory: SecureMemory, arena: Arena) -> None:
+    def test_a_commit_leaves_its_neighbours_untouched(self, memory: FlexMem, arena: Arena) -> None:
         unit = memory.chunk
         memory.commit(arena, 0, unit)
         memory.commit(arena, 2 * unit, unit)
@@ -140,30 +150,30 @@ class SecureMemoryContract(abc.ABC):
     # Views
 
     def test_a_view_has_the_length_asked_for_and_is_writable(
-        self, memory: SecureMemory, arena: Arena
+        self, memory: FlexMem, arena: Arena
     ) -> None:
         memory.commit(arena, 0, memory.chunk)
         view = memory.view(arena, 3, 17)
         assert (view.nbytes, view.itemsize, view.readonly) == (17, 1, False)
 
-    def test_a_view_of_memory_that_is_not_there_is_refused(self, memory: SecureMemory, arena: Arena) -> None:
+    def test_a_view_of_memory_that_is_not_there_is_refused(self, memory: FlexMem, arena: Arena) -> None:
         with pytest.raises(InternalError):
             memory.view(arena, 0, 1)
 
     def test_a_view_that_reaches_past_committed_memory_is_refused(
-        self, memory: SecureMemory, arena: Arena
+        self, memory: FlexMem, arena: Arena
     ) -> None:
         memory.commit(arena, 0, memory.chunk)
         with pytest.raises(InternalError):
             memory.view(arena, memory.chunk - 1, 2)
 
-    def test_a_view_outside_the_arena_is_refused(self, memory: SecureMemory, arena: Arena) -> None:
+    def test_a_view_outside_the_arena_is_refused(self, memory: FlexMem, arena: Arena) -> None:
         memory.commit(arena, 0, arena.size)
         for offset, length in ((arena.size - 1, 2), (-1, 2), (0, arena.size + 1)):
             with pytest.raises(InternalError):
                 memory.view(arena, offset, length)
 
-    def test_no_view_is_given_of_released_memory(self, memory: SecureMemory, arena: Arena) -> None:
+    def test_no_view_is_given_of_released_memory(self, memory: FlexMem, arena: Arena) -> None:
         memory.commit(arena, 0, 2 * memory.chunk)
         memory.release(arena, 0, memory.chunk)
         with pytest.raises(InternalError):
@@ -178,7 +188,7 @@ class SecureMemoryContract(abc.ABC):
         ids=["too long", "past", "before", "negative"],
     )
     def test_a_range_outside_the_arena_raises_and_changes_nothing(
-        self, memory: SecureMemory, arena: Arena, offset: int, length: int
+        self, memory: FlexMem, arena: Arena, offset: int, length: int
     ) -> None:
         self._raises_and_changes_nothing(
             memory, arena, lambda call: call(arena, offset * memory.chunk, length * memory.chunk)
@@ -188,7 +198,7 @@ class SecureMemoryContract(abc.ABC):
         ("offset", "length"), [(1, 0), (0, 1), (-1, 1)], ids=["offset", "length", "both"]
     )
     def test_an_unaligned_range_raises_and_changes_nothing(
-        self, memory: SecureMemory, arena: Arena, offset: int, length: int
+        self, memory: FlexMem, arena: Arena, offset: int, length: int
     ) -> None:
         half = memory.chunk // 2
         self._raises_and_changes_nothing(
@@ -197,7 +207,7 @@ class SecureMemoryContract(abc.ABC):
             lambda call: call(arena, 2 * memory.chunk + offset * half, memory.chunk + length * half),
         )
 
-    def test_a_double_commit_raises_and_changes_nothing(self, memory: SecureMemory, arena: Arena) -> None:
+    def test_a_double_commit_raises_and_changes_nothing(self, memory: FlexMem, arena: Arena) -> None:
         unit = memory.chunk
         memory.commit(arena, unit, unit)
         _fill(memory, arena, unit, unit, 3)
@@ -207,7 +217,7 @@ class SecureMemoryContract(abc.ABC):
         memory.commit(arena, 0, unit)
         memory.commit(arena, 2 * unit, unit)
 
-    def test_a_double_release_raises_and_changes_nothing(self, memory: SecureMemory, arena: Arena) -> None:
+    def test_a_double_release_raises_and_changes_nothing(self, memory: FlexMem, arena: Arena) -> None:
         unit = memory.chunk
         memory.commit(arena, 0, 3 * unit)
         _fill(memory, arena, 0, 3 * unit, 3)
@@ -219,14 +229,15 @@ class SecureMemoryContract(abc.ABC):
         with pytest.raises(InternalError):
             memory.release(arena, unit, unit)
 
-    def test_releasing_nothing_is_always_safe(self, memory: SecureMemory, arena: Arena) -> None:
+    def test_releasing_nothing_is_always_safe(self, memory: FlexMem, arena: Arena) -> None:
         memory.release(arena, 0, 0)
         memory.commit(arena, 0, memory.chunk)
         memory.release(arena, 0, 0)
         assert bytes(memory.view(arena, 0, 1)) == b"\0"
 
     def test_a_refused_commit_leaves_everything_as_it_was(self) -> None:
-        with self.scarce_memory(3) as memory:
+        with self.scarce_memory(3) as scarce:
+            memory = managed(scarce)
             unit = memory.chunk
             arena = memory.reserve(CHUNKS * unit)
             memory.commit(arena, 0, unit)
@@ -244,13 +255,15 @@ class SecureMemoryContract(abc.ABC):
             memory.free(arena)
 
     def test_a_refused_commit_can_be_tried_again(self) -> None:
-        with self.scarce_memory(3) as memory:
+        with self.scarce_memory(3) as scarce:
+            memory = managed(scarce)
             unit = memory.chunk
             arena = memory.reserve(CHUNKS * unit)
             with pytest.raises(GrantRefusedError):
                 memory.commit(arena, 0, 4 * unit)
             memory.free(arena)
-        with self.scarce_memory(3) as memory:
+        with self.scarce_memory(3) as scarce:
+            memory = managed(scarce)
             arena = memory.reserve(CHUNKS * unit)
             memory.commit(arena, 0, 3 * unit)
             with pytest.raises(GrantRefusedError):
@@ -261,7 +274,7 @@ class SecureMemoryContract(abc.ABC):
     # What the OS gets back
 
     def test_touched_memory_is_counted_and_released_memory_is_not(
-        self, memory: SecureMemory, arena: Arena
+        self, memory: FlexMem, arena: Arena
     ) -> None:
         before = memory.resident()
         memory.commit(arena, 0, arena.size)
@@ -272,7 +285,7 @@ class SecureMemoryContract(abc.ABC):
         memory.release(arena, arena.size // 2, arena.size // 2)
         assert abs(memory.resident() - before) <= memory.chunk
 
-    def test_free_gives_everything_back(self, memory: SecureMemory) -> None:
+    def test_free_gives_everything_back(self, memory: FlexMem) -> None:
         before = memory.resident()
         arena = memory.reserve(CHUNKS * memory.chunk)
         memory.commit(arena, memory.chunk, 2 * memory.chunk)
@@ -281,22 +294,25 @@ class SecureMemoryContract(abc.ABC):
         memory.free(arena)
         assert memory.resident() <= before
 
-    def test_a_freed_arena_is_dead(self, memory: SecureMemory) -> None:
+    def test_a_freed_arena_is_dead(self, memory: FlexMem) -> None:
         arena = memory.reserve(memory.chunk)
         memory.free(arena)
-        for call in (memory.commit, memory.release, memory.view):
+        calls: list[Callable[[Arena, int, int], object]] = [
+            *(memory.commit, memory.try_commit, memory.release, memory.recycle, memory.view)
+        ]
+        for call in calls:
             with pytest.raises(InternalError):
                 call(arena, 0, memory.chunk)
         with pytest.raises(InternalError):
             memory.free(arena)
 
-    def test_an_arena_of_another_memory_is_refused(self, memory: SecureMemory) -> None:
+    def test_an_arena_of_another_memory_is_refused(self, memory: FlexMem) -> None:
         stranger = Arena(base=64 * memory.chunk, size=memory.chunk)
         with pytest.raises(InternalError):
             memory.commit(stranger, 0, memory.chunk)
 
     def test_memory_comes_and_goes_many_times_without_a_leak(
-        self, memory: SecureMemory, arena: Arena
+        self, memory: FlexMem, arena: Arena
     ) -> None:
         before = memory.resident()
         for _ in range(50):
@@ -307,7 +323,7 @@ class SecureMemoryContract(abc.ABC):
 
     # Threads
 
-    def test_memory_may_be_counted_while_arenas_come_and_go(self, memory: SecureMemory) -> None:
+    def test_memory_may_be_counted_while_arenas_come_and_go(self, memory: FlexMem) -> None:
         done, failures = threading.Event(), list[BaseException]()
 
         def count() -> None:
@@ -329,7 +345,7 @@ class SecureMemoryContract(abc.ABC):
         assert not counter.is_alive(), "counting hangs"
         assert failures == []
 
-    def test_threads_may_work_on_disjoint_ranges(self, memory: SecureMemory, arena: Arena) -> None:
+    def test_threads_may_work_on_disjoint_ranges(self, memory: FlexMem, arena: Arena) -> None:
         unit, workers, failures = memory.chunk, 4, list[BaseException]()
         gate = threading.Barrier(workers)
 
@@ -357,9 +373,9 @@ class SecureMemoryContract(abc.ABC):
 
     def _raises_and_changes_nothing(
         self,
-        memory: SecureMemory,
+        memory: FlexMem,
         arena: Arena,
-        attempt: Callable[[Callable[[Arena, int, int], None]], None],
+        attempt: Callable[[Callable[[Arena, int, int], object]], object],
     ) -> None:
         unit = memory.chunk
         with pytest.raises(InternalError):
@@ -373,11 +389,11 @@ class SecureMemoryContract(abc.ABC):
         assert bytes(memory.view(arena, 0, arena.size)) == b"\x33" * arena.size
 
 
-def _fill(memory: SecureMemory, arena: Arena, offset: int, length: int, value: int) -> None:
+def _fill(memory: FlexMem, arena: Arena, offset: int, length: int, value: int) -> None:
     memory.view(arena, offset, length)[:] = bytes([value]) * length
 
 
-def _touch(memory: SecureMemory, arena: Arena, offset: int, length: int) -> None:
+def _touch(memory: FlexMem, arena: Arena, offset: int, length: int) -> None:
     view = memory.view(arena, offset, length)
     for position in range(0, length, _TOUCH_STEP):
         view[position] = 1

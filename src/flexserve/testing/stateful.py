@@ -29,6 +29,7 @@ from hypothesis.stateful import (
 from flexserve.errors import GrantRefusedError, IllegalTransitionError, InternalError
 from flexserve.platforms.ports import Arena, SecureMemory
 from flexserve.testing.faults import Refusing
+from flexserve.testing.secure_memory import managed
 from flexserve.trusted.memory.ownership import OwnershipTable, PageEvent, PageState
 
 # Small arenas, so that ranges collide often; and some that end past the end.
@@ -41,13 +42,14 @@ _MOSTLY = st.sampled_from([True, True, True, False])
 
 
 class MemoryModel:
-    """What SecureMemory promises, in plain dictionaries: arena → chunk → its bytes."""
+    """What Flex-Mem promises, in plain dictionaries: arena → chunk → its bytes."""
 
     def __init__(self, chunk: int) -> None:
         self.chunk = chunk
         self.sizes: dict[Arena, int] = {}  # chunks of each arena
         self.contents: dict[Arena, dict[int, bytearray]] = {}
         self.touched: set[tuple[Arena, int]] = set()
+        self.kept = 0  # chunks granted and not committed
 
     def reserve(self, arena: Arena, chunks: int) -> None:
         self.sizes[arena], self.contents[arena] = chunks, {}
@@ -61,8 +63,12 @@ class MemoryModel:
         return first + count <= self.sizes[arena] and all(g in self.contents[arena] for g in wanted)
 
     def commit(self, arena: Arena, first: int, count: int) -> None:
+        self.take(count)
         for index in range(first, first + count):
             self.contents[arena][index] = bytearray(self.chunk)
+
+    def take(self, count: int) -> None:
+        self.kept = max(0, self.kept - count)
 
     def release(self, arena: Arena, first: int, count: int) -> None:
         for index in range(first, first + count):
@@ -87,13 +93,14 @@ class MemoryModel:
 
 
 class SecureMemoryMachine(RuleBasedStateMachine):
-    """Drives a SecureMemory at random next to a MemoryModel. Abstract: says not which memory."""
+    """Drives a SecureMemory under its FlexMem at random next to a MemoryModel. Abstract: says not which memory."""
 
     arenas: Bundle[Arena] = Bundle("arenas")
 
     def __init__(self) -> None:
         super().__init__()
-        self.memory = Refusing(self.create_memory(), after=0)
+        self.os = Refusing(self.create_memory(), after=0)
+        self.memory = managed(self.os)
         self.before = self.memory.resident()
         self.model = MemoryModel(self.memory.chunk)
 
@@ -113,14 +120,15 @@ class SecureMemoryMachine(RuleBasedStateMachine):
     def commit(self, arena: Arena, first: int, count: int, value: int, granted: bool) -> None:
         unit = self.memory.chunk
         legal = self.model.may_commit(arena, first, count)
-        self.memory.after = int(granted)
-        if not granted:
-            expected: contextlib.AbstractContextManager[object] = _raises(GrantRefusedError)
-        else:
-            expected = contextlib.nullcontext() if legal else _raises(InternalError)
+        self.os.after = int(granted)
+        expected: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+        if not legal or not granted:
+            expected = _raises(GrantRefusedError if legal else InternalError)
         with expected:
             self.memory.commit(arena, first * unit, count * unit)
-        if granted and legal:
+        if legal and not granted:
+            self.model.take(count)  # what was granted for it goes back
+        if legal and granted:
             self.model.commit(arena, first, count)
             if value % 4:  # now and then, memory stays untouched
                 self._use(arena, first, count, value)
@@ -133,14 +141,24 @@ class SecureMemoryMachine(RuleBasedStateMachine):
             self.memory.view(arena, index * unit, 1)[0] = value
             self.model.write(arena, index * unit, bytes([value]))
 
-    @rule(arena=arenas, first=_FIRST, count=_COUNT)
-    def release(self, arena: Arena, first: int, count: int) -> None:
+    @rule(arena=arenas, first=_FIRST, count=_COUNT, keep=st.booleans())
+    def release(self, arena: Arena, first: int, count: int, keep: bool) -> None:
         unit = self.memory.chunk
         legal = self.model.may_release(arena, first, count)
+        give_up = self.memory.recycle if keep else self.memory.release
         with contextlib.nullcontext() if legal else _raises(InternalError):
-            self.memory.release(arena, first * unit, count * unit)
+            size = give_up(arena, first * unit, count * unit)
+            assert size == count * unit
+            if not keep:
+                self.memory.report_returned(size)
         if legal:
             self.model.release(arena, first, count)
+            self.model.kept += count if keep else 0
+
+    @rule()
+    def return_unused(self) -> None:
+        assert self.memory.return_unused() == self.model.kept * self.memory.chunk
+        self.model.kept = 0
 
     @rule(arena=arenas, pick=_FIRST, where=st.sampled_from(_PLACES), value=st.integers(1, 255), size=_SIZES)
     def write(self, arena: Arena, pick: int, where: Fraction, value: int, size: int) -> None:
@@ -171,13 +189,20 @@ class SecureMemoryMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_os_counts_what_is_there_and_no_more(self) -> None:
-        counted = self.memory.resident() - self.before
-        assert self.model.touched_bytes() <= counted <= self.model.committed_bytes()
+        counted, kept = self.memory.resident() - self.before, self.model.kept * self.memory.chunk
+        assert self.model.touched_bytes() <= counted <= self.model.committed_bytes() + kept
+
+    @invariant()
+    def no_chunk_has_two_owners_or_none(self) -> None:
+        self.memory.check()
+        assert self.memory.bytes_in(PageState.SECURE) == self.model.committed_bytes()
+        assert self.memory.unused() == self.model.kept * self.memory.chunk
 
     def teardown(self) -> None:
         for arena in list(self.model.sizes):
             self.everything_reads_as_written(arena)
             self.memory.free(arena)
+        self.memory.return_unused()
         assert self.memory.resident() == self.before
 
 

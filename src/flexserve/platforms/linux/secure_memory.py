@@ -18,7 +18,6 @@ import resource
 from pathlib import Path
 
 from flexserve.errors import GrantRefusedError, NormalWorldError
-from flexserve.platforms.chunks import ChunkBooks, ChunkState
 from flexserve.platforms.linux import mman, reservation
 from flexserve.platforms.ports import Arena, Protection
 from flexserve.units import MIB, align_up, format_size
@@ -33,19 +32,15 @@ class _MappedMemory(abc.ABC):
     """The SecureMemory port over mmap; subclasses say what is mapped and how it is scrubbed."""
 
     def __init__(self, chunk: int = DEFAULT_CHUNK) -> None:
-        if chunk % mman.PAGE:
-            raise ValueError("a chunk is whole pages")
-        self._books = ChunkBooks(chunk)
+        if chunk <= 0 or chunk % mman.PAGE or chunk & (chunk - 1):
+            raise ValueError("a chunk is whole pages, and a power of two")
+        self.chunk = chunk
+        self._arenas: dict[Arena, None] = {}  # the live ones, to be counted
 
     @property
     @abc.abstractmethod
     def protection(self) -> Protection:
         """The label of what this memory is protected by."""
-
-    @property
-    def chunk(self) -> int:
-        """Bytes of the unit of commit and release."""
-        return self._books.chunk
 
     def reserve(self, size: int) -> Arena:
         """Reserve addresses for `size` bytes, rounded up to chunks. Uses no memory.
@@ -54,58 +49,42 @@ class _MappedMemory(abc.ABC):
         """
         size = align_up(max(size, 1), self.chunk)
         arena = Arena(base=reservation.reserve(size, self.chunk), size=size)
-        self._books.open(arena)
+        self._arenas[arena] = None
         return arena
 
     def commit(self, arena: Arena, offset: int, length: int) -> None:
         """Put memory behind a range that has none; pages come, zeroed, at first touch.
 
-        Raises GrantRefusedError when the OS refuses, InternalError for a range that is outside
-        the arena or (partly) committed; either way every chunk is as it was.
+        Raises GrantRefusedError when the OS refuses; then every chunk is as it was.
         """
-        self._books.claim_commit(arena, offset, length)
-        settled = ChunkState.EMPTY
+        if not length:
+            return
         try:
-            if length:
-                self._map(arena.base + offset, length)
-            settled = ChunkState.COMMITTED
+            self._map(arena.base + offset, length)
         except OSError as error:
             reservation.put_back(arena.base + offset, length)
             raise _refusal(length, error) from error
-        finally:
-            self._books.settle(arena, offset, length, settled)
 
     def release(self, arena: Arena, offset: int, length: int, *, keep: bool = False) -> None:
         """Give the memory of a committed range back, scrubbed before anyone can see it.
 
-        Returns when the OS has it, with `keep` too: it has no way to move pages. Raises InternalError
-        for a range that is outside the arena or not wholly committed, and then changes nothing.
+        Returns when the OS has it, with `keep` too: it has no way to move pages.
         """
         del keep
-        self._books.claim_release(arena, offset, length)
-        settled = ChunkState.COMMITTED
-        try:
-            if length:
-                self._scrub(arena.base + offset, length)
-                reservation.put_back(arena.base + offset, length)
-            settled = ChunkState.EMPTY
-        finally:
-            self._books.settle(arena, offset, length, settled)
+        if length:
+            self._scrub(arena.base + offset, length)
+            reservation.put_back(arena.base + offset, length)
 
     def view(self, arena: Arena, offset: int, length: int) -> memoryview:
         """Return a writable view of committed memory (any alignment).
 
-        Raises InternalError when part of it is not committed. The view must not be used after
-        the release of its range: the addresses fault then.
+        The view must not be used after the release of its range: the addresses fault then.
         """
-        self._books.require_committed(arena, offset, length)
         return mman.view(arena.base + offset, length)
 
     def free(self, arena: Arena) -> None:
-        """Release whatever is committed and give the addresses back. The arena is dead after."""
-        for offset, length in self._books.committed_runs(arena):
-            self.release(arena, offset, length)
-        self._books.close(arena)
+        """Give the addresses back. The arena is dead after."""
+        del self._arenas[arena]
         mman.munmap(arena.base, arena.size)
 
     def resident(self) -> int:
@@ -115,7 +94,7 @@ class _MappedMemory(abc.ABC):
         /proc/self/statm counts secret memory as file pages, together with every library, and
         /proc/self/smaps prints a page of text for each chunk.
         """
-        return mman.PAGE * sum(map(_pages_of, self._books.arenas()))
+        return mman.PAGE * sum(map(_pages_of, list(self._arenas)))
 
     @abc.abstractmethod
     def _map(self, address: int, length: int) -> None:

@@ -14,7 +14,6 @@ import threading
 from pathlib import Path
 
 from flexserve.errors import GrantRefusedError, InternalError
-from flexserve.platforms.chunks import ChunkBooks, ChunkState
 from flexserve.platforms.linux import mman, reservation
 from flexserve.platforms.ports import Arena, Protection
 from flexserve.platforms.trustzone.guest_pages import GuestPages
@@ -32,19 +31,14 @@ class TrustZoneMemory:
     """The SecureMemory port over the pages of a guest."""
 
     def __init__(self, pages: GuestPages, chunk: int = DEFAULT_CHUNK) -> None:
-        if chunk % PAGE or chunk % mman.PAGE:
-            raise ValueError("a chunk is whole pages")
+        if chunk <= 0 or chunk % PAGE or chunk % mman.PAGE or chunk & (chunk - 1):
+            raise ValueError("a chunk is whole pages, and a power of two")
         self._pages = pages
-        self._books = ChunkBooks(chunk)
+        self.chunk = chunk
         self._behind: dict[Arena, dict[int, list[Run]]] = {}  # chunk → its pages, in order
         self._lock = threading.Lock()
         self._mapped = 0  # runs
         self._most = _MOST_RUNS
-
-    @property
-    def chunk(self) -> int:
-        """Bytes of the unit of commit and release."""
-        return self._books.chunk
 
     @property
     def protection(self) -> Protection:
@@ -67,60 +61,40 @@ class TrustZoneMemory:
         arena = Arena(base=reservation.reserve(size, self.chunk), size=size)
         with self._lock:
             self._behind[arena] = {}
-        self._books.open(arena)
         return arena
 
     def commit(self, arena: Arena, offset: int, length: int) -> None:
         """Put pages of the guest behind a range that has none; it reads as zeros.
 
-        Raises GrantRefusedError when the guest's kernel refuses, answers wrongly or does not answer,
-        InternalError for a range that is outside the arena or (partly) committed; either way every
-        chunk is as it was.
+        Raises GrantRefusedError when the guest's kernel refuses, answers wrongly or does not answer;
+        then every chunk is as it was.
         """
-        self._books.claim_commit(arena, offset, length)
-        settled = ChunkState.EMPTY
-        try:
-            if length:
-                self._fill(arena, offset, self._pages.take(length // PAGE))
-            settled = ChunkState.COMMITTED
-        finally:
-            self._books.settle(arena, offset, length, settled)
+        if length:
+            self._fill(arena, offset, self._pages.take(length // PAGE))
 
     def release(self, arena: Arena, offset: int, length: int, *, keep: bool = False) -> None:
         """Give the pages of a committed range back; the monitor scrubs them before the OS sees them.
 
         Returns when the OS has them, or has not cared to take them for seconds. With `keep` they stay
-        SECURE, and are the first that a commit gets. Raises InternalError for a range that is outside
-        the arena or not wholly committed, and then changes nothing.
+        SECURE, and are the first that a commit gets.
         """
-        self._books.claim_release(arena, offset, length)
-        settled = ChunkState.COMMITTED
-        try:
-            if length:
-                runs = self._empty(arena, offset, length)
-                settled = ChunkState.EMPTY
-                if keep:
-                    self._pages.keep(runs)
-                else:
-                    self._pages.give_back(runs)
-            settled = ChunkState.EMPTY
-        finally:
-            self._books.settle(arena, offset, length, settled)
+        if not length:
+            return
+        runs = self._empty(arena, offset, length)
+        if keep:
+            self._pages.keep(runs)
+        else:
+            self._pages.give_back(runs)
 
     def view(self, arena: Arena, offset: int, length: int) -> memoryview:
         """Return a writable view of committed memory (any alignment).
 
-        Raises InternalError when part of it is not committed. The view must not be used after the
-        release of its range: the addresses fault then.
+        The view must not be used after the release of its range: the addresses fault then.
         """
-        self._books.require_committed(arena, offset, length)
         return mman.view(arena.base + offset, length)
 
     def free(self, arena: Arena) -> None:
-        """Release whatever is committed and give the addresses back. The arena is dead after."""
-        for offset, length in self._books.committed_runs(arena):
-            self.release(arena, offset, length)
-        self._books.close(arena)
+        """Give the addresses back. The arena is dead after."""
         with self._lock:
             del self._behind[arena]
         mman.munmap(arena.base, arena.size)
@@ -138,10 +112,12 @@ class TrustZoneMemory:
             arena = next((a for a in self._behind if a.base <= address < a.base + a.size), None)
             if arena is None:
                 raise InternalError(f"{address:#x} is in no arena.")
-            self._books.require_committed(arena, address - arena.base, length)
             first, skipped = divmod(address - arena.base, self.chunk)
             last = (address - arena.base + length - 1) // self.chunk
-            runs = [run for number in range(first, last + 1) for run in self._behind[arena][number]]
+            behind = self._behind[arena]
+            if any(number not in behind for number in range(first, last + 1)):
+                raise InternalError(f"{length} bytes at {address:#x} are not wholly committed.")
+            runs = [run for number in range(first, last + 1) for run in behind[number]]
         if skipped:
             runs = [run for portion in list(cut(runs, skipped // PAGE))[1:] for run in portion]
         return next(cut(runs, length // PAGE))

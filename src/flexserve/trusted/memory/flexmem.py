@@ -1,9 +1,17 @@
 """Flex-Mem: recallable secure memory, every chunk of it under the ownership table.
 
-The platform's `SecureMemory` maps and unmaps; this keeps the books. Each committed chunk holds
-one page number of the table, so that law 2 (conservation) can be checked at any moment. Grants come
-from the normal world through a `Granter`: the secure world never takes memory that the OS has not
-agreed to. What is not granted is refused; making way for it is the business of whoever asked.
+The platform's `SecureMemory` maps and unmaps what it is told; only this knows whether there is memory
+behind a chunk. A chunk with memory has a page number of the table, and the table says how far it is:
+
+    no page     nothing behind it
+    GRANTED     a commit is under way
+    SECURE      committed
+    RECALLING   a release is under way
+
+So a range that one thread commits or releases is refused to every other thread, and law 2 (conservation)
+can be checked at any moment. Grants come from the normal world through a `Granter`: the secure world never
+takes memory that the OS has not agreed to. What is not granted is refused; making way for it is the
+business of whoever asked.
 """
 
 from __future__ import annotations
@@ -14,7 +22,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from flexserve.errors import GrantRefusedError
+from flexserve.errors import GrantRefusedError, InternalError
 from flexserve.platforms.ports import Arena, Protection, SecureMemory
 from flexserve.trusted.heartbeat import Heartbeat
 from flexserve.trusted.memory.ownership import OwnershipTable, PageEvent, PageState
@@ -25,6 +33,7 @@ REFUSED_HINT = (
 )
 _NO_PAGE = -1
 Mask = NDArray[np.bool_]
+Pages = NDArray[np.int32]  # a page number or _NO_PAGE for each chunk
 
 
 class Granter(Protocol):
@@ -58,8 +67,9 @@ class OpenHanded:
 class FlexMem:
     """Arenas of secure memory, committed and released chunk by chunk. Thread-safe.
 
-    Callers do not commit, use and release the same range at the same time (trusted.weights.residency
-    and serving.reclaim see to that); everything else may run concurrently.
+    Every method that names a range raises InternalError, and changes nothing, when its arena is not live,
+    when the range lies outside it, or when memory is not behind all of it as the method needs. Nobody may
+    use a view of a range that is being released.
     """
 
     def __init__(
@@ -72,8 +82,7 @@ class FlexMem:
         self._table = OwnershipTable(max(1, capacity // memory.chunk))
         self._normal = list(range(self._table.total - 1, -1, -1))  # page numbers, lowest last
         self._granted: list[int] = []
-        self._committing = 0  # chunks that the platform's memory is about to take
-        self._pages: dict[Arena, np.ndarray[tuple[int], np.dtype[np.int32]]] = {}
+        self._pages: dict[Arena, Pages] = {}
         self._lock = threading.Lock()
         self.chunk = memory.chunk
 
@@ -92,15 +101,22 @@ class FlexMem:
         return arena
 
     def free(self, arena: Arena) -> int:
-        """Release all of `arena` and forget it; return the bytes that went back to the OS."""
+        """Release all of `arena` and forget it; return the bytes that went back to the OS.
+
+        Raises InternalError while another thread commits or releases part of it.
+        """
         size = self.release_all(arena)
         with self._lock:
+            if (self._behind(arena) != _NO_PAGE).any():
+                raise InternalError("An arena was freed while another thread was using it.")
             del self._pages[arena]
         self._memory.free(arena)
         return size
 
     def view(self, arena: Arena, offset: int, length: int) -> memoryview:
-        """Return a writable view of committed memory."""
+        """Return a writable view of committed memory (any alignment). It dies with the release."""
+        with self._lock:
+            self._require_committed(self._touched(arena, offset, length))
         return self._memory.view(arena, offset, length)
 
     # ---- grants --------------------------------------------------------------------------
@@ -110,7 +126,7 @@ class FlexMem:
 
         `minimum`: as `Granter.request` has it, what is granted already included.
         """
-        have = self.bytes_in(PageState.GRANTED)
+        have = self.unused()
         if have < size:
             have += self._ask(size - have, max(0, minimum - have))
         return have
@@ -161,29 +177,27 @@ class FlexMem:
 
     def try_commit(self, arena: Arena, offset: int, length: int) -> bool:
         """Commit out of what is granted already; return False, and change nothing, if it is too little."""
-        first, count = offset // self.chunk, length // self.chunk
         with self._lock:
-            if count > len(self._granted):
+            behind = self._whole(arena, offset, length)
+            if (behind != _NO_PAGE).any():
+                raise InternalError(f"{length} bytes at {offset} have memory already.")
+            split = len(self._granted) - len(behind)
+            if split < 0:
                 return False
-            split = len(self._granted) - count
             pages, self._granted = self._granted[split:], self._granted[:split]
-            self._table.apply(PageEvent.COMMIT, pages)
-            self._pages[arena][first : first + count] = pages
-            self._committing += count
+            behind[:] = pages
         try:
             self._memory.commit(arena, offset, length)
             self._heartbeat.beat()
         except BaseException:
             with self._lock:
-                self._pages[arena][first : first + count] = _NO_PAGE
-                self._table.apply(PageEvent.RECALL, pages)
-                self._table.apply(PageEvent.SCRUBBED, pages)
+                behind[:] = _NO_PAGE
+                self._table.apply(PageEvent.RETURN, pages)
                 self._normal += pages
-                self._committing -= count
             self.report_returned(length)
             raise
         with self._lock:
-            self._committing -= count
+            self._table.apply(PageEvent.COMMIT, pages)
         return True
 
     def commit_missing(self, arena: Arena, among: Mask | None = None) -> int:
@@ -192,7 +206,7 @@ class FlexMem:
         `among` (one bool for each chunk) restricts this, as below, to some of the chunks.
         """
         with self._lock:
-            holes = _runs(_chosen(self._pages[arena] == _NO_PAGE, among))
+            holes = _runs(_chosen(self._behind(arena) == _NO_PAGE, among))
         for first, count in holes:
             self.commit(arena, first * self.chunk, count * self.chunk)
         return sum(count for _, count in holes) * self.chunk
@@ -202,40 +216,39 @@ class FlexMem:
 
         The caller reports them to the normal world (as part of a recall, or as `Returned`).
         """
-        pages = self._take_out(arena, offset, length)
-        with self._lock:
-            self._table.apply(PageEvent.SCRUBBED, pages)
-            self._normal += pages
-        return length
+        return self._take_out(arena, offset, length, keep=False)
 
     def recycle(self, arena: Arena, offset: int, length: int) -> int:
         """Release a range and keep its grant: the OS agreed to their number, not to their place.
 
         Returns its bytes, which are there for any commit now.
         """
-        pages = self._take_out(arena, offset, length, keep=True)
-        with self._lock:  # once for both steps: nobody else may ask for the pages in between
-            self._table.apply(PageEvent.SCRUBBED, pages)
-            self._table.apply(PageEvent.GRANT, pages)
-            self._granted += pages
-        return length
+        return self._take_out(arena, offset, length, keep=True)
 
     def recycle_all(self, arena: Arena, among: Mask | None = None) -> int:
         """Release whatever of `arena` is committed and keep its grant; return the bytes."""
         return sum(self.recycle(arena, *run) for run in self._committed_runs(arena, among))
 
-    def _take_out(self, arena: Arena, offset: int, length: int, *, keep: bool = False) -> list[int]:
-        """Scrub and unmap a committed range; return its pages, which are RECALLING now.
+    def _take_out(self, arena: Arena, offset: int, length: int, *, keep: bool) -> int:
+        """Scrub and unmap a committed range; return its bytes. `keep`: it is granted again at once.
 
-        `keep`: they are to be granted again at once.
+        A range whose release the platform fails stays RECALLING: nobody gets it any more.
         """
-        first, count = offset // self.chunk, length // self.chunk
         with self._lock:
-            pages = [int(page) for page in self._pages[arena][first : first + count]]
+            behind = self._whole(arena, offset, length)
+            self._require_committed(behind)
+            pages = behind.tolist()
             self._table.apply(PageEvent.RECALL, pages)
-            self._pages[arena][first : first + count] = _NO_PAGE
         self._memory.release(arena, offset, length, keep=keep)
-        return pages
+        with self._lock:  # once for all steps: nobody else may ask for the pages in between
+            behind[:] = _NO_PAGE
+            self._table.apply(PageEvent.SCRUBBED, pages)
+            if keep:
+                self._table.apply(PageEvent.GRANT, pages)
+                self._granted += pages
+            else:
+                self._normal += pages
+        return length
 
     def release_all(self, arena: Arena, among: Mask | None = None) -> int:
         """Release whatever of `arena` is committed; return the bytes."""
@@ -244,7 +257,7 @@ class FlexMem:
     def _committed_runs(self, arena: Arena, among: Mask | None) -> list[tuple[int, int]]:
         """Return (offset, length) of each committed run."""
         with self._lock:
-            held = _runs(_chosen(self._pages[arena] != _NO_PAGE, among))
+            held = _runs(_chosen(self._committed(arena), among))
         return [(first * self.chunk, count * self.chunk) for first, count in held]
 
     def report_returned(self, size: int) -> None:
@@ -257,12 +270,17 @@ class FlexMem:
     def committed(self, arena: Arena, among: Mask | None = None) -> int:
         """Return the committed bytes of `arena`."""
         with self._lock:
-            return len(_chosen(self._pages[arena] != _NO_PAGE, among)) * self.chunk
+            return len(_chosen(self._committed(arena), among)) * self.chunk
 
     def holds(self, arena: Arena, offset: int) -> bool:
         """Return whether there is memory behind the chunk at `offset`."""
         with self._lock:
-            return bool(self._pages[arena][offset // self.chunk] != _NO_PAGE)
+            return bool(self._committed(arena)[offset // self.chunk])
+
+    def unused(self) -> int:
+        """Return the bytes that are granted, and that no commit has taken yet."""
+        with self._lock:
+            return len(self._granted) * self.chunk
 
     def bytes_in(self, state: PageState) -> int:
         """Return the bytes whose chunks are in `state`."""
@@ -271,8 +289,7 @@ class FlexMem:
 
     def _held(self) -> int:
         """Return the granted bytes that a granter must still have lying ready, if it has them so."""
-        with self._lock:
-            return (len(self._granted) + self._committing) * self.chunk
+        return self.bytes_in(PageState.GRANTED)
 
     def resident(self) -> int:
         """Return the bytes that the OS counts as ours in secure memory."""
@@ -282,10 +299,42 @@ class FlexMem:
         """Assert conservation, and that arenas and table agree."""
         with self._lock:
             self._table.check()
-            held = sum(int(np.count_nonzero(pages != _NO_PAGE)) for pages in self._pages.values())
-            moving = self._table.count(PageState.SECURE) - held
-            assert moving == 0, f"{moving} chunks are SECURE in no arena"
-            assert len(self._granted) == self._table.count(PageState.GRANTED), "granted pages drifted"
+            behind = np.concatenate([np.empty(0, np.int32), *self._pages.values()])
+            behind = behind[behind != _NO_PAGE]
+            assert len(np.unique(behind)) == len(behind), "a page is behind two chunks"
+            free = {PageState.NORMAL: len(self._normal), PageState.GRANTED: len(self._granted)}
+            for state in PageState:
+                counted = free.get(state, 0) + int(np.count_nonzero(self._table.are(state, behind)))
+                assert counted == self._table.count(state), f"{state.name} chunks drifted"
+
+    # ---- what is behind a range: under the lock ------------------------------------------------
+
+    def _behind(self, arena: Arena) -> Pages:
+        """Return the pages behind the chunks of an arena, to be looked at or changed."""
+        try:
+            return self._pages[arena]
+        except KeyError:
+            raise InternalError("An arena was used that is not live here.") from None
+
+    def _touched(self, arena: Arena, offset: int, length: int) -> Pages:
+        """Return those of the chunks that a range of any alignment touches."""
+        behind = self._behind(arena)
+        if offset < 0 or length < 0 or offset + length > arena.size:
+            raise InternalError(f"{length} bytes at {offset} lie outside an arena of {arena.size}.")
+        return behind[offset // self.chunk : -(-(offset + length) // self.chunk)] if length else behind[:0]
+
+    def _whole(self, arena: Arena, offset: int, length: int) -> Pages:
+        """Return those of a range of whole chunks."""
+        if offset % self.chunk or length % self.chunk:
+            raise InternalError(f"{length} bytes at {offset} are not whole chunks of {self.chunk}.")
+        return self._touched(arena, offset, length)
+
+    def _committed(self, arena: Arena) -> Mask:
+        return self._table.are(PageState.SECURE, self._behind(arena))
+
+    def _require_committed(self, behind: Pages) -> None:
+        if not self._table.are(PageState.SECURE, behind).all():
+            raise InternalError("A range was used that is not wholly committed.")
 
 
 def _chosen(chunks: Mask, among: Mask | None) -> np.ndarray[tuple[int], np.dtype[np.intp]]:

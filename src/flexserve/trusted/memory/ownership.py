@@ -18,6 +18,9 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable
 
+import numpy as np
+from numpy.typing import NDArray
+
 from flexserve.errors import IllegalTransitionError
 
 
@@ -60,6 +63,7 @@ class OwnershipTable:
             raise ValueError("an ownership table needs at least one chunk")
         self.total = total
         self._states = bytearray(total)  # PageState.NORMAL == 0
+        self._array = np.frombuffer(self._states, np.uint8)  # the same, for many at once
         self._counts = [total, 0, 0, 0]
 
     def state(self, page: int) -> PageState:
@@ -67,6 +71,10 @@ class OwnershipTable:
         if page < 0:
             raise IndexError(page)
         return PageState(self._states[page])
+
+    def are(self, state: PageState, pages: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """Return of each of `pages` whether it is in `state`. A negative number is no page, and in none."""
+        return (pages >= 0) & (self._array[pages] == state)
 
     def count(self, state: PageState) -> int:
         """Return how many chunks are in `state`."""

@@ -20,7 +20,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from flexserve.errors import CancelledError, FlexServeError
 from flexserve.platforms.ports import Arena
 from flexserve.trusted.memory.flexmem import FlexMem
-from flexserve.trusted.memory.ownership import PageState
 from flexserve.trusted.weights.chunks import Weights
 from flexserve.trusted.weights.cpu_arbiter import LOADER_NICE, PREFETCH_NICE, CpuArbiter, lower_priority
 from flexserve.trusted.weights.fill import Cost, Filler
@@ -398,7 +397,7 @@ class Loader:
     def _grant_ahead(self, prefetch: Prefetch) -> bool:
         """See to it that a chunk is granted; return whether one is."""
         chunk = self._flexmem.chunk
-        if self._flexmem.bytes_in(PageState.GRANTED) >= chunk:
+        if self._flexmem.unused() >= chunk:
             return True
         count = min(_ASKED, max(1, prefetch.left))
         try:
