@@ -56,8 +56,9 @@ class TestMemfdSecretMemory(SecureMemoryContract):
 
     @contextmanager
     def scarce_memory(self, chunks: int) -> Iterator[SecureMemory]:
+        memory = MemfdSecretMemory(CHUNK)
         with short_of("memfd_secret", errno.EMFILE, chunks):
-            yield MemfdSecretMemory(CHUNK)
+            yield memory
 
 
 @needs_secret_memory
@@ -67,8 +68,9 @@ class TestMemfdSecretMemoryShortOfLockedMemory(SecureMemoryContract):
 
     @contextmanager
     def scarce_memory(self, chunks: int) -> Iterator[SecureMemory]:
+        memory = MemfdSecretMemory(CHUNK)
         with short_of("mmap", errno.EAGAIN, chunks):
-            yield MemfdSecretMemory(CHUNK)
+            yield memory
 
 
 class TestPlainMemory(SecureMemoryContract):

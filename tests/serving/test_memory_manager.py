@@ -132,6 +132,16 @@ def test_what_is_granted_and_unused_goes_first() -> None:
     assert app.granted == 0
 
 
+def test_what_lies_ready_goes_first_and_counts_for_what_the_os_wanted() -> None:
+    app = FakeApp(a=loaded(8))
+    app.evict("a", Kind.WEIGHTS, 3 * CHUNK, keep=True)
+    app.calls.clear()
+    answer = manager(app).answer(recall(2 * CHUNK))
+    assert answer.returned == answer.os_before - answer.os_after == 3 * CHUNK
+    assert evicted(app) == [], "the demand was met"
+    assert app.granted == 0
+
+
 def test_a_recall_without_a_number_takes_all_that_is_not_in_use() -> None:
     app = FakeApp(a=loaded(8, has_scratch=CHUNK, idle_kv=CHUNK), b=loaded(4))
     app.models["b"].users.add(1)
@@ -207,6 +217,24 @@ def test_idle_kv_is_sealed_once_it_was_left_alone_for_a_second() -> None:
     app.models["a"].last_used -= 1
     assert memory.tidy() == 0
     assert ("seal", "a", 0) in app.calls
+
+
+def test_what_was_granted_for_a_graph_is_kept_for_a_moment_after_it_and_no_longer() -> None:
+    app = FakeApp(a=loaded(4))
+    memory = manager(app)
+    memory._models.used("a", None)
+    app.evict("a", Kind.WEIGHTS, CHUNK, keep=True)
+    wait = memory.tidy()
+    assert wait is not None
+    assert 1 < wait <= 2
+    assert app.granted == CHUNK
+    memory._models._used["a"] = (time.monotonic() - 3, None)
+    app.loading = True
+    assert memory.tidy() is not None
+    assert app.granted == CHUNK, "it is what is loaded into"
+    app.loading = False
+    memory.tidy()
+    assert (app.granted, app.reported) == (0, CHUNK)
 
 
 def test_what_lies_with_the_wrong_model_is_moved() -> None:

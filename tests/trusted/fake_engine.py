@@ -40,7 +40,7 @@ class Budget:
             self.refusals += allowed < size
             return allowed
 
-    def returned(self, size: int, held: int) -> None:
+    def returned(self, size: int) -> None:
         with self._lock:
             self.granted -= size
 
@@ -133,7 +133,7 @@ class Machine:
             assert shut
             size = self.residency.evict(self.weights, self.weights.eviction_order()[:count])
             size += self.flexmem.return_unused()
-        self.budget.returned(size, 0)
+        self.budget.returned(size)
         return size
 
     def close(self) -> None:

@@ -83,7 +83,7 @@ def test_a_strawman_gets_all_or_nothing(strawman: Make):
     with pytest.raises(GrantRefusedError):
         machine.compute([[0]])
     machine.budget.limit = COUNT * CHUNK
-    machine.budget.returned(machine.flexmem.return_unused(), 0)
+    machine.budget.returned(machine.flexmem.return_unused())
     assert machine.compute(READS) == machine.expected(READS)
     machine.close()
 

@@ -28,7 +28,6 @@ class Purse:
     def __init__(self, limit: int = TOTAL) -> None:
         self.limit = limit
         self.out = 0  # chunks granted and not returned
-        self.held = 0  # chunks to be kept ready
         self.asked: list[tuple[int, int]] = []  # chunks: (size, minimum)
 
     def request(self, size: int, minimum: int) -> int:
@@ -37,30 +36,43 @@ class Purse:
         self.out += granted
         return granted * CHUNK
 
-    def returned(self, size: int, held: int) -> None:
+    def returned(self, size: int) -> None:
         self.out -= size // CHUNK
-        self.held = held // CHUNK
+
+
+class Memory(SimSecureMemory):
+    """Simulated memory whose OS may refuse."""
+
+    refuses = False
+
+    def commit(self, arena: Arena, offset: int, length: int) -> None:
+        if self.refuses:
+            raise GrantRefusedError("The OS refused memory (injected).", hint="Expect this in a test.")
+        super().commit(arena, offset, length)
 
 
 class Bench:
     """A Flex-Mem over simulated memory, with one arena."""
 
     def __init__(self, limit: int = TOTAL, capacity: int = TOTAL, machine: int = TOTAL) -> None:
-        self.memory = SimSecureMemory(machine * CHUNK, CHUNK)
+        self.memory = Memory(machine * CHUNK, CHUNK)
         self.purse = Purse(limit)
         self.heartbeat = Heartbeat()
         self.flexmem = FlexMem(self.memory, capacity * CHUNK, self.purse, self.heartbeat)
         self.arena = self.flexmem.reserve(ARENA * CHUNK)
 
-    def counts(self) -> tuple[int, int]:
-        """Return chunks (granted and unused, in use), once all accounts were seen to agree."""
+    def counts(self, ready: int = 0) -> tuple[int, int]:
+        """Return chunks (granted and unused, in use), once all accounts were seen to agree.
+
+        `ready`: chunks of the unused ones that the OS counts as ours.
+        """
         self.flexmem.check()
         granted, secure, recalling = (
             self.flexmem.bytes_in(state) // CHUNK
             for state in (PageState.GRANTED, PageState.SECURE, PageState.RECALLING)
         )
         assert recalling == 0
-        assert self.flexmem.resident() == secure * CHUNK
+        assert self.flexmem.resident() == (secure + ready) * CHUNK
         return granted, secure
 
     def commit(self, first: int, count: int) -> None:
@@ -135,7 +147,7 @@ def test_recycling_keeps_the_grant_for_another_place():
     bench.commit(0, 1)
     bench.flexmem.view(bench.arena, 0, 8)[:] = b"a secret"
     assert bench.flexmem.recycle(bench.arena, 0, CHUNK) == CHUNK
-    assert bench.counts() == (1, 0)
+    assert bench.counts(ready=1) == (1, 0)
     assert bench.flexmem.try_commit(bench.arena, 5 * CHUNK, CHUNK)
     assert bytes(bench.flexmem.view(bench.arena, 5 * CHUNK, 8)) == bytes(8)
     assert bench.purse.out == 1
@@ -154,16 +166,31 @@ def test_a_commit_that_is_refused_says_how_much_is_missing():
     assert bench.counts() == (0, 3)
 
 
-def test_a_granter_hears_how_much_it_must_keep_ready():
+def test_what_is_recycled_lies_ready_and_is_the_first_that_is_used():
+    bench = Bench(machine=3)
+    bench.commit(0, 3)
+    bench.flexmem.recycle(bench.arena, 0, 2 * CHUNK)
+    assert bench.counts(ready=2) == (2, 1)
+    bench.commit(4, 1)
+    assert bench.counts(ready=1) == (1, 2), "the machine has no chunk but this one"
+
+
+@pytest.mark.parametrize("how", ["return_unused", "report", "refused"])
+def test_no_more_lies_ready_than_is_granted_and_not_in_use(how: str):
     bench = Bench()
-    bench.flexmem.grant(3 * CHUNK)
-    bench.commit(0, 1)
-    bench.flexmem.settle()
-    assert bench.purse.held == 2
-    bench.flexmem.report_returned(bench.flexmem.release(bench.arena, 0, CHUNK))
-    assert bench.purse.held == 2
-    bench.flexmem.return_unused()
-    assert bench.purse.held == 0
+    bench.commit(0, 4)
+    bench.flexmem.recycle(bench.arena, 0, 3 * CHUNK)
+    if how == "return_unused":
+        bench.flexmem.report_returned(bench.flexmem.return_unused())
+        assert bench.counts() == (0, 1)
+    elif how == "report":
+        bench.release(3, 1)
+        assert bench.counts(ready=3) == (3, 0)
+    else:
+        bench.memory.refuses = True
+        with pytest.raises(GrantRefusedError):
+            bench.commit(0, 2)
+        assert bench.counts(ready=1) == (1, 1)
 
 
 def test_every_commit_is_a_sign_of_life():
@@ -178,7 +205,7 @@ def test_recycling_all_of_an_arena_keeps_every_grant():
     bench.commit(0, 1)
     bench.commit(3, 2)
     assert bench.flexmem.recycle_all(bench.arena) == 3 * CHUNK
-    assert bench.counts() == (3, 0)
+    assert bench.counts(ready=3) == (3, 0)
     assert bench.flexmem.recycle_all(bench.arena) == 0
 
 
@@ -224,7 +251,7 @@ class Lavish(Purse):
         self.back = 0
         return self.sent
 
-    def returned(self, size: int, held: int) -> None:
+    def returned(self, size: int) -> None:
         self.back += size
 
 
@@ -299,21 +326,19 @@ def test_a_chunk_in_one_threads_hands_is_refused_to_every_other(watched: Watched
 
 
 def test_memory_that_a_commit_is_about_to_take_is_kept_ready_and_given_to_no_other(watched: Watched):
-    purse = Purse()
-    flexmem = FlexMem(watched, TOTAL * CHUNK, purse)
+    flexmem = FlexMem(watched, TOTAL * CHUNK, OpenHanded())
     arena = flexmem.reserve(ARENA * CHUNK)
-    flexmem.grant(2 * CHUNK)
+    flexmem.commit(arena, 0, 3 * CHUNK)
+    flexmem.recycle(arena, 0, 2 * CHUNK)
     seen: list[tuple[int, int]] = []
 
     def meanwhile() -> None:
         flexmem.settle()
-        seen.append((flexmem.unused() // CHUNK, purse.held))
+        seen.append((flexmem.unused() // CHUNK, flexmem.resident() // CHUNK))
 
     watched.meanwhile = meanwhile
     flexmem.commit(arena, 0, CHUNK)
-    assert seen == [(1, 2)]
-    flexmem.settle()
-    assert purse.held == 1
+    assert seen == [(1, 3)]
 
 
 def test_a_range_whose_release_fails_is_nobodys_any_more(watched: Watched):
@@ -396,6 +421,7 @@ class FlexMemMachine(RuleBasedStateMachine):
         self.bench = Bench()
         self.committed: set[int] = set()
         self.granted = 0
+        self.ready = 0  # of those granted
 
     @rule(limit=st.integers(0, TOTAL))
     def the_os_has_more_or_less_to_give(self, limit: int) -> None:
@@ -418,7 +444,7 @@ class FlexMemMachine(RuleBasedStateMachine):
         if self.granted or purse.limit > purse.out:
             self.bench.commit(chunk, 1)
             self.committed.add(chunk)
-            self.granted = max(0, self.granted - 1)
+            self.granted, self.ready = max(0, self.granted - 1), max(0, self.ready - 1)
         else:
             with pytest.raises(GrantRefusedError):
                 self.bench.commit(chunk, 1)
@@ -427,6 +453,7 @@ class FlexMemMachine(RuleBasedStateMachine):
     def commit_missing(self) -> None:
         if self.granted >= ARENA - len(self.committed):
             self.granted -= ARENA - len(self.committed)
+            self.ready = max(0, self.ready - ARENA + len(self.committed))
             self.bench.flexmem.commit_missing(self.bench.arena)
             self.committed = set(range(ARENA))
 
@@ -445,11 +472,13 @@ class FlexMemMachine(RuleBasedStateMachine):
             self.bench.flexmem.recycle(self.bench.arena, chunk * CHUNK, CHUNK)
             self.committed.remove(chunk)
             self.granted += 1
+            self.ready += 1
 
     @rule()
     def recycle_all(self) -> None:
         assert self.bench.flexmem.recycle_all(self.bench.arena) == len(self.committed) * CHUNK
         self.granted += len(self.committed)
+        self.ready += len(self.committed)
         self.committed = set()
 
     @rule()
@@ -457,11 +486,11 @@ class FlexMemMachine(RuleBasedStateMachine):
         size = self.bench.flexmem.return_unused()
         assert size == self.granted * CHUNK
         self.bench.flexmem.report_returned(size)
-        self.granted = 0
+        self.granted = self.ready = 0
 
     @invariant()
     def all_accounts_agree(self) -> None:
-        assert self.bench.counts() == (self.granted, len(self.committed))
+        assert self.bench.counts(self.ready) == (self.granted, len(self.committed))
         assert self.bench.purse.out == self.granted + len(self.committed)
         assert self.bench.flexmem.committed(self.bench.arena) == len(self.committed) * CHUNK
 

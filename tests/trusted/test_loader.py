@@ -145,7 +145,7 @@ def test_retiring_waits_for_claimed_chunks_and_leaves_nothing(rig: Rig):
     rig.start_held()
     releaser = threading.Timer(0.05, rig.source.hold.set)
     releaser.start()
-    rig.machine.budget.returned(rig.loader.retire(rig.weights), 0)
+    rig.machine.budget.returned(rig.loader.retire(rig.weights))
     releaser.join()
     assert set(rig.weights.states) == {ABSENT}
     assert rig.machine.flexmem.committed(rig.weights.parts[0].arena) == 0
@@ -169,8 +169,8 @@ def test_the_table_is_sound_when_all_queues_were_used_at_once(rig: Rig):
         job = rig.start()
         rig.loader.prefetch(other, range(30))
         rig.loader.wait_beyond(job, 0)
-        rig.machine.budget.returned(rig.loader.evict(rig.weights, range(count)), 0)
-        rig.machine.budget.returned(rig.loader.evict(other, range(count)), 0)
+        rig.machine.budget.returned(rig.loader.evict(rig.weights, range(count)))
+        rig.machine.budget.returned(rig.loader.evict(other, range(count)))
     until(lambda: not rig.loader.prefetching)
     until(lambda: not rig.weights.table.claimed + other.table.claimed)
     rig.weights.table.check()

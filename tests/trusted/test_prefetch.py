@@ -140,7 +140,7 @@ def test_evicting_another_model_does_not_end_a_prefetch(machine: Machine):
     prefetch(machine, other, range(6))
     machine.source.hold.clear()
     machine.residency.prefetch(machine.weights, range(COUNT))
-    machine.budget.returned(machine.residency.evict(other, range(6)), 0)
+    machine.budget.returned(machine.residency.evict(other, range(6)))
     machine.source.hold.set()
     until(lambda: not machine.residency.prefetching)
     assert machine.weights.whole
@@ -152,10 +152,10 @@ def test_a_retired_model_is_left_alone_by_its_prefetch(machine: Machine):
         other = machine.model((30,), source)
         machine.residency.prefetch(other, range(30))
         until(lambda: source.restored)
-        machine.budget.returned(machine.residency.retire(other), 0)
+        machine.budget.returned(machine.residency.retire(other))
         restored = len(source.restored)
         assert machine.flexmem.committed(other.parts[0].arena) == 0
-        machine.budget.returned(machine.flexmem.free(other.parts[0].arena), 0)
+        machine.budget.returned(machine.flexmem.free(other.parts[0].arena))
         assert not machine.residency.prefetching
         assert len(source.restored) == restored
 

@@ -262,11 +262,11 @@ def test_cancelling_when_nothing_runs_does_nothing(machine: Machine):
 def test_retired_weights_are_left_alone_by_the_loaders(machine: Machine):
     machine.source.delay = 0.002
     machine.compute([[0]])  # loaders go on with the rest
-    machine.budget.returned(machine.residency.retire(machine.weights), 0)
+    machine.budget.returned(machine.residency.retire(machine.weights))
     restored = len(machine.source.restored)
     for part in machine.weights.parts:
         assert machine.flexmem.committed(part.arena) == 0
-        machine.budget.returned(machine.flexmem.free(part.arena), 0)
+        machine.budget.returned(machine.flexmem.free(part.arena))
     machine.weights = machine.model((5,), FakeSource())
     assert machine.compute([[0], [4]]) == machine.expected([[0], [4]])
     assert len(machine.source.restored) == restored

@@ -145,7 +145,7 @@ class _Rig:
         )
 
     def _returned(self, size: int) -> None:
-        self.granter.returned(size, 0)
+        self.granter.returned(size)
 
 
 class _Granter:
@@ -162,7 +162,7 @@ class _Granter:
         self._recorder.note("request", size, minimum, granted)
         return granted
 
-    def returned(self, size: int, held: int) -> None:
+    def returned(self, size: int) -> None:
         with self._lock:
             self.granted -= size
         if size:
@@ -176,7 +176,7 @@ class _Memory:
         self._memory, self._recorder = memory, recorder
         self._arenas: list[object] = []
         self.chunk, self.protection = memory.chunk, memory.protection
-        self.view, self.resident = memory.view, memory.resident
+        self.view, self.resident, self.trim = memory.view, memory.resident, memory.trim
 
     def reserve(self, size: int):
         arena = self._memory.reserve(size)

@@ -33,9 +33,10 @@ class SecureMemory(Protocol):
 
     An adapter maps and unmaps what it is told, and keeps no account of what is committed. The caller
     (trusted.memory.flexmem) does, and guarantees for every call: the arena came from `reserve` of this
-    memory and was not freed; the range lies in it, in bytes that are multiples of `chunk`; there is
-    memory behind all of a range to release or to view, and behind no part of one to commit; and no other
-    thread is in a call on that range. Every method is thread-safe for disjoint ranges. Length 0 is always safe.
+    memory and was not freed; the range lies in it, in bytes that are multiples of `chunk` (those of a view
+    may be any); there is memory behind all of a range to release or to view, and behind no part of one to
+    commit; and no other thread is in a call on that range. Every method is thread-safe for disjoint ranges.
+    Length 0 is always safe.
     """
 
     @property
@@ -63,7 +64,14 @@ class SecureMemory(Protocol):
         """Give the memory of a committed range back, scrubbed before anyone can see it.
 
         Returns when the OS has it. With `keep` as much is about to be committed elsewhere: an adapter
-        that can move memory may hold on to it for that, and counts it as resident.
+        that can move memory may hold on to it for that, scrubbed. It counts as resident, and is what the
+        next commits get, until `trim` gives it back.
+        """
+
+    def trim(self, kept: int) -> None:
+        """Give what lies ready beyond `kept` bytes to the OS, which has it at once or a moment later.
+
+        Always safe; does not wait for the OS, and touches nothing committed.
         """
 
     def view(self, arena: Arena, offset: int, length: int) -> memoryview:

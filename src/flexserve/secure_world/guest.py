@@ -34,9 +34,8 @@ class GuestGranter:
         """Ask the guest's kernel for `size` bytes; return the bytes that came."""
         return self._pages.want(size // PAGE, minimum // PAGE) * PAGE
 
-    def returned(self, size: int, held: int) -> None:  # noqa: ARG002
-        """Give the guest the unused pages beyond what Flex-Mem counts as granted."""
-        self._pages.trim(held // PAGE)
+    def returned(self, size: int) -> None:
+        """Record nothing: the guest's kernel has its pages when they are given back."""
 
 
 class GuestDemands(Subscriber):

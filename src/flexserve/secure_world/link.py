@@ -106,8 +106,8 @@ class Link:
             self.returned(excess)
         return (granted or 0) - excess
 
-    def returned(self, size: int, held: int = 0) -> None:  # noqa: ARG002
-        """Say that `size` bytes went back unasked. The normal world counts; no unused pages are kept here."""
+    def returned(self, size: int) -> None:
+        """Say that `size` bytes went back unasked. The normal world counts."""
         if size:
             self.send(Returned(size))
 

@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -50,8 +50,7 @@ _IMPORTED_LATER = (
 # a loader takes for a chunk.
 _SWITCH_INTERVAL = 0.0005
 
-
-_LINUX: dict[LinuxMemory, Callable[[int], SecureMemory]] = {
+LINUX_MEMORIES: Mapping[LinuxMemory, Callable[[int], SecureMemory]] = {
     "secret": linux.MemfdSecretMemory,
     "plain": linux.PlainMemory,
 }
@@ -62,7 +61,11 @@ def _own_residency(flexmem: FlexMem, threads: int, folder: Path) -> Residency:  
     return Residency(flexmem, threads)
 
 
-def main(arguments: Sequence[str] | None = None, make_residency: MakeResidency = _own_residency) -> int:
+def main(
+    arguments: Sequence[str] | None = None,
+    make_residency: MakeResidency = _own_residency,
+    memories: Mapping[LinuxMemory, Callable[[int], SecureMemory]] = LINUX_MEMORIES,
+) -> int:
     """Run the secure world; return its exit status."""
     try:
         options = SecureOptions.parse(sys.argv[1:] if arguments is None else arguments)
@@ -85,7 +88,7 @@ def main(arguments: Sequence[str] | None = None, make_residency: MakeResidency =
         if not_alone:
             sandbox.lacking["processes of its helper's own"] = not_alone
         options = msgspec.structs.replace(options, store=Path())  # there it is now
-        resources = _resources(options, host, sandbox)
+        resources = _resources(options, host, sandbox, memories)
         link = Link(socket.socket(fileno=options.channel_fd))
         link.expect_hello()
         world = SecureWorld(
@@ -116,7 +119,12 @@ def _end_with(death: threading.ExceptHookArgs) -> None:
     os._exit(1)
 
 
-def _resources(options: SecureOptions, host: Host, sandbox: Sandbox) -> PlatformResources:
+def _resources(
+    options: SecureOptions,
+    host: Host,
+    sandbox: Sandbox,
+    memories: Mapping[LinuxMemory, Callable[[int], SecureMemory]],
+) -> PlatformResources:
     """Return the memory that was asked for. Raises NormalWorldError where it cannot be had."""
     if options.memory == "trustzone":
         pages = trustzone.pages_of(options.ram_fd, options.doorbell_fd)
@@ -124,7 +132,7 @@ def _resources(options: SecureOptions, host: Host, sandbox: Sandbox) -> Platform
         npu = TrustZoneNpu(pages, memory, options.npu_driver) if options.npu_driver else None
         guest = Guest(pages, npu, _end_with_the_machine)
         return PlatformResources(memory, pages.ram.size, host, sandbox, guest)
-    own = _LINUX[options.memory](options.chunk or linux.DEFAULT_CHUNK)
+    own = memories[options.memory](options.chunk or linux.DEFAULT_CHUNK)
     return PlatformResources(own, host.ram, host, sandbox)
 
 

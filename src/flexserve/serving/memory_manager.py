@@ -124,8 +124,8 @@ class MemoryManager:
         with self._lock:
             if any(step.kind is Kind.KV for step in recall.plan(self._holdings(), message.demand)):
                 self._app.seal_before(deadline)
-            returned = self._app.return_unused()
-            after = before
+            returned = self._app.return_unused()  # first what nobody uses: it may have memory that lies ready
+            after = self._app.pool().resident
             # One step at a time, since only the OS knows what a step brings: KV and scratch may
             # be committed without having pages, and the demand is for pages.
             while step := self._next_step(message, before - after, done):
@@ -180,7 +180,7 @@ class MemoryManager:
             waits.append(wait)
         waits.append(self._models.tidy())
         if 0 not in waits:
-            waits.append(self._rearrange())
+            waits += [self._rearrange(), self._return_spare()]
         return min((wait for wait in waits if wait is not None), default=None)
 
     def _rearrange(self) -> float | None:
@@ -201,6 +201,22 @@ class MemoryManager:
             if found is not None and found.worthwhile:
                 self._move(found)
         return _PAUSE if found is not None else None
+
+    def _return_spare(self) -> float | None:
+        """Give the OS what was granted for graphs that ended a while ago; return the seconds until then.
+
+        None: there is nothing. Until then the next request finds it lying ready.
+        """
+        if not self._app.pool().granted:
+            return None
+        if self._app.loading:
+            return _PAUSE
+        last = max((self._models.last_used(memory.name) for memory in self._app.memory()), default=0.0)
+        wait = last + _PAUSE - time.monotonic()
+        if wait > 0:
+            return wait
+        self._app.report_returned(self._app.return_unused())
+        return None
 
     def _move(self, step: Rearrangement) -> None:
         """Take what models have too much, keeping the grants, and bring in what one of them lacks."""

@@ -25,7 +25,8 @@ class SimSecureMemory:
             raise ValueError("a chunk is a power of two")
         self.chunk = chunk
         self._total = total
-        self._used = 0
+        self._used = 0  # what is parked included
+        self._parked = 0
         self._next_base = _FIRST_BASE
         self._bytes: dict[Arena, bytearray] = {}
         self._views: dict[Arena, list[_LentView]] = {}
@@ -50,22 +51,35 @@ class SimSecureMemory:
             self._views[arena] = []
         return arena
 
-    def commit(self, arena: Arena, offset: int, length: int) -> None:
-        """Take `length` bytes of the budget for a range; it reads as zeros.
+    def commit(self, arena: Arena, offset: int, length: int) -> None:  # noqa: ARG002
+        """Take `length` bytes, parked ones first, of the budget for a range; it reads as zeros.
 
         Raises GrantRefusedError past the budget; then every chunk is as it was.
         """
-        self._take(length)
+        with self._lock:
+            moved = min(self._parked, length)
+            self._take(length - moved)
+            self._parked -= moved
 
     def release(self, arena: Arena, offset: int, length: int, *, keep: bool = False) -> None:
-        """Scrub a committed range and give it back to the budget, with `keep` too; its views die.
+        """Scrub a committed range and give it back to the budget, or with `keep` park it; its views die.
 
         Raises InternalError while someone still holds a buffer on a view of it; then nothing has changed.
         """
-        del keep
         self._kill_views(arena, offset, offset + length)
         self._scrub(arena, offset, length)
-        self._take(-length)
+        with self._lock:
+            if keep:
+                self._parked += length
+            else:
+                self._take(-length)
+
+    def trim(self, kept: int) -> None:
+        """Give what is parked beyond `kept` bytes back to the budget."""
+        with self._lock:
+            excess = max(0, self._parked - kept)
+            self._take(-excess)
+            self._parked -= excess
 
     def view(self, arena: Arena, offset: int, length: int) -> memoryview:
         """Return a writable view of committed memory (any alignment). It dies with the release."""
@@ -86,14 +100,14 @@ class SimSecureMemory:
         return self._used
 
     def _take(self, length: int) -> None:
-        with self._lock:
-            if self._used + length > self._total:
-                raise GrantRefusedError(
-                    f"The simulated machine has {format_size(self._total - self._used)} left, "
-                    f"not {format_size(length)}.",
-                    hint="Release memory first, or simulate a larger machine.",
-                )
-            self._used += length
+        """Take bytes of the budget, under the lock."""
+        if self._used + length > self._total:
+            raise GrantRefusedError(
+                f"The simulated machine has {format_size(self._total - self._used)} left, "
+                f"not {format_size(length)}.",
+                hint="Release memory first, or simulate a larger machine.",
+            )
+        self._used += length
 
     def _scrub(self, arena: Arena, offset: int, length: int) -> None:
         data, zeros = self._bytes[arena], bytes(self.chunk)

@@ -74,6 +74,7 @@ class FakeApp:
         self.requests: dict[int, FakeRequest] = {}
         self.calls: list[tuple[object, ...]] = []
         self.granted = 0
+        self.ready = 0  # bytes that were evicted and kept; of those granted, what the OS counts as resident
         self.loading = False
         self.moved = 0.0
         self.inside: Callable[[], None] = lambda: None  # called while a step computes
@@ -252,7 +253,8 @@ class FakeApp:
 
     def pool(self) -> Pool:
         """Return the books."""
-        return Pool(self.granted, self.used, 0, self.used)
+        self.ready = min(self.ready, self.granted)  # what lies ready is the first that is used
+        return Pool(self.granted, self.used, 0, self.used + self.ready)
 
     def memory(self) -> Sequence[ModelMemory]:
         """Return what open models hold."""
@@ -296,11 +298,12 @@ class FakeApp:
         self.calls.append(("evict", model, kind, freed, "kept" if keep else "gone"))
         if keep:
             self.granted += freed
+            self.ready += freed
         return freed
 
     def return_unused(self) -> int:
         """Give it back."""
-        size, self.granted = self.granted, 0
+        size, self.granted, self.ready = self.granted, 0, 0
         return size
 
     def report_returned(self, size: int) -> None:

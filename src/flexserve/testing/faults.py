@@ -41,6 +41,10 @@ class Refusing:
         """Release in the wrapped memory."""
         self._memory.release(arena, offset, length, keep=keep)
 
+    def trim(self, kept: int) -> None:
+        """Trim the wrapped memory."""
+        self._memory.trim(kept)
+
     def view(self, arena: Arena, offset: int, length: int) -> memoryview:
         """Return a view of the wrapped memory."""
         return self._memory.view(arena, offset, length)

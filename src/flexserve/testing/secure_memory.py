@@ -107,9 +107,7 @@ class SecureMemoryContract(abc.ABC):
         one[4:] = b"seen"
         assert bytes(other[:4]) == b"seen"
 
-    def test_released_memory_reads_zeros_when_committed_again(
-        self, memory: FlexMem, arena: Arena
-    ) -> None:
+    def test_released_memory_reads_zeros_when_committed_again(self, memory: FlexMem, arena: Arena) -> None:
         memory.commit(arena, 0, arena.size)
         _fill(memory, arena, 0, arena.size, 0xA5)
         memory.release(arena, 0, arena.size)
@@ -149,9 +147,7 @@ class SecureMemoryContract(abc.ABC):
 
     # Views
 
-    def test_a_view_has_the_length_asked_for_and_is_writable(
-        self, memory: FlexMem, arena: Arena
-    ) -> None:
+    def test_a_view_has_the_length_asked_for_and_is_writable(self, memory: FlexMem, arena: Arena) -> None:
         memory.commit(arena, 0, memory.chunk)
         view = memory.view(arena, 3, 17)
         assert (view.nbytes, view.itemsize, view.readonly) == (17, 1, False)
@@ -311,9 +307,7 @@ class SecureMemoryContract(abc.ABC):
         with pytest.raises(InternalError):
             memory.commit(stranger, 0, memory.chunk)
 
-    def test_memory_comes_and_goes_many_times_without_a_leak(
-        self, memory: FlexMem, arena: Arena
-    ) -> None:
+    def test_memory_comes_and_goes_many_times_without_a_leak(self, memory: FlexMem, arena: Arena) -> None:
         before = memory.resident()
         for _ in range(50):
             memory.commit(arena, 0, 2 * memory.chunk)

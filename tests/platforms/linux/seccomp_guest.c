@@ -20,6 +20,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#ifndef MREMAP_DONTUNMAP
+#define MREMAP_DONTUNMAP 4
+#endif
+
 #define TRY(name, expression) static long name(void) { return (expression); }
 
 static void *nothing(void *given) { return given; }
@@ -54,6 +58,13 @@ static long made_executable(void)
 	return mprotect((void *)(((unsigned long)page + 4095) & ~4095UL), 4096, PROT_READ | PROT_EXEC);
 }
 
+static long remapped(int flags)
+{
+	char *pages = mmap(NULL, 8192, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	return mremap(pages, 4096, 4096, flags, pages + 4096) == MAP_FAILED ? -1 : 0;
+}
+
 static struct rlimit limit;
 
 TRY(ask_pid, syscall(SYS_getpid) > 0 ? 0 : -1)
@@ -61,6 +72,9 @@ TRY(open_file, open("/init", O_RDONLY) < 0 ? -1 : 0)
 TRY(make_memory, memfd_create("x", 0) < 0 ? -1 : 0)
 TRY(map_memory, mapped(PROT_READ | PROT_WRITE))
 TRY(map_code, mapped(PROT_READ | PROT_EXEC))
+TRY(grow_memory, remapped(MREMAP_MAYMOVE))
+TRY(move_memory, remapped(MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP))
+TRY(move_and_leave_a_hole, remapped(MREMAP_MAYMOVE | MREMAP_FIXED))
 TRY(lower_itself, setpriority(PRIO_PROCESS, 0, 5))
 TRY(lower_another, setpriority(PRIO_PROCESS, 1, 5))
 TRY(lower_its_user, setpriority(PRIO_USER, 0, 5))
@@ -75,6 +89,8 @@ TRY(change_user, setuid(1))
 static const struct { const char *name; long (*act)(void); } tries[] = {
 	{ "ask_pid", ask_pid }, { "open_file", open_file }, { "make_memory", make_memory },
 	{ "map_memory", map_memory }, { "map_code", map_code }, { "make_code", made_executable },
+	{ "grow_memory", grow_memory }, { "move_memory", move_memory },
+	{ "move_and_leave_a_hole", move_and_leave_a_hole },
 	{ "thread", in_thread }, { "process", in_process }, { "lower_itself", lower_itself },
 	{ "lower_another", lower_another }, { "lower_its_user", lower_its_user },
 	{ "ask_own_limit", ask_own_limit }, { "ask_anothers_limit", ask_anothers_limit },

@@ -19,6 +19,8 @@ MAP_FIXED = 0x10
 MAP_ANONYMOUS = 0x20
 MAP_NORESERVE = 0x4000
 
+_MOVE = 1 | 2 | 4  # MREMAP_MAYMOVE, MREMAP_FIXED, MREMAP_DONTUNMAP
+
 MADV_DONTNEED = 4
 MADV_DONTFORK = 10
 MADV_NOHUGEPAGE = 15
@@ -43,6 +45,8 @@ _libc.mmap.argtypes = [
     ctypes.c_int,
     ctypes.c_long,
 ]
+_libc.mremap.restype = ctypes.c_void_p
+_libc.mremap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p]
 _libc.munmap.restype = ctypes.c_int
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _libc.madvise.restype = ctypes.c_int
@@ -74,6 +78,17 @@ def mmap(address: int, length: int, protection: int, flags: int, fd: int = -1, *
     if result is None or result == _MAP_FAILED:
         raise _error("mmap")
     return int(result)
+
+
+def move(address: int, length: int, target: int) -> None:
+    """Move a mapping to `target`, in place of what is mapped there; the old addresses stay mapped.
+
+    They have no pages. Those of a file come back there when they are touched, until something else is
+    mapped over them. The kernel counts locked memory once more from now on. Raises OSError.
+    """
+    result = _libc.mremap(address, length, length, _MOVE, target)
+    if result is None or result == _MAP_FAILED:
+        raise _error("mremap")
 
 
 def munmap(address: int, length: int) -> None:

@@ -69,7 +69,7 @@ CALLS: dict[str, tuple[int | None, int | None]] = {
 }
 # fmt: on
 
-_MEMORY = "brk madvise membarrier mincore mremap msync munmap"
+_MEMORY = "brk madvise membarrier mincore msync munmap"
 _THREADS = (
     "exit exit_group futex getpriority rseq sched_get_priority_max sched_get_priority_min sched_getaffinity "
     "sched_getparam sched_getscheduler sched_yield set_robust_list set_tid_address restart_syscall "
@@ -111,6 +111,7 @@ _CLONE_NAMESPACES = 0x7E020080  # every CLONE_NEW*
 _PROT_EXEC = 4
 _PRCTLS = (15, 16, 0x53564D41)  # PR_SET_NAME, PR_GET_NAME, PR_SET_VMA: names of threads and of memory
 _PDEATHSIG = 1
+_GROW, _MOVE = 1, 7  # flags of mremap: realloc(3) grows a block; secure memory moves and leaves no hole
 _IOCTLS = (0x5421, 0x5451)  # FIONBIO, FIOCLEX
 _FCNTLS = (0, 1, 2, 3, 4, 5, 6, 7, 36, 37, 38, 1030)  # descriptors, flags and locks; not owners and signals
 
@@ -157,6 +158,7 @@ def serving(machine: str = "") -> bytes:
     `machine`: which one it is for, of SECCOMP; "": this one.
     """
     rules = _rules_of_all(_PRCTLS) | {"clone": Rule(0, mask=_CLONE_THREAD, otherwise=_KILL)}
+    rules |= {"mremap": Rule(3, (_GROW, _MOVE))}
     return _program(_SERVING.split(), rules, machine)
 
 
@@ -197,6 +199,7 @@ def _rules_of_all(prctls: tuple[int, ...]) -> dict[str, Rule]:
         "ioctl": Rule(1, _IOCTLS),
         "mmap": Rule(2, mask=_PROT_EXEC, wanted=False),
         "mprotect": Rule(2, mask=_PROT_EXEC, wanted=False),
+        "mremap": Rule(3, (_GROW,)),
         "prctl": Rule(0, prctls),
         "prlimit64": Rule(0, (0,)),  # of itself
         "sched_setaffinity": Rule(0, (0,)),

@@ -5,7 +5,8 @@ over that part again, so addresses stay put while memory comes and goes.
 
 Secret memory cannot be given back in part: no hole punching, no MADV_DONTNEED, one ftruncate
 per file. So each chunk is its own `memfd_secret`, whose descriptor is closed as soon as it is
-mapped; unmapping the chunk then drops the last reference, and the kernel frees its pages.
+mapped; unmapping the chunk then drops the last reference, and the kernel frees its pages. What is
+released to be committed elsewhere is parked instead, and moves (platforms.linux.parked_chunks).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from flexserve.errors import GrantRefusedError, NormalWorldError
 from flexserve.platforms.linux import mman, reservation
+from flexserve.platforms.linux.parked_chunks import ParkedChunks
 from flexserve.platforms.ports import Arena, Protection
 from flexserve.units import MIB, align_up, format_size
 
@@ -26,6 +28,7 @@ DEFAULT_CHUNK = MIB
 _READ_WRITE = mman.PROT_READ | mman.PROT_WRITE
 _MAPPINGS_OF_OTHERS = 2048  # libraries, stacks, heaps: generous for a Python process
 _RESIDENT_RUN = re.compile(rb"\x01+")
+_RAM = os.sysconf("SC_PHYS_PAGES") * mman.PAGE  # now: a sandbox may not let the C library look
 
 
 class _MappedMemory(abc.ABC):
@@ -68,12 +71,14 @@ class _MappedMemory(abc.ABC):
     def release(self, arena: Arena, offset: int, length: int, *, keep: bool = False) -> None:
         """Give the memory of a committed range back, scrubbed before anyone can see it.
 
-        Returns when the OS has it, with `keep` too: it has no way to move pages.
+        Returns when the OS has it, or with `keep`, where memory can move, when it is parked.
         """
-        del keep
         if length:
-            self._scrub(arena.base + offset, length)
-            reservation.put_back(arena.base + offset, length)
+            self._unmap(arena.base + offset, length, keep=keep)
+
+    def trim(self, kept: int) -> None:
+        """Give what is parked beyond `kept` bytes to the OS. Returns when it has it."""
+        del kept  # nothing is parked here
 
     def view(self, arena: Arena, offset: int, length: int) -> memoryview:
         """Return a writable view of committed memory (any alignment).
@@ -101,12 +106,19 @@ class _MappedMemory(abc.ABC):
         """Map fresh memory over whole chunks of a reservation; may stop half-way with OSError."""
 
     @abc.abstractmethod
-    def _scrub(self, address: int, length: int) -> None:
-        """Make sure that nobody sees what a committed range holds once it is unmapped."""
+    def _unmap(self, address: int, length: int, *, keep: bool) -> None:
+        """Make a committed range a reservation again; nobody else sees what it held.
+
+        `keep`: its memory may be parked.
+        """
 
 
 class MemfdSecretMemory(_MappedMemory):
     """Memory outside the kernel's direct map: no /proc/PID/mem, ptrace, kcore, swap, dump or DMA."""
+
+    def __init__(self, chunk: int = DEFAULT_CHUNK) -> None:
+        super().__init__(chunk)
+        self._parked = _place_to_park(chunk)
 
     @property
     def protection(self) -> Protection:
@@ -122,7 +134,10 @@ class MemfdSecretMemory(_MappedMemory):
 
     def _map(self, address: int, length: int) -> None:
         # The kernel marks these mappings locked and left out of dumps by itself.
-        for chunk in range(address, address + length, self.chunk):
+        moved = self._parked.take(address, length) if self._parked is not None else 0
+        if moved == length:
+            return
+        for chunk in range(address + moved, address + length, self.chunk):
             fd = mman.memfd_secret()
             try:
                 os.ftruncate(fd, self.chunk)
@@ -132,12 +147,28 @@ class MemfdSecretMemory(_MappedMemory):
         # Shared pages in a forked child would outlive their release here.
         mman.madvise(address, length, mman.MADV_DONTFORK)
 
-    def _scrub(self, address: int, length: int) -> None:
-        # Left to the kernel, which clears every page of secret memory as it frees it, before the
-        # allocator can hand it to anyone (secretmem_free_folio in mm/secretmem.c), and does so even
+    def trim(self, kept: int) -> None:
+        """Give what is parked beyond `kept` bytes to the OS. Returns when it has it."""
+        if self._parked is not None:
+            self._parked.trim(kept)
+
+    def resident(self) -> int:
+        """Return the bytes of the arenas and of parked chunks that the kernel has pages for."""
+        if self._parked is None:
+            return super().resident()
+        with self._parked.still() as parked:
+            return super().resident() + parked
+
+    def _unmap(self, address: int, length: int, *, keep: bool) -> None:
+        if keep and self._parked is not None:
+            _clear(address, length)
+            self._parked.park(address, length)
+            return
+        # Scrubbing is left to the kernel, which clears every page of secret memory as it frees it, before
+        # the allocator can hand it to anyone (secretmem_free_folio in mm/secretmem.c), and does so even
         # when this process is killed. A memset here added a third to the time of a recall (512 MiB:
-        # 157 ms without, 54 ms more with), and would allocate each page that was never touched.
-        del address, length
+        # 157 ms without, 54 ms more with).
+        reservation.put_back(address, length)
 
 
 class PlainMemory(_MappedMemory):
@@ -158,12 +189,18 @@ class PlainMemory(_MappedMemory):
         for advice in (mman.MADV_NOHUGEPAGE, mman.MADV_DONTDUMP, mman.MADV_DONTFORK):
             mman.madvise(address, length, advice)
 
-    def _scrub(self, address: int, length: int) -> None:
-        # The kernel clears anonymous pages when it hands them out, not when it takes them back, so
-        # they are cleared here; only those that exist, as a write would allocate the others.
-        pages = mman.resident_pages(address, length)
-        for run in _RESIDENT_RUN.finditer(pages):
-            mman.zero(address + run.start() * mman.PAGE, (run.end() - run.start()) * mman.PAGE)
+    def _unmap(self, address: int, length: int, *, keep: bool) -> None:
+        del keep  # an ordinary page is allocated in the time that clearing it takes
+        # The kernel clears anonymous pages when it hands them out, not when it takes them back.
+        _clear(address, length)
+        reservation.put_back(address, length)
+
+
+def _clear(address: int, length: int) -> None:
+    """Overwrite the pages of a range that exist; a write would allocate the others."""
+    pages = mman.resident_pages(address, length)
+    for run in _RESIDENT_RUN.finditer(pages):
+        mman.zero(address + run.start() * mman.PAGE, (run.end() - run.start()) * mman.PAGE)
 
 
 def probe_secret_memory(size: int = DEFAULT_CHUNK, chunk: int = DEFAULT_CHUNK) -> None:
@@ -184,6 +221,47 @@ def probe_secret_memory(size: int = DEFAULT_CHUNK, chunk: int = DEFAULT_CHUNK) -
     finally:
         os.close(fd)
     mman.munmap(address, size)
+
+
+def _place_to_park(chunk: int) -> ParkedChunks | None:
+    """Return where chunks can be parked; None where they cannot.
+
+    The kernel counts a page as locked once more with each move. Under a limit, memory would soon be refused.
+    """
+    try:
+        if _locks_without_limit():
+            return ParkedChunks(chunk, _RAM)
+    except (OSError, NormalWorldError):
+        pass  # no secret memory, or no addresses: whoever needs them is told why
+    return None
+
+
+def _locks_without_limit() -> bool:
+    """Return whether this process may lock as much memory as it likes. Raises OSError.
+
+    CAP_IPC_LOCK counts only where the kernel says so: not in a namespace of users. So it is tried.
+    """
+    limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+    if limit == resource.RLIM_INFINITY:
+        return True
+    beyond = align_up(limit + 1, mman.PAGE)
+    try:
+        mman.munmap(_map_secret(beyond), beyond)
+    except OSError as error:
+        if error.errno == errno.EAGAIN:
+            return False
+        raise
+    return True
+
+
+def _map_secret(size: int) -> int:
+    """Map `size` bytes of secret memory anywhere and touch nothing; return where. Raises OSError."""
+    fd = mman.memfd_secret()
+    try:
+        os.ftruncate(fd, size)
+        return mman.mmap(0, size, _READ_WRITE, mman.MAP_SHARED, fd)
+    finally:
+        os.close(fd)
 
 
 def _pages_of(arena: Arena) -> int:

@@ -86,6 +86,10 @@ class TrustZoneMemory:
         else:
             self._pages.give_back(runs)
 
+    def trim(self, kept: int) -> None:
+        """Give the guest the pages that wait in the pool beyond `kept` bytes, without waiting for it."""
+        self._pages.trim(kept // PAGE)
+
     def view(self, arena: Arena, offset: int, length: int) -> memoryview:
         """Return a writable view of committed memory (any alignment).
 

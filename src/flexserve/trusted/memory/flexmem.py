@@ -46,11 +46,8 @@ class Granter(Protocol):
         other world's answer. Raises PeerError when that world is gone.
         """
 
-    def returned(self, size: int, held: int) -> None:
-        """Say that `size` bytes went back unasked, and that `held` bytes are granted and not in use yet.
-
-        A granter that has memory lying ready beyond `held` gives it back now.
-        """
+    def returned(self, size: int) -> None:
+        """Say that `size` bytes went back unasked."""
 
 
 class OpenHanded:
@@ -60,7 +57,7 @@ class OpenHanded:
         """Grant `size` bytes."""
         return size
 
-    def returned(self, size: int, held: int) -> None:
+    def returned(self, size: int) -> None:
         """Record nothing."""
 
 
@@ -141,8 +138,8 @@ class FlexMem:
         return len(pages) * self.chunk
 
     def settle(self) -> None:
-        """Have the granter give back what it has lying ready beyond what is granted."""
-        self._granter.returned(0, self._held())
+        """Have the platform give the OS what it has lying ready beyond what is granted and not in use."""
+        self._memory.trim(self.bytes_in(PageState.GRANTED))
 
     def _ask(self, size: int, minimum: int) -> int:
         count = min(-(-size // self.chunk), len(self._normal))
@@ -221,7 +218,8 @@ class FlexMem:
     def recycle(self, arena: Arena, offset: int, length: int) -> int:
         """Release a range and keep its grant: the OS agreed to their number, not to their place.
 
-        Returns its bytes, which are there for any commit now.
+        Returns its bytes, which are there for any commit now. A platform that can move memory has it lying
+        ready, scrubbed: never more of it than is granted and not in use.
         """
         return self._take_out(arena, offset, length, keep=True)
 
@@ -261,9 +259,10 @@ class FlexMem:
         return [(first * self.chunk, count * self.chunk) for first, count in held]
 
     def report_returned(self, size: int) -> None:
-        """Tell the normal world of memory that went back unasked."""
+        """Tell the normal world of memory that went back unasked; nothing of it lies ready any more."""
         if size:
-            self._granter.returned(size, self._held())
+            self.settle()
+            self._granter.returned(size)
 
     # ---- looking -------------------------------------------------------------------------
 
@@ -286,10 +285,6 @@ class FlexMem:
         """Return the bytes whose chunks are in `state`."""
         with self._lock:
             return self._table.count(state) * self.chunk
-
-    def _held(self) -> int:
-        """Return the granted bytes that a granter must still have lying ready, if it has them so."""
-        return self.bytes_in(PageState.GRANTED)
 
     def resident(self) -> int:
         """Return the bytes that the OS counts as ours in secure memory."""
