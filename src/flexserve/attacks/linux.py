@@ -2,7 +2,8 @@
 
 Some attack vectors of root are open unless the kernel was told to close them. An attack that succeeds by one
 which the label calls open is `open`; on any other it has broken a promise. Every attack is first made
-where nothing protects, and must succeed there: else it would prove nothing.
+where nothing protects, and must succeed there: else it would prove nothing. So a kernel that lets nobody
+look into any process (Yama's ptrace_scope 3) shows no attack of that kind to be stopped by us.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ class Scene:
 
     def canary_in_plain(self) -> tuple[views.Mapping, int]:
         """Return where the canary lies in ordinary memory."""
-        found = views.places_of(self.target.canary, self.plain.pid)
+        with _unprotected():
+            found = views.places_of(self.target.canary, self.plain.pid)
         if not found:
             raise Pointless("the canary was not found in ordinary memory either")
         return found[0]
@@ -91,24 +93,25 @@ def peek(scene: Scene) -> str:
 
 def search(scene: Scene) -> str:
     """Search every readable byte of the process for the weights."""
-    scene.canary_in_plain()
-    _search(scene)
-    return "the weights are in no mapping that can be read"
+    return _search(scene, "the weights are in no mapping that can be read")
 
 
 def search_after_recalls(scene: Scene) -> str:
     """Search again after the weights were recalled and restored."""
     for _ in range(3):
         scene.secret.recall(None)
-        _search(scene)
+        _search(scene, "what was given back cannot be read")
         scene.secret.generate(MODEL, "Once.", 2)
-        _search(scene)
-    return "neither what was given back nor what came again can be read"
+        stopped = _search(scene, "neither what was given back nor what came again can be read")
+    return stopped
 
 
 def drive_as_debugger(scene: Scene) -> str:
     """Attach as a debugger does, and have the process copy Flex-Mem into ordinary memory."""
-    if not _drive(scene.plain, scene.target.canary, [scene.canary_in_plain()[0]]):
+    place, _ = scene.canary_in_plain()
+    with _unprotected():
+        driven = _drive(scene.plain, scene.target.canary, [place])
+    if not driven:
         raise Pointless("not even ordinary memory can be had in this way")
     try:
         found = _drive(scene.secret, scene.target.canary, scene.secret_mappings())
@@ -132,7 +135,8 @@ def drive_companion(scene: Scene) -> str:
 
 def patch_code(scene: Scene) -> str:
     """Write into the code of the process through /proc/PID/mem."""
-    _patch(scene.plain.pid)
+    with _unprotected():
+        _patch(scene.plain.pid)
     try:
         _patch(scene.secret.pid)
     except OSError as error:
@@ -206,15 +210,15 @@ def reach_others_from_within(scene: Scene) -> str:
 def search_for_key(scene: Scene) -> str:
     """Search every readable byte of the process for the device's key, as root."""
     secrets = scene.target.secrets()
-    holders = [
-        pid for pid in views.children_of(scene.secret.pid) for each in secrets if views.places_of(each, pid)
-    ]
+    helpers = views.children_of(scene.secret.pid)
+    with _unprotected():
+        holders = [pid for pid in helpers for each in secrets if views.places_of(each, pid)]
     if not holders:
         raise Pointless("it is not found in the process that holds it either")
+    found = "the process that runs llama.cpp never had it: another holds it, and answers"
     for each in secrets:
-        for place, _ in views.places_of(each, scene.secret.pid):
-            raise Gained(f"a key of the device, in {place.name or 'anonymous memory'}")
-    return "the process that runs llama.cpp never had it: another holds it, and answers"
+        found = _search_for(each, "a key of the device", scene, found)
+    return found
 
 
 def run_program_from_within(scene: Scene) -> str:
@@ -271,6 +275,17 @@ def run(say: Callable[[str], None]) -> Iterator[Attempt]:
 
 
 # ---- their tools ------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _unprotected() -> Iterator[None]:
+    """Make an attack where nothing of ours protects. Raises Pointless where the kernel refuses it there."""
+    try:
+        yield
+    except PermissionError as error:
+        raise Pointless(
+            f"the kernel refuses it for any process ({error.strerror}), as with Yama's ptrace_scope at 3"
+        ) from error
 
 
 def _gain(scene: Scene, vector: Vector, what: str) -> Gained:
@@ -339,7 +354,8 @@ def _status_within(*words: str) -> int:
 def _read_with(scene: Scene, read: Callable[[int, int, int], bytes], refusal: int) -> str:
     """Read the canary in ordinary memory, then both ends of every mapping of secret memory."""
     _, address = scene.canary_in_plain()
-    seen = read(scene.plain.pid, address, len(scene.target.canary))
+    with _unprotected():
+        seen = read(scene.plain.pid, address, len(scene.target.canary))
     if not scene.target.canary.startswith(seen[:8]):
         raise Pointless("ordinary memory cannot be read in this vector either")
     for mapping in scene.secret_mappings():
@@ -356,10 +372,20 @@ def _read_with(scene: Scene, read: Callable[[int, int, int], bytes], refusal: in
     return f"the kernel answers {errno.errorcode[refusal]}: the pages have no place in its map"
 
 
-def _search(scene: Scene) -> None:
-    found = views.places_of(scene.target.canary, scene.secret.pid)
+def _search(scene: Scene, missed: str) -> str:
+    """Search both worlds for the canary; return what stopped it, `missed` where the kernel let it search."""
+    scene.canary_in_plain()
+    return _search_for(scene.target.canary, "the canary", scene, missed)
+
+
+def _search_for(pattern: bytes, what: str, scene: Scene, missed: str) -> str:
+    try:
+        found = views.places_of(pattern, scene.secret.pid)
+    except PermissionError as error:
+        return f"the kernel refuses it ({error.strerror})"
     if found:
-        raise Gained(f"the canary, in {found[0][0].name or 'anonymous memory'}")
+        raise Gained(f"{what}, in {found[0][0].name or 'anonymous memory'}")
+    return missed
 
 
 def _dumps(pid: int, places: list[views.Mapping]) -> list[bytes]:
