@@ -212,27 +212,30 @@ class Settings(BaseSettings):
         del dotenv_settings, file_secret_settings
         return init_settings, env_settings, InitSettingsSource(settings_cls, read_file())
 
+    def effective_socket(self) -> Path | None:
+        """Return the Unix socket that a server listens on: the one given, else this user's own, if any."""
+        return self.unix_socket or default_socket(self.host, self.port)
+
     def address(self) -> Address:
         """Return where a running server is to be asked."""
         from flexserve.normal.client import Address
 
         key = self.api_key.get_secret_value() if self.api_key else ""
-        unix_socket = self.unix_socket
-        usual = default_socket(self.host, self.port)
-        if unix_socket is None and usual is not None and is_private(usual.parent) and usual.is_socket():
-            unix_socket = usual
-        return Address(self.host, self.port, unix_socket, key)
+        path = self.effective_socket()
+        usable = path is not None and (
+            path == self.unix_socket or (is_private(path.parent) and path.is_socket())
+        )
+        return Address(self.host, self.port, path if usable else None, key)
 
     def server_socket(self) -> Path | None:
         """Return the Unix socket to listen on, whose folder is there if it is not one given by the user.
 
         Raises CallerError when that folder is not this user's alone.
         """
-        usual = default_socket(self.host, self.port)
-        if self.unix_socket is not None or usual is None:
-            return self.unix_socket
-        make_private(usual.parent, f"The folder {usual.parent} of the server's socket")
-        return usual
+        path = self.effective_socket()
+        if path is not None and path != self.unix_socket:
+            make_private(path.parent, f"The folder {path.parent} of the server's socket")
+        return path
 
     def server_keys(self) -> list[str]:
         """Return the keys that a server accepts; none: it lets everybody in. Raises CallerError."""

@@ -47,6 +47,22 @@ def test_config_says_where_each_value_comes_from(
     assert "FLEXSERVE_HOST" in cli("config").stdout
 
 
+def test_config_shows_the_socket_that_a_server_listens_on(
+    cli: Cli, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shown() -> object:
+        return json.loads(cli("config", "--json").stdout)["unix_socket"]
+
+    monkeypatch.setenv("FLEXSERVE_PORT", "4711")
+    own = settings.load().server_socket()
+    assert own is not None
+    assert shown() == {"value": str(own), "from": "default"}
+    monkeypatch.setenv("FLEXSERVE_HOST", "models.example")
+    assert shown() == {"value": None, "from": "default"}, "the server of another machine has none here"
+    monkeypatch.setenv("FLEXSERVE_UNIX_SOCKET", str(home / "given"))
+    assert shown() == {"value": str(home / "given"), "from": "FLEXSERVE_UNIX_SOCKET"}
+
+
 def test_the_schema_describes_every_setting(cli: Cli) -> None:
     schema = json.loads(cli("config", "--schema").stdout)
     assert set(schema["properties"]) == set(settings.Settings.model_fields)

@@ -26,7 +26,10 @@ def config(
 
     if schema:
         return terminal.show_json(settings.schema())
-    values = settings.load().model_dump(mode="json")
+    chosen = settings.load()
+    values = chosen.model_dump(mode="json")
+    if (socket := chosen.effective_socket()) is not None:
+        values["unix_socket"] = str(socket)
     if as_json:
         return terminal.show_json(
             {name: {"value": value, "from": settings.origin(name)} for name, value in values.items()}
