@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Sequence
 from typing import Protocol
 
 
@@ -157,8 +158,8 @@ class Npu(Protocol):
     """
 
     limits: NpuLimits
-    #: Called when `state` or `wanted_back` changed, by any thread, with no lock held; must not block.
-    on_change: Callable[[], None]
+    #: Notified when `state` or `wanted_back` changed. Who holds the NPU may protect fields of its own by it.
+    changed: threading.Condition
 
     @property
     def state(self) -> NpuState:

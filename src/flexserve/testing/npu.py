@@ -49,13 +49,12 @@ class FakeNpu:
     limits = NpuLimits(rows=4096, columns=65536, depth=65536, products=64, reach=64 * MIB, place=mman.PAGE)
 
     def __init__(self, *, willing: bool = True, delay: float = 0.0) -> None:
-        self.on_change: Callable[[], None] = lambda: None
         self.willing, self.delay = willing, delay
         self.stuck = False  # jobs begin, and do not end
         self.computed: list[Product] = []
         self._state = NpuState.AWAY
         self._wanted_back: float | None = None
-        self._changed = threading.Condition()
+        self.changed = threading.Condition()
         self._job: threading.Thread | None = None
         self._failed = False
 
@@ -67,9 +66,9 @@ class FakeNpu:
 
     def call_back(self, seconds: float) -> None:
         """Want it back within `seconds`."""
-        with self._changed:
+        with self.changed:
             self._wanted_back = time.monotonic() + seconds
-        self.on_change()
+            self.changed.notify_all()
 
     def lose(self) -> None:
         """Take it without asking, as a machine that breaks does."""
@@ -93,7 +92,7 @@ class FakeNpu:
 
     def submit(self, products: Sequence[Product], place: int) -> None:
         check(products, self.limits)
-        with self._changed:
+        with self.changed:
             if self._state is not NpuState.HELD:
                 raise NpuLostError("The NPU is away (fake).")
             if self._job is not None and not self._failed:
@@ -129,17 +128,16 @@ class FakeNpu:
         self._become(NpuState.AWAY)
 
     def _become(self, state: NpuState) -> None:
-        with self._changed:
+        with self.changed:
             self._state = state
             self._wanted_back = None
-            self._changed.notify_all()
-        self.on_change()
+            self.changed.notify_all()
 
     def _run(self, products: Sequence[Product], place: int) -> None:
         mman.view(place, self.limits.place)[:8] = b"occupied"
         if self.delay or self.stuck:
-            with self._changed:
-                self._changed.wait_for(
+            with self.changed:
+                self.changed.wait_for(
                     lambda: self._state is not NpuState.HELD, None if self.stuck else self.delay
                 )
         for product in products:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import dataclasses
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Protocol
@@ -157,14 +158,25 @@ class NpuContract(abc.ABC):
         assert eventually(lambda: npu.state is NpuState.HELD)
 
     def test_it_tells_of_every_change(self, rigged: NpuRig, npu: Npu) -> None:
-        seen: list[tuple[NpuState, bool]] = []
-        npu.on_change = lambda: seen.append((npu.state, npu.wanted_back is not None))
-        self.hold(npu)
-        assert eventually(lambda: (NpuState.HELD, False) in seen)
-        rigged.call_back(5)
-        assert eventually(lambda: (NpuState.HELD, True) in seen)
-        npu.release()
-        assert eventually(lambda: (NpuState.AWAY, False) in seen)
+        def awaited(state: NpuState, wanted: bool) -> threading.Thread:
+            def wait() -> None:
+                with npu.changed:
+                    npu.changed.wait_for(lambda: (npu.state, npu.wanted_back is not None) == (state, wanted))
+
+            thread = threading.Thread(target=wait, daemon=True)
+            thread.start()
+            return thread
+
+        changes: list[tuple[NpuState, bool, Callable[[], None]]] = [
+            (NpuState.HELD, False, lambda: self.hold(npu)),
+            (NpuState.HELD, True, lambda: rigged.call_back(5)),
+            (NpuState.AWAY, False, npu.release),
+        ]
+        for state, wanted, change in changes:
+            waiting = awaited(state, wanted)
+            change()
+            waiting.join(_PATIENCE)
+            assert not waiting.is_alive(), f"it did not tell that it is {state.value}"
 
     def test_the_normal_world_says_when_it_wants_it_back(self, rigged: NpuRig, npu: Npu) -> None:
         self.hold(npu)

@@ -53,7 +53,7 @@ class FlexNpu:
         self._npu, self._share, self._patience = npu, share or NpuShare(), patience
         self.counters = NpuCounters()
         self.pace = Pace()
-        self._lock = threading.Condition()
+        self._lock = npu.changed
         self._came: float | None = None  # while it is here, since when
         self._place = 0
         self._steps: Sequence[Step] | None = None  # being computed
@@ -61,7 +61,6 @@ class FlexNpu:
         self._error: BaseException | None = None
         self._unsure = False  # whether a lost job may still write
         self._closing = False
-        npu.on_change = self._wake
         self._thread = threading.Thread(target=self._keep, name="npu", daemon=True)
         self._thread.start()
 
@@ -137,10 +136,6 @@ class FlexNpu:
 
     def _away(self) -> bool:
         return self._npu.state in (NpuState.AWAY, NpuState.REFUSED)
-
-    def _wake(self) -> None:
-        with self._lock:
-            self._lock.notify_all()
 
     def _keep(self) -> None:
         while True:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from flexserve.errors import InternalError, NormalWorldError, NpuLostError
 from flexserve.platforms.ports import NpuState, Product
@@ -50,11 +50,10 @@ class TrustZoneNpu(Subscriber):
     limits = npu_jobs.LIMITS
 
     def __init__(self, pages: GuestPages, memory: TrustZoneMemory, driver: bytes) -> None:
-        self.on_change: Callable[[], None] = lambda: None
         self._pages, self._mailbox, self._memory, self._driver = pages, pages.mailbox, memory, driver
         window = pages.ram.window(layout.npu_window_offset(pages.ram.size), abi.NPU_WINDOW_BYTES)
         self._registers = window.toreadonly().cast("I")
-        self._changed = threading.Condition()
+        self.changed = threading.Condition()
         self._state = NpuState.AWAY
         self._wanted_back: float | None = None
         self._serial = 0  # of the NPU_WANT or NPU_RELEASE under way
@@ -78,33 +77,33 @@ class TrustZoneNpu(Subscriber):
 
     def ask(self) -> None:
         """Ask the guest's kernel for it, unless it has still to get it back itself."""
-        with self._changed:
+        with self.changed:
             at_home = self._mailbox.attached and self._mailbox.npu_state == abi.NpuState.NORMAL
             if self._state is not NpuState.AWAY or not at_home:
                 return
             self._state, self._wanted_back = NpuState.COMING, None
             self._serial = self._pages.serial()
+            self.changed.notify_all()
         try:
             self._mailbox.put(NpuWant(self._serial))
         except NormalWorldError:
-            with self._changed:
+            with self.changed:
                 self._state = NpuState.AWAY
-        self.on_change()
+                self.changed.notify_all()
 
     def release(self) -> None:
         """Give it back, or want it no more; the monitor resets it, whatever it does."""
         self._leave(NpuState.COMING, NpuState.HELD)
 
     def _leave(self, *states: NpuState) -> None:
-        with self._changed:
+        with self.changed:
             if self._state not in states:
                 return
             self._state, self._wanted_back = NpuState.LEAVING, None
             self._serial = self._pages.serial()
             self._lost, self._unsent = True, True
-            self._changed.notify_all()
+            self.changed.notify_all()
         self._send_release()
-        self.on_change()
 
     def _send_release(self) -> None:
         try:
@@ -117,7 +116,7 @@ class TrustZoneNpu(Subscriber):
 
     def submit(self, products: Sequence[Product], place: int) -> None:
         """Begin a job. Raises NpuLostError, or InternalError for one that cannot be."""
-        with self._changed:
+        with self.changed:
             if self._state is not NpuState.HELD:
                 raise NpuLostError("The NPU is not here.")
             if self._job and not self._lost:
@@ -134,10 +133,10 @@ class TrustZoneNpu(Subscriber):
     def wait(self, seconds: float) -> bool:
         """Wait for the end of the job. Raises NpuLostError when it failed."""
         deadline, nap = time.monotonic() + seconds, _FIRST_NAP
-        with self._changed:
+        with self.changed:
             if not self._job:
                 raise InternalError("There is no job of the NPU to wait for.")
-            self._changed.wait_for(lambda: self._started or self._lost, seconds)
+            self.changed.wait_for(lambda: self._started or self._lost, seconds)
         while not self._lost and self._started:
             if not self._registers[NpuRegister.OP_EN // 4]:
                 return self._ended()
@@ -154,7 +153,7 @@ class TrustZoneNpu(Subscriber):
     def _ended(self) -> bool:
         raw = self._registers[NpuRegister.INT_RAW // 4]
         finished = self._registers[NpuRegister.TASK_STATUS // 4]
-        with self._changed:
+        with self.changed:
             self._job = 0
             lost = self._lost  # the registers are nobody's word then
         if lost or raw != NpuInterrupt.DONE or finished != self._products:
@@ -169,17 +168,13 @@ class TrustZoneNpu(Subscriber):
 
     def hear(self, event: Event) -> None:
         """Follow the monitor's events."""
-        with self._changed:
-            before = self._state, self._wanted_back
+        with self.changed:
             stranger = self._note(event)
-            self._changed.notify_all()
-            changed = before != (self._state, self._wanted_back)
+            self.changed.notify_all()
         if stranger:
             self._leave(NpuState.COMING)
         elif isinstance(event, Quiet) and self._unsent:
             self._send_release()
-        if changed:
-            self.on_change()
 
     def _note(self, event: Event) -> bool:
         """Record an event; return whether the NPU came with a driver that is not ours."""
