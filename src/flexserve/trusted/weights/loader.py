@@ -1,10 +1,10 @@
 """The loader: threads that bring chunks of weights in, and the lock of all that says where chunks are.
 
 It serves two queues. The *job* is what the graph that computes reads, in the order in which it reads it.
-A *prefetch* is what is expected to be read next; it has threads of its own, of lower priority, which go on
-only while the job has nothing to load. Loader threads commit a chunk, read its ciphertext straight into
-it and decrypt in place; the interpreter lock is held only for the decryption, so page allocation in the
-kernel, which dominates, runs in parallel.
+A *prefetch* is what is expected to be read next; its threads (trusted.weights.prefetch) go on only while the
+job has nothing to load. Loader threads commit a chunk, read its ciphertext straight into it and decrypt in
+place; the interpreter lock is held only for the decryption, so page allocation in the kernel, which
+dominates, runs in parallel.
 
 Job, prefetch, CpuArbiter and StreamingAllocator decide, under the loader's lock. The loader acts on it
 without: no lock is held while the OS is asked for memory, or a chunk is filled or released.
@@ -17,21 +17,20 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
-from flexserve.errors import CancelledError, FlexServeError
+from flexserve.errors import CancelledError
 from flexserve.platforms.ports import Arena
 from flexserve.trusted.memory.flexmem import FlexMem
 from flexserve.trusted.weights.chunks import Weights
-from flexserve.trusted.weights.cpu_arbiter import LOADER_NICE, PREFETCH_NICE, CpuArbiter, lower_priority
+from flexserve.trusted.weights.cpu_arbiter import LOADER_NICE, CpuArbiter, lower_priority
 from flexserve.trusted.weights.fill import Cost, Filler
 from flexserve.trusted.weights.job import RestoreJob, RestoreStats
 from flexserve.trusted.weights.plan import Needs, RestorePlan, stretch
-from flexserve.trusted.weights.prefetch import Prefetch
+from flexserve.trusted.weights.prefetch import Prefetch, Prefetcher
 from flexserve.trusted.weights.states import RESIDENT, ChunkEvent, ChunkState
 from flexserve.trusted.weights.streaming import Do, Step, StreamingAllocator
 
 WINDOW = 64  # chunks that a stretch of compute holds at once at the least: several times the largest node
 _READ_AHEAD = 64  # chunks of ciphertext asked of the disk ahead of the loaders
-_ASKED = 16  # chunks asked of the normal world at a time for a prefetch: what is in vain if it ends
 _CLAIMED = 0.02  # seconds: longer than it takes to fill a chunk
 _POLL = 0.05  # seconds between two looks for memory that nobody announces
 
@@ -44,12 +43,12 @@ class Loader:
         self._changed = threading.Condition()
         self._job: RestoreJob | None = None
         self._starting = 0  # jobs whose memory is being asked for
-        self._prefetch: Prefetch | None = None
+        self._prefetcher = Prefetcher(self, self._changed, flexmem, filler)
         self._arbiter = CpuArbiter(threads)
         self._closing = False
         self._threads = [
             threading.Thread(target=serve, name=f"{name}-{i}", daemon=True)
-            for name, serve in (("loader", self._serve_jobs), ("prefetch", self._serve_prefetches))
+            for name, serve in (("loader", self._serve_jobs), ("prefetch", self._prefetcher.serve))
             for i in range(threads)
         ]
         for thread in self._threads:
@@ -58,7 +57,8 @@ class Loader:
     def close(self) -> None:
         """Stop the threads; chunks stay as they are."""
         with self._changed:
-            self._closing, self._job, self._prefetch = True, None, None
+            self._closing, self._job = True, None
+            self._prefetcher.close()
             self._changed.notify_all()
         for thread in self._threads:
             thread.join()
@@ -184,36 +184,31 @@ class Loader:
                     lambda: not self._arbiter.crowded or self._job is None or self._job.short, _CLAIMED
                 )
 
+    # ---- what a prefetch yields to ----------------------------------------------------------------
+
+    @property
+    def idle(self) -> bool:
+        """Whether the foreground has nothing to load. Under the lock."""
+        return not self._starting and (self._job is None or self._job.idle)
+
     # ---- the prefetch queue --------------------------------------------------------------------
 
     def prefetch(self, weights: Weights, chunks: Sequence[int]) -> None:
         """Load `chunks`, in this order, while the job has nothing to load. Replaces an older prefetch."""
         with self._changed:
-            self._prefetch = Prefetch(weights, chunks)
-            self._drop_if_over(self._prefetch)
+            self._prefetcher.replace(Prefetch(weights, chunks))
             self._changed.notify_all()
 
     def end_prefetch(self) -> None:
         """End a prefetch, of whatever weights; what it brought in stays, what is claimed is given back."""
         with self._changed:
-            self._revoke(None)
+            self._prefetcher.revoke(None)
 
     @property
     def prefetching(self) -> bool:
         """Whether chunks are still to be prefetched, or claimed for it."""
         with self._changed:
-            return self._prefetch is not None
-
-    def _revoke(self, weights: Weights | None) -> None:
-        """End a prefetch of `weights` (None: of any). Under the lock."""
-        prefetch = self._prefetch
-        if prefetch is not None and weights in (None, prefetch.weights):
-            prefetch.revoke()
-            self._drop_if_over(prefetch)
-
-    def _drop_if_over(self, prefetch: Prefetch) -> None:
-        if prefetch.over and self._prefetch is prefetch:
-            self._prefetch = None
+            return self._prefetcher.active
 
     # ---- eviction ------------------------------------------------------------------------------
 
@@ -224,7 +219,7 @@ class Loader:
         take the grants.
         """
         with self._changed:
-            self._revoke(None if keep_grants else weights)
+            self._prefetcher.revoke(None if keep_grants else weights)
             taken = sorted(chunk for chunk in chunks if weights.states[chunk] == RESIDENT)
             weights.table.apply(ChunkEvent.EVICT, taken)
             self._end_job_of(weights)
@@ -233,7 +228,7 @@ class Loader:
     def retire(self, weights: Weights) -> int:
         """Evict all of `weights`, once nobody fills or takes chunks of them any more; return the bytes."""
         with self._changed:
-            self._revoke(weights)
+            self._prefetcher.revoke(weights)
             self._end_job_of(weights)
             self._changed.wait_for(lambda: not weights.table.claimed)
         return self.evict(weights, range(weights.count))
@@ -304,11 +299,11 @@ class Loader:
         with self._changed:
             unwanted = job.record(position, cost, error, followed=self._job is job)
             if not unwanted:
-                self._settle(job.weights, order[position], resident=cost is not None, by=job)
+                self.settle(job.weights, order[position], resident=cost is not None, by=job)
         if unwanted:
-            self._put_back(job.weights, order[position])
+            self.put_back(job.weights, order[position])
             with self._changed:
-                self._settle(job.weights, order[position], resident=False)
+                self.settle(job.weights, order[position], resident=False)
                 self._changed.notify_all()  # `retire` waits until nothing is claimed
 
     def _commit(self, job: RestoreJob, position: int, arena: Arena, offset: int) -> bool:
@@ -346,7 +341,7 @@ class Loader:
                 self._changed.wait(_POLL)
         return Step(Do.LEAVE)
 
-    def _settle(self, weights: Weights, chunk: int, *, resident: bool, by: RestoreJob | None = None) -> None:
+    def settle(self, weights: Weights, chunk: int, *, resident: bool, by: RestoreJob | None = None) -> None:
         """Record what became of a claimed chunk (of job `by`; None: of a prefetch). Under the lock."""
         weights.table.move(ChunkEvent.LOADED if resident else ChunkEvent.ABORT, chunk)
         job = self._job
@@ -362,74 +357,8 @@ class Loader:
         if overlooked or waited_for or ended:
             self._changed.notify_all()
 
-    def _put_back(self, weights: Weights, chunk: int) -> None:
+    def put_back(self, weights: Weights, chunk: int) -> None:
         """Give the memory of a chunk that was filled, and that nobody wants any more, to the OS."""
         part, index, _ = weights.locate(chunk)
         size = self._flexmem.chunk
         self._flexmem.report_returned(self._filler.release(weights.parts[part].arena, index * size, size))
-
-    # ---- prefetch threads ----------------------------------------------------------------------
-
-    def _serve_prefetches(self) -> None:
-        lower_priority(PREFETCH_NICE)
-        while (prefetch := self._await_prefetch()) is not None:
-            granted = self._grant_ahead(prefetch)
-            with self._changed:
-                prefetch.ended = prefetch.ended or not granted
-                position = prefetch.take() if self._turn() is prefetch else None
-                self._drop_if_over(prefetch)
-            if position is not None:
-                self._load_ahead(prefetch, position)
-
-    def _await_prefetch(self) -> Prefetch | None:
-        """Wait for a prefetch that may go on; None: the loader closes."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._closing or self._turn() is not None)
-            return None if self._closing else self._turn()
-
-    def _turn(self) -> Prefetch | None:
-        """Return the prefetch that may go on now: the foreground has nothing to load. Under the lock."""
-        prefetch = self._prefetch
-        if prefetch is None or not prefetch.left or self._starting:
-            return None
-        return prefetch if self._job is None or self._job.idle else None
-
-    def _grant_ahead(self, prefetch: Prefetch) -> bool:
-        """See to it that a chunk is granted; return whether one is."""
-        chunk = self._flexmem.chunk
-        if self._flexmem.unused() >= chunk:
-            return True
-        count = min(_ASKED, max(1, prefetch.left))
-        try:
-            return self._flexmem.grant(count * chunk) >= chunk
-        except FlexServeError:
-            return False
-
-    def _load_ahead(self, prefetch: Prefetch, position: int) -> None:
-        weights, chunk = prefetch.weights, prefetch.order[position]
-        filled = broken = False
-        try:
-            if position % _ASKED == 0:
-                self._filler.read_ahead(weights, prefetch.order[position : position + _ASKED])
-            filled = self._filler.fill(weights, chunk, self._filler.commit) is not None
-        except Exception:
-            broken = True
-        with self._changed:
-            if broken:
-                prefetch.ended = True
-            elif not filled:
-                prefetch.next = min(prefetch.next, position)  # the foreground took what was granted
-            unwanted = filled and prefetch.revoked
-            if not unwanted:
-                self._settle_ahead(prefetch, chunk, resident=filled)
-        if unwanted:
-            self._put_back(weights, chunk)
-            with self._changed:
-                self._settle_ahead(prefetch, chunk, resident=False)
-
-    def _settle_ahead(self, prefetch: Prefetch, chunk: int, *, resident: bool) -> None:
-        prefetch.loading -= 1
-        self._settle(prefetch.weights, chunk, resident=resident)
-        self._drop_if_over(prefetch)
-        if prefetch.ended:
-            self._changed.notify_all()  # somebody may wait for us to let go of these weights
