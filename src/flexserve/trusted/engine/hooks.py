@@ -21,6 +21,7 @@ from typing import ParamSpec, Protocol, TypeVar
 from flexserve.errors import InternalError
 from flexserve.platforms.ports import Arena
 from flexserve.trusted.engine import abi
+from flexserve.trusted.engine.ggml import Ggml
 from flexserve.trusted.memory.flexmem import FlexMem
 
 P = ParamSpec("P")
@@ -52,7 +53,7 @@ class BufferOwner(Protocol):
 class Hooks:
     """The installed hooks. Raises InternalError when the library does not fit."""
 
-    def __init__(self, ggml: abi.Ggml, flexmem: FlexMem) -> None:
+    def __init__(self, ggml: Ggml, flexmem: FlexMem) -> None:
         self._ggml, self._flexmem = ggml, flexmem
         self._owner: BufferOwner | None = None
         self._arenas: dict[int, Arena] = {}  # by address of the ggml buffer

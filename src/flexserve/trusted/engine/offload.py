@@ -32,6 +32,7 @@ from flexserve.policy.offload import (
     shared_out,
 )
 from flexserve.trusted.engine import abi, tensors
+from flexserve.trusted.engine.ggml import Ggml
 from flexserve.trusted.engine.jobs import JobMemory
 from flexserve.trusted.flexnpu import FlexNpu, Step
 from flexserve.trusted.memory.flexmem import FlexMem
@@ -68,7 +69,7 @@ class NodeProduct:
 class Offload:
     """The NPU as the engine uses it. Belongs to the engine thread, but for `release`."""
 
-    def __init__(self, ggml: abi.Ggml, flexmem: FlexMem, npu: FlexNpu) -> None:
+    def __init__(self, ggml: Ggml, flexmem: FlexMem, npu: FlexNpu) -> None:
         self.ggml, self.npu = ggml, npu
         self.memory = JobMemory(flexmem, npu.limits.place)
         self.cpu = Pace()
@@ -281,7 +282,7 @@ def _floats(address: int, rows: int, columns: int) -> NDArray[np.float32]:
     )
 
 
-def _ranges(ggml: abi.Ggml, pointers: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def _ranges(ggml: Ggml, pointers: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Return the bytes [start, stop) of the tensors at `pointers`, as shape (*pointers.shape, 2)."""
     unique, inverse = np.unique(pointers, return_inverse=True)
     ranges = np.zeros((len(unique), 2), np.uint64)

@@ -10,7 +10,7 @@ from llama_cpp import llama_cpp as lib
 
 from flexserve.errors import InternalError
 from flexserve.policy.offload import LEAST_ROWS
-from flexserve.trusted.engine import abi
+from flexserve.trusted.engine import abi, ggml
 from flexserve.trusted.engine.hooks import Hooks
 from flexserve.trusted.engine.offload import GraphOffload, Offload, Resting
 from flexserve.trusted.engine.team import Team
@@ -46,7 +46,7 @@ class Engine:
 
         Each slice of work that is done is a beat of `heartbeat`. `npu` computes large products.
         """
-        self.ggml = abi.load()
+        self.ggml = ggml.load()
         self.flexmem = flexmem
         self.threads = threads
         self.team = Team(self.ggml, threads, adapt=adapt)

@@ -14,6 +14,7 @@ import numpy as np
 
 from flexserve.policy.thread_count import ThreadCount
 from flexserve.trusted.engine import abi, tensors
+from flexserve.trusted.engine.ggml import Ggml
 
 _TRIAL_NODES = 16  # of a graph: when cores are in use, each node may take milliseconds
 _SPLIT_KV = 512  # positions from which on llama.cpp has each thread attend to a part of them
@@ -28,7 +29,7 @@ class Team:
     out is the same in any case, to the bit.
     """
 
-    def __init__(self, ggml: abi.Ggml, most: int, *, adapt: bool) -> None:
+    def __init__(self, ggml: Ggml, most: int, *, adapt: bool) -> None:
         self._parallel, self._most = ggml.openmp_parallel, most
         self._adapts = adapt and most > 1 and self._parallel is not None
         self._count = ThreadCount(most)
