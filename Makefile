@@ -22,7 +22,7 @@ check: $(STAMP) ## lint, types, import law, unit tests with their coverage, the 
 
 # What needs neither an engine nor a machine, and takes seconds.
 TRUSTED := $(shell grep -L pytest.mark.engine tests/trusted/test_*.py tests/trusted/store/test_*.py)
-LONG := $(addprefix tests/trusted/,test_engine_threads.py test_grammar.py test_rendering.py store/test_kill.py \
+LONG := $(addprefix tests/trusted/,test_engine_threads.py test_grammar.py test_grammar_bounds.py test_random_schemas.py test_rendering.py store/test_kill.py \
 	store/test_damaged_container.py)
 UNITS := tests/policy tests/protocol tests/serving tests/simulator $(filter-out $(LONG),$(TRUSTED))
 

@@ -3,12 +3,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from fake_llama import install
 from fake_world import World
 from templates import renderer
+
+if TYPE_CHECKING:
+    from grammars import Reader
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -39,3 +42,11 @@ def make_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
 def world(make_world: Callable[..., World]) -> World:
     """One of them, with all the memory that it may want."""
     return make_world()
+
+
+@pytest.fixture
+def reader() -> Reader:
+    """What reads grammars over the vocabulary of the tiny model."""
+    from grammars import shared_reader
+
+    return shared_reader()
