@@ -96,7 +96,7 @@ def _serve(folder: Path) -> tuple[list[str], set[str], list[str]]:
         Try,
         Warm,
     )
-    from flexserve.protocol.trusted_app import KvCounters
+    from flexserve.protocol.statuses import KvStatus
     from flexserve.serving.memory_manager import MemoryManager
     from flexserve.serving.model_manager import ModelManager
     from flexserve.serving.scheduler import Scheduler
@@ -121,7 +121,7 @@ def _serve(folder: Path) -> tuple[list[str], set[str], list[str]]:
         store,
         renderer,
         Limits(context=512, sequences=2, sealed_kv=GIB),
-        KvCounters(),
+        KvStatus(),
         shares_heap=True,
     )
     sent: queue.SimpleQueue[Any] = queue.SimpleQueue()

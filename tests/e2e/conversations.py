@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 
 from flexserve.harness.worlds import DrivenWorld
-from flexserve.protocol.messages import ChatMessage, ChatPrompt, NpuStatus
+from flexserve.protocol.messages import ChatMessage, ChatPrompt
+from flexserve.protocol.statuses import NpuStatus
 
 TOKENS = 64
 MODEL = Path(__file__).parents[2] / "models/tiny/flexserve-tiny.gguf"

@@ -10,7 +10,7 @@ from library import Library
 
 from flexserve.errors import CallerError
 from flexserve.harness.worlds import DrivenWorld
-from flexserve.protocol.messages import Abilities
+from flexserve.protocol.statuses import Abilities
 from flexserve.testing.architectures import make_models
 
 pytestmark = pytest.mark.engine

@@ -9,7 +9,8 @@ import pytest
 from library import PROMPTS, Library
 
 from flexserve.harness.worlds import DrivenWorld
-from flexserve.protocol.messages import ModelStatus, TextPrompt
+from flexserve.protocol.messages import TextPrompt
+from flexserve.protocol.statuses import ModelStatus
 from flexserve.units import MIB
 
 pytestmark = pytest.mark.engine

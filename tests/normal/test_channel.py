@@ -28,7 +28,6 @@ from flexserve.protocol.messages import (
     ChatPrompt,
     Delta,
     Failed,
-    Failure,
     Finished,
     Generate,
     Grant,
@@ -42,6 +41,7 @@ from flexserve.protocol.messages import (
     Timings,
     Usage,
 )
+from flexserve.protocol.statuses import Failure
 from flexserve.testing.scripted_link import ScriptedLink
 from flexserve.testing.scripted_world import Behaviour, Script
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from flexserve.errors import CallerError, NormalWorldError
 from flexserve.normal.pins import Pins
-from flexserve.protocol.messages import MAX_PINS
+from flexserve.protocol.bounds import MAX_PINS
 
 
 def test_pins_are_read_back(tmp_path: Path) -> None:

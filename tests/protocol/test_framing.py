@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexserve.errors import PeerError
-from flexserve.protocol import messages
+from flexserve.protocol import bounds, messages
 from flexserve.protocol.framing import MAX_FRAME, FrameDecoder, encode
 from flexserve.protocol.messages import (
     Cancel,
@@ -42,7 +42,7 @@ SAMPLING = st.builds(
     top_p=st.floats(0, 1),
     seed=st.none() | st.integers(0, (1 << 63) - 1),
     stop=st.lists(TEXT.filter(bool), max_size=4),
-    logprobs=st.none() | st.integers(0, messages.MAX_TOP_LOGPROBS),
+    logprobs=st.none() | st.integers(0, bounds.MAX_TOP_LOGPROBS),
     schema=st.none() | TEXT,
 )
 PROMPTS = st.builds(TextPrompt, TEXT) | st.builds(

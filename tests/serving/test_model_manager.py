@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from flexserve.errors import StoredDataError, UnknownModelError
-from flexserve.protocol.messages import ModelStatus
+from flexserve.protocol.statuses import ModelStatus
 from flexserve.serving.model_manager import ModelManager
 from flexserve.testing.fake_app import CHUNK, FakeApp, FakeModel
 

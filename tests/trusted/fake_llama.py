@@ -20,10 +20,8 @@ from numpy.typing import NDArray
 
 from flexserve.errors import CallerError, CancelledError, InternalError
 from flexserve.platforms.ports import Arena
-from flexserve.protocol.messages import (
-    Abilities,
-    Sampling,
-)
+from flexserve.protocol.messages import Sampling
+from flexserve.protocol.statuses import Abilities
 from flexserve.trusted import open_model
 from flexserve.trusted.engine.context import Span
 from flexserve.trusted.engine.kv import KvCache

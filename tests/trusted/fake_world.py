@@ -25,7 +25,8 @@ from flexserve.protocol.messages import (
     Try,
     Warm,
 )
-from flexserve.protocol.trusted_app import Kind, KvCounters, Progress
+from flexserve.protocol.statuses import KvStatus
+from flexserve.protocol.trusted_app import Kind, Progress
 from flexserve.simulator.secure_memory import SimSecureMemory
 from flexserve.trusted.app import LlamaApp
 from flexserve.trusted.memory.flexmem import FlexMem
@@ -57,7 +58,7 @@ class World:
         self.residency = Residency(self.flexmem, 1)
         self.engine = FakeEngine(self.flexmem)
         self.store = Store(folder / "store", DeviceKey.load_or_create(folder / "key"))
-        self.counters = KvCounters()
+        self.counters = KvStatus()
         if not self.store.list():
             for name in ("a", "b"):
                 self.add(name, folder)

@@ -189,14 +189,14 @@ class _World:
         self.flexmem = self._real.flexmem
 
     def open(self, path: Path, sequences: int) -> None:
-        from flexserve.protocol.trusted_app import KvCounters
+        from flexserve.protocol.statuses import KvStatus
         from flexserve.trusted.kv.conversations import Conversations
         from flexserve.trusted.kv.sealed import SealedKv
 
         real = self._real
         self._model, self.context = real.open(path, CONTEXT, sequences)
         name, fingerprint = self._model.name, real.engine.fingerprint
-        sealed = SealedKv(real.store, name, fingerprint, self.flexmem, quota=1 << 30, counters=KvCounters())
+        sealed = SealedKv(real.store, name, fingerprint, self.flexmem, quota=1 << 30, counters=KvStatus())
         self.conversations = Conversations(self.context, sealed, threading.RLock())
 
     def close(self) -> None:

@@ -339,7 +339,7 @@ def _refuse_file(model: str) -> None:
 
 def _prompt(given: str | None) -> str:
     """Return the prompt, from standard input if it is not on the command line."""
-    from flexserve.protocol.messages import MAX_TEXT
+    from flexserve.protocol.bounds import MAX_TEXT
 
     if given is not None and given != "-":
         return _checked(given)
@@ -351,7 +351,7 @@ def _prompt(given: str | None) -> str:
 
 
 def _checked(text: str) -> str:
-    from flexserve.protocol.messages import MAX_TEXT
+    from flexserve.protocol.bounds import MAX_TEXT
 
     if not text.strip():
         raise CallerError("The prompt is empty.", hint="Give one, or pipe one in.")

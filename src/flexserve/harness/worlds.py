@@ -34,7 +34,6 @@ from flexserve.protocol.messages import (
     Embed,
     Embedded,
     Failed,
-    Failure,
     Finished,
     Generate,
     Grant,
@@ -54,6 +53,7 @@ from flexserve.protocol.messages import (
     Warm,
     Welcome,
 )
+from flexserve.protocol.statuses import Failure
 
 M = TypeVar("M")
 _PATIENCE = 300.0  # seconds

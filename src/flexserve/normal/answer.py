@@ -14,7 +14,8 @@ from collections.abc import Callable
 from typing import Protocol, Self
 
 from flexserve.errors import Blame, CallerError, CancelledError, FlexServeError, PeerError, rebuild
-from flexserve.protocol.messages import Delta, Embedded, Failed, Failure, Finished, Started
+from flexserve.protocol.messages import Delta, Embedded, Failed, Finished, Started
+from flexserve.protocol.statuses import Failure
 
 MAX_BACKLOG = 4 << 20  # cost of what waits for one client, in bytes of its text and structure
 _MESSAGE_COST = 256  # bytes of Python objects around a message, roughly

@@ -24,7 +24,7 @@ from flexserve.normal.answer import revive
 from flexserve.normal.channel import MemoryCounter, WorldChannel, open_channel
 from flexserve.platforms.linux import companion
 from flexserve.protocol.launch import EXIT_CANNOT_START, SECURE_WORLD, SecureOptions
-from flexserve.protocol.messages import Failure
+from flexserve.protocol.statuses import Failure
 
 HANDSHAKE_TIMEOUT = 60.0  # seconds; loading the engine's libraries from a cold disk takes a few
 TERM_GRACE = 3.0  # seconds between a shutdown that was not heeded, SIGTERM and SIGKILL

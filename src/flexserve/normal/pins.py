@@ -11,7 +11,8 @@ from pathlib import Path
 import msgspec
 
 from flexserve.errors import CallerError, NormalWorldError
-from flexserve.protocol.messages import MAX_PINS, Pin
+from flexserve.protocol.bounds import MAX_PINS
+from flexserve.protocol.messages import Pin
 
 _MAX_FILE = 64 << 10  # bytes
 

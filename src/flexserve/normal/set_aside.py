@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from flexserve.errors import FlexServeError, NormalWorldError
-from flexserve.protocol.messages import ModelStatus
+from flexserve.protocol.statuses import ModelStatus
 
 KILLS_WITHIN = 300.0  # seconds
 

@@ -31,7 +31,8 @@ from flexserve.platforms.linux.normal_memory import LinuxNormalMemory
 from flexserve.platforms.ports import NormalMemory, Protection
 from flexserve.policy.pressure import Budget, Limits
 from flexserve.protocol.launch import SECURE_WORLD, SecureOptions
-from flexserve.protocol.messages import ChatPrompt, ModelStatus, Sampling, Status, Terms, TextPrompt, Welcome
+from flexserve.protocol.messages import ChatPrompt, Sampling, Status, Terms, TextPrompt, Welcome
+from flexserve.protocol.statuses import ModelStatus
 
 _USUAL = Terms()
 DRAIN = 10.0  # seconds that running requests get when their server ends

@@ -34,7 +34,7 @@ class ThreadCount:
             self._change(self._most, trial=True)
 
     def computed(self, wall: float, lost: float, now: float) -> None:
-        """Record a slice of `wall` seconds in which `count` threads lacked a core for `lost` seconds in all."""
+        """Record a slice of `wall` seconds in which all threads lacked a core for `lost` seconds together."""
         self._wall += wall
         self._lost += lost
         if self.count > 1 and self._lost >= _LOST * max(self._wall, _WINDOW):

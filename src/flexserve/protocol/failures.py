@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flexserve.errors import FlexServeError, InternalError
-from flexserve.protocol.messages import Failure
+from flexserve.protocol.statuses import Failure
 
 _LIMIT = 2000  # characters of a message; the protocol allows 2048
 

@@ -9,40 +9,34 @@ Sizes are bytes, durations are milliseconds unless the name says otherwise.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
-PROTOCOL_VERSION = 7
+from flexserve.protocol.bounds import (
+    MAX_MESSAGES,
+    MAX_PINS,
+    MAX_STOPS,
+    MAX_TEXTS,
+    MAX_TOOL_CALLS,
+    MAX_TOP_LOGPROBS,
+    Count,
+    KeepAlive,
+    Label,
+    Millis,
+    Name,
+    Schema,
+    Serial,
+    Short,
+    Struct,
+    Text,
+)
+from flexserve.protocol.statuses import Failure, KvStatus, MemoryStatus, ModelStatus, NpuStatus
+
+PROTOCOL_VERSION = 8
 # Of the messages' schema, by version: it is another one whenever a message changes, and a line is added here.
-SCHEMA_DIGESTS = {5: "57db8b74f59f63a2", 6: "a5da4f427ea6960b", 7: "270f864adf560b4e"}
-
-# A prompt is the largest thing that crosses the boundary; 1 MiB of text is ~250k tokens.
-MAX_TEXT = 1 << 20
-MAX_MESSAGES = 4096
-MAX_STOPS = 16
-MAX_TOP_LOGPROBS = 20
-MAX_TOOL_CALLS = 128
-MAX_SCHEMA = 1 << 16  # characters of a JSON schema, or of all tools of a request together
-MAX_TEXTS = 2048  # of one request for embeddings
-MAX_PINS = 64
-
-Count = Annotated[int, Meta(ge=0, le=1 << 53)]
-Serial = Annotated[int, Meta(ge=0, le=1 << 53)]
-Millis = Annotated[float, Meta(ge=0, le=1e12)]
-# How long a model keeps its memory after its last use; 0: give it back at once, -1: for ever. Memory
-# that the OS recalls goes in any case.
-KeepAlive = Annotated[float, Meta(ge=-1, le=1e9)]
-Name = Annotated[str, Meta(min_length=1, max_length=128)]
-Short = Annotated[str, Meta(max_length=2048)]
-Label = Annotated[str, Meta(max_length=128)]
-Text = Annotated[str, Meta(max_length=MAX_TEXT)]
-Schema = Annotated[str, Meta(max_length=MAX_SCHEMA)]
-
-
-class _Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    pass
+SCHEMA_DIGESTS = {5: "57db8b74f59f63a2", 6: "a5da4f427ea6960b", 7: "270f864adf560b4e", 8: "97f501de274c6c93"}
 
 
 class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
@@ -52,7 +46,7 @@ class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True
 # ---- values ------------------------------------------------------------------------------
 
 
-class ToolCall(_Struct, frozen=True):
+class ToolCall(Struct, frozen=True):
     """A call of a tool that the model made: `arguments` is a JSON object as text."""
 
     id: Label
@@ -60,7 +54,7 @@ class ToolCall(_Struct, frozen=True):
     arguments: Text
 
 
-class ChatMessage(_Struct, frozen=True):
+class ChatMessage(Struct, frozen=True):
     """One turn of a conversation.
 
     `tool_calls` are of an assistant's turn; `tool_call_id` and `name` say what a tool's turn answers.
@@ -93,7 +87,7 @@ class TextPrompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="t
     text: Text
 
 
-class Sampling(_Struct, frozen=True):
+class Sampling(Struct, frozen=True):
     """How tokens are chosen. `temperature` 0 is greedy. `max_tokens` None: to the context's end.
 
     `schema`: a JSON schema that the answer has to follow ("{}": any JSON object). With tools, a call
@@ -112,7 +106,7 @@ class Sampling(_Struct, frozen=True):
     schema: Schema | None = None
 
 
-class TokenLogprob(_Struct, frozen=True):
+class TokenLogprob(Struct, frozen=True):
     """A token's own bytes and its natural-log probability under the model, before temperature.
 
     A token may be a part of a character only: the bytes of all tokens together are the text.
@@ -122,14 +116,14 @@ class TokenLogprob(_Struct, frozen=True):
     logprob: float
 
 
-class Choice(_Struct, frozen=True):
+class Choice(Struct, frozen=True):
     """A generated token with the likeliest alternatives at its position."""
 
     token: TokenLogprob
     top: list[TokenLogprob]
 
 
-class Usage(_Struct, frozen=True):
+class Usage(Struct, frozen=True):
     """Token counts of a request."""
 
     prompt_tokens: Count
@@ -137,7 +131,7 @@ class Usage(_Struct, frozen=True):
     cached_tokens: Count = 0
 
 
-class Timings(_Struct, frozen=True):
+class Timings(Struct, frozen=True):
     """Where a request's time went, in milliseconds.
 
     `ttft` runs from the secure world's receipt of the request to its first token. `restore`
@@ -156,78 +150,6 @@ class Timings(_Struct, frozen=True):
     ttft: Millis = 0
     restored_bytes: Count = 0
     npu_products: Count = 0  # matrix products that the NPU computed
-
-
-class Failure(_Struct, frozen=True):
-    """An error on its way across the boundary; see flexserve.errors."""
-
-    blame: str
-    code: Short
-    message: Short
-    hint: Short = ""
-
-
-class Abilities(_Struct, frozen=True):
-    """What a model can do. `window`: tokens that attention reaches back in some layers; 0: all."""
-
-    text: bool
-    vectors: bool
-    encoder: bool  # it reads a text whole
-    causal: bool
-    window: Count
-    recurrent: bool  # in some layers at least
-    template: bool  # it brings a chat template
-    # The form in which its template has tools called (protocol.calls); "other": one that is not known.
-    tools: Literal["none", "tagged", "bare", "other"]
-
-
-class ModelStatus(_Struct, frozen=True):
-    """One model as `flexserve ps` shows it."""
-
-    name: Name
-    state: str  # unloaded | loading | partial | loaded
-    weights: Count  # bytes of weights when whole
-    resident: Count  # bytes of weights that are in memory
-    kv: Count  # bytes of KV cache committed
-    scratch: Count  # bytes of compute scratch committed
-    running: bool
-    error: Failure | None = None
-    abilities: Abilities | None = None  # None: nobody tried yet
-    trial: Count = 0  # which trial found them, a number of its own; 0: none
-    # Bytes of ordinary memory that an open model's vocabulary took at most: in `os_rss`, in no grant.
-    heap: Count = 0
-
-
-class MemoryStatus(_Struct, frozen=True):
-    """The secure world's chunks by owner, and what the OS counts."""
-
-    chunk: Count
-    granted: Count  # bytes granted and unused
-    secure: Count  # bytes in use
-    recalling: Count
-    os_secure: Count  # bytes of secure memory that the OS counts
-    os_rss: Count  # resident bytes of the whole secure process
-
-
-class KvStatus(_Struct, frozen=True):
-    """What became of the KV of ended requests, counted since the start."""
-
-    sealed: Count = 0  # on disk
-    resumed: Count = 0  # taken from there by a later request
-    damaged: Count = 0  # did not authenticate or did not fit, and was computed anew
-    dropped: Count = 0  # given up unsealed, to a recall that left no time or memory for it
-
-
-class NpuStatus(_Struct, frozen=True):
-    """The NPU as the secure world sees it, and what it did since the start."""
-
-    state: Annotated[str, Meta(max_length=16)]  # away | coming | held | leaving | refused
-    switches: Count  # times that it came
-    held: Millis  # that it was here in all
-    jobs: Count
-    products: Count  # computed by it
-    fallbacks: Count  # begun by it, and computed by the CPU
-    lost: Count  # jobs that did not end, or not well
 
 
 # ---- normal world to secure world -----------------------------------------------------------
@@ -431,7 +353,7 @@ class Status(_Message, frozen=True):
     memory: MemoryStatus
     queued: Count
     running: Count
-    kv: KvStatus = KvStatus()
+    kv: KvStatus = msgspec.field(default_factory=KvStatus)
     npu: NpuStatus | None = None  # None: there is none
 
 

@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from flexserve.errors import FlexServeError
-from flexserve.protocol.messages import Abilities, Finished
+from flexserve.protocol.messages import Finished
+from flexserve.protocol.statuses import Abilities
 
 
 class Work(enum.Enum):
@@ -110,16 +111,6 @@ class Pool:
     secure: int
     recalling: int
     resident: int
-
-
-@dataclasses.dataclass(slots=True)
-class KvCounters:
-    """What became of the KV of ended requests, since the start."""
-
-    sealed: int = 0  # on disk
-    resumed: int = 0
-    damaged: int = 0  # dropped: did not authenticate, or did not fit
-    dropped: int = 0  # lost to a recall that left no time or memory for sealing
 
 
 class TrustedApp(Protocol):

@@ -17,9 +17,6 @@ from flexserve.protocol.messages import (
     Cancel,
     Embed,
     Generate,
-    KvStatus,
-    MemoryStatus,
-    NpuStatus,
     Pin,
     Query,
     Recall,
@@ -29,7 +26,7 @@ from flexserve.protocol.messages import (
     Warm,
     Welcome,
 )
-from flexserve.protocol.trusted_app import KvCounters
+from flexserve.protocol.statuses import KvStatus, MemoryStatus, NpuStatus
 from flexserve.secure_world.guest import GuestDemands, GuestGranter
 from flexserve.secure_world.link import Link
 from flexserve.secure_world.resources import PlatformResources
@@ -78,7 +75,7 @@ class SecureWorld:
             FlexNpu(resources.npu, patience=options.npu_patience) if resources.npu is not None else None
         )
         self._engine = Engine(flexmem, threads, heartbeat, adapt=not options.threads, npu=self._npu)
-        self._counters = KvCounters()
+        self._kv = KvStatus()
         limits = Limits(
             context=options.context or _DEFAULT_CONTEXT, sequences=options.parallel, sealed_kv=options.kv_disk
         )
@@ -88,7 +85,7 @@ class SecureWorld:
             store,
             renderer,
             limits,
-            self._counters,
+            self._kv,
             # A guest's kernel grants Flex-Mem from its own memory; this process has the host's.
             shares_heap=guest is None,
         )
@@ -162,8 +159,7 @@ class SecureWorld:
             os_secure=pool.resident,
             os_rss=self._resources.host.resident(),
         )
-        kv = KvStatus(**dataclasses.asdict(self._counters))
-        return Status(serial, self._models.statuses(), memory, queued, running, kv, self._npu_status())
+        return Status(serial, self._models.statuses(), memory, queued, running, self._kv, self._npu_status())
 
     def _npu_status(self) -> NpuStatus | None:
         if self._npu is None:

@@ -7,7 +7,7 @@ import time
 
 from flexserve.errors import FlexServeError
 from flexserve.protocol.failures import failure_of
-from flexserve.protocol.messages import ModelStatus
+from flexserve.protocol.statuses import ModelStatus
 from flexserve.protocol.trusted_app import Kind, ModelMemory, Stored, TrustedApp
 
 _MAX_OPEN = 8  # open models; an open model without weights costs its vocabulary, some 10 MB

@@ -16,7 +16,7 @@ from types import TracebackType
 from flexserve.errors import FlexServeError, PeerError
 from flexserve.harness.worlds import DrivenWorld
 from flexserve.protocol.launch import SecureOptions
-from flexserve.protocol.messages import Abilities
+from flexserve.protocol.statuses import Abilities
 from flexserve.trusted.store import DeviceKey, Store
 from flexserve.units import GIB, MIB
 

@@ -33,13 +33,10 @@ from flexserve.protocol.messages import (
     Embed,
     Embedded,
     Failed,
-    Failure,
     Finished,
     Generate,
     Grant,
     Hello,
-    MemoryStatus,
-    ModelStatus,
     NeedMemory,
     Query,
     Recall,
@@ -55,6 +52,7 @@ from flexserve.protocol.messages import (
     Usage,
     Welcome,
 )
+from flexserve.protocol.statuses import Failure, MemoryStatus, ModelStatus
 
 CHUNK = 2 << 20  # bytes
 PROMPT_TOKENS = 7  # of every prompt

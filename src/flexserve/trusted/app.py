@@ -16,7 +16,8 @@ import msgspec
 
 from flexserve.errors import CancelledError, FlexServeError, PeerError
 from flexserve.protocol.failures import foreseen
-from flexserve.protocol.messages import Abilities, Embed, Finished, Generate, Started, Timings, Usage, Warm
+from flexserve.protocol.messages import Embed, Finished, Generate, Started, Timings, Usage, Warm
+from flexserve.protocol.statuses import Abilities
 from flexserve.protocol.trusted_app import (
     Kind,
     Missing,

@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from flexserve.errors import CallerError, GrantRefusedError
-from flexserve.protocol.messages import Abilities
-from flexserve.protocol.trusted_app import KvCounters
+from flexserve.protocol.statuses import Abilities, KvStatus
 from flexserve.trusted.engine.abilities import abilities_of
 from flexserve.trusted.engine.context import Context
 from flexserve.trusted.engine.model import Model
@@ -56,7 +55,7 @@ class Services:
     store: Store
     renderer: Renderer
     limits: Limits
-    counters: KvCounters
+    counters: KvStatus
     shares_heap: bool
 
 

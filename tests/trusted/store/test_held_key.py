@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from flexserve.errors import CallerError, InternalError, StoredDataError
-from flexserve.protocol.messages import Abilities
+from flexserve.protocol.statuses import Abilities
 from flexserve.trusted.store import DeviceKey
 from flexserve.trusted.store.held_key import HeldKey
 from flexserve.trusted.store.record import Record

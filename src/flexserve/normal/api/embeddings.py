@@ -20,7 +20,8 @@ from flexserve.normal.api.generation import CLIENT_CLOSED_REQUEST, unended
 from flexserve.normal.api.schemas import ModelRequest, refuse_unsupported
 from flexserve.normal.api.sse import ClientGoneError, while_connected
 from flexserve.normal.world import World
-from flexserve.protocol.messages import MAX_TEXT, MAX_TEXTS, Embedded, Finished, Terms
+from flexserve.protocol.bounds import MAX_TEXT, MAX_TEXTS
+from flexserve.protocol.messages import Embedded, Finished, Terms
 
 _PART_TEXTS, _PART_SIZE = 16, 16 << 10  # texts, characters
 MAX_VECTORS = 16 << 20  # bytes of float32 in one answer

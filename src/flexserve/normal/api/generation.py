@@ -17,16 +17,8 @@ from flexserve.normal.api.forms import ChatForm, CompletionForm, Form
 from flexserve.normal.api.schemas import ChatRequest, CompletionRequest
 from flexserve.normal.api.sse import DONE, PING, ClientGoneError, EventStream, event, while_connected
 from flexserve.normal.world import World
-from flexserve.protocol.messages import (
-    MAX_TOOL_CALLS,
-    ChatPrompt,
-    Delta,
-    Embedded,
-    Finished,
-    Sampling,
-    Started,
-    TextPrompt,
-)
+from flexserve.protocol.bounds import MAX_TOOL_CALLS
+from flexserve.protocol.messages import ChatPrompt, Delta, Embedded, Finished, Sampling, Started, TextPrompt
 
 PING_SECONDS = 5.0
 MAX_ANSWER = 16 << 20  # characters and log-probabilities collected for an answer in one piece

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from flexserve.errors import CallerError
 from flexserve.normal.api.operations import described_os, world_of
-from flexserve.protocol.messages import MAX_PINS
+from flexserve.protocol.bounds import MAX_PINS
 from flexserve.units import parse_size
 
 router = APIRouter(prefix="/memory", tags=["memory"])

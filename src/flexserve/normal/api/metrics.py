@@ -22,7 +22,7 @@ from flexserve.normal.metrics import (
     totals,
 )
 from flexserve.normal.world import World, WorldReport
-from flexserve.protocol.messages import NpuStatus
+from flexserve.protocol.statuses import NpuStatus
 
 router = APIRouter(tags=["operations"])
 

@@ -17,7 +17,7 @@ from flexserve.normal.broker import OsView
 from flexserve.normal.set_aside import Blamed, SetAsideError, error_of
 from flexserve.normal.supervisor import WorldState
 from flexserve.normal.world import World
-from flexserve.protocol.messages import Failure, ModelStatus, NpuStatus
+from flexserve.protocol.statuses import Failure, ModelStatus, NpuStatus
 
 router = APIRouter(tags=["operations"])
 

@@ -24,18 +24,8 @@ from pydantic_core import PydanticCustomError
 
 from flexserve.normal.api.keys import owner_of
 from flexserve.normal.api.tools import Choice, Format, Label, MadeCall, Tools, offered, schema_of
-from flexserve.protocol.messages import (
-    MAX_MESSAGES,
-    MAX_STOPS,
-    MAX_TEXT,
-    MAX_TOOL_CALLS,
-    MAX_TOP_LOGPROBS,
-    ChatMessage,
-    ChatPrompt,
-    Sampling,
-    Terms,
-    TextPrompt,
-)
+from flexserve.protocol.bounds import MAX_MESSAGES, MAX_STOPS, MAX_TEXT, MAX_TOOL_CALLS, MAX_TOP_LOGPROBS
+from flexserve.protocol.messages import ChatMessage, ChatPrompt, Sampling, Terms, TextPrompt
 from flexserve.units import parse_duration
 
 # OpenAI's default for /v1/completions; /v1/chat/completions has none.

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
-from flexserve.protocol.messages import MAX_SCHEMA, MAX_TEXT, MAX_TOOL_CALLS, ToolCall
+from flexserve.protocol.bounds import MAX_SCHEMA, MAX_TEXT, MAX_TOOL_CALLS
+from flexserve.protocol.messages import ToolCall
 
 FunctionName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 Label = Annotated[str, StringConstraints(max_length=128)]

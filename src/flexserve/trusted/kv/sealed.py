@@ -24,7 +24,7 @@ import msgspec
 from msgspec import Meta
 
 from flexserve.errors import FlexServeError
-from flexserve.protocol.trusted_app import KvCounters
+from flexserve.protocol.statuses import KvStatus
 from flexserve.trusted.kv.slots import common_prefix
 from flexserve.trusted.memory.flexmem import FlexMem
 from flexserve.trusted.store.image import BufferSpec, Image, ImageWriter
@@ -64,7 +64,7 @@ class SealedKv:
         flexmem: FlexMem,
         *,
         quota: int,
-        counters: KvCounters,
+        counters: KvStatus,
     ) -> None:
         """Read the labels of what is sealed for `model`. `quota`: bytes on disk, for this model."""
         self._store, self._model, self._fingerprint = store, model, fingerprint

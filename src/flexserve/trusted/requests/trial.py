@@ -11,7 +11,7 @@ from collections.abc import Callable
 import msgspec
 
 from flexserve.errors import CallerError, InternalError, StoredDataError
-from flexserve.protocol.messages import Abilities
+from flexserve.protocol.statuses import Abilities
 from flexserve.trusted.engine.context import Span
 from flexserve.trusted.engine.embedder import Embedder
 from flexserve.trusted.open_model import OpenModel

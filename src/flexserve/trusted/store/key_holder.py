@@ -26,7 +26,7 @@ from flexserve.errors import CallerError, FlexServeError
 from flexserve.platforms.linux.hardening import die_with_parent, harden
 from flexserve.platforms.linux.sandbox import confine_holder
 from flexserve.protocol.failures import failure_of
-from flexserve.protocol.messages import Failure
+from flexserve.protocol.statuses import Failure
 from flexserve.trusted.store.aead import MODEL_ID_SIZE
 from flexserve.trusted.store.keys import WRAPPED_SIZE, DeviceKey
 from flexserve.trusted.store.record import MAX_RECORD, Record

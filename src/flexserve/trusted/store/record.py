@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from flexserve.errors import StoredDataError
-from flexserve.protocol.messages import Abilities
+from flexserve.protocol.statuses import Abilities
 from flexserve.trusted.store.files import NewFile, disk_errors, write_all
 from flexserve.trusted.store.keys import SIGNATURE_SIZE, Device
 from flexserve.trusted.store.manifest import Manifest

@@ -1,0 +1,85 @@
+"""What the secure world tells of its state: models, memory, KV, NPU, and what went wrong.
+
+Sizes are bytes, durations are milliseconds.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from flexserve.protocol.bounds import Count, Millis, Name, Short, Struct
+
+
+class Failure(Struct, frozen=True):
+    """An error on its way across the boundary; see flexserve.errors."""
+
+    blame: str
+    code: Short
+    message: Short
+    hint: Short = ""
+
+
+class Abilities(Struct, frozen=True):
+    """What a model can do. `window`: tokens that attention reaches back in some layers; 0: all."""
+
+    text: bool
+    vectors: bool
+    encoder: bool  # it reads a text whole
+    causal: bool
+    window: Count
+    recurrent: bool  # in some layers at least
+    template: bool  # it brings a chat template
+    # The form in which its template has tools called (protocol.calls); "other": one that is not known.
+    tools: Literal["none", "tagged", "bare", "other"]
+
+
+class ModelStatus(Struct, frozen=True):
+    """One model as `flexserve ps` shows it."""
+
+    name: Name
+    state: str  # unloaded | loading | partial | loaded
+    weights: Count  # bytes of weights when whole
+    resident: Count  # bytes of weights that are in memory
+    kv: Count  # bytes of KV cache committed
+    scratch: Count  # bytes of compute scratch committed
+    running: bool
+    error: Failure | None = None
+    abilities: Abilities | None = None  # None: nobody tried yet
+    trial: Count = 0  # which trial found them, a number of its own; 0: none
+    # Bytes of ordinary memory that an open model's vocabulary took at most: in `os_rss`, in no grant.
+    heap: Count = 0
+
+
+class MemoryStatus(Struct, frozen=True):
+    """The secure world's chunks by owner, and what the OS counts."""
+
+    chunk: Count
+    granted: Count  # bytes granted and unused
+    secure: Count  # bytes in use
+    recalling: Count
+    os_secure: Count  # bytes of secure memory that the OS counts
+    os_rss: Count  # resident bytes of the whole secure process
+
+
+class KvStatus(msgspec.Struct, forbid_unknown_fields=True):
+    """What became of the KV of ended requests, counted since the start by the trusted application."""
+
+    sealed: Count = 0  # on disk
+    resumed: Count = 0  # taken from there by a later request
+    damaged: Count = 0  # did not authenticate or did not fit, and was computed anew
+    dropped: Count = 0  # given up unsealed, to a recall that left no time or memory for it
+
+
+class NpuStatus(Struct, frozen=True):
+    """The NPU as the secure world sees it, and what it did since the start."""
+
+    state: Annotated[str, Meta(max_length=16)]  # away | coming | held | leaving | refused
+    switches: Count  # times that it came
+    held: Millis  # that it was here in all
+    jobs: Count
+    products: Count  # computed by it
+    fallbacks: Count  # begun by it, and computed by the CPU
+    lost: Count  # jobs that did not end, or not well
