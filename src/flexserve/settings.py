@@ -155,6 +155,9 @@ class Settings(BaseSettings):
     allowed_hosts: Annotated[list[str], NoDecode, BeforeValidator(_names), AfterValidator(_check_names)] = (
         Field([], description="Names that the server may be called by besides its own, as a proxy's.")
     )
+    allowed_origins: Annotated[list[str], NoDecode, BeforeValidator(_names)] = Field(
+        [], description='Origins of web pages that may call the server: "https://app.example", or "*".'
+    )
     insecure: bool = Field(False, description="Serve other machines though there are no keys.")
     models: Location = Field(
         default_factory=lambda: data_folder() / "models", description="Folder of the sealed models."

@@ -56,8 +56,15 @@ def _name_a_model(case: schemathesis.Case) -> None:
     body = case.body
     if isinstance(body, dict) and isinstance(body.get("model"), str):
         body["model"] = "tiny"
-        if case.path != "/v1/embeddings":
-            body["max_tokens"] = 4
+        limits = {
+            "/v1/responses": "max_output_tokens",
+            "/completion": "n_predict",
+            "/completions": "n_predict",
+        }
+        if case.path.startswith("/api/"):
+            body["options"] = {"num_predict": 4}
+        elif "embed" not in case.path:
+            body[limits.get(case.path, "max_tokens")] = 4
 
 
 def test_the_document_asks_for_a_key_where_the_server_does(server: Server) -> None:

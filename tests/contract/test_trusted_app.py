@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import re
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -88,11 +89,14 @@ def _serve(folder: Path) -> tuple[list[str], set[str], list[str]]:
     from flexserve.protocol.messages import (
         ChatMessage,
         ChatPrompt,
+        Convert,
         Embed,
         Generate,
         Recall,
         Sampling,
         TextPrompt,
+        ToText,
+        ToTokens,
         Try,
         Warm,
     )
@@ -163,6 +167,14 @@ def _serve(folder: Path) -> tuple[list[str], set[str], list[str]]:
     ask(Embed(101, "tiny", [CANARY * 4000], owner=CANARY))
     ask(Warm(102, "tiny"))
     ask(Try(103, "tiny"))
+    sources: tuple[Any, ...] = (
+        ToTokens(f"{CANARY} {CANARY}", pieces=True),
+        ToText([1, 2, 3]),
+        ChatPrompt(turn),
+    )
+    for number, source in enumerate(sources, 104):
+        ask(Convert(number, "tiny", source))
+    ask(Convert(107, "tiny", ToText([1 << 40])))  # is refused
     recorder._keep("answer", memory.answer(Recall(1, demand=1 << 20, deadline=1000)))
     recorder._keep("statuses", models.statuses())
     scheduler.drain(10)
@@ -185,8 +197,7 @@ def test_every_path_of_a_request_was_taken(crossed: tuple[list[str], set[str], l
 def test_no_token_and_no_weight_crosses_the_port(crossed: tuple[list[str], set[str], list[str]]):
     # Bytes never do, and no list of numbers is longer than there are requests at once.
     for text in crossed[0]:
-        assert "b'" not in text
-        assert 'b"' not in text
+        assert not re.search(r"(?<![0-9a-f])b['\"]", text)  # a digest in hex may end in a b
         assert "array(" not in text
         assert len(text) < 4000
 

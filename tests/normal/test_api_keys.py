@@ -10,7 +10,7 @@ import pytest
 
 from flexserve.errors import CallerError
 from flexserve.normal.api.app import create_app
-from flexserve.normal.api.keys import Keys, bearer, owner_of, read_keys
+from flexserve.normal.api.keys import Keys, key_of, owner_of, read_keys
 from flexserve.normal.world import World
 
 pytestmark = pytest.mark.anyio
@@ -71,7 +71,9 @@ def test_only_whole_keys_count() -> None:
     assert KEYS.admit(b"sk-first-key")
     for wrong in (b"", b"sk-first-ke", b"sk-first-keyy", b"sk-second-key\x00", b"\xff" * 12):
         assert not KEYS.admit(wrong)
-    assert bearer("Bearer") == bearer("") == b""
+    assert key_of({"authorization": "Bearer"}) == key_of({}) == b""
+    assert key_of({"x-api-key": "sk-first-key"}) == b"sk-first-key"
+    assert key_of({"authorization": "Bearer a", "x-api-key": "b"}) == b"a"
 
 
 def test_owners_of_different_keys_and_users_never_meet() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from flexserve.normal.api import generation
+from flexserve.normal.api import answering
 from flexserve.normal.api.forms import ChatForm, CompletionForm
 from flexserve.normal.supervisor import WorldState
 from flexserve.normal.world import World
@@ -266,7 +266,7 @@ async def test_a_hostile_secure_world_costs_its_requests_and_not_the_server(
 async def test_pings_keep_a_long_prefill_alive(
     client: httpx.AsyncClient, link: ScriptedLink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generation, "PING_SECONDS", 0.003)
+    monkeypatch.setattr(answering, "PING_SECONDS", 0.003)
     response = await post(client, "/v1/chat/completions", chat("slow", stream=True, max_tokens=3))
     assert ": still working\n\n" in response.text
     assert events(response.text)[-1] == "[DONE]"

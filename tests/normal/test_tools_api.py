@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from flexserve.normal.api import generation
+from flexserve.normal.api import answering
 from flexserve.normal.api.app import create_app
 from flexserve.normal.world import supervised
 from flexserve.policy.pressure import Limits
@@ -86,7 +86,7 @@ async def test_calls_in_a_stream_come_whole_and_in_order(client: httpx.AsyncClie
 async def test_pings_keep_a_stream_alive_while_a_call_is_held_back(
     client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generation, "PING_SECONDS", 0.003)
+    monkeypatch.setattr(answering, "PING_SECONDS", 0.003)
     body = {"model": "slow", "messages": USER, "tools": TOOLS, "stream": True}
     text = (await client.post("/v1/chat/completions", json=body)).text
     assert text.count(": still working") >= 2

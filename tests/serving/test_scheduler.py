@@ -312,3 +312,21 @@ def test_a_server_that_ends_stops_what_takes_too_long(serve: Callable[..., Serve
     server.ends(1)
     server.scheduler.drain(0.1)
     assert server.ends(1)[0].request == endless
+
+
+def test_a_conversion_is_prepared_and_brings_no_weights_in(serve: Callable[..., Server]):
+    server = serve()
+    request = server.submit("a", Work.CONVERT)
+    (end,) = server.ends(1)
+    assert isinstance(end, Finished)
+    assert request.prepared
+    assert ("run", request.ticket.request) in server.app.calls
+    assert server.app.models["a"].weights == 0
+
+
+def test_a_conversion_that_cannot_be_prepared_says_why(serve: Callable[..., Server]):
+    server = serve()
+    server.submit("a", Work.CONVERT, preparing=CallerError("It is too long."))
+    (end,) = server.ends(1)
+    assert isinstance(end, Failed)
+    assert end.failure.message == "It is too long."

@@ -25,6 +25,7 @@ from flexserve.protocol.statuses import Abilities
 from flexserve.trusted import open_model
 from flexserve.trusted.engine.context import Span
 from flexserve.trusted.engine.kv import KvCache
+from flexserve.trusted.engine.vocabulary import Gap
 from flexserve.trusted.heartbeat import Heartbeat
 from flexserve.trusted.memory.flexmem import FlexMem
 from flexserve.trusted.requests import embedding, generation, trial
@@ -57,6 +58,8 @@ class FakeVocabulary:
 
     def __init__(self, model: FakeModel) -> None:
         self.markers = Markers(["<end>"])
+        self.size = END + 1
+        self.gap = Gap(1, 2, 3, 4)
 
     def encode(self, text: str, *, special: bool, start: bool = True) -> list[int]:
         return list(text.encode())
@@ -70,8 +73,8 @@ class FakeVocabulary:
     def text_of(self, key: str) -> str:
         return ""
 
-    def piece(self, token: int) -> bytes:
-        return bytes([token]) if token < END else b""
+    def piece(self, token: int, *, special: bool = False) -> bytes:
+        return bytes([token]) if token < END else b"<end>" if special else b""
 
     def ends(self, token: int) -> bool:
         return token == END

@@ -16,6 +16,7 @@ from templates import renderer
 
 from flexserve.protocol.messages import (
     ChatPrompt,
+    Convert,
     Delta,
     Embed,
     Finished,
@@ -117,6 +118,11 @@ class World:
     def warm(self, model: str = "a") -> int:
         self._serial += 1
         self.app.admit(Warm(self._serial, model))
+        return self._serial
+
+    def convert(self, source: Any, model: str = "a", **how: Any) -> int:
+        self._serial += 1
+        self.app.admit(Convert(self._serial, model, source, **how))
         return self._serial
 
     def try_it(self, model: str = "a") -> int:

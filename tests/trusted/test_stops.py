@@ -77,3 +77,11 @@ def test_a_beginning_that_comes_to_nothing_is_shown_after_all():
 @pytest.mark.parametrize("stops", [[], [""]])
 def test_without_a_stop_string_text_passes_at_once(stops):
     assert StopScanner(stops).feed("anything") == "anything"
+
+
+def test_the_stop_that_ended_a_text_is_known_by_its_place():
+    scanner = StopScanner(["x", "ab", "b"])
+    assert scanner.found is None
+    scanner.feed("za")
+    scanner.feed("b")
+    assert scanner.found == 1

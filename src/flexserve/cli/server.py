@@ -51,6 +51,12 @@ def serve(
         list[str] | None,
         typer.Option(metavar="NAME", help="A name of this server, as of a proxy before it; repeatable."),
     ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ORIGIN", help="Web pages that may call it, as https://app.example; repeatable."
+        ),
+    ] = None,
     insecure: Annotated[
         bool | None, typer.Option("--insecure", help="Serve other machines though there are no keys.")
     ] = None,
@@ -101,7 +107,8 @@ def serve(
 ) -> None:
     """Serve the models over HTTP until Ctrl-C.
 
-    The API is OpenAI's: point a client at http://127.0.0.1:7077/v1. What runs at Ctrl-C gets ten seconds.
+    It speaks the APIs of OpenAI, Anthropic, ollama and llama-server: point a client at http://127.0.0.1:7077
+    (OpenAI's at /v1 below it). What runs at Ctrl-C gets ten seconds.
     Nothing is encrypted on its way: with a --host that other machines reach, whoever is on the network
     between reads keys and conversations. Put a proxy that speaks HTTPS before it.
     """
@@ -115,6 +122,7 @@ def serve(
         unix_socket=unix_socket,
         api_key_file=api_key_file,
         allowed_hosts=allowed_host or None,
+        allowed_origins=allow_origin or None,
         insecure=insecure,
         platform=platform,
         guest_memory=guest_memory,
@@ -147,6 +155,7 @@ def serve(
             unix_socket=chosen.server_socket(),
             api_keys=chosen.server_keys(),
             allowed_hosts=chosen.allowed_hosts,
+            allowed_origins=chosen.allowed_origins,
             insecure=chosen.insecure,
             max_memory=chosen.max_memory,
             pins=chosen.pins,

@@ -1,7 +1,7 @@
 """One request's answer on its way from the secure world to a client that may be slow.
 
-The order is a law: Started, then Delta… or Embedded…, then Finished; or Failed at any point. What breaks it
-is a PeerError. The backlog is bounded: a client that stops reading loses its request, not the
+The order is a law: Started, then Delta… or Embedded… or Converted, then Finished; or Failed at any point.
+What breaks it is a PeerError. The backlog is bounded: a client that stops reading loses its request, not the
 server's memory.
 """
 
@@ -14,13 +14,13 @@ from collections.abc import Callable
 from typing import Protocol, Self
 
 from flexserve.errors import Blame, CallerError, CancelledError, FlexServeError, PeerError, rebuild
-from flexserve.protocol.messages import Delta, Embedded, Failed, Finished, Started
+from flexserve.protocol.messages import Converted, Delta, Embedded, Failed, Finished, Started
 from flexserve.protocol.statuses import Failure
 
 MAX_BACKLOG = 4 << 20  # cost of what waits for one client, in bytes of its text and structure
 _MESSAGE_COST = 256  # bytes of Python objects around a message, roughly
 
-AnswerMessage = Started | Delta | Embedded | Finished
+AnswerMessage = Started | Delta | Embedded | Converted | Finished
 
 
 class _Phase(enum.Enum):
@@ -40,7 +40,7 @@ class Observer(Protocol):
 
 
 class Answer:
-    """An async iterator over Started, Delta… (or Embedded…) and Finished; a failed request raises.
+    """An async iterator over Started, Delta… (Embedded…, Converted) and Finished; a failed request raises.
 
     Use it as an async context manager: leaving early cancels the request in the secure world.
     Fed by the channel's reader, read by one consumer, both on the same event loop.
@@ -123,7 +123,7 @@ class Answer:
         match message, self._phase:
             case Started(), _Phase.QUEUED:
                 self._phase = _Phase.RUNNING
-            case Delta() | Embedded(), _Phase.RUNNING:
+            case Delta() | Embedded() | Converted(), _Phase.RUNNING:
                 pass
             case Finished(), _Phase.RUNNING:
                 self._phase = _Phase.ENDED
@@ -164,6 +164,9 @@ def cancelled() -> CancelledError:
 def _cost(message: AnswerMessage) -> int:
     if isinstance(message, Embedded):
         return _MESSAGE_COST + sum(map(len, message.vectors))
+    if isinstance(message, Converted):
+        pieces = sum(map(len, message.pieces))
+        return _MESSAGE_COST + len(message.text) + pieces + 8 * len(message.tokens)
     if not isinstance(message, Delta):
         return _MESSAGE_COST
     entries = sum(1 + len(choice.top) for choice in message.choices)

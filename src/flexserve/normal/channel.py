@@ -18,13 +18,15 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from flexserve.errors import CallerError, FlexServeError, PeerError, QueueFullError
-from flexserve.normal.answer import Answer, Observer
+from flexserve.normal.answer import Answer, AnswerMessage, Observer
 from flexserve.protocol.framing import FrameDecoder, encode
 from flexserve.protocol.messages import (
     PROTOCOL_VERSION,
     Cancel,
     ChatPrompt,
     Computing,
+    Convert,
+    Converted,
     Delta,
     Embed,
     Embedded,
@@ -33,6 +35,7 @@ from flexserve.protocol.messages import (
     Generate,
     Grant,
     Hello,
+    InfillPrompt,
     NeedMemory,
     Pin,
     Query,
@@ -47,7 +50,10 @@ from flexserve.protocol.messages import (
     Terms,
     TextPrompt,
     ToNormal,
+    ToText,
+    ToTokens,
     Try,
+    Warm,
     Welcome,
 )
 
@@ -110,7 +116,7 @@ class WorldChannel:
     async def generate(
         self,
         model: str,
-        prompt: ChatPrompt | TextPrompt,
+        prompt: ChatPrompt | TextPrompt | InfillPrompt,
         sampling: Sampling,
         terms: Terms = _USUAL,
         observer: Observer | None = None,
@@ -127,11 +133,23 @@ class WorldChannel:
         del fields["reuse"]  # there is no KV to use again
         return await self._send(Embed(next(self._numbers), model, texts, **fields), observer)
 
+    async def convert(
+        self, model: str, source: ToTokens | ToText | ChatPrompt, keep_alive: float | None = None
+    ) -> Answer:
+        """Send a text, tokens or a conversation to convert and return the answer to come; see `_send`."""
+        return await self._send(Convert(next(self._numbers), model, source, keep_alive), None)
+
+    async def warm(self, model: str, keep_alive: float | None) -> Answer:
+        """Have all weights of a model brought in; return the answer to come; see `_send`."""
+        return await self._send(Warm(next(self._numbers), model, keep_alive), None)
+
     async def try_model(self, model: str) -> Answer:
         """Have a model opened, computed with and recorded; return the answer to come; see `_send`."""
         return await self._send(Try(next(self._numbers), model), None)
 
-    async def _send(self, message: Generate | Embed | Try, observer: Observer | None) -> Answer:
+    async def _send(
+        self, message: Generate | Embed | Convert | Warm | Try, observer: Observer | None
+    ) -> Answer:
         """Send a request and return its answer to come. Use the answer as a context manager.
 
         `observer` hears of everything once the request is on its way. Raises CallerError for a
@@ -237,7 +255,7 @@ class WorldChannel:
 
     def _dispatch(self, message: Any) -> None:
         match message:
-            case Started() | Delta() | Embedded() | Finished() | Failed():
+            case Started() | Delta() | Embedded() | Converted() | Finished() | Failed():
                 self._deliver(message)
             case Status() | Recalled():
                 self._settle(message)
@@ -254,7 +272,7 @@ class WorldChannel:
             case _:
                 raise PeerError(f"The secure world sent {type(message).__name__} out of order.")
 
-    def _deliver(self, message: Started | Delta | Embedded | Finished | Failed) -> None:
+    def _deliver(self, message: AnswerMessage | Failed) -> None:
         answer = self._answers.get(message.request)
         if answer is None:
             raise PeerError(f"The secure world sent {type(message).__name__} for a request it has not.")
@@ -341,7 +359,7 @@ def _check_welcome(message: Any) -> None:
         )
 
 
-def _checked(message: Generate | Embed | Try) -> bytes:
+def _checked(message: Generate | Embed | Convert | Warm | Try) -> bytes:
     """Return the frame of `message`, which decodes at the other end, or raise CallerError.
 
     The encoder does not check bounds; the secure world does, and would take a request beyond

@@ -17,7 +17,7 @@ import h11
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from flexserve.normal.api.envelope import OPEN_PATH
+from flexserve.normal.api.envelope import OPEN_PATHS
 from flexserve.normal.api.errors import unavailable
 from flexserve.normal.peers import is_trusted, user_of_unix_peer
 
@@ -143,7 +143,7 @@ class Connection(H11Protocol):  # type: ignore[misc]  # the HTTP server has no t
 
 def _only_health(app: ASGIApp) -> ASGIApp:
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] == OPEN_PATH:
+        if scope["path"] in OPEN_PATHS:
             await app(scope, receive, send)
         else:
             refusal = unavailable("There are too many connections.", code="too_many_connections")

@@ -20,10 +20,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import uvicorn
+from fastapi import FastAPI
 
 from flexserve.errors import CallerError, FlexServeError, NormalWorldError
 from flexserve.normal import journal
 from flexserve.normal.api.app import create_app
+from flexserve.normal.api.cors import Origins
 from flexserve.normal.api.envelope import LOOPBACK_NAMES
 from flexserve.normal.api.keys import Keys
 from flexserve.normal.connections import Connection, Door
@@ -50,6 +52,7 @@ class ServeOptions:
     max_memory: int | None = None  # bytes that are granted at most
     api_keys: Sequence[str] = dataclasses.field(default=(), repr=False)  # none: everybody is let in
     allowed_hosts: Sequence[str] = ()  # names of this server besides its own, as of a proxy before it
+    allowed_origins: Sequence[str] = ()  # of web pages from elsewhere that may call it; "*": all
     insecure: bool = False  # serve other machines without keys
     pins: Path | None = None  # file of the pinned models; None: they are forgotten at the end
     core: SecureCore | None = None  # the machine that the secure world runs on; None: this one
@@ -65,14 +68,20 @@ def serve(options: ServeOptions) -> int:
     world's own reason when it cannot start, and PeerError when it died too often.
     """
     journal.configure(level=options.log_level, json=options.log_json)
-    keys = Keys(options.api_keys)
+    keys, origins = Keys(options.api_keys), Origins(options.allowed_origins)
+    if origins.any and not keys and not options.insecure:
+        raise CallerError(
+            "Any web page that is open on this machine would be served: there are no API keys.",
+            hint="Give --api-key-file FILE, or name the pages' origins; --insecure serves everybody.",
+            code="keys_needed",
+        )
     try:
-        return asyncio.run(_serve(options, keys))
+        return asyncio.run(_serve(options, keys, origins))
     except KeyboardInterrupt:  # before the server was up: there was nothing to drain
         return 128 + signal.SIGINT
 
 
-async def _serve(options: ServeOptions, keys: Keys) -> int:
+async def _serve(options: ServeOptions, keys: Keys, origins: Origins) -> int:
     with listening(options) as sockets:
         _refuse_open_door(sockets, keys, insecure=options.insecure)
         running = running_world(
@@ -85,7 +94,8 @@ async def _serve(options: ServeOptions, keys: Keys) -> int:
         )
         async with running as world:
             closing = asyncio.Event()
-            server = _server(options, world, keys, closing)
+            app = create_app(world, hosts=_allowed_hosts(options), keys=keys, origins=origins)
+            server = _server(options, app, closing)
             stop = _stop_on_signals(world)
             serving = asyncio.create_task(server.serve(sockets=sockets), name="http")
             failed = asyncio.create_task(world.failed(), name="secure-world-failed")
@@ -102,9 +112,8 @@ async def _serve(options: ServeOptions, keys: Keys) -> int:
     return 0
 
 
-def _server(options: ServeOptions, world: World, keys: Keys, closing: asyncio.Event) -> uvicorn.Server:
+def _server(options: ServeOptions, app: FastAPI, closing: asyncio.Event) -> uvicorn.Server:
     """Return the HTTP server; it stops accepting when `closing` is set, and finishes what runs."""
-    app = create_app(world, hosts=_allowed_hosts(options), keys=keys)
     config = uvicorn.Config(
         app,
         http=functools.partial(Connection, Door()),  # which bounds connections, so the server need not

@@ -31,7 +31,18 @@ from flexserve.platforms.linux.normal_memory import LinuxNormalMemory
 from flexserve.platforms.ports import NormalMemory, Protection
 from flexserve.policy.pressure import Budget, Limits
 from flexserve.protocol.launch import SECURE_WORLD, SecureOptions
-from flexserve.protocol.messages import ChatPrompt, Sampling, Status, Terms, TextPrompt, Welcome
+from flexserve.protocol.messages import (
+    ChatPrompt,
+    Converted,
+    InfillPrompt,
+    Sampling,
+    Status,
+    Terms,
+    TextPrompt,
+    ToText,
+    ToTokens,
+    Welcome,
+)
 from flexserve.protocol.statuses import ModelStatus
 
 _USUAL = Terms()
@@ -128,7 +139,7 @@ class World:
     async def generate(
         self,
         model: str,
-        prompt: ChatPrompt | TextPrompt,
+        prompt: ChatPrompt | TextPrompt | InfillPrompt,
         sampling: Sampling,
         terms: Terms = _USUAL,
         observer: Observer | None = None,
@@ -146,6 +157,33 @@ class World:
         """Start a request for the vectors of `texts`; otherwise as `generate`."""
         channel, terms = await self._admitted(model, terms)
         return await channel.embed(model, texts, terms, observer)
+
+    async def warm(self, model: str, keep_alive: float | None) -> None:
+        """Bring all weights of a model in, and keep them for `keep_alive` seconds; 0: let its memory go.
+
+        Raises as `generate`.
+        """
+        if keep_alive == 0:
+            await self.convert(model, ToTokens(""), keep_alive)
+            return
+        channel, _ = await self._admitted(model, _USUAL)
+        async with await channel.warm(model, keep_alive) as answer:
+            async for _ in answer:
+                pass
+
+    async def convert(
+        self, model: str, source: ToTokens | ToText | ChatPrompt, keep_alive: float | None = None
+    ) -> Converted:
+        """Return the tokens of a text, the text of tokens, or a conversation as the model would get it.
+
+        Raises as `generate`, and CallerError for what cannot be converted. Wakes no weights.
+        """
+        channel, _ = await self._admitted(model, _USUAL)
+        async with await channel.convert(model, source, keep_alive) as answer:
+            async for message in answer:
+                if isinstance(message, Converted):
+                    return message
+        raise PeerError("The secure world converted nothing.", hint="See the server's log.")
 
     async def try_model(self, model: str) -> None:
         """Have a model opened, computed with once, and what it can do recorded.

@@ -15,6 +15,7 @@ MAX_TOP_LOGPROBS = 20
 MAX_TOOL_CALLS = 128
 MAX_SCHEMA = 1 << 16  # characters of a JSON schema, or of all tools of a request together
 MAX_TEXTS = 2048  # of one request for embeddings
+MAX_TOKENS = 1 << 18  # that are given as such; a text of MAX_TEXT characters has seldom more
 MAX_PINS = 64
 
 Count = Annotated[int, Meta(ge=0, le=1 << 53)]

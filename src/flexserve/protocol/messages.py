@@ -19,6 +19,7 @@ from flexserve.protocol.bounds import (
     MAX_PINS,
     MAX_STOPS,
     MAX_TEXTS,
+    MAX_TOKENS,
     MAX_TOOL_CALLS,
     MAX_TOP_LOGPROBS,
     Count,
@@ -34,9 +35,15 @@ from flexserve.protocol.bounds import (
 )
 from flexserve.protocol.statuses import Failure, KvStatus, MemoryStatus, ModelStatus, NpuStatus
 
-PROTOCOL_VERSION = 8
+PROTOCOL_VERSION = 9
 # Of the messages' schema, by version: it is another one whenever a message changes, and a line is added here.
-SCHEMA_DIGESTS = {5: "57db8b74f59f63a2", 6: "a5da4f427ea6960b", 7: "270f864adf560b4e", 8: "97f501de274c6c93"}
+SCHEMA_DIGESTS = {
+    5: "57db8b74f59f63a2",
+    6: "a5da4f427ea6960b",
+    7: "270f864adf560b4e",
+    8: "97f501de274c6c93",
+    9: "9a5e5c4476150159",
+}
 
 
 class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
@@ -85,6 +92,43 @@ class TextPrompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="t
     """Raw text to continue."""
 
     text: Text
+
+
+class Snippet(Struct, frozen=True):
+    """Another text of the project that a gap belongs to; `name` is its file's."""
+
+    name: Short
+    text: Text
+
+
+class InfillPrompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="infill"):
+    """A gap in a text, for models that were trained to fill one: what is before it and behind it.
+
+    `start` is how the filling begins.
+    """
+
+    prefix: Text
+    suffix: Text
+    start: Text = ""
+    snippets: Annotated[list[Snippet], Meta(max_length=MAX_MESSAGES)] = msgspec.field(default_factory=list)
+
+
+class ToTokens(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="to_tokens"):
+    """A text to turn into tokens. `start`: with the one that begins a sequence, where the model has one.
+
+    `special`: text like "<|im_end|>" means the control token. `pieces`: the bytes of each are wanted, too.
+    """
+
+    text: Text
+    start: bool = False
+    special: bool = True
+    pieces: bool = False
+
+
+class ToText(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="to_text"):
+    """Tokens to turn into their text."""
+
+    tokens: Annotated[list[Count], Meta(max_length=MAX_TOKENS)]
 
 
 class Sampling(Struct, frozen=True):
@@ -180,7 +224,7 @@ class Generate(_Message, Terms, frozen=True):
 
     request: Serial
     model: Name
-    prompt: ChatPrompt | TextPrompt
+    prompt: ChatPrompt | TextPrompt | InfillPrompt
     sampling: Sampling
 
 
@@ -192,6 +236,18 @@ class Embed(_Message, Terms, frozen=True):
     texts: Annotated[list[Text], Meta(min_length=1, max_length=MAX_TEXTS)]
 
 
+class Convert(_Message, frozen=True):
+    """Turn a text into tokens, tokens into text, or a conversation into what the model gets of it.
+
+    Nothing is computed. Answered by Started, Converted and Finished, or by Failed.
+    """
+
+    request: Serial
+    model: Name
+    source: ToTokens | ToText | ChatPrompt
+    keep_alive: KeepAlive | None = None  # seconds
+
+
 class Try(_Message, frozen=True):
     """Open a model, compute once with it, and record what it can do. Answered as Warm is."""
 
@@ -200,7 +256,7 @@ class Try(_Message, frozen=True):
 
 
 class Warm(_Message, frozen=True):
-    """Bring all of a model's weights into memory. Answered by Finished (no tokens) or Failed."""
+    """Bring all of a model's weights into memory. Answered by Started and Finished, or by Failed."""
 
     request: Serial
     model: Name
@@ -317,13 +373,23 @@ class Embedded(_Message, frozen=True):
     vectors: Annotated[list[bytes], Meta(max_length=MAX_TEXTS)]
 
 
+class Converted(_Message, frozen=True):
+    """What a Convert asked for; `pieces` are the bytes of the tokens, where they were wanted."""
+
+    request: Serial
+    text: str
+    tokens: list[Count]
+    pieces: list[bytes] = msgspec.field(default_factory=list)
+
+
 class Finished(_Message, frozen=True):
-    """The request ended well. `reason`: "stop" or "length"."""
+    """The request ended well. `reason`: "stop" or "length". `stop`: which of its stop strings ended it."""
 
     request: Serial
     reason: str
     usage: Usage
     timings: Timings
+    stop: Annotated[int, Meta(ge=0, lt=MAX_STOPS)] | None = None
 
 
 class Failed(_Message, frozen=True):
@@ -357,7 +423,7 @@ class Status(_Message, frozen=True):
     npu: NpuStatus | None = None  # None: there is none
 
 
-ToSecure = Hello | Generate | Embed | Warm | Try | Cancel | Recall | Pin | Grant | Query | Shutdown
+ToSecure = Hello | Generate | Embed | Convert | Warm | Try | Cancel | Recall | Pin | Grant | Query | Shutdown
 ToNormal = (
     Welcome
     | NeedMemory
@@ -367,6 +433,7 @@ ToNormal = (
     | Started
     | Delta
     | Embedded
+    | Converted
     | Finished
     | Failed
     | Recalled

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from flexserve.protocol.bounds import Count, Millis, Name, Short, Struct
+from flexserve.protocol.bounds import Count, Label, Millis, Name, Short, Struct
 
 
 class Failure(Struct, frozen=True):
@@ -36,6 +36,20 @@ class Abilities(Struct, frozen=True):
     tools: Literal["none", "tagged", "bare", "other"]
 
 
+class Description(Struct, frozen=True):
+    """What a model is, by its manifest, and how it is served: `context` tokens for each of `sequences`."""
+
+    digest: Label  # SHA-256 of its GGUF, as hex
+    size: Count  # bytes of it
+    created: Count  # when it was added, in seconds since 1970
+    architecture: Label
+    parameters: Count
+    quantization: Label
+    trained_context: Count  # tokens; 0: it does not say
+    context: Count  # tokens of a request and its answer, at most
+    sequences: Count  # requests that are computed at once
+
+
 class ModelStatus(Struct, frozen=True):
     """One model as `flexserve ps` shows it."""
 
@@ -51,6 +65,7 @@ class ModelStatus(Struct, frozen=True):
     trial: Count = 0  # which trial found them, a number of its own; 0: none
     # Bytes of ordinary memory that an open model's vocabulary took at most: in `os_rss`, in no grant.
     heap: Count = 0
+    description: Description | None = None
 
 
 class MemoryStatus(Struct, frozen=True):

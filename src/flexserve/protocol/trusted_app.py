@@ -17,7 +17,7 @@ from typing import Protocol
 
 from flexserve.errors import FlexServeError
 from flexserve.protocol.messages import Finished
-from flexserve.protocol.statuses import Abilities
+from flexserve.protocol.statuses import Abilities, Description
 
 
 class Work(enum.Enum):
@@ -25,6 +25,7 @@ class Work(enum.Enum):
 
     GENERATE = "generate"
     EMBED = "embed"
+    CONVERT = "convert"  # between text and tokens: no weights, and nothing is computed
     WARM = "warm"  # bring all weights in
     TRY = "try"  # find out what the model can do
 
@@ -68,6 +69,7 @@ class Stored:
     size: int
     abilities: Abilities | None = None
     trial: int = 0
+    description: Description | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -146,10 +148,13 @@ class TrustedApp(Protocol):
         """Raise CallerError when the model of a request was found not to be able to do it."""
 
     def is_prepared(self, request: int) -> bool:
-        """Return whether a generation can begin: what its text is made of is known."""
+        """Return whether a generation or a conversion can begin: what its text is made of is known."""
 
     def prepare(self, request: int, done: Callable[[FlexServeError | None], None]) -> None:
-        """Prepare a generation in another thread, which calls `done`. Its model stays open until then."""
+        """Prepare a generation or a conversion in another thread, which calls `done`.
+
+        Its model stays open until then.
+        """
 
     def plaintext(self, request: int) -> int:
         """Return the bytes of KV that beginning a generation will seal, or take in from a sealed copy."""

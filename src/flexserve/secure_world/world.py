@@ -15,6 +15,7 @@ from flexserve.protocol.launch import SecureOptions
 from flexserve.protocol.messages import (
     PROTOCOL_VERSION,
     Cancel,
+    Convert,
     Embed,
     Generate,
     Pin,
@@ -123,7 +124,7 @@ class SecureWorld:
         )
         for message in self._link.messages():
             match message:
-                case Generate() | Embed() | Warm() | Try():
+                case Generate() | Embed() | Convert() | Warm() | Try():
                     self._scheduler.submit(self._app.admit(message))
                 case Cancel():
                     self._scheduler.cancel(message.request)

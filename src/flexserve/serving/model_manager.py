@@ -135,4 +135,5 @@ class ModelManager:
             abilities=model.abilities,
             heap=memory.heap if memory is not None else 0,
             trial=model.trial,
+            description=model.description,
         )

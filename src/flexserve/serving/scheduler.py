@@ -26,6 +26,9 @@ from flexserve.serving.model_manager import ModelManager
 from flexserve.serving.request import Request, Requests
 from flexserve.serving.watchdog import Watchdog
 
+_PREPARED = (Work.GENERATE, Work.CONVERT)
+_WITHOUT_WEIGHTS = (Work.TRY, Work.CONVERT)  # one brings them in by itself, one needs none
+
 
 class Scheduler:
     """Takes requests, has them run by `app`, reports their ends through `send`.
@@ -187,12 +190,13 @@ class Scheduler:
             if request.error is not None:
                 raise request.error
             self._app.require(number)
-            if request.ticket.work is not Work.GENERATE:
-                self._finish(request, self._run(request))
-            elif self._app.is_prepared(number):
+            work = request.ticket.work
+            if work in _PREPARED and not self._app.is_prepared(number):
+                self._prepare(request)
+            elif work is Work.GENERATE:
                 return self._begin(request)
             else:
-                self._prepare(request)
+                self._finish(request, self._run(request))
         except BaseException as error:  # whatever it is, the client hears of it and we go on
             self._fail(request, foreseen(error))
         return True
@@ -234,7 +238,7 @@ class Scheduler:
         ticket = request.ticket
 
         def run() -> Finished:
-            if ticket.work is not Work.TRY:
+            if ticket.work not in _WITHOUT_WEIGHTS:
                 self._memory.provide_weights(ticket.model)
             return self._app.run(ticket.request)
 

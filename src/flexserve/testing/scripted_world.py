@@ -27,8 +27,11 @@ from flexserve.protocol.framing import FrameDecoder, encode
 from flexserve.protocol.messages import (
     PROTOCOL_VERSION,
     Cancel,
+    ChatPrompt,
     Choice,
     Computing,
+    Convert,
+    Converted,
     Delta,
     Embed,
     Embedded,
@@ -49,13 +52,27 @@ from flexserve.protocol.messages import (
     Timings,
     TokenLogprob,
     ToSecure,
+    ToTokens,
     Usage,
+    Warm,
     Welcome,
 )
-from flexserve.protocol.statuses import Failure, MemoryStatus, ModelStatus
+from flexserve.protocol.statuses import Abilities, Description, Failure, MemoryStatus, ModelStatus
 
 CHUNK = 2 << 20  # bytes
 PROMPT_TOKENS = 7  # of every prompt
+# Of every model.
+ABILITIES = Abilities(
+    text=True,
+    vectors=True,
+    encoder=False,
+    causal=True,
+    window=0,
+    recurrent=False,
+    template=True,
+    tools="tagged",
+)
+DESCRIPTION = Description("ab" * 32, 1000, 1_700_000_000, "llama", 8_030_261_248, "Q4_0", 8192, 4096, 4)
 
 
 class Fault(enum.Enum):
@@ -155,7 +172,7 @@ class ScriptedWorld:
         match message:
             case Hello():
                 self.say(self._welcome())
-            case Generate() | Embed():
+            case Generate() | Embed() | Convert() | Warm():
                 self._accept(message)
             case Cancel():
                 self._cancel(message.request)
@@ -166,21 +183,28 @@ class ScriptedWorld:
             case Grant():
                 self._grants.pop(message.serial).set_result(message.size)
 
-    def _accept(self, message: Generate | Embed) -> None:
+    def _accept(self, message: Generate | Embed | Convert | Warm) -> None:
         behaviour = self._script.models.get(message.model)
         if behaviour is None:
             self._refuse(message.request, "model_not_found", "There is no such model.")
         elif len(self._requests) >= self._script.max_queue:
             self._refuse(message.request, "queue_full", "The queue is full.")
         else:
-            work = (
-                self._generate(message, behaviour)
-                if isinstance(message, Generate)
-                else self._embed(message, behaviour)
-            )
-            task = asyncio.create_task(work)
+            task = asyncio.create_task(self._work(message, behaviour))
             self._requests[message.request] = task
             task.add_done_callback(lambda _: self._requests.pop(message.request, None))
+
+    async def _work(self, message: Generate | Embed | Convert | Warm, behaviour: Behaviour) -> None:
+        match message:
+            case Generate():
+                await self._generate(message, behaviour)
+            case Embed():
+                await self._embed(message, behaviour)
+            case Convert():
+                self._convert(message)
+            case Warm():
+                self.say(Started(message.request, 0))
+                self.say(Finished(message.request, "stop", Usage(0, 0), Timings()))
 
     def _refuse(self, request: int, code: str, text: str) -> None:
         self.say(Failed(request, Failure(Blame.CALLER.value, code, text, "Ask differently.")))
@@ -219,6 +243,21 @@ class ScriptedWorld:
             self.say(Embedded(message.request, [vector_of(text)]))
         await self._misbehave(message.request, behaviour.fault)
         self.say(Finished(message.request, "stop", Usage(PROMPT_TOKENS, 0), Timings(prefill=2.5)))
+
+    def _convert(self, message: Convert) -> None:
+        """Convert as if each character were a token: its code."""
+        source, pieces = message.source, []
+        if isinstance(source, ChatPrompt):
+            text = "".join(f"{turn.role}: {turn.content}\n" for turn in source.messages)
+        elif isinstance(source, ToTokens):
+            text = source.text
+            pieces = [char.encode() for char in text] if source.pieces else []
+        else:
+            text = "".join(map(chr, source.tokens))
+        tokens = [ord(char) for char in text]
+        self.say(Started(message.request, len(tokens)))
+        self.say(Converted(message.request, text, tokens, pieces))
+        self.say(Finished(message.request, "stop", Usage(len(tokens), 0), Timings()))
 
     async def _acquire(self, size: int) -> int:
         if not size:
@@ -264,7 +303,12 @@ class ScriptedWorld:
 
     def _status(self, serial: int) -> Status:
         models = [
-            ModelStatus(name, "partial", 1000, 250, 30, 20, running=bool(self._requests))
+            ModelStatus(
+                *(name, "partial", 1000, 250, 30, 20),
+                running=bool(self._requests),
+                abilities=ABILITIES,
+                description=DESCRIPTION,
+            )
             for name in self._script.models
         ]
         memory = MemoryStatus(CHUNK, 0, self._held, 0, self._held, self._held + 1)

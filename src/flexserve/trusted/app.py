@@ -16,7 +16,17 @@ import msgspec
 
 from flexserve.errors import CancelledError, FlexServeError, PeerError
 from flexserve.protocol.failures import foreseen
-from flexserve.protocol.messages import Embed, Finished, Generate, Started, Timings, Usage, Warm
+from flexserve.protocol.messages import (
+    Convert,
+    Converted,
+    Embed,
+    Finished,
+    Generate,
+    Started,
+    Timings,
+    Usage,
+    Warm,
+)
 from flexserve.protocol.statuses import Abilities
 from flexserve.protocol.trusted_app import (
     Kind,
@@ -31,8 +41,9 @@ from flexserve.protocol.trusted_app import (
 from flexserve.trusted.engine.abilities import require
 from flexserve.trusted.engine.context import BATCH
 from flexserve.trusted.memory.ownership import PageState
-from flexserve.trusted.open_model import OpenModel, Services, require_heap, require_room
+from flexserve.trusted.open_model import OpenModel, Services, described, require_heap, require_room
 from flexserve.trusted.requests import decoding
+from flexserve.trusted.requests.conversion import convert, give
 from flexserve.trusted.requests.embedding import Embedding
 from flexserve.trusted.requests.generation import Generation
 from flexserve.trusted.requests.request import Message, Request
@@ -69,8 +80,9 @@ class LlamaApp:
         found = []
         for manifest in self._services.store.list():
             record = self._record(manifest)
-            known = (record.abilities, record.trial) if record is not None else (None, 0)
-            found.append(Stored(manifest.name, manifest.size, *known))
+            abilities, trial = (record.abilities, record.trial) if record is not None else (None, 0)
+            about = described(manifest, self._services.limits)
+            found.append(Stored(manifest.name, manifest.size, abilities, trial, about))
         return found
 
     def is_open(self, model: str) -> bool:
@@ -141,24 +153,34 @@ class LlamaApp:
 
     def is_prepared(self, request: int) -> bool:
         it = self._requests[request]
+        if isinstance(it.message, Convert):
+            return it.converted is not None
         return it.prepared is not None and it.prepared.entry is self._open.get(it.message.model)
 
     def prepare(self, request: int, done: Callable[[FlexServeError | None], None]) -> None:
         it = self._requests[request]
-        assert isinstance(it.message, Generate)
-        entry = self._open[it.message.model]
+        message, entry = it.message, self._open[it.message.model]
         held = contextlib.ExitStack()
         held.enter_context(entry.holding())
 
-        def ended(prepared: Prepared | BaseException) -> None:
-            held.close()
-            if isinstance(prepared, Prepared):
-                it.prepared = prepared
-                done(None)
-            else:
-                done(foreseen(prepared))
+        def work() -> Prepared | Converted:
+            if isinstance(message, Convert):
+                return convert(entry, message)
+            assert isinstance(message, Generate)
+            return self._preparation.prepare(entry, message)
 
-        self._preparation.start(entry, it.message, ended)
+        def ended(result: Prepared | Converted | BaseException) -> None:
+            held.close()
+            if isinstance(result, BaseException):
+                done(foreseen(result))
+                return
+            if isinstance(result, Converted):
+                it.converted = result
+            else:
+                it.prepared = result
+            done(None)
+
+        self._preparation.start(work, ended)
 
     def plaintext(self, request: int) -> int:
         it = self._requests[request]
@@ -215,12 +237,14 @@ class LlamaApp:
                 )
                 with entry.using():
                     return it.embedding.run()
+            if it.converted is not None:
+                return give(it.converted, self._send)
+            self._send(Started(request, 0))
             if isinstance(message, Warm):
                 with entry.using():
                     stats = entry.mended(entry.context.restore)
                 timings = stats.timings(queue=began - it.received)
                 return Finished(request, "stop", Usage(0, 0), timings)
-            self._send(Started(request, 0))
             try_model(entry, lambda abilities: self._keep_record(entry, abilities))
             return Finished(request, "stop", Usage(0, 0), Timings())
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from flexserve.errors import CallerError, GrantRefusedError
-from flexserve.protocol.statuses import Abilities, KvStatus
+from flexserve.protocol.statuses import Abilities, Description, KvStatus
 from flexserve.trusted.engine.abilities import abilities_of
 from flexserve.trusted.engine.context import Context
 from flexserve.trusted.engine.model import Model
@@ -206,6 +206,22 @@ class OpenModel:
 
 def _heap_of(manifest: Manifest) -> int:
     return _HEAP_OF_HEADER * manifest.metadata_bytes
+
+
+def described(manifest: Manifest, limits: Limits) -> Description:
+    """Return what clients may know of a model that is or is not open."""
+    trained = manifest.context_length
+    return Description(
+        digest=manifest.digest,
+        size=manifest.size,
+        created=manifest.created,
+        architecture=manifest.architecture,
+        parameters=manifest.parameters,
+        quantization=manifest.quantization,
+        trained_context=trained,
+        context=min(limits.context, trained) if trained else limits.context,
+        sequences=limits.sequences,
+    )
 
 
 def require_room(manifest: Manifest) -> None:

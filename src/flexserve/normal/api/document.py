@@ -7,6 +7,8 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from flexserve.normal.api.errors import ErrorForms, HttpError
+
 Json = dict[str, Any]
 
 _WHY = {
@@ -20,22 +22,6 @@ _WHY = {
     "429": "The queue is full.",
     "500": "The stored data is bad, or the server failed.",
     "503": "The server cannot serve now.",
-}
-_ERROR = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {
-        "error": {
-            "type": "object",
-            "required": ["message", "type", "param", "code"],
-            "properties": {
-                "message": {"type": "string"},
-                "type": {"type": "string"},
-                "param": {"type": ["string", "null"]},
-                "code": {"type": ["string", "null"]},
-            },
-        }
-    },
 }
 _COUNT = {"type": "integer", "minimum": 0}
 _USAGE = {
@@ -70,34 +56,71 @@ _ANSWERS: dict[tuple[str, str], Json] = {
     ("/v1/embeddings", "post"): _answer("list", model=_NAME, usage=_USAGE, data={"type": "array"}),
     ("/v1/models", "get"): _answer("list", data={"type": "array", "items": _MODEL}),
     ("/v1/models/{name}", "get"): _MODEL,
+    ("/v1/responses", "post"): _answer("response", id=_NAME, model=_NAME, output={"type": "array"}),
+    ("/v1/messages", "post"): {
+        "type": "object",
+        "required": ["id", "type", "role", "content", "stop_reason", "usage"],
+        "properties": {"type": {"const": "message"}, "content": {"type": "array"}},
+    },
+    ("/v1/messages/count_tokens", "post"): {
+        "type": "object",
+        "required": ["input_tokens"],
+        "properties": {"input_tokens": _COUNT},
+    },
 }
-_STREAMS = ("/v1/chat/completions", "/v1/completions")
+_EVENTS, _LINES = "text/event-stream", "application/x-ndjson"
+_STREAMS = {  # their pieces: see docs/api.md
+    "/v1/chat/completions": _EVENTS,
+    "/v1/completions": _EVENTS,
+    "/v1/responses": _EVENTS,
+    "/v1/messages": _EVENTS,
+    "/completion": _EVENTS,
+    "/completions": _EVENTS,
+    "/infill": _EVENTS,
+    "/api/chat": _LINES,
+    "/api/generate": _LINES,
+    "/api/pull": _LINES,
+}
 
 
-def describe(app: FastAPI, *, with_keys: bool) -> Json:
-    """Return the OpenAPI document of `app`; `with_keys`: all routes but /health want a bearer key."""
+def describe(app: FastAPI, errors: ErrorForms, *, with_keys: bool) -> Json:
+    """Return the OpenAPI document of `app`; `errors`: their forms.
+
+    `with_keys`: all routes but /health want a key.
+    """
     document = get_openapi(title=app.title, version=app.version, routes=app.routes)
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
-            _complete(operation, _ANSWERS.get((path, method)), streams=path in _STREAMS)
+            error = _schema_of(errors.of(path)(HttpError(400, "…", "…")))
+            _complete(operation, _ANSWERS.get((path, method)), error, stream=_STREAMS.get(path))
             if with_keys and path != "/health":
-                operation["security"] = [{"bearer": []}]
+                operation["security"] = [{"bearer": []}, {"key": []}]
     components = document.setdefault("components", {})
-    components.setdefault("schemas", {})["Error"] = _ERROR
+    components.setdefault("schemas", {})
     for unused in ("HTTPValidationError", "ValidationError"):
         components["schemas"].pop(unused, None)
     if with_keys:
-        components["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
+        components["securitySchemes"] = {
+            "bearer": {"type": "http", "scheme": "bearer"},
+            "key": {"type": "apiKey", "in": "header", "name": "X-Api-Key"},
+        }
     return document
 
 
-def _complete(operation: Json, answer: Json | None, *, streams: bool) -> None:
+def _complete(operation: Json, answer: Json | None, error: Json, *, stream: str | None) -> None:
     responses = operation["responses"]
     responses.pop("422", None)  # a body that does not fit is a 400 here, as it is at OpenAI
     if answer is not None:
         responses["200"]["content"] = {"application/json": {"schema": answer}}
-    if streams:
-        responses["200"]["content"]["text/event-stream"] = {}  # chunks; see docs/api.md
-    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    if stream is not None:
+        responses["200"]["content"][stream] = {}
     for status, why in _WHY.items():
-        responses.setdefault(status, {"description": why, "content": error})
+        responses.setdefault(status, {"description": why, "content": {"application/json": {"schema": error}}})
+
+
+def _schema_of(sample: Any) -> Json:
+    """Return the schema of objects like `sample`: the same keys, with values of the same kinds or null."""
+    if isinstance(sample, dict):
+        properties = {name: _schema_of(value) for name, value in sample.items()}
+        return {"type": "object", "required": list(sample), "properties": properties}
+    return {"type": "integer"} if isinstance(sample, int) else {"type": ["string", "null"]}

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import array
 import base64
-import json
 import sys
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 from fastapi import APIRouter, Request
@@ -16,9 +15,8 @@ from starlette.responses import Response
 
 from flexserve.errors import CallerError, PeerError
 from flexserve.normal.answer import Answer
-from flexserve.normal.api.generation import CLIENT_CLOSED_REQUEST, unended
+from flexserve.normal.api.answering import json_response, model_of, unended, unless_gone
 from flexserve.normal.api.schemas import ModelRequest, refuse_unsupported
-from flexserve.normal.api.sse import ClientGoneError, while_connected
 from flexserve.normal.world import World
 from flexserve.protocol.bounds import MAX_TEXT, MAX_TEXTS
 from flexserve.protocol.messages import Embedded, Finished, Terms
@@ -29,7 +27,7 @@ MAX_VECTORS = 16 << 20  # bytes of float32 in one answer
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {"dimensions": (None,)}
 _Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT)]
 
-router = APIRouter(prefix="/v1", tags=["embeddings"])
+router = APIRouter(tags=["embeddings"])
 
 
 class EmbeddingsRequest(ModelRequest):
@@ -49,45 +47,48 @@ class EmbeddingsRequest(ModelRequest):
         return [self.input] if isinstance(self.input, str) else self.input
 
 
-@router.post("/embeddings")
+@router.post("/v1/embeddings")
 async def embeddings(body: EmbeddingsRequest, request: Request) -> Response:
     """Turn each text into a vector of length 1."""
-    world: World = request.app.state.world
-    note = request.state.note
-    try:
-        work = _embed(world, body, body.terms(request.state.key))
-        vectors, tokens = await while_connected(request.receive, work)
-    except ClientGoneError:
-        note["error"] = "client_gone"
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
-    note.update(model=body.model, prompt_tokens=tokens)
-    encode = _as_text if body.encoding_format == "base64" else _as_numbers
+    model = await model_of(request.app.state.world, body.model)
+    made = await unless_gone(request, embed(request, model, body.texts(), body.terms(request.state.key)))
+    if isinstance(made, Response):
+        return made
+    encode = _as_text if body.encoding_format == "base64" else as_numbers
     whole = {
         "object": "list",
         "data": [
             {"object": "embedding", "index": index, "embedding": encode(vector)}
-            for index, vector in enumerate(vectors)
+            for index, vector in enumerate(made.vectors)
         ],
-        "model": body.model,
-        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        "model": model,
+        "usage": {"prompt_tokens": made.tokens, "total_tokens": made.tokens},
     }
-    return Response(json.dumps(whole), media_type="application/json")
+    return json_response(whole)
 
 
-async def _embed(world: World, body: EmbeddingsRequest, terms: Terms) -> tuple[list[bytes], int]:
-    """Return the vectors of all texts, and the tokens that those have.
+class Vectors(NamedTuple):
+    """The vectors of all texts, as little-endian float32, and the tokens that the texts have."""
+
+    vectors: list[bytes]
+    tokens: int
+
+
+async def embed(request: Request, model: str, texts: list[str], terms: Terms) -> Vectors:
+    """Return the vectors of `texts`.
 
     Many texts go to the secure world in parts: between two of them others have their turn.
     """
+    world: World = request.app.state.world
     vectors: list[bytes] = []
     tokens = 0
-    parts = list(_parts(body.texts()))
+    parts = list(_parts(texts))
     for number, part in enumerate(parts, 1):
-        record = world.metrics.follow(body.model)
+        record = world.metrics.follow(model)
         # What the model holds may go after the last part only.
         terms_of_part = terms if number == len(parts) else msgspec.structs.replace(terms, keep_alive=None)
         try:
-            answer = await world.embed(body.model, part, terms_of_part, record)
+            answer = await world.embed(model, part, terms_of_part, record)
         except BaseException:
             record.lost()
             raise
@@ -97,7 +98,8 @@ async def _embed(world: World, body: EmbeddingsRequest, terms: Terms) -> tuple[l
             raise PeerError("The secure world made another number of vectors.", hint="See the server's log.")
         if sum(map(len, vectors)) > MAX_VECTORS:
             raise CallerError("The vectors are too many for one answer.", hint="Send fewer texts.")
-    return vectors, tokens
+    request.state.note.update(model=model, prompt_tokens=tokens)
+    return Vectors(vectors, tokens)
 
 
 def _parts(texts: list[str]) -> Iterator[list[str]]:
@@ -126,7 +128,8 @@ def _as_text(vector: bytes) -> str:
     return base64.b64encode(vector).decode()
 
 
-def _as_numbers(vector: bytes) -> list[float]:
+def as_numbers(vector: bytes) -> list[float]:
+    """Return a vector as JSON has it."""
     numbers = array.array("f", vector[: len(vector) // 4 * 4])
     if sys.byteorder == "big":
         numbers.byteswap()

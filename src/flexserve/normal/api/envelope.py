@@ -23,8 +23,9 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import flexserve
-from flexserve.normal.api.errors import HttpError, invalid, unauthenticated
-from flexserve.normal.api.keys import Keys, bearer
+from flexserve.normal.api.cors import Origins, granted, preflight
+from flexserve.normal.api.errors import ErrorForms, HttpError, invalid, unauthenticated
+from flexserve.normal.api.keys import Keys, key_of
 from flexserve.normal.world import World
 
 # The longest legal prompt has 1 Mi characters; JSON writes one in up to six bytes.
@@ -32,7 +33,7 @@ MAX_BODY = 8 << 20
 
 BODY_TIMEOUT = 30.0  # seconds without a byte of a body that was announced
 
-OPEN_PATH = "/health"  # the one path that needs no key
+OPEN_PATHS = ("/health", "/v1/health")  # one route, and all that needs no key
 
 _PORTS = {"http": 80, "https": 443}
 
@@ -44,16 +45,25 @@ _log = structlog.get_logger(__name__)
 
 
 class Envelope:
-    """ASGI middleware around the whole application.
+    """ASGI middleware around the whole application. `errors`: the forms of what it refuses.
 
     `hosts`, and the address that was connected to, are the only names a request may call this server by.
     Over a Unix socket, where no browser comes from, any name will do; but what a browser sent through a
-    proxy has an Origin, which is checked there, too. One of `keys` has to come with every request but
-    those for /health.
+    proxy has an Origin, which is checked there, too: it is this server's, or one of `origins`. One of `keys`
+    has to come with every request but those for /health, and but a browser's question what a page may send.
     """
 
-    def __init__(self, app: ASGIApp, *, world: World, hosts: Collection[str], keys: Keys) -> None:
-        self._app = app
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        world: World,
+        hosts: Collection[str],
+        keys: Keys,
+        origins: Origins,
+        errors: ErrorForms,
+    ) -> None:
+        self._app, self._errors, self._origins = app, errors, origins
         self._keys = keys
         self._world = world
         self._hosts = hosts
@@ -65,13 +75,13 @@ class Envelope:
             return
         exchange = _Exchange(scope, receive, send, protection=self._world.protection.name)
         headers = Headers(scope=scope)
-        key = bearer(headers.get("authorization", ""))
+        key = key_of(headers)
         scope.setdefault("state", {}).update(note=exchange.note, key=key)
-        refusal = self._refusal(headers, scope)
-        if refusal is None and scope["path"] != OPEN_PATH and not self._keys.admit(key):
-            refusal = unauthenticated()
+        origin = headers.get("origin")
+        if origin is not None and self._origins.admit(origin):
+            exchange.page = origin
         try:
-            app = refusal.response() if refusal else self._app
+            app = self._decided(headers, scope, key, from_page=exchange.page is not None)
             await app(scope, exchange.receive, exchange.send)
         except Exception as error:
             _log.error("unforeseen", request=exchange.id, kind=type(error).__name__, at=_place(error))
@@ -79,9 +89,21 @@ class Envelope:
                 failure = HttpError(
                     500, "The server failed. Report this with its log.", "api_error", "internal_error"
                 )
-                await failure.response()(scope, exchange.receive, exchange.send)
+                answer = self._errors.response(scope["path"], failure)
+                await answer(scope, exchange.receive, exchange.send)
         finally:
             exchange.log()
+
+    def _decided(self, headers: Headers, scope: Scope, key: bytes, *, from_page: bool) -> ASGIApp:
+        """Return what answers a request: the application, or a refusal."""
+        refusal = self._refusal(headers, scope)
+        if refusal is None and from_page and scope["method"] == "OPTIONS":
+            answer = preflight(headers)
+            if answer is not None:
+                return answer
+        if refusal is None and scope["path"] not in OPEN_PATHS and not self._keys.admit(key):
+            refusal = unauthenticated()
+        return self._app if refusal is None else self._errors.response(scope["path"], refusal)
 
     def _refusal(self, headers: Headers, scope: Scope) -> HttpError | None:
         if (refusal := self._stranger(headers, scope)) is not None:
@@ -102,13 +124,13 @@ class Envelope:
                 status=403,
             )
         origin = headers.get("origin")
-        if origin is None:
+        if origin is None or self._origins.admit(origin):
             return None
         page, page_port = _authority(origin)
         usual = _PORTS.get(urlsplit(origin).scheme) if page else None
         if page not in names or (page_port or usual) != (port or usual):
             return invalid(
-                "Web pages from elsewhere may not call this server.",
+                "Web pages from elsewhere may not call this server. --allow-origin lets those of an origin.",
                 code="origin_not_allowed",
                 status=403,
             )
@@ -122,6 +144,7 @@ class _Exchange:
         self.id = f"req-{uuid.uuid4().hex}"
         self.note: dict[str, object] = {}  # what routes add to the log line: model, counts, error code
         self.status: int | None = None
+        self.page: str | None = None  # the origin of the page that asks and may
         self._scope = scope
         self._receive = receive
         self._send = send
@@ -154,6 +177,8 @@ class _Exchange:
             headers["Date"] = formatdate(usegmt=True)
             headers["X-Request-Id"] = self.id
             headers["X-FlexServe-Protection"] = self._protection
+            if self.page is not None:
+                headers.update(granted(self.page))
         await self._send(message)
 
     def log(self) -> None:

@@ -1,9 +1,10 @@
-"""FlexServe's errors as HTTP answers, in the shape OpenAI's clients expect."""
+"""FlexServe's errors as HTTP answers, in the form that the clients of each API expect."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
@@ -20,12 +21,13 @@ from flexserve.errors import (
     UnknownModelError,
 )
 
+_PARAMS = {"model_not_named": "model"}  # whose absence or value an error is about, by its code
 _RETRY_SECONDS = 1  # a slot of the queue, or a restarted secure world, is seldom further away
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class HttpError:
-    """An error answer: its status, and OpenAI's error object."""
+    """An error answer: its status, and what OpenAI's error object says."""
 
     status: int
     message: str
@@ -35,15 +37,40 @@ class HttpError:
     retry_after: int | None = None  # seconds
 
     def body(self) -> dict[str, Any]:
-        """Return the object that goes on the wire, in a response as in an event."""
+        """Return OpenAI's form of it, in a response as in an event."""
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
-    def response(self) -> Response:
-        """Return the whole answer."""
+    def response(self, body: dict[str, Any] | None = None) -> Response:
+        """Return the whole answer. `body`: its form, if it is not OpenAI's."""
         headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
-        return Response(json.dumps(self.body()), self.status, headers, media_type="application/json")
+        text = json.dumps(self.body() if body is None else body)
+        return Response(text, self.status, headers, media_type="application/json")
+
+
+ErrorForm = Callable[[HttpError], dict[str, Any]]
+
+
+class ErrorForms:
+    """Which form errors have, by the beginning of the path; that of no known one is OpenAI's.
+
+    "/v1/messages" is that path and all below it.
+    """
+
+    def __init__(self, forms: Mapping[str, ErrorForm]) -> None:
+        self._forms = dict(forms)
+
+    def of(self, path: str) -> ErrorForm:
+        """Return the form of errors at `path`."""
+        for known, form in self._forms.items():
+            if path == known or path.startswith(f"{known}/"):
+                return form
+        return HttpError.body
+
+    def response(self, path: str, error: HttpError) -> Response:
+        """Return the answer to a request for `path` that ended in `error`."""
+        return error.response(self.of(path)(error))
 
 
 def invalid(
@@ -57,7 +84,7 @@ def unauthenticated() -> HttpError:
     """Return the error for a request without one of the server's keys."""
     return HttpError(
         401,
-        "This server wants one of its API keys. Send it as Authorization: Bearer KEY.",
+        "This server wants one of its API keys. Send it as Authorization: Bearer KEY, or as X-Api-Key.",
         "authentication_error",
         "invalid_api_key",
     )
@@ -79,7 +106,7 @@ def from_error(error: FlexServeError) -> HttpError:
         case CancelledError() | NormalWorldError():
             return unavailable(text, code=error.code)
         case CallerError():
-            return invalid(text, code=error.code)
+            return invalid(text, param=_PARAMS.get(error.code), code=error.code)
         case StoredDataError():
             return HttpError(500, text, "stored_data_error", error.code)
         case _:

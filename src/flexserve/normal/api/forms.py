@@ -1,72 +1,58 @@
-"""What an answer looks like on the wire: OpenAI's chat form and its plain completion form.
-
-A form turns the messages of the secure world into chunks of a stream, or collects them into one
-object. It holds one request's state and does no I/O.
-"""
+"""What OpenAI's chat and plain completions look like on the wire."""
 
 from __future__ import annotations
 
-import abc
 import codecs
 import math
 import time
 import uuid
-from typing import Any
 
+from flexserve.normal.api.answering import Form, Json
+from flexserve.normal.api.errors import HttpError
+from flexserve.normal.api.sse import DONE
 from flexserve.protocol.call_scanner import CallScanner
 from flexserve.protocol.calls import Call
 from flexserve.protocol.messages import Choice, Delta, Finished, Started, TokenLogprob
 
-Json = dict[str, Any]
 _LEAST_LOGPROB = -9999.0  # what OpenAI writes for "impossible": JSON has no infinity
 
 
-class Form(abc.ABC):
-    """One request's wire form. `model` is what the client called it."""
+class _OpenAIForm(Form):
+    """What both forms have in common. `model` is what the client called it."""
 
-    def __init__(self, model: str, *, id_prefix: str, kind: str) -> None:
+    ending = DONE
+
+    def __init__(self, model: str, *, id_prefix: str, kind: str, with_usage: bool) -> None:
         self._kind = kind  # the "object" of a stream's chunks
+        self._with_usage = with_usage  # at the end of a stream
         self._head: Json = {
             "id": f"{id_prefix}-{uuid.uuid4().hex}",
             "created": int(time.time()),
             "model": model,
         }
 
-    def began(self, started: Started) -> None:  # noqa: B027  # not every form cares
-        """Record how the answer begins."""
+    def failure(self, error: HttpError) -> Json:
+        """Return the error as one that comes by status."""
+        return error.body()
 
-    @abc.abstractmethod
-    def opening(self) -> Json | None:
-        """Return the chunk before any text, if the form has one."""
-
-    @abc.abstractmethod
-    def chunks(self, delta: Delta) -> list[Json]:
-        """Return the chunks for more text."""
-
-    @abc.abstractmethod
-    def closing(self, finished: Finished) -> list[Json]:
-        """Return the last chunks with a choice, at the end the reason to stop."""
-
-    @abc.abstractmethod
-    def whole(self, deltas: list[Delta], finished: Finished) -> Json:
-        """Return the answer as one object."""
-
-    def usage(self, finished: Finished) -> Json:
-        """Return the chunk of usage, which has no choices."""
-        return {**self._object(self._kind, []), "usage": _usage(finished)}
+    def _usage(self, finished: Finished) -> list[Json]:
+        """Return the chunk of usage, which has no choices, where it is wanted."""
+        return [{**self._object(self._kind, []), "usage": usage_of(finished)}] if self._with_usage else []
 
     def _object(self, kind: str, choices: list[Json]) -> Json:
         return {**self._head, "object": kind, "choices": choices}
 
 
-class ChatForm(Form):
+class ChatForm(_OpenAIForm):
     """/v1/chat/completions.
 
     With tools, calls are taken out of the text; `most_calls` are taken, and those beyond it dropped.
     """
 
-    def __init__(self, model: str, *, with_logprobs: bool, most_calls: int = 0) -> None:
-        super().__init__(model, id_prefix="chatcmpl", kind="chat.completion.chunk")
+    def __init__(
+        self, model: str, *, with_logprobs: bool, with_usage: bool = False, most_calls: int = 0
+    ) -> None:
+        super().__init__(model, id_prefix="chatcmpl", kind="chat.completion.chunk", with_usage=with_usage)
         self._with_logprobs = with_logprobs
         self._scanner = CallScanner() if most_calls else None
         self._most_calls = most_calls
@@ -77,9 +63,9 @@ class ChatForm(Form):
         if self._scanner is not None:
             self._scanner = CallScanner(thinking=started.thinking)
 
-    def opening(self) -> Json | None:
+    def opening(self) -> list[Json]:
         """Return the role, which comes before any text."""
-        return self._chunk({"role": "assistant", "content": ""})
+        return [self._chunk({"role": "assistant", "content": ""})]
 
     def chunks(self, delta: Delta) -> list[Json]:
         """Return the chunks for more text: of text, and one for each call."""
@@ -94,7 +80,8 @@ class ChatForm(Form):
     def closing(self, finished: Finished) -> list[Json]:
         """Return what was held back, and the chunk with the reason to stop."""
         rest = [] if self._scanner is None else self._parts(self._scanner.finish())
-        return [*map(self._chunk, rest), self._chunk({}, reason=self._reason(finished))]
+        end = self._chunk({}, reason=self._reason(finished))
+        return [*map(self._chunk, rest), end, *self._usage(finished)]
 
     def whole(self, deltas: list[Delta], finished: Finished) -> Json:
         """Return the answer as one object, usage included."""
@@ -112,7 +99,7 @@ class ChatForm(Form):
             "logprobs": self._logprobs([choice for delta in deltas for choice in delta.choices]),
             "finish_reason": self._reason(finished),
         }
-        return {**self._object("chat.completion", [choice]), "usage": _usage(finished)}
+        return {**self._object("chat.completion", [choice]), "usage": usage_of(finished)}
 
     def _parts(self, found: list[str | Call]) -> list[Json]:
         """Return the delta of each piece of text and of each call, which is counted."""
@@ -143,24 +130,24 @@ class ChatForm(Form):
         if not self._with_logprobs:
             return None
         content = [
-            {**_token(choice.token), "top_logprobs": [_token(other) for other in choice.top]}
+            {**token_json(choice.token), "top_logprobs": [token_json(other) for other in choice.top]}
             for choice in choices
         ]
         return {"content": content, "refusal": None}
 
 
-class CompletionForm(Form):
+class CompletionForm(_OpenAIForm):
     """/v1/completions."""
 
-    def __init__(self, model: str, *, with_logprobs: bool) -> None:
-        super().__init__(model, id_prefix="cmpl", kind="text_completion")
+    def __init__(self, model: str, *, with_logprobs: bool, with_usage: bool = False) -> None:
+        super().__init__(model, id_prefix="cmpl", kind="text_completion", with_usage=with_usage)
         self._with_logprobs = with_logprobs
         self._offset = 0  # characters that the tokens seen so far made whole
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
-    def opening(self) -> Json | None:
-        """Return None: this form begins with text."""
-        return None
+    def opening(self) -> list[Json]:
+        """Return nothing: this form begins with text."""
+        return []
 
     def chunks(self, delta: Delta) -> list[Json]:
         """Return the chunk for more text."""
@@ -168,14 +155,14 @@ class CompletionForm(Form):
 
     def closing(self, finished: Finished) -> list[Json]:
         """Return the chunk with the reason to stop."""
-        return [self._object(self._kind, [self._choice("", [], finished.reason)])]
+        return [self._object(self._kind, [self._choice("", [], finished.reason)]), *self._usage(finished)]
 
     def whole(self, deltas: list[Delta], finished: Finished) -> Json:
         """Return the answer as one object, usage included."""
         text = "".join(delta.text for delta in deltas)
         choices = [choice for delta in deltas for choice in delta.choices]
         choice = self._choice(text, choices, finished.reason)
-        return {**self._object(self._kind, [choice]), "usage": _usage(finished)}
+        return {**self._object(self._kind, [choice]), "usage": usage_of(finished)}
 
     def _choice(self, text: str, choices: list[Choice], reason: str | None) -> Json:
         return {"index": 0, "text": text, "logprobs": self._logprobs(choices), "finish_reason": reason}
@@ -195,7 +182,8 @@ class CompletionForm(Form):
         }
 
 
-def _token(token: TokenLogprob) -> Json:
+def token_json(token: TokenLogprob) -> Json:
+    """Return a token with its bytes and log-probability, as OpenAI's clients read it."""
     return {"token": _text(token), "logprob": _finite(token.logprob), "bytes": list(token.piece)}
 
 
@@ -208,7 +196,8 @@ def _finite(logprob: float) -> float:
     return logprob if math.isfinite(logprob) else _LEAST_LOGPROB
 
 
-def _usage(finished: Finished) -> Json:
+def usage_of(finished: Finished) -> Json:
+    """Return what an answer took, as OpenAI's clients read it, with FlexServe's `timings`."""
     usage, timings = finished.usage, finished.timings
     return {
         "prompt_tokens": usage.prompt_tokens,

@@ -1,11 +1,11 @@
-"""Bearer keys: who may use this server, and whose KV is whose."""
+"""API keys: who may use this server, and whose KV is whose."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from flexserve.errors import CallerError
@@ -48,10 +48,12 @@ class Keys:
         return found or not self._digests
 
 
-def bearer(authorization: str) -> bytes:
-    """Return the key of an Authorization header; empty if there is none."""
-    scheme, _, key = authorization.partition(" ")
-    return key.strip().encode("latin-1", "replace") if scheme.lower() == "bearer" else b""
+def key_of(headers: Mapping[str, str]) -> bytes:
+    """Return the key that came as Authorization: Bearer, or as X-Api-Key; empty if none did."""
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer":
+        key = headers.get("x-api-key", "")
+    return key.strip().encode("latin-1", "replace")
 
 
 def owner_of(key: bytes, user: str | None) -> str:

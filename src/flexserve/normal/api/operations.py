@@ -10,7 +10,9 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
-from flexserve.errors import FlexServeError, UnknownModelError
+from flexserve.errors import FlexServeError
+from flexserve.normal.api.answering import status_of
+from flexserve.normal.api.cards import card, card_list
 from flexserve.normal.api.errors import from_error
 from flexserve.normal.api.schemas import RecallRequest
 from flexserve.normal.broker import OsView
@@ -22,6 +24,7 @@ from flexserve.protocol.statuses import Failure, ModelStatus, NpuStatus
 router = APIRouter(tags=["operations"])
 
 
+@router.get("/v1/health", include_in_schema=False)
 @router.get("/health")
 async def health(request: Request) -> Response:
     """Say whether requests can be served now: 200, or 503 with the reason."""
@@ -48,18 +51,14 @@ async def health(request: Request) -> Response:
 
 @router.get("/v1/models")
 async def list_models(request: Request) -> Response:
-    """List the models of the store, in OpenAI's form."""
-    models = await world_of(request).models()
-    return JSONResponse({"object": "list", "data": [_card(model) for model in models]})
+    """List the models of the store, in the form of OpenAI's and Anthropic's APIs."""
+    return JSONResponse(card_list(await world_of(request).models()))
 
 
 @router.get("/v1/models/{name:path}")
 async def show_model(name: str, request: Request) -> Response:
-    """Show one model of the store, in OpenAI's form."""
-    for model in await world_of(request).models():
-        if model.name == name:
-            return JSONResponse(_card(model))
-    raise UnknownModelError("There is no such model.", hint="GET /v1/models lists them.")
+    """Show one model of the store, in the form of OpenAI's and Anthropic's APIs."""
+    return JSONResponse(card(await status_of(world_of(request), name)))
 
 
 @router.get("/models")
@@ -70,6 +69,7 @@ async def show_states(request: Request) -> Response:
     memory = report.status.memory
     body = {
         "protection": dataclasses.asdict(world.protection),
+        **card_list(report.status.models),  # which llama-server has at this path
         "models": [
             _state(model, pinned=model.name in world.pins, blamed=world.set_aside.get(model.name))
             for model in report.status.models
@@ -127,20 +127,6 @@ def world_of(request: Request) -> World:
     return world
 
 
-def _card(model: ModelStatus) -> dict[str, Any]:
-    return {
-        "id": model.name,
-        "object": "model",
-        "created": 0,
-        "owned_by": "flexserve",
-        "abilities": _abilities(model),
-    }
-
-
-def _abilities(model: ModelStatus) -> dict[str, Any] | None:
-    return None if model.abilities is None else msgspec.to_builtins(model.abilities)
-
-
 def _state(model: ModelStatus, *, pinned: bool, blamed: Blamed | None) -> dict[str, Any]:
     error: Failure | SetAsideError | None = model.error
     if blamed is not None:
@@ -156,7 +142,7 @@ def _state(model: ModelStatus, *, pinned: bool, blamed: Blamed | None) -> dict[s
         "heap": model.heap,
         "running": model.running,
         "pinned": pinned,
-        "abilities": _abilities(model),
+        "abilities": None if model.abilities is None else msgspec.to_builtins(model.abilities),
         "error": None
         if error is None
         else {"code": error.code, "message": error.message, "hint": error.hint},

@@ -64,19 +64,21 @@ ModelName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 _MAX_DURATION_TEXT = 32  # characters
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
+    """A body, or a part of one."""
+
     # Strict: "5" is no number and true is no count. NaN is no temperature.
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
 
 
-class TextPart(_Body):
+class TextPart(Body):
     """A piece of a message's content. Images, audio and files are refused."""
 
     type: Literal["text"]
     text: Text
 
 
-class Turn(_Body):
+class Turn(Body):
     """One message of a conversation. Only an assistant that calls tools may have nothing to say."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -113,13 +115,13 @@ def refuse_unsupported(body: Any, unsupported: Mapping[str, tuple[Any, ...]]) ->
             )
 
 
-class StreamOptions(_Body):
+class StreamOptions(Body):
     """What a stream should contain besides the answer."""
 
     include_usage: bool | None = None
 
 
-class Extension(_Body):
+class Extension(Body):
     """What FlexServe understands beyond OpenAI's API: field `flexserve` of a body.
 
     `next_model` is the model that will be asked next; its weights are brought in meanwhile. Of
@@ -155,10 +157,10 @@ KeepAlive = Annotated[
 ]
 
 
-class ModelRequest(_Body):
-    """What all requests to a model have in common."""
+class ModelRequest(Body):
+    """What all requests to a model have in common. Without a name it is the only model's."""
 
-    model: ModelName
+    model: ModelName | None = None
     keep_alive: KeepAlive | None = None
     flexserve: Extension | None = None
     user: Annotated[str, StringConstraints(max_length=1024)] | None = None
@@ -175,8 +177,8 @@ class ModelRequest(_Body):
         )
 
 
-class _Request(ModelRequest):
-    """What chat and plain completions have in common."""
+class SamplingRequest(ModelRequest):
+    """What all requests for text in OpenAI's and llama-server's names have in common."""
 
     max_tokens: Tokens | None = None
     temperature: Annotated[float, Field(ge=0, le=5)] | None = None
@@ -212,7 +214,7 @@ class _Request(ModelRequest):
         return Sampling(stop=stop, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
 
 
-class ChatRequest(_Request):
+class ChatRequest(SamplingRequest):
     """Body of POST /v1/chat/completions."""
 
     messages: Annotated[list[Turn], Field(min_length=1, max_length=MAX_MESSAGES)]
@@ -247,7 +249,7 @@ class ChatRequest(_Request):
         return self._sampling(max_tokens=limit, logprobs=logprobs, schema=schema)
 
 
-class CompletionRequest(_Request):
+class CompletionRequest(SamplingRequest):
     """Body of POST /v1/completions."""
 
     prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=1)]
@@ -277,7 +279,7 @@ class CompletionRequest(_Request):
         return self._sampling(max_tokens=self.max_tokens or DEFAULT_COMPLETION_TOKENS, logprobs=self.logprobs)
 
 
-class RecallRequest(_Body):
+class RecallRequest(Body):
     """Body of POST /recall: bytes to take back (null: all that no running request uses)."""
 
     bytes: Annotated[int, Field(ge=0, le=1 << 53)] | None = None

@@ -1,4 +1,4 @@
-"""Server-sent events, and noticing that the client went away."""
+"""Streams, as events or as lines, and noticing that the client went away."""
 
 from __future__ import annotations
 
@@ -22,17 +22,30 @@ class ClientGoneError(Exception):
 
 
 def event(data: Any) -> bytes:
-    """Return `data` as one event."""
-    return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    """Return `data` as one server-sent event."""
+    return b"data: " + _compact(data) + b"\n\n"
+
+
+def named_event(data: dict[str, Any]) -> bytes:
+    """Return `data` as one server-sent event of the name that is its "type"."""
+    return f"event: {data['type']}\n".encode() + event(data)
+
+
+def line(data: Any) -> bytes:
+    """Return `data` as one line of JSON."""
+    return _compact(data) + b"\n"
+
+
+def _compact(data: Any) -> bytes:
+    return json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 class EventStream(Response):
     """Streams `events` until they end or the client goes away; `after` runs in either case."""
 
-    media_type = "text/event-stream"
-
-    def __init__(self, events: AsyncIterator[bytes], *, after: Callable[[], None]) -> None:
-        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+    def __init__(self, events: AsyncIterator[bytes], *, after: Callable[[], None], media_type: str) -> None:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(headers=headers, media_type=media_type)
         del self.headers["content-length"]
         self._events = events
         self._after = after

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import ctypes
+import dataclasses
 import functools
 import json
 import re
@@ -31,6 +32,16 @@ _DEFAULT_TEMPLATE = (
     "{% endfor %}"
     "<|im_start|>assistant\n"
 )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Gap:
+    """The tokens around a gap that a model fills; `file` comes before each other text of its project."""
+
+    prefix: int
+    suffix: int
+    middle: int
+    file: int | None
 
 
 class Vocabulary:
@@ -101,7 +112,7 @@ class Vocabulary:
     def _added(self) -> tuple[list[str], list[str]]:
         """The texts of control tokens and what is written like them; the other tags."""
         controls, tags = [], []
-        for token in range(lib.llama_vocab_n_tokens(self._address)):
+        for token in range(self.size):
             attributes = lib.llama_vocab_get_attr(self._address, token)
             if attributes & (_CONTROLS | lib.LLAMA_TOKEN_ATTR_USER_DEFINED):
                 text = bytes(lib.llama_vocab_get_text(self._address, token)).decode(errors="replace")
@@ -111,12 +122,33 @@ class Vocabulary:
                     tags.append(text)
         return controls, tags
 
-    def piece(self, token: int) -> bytes:
-        """Return the bytes that `token` stands for (control tokens: none)."""
+    @property
+    def size(self) -> int:
+        """How many tokens there are."""
+        return int(lib.llama_vocab_n_tokens(self._address))
+
+    @functools.cached_property
+    def gap(self) -> Gap | None:
+        """The tokens around a gap to fill; None for a model that was not trained to."""
+        prefix, suffix, middle, file = (
+            int(find(self._address))
+            for find in (
+                lib.llama_vocab_fim_pre,
+                lib.llama_vocab_fim_suf,
+                lib.llama_vocab_fim_mid,
+                lib.llama_vocab_fim_sep,
+            )
+        )
+        if min(prefix, suffix, middle) < 0:
+            return None
+        return Gap(prefix, suffix, middle, file if file >= 0 else None)
+
+    def piece(self, token: int, *, special: bool = False) -> bytes:
+        """Return the bytes that `token` stands for (control tokens: none, or with `special` their names)."""
         room = 64
         while True:
             buffer = ctypes.create_string_buffer(room)
-            count = lib.llama_token_to_piece(self._address, token, buffer, room, 0, False)
+            count = lib.llama_token_to_piece(self._address, token, buffer, room, 0, special)
             if count >= 0:
                 return buffer.raw[:count]
             room = -count
@@ -129,13 +161,13 @@ class Vocabulary:
         """Return the tokens as grammars see them; made once."""
         with self._making:
             if self._tree is None:
-                self._tree = TokenTree(self, int(lib.llama_vocab_n_tokens(self._address)))
+                self._tree = TokenTree(self, self.size)
             return self._tree
 
     def text_of(self, key: str) -> str:
         """Return the text of the special token whose number is at metadata key `key` ("" if none)."""
         number = self._metadata.get(key)
-        if isinstance(number, int) and 0 <= number < lib.llama_vocab_n_tokens(self._address):
+        if isinstance(number, int) and 0 <= number < self.size:
             return bytes(lib.llama_vocab_get_text(self._address, number)).decode(errors="replace")
         return ""
 

@@ -148,7 +148,8 @@ class Generation:
             ttft=self._first - self._received,
         )
         return Finished(
-            self.request.request, reason, Usage(self._prompt_size, self._count, self._cached), timings
+            *(self.request.request, reason, Usage(self._prompt_size, self._count, self._cached), timings),
+            stop=self._scanner.found,
         )
 
     def close(self) -> None:

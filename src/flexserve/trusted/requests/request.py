@@ -6,14 +6,20 @@ import contextlib
 import dataclasses
 from collections.abc import Callable
 
-from flexserve.protocol.messages import Embed, Generate, Try, Warm
+from flexserve.protocol.messages import Convert, Converted, Embed, Generate, Try, Warm
 from flexserve.protocol.trusted_app import Ticket, Work
 from flexserve.trusted.requests.embedding import Embedding
 from flexserve.trusted.requests.generation import Generation
 from flexserve.trusted.text.preparation import Prepared
 
-Message = Generate | Embed | Warm | Try
-_WORK = {Generate: Work.GENERATE, Embed: Work.EMBED, Warm: Work.WARM, Try: Work.TRY}
+Message = Generate | Embed | Convert | Warm | Try
+_WORK = {
+    Generate: Work.GENERATE,
+    Embed: Work.EMBED,
+    Convert: Work.CONVERT,
+    Warm: Work.WARM,
+    Try: Work.TRY,
+}
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -23,6 +29,7 @@ class Request:
     message: Message
     received: float  # monotonic seconds
     prepared: Prepared | None = None
+    converted: Converted | None = None
     generation: Generation | None = None
     embedding: Embedding | None = None
     stopped: bool = False
@@ -39,7 +46,7 @@ class Request:
             _WORK[type(message)],
             self.received,
             priority=message.priority if isinstance(message, Generate) else 0,
-            next_model=None if isinstance(message, Warm | Try) else message.next_model,
+            next_model=message.next_model if isinstance(message, Generate | Embed) else None,
             keep_alive=None if isinstance(message, Try) else message.keep_alive,
         )
 

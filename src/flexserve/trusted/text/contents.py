@@ -43,12 +43,17 @@ class ChatTokens(NamedTuple):
 
 def chat_tokens(prompt: ChatPrompt, template: ChatTemplate, vocabulary: Vocabulary) -> ChatTokens:
     """Return the tokens of a conversation. Raises what rendering it raises."""
+    text, tokens = rendered(prompt, template, vocabulary)
+    return ChatTokens(tokens, text.rstrip().endswith(_THOUGHT))
+
+
+def rendered(prompt: ChatPrompt, template: ChatTemplate, vocabulary: Vocabulary) -> tuple[str, list[int]]:
+    """Return the text that a template makes of a conversation, and its tokens. Raises what that raises."""
     contents = Contents(prompt, vocabulary.markers, template.structure)
     text, hidden = contents.shown(template.render(contents.hidden))
     start = not (template.beginning and text.startswith(template.beginning))
     plain = list(_common(template.structure.occurrences(text), hidden)) if hidden else []
-    tokens = vocabulary.encode_parts(list(_parts(text, plain)), start=start)
-    return ChatTokens(tokens, text.rstrip().endswith(_THOUGHT))
+    return text, vocabulary.encode_parts(list(_parts(text, plain)), start=start)
 
 
 class Contents:

@@ -9,14 +9,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from flexserve.errors import CallerError
-from flexserve.protocol.messages import ChatPrompt, Generate
+from flexserve.protocol.messages import ChatPrompt, Generate, InfillPrompt
 from flexserve.trusted.open_model import OpenModel
 from flexserve.trusted.text.constraint import constraint
 from flexserve.trusted.text.contents import ChatTokens, chat_tokens
 from flexserve.trusted.text.grammar import Confinement
+from flexserve.trusted.text.infill import infill_tokens
 from flexserve.trusted.text.rendering.renderer import Renderer
+
+T = TypeVar("T")
 
 _THREADS = 4  # of which most wait for the helper
 
@@ -32,29 +36,26 @@ class Prepared:
 
 
 class Preparation:
-    """Prepares requests, several at a time."""
+    """Prepares requests, several at a time, beside the engine's thread."""
 
     def __init__(self, renderer: Renderer) -> None:
         self._renderer = renderer
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="preparation")
 
-    def start(
-        self, entry: OpenModel, request: Generate, done: Callable[[Prepared | BaseException], None]
-    ) -> None:
-        """Prepare `request` in another thread, which calls `done` with what came of it.
+    def start(self, work: Callable[[], T], done: Callable[[T | BaseException], None]) -> None:
+        """Do `work` in another thread, which calls `done` with what came of it.
 
-        The model has to stay open until then.
+        The model that it is for has to stay open until then.
         """
-        self._threads.submit(self._run, entry, request, done)
+        self._threads.submit(self._run, work, done)
 
-    def _run(
-        self, entry: OpenModel, request: Generate, done: Callable[[Prepared | BaseException], None]
-    ) -> None:
+    @staticmethod
+    def _run(work: Callable[[], T], done: Callable[[T | BaseException], None]) -> None:
         try:
-            prepared: Prepared | BaseException = self.prepare(entry, request)
+            result: T | BaseException = work()
         except BaseException as error:  # whatever it is, the client hears of it
-            prepared = error
-        done(prepared)
+            result = error
+        done(result)
 
     def prepare(self, entry: OpenModel, request: Generate) -> Prepared:
         """Return `request` prepared. Raises CallerError for a prompt that is empty or does not fit, and
@@ -72,6 +73,8 @@ def _tokens(entry: OpenModel, request: Generate) -> ChatTokens:
     prompt, vocabulary = request.prompt, entry.vocabulary
     if isinstance(prompt, ChatPrompt):
         tokens, thinking = chat_tokens(prompt, entry.template, vocabulary)
+    elif isinstance(prompt, InfillPrompt):
+        tokens, thinking = infill_tokens(prompt, vocabulary), False
     else:
         tokens, thinking = vocabulary.encode(prompt.text, special=True), False
     if not tokens:

@@ -9,9 +9,14 @@ class StopScanner:
     """Feeds text through; cuts it before the first stop string, across piece boundaries."""
 
     def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = tuple(stop for stop in stops if stop)
+        self._stops = tuple(stops)
         self._held = ""
-        self.stopped = False
+        self.found: int | None = None  # which of them ended the text
+
+    @property
+    def stopped(self) -> bool:
+        """Whether one of them came."""
+        return self.found is not None
 
     def feed(self, text: str) -> str:
         """Take `text` in and return what may be shown now. After a stop: always ""."""
@@ -19,10 +24,14 @@ class StopScanner:
             return ""
         self._held += text
         # Of several stops the one that was complete first, wherever the pieces happened to be cut.
-        found = [(at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        found = [
+            (at + len(stop), at, number)
+            for number, stop in enumerate(self._stops)
+            if stop and (at := self._held.find(stop)) >= 0
+        ]
         if found:
-            _, at = min(found)
-            shown, self._held, self.stopped = self._held[:at], "", True
+            _, at, self.found = min(found)
+            shown, self._held = self._held[:at], ""
             return shown
         keep = self._undecided()
         shown = self._held[: len(self._held) - keep]

@@ -1,0 +1,259 @@
+"""Anthropic's API: POST /v1/messages and /v1/messages/count_tokens."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from fastapi import APIRouter, Request
+from pydantic import Field, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
+from starlette.responses import Response
+
+from flexserve.normal.api.answering import (
+    GenerationRequest,
+    Json,
+    json_response,
+    model_of,
+    respond,
+    unless_gone,
+)
+from flexserve.normal.api.anthropic_form import MessageForm
+from flexserve.normal.api.errors import HttpError
+from flexserve.normal.api.schemas import Body, ModelRequest, Stop, Text, Tokens, refuse_unsupported
+from flexserve.normal.api.tools import (
+    Choice,
+    Function,
+    FunctionName,
+    Label,
+    NamedChoice,
+    Tool,
+    compact,
+    offered,
+)
+from flexserve.protocol.bounds import MAX_MESSAGES, MAX_SCHEMA, MAX_STOPS, MAX_TOOL_CALLS
+from flexserve.protocol.messages import ChatMessage, ChatPrompt, Sampling, ToolCall
+
+router = APIRouter(tags=["anthropic"])
+
+# Parameters not implemented, and the values with which they change nothing.
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "top_k": (None,),
+    "thinking": (None, {"type": "disabled"}),
+    "container": (None,),
+    "mcp_servers": (None, []),
+    "context_management": (None,),
+    "output_format": (None,),
+    "output_config": (None, {}),
+}
+
+_ERROR_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+
+
+def error_body(error: HttpError) -> Json:
+    """Return `error` in Anthropic's form."""
+    kind = _ERROR_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
+    return {"type": "error", "error": {"type": kind, "message": error.message}}
+
+
+ERROR_FORMS = {"/v1/messages": error_body}
+
+
+class TextBlock(Body):
+    """A piece of text."""
+
+    type: Literal["text"]
+    text: Text
+
+
+class ToolUse(Body):
+    """A call that the model made earlier."""
+
+    type: Literal["tool_use"]
+    id: Label
+    name: FunctionName
+    input: dict[str, Any]
+
+
+class ToolResult(Body):
+    """What a call brought."""
+
+    type: Literal["tool_result"]
+    tool_use_id: Label
+    content: Text | Annotated[list[TextBlock], Field(max_length=MAX_MESSAGES)] | None = None
+    is_error: bool | None = None
+
+
+class Thought(Body):
+    """What the model thought earlier. Models are not shown their old thoughts again."""
+
+    type: Literal["thinking", "redacted_thinking"]
+
+
+Block = Annotated[TextBlock | ToolUse | ToolResult | Thought, Field(discriminator="type")]
+
+
+class Turn(Body):
+    """One message of a conversation."""
+
+    role: Literal["user", "assistant", "system"]
+    content: Text | Annotated[list[Block], Field(max_length=MAX_MESSAGES)]
+
+    @model_validator(mode="after")
+    def _blocks_fit_the_role(self) -> Self:
+        blocks = self.content if isinstance(self.content, list) else []
+        for block in blocks:
+            if isinstance(block, ToolUse | Thought) and self.role != "assistant":
+                raise PydanticCustomError("turn", "Only an assistant has tool_use and thinking")
+            if isinstance(block, ToolResult) and self.role != "user":
+                raise PydanticCustomError("turn", "Only a user has tool_result")
+        return self
+
+    def messages(self) -> list[ChatMessage]:
+        """Return it as it crosses to the secure world: results of tools are messages of their own."""
+        if isinstance(self.content, str):
+            return [ChatMessage(self.role, self.content)]
+        results = [
+            ChatMessage("tool", _text(block.content), tool_call_id=block.tool_use_id)
+            for block in self.content
+            if isinstance(block, ToolResult)
+        ]
+        text = "".join(block.text for block in self.content if isinstance(block, TextBlock))
+        calls = [
+            ToolCall(block.id, block.name, compact(block.input, "messages"))
+            for block in self.content
+            if isinstance(block, ToolUse)
+        ]
+        if text or calls or not results:
+            results.append(ChatMessage(self.role, text, calls))
+        return results
+
+
+class AnthropicTool(Body):
+    """A tool that the model may call. Tools that Anthropic's own servers run are refused."""
+
+    name: FunctionName
+    description: Annotated[str, StringConstraints(max_length=MAX_SCHEMA)] | None = None
+    input_schema: dict[str, Any]
+    type: Literal["custom"] | None = None
+
+    def tool(self) -> Tool:
+        """Return it as OpenAI's API has it."""
+        given = {"name": self.name, "parameters": self.input_schema}
+        if self.description is not None:
+            given["description"] = self.description
+        return Tool(type="function", function=Function.model_validate(given))
+
+
+class AnthropicChoice(Body):
+    """Whether the model has to call a tool."""
+
+    type: Literal["auto", "any", "tool", "none"]
+    name: FunctionName | None = None
+    disable_parallel_tool_use: bool | None = None
+
+    def choice(self) -> Choice:
+        """Return it as OpenAI's API has it. Raises PydanticCustomError for a tool without a name."""
+        if self.type == "tool":
+            if self.name is None:
+                raise PydanticCustomError("choice", "It names no tool", {"param": "tool_choice.name"})
+            return NamedChoice.model_validate({"type": "function", "function": {"name": self.name}})
+        words: dict[str, Choice] = {"auto": "auto", "any": "required", "none": "none"}
+        return words[self.type]
+
+
+class Metadata(Body):
+    """Whose request it is."""
+
+    user_id: Annotated[str, StringConstraints(max_length=1024)] | None = None
+
+
+class ConversationRequest(ModelRequest):
+    """What both routes take: body of POST /v1/messages/count_tokens."""
+
+    messages: Annotated[list[Turn], Field(min_length=1, max_length=MAX_MESSAGES)]
+    system: Text | Annotated[list[TextBlock], Field(max_length=MAX_MESSAGES)] | None = None
+    tools: Annotated[list[AnthropicTool], Field(max_length=MAX_TOOL_CALLS)] | None = None
+    tool_choice: AnthropicChoice | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unsupported(cls, body: Any) -> Any:
+        refuse_unsupported(body, _UNSUPPORTED)
+        return body
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        self.prompt()
+        return self
+
+    def prompt(self) -> ChatPrompt:
+        """Return the conversation. Raises PydanticCustomError for a choice that the tools do not allow."""
+        system = _text(self.system)
+        turns = [ChatMessage("system", system)] if system else []
+        turns += [message for turn in self.messages for message in turn.messages()]
+        choice = None if self.tool_choice is None else self.tool_choice.choice()
+        return ChatPrompt(turns, *offered([tool.tool() for tool in self.tools or []], choice))
+
+
+class MessagesRequest(ConversationRequest):
+    """Body of POST /v1/messages."""
+
+    max_tokens: Tokens
+    temperature: Annotated[float, Field(ge=0, le=5)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    stop_sequences: Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
+    stream: bool | None = None
+    metadata: Metadata | None = None
+
+    @property
+    def most_calls(self) -> int:
+        """How many calls the answer may have."""
+        if not self.tools:
+            return 0
+        return 1 if self.tool_choice and self.tool_choice.disable_parallel_tool_use else MAX_TOOL_CALLS
+
+    def sampling(self) -> Sampling:
+        """Return how to sample."""
+        given = {"temperature": self.temperature, "top_p": self.top_p}
+        chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        return Sampling(max_tokens=self.max_tokens, stop=self.stop_sequences or [], **chosen)
+
+    @model_validator(mode="after")
+    def _has_a_user(self) -> Self:
+        if self.metadata is not None and self.user is None:
+            self.user = self.metadata.user_id
+        return self
+
+
+@router.post("/v1/messages")
+async def messages(body: MessagesRequest, request: Request) -> Response:
+    """Answer a conversation, in Anthropic's form."""
+    model = await model_of(request.app.state.world, body.model)
+    form = MessageForm(model, body.stop_sequences or [], error_body, most_calls=body.most_calls)
+    terms = body.terms(request.state.key)
+    asked = GenerationRequest(model, body.prompt(), body.sampling(), terms, stream=bool(body.stream))
+    return await respond(request, asked, form)
+
+
+@router.post("/v1/messages/count_tokens")
+async def count_tokens(body: ConversationRequest, request: Request) -> Response:
+    """Count the tokens of a conversation as the model would get it. Nothing is computed."""
+    model = await model_of(request.app.state.world, body.model)
+    converted = await unless_gone(request, request.app.state.world.convert(model, body.prompt()))
+    if isinstance(converted, Response):
+        return converted
+    return json_response({"input_tokens": len(converted.tokens)})
+
+
+def _text(content: str | list[TextBlock] | None) -> str:
+    if content is None or isinstance(content, str):
+        return content or ""
+    return "".join(block.text for block in content)

@@ -1,0 +1,248 @@
+"""llama-server's own API: /completion, /tokenize, /props … Its routes without /v1 are aliases elsewhere."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import APIRouter, Request
+from pydantic import Field, StringConstraints, field_validator
+from pydantic_core import PydanticCustomError
+from starlette.responses import Response
+
+from flexserve.normal.api.answering import (
+    GenerationRequest,
+    Json,
+    json_response,
+    model_of,
+    respond,
+    status_of,
+    unless_gone,
+)
+from flexserve.normal.api.cards import description_of
+from flexserve.normal.api.embeddings import as_numbers, embed
+from flexserve.normal.api.llama_server_form import NativeForm, error_body
+from flexserve.normal.api.schemas import Body, ChatRequest, ModelRequest, SamplingRequest, Text
+from flexserve.normal.world import World
+from flexserve.protocol.bounds import MAX_MESSAGES, MAX_TEXTS, MAX_TOKENS, MAX_TOP_LOGPROBS
+from flexserve.protocol.messages import InfillPrompt, Sampling, Snippet, Terms, TextPrompt, ToText, ToTokens
+
+router = APIRouter(tags=["llama-server"])
+_PATHS = ("completion", "completions", "infill", "tokenize", "detokenize", "apply-template", "props", "slots",
+          "embedding", "embeddings")  # fmt: skip
+ERROR_FORMS = {f"/{path}": error_body for path in _PATHS}
+
+_TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+
+
+class NativeRequest(SamplingRequest):
+    """What /completion and /infill have in common."""
+
+    n_predict: Annotated[int, Field(ge=-1, le=1 << 20)] | None = None
+    n_probs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    cache_prompt: bool | None = None
+
+    def sampling(self) -> Sampling:
+        """Return how to sample."""
+        limit = self.n_predict if self.n_predict is not None else self.max_tokens
+        return self._sampling(max_tokens=None if limit == -1 else limit, logprobs=self.n_probs or None)
+
+    def terms(self, key: bytes) -> Terms:
+        """Return the terms of a request that came with `key`."""
+        terms = super().terms(key)
+        return msgspec.structs.replace(terms, reuse=False) if self.cache_prompt is False else terms
+
+
+class NativeCompletion(NativeRequest):
+    """Body of POST /completion."""
+
+    prompt: Text
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _refuse_tokens(cls, value: Any) -> Any:
+        if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
+            return value[0]
+        if not isinstance(value, str):
+            raise PydanticCustomError(
+                "unsupported", "Send one prompt per request, as text", {"param": "prompt"}
+            )
+        return value
+
+
+class ProjectFile(Body):
+    """Another text of the project that a gap belongs to."""
+
+    filename: Annotated[str, StringConstraints(max_length=2048)] = ""
+    text: Text
+
+
+class InfillRequest(NativeRequest):
+    """Body of POST /infill: a gap in a text. `prompt` is how the filling begins."""
+
+    input_prefix: Text = ""
+    input_suffix: Text = ""
+    input_extra: Annotated[list[ProjectFile], Field(max_length=MAX_MESSAGES)] | None = None
+    prompt: Text = ""
+
+    def gap(self) -> InfillPrompt:
+        """Return the gap."""
+        snippets = [Snippet(file.filename, file.text) for file in self.input_extra or []]
+        return InfillPrompt(self.input_prefix, self.input_suffix, self.prompt, snippets)
+
+
+class TokenizeRequest(ModelRequest):
+    """Body of POST /tokenize."""
+
+    content: Text
+    add_special: bool = False
+    parse_special: bool = True
+    with_pieces: bool = False
+
+
+class DetokenizeRequest(ModelRequest):
+    """Body of POST /detokenize."""
+
+    tokens: Annotated[list[_TokenId], Field(max_length=MAX_TOKENS)]
+
+
+class NativeEmbeddings(ModelRequest):
+    """Body of POST /embedding: `content`, or `input` as at OpenAI."""
+
+    content: Text | Annotated[list[Text], Field(min_length=1, max_length=MAX_TEXTS)] | None = None
+    input: Text | Annotated[list[Text], Field(min_length=1, max_length=MAX_TEXTS)] | None = None
+    embd_normalize: int | None = None
+
+    @field_validator("embd_normalize")
+    @classmethod
+    def _one_length(cls, value: int | None) -> int | None:
+        if value not in (None, 2):
+            raise PydanticCustomError(
+                "unsupported", "Vectors have length 1 here", {"param": "embd_normalize"}
+            )
+        return value
+
+    def texts(self) -> list[str]:
+        """Return the texts."""
+        given = self.content if self.content is not None else self.input
+        return [given] if isinstance(given, str) else given or [""]
+
+
+@router.post("/completion")
+@router.post("/completions")
+async def completion(body: NativeCompletion, request: Request) -> Response:
+    """Continue a text, in llama-server's form."""
+    return await _answered(request, body, TextPrompt(body.prompt), body.prompt)
+
+
+@router.post("/infill")
+async def infill(body: InfillRequest, request: Request) -> Response:
+    """Fill a gap in a text, with a model that was trained to."""
+    return await _answered(request, body, body.gap(), body.prompt)
+
+
+async def _answered(
+    request: Request, body: NativeRequest, prompt: TextPrompt | InfillPrompt, shown: str
+) -> Response:
+    model = await model_of(request.app.state.world, body.model)
+    sampling = body.sampling()
+    form = NativeForm(model, shown, _settings(sampling, stream=bool(body.stream)), sampling.stop)
+    terms = body.terms(request.state.key)
+    asked = GenerationRequest(model, prompt, sampling, terms, stream=bool(body.stream))
+    return await respond(request, asked, form)
+
+
+@router.post("/tokenize")
+async def tokenize(body: TokenizeRequest, request: Request) -> Response:
+    """Turn a text into tokens. Nothing is computed."""
+    source = ToTokens(body.content, body.add_special, body.parse_special, body.with_pieces)
+    converted = await _converted(request, body, source)
+    if isinstance(converted, Response):
+        return converted
+    tokens: list[Any] = converted.tokens
+    if body.with_pieces:
+        pairs = zip(converted.tokens, converted.pieces, strict=True)
+        tokens = [{"id": token, "piece": _piece(piece)} for token, piece in pairs]
+    return json_response({"tokens": tokens})
+
+
+@router.post("/detokenize")
+async def detokenize(body: DetokenizeRequest, request: Request) -> Response:
+    """Turn tokens into their text. Nothing is computed."""
+    converted = await _converted(request, body, ToText(body.tokens))
+    return converted if isinstance(converted, Response) else json_response({"content": converted.text})
+
+
+@router.post("/apply-template")
+async def apply_template(body: ChatRequest, request: Request) -> Response:
+    """Return the text that the model's template makes of a conversation. Nothing is computed."""
+    converted = await _converted(request, body, body.prompt())
+    return converted if isinstance(converted, Response) else json_response({"prompt": converted.text})
+
+
+@router.post("/embedding")
+@router.post("/embeddings")
+async def embeddings(body: NativeEmbeddings, request: Request) -> Response:
+    """Turn texts into vectors, in llama-server's form."""
+    model = await model_of(request.app.state.world, body.model)
+    made = await unless_gone(request, embed(request, model, body.texts(), body.terms(request.state.key)))
+    if isinstance(made, Response):
+        return made
+    return json_response(
+        [{"index": at, "embedding": [as_numbers(vector)]} for at, vector in enumerate(made.vectors)]
+    )
+
+
+@router.get("/props")
+async def props(request: Request, model: str | None = None) -> Response:
+    """Say how a model is served. Its template is sealed with it: POST /apply-template uses it."""
+    world: World = request.app.state.world
+    status = await status_of(world, model)
+    about = description_of(status)
+    defaults = {"id": 0, "n_ctx": about.context, "params": _settings(Sampling(), stream=False)}
+    answer = {
+        "default_generation_settings": defaults,
+        "total_slots": about.sequences,
+        "model_alias": status.name,
+        "model_path": f"{status.name}.flex",
+        "modalities": {"vision": False, "audio": False},
+        "chat_template": "",
+        "build_info": world.welcome.engine,
+        "is_sleeping": not status.resident,
+    }
+    return json_response(answer)
+
+
+@router.get("/slots")
+async def slots(request: Request, model: str | None = None) -> Response:
+    """Say how many requests a model can compute at once, and how many it does."""
+    world: World = request.app.state.world
+    status = await status_of(world, model)
+    about, busy = description_of(status), world.metrics.running[status.name]
+    return json_response(
+        [
+            {"id": number, "n_ctx": about.context, "speculative": False, "is_processing": number < busy}
+            for number in range(about.sequences)
+        ]
+    )
+
+
+async def _converted(request: Request, body: ModelRequest, source: Any) -> Any:
+    world: World = request.app.state.world
+    model = await model_of(world, body.model)
+    return await unless_gone(request, world.convert(model, source))
+
+
+def _settings(sampling: Sampling, *, stream: bool) -> Json:
+    """Return how an answer is chosen, in llama-server's names."""
+    given = msgspec.to_builtins(sampling)
+    limit = -1 if sampling.max_tokens is None else sampling.max_tokens
+    seed = (1 << 32) - 1 if sampling.seed is None else sampling.seed
+    return {**given, "seed": seed, "n_predict": limit, "max_tokens": limit, "stream": stream}
+
+
+def _piece(data: bytes) -> str | list[int]:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return list(data)

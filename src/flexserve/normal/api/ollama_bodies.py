@@ -1,0 +1,233 @@
+"""The bodies that ollama's clients send, checked field by field."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from flexserve.normal.api.schemas import Body, ModelName, ModelRequest, Stop, Text, refuse_unsupported
+from flexserve.normal.api.tools import FunctionName, Label, Tools, compact, offered
+from flexserve.protocol.bounds import MAX_MESSAGES, MAX_STOPS, MAX_TEXTS, MAX_TOOL_CALLS
+from flexserve.protocol.messages import ChatMessage, ChatPrompt, InfillPrompt, Sampling, TextPrompt, ToolCall
+
+_TAG = ":latest"  # what ollama adds to names that say no other
+
+# Parameters not implemented, and the values with which they change nothing.
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "images": (None, []),
+    "context": (None, []),
+    "template": (None, ""),
+    "dimensions": (None, 0),
+}
+# Of the options, what cannot change an answer here: where and how it is computed is the server's affair.
+HARMLESS_OPTIONS = (
+    *("num_keep", "num_batch", "num_gpu", "main_gpu", "num_thread", "numa", "low_vram", "f16_kv"),
+    *("vocab_only", "use_mmap", "use_mlock", "logits_all", "embedding_only"),
+)
+
+
+class Options(Body):
+    """How to sample, in ollama's names; null stands for what is usual."""
+
+    temperature: Annotated[float, Field(ge=0, le=5)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    seed: Annotated[int, Field(ge=-1, le=(1 << 63) - 1)] | None = None
+    num_predict: Annotated[int, Field(ge=-2, le=1 << 20)] | None = None
+    num_ctx: Annotated[int, Field(ge=0, le=1 << 30)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _knows_them(cls, body: Any) -> Any:
+        for name, value in body.items() if isinstance(body, dict) else ():
+            if value is not None and name not in cls.model_fields and name not in HARMLESS_OPTIONS:
+                raise PydanticCustomError(
+                    "unsupported",
+                    "This server does not support option {option}. Leave it out.",
+                    {"param": f"options.{name[:64]}", "option": name[:64]},
+                )
+        return body
+
+    def sampling(self, schema: str | None) -> Sampling:
+        """Return how to sample."""
+        limit = self.num_predict if self.num_predict is not None and self.num_predict > 0 else None
+        seed = None if self.seed == -1 else self.seed
+        given = {"max_tokens": limit, "temperature": self.temperature, "top_p": self.top_p, "seed": seed}
+        chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return Sampling(stop=stop, schema=schema, **chosen)
+
+
+class OllamaRequest(ModelRequest):
+    """What all of ollama's requests to a model have in common."""
+
+    options: Options | None = None
+    stream: bool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _translate(cls, body: Any) -> Any:
+        refuse_unsupported(body, _UNSUPPORTED)
+        if not isinstance(body, dict):
+            return body
+        body = dict(body)
+        if isinstance(body.get("model"), str):
+            body["model"] = body["model"].removesuffix(_TAG)
+        if str(body.get("keep_alive")).startswith("-"):
+            body["keep_alive"] = -1  # any negative duration means for ever
+        return body
+
+    @property
+    def streams(self) -> bool:
+        """Whether the answer is a stream: here, it is unless the request says no."""
+        return self.stream is not False
+
+
+class _Answered(OllamaRequest):
+    """What chats and completions have in common."""
+
+    format: Literal["", "json"] | dict[str, Any] | None = None
+    think: bool | Literal["low", "medium", "high"] | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        self.sampling()
+        if self.think not in (None, False):
+            raise PydanticCustomError(
+                "unsupported", "This server does not support {param}. Leave it out.", {"param": "think"}
+            )
+        return self
+
+    def sampling(self) -> Sampling:
+        """Return how to sample. Raises PydanticCustomError for a format that is too long."""
+        schema = None
+        if self.format:
+            schema = compact({} if self.format == "json" else self.format, "format")
+        return (self.options or Options()).sampling(schema)
+
+
+class _Function(Body):
+    name: FunctionName
+    arguments: dict[str, Any] = Field(default_factory=dict)
+
+
+class _MadeCall(Body):
+    function: _Function
+    id: Label | None = None
+
+
+class OllamaTurn(Body):
+    """One message of a conversation."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: Text = ""
+    thinking: Text | None = None  # models are not shown their old thoughts again
+    images: Annotated[list[Any], Field(max_length=0)] | None = None
+    tool_calls: Annotated[list[_MadeCall], Field(max_length=MAX_TOOL_CALLS)] | None = None
+    tool_name: Label | None = None
+    tool_call_id: Label | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_images(cls, body: Any) -> Any:
+        refuse_unsupported(body, {"images": (None, [])})
+        return body
+
+    def message(self, number: int) -> ChatMessage:
+        """Return it as it crosses to the secure world; `number`: its place in the conversation."""
+        calls = [
+            ToolCall(
+                call.id or f"call_{number}_{place}",
+                call.function.name,
+                json.dumps(call.function.arguments, ensure_ascii=False),
+            )
+            for place, call in enumerate(self.tool_calls or [])
+        ]
+        of = self.tool_call_id or ""
+        return ChatMessage(self.role, self.content, calls, of, self.tool_name or "")
+
+
+class ChatBody(_Answered):
+    """Body of POST /api/chat. Without messages it loads the model, or lets it go."""
+
+    messages: Annotated[list[OllamaTurn], Field(max_length=MAX_MESSAGES)] = Field(default_factory=list)
+    tools: Tools | None = None
+
+    def prompt(self) -> ChatPrompt:
+        """Return the conversation, which is not empty."""
+        turns = [turn.message(number) for number, turn in enumerate(self.messages)]
+        return ChatPrompt(_with_ids(turns), *offered(self.tools, None))
+
+
+class GenerateBody(_Answered):
+    """Body of POST /api/generate. Without a prompt it loads the model, or lets it go."""
+
+    prompt: Text | None = None
+    suffix: Text | None = None
+    system: Text | None = None
+    raw: bool | None = None
+
+    def request_prompt(self) -> ChatPrompt | TextPrompt | InfillPrompt:
+        """Return what to answer: a conversation of one question, a raw text, or a gap."""
+        text = self.prompt or ""
+        if self.suffix:
+            return InfillPrompt(text, self.suffix)
+        if self.raw:
+            return TextPrompt(text)
+        turns = [ChatMessage("system", self.system)] if self.system else []
+        return ChatPrompt([*turns, ChatMessage("user", text)])
+
+
+class EmbedBody(OllamaRequest):
+    """Body of POST /api/embed. A text that does not fit is refused, also with `truncate`."""
+
+    input: Text | Annotated[list[Text], Field(max_length=MAX_TEXTS)]
+    truncate: bool | None = None
+
+
+class OldEmbedBody(OllamaRequest):
+    """Body of POST /api/embeddings, which ollama has had before /api/embed."""
+
+    prompt: Text
+
+
+class NameBody(Body):
+    """Body of routes that are about a model. Older clients call it `name`."""
+
+    model: ModelName
+    verbose: bool | None = None
+    stream: bool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _translate(cls, body: Any) -> Any:
+        if not isinstance(body, dict):
+            return body
+        name = body.get("model", body.get("name"))
+        return {**body, "model": name.removesuffix(_TAG) if isinstance(name, str) else name}
+
+
+class CopyBody(Body):
+    """Body of POST /api/copy."""
+
+    source: ModelName
+    destination: ModelName
+
+
+def _with_ids(turns: list[ChatMessage]) -> list[ChatMessage]:
+    """Return `turns` with each result saying which call it answers: ollama's come in the calls' order."""
+    open_calls: list[ToolCall] = []
+    done = []
+    for turn in turns:
+        if turn.tool_calls:
+            open_calls = list(turn.tool_calls)
+        if turn.role == "tool" and not turn.tool_call_id:
+            at = next((n for n, call in enumerate(open_calls) if turn.name in ("", call.name)), None)
+            answered = open_calls.pop(at).id if at is not None else "call"
+            done.append(ChatMessage(turn.role, turn.content, [], answered, turn.name))
+        else:
+            done.append(turn)
+    return done

@@ -1,0 +1,69 @@
+"""Between text and tokens, without computing: what clients ask to count, to cut and to look at."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Callable
+
+import msgspec
+
+from flexserve.errors import CallerError
+from flexserve.protocol.bounds import MAX_TOKENS
+from flexserve.protocol.messages import (
+    ChatPrompt,
+    Convert,
+    Converted,
+    Finished,
+    Started,
+    Timings,
+    ToTokens,
+    Usage,
+)
+from flexserve.trusted.open_model import OpenModel
+from flexserve.trusted.text.contents import rendered
+
+_MAX_SIZE = 3 << 20  # bytes of an answer: less than a frame holds
+_COST = 6  # bytes around a token or a piece, at most
+
+
+def convert(entry: OpenModel, request: Convert) -> Converted:
+    """Return what `request` asks for. Beside the engine's thread: a template is a stranger's code.
+
+    Raises CallerError for tokens that the model has not and for what is too long, and what rendering a
+    conversation raises.
+    """
+    source, vocabulary = request.source, entry.vocabulary
+    text = ""
+    tokens: list[int] = []
+    pieces: list[bytes] = []
+    if isinstance(source, ChatPrompt):
+        text, tokens = rendered(source, entry.template, vocabulary)
+    elif isinstance(source, ToTokens):
+        tokens = vocabulary.encode(source.text, special=source.special, start=source.start)
+        pieces = [vocabulary.piece(token, special=True) for token in tokens] if source.pieces else []
+    else:
+        _check(source.tokens, vocabulary.size)
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        data = b"".join(vocabulary.piece(token, special=True) for token in source.tokens)
+        text = decoder.decode(data, final=True)
+    size = len(text.encode()) + _COST * (len(tokens) + len(pieces)) + sum(map(len, pieces))
+    if size > _MAX_SIZE or len(tokens) > MAX_TOKENS:
+        raise CallerError("It is too long to be converted in one piece.", hint="Send it in parts.")
+    return Converted(request.request, text, tokens, pieces)
+
+
+def give(converted: Converted, send: Callable[[msgspec.Struct], None]) -> Finished:
+    """Send what was converted; return the end."""
+    count = len(converted.tokens)
+    send(Started(converted.request, count))
+    send(converted)
+    return Finished(converted.request, "stop", Usage(count, 0), Timings())
+
+
+def _check(tokens: list[int], size: int) -> None:
+    if any(token >= size for token in tokens):
+        raise CallerError(
+            f"The model has no such token: they are 0 to {size - 1}.",
+            hint="Send tokens that this model made.",
+            code="no_such_token",
+        )

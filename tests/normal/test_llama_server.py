@@ -1,0 +1,133 @@
+"""llama-server's own API over a scripted world, and its aliases of other routes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+
+from flexserve.normal.api.app import create_app
+from flexserve.normal.world import supervised
+from flexserve.protocol.messages import Generate, InfillPrompt, Snippet, TextPrompt
+from flexserve.testing.scripted_link import AdjustableMemory, ScriptedLink
+from flexserve.testing.scripted_world import Behaviour, Script
+
+pytestmark = pytest.mark.anyio
+USER = [{"role": "user", "content": "Hi"}]
+
+
+@pytest.fixture
+def link() -> ScriptedLink:
+    return ScriptedLink(Script(models={"tiny": Behaviour()}))
+
+
+@pytest.fixture
+async def client(link: ScriptedLink) -> AsyncIterator[httpx.AsyncClient]:
+    async with supervised(link.launch, AdjustableMemory(), drain=0) as world:
+        transport = httpx.ASGITransport(create_app(world))
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            yield client
+
+
+def asked(link: ScriptedLink) -> Generate:
+    return next(m for m in reversed(link.scripted.received) if isinstance(m, Generate))
+
+
+async def test_a_completion_needs_no_model_where_there_is_one(
+    client: httpx.AsyncClient, link: ScriptedLink
+) -> None:
+    answer = (await client.post("/completion", json={"prompt": "Once", "n_predict": 2})).json()
+    assert answer["content"] == "Hello,"
+    assert (answer["stop"], answer["stop_type"], answer["model"]) == (True, "limit", "tiny")
+    assert (answer["tokens_predicted"], answer["tokens_evaluated"]) == (2, 7)
+    assert answer["timings"]["predicted_n"] == 2
+    assert answer["generation_settings"]["n_predict"] == 2
+    assert asked(link).prompt == TextPrompt("Once")
+    endless = (await client.post("/completions", json={"prompt": ["Once"], "n_predict": -1})).json()
+    assert (endless["content"], endless["stop_type"]) == ("Hello, world!", "eos")
+    assert asked(link).sampling.max_tokens is None
+
+
+async def test_a_stream_ends_with_what_it_took(client: httpx.AsyncClient) -> None:
+    response = await client.post("/completion", json={"prompt": "Once", "stream": True})
+    *said, end = [json.loads(line[6:]) for line in response.text.splitlines() if line]
+    assert "".join(one["content"] for one in said) == "Hello, world!"
+    assert not any(one["stop"] for one in said)
+    assert (end["stop"], end["content"], end["tokens_predicted"]) == (True, "", 4)
+
+
+async def test_probabilities_are_said_where_they_are_asked_for(client: httpx.AsyncClient) -> None:
+    answer = (await client.post("/completion", json={"prompt": "Once", "n_probs": 2})).json()
+    first = answer["completion_probabilities"][0]
+    assert (first["token"], len(first["top_logprobs"])) == ("Hello", 2)
+
+
+async def test_text_becomes_tokens_and_tokens_text(client: httpx.AsyncClient, link: ScriptedLink) -> None:
+    assert (await client.post("/tokenize", json={"content": "Hi"})).json() == {"tokens": [72, 105]}
+    pieces = (await client.post("/tokenize", json={"content": "H", "with_pieces": True})).json()
+    assert pieces == {"tokens": [{"id": 72, "piece": "H"}]}
+    assert (await client.post("/detokenize", json={"tokens": [72, 105]})).json() == {"content": "Hi"}
+    rendered = await client.post("/apply-template", json={"messages": USER})
+    assert rendered.json() == {"prompt": "user: Hi\n"}
+    assert not any(isinstance(message, Generate) for message in link.scripted.received)
+
+
+async def test_a_gap_crosses_with_the_texts_around_it(client: httpx.AsyncClient, link: ScriptedLink) -> None:
+    extra = [{"filename": "a.py", "text": "import b"}]
+    body = {"input_prefix": "def f(", "input_suffix": "return x", "input_extra": extra, "prompt": "x"}
+    response = await client.post("/infill", json=body)
+    assert response.json()["content"] == "Hello, world!"
+    assert asked(link).prompt == InfillPrompt("def f(", "return x", "x", [Snippet("a.py", "import b")])
+
+
+async def test_vectors_come_in_its_own_form(client: httpx.AsyncClient) -> None:
+    for body in ({"content": "a"}, {"input": ["a"]}):
+        (made,) = (await client.post("/embedding", json=body)).json()
+        assert made["index"] == 0
+        assert len(made["embedding"][0]) == 2
+
+
+async def test_how_a_model_is_served_is_said(client: httpx.AsyncClient) -> None:
+    props = (await client.get("/props")).json()
+    assert (props["total_slots"], props["model_alias"]) == (4, "tiny")
+    assert props["default_generation_settings"]["n_ctx"] == 4096
+    slots = (await client.get("/slots?model=tiny")).json()
+    assert [slot["is_processing"] for slot in slots] == [False] * 4
+    missing = await client.get("/props?model=absent")
+    assert (missing.status_code, missing.json()["error"]["type"]) == (404, "not_found_error")
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/chat/completions", {"messages": USER}),
+        ("/v1/chat/completions", {"messages": USER}),
+        ("/responses", {"input": "Hi"}),
+        ("/v1/completions", {"prompt": "Hi"}),
+        ("/v1/embeddings", {"input": "Hi"}),
+        ("/v1/messages", {"messages": USER, "max_tokens": 5}),
+    ],
+)
+async def test_other_routes_go_without_v1_and_without_a_model(
+    client: httpx.AsyncClient, path: str, body: dict[str, Any]
+) -> None:
+    answer = await client.post(path, json=body)
+    assert answer.status_code == 200
+    assert answer.json()["model"] == "tiny"
+
+
+async def test_models_and_health_are_found_where_llama_server_has_them(client: httpx.AsyncClient) -> None:
+    for path in ("/models", "/v1/models"):
+        (card,) = (await client.get(path)).json()["data"]
+        assert (card["id"], card["meta"]["n_ctx_train"]) == ("tiny", 8192)
+    assert (await client.get("/v1/health")).json()["status"] == "ok"
+
+
+@pytest.mark.parametrize("body", [{"prompt": [1, 2]}, {"prompt": "x", "n_predict": -2}, {}])
+async def test_what_cannot_be_done_is_refused_in_its_form(client: httpx.AsyncClient, body: Any) -> None:
+    response = await client.post("/completion", json=body)
+    assert response.status_code == 400
+    assert response.json()["error"]["type"] == "invalid_request_error"

@@ -1,0 +1,220 @@
+"""Ollama's API over a scripted world: what is asked of the secure world, and what clients read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+
+from flexserve.normal.api.app import create_app
+from flexserve.normal.world import supervised
+from flexserve.protocol.messages import (
+    ChatMessage,
+    ChatPrompt,
+    Convert,
+    Generate,
+    InfillPrompt,
+    TextPrompt,
+    ToolCall,
+    Warm,
+)
+from flexserve.testing.scripted_link import AdjustableMemory, ScriptedLink
+from flexserve.testing.scripted_world import Behaviour, Fault, Script
+
+pytestmark = pytest.mark.anyio
+CALL = '<tool_call>{"name": "weather", "arguments": {"city": "Rome"}}</tool_call>'
+MODELS = {
+    "tiny": Behaviour(),
+    "caller": Behaviour(tokens=["Let me ", "see. ", CALL[:20], CALL[20:]]),
+    "forged": Behaviour(fault=Fault.FAIL),
+}
+USER = [{"role": "user", "content": "Hi"}]
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+
+
+@pytest.fixture
+def link() -> ScriptedLink:
+    return ScriptedLink(Script(models=MODELS))
+
+
+@pytest.fixture
+async def client(link: ScriptedLink) -> AsyncIterator[httpx.AsyncClient]:
+    async with supervised(link.launch, AdjustableMemory(), drain=0) as world:
+        transport = httpx.ASGITransport(create_app(world))
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            yield client
+
+
+def chat(model: str = "tiny", **more: Any) -> dict[str, Any]:
+    return {"model": model, "messages": USER, **more}
+
+
+def asked(link: ScriptedLink, kind: type[Any] = Generate) -> Any:
+    return next(m for m in reversed(link.scripted.received) if isinstance(m, kind))
+
+
+def lines(response: httpx.Response) -> list[dict[str, Any]]:
+    assert response.headers["content-type"] == "application/x-ndjson"
+    return [json.loads(line) for line in response.text.splitlines()]
+
+
+async def test_a_chat_streams_unless_it_is_told_not_to(client: httpx.AsyncClient) -> None:
+    *said, end = lines(await client.post("/api/chat", json=chat()))
+    assert "".join(one["message"]["content"] for one in said) == "Hello, world!"
+    assert not any(one["done"] for one in said)
+    assert (end["done"], end["done_reason"], end["eval_count"], end["prompt_eval_count"]) == (
+        True,
+        "stop",
+        4,
+        7,
+    )
+    whole = (await client.post("/api/chat", json=chat(stream=False))).json()
+    assert whole["message"] == {"role": "assistant", "content": "Hello, world!"}
+    assert whole["done"] is True
+    assert whole["prompt_eval_duration"] == 2_500_000
+
+
+async def test_a_body_is_json_whatever_its_type_is_said_to_be(client: httpx.AsyncClient) -> None:
+    for kind in ("application/x-www-form-urlencoded", "text/plain"):
+        headers = {"Content-Type": kind}
+        response = await client.post("/api/chat", content=json.dumps(chat(stream=False)), headers=headers)
+        assert response.json()["message"]["content"] == "Hello, world!"
+
+
+async def test_a_name_may_have_ollamas_usual_tag(client: httpx.AsyncClient, link: ScriptedLink) -> None:
+    assert (await client.post("/api/chat", json=chat("tiny:latest"))).status_code == 200
+    assert asked(link).model == "tiny"
+    other = await client.post("/api/chat", json=chat("tiny:8b"))
+    assert other.status_code == 404
+
+
+async def test_a_call_comes_whole_with_its_arguments_as_an_object(client: httpx.AsyncClient) -> None:
+    for stream in (True, False):
+        response = await client.post("/api/chat", json=chat("caller", tools=[TOOL], stream=stream))
+        messages = [one["message"] for one in (lines(response) if stream else [response.json()])]
+        (call,) = [call for message in messages for call in message.get("tool_calls", [])]
+        assert call["function"] == {"name": "weather", "arguments": {"city": "Rome"}}
+        assert "".join(message["content"] for message in messages).strip() == "Let me see."
+
+
+async def test_a_conversation_crosses_with_results_that_name_their_calls(
+    client: httpx.AsyncClient, link: ScriptedLink
+) -> None:
+    call = {"function": {"name": "weather", "arguments": {"city": "Rome"}}}
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "How is Rome?"},
+        {"role": "assistant", "content": "", "tool_calls": [call, call]},
+        {"role": "tool", "content": "sunny", "tool_name": "weather"},
+        {"role": "tool", "content": "warm"},
+    ]
+    options = {"temperature": 0, "top_p": 0.5, "seed": 3, "num_predict": 9, "stop": ["x"], "num_thread": 8}
+    response = await client.post("/api/chat", json=chat(messages=turns, options=options, format="json"))
+    assert response.status_code == 200, response.text
+    request = asked(link)
+    arguments = '{"city": "Rome"}'
+    assert request.prompt.messages == [
+        ChatMessage("system", "Be brief."),
+        ChatMessage("user", "How is Rome?"),
+        ChatMessage(
+            "assistant",
+            "",
+            [ToolCall("call_2_0", "weather", arguments), ToolCall("call_2_1", "weather", arguments)],
+        ),
+        ChatMessage("tool", "sunny", [], "call_2_0", "weather"),
+        ChatMessage("tool", "warm", [], "call_2_1", ""),
+    ]
+    sampling = request.sampling
+    assert (sampling.temperature, sampling.top_p, sampling.seed, sampling.max_tokens) == (0, 0.5, 3, 9)
+    assert (sampling.stop, sampling.schema) == (["x"], "{}")
+
+
+async def test_a_prompt_is_a_question_a_raw_text_or_a_gap(
+    client: httpx.AsyncClient, link: ScriptedLink
+) -> None:
+    async def prompt_of(**body: Any) -> Any:
+        response = await client.post("/api/generate", json={"model": "tiny", **body})
+        assert "".join(one["response"] for one in lines(response)) == "Hello, world!"
+        return asked(link).prompt
+
+    assert await prompt_of(prompt="Hi", system="Be brief.") == ChatPrompt(
+        [ChatMessage("system", "Be brief."), ChatMessage("user", "Hi")]
+    )
+    assert await prompt_of(prompt="Hi", raw=True) == TextPrompt("Hi")
+    assert await prompt_of(prompt="def f(", suffix="return x") == InfillPrompt("def f(", "return x")
+
+
+async def test_an_empty_request_loads_a_model_or_lets_it_go(
+    client: httpx.AsyncClient, link: ScriptedLink
+) -> None:
+    loaded = lines(await client.post("/api/generate", json={"model": "tiny", "keep_alive": "10m"}))
+    assert [one["done_reason"] for one in loaded] == ["load"]
+    assert asked(link, Warm).keep_alive == 600
+    gone = lines(await client.post("/api/chat", json={"model": "tiny", "messages": [], "keep_alive": 0}))
+    assert [one["done_reason"] for one in gone] == ["unload"]
+    assert asked(link, Convert).keep_alive == 0
+    await client.post("/api/chat", json=chat(keep_alive="-1m"))
+    assert asked(link).keep_alive == -1
+
+
+async def test_texts_become_vectors(client: httpx.AsyncClient) -> None:
+    answer = (await client.post("/api/embed", json={"model": "tiny", "input": ["a", "ab"]})).json()
+    assert [len(vector) for vector in answer["embeddings"]] == [2, 2]
+    assert answer["prompt_eval_count"] == 7
+    old = (await client.post("/api/embeddings", json={"model": "tiny", "prompt": "a"})).json()
+    assert old["embedding"] == answer["embeddings"][0]
+
+
+async def test_models_are_listed_shown_and_seen_in_memory(client: httpx.AsyncClient) -> None:
+    tags = (await client.get("/api/tags")).json()["models"]
+    assert [model["name"] for model in tags] == list(MODELS)
+    assert tags[0]["details"]["parameter_size"] == "8.03B"
+    assert tags[0]["modified_at"] == "2023-11-14T22:13:20Z"
+    shown = (await client.post("/api/show", json={"model": "tiny"})).json()
+    assert shown["capabilities"] == ["completion", "tools", "embedding"]
+    assert shown["model_info"]["llama.context_length"] == 8192
+    present = (await client.get("/api/ps")).json()["models"]
+    assert (present[0]["size"], present[0]["context_length"]) == (300, 4096)
+    assert (await client.get("/api/version")).json()["version"]
+    assert (await client.head("/")).status_code == 200
+    assert (await client.post("/api/show", json={"name": "absent"})).status_code == 404
+
+
+async def test_the_store_is_not_changed_by_requests(client: httpx.AsyncClient) -> None:
+    assert lines(await client.post("/api/pull", json={"model": "tiny"})) == [{"status": "success"}]
+    for method, path, body in (
+        ("POST", "/api/pull", {"model": "absent"}),
+        ("POST", "/api/copy", {"source": "tiny", "destination": "other"}),
+        ("POST", "/api/create", {"model": "other", "from": "tiny"}),
+        ("POST", "/api/push", {"model": "tiny"}),
+        ("DELETE", "/api/delete", {"model": "tiny"}),
+    ):
+        response = await client.request(method, path, json=body)
+        assert response.status_code == 400
+        assert "flexserve " in response.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "word"),
+    [
+        ({"options": {"num_ctx": 100_000}}, "num_ctx"),
+        ({"options": {"made_up": 1}}, "made_up"),
+        ({"messages": [{"role": "user", "content": "x", "images": ["aGk="]}]}, "images"),
+        ({"keep_alive": "soon"}, "keep_alive"),
+        ({"messages": "x"}, "messages"),
+    ],
+)
+async def test_what_cannot_be_done_is_refused_by_name(
+    client: httpx.AsyncClient, wrong: Any, word: str
+) -> None:
+    response = await client.post("/api/chat", json=chat(**wrong))
+    assert response.status_code == 400
+    assert word in response.json()["error"]
+
+
+async def test_an_error_in_a_stream_is_its_last_line(client: httpx.AsyncClient) -> None:
+    *_, last = lines(await client.post("/api/chat", json=chat("forged")))
+    assert set(last) == {"error"}
