@@ -201,6 +201,15 @@ class Settings(BaseSettings):
     keep_alive: Duration = Field(
         300.0, description='How long an idle model keeps its memory unasked: "10m", seconds, -1 for ever.'
     )
+    cache_threshold: float = Field(
+        0.25, ge=0, le=1, description="A model with at least this share of the requests is worth caching."
+    )
+    cache_top: int = Field(
+        3, ge=0, le=1024, description="When no model has that share, so many of the most asked ones are."
+    )
+    rewarm: bool = Field(
+        True, description="Bring such models back when nobody needs the memory, before a request asks."
+    )
 
     @classmethod
     def settings_customise_sources(
@@ -264,6 +273,9 @@ class Settings(BaseSettings):
             max_queue=self.max_queue,
             step_seconds=self.step_seconds,
             idle_seconds=_YEAR if self.keep_alive < 0 else self.keep_alive,
+            cache_threshold=self.cache_threshold,
+            cache_top=self.cache_top,
+            rewarm=self.rewarm,
         )
 
 

@@ -106,3 +106,36 @@ def test_two_models_in_memory_are_served_in_turns(library: Library, pair: tuple[
         assert world.result(short).finished.usage.completion_tokens == 2
         assert world.status().running == 1, "the long one was to go on meanwhile"
         assert world.result(long).finished.usage.completion_tokens > 2
+
+
+def test_a_recalled_model_comes_back_by_itself_and_is_the_first_to_go_again(
+    library: Library, pair: tuple[str, str]
+):
+    first, _ = pair
+    right = library.answer(library.file("small-llama", "q4_0"), PROMPTS[1], TOKENS)
+    with library.open(rewarm=True) as world:
+        ask(world, first)
+        world.recall(None)
+        until(lambda: state(world, first).state == "loaded")
+        status = state(world, first)
+        assert status.rewarmed == status.weights
+        assert status.rewarmed_for == f"{first}: it had 100% of the requests of the last hour"
+        plan = world.recall(world.welcome.chunk).plan
+        assert plan[0].startswith(f"weights of {first}")
+        assert len(plan) == 1
+        answer = world.result(world.submit(first, TextPrompt(PROMPTS[1]), TOKENS))
+        assert answer.text == right
+        assert state(world, first).rewarmed == 0
+
+
+def test_nothing_comes_back_when_the_normal_world_has_nothing_to_spare_or_the_setting_is_off(
+    library: Library, pair: tuple[str, str]
+):
+    first, _ = pair
+    for rewarm, budget in ((True, 0), (False, None)):
+        with library.open(rewarm=rewarm) as world:
+            ask(world, first)
+            world.budget = budget
+            world.recall(None)
+            time.sleep(0.5)
+            assert state(world, first).resident == 0

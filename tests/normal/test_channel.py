@@ -35,11 +35,13 @@ from flexserve.protocol.messages import (
     Recalled,
     Returned,
     Sampling,
+    Spare,
     Started,
     Status,
     TextPrompt,
     Timings,
     Usage,
+    WantSpare,
 )
 from flexserve.protocol.statuses import Failure
 from flexserve.testing.scripted_link import ScriptedLink
@@ -59,6 +61,10 @@ class AuditLog:
     def need(self, message: NeedMemory) -> Grant:
         self.said.append(message)
         return Grant(message.serial, message.size)
+
+    def spare(self, message: WantSpare) -> Spare:
+        self.said.append(message)
+        return Spare(message.serial, message.size)
 
     def returned(self, message: Returned) -> None:
         self.said.append(message)

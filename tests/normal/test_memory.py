@@ -16,7 +16,16 @@ from flexserve.normal.memory import MemoryBroker
 from flexserve.normal.pins import Pins
 from flexserve.platforms.ports import MemorySample
 from flexserve.policy.pressure import MAX_RESERVATIONS, Limits
-from flexserve.protocol.messages import NeedMemory, Pin, Recall, Recalled, Returned, Sampling, TextPrompt
+from flexserve.protocol.messages import (
+    NeedMemory,
+    Pin,
+    Recall,
+    Recalled,
+    Returned,
+    Sampling,
+    TextPrompt,
+    WantSpare,
+)
 from flexserve.testing.scripted_link import AdjustableMemory, ScriptedLink
 from flexserve.testing.scripted_world import Behaviour, Script
 from flexserve.units import GIB, MIB
@@ -345,3 +354,33 @@ def test_whatever_a_hostile_secure_world_asks_and_claims_the_sum_stays_right(
         await link.stop(drain=0)
 
     asyncio.run(run())
+
+
+# ---- memory that nobody needs -----------------------------------------------------------------------
+
+
+async def test_what_nobody_needs_is_told_and_logged_with_the_reason_and_not_granted(
+    attached: MemoryBroker, memory: AdjustableMemory
+) -> None:
+    memory.free, memory.refaulted = 40 * GIB, 0
+    assert [attached.spare(WantSpare(serial, 3 * GIB, "tiny: it is pinned")).size for serial in (1, 2)] == [
+        0,
+        GIB,
+    ]
+    assert attached.granted == 0
+    (line,) = attached.audit_log.lines()
+    assert (line.kind, line.size, line.reason) == (Kind.REWARM, GIB, "tiny: it is pinned")
+
+
+async def test_an_answer_that_nothing_is_spare_leaves_no_line(
+    attached: MemoryBroker, memory: AdjustableMemory
+) -> None:
+    memory.available, memory.free, memory.refaulted = 2 * GIB, 2 * GIB, 0
+    for serial in range(5):
+        assert attached.spare(WantSpare(serial, GIB, "tiny: it is pinned")).size == 0
+    assert attached.audit_log.lines() == ()
+    assert attached.counters.refusals == {}
+
+
+async def test_an_os_that_does_not_tell_has_nothing_to_spare() -> None:
+    assert MemoryBroker(AdjustableMemory()).spare(WantSpare(1, GIB, "tiny")).size == 0

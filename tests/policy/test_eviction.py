@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flexserve.policy.eviction import InvocationLog, Profile, Speeds, added_latency, targets, victims
+from flexserve.policy.eviction import InvocationLog, Profile, Speeds, added_latency, losses, targets
+from flexserve.policy.ranking import cheapest
 
 CHUNK = 10
 
@@ -36,6 +37,12 @@ def profile(model="m", weights=100, rate=1.0, share=1.0, prompt=0.0, restore=10.
 
 def chunks(size: int) -> int:
     return -(-size // CHUNK)
+
+
+def victims(profiles, resident, size, *, chunk):
+    """(model, bytes to take off its tail): what the ranking says where nobody has KV."""
+    taken = cheapest(losses(profiles, resident, chunk=chunk), [], size, chunk=chunk)
+    return [(model, min(count, resident[model])) for (model, _), count in taken]
 
 
 def loss(profiles, resident) -> float:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from flexserve.policy.recall import Holding, Step, plan, protected
 from flexserve.protocol.trusted_app import Kind
+
+
+def idle_kv_in_a_sequence(holding: Holding) -> Holding:
+    idle = holding.kind is Kind.KV and not holding.running
+    return dataclasses.replace(holding, sequence=1) if idle else holding
+
 
 HOLDINGS = st.lists(
     st.builds(
@@ -20,7 +28,7 @@ HOLDINGS = st.lists(
     ),
     max_size=9,
     unique_by=lambda holding: (holding.model, holding.kind),
-)
+).map(lambda holdings: [idle_kv_in_a_sequence(holding) for holding in holdings])
 DEMANDS = st.integers(0, 1000)
 
 
@@ -28,7 +36,7 @@ def test_scratch_goes_first_then_cold_kv_then_weights_of_the_model_used_longest_
     holdings = [
         Holding("new", Kind.WEIGHTS, 10, running=False, last_used=2),
         Holding("old", Kind.WEIGHTS, 10, running=False, last_used=1),
-        Holding("old", Kind.KV, 10, running=False, last_used=1),
+        Holding("old", Kind.KV, 10, running=False, last_used=1, sequence=0),
         Holding("new", Kind.SCRATCH, 10, running=False, last_used=2),
     ]
     assert [(step.kind, step.model) for step in plan(holdings, None)] == [
@@ -101,18 +109,35 @@ def test_the_plan_does_not_depend_on_the_order_in_which_holdings_are_named(holdi
     assert plan(holdings, demand) == plan(holdings[::-1], demand)
 
 
-def test_with_a_policy_weights_go_by_what_it_says_and_not_by_last_use():
+def test_with_a_policy_weights_and_kv_go_by_what_it_says_and_not_by_last_use():
     holdings = [
         Holding("old", Kind.WEIGHTS, 100, running=False, last_used=1),
         Holding("new", Kind.WEIGHTS, 100, running=False, last_used=2),
-        Holding("new", Kind.KV, 5, running=False, last_used=2),
+        Holding("new", Kind.KV, 5, running=False, last_used=2, sequence=3),
+        Holding("new", Kind.KV, 6, running=False, last_used=1, sequence=4),
     ]
-    steps = plan(holdings, 95, victims=lambda resident, size: [("new", 60), ("old", size - 60)])
-    assert [(step.kind, step.model, step.size) for step in steps] == [
-        (Kind.KV, "new", 5),
-        (Kind.WEIGHTS, "new", 60),
-        (Kind.WEIGHTS, "old", 30),
+    offers = [(("new", None), 60), (("new", 3), 1), (("old", None), 30)]
+    steps = plan(holdings, 95, victims=lambda resident, size: offers)
+    assert [(step.kind, step.model, step.size, step.sequence) for step in steps] == [
+        (Kind.WEIGHTS, "new", 60, None),
+        (Kind.KV, "new", 5, 3),
+        (Kind.WEIGHTS, "old", 30, None),
     ]
+
+
+def test_what_no_request_asked_for_is_undone_before_scratch_goes():
+    holdings = [
+        Holding("a", Kind.SCRATCH, 10, running=False, last_used=1),
+        Holding("a", Kind.WEIGHTS, 100, running=False, last_used=1, unasked=30),
+        Holding("b", Kind.WEIGHTS, 100, running=True, last_used=1, unasked=50),
+    ]
+    assert plan(holdings, 20) == [Step("a", Kind.WEIGHTS, 20, between_slices=False, unasked=True)]
+    assert plan(holdings, 50) == [
+        Step("a", Kind.WEIGHTS, 30, between_slices=False, unasked=True),
+        Step("a", Kind.SCRATCH, 10, between_slices=False),
+        Step("a", Kind.WEIGHTS, 10, between_slices=False),
+    ]
+    assert sum(step.size for step in plan(holdings, None)) == 110
 
 
 def test_a_policy_is_asked_about_idle_models_first_and_about_running_ones_only_for_the_rest():
@@ -124,17 +149,18 @@ def test_a_policy_is_asked_about_idle_models_first_and_about_running_ones_only_f
 
     def victims(resident, size):
         asked.append((dict(resident), size))
-        return [(model, min(held, size)) for model, held in resident.items()]
+        return [(part, min(held, size)) for part, held in resident.items()]
 
     steps = plan(holdings, 50, victims=victims)
-    assert asked == [({"idle": 30}, 50), ({"busy": 100}, 20)]
+    assert asked == [({("idle", None): 30}, 50), ({("busy", None): 100}, 20)]
     assert [(step.model, step.size, step.between_slices) for step in steps] == [
         ("idle", 30, False),
         ("busy", 20, True),
     ]
 
 
-OFFERS = st.lists(st.tuples(st.sampled_from(["a", "b", "c", "d"]), st.integers(-5, 200)), max_size=5)
+PARTS = st.tuples(st.sampled_from(["a", "b", "c", "d"]), st.sampled_from([None, 1]))
+OFFERS = st.lists(st.tuples(PARTS, st.integers(-5, 200)), max_size=5)
 
 
 @given(holdings=HOLDINGS, demand=st.none() | DEMANDS, offers=OFFERS)

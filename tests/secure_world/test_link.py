@@ -6,6 +6,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import pytest
@@ -22,7 +23,9 @@ from flexserve.protocol.messages import (
     NeedMemory,
     Query,
     Returned,
+    Spare,
     ToNormal,
+    WantSpare,
 )
 from flexserve.secure_world.link import Link
 
@@ -70,8 +73,10 @@ def test_a_second_handshake_is_refused():
         hear(encode(Query(1)) + encode(Hello(PROTOCOL_VERSION)))
 
 
-def answering(answers: Callable[[NeedMemory], list[Grant]]) -> tuple[int, list[msgspec.Struct]]:
-    """Request 100 bytes of a normal world that answers so; return the grant and what the link said."""
+def answering(
+    answers: Callable[[Any], list[Any]], ask: Callable[[Link], int] = lambda link: link.request(100, 10)
+) -> tuple[int, list[msgspec.Struct]]:
+    """Ask 100 bytes of a normal world that answers so; return what the link got and said."""
     ours, theirs = socket.socketpair()
     said: list[msgspec.Struct] = []
     with ours, theirs:
@@ -84,13 +89,13 @@ def answering(answers: Callable[[NeedMemory], list[Grant]]) -> tuple[int, list[m
             while data := ours.recv(65536):
                 for message in decoder.feed(data):
                     said.append(message)
-                    if isinstance(message, NeedMemory):
+                    if isinstance(message, NeedMemory | WantSpare):
                         ours.sendall(b"".join(map(encode, answers(message))))
                         ours.shutdown(socket.SHUT_WR)
 
         peer = threading.Thread(target=answer)
         peer.start()
-        granted = link.request(100, 10)
+        granted = ask(link)
         reader.join()
         theirs.shutdown(socket.SHUT_RDWR)
         peer.join()
@@ -111,6 +116,14 @@ def test_a_grant_that_nobody_asked_for_goes_straight_back():
 def test_a_normal_world_that_leaves_refuses_what_was_asked():
     granted, _ = answering(lambda _need: [])
     assert granted == 0
+
+
+def test_what_is_spare_is_no_more_than_was_asked_for_and_nothing_goes_back():
+    spare, said = answering(
+        lambda want: [Spare(want.serial, 1 << 40)], ask=lambda link: link.spare(100, "tiny: it is pinned")
+    )
+    assert spare == 100
+    assert said == [WantSpare(1, 100, "tiny: it is pinned")]
 
 
 def test_other_messages_pass_in_order():

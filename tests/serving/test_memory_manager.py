@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from flexserve.errors import GrantRefusedError
+from flexserve.policy.eviction_policy import EvictionPolicy
 from flexserve.protocol.messages import Finished, Recall, Timings, Usage
 from flexserve.protocol.trusted_app import Kind
 from flexserve.serving.memory_manager import MemoryManager
@@ -271,3 +272,135 @@ def test_speeds_that_were_measured_tell_what_a_restore_takes() -> None:
         memory.measured("a", Finished(1, "stop", Usage(100, 1), timings))
     assert memory.restore_seconds("a") < before / 10
     assert memory.restore_seconds("a") == pytest.approx(100 * CHUNK / (5 * (1 << 30)), rel=0.01)
+
+
+# ---- brought back without a request ----------------------------------------------------------------
+
+
+class SpareMemory:
+    """A normal world that says how much nobody needs, and remembers what it was for."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.reasons = size, list[str]()
+
+    def __call__(self, size: int, reason: str) -> int:
+        self.reasons.append(reason)
+        return min(size, self.size)
+
+
+def rewarming(app: FakeApp, spare: SpareMemory, idle: float = 3600) -> tuple[MemoryManager, ModelManager]:
+    models = ModelManager(app, idle)
+    for name in app.models:
+        models.used(name, None)
+    return MemoryManager(app, models, EvictionPolicy(app.chunk), spare), models
+
+
+def test_a_model_that_is_asked_often_comes_back_piece_by_piece_and_says_why() -> None:
+    app, spare = FakeApp(a=FakeModel(8 * CHUNK, is_open=True)), SpareMemory(3 * CHUNK)
+    memory, _ = rewarming(app, spare)
+    memory.invoked("a", 8, None)
+    seen = []
+    for _ in range(5):
+        memory.tidy()
+        seen.append(app.models["a"].weights // CHUNK)
+    assert seen == [3, 6, 8, 8, 8]
+    assert set(spare.reasons) == {"a: it had 100% of the requests of the last hour"}
+    assert memory.rewarmed() == {"a": (8 * CHUNK, spare.reasons[0])}
+
+
+def test_a_model_comes_back_no_further_than_memory_is_spare() -> None:
+    app, spare = FakeApp(a=FakeModel(8 * CHUNK, is_open=True)), SpareMemory(0)
+    memory, _ = rewarming(app, spare)
+    memory.invoked("a", 8, None)
+    assert memory.tidy() == 2, "and it is asked again"
+    assert app.models["a"].weights == 0
+    assert memory.rewarmed() == {}
+
+
+def test_without_the_setting_nothing_comes_back() -> None:
+    app = FakeApp(a=FakeModel(8 * CHUNK, is_open=True))
+    memory = manager(app)
+    memory.invoked("a", 8, None)
+    memory.tidy()
+    assert app.models["a"].weights == 0
+
+
+def test_what_came_back_without_a_request_is_recalled_before_scratch_and_not_brought_back_at_once() -> None:
+    app, spare = (
+        FakeApp(a=FakeModel(8 * CHUNK, is_open=True), b=loaded(4, has_scratch=CHUNK)),
+        SpareMemory(1 << 40),
+    )
+    memory, _ = rewarming(app, spare)
+    memory.invoked("a", 8, None)
+    memory.tidy()
+    memory.answer(recall(5 * CHUNK))
+    assert evicted(app) == [("a", Kind.WEIGHTS, 5 * CHUNK, "gone")]
+    asked = len(spare.reasons)
+    memory.tidy()
+    assert len(spare.reasons) == asked
+
+
+def test_what_a_request_used_is_recalled_by_its_value() -> None:
+    app = FakeApp(a=FakeModel(8 * CHUNK, is_open=True), b=loaded(4))
+    memory, _ = rewarming(app, SpareMemory(1 << 40))
+    for _ in range(9):
+        memory.invoked("a", 8, None)
+    memory.tidy()
+    memory.turn("a")
+    assert memory.rewarmed() == {}
+    memory.answer(recall(2 * CHUNK))
+    assert evicted(app) == [("b", Kind.WEIGHTS, 2 * CHUNK, "gone")]
+
+
+def test_a_request_ends_what_is_being_brought_back_and_not_what_was_announced() -> None:
+    app = FakeApp(a=FakeModel(8 * CHUNK, is_open=True), b=FakeModel(8 * CHUNK))
+    memory, _ = rewarming(app, SpareMemory(1 << 40))
+    memory.invoked("a", 8, None)
+    memory.tidy()
+    app.loading = True
+    memory.turn("b")
+    assert not app.loading
+    memory.invoked("a", 8, "b")
+    app.loading = True
+    memory.turn("a")
+    assert app.loading
+
+
+def test_a_model_whose_keep_alive_is_over_does_not_come_back_and_one_that_is_to_be_kept_does() -> None:
+    app = FakeApp(kept=FakeModel(2 * CHUNK, is_open=True), over=FakeModel(2 * CHUNK, is_open=True))
+    memory, models = rewarming(app, SpareMemory(1 << 40))
+    memory.invoked("over", 8, None)
+    models.used("over", 0.0)
+    models.used("kept", -1.0)
+    for _ in range(3):
+        memory.tidy()
+    assert (app.models["kept"].weights, app.models["over"].weights) == (2 * CHUNK, 0)
+
+
+def test_a_model_that_computes_is_left_alone() -> None:
+    app = FakeApp(a=FakeModel(8 * CHUNK, is_open=True))
+    memory, _ = rewarming(app, SpareMemory(1 << 40))
+    memory.invoked("a", 8, None)
+    app.models["a"].users.add(1)
+    memory.tidy()
+    assert app.models["a"].weights == 0
+
+
+# ---- KV and weights ---------------------------------------------------------------------------------
+
+
+def test_kv_that_is_dear_stays_and_weights_that_nobody_asks_for_go() -> None:
+    app = FakeApp(0, a=loaded(4, idle_kv=CHUNK, tokens=1000), b=loaded(4), c=FakeModel(CHUNK, is_open=True))
+    app.models["a"].sealed = False
+    memory = manager(app)
+    memory.invoked("a", 8, None)
+    assert memory.make_way("c", 2 * CHUNK) == 2 * CHUNK
+    assert evicted(app) == [("b", Kind.WEIGHTS, 2 * CHUNK, "kept")]
+
+
+def test_kv_that_no_request_continues_goes_before_weights() -> None:
+    app = FakeApp(0, a=loaded(4, idle_kv=CHUNK), b=loaded(4), c=FakeModel(CHUNK, is_open=True))
+    memory = manager(app)
+    memory.invoked("b", 8, None)
+    assert memory.make_way("c", CHUNK) == CHUNK
+    assert evicted(app) == [("a", Kind.KV, CHUNK, "kept")]

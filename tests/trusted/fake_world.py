@@ -27,7 +27,7 @@ from flexserve.protocol.messages import (
     Warm,
 )
 from flexserve.protocol.statuses import KvStatus
-from flexserve.protocol.trusted_app import Kind, Progress
+from flexserve.protocol.trusted_app import IdleKv, Kind, Progress
 from flexserve.simulator.secure_memory import SimSecureMemory
 from flexserve.trusted.app import LlamaApp
 from flexserve.trusted.memory.flexmem import FlexMem
@@ -167,6 +167,10 @@ class World:
         """Return what was said in answer to a request, the last one unless it is given."""
         number = self._serial if request is None else request
         return "".join(it.text for it in self.sent if isinstance(it, Delta) and it.request == number)
+
+    def unsealed(self) -> list[IdleKv]:
+        """The idle KV that is worth sealing."""
+        return [kv for kv in self.app.idle_kv() if kv.worth_sealing]
 
     def recall(self, kind: Kind, size: int = 1 << 30, model: str = "a", until: float = 0.0) -> int:
         """Have memory given back to the OS, and the OS hear of it; return the bytes."""

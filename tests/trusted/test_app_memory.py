@@ -157,11 +157,11 @@ def test_what_was_granted_for_a_request_is_kept_for_it(world: World) -> None:
 
 def test_idle_kv_is_sealed_and_comes_back_after_it_was_evicted(world: World) -> None:
     world.say(LONG)
-    (unsealed,) = world.app.unsealed()
+    (unsealed,) = world.unsealed()
     assert (unsealed.model, unsealed.sequence) == ("a", 0)
     assert world.app.sealing_size("a", 0) == (len(LONG) + 8) * 64
     world.app.seal("a", 0)
-    assert list(world.app.unsealed()) == []
+    assert world.unsealed() == []
     world.app.evict("a", Kind.KV, ALL, keep=True)
     turn = LONG + world.text() + " and on>"
     request = world.generate(turn)

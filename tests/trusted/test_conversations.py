@@ -41,7 +41,7 @@ def sealed_kv(world: World, quota: int = 1 << 30) -> SealedKv:
 def seal(world: World, prompt: str = FIRST, **how: Any) -> str:
     """Have a conversation, sealed and out of memory; return all of its text."""
     world.say(prompt, **how)
-    for kv in world.app.unsealed():
+    for kv in world.unsealed():
         world.app.seal(kv.model, kv.sequence)
     world.recall(Kind.KV)
     return prompt + world.text()
@@ -75,7 +75,7 @@ def test_a_short_conversation_that_makes_way_is_not_worth_sealing(world: World) 
     for prompt in ("one>", "two>", "three>"):
         world.say(prompt)
     assert world.counters.sealed == 0
-    assert list(world.app.unsealed()) == []
+    assert world.unsealed() == []
 
 
 def test_a_conversation_that_cannot_be_cut_is_computed_from_its_beginning(world: World) -> None:
@@ -147,7 +147,7 @@ def test_what_is_sealed_is_not_sealed_again_until_it_grew(world: World) -> None:
     world.app.seal("a", 0)
     assert world.counters.sealed == 1
     world.say(FIRST + world.text() + "on>")
-    assert [it.sequence for it in world.app.unsealed()] == [0]
+    assert [it.sequence for it in world.unsealed()] == [0]
     world.app.seal("a", 0)
     assert world.counters.sealed == 2
     assert len(files(world)) == 1  # the longer one has all of the shorter one's tokens
@@ -288,3 +288,36 @@ def test_before_a_recall_only_what_there_is_time_for_is_sealed(
     world.app.grant(64 * CHUNK, 0)
     conversations(world).seal_before(time.monotonic() + 30)
     assert [slot.sealed for slot in conversations(world)._slots] == [False, True]
+
+
+# ---- what policy learns of it -----------------------------------------------------------------------
+
+
+def test_idle_kv_is_described_by_sizes_counts_and_times(world: World) -> None:
+    before = time.monotonic()
+    world.say(FIRST)
+    text = FIRST + world.text()
+    (kv,) = world.app.idle_kv()
+    assert (kv.model, kv.sequence, kv.size, kv.tokens) == ("a", 0, KV, len(text))
+    assert 0 < kv.touched < kv.size
+    assert kv.last_used >= before
+    assert (kv.sealed, kv.worth_sealing) == (False, True)
+    world.app.seal("a", 0)
+    (kv,) = world.app.idle_kv()
+    assert (kv.sealed, kv.worth_sealing) == (True, False)
+
+
+def test_the_conversation_that_is_named_goes_and_not_the_one_used_longest_ago(world: World) -> None:
+    for prompt in (FIRST, SECOND):
+        world.say(prompt)
+    assert world.app.evict("a", Kind.KV, 1 << 30, keep=True, sequence=1) == KV
+    assert [kv.sequence for kv in world.app.idle_kv()] == [0]
+
+
+def test_how_long_sealed_kv_takes_to_come_back_is_measured(world: World) -> None:
+    text = seal(world)
+    assert world.app.kv_status().resumed_tokens == 0
+    world.say(text + "on>")
+    counters = world.app.kv_status()
+    assert counters.resumed_tokens == len(text)
+    assert counters.resumed_ms > 0

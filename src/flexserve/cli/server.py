@@ -99,6 +99,24 @@ def serve(
             help="How long an idle model keeps its memory: 10m, seconds, -1 for ever [5m].",
         ),
     ] = None,
+    cache_threshold: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE", min=0, max=1, help="Models with this share of the requests are cached [0.25]."
+        ),
+    ] = None,
+    cache_top: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=0, max=1024, help="Without such, the N most asked ones are [3]."),
+    ] = None,
+    rewarm: Annotated[
+        bool | None,
+        typer.Option(
+            "--rewarm/--no-rewarm",
+            help="Bring such models back when nobody needs the memory [--rewarm].",
+            show_default=False,
+        ),
+    ] = None,
     models: ModelsFolder = None,
     device_key: DeviceKeyFile = None,
     log_level: Annotated[
@@ -137,6 +155,9 @@ def serve(
         max_queue=max_queue,
         step_seconds=step_seconds,
         keep_alive=keep_alive,
+        cache_threshold=cache_threshold,
+        cache_top=cache_top,
+        rewarm=rewarm,
         models=models,
         device_key=device_key,
     )
@@ -227,6 +248,11 @@ def show_states(states: States) -> None:
     for model in states.models:
         if model.error is not None:
             terminal.warn(f"{model.name}: {model.error.message} {model.error.hint}")
+    for model in states.models:
+        if model.rewarmed:
+            terminal.say(
+                f"came back      {format_size(model.rewarmed)} without a request: {model.rewarmed_for}"
+            )
     memory, counted = states.memory, states.os
     stall = "" if counted.stall is None else f", stalled {counted.stall:.1f} % of the time"
     terminal.say(

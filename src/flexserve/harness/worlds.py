@@ -45,11 +45,13 @@ from flexserve.protocol.messages import (
     Returned,
     Sampling,
     Shutdown,
+    Spare,
     Started,
     Status,
     TextPrompt,
     ToNormal,
     Try,
+    WantSpare,
     Warm,
     Welcome,
 )
@@ -281,6 +283,8 @@ class DrivenWorld:
                 match message:
                     case NeedMemory():
                         threading.Thread(target=self._grant, args=(message,), daemon=True).start()
+                    case WantSpare():
+                        threading.Thread(target=self._spare, args=(message,), daemon=True).start()
                     case Returned():
                         self.granted -= message.size  # only this thread and holders of _granting write it
                     case _:
@@ -307,6 +311,11 @@ class DrivenWorld:
             size = min(message.size, free)
             self.granted += size
         self._send(Grant(message.serial, size))
+
+    def _spare(self, message: WantSpare) -> None:
+        with self._granting:
+            free = message.size if self.budget is None else max(0, self.budget - self.granted)
+        self._send(Spare(message.serial, min(message.size, free)))
 
     def _take(self, kind: type[M], wanted: Callable[[M], bool]) -> M:
         """Wait for the first message of `kind` that is `wanted` and return it."""

@@ -19,12 +19,13 @@ class Kind(enum.Enum):
     REFUSAL = "refusal"
     RECALL = "recall"
     RETURN = "return"
+    REWARM = "rewarm"  # a model may come back though no request asks for it
     HOLD = "hold"  # for another program that asked
     CAP = "cap"
     PIN = "pin"
 
 
-_IN_PARTS = (Kind.GRANT, Kind.REFUSAL, Kind.RETURN)
+_IN_PARTS = (Kind.GRANT, Kind.REFUSAL, Kind.RETURN, Kind.REWARM)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

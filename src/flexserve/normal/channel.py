@@ -44,6 +44,7 @@ from flexserve.protocol.messages import (
     Returned,
     Sampling,
     Shutdown,
+    Spare,
     Standstill,
     Started,
     Status,
@@ -53,6 +54,7 @@ from flexserve.protocol.messages import (
     ToText,
     ToTokens,
     Try,
+    WantSpare,
     Warm,
     Welcome,
 )
@@ -72,6 +74,9 @@ class MemoryCounter(Protocol):
 
     def need(self, message: NeedMemory) -> Grant:
         """Decide at once how much is granted. Must not raise."""
+
+    def spare(self, message: WantSpare) -> Spare:
+        """Say at once how much nobody needs. Must not raise."""
 
     def returned(self, message: Returned) -> None:
         """Note memory that came back unasked. Raises PeerError when more came than went."""
@@ -262,6 +267,9 @@ class WorldChannel:
             case NeedMemory():
                 assert self._memory is not None
                 self._write(encode(self._memory.need(message)))
+            case WantSpare():
+                assert self._memory is not None
+                self._write(encode(self._memory.spare(message)))
             case Computing():
                 self.computing = message.model
             case Standstill():

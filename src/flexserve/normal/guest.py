@@ -22,7 +22,7 @@ from flexserve.normal.pins import Pins
 from flexserve.platforms.ports import NormalMemory
 from flexserve.policy.pressure import Bound, Budget
 from flexserve.protocol.launch import SecureOptions
-from flexserve.protocol.messages import Grant, NeedMemory, Recalled, Returned
+from flexserve.protocol.messages import Grant, NeedMemory, Recalled, Returned, Spare, WantSpare
 from flexserve.units import format_size
 
 _REASON = "the guest's kernel decides"
@@ -115,6 +115,10 @@ class GuestBroker(Broker):
     def need(self, message: NeedMemory) -> Grant:
         """Refuse: a secure world on this machine has nothing to ask us for."""
         return self._world.refuse(message, Bound.GUEST, _REASON)
+
+    def spare(self, message: WantSpare) -> Spare:
+        """Return nothing: the guest's kernel does not say what it could do without."""
+        return Spare(message.serial, 0)
 
     def returned(self, message: Returned) -> None:
         """Take no account."""

@@ -22,7 +22,7 @@ from flexserve.normal.channel import WorldChannel
 from flexserve.normal.pins import Pins
 from flexserve.platforms.ports import MemorySample, NormalMemory
 from flexserve.policy.pressure import Bound, Budget, Holdings, Limits, PressurePolicy, RecallDecision
-from flexserve.protocol.messages import Grant, NeedMemory, Recalled, Returned
+from flexserve.protocol.messages import Grant, NeedMemory, Recalled, Returned, Spare, WantSpare
 from flexserve.units import GIB, format_size
 
 AUTOMATIC_DEADLINE = 0.5  # seconds the secure world has for a recall the policy decided
@@ -171,6 +171,20 @@ class MemoryBroker(Broker):
         self._in_use.set()
         self._world.note(Kind.GRANT, decision.size, decision.reason)
         return Grant(message.serial, decision.size, decision.reason)
+
+    def spare(self, message: WantSpare) -> Spare:
+        """Say how much nobody needs, now. Never raises: what the OS does not tell is needed.
+
+        Only what there is goes into the log: nobody waits for the answer.
+        """
+        size = 0
+        if self._policy is not None:
+            with contextlib.suppress(NormalWorldError):
+                sample, held = self._look(lasts=0)
+                size = self._policy.spare(sample, held, size=message.size, now=self._clock())
+        if size:
+            self._world.note(Kind.REWARM, size, message.reason)
+        return Spare(message.serial, size)
 
     def returned(self, message: Returned) -> None:
         """Count memory that came back unasked. Raises PeerError when more came than was granted."""

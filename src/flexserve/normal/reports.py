@@ -45,6 +45,8 @@ class ModelState(msgspec.Struct, frozen=True):
     running: bool
     error: ModelError | None = None
     pinned: bool = False
+    rewarmed: int = 0
+    rewarmed_for: str = ""
 
 
 class MemoryTotals(msgspec.Struct, frozen=True):

@@ -153,9 +153,8 @@ def targets(
 ) -> dict[str, int]:
     """Return how many bytes of each model, from its front, are best kept within `budget` bytes.
 
-    Chosen are the models with a share of invocations of at least `threshold` or, when none has
-    that, the `top` ones by rate. Pinned models come first and whole, then the exposed bytes of the
-    chosen ones, the best gain per byte first; what room is left goes to the hidden bytes of the
+    Pinned models come first and whole, then the exposed bytes of
+    the `chosen` ones, the best gain per byte first; what room is left goes to the hidden bytes of the
     chosen, then to the other models in the same way. A model that nobody invoked gets nothing
     unless it is pinned: room alone is no reason to hold memory.
 
@@ -163,11 +162,11 @@ def targets(
     never over the budget.
     """
     known = sorted(profiles, key=lambda profile: profile.model)
-    chosen = _chosen(known, threshold, top)
+    favoured = chosen(known, threshold=threshold, top=top)
     room = max(0, budget) // chunk
     given = {profile.model: 0 for profile in known}
     ranked = [
-        (_tier(profile, profile.model in chosen), piece)
+        (_tier(profile, profile.model in favoured), piece)
         for profile in known
         if profile.pinned or profile.rate > 0
         for piece in _pieces(profile, chunk)
@@ -181,35 +180,32 @@ def targets(
     return {profile.model: min(given[profile.model] * chunk, profile.weights) for profile in known}
 
 
-def victims(
-    profiles: Iterable[Profile], resident: Mapping[str, int], size: int, *, chunk: int
-) -> list[tuple[str, int]]:
-    """Return (model, bytes to take off its tail) such that `size` bytes come free at the least loss.
+@dataclasses.dataclass(frozen=True, slots=True)
+class Loss:
+    """Successive chunks off the tail of a model that cost the same when they go."""
 
-    The loss is the sum over models of rate × added latency (see the theory above). Bytes are
-    taken in whole chunks, so up to a chunk more than `size` comes free; less only when less is
-    resident. A model without a profile has no value; pinned models are last. Each model is
-    named at most once, the one that lost the least valuable chunk first.
+    pinned: bool
+    value: tuple[float, float]  # seconds per second: lost with each chunk; with each without a prompt
+    model: str
+    chunks: int
+
+
+def losses(profiles: Iterable[Profile], resident: Mapping[str, int], *, chunk: int) -> list[Loss]:
+    """Return the tails of all models, the cheapest first, pinned ones last; each model's in their order.
+
+    A model without a profile has no value.
     """
     known = {profile.model: profile for profile in profiles}
-    losses: list[tuple[bool, _Piece]] = []
+    found: list[Loss] = []
     for model in sorted(resident):
         profile = known.get(model)
         held = -(-max(0, resident[model]) // chunk)
         if profile is None:
-            losses.append((False, _Piece(model, held, (0.0, 0.0))))
+            found.append(Loss(False, (0.0, 0.0), model, held))
             continue
-        pieces = _clip(_pieces(profile, chunk), held)
-        losses += [(profile.pinned, piece) for piece in reversed(pieces)]
-    missing = -(-max(0, size) // chunk)
-    taken: dict[str, int] = {}
-    for _, piece in sorted(losses, key=lambda loss: (loss[0], loss[1].value)):
-        count = min(piece.chunks, missing)
-        if count:
-            taken[piece.model] = taken.get(piece.model, 0) + count
-            missing -= count
-    # What is resident may end within a chunk, and then less than a chunk goes with it.
-    return [(model, min(count * chunk, resident[model])) for model, count in taken.items()]
+        pieces = reversed(_clip(_pieces(profile, chunk), held))
+        found += [Loss(profile.pinned, piece.value, model, piece.chunks) for piece in pieces]
+    return sorted(found, key=lambda loss: (loss.pinned, loss.value))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -246,7 +242,8 @@ def _clip(pieces: Sequence[_Piece], chunks: int) -> list[_Piece]:
     return clipped
 
 
-def _chosen(profiles: Sequence[Profile], threshold: float, top: int) -> set[str]:
+def chosen(profiles: Iterable[Profile], *, threshold: float, top: int) -> set[str]:
+    """Return the models with a share of at least `threshold`; when none has that, the `top` ones by rate."""
     invoked = [profile for profile in profiles if profile.rate > 0]
     frequent = {profile.model for profile in invoked if profile.share >= threshold}
     if frequent:

@@ -42,6 +42,7 @@ class Foreground:
         self._own_until = float("-inf")  # … until then
         self._short = False
         self._doublings = 0
+        self._told_at = float("-inf")  # when the last rate was told
         self.rate = 0.0  # bytes a second that others read back, at the last look that told
         self.calm_at = float("-inf")  # when the last sign has ceased to count
 
@@ -56,11 +57,19 @@ class Foreground:
         if span < _SHORTEST_SPAN:
             return
         self.rate = self._others(sample.refaulted - self._last[1], now) / span
-        self._last = now, sample.refaulted
+        self._last, self._told_at = (now, sample.refaulted), now
         line = self._cushion if now < self.calm_at else self._full
         self._short = self.rate >= self._threshold and sample.free < line
         if self._short:
             self._note_sign(now)
+
+    def is_quiet(self, now: float) -> bool:
+        """Return whether others are known to read nothing back, and have not for as long as a sign counts.
+
+        False where nothing is known: the OS does not tell, or nobody looked twice within a few seconds.
+        """
+        known = now - self._told_at <= _LONGEST_SPAN
+        return known and self.rate < self._threshold and now >= self.calm_at
 
     def expect(self, size: int, *, now: float) -> None:
         """Expect the secure world to read `size` bytes that were just granted to it."""

@@ -50,6 +50,12 @@ reads itself, restoring what it was granted, is not held against others.
 Others may ask outright (`reserve`): the level is first brought to `low` + what they need, and for
 the time they name no grant at all, progress included, is made from it.
 
+Memory that nobody needs (`spare`) is what stands above `high` when there is no sign of pressure: no
+stall, no hold, nothing read back and no sign of that still counting, and no recall by a person after which
+no request came. Whoever has weights brought back
+for which no request asks yet asks for it piece by piece. A piece is at most high - low, so that even if
+others take as much at the same moment the level stays at `low`, and no recall follows.
+
 The cap is a person's word: never more granted than it, minimum included.
 """
 
@@ -97,7 +103,9 @@ class Limits:
     cooldown: float = 1.0  # between recalls for the level
     stall_cooldown: float = 10.0  # between recalls for a stall: the window that PSI averages over
     hold: float = 3.0  # after any recall: what came back is set aside
-    calm: float = 30.0  # after the last sign of pressure: no ordinary grants beyond the pressed lines
+    # After the last sign of pressure: no ordinary grants beyond the pressed lines. With the time of a
+    # restore, a model is warm again within half a minute.
+    calm: float = 25.0
     longest_calm: float = 480.0
     full: int = 128 * MIB  # the OS's own reserve is of this order
     cushion: int = 256 * MIB  # kept free ahead of a foreground that grows: a quarter second's appetite
@@ -196,6 +204,7 @@ class PressurePolicy:
         self._next_recall = float("-inf")
         self._next_stall_recall = float("-inf")
         self._misses = 0
+        self._unwanted = False  # a person had memory recalled, and no request needed any since
         self._reservations: list[tuple[float, int]] = []  # until when, bytes
         self._foreground = Foreground(
             full=limits.full,
@@ -213,10 +222,22 @@ class PressurePolicy:
         Mutates the trigger (see the theory above), when a progress grant dips below `low`, and what is
         known of refaults.
         """
+        self._unwanted = False
         self._foreground.look(sample, now=now)
         decision = self._grant(sample, held, size, minimum, now)
         self._foreground.expect(decision.size, now=now)
         return decision
+
+    def spare(self, sample: Sample, held: Holdings, *, size: int, now: float) -> int:
+        """Return how many of `size` bytes nobody needs now. Mutates what is known of refaults."""
+        self._foreground.look(sample, now=now)
+        pressed = self._stalled(sample) or now < self._hold_until or self._unwanted
+        if pressed or not self._foreground.is_quiet(now):
+            return 0
+        room, _, _ = self._room(sample, held, now)
+        above = sample.available - held.pending - self._reserved(now) - self.limits.high
+        piece = min(size, room, above, self.limits.high - self.limits.low)
+        return align_down(max(0, piece), self._chunk)
 
     def budget(self, sample: Sample, held: Holdings, *, now: float) -> Budget:
         """Return what may be held now, progress grants aside. Mutates nothing."""
@@ -316,6 +337,7 @@ class PressurePolicy:
         self._set_aside = returned + (self._set_aside if now < self._hold_until else 0)
         self._hold_until = now + self.limits.hold
         if asked is None:
+            self._unwanted = True
             return
         short = returned < asked
         if gentle:

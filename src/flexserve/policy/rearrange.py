@@ -28,14 +28,19 @@ class Rearrangement:
 
 
 def rearrangement(
-    profiles: Sequence[Profile], resident: Mapping[str, int], *, chunk: int
+    profiles: Sequence[Profile],
+    resident: Mapping[str, int],
+    *,
+    chunk: int,
+    threshold: float = 0.25,
+    top: int = 3,
 ) -> Rearrangement | None:
     """Return the next step towards the best use of the memory that is held; None: it is there.
 
-    `resident` holds the resident bytes of each profile's model.
+    `resident` holds the resident bytes of each profile's model; `threshold` and `top` as in `targets`.
     """
     held = sum(resident.values())
-    best = targets(profiles, held, chunk=chunk)
+    best = targets(profiles, held, chunk=chunk, threshold=threshold, top=top)
     lacking = {name: best[name] - size for name, size in resident.items() if best[name] > size}
     if not lacking:
         return None

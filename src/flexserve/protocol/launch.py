@@ -40,6 +40,9 @@ class SecureOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, ren
     # wait for all of a model's weights a minute.
     step_seconds: float = 600.0
     idle_seconds: float = 300.0  # after which an idle model gives its memory back unasked
+    cache_threshold: float = 0.25  # a model with at least this share of the requests is worth caching …
+    cache_top: int = 3  # … and when none has it, so many that are asked most
+    rewarm: bool = False  # bring such models back when nobody needs the memory, before a request asks
     chunk: int = 0  # bytes in which memory comes and goes; a power of two
     channel_fd: int = -1  # the secure world's end of the channel; whoever starts it fills this in
     ram_fd: int = -1  # trustzone: the machine's RAM …

@@ -35,7 +35,7 @@ from flexserve.protocol.bounds import (
 )
 from flexserve.protocol.statuses import Failure, KvStatus, MemoryStatus, ModelStatus, NpuStatus
 
-PROTOCOL_VERSION = 9
+PROTOCOL_VERSION = 10
 # Of the messages' schema, by version: it is another one whenever a message changes, and a line is added here.
 SCHEMA_DIGESTS = {
     5: "57db8b74f59f63a2",
@@ -43,6 +43,7 @@ SCHEMA_DIGESTS = {
     7: "270f864adf560b4e",
     8: "97f501de274c6c93",
     9: "9a5e5c4476150159",
+    10: "059a9cbbbf375020",
 }
 
 
@@ -295,6 +296,13 @@ class Grant(_Message, frozen=True):
     reason: Short = ""
 
 
+class Spare(_Message, frozen=True):
+    """Answer to WantSpare: so many bytes may be asked for now. Nothing is granted by it."""
+
+    serial: Serial
+    size: Count
+
+
 class Query(_Message, frozen=True):
     """Ask for Status. Never wakes a model and never resets an idle timer."""
 
@@ -328,6 +336,17 @@ class NeedMemory(_Message, frozen=True):
     serial: Serial
     size: Count
     minimum: Count
+
+
+class WantSpare(_Message, frozen=True):
+    """Ask how much memory nobody needs: weights could be brought back for which no request asks yet.
+
+    `reason`: of which model, and why, for people.
+    """
+
+    serial: Serial
+    size: Count
+    reason: Short
 
 
 class Returned(_Message, frozen=True):
@@ -423,10 +442,13 @@ class Status(_Message, frozen=True):
     npu: NpuStatus | None = None  # None: there is none
 
 
-ToSecure = Hello | Generate | Embed | Convert | Warm | Try | Cancel | Recall | Pin | Grant | Query | Shutdown
+ToSecure = (
+    Hello | Generate | Embed | Convert | Warm | Try | Cancel | Recall | Pin | Grant | Spare | Query | Shutdown
+)
 ToNormal = (
     Welcome
     | NeedMemory
+    | WantSpare
     | Returned
     | Computing
     | Standstill

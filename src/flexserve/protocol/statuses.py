@@ -65,6 +65,9 @@ class ModelStatus(Struct, frozen=True):
     trial: Count = 0  # which trial found them, a number of its own; 0: none
     # Bytes of ordinary memory that an open model's vocabulary took at most: in `os_rss`, in no grant.
     heap: Count = 0
+    # Bytes of weights that were brought back without a request, and that no request has used yet; and why.
+    rewarmed: Count = 0
+    rewarmed_for: Short = ""
     description: Description | None = None
 
 
@@ -86,6 +89,8 @@ class KvStatus(msgspec.Struct, forbid_unknown_fields=True):
     resumed: Count = 0  # taken from there by a later request
     damaged: Count = 0  # did not authenticate or did not fit, and was computed anew
     dropped: Count = 0  # given up unsealed, to a recall that left no time or memory for it
+    resumed_tokens: Count = 0  # of all that was resumed …
+    resumed_ms: Millis = 0.0  # … and how long that took
 
 
 class NpuStatus(Struct, frozen=True):

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from flexserve.errors import FlexServeError
 from flexserve.protocol.messages import Finished
-from flexserve.protocol.statuses import Abilities, Description
+from flexserve.protocol.statuses import Abilities, Description, KvStatus
 
 
 class Work(enum.Enum):
@@ -97,12 +97,17 @@ class Missing:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Unsealed:
-    """Idle KV of which the store has no copy."""
+class IdleKv:
+    """The KV of a conversation that nobody continues at the moment."""
 
     model: str
     sequence: int
+    size: int  # bytes granted for it
+    touched: int  # about as many of them have pages: fewer where it is shorter than its context
+    tokens: int
     last_used: float
+    sealed: bool  # the store has a copy, or could have none
+    worth_sealing: bool  # and not sealed
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -198,12 +203,22 @@ class TrustedApp(Protocol):
         loaded ahead of need until the next step or run.
         """
 
-    def evict(self, model: str, kind: Kind, size: int, *, keep: bool, until: float = 0.0) -> int:
+    def evict(
+        self,
+        model: str,
+        kind: Kind,
+        size: int,
+        *,
+        keep: bool,
+        until: float = 0.0,
+        sequence: int | None = None,
+    ) -> int:
         """Give up about `size` bytes; return the bytes that went. Any thread.
 
-        Weights go from the end of the order in which graphs read them; idle KV goes the one used longest
-        ago first. `keep`: they stay granted, for others of us. Weights of a model that runs go between
-        two slices of its graph: 0 when that does not come until the moment `until`.
+        Weights go from the end of the order in which graphs read them. Idle KV is that of `sequence`; when
+        none is named, the one used longest ago goes first. `keep`: they stay granted, for others of us.
+        Weights of a model that runs go between two slices of its graph: 0 when that does not come until the
+        moment `until`.
         """
 
     def return_unused(self) -> int:
@@ -227,8 +242,11 @@ class TrustedApp(Protocol):
 
     # ---- KV --------------------------------------------------------------------------------------
 
-    def unsealed(self) -> Sequence[Unsealed]:
-        """Return the idle KV that is worth sealing, of each model the one used longest ago first."""
+    def idle_kv(self) -> Sequence[IdleKv]:
+        """Return the idle KV in memory, of each model the one used longest ago first. Any thread."""
+
+    def kv_status(self) -> KvStatus:
+        """Return what became of KV so far. Any thread."""
 
     def sealing_size(self, model: str, sequence: int) -> int:
         """Return the bytes of memory that sealing a sequence takes for a moment."""

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import msgspec
 
 from flexserve.errors import PeerError
 from flexserve.protocol import framing
-from flexserve.protocol.messages import PROTOCOL_VERSION, Grant, Hello, NeedMemory, Returned, ToSecure
+from flexserve.protocol.messages import (
+    PROTOCOL_VERSION,
+    Grant,
+    Hello,
+    NeedMemory,
+    Returned,
+    Spare,
+    ToSecure,
+    WantSpare,
+)
 
 _SEND_TIMEOUT = 30.0  # seconds; a normal world that does not read for so long is gone or hostile
 _GRANT_TIMEOUT = 5.0  # seconds; no answer is a refusal
@@ -19,7 +28,7 @@ _RECEIVE = 1 << 16  # bytes
 
 
 class Link:
-    """One Unix socket to the normal world. `send`, `request` and `returned` are thread-safe.
+    """One Unix socket to the normal world. `send`, `request`, `spare` and `returned` are thread-safe.
 
     It is the `Granter` of Flex-Mem: a request for memory goes out as NeedMemory and blocks
     until the reader thread (whoever iterates `messages`) sees the answer.
@@ -55,7 +64,7 @@ class Link:
             )
 
     def messages(self) -> Iterator[ToSecure]:
-        """Yield messages until the normal world closes. Grants are taken in here and not yielded.
+        """Yield messages until the normal world closes. Grants and Spares are taken in here and not yielded.
 
         Raises PeerError on a broken stream or a second Hello.
         """
@@ -63,7 +72,9 @@ class Link:
             while True:
                 for message in self._receive():
                     if isinstance(message, Grant):
-                        self._answer(message)
+                        self._take_grant(message)
+                    elif isinstance(message, Spare):
+                        self._settle(message.serial, message.size)
                     elif isinstance(message, Hello):
                         raise PeerError("A second handshake.", hint="Restart flexserve.")
                     else:
@@ -93,33 +104,48 @@ class Link:
 
         What is granted beyond `size` goes straight back.
         """
+        granted = self._ask(lambda serial: NeedMemory(serial, size, minimum))
+        excess = max(0, granted - size)
+        if excess:
+            self.returned(excess)
+        return granted - excess
+
+    def spare(self, size: int, reason: str) -> int:
+        """Return how many of `size` bytes nobody needs now (0: none, or no answer in time).
+
+        Nothing is granted by it. `reason`: what they would be for.
+        """
+        return min(size, self._ask(lambda serial: WantSpare(serial, size, reason)))
+
+    def _ask(self, question: Callable[[int], msgspec.Struct]) -> int:
+        """Send the question with a serial number of its own; return the size in its answer, 0 without one."""
         with self._granted:
             self._serial += 1
             serial = self._serial
             self._answers[serial] = None
-        self.send(NeedMemory(serial, size, minimum))
+        self.send(question(serial))
         with self._granted:
             self._granted.wait_for(lambda: self._closed or self._answers[serial] is not None, _GRANT_TIMEOUT)
-            granted = self._answers.pop(serial)
-        excess = max(0, (granted or 0) - size)
-        if excess:
-            self.returned(excess)
-        return (granted or 0) - excess
+            return self._answers.pop(serial) or 0
 
     def returned(self, size: int) -> None:
         """Say that `size` bytes went back unasked. The normal world counts."""
         if size:
             self.send(Returned(size))
 
-    def _answer(self, grant: Grant) -> None:
-        with self._granted:
-            waited_for = self._answers.get(grant.serial, 0) is None
-            if waited_for:
-                self._answers[grant.serial] = grant.size
-                self._granted.notify_all()
-        if not waited_for and grant.size:
+    def _take_grant(self, grant: Grant) -> None:
+        if not self._settle(grant.serial, grant.size) and grant.size:
             # Too late, never asked for or answered already: it is not used, so it goes straight back.
             self.returned(grant.size)
+
+    def _settle(self, serial: int, size: int) -> bool:
+        """Record the answer to a question; return whether somebody waits for it."""
+        with self._granted:
+            waited_for = self._answers.get(serial, 0) is None
+            if waited_for:
+                self._answers[serial] = size
+                self._granted.notify_all()
+        return waited_for
 
     def _receive(self) -> list[ToSecure]:
         try:

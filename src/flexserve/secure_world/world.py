@@ -11,6 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
+
+from flexserve.policy.eviction_policy import EvictionPolicy
 from flexserve.protocol.launch import SecureOptions
 from flexserve.protocol.messages import (
     PROTOCOL_VERSION,
@@ -27,7 +30,7 @@ from flexserve.protocol.messages import (
     Warm,
     Welcome,
 )
-from flexserve.protocol.statuses import KvStatus, MemoryStatus, NpuStatus
+from flexserve.protocol.statuses import KvStatus, MemoryStatus, ModelStatus, NpuStatus
 from flexserve.secure_world.guest import GuestDemands, GuestGranter
 from flexserve.secure_world.link import Link
 from flexserve.secure_world.resources import PlatformResources
@@ -76,7 +79,6 @@ class SecureWorld:
             FlexNpu(resources.npu, patience=options.npu_patience) if resources.npu is not None else None
         )
         self._engine = Engine(flexmem, threads, heartbeat, adapt=not options.threads, npu=self._npu)
-        self._kv = KvStatus()
         limits = Limits(
             context=options.context or _DEFAULT_CONTEXT, sequences=options.parallel, sealed_kv=options.kv_disk
         )
@@ -86,13 +88,15 @@ class SecureWorld:
             store,
             renderer,
             limits,
-            self._kv,
+            KvStatus(),
             # A guest's kernel grants Flex-Mem from its own memory; this process has the host's.
             shares_heap=guest is None,
         )
         self._app = LlamaApp(services, link.send)
         self._models = ModelManager(self._app, options.idle_seconds)
-        self._memory = MemoryManager(self._app, self._models)
+        policy = EvictionPolicy(self._app.chunk, threshold=options.cache_threshold, top=options.cache_top)
+        rewarms = options.rewarm and guest is None  # a guest's kernel does not say what it could do without
+        self._memory = MemoryManager(self._app, self._models, policy, link.spare if rewarms else None)
         self._scheduler = Scheduler(
             *(self._app, self._models, self._memory, link.send),
             limit=options.max_queue,
@@ -148,6 +152,7 @@ class SecureWorld:
 
     def _answer(self, message: Recall) -> None:
         self._link.send(self._memory.answer(message))
+        self._scheduler.memory_changed()
 
     def _status(self, serial: int) -> Status:
         queued, running = self._scheduler.counts()
@@ -160,7 +165,17 @@ class SecureWorld:
             os_secure=pool.resident,
             os_rss=self._resources.host.resident(),
         )
-        return Status(serial, self._models.statuses(), memory, queued, running, self._kv, self._npu_status())
+        kv = self._app.kv_status()
+        return Status(serial, self._model_statuses(), memory, queued, running, kv, self._npu_status())
+
+    def _model_statuses(self) -> list[ModelStatus]:
+        rewarmed = self._memory.rewarmed()
+        return [
+            msgspec.structs.replace(status, rewarmed=found[0], rewarmed_for=found[1])
+            if (found := rewarmed.get(status.name))
+            else status
+            for status in self._models.statuses()
+        ]
 
     def _npu_status(self) -> NpuStatus | None:
         if self._npu is None:

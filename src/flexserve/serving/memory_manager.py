@@ -2,7 +2,7 @@
 
 Nothing is given up while there is room. When the normal world grants less than a request needs, idle
 models make way, what costs the requests to come least first. When the engine has nothing to do, what is
-held is moved to where it saves most, and the model that is expected next is brought in. A recall is
+held is moved to where it saves most, and models that are probably asked next come back. A recall is
 carried out step by step, and reported by what the OS really got.
 """
 
@@ -18,27 +18,38 @@ from flexserve.policy import recall
 from flexserve.policy.eviction import Profile
 from flexserve.policy.eviction_policy import EvictionPolicy
 from flexserve.policy.rearrange import Rearrangement
-from flexserve.policy.recall import Holding, Step, Victims
+from flexserve.policy.recall import Holding, Part, Step, Victims
+from flexserve.policy.rewarm import Candidate
 from flexserve.protocol.messages import Finished, Recall, Recalled
 from flexserve.protocol.trusted_app import Kind, ModelMemory, TrustedApp
 from flexserve.serving.model_manager import ModelManager
+from flexserve.serving.rewarming import AskSpare, Rewarmer
 from flexserve.units import format_size
 
 R = TypeVar("R")
 
-_PAUSE = 2.0  # seconds between two looks at what could be moved
+_PAUSE = 2.0  # seconds between two looks at what could be moved or brought back
+_LOADING = 0.1  # seconds between two looks at whether a piece has come back
 _SEAL_AFTER = 1.0  # seconds after its last use that KV is sealed, when there is nothing else to do
 
 
 class MemoryManager:
-    """Grants or evicts. Methods belong to the engine thread, but for `answer` and `pin`.
+    """Grants or evicts. Methods belong to the engine thread, but for `answer`, `pin` and `rewarmed`.
 
+    `spare` as `Rewarmer` has it; None: nothing is brought back without a request.
     `_lock` guards the policy, and keeps two plans from being carried out at once.
     """
 
-    def __init__(self, app: TrustedApp, models: ModelManager) -> None:
+    def __init__(
+        self,
+        app: TrustedApp,
+        models: ModelManager,
+        policy: EvictionPolicy | None = None,
+        spare: AskSpare | None = None,
+    ) -> None:
         self._app, self._models = app, models
-        self._policy = EvictionPolicy(app.chunk)
+        self._policy = policy or EvictionPolicy(app.chunk)
+        self._rewarmer = Rewarmer(app, spare)
         self._pinned: frozenset[str] = frozenset()
         self._lock = threading.Lock()
         self._looked = float("-inf")
@@ -50,10 +61,17 @@ class MemoryManager:
 
         Starts to bring the next model in while this one computes.
         """
+        kv = self._app.kv_status()
         with self._lock:
             following = self._policy.invoked(model, prompt, hint, time.monotonic())
+            self._policy.resumed(model, kv.resumed_tokens, kv.resumed_ms / 1000)
         if following is not None:
             self._prefetch(following)
+
+    def turn(self, model: str) -> None:
+        """Record that `model` computes: nothing is brought back unasked beside it."""
+        with self._lock:
+            self._rewarmer.turn(model)
 
     def measured(self, model: str, finished: Finished) -> None:
         """Learn speeds from a finished request."""
@@ -61,6 +79,7 @@ class MemoryManager:
         prefill = timings.prefill / 1000
         with self._lock:
             self._policy.computed(model, usage.prompt_tokens - usage.cached_tokens, prefill)
+            self._policy.continued(one=usage.cached_tokens > 0)
             self._policy.restored(timings.restored_bytes, timings.restore / 1000, prefill)
 
     def restore_seconds(self, model: str) -> float:
@@ -102,11 +121,13 @@ class MemoryManager:
             memory = self._app.memory()
             idle = [
                 h
-                for h in self._holdings(memory)
+                for h in self._holdings(memory, granted=True)
                 if not (h.running or self._is_pinned(h) or (h.model == model and h.kind is not Kind.KV))
             ]
             steps = recall.plan(idle, size, victims=self._victims(memory))
-            return sum(self._app.evict(s.model, s.kind, s.size, keep=True) for s in steps)
+            return sum(
+                self._app.evict(s.model, s.kind, s.size, keep=True, sequence=s.sequence) for s in steps
+            )
 
     # ---- recall: from a thread of its own -----------------------------------------------------------
 
@@ -122,17 +143,24 @@ class MemoryManager:
         done: dict[Step, int] = {}  # bytes that the OS got by each
         self._app.stop_loading()  # memory is wanted elsewhere
         with self._lock:
-            if any(step.kind is Kind.KV for step in recall.plan(self._holdings(), message.demand)):
+            if any(step.kind is Kind.KV for step in self._plan(message.demand)):
                 self._app.seal_before(deadline)
             returned = self._app.return_unused()  # first what nobody uses: it may have memory that lies ready
             after = self._app.pool().resident
             # One step at a time, since only the OS knows what a step brings: KV and scratch may
             # be committed without having pages, and the demand is for pages.
             while step := self._next_step(message, before - after, done):
-                returned += self._app.evict(step.model, step.kind, step.size, keep=False, until=deadline)
+                returned += self._app.evict(
+                    *(step.model, step.kind, step.size),
+                    keep=False,
+                    until=deadline,
+                    sequence=step.sequence,
+                )
                 now = self._app.pool().resident
                 done[step] = after - now
                 after = now
+            if any(step.unasked and freed for step, freed in done.items()):
+                self._rewarmer.undone(time.monotonic())
             kept = recall.protected(self._holdings())
         return Recalled(
             serial=message.serial,
@@ -150,11 +178,13 @@ class MemoryManager:
     def _next_step(self, message: Recall, freed: int, done: dict[Step, int]) -> Step | None:
         """Return what to give up next, None when the demand is met or every holding had its turn."""
         missing = None if message.demand is None else message.demand - freed
-        tried = {(step.model, step.kind) for step in done}
+        tried = {_target(step) for step in done}
+        steps = [step for step in self._plan(missing) if not self._spared(step, message)]
+        return next((step for step in steps if _target(step) not in tried), None)
+
+    def _plan(self, demand: int | None) -> list[Step]:
         memory = self._app.memory()
-        steps = recall.plan(self._holdings(memory), missing, victims=self._victims(memory))
-        steps = [step for step in steps if not self._spared(step, message)]
-        return next((step for step in steps if (step.model, step.kind) not in tried), None)
+        return recall.plan(self._holdings(memory), demand, victims=self._victims(memory))
 
     def _spared(self, step: Step, message: Recall) -> bool:
         """Return whether `message` is not worth this step."""
@@ -171,7 +201,9 @@ class MemoryManager:
         do; None: there is nothing.
         """
         waits: list[float | None] = []
-        for kv in self._app.unsealed():
+        for kv in self._app.idle_kv():
+            if not kv.worth_sealing:
+                continue
             wait = kv.last_used + _SEAL_AFTER - time.monotonic()
             if wait <= 0:
                 self.provide(kv.model, self._app.sealing_size(kv.model, kv.sequence))
@@ -180,7 +212,9 @@ class MemoryManager:
             waits.append(wait)
         waits.append(self._models.tidy())
         if 0 not in waits:
-            waits += [self._rearrange(), self._return_spare()]
+            waits += (
+                [_LOADING] if self._app.loading else [self._rearrange(), self._return_spare(), self._rewarm()]
+            )
         return min((wait for wait in waits if wait is not None), default=None)
 
     def _rearrange(self) -> float | None:
@@ -193,7 +227,7 @@ class MemoryManager:
         resident = {memory.name: memory.weights for memory in idle}
         if len(idle) < 2 or not any(resident.values()):
             return None
-        if self._app.loading or now - self._looked < _PAUSE:
+        if now - self._looked < _PAUSE:
             return _PAUSE
         self._looked = now
         with self._lock:
@@ -222,7 +256,37 @@ class MemoryManager:
         """Take what models have too much, keeping the grants, and bring in what one of them lacks."""
         for name, size in step.surplus:
             self._app.evict(name, Kind.WEIGHTS, size, keep=True)
-        self._app.load(step.model, step.target)
+        self._load(step.model, step.target)
+
+    def _rewarm(self) -> float | None:
+        """Bring back what requests will probably ask for, where nobody needs the memory.
+
+        Returns the seconds until it is worth another look; None: everything chosen is there.
+        """
+        if not self._rewarmer.enabled:
+            return None
+        if self._app.loading:
+            return _PAUSE
+        now = time.monotonic()
+        memory = {it.name: it for it in self._app.memory() if not it.running}
+        with self._lock:
+            step = self._policy.rewarming([self._candidate(it, now) for it in memory.values()])
+        if step is None:
+            return None
+        return _LOADING if self._rewarmer.bring_back(step, memory[step.model], now) else _PAUSE
+
+    def _candidate(self, it: ModelMemory, now: float) -> Candidate:
+        (profile,) = self._profiles([it])
+        kept = self._models.is_kept(it.name, now)
+        return Candidate(profile, it.weights, kept, self._policy.expects(it.name, now))
+
+    def rewarmed(self) -> Mapping[str, tuple[int, str]]:
+        """Return (bytes, why) of each model that came back without a request. Any thread."""
+        return self._rewarmer.reasons(self._app.memory())
+
+    def _load(self, model: str, size: int | None) -> None:
+        self._rewarmer.others_load()
+        self._app.load(model, size)
 
     def _prefetch(self, model: str) -> None:
         """Bring all of `model` in behind what runs, as far as the normal world grants it."""
@@ -233,33 +297,58 @@ class MemoryManager:
         except FlexServeError:
             return  # who asks for it will hear
         if self._app.missing(model).size:
-            self._app.load(model, None)
+            self._load(model, None)
 
     # ---- what the policy goes by ----------------------------------------------------------------------
 
     def _is_pinned(self, holding: Holding) -> bool:
         return holding.kind is Kind.WEIGHTS and holding.model in self._pinned
 
-    def _holdings(self, memory: Sequence[ModelMemory] | None = None) -> list[Holding]:
+    def _holdings(
+        self, memory: Sequence[ModelMemory] | None = None, *, granted: bool = False
+    ) -> list[Holding]:
+        """Return what models hold. Of idle KV what has pages, which the OS gets, or all that is `granted`."""
         found: list[Holding] = []
         for it in self._app.memory() if memory is None else memory:
             sizes = [
                 (Kind.SCRATCH, it.scratch, it.running),
-                (Kind.KV, it.idle_kv, False),
                 (Kind.KV, it.used_kv, True),
                 (Kind.WEIGHTS, it.weights, it.running),
             ]
             last_used = self._models.last_used(it.name)
-            found += [Holding(it.name, kind, size, busy, last_used) for kind, size, busy in sizes if size]
+            unasked = 0 if it.name in self._pinned else self._rewarmer.unasked(it)  # a person asked for those
+            found += [
+                Holding(
+                    *(it.name, kind, size, busy, last_used),
+                    unasked=unasked if kind is Kind.WEIGHTS else 0,
+                )
+                for kind, size, busy in sizes
+                if size
+            ]
+        found += [
+            Holding(
+                *(kv.model, Kind.KV, kv.size if granted else max(kv.touched, self._app.chunk)),
+                running=False,
+                last_used=kv.last_used,
+                sequence=kv.sequence,
+            )
+            for kv in self._app.idle_kv()
+        ]
         return found
 
     def _victims(self, memory: Sequence[ModelMemory]) -> Victims:
-        def victims(resident: Mapping[str, int], size: int) -> Sequence[tuple[str, int]]:
-            profiles = self._profiles([it for it in memory if it.name in resident])
-            return self._policy.victims(resident, size, profiles)
+        def victims(resident: Mapping[Part, int], size: int) -> Sequence[tuple[Part, int]]:
+            profiles = self._profiles([it for it in memory if (it.name, None) in resident])
+            conversations = self._policy.conversations(self._app.idle_kv(), time.monotonic())
+            return self._policy.victims(resident, size, profiles, conversations)
 
         return victims
 
     def _profiles(self, memory: Sequence[ModelMemory]) -> list[Profile]:
         now = time.monotonic()
         return [self._policy.profile(it.name, it.size, now, pinned=it.name in self._pinned) for it in memory]
+
+
+def _target(step: Step) -> tuple[str, Kind, int | None, bool]:
+    """Return what a step takes something of."""
+    return step.model, step.kind, step.sequence, step.unasked

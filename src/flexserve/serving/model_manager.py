@@ -104,6 +104,12 @@ class ModelManager:
         with self._lock:
             return self._used.get(model, (0.0, None))[0]
 
+    def is_kept(self, model: str, now: float) -> bool | None:
+        """Return whether the last user of `model` wants it kept at `now`; None: as usual."""
+        with self._lock:
+            last, keep = self._used.get(model, (0.0, None))
+        return None if keep is None else keep == -1 or now < last + keep
+
     def record(self, model: str, error: FlexServeError | None) -> None:
         """Keep the last error of a model, for its status; None: it is well."""
         with self._lock:

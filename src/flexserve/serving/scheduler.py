@@ -33,9 +33,9 @@ _WITHOUT_WEIGHTS = (Work.TRY, Work.CONVERT)  # one brings them in by itself, one
 class Scheduler:
     """Takes requests, has them run by `app`, reports their ends through `send`.
 
-    `submit`, `cancel`, `counts` and `drain` may be called from any thread. `limit`: requests that may wait;
-    `sequences`: generations that a model computes at once; `patience`: seconds that the engine may stand
-    still.
+    `submit`, `cancel`, `counts`, `memory_changed` and `drain` may be called from any thread. `limit`:
+    requests that may wait; `sequences`: generations that a model computes at once; `patience`: seconds that
+    the engine may stand still.
     """
 
     def __init__(
@@ -52,10 +52,11 @@ class Scheduler:
         self._app, self._models, self._memory, self._send = app, models, memory, send
         self._limit, self._sequences = limit, sequences
         self._turns = Turns()
-        self._changed = threading.Condition()  # guards the requests, and the next two
+        self._changed = threading.Condition()  # guards the requests, and the next three
         self._requests = Requests()
         self._preparing = 0  # of those that run
         self._closing = False
+        self._look_again = False  # memory changed hands since the last housekeeping
         self._batches: dict[str, dict[int, Request]] = {}  # generations that began; the engine thread's own …
         self._batching: dict[str, Batching] = {}
         self._told = ""  # … as is the model that the normal world believes to be computing
@@ -99,6 +100,12 @@ class Scheduler:
         with self._changed:
             return len(self._requests.waiting()), len(self._requests.running())
 
+    def memory_changed(self) -> None:
+        """Have the housekeeping look again, in the next quiet moment: the OS took memory."""
+        with self._changed:
+            self._look_again = True
+            self._changed.notify_all()
+
     def drain(self, seconds: float) -> None:
         """Take no more; let what runs end within `seconds`, then stop it. Returns when the thread ended."""
         with self._changed:
@@ -133,6 +140,7 @@ class Scheduler:
         while self._wait():
             model = self._turns.next(self._lanes(), time.monotonic())
             if model is not None:
+                self._memory.turn(model)
                 with self._watchdog.turn():
                     self._take_turn(model)
         self._models.close()
@@ -145,10 +153,13 @@ class Scheduler:
                     return True
                 if self._over():
                     return False
+                self._look_again = False
             self._compute_with("")
             pause = self._memory.tidy()
             with self._changed:
-                self._changed.wait_for(lambda: self._requests.waiting() or self._over(), pause)
+                self._changed.wait_for(
+                    lambda: self._requests.waiting() or self._over() or self._look_again, pause
+                )
 
     def _over(self) -> bool:
         return self._closing and not self._preparing

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from flexserve.policy import eviction as cache
 from flexserve.policy import recall
 from flexserve.policy.eviction import InvocationLog, Profile, Speeds
 from flexserve.policy.pressure import Holdings, PressurePolicy
-from flexserve.policy.recall import Holding
+from flexserve.policy.ranking import cheapest
+from flexserve.policy.recall import Holding, Part
 from flexserve.policy.transitions import Transitions
 from flexserve.protocol.trusted_app import Kind
 from flexserve.simulator.designs import Costs, Design, Keeping
@@ -150,7 +151,7 @@ class Residence:
         victims = None
         if self._design.keeping is Keeping.MOST_VALUABLE:
             profiles = self._profiles(now, self.weights)
-            victims = functools.partial(cache.victims, profiles, chunk=self.dram.chunk)
+            victims = functools.partial(_victims, profiles, self.dram.chunk)
         returned = 0
         for step in recall.plan(holdings, size, victims=victims):
             if step.kind is Kind.SCRATCH:
@@ -194,3 +195,11 @@ class Residence:
                 profile = dataclasses.replace(profile, rate=profile.rate + 1 / _SOON, share=1.0)
             profiles.append(profile)
         return profiles
+
+
+def _victims(
+    profiles: Sequence[Profile], chunk: int, resident: Mapping[Part, int], size: int
+) -> Sequence[tuple[Part, int]]:
+    """Return what weights lose so that `size` bytes come free at the least loss; no KV is idle here."""
+    weights = {model: held for (model, _), held in resident.items()}
+    return cheapest(cache.losses(profiles, weights, chunk=chunk), (), size, chunk=chunk)

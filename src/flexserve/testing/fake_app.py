@@ -12,7 +12,9 @@ from contextlib import contextmanager
 
 from flexserve.errors import CancelledError, FlexServeError, GrantRefusedError, UnknownModelError
 from flexserve.protocol.messages import Finished, Timings, Usage
+from flexserve.protocol.statuses import KvStatus
 from flexserve.protocol.trusted_app import (
+    IdleKv,
     Kind,
     Missing,
     ModelMemory,
@@ -20,7 +22,6 @@ from flexserve.protocol.trusted_app import (
     Progress,
     Stored,
     Ticket,
-    Unsealed,
     Work,
 )
 
@@ -44,6 +45,7 @@ class FakeModel:
     has_scratch: int = 0
     idle_kv: int = 0
     users: set[int] = dataclasses.field(default_factory=set)
+    tokens: int = 100  # of its conversation
     sealed: bool = True
     last_used: float = 0.0
 
@@ -79,6 +81,7 @@ class FakeApp:
         self.moved = 0.0
         self.inside: Callable[[], None] = lambda: None  # called while a step computes
         self.reported = 0  # bytes
+        self.kv = KvStatus()
         self._serial = 0
 
     def ask(self, model: str, work: Work = Work.GENERATE, **how: object) -> FakeRequest:
@@ -283,8 +286,18 @@ class FakeApp:
         self.granted += max(0, min(size - self.granted, self.limit - self.used - self.granted))
         return self.granted
 
-    def evict(self, model: str, kind: Kind, size: int, *, keep: bool, until: float = 0.0) -> int:
+    def evict(
+        self,
+        model: str,
+        kind: Kind,
+        size: int,
+        *,
+        keep: bool,
+        until: float = 0.0,
+        sequence: int | None = None,
+    ) -> int:
         """Give up what is not in use."""
+        del sequence  # there is one conversation
         it = self.models[model]
         freed = 0
         if kind is Kind.SCRATCH and not it.users:
@@ -325,13 +338,20 @@ class FakeApp:
 
     # ---- KV --------------------------------------------------------------------------------------
 
-    def unsealed(self) -> Sequence[Unsealed]:
-        """Return one for each open model whose idle KV was not sealed."""
+    def idle_kv(self) -> Sequence[IdleKv]:
+        """Return one conversation for each open model that has idle KV."""
         return [
-            Unsealed(name, 0, it.last_used)
+            IdleKv(
+                *(name, 0, it.idle_kv, it.idle_kv, it.tokens, it.last_used, it.sealed),
+                worth_sealing=not it.sealed,
+            )
             for name, it in self.models.items()
-            if it.is_open and it.idle_kv and not it.sealed
+            if it.is_open and it.idle_kv
         ]
+
+    def kv_status(self) -> KvStatus:
+        """Return what the test says."""
+        return self.kv
 
     def sealing_size(self, model: str, sequence: int) -> int:
         """Return the size of a sequence."""

@@ -27,8 +27,9 @@ from flexserve.protocol.messages import (
     Usage,
     Warm,
 )
-from flexserve.protocol.statuses import Abilities
+from flexserve.protocol.statuses import Abilities, KvStatus
 from flexserve.protocol.trusted_app import (
+    IdleKv,
     Kind,
     Missing,
     ModelMemory,
@@ -36,7 +37,6 @@ from flexserve.protocol.trusted_app import (
     Progress,
     Stored,
     Ticket,
-    Unsealed,
 )
 from flexserve.trusted.engine.abilities import require
 from flexserve.trusted.engine.context import BATCH
@@ -335,7 +335,16 @@ class LlamaApp:
             self._reserved.close()
             self._reserved = None
 
-    def evict(self, model: str, kind: Kind, size: int, *, keep: bool, until: float = 0.0) -> int:
+    def evict(
+        self,
+        model: str,
+        kind: Kind,
+        size: int,
+        *,
+        keep: bool,
+        until: float = 0.0,
+        sequence: int | None = None,
+    ) -> int:
         with self._lock:
             entry = self._open.get(model)
         if entry is None:
@@ -344,7 +353,7 @@ class LlamaApp:
             work = entry is self._latest(self._entries())
             return entry.release_scratch(keep=keep, work=work)
         if kind is Kind.KV:
-            return entry.release_kv(size, keep=keep)
+            return entry.release_kv(size, keep=keep, sequence=sequence)
         return entry.release_weights(size, keep=keep, until=until)
 
     def return_unused(self) -> int:
@@ -368,12 +377,11 @@ class LlamaApp:
 
     # ---- KV --------------------------------------------------------------------------------------
 
-    def unsealed(self) -> Sequence[Unsealed]:
-        return [
-            Unsealed(entry.name, slot.number, slot.last_used)
-            for entry in self._entries()
-            for slot in entry.conversations.unsealed()
-        ]
+    def idle_kv(self) -> Sequence[IdleKv]:
+        return [kv for entry in self._entries() for kv in entry.conversations.idle(entry.name)]
+
+    def kv_status(self) -> KvStatus:
+        return self._services.counters
 
     def sealing_size(self, model: str, sequence: int) -> int:
         conversations = self._open[model].conversations

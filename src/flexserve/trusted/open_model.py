@@ -176,10 +176,10 @@ class OpenModel:
             size = self.context.release_scratch(keep_grants=keep)
             return size + (self._services.engine.release_work(keep_grants=keep) if work else 0)
 
-    def release_kv(self, size: int, *, keep: bool) -> int:
-        """Give about `size` bytes of idle KV up; return the bytes."""
+    def release_kv(self, size: int, *, keep: bool, sequence: int | None) -> int:
+        """Give about `size` bytes of idle KV up (None: of any `sequence`); return the bytes."""
         with self.lock:
-            return self.conversations.give_up(size, keep_grants=keep)
+            return self.conversations.give_up(size, keep_grants=keep, sequence=sequence)
 
     def release_weights(self, size: int, *, keep: bool, until: float) -> int:
         """Give about `size` bytes of weights up, from the end of their order; return the bytes.

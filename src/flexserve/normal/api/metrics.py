@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-import msgspec
 from fastapi import APIRouter, Request
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric, SummaryMetricFamily
 from starlette.responses import Response
@@ -23,6 +22,8 @@ from flexserve.normal.metrics import (
 )
 from flexserve.normal.world import World, WorldReport
 from flexserve.protocol.statuses import NpuStatus
+
+_KV_OUTCOMES = ("sealed", "resumed", "damaged", "dropped")
 
 router = APIRouter(tags=["operations"])
 
@@ -67,7 +68,7 @@ def _present(report: WorldReport) -> Iterator[Metric]:
     status = report.status
     yield gauge("secure_bytes", "Secure memory in use, by the secure world's account.", status.memory.secure)
     yield gauge("secure_resident_bytes", "Memory of the secure process, by the OS's count.", report.os.rss)
-    kv = {field.name: getattr(status.kv, field.name) for field in msgspec.structs.fields(status.kv)}
+    kv = {outcome: getattr(status.kv, outcome) for outcome in _KV_OUTCOMES}
     yield totals("kv_sequences", "KV of ended requests, by what became of it.", "outcome", kv)
     if status.npu is not None:
         yield from _npu(status.npu)

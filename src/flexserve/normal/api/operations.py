@@ -142,6 +142,8 @@ def _state(model: ModelStatus, *, pinned: bool, blamed: Blamed | None) -> dict[s
         "heap": model.heap,
         "running": model.running,
         "pinned": pinned,
+        "rewarmed": model.rewarmed,
+        "rewarmed_for": model.rewarmed_for,
         "abilities": None if model.abilities is None else msgspec.to_builtins(model.abilities),
         "error": None
         if error is None

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Sequence
 
+from flexserve.protocol.trusted_app import IdleKv
 from flexserve.trusted.engine.context import Context
 from flexserve.trusted.kv.sealed import WORTHWHILE, SealedKv
 from flexserve.trusted.kv.slots import Slot, choose
@@ -68,7 +69,7 @@ class Conversations:
         if found is None:
             return 0
         slot, kept = found
-        seals = kept < len(slot.tokens) and not slot.sealed and len(slot.tokens) >= WORTHWHILE
+        seals = kept < len(slot.tokens) and _is_worth_sealing(slot)
         sealed = self._sealed.find(owner, known, self._context.usable_saved)
         resumes = sealed[0].size if sealed is not None and sealed[1] > kept + WORTHWHILE else 0
         return max(resumes, self._context.state_size(slot.number) if seals else 0)
@@ -84,7 +85,7 @@ class Conversations:
     def unsealed(self) -> list[Slot]:
         """Return the idle slots whose KV is worth sealing, the one used longest ago first."""
         with self._lock:
-            return [s for s in self._idle() if not s.sealed and len(s.tokens) >= WORTHWHILE]
+            return [slot for slot in self._idle() if _is_worth_sealing(slot)]
 
     def slot(self, number: int) -> Slot:
         """Return the slot of a sequence."""
@@ -108,7 +109,7 @@ class Conversations:
 
     def _seal(self, slot: Slot, *, ask: bool) -> None:
         """Seal the KV of a slot that nobody else uses, if it is worth it and not sealed yet."""
-        if slot.sealed or len(slot.tokens) < WORTHWHILE:
+        if not _is_worth_sealing(slot):
             return
         number, size = slot.number, self._context.state_size(slot.number)
         self._sealed.save(
@@ -139,13 +140,34 @@ class Conversations:
             if size / _SEAL_SPEED <= (deadline - time.monotonic()) / 2:
                 self._seal(slot, ask=False)
 
-    def give_up(self, size: int, *, keep_grants: bool) -> int:
-        """Release idle KV, that used longest ago first, until `size` bytes went; return the bytes."""
+    def idle(self, model: str) -> list[IdleKv]:
+        """Return the idle KV in memory, as that of `model`, the one used longest ago first."""
+        with self._lock:
+            return [self._described(slot, model) for slot in self._idle()]
+
+    def _described(self, slot: Slot, model: str) -> IdleKv:
+        size, tokens = self._context.kv.committed([slot.number]), len(slot.tokens)
+        return IdleKv(
+            *(model, slot.number, size),
+            touched=size * min(tokens, self._context.size) // self._context.size,
+            tokens=tokens,
+            last_used=slot.last_used,
+            sealed=slot.sealed,
+            worth_sealing=_is_worth_sealing(slot),
+        )
+
+    def give_up(self, size: int, *, keep_grants: bool, sequence: int | None = None) -> int:
+        """Release idle KV, that used longest ago first, until `size` bytes went; return the bytes.
+
+        `sequence`: of this one alone.
+        """
         freed = 0
         for slot in self._idle():
+            if sequence not in (None, slot.number):
+                continue
             if freed >= size:
                 break
-            self._sealed.counters.dropped += not slot.sealed and len(slot.tokens) >= WORTHWHILE
+            self._sealed.counters.dropped += _is_worth_sealing(slot)
             slot.tokens = []
             freed += self._context.release([slot.number], keep_grants=keep_grants)
         return freed
@@ -156,3 +178,7 @@ class Conversations:
             (s for s in self._slots if not (s.busy or s.sealing) and has_memory(s.number)),
             key=lambda s: s.last_used,
         )
+
+
+def _is_worth_sealing(slot: Slot) -> bool:
+    return not slot.sealed and len(slot.tokens) >= WORTHWHILE

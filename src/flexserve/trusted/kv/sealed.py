@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -126,6 +127,7 @@ class SealedKv:
         What does not authenticate or fit is forgotten and counted; where only memory is short
         nothing is.
         """
+        began = time.monotonic()
         try:
             with self._store.open(self._model) as sealed, Image.open(entry.path, sealed, self._key) as image:
                 size = image.buffers[0].size
@@ -139,6 +141,8 @@ class SealedKv:
             taken = False
         if taken:
             self.counters.resumed += 1
+            self.counters.resumed_tokens += len(entry.tokens)
+            self.counters.resumed_ms += 1000 * (time.monotonic() - began)
         else:
             self.counters.damaged += 1
             self.forget(entry)
