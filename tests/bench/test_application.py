@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import itertools
 import os
 import random
@@ -17,7 +18,15 @@ from typing import get_args
 import pytest
 
 from flexserve.bench import application, foreground, group
-from flexserve.bench.application_report import SCENARIOS, Look, Run, Setting, as_text, summed_up
+from flexserve.bench.application_report import (
+    SCENARIOS,
+    Look,
+    Return,
+    Run,
+    Setting,
+    as_text,
+    summed_up,
+)
 from flexserve.bench.group import memory_group
 from flexserve.errors import NormalWorldError
 from flexserve.units import GIB, MIB
@@ -81,6 +90,25 @@ def test_rounds_are_summed_up_by_medians() -> None:
     report = summed_up(rounds, SETTING, 2, 1)
     assert report["kept_fraction"] == pytest.approx(0.9)
     assert report["cells"]["idle"]["kept_all"] == pytest.approx([0.9, 0.98, 0.1])
+
+
+def test_a_model_that_came_back_in_every_round_is_told_with_the_longest_wait() -> None:
+    steady = [Look(0.0, 300 * MIB, 0)]
+
+    def report(*returns: Return) -> str:
+        rounds = []
+        for came_back in returns:
+            runs = {name: run(name, 0.1, steady) for name in SCENARIOS}
+            runs["idle"] = dataclasses.replace(runs["idle"], came_back=came_back)
+            rounds.append(runs)
+        return as_text(summed_up(rounds, SETTING, 2, 1))
+
+    assert "came back within 27.0 s at most" in report(Return(26.0, 1.1, 1.0), Return(27.0, 1.0, 1.0))
+    assert "took 1.05 of a warm one" in report(Return(26.0, 1.1, 1.0), Return(27.0, 1.0, 1.0))
+    assert "did not come back everywhere" in report(Return(26.0, 1.1, 1.0), Return(None, 3.0, 1.0))
+    assert "was not measured" in as_text(
+        summed_up([{n: run(n, 0.1, steady) for n in SCENARIOS}], SETTING, 2, 1)
+    )
 
 
 @pytest.mark.parametrize("access", get_args(foreground.Access))

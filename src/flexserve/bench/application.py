@@ -13,6 +13,9 @@ cgroup holds. The pressure starts when the cgroup is full. Compared in each roun
 
 Kept is how long `alone` took for the operations from a second after the start of the pressure beside
 idle FlexServe to the end, over how long they took here, in the same round.
+
+After the program ended beside idle FlexServe, the model comes back by itself. Told is after how many seconds
+it is whole, and how long the next first token takes, over the median of five with everything in memory.
 """
 
 from __future__ import annotations
@@ -43,6 +46,7 @@ FULL = Setting(limit=4 * GIB, rows=384 << 10, few=200_000, warm=2.0, grown=100, 
 QUICK = dataclasses.replace(FULL, grown=60, rounds=1)
 
 Say = Callable[[str], None]
+_PATIENCE = 90.0  # seconds for the model to come back after the program ended
 
 
 class Application:
@@ -92,7 +96,8 @@ class Application:
             looks = watch.looks(since=result["grown_at"])
             decisions = server.decisions() if server else []
             answers = server.answers - before if server else 0
-        run = Run(scenario, result["done"], result["read"], looks, decisions, answers)
+            came_back = server.comes_back(_PATIENCE) if server and scenario == "idle" else None
+        run = Run(scenario, result["done"], result["read"], looks, decisions, answers, came_back)
         self._say(f"  {scenario}: {run.speed:.0f} operations a second")
         return run
 

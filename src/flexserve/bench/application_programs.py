@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import statistics
 import subprocess
 import sys
 import threading
@@ -16,10 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flexserve.bench.application_report import Look
+from flexserve.bench.application_report import Look, Return
 from flexserve.bench.group import MemoryGroup
 from flexserve.errors import FlexServeError, NormalWorldError, PeerError
-from flexserve.normal.client import Address, Client
+from flexserve.normal.client import Address, Client, Ending
 from flexserve.protocol.launch import SecureOptions
 from flexserve.protocol.messages import ChatMessage, Sampling
 
@@ -28,6 +29,8 @@ _MODULE = (sys.executable, "-m", "flexserve.bench.application_programs")
 _TICK = 0.05  # seconds between two looks at who has how much
 _PATIENCE = 120.0  # seconds until a server is up
 _TOKENS = 48  # of each answer
+_WORDS = 32  # of a prompt whose first token is timed …
+_WARM = 5  # … so often with everything in memory
 
 
 class Server:
@@ -36,6 +39,7 @@ class Server:
     def __init__(self, client: Client, process: subprocess.Popen[bytes]) -> None:
         self._client, self._process = client, process
         self.answers = 0
+        self._asked = 100
         deadline = time.monotonic() + _PATIENCE
         while True:
             try:
@@ -53,6 +57,25 @@ class Server:
         for _ in self._client.ask(MODEL, prompt, Sampling(max_tokens=_TOKENS, temperature=0)):
             pass
         self.answers += 1
+
+    def comes_back(self, patience: float) -> Return:
+        """Wait up to `patience` seconds until the model is whole, unasked; then ask for first tokens."""
+        began = time.monotonic()
+        while not (whole := self._client.states().models[0].resident_fraction == 1):
+            if time.monotonic() - began > patience:
+                break
+            time.sleep(_TICK)
+        after = time.monotonic() - began if whole else None
+        first = self._first_token()
+        return Return(after, first, statistics.median(self._first_token() for _ in range(_WARM)))
+
+    def _first_token(self) -> float:
+        """Return the seconds to the first token of a prompt that no earlier one begins."""
+        self._asked += 1
+        prompt = [ChatMessage("user", f"{self._asked}: {'why? ' * _WORDS}")]
+        *_, ending = self._client.ask(MODEL, prompt, Sampling(max_tokens=1, temperature=0))
+        assert isinstance(ending, Ending)
+        return ending.timings.ttft / 1000
 
     @contextlib.contextmanager
     def answering(self) -> Iterator[None]:
@@ -147,10 +170,10 @@ def reservation(group: MemoryGroup, size: int) -> Iterator[None]:
 
 
 def _serve(store: Path, key: Path, socket: Path) -> int:
-    """Be the server. Its model stays until it is recalled."""
+    """Be the server. Its model stays until it is recalled, and comes back when nobody needs the memory."""
     from flexserve.normal.main import ServeOptions, serve
 
-    secure = SecureOptions(store, key, threads=1, context=512, idle_seconds=86400.0)
+    secure = SecureOptions(store, key, threads=1, context=512, idle_seconds=86400.0, rewarm=True)
     return serve(ServeOptions(secure, host=None, unix_socket=socket, log_level="warning"))
 
 

@@ -41,6 +41,15 @@ class Look:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Return:
+    """How a model came back without a request. Seconds."""
+
+    after: float | None  # the program ended, all weights were there; None: not as long as was waited
+    first_token: float  # of the request after that
+    warm: float  # of requests that find everything
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Run:
     """One scenario of one round."""
 
@@ -50,6 +59,7 @@ class Run:
     looks: list[Look]
     decisions: list[dict[str, Any]]
     answers: int  # that FlexServe gave meanwhile
+    came_back: Return | None = None  # after the program had ended
 
     @property
     def pressure_at(self) -> float | None:
@@ -139,6 +149,8 @@ def _cell(scenario: str, rounds: list[dict[str, Run]]) -> dict[str, Any]:
         if (seconds := run.lacked()) is not None:
             lacked.append(seconds)
     last = rounds[-1][scenario]
+    came_back = [back for runs in rounds if (back := runs[scenario].came_back) is not None]
+    back_after = [back.after for back in came_back if back.after is not None]
     return {
         "kept": statistics.median(kept),
         "kept_all": kept,
@@ -151,6 +163,10 @@ def _cell(scenario: str, rounds: list[dict[str, Run]]) -> dict[str, Any]:
         "secure_bytes_first": last.looks[0].secure if last.looks else 0,
         "secure_bytes_last": last.looks[-1].secure if last.looks else 0,
         "answers": statistics.median(runs[scenario].answers for runs in rounds),
+        "back_after_s": max(back_after) if back_after and len(back_after) == len(came_back) else None,
+        "first_token_over_warm": statistics.median(back.first_token / back.warm for back in came_back)
+        if came_back
+        else None,
         "timeline": _timeline(last),
         "decisions": last.decisions,
     }
@@ -187,6 +203,7 @@ def as_text(report: dict[str, Any]) -> str:
         "kept: from a second after the start of the pressure. lacked: how long, at most in a round, the",
         "cgroup was full while FlexServe had what it gave back later.",
     ]
+    lines += ["", _came_back(report["cells"]["idle"])]
     lines += ["", "beside idle FlexServe, over time (last round), and alone at the same operations:"]
     idle, alone = (report["cells"][name]["timeline"] for name in ("idle", "alone"))
     for mine, theirs in list(zip(idle, alone, strict=True))[::5]:
@@ -197,3 +214,15 @@ def as_text(report: dict[str, Any]) -> str:
             f"{format_size(max(0, int(mine['free']))):>9} free"
         )
     return "\n".join(lines)
+
+
+def _came_back(cell: dict[str, Any]) -> str:
+    """Say when the model came back after the program had ended."""
+    if cell["first_token_over_warm"] is None:
+        return "what came back after the program had ended was not measured"
+    after = cell["back_after_s"]
+    when = "did not come back everywhere" if after is None else f"came back within {after:.1f} s at most"
+    ratio = cell["first_token_over_warm"]
+    return (
+        f"after the program had ended, the model {when}; the next first token took {ratio:.2f} of a warm one"
+    )
