@@ -24,6 +24,7 @@ PLAN = Plan(
     workflows=(
         Workflow("loop", (0, 1), hints=True),
         Workflow("pressed", (1, 0, 1), kept=0.4),
+        Workflow("capped", (1, 0, 1), cap=0.7, pressed=0.3, prompt=16, tokens=1),
     ),
     rounds=1,
     threads=1,
@@ -54,7 +55,7 @@ def test_every_cell_has_every_measured_system(report: dict[str, Any]):
     expected = {(s, p, k) for s in PLAN.shapes for p in PLAN.prompts for k in PLAN.kept}
     assert {(cell["model"], cell["prompt"], cell["kept"]) for cell in cells} == expected
     assert all(set(cell["seconds"]) == NAMES for cell in cells)
-    assert [cell["workflow"] for cell in report["workflow"]["cells"]] == ["loop", "pressed"]
+    assert [cell["workflow"] for cell in report["workflow"]["cells"]] == ["loop", "pressed", "capped"]
     assert all(set(cell["seconds"]) == NAMES for cell in report["workflow"]["cells"])
 
 

@@ -63,6 +63,17 @@ class MeasuredSystem:
                 return
             self.world.recall(excess)
 
+    def cap(self, size: int | None) -> None:
+        """Have no more than `size` bytes granted from now on (None: no cap), as `flexserve limit` does.
+
+        What is beyond it is recalled, of a system that keeps anything.
+        """
+        self.world.budget = size
+        for _ in range(_TRIES):
+            if size is None or self.world.granted <= size or not self.system.keeps:
+                return
+            self.world.recall(self.world.granted - size)
+
     def resident(self) -> int:
         """Return the bytes of weights that are in memory."""
         return sum(model.resident for model in self.world.status().models)

@@ -59,6 +59,7 @@ class Pipeline:
                 "seconds": statistics.median(ttft for ttft, _ in found),
                 "bound": statistics.median(bound for _, bound in found),
                 "over_bound": statistics.median(ttft / bound for ttft, bound in found),
+                "samples": [ttft for ttft, _ in found],
             }
             for (length, percent), found in self.samples.items()
         ]

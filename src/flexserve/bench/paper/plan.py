@@ -46,6 +46,14 @@ class Workflow:
     calls: tuple[int, ...]
     kept: float | None = None  # what may stay between calls, of the models' summed weights; None: all
     hints: bool = False  # each call names the next one's model
+    # What may be granted at any time, of the models' summed weights; None: no cap. It is at least what the
+    # largest model needs at once, as a strawman could not answer otherwise.
+    cap: float | None = None
+    pressed: float = (
+        0.0  # the part of the cap that another program takes after each call, and soon gives back
+    )
+    prompt: int | None = None  # tokens of each call; None: the plan's …
+    tokens: int | None = None  # … and of its answer
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -69,14 +77,17 @@ class Plan:
     pipeline_times: int = 1  # in each round: single restores differ by a tenth and more
     recalled: tuple[int, ...] = (25, 50, 75, 100)  # percent
     context: int = 2048
+    beside: int = 128 * MIB  # bytes of KV and scratch that a model needs beside its weights, at most
     chunk: int = 0  # bytes; 0: as FlexServe has it
 
     @property
     def lengths(self) -> Sequence[int]:
         """Every length of prompt that is used, in tokens."""
-        return sorted({*self.prompts, *self.pipeline_prompts, self.call_prompt, self.decode_prompt})
+        own = {workflow.prompt for workflow in self.workflows if workflow.prompt is not None}
+        return sorted({*self.prompts, *self.pipeline_prompts, self.call_prompt, self.decode_prompt, *own})
 
 
+_CAP = 0.77  # of two models' weights: one fits, and half of the other
 # Random in that nobody can guess them, and the same in every run: three models, each three times.
 _RANDOM_CALLS = (1, 0, 2, 1, 1, 0, 2, 0, 2)
 
@@ -92,6 +103,9 @@ def full(threads: int, memory: Memory) -> Plan:
             Workflow("three-model loop", (0, 1, 2) * 2, hints=True),
             Workflow("three-model loop, 40 % kept", (0, 1, 2) * 2, kept=0.4, hints=True),
             Workflow("random calls, 40 % kept", _RANDOM_CALLS, kept=0.4),
+            Workflow("two-model loop, capped", (0, 1) * 3, hints=True, cap=_CAP),
+            Workflow("two-model loop, capped, pressed", (0, 1) * 3, hints=True, cap=_CAP, pressed=0.25),
+            Workflow("two-model loop, capped, short", (0, 1) * 6, hints=True, cap=_CAP, prompt=32, tokens=1),
         ),
         rounds=3,
         threads=threads,
@@ -110,6 +124,8 @@ def quick(threads: int, memory: Memory) -> Plan:
         workflows=(
             Workflow("two-model loop", (0, 1) * 2, hints=True),
             Workflow("random calls, 40 % kept", (1, 0, 0, 1), kept=0.4),
+            Workflow("two-model loop, capped", (0, 1) * 2, hints=True, cap=_CAP),
+            Workflow("two-model loop, capped, pressed", (0, 1) * 2, hints=True, cap=_CAP, pressed=0.25),
         ),
         rounds=1,
         threads=threads,

@@ -24,7 +24,7 @@ _STACKED = {
 def plot(report: dict[str, Any], path: Path) -> list[Path]:
     """Draw the report into `path`, as PNG and as SVG whatever its suffix; return both files."""
     pyplot = drawing.pyplot()
-    figure, axes = pyplot.subplots(2, 2, figsize=(13, 9), layout="constrained")
+    figure, axes = pyplot.subplots(2, 2, figsize=(15, 10), layout="constrained")
     _latency(axes[0][0], report["ttft"]["cells"])
     _breakdown(axes[0][1], report["ttft"]["cells"])
     _workflows(axes[1][0], report["workflow"]["cells"])
@@ -33,7 +33,7 @@ def plot(report: dict[str, Any], path: Path) -> list[Path]:
         each.spines[["top", "right"]].set_visible(False)
     figure.suptitle(
         f"FlexServe and its baselines: {report['cores']} cores, {report['protection']}, "
-        f"medians of {report['rounds']} interleaved rounds"
+        f"medians and ranges of {report['rounds']} interleaved rounds"
     )
     files = [path.with_suffix(suffix) for suffix in (".png", ".svg")]
     for file in files:
@@ -73,10 +73,25 @@ def _bars(axes: Any, cells: list[dict[str, Any]], labels: list[str]) -> None:
     for number, (system, name) in enumerate(_NAMES.items()):
         places = [place + (number - 1.5) * width for place in range(len(cells))]
         heights = [cell["seconds"][system] for cell in cells]
-        axes.bar(places, heights, width, label=name, color=_COLOURS[system])
+        ranges = [_range(cell["samples"][system]) for cell in cells]
+        errors = [
+            [middle - low for middle, (low, _) in zip(heights, ranges, strict=True)],
+            [high - middle for middle, (_, high) in zip(heights, ranges, strict=True)],
+        ]
+        axes.bar(
+            *(places, heights, width),
+            label=name,
+            color=_COLOURS[system],
+            yerr=errors,
+            error_kw={"elinewidth": 0.8, "capsize": 1.5, "ecolor": "#1a202c"},
+        )
     axes.set_xticks(range(len(cells)), labels, fontsize=7)
     axes.margins(y=0.25)  # room for the legend
     axes.legend(frameon=False, fontsize=8, ncols=len(_NAMES), loc="upper center")
+
+
+def _range(samples: list[float]) -> tuple[float, float]:
+    return min(samples), max(samples)
 
 
 def _breakdown(axes: Any, cells: list[dict[str, Any]]) -> None:
@@ -126,6 +141,8 @@ def _pipeline(axes: Any, cells: list[dict[str, Any]]) -> None:
         shown = [cell for cell in cells if cell["prompt"] == prompt]
         recalled = [cell["recalled"] for cell in shown]
         axes.plot(recalled, [cell["seconds"] for cell in shown], "o-", color=colour, label=f"{prompt} tokens")
+        low, high = zip(*(_range(cell["samples"]) for cell in shown), strict=True)
+        axes.fill_between(recalled, low, high, color=colour, alpha=0.15, linewidth=0)
         axes.plot(recalled, [cell["bound"] for cell in shown], "--", color=colour, label="its lower bound")
     axes.set_xlabel("weights recalled, percent")
     axes.set_ylabel("time to first token, seconds")

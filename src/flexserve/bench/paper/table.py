@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from flexserve.bench.paper.reasons import reasons
 from flexserve.bench.paper.samples import PARTS
 
 _NAMES = {
@@ -27,6 +28,8 @@ def table(report: dict[str, Any]) -> str:
         _breakdown(report["ttft"]["cells"]),
         "Workflows, seconds from the first call to the last answer:",
         _workflows(report["workflow"]["cells"]),
+        "Why:",
+        _why(report),
         "Pipeline: time to first token ÷ lower bound, by percent of the weights recalled:",
         _pipeline(report["pipeline"]["cells"]),
         _restarted(report["restarted_strawman"]),
@@ -96,6 +99,10 @@ def _workflows(cells: Sequence[dict[str, Any]]) -> str:
         gains = [f"{cell[f'speedup_over_{name}']:.2f}" for name in ("strawman", "strawman_opt")]
         rows.append((cell["workflow"], *seconds, *gains))
     return markdown(rows)
+
+
+def _why(report: dict[str, Any]) -> str:
+    return "\n".join(f"- {line}" for line in reasons(report["workflow"]["cells"], "workflow"))
 
 
 def _pipeline(cells: Sequence[dict[str, Any]]) -> str:

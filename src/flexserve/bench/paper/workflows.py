@@ -48,20 +48,29 @@ class Workflows:
     ) -> Request:
         """Run one workflow; giving back what is beyond the limit between calls is part of its time."""
         limit = None
+        sizes = [measured_system.weights(subject.model) for subject in used]
         if measured_system.system.keeps and workflow.kept is not None:
-            limit = int(workflow.kept * sum(measured_system.weights(subject.model) for subject in used))
+            limit = int(workflow.kept * sum(sizes))
             measured_system.press(limit)
+        cap = None
+        if workflow.cap is not None:
+            cap = max(int(workflow.cap * sum(sizes)), max(sizes) + self._plan.beside)
+            measured_system.cap(cap)
         following = [*workflow.calls[1:], None]
+        length = workflow.prompt or self._plan.call_prompt
+        tokens = workflow.tokens or self._plan.call_tokens
         parts: list[dict[str, float]] = []
         began = time.monotonic()
         for place, coming in zip(workflow.calls, following, strict=True):
             hint = subjects[coming].model if workflow.hints and coming is not None else None
             subject = subjects[place]
-            prompt = subject.prompts[self._plan.call_prompt]
-            finished = measured_system.ask(subject.model, prompt, self._plan.call_tokens, hint)
+            finished = measured_system.ask(subject.model, subject.prompts[length], tokens, hint)
             request = Request.of(finished.timings, self._plan.threads)
             parts.append(request.parts | {"decode": finished.timings.decode / 1000})
             if limit is not None:
                 measured_system.press(limit)
+            if cap is not None and workflow.pressed:
+                measured_system.cap(int((1 - workflow.pressed) * cap))
+                measured_system.cap(cap)
         seconds = time.monotonic() - began
         return Request(seconds, {name: sum(call[name] for call in parts) for name in parts[0]})
