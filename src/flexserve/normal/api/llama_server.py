@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import msgspec
 from fastapi import APIRouter, Request
-from pydantic import Field, StringConstraints, field_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
+from flexserve.errors import CallerError
 from flexserve.normal.api.answering import (
     GenerationRequest,
     Json,
@@ -29,7 +30,7 @@ from flexserve.protocol.messages import InfillPrompt, Sampling, Snippet, Terms, 
 
 router = APIRouter(tags=["llama-server"])
 _PATHS = ("completion", "completions", "infill", "tokenize", "detokenize", "apply-template", "props", "slots",
-          "embedding", "embeddings")  # fmt: skip
+          "embedding", "embeddings", "rerank", "reranking", "v1/rerank", "v1/reranking")  # fmt: skip
 ERROR_FORMS = {f"/{path}": error_body for path in _PATHS}
 
 _TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
@@ -122,10 +123,16 @@ class NativeEmbeddings(ModelRequest):
             )
         return value
 
+    @model_validator(mode="after")
+    def _has_texts(self) -> Self:
+        if (self.content is None) == (self.input is None):
+            raise PydanticCustomError("missing", "Give the texts once, as content", {"param": "content"})
+        return self
+
     def texts(self) -> list[str]:
         """Return the texts."""
         given = self.content if self.content is not None else self.input
-        return [given] if isinstance(given, str) else given or [""]
+        return [given] if isinstance(given, str) else given or []
 
 
 @router.post("/completion")
@@ -190,6 +197,19 @@ async def embeddings(body: NativeEmbeddings, request: Request) -> Response:
         return made
     return json_response(
         [{"index": at, "embedding": [as_numbers(vector)]} for at, vector in enumerate(made.vectors)]
+    )
+
+
+@router.post("/rerank")
+@router.post("/reranking")
+@router.post("/v1/rerank")
+@router.post("/v1/reranking")
+async def rerank() -> Response:
+    """Refuse: no model here ranks texts."""
+    raise CallerError(
+        "This server does not rank texts.",
+        hint="Ask POST /v1/embeddings for vectors, and compare them.",
+        code="rerank_unsupported",
     )
 
 
