@@ -21,7 +21,8 @@ from flexserve.errors import (
 )
 from flexserve.normal import client as client_module
 from flexserve.normal.client import Address, Client, Ending, NoServerError
-from flexserve.protocol.messages import ChatMessage, Sampling
+from flexserve.protocol.messages import ChatMessage
+from flexserve.protocol.sampling import Sampling
 
 USAGE = {"prompt_tokens": 1, "completion_tokens": 1}
 

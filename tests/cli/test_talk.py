@@ -15,7 +15,8 @@ from servers import MODELS, Cli, ScriptedServer, Stranger, scripted_server
 
 from flexserve.cli import terminal
 from flexserve.normal import world
-from flexserve.protocol.messages import ChatPrompt, Sampling
+from flexserve.protocol.messages import ChatPrompt
+from flexserve.protocol.sampling import Sampling
 from flexserve.testing.scripted_link import scripted_command
 from flexserve.testing.scripted_world import Behaviour, Script
 
@@ -51,7 +52,9 @@ def test_run_says_who_answers_only_when_asked(cli: Cli, server: ScriptedServer) 
 def test_run_passes_every_sampling_option(cli: Cli, server: ScriptedServer) -> None:
     options = ("--max-tokens", "3", "--temperature", "0", "--top-p", "0.5", "--seed", "9", "--stop", "a")
     assert cli("run", "tiny", "Hi?", *options, "--stop", "b").stdout == "Hello, world\n"
-    assert server.asked[0].sampling == Sampling(3, 0.0, 0.5, 9, ["a", "b"])
+    assert server.asked[0].sampling == Sampling(
+        max_tokens=3, temperature=0.0, top_p=0.5, seed=9, stop=["a", "b"]
+    )
 
 
 def test_run_as_json_has_the_answer_usage_timings_and_label(cli: Cli, server: ScriptedServer) -> None:

@@ -93,13 +93,13 @@ def _serve(folder: Path) -> tuple[list[str], set[str], list[str]]:
         Embed,
         Generate,
         Recall,
-        Sampling,
         TextPrompt,
         ToText,
         ToTokens,
         Try,
         Warm,
     )
+    from flexserve.protocol.sampling import Sampling
     from flexserve.protocol.statuses import KvStatus
     from flexserve.serving.memory_manager import MemoryManager
     from flexserve.serving.model_manager import ModelManager

@@ -34,7 +34,6 @@ from flexserve.protocol.messages import (
     NeedMemory,
     Recalled,
     Returned,
-    Sampling,
     Spare,
     Started,
     Status,
@@ -43,6 +42,7 @@ from flexserve.protocol.messages import (
     Usage,
     WantSpare,
 )
+from flexserve.protocol.sampling import Sampling
 from flexserve.protocol.statuses import Failure
 from flexserve.testing.scripted_link import ScriptedLink
 from flexserve.testing.scripted_world import Behaviour, Script

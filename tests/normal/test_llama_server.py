@@ -126,7 +126,7 @@ async def test_models_and_health_are_found_where_llama_server_has_them(client: h
     assert (await client.get("/v1/health")).json()["status"] == "ok"
 
 
-@pytest.mark.parametrize("body", [{"prompt": [1, 2]}, {"prompt": "x", "n_predict": -2}, {}])
+@pytest.mark.parametrize("body", [{"prompt": [1, 2]}, {"prompt": "x", "n_predict": -3}, {}])
 async def test_what_cannot_be_done_is_refused_in_its_form(client: httpx.AsyncClient, body: Any) -> None:
     response = await client.post("/completion", json=body)
     assert response.status_code == 400

@@ -22,10 +22,10 @@ from flexserve.protocol.messages import (
     Recall,
     Recalled,
     Returned,
-    Sampling,
     TextPrompt,
     WantSpare,
 )
+from flexserve.protocol.sampling import Sampling
 from flexserve.testing.scripted_link import AdjustableMemory, ScriptedLink
 from flexserve.testing.scripted_world import Behaviour, Script
 from flexserve.units import GIB, MIB

@@ -14,7 +14,8 @@ import pytest
 from flexserve.errors import PeerError
 from flexserve.normal.client import Address, Client
 from flexserve.normal.peers import check_server, is_trusted, user_of_unix_peer
-from flexserve.protocol.messages import ChatMessage, Sampling
+from flexserve.protocol.messages import ChatMessage
+from flexserve.protocol.sampling import Sampling
 
 KEY, PROMPT = "sk-a-secret-key", "a very secret prompt"
 NOBODY = 65534

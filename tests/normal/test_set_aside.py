@@ -13,7 +13,8 @@ from flexserve.normal.launcher import Launcher
 from flexserve.normal.set_aside import SetAside, SetAsideError
 from flexserve.normal.supervisor import WorldState
 from flexserve.normal.world import World, supervised
-from flexserve.protocol.messages import Finished, Sampling, Terms, TextPrompt
+from flexserve.protocol.messages import Finished, Terms, TextPrompt
+from flexserve.protocol.sampling import Sampling
 from flexserve.protocol.statuses import ModelStatus
 from flexserve.testing.scripted_link import AdjustableMemory, scripted_command
 from flexserve.testing.scripted_world import Behaviour, Fault, Script

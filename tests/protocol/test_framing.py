@@ -26,12 +26,12 @@ from flexserve.protocol.messages import (
     NeedMemory,
     Recall,
     Returned,
-    Sampling,
     TextPrompt,
     ToNormal,
     ToolCall,
     ToSecure,
 )
+from flexserve.protocol.sampling import Sampling
 
 SERIALS = st.integers(0, 1 << 53)
 TEXT = st.text(st.characters(codec="utf-8"), max_size=50)

@@ -1,4 +1,4 @@
-"""What stands in for llama.cpp in tests of what is above it: a vocabulary, a model, contexts, a sampler.
+"""What stands in for llama.cpp in tests of what is above it: a vocabulary, a model, contexts.
 
 The fake model answers what is in its KV cache up to the last ">" with the first characters of its digest, and
 then ends. It reads the tokens from secure memory, and each graph every chunk of the weights: what was taken
@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from flexserve.errors import CallerError, CancelledError, InternalError
 from flexserve.platforms.ports import Arena
-from flexserve.protocol.messages import Sampling
 from flexserve.protocol.statuses import Abilities
 from flexserve.trusted import open_model
 from flexserve.trusted.engine.context import Span
@@ -28,10 +27,10 @@ from flexserve.trusted.engine.kv import KvCache
 from flexserve.trusted.engine.vocabulary import Gap
 from flexserve.trusted.heartbeat import Heartbeat
 from flexserve.trusted.memory.flexmem import FlexMem
-from flexserve.trusted.requests import embedding, generation, trial
+from flexserve.trusted.requests import embedding, trial
 from flexserve.trusted.store import Store
 from flexserve.trusted.store.image import DamagedImageError
-from flexserve.trusted.text.grammar import Confinement, TokenTree
+from flexserve.trusted.text.grammar import TokenTree
 from flexserve.trusted.text.markers import Markers
 from flexserve.trusted.weights.chunks import Part, Weights
 from flexserve.trusted.weights.job import RestoreStats
@@ -39,6 +38,7 @@ from flexserve.trusted.weights.residency import Residency
 
 END = 256  # the token that ends an answer
 CONTEXT = 512  # tokens
+OUTPUTS = 4  # logits that a graph makes
 CHUNKS = (5, 3)  # of a model's weights
 _RECORD = 64  # bytes of a token in the KV cache
 _STRIDE = CONTEXT * _RECORD  # of a sequence
@@ -55,6 +55,8 @@ def answer_to(prompt: str) -> str:
 
 class FakeVocabulary:
     """A token for each byte, and one that ends answers."""
+
+    size, endings = END + 1, [END]
 
     def __init__(self, model: FakeModel) -> None:
         self.markers = Markers(["<end>"])
@@ -153,6 +155,7 @@ class FakeContext:
 
     def __init__(self, model: FakeModel, residency: Residency, context: int, sequences: int) -> None:
         self.model, self.size, self.sequences = model, min(context, CONTEXT), sequences
+        self.outputs = max(sequences, OUTPUTS)
         self._engine, self._residency, self._flexmem = model.engine, residency, model.engine.flexmem
         self._cache = self._flexmem.reserve(sequences * _STRIDE)
         self._scratch = self._flexmem.reserve(_SCRATCH)
@@ -215,6 +218,7 @@ class FakeContext:
 
     def decode(self, spans: Sequence[Span]) -> RestoreStats:
         self._cancelled, stats = False, RestoreStats()
+        assert sum(len(span.tokens) if span.scored else 1 for span in spans) <= self.outputs
         for span in spans:
             if span.start != self._held[span.sequence]:
                 raise InternalError("The tokens do not go on where the sequence ends.")
@@ -266,18 +270,17 @@ class FakeContext:
         assert all(record[2:] == b"+" * (_RECORD - 2) for record in records), "its KV is not what was written"
         return bytes(record[0] for record in records)
 
-    def row(self, span: int) -> int:
-        return span
-
     def logits(self, span: int) -> NDArray[np.float32]:
         if not self.model.text:
             raise ValueError("NULL pointer access")
-        text = self._read(self._rows[span].sequence)
-        prompt, mark, said = text.rpartition(b">")
-        said_next = answer_to((prompt + mark).decode())[len(said) :]
-        scores = np.linspace(-4, -9, END + 1, dtype=np.float32)
-        scores[ord(said_next[0]) if said_next else END] = 3
-        return scores
+        return _scores(self._read(self._rows[span].sequence))
+
+    def scores(self, span: int, count: int) -> NDArray[np.float32]:
+        scored = self._rows[span]
+        assert scored.scored
+        assert len(scored.tokens) == count
+        text = self._read(scored.sequence)
+        return np.stack([_scores(text[: scored.start + place]) for place in range(1, count + 1)])
 
     def restore(self) -> RestoreStats:
         stats = RestoreStats()
@@ -289,25 +292,13 @@ class FakeContext:
         self._residency.cancel()
 
 
-class FakeSampler:
-    """Takes the likeliest token of those that are admitted."""
-
-    def __init__(self, sampling: Sampling, confinement: Confinement | None = None) -> None:
-        self._confinement = confinement
-        self.closed = False
-
-    def choose(self, context: FakeContext, row: int, logits: NDArray[np.float32]) -> int:
-        if self._confinement is None:
-            return int(np.argmax(logits))
-        admitted = self._confinement.admitted()
-        return int(admitted[np.argmax(logits[admitted])])
-
-    def accept(self, token: int) -> None:
-        if self._confinement is not None:
-            self._confinement.accept(token)
-
-    def close(self) -> None:
-        self.closed = True
+def _scores(text: bytes) -> NDArray[np.float32]:
+    """Return the logits after `text`."""
+    prompt, mark, said = text.rpartition(b">")
+    said_next = answer_to((prompt + mark).decode())[len(said) :]
+    scores = np.linspace(-4, -9, END + 1, dtype=np.float32)
+    scores[ord(said_next[0]) if said_next else END] = 3
+    return scores
 
 
 class FakeEmbedder(FakeContext):
@@ -343,7 +334,6 @@ def install(patch: pytest.MonkeyPatch) -> None:
             "Context": FakeContext,
             "abilities_of": _abilities_of,
         },
-        generation: {"Sampler": FakeSampler},
         embedding: {"Embedder": FakeEmbedder},
         trial: {"Embedder": FakeEmbedder},
     }

@@ -21,11 +21,11 @@ from flexserve.protocol.messages import (
     Embed,
     Finished,
     Generate,
-    Sampling,
     TextPrompt,
     Try,
     Warm,
 )
+from flexserve.protocol.sampling import Sampling
 from flexserve.protocol.statuses import KvStatus
 from flexserve.protocol.trusted_app import IdleKv, Kind, Progress
 from flexserve.simulator.secure_memory import SimSecureMemory

@@ -234,7 +234,7 @@ def test_a_request_that_ends_frees_its_sampler_and_its_sequence(world: World) ->
     world.begin(request)
     sampler = world.app._requests[request].generation._sampler  # type: ignore[union-attr]
     world.app.end(request)
-    assert sampler.closed  # type: ignore[union-attr]
+    assert sampler._chain is None  # type: ignore[union-attr]
     assert not memory(world).running
 
 

@@ -10,7 +10,8 @@ from templates import template_of
 
 from flexserve.errors import CallerError, StoredDataError
 from flexserve.protocol.calls import CallForm
-from flexserve.protocol.messages import ChatMessage, ChatPrompt, Generate, Sampling, ToolCall
+from flexserve.protocol.messages import ChatMessage, ChatPrompt, Generate, ToolCall
+from flexserve.protocol.sampling import Sampling
 from flexserve.trusted.engine.vocabulary import ChatTemplate
 from flexserve.trusted.text.constraint import constraint
 
@@ -116,15 +117,15 @@ def test_the_form_of_calls_is_known_only_where_there_are_tools() -> None:
 
 
 def test_nothing_asked_for_is_nothing_confined() -> None:
-    assert constraint(request(ChatPrompt([USER], TOOLS)), template(TAGGED)) is None
+    assert constraint(request(ChatPrompt([USER], TOOLS)), template(TAGGED), str) is None
 
 
 def test_a_call_may_be_forced_and_an_answer_may_be_either() -> None:
-    forced = constraint(request(ChatPrompt([USER], TOOLS, ["look"])), template(TAGGED))
+    forced = constraint(request(ChatPrompt([USER], TOOLS, ["look"])), template(TAGGED), str)
     assert forced is not None
     assert "<tool_call>" in forced
     assert "start: call\n" in forced
-    either = constraint(request(ChatPrompt([USER], TOOLS), "{}"), template(TAGGED))
+    either = constraint(request(ChatPrompt([USER], TOOLS), "{}"), template(TAGGED), str)
     assert either is not None
     assert "start: call | answer\n" in either
 
@@ -132,9 +133,9 @@ def test_a_call_may_be_forced_and_an_answer_may_be_either() -> None:
 def test_a_call_cannot_be_forced_in_a_form_that_nobody_knows() -> None:
     unknown = template(TAGGED.replace("<tool_call>", ""))
     with pytest.raises(CallerError):
-        constraint(request(ChatPrompt([USER], TOOLS, ["look"])), unknown)
+        constraint(request(ChatPrompt([USER], TOOLS, ["look"])), unknown, str)
     with pytest.raises(CallerError):
-        constraint(request(ChatPrompt([USER], TOOLS, ["other"])), template(TAGGED))
+        constraint(request(ChatPrompt([USER], TOOLS, ["other"])), template(TAGGED), str)
 
 
 @pytest.mark.parametrize(

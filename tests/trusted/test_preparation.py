@@ -6,7 +6,8 @@ import pytest
 from fake_world import World
 
 from flexserve.errors import CallerError, InternalError
-from flexserve.protocol.messages import ChatMessage, ChatPrompt, Generate, Sampling, TextPrompt
+from flexserve.protocol.messages import ChatMessage, ChatPrompt, Generate, TextPrompt
+from flexserve.protocol.sampling import Sampling
 from flexserve.trusted.text.preparation import Preparation, Prepared
 
 SCHEMA = '{"type": "integer"}'
@@ -20,7 +21,7 @@ def prepare(world: World, prompt: str | ChatPrompt, **sampling: object) -> Prepa
 
 def test_a_text_is_its_tokens(world: World) -> None:
     prepared = prepare(world, "text")
-    assert (prepared.tokens, prepared.confinement, prepared.thinking) == ([*b"text"], None, False)
+    assert (prepared.tokens, prepared.thinking, prepared.echo) == ([*b"text"], False, "")
     assert prepared.entry is world.entry()
 
 
@@ -29,7 +30,7 @@ def test_a_conversation_is_rendered(world: World) -> None:
 
 
 def test_an_answer_with_a_schema_is_confined(world: World) -> None:
-    confinement = prepare(world, "a number: ", schema=SCHEMA).confinement
+    confinement = prepare(world, "a number: ", schema=SCHEMA).sampler._confinement
     assert confinement is not None
     assert confinement.admits(ord("7"))
     assert not confinement.admits(ord("x"))

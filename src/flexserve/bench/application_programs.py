@@ -22,7 +22,8 @@ from flexserve.bench.group import MemoryGroup
 from flexserve.errors import FlexServeError, NormalWorldError, PeerError
 from flexserve.normal.client import Address, Client, Ending
 from flexserve.protocol.launch import SecureOptions
-from flexserve.protocol.messages import ChatMessage, Sampling
+from flexserve.protocol.messages import ChatMessage
+from flexserve.protocol.sampling import Sampling
 
 MODEL = "bench"
 _MODULE = (sys.executable, "-m", "flexserve.bench.application_programs")

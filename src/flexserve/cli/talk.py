@@ -31,7 +31,8 @@ from flexserve.units import format_size
 if TYPE_CHECKING:
     from flexserve.cli.worlds import Responder
     from flexserve.normal.client import Ending
-    from flexserve.protocol.messages import ChatMessage, Sampling
+    from flexserve.protocol.messages import ChatMessage
+    from flexserve.protocol.sampling import Sampling
 
 _CHAT_HELP = """\
 /help   this
@@ -369,7 +370,7 @@ def _sampling(
     seed: int | None,
     stop: list[str] | None,
 ) -> Sampling:
-    from flexserve.protocol.messages import Sampling
+    from flexserve.protocol.sampling import Sampling
 
     given = {
         "max_tokens": max_tokens,

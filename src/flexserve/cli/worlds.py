@@ -19,7 +19,8 @@ from flexserve.cli.machine import machine_for
 from flexserve.errors import InternalError
 from flexserve.normal.client import Answer, Client, Ending, NoServerError
 from flexserve.normal.reports import Protection
-from flexserve.protocol.messages import ChatMessage, ChatPrompt, Delta, Finished, Sampling
+from flexserve.protocol.messages import ChatMessage, ChatPrompt, Delta, Finished
+from flexserve.protocol.sampling import Sampling
 
 if TYPE_CHECKING:
     from flexserve.normal.answer import Answer as Messages

@@ -43,7 +43,6 @@ from flexserve.protocol.messages import (
     Recall,
     Recalled,
     Returned,
-    Sampling,
     Shutdown,
     Spare,
     Started,
@@ -55,6 +54,7 @@ from flexserve.protocol.messages import (
     Warm,
     Welcome,
 )
+from flexserve.protocol.sampling import Sampling
 from flexserve.protocol.statuses import Failure
 
 M = TypeVar("M")

@@ -35,21 +35,19 @@ from flexserve.protocol.messages import (
     Generate,
     Grant,
     Hello,
-    InfillPrompt,
     NeedMemory,
     Pin,
+    Prompt,
     Query,
     Recall,
     Recalled,
     Returned,
-    Sampling,
     Shutdown,
     Spare,
     Standstill,
     Started,
     Status,
     Terms,
-    TextPrompt,
     ToNormal,
     ToText,
     ToTokens,
@@ -58,6 +56,7 @@ from flexserve.protocol.messages import (
     Warm,
     Welcome,
 )
+from flexserve.protocol.sampling import Sampling
 
 MAX_REQUESTS = 1024  # in flight at once, the cancelled ones that the secure world still owes an end included
 MAX_QUESTIONS = 256  # queries and recalls that the secure world still owes an answer
@@ -121,7 +120,7 @@ class WorldChannel:
     async def generate(
         self,
         model: str,
-        prompt: ChatPrompt | TextPrompt | InfillPrompt,
+        prompt: Prompt,
         sampling: Sampling,
         terms: Terms = _USUAL,
         observer: Observer | None = None,

@@ -36,7 +36,8 @@ from flexserve.normal.reports import (
     RecallResult,
     States,
 )
-from flexserve.protocol.messages import ChatMessage, Sampling, Timings, Usage
+from flexserve.protocol.messages import ChatMessage, Timings, Usage
+from flexserve.protocol.sampling import Sampling
 
 CONNECT_TIMEOUT = 3.0  # seconds; the server is on this machine, or near
 SILENCE_TIMEOUT = 60.0  # seconds; a server that is at work on an answer pings every 5

@@ -34,15 +34,14 @@ from flexserve.protocol.launch import SECURE_WORLD, SecureOptions
 from flexserve.protocol.messages import (
     ChatPrompt,
     Converted,
-    InfillPrompt,
-    Sampling,
+    Prompt,
     Status,
     Terms,
-    TextPrompt,
     ToText,
     ToTokens,
     Welcome,
 )
+from flexserve.protocol.sampling import Sampling
 from flexserve.protocol.statuses import ModelStatus
 
 _USUAL = Terms()
@@ -139,7 +138,7 @@ class World:
     async def generate(
         self,
         model: str,
-        prompt: ChatPrompt | TextPrompt | InfillPrompt,
+        prompt: Prompt,
         sampling: Sampling,
         terms: Terms = _USUAL,
         observer: Observer | None = None,

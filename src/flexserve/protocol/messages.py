@@ -21,7 +21,6 @@ from flexserve.protocol.bounds import (
     MAX_TEXTS,
     MAX_TOKENS,
     MAX_TOOL_CALLS,
-    MAX_TOP_LOGPROBS,
     Count,
     KeepAlive,
     Label,
@@ -33,9 +32,10 @@ from flexserve.protocol.bounds import (
     Struct,
     Text,
 )
+from flexserve.protocol.sampling import Sampling, TokenId
 from flexserve.protocol.statuses import Failure, KvStatus, MemoryStatus, ModelStatus, NpuStatus
 
-PROTOCOL_VERSION = 10
+PROTOCOL_VERSION = 11
 # Of the messages' schema, by version: it is another one whenever a message changes, and a line is added here.
 SCHEMA_DIGESTS = {
     5: "57db8b74f59f63a2",
@@ -44,6 +44,7 @@ SCHEMA_DIGESTS = {
     8: "97f501de274c6c93",
     9: "9a5e5c4476150159",
     10: "059a9cbbbf375020",
+    11: "0fbf85f6d46c53eb",
 }
 
 
@@ -132,33 +133,25 @@ class ToText(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="to_te
     tokens: Annotated[list[Count], Meta(max_length=MAX_TOKENS)]
 
 
-class Sampling(Struct, frozen=True):
-    """How tokens are chosen. `temperature` 0 is greedy. `max_tokens` None: to the context's end.
+class TokenPrompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="tokens"):
+    """Tokens to continue, as numbers; texts among them are cut into tokens."""
 
-    `schema`: a JSON schema that the answer has to follow ("{}": any JSON object). With tools, a call
-    is as good as such an answer.
-    """
+    tokens: Annotated[list[TokenId | Text], Meta(min_length=1, max_length=MAX_TOKENS)]
 
-    max_tokens: Annotated[int, Meta(ge=1, le=1 << 20)] | None = None
-    temperature: Annotated[float, Meta(ge=0, le=5)] = 0.8
-    top_p: Annotated[float, Meta(ge=0, le=1)] = 0.95
-    seed: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] | None = None
-    stop: Annotated[list[Annotated[str, Meta(min_length=1, max_length=256)]], Meta(max_length=MAX_STOPS)] = (
-        msgspec.field(default_factory=list)
-    )
-    # None: no logprobs; n: those of the chosen token and of the n likeliest at each position.
-    logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-    schema: Schema | None = None
+
+Prompt = ChatPrompt | TextPrompt | TokenPrompt | InfillPrompt
 
 
 class TokenLogprob(Struct, frozen=True):
     """A token's own bytes and its natural-log probability under the model, before temperature.
 
-    A token may be a part of a character only: the bytes of all tokens together are the text.
+    A token may be a part of a character only: the bytes of all tokens together are the text. The first
+    token of a prompt has no probability.
     """
 
     piece: bytes
-    logprob: float
+    logprob: float | None
+    id: TokenId = 0
 
 
 class Choice(Struct, frozen=True):
@@ -225,7 +218,7 @@ class Generate(_Message, Terms, frozen=True):
 
     request: Serial
     model: Name
-    prompt: ChatPrompt | TextPrompt | InfillPrompt
+    prompt: Prompt
     sampling: Sampling
 
 

@@ -105,7 +105,7 @@ class _Bench:
 
     def _text(self, name: str, plain: PlainProcess) -> str:
         number = self._world.submit(name, TextPrompt(PROMPT), TOKENS, logprobs=0)
-        ours = [choice.token.logprob for choice in self._world.result(number).choices]
+        ours = [choice.token.logprob or 0.0 for choice in self._world.result(number).choices]
         theirs = plain.scores(PROMPT, TOKENS)[: len(ours)]
         apart = max((abs(one - other) for one, other in zip(ours, theirs, strict=True)), default=math.inf)
         return "right text" if apart <= _APART else f"text whose log-probabilities differ by {apart:.2g}"

@@ -45,7 +45,7 @@ from flexserve.trusted.open_model import OpenModel, Services, described, require
 from flexserve.trusted.requests import decoding
 from flexserve.trusted.requests.conversion import convert, give
 from flexserve.trusted.requests.embedding import Embedding
-from flexserve.trusted.requests.generation import Generation
+from flexserve.trusted.requests.generation import Generation, scores_prompt
 from flexserve.trusted.requests.request import Message, Request
 from flexserve.trusted.requests.trial import try_model
 from flexserve.trusted.store.manifest import Manifest
@@ -416,4 +416,4 @@ class LlamaApp:
 
 def _known(message: Generate, tokens: Sequence[int]) -> Sequence[int]:
     """Return the prompt's tokens whose KV may be used again: the last one is always computed."""
-    return tokens[:-1] if message.reuse else []
+    return tokens[:-1] if message.reuse and not scores_prompt(message.sampling) else []

@@ -22,16 +22,8 @@ from flexserve.normal.answer import Answer, AnswerMessage
 from flexserve.normal.api.errors import HttpError, from_error
 from flexserve.normal.api.sse import PING, ClientGoneError, EventStream, event, while_connected
 from flexserve.normal.world import World
-from flexserve.protocol.messages import (
-    ChatPrompt,
-    Delta,
-    Finished,
-    InfillPrompt,
-    Sampling,
-    Started,
-    Terms,
-    TextPrompt,
-)
+from flexserve.protocol.messages import Delta, Finished, Prompt, Started, Terms
+from flexserve.protocol.sampling import Sampling
 from flexserve.protocol.statuses import ModelStatus
 
 Json = dict[str, Any]
@@ -48,7 +40,7 @@ class GenerationRequest:
     """What is asked for, whatever the API: this, and no more, goes to the secure world."""
 
     model: str
-    prompt: ChatPrompt | TextPrompt | InfillPrompt
+    prompt: Prompt
     sampling: Sampling
     terms: Terms
     stream: bool = False

@@ -19,7 +19,8 @@ from flexserve.normal.api.answering import (
 )
 from flexserve.normal.api.anthropic_form import MessageForm
 from flexserve.normal.api.errors import HttpError
-from flexserve.normal.api.schemas import Body, ModelRequest, Stop, Text, Tokens, refuse_unsupported
+from flexserve.normal.api.sampling_fields import Stop
+from flexserve.normal.api.schemas import Body, ModelRequest, Text, Tokens, refuse_unsupported
 from flexserve.normal.api.tools import (
     Choice,
     Function,
@@ -31,7 +32,8 @@ from flexserve.normal.api.tools import (
     offered,
 )
 from flexserve.protocol.bounds import MAX_MESSAGES, MAX_SCHEMA, MAX_STOPS, MAX_TOOL_CALLS
-from flexserve.protocol.messages import ChatMessage, ChatPrompt, Sampling, ToolCall
+from flexserve.protocol.messages import ChatMessage, ChatPrompt, ToolCall
+from flexserve.protocol.sampling import Sampling
 
 router = APIRouter(tags=["anthropic"])
 

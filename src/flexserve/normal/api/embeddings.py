@@ -16,7 +16,8 @@ from starlette.responses import Response
 from flexserve.errors import CallerError, PeerError
 from flexserve.normal.answer import Answer
 from flexserve.normal.api.answering import json_response, model_of, unended, unless_gone
-from flexserve.normal.api.schemas import ModelRequest, refuse_unsupported
+from flexserve.normal.api.fields import refuse_others
+from flexserve.normal.api.schemas import ModelRequest
 from flexserve.normal.world import World
 from flexserve.protocol.bounds import MAX_TEXT, MAX_TEXTS
 from flexserve.protocol.messages import Embedded, Finished, Terms
@@ -24,7 +25,6 @@ from flexserve.protocol.messages import Embedded, Finished, Terms
 _PART_TEXTS, _PART_SIZE = 16, 16 << 10  # texts, characters
 MAX_VECTORS = 16 << 20  # bytes of float32 in one answer
 
-_UNSUPPORTED: dict[str, tuple[Any, ...]] = {"dimensions": (None,)}
 _Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT)]
 
 router = APIRouter(tags=["embeddings"])
@@ -38,8 +38,8 @@ class EmbeddingsRequest(ModelRequest):
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse_unsupported(cls, body: Any) -> Any:
-        refuse_unsupported(body, _UNSUPPORTED)
+    def _refuse_others(cls, body: Any) -> Any:
+        refuse_others(body, cls.model_fields)
         return body
 
     def texts(self) -> list[str]:

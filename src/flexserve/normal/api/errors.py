@@ -125,6 +125,8 @@ def from_validation(error: RequestValidationError) -> HttpError:
         return invalid("The body is not valid JSON.")
     if kind == "unsupported":
         return invalid(first["msg"], param=param, code="unsupported_parameter")
+    if kind == "unknown":
+        return invalid(f"{param}: {first['msg']}", param=param, code="unknown_parameter")
     if kind in ("model_attributes_type", "dict_type") and param is None:
         return invalid("The body is not a JSON object sent as Content-Type: application/json.")
     where = f"{param}: " if param else "The body: "

@@ -192,8 +192,9 @@ def _text(token: TokenLogprob) -> str:
     return token.piece.decode("utf-8", "replace")
 
 
-def _finite(logprob: float) -> float:
-    return logprob if math.isfinite(logprob) else _LEAST_LOGPROB
+def _finite(logprob: float | None) -> float | None:
+    """Return it for JSON; the first token of a prompt has none."""
+    return logprob if logprob is None or math.isfinite(logprob) else _LEAST_LOGPROB
 
 
 def usage_of(finished: Finished) -> Json:

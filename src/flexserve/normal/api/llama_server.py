@@ -26,7 +26,8 @@ from flexserve.normal.api.llama_server_form import NativeForm, error_body
 from flexserve.normal.api.schemas import Body, ChatRequest, ModelRequest, SamplingRequest, Text
 from flexserve.normal.world import World
 from flexserve.protocol.bounds import MAX_MESSAGES, MAX_TEXTS, MAX_TOKENS, MAX_TOP_LOGPROBS
-from flexserve.protocol.messages import InfillPrompt, Sampling, Snippet, Terms, TextPrompt, ToText, ToTokens
+from flexserve.protocol.messages import InfillPrompt, Snippet, TextPrompt, ToText, ToTokens
+from flexserve.protocol.sampling import Sampling
 
 router = APIRouter(tags=["llama-server"])
 _PATHS = ("completion", "completions", "infill", "tokenize", "detokenize", "apply-template", "props", "slots",
@@ -39,19 +40,13 @@ _TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 class NativeRequest(SamplingRequest):
     """What /completion and /infill have in common."""
 
-    n_predict: Annotated[int, Field(ge=-1, le=1 << 20)] | None = None
-    n_probs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-    cache_prompt: bool | None = None
+    n_probs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = Field(
+        None, description="log-probabilities of the likeliest n tokens"
+    )
 
-    def sampling(self) -> Sampling:
+    def sampling(self, **more: Any) -> Sampling:
         """Return how to sample."""
-        limit = self.n_predict if self.n_predict is not None else self.max_tokens
-        return self._sampling(max_tokens=None if limit == -1 else limit, logprobs=self.n_probs or None)
-
-    def terms(self, key: bytes) -> Terms:
-        """Return the terms of a request that came with `key`."""
-        terms = super().terms(key)
-        return msgspec.structs.replace(terms, reuse=False) if self.cache_prompt is False else terms
+        return super().sampling(logprobs=self.n_probs or None, **more)
 
 
 class NativeCompletion(NativeRequest):

@@ -8,10 +8,12 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from flexserve.normal.api.schemas import Body, ModelName, ModelRequest, Stop, Text, refuse_unsupported
+from flexserve.normal.api.sampling_fields import Stop
+from flexserve.normal.api.schemas import Body, ModelName, ModelRequest, Text, refuse_unsupported
 from flexserve.normal.api.tools import FunctionName, Label, Tools, compact, offered
 from flexserve.protocol.bounds import MAX_MESSAGES, MAX_STOPS, MAX_TEXTS, MAX_TOOL_CALLS
-from flexserve.protocol.messages import ChatMessage, ChatPrompt, InfillPrompt, Sampling, TextPrompt, ToolCall
+from flexserve.protocol.messages import ChatMessage, ChatPrompt, InfillPrompt, TextPrompt, ToolCall
+from flexserve.protocol.sampling import Sampling
 
 _TAG = ":latest"  # what ollama adds to names that say no other
 

@@ -1,8 +1,7 @@
 """The bodies that clients send, checked field by field.
 
-Bounds are those of the world protocol. Parameters that would change the answer and that this
-server does not implement are refused by name; unknown ones are ignored, as OpenAI's clients add
-some all the time.
+Bounds are those of the world protocol. A field that this server does not implement is refused by name,
+unless no answer depends on it (normal.api.fields).
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
+import msgspec
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -22,44 +22,20 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from flexserve.normal.api.fields import refuse_others
 from flexserve.normal.api.keys import owner_of
-from flexserve.normal.api.tools import Choice, Format, Label, MadeCall, Tools, offered, schema_of
-from flexserve.protocol.bounds import MAX_MESSAGES, MAX_STOPS, MAX_TEXT, MAX_TOOL_CALLS, MAX_TOP_LOGPROBS
-from flexserve.protocol.messages import ChatMessage, ChatPrompt, Sampling, Terms, TextPrompt
+from flexserve.normal.api.sampling_fields import SamplingFields
+from flexserve.normal.api.tools import Choice, Label, MadeCall, Tools, offered
+from flexserve.protocol.bounds import MAX_MESSAGES, MAX_TEXT, MAX_TOOL_CALLS, MAX_TOP_LOGPROBS
+from flexserve.protocol.messages import ChatMessage, ChatPrompt, Terms, TextPrompt
+from flexserve.protocol.sampling import MAX_ANSWER_TOKENS, Sampling
 from flexserve.units import parse_duration
 
 # OpenAI's default for /v1/completions; /v1/chat/completions has none.
 DEFAULT_COMPLETION_TOKENS = 16
 
-# Parameters not implemented, and the values with which they change nothing.
-_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "n": (None, 1),
-    "best_of": (None, 1),
-    "echo": (None, False),
-    "suffix": (None, ""),
-    "functions": (None, []),
-    "function_call": (None, "none", "auto"),
-    "modalities": (None, ["text"]),
-    "audio": (None,),
-    "logit_bias": (None, {}),
-    "presence_penalty": (None, 0),
-    "frequency_penalty": (None, 0),
-    "prediction": (None,),
-    "web_search_options": (None,),
-    "grammar": (None, ""),  # this and the next are llama-server's
-    "json_schema": (None,),
-}
-
-# Of these, only what a conversation can have.
-_ONLY_CHAT: dict[str, tuple[Any, ...]] = {
-    "tools": (None, []),
-    "tool_choice": (None, "none", "auto"),
-    "response_format": (None, {"type": "text"}),
-}
-
 Text = Annotated[str, StringConstraints(max_length=MAX_TEXT)]
-Stop = Annotated[str, StringConstraints(min_length=1, max_length=256)]
-Tokens = Annotated[int, Field(ge=1, le=1 << 20)]
+Tokens = Annotated[int, Field(ge=1, le=MAX_ANSWER_TOKENS)]
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 _MAX_DURATION_TEXT = 32  # characters
 
@@ -177,59 +153,51 @@ class ModelRequest(Body):
         )
 
 
-class SamplingRequest(ModelRequest):
+class SamplingRequest(SamplingFields, ModelRequest):
     """What all requests for text in OpenAI's and llama-server's names have in common."""
 
-    max_tokens: Tokens | None = None
-    temperature: Annotated[float, Field(ge=0, le=5)] | None = None
-    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    seed: Annotated[int, Field(ge=0, le=(1 << 63) - 1)] | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    cache_prompt: bool | None = Field(None, description="llama-server's `flexserve.reuse`")
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse_unsupported(cls, body: Any) -> Any:
-        refuse_unsupported(body, _UNSUPPORTED)
+    def _refuse_others(cls, body: Any) -> Any:
+        refuse_others(body, cls.model_fields)
         return body
+
+    @model_validator(mode="after")
+    def _can_be_sampled(self) -> Self:
+        self.sampling()
+        return self
 
     @property
     def include_usage(self) -> bool:
         """Whether a stream ends with a chunk of usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
-    def _sampling(
-        self, *, max_tokens: int | None, logprobs: int | None, schema: str | None = None
-    ) -> Sampling:
-        given = {
-            "max_tokens": max_tokens,
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "seed": self.seed,
-            "logprobs": logprobs,
-            "schema": schema,
-        }
-        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        return Sampling(stop=stop, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    def terms(self, key: bytes) -> Terms:
+        """Return the terms of a request that came with bearer `key`."""
+        terms = super().terms(key)
+        return msgspec.structs.replace(terms, reuse=False) if self.cache_prompt is False else terms
 
 
 class ChatRequest(SamplingRequest):
     """Body of POST /v1/chat/completions."""
 
     messages: Annotated[list[Turn], Field(min_length=1, max_length=MAX_MESSAGES)]
-    max_completion_tokens: Tokens | None = None
+    max_completion_tokens: Annotated[int, Field(ge=-1, le=MAX_ANSWER_TOKENS)] | None = Field(
+        None, description="OpenAI's newer name of `max_tokens`"
+    )
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     tools: Tools | None = None
     tool_choice: Choice | None = None
     parallel_tool_calls: bool | None = None
-    response_format: Format | None = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         offered(self.tools, self.tool_choice)
-        schema_of(self.response_format)
         if self.top_logprobs and not self.logprobs:
             raise PydanticCustomError(
                 "missing", "top_logprobs needs logprobs: true", {"param": "top_logprobs"}
@@ -241,12 +209,13 @@ class ChatRequest(SamplingRequest):
         tools, must_call = offered(self.tools, self.tool_choice)
         return ChatPrompt([turn.message() for turn in self.messages], tools, must_call)
 
-    def sampling(self) -> Sampling:
+    def limits(self) -> dict[str, int | None]:
+        """Return the limit of the answer by the names that it has."""
+        return super().limits() | {"max_completion_tokens": self.max_completion_tokens}
+
+    def sampling(self, **more: Any) -> Sampling:
         """Return how to sample."""
-        limit = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
-        logprobs = self.top_logprobs or 0 if self.logprobs else None
-        schema = schema_of(self.response_format)
-        return self._sampling(max_tokens=limit, logprobs=logprobs, schema=schema)
+        return super().sampling(logprobs=self.top_logprobs or 0 if self.logprobs else None, **more)
 
 
 class CompletionRequest(SamplingRequest):
@@ -254,12 +223,7 @@ class CompletionRequest(SamplingRequest):
 
     prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=1)]
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_chat(cls, body: Any) -> Any:
-        refuse_unsupported(body, _ONLY_CHAT)
-        return body
+    echo: bool | None = Field(None, description="the prompt comes before the answer, with `logprobs` its own")
 
     @field_validator("prompt", mode="before")
     @classmethod
@@ -274,9 +238,16 @@ class CompletionRequest(SamplingRequest):
         """Return the text to continue."""
         return TextPrompt(self.prompt if isinstance(self.prompt, str) else self.prompt[0])
 
-    def sampling(self) -> Sampling:
+    def limits(self) -> dict[str, int | None]:
+        """Return the limit of the answer by the names that it has."""
+        given = super().limits()
+        return (
+            given if any(limit is not None for limit in given.values()) else {"": DEFAULT_COMPLETION_TOKENS}
+        )
+
+    def sampling(self, **more: Any) -> Sampling:
         """Return how to sample."""
-        return self._sampling(max_tokens=self.max_tokens or DEFAULT_COMPLETION_TOKENS, logprobs=self.logprobs)
+        return super().sampling(logprobs=self.logprobs, echo=self.echo, **more)
 
 
 class RecallRequest(Body):

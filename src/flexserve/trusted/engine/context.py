@@ -20,6 +20,7 @@ from flexserve.trusted.weights.job import RestoreStats
 from flexserve.trusted.weights.residency import Residency
 
 BATCH = 512  # tokens that one graph takes in
+OUTPUTS = 16  # logits that one graph makes: those of a token take up to a megabyte
 _WITHOUT_CACHE = frozenset({"llama-embed"})  # llama.cpp makes a cache for it, which its graphs do not use
 _SLICE_SECONDS = 0.05  # a recall waits for a slice at most; shorter ones cost over a percent of speed
 _MIN_STRIDE = 16  # nodes
@@ -27,11 +28,15 @@ _MIN_STRIDE = 16  # nodes
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Span:
-    """Consecutive tokens of one sequence: `tokens` come at positions `start`, `start` + 1, …"""
+    """Consecutive tokens of one sequence: `tokens` come at positions `start`, `start` + 1, …
+
+    `scored`: the logits after each of them are wanted, not only those after the last one.
+    """
 
     sequence: int
     start: int
     tokens: Sequence[int]
+    scored: bool = False
 
 
 class Context:
@@ -63,7 +68,8 @@ class Context:
         parameters = lib.llama_context_default_params()
         parameters.n_ctx = self.size * sequences
         parameters.n_batch = parameters.n_ubatch = max(min(BATCH, self.size), sequences)
-        parameters.n_seq_max = parameters.n_outputs_max = sequences
+        parameters.n_seq_max = sequences
+        self.outputs = parameters.n_outputs_max = max(sequences, min(OUTPUTS, self.size))
         parameters.kv_unified = False  # a stream for each sequence: the same logits as if it were alone
         parameters.n_threads = parameters.n_threads_batch = self._engine.threads
         parameters.no_perf = True
@@ -175,9 +181,10 @@ class Context:
     def decode(self, spans: Sequence[Span]) -> RestoreStats:
         """Take in `spans`, of different sequences and BATCH tokens at most, in one go.
 
-        The logits after each span are `logits(i)` then. Returns what bringing weights back cost.
-        Raises CancelledError after `cancel`, and what restoring weights raises: the sequences are
-        to be taken anew then.
+        The logits after each span are `logits(i)` then, and those after each token of a scored one
+        `scores(i, …)`: of `outputs` tokens in all at most. Returns what bringing weights back cost. Raises
+        CancelledError after `cancel`, and what restoring weights raises: the sequences are to be taken anew
+        then.
         """
         self._stats, self._cancelled = RestoreStats(), False
         self._fill(spans)
@@ -190,10 +197,10 @@ class Context:
     def _fill(self, spans: Sequence[Span]) -> None:
         """Write the spans into the batch that llama.cpp reads."""
         batch, at = self._batch, 0
-        self._rows: list[int] = []
+        self._rows: list[int] = []  # by span: of its last token
         for span in spans:
             for position, token in enumerate(span.tokens, span.start):
-                batch.token[at], batch.pos[at], batch.logits[at] = token, position, False
+                batch.token[at], batch.pos[at], batch.logits[at] = token, position, span.scored
                 batch.n_seq_id[at] = 1
                 batch.seq_id[at][0] = span.sequence
                 at += 1
@@ -201,13 +208,17 @@ class Context:
             self._rows.append(at - 1)
         batch.n_tokens = self._tokens_in_graph = at
 
-    def row(self, span: int) -> int:
-        """Return the number by which llama.cpp knows the logits after span number `span`."""
-        return self._rows[span]
-
     def logits(self, span: int) -> NDArray[np.float32]:
         """Return the logits after a span, shape (vocabulary,): a view until the next decode."""
-        logits = lib.llama_get_logits_ith(self.address, self._rows[span])
+        return self._logits(self._rows[span])
+
+    def scores(self, span: int, count: int) -> NDArray[np.float32]:
+        """Return the logits after each of the `count` tokens of a scored span, shape (count, vocabulary)."""
+        last = self._rows[span]
+        return np.stack([self._logits(row) for row in range(last - count + 1, last + 1)])
+
+    def _logits(self, row: int) -> NDArray[np.float32]:
+        logits = lib.llama_get_logits_ith(self.address, row)
         return np.ctypeslib.as_array(logits, shape=(self._vocabulary_size,))
 
     def restore(self) -> RestoreStats:

@@ -48,7 +48,7 @@ class Vocabulary:
     """The tokens of a model. Thread-safe: llama.cpp's vocabulary does not change."""
 
     def __init__(self, model: Model) -> None:
-        self._address = model.vocabulary
+        self.address = model.vocabulary  # of llama.cpp's own
         self._metadata = model.header.metadata
         self._tree: TokenTree | None = None
         self._making = threading.Lock()
@@ -63,7 +63,7 @@ class Vocabulary:
         room = len(data) + 16
         while True:
             array = (lib.llama_token * room)()
-            count = lib.llama_tokenize(self._address, data, len(data), array, room, start, special)
+            count = lib.llama_tokenize(self.address, data, len(data), array, room, start, special)
             if count >= 0:
                 return list(array[:count])
             room = -count
@@ -77,8 +77,8 @@ class Vocabulary:
             (text, special), *_ = parts
             return self.encode(text, special=special, start=start)
         tokens: list[int] = []
-        if start and lib.llama_vocab_get_add_bos(self._address):
-            tokens.append(int(lib.llama_vocab_bos(self._address)))
+        if start and lib.llama_vocab_get_add_bos(self.address):
+            tokens.append(int(lib.llama_vocab_bos(self.address)))
         for number, (text, special) in enumerate(parts):
             # A marker that is no control token to llama.cpp is one to it also where none is meant.
             pieces = [text] if special or len(text) < 2 else [text[0], text[1:]]
@@ -113,25 +113,25 @@ class Vocabulary:
         """The texts of control tokens and what is written like them; the other tags."""
         controls, tags = [], []
         for token in range(self.size):
-            attributes = lib.llama_vocab_get_attr(self._address, token)
+            attributes = lib.llama_vocab_get_attr(self.address, token)
             if attributes & (_CONTROLS | lib.LLAMA_TOKEN_ATTR_USER_DEFINED):
-                text = bytes(lib.llama_vocab_get_text(self._address, token)).decode(errors="replace")
+                text = bytes(lib.llama_vocab_get_text(self.address, token)).decode(errors="replace")
                 if attributes & _CONTROLS or _MARKER.fullmatch(text):
                     controls.append(text)
                 elif _TAG.fullmatch(text):
                     tags.append(text)
         return controls, tags
 
-    @property
+    @functools.cached_property
     def size(self) -> int:
         """How many tokens there are."""
-        return int(lib.llama_vocab_n_tokens(self._address))
+        return int(lib.llama_vocab_n_tokens(self.address))
 
     @functools.cached_property
     def gap(self) -> Gap | None:
         """The tokens around a gap to fill; None for a model that was not trained to."""
         prefix, suffix, middle, file = (
-            int(find(self._address))
+            int(find(self.address))
             for find in (
                 lib.llama_vocab_fim_pre,
                 lib.llama_vocab_fim_suf,
@@ -148,14 +148,19 @@ class Vocabulary:
         room = 64
         while True:
             buffer = ctypes.create_string_buffer(room)
-            count = lib.llama_token_to_piece(self._address, token, buffer, room, 0, special)
+            count = lib.llama_token_to_piece(self.address, token, buffer, room, 0, special)
             if count >= 0:
                 return buffer.raw[:count]
             room = -count
 
     def ends(self, token: int) -> bool:
         """Return whether `token` ends a generation."""
-        return bool(lib.llama_vocab_is_eog(self._address, token))
+        return bool(lib.llama_vocab_is_eog(self.address, token))
+
+    @functools.cached_property
+    def endings(self) -> list[int]:
+        """The tokens that end a generation."""
+        return [token for token in range(self.size) if self.ends(token)]
 
     def tree(self) -> TokenTree:
         """Return the tokens as grammars see them; made once."""
@@ -168,7 +173,7 @@ class Vocabulary:
         """Return the text of the special token whose number is at metadata key `key` ("" if none)."""
         number = self._metadata.get(key)
         if isinstance(number, int) and 0 <= number < self.size:
-            return bytes(lib.llama_vocab_get_text(self._address, number)).decode(errors="replace")
+            return bytes(lib.llama_vocab_get_text(self.address, number)).decode(errors="replace")
         return ""
 
 

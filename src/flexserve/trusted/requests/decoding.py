@@ -32,18 +32,27 @@ def step(entry: OpenModel, generations: Sequence[Generation], limit: int) -> lis
 def _computed(entry: OpenModel, generations: Sequence[Generation], limit: int) -> list[Progress]:
     # llama.cpp computes neighbouring sequences in one go: in their order.
     generations = sorted(generations, key=lambda generation: generation.sequence)
-    spans = [generation.span(limit) for generation in generations]
+    share = _share(entry, generations)
+    spans = [generation.span(min(limit, share) if generation.scores else limit) for generation in generations]
     stats = entry.context.decode(spans)
     progress = []
-    for row, (generation, span) in enumerate(zip(generations, spans, strict=True)):
+    for number, (generation, span) in enumerate(zip(generations, spans, strict=True)):
         generation.took(span, stats)
-        progress.append(generation.progress() if generation.pending else _chosen(entry, generation, row))
+        if span.scored:
+            generation.say_prompt(span, entry.context.scores(number, len(span.tokens)))
+        progress.append(generation.progress() if generation.pending else _chosen(entry, generation, number))
     return progress
 
 
-def _chosen(entry: OpenModel, generation: Generation, row: int) -> Progress:
+def _share(entry: OpenModel, generations: Sequence[Generation]) -> int:
+    """Return how many tokens each generation may have scored whose prompt's probabilities are wanted."""
+    scoring = sum(generation.scores for generation in generations)
+    return (entry.context.outputs - len(generations) + scoring) // max(1, scoring)
+
+
+def _chosen(entry: OpenModel, generation: Generation, number: int) -> Progress:
     try:
-        reason = generation.choose(entry.context, row)
+        reason = generation.choose(entry.context.logits(number))
     except FlexServeError as error:  # its own, as of a grammar that cannot be met
         return Progress(generation.number, error=error)
     return (

@@ -18,9 +18,10 @@ from flexserve.protocol.messages import (
     TokenLogprob,
     Usage,
 )
+from flexserve.protocol.sampling import Sampling
 from flexserve.protocol.trusted_app import Progress
-from flexserve.trusted.engine.context import Context, Span
-from flexserve.trusted.engine.sampler import Sampler, log_probabilities
+from flexserve.trusted.engine.context import Span
+from flexserve.trusted.engine.sampler import log_probabilities
 from flexserve.trusted.engine.vocabulary import TextStream
 from flexserve.trusted.kv.slots import Slot
 from flexserve.trusted.text.preparation import Prepared
@@ -47,12 +48,12 @@ class Generation:
         self.slot: Slot | None = None
         self.done = self._cached = self._count = 0
         self._was_damaged = False
-        self._limit = min(
-            self._sampling.max_tokens or entry.context.size, entry.context.size - self._prompt_size
-        )
+        room, asked = entry.context.size - self._prompt_size, self._sampling.max_tokens
+        self._limit = room if asked is None else min(asked, room)
         self._stream = TextStream(entry.vocabulary)
         self._scanner = StopScanner(self._sampling.stop)
-        self._sampler = Sampler(self._sampling, prepared.confinement)
+        self._sampler, self._echo = prepared.sampler, prepared.echo
+        self._said = 0  # tokens of the prompt whose probabilities were sent
         self._stats = RestoreStats()
         self._began = self._first = 0.0
         self._first_waited = 0.0
@@ -63,6 +64,8 @@ class Generation:
         self.done = cached
         slot.tokens = self.tokens[:cached]
         self._send(Started(self.request.request, self._prompt_size, self._thinking))
+        if self._echo:
+            self._send(Delta(self.request.request, self._echo, 0))
 
     @property
     def number(self) -> int:
@@ -108,9 +111,14 @@ class Generation:
         """How many tokens are to be computed before the next one can be chosen."""
         return len(self.tokens) - self.done
 
+    @property
+    def scores(self) -> bool:
+        """Whether the probabilities of the next tokens to compute are asked for: they are the prompt's."""
+        return scores_prompt(self._sampling) and self.done < self._prompt_size
+
     def span(self, limit: int) -> Span:
         """Return the next tokens to compute, at most `limit`."""
-        return Span(self.sequence, self.done, self.tokens[self.done : self.done + limit])
+        return Span(self.sequence, self.done, self.tokens[self.done : self.done + limit], scored=self.scores)
 
     def took(self, span: Span, stats: RestoreStats) -> None:
         """Note that `span` was computed, and what it cost."""
@@ -119,18 +127,38 @@ class Generation:
         self._slot.sealed = False
         self._stats.include(stats)
 
-    def choose(self, context: Context, row: int) -> str | None:
-        """Choose the next token by the logits of `row` and send its text; return why it was the last."""
+    def say_prompt(self, span: Span, logits: NDArray[np.float32]) -> None:
+        """Send the probabilities of the prompt's tokens behind those of `span`, whose logits are given.
+
+        Their shape is (tokens of the span, vocabulary). What was sent before a graph broke off is not
+        sent again.
+        """
+        count = self._sampling.logprobs or 0
+        choices = []
+        if not self._said:
+            first = TokenLogprob(self.entry.vocabulary.piece(self.tokens[0]), None, self.tokens[0])
+            choices.append(Choice(first, []))
+            self._said = 1
+        for place in range(max(self._said, span.start + 1), min(self.done + 1, self._prompt_size)):
+            choices.append(self._choice(self.tokens[place], logits[place - 1 - span.start], count))
+            self._said = place + 1
+        if choices:
+            self._send(Delta(self.request.request, "", 0, choices))
+
+    def choose(self, logits: NDArray[np.float32]) -> str | None:
+        """Choose the next token by `logits` and send its text; return why it was the last."""
         if not self._count:
             self._first, self._first_waited = time.monotonic(), self._stats.waited
-        token = self._sampler.choose(context, context.row(row), context.logits(row))
-        if self.entry.vocabulary.ends(token):
+        if not self._limit:
+            return "length"
+        token = self._sampler.choose(logits)
+        if self.entry.vocabulary.ends(token) or token in self._sampling.stop_token_ids:
             self._finish_text()
             return "stop"
         self._sampler.accept(token)
         self._count += 1
         self.tokens.append(token)
-        self._emit(token, context, row)
+        self._emit(token, logits)
         if self._scanner.stopped:
             return "stop"
         if self._count >= self._limit:
@@ -158,11 +186,13 @@ class Generation:
 
     # ---- inside --------------------------------------------------------------------------------
 
-    def _emit(self, token: int, context: Context, row: int) -> None:
-        text = self._scanner.feed(self._stream.feed(token))
+    def _emit(self, token: int, logits: NDArray[np.float32]) -> None:
+        text = self._stream.feed(token)
+        if self._count >= self._sampling.min_tokens:
+            text = self._scanner.feed(text)
         choices: list[Choice] = []
         if self._sampling.logprobs is not None:
-            choices.append(self._choice(token, context.logits(row), self._sampling.logprobs))
+            choices.append(self._choice(token, logits, self._sampling.logprobs))
         self._send(Delta(self.request.request, text, 1, choices))
 
     def _finish_text(self) -> None:
@@ -177,4 +207,9 @@ class Generation:
         return Choice(self._scored(token, scores), [self._scored(int(other), scores) for other in best])
 
     def _scored(self, token: int, scores: NDArray[np.float64]) -> TokenLogprob:
-        return TokenLogprob(self.entry.vocabulary.piece(token), float(scores[token]))
+        return TokenLogprob(self.entry.vocabulary.piece(token), float(scores[token]), token)
+
+
+def scores_prompt(sampling: Sampling) -> bool:
+    """Return whether the probabilities of the prompt's tokens are asked for: all are computed then."""
+    return sampling.echo and sampling.logprobs is not None

@@ -1,8 +1,9 @@
-"""What a request confines the answer to, as a grammar: a JSON schema, a call of a tool, or either."""
+"""What a request confines the answer to, as a grammar: a JSON schema, a grammar, calls of tools."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 from flexserve.errors import CallerError
 from flexserve.protocol.calls import call_rules
@@ -14,20 +15,23 @@ from flexserve.trusted.engine.vocabulary import ChatTemplate, tools_of
 OPTIONS = '%llguidance {"no_forcing": true}'
 
 
-def constraint(request: Generate, template: ChatTemplate) -> str | None:
-    """Return the grammar for `request`'s answer, None when anything goes. Raises CallerError."""
-    prompt, schema = request.prompt, request.sampling.schema
+def constraint(request: Generate, template: ChatTemplate, translate: Callable[[str], str]) -> str | None:
+    """Return the grammar for `request`'s answer, None when anything goes. Raises CallerError.
+
+    `translate` makes rules of one of llama.cpp's, as rendering.Renderer.translate does.
+    """
+    prompt, schema, grammar = request.prompt, request.sampling.schema, request.sampling.grammar
     must_call = isinstance(prompt, ChatPrompt) and bool(prompt.must_call)
-    if schema is None and not must_call:
+    if schema is None and grammar is None and not must_call:
         return None
     ways, rules = [], [OPTIONS]
     if isinstance(prompt, ChatPrompt) and prompt.tools is not None:
         calls = _calls(prompt, template)
         ways += ["call"] * len(calls)
         rules += calls
-    if schema is not None and not must_call:
+    if not must_call:
         ways.append("answer")
-        rules.append(answer_rule(schema))
+        rules.append(translate(grammar) if grammar is not None else answer_rule(schema or "{}"))
     return "\n".join([*rules, f"start: {' | '.join(ways)}", ""])
 
 

@@ -1,4 +1,4 @@
-"""What comes before a generation: the prompt's tokens, and what confines the answer.
+"""What comes before a generation: the prompt's tokens, what confines the answer and what chooses its tokens.
 
 Most of it is work for strangers (a model file's template, a client's schema), so it is done beside the
 engine's thread: other requests' tokens go on meanwhile.
@@ -12,7 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from flexserve.errors import CallerError
-from flexserve.protocol.messages import ChatPrompt, Generate, InfillPrompt
+from flexserve.protocol.messages import ChatPrompt, Generate, InfillPrompt, TextPrompt, TokenPrompt
+from flexserve.trusted.engine.sampler import Sampler
+from flexserve.trusted.engine.vocabulary import TextStream, Vocabulary
 from flexserve.trusted.open_model import OpenModel
 from flexserve.trusted.text.constraint import constraint
 from flexserve.trusted.text.contents import ChatTokens, chat_tokens
@@ -31,8 +33,9 @@ class Prepared:
 
     entry: OpenModel
     tokens: list[int]
-    confinement: Confinement | None  # with one, the answer itself begins at once
+    sampler: Sampler
     thinking: bool = False  # the answer begins inside of a thought
+    echo: str = ""  # what of the prompt comes before the answer
 
 
 class Preparation:
@@ -62,11 +65,40 @@ class Preparation:
         for what cannot be rendered or enforced; StoredDataError for a template that is wrong.
         """
         tokens, thinking = _tokens(entry, request)
-        grammar = constraint(request, entry.template)
-        if grammar is None:
-            return Prepared(entry, tokens, None, thinking)
-        self._renderer.compile(grammar)
-        return Prepared(entry, tokens, Confinement(entry.vocabulary.tree(), grammar))
+        grammar = constraint(request, entry.template, self._renderer.translate)
+        confinement = None
+        if grammar is not None:  # with one, the answer itself begins at once
+            self._renderer.compile(grammar)
+            confinement, thinking = Confinement(entry.vocabulary.tree(), grammar), False
+        sampling, vocabulary = request.sampling, entry.vocabulary
+        sampler = Sampler(sampling, vocabulary, tokens, entry.context.size, confinement)
+        echo = _text(request, tokens, vocabulary) if sampling.echo else ""
+        return Prepared(entry, tokens, sampler, thinking, echo)
+
+
+def _text(request: Generate, tokens: list[int], vocabulary: Vocabulary) -> str:
+    """Return the text of the prompt."""
+    if isinstance(request.prompt, TextPrompt):
+        return request.prompt.text
+    stream = TextStream(vocabulary)
+    return "".join(map(stream.feed, tokens)) + stream.finish()
+
+
+def _numbered(prompt: TokenPrompt, vocabulary: Vocabulary) -> list[int]:
+    """Return the tokens of a prompt in numbers and texts. Raises CallerError for what is no token."""
+    tokens: list[int] = []
+    for place, part in enumerate(prompt.tokens):
+        if isinstance(part, str):
+            tokens += vocabulary.encode(part, special=True, start=place == 0)
+        elif part < vocabulary.size:
+            tokens.append(part)
+        else:
+            raise CallerError(
+                "The prompt has a number that is no token of this model.",
+                hint=f"It has {vocabulary.size} tokens, from 0 on.",
+                code="token_unknown",
+            )
+    return tokens
 
 
 def _tokens(entry: OpenModel, request: Generate) -> ChatTokens:
@@ -75,6 +107,8 @@ def _tokens(entry: OpenModel, request: Generate) -> ChatTokens:
         tokens, thinking = chat_tokens(prompt, entry.template, vocabulary)
     elif isinstance(prompt, InfillPrompt):
         tokens, thinking = infill_tokens(prompt, vocabulary), False
+    elif isinstance(prompt, TokenPrompt):
+        tokens, thinking = _numbered(prompt, vocabulary), False
     else:
         tokens, thinking = vocabulary.encode(prompt.text, special=True), False
     if not tokens:

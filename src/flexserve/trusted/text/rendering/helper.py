@@ -34,6 +34,8 @@ import msgspec
 
 from flexserve.platforms.linux.hardening import die_with_parent, harden
 from flexserve.platforms.linux.sandbox import confine_helper, leave_processes
+from flexserve.trusted.text.gbnf import GrammarError
+from flexserve.trusted.text.lexemes import translated
 from flexserve.trusted.text.rendering.compiling import compile_error
 from flexserve.trusted.text.rendering.jobs import (
     MAX_FRAME,
@@ -115,6 +117,8 @@ class Helper:
         try:
             if job.grammar is not None:
                 process = self._fork(functools.partial(_compile, job.grammar, writing), keep=writing)
+            elif job.gbnf is not None:
+                process = self._fork(functools.partial(_translate, job.gbnf, writing), keep=writing)
             else:
                 process = self._hand_over(job, writing)
         except OSError:
@@ -258,6 +262,15 @@ def _compile(grammar: str, writing: int) -> None:
     _limit(WALL)
     error = compile_error(grammar)
     _write(writing, Result(Outcome.WRONG if error else Outcome.DONE, error[:4096]))
+
+
+def _translate(gbnf: str, writing: int) -> None:
+    _limit(WALL)
+    try:
+        result = Result(Outcome.DONE, translated(gbnf))
+    except GrammarError as error:
+        result = Result(Outcome.WRONG, str(error))
+    _write(writing, result)
 
 
 def _limit(wall: int) -> None:

@@ -31,16 +31,19 @@ class Ready(msgspec.Struct):
 
 
 class Job(msgspec.Struct):
-    """Render `source` with `values`; without values, look what it takes. Or compile `grammar`."""
+    """Render `source` with `values`; without values, look what it takes. Or compile `grammar`, or translate
+    `gbnf` into one.
+    """
 
     serial: int
     source: str = ""
     values: dict[str, Any] | None = None
     grammar: str | None = None
+    gbnf: str | None = None
 
 
 class Result(msgspec.Struct):
-    """The end of a job: the rendered text, or what the engine says of a grammar."""
+    """The end of a job: the rendered text, the translated grammar, or what is said of one."""
 
     outcome: Outcome
     text: str = ""

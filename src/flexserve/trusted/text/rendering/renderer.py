@@ -93,6 +93,23 @@ class Renderer:
                 else reason(result.text)
             )
 
+    def translate(self, gbnf: str) -> str:
+        """Return a grammar of llama.cpp as rules for `compile`, of which the first is "answer".
+
+        Raises CallerError (code "grammar_unsupported") for what is none, or takes too much time or memory.
+        """
+        result = self._ask(Job(0, gbnf=gbnf))
+        if result.outcome is Outcome.BUSY:
+            raise _busy()
+        if result.outcome is not Outcome.DONE:
+            why = "it takes too much time or memory" if result.outcome is Outcome.LIMITS else result.text
+            raise CallerError(
+                f"The grammar cannot be followed: {why}.",
+                hint="Correct or simplify it; grammars/README.md of llama.cpp says how they are written.",
+                code="grammar_unsupported",
+            )
+        return result.text
+
     def close(self) -> None:
         """End the helper. Always safe."""
         self._closed = True

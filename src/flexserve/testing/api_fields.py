@@ -1,0 +1,107 @@
+"""docs/api-fields.md, from the requests' own fields and the tables of those that are refused or ignored.
+
+python -m flexserve.testing.api_fields docs/api-fields.md
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from flexserve.normal.api.embeddings import EmbeddingsRequest
+from flexserve.normal.api.fields import HARMLESS, REFUSED
+from flexserve.normal.api.schemas import ChatRequest, CompletionRequest
+from flexserve.protocol.sampling import Sampling
+
+ROUTES: dict[str, type[BaseModel]] = {
+    "chat": ChatRequest,
+    "completions": CompletionRequest,
+    "embeddings": EmbeddingsRequest,
+}
+_HEAD = """\
+# The fields of requests
+
+Written by `python -m flexserve.testing.api_fields docs/api-fields.md`.
+
+The routes are `/v1/chat/completions` (chat), `/v1/completions` and `/v1/embeddings`. A field changes the
+answer as the first table says. Or it is refused by name (400 `unsupported_parameter`). Or it is ignored,
+because no answer depends on it. A field that is in none of the tables is refused, too (400
+`unknown_parameter`). Null is as good as nothing.
+
+## What works
+
+Defaults are llama.cpp's. The samplers are llama.cpp's own: equal seeds and logits give the tokens that it
+gives. Penalties count the tokens of the prompt, too. Fields without a meaning here are OpenAI's.
+
+| field | routes | default | meaning |
+|---|---|---|---|
+"""
+_REFUSED = """
+## What is refused
+
+A value that asks for nothing is taken.
+
+| field | whose | taken | instead |
+|---|---|---|---|
+"""
+_IGNORED = """
+## What is ignored
+
+| field | whose | why no answer depends on it |
+|---|---|---|
+"""
+
+
+def document() -> str:
+    """Return docs/api-fields.md."""
+    return "".join([_HEAD, *_working(), _REFUSED, *_refused(), _IGNORED, *_ignored()])
+
+
+def _working() -> Iterator[str]:
+    names = dict.fromkeys(name for model in ROUTES.values() for name in model.model_fields)
+    for name in names:
+        found = {
+            route: model.model_fields[name] for route, model in ROUTES.items() if name in model.model_fields
+        }
+        routes = "all" if len(found) == len(ROUTES) else ", ".join(found)
+        meaning = next((field.description for field in found.values() if field.description), "")
+        yield f"| `{name}` | {routes} | {_default(name)} | {meaning} |\n"
+
+
+def _default(name: str) -> str:
+    if name not in Sampling.__struct_fields__:
+        return ""
+    value = getattr(Sampling(), name)
+    return "" if value in (None, [], False) else f"`{_text(value)}`"
+
+
+def _refused() -> Iterator[str]:
+    for name, field in sorted(REFUSED.items()):
+        where = [route for route, model in ROUTES.items() if name not in model.model_fields]
+        if where:
+            only = "" if len(where) == len(ROUTES) else f" (in {', '.join(where)})"
+            taken = ", ".join(f"`{_text(value)}`" for value in field.harmless)
+            yield f"| `{name}`{only} | {field.whose} | {taken} | {field.instead} |\n"
+
+
+def _ignored() -> Iterator[str]:
+    for name, field in sorted(HARMLESS.items()):
+        yield f"| `{name}` | {field.whose} | {field.why} |\n"
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def main() -> None:
+    """Write the document."""
+    Path(sys.argv[1]).write_text(document())
+
+
+if __name__ == "__main__":
+    main()
