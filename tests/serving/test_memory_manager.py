@@ -317,6 +317,24 @@ def test_a_model_comes_back_no_further_than_memory_is_spare() -> None:
     assert memory.rewarmed() == {}
 
 
+def test_a_piece_that_did_not_come_is_not_asked_for_again_at_once() -> None:
+    app, spare = FakeApp(0, a=FakeModel(8 * CHUNK, is_open=True)), SpareMemory(1 << 40)
+    memory, _ = rewarming(app, spare)
+    memory.invoked("a", 8, None)
+    waits = [memory.tidy() for _ in range(4)]
+    assert waits == [0.1, 2, 0.1, 2]
+    assert len(spare.reasons) == 2
+
+
+def test_what_is_pinned_is_not_the_first_to_be_recalled_though_no_request_asked() -> None:
+    app = FakeApp(a=FakeModel(8 * CHUNK, is_open=True), b=loaded(4))
+    memory, _ = rewarming(app, SpareMemory(1 << 40))
+    memory.pin(["a"])
+    memory.tidy()
+    memory.answer(recall(2 * CHUNK))
+    assert evicted(app) == [("b", Kind.WEIGHTS, 2 * CHUNK, "gone")]
+
+
 def test_without_the_setting_nothing_comes_back() -> None:
     app = FakeApp(a=FakeModel(8 * CHUNK, is_open=True))
     memory = manager(app)

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from flexserve.errors import CallerError, GrantRefusedError, InternalError, StoredDataError
-from flexserve.protocol.messages import Computing, Failed, Finished
+from flexserve.protocol.messages import Computing, Failed, Finished, Recall
 from flexserve.protocol.trusted_app import Work
 from flexserve.serving.memory_manager import MemoryManager
 from flexserve.serving.model_manager import ModelManager
@@ -25,7 +25,7 @@ class Server:
     def __init__(self, app: FakeApp, limit: int = 16, sequences: int = 4) -> None:
         self.app, self.sent = app, queue.SimpleQueue[msgspec.Struct]()
         self.models = ModelManager(app, idle=3600)
-        self.memory = MemoryManager(app, self.models)
+        self.memory = MemoryManager(app, self.models, spare=lambda size, _reason: size)
         self.scheduler = Scheduler(
             *(app, self.models, self.memory, self.sent.put), limit=limit, sequences=sequences, patience=600.0
         )
@@ -330,3 +330,21 @@ def test_a_conversion_that_cannot_be_prepared_says_why(serve: Callable[..., Serv
     (end,) = server.ends(1)
     assert isinstance(end, Failed)
     assert end.failure.message == "It is too long."
+
+
+def test_a_model_comes_back_after_a_recall_though_no_request_comes(serve: Callable[..., Server]):
+    server = serve()
+    server.submit("a")
+    server.ends(1)
+    came_back = threading.Event()
+    bring_in = server.app.load
+
+    def load(model: str, size: int | None) -> None:
+        bring_in(model, size)
+        came_back.set()
+
+    server.app.load = load  # type: ignore[method-assign]
+    server.memory.answer(Recall(1, None, 100))
+    server.scheduler.memory_changed()
+    assert came_back.wait(timeout=20)
+    assert server.app.models["a"].weights == 4 * CHUNK
