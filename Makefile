@@ -42,7 +42,7 @@ check-lint:
 check-types:
 	$(BIN)/mypy
 	@for each in $$(find tests -name conftest.py); do \
-		MYPYPATH=$$(dirname $$each) $(BIN)/mypy --no-error-summary $$each || exit 1; done
+		MYPYPATH=$$(find tests -type d | paste -sd :) $(BIN)/mypy --no-error-summary $$each || exit 1; done
 
 check-imports:
 	$(BIN)/lint-imports
