@@ -15,6 +15,7 @@ from flexserve.normal.audit_log import Kind
 from flexserve.normal.memory import MemoryBroker
 from flexserve.normal.pins import Pins
 from flexserve.platforms.ports import MemorySample
+from flexserve.policy import pressure
 from flexserve.policy.pressure import MAX_RESERVATIONS, Limits
 from flexserve.protocol.messages import (
     NeedMemory,
@@ -179,8 +180,9 @@ async def test_pressure_recalls_to_the_high_line_while_a_request_runs(
     until: Until,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(memory_module, "_LONGEST_PERIOD", 0.01)
-    monkeypatch.setattr(memory_module, "_SHORTEST_PERIOD", 0.01)
+    for module in (memory_module, pressure):
+        monkeypatch.setattr(module, "LONGEST_PERIOD", 0.01)
+        monkeypatch.setattr(module, "SHORTEST_PERIOD", 0.01)
     watch = asyncio.create_task(attached.watch())
     assert link.channel is not None
     answer = await link.channel.generate("hungry", TextPrompt("x"), Sampling())

@@ -36,7 +36,6 @@ from flexserve.normal.reports import (
     RecallResult,
     States,
 )
-from flexserve.protocol.answer_parts import Thought
 from flexserve.protocol.messages import ChatMessage, Timings, Usage
 from flexserve.protocol.sampling import Sampling
 
@@ -86,8 +85,8 @@ class Ending:
     timings: Timings
 
 
-# An answer as it comes: pieces of text and of thoughts, and at last how it ended.
-Answer = Generator[str | Thought | Ending, None, None]
+# An answer as it comes: pieces of text, and at last how it ended.
+Answer = Generator[str | Ending, None, None]
 
 
 class Client:
@@ -159,7 +158,7 @@ class Client:
         """
         body = {
             "model": model,
-            "messages": [{"role": turn.role, "content": turn.content} for turn in messages],
+            "messages": msgspec.to_builtins(messages),
             "stream": True,
             "stream_options": {"include_usage": True},
             **_sampling(sampling),
@@ -240,7 +239,6 @@ class _Refusal(msgspec.Struct, frozen=True):
 
 class _Delta(msgspec.Struct, frozen=True):
     content: str | None = None
-    reasoning_content: str | None = None
 
 
 class _Choice(msgspec.Struct, frozen=True):
@@ -287,7 +285,7 @@ def _sampling(sampling: Sampling) -> dict[str, Any]:
     return {name: value for name, value in wanted.items() if value is not None}
 
 
-def _answer(response: httpx.Response) -> Iterator[str | Thought | Ending]:
+def _answer(response: httpx.Response) -> Iterator[str | Ending]:
     reason, usage = "", None
     for data in _events(response):
         if data == b"[DONE]":
@@ -298,8 +296,6 @@ def _answer(response: httpx.Response) -> Iterator[str | Thought | Ending]:
         usage = chunk.usage or usage
         for choice in chunk.choices:
             reason = choice.finish_reason or reason
-            if choice.delta.reasoning_content:
-                yield Thought(choice.delta.reasoning_content)
             if choice.delta.content:
                 yield choice.delta.content
     if usage is None:

@@ -21,20 +21,27 @@ from flexserve.normal.broker import Broker, OsView, RecallReport, Room
 from flexserve.normal.channel import WorldChannel
 from flexserve.normal.pins import Pins
 from flexserve.platforms.ports import MemorySample, NormalMemory
-from flexserve.policy.pressure import Bound, Budget, Holdings, Limits, PressurePolicy, RecallDecision
+from flexserve.policy.pressure import (
+    LONGEST_PERIOD,
+    SHORTEST_PERIOD,
+    Bound,
+    Budget,
+    Holdings,
+    Limits,
+    PressurePolicy,
+    RecallDecision,
+)
 from flexserve.protocol.messages import Grant, NeedMemory, Recalled, Returned, Spare, WantSpare
-from flexserve.units import GIB, format_size
+from flexserve.units import format_size
 
 AUTOMATIC_DEADLINE = 0.5  # seconds the secure world has for a recall the policy decided
-_SHORTEST_PERIOD = 0.25  # seconds between looks at memory while it may become short …
-_LONGEST_PERIOD = 2.0  # … and while it cannot
-# A process that touches fresh memory takes about 1 GiB/s per core from the OS; looking again after
-# half the time it needs to eat the headroom sees it coming. An idle server looks every 2 s.
-_APPETITE = 2 * GIB  # bytes per second
 
 # A restore asks for memory chunk by chunk. One look serves the asks of this many seconds: what
 # was granted since then is counted against it, so it is old but not wrong.
 _LOOK_LASTS = 0.01
+
+# The journal has a sample whenever memory changed by so much of the total, not more often than this.
+_TOLD_CHANGE, _TOLD_EVERY = 0.02, 10.0  # seconds
 
 _log = structlog.get_logger(__name__)
 
@@ -62,6 +69,7 @@ class MemoryBroker(Broker):
         self._world = AttachedWorld(pins, clock)
         self._policy: PressurePolicy | None = None
         self._last_look: tuple[float, MemorySample, int] | None = None  # when, and what _look returned
+        self._told: tuple[float, MemorySample] | None = None  # the last sample in the journal, and when
         self._baseline = 0  # bytes resident in the secure process before its first grant
         self._granted = 0
         self._in_use = asyncio.Event()  # something is granted: there is something to watch
@@ -243,7 +251,7 @@ class MemoryBroker(Broker):
                 period = await self._relieve()
             except FlexServeError as error:  # the OS or the secure world; both are reported elsewhere too
                 _log.warning("recall_failed", code=error.code, reason=error.message)
-                period = _LONGEST_PERIOD
+                period = LONGEST_PERIOD
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(period):
                     await self._hurry.wait()
@@ -257,9 +265,8 @@ class MemoryBroker(Broker):
         decision = policy.recall(sample, held, now=self._clock())
         if decision is not None:
             await self._recall_for(policy, decision)
-            return _SHORTEST_PERIOD
-        seconds = policy.headroom(sample, held, now=self._clock()) / _APPETITE
-        return min(max(seconds, _SHORTEST_PERIOD), _LONGEST_PERIOD)
+            return SHORTEST_PERIOD
+        return policy.period(sample, held, now=self._clock())
 
     async def _recall_for(self, policy: PressurePolicy, decision: RecallDecision) -> None:
         returned, size, gentle = 0, decision.size, decision.gentle
@@ -285,12 +292,32 @@ class MemoryBroker(Broker):
         handshake tells how much of the grants it has touched.
         """
         now = self._clock()
-        if self._last_look is None or now - self._last_look[0] >= lasts:
+        fresh = self._last_look is None or now - self._last_look[0] >= lasts
+        if self._last_look is None or fresh:
             resident = self._resident()
             self._last_look = now, self._memory.sample(), resident
         _, sample, resident = self._last_look
         used = min(self._granted, max(0, resident - self._baseline))
+        if fresh:
+            self._tell(sample, used, now)
         return sample, Holdings(self._granted, used)
+
+    def _tell(self, sample: MemorySample, used: int, now: float) -> None:
+        """Write a sample that tells something new into the journal, for flexserve.simulator.recording."""
+        if self._told is not None:
+            then, last = self._told
+            change = abs(sample.available - last.available) + (sample.refaulted or 0) - (last.refaulted or 0)
+            if now - then < _TOLD_EVERY or change < _TOLD_CHANGE * sample.total:
+                return
+        self._told = now, sample
+        _log.info(
+            "memory_sample",
+            total=sample.total,
+            available=sample.available,
+            free=sample.free,
+            refaulted=sample.refaulted,
+            used=used,
+        )
 
     def _take_back(self, size: int, reason: str) -> None:
         if size > self._granted:

@@ -33,13 +33,13 @@ class EvictionPolicy:
     """Follows the requests of one server. `chunk`: bytes that come and go at once. Not thread-safe.
 
     Chosen are the models with a share of the requests of at least `threshold`; when none has that, the
-    `top` ones.
+    `top` ones. Requests of the last `window` seconds count.
     """
 
-    def __init__(self, chunk: int, *, threshold: float = 0.25, top: int = 3) -> None:
+    def __init__(self, chunk: int, *, threshold: float = 0.25, top: int = 3, window: float = 3600.0) -> None:
         self._chunk = chunk
         self._threshold, self._top = threshold, top
-        self._log = InvocationLog()
+        self._log = InvocationLog(window)
         self._transitions = Transitions()
         self._expected: tuple[str, float] = ("", float("-inf"))  # the next model, and until when
         self._restore_speed = _RESTORE_SPEED

@@ -66,9 +66,14 @@ import enum
 from typing import Protocol
 
 from flexserve.policy.foreground import Foreground
-from flexserve.units import MIB, align_down, format_size
+from flexserve.units import GIB, MIB, align_down, format_size
 
 _MAX_MISSES = 5  # doublings of the cool-down after recalls that brought less than asked
+SHORTEST_PERIOD = 0.25  # seconds between looks at memory while it may become short …
+LONGEST_PERIOD = 2.0  # … and while it cannot
+# A process that touches fresh memory takes about 1 GiB/s per core from the OS; looking again after
+# half the time it needs to eat the headroom sees it coming. An idle server looks every 2 s.
+_APPETITE = 2 * GIB  # bytes per second
 MAX_RESERVATIONS = 64
 
 
@@ -352,6 +357,11 @@ class PressurePolicy:
         if sample.free is not None and sample.refaulted is not None:
             room = min(room, sample.free - self.limits.cushion)
         return max(0, room)
+
+    def period(self, sample: Sample, held: Holdings, *, now: float) -> float:
+        """Return the seconds until memory should be looked at again, when nothing was recalled now."""
+        seconds = self.headroom(sample, held, now=now) / _APPETITE
+        return min(max(seconds, SHORTEST_PERIOD), LONGEST_PERIOD)
 
     def _by_level(self, sample: Sample, held: Holdings, level: int, now: float) -> RecallDecision | None:
         trigger = self._trigger(now)
