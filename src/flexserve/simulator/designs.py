@@ -128,3 +128,8 @@ class Costs:
     def restore(self) -> float:
         """Seconds per byte of a pipelined restore: its slower unit, flash or CPU."""
         return max(self.load, self.allocate + self.protect + self.decrypt)
+
+    @property
+    def stream(self) -> float:
+        """Seconds per byte that comes where another one was: memory that is there needs no allocation."""
+        return max(self.load, self.protect + self.decrypt)

@@ -19,17 +19,9 @@ class Dram:
         self.chunk = chunk
         self.background = background  # bytes; may be set at any time
         self._table = OwnershipTable(total // chunk)
+        self.total = self._table.total * chunk  # bytes of memory
+        self.secure = 0  # bytes that only the secure world can reach
         self._normal = list(range(self._table.total))  # numbers of chunks that are NORMAL
-
-    @property
-    def total(self) -> int:
-        """Bytes of memory."""
-        return self._table.total * self.chunk
-
-    @property
-    def secure(self) -> int:
-        """Bytes that only the secure world can reach."""
-        return self._table.count(PageState.SECURE) * self.chunk
 
     @property
     def available(self) -> int:
@@ -45,7 +37,7 @@ class Dram:
 
         Raises GrantRefusedError when so many are not free, and then changes nothing.
         """
-        if count * self.chunk > self.available:
+        if count and count * self.chunk > self.available:
             raise GrantRefusedError(
                 f"The simulated machine has {format_size(max(0, self.available))} left.",
                 hint="Simulate a larger machine, or less background load.",
@@ -53,15 +45,18 @@ class Dram:
         pages = [self._normal.pop() for _ in range(count)]
         self._table.apply(PageEvent.GRANT, pages)
         self._table.apply(PageEvent.COMMIT, pages)
+        self.secure += count * self.chunk
         return pages
 
     def give(self, pages: list[int]) -> None:
         """Give chunks back to the normal world."""
         self._table.apply(PageEvent.RECALL, pages)
         self._table.apply(PageEvent.SCRUBBED, pages)
+        self.secure -= len(pages) * self.chunk
         self._normal += pages
 
     def check(self) -> None:
         """Assert that no chunk is lost and that what is listed as normal is."""
         self._table.check()
         assert len(self._normal) == self._table.count(PageState.NORMAL), "the list of normal chunks drifted"
+        assert self.secure == self._table.count(PageState.SECURE) * self.chunk, "the sum drifted"

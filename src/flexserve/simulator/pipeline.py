@@ -49,10 +49,20 @@ class Pipeline:
         self.flash, self.cpu, self.engine = Unit(simulation), Unit(simulation), Unit(simulation)
         self._changed = Signal(simulation)  # a chunk was allocated or restored
 
-    def run(self, weights: SimWeights, taken: list[int], costs: Costs, prompt: int, parts: Parts) -> Process:
+    def run(
+        self,
+        weights: SimWeights,
+        taken: list[int],
+        costs: Costs,
+        prompt: int,
+        parts: Parts,
+        *,
+        streamed: int = 0,
+    ) -> Process:
         """Restore the chunks `taken` (those that memory was just taken for) and compute the prompt.
 
-        Adds to `parts`. Waits for chunks that another restore has claimed.
+        Adds to `parts`. Waits for chunks that another restore has claimed. The last `streamed` bytes of the
+        model have no memory: they pass through what others will not miss.
         """
         restore = SimRestore(weights)
         compute = prompt * costs.prefill
@@ -63,7 +73,9 @@ class Pipeline:
         else:
             yield from self._restore_whole(weights, taken, costs, parts)
         yield from self.engine.use(self._design.pass_overhead)
-        yield from self._compute(restore, compute * (1 + self._design.slowdown))
+        yield from self._compute(
+            restore, compute * (1 + self._design.slowdown), streamed, streamed * costs.stream
+        )
 
     def restore(self, weights: SimWeights, chunks: list[int], costs: Costs, parts: Parts) -> None:
         """Begin to restore `chunks`, stage overlapping stage. Adds to `parts`."""
@@ -114,16 +126,19 @@ class Pipeline:
         for chunk in chunks:
             weights.settle(chunk)
 
-    def _compute(self, restore: SimRestore, seconds: float) -> Process:
+    def _compute(self, restore: SimRestore, seconds: float, streamed: int, streaming: float) -> Process:
         nodes = restore.plan.nodes
+        placed = restore.weights.nodes_before(streamed)
         position = 0
-        while position < nodes:
-            ready = restore.ready()
+        while position < placed:
+            ready = min(restore.ready(), placed)
             if ready > position:
                 yield from self.engine.use(seconds * (ready - position) / nodes)
                 position = ready
             else:
                 yield self._changed
+        if placed < nodes:
+            yield from self.engine.use(max(seconds * (nodes - placed) / nodes, streaming))
 
 
 @dataclasses.dataclass(slots=True)

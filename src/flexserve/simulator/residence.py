@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable
 
 from flexserve.policy import eviction as cache
 from flexserve.policy import recall
-from flexserve.policy.eviction import InvocationLog, Profile, Speeds
+from flexserve.policy.eviction import Profile
+from flexserve.policy.eviction_policy import EvictionPolicy
 from flexserve.policy.pressure import Holdings, PressurePolicy
-from flexserve.policy.ranking import cheapest
-from flexserve.policy.recall import Holding, Part
-from flexserve.policy.transitions import Transitions
+from flexserve.policy.recall import Holding
 from flexserve.protocol.trusted_app import Kind
-from flexserve.simulator.designs import Costs, Design, Keeping
+from flexserve.simulator.designs import Design, Keeping
 from flexserve.simulator.dram import Dram
 from flexserve.simulator.machine import SimModel
 from flexserve.simulator.weights import SimWeights
 from flexserve.units import align_up
 
-_SOON = 30.0  # seconds; a model that is expected next counts as one more invocation within this time
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Choice:
+    """How models are chosen to be kept: the settings of flexserve.policy.eviction."""
+
+    threshold: float = 0.25  # of all invocations: a model with this share is chosen
+    top: int = 3  # models that are chosen when none has it
+    window: float = 3600.0  # seconds over which invocations are counted
 
 
 class Residence:
@@ -29,19 +35,22 @@ class Residence:
     def __init__(
         self,
         design: Design,
-        costs: dict[str, Costs],
         models: Iterable[SimModel],
         *,
         dram: Dram,
         budget: int,
         policy: PressurePolicy,
+        choice: Choice,
     ) -> None:
         self.dram, self._budget, self._policy = dram, budget, policy
-        self._design, self._costs = design, costs
+        self._design = design
         self.weights = {model.name: SimWeights(model, dram) for model in models}
         self._scratch: dict[str, list[int]] = {name: [] for name in self.weights}  # pages of working memory
         self._models = {model.name: model for model in models}
-        self._log, self._transitions = InvocationLog(), Transitions()
+        self._choice = choice
+        self.learned = EvictionPolicy(
+            dram.chunk, threshold=choice.threshold, top=choice.top, window=choice.window
+        )
         self._expected: str | None = None
         self._last_used = dict.fromkeys(self.weights, 0.0)
         self.running: set[str] = set()  # models that requests are using
@@ -49,31 +58,46 @@ class Residence:
 
     def note(self, model: str, prompt: int, now: float) -> None:
         """Note an invocation, and learn from it."""
-        self._log.note(model, prompt, now)
-        self._transitions.note(model, now)
-        self._expected = self._transitions.expected(model)
+        self._expected = self.learned.invoked(model, prompt, None, now)
 
-    def reserve(self, model: str, working: int, now: float) -> tuple[list[int], bool] | None:
+    def reserve(
+        self, model: str, working: int, now: float, *, partly: bool = False
+    ) -> tuple[list[int], bool] | None:
         """Take what a request to `model` needs, with `working` bytes for KV cache and activations.
 
         Returns the chunks to restore, and whether the working memory is new; None when there was
-        not enough even after idle models made room. The model is running then.
+        not enough even after idle models made room. The model is running unless None is returned.
+        `partly`: take as many chunks as there is memory for, but for the working memory, which comes first
+        and may take the last that a request gets.
         """
         ran = model in self.running
         self.running.add(model)
         weights, scratch = self.weights[model], self._scratch[model]
         absent = weights.absent()
         pages = 0 if scratch else -(-working // self.dram.chunk)
-        size = (len(absent) + pages) * self.dram.chunk
-        if not self._granted(size, now):
-            self._give_back(size + self._policy.limits.emergency - self.dram.available, now)
-            if not self._granted(size, now):
-                self.running = self.running if ran else self.running - {model}
-                return None
-        weights.take(absent)
+        wanted = len(absent) + pages
+        granted = self._make_room(wanted, pages if partly else wanted, now)
+        if granted < (pages if partly else wanted):
+            self.running = self.running if ran else self.running - {model}
+            return None
+        taken = absent[: granted - pages]
+        weights.take(taken)
         scratch += self.dram.take(pages)
         self.check()
-        return absent, pages > 0
+        return taken, pages > 0
+
+    def _make_room(self, wanted: int, minimum: int, now: float) -> int:
+        """Return how many of `wanted` chunks may be taken, at least `minimum` or 0; idle models make way."""
+        granted = self._granted(wanted, minimum, now)
+        if granted < wanted:
+            missing = (wanted - granted) * self.dram.chunk
+            if minimum == wanted:
+                missing = wanted * self.dram.chunk + self._policy.limits.emergency - self.dram.available
+            returned = self._give_back(missing, now)
+            if minimum == wanted:
+                return self._granted(wanted, minimum, now)
+            granted += min(returned // self.dram.chunk, wanted - granted)  # what is kept keeps its grant
+        return granted
 
     def pressed(self, now: float) -> int:
         """Look at memory and give back what the pressure policy asks for; return the bytes."""
@@ -81,7 +105,7 @@ class Residence:
         if decision is None:
             return 0
         returned = self._give_back(decision.size, now)
-        self._policy.recalled(asked=decision.size, returned=returned, now=now)
+        self._policy.recalled(asked=decision.size, returned=returned, now=now, gentle=decision.gentle)
         self.recalled += returned
         self.check()
         return returned
@@ -96,6 +120,12 @@ class Residence:
         self.check()
         return returned
 
+    def expire(self, now: float, seconds: float) -> None:
+        """Give back the working memory of models that no request has used for so many seconds."""
+        for model, last in self._last_used.items():
+            if model not in self.running and self._scratch[model] and now >= last + seconds:
+                self._drop_scratch(model)
+
     def wanted(self, awaited: Collection[str], now: float) -> tuple[str, int] | None:
         """Return (model, chunk) that is best restored next, and take memory for it.
 
@@ -107,14 +137,20 @@ class Residence:
         idle = self.weights.keys() - self.running
         room = self._budget - sum(len(self._scratch[name]) for name in idle) * chunk
         room -= sum(self.weights[name].held for name in idle & set(awaited))
-        goals = cache.targets(self._profiles(now, idle - set(awaited)), room, chunk=chunk)
+        goals = cache.targets(
+            self._profiles(now, idle - set(awaited)),
+            room,
+            chunk=chunk,
+            threshold=self._choice.threshold,
+            top=self._choice.top,
+        )
         short = {name: align_up(goal, chunk) - self.weights[name].held for name, goal in goals.items()}
         lacking = [name for name, size in short.items() if size > 0]
         if not lacking:
             return None
         model = max(lacking, key=lambda name: (name == self._expected, short[name], name))
         if self._idle_bytes() + chunk <= self._budget:
-            if not self._granted(chunk, now, minimum=0):
+            if not self._granted(1, 0, now):
                 return None
         else:  # one chunk for another: that takes no grant
             surplus = min(short, key=lambda name: (short[name], name))
@@ -133,12 +169,14 @@ class Residence:
         assert held + scratch == self.dram.secure, "secure memory that no model holds"
         assert self._idle_bytes() <= self._budget, "idle models hold more than the budget"
 
-    def _granted(self, size: int, now: float, minimum: int | None = None) -> bool:
-        sample = self.dram.sample()
+    def _granted(self, count: int, minimum: int, now: float) -> int:
+        """Return how many of `count` chunks the policy grants, and there is memory for."""
+        sample, chunk = self.dram.sample(), self.dram.chunk
         decision = self._policy.grant(
-            sample, self._held(), size=size, minimum=size if minimum is None else minimum, now=now
+            sample, self._held(), size=count * chunk, minimum=minimum * chunk, now=now
         )
-        return decision.size >= size and self.dram.available >= size
+        granted = min(decision.size, max(0, self.dram.available)) // chunk
+        return granted if granted >= minimum else 0
 
     def _held(self) -> Holdings:
         return Holdings(granted=self.dram.secure, used=self.dram.secure)
@@ -151,7 +189,7 @@ class Residence:
         victims = None
         if self._design.keeping is Keeping.MOST_VALUABLE:
             profiles = self._profiles(now, self.weights)
-            victims = functools.partial(_victims, profiles, self.dram.chunk)
+            victims = functools.partial(self.learned.victims, profiles=profiles, conversations=())
         returned = 0
         for step in recall.plan(holdings, size, victims=victims):
             if step.kind is Kind.SCRATCH:
@@ -180,26 +218,4 @@ class Residence:
         return scratch + sum(self.weights[model].held for model in idle)
 
     def _profiles(self, now: float, models: Collection[str]) -> list[Profile]:
-        profiles = []
-        for name in models:
-            model, costs = self._models[name], self._costs[name]
-            profile = Profile(
-                model=name,
-                weights=model.weights,
-                rate=self._log.rate(name, now),
-                share=self._log.share(name, now),
-                prompt=self._log.usual_prompt(name, now),
-                speeds=Speeds(restore=1 / costs.restore, prefill=1 / costs.prefill),
-            )
-            if name == self._expected:
-                profile = dataclasses.replace(profile, rate=profile.rate + 1 / _SOON, share=1.0)
-            profiles.append(profile)
-        return profiles
-
-
-def _victims(
-    profiles: Sequence[Profile], chunk: int, resident: Mapping[Part, int], size: int
-) -> Sequence[tuple[Part, int]]:
-    """Return what weights lose so that `size` bytes come free at the least loss; no KV is idle here."""
-    weights = {model: held for (model, _), held in resident.items()}
-    return cheapest(cache.losses(profiles, weights, chunk=chunk), (), size, chunk=chunk)
+        return [self.learned.profile(name, self._models[name].weights, now, pinned=False) for name in models]

@@ -6,8 +6,9 @@ engine computes or rests, a background loader brings in what flexserve.policy.ev
 resident and is not, the expected next model's part first.
 
 What is simplified: weights of running models are never recalled (a recall that they alone could
-meet is met when they end), a request is refused when its model cannot be wholly resident (the real
-one would stream it), and no request takes over another's KV cache.
+meet is met when they end), no request takes over another's KV cache, and a request is refused when its
+model cannot be wholly resident. With `streaming` it is answered all the same, as the real one would be:
+what there was no memory for is read anew for each pass.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from flexserve.simulator.dram import Dram
 from flexserve.simulator.events import Process, Signal, Simulation
 from flexserve.simulator.machine import Machine, SimModel
 from flexserve.simulator.pipeline import Parts, Pipeline
-from flexserve.simulator.residence import Residence
+from flexserve.simulator.residence import Choice, Residence
 
 _SLOTS = 4  # sequences of a model that are generated at a time
 _CHUNK = 8  # tokens of a decode turn
@@ -45,6 +46,7 @@ class Ticket:
     produced: int = 0  # tokens
     prepared: int = 0  # bytes of working memory that it had to allocate
     taken: list[int] = dataclasses.field(default_factory=list)  # chunks that it had to restore
+    streamed: int = 0  # bytes of weights that there was no memory for
 
     @property
     def ttft(self) -> float:
@@ -74,12 +76,17 @@ class Server:
         dram: Dram,
         budget: int,
         policy: PressurePolicy,
+        choice: Choice | None = None,
+        streaming: bool = False,
     ) -> None:
+        self._streaming = streaming
         self._simulation, self._machine, self._design, self._dram = simulation, machine, design, dram
         self._models = {model.name: model for model in models}
         self._costs = {model.name: Costs.of(design, model, machine, dram.background) for model in models}
         self._queues = {model.name: _Queue() for model in models}
-        self.residence = Residence(design, self._costs, models, dram=dram, budget=budget, policy=policy)
+        self.residence = Residence(
+            design, models, dram=dram, budget=budget, policy=policy, choice=choice or Choice()
+        )
         self._pipeline = Pipeline(simulation, design)
         self._turns = Turns()
         self._urgent = False  # a request waits for memory or a restore: the background loader rests
@@ -157,10 +164,11 @@ class Server:
     def _reserve(self, ticket: Ticket) -> bool:
         """Take all memory that a request needs and its model has not; return whether there was enough."""
         working = self._working_memory(ticket.model)
-        taken = self.residence.reserve(ticket.model, working, self._simulation.now)
+        taken = self.residence.reserve(ticket.model, working, self._simulation.now, partly=self._streaming)
         if taken is None:
             return False
         ticket.taken, fresh = taken
+        ticket.streamed = len(self.residence.weights[ticket.model].absent()) * self._dram.chunk
         ticket.prepared = working if fresh else 0
         return True
 
@@ -180,16 +188,24 @@ class Server:
         parts.prepare += prepared * (costs.allocate + costs.protect)
         yield from self._pipeline.cpu.use(prepared * (costs.allocate + costs.protect))
         self._urgent = bool(ticket.taken)
-        yield from self._pipeline.run(weights, ticket.taken, costs, ticket.prompt, parts)
+        began, computed = self._simulation.now, ticket.prompt * costs.prefill
+        yield from self._pipeline.run(
+            weights, ticket.taken, costs, ticket.prompt, parts, streamed=ticket.streamed
+        )
         self._urgent = False
+        waited = self._simulation.now - began - computed
+        self.residence.learned.computed(ticket.model, ticket.prompt, computed)
+        self.residence.learned.restored(len(ticket.taken) * self._dram.chunk, waited, computed)
         ticket.first, ticket.produced = self._simulation.now, 1
 
     def _generate(self, model: str) -> Process:
         """Compute a few tokens of every sequence of a model."""
         active = self._queues[model].active
         tokens = min(_CHUNK, *(ticket.answer - ticket.produced for ticket in active))
-        seconds = self._costs[model].decode * (1 + self._design.slowdown) + self._design.pass_overhead
-        yield from self._pipeline.engine.use(tokens * seconds)
+        costs = self._costs[model]
+        seconds = costs.decode * (1 + self._design.slowdown) + self._design.pass_overhead
+        streaming = max(ticket.streamed for ticket in active) * costs.stream
+        yield from self._pipeline.engine.use(tokens * max(seconds, streaming))
         for ticket in active:
             ticket.produced += tokens
 

@@ -58,6 +58,11 @@ class SimWeights:
         """Return how many bytes of the model are in its chunk number `chunk`."""
         return min(self._dram.chunk, self._bytes - chunk * self._dram.chunk)
 
+    def nodes_before(self, size: int) -> int:
+        """Return how many nodes come first that read none of the last `size` bytes."""
+        fits = (self.count - -(-size // self._dram.chunk)) * self._dram.chunk
+        return self.needs.nodes if fits >= self._bytes else fits * self.needs.nodes // self._bytes
+
     def is_resident(self, chunk: int) -> bool:
         """Return whether a chunk has been restored."""
         return bool(self.states[chunk] == RESIDENT)
