@@ -20,6 +20,7 @@ from flexserve.cli import (
     server,
     talk,
     terminal,
+    tune,
 )
 from flexserve.cli.options import AsJson
 from flexserve.errors import FlexServeError
@@ -85,6 +86,7 @@ memory.register(app)
 talk.register(app)
 machine.register(app)
 bench.register(app)
+tune.register(app)
 attack.register(app)
 configuration.register(app)
 doctor.register(app)
