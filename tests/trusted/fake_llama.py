@@ -81,10 +81,7 @@ class FakeVocabulary:
     def ends(self, token: int) -> bool:
         return token == END
 
-    def shown(self, _marks: list[str]) -> dict[int, bytes]:
-        return {}
-
-    def tree(self, _shown: object = None) -> TokenTree:
+    def tree(self) -> TokenTree:
         return TokenTree(self, END + 1)
 
 

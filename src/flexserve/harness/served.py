@@ -53,6 +53,11 @@ class Served:
         """Where it is to be asked."""
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def pid(self) -> int:
+        """The process of its normal world."""
+        return self._process.pid
+
     def stop(self) -> None:
         """Interrupt it, as Ctrl-C does. Raises PeerError unless it ends in good order."""
         self._process.send_signal(signal.SIGINT)

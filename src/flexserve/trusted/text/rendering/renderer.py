@@ -125,11 +125,9 @@ class Renderer:
             case Outcome.BUSY:
                 raise _busy()
             case Outcome.REFUSED:
-                words = f": {result.text.rstrip('.')}" if result.text else ""
                 raise CallerError(
-                    f"The model's chat template refuses this conversation{words}.",
+                    "The model's chat template refuses this conversation.",
                     hint="Check the order of roles: most templates want user and assistant in turn.",
-                    code="chat_template_refuses",
                 )
             case Outcome.LIMITS:
                 raise CallerError(
