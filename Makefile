@@ -4,7 +4,7 @@ BIN   := $(VENV)/bin
 STAMP := $(VENV)/.setup-$(shell cat requirements-dev.lock pyproject.toml tools/setup.sh tools/llama.cmake | sha256sum | cut -c1-16)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check proofs bench lock clean
+.PHONY: help setup demo test check proofs mutants bench lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,8 +38,11 @@ check-lint:
 	$(BIN)/ruff format --check .
 	$(BIN)/python abi/generate.py --check
 
+# mypy takes one module of a name at a time, and each folder of tests may have a conftest.py.
 check-types:
 	$(BIN)/mypy
+	@for each in $$(find tests -name conftest.py); do \
+		MYPYPATH=$$(find tests -type d | paste -sd :) $(BIN)/mypy --no-error-summary $$each || exit 1; done
 
 check-imports:
 	$(BIN)/lint-imports
@@ -61,6 +64,11 @@ test: check ## check, then every other test, in JOBS processes (else as many as 
 proofs: ## prove the monitor's core and try its small machines in full, and record it: when their sources changed
 	@$(MAKE) --no-print-directory -C monitor proofs
 
+MUTANTS ?= flexserve.policy.* flexserve.serving.*
+mutants: $(STAMP) ## put faults into policy/ and serving/, each of which a test must notice (docs/mutants.md): hours
+	nice -n 19 $(BIN)/mutmut run --max-children 1 $(foreach each,$(MUTANTS),'$(each)')
+	$(BIN)/mutmut results
+
 bench: $(STAMP) ## measure on this machine, with a synthetic 1.1 B model
 	$(BIN)/flexserve bench
 
@@ -72,5 +80,5 @@ COMPILE = CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip-compile --quiet --upgrad
 	--allow-unsafe --no-emit-index-url --no-emit-trusted-host --no-emit-find-links
 
 clean: ## remove .venv and what tools left behind (not the wheel and model caches)
-	rm -rf $(VENV) build monitor/build bench-out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build monitor/build bench-out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache mutants
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 # Who starts the tests in the background of a script has them ignore SIGINT, and so would every program
 # that they start to press Ctrl-C in it: it would wait for an answer's end that takes minutes.
@@ -14,6 +14,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # No test asserts a duration; on a busy machine, the first of a test's examples takes seconds.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+# `make mutants` runs a property some thousand times: few examples, the same each time, failures not shrunk.
+settings.register_profile(
+    "mutants", deadline=None, max_examples=30, derandomize=True, phases=(Phase.explicit, Phase.generate)
+)
 
 DEAREST_FIRST = ("vm", "engine")
 

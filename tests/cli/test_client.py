@@ -21,13 +21,14 @@ from flexserve.errors import (
 )
 from flexserve.normal import client as client_module
 from flexserve.normal.client import Address, Client, Ending, NoServerError
+from flexserve.protocol.answer_parts import Thought
 from flexserve.protocol.messages import ChatMessage
 from flexserve.protocol.sampling import Sampling
 
 USAGE = {"prompt_tokens": 1, "completion_tokens": 1}
 
 
-def ask(port: int) -> list[str | Ending]:
+def ask(port: int) -> list[str | Thought | Ending]:
     with Client(Address("127.0.0.1", port)) as client:
         return list(client.ask("tiny", [ChatMessage("user", "my secret")], Sampling()))
 

@@ -145,7 +145,7 @@ CALL = '{"name": "g", "arguments": {"x": 1}}'
                 CALL,
                 "</tool_call>",
             ],
-            f"<think>call <tool_call>{CALL}</tool_call> maybe</think>",
+            None,
             {"x": 1},
         ),
         ("mentioned", ["Example: ", "<tool_call>", " is a tag."], "Example: <tool_call> is a tag.", None),

@@ -123,6 +123,8 @@ async def test_a_conversation_crosses_as_turns_calls_and_results(
         "stop_sequences": ["x"],
         "temperature": 0.5,
         "top_p": 0.9,
+        "top_k": 3,
+        "service_tier": "auto",
     }
     response = await client.post(
         "/v1/messages", json=body(messages=turns, system=system, tools=[TOOL], **more)
@@ -144,6 +146,7 @@ async def test_a_conversation_crosses_as_turns_calls_and_results(
         "parameters": {"type": "object"},
     }
     sampling = request.sampling
+    assert sampling.top_k == 3
     assert (sampling.max_tokens, sampling.temperature, sampling.top_p, sampling.stop) == (50, 0.5, 0.9, ["x"])
 
 
@@ -162,6 +165,7 @@ async def test_tokens_are_counted_and_nothing_is_computed(
     [
         {"thinking": {"type": "enabled"}, "mcp_servers": [{}]},
         {"max_tokens": None},
+        {"made_up": 1},
         {"messages": []},
         {"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]},
         {"messages": [{"role": "assistant", "content": [{"type": "tool_result", "tool_use_id": "x"}]}]},

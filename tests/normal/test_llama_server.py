@@ -11,7 +11,7 @@ import pytest
 
 from flexserve.normal.api.app import create_app
 from flexserve.normal.world import supervised
-from flexserve.protocol.messages import Generate, InfillPrompt, Snippet, TextPrompt
+from flexserve.protocol.messages import Generate, InfillPrompt, Snippet, TextPrompt, TokenPrompt
 from flexserve.testing.scripted_link import AdjustableMemory, ScriptedLink
 from flexserve.testing.scripted_world import Behaviour, Script
 
@@ -126,7 +126,35 @@ async def test_models_and_health_are_found_where_llama_server_has_them(client: h
     assert (await client.get("/v1/health")).json()["status"] == "ok"
 
 
-@pytest.mark.parametrize("body", [{"prompt": [1, 2]}, {"prompt": "x", "n_predict": -3}, {}])
+async def test_a_prompt_may_be_tokens_with_texts_among_them(
+    client: httpx.AsyncClient, link: ScriptedLink
+) -> None:
+    for prompt in ([1, 2], [1, "two"], [[1, "two"]]):
+        response = await client.post("/completion", json={"prompt": prompt, "return_tokens": True})
+        assert len(response.json()["tokens"]) == 4
+        assert "completion_probabilities" not in response.json()
+    assert asked(link).prompt == TokenPrompt([1, "two"])
+
+
+async def test_its_own_fields_cross(client: httpx.AsyncClient, link: ScriptedLink) -> None:
+    body = {"prompt": "x", "top_k": 3, "min_p": 0.1, "grammar": 'root ::= "x"', "cache_prompt": False}
+    assert (await client.post("/completion", json=body)).status_code == 200
+    request = asked(link)
+    sampling = request.sampling
+    assert (sampling.top_k, sampling.min_p, sampling.grammar) == (3, 0.1, 'root ::= "x"')
+    assert request.reuse is False
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"prompt": ["x", "y"]},
+        {"prompt": [[1], [2]]},
+        {"prompt": "x", "n_predict": -3},
+        {"prompt": "x", "made_up": 1},
+        {},
+    ],
+)
 async def test_what_cannot_be_done_is_refused_in_its_form(client: httpx.AsyncClient, body: Any) -> None:
     response = await client.post("/completion", json=body)
     assert response.status_code == 400

@@ -112,6 +112,7 @@ async def test_a_conversation_crosses_with_results_that_name_their_calls(
         {"role": "tool", "content": "warm"},
     ]
     options = {"temperature": 0, "top_p": 0.5, "seed": 3, "num_predict": 9, "stop": ["x"], "num_thread": 8}
+    options |= {"top_k": 7, "repeat_penalty": 1.1, "mirostat": 0, "tfs_z": 1.0}
     response = await client.post("/api/chat", json=chat(messages=turns, options=options, format="json"))
     assert response.status_code == 200, response.text
     request = asked(link)
@@ -130,6 +131,7 @@ async def test_a_conversation_crosses_with_results_that_name_their_calls(
     sampling = request.sampling
     assert (sampling.temperature, sampling.top_p, sampling.seed, sampling.max_tokens) == (0, 0.5, 3, 9)
     assert (sampling.stop, sampling.schema) == (["x"], "{}")
+    assert (sampling.top_k, sampling.repeat_penalty) == (7, 1.1)
 
 
 async def test_a_prompt_is_a_question_a_raw_text_or_a_gap(
@@ -202,6 +204,8 @@ async def test_the_store_is_not_changed_by_requests(client: httpx.AsyncClient) -
     [
         ({"options": {"num_ctx": 100_000}}, "num_ctx"),
         ({"options": {"made_up": 1}}, "made_up"),
+        ({"options": {"grammar": "root ::= x"}}, "grammar"),
+        ({"made_up": 1}, "made_up"),
         ({"messages": [{"role": "user", "content": "x", "images": ["aGk="]}]}, "images"),
         ({"keep_alive": "soon"}, "keep_alive"),
         ({"messages": "x"}, "messages"),

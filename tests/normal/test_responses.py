@@ -157,6 +157,7 @@ async def test_nothing_is_stored_and_a_request_that_counts_on_it_hears_so(client
     ("wrong", "param"),
     [
         ({"background": True}, "background"),
+        ({"made_up": 1}, "made_up"),
         ({"conversation": "conv_1"}, "conversation"),
         ({"truncation": "auto"}, "truncation"),
         ({"input": []}, "input"),

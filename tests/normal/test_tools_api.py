@@ -26,6 +26,7 @@ CALL = '<tool_call>\n{"name": "look", "arguments": {"where": "here"}}\n</tool_ca
 MODELS = {
     "tiny": Behaviour(),
     "caller": Behaviour(tokens=["I ", "look.\n", *CALL, "\n", *CALL]),
+    "thinker": Behaviour(tokens=[*"<think>\nso be it</think>\n\nYes."]),
     "bare": Behaviour(tokens=list('{"name": "look", "parameters": {}}')),
     "slow": Behaviour(tokens=list('{"name": "look", "parameters": {}}'), token_delay=0.002),
     "cut": Behaviour(tokens=["<tool_call>", '{"name"'], reason="length"),
@@ -73,14 +74,74 @@ async def test_calls_are_told_apart_from_text(client: httpx.AsyncClient) -> None
     assert [call["function"]["name"] for call in bare["tool_calls"]] == ["look"]
 
 
-async def test_calls_in_a_stream_come_whole_and_in_order(client: httpx.AsyncClient) -> None:
+async def test_calls_in_a_stream_come_in_order_and_their_arguments_in_pieces(
+    client: httpx.AsyncClient,
+) -> None:
     chunks = await chat(client, "caller", tools=TOOLS, stream=True)
     deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
     assert "".join(delta.get("content") or "" for delta in deltas) == "I look."
     calls = [call for delta in deltas for call in delta.get("tool_calls", [])]
-    assert [call["index"] for call in calls] == [0, 1]
-    assert json.loads(calls[0]["function"]["arguments"]) == {"where": "here"}
+    begun = [call for call in calls if "id" in call]
+    assert [(call["index"], call["function"]["name"]) for call in begun] == [(0, "look"), (1, "look")]
+    pieces = [call["function"]["arguments"] for call in calls if call["index"] == 0]
+    assert json.loads("".join(pieces)) == {"where": "here"}
+    assert len(pieces) > 5
     assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
+
+
+async def test_thoughts_are_told_apart_from_what_is_said(client: httpx.AsyncClient) -> None:
+    message = (await chat(client, "thinker"))["choices"][0]["message"]
+    assert (message["reasoning_content"], message["content"]) == ("so be it", "Yes.")
+    deltas = [chunk["choices"][0]["delta"] for chunk in await chat(client, "thinker", stream=True)]
+    assert "".join(delta.get("reasoning_content", "") for delta in deltas) == "so be it"
+    assert "".join(delta.get("content") or "" for delta in deltas) == "Yes."
+    raw = (await chat(client, "thinker", reasoning_format="none"))["choices"][0]["message"]
+    assert raw["content"] == "<think>\nso be it\n</think>\n\nYes."
+    assert "reasoning_content" not in raw
+
+
+@pytest.mark.parametrize(
+    ("fields", "values", "thinking", "most"),
+    [
+        ({}, None, None, None),
+        ({"enable_thinking": False}, None, False, None),
+        ({"chat_template_kwargs": {"enable_thinking": True}}, {"enable_thinking": True}, True, None),
+        ({"reasoning_effort": "high"}, {"reasoning_effort": "high"}, None, None),
+        ({"reasoning_effort": "none"}, None, False, None),
+        ({"reasoning_budget_tokens": 7}, None, None, 7),
+        ({"thinking_budget_tokens": 0, "reasoning_budget_tokens": -1}, None, None, 0),
+    ],
+)
+async def test_how_to_think_crosses_to_the_secure_world(
+    client: httpx.AsyncClient, link: ScriptedLink, fields: Any, values: Any, thinking: Any, most: Any
+) -> None:
+    await chat(client, **fields)
+    prompt = sent_to(link).prompt
+    assert (prompt.values and json.loads(prompt.values)) == values
+    assert (prompt.thinking, prompt.thought_tokens) == (thinking, most)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"chat_template_kwargs": {"messages": []}}, "The server itself says what messages is"),
+        ({"stop": 5}, "Input should be a valid string or a valid list"),
+        ({"tool_choice": 5}, "Input should be 'none', 'auto' or 'required'"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+            "Images are not supported",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]},
+            "Sounds are not supported",
+        ),
+        ({"messages": [{"role": "user", "content": 5}]}, "The content is a text or a list of texts"),
+    ],
+)
+async def test_of_what_may_have_several_forms_it_is_said_what_is_wrong(
+    client: httpx.AsyncClient, more: Any, message: str
+) -> None:
+    assert message in (await chat(client, **more))["error"]["message"]
 
 
 async def test_pings_keep_a_stream_alive_while_a_call_is_held_back(

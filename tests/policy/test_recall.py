@@ -58,6 +58,37 @@ def test_weights_of_a_running_model_are_the_last_resort_and_go_between_slices():
     ]
 
 
+def idle(model: str, kind: Kind, size: int, last_used: float = 1.0) -> Holding:
+    sequence = 0 if kind is Kind.KV else None
+    return Holding(model, kind, size, running=False, last_used=last_used, sequence=sequence)
+
+
+@pytest.mark.parametrize("demand", [None, 5])
+def test_who_holds_nothing_gives_nothing(demand):
+    assert plan([idle("a", kind, 0) for kind in Kind], demand) == []
+
+
+def test_a_byte_that_is_missing_is_taken_and_none_beyond():
+    holdings = [idle("a", Kind.SCRATCH, 10), idle("a", Kind.KV, 10), idle("a", Kind.WEIGHTS, 10)]
+    sizes = [[step.size for step in plan(holdings, demand)] for demand in (0, 1, 10, 11, 20, 21)]
+    assert sizes == [[], [10], [10], [10, 10], [10, 10], [10, 10, 1]]
+
+
+def test_a_policy_says_the_order_also_when_all_that_is_idle_goes():
+    holdings = [idle("old", Kind.WEIGHTS, 10, 1.0), idle("new", Kind.WEIGHTS, 20, 2.0)]
+    steps = plan(holdings, None, victims=lambda _resident, _size: [(("new", None), 20), (("old", None), 10)])
+    assert [(step.model, step.size) for step in steps] == [("new", 20), ("old", 10)]
+
+
+def test_a_policy_is_not_asked_when_scratch_is_enough_or_nothing_is_there():
+    def victims(resident, size):
+        raise AssertionError("nothing is missing, or nothing is there")
+
+    assert len(plan([idle("a", Kind.SCRATCH, 10), idle("a", Kind.WEIGHTS, 10)], 10, victims=victims)) == 1
+    assert plan([], 10, victims=victims) == []
+    assert plan([], None, victims=victims) == []
+
+
 @given(holdings=HOLDINGS, demand=st.none() | DEMANDS)
 def test_kv_and_scratch_of_a_running_request_are_never_touched(holdings, demand):
     running = {holding.model: set() for holding in holdings}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,6 +31,10 @@ def test_a_model_that_is_followed_by_anything_has_no_expected_successor():
     assert learned("abababac").expected("a") == "b"
 
 
+def test_three_times_in_five_are_enough():
+    assert learned("abababacac").expected("a") == "b"
+
+
 def test_a_model_may_follow_itself():
     assert learned("aaaa").expected("a") == "a"
 
@@ -41,6 +46,32 @@ def test_what_comes_after_a_long_gap_was_not_caused_by_what_came_before():
         transitions.note("b", start + 1)
     assert transitions.expected("a") == "b"
     assert transitions.expected("b") is None
+
+
+def test_what_comes_within_the_gap_was_caused_by_what_came_before():
+    transitions = Transitions(gap=10.0)
+    for when in (0.0, 10.0, 20.0):
+        transitions.note("a", when)
+    assert transitions.expected("a") == "a"
+
+
+def test_the_first_invocation_follows_nothing():
+    transitions = Transitions()
+    transitions.note("a", 0.0)
+    assert not transitions._followers
+
+
+def test_the_models_that_were_invoked_longest_ago_are_forgotten_first():
+    known = learned("ababab", limit=2)
+    assert (known.expected("a"), known.expected("b")) == ("b", "a")
+    changed = learned("ababab" + "cc", limit=2)
+    assert [changed.expected(model) for model in "abc"] == [None, "a", None]
+    assert list(changed._followers) == ["b", "c"]
+
+
+def test_a_memory_for_nobody_is_a_mistake():
+    with pytest.raises(ValueError, match="at least one model"):
+        Transitions(limit=0)
 
 
 def test_a_clock_that_jumps_back_is_no_gap():

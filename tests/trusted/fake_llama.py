@@ -81,7 +81,10 @@ class FakeVocabulary:
     def ends(self, token: int) -> bool:
         return token == END
 
-    def tree(self) -> TokenTree:
+    def shown(self, _marks: list[str]) -> dict[int, bytes]:
+        return {}
+
+    def tree(self, _shown: object = None) -> TokenTree:
         return TokenTree(self, END + 1)
 
 

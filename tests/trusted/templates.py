@@ -6,7 +6,7 @@ import functools
 import types
 from typing import Any
 
-from flexserve.trusted.engine.vocabulary import ChatTemplate
+from flexserve.trusted.text.chat_template import ChatTemplate
 from flexserve.trusted.text.rendering.renderer import Renderer
 
 

@@ -9,10 +9,10 @@ import pytest
 from templates import template_of
 
 from flexserve.errors import CallerError, StoredDataError
-from flexserve.protocol.calls import CallForm
 from flexserve.protocol.messages import ChatMessage, ChatPrompt, Generate, ToolCall
+from flexserve.protocol.notation import CallNotation, Notation, Style
 from flexserve.protocol.sampling import Sampling
-from flexserve.trusted.engine.vocabulary import ChatTemplate
+from flexserve.trusted.text.chat_template import ChatTemplate
 from flexserve.trusted.text.constraint import constraint
 
 # Templates of our own, in the manner of the families that call tools.
@@ -34,7 +34,7 @@ USER = ChatMessage("user", "hello")
 
 
 def template(source: str) -> ChatTemplate:
-    return template_of(source, types.SimpleNamespace(text_of=lambda _key: ""))
+    return template_of(source, types.SimpleNamespace(text_of=lambda _key: "", shown=lambda _marks: {}))
 
 
 def request(prompt: ChatPrompt, schema: str | None = None) -> Generate:
@@ -74,28 +74,85 @@ def test_arguments_that_are_no_object_stay_text(arguments: str) -> None:
     assert json.dumps(arguments) in template(TAGGED).render(ChatPrompt(turns))
 
 
-@pytest.mark.parametrize(
-    "prompt",
-    [
-        ChatPrompt([USER], TOOLS),
-        ChatPrompt([USER, ChatMessage("tool", "42", tool_call_id="x")]),
-        ChatPrompt([USER, ChatMessage("assistant", "", [ToolCall("x", "look", "{}")])]),
-    ],
-)
-def test_a_template_that_knows_no_tools_refuses_them(prompt: ChatPrompt) -> None:
-    with pytest.raises(CallerError) as caught:
-        template(PLAIN).render(prompt)
-    assert caught.value.code == "tools_unsupported"
+CALLED = ChatMessage("assistant", "", [ToolCall("x", "look", '{"n": 1}')])
+RESULT = ChatMessage("tool", "42", tool_call_id="x")
+
+
+def test_a_template_that_knows_no_tools_has_them_told_in_words() -> None:
+    turns = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    text = template(turns).render(ChatPrompt([USER, CALLED, RESULT, USER], TOOLS))
+    told, _, rest = text.partition("<user>")
+    assert json.loads(TOOLS)[0]["function"]["description"] in told
+    assert told.startswith("<system>")
+    call = '<assistant><tool_call>\n{"name": "look", "arguments": {"n": 1}}\n</tool_call>'
+    assert rest == f"hello{call}<user><tool_response>\n42\n</tool_response>\nhello"
 
 
 def test_a_template_that_is_offered_no_tools_may_still_know_calls_and_results() -> None:
-    turns = [USER, ChatMessage("assistant", "", [ToolCall("x", "look", "{}")]), ChatMessage("tool", "42")]
+    turns = [USER, CALLED, RESULT]
     calls = "{% for m in messages %}{% for c in m['tool_calls'] or [] %}{{ c.function.name }}={% endfor %}"
     knowing = template(calls + "{{ m.content }};{% endfor %}")
     assert knowing.render(ChatPrompt(turns)) == "hello;look=;42;"
+    assert "<b> & é" in knowing.render(ChatPrompt(turns, TOOLS))
+
+
+def test_what_the_system_says_is_in_the_users_turn_where_the_template_has_no_other_place() -> None:
+    refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('No system!') }}{% endif %}" + PLAIN
+    ignoring = "{% for m in messages if m.role != 'system' %}{{ m.content }};{% endfor %}"
+    turns = [ChatMessage("system", "Be kind."), USER]
+    assert template(refusing).render(ChatPrompt(turns)) == "Be kind.\n\nhello"
+    assert template(ignoring).render(ChatPrompt(turns)) == "Be kind.\n\nhello;"
+    assert template(PLAIN).render(ChatPrompt(turns)) == "Be kind.hello"
+
+
+def test_a_templates_own_words_are_passed_on_and_nothing_else() -> None:
+    source = "{% if messages[0].content %}{{ raise_exception('Not ' + messages[0].content) }}{% endif %}"
     with pytest.raises(CallerError) as caught:
-        knowing.render(ChatPrompt(turns, TOOLS))
-    assert caught.value.code == "tools_unsupported"
+        template(source).render(ChatPrompt([ChatMessage("user", "secret")]))
+    assert "Not …" in str(caught.value)
+    assert "secret" not in str(caught.value)
+    with pytest.raises(CallerError, match="roles must alternate"):
+        template("{{ raise_exception('roles must alternate') }}").render(ChatPrompt([USER]))
+
+
+CHAT = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def test_an_assistants_last_turn_is_gone_on_with() -> None:
+    said = ChatMessage("assistant", "It is")
+    assert template(CHAT).render(ChatPrompt([USER, said])) == "<user>hello<assistant>It is"
+    assert template(CHAT + "<think>\n").render(ChatPrompt([USER, said])) == (
+        "<user>hello<assistant><think>\n</think>\n\nIt is"
+    )
+    thinking = ChatMessage("assistant", "", thought="hm")
+    assert template(CHAT + "<think>\n").render(ChatPrompt([USER, thinking])) == (
+        "<user>hello<assistant><think>hm"
+    )
+
+
+def test_whether_to_think_is_told_to_the_template_or_seen_to() -> None:
+    def rendered(source: str, **fields: object) -> str:
+        return template(source).render(ChatPrompt([USER], **fields))  # type: ignore[arg-type]
+
+    knowing = "{{ 'on' if enable_thinking else 'off' }}{# <think> #}"
+    assert rendered(knowing, thinking=True) == "on"
+    assert rendered(knowing, thinking=False) == "off"
+    assert rendered("x<think>\n", thinking=False) == "x<think>\n\n</think>\n\n"
+    assert rendered("x{# <think> #}", thinking=False) == "x<think>\n\n</think>\n\n"
+    assert rendered("x", thinking=False) == "x"
+    assert rendered("{{ effort }}", values='{"effort": "high", "messages": "forged"}') == "high"
+    assert rendered("{{ messages[0].content }}", values='{"messages": "forged"}') == "hello"
+
+
+def test_ids_that_a_strict_template_refuses_are_replaced() -> None:
+    strict = """{% for m in messages %}{% for c in m.tool_calls or [] %}
+    {%- if c.id | length != 9 %}{{ raise_exception('id') }}{% endif %}{{ c.id }}{{ c.function.name }}
+    {%- endfor %}{{ m.tool_call_id }}{% endfor %}"""
+    text = template(strict).render(ChatPrompt([USER, CALLED, RESULT]))
+    assert text == "call00000lookcall00000"
 
 
 def test_a_template_that_joins_arguments_to_text_gets_them_as_text() -> None:
@@ -110,10 +167,18 @@ def test_tools_that_are_none_are_the_callers_mistake(tools: str) -> None:
         template(TAGGED).render(ChatPrompt([USER], tools))
 
 
-def test_the_form_of_calls_is_known_only_where_there_are_tools() -> None:
-    assert template(TAGGED).call_form is CallForm.TAGGED
-    assert template(BARE).call_form is CallForm.BARE
-    assert template(PLAIN + "{# <tool_call> #}").call_form is None
+def test_the_notation_of_calls_is_read_off_what_the_template_writes() -> None:
+    written = """{% for m in messages %}<{{ m.role }}>{{ m.content }}
+    {%- for c in m.tool_calls or [] %}<call>
+{"name": "{{ c.function.name }}", "parameters": {{ c.function.arguments | tojson }}}</call>{% endfor %}
+    {%- endfor %}{{ tools }}"""
+    assert template(written).notation.calls == CallNotation(
+        Style.JSON, open="<call>\n", close="</call>", arguments_key="parameters"
+    )
+    assert template(written).tools == "json"
+    assert template(PLAIN).notation == Notation()
+    assert template(PLAIN).tools == "none"
+    assert template("{{ tools }}").tools == "other"
 
 
 def test_nothing_asked_for_is_nothing_confined() -> None:
@@ -121,19 +186,13 @@ def test_nothing_asked_for_is_nothing_confined() -> None:
 
 
 def test_a_call_may_be_forced_and_an_answer_may_be_either() -> None:
-    forced = constraint(request(ChatPrompt([USER], TOOLS, ["look"])), template(TAGGED), str)
-    assert forced is not None
-    assert "<tool_call>" in forced
-    assert "start: call\n" in forced
-    either = constraint(request(ChatPrompt([USER], TOOLS), "{}"), template(TAGGED), str)
-    assert either is not None
-    assert "start: call | answer\n" in either
-
-
-def test_a_call_cannot_be_forced_in_a_form_that_nobody_knows() -> None:
-    unknown = template(TAGGED.replace("<tool_call>", ""))
-    with pytest.raises(CallerError):
-        constraint(request(ChatPrompt([USER], TOOLS, ["look"])), unknown, str)
+    for source in (TAGGED, PLAIN, "{{ tools }}"):
+        forced = constraint(request(ChatPrompt([USER], TOOLS, ["look"])), template(source), str)
+        assert forced is not None
+        assert "start: call\n" in forced.text
+        either = constraint(request(ChatPrompt([USER], TOOLS), "{}"), template(source), str)
+        assert either is not None
+        assert "start: call | answer\n" in either.text
     with pytest.raises(CallerError):
         constraint(request(ChatPrompt([USER], TOOLS, ["other"])), template(TAGGED), str)
 

@@ -9,8 +9,11 @@ import pytest
 from grammars import Reader, grammar, grammar_of, valid
 
 from flexserve.errors import CallerError
-from flexserve.protocol.call_scanner import CallScanner
-from flexserve.protocol.calls import Call, CallForm, call_rules
+from flexserve.protocol.answer_parts import Arguments, CallBegun
+from flexserve.protocol.answer_reader import AnswerReader
+from flexserve.protocol.notation import BARE, HERMES, Notation
+from flexserve.testing.notations import NOTATIONS
+from flexserve.trusted.text.call_rules import call_rules
 from flexserve.trusted.text.grammar import Confinement, TokenTree
 
 PERSON = {
@@ -356,33 +359,47 @@ def test_what_no_token_says_is_unsatisfiable() -> None:
     assert caught.value.code == "schema_unsatisfiable"
 
 
-@pytest.mark.parametrize("form", list(CallForm))
-def test_a_forced_call_is_one_that_the_scanner_finds(reader: Reader, form: CallForm) -> None:
-    tools: list[dict[str, Any]] = [
-        {
-            "function": {
-                "name": "look",
-                "parameters": {
-                    "type": "object",
-                    "properties": {"n": {"type": "integer", "minimum": 3}},
-                    "required": ["n"],
+CALLED: list[dict[str, Any]] = [
+    {
+        "function": {
+            "name": "look",
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "n": {"type": "integer", "minimum": 3},
+                    "s": {"type": "string", "maxLength": 8},
+                    "e": {"enum": ["a", "b"], "type": "string"},
                 },
-            }
-        },
-        {"function": {"name": "stop"}},
-    ]
-    text = grammar_of(call_rules(form, tools), "call")
-    found = 0
-    for seed in range(20):
+                "required": ["n"],
+            },
+        }
+    },
+    {"function": {"name": "stop"}},
+    {"function": {"name": "any", "parameters": {"type": "object", "properties": {"b": {"type": "boolean"}}}}},
+]
+
+
+@pytest.mark.parametrize("notation", [*NOTATIONS, Notation(calls=BARE)])
+def test_a_forced_call_is_one_that_the_reader_finds(reader: Reader, notation: Notation) -> None:
+    calls = None if notation.harmony else notation.calls or HERMES
+    begun = ">>>" if calls is not None and calls.open == ">>>" else ""
+    text = grammar_of(call_rules(calls, CALLED, begun=begun), "call")
+    schemas = {
+        one["function"]["name"]: one["function"].get("parameters", {}).get("properties", {}) for one in CALLED
+    }
+    found = set()
+    for seed in range(30):
         answer = reader.walk(text, seed)
         if answer is None:
             continue
-        scanner = CallScanner()
-        (call,) = scanner.feed(answer) + scanner.finish()
-        found += 1
-        assert isinstance(call, Call)
+        parts_of = AnswerReader(notation, begun, schemas)
+        call, *rest = parts_of.feed(answer) + parts_of.finish()
+        assert isinstance(call, CallBegun)
+        assert all(isinstance(one, Arguments) for one in rest)
+        arguments = json.loads("".join(one.text for one in rest if isinstance(one, Arguments)))
+        found.add(call.name)
         if call.name == "look":
-            assert json.loads(call.arguments)["n"] >= 3
-        else:
-            assert call.name == "stop"
+            assert arguments["n"] >= 3
+            assert isinstance(arguments.get("s", ""), str)
+            assert arguments.get("e", "a") in ("a", "b")
     assert found

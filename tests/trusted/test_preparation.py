@@ -21,7 +21,7 @@ def prepare(world: World, prompt: str | ChatPrompt, **sampling: object) -> Prepa
 
 def test_a_text_is_its_tokens(world: World) -> None:
     prepared = prepare(world, "text")
-    assert (prepared.tokens, prepared.thinking, prepared.echo) == ([*b"text"], False, "")
+    assert (prepared.tokens, prepared.begun, prepared.echo) == ([*b"text"], "", "")
     assert prepared.entry is world.entry()
 
 

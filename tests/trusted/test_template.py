@@ -38,7 +38,8 @@ def test_a_template_makes_text_of_values(source: str, text: str) -> None:
         ("{{ x.y.z }}", Result(Outcome.WRONG, "UndefinedError")),
         ("{{ range | tojson }}", Result(Outcome.WRONG, "TypeError")),
         ("{{ messages.__class__.__mro__ }}", Result(Outcome.WRONG, "SecurityError")),
-        ("{{ raise_exception('hello: the prompt') }}", Result(Outcome.REFUSED)),
+        ("{{ raise_exception(messages[0].content) }}", Result(Outcome.REFUSED)),
+        ("{{ raise_exception('No: ' + messages[0].content) }}", Result(Outcome.REFUSED, "No: …")),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", Result(Outcome.LIMITS, "RecursionError")),
         ("{{ range(10 ** 10) | list }}", Result(Outcome.LIMITS, "OverflowError")),
         (
@@ -63,7 +64,8 @@ def test_of_a_failure_only_its_type_is_told(source: str, result: Result) -> None
     ],
 )
 def test_a_template_says_what_it_has_a_use_for(source: str, tools: bool, calls: bool) -> None:
-    assert Template(source).result(None) == Result(Outcome.DONE, takes_tools=tools, takes_calls=calls)
+    found = Template(source).result(None)
+    assert (found.outcome, found.takes_tools, found.takes_calls) == (Outcome.DONE, tools, calls)
 
 
 def test_one_that_does_not_compile_says_so_whatever_is_asked() -> None:

@@ -17,6 +17,8 @@ from flexserve.cli.trial import try_model
 from flexserve.errors import CallerError, FlexServeError, UnknownModelError
 from flexserve.units import format_size
 
+NO_TEMPLATE = "no chat template (conversations are written in ChatML, which it may not know)"
+
 if TYPE_CHECKING:
     from flexserve.settings import Settings
     from flexserve.trusted.store import Manifest, Store
@@ -59,6 +61,8 @@ def add(
     )
     if untried:
         terminal.say(f"note: it was not tried, and is at its first use: {untried}")
+    if _lacks_template(store, manifest):
+        terminal.say(f"note: it brings {NO_TEMPLATE}")
     terminal.say(f"note: {file} is still there in clear; delete it if nobody else should read the weights")
     return None
 
@@ -214,7 +218,14 @@ def _makes(store: Store, manifest: Manifest) -> str:
         return f"not tried (`flexserve verify {manifest.name}`)"
     able = record.abilities
     calls = "" if able.tools == "none" else f"calls of tools ({able.tools})"
-    return ", ".join(filter(None, ("text" * able.text, calls * able.text, "vectors" * able.vectors)))
+    lacks = NO_TEMPLATE * _lacks_template(store, manifest)
+    return ", ".join(filter(None, ("text" * able.text, calls * able.text, "vectors" * able.vectors, lacks)))
+
+
+def _lacks_template(store: Store, manifest: Manifest) -> bool:
+    """Return whether a model that makes text was found to bring no chat template."""
+    record = store.record(manifest)
+    return record is not None and record.abilities.text and not record.abilities.template
 
 
 def _created(manifest: Manifest) -> datetime.datetime:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flexserve.cli import terminal
+from flexserve.cli.models import NO_TEMPLATE
 from flexserve.cli.options import (
     AsJson,
     Context,
@@ -111,6 +112,7 @@ def run(
     messages = [ChatMessage("user", _prompt(prompt))]
     with responder(chosen) as who:
         _introduce(who, verbose=verbose, silent=as_json)
+        _note_template(who, model)
         if as_json:
             return terminal.show_json(_whole(who, model, messages, sampling))
         ending = _stream(who, model, messages, sampling, said=[])
@@ -168,7 +170,9 @@ def chat(
     )
     with responder(chosen) as who:
         _introduce(who, verbose=True, silent=False)
-        conversation = Conversation(who, model or _only_model(who), sampling, stats=stats)
+        model = model or _only_model(who)
+        _note_template(who, model)
+        conversation = Conversation(who, model, sampling, stats=stats)
         conversation.hold()
 
 
@@ -247,14 +251,28 @@ def _stream(
     *,
     said: list[str],
 ) -> Ending:
-    """Print the answer as it comes, put its pieces into `said`, and return its ending."""
-    to_terminal = sys.stdout.isatty()
+    """Print the answer as it comes, put its pieces into `said`, and return its ending.
+
+    What the model thinks is shown, dimmed, on a terminal only.
+    """
+    from flexserve.normal.client import Ending
+
+    to_terminal, thinking = sys.stdout.isatty(), False
     with contextlib.closing(who.ask(model, messages, sampling)) as pieces, _waiting() as answered:
         for piece in pieces:
             answered()
-            if not isinstance(piece, str):
+            if isinstance(piece, Ending):
                 typer.echo()
                 return piece
+            if not isinstance(piece, str):
+                thinking = to_terminal
+                if to_terminal:
+                    typer.secho(terminal.printable(piece.text), dim=True, nl=False)
+                    sys.stdout.flush()
+                continue
+            if thinking:
+                typer.echo("\n")
+                thinking = False
             said.append(piece)
             typer.echo(terminal.printable(piece) if to_terminal else piece, nl=False)
             sys.stdout.flush()
@@ -265,12 +283,17 @@ def _whole(who: Responder, model: str, messages: list[ChatMessage], sampling: Sa
     """Return the answer with everything known about it."""
     import msgspec
 
+    from flexserve.normal.client import Ending
+    from flexserve.protocol.answer_parts import Thought
+
     with contextlib.closing(who.ask(model, messages, sampling)) as pieces:
-        *text, ending = pieces
-    assert not isinstance(ending, str)
+        *parts, ending = pieces
+    assert isinstance(ending, Ending)
+    thought = "".join(part.text for part in parts if isinstance(part, Thought))
     return {
         "model": model,
-        "answer": "".join(cast(list[str], text)),
+        "answer": "".join(part for part in parts if isinstance(part, str)),
+        **({"reasoning": thought} if thought else {}),
         "finish_reason": ending.reason,
         "usage": msgspec.to_builtins(ending.usage),
         "timings_ms": msgspec.to_builtins(ending.timings),
@@ -299,6 +322,11 @@ def _introduce(who: Responder, *, verbose: bool, silent: bool) -> None:
         terminal.note(f"protection: {label.name}: {label.summary}")
     if not label.protected and not silent:
         terminal.warn(terminal.UNPROTECTED if label.name == "plain" else "model memory is UNPROTECTED.")
+
+
+def _note_template(who: Responder, model: str) -> None:
+    if who.has_template(model) is False:
+        terminal.note(f"{model} brings {NO_TEMPLATE}")
 
 
 def _stats(ending: Ending) -> str:

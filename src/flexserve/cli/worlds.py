@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from flexserve.cli.machine import machine_for
 from flexserve.errors import InternalError
+from flexserve.normal.api.parts import Part, Parts, Said, Thought
 from flexserve.normal.client import Answer, Client, Ending, NoServerError
 from flexserve.normal.reports import Protection
-from flexserve.protocol.messages import ChatMessage, ChatPrompt, Delta, Finished
+from flexserve.protocol.messages import ChatMessage, ChatPrompt, Delta, Finished, Started
 from flexserve.protocol.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -45,6 +46,9 @@ class Responder(Protocol):
     def models(self) -> list[str]:
         """Return the names of the models it has."""
 
+    def has_template(self, model: str) -> bool | None:
+        """Return whether a model brings a chat template; None when nobody knows."""
+
     def ask(self, model: str, messages: list[ChatMessage], sampling: Sampling) -> Answer:
         """Yield the answer as it comes, then its Ending. Closing it cancels the request."""
 
@@ -69,6 +73,12 @@ class ServerResponder:
     def models(self) -> list[str]:
         """Return the names of the server's models."""
         return [model.name for model in self._client.states().models]
+
+    def has_template(self, model: str) -> bool | None:
+        """Return what the server says."""
+        found = (one.abilities for one in self._client.states().models if one.name == model)
+        abilities = next(found, None)
+        return None if abilities is None else abilities.template
 
 
 class PrivateWorld:
@@ -108,6 +118,12 @@ class PrivateWorld:
         """Return the names of the store's models."""
         return [model.name for model in self._wait(self._world.models())]
 
+    def has_template(self, model: str) -> bool | None:
+        """Return what the store's record says."""
+        found = (one.abilities for one in self._wait(self._world.models()) if one.name == model)
+        abilities = next(found, None)
+        return None if abilities is None else abilities.template
+
     def ask(self, model: str, messages: list[ChatMessage], sampling: Sampling) -> Answer:
         """Yield the answer as it comes, then its Ending. Closing it cancels the request."""
         answer = self._wait(self._world.generate(model, ChatPrompt(messages), sampling))
@@ -117,11 +133,15 @@ class PrivateWorld:
             self._loop.call_soon_threadsafe(answer.abandon)
 
     def _read(self, answer: Messages) -> Answer:
+        parts = Parts(most_calls=0)
         while True:
             message = self._wait(answer.__anext__())
-            if isinstance(message, Delta) and message.text:
-                yield message.text
+            if isinstance(message, Started):
+                parts.began(message)
+            elif isinstance(message, Delta):
+                yield from _pieces(parts.feed(message.text))
             elif isinstance(message, Finished):
+                yield from _pieces(parts.finish())
                 yield Ending(message.reason, message.usage, message.timings)
                 return
 
@@ -166,6 +186,14 @@ class PrivateWorld:
             if self._ready.done():
                 raise
             self._ready.set_exception(error)
+
+
+def _pieces(parts: list[Part]) -> Iterator[str | Thought]:
+    for part in parts:
+        if isinstance(part, Said):
+            yield part.text
+        elif isinstance(part, Thought):
+            yield part
 
 
 @contextlib.contextmanager

@@ -36,6 +36,7 @@ from flexserve.normal.reports import (
     RecallResult,
     States,
 )
+from flexserve.protocol.answer_parts import Thought
 from flexserve.protocol.messages import ChatMessage, Timings, Usage
 from flexserve.protocol.sampling import Sampling
 
@@ -85,8 +86,8 @@ class Ending:
     timings: Timings
 
 
-# An answer as it comes: pieces of text, and at last how it ended.
-Answer = Generator[str | Ending, None, None]
+# An answer as it comes: pieces of text and of thoughts, and at last how it ended.
+Answer = Generator[str | Thought | Ending, None, None]
 
 
 class Client:
@@ -158,7 +159,7 @@ class Client:
         """
         body = {
             "model": model,
-            "messages": msgspec.to_builtins(messages),
+            "messages": [{"role": turn.role, "content": turn.content} for turn in messages],
             "stream": True,
             "stream_options": {"include_usage": True},
             **_sampling(sampling),
@@ -239,6 +240,7 @@ class _Refusal(msgspec.Struct, frozen=True):
 
 class _Delta(msgspec.Struct, frozen=True):
     content: str | None = None
+    reasoning_content: str | None = None
 
 
 class _Choice(msgspec.Struct, frozen=True):
@@ -285,7 +287,7 @@ def _sampling(sampling: Sampling) -> dict[str, Any]:
     return {name: value for name, value in wanted.items() if value is not None}
 
 
-def _answer(response: httpx.Response) -> Iterator[str | Ending]:
+def _answer(response: httpx.Response) -> Iterator[str | Thought | Ending]:
     reason, usage = "", None
     for data in _events(response):
         if data == b"[DONE]":
@@ -296,6 +298,8 @@ def _answer(response: httpx.Response) -> Iterator[str | Ending]:
         usage = chunk.usage or usage
         for choice in chunk.choices:
             reason = choice.finish_reason or reason
+            if choice.delta.reasoning_content:
+                yield Thought(choice.delta.reasoning_content)
             if choice.delta.content:
                 yield choice.delta.content
     if usage is None:

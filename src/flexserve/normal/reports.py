@@ -32,6 +32,12 @@ class ModelError(msgspec.Struct, frozen=True):
     hint: str
 
 
+class Able(msgspec.Struct, frozen=True):
+    """What commands want to know of what a model can do: whether it brings a chat template."""
+
+    template: bool
+
+
 class ModelState(msgspec.Struct, frozen=True):
     """One model: how much of it is in memory."""
 
@@ -47,6 +53,7 @@ class ModelState(msgspec.Struct, frozen=True):
     pinned: bool = False
     rewarmed: int = 0
     rewarmed_for: str = ""
+    abilities: Able | None = None  # None: nobody tried it yet
 
 
 class MemoryTotals(msgspec.Struct, frozen=True):

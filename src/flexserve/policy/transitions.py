@@ -23,12 +23,11 @@ class Transitions:
         self._limit = limit
         self._gap = gap  # seconds; an invocation that comes later than this after another is not caused by it
         self._followers: OrderedDict[str, deque[str]] = OrderedDict()
-        self._previous: str | None = None
-        self._when = float("-inf")
+        self._previous, self._when = "", float("-inf")  # nothing follows what was so long ago
 
     def note(self, model: str, now: float) -> None:
-        """Note that `model` was invoked at `now` (seconds). A clock that jumped back is no gap."""
-        if self._previous is not None and now - self._when <= self._gap:
+        """Record that `model` was invoked at `now` (seconds). A clock that jumped back is no gap."""
+        if now - self._when <= self._gap:
             followers = self._followers.setdefault(self._previous, deque(maxlen=_REMEMBERED))
             followers.append(model)
             self._followers.move_to_end(self._previous)

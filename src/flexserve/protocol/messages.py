@@ -32,10 +32,11 @@ from flexserve.protocol.bounds import (
     Struct,
     Text,
 )
+from flexserve.protocol.notation import Mark, Notation
 from flexserve.protocol.sampling import Sampling, TokenId
 from flexserve.protocol.statuses import Failure, KvStatus, MemoryStatus, ModelStatus, NpuStatus
 
-PROTOCOL_VERSION = 11
+PROTOCOL_VERSION = 12
 # Of the messages' schema, by version: it is another one whenever a message changes, and a line is added here.
 SCHEMA_DIGESTS = {
     5: "57db8b74f59f63a2",
@@ -45,6 +46,7 @@ SCHEMA_DIGESTS = {
     9: "9a5e5c4476150159",
     10: "059a9cbbbf375020",
     11: "0fbf85f6d46c53eb",
+    12: "46b78cb0a8434089",
 }
 
 
@@ -66,7 +68,8 @@ class ToolCall(Struct, frozen=True):
 class ChatMessage(Struct, frozen=True):
     """One turn of a conversation.
 
-    `tool_calls` are of an assistant's turn; `tool_call_id` and `name` say what a tool's turn answers.
+    `tool_calls` and `thought` are of an assistant's turn; `tool_call_id` and `name` say what a tool's turn
+    answers.
     """
 
     role: Annotated[str, Meta(min_length=1, max_length=32)]
@@ -76,18 +79,25 @@ class ChatMessage(Struct, frozen=True):
     )
     tool_call_id: Label = ""
     name: Label = ""
+    thought: Text = ""
 
 
 class ChatPrompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="chat"):
     """A conversation; the secure world renders the model's own chat template over it.
 
     `tools` is a JSON array of OpenAI's tool objects. `must_call` names the tools of which the model
-    has to call one instead of answering; empty: it decides.
+    has to call one instead of answering; empty: it decides. `values` is a JSON object of variables that
+    the template gets. `thinking`: whether the model is to think first; None: as its template has it.
+    `thought_tokens`: after so many tokens of a thought its end is forced; None: never. Of an assistant's
+    turn at the end the answer is the rest.
     """
 
     messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=MAX_MESSAGES)]
     tools: Schema | None = None
     must_call: Annotated[list[Name], Meta(max_length=MAX_TOOL_CALLS)] = msgspec.field(default_factory=list)
+    values: Schema | None = None
+    thinking: bool | None = None
+    thought_tokens: Annotated[int, Meta(ge=0, le=1 << 20)] | None = None
 
 
 class TextPrompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="text"):
@@ -361,11 +371,16 @@ class Standstill(_Message, frozen=True):
 
 
 class Started(_Message, frozen=True):
-    """The request left the queue. `thinking`: its answer begins inside of a thought, without <think>."""
+    """The request left the queue.
+
+    `notation`: how a conversation's answer is written (None: the answer is text). `begun`: what of it the
+    prompt has already, as the mark that begins a thought.
+    """
 
     request: Serial
     prompt_tokens: Count
-    thinking: bool = False
+    notation: Notation | None = None
+    begun: Mark = ""
 
 
 class Delta(_Message, frozen=True):

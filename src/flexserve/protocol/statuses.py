@@ -32,8 +32,9 @@ class Abilities(Struct, frozen=True):
     window: Count
     recurrent: bool  # in some layers at least
     template: bool  # it brings a chat template
-    # The form in which its template has tools called (protocol.calls); "other": one that is not known.
-    tools: Literal["none", "tagged", "bare", "other"]
+    # The style in which its template has tools called (protocol.notation), and "bare": JSON without marks;
+    # "none": the template knows no tools.
+    tools: Literal["none", "tagged", "bare", "other", "json", "named", "python", "braced", "harmony"]
 
 
 class Description(Struct, frozen=True):

@@ -57,6 +57,7 @@ from flexserve.protocol.messages import (
     Warm,
     Welcome,
 )
+from flexserve.protocol.notation import Notation
 from flexserve.protocol.statuses import Abilities, Description, Failure, MemoryStatus, ModelStatus
 
 CHUNK = 2 << 20  # bytes
@@ -220,7 +221,8 @@ class ScriptedWorld:
         request = message.request
         if behaviour.fault is Fault.DIE:
             self.say(Computing(message.model))
-        self.say(Started(request, PROMPT_TOKENS))
+        notation = Notation() if isinstance(message.prompt, ChatPrompt) else None
+        self.say(Started(request, PROMPT_TOKENS, notation))
         granted = await self._acquire(behaviour.memory)
         await asyncio.sleep(behaviour.prefill_delay)
         tokens = behaviour.tokens[: message.sampling.max_tokens]

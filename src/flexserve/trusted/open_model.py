@@ -16,13 +16,14 @@ from flexserve.trusted.engine.abilities import abilities_of
 from flexserve.trusted.engine.context import Context
 from flexserve.trusted.engine.model import Model
 from flexserve.trusted.engine.runtime import Engine
-from flexserve.trusted.engine.vocabulary import ChatTemplate, Vocabulary
+from flexserve.trusted.engine.vocabulary import Vocabulary
 from flexserve.trusted.kv.conversations import Conversations
 from flexserve.trusted.kv.sealed import SealedKv
 from flexserve.trusted.memory.flexmem import REFUSED_HINT
 from flexserve.trusted.store.image import DamagedImageError
 from flexserve.trusted.store.manifest import Manifest
 from flexserve.trusted.store.store import Store
+from flexserve.trusted.text.chat_template import ChatTemplate
 from flexserve.trusted.text.rendering.renderer import Renderer
 from flexserve.trusted.weights.chunks import Weights
 from flexserve.trusted.weights.residency import Residency

@@ -19,6 +19,7 @@ from flexserve.normal.api.answering import (
 )
 from flexserve.normal.api.anthropic_form import MessageForm
 from flexserve.normal.api.errors import HttpError
+from flexserve.normal.api.fields import refuse_others
 from flexserve.normal.api.sampling_fields import Stop
 from flexserve.normal.api.schemas import Body, ModelRequest, Text, Tokens, refuse_unsupported
 from flexserve.normal.api.tools import (
@@ -33,13 +34,12 @@ from flexserve.normal.api.tools import (
 )
 from flexserve.protocol.bounds import MAX_MESSAGES, MAX_SCHEMA, MAX_STOPS, MAX_TOOL_CALLS
 from flexserve.protocol.messages import ChatMessage, ChatPrompt, ToolCall
-from flexserve.protocol.sampling import Sampling
+from flexserve.protocol.sampling import MAX_TOKEN, Sampling
 
 router = APIRouter(tags=["anthropic"])
 
 # Parameters not implemented, and the values with which they change nothing.
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "top_k": (None,),
     "thinking": (None, {"type": "disabled"}),
     "container": (None,),
     "mcp_servers": (None, []),
@@ -47,6 +47,12 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "output_format": (None,),
     "output_config": (None, {}),
 }
+
+# What changes no answer here: where and for whom Anthropic computes, and what it keeps.
+_HARMLESS = (
+    *("service_tier", "inference_geo", "speed", "cache_control", "diagnostics", "user_profile_id"),
+    *("workspace_id", "betas"),
+)
 
 _ERROR_TYPES = {
     400: "invalid_request_error",
@@ -189,6 +195,7 @@ class ConversationRequest(ModelRequest):
     @classmethod
     def _refuse_unsupported(cls, body: Any) -> Any:
         refuse_unsupported(body, _UNSUPPORTED)
+        refuse_others(body, {*cls.model_fields, *_UNSUPPORTED, *_HARMLESS})
         return body
 
     @model_validator(mode="after")
@@ -211,6 +218,7 @@ class MessagesRequest(ConversationRequest):
     max_tokens: Tokens
     temperature: Annotated[float, Field(ge=0, le=5)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0, le=MAX_TOKEN)] | None = None
     stop_sequences: Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
     stream: bool | None = None
     metadata: Metadata | None = None
@@ -224,7 +232,7 @@ class MessagesRequest(ConversationRequest):
 
     def sampling(self) -> Sampling:
         """Return how to sample."""
-        given = {"temperature": self.temperature, "top_p": self.top_p}
+        given = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
         chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         return Sampling(max_tokens=self.max_tokens, stop=self.stop_sequences or [], **chosen)
 

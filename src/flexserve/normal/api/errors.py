@@ -22,6 +22,7 @@ from flexserve.errors import (
 )
 
 _PARAMS = {"model_not_named": "model"}  # whose absence or value an error is about, by its code
+_SHOULD = "Input should be "  # how pydantic begins
 _RETRY_SECONDS = 1  # a slot of the queue, or a restarted secure world, is seldom further away
 
 
@@ -130,7 +131,16 @@ def from_validation(error: RequestValidationError) -> HttpError:
     if kind in ("model_attributes_type", "dict_type") and param is None:
         return invalid("The body is not a JSON object sent as Content-Type: application/json.")
     where = f"{param}: " if param else "The body: "
-    return invalid(f"{where}{first['msg']}.", param=param)
+    return invalid(f"{where}{_what(error, first)}.", param=param)
+
+
+def _what(error: RequestValidationError, first: Any) -> str:
+    """Return what is wrong with the field of the `first` defect: all that it might have been."""
+    path = _path(first["loc"])
+    wanted = [one["msg"] for one in error.errors() if _path(one["loc"]) == path]
+    if not all(text.startswith(_SHOULD) for text in wanted):
+        return str(first["msg"])
+    return _SHOULD + " or ".join(dict.fromkeys(text.removeprefix(_SHOULD) for text in wanted))
 
 
 def from_http(error: HTTPException) -> HttpError:

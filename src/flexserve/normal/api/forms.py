@@ -9,9 +9,8 @@ import uuid
 
 from flexserve.normal.api.answering import Form, Json
 from flexserve.normal.api.errors import HttpError
+from flexserve.normal.api.parts import Arguments, CallBegun, Part, Parts, Said, Thought
 from flexserve.normal.api.sse import DONE
-from flexserve.protocol.call_scanner import CallScanner
-from flexserve.protocol.calls import Call
 from flexserve.protocol.messages import Choice, Delta, Finished, Started, TokenLogprob
 
 _LEAST_LOGPROB = -9999.0  # what OpenAI writes for "impossible": JSON has no infinity
@@ -44,55 +43,58 @@ class _OpenAIForm(Form):
 
 
 class ChatForm(_OpenAIForm):
-    """/v1/chat/completions.
-
-    With tools, calls are taken out of the text; `most_calls` are taken, and those beyond it dropped.
-    """
+    """/v1/chat/completions: thoughts are "reasoning_content"."""
 
     def __init__(
-        self, model: str, *, with_logprobs: bool, with_usage: bool = False, most_calls: int = 0
+        self, model: str, *, with_logprobs: bool, with_usage: bool = False, parts: Parts | None = None
     ) -> None:
         super().__init__(model, id_prefix="chatcmpl", kind="chat.completion.chunk", with_usage=with_usage)
-        self._with_logprobs = with_logprobs
-        self._scanner = CallScanner() if most_calls else None
-        self._most_calls = most_calls
-        self._calls: list[Json] = []
+        self._with_logprobs, self._parts = with_logprobs, parts or Parts(most_calls=0)
+        self._calls = 0
 
     def began(self, started: Started) -> None:
-        """Record how the answer begins: calls in a thought are none."""
-        if self._scanner is not None:
-            self._scanner = CallScanner(thinking=started.thinking)
+        """Record how the answer is written."""
+        self._parts.began(started)
 
     def opening(self) -> list[Json]:
         """Return the role, which comes before any text."""
         return [self._chunk({"role": "assistant", "content": ""})]
 
     def chunks(self, delta: Delta) -> list[Json]:
-        """Return the chunks for more text: of text, and one for each call."""
-        logprobs = self._logprobs(delta.choices)
-        if self._scanner is None:
-            return [self._chunk({"content": delta.text}, logprobs=logprobs)]
-        found = [self._chunk(part) for part in self._parts(self._scanner.feed(delta.text))]
+        """Return the chunks for more text: one for each part of the answer."""
+        found = [self._chunk(part) for part in self._deltas(self._parts.feed(delta.text))]
         if delta.choices:
-            found.append(self._chunk({}, logprobs=logprobs))
+            logprobs = self._logprobs(delta.choices)
+            if found:
+                found[0]["choices"][0]["logprobs"] = logprobs
+            else:
+                found = [self._chunk({}, logprobs=logprobs)]
         return found
 
     def closing(self, finished: Finished) -> list[Json]:
         """Return what was held back, and the chunk with the reason to stop."""
-        rest = [] if self._scanner is None else self._parts(self._scanner.finish())
+        rest = self._deltas(self._parts.finish())
         end = self._chunk({}, reason=self._reason(finished))
         return [*map(self._chunk, rest), end, *self._usage(finished)]
 
     def whole(self, deltas: list[Delta], finished: Finished) -> Json:
         """Return the answer as one object, usage included."""
-        text = "".join(delta.text for delta in deltas)
-        if self._scanner is not None:
-            parts = self._parts(self._scanner.feed(text) + self._scanner.finish())
-            text = "".join(part.get("content", "") for part in parts)
-        message: Json = {"role": "assistant", "content": text, "refusal": None}
-        if self._calls:
-            calls = [{key: value for key, value in call.items() if key != "index"} for call in self._calls]
-            message |= {"content": text or None, "tool_calls": calls}
+        parts = self._parts.feed("".join(delta.text for delta in deltas)) + self._parts.finish()
+        calls: list[Json] = []
+        texts = {"content": "", "reasoning_content": ""}
+        for part in self._deltas(parts):
+            for call in part.pop("tool_calls", ()):
+                if "id" in call:
+                    calls.append({key: value for key, value in call.items() if key != "index"})
+                else:
+                    calls[-1]["function"]["arguments"] += call["function"]["arguments"]
+            for name, text in part.items():
+                texts[name] += text
+        message: Json = {"role": "assistant", "content": texts["content"], "refusal": None}
+        if texts["reasoning_content"]:
+            message["reasoning_content"] = texts["reasoning_content"]
+        if calls:
+            message |= {"content": texts["content"] or None, "tool_calls": calls}
         choice = {
             "index": 0,
             "message": message,
@@ -101,23 +103,25 @@ class ChatForm(_OpenAIForm):
         }
         return {**self._object("chat.completion", [choice]), "usage": usage_of(finished)}
 
-    def _parts(self, found: list[str | Call]) -> list[Json]:
-        """Return the delta of each piece of text and of each call, which is counted."""
-        parts: list[Json] = []
-        for one in found:
-            if isinstance(one, str):
-                parts.append({"content": one})
-            elif len(self._calls) < self._most_calls:
-                self._calls.append(
-                    {
-                        "index": len(self._calls),
-                        "id": f"call_{uuid.uuid4().hex[:24]}",
-                        "type": "function",
-                        "function": {"name": one.name, "arguments": one.arguments},
-                    }
-                )
-                parts.append({"tool_calls": self._calls[-1:]})
-        return parts
+    def _deltas(self, parts: list[Part]) -> list[Json]:
+        """Return the delta of each part."""
+        deltas: list[Json] = []
+        for part in parts:
+            match part:
+                case Said():
+                    deltas.append({"content": part.text})
+                case Thought():
+                    deltas.append({"reasoning_content": part.text})
+                case CallBegun():
+                    self._calls += 1
+                    function = {"name": part.name, "arguments": ""}
+                    deltas.append(self._call({"id": part.id, "type": "function", "function": function}))
+                case Arguments():
+                    deltas.append(self._call({"function": {"arguments": part.text}}))
+        return deltas
+
+    def _call(self, call: Json) -> Json:
+        return {"tool_calls": [{"index": self._calls - 1, **call}]}
 
     def _reason(self, finished: Finished) -> str:
         return "tool_calls" if self._calls and finished.reason == "stop" else finished.reason

@@ -7,7 +7,9 @@ from starlette.responses import Response
 
 from flexserve.normal.api.answering import GenerationRequest, model_of, respond
 from flexserve.normal.api.forms import ChatForm, CompletionForm
+from flexserve.normal.api.parts import Parts
 from flexserve.normal.api.schemas import ChatRequest, CompletionRequest
+from flexserve.normal.api.tools import schemas_of
 from flexserve.protocol.bounds import MAX_TOOL_CALLS
 
 router = APIRouter(tags=["generation"])
@@ -20,12 +22,8 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     model = await model_of(request.app.state.world, body.model)
     prompt = body.prompt()
     most_calls = 0 if prompt.tools is None else 1 if body.parallel_tool_calls is False else MAX_TOOL_CALLS
-    form = ChatForm(
-        model,
-        with_logprobs=bool(body.logprobs),
-        with_usage=body.include_usage,
-        most_calls=most_calls,
-    )
+    parts = Parts(most_calls, schemas_of(body.tools), raw=body.reasoning_format == "none")
+    form = ChatForm(model, with_logprobs=bool(body.logprobs), with_usage=body.include_usage, parts=parts)
     terms = body.terms(request.state.key)
     asked = GenerationRequest(model, prompt, body.sampling(), terms, stream=bool(body.stream))
     return await respond(request, asked, form)

@@ -26,7 +26,7 @@ from flexserve.normal.api.llama_server_form import NativeForm, error_body
 from flexserve.normal.api.schemas import Body, ChatRequest, ModelRequest, SamplingRequest, Text
 from flexserve.normal.world import World
 from flexserve.protocol.bounds import MAX_MESSAGES, MAX_TEXTS, MAX_TOKENS, MAX_TOP_LOGPROBS
-from flexserve.protocol.messages import InfillPrompt, Snippet, TextPrompt, ToText, ToTokens
+from flexserve.protocol.messages import InfillPrompt, Snippet, TextPrompt, TokenPrompt, ToText, ToTokens
 from flexserve.protocol.sampling import Sampling
 
 router = APIRouter(tags=["llama-server"])
@@ -44,26 +44,33 @@ class NativeRequest(SamplingRequest):
         None, description="log-probabilities of the likeliest n tokens"
     )
 
+    return_tokens: bool | None = Field(None, description="the numbers of the answer's tokens are said")
+
     def sampling(self, **more: Any) -> Sampling:
         """Return how to sample."""
-        return super().sampling(logprobs=self.n_probs or None, **more)
+        logprobs = self.n_probs or (0 if self.return_tokens else None)
+        return super().sampling(logprobs=logprobs, **more)
 
 
 class NativeCompletion(NativeRequest):
     """Body of POST /completion."""
 
-    prompt: Text
+    prompt: Text | Annotated[list[_TokenId | Text], Field(min_length=1, max_length=MAX_TOKENS)]
 
     @field_validator("prompt", mode="before")
     @classmethod
-    def _refuse_tokens(cls, value: Any) -> Any:
-        if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
+    def _is_one(cls, value: Any) -> Any:
+        if not isinstance(value, list):
+            return value
+        if len(value) == 1 and isinstance(value[0], str | list):
             return value[0]
-        if not isinstance(value, str):
-            raise PydanticCustomError(
-                "unsupported", "Send one prompt per request, as text", {"param": "prompt"}
-            )
+        if any(isinstance(part, list) for part in value) or all(isinstance(part, str) for part in value):
+            raise PydanticCustomError("unsupported", "Send one prompt per request", {"param": "prompt"})
         return value
+
+    def text(self) -> TextPrompt | TokenPrompt:
+        """Return the text to continue, or the tokens, with texts among them."""
+        return TextPrompt(self.prompt) if isinstance(self.prompt, str) else TokenPrompt(self.prompt)
 
 
 class ProjectFile(Body):
@@ -134,7 +141,8 @@ class NativeEmbeddings(ModelRequest):
 @router.post("/completions")
 async def completion(body: NativeCompletion, request: Request) -> Response:
     """Continue a text, in llama-server's form."""
-    return await _answered(request, body, TextPrompt(body.prompt), body.prompt)
+    shown = body.prompt if isinstance(body.prompt, str) else ""
+    return await _answered(request, body, body.text(), shown)
 
 
 @router.post("/infill")
@@ -144,11 +152,12 @@ async def infill(body: InfillRequest, request: Request) -> Response:
 
 
 async def _answered(
-    request: Request, body: NativeRequest, prompt: TextPrompt | InfillPrompt, shown: str
+    request: Request, body: NativeRequest, prompt: TextPrompt | TokenPrompt | InfillPrompt, shown: str
 ) -> Response:
     model = await model_of(request.app.state.world, body.model)
     sampling = body.sampling()
-    form = NativeForm(model, shown, _settings(sampling, stream=bool(body.stream)), sampling.stop)
+    settings = _settings(sampling, stream=bool(body.stream))
+    form = NativeForm(model, shown, settings, sampling.stop, with_tokens=bool(body.return_tokens))
     terms = body.terms(request.state.key)
     asked = GenerationRequest(model, prompt, sampling, terms, stream=bool(body.stream))
     return await respond(request, asked, form)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from flexserve.normal.api.answering import Form, Json
 from flexserve.normal.api.errors import HttpError
 from flexserve.normal.api.forms import token_json
-from flexserve.protocol.messages import Choice, Delta, Finished, Started
+from flexserve.protocol.messages import Choice, Delta, Finished, Started, TokenLogprob
 
 _ERROR_TYPES = {
     401: "authentication_error",
@@ -28,9 +28,14 @@ def error_body(error: HttpError) -> Json:
 class NativeForm(Form):
     """/completion and /infill. `settings` is what the answer repeats of its request."""
 
-    def __init__(self, model: str, prompt: str, settings: Json, stops: Sequence[str]) -> None:
+    def __init__(
+        self, model: str, prompt: str, settings: Json, stops: Sequence[str], *, with_tokens: bool
+    ) -> None:
         self._model, self._prompt, self._settings, self._stops = model, prompt, settings, stops
+        self._with_tokens = with_tokens
+        self._with_probabilities = bool(settings.get("logprobs"))
         self._evaluated = self._predicted = 0
+        self._tokens: list[int] = []
         self._has_line = False
 
     def failure(self, error: HttpError) -> Json:
@@ -56,22 +61,26 @@ class NativeForm(Form):
     def whole(self, deltas: list[Delta], finished: Finished) -> Json:
         """Return the answer as one object."""
         took = self._took(deltas)
-        return {**took, **self._end(took["content"], finished)}
+        return {**took, **self._end(took["content"], finished), "tokens": self._tokens}
 
     def _took(self, deltas: list[Delta]) -> Json:
         text = "".join(delta.text for delta in deltas)
         self._predicted += sum(delta.tokens for delta in deltas)
         self._has_line = self._has_line or "\n" in text
+        choices = [choice for delta in deltas for choice in delta.choices]
+        tokens = [choice.token.id for choice in choices] if self._with_tokens else []
+        self._tokens += tokens
         chunk: Json = {
             "index": 0,
             "content": text,
-            "tokens": [],
+            "tokens": tokens,
             "id_slot": -1,
             "tokens_predicted": self._predicted,
             "tokens_evaluated": self._evaluated,
         }
-        choices = [choice for delta in deltas for choice in delta.choices]
-        return {**chunk, "completion_probabilities": _probabilities(choices)} if choices else chunk
+        if not (choices and self._with_probabilities):
+            return chunk
+        return {**chunk, "completion_probabilities": _probabilities(choices)}
 
     def _end(self, content: str, finished: Finished) -> Json:
         usage, timings = finished.usage, finished.timings
@@ -113,6 +122,10 @@ def _pace(of: str, count: int, milliseconds: float) -> Json:
 
 def _probabilities(choices: list[Choice]) -> list[Json]:
     return [
-        {**token_json(choice.token), "top_logprobs": [token_json(other) for other in choice.top]}
+        {**_token(choice.token), "top_logprobs": [_token(other) for other in choice.top]}
         for choice in choices
     ]
+
+
+def _token(token: TokenLogprob) -> Json:
+    return {"id": token.id, **token_json(token)}

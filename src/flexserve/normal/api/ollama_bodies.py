@@ -8,10 +8,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from flexserve.normal.api.sampling_fields import Stop
+from flexserve.normal.api.fields import HARMLESS, REFUSED, refuse_others
+from flexserve.normal.api.sampling_fields import SamplingFields
 from flexserve.normal.api.schemas import Body, ModelName, ModelRequest, Text, refuse_unsupported
 from flexserve.normal.api.tools import FunctionName, Label, Tools, compact, offered
-from flexserve.protocol.bounds import MAX_MESSAGES, MAX_STOPS, MAX_TEXTS, MAX_TOOL_CALLS
+from flexserve.protocol.bounds import MAX_MESSAGES, MAX_TEXTS, MAX_TOOL_CALLS
 from flexserve.protocol.messages import ChatMessage, ChatPrompt, InfillPrompt, TextPrompt, ToolCall
 from flexserve.protocol.sampling import Sampling
 
@@ -23,29 +24,31 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "context": (None, []),
     "template": (None, ""),
     "dimensions": (None, 0),
+    "logprobs": (None, False),
+    "top_logprobs": (None, 0),
 }
-# Of the options, what cannot change an answer here: where and how it is computed is the server's affair.
-HARMLESS_OPTIONS = (
-    *("num_keep", "num_batch", "num_gpu", "main_gpu", "num_thread", "numa", "low_vram", "f16_kv"),
-    *("vocab_only", "use_mmap", "use_mlock", "logits_all", "embedding_only"),
+# The options, and those of older versions that change no answer: how it is computed is the server's affair.
+_OPTIONS = (
+    *("temperature", "top_k", "top_p", "min_p", "typical_p", "seed", "stop", "num_predict", "num_ctx"),
+    *("repeat_last_n", "repeat_penalty", "presence_penalty", "frequency_penalty"),
+    *("mirostat", "mirostat_tau", "mirostat_eta"),
+    *("f16_kv", "vocab_only", "logits_all", "embedding_only"),
 )
 
 
-class Options(Body):
+class Options(SamplingFields):
     """How to sample, in ollama's names; null stands for what is usual."""
 
-    temperature: Annotated[float, Field(ge=0, le=5)] | None = None
-    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    seed: Annotated[int, Field(ge=-1, le=(1 << 63) - 1)] | None = None
     num_predict: Annotated[int, Field(ge=-2, le=1 << 20)] | None = None
     num_ctx: Annotated[int, Field(ge=0, le=1 << 30)] | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _knows_them(cls, body: Any) -> Any:
         for name, value in body.items() if isinstance(body, dict) else ():
-            if value is not None and name not in cls.model_fields and name not in HARMLESS_OPTIONS:
+            refused = REFUSED.get(name)
+            asks_nothing = value is None or (refused is not None and value in refused.harmless)
+            if not asks_nothing and name not in (*_OPTIONS, *HARMLESS):
                 raise PydanticCustomError(
                     "unsupported",
                     "This server does not support option {option}. Leave it out.",
@@ -53,14 +56,9 @@ class Options(Body):
                 )
         return body
 
-    def sampling(self, schema: str | None) -> Sampling:
-        """Return how to sample."""
-        limit = self.num_predict if self.num_predict is not None and self.num_predict > 0 else None
-        seed = None if self.seed == -1 else self.seed
-        given = {"max_tokens": limit, "temperature": self.temperature, "top_p": self.top_p, "seed": seed}
-        chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        return Sampling(stop=stop, schema=schema, **chosen)
+    def limits(self) -> dict[str, int | None]:
+        """Return the limit of the answer: 0 and less are none here."""
+        return {"num_predict": self.num_predict or None}
 
 
 class OllamaRequest(ModelRequest):
@@ -73,6 +71,7 @@ class OllamaRequest(ModelRequest):
     @classmethod
     def _translate(cls, body: Any) -> Any:
         refuse_unsupported(body, _UNSUPPORTED)
+        refuse_others(body, {*cls.model_fields, *_UNSUPPORTED, "shift"})
         if not isinstance(body, dict):
             return body
         body = dict(body)
@@ -108,7 +107,7 @@ class _Answered(OllamaRequest):
         schema = None
         if self.format:
             schema = compact({} if self.format == "json" else self.format, "format")
-        return (self.options or Options()).sampling(schema)
+        return (self.options or Options()).sampling(schema=schema)
 
 
 class _Function(Body):

@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
 from flexserve.normal.api.answering import GenerationRequest, Json, model_of, respond
+from flexserve.normal.api.fields import refuse_others
 from flexserve.normal.api.responses_form import ResponseForm
 from flexserve.normal.api.schemas import Body, ModelRequest, Text, Tokens, refuse_unsupported
 from flexserve.normal.api.tools import (
@@ -149,6 +150,7 @@ class ResponsesRequest(ModelRequest):
     @classmethod
     def _refuse_unsupported(cls, body: Any) -> Any:
         refuse_unsupported(body, _UNSUPPORTED)
+        refuse_others(body, {*cls.model_fields, *_UNSUPPORTED, "previous_response_id", "stream_options"})
         if isinstance(body, dict) and body.get("previous_response_id") is not None:
             raise PydanticCustomError(
                 "unsupported",

@@ -24,6 +24,7 @@ from pydantic_core import PydanticCustomError
 
 from flexserve.normal.api.fields import refuse_others
 from flexserve.normal.api.keys import owner_of
+from flexserve.normal.api.reasoning import ReasoningFields
 from flexserve.normal.api.sampling_fields import SamplingFields
 from flexserve.normal.api.tools import Choice, Label, MadeCall, Tools, offered
 from flexserve.protocol.bounds import MAX_MESSAGES, MAX_TEXT, MAX_TOOL_CALLS, MAX_TOP_LOGPROBS
@@ -47,8 +48,17 @@ class Body(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
 
 
+# What a message's content can have beside text, in the words of OpenAI's API and others.
+_NOT_TEXT = {
+    "image": "Images", "image_url": "Images", "input_image": "Images",
+    "audio": "Sounds", "input_audio": "Sounds", "audio_url": "Sounds",
+    "video": "Videos", "video_url": "Videos", "input_video": "Videos",
+    "file": "Files", "input_file": "Files", "document": "Files",
+}  # fmt: skip
+
+
 class TextPart(Body):
-    """A piece of a message's content. Images, audio and files are refused."""
+    """A piece of a message's content. Images, sounds and files are refused."""
 
     type: Literal["text"]
     text: Text
@@ -62,12 +72,34 @@ class Turn(Body):
     tool_calls: Annotated[list[MadeCall], Field(max_length=MAX_TOOL_CALLS)] | None = None
     tool_call_id: Label | None = None
     name: Label | None = None
+    reasoning_content: Text | None = None  # what the assistant thought
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _is_text(cls, content: Any) -> Any:
+        if content is None or isinstance(content, str):
+            return content
+        if not isinstance(content, list):
+            raise PydanticCustomError("content", "The content is a text or a list of texts")
+        for part in content:
+            kind = part.get("type") if isinstance(part, dict) else None
+            if isinstance(kind, str) and kind in _NOT_TEXT:
+                raise PydanticCustomError(
+                    "unsupported",
+                    "{what} are not supported: this server's models read text",
+                    {"what": _NOT_TEXT[kind]},
+                )
+            if kind != "text":
+                raise PydanticCustomError("content", 'A part of the content is no {{"type": "text"}}')
+        return content
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
         if self.tool_calls and self.role != "assistant":
             raise PydanticCustomError("turn", "Only an assistant has tool_calls")
-        if self.content is None and not self.tool_calls:
+        if self.reasoning_content and self.role != "assistant":
+            raise PydanticCustomError("turn", "Only an assistant has reasoning_content")
+        if self.content is None and not self.tool_calls and not self.reasoning_content:
             raise PydanticCustomError("turn", "A message needs content")
         if self.role == "tool" and not self.tool_call_id:
             raise PydanticCustomError("turn", "A tool's message needs a tool_call_id")
@@ -79,7 +111,9 @@ class Turn(Body):
         parts = self.content or ""
         text = parts if isinstance(parts, str) else "".join(part.text for part in parts)
         calls = [call.message() for call in self.tool_calls or []]
-        return ChatMessage(role, text, calls, self.tool_call_id or "", self.name or "")
+        return ChatMessage(
+            role, text, calls, self.tool_call_id or "", self.name or "", self.reasoning_content or ""
+        )
 
 
 def refuse_unsupported(body: Any, unsupported: Mapping[str, tuple[Any, ...]]) -> None:
@@ -182,7 +216,7 @@ class SamplingRequest(SamplingFields, ModelRequest):
         return msgspec.structs.replace(terms, reuse=False) if self.cache_prompt is False else terms
 
 
-class ChatRequest(SamplingRequest):
+class ChatRequest(ReasoningFields, SamplingRequest):
     """Body of POST /v1/chat/completions."""
 
     messages: Annotated[list[Turn], Field(min_length=1, max_length=MAX_MESSAGES)]
@@ -198,6 +232,7 @@ class ChatRequest(SamplingRequest):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         offered(self.tools, self.tool_choice)
+        self.reasoning()
         if self.top_logprobs and not self.logprobs:
             raise PydanticCustomError(
                 "missing", "top_logprobs needs logprobs: true", {"param": "top_logprobs"}
@@ -207,7 +242,8 @@ class ChatRequest(SamplingRequest):
     def prompt(self) -> ChatPrompt:
         """Return the conversation."""
         tools, must_call = offered(self.tools, self.tool_choice)
-        return ChatPrompt([turn.message() for turn in self.messages], tools, must_call)
+        turns = [turn.message() for turn in self.messages]
+        return ChatPrompt(turns, tools, must_call, **self.reasoning())
 
     def limits(self) -> dict[str, int | None]:
         """Return the limit of the answer by the names that it has."""

@@ -146,6 +146,15 @@ def offered(tools: list[Tool] | None, choice: Choice | None) -> tuple[str | None
     return compact([tool.model_dump(exclude_unset=True) for tool in tools], "tools"), must_call
 
 
+def schemas_of(tools: list[Tool] | None) -> dict[str, dict[str, Any]]:
+    """Return the schemas of each tool's arguments, by their names."""
+    found = {}
+    for tool in tools or []:
+        properties = (tool.function.parameters or {}).get("properties")
+        found[tool.function.name] = properties if isinstance(properties, dict) else {}
+    return found
+
+
 def compact(value: Any, param: str) -> str:
     """Return `value` as JSON. Raises PydanticCustomError when that is none, or too much of it."""
     try:

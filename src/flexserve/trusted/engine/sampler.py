@@ -92,6 +92,10 @@ class Sampler:
         lib.llama_sampler_apply(self._chain, ctypes.byref(candidates.array))
         return candidates.selected
 
+    def confine(self, confinement: Confinement) -> None:
+        """Confine what comes from now on."""
+        self._confinement = confinement
+
     def accept(self, token: int) -> None:
         """Go on behind `token`, which is part of the answer. Raises CallerError as `choose`."""
         self._count += 1

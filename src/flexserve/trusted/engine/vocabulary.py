@@ -1,4 +1,4 @@
-"""Text to tokens and back: the model's vocabulary and its chat template."""
+"""Text to tokens and back: the model's vocabulary."""
 
 from __future__ import annotations
 
@@ -6,32 +6,20 @@ import codecs
 import ctypes
 import dataclasses
 import functools
-import json
 import re
 import threading
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from llama_cpp import llama_cpp as lib
 
-from flexserve.errors import CallerError, StoredDataError
-from flexserve.protocol.calls import CallForm, form_of
-from flexserve.protocol.messages import ChatMessage, ChatPrompt
 from flexserve.trusted.engine.model import Model
 from flexserve.trusted.text.grammar import TokenTree
 from flexserve.trusted.text.markers import Markers
-from flexserve.trusted.text.rendering.jobs import Result
-from flexserve.trusted.text.rendering.renderer import Renderer
 
 _CONTROLS = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN
 _MARKER = re.compile(r"<[|｜].*[|｜]>", re.DOTALL)  # of tokens that files do not always declare as controls
 _TAG = re.compile(r"[<\[{(]\S+[>\]})]")  # of tokens that may be structure: where a template writes them
-_DEFAULT_TEMPLATE = (
-    "{% for message in messages %}"
-    "<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
-    "{% endfor %}"
-    "<|im_start|>assistant\n"
-)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -50,7 +38,7 @@ class Vocabulary:
     def __init__(self, model: Model) -> None:
         self.address = model.vocabulary  # of llama.cpp's own
         self._metadata = model.header.metadata
-        self._tree: TokenTree | None = None
+        self._trees: dict[frozenset[int], TokenTree] = {}
         self._making = threading.Lock()
 
     def encode(self, text: str, *, special: bool, start: bool = True) -> list[int]:
@@ -162,12 +150,33 @@ class Vocabulary:
         """The tokens that end a generation."""
         return [token for token in range(self.size) if self.ends(token)]
 
-    def tree(self) -> TokenTree:
-        """Return the tokens as grammars see them; made once."""
+    def shown(self, marks: Sequence[str]) -> dict[int, bytes]:
+        """Return, of the control tokens that stand in `marks`, the texts."""
+        controls = self._controls
+        found = {
+            text
+            for mark in marks
+            for start, end in self.markers.occurrences(mark)
+            if (text := mark[start:end])
+        }
+        return {controls[text]: text.encode() for text in found if text in controls}
+
+    @functools.cached_property
+    def _controls(self) -> dict[str, int]:
+        """The control tokens, by text."""
+        found = {}
+        for token in range(self.size):
+            if lib.llama_vocab_get_attr(self.address, token) & _CONTROLS:
+                found[bytes(lib.llama_vocab_get_text(self.address, token)).decode(errors="replace")] = token
+        return found
+
+    def tree(self, shown: Mapping[int, bytes] = MappingProxyType({})) -> TokenTree:
+        """Return the tokens as grammars see them, `shown` control tokens as their texts; made once."""
+        key = frozenset(shown)
         with self._making:
-            if self._tree is None:
-                self._tree = TokenTree(self, self.size)
-            return self._tree
+            if key not in self._trees:
+                self._trees[key] = TokenTree(self, self.size, shown)
+            return self._trees[key]
 
     def text_of(self, key: str) -> str:
         """Return the text of the special token whose number is at metadata key `key` ("" if none)."""
@@ -180,119 +189,15 @@ class Vocabulary:
 class TextStream:
     """Turns tokens into text; a character split over tokens comes out whole."""
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self._vocabulary = vocabulary
+    def __init__(self, vocabulary: Vocabulary, shown: Mapping[int, bytes] = MappingProxyType({})) -> None:
+        """`shown`: the texts of control tokens that are text here."""
+        self._vocabulary, self._shown = vocabulary, shown
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def feed(self, token: int) -> str:
         """Return the text that `token` completes."""
-        return self._decoder.decode(self._vocabulary.piece(token))
+        return self._decoder.decode(self._shown.get(token) or self._vocabulary.piece(token))
 
     def finish(self) -> str:
         """Return what is left of a character that was never completed."""
         return self._decoder.decode(b"", final=True)
-
-
-class ChatTemplate:
-    """The model's own chat template: code of a stranger, run by the secure world's helper. Thread-safe."""
-
-    def __init__(self, model: Model, vocabulary: Vocabulary, renderer: Renderer) -> None:
-        self._source = model.header.chat_template or _DEFAULT_TEMPLATE
-        self._vocabulary, self._renderer = vocabulary, renderer
-        self.beginning = vocabulary.text_of("tokenizer.ggml.bos_token_id")
-        self._values: dict[str, Any] = {
-            "bos_token": self.beginning,
-            "eos_token": vocabulary.text_of("tokenizer.ggml.eos_token_id"),
-            "add_generation_prompt": True,
-        }
-
-    @functools.cached_property
-    def structure(self) -> Markers:
-        """The texts that stand for tokens by which it tells turns and their parts apart."""
-        return self._vocabulary.structure(self._source)
-
-    @functools.cached_property
-    def _takes(self) -> Result:
-        return self._renderer.look(self._source)
-
-    @property
-    def call_form(self) -> CallForm | None:
-        """The form of calls that it teaches, None if it is unknown or there is none. Raises as `render`."""
-        return form_of(self._source) if self._takes.takes_tools else None
-
-    @property
-    def tools(self) -> str:
-        """The form of calls as Abilities has it. Raises as `render`."""
-        if not self._takes.takes_tools:
-            return "none"
-        return self.call_form.value if self.call_form is not None else "other"
-
-    def render(self, prompt: ChatPrompt) -> str:
-        """Return the text of a conversation.
-
-        Raises CallerError when the template refuses it (a role out of order), takes too much time or
-        memory, or has no use for the tools or calls that there are; StoredDataError when the template
-        itself fails. None of them quotes the conversation.
-        """
-        has_calls = any(turn.tool_calls or turn.role == "tool" for turn in prompt.messages)
-        if (prompt.tools is not None and not self._takes.takes_tools) or (
-            has_calls and not self._takes.takes_calls
-        ):
-            raise CallerError(
-                "This model's chat template knows no tools.",
-                hint="Leave tools out, or use a model that was trained to call them.",
-                code="tools_unsupported",
-            )
-        values = dict(self._values)
-        if prompt.tools is not None:
-            values["tools"] = tools_of(prompt)
-        values["messages"] = [_turn(message, _arguments) for message in prompt.messages]
-        try:
-            return self._renderer.render(self._source, values)
-        except StoredDataError:
-            if not has_calls:
-                raise
-            # Most templates write arguments as JSON of an object, some join their text to other text.
-            values["messages"] = [_turn(message, str) for message in prompt.messages]
-            return self._renderer.render(self._source, values)
-
-
-def tools_of(prompt: ChatPrompt) -> list[dict[str, Any]]:
-    """Return the tools of a conversation. Raises CallerError for what is no list of OpenAI's tool objects."""
-    try:
-        tools = json.loads(prompt.tools or "[]")
-        if isinstance(tools, list) and all(isinstance(tool["function"]["name"], str) for tool in tools):
-            return tools
-    except (ValueError, RecursionError, LookupError, TypeError):
-        pass
-    raise CallerError(
-        "The tools are not a list of functions with names.", hint="Send them as OpenAI's API has them."
-    )
-
-
-def _turn(message: ChatMessage, arguments: Callable[[str], Any]) -> dict[str, Any]:
-    """Return a message as templates expect it; `arguments` makes of a call's text what they get of it."""
-    turn: dict[str, Any] = {"role": message.role, "content": message.content}
-    if message.tool_calls:
-        turn["tool_calls"] = [
-            {
-                "id": c.id,
-                "type": "function",
-                "function": {"name": c.name, "arguments": arguments(c.arguments)},
-            }
-            for c in message.tool_calls
-        ]
-    if message.tool_call_id:
-        turn["tool_call_id"] = message.tool_call_id
-    if message.name:
-        turn["name"] = message.name
-    return turn
-
-
-def _arguments(text: str) -> Any:
-    """Return a call's arguments as the object that templates write out; what is none stays text."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-    return value if isinstance(value, dict) else text

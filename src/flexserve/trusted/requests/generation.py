@@ -44,15 +44,15 @@ class Generation:
         self._received, self._send = received, send
         self._sampling = request.sampling
         self.tokens = list(prepared.tokens)
-        self._prompt_size, self._thinking = len(self.tokens), prepared.thinking
+        self._prompt_size, self._prepared = len(self.tokens), prepared
         self.slot: Slot | None = None
         self.done = self._cached = self._count = 0
         self._was_damaged = False
         room, asked = entry.context.size - self._prompt_size, self._sampling.max_tokens
         self._limit = room if asked is None else min(asked, room)
-        self._stream = TextStream(entry.vocabulary)
+        self._stream = TextStream(entry.vocabulary, prepared.shown)
         self._scanner = StopScanner(self._sampling.stop)
-        self._sampler, self._echo = prepared.sampler, prepared.echo
+        self._sampler, self._thoughts, self._echo = prepared.sampler, prepared.thoughts, prepared.echo
         self._said = 0  # tokens of the prompt whose probabilities were sent
         self._stats = RestoreStats()
         self._began = self._first = 0.0
@@ -63,7 +63,8 @@ class Generation:
         self.slot, self._cached, self._began = slot, cached, began
         self.done = cached
         slot.tokens = self.tokens[:cached]
-        self._send(Started(self.request.request, self._prompt_size, self._thinking))
+        prepared = self._prepared
+        self._send(Started(self.request.request, self._prompt_size, prepared.notation, prepared.begun))
         if self._echo:
             self._send(Delta(self.request.request, self._echo, 0))
 
@@ -151,7 +152,7 @@ class Generation:
             self._first, self._first_waited = time.monotonic(), self._stats.waited
         if not self._limit:
             return "length"
-        token = self._sampler.choose(logits)
+        token = self._next(logits)
         if self.entry.vocabulary.ends(token) or token in self._sampling.stop_token_ids:
             self._finish_text()
             return "stop"
@@ -186,8 +187,19 @@ class Generation:
 
     # ---- inside --------------------------------------------------------------------------------
 
+    def _next(self, logits: NDArray[np.float32]) -> int:
+        """Return the next token: the model's choice, or one that ends a thought."""
+        if (forced := self._thoughts.forced()) is not None:
+            return forced
+        token = self._sampler.choose(logits)
+        if self._thoughts.inside and self.entry.vocabulary.ends(token):
+            return self._thoughts.instead_of_end(token)
+        return token
+
     def _emit(self, token: int, logits: NDArray[np.float32]) -> None:
         text = self._stream.feed(token)
+        if self._thoughts.took(text) and self._prepared.confinement is not None:
+            self._sampler.confine(self._prepared.confinement)
         if self._count >= self._sampling.min_tokens:
             text = self._scanner.feed(text)
         choices: list[Choice] = []

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 
 from flexserve.errors import CallerError
-from flexserve.protocol.calls import call_rules
 from flexserve.protocol.messages import ChatPrompt, Generate
+from flexserve.protocol.notation import HERMES
 from flexserve.protocol.schema import parse, prepared
-from flexserve.trusted.engine.vocabulary import ChatTemplate, tools_of
+from flexserve.trusted.text.call_rules import call_rules
+from flexserve.trusted.text.chat_template import ChatTemplate, tools_of
 
 # `no_forcing`: how a text is cut into tokens is the model's choice, also where there is but one text.
 OPTIONS = '%llguidance {"no_forcing": true}'
 
 
-def constraint(request: Generate, template: ChatTemplate, translate: Callable[[str], str]) -> str | None:
-    """Return the grammar for `request`'s answer, None when anything goes. Raises CallerError.
+@dataclasses.dataclass(frozen=True, slots=True)
+class Constraint:
+    """A grammar; `shown`: control tokens of the model's notation are text in it."""
 
-    `translate` makes rules of one of llama.cpp's, as rendering.Renderer.translate does.
+    text: str
+    shown: bool
+
+
+def constraint(
+    request: Generate, template: ChatTemplate, translate: Callable[[str], str], begun: str = ""
+) -> Constraint | None:
+    """Return the grammar for `request`'s answer, of which the prompt has `begun`; None when anything goes.
+
+    `translate` makes rules of one of llama.cpp's, as rendering.Renderer.translate does. Raises CallerError.
     """
     prompt, schema, grammar = request.prompt, request.sampling.schema, request.sampling.grammar
     must_call = isinstance(prompt, ChatPrompt) and bool(prompt.must_call)
@@ -26,13 +38,14 @@ def constraint(request: Generate, template: ChatTemplate, translate: Callable[[s
         return None
     ways, rules = [], [OPTIONS]
     if isinstance(prompt, ChatPrompt) and prompt.tools is not None:
-        calls = _calls(prompt, template)
-        ways += ["call"] * len(calls)
-        rules += calls
+        ways.append("call")
+        rules.append(_calls(prompt, template, begun))
+    shown = bool(ways)
     if not must_call:
-        ways.append("answer")
+        ways.append("said" if shown and template.notation.harmony else "answer")
+        rules.append('said: "<|channel|>final<|message|>" answer' if ways[-1] == "said" else "")
         rules.append(translate(grammar) if grammar is not None else answer_rule(schema or "{}"))
-    return "\n".join([*rules, f"start: {' | '.join(ways)}", ""])
+    return Constraint("\n".join([*filter(None, rules), f"start: {' | '.join(ways)}", ""]), shown)
 
 
 def answer_rule(schema: str) -> str:
@@ -46,17 +59,12 @@ def answer_rule(schema: str) -> str:
     return f"answer: %json {json.dumps(prepared(described))}"
 
 
-def _calls(prompt: ChatPrompt, template: ChatTemplate) -> list[str]:
+def _calls(prompt: ChatPrompt, template: ChatTemplate, begun: str) -> str:
     tools = tools_of(prompt)
     wanted = [tool for tool in tools if not prompt.must_call or tool["function"]["name"] in prompt.must_call]
-    if wanted and template.call_form is not None:
-        return [call_rules(template.call_form, wanted)]
-    if not prompt.must_call:
-        return []
     if not wanted:
         raise CallerError("There is no tool of that name to call.", hint="Name one of the tools.")
-    raise CallerError(
-        "How this model writes calls is unknown, so it cannot be made to write one.",
-        hint='Use tool_choice "auto".',
-        code="tools_unsupported",
+    notation = template.notation
+    return call_rules(
+        None if notation.harmony else notation.calls or HERMES, wanted, begun=begun, endings=template.endings
     )

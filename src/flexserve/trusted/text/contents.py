@@ -24,33 +24,37 @@ import msgspec
 
 from flexserve.errors import CallerError
 from flexserve.protocol.messages import ChatMessage, ChatPrompt
-from flexserve.trusted.engine.vocabulary import ChatTemplate, Vocabulary
+from flexserve.trusted.engine.vocabulary import Vocabulary
+from flexserve.trusted.text.chat_template import ChatTemplate
 from flexserve.trusted.text.markers import Markers, Span
 
 # Characters for private use, in the order in which they are tried.
 _PLACEHOLDERS = (*range(0x100000, 0x10FFFE), *range(0xF0000, 0xFFFFE))
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')  # of JSON
-_THOUGHT = "<think>"
 _TRUSTED = ("system", "developer", "assistant")  # roles whose turns may hold the template's own tags
 
 
 class ChatTokens(NamedTuple):
-    """A conversation as a model takes it; `thinking`: its answer begins inside of a thought."""
+    """A conversation as a model takes it; `begun`: the mark of its answer that it ends with ("": none)."""
 
     tokens: list[int]
-    thinking: bool
+    begun: str = ""
 
 
-def chat_tokens(prompt: ChatPrompt, template: ChatTemplate, vocabulary: Vocabulary) -> ChatTokens:
-    """Return the tokens of a conversation. Raises what rendering it raises."""
-    text, tokens = rendered(prompt, template, vocabulary)
-    return ChatTokens(tokens, text.rstrip().endswith(_THOUGHT))
+def chat_tokens(
+    prompt: ChatPrompt, template: ChatTemplate, vocabulary: Vocabulary, *, confined: bool = False
+) -> ChatTokens:
+    """Return the tokens of a conversation; `confined` and errors are those of rendering it."""
+    text, tokens = rendered(prompt, template, vocabulary, confined=confined)
+    return ChatTokens(tokens, template.begun(text))
 
 
-def rendered(prompt: ChatPrompt, template: ChatTemplate, vocabulary: Vocabulary) -> tuple[str, list[int]]:
-    """Return the text that a template makes of a conversation, and its tokens. Raises what that raises."""
+def rendered(
+    prompt: ChatPrompt, template: ChatTemplate, vocabulary: Vocabulary, *, confined: bool = False
+) -> tuple[str, list[int]]:
+    """Return the text that a template makes of a conversation, and its tokens; the rest as `chat_tokens`."""
     contents = Contents(prompt, vocabulary.markers, template.structure)
-    text, hidden = contents.shown(template.render(contents.hidden))
+    text, hidden = contents.shown(template.render(contents.hidden, confined=confined))
     start = not (template.beginning and text.startswith(template.beginning))
     plain = list(_common(template.structure.occurrences(text), hidden)) if hidden else []
     return text, vocabulary.encode_parts(list(_parts(text, plain)), start=start)
@@ -69,7 +73,8 @@ class Contents:
         self._free: Iterator[str] | None = None
         tools = None if prompt.tools is None else self._in_json(prompt.tools, structure)
         turns = [self._turn(message) for message in prompt.messages]
-        self.hidden = ChatPrompt(turns, tools, prompt.must_call)
+        values = None if prompt.values is None else self._in_json(prompt.values, structure)
+        self.hidden = msgspec.structs.replace(prompt, messages=turns, tools=tools, values=values)
 
     def shown(self, text: str) -> tuple[str, list[Span]]:
         """Return a text that was made of `hidden`, with what was hidden, and the places of that."""
@@ -90,8 +95,9 @@ class Contents:
             )
             for call in message.tool_calls
         ]
-        content, of, name = map(hide, (message.content, message.tool_call_id, message.name))
-        return ChatMessage(message.role, content, calls, of, name)
+        texts = (message.content, message.tool_call_id, message.name, message.thought)
+        content, of, name, thought = map(hide, texts)
+        return ChatMessage(message.role, content, calls, of, name, thought)
 
     def _in_json(self, text: str, markers: Markers) -> str:
         """Return JSON with its strings hidden, however they are escaped; what is none is hidden as it is."""

@@ -5,6 +5,8 @@ A grammar comes from a client, so its cost is bounded by the limits below, each 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -36,11 +38,14 @@ class TokenTree:
     """The vocabulary of a model as grammars see it. Immutable; 262144 tokens take about a second.
 
     What a token says is all that counts: control tokens say nothing, so none of them is ever admitted
-    but those that end an answer; tokens that say the same are admitted together.
+    but those that end an answer and the `shown`, which have texts here; tokens that say the same are
+    admitted together.
     """
 
-    def __init__(self, vocabulary: Pieces, size: int) -> None:
-        pieces = [vocabulary.piece(token) for token in range(size)]
+    def __init__(
+        self, vocabulary: Pieces, size: int, shown: Mapping[int, bytes] = MappingProxyType({})
+    ) -> None:
+        pieces = [shown.get(token) or vocabulary.piece(token) for token in range(size)]
         ends = [token for token in range(size) if vocabulary.ends(token)]
         if not ends:
             refuse("this model has no token that ends an answer")

@@ -7,20 +7,22 @@ engine's thread: other requests' tokens go on meanwhile.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from flexserve.errors import CallerError
 from flexserve.protocol.messages import ChatPrompt, Generate, InfillPrompt, TextPrompt, TokenPrompt
+from flexserve.protocol.notation import Notation
 from flexserve.trusted.engine.sampler import Sampler
 from flexserve.trusted.engine.vocabulary import TextStream, Vocabulary
 from flexserve.trusted.open_model import OpenModel
 from flexserve.trusted.text.constraint import constraint
-from flexserve.trusted.text.contents import ChatTokens, chat_tokens
+from flexserve.trusted.text.contents import chat_tokens
 from flexserve.trusted.text.grammar import Confinement
 from flexserve.trusted.text.infill import infill_tokens
 from flexserve.trusted.text.rendering.renderer import Renderer
+from flexserve.trusted.text.thoughts import Thoughts, thought_end
 
 T = TypeVar("T")
 
@@ -34,8 +36,12 @@ class Prepared:
     entry: OpenModel
     tokens: list[int]
     sampler: Sampler
-    thinking: bool = False  # the answer begins inside of a thought
+    thoughts: Thoughts
     echo: str = ""  # what of the prompt comes before the answer
+    notation: Notation | None = None  # how the answer is written; None: it is text
+    begun: str = ""  # what of the answer the prompt has already
+    shown: dict[int, bytes] = dataclasses.field(default_factory=dict)  # control tokens that are text
+    confinement: Confinement | None = None  # of what comes behind a thought that begins the answer
 
 
 class Preparation:
@@ -64,16 +70,39 @@ class Preparation:
         """Return `request` prepared. Raises CallerError for a prompt that is empty or does not fit, and
         for what cannot be rendered or enforced; StoredDataError for a template that is wrong.
         """
-        tokens, thinking = _tokens(entry, request)
-        grammar = constraint(request, entry.template, self._renderer.translate)
-        confinement = None
-        if grammar is not None:  # with one, the answer itself begins at once
-            self._renderer.compile(grammar)
-            confinement, thinking = Confinement(entry.vocabulary.tree(), grammar), False
-        sampling, vocabulary = request.sampling, entry.vocabulary
-        sampler = Sampler(sampling, vocabulary, tokens, entry.context.size, confinement)
-        echo = _text(request, tokens, vocabulary) if sampling.echo else ""
-        return Prepared(entry, tokens, sampler, thinking, echo)
+        prompt, template, vocabulary = request.prompt, entry.template, entry.vocabulary
+        notation, begun, shown = None, "", dict[int, bytes]()
+        if isinstance(prompt, ChatPrompt):
+            sampling = request.sampling
+            confined = (sampling.schema or sampling.grammar) is not None and prompt.tools is None
+            tokens, begun = chat_tokens(prompt, template, vocabulary, confined=confined)
+            notation, shown = template.notation, template.shown
+        else:
+            tokens = _tokens(prompt, vocabulary)
+        _require_room(entry, tokens)
+        confinement = self._confinement(entry, request, begun)
+        thoughts = _thoughts(prompt, vocabulary, notation, begun, must_end=confinement is not None)
+        sampler = Sampler(
+            *(request.sampling, vocabulary, tokens, entry.context.size),
+            confinement=None if thoughts.inside else confinement,
+        )
+        echo = _text(request, tokens, vocabulary) if request.sampling.echo else ""
+        return Prepared(entry, tokens, sampler, thoughts, echo, notation, begun, shown, confinement)
+
+    def _confinement(self, entry: OpenModel, request: Generate, begun: str) -> Confinement | None:
+        grammar = constraint(request, entry.template, self._renderer.translate, begun)
+        if grammar is None:
+            return None
+        self._renderer.compile(grammar.text)
+        return Confinement(entry.vocabulary.tree(entry.template.shown if grammar.shown else {}), grammar.text)
+
+
+def _thoughts(
+    prompt: object, vocabulary: Vocabulary, notation: Notation | None, begun: str, *, must_end: bool
+) -> Thoughts:
+    end = [] if notation is None else vocabulary.encode(thought_end(notation), special=True, start=False)
+    most = prompt.thought_tokens if isinstance(prompt, ChatPrompt) else None
+    return Thoughts(notation, begun, end, most=most, must_end=must_end)
 
 
 def _text(request: Generate, tokens: list[int], vocabulary: Vocabulary) -> str:
@@ -101,16 +130,15 @@ def _numbered(prompt: TokenPrompt, vocabulary: Vocabulary) -> list[int]:
     return tokens
 
 
-def _tokens(entry: OpenModel, request: Generate) -> ChatTokens:
-    prompt, vocabulary = request.prompt, entry.vocabulary
-    if isinstance(prompt, ChatPrompt):
-        tokens, thinking = chat_tokens(prompt, entry.template, vocabulary)
-    elif isinstance(prompt, InfillPrompt):
-        tokens, thinking = infill_tokens(prompt, vocabulary), False
-    elif isinstance(prompt, TokenPrompt):
-        tokens, thinking = _numbered(prompt, vocabulary), False
-    else:
-        tokens, thinking = vocabulary.encode(prompt.text, special=True), False
+def _tokens(prompt: TextPrompt | TokenPrompt | InfillPrompt, vocabulary: Vocabulary) -> list[int]:
+    if isinstance(prompt, InfillPrompt):
+        return infill_tokens(prompt, vocabulary)
+    if isinstance(prompt, TokenPrompt):
+        return _numbered(prompt, vocabulary)
+    return vocabulary.encode(prompt.text, special=True)
+
+
+def _require_room(entry: OpenModel, tokens: Sequence[int]) -> None:
     if not tokens:
         raise CallerError("The prompt is empty.", hint="Send some text.", code="prompt_empty")
     size = entry.context.size
@@ -120,4 +148,3 @@ def _tokens(entry: OpenModel, request: Generate) -> ChatTokens:
             hint="Shorten the prompt, or serve with a larger --context.",
             code="context_length_exceeded",
         )
-    return ChatTokens(tokens, thinking)

@@ -7,6 +7,8 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
+from flexserve.protocol.notation import Notation
+
 MAX_FRAME = 48 << 20  # bytes; a template, a conversation of the largest size, or four bytes a character
 _HEADER = 4
 
@@ -43,12 +45,15 @@ class Job(msgspec.Struct):
 
 
 class Result(msgspec.Struct):
-    """The end of a job: the rendered text, the translated grammar, or what is said of one."""
+    """The end of a job: the rendered text, the translated grammar, what is said of one, or a refusal."""
 
     outcome: Outcome
     text: str = ""
     takes_tools: bool = False  # offered ones
     takes_calls: bool = False  # and their results, in the conversation
+    shows_calls: bool = False  # those that were made
+    takes_system: bool = True  # a system's message
+    notation: Notation | None = None  # None: nobody looked
 
 
 class Answer(msgspec.Struct):

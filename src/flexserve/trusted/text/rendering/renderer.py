@@ -125,9 +125,11 @@ class Renderer:
             case Outcome.BUSY:
                 raise _busy()
             case Outcome.REFUSED:
+                words = f": {result.text.rstrip('.')}" if result.text else ""
                 raise CallerError(
-                    "The model's chat template refuses this conversation.",
+                    f"The model's chat template refuses this conversation{words}.",
                     hint="Check the order of roles: most templates want user and assistant in turn.",
+                    code="chat_template_refuses",
                 )
             case Outcome.LIMITS:
                 raise CallerError(

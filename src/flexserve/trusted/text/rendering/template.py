@@ -20,9 +20,11 @@ import jinja2.parser
 import jinja2.sandbox
 
 from flexserve.trusted.text.rendering.jobs import Outcome, Result
+from flexserve.trusted.text.rendering.probing import notation_of, shows_calls, shows_system
 
 MAX_RENDERED = 4 << 20  # characters; a template that makes more of bounded messages is hostile
 _MAX_INDENT = 16
+_MOST_REFUSAL = 300  # characters of a template's own words
 _TOO_MUCH = (MemoryError, RecursionError, OverflowError)
 
 
@@ -50,8 +52,14 @@ class Template:
         self._failure: Result | None = None
         try:
             tree = environment.parse(source)
-            self._takes_tools = "tools" in jinja2.meta.find_undeclared_variables(tree)
+            variables = jinja2.meta.find_undeclared_variables(tree)
+            self._functions = "functions" in variables and "tools" not in variables
+            self._takes_tools = "tools" in variables or self._functions
             self._takes_calls = self._takes_tools or _names(tree, "tool_calls")
+            self._constants = [
+                one.value for one in tree.find_all(jinja2.nodes.Const) if isinstance(one.value, str)
+            ]
+            self._source = source
             self._template = environment.from_string(source)
         except Exception as error:
             self._failure = _failed(error)
@@ -60,10 +68,14 @@ class Template:
         """Render it with `values`; with None, say what it takes. Raises nothing."""
         if self._failure is not None:
             return self._failure
-        if values is None:
-            return Result(Outcome.DONE, takes_tools=self._takes_tools, takes_calls=self._takes_calls)
+        return self._look() if values is None else self._render(values)
+
+    def _render(self, values: dict[str, Any]) -> Result:
         parts: list[str] = []
         size = 0
+        if self._functions:  # Firefunction's names: the tools as a text, and the day
+            functions = _to_json(values.get("tools") or [])
+            values = {"functions": functions, "datetime": f"{datetime.date.today():%Y-%m-%d}", **values}
         try:
             for part in self._template.generate(values):
                 size += len(part)
@@ -71,10 +83,32 @@ class Template:
                     return Result(Outcome.LIMITS)
                 parts.append(part)
             return Result(Outcome.DONE, "".join(parts))
-        except _TemplateRefusal:
-            return Result(Outcome.REFUSED)
+        except _TemplateRefusal as refusal:
+            return Result(Outcome.REFUSED, self._own_words(str(refusal)))
         except Exception as error:
             return _failed(error)
+
+    def _look(self) -> Result:
+        def render(values: dict[str, Any]) -> str | None:
+            result = self._render({"bos_token": "", "eos_token": "", **values})
+            return result.text if result.outcome is Outcome.DONE else None
+
+        return Result(
+            Outcome.DONE,
+            takes_tools=self._takes_tools,
+            takes_calls=self._takes_calls,
+            takes_system=shows_system(render),
+            shows_calls=self._takes_calls and shows_calls(render),
+            notation=notation_of(self._source, render, takes_calls=self._takes_calls),
+        )
+
+    def _own_words(self, refusal: str) -> str:
+        """Return what of a refusal stands in the template: the rest may quote the conversation."""
+        known = [text for text in self._constants if text.strip() and refusal.startswith(text)]
+        words = max(known, key=len, default="")
+        return (
+            words[:_MOST_REFUSAL] if words == refusal else f"{words[:_MOST_REFUSAL].rstrip()} …" * bool(words)
+        )
 
 
 def _failed(error: Exception) -> Result:
@@ -119,5 +153,5 @@ class _TemplateRefusal(Exception):  # noqa: N818
     """Raised by a template through raise_exception()."""
 
 
-def _refuse(_message: object = "") -> NoReturn:
-    raise _TemplateRefusal
+def _refuse(message: object = "") -> NoReturn:
+    raise _TemplateRefusal(str(message))
