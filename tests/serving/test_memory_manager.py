@@ -285,7 +285,7 @@ class SpareMemory:
 
     def __call__(self, size: int, reason: str) -> int:
         self.reasons.append(reason)
-        return min(size, self.size)
+        return min(size, self.size) // CHUNK * CHUNK
 
 
 def rewarming(app: FakeApp, spare: SpareMemory, idle: float = 3600) -> tuple[MemoryManager, ModelManager]:
@@ -306,6 +306,15 @@ def test_a_model_that_is_asked_often_comes_back_piece_by_piece_and_says_why() ->
     assert seen == [3, 6, 8, 8, 8]
     assert set(spare.reasons) == {"a: it had 100% of the requests of the last hour"}
     assert memory.rewarmed() == {"a": (8 * CHUNK, spare.reasons[0])}
+
+
+def test_a_model_that_ends_within_a_chunk_comes_back_whole() -> None:
+    app = FakeApp(a=FakeModel(2 * CHUNK + 1000, is_open=True))
+    memory, _ = rewarming(app, SpareMemory(2 * CHUNK))
+    memory.invoked("a", 8, None)
+    for _ in range(3):
+        memory.tidy()
+    assert app.models["a"].weights == 2 * CHUNK + 1000
 
 
 def test_a_model_comes_back_no_further_than_memory_is_spare() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from flexserve.policy.rewarm import Pause, Rewarming
 from flexserve.protocol.trusted_app import ModelMemory, TrustedApp
+from flexserve.units import align_up
 
 AskSpare = Callable[[int, str], int]
 
@@ -36,7 +37,7 @@ class Rewarmer:
         tried, self._tried = self._tried, None
         if self._spare is None or self._pause.left(now) or tried == (step.model, memory.weights):
             return False  # the last piece did not come: there is no use in asking for it at once
-        spare = self._spare(step.target - memory.weights, str(step))
+        spare = self._spare(align_up(step.target - memory.weights, self._app.chunk), str(step))
         if spare <= 0:
             return False
         self._tried = step.model, memory.weights
