@@ -19,12 +19,13 @@ from pydantic_settings.sources import InitSettingsSource
 
 from flexserve import units
 from flexserve.errors import CallerError
+from flexserve.folders import config_folder, data_folder, default_socket
 from flexserve.private_files import check_file, is_private, make_private
 from flexserve.protocol.launch import LinuxMemory
 from flexserve.units import GIB, MIB, parse_size
 
 if TYPE_CHECKING:
-    from flexserve.normal.client import Address
+    from flexserve.normal.address import Address
     from flexserve.protocol.launch import SecureOptions
 
 _PREFIX = "FLEXSERVE_"
@@ -32,51 +33,8 @@ _MAX_FILE = 1 << 20  # bytes of the configuration file
 _MAX_SIZE_TEXT = 32  # characters of a size
 _GUEST_LEAST, _GUEST_MOST, _GUEST_STEP = 256 * MIB, 3 * GIB, 2 * MIB  # RAM that the monitor can manage
 _YEAR = 365 * 86400.0
-_MAX_SOCKET_PATH = 107  # bytes: the kernel's
-_THIS_MACHINE = ("127.0.0.1", "localhost", "::1", "0.0.0.0", "::", "none")  # noqa: S104  # hosts of a server
 _NAME, _MAX_NAME = re.compile(r"[A-Za-z0-9.:_-]+"), 253  # of a host; colons are of IPv6 addresses
 _SECRETS = frozenset({"api_key", "api_keys"})
-
-
-def config_folder() -> Path:
-    """Return where this user's configuration and device key live."""
-    return _xdg("XDG_CONFIG_HOME", ".config") / "flexserve"
-
-
-def data_folder() -> Path:
-    """Return where this user's sealed models live."""
-    return _xdg("XDG_DATA_HOME", ".local/share") / "flexserve"
-
-
-def cache_folder() -> Path:
-    """Return where what can be made again lives (synthetic models)."""
-    return _xdg("XDG_CACHE_HOME", ".cache") / "flexserve"
-
-
-def default_socket(host: str, port: int) -> Path | None:
-    """Return the Unix socket that a server at `host` and `port` has unasked: this user's alone.
-
-    None where it has none: for another machine's address, for a port that is not known beforehand, and
-    for a path that is too long.
-    """
-    if not port or host not in _THIS_MACHINE:
-        return None
-    path = _runtime_folder() / f"{port}.sock"
-    return path if len(os.fsencode(path)) <= _MAX_SOCKET_PATH else None
-
-
-def _runtime_folder() -> Path:
-    """Return where sockets lie: the session's folder for such, or else a private one among the data."""
-    given = os.environ.get("XDG_RUNTIME_DIR", "")
-    for folder in (Path(given), Path(f"/run/user/{os.geteuid()}")):
-        if folder.is_absolute() and is_private(folder):
-            return folder / "flexserve"
-    return data_folder() / "run"
-
-
-def _xdg(variable: str, otherwise: str) -> Path:
-    value = os.environ.get(variable, "")
-    return Path(value) if value.startswith("/") else Path.home() / otherwise  # relative: to be ignored
 
 
 def parse_duration(value: object) -> object:
@@ -230,7 +188,7 @@ class Settings(BaseSettings):
 
     def address(self) -> Address:
         """Return where a running server is to be asked."""
-        from flexserve.normal.client import Address
+        from flexserve.normal.address import Address
 
         key = self.api_key.get_secret_value() if self.api_key else ""
         path = self.effective_socket()

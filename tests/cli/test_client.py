@@ -20,7 +20,9 @@ from flexserve.errors import (
     UnknownModelError,
 )
 from flexserve.normal import client as client_module
-from flexserve.normal.client import Address, Client, Ending, NoServerError
+from flexserve.normal.address import Address, NoServerError
+from flexserve.normal.client import Client
+from flexserve.normal.reports import Ending
 from flexserve.protocol.answer_parts import Thought
 from flexserve.protocol.messages import ChatMessage
 from flexserve.protocol.sampling import Sampling

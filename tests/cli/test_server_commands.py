@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from servers import MODELS, Cli, ScriptedServer, Stranger, free_port
 
-from flexserve import settings
+from flexserve import folders
 from flexserve.normal import main as normal_main
 from flexserve.normal.main import ServeOptions
 from flexserve.testing.scripted_world import Script
@@ -267,6 +267,6 @@ def test_without_a_session_the_socket_lies_among_the_data(
 ) -> None:
     (home / "r").chmod(0o777)
     monkeypatch.setattr(os, "geteuid", lambda: 123456)
-    assert settings.default_socket("127.0.0.1", 1) == home / "data/flexserve/run/1.sock"
-    assert settings.default_socket("models.example", 1) is None
-    assert settings.default_socket("127.0.0.1", 0) is None
+    assert folders.default_socket("127.0.0.1", 1) == home / "data/flexserve/run/1.sock"
+    assert folders.default_socket("models.example", 1) is None
+    assert folders.default_socket("127.0.0.1", 0) is None

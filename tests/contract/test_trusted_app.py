@@ -108,6 +108,7 @@ def _serve(folder: Path) -> tuple[list[str], set[str], list[str]]:
     from flexserve.trusted.engine.runtime import Engine
     from flexserve.trusted.memory.flexmem import FlexMem, OpenHanded
     from flexserve.trusted.open_model import Limits, Services
+    from flexserve.trusted.sidecar import start_helper
     from flexserve.trusted.store.keys import DeviceKey
     from flexserve.trusted.store.store import Store
     from flexserve.trusted.text.rendering.renderer import Renderer
@@ -117,7 +118,7 @@ def _serve(folder: Path) -> tuple[list[str], set[str], list[str]]:
     store = Store(folder / "store", DeviceKey.load_or_create(folder / "key"))
     store.add(MODEL, "tiny", lambda _done, _total: None)
     flexmem = FlexMem(PlainMemory(64 * KIB), 2 * GIB, OpenHanded())
-    renderer = Renderer(lambda: None)
+    renderer = Renderer(start_helper())
     renderer.wait_until_ready()
     services = Services(
         Engine(flexmem, 1),

@@ -17,7 +17,7 @@ from library import CONTEXT, PROMPTS, SLOW, Library, has_secret_memory
 
 from flexserve.errors import CallerError, CancelledError, QueueFullError, UnknownModelError
 from flexserve.harness.worlds import DrivenWorld
-from flexserve.normal.launcher import environment
+from flexserve.normal.process import environment
 from flexserve.protocol.framing import MAX_FRAME, encode
 from flexserve.protocol.launch import EXIT_CANNOT_START, SECURE_WORLD
 from flexserve.protocol.messages import PROTOCOL_VERSION, Hello, TextPrompt

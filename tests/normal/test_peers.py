@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from flexserve.errors import PeerError
-from flexserve.normal.client import Address, Client
+from flexserve.normal.address import Address
+from flexserve.normal.client import Client
 from flexserve.normal.peers import check_server, is_trusted, user_of_unix_peer
 from flexserve.protocol.messages import ChatMessage
 from flexserve.protocol.sampling import Sampling

@@ -6,6 +6,7 @@ import functools
 import types
 from typing import Any
 
+from flexserve.trusted.sidecar import start_helper
 from flexserve.trusted.text.chat_template import ChatTemplate
 from flexserve.trusted.text.rendering.renderer import Renderer
 
@@ -13,7 +14,7 @@ from flexserve.trusted.text.rendering.renderer import Renderer
 @functools.cache
 def renderer() -> Renderer:
     """Return the helper of this run; a fixture of the folder ends it."""
-    return Renderer()
+    return Renderer(start_helper())
 
 
 def template_of(source: str, vocabulary: Any) -> ChatTemplate:

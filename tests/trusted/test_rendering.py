@@ -13,6 +13,7 @@ import pytest
 
 from flexserve.errors import CallerError, InternalError, StoredDataError
 from flexserve.platforms.linux.kernel_views import children_of
+from flexserve.trusted.sidecar import start_helper
 from flexserve.trusted.text.rendering import helper
 from flexserve.trusted.text.rendering.renderer import Renderer
 
@@ -23,7 +24,7 @@ FOR_EVER = "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}
 
 @pytest.fixture(scope="module")
 def renderer() -> Iterator[Renderer]:
-    made = Renderer()
+    made = Renderer(start_helper())
     yield made
     made.close()
 
@@ -151,7 +152,7 @@ def test_the_helper_has_no_file_and_no_capability(renderer: Renderer) -> None:
 
 def test_a_helper_that_is_gone_is_told() -> None:
     gone = threading.Event()
-    renderer = Renderer(gone.set)
+    renderer = Renderer(start_helper(), gone.set)
     assert renderer.render(SOUND, VALUES)
     os.kill(renderer.pid, 9)
     assert gone.wait(timeout=60)
@@ -161,7 +162,7 @@ def test_a_helper_that_is_gone_is_told() -> None:
 
 
 def test_the_processes_of_a_helper_end_with_it() -> None:
-    renderer = Renderer()
+    renderer = Renderer(start_helper())
     renderer.render(SOUND, VALUES)
     children = children_of(helper_of(renderer))
     assert children

@@ -19,6 +19,7 @@ from flexserve.errors import FlexServeError
 from flexserve.platforms.linux import kernel_views, mman
 from flexserve.platforms.linux.hardening import harden
 from flexserve.platforms.linux.sandbox import confine, isolate
+from flexserve.trusted.sidecar import start_key_holder
 from flexserve.trusted.store.held_key import HeldKey
 from flexserve.trusted.store.keys import Device, DeviceKey
 from flexserve.trusted.store.store import Store
@@ -149,7 +150,7 @@ def main() -> int:
     else:
         not_isolated = isolate()
         harden(keep={maps})
-        held = HeldKey(key)
+        held = HeldKey(start_key_holder(), key)
         Store.make_folders(options.store)
         held.wait_until_ready()
         confine(options.store, Store.FOLDERS, not_isolated=not_isolated)

@@ -26,7 +26,7 @@ from flexserve.attacks.attempt import Attempt, Foreseen, Gained, Pointless, atte
 from flexserve.attacks.target import MODEL, Target
 from flexserve.errors import NormalWorldError
 from flexserve.harness.worlds import DrivenWorld
-from flexserve.normal.launcher import environment
+from flexserve.normal.process import environment
 from flexserve.platforms.linux import injection
 from flexserve.platforms.linux import kernel_views as views
 from flexserve.platforms.linux.attack_vectors import Vector, assess, parent_of

@@ -153,9 +153,9 @@ def measure(
 
 
 def _default_model(say: Say) -> Path:
+    from flexserve.folders import cache_folder
     from flexserve.harness.shapes import SHAPES
     from flexserve.harness.synth import write_synthetic
-    from flexserve.settings import cache_folder
 
     path = cache_folder() / "models" / "tinyllama-1.1b-q4_0.synth.gguf"
     if not path.exists():
@@ -166,7 +166,7 @@ def _default_model(say: Say) -> Path:
 
 def _disk() -> Path:
     """Return a folder on a real disk: /tmp may be in memory."""
-    from flexserve.settings import cache_folder
+    from flexserve.folders import cache_folder
 
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)

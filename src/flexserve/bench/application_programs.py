@@ -20,7 +20,9 @@ from typing import Any
 from flexserve.bench.application_report import Look, Return
 from flexserve.bench.group import MemoryGroup
 from flexserve.errors import FlexServeError, NormalWorldError, PeerError
-from flexserve.normal.client import Address, Client, Ending
+from flexserve.normal.address import Address
+from flexserve.normal.client import Client
+from flexserve.normal.reports import Ending
 from flexserve.protocol.launch import SecureOptions
 from flexserve.protocol.messages import ChatMessage
 from flexserve.protocol.sampling import Sampling

@@ -111,13 +111,14 @@ def bench_paper(
     """
     from flexserve import settings
     from flexserve.bench.paper.main import PaperOptions, run
+    from flexserve.folders import cache_folder
 
     machine = "trustzone" if platform == "trustzone" else "linux"
     chosen = settings.load(platform=machine, memory=memory, threads=threads)
     if chosen.memory == "plain" and platform == "linux":
         terminal.warn(terminal.UNPROTECTED)
     options = PaperOptions(
-        folder=settings.cache_folder() / "paper",
+        folder=cache_folder() / "paper",
         platform=platform,
         quick=quick,
         threads=chosen.threads,
@@ -165,7 +166,7 @@ def _lengths(text: str) -> tuple[int, ...]:
 
 def _default_model(*, silent: bool) -> Path:
     """Return the synthetic model of the cache folder, which is written when it is not there."""
-    from flexserve.settings import cache_folder
+    from flexserve.folders import cache_folder
 
     path = cache_folder() / "models" / f"{DEFAULT_SHAPE}-{DEFAULT_QUANT}.synth.gguf"
     if not path.exists():

@@ -66,7 +66,7 @@ def machine_for(settings: Settings, *, silent: bool = False) -> Iterator[Machine
         return
     from flexserve.emulator.build import Options, build
     from flexserve.emulator.machine import Machine
-    from flexserve.settings import cache_folder
+    from flexserve.folders import cache_folder
 
     def tell(text: str) -> None:
         if not silent:

@@ -134,7 +134,7 @@ def _repin(
     """Change the pins of the configured server or, when none runs, of the next one."""
     from flexserve import settings
     from flexserve.errors import UnknownModelError
-    from flexserve.normal.client import NoServerError
+    from flexserve.normal.address import NoServerError
 
     def changed(names: list[str]) -> list[str]:
         if remove and remove not in names:

@@ -39,6 +39,7 @@ def register(app: typer.Typer) -> None:
 
 
 def serve(
+    ctx: typer.Context,
     *,
     host: Host = None,
     port: Port = None,
@@ -132,7 +133,7 @@ def serve(
     """
     from flexserve import settings
     from flexserve.cli.machine import machine_for
-    from flexserve.normal import main
+    from flexserve.cli.worlds import begin
 
     chosen = settings.load(
         host=host,
@@ -168,9 +169,13 @@ def serve(
         )
     if chosen.memory == "plain":
         terminal.warn(terminal.UNPROTECTED)
+    secure = chosen.secure_options()
+    early = begin(ctx.obj, secure if chosen.platform == "linux" else None)
+    from flexserve.normal import main
+
     with machine_for(chosen) as machine:
         options = main.ServeOptions(
-            chosen.secure_options(),
+            secure,
             host=None if chosen.host == "none" else chosen.host,
             port=chosen.port,
             unix_socket=chosen.server_socket(),
@@ -181,6 +186,7 @@ def serve(
             max_memory=chosen.max_memory,
             pins=chosen.pins,
             core=machine,
+            early=early,
             log_level=log_level,
         )
         status = main.serve(options)

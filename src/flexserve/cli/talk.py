@@ -31,7 +31,7 @@ from flexserve.units import format_size
 
 if TYPE_CHECKING:
     from flexserve.cli.worlds import Responder
-    from flexserve.normal.client import Ending
+    from flexserve.normal.reports import Ending
     from flexserve.protocol.messages import ChatMessage
     from flexserve.protocol.sampling import Sampling
 
@@ -58,6 +58,7 @@ def register(app: typer.Typer) -> None:
 
 
 def run(
+    ctx: typer.Context,
     model: Annotated[str, typer.Argument(metavar="MODEL", show_default=False, help="A model's name.")],
     prompt: Annotated[
         str | None,
@@ -110,7 +111,7 @@ def run(
         device_key=device_key,
     )
     messages = [ChatMessage("user", _prompt(prompt))]
-    with responder(chosen) as who:
+    with responder(chosen, ctx.obj) as who:
         _introduce(who, verbose=verbose, silent=as_json)
         _note_template(who, model)
         if as_json:
@@ -122,6 +123,7 @@ def run(
 
 
 def chat(
+    ctx: typer.Context,
     model: Annotated[
         str | None, typer.Argument(metavar="MODEL", show_default=False, help="Not needed if there is one.")
     ] = None,
@@ -168,7 +170,7 @@ def chat(
         models=models,
         device_key=device_key,
     )
-    with responder(chosen) as who:
+    with responder(chosen, ctx.obj) as who:
         _introduce(who, verbose=True, silent=False)
         model = model or _only_model(who)
         _note_template(who, model)
@@ -255,7 +257,7 @@ def _stream(
 
     What the model thinks is shown, dimmed, on a terminal only.
     """
-    from flexserve.normal.client import Ending
+    from flexserve.normal.reports import Ending
 
     to_terminal, thinking = sys.stdout.isatty(), False
     with contextlib.closing(who.ask(model, messages, sampling)) as pieces, _waiting() as answered:
@@ -283,7 +285,7 @@ def _whole(who: Responder, model: str, messages: list[ChatMessage], sampling: Sa
     """Return the answer with everything known about it."""
     import msgspec
 
-    from flexserve.normal.client import Ending
+    from flexserve.normal.reports import Ending
     from flexserve.protocol.answer_parts import Thought
 
     with contextlib.closing(who.ask(model, messages, sampling)) as pieces:

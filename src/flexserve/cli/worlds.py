@@ -17,15 +17,17 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from flexserve.cli.machine import machine_for
 from flexserve.errors import InternalError
+from flexserve.normal.address import NoServerError
 from flexserve.normal.api.parts import Part, Parts, Said, Thought
-from flexserve.normal.client import Answer, Client, Ending, NoServerError
-from flexserve.normal.reports import Protection
+from flexserve.normal.reports import Answer, Ending, Protection
 from flexserve.protocol.messages import ChatMessage, ChatPrompt, Delta, Finished, Started
 from flexserve.protocol.sampling import Sampling
 
 if TYPE_CHECKING:
     from flexserve.normal.answer import Answer as Messages
+    from flexserve.normal.client import Client
     from flexserve.normal.guest import SecureCore
+    from flexserve.normal.process import Started as EarlyWorld
     from flexserve.normal.world import World
     from flexserve.protocol.launch import SecureOptions
     from flexserve.settings import Settings
@@ -86,8 +88,11 @@ class PrivateWorld:
 
     place = "a secure world of this command's own"
 
-    def __init__(self, options: SecureOptions, core: SecureCore | None = None) -> None:
-        self._options, self._core = options, core
+    def __init__(
+        self, options: SecureOptions, core: SecureCore | None = None, early: EarlyWorld | None = None
+    ) -> None:
+        """`early`: a secure world that waits for its options (normal.process.start_early)."""
+        self._options, self._core, self._early = options, core, early
         self._ready: concurrent.futures.Future[World] = concurrent.futures.Future()
         self._thread = threading.Thread(target=self._run, name="private-world", daemon=True)
         self._loop = asyncio.new_event_loop()
@@ -179,7 +184,7 @@ class PrivateWorld:
         if self._ending:
             return
         try:
-            async with running_world(self._options, drain=0, core=self._core) as world:
+            async with running_world(self._options, drain=0, core=self._core, early=self._early) as world:
                 self._ready.set_result(world)
                 await asyncio.Event().wait()
         except Exception as error:
@@ -197,21 +202,41 @@ def _pieces(parts: list[Part]) -> Iterator[str | Thought]:
 
 
 @contextlib.contextmanager
-def responder(settings: Settings) -> Iterator[Responder]:
+def responder(settings: Settings, early: EarlyWorld | None) -> Iterator[Responder]:
     """Yield the configured server if one answers, else worlds started for this block.
 
+    `early`: a secure world that waits for its options; ended here when none is needed.
     Raises PeerError when something that is no FlexServe server listens there: it gets no prompt.
     """
-    with Client(settings.address()) as client:
-        try:
-            server = ServerResponder(client)
-        except NoServerError:
-            server = None
-        if server is not None:
-            yield server
-            return
-    with (
-        machine_for(settings) as machine,
-        PrivateWorld(settings.secure_options(), machine) as world,
-    ):
-        yield world
+    address = settings.address()
+    if not address.is_silent():
+        from flexserve.normal.client import Client
+
+        with Client(address) as client:
+            try:
+                server = ServerResponder(client)
+            except NoServerError:
+                server = None
+            if server is not None:
+                begin(early, None)
+                yield server
+                return
+    with machine_for(settings) as machine:
+        options = settings.secure_options()
+        early = begin(early, options if machine is None else None)
+        with PrivateWorld(options, machine, early) as world:
+            yield world
+
+
+def begin(early: EarlyWorld | None, options: SecureOptions | None) -> EarlyWorld | None:
+    """Have a secure world that was started early go on with `options`, and return it; None: end it.
+
+    The sooner the better: it enters its sandbox while this process imports the rest.
+    """
+    if early is None:
+        return None
+    if options is None:
+        early.discard()
+        return None
+    early.tell(options.words())
+    return early

@@ -35,7 +35,7 @@ class PlainProcess:
             stdout=subprocess.PIPE,
             text=True,
         )
-        self._read()  # it says that it is ready
+        self.imported = float(self._read()["imported"])  # monotonic seconds: llama.cpp's library was there
         self.start_seconds = time.monotonic() - began
 
     def count(self, text: str) -> int:
@@ -93,6 +93,7 @@ class _Plain:
     def __init__(self, path: str, threads: int, context: int) -> None:
         from llama_cpp import llama_cpp as lib
 
+        self.imported = time.monotonic()
         self._lib = lib
         self._silent = lib.llama_log_callback(lambda _level, _text, _data: None)
         lib.llama_log_set(self._silent, None)
@@ -197,7 +198,7 @@ def main() -> None:
     parser.add_argument("context", type=int)
     options = parser.parse_args()
     plain = _Plain(options.model, options.threads, options.context)
-    _write({"ready": True})
+    _write({"imported": plain.imported})
     for line in sys.stdin:
         _write(plain.answer(**json.loads(line)))
 

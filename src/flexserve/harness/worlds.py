@@ -20,7 +20,7 @@ from typing import TypeVar
 import msgspec
 
 from flexserve.errors import Blame, PeerError, rebuild
-from flexserve.normal.launcher import environment
+from flexserve.normal.process import environment
 from flexserve.platforms.linux import companion
 from flexserve.protocol import framing
 from flexserve.protocol.launch import SECURE_WORLD, SecureOptions

@@ -7,9 +7,7 @@ flexserve.errors. Nothing here logs, and no error text quotes a prompt or an ans
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-from collections.abc import Generator, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -22,14 +20,16 @@ from flexserve.errors import (
     CallerError,
     FlexServeError,
     InternalError,
-    NormalWorldError,
     PeerError,
     rebuild,
 )
+from flexserve.normal.address import CONNECT_TIMEOUT, Address, NoServerError
 from flexserve.normal.peers import check_server
 from flexserve.normal.reports import (
+    Answer,
     CapResult,
     DecisionLog,
+    Ending,
     Health,
     MemoryState,
     NeedResult,
@@ -40,54 +40,11 @@ from flexserve.protocol.answer_parts import Thought
 from flexserve.protocol.messages import ChatMessage, Timings, Usage
 from flexserve.protocol.sampling import Sampling
 
-CONNECT_TIMEOUT = 3.0  # seconds; the server is on this machine, or near
 SILENCE_TIMEOUT = 60.0  # seconds; a server that is at work on an answer pings every 5
 MAX_BODY = 16 << 20  # bytes of an answer in one piece
 MAX_EVENT = 4 << 20  # bytes of one event of a stream
 
-_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # heard on all, asked on loopback
-
 T = TypeVar("T")
-
-
-class NoServerError(NormalWorldError):
-    """Nobody listens at the address."""
-
-    default_code = "no_server"
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Address:
-    """Where a server listens, and the key to send it. The Unix socket, if there is one, is preferred."""
-
-    host: str
-    port: int
-    unix_socket: Path | None = None
-    key: str = dataclasses.field(default="", repr=False)
-
-    def __str__(self) -> str:
-        return f"unix:{self.unix_socket}" if self.unix_socket else self.url
-
-    @property
-    def url(self) -> str:
-        """The base of the server's URLs."""
-        if self.unix_socket:
-            return "http://localhost"
-        host = _ANY_ADDRESS.get(self.host, self.host)
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Ending:
-    """How an answer ended: "stop" or "length", the tokens it took and where the time went."""
-
-    reason: str
-    usage: Usage
-    timings: Timings
-
-
-# An answer as it comes: pieces of text and of thoughts, and at last how it ended.
-Answer = Generator[str | Thought | Ending, None, None]
 
 
 class Client:

@@ -1,10 +1,4 @@
-"""Starts a secure world: a process with an empty environment, a session of its own and one socket.
-
-The process gets no descriptor but null, its own messages' pipe, its end of the channel and those of
-the machine it runs on, where that is another; an environment of ours (`environment`), with nothing of
-the caller's but LANG; and its own session, so that Ctrl-C in the terminal reaches only the normal
-world, which then asks it to drain.
-"""
+"""Launches secure worlds: starts the process, shakes hands, says why one ended."""
 
 from __future__ import annotations
 
@@ -15,53 +9,38 @@ import signal
 import socket
 import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
-from flexserve.errors import FlexServeError, NormalWorldError, PeerError
+from flexserve.errors import FlexServeError, PeerError
 from flexserve.normal.answer import revive
 from flexserve.normal.channel import MemoryCounter, WorldChannel, open_channel
-from flexserve.platforms.linux import companion
+from flexserve.normal.process import Command, Started, program_command, start
 from flexserve.protocol.launch import EXIT_CANNOT_START, SECURE_WORLD, SecureOptions
 from flexserve.protocol.statuses import Failure
 
 HANDSHAKE_TIMEOUT = 60.0  # seconds; loading the engine's libraries from a cold disk takes a few
 TERM_GRACE = 3.0  # seconds between a shutdown that was not heeded, SIGTERM and SIGKILL
-_ENVIRONMENT = {
-    "PATH": "/usr/bin:/bin",
-    # Else llama.cpp starts a debugger on the secure process when it aborts.
-    "GGML_NO_BACKTRACE": "1",
-    # numpy's threads would exist before the sandbox does, and so be outside of it.
-    "OPENBLAS_NUM_THREADS": "1",
-}
 _MAX_LINE = 4096  # bytes kept of one line of the secure world's messages
 _MAX_TAIL = 20  # lines kept for the report of a death
 
-Command = Callable[[int], Sequence[str]]
-
 
 def secure_command(options: SecureOptions, channel_fd: int, *, program: str = SECURE_WORLD) -> list[str]:
-    """Return the command line of a secure world whose channel is descriptor `channel_fd`.
-
-    `-I`: no PYTHON* variable, no user site and no current directory decides what code runs
-    there; the package is found where it was installed.
-    """
+    """Return the command line of a secure world whose channel is descriptor `channel_fd`."""
     options = msgspec.structs.replace(options, channel_fd=channel_fd)
-    return companion.command([sys.executable, "-I", "-m", program, *options.words()])
-
-
-def environment() -> dict[str, str]:
-    """Return the environment of a secure world: nothing in it is the caller's but LANG."""
-    language = os.environ.get("LANG")
-    return _ENVIRONMENT | ({"LANG": language} if language is not None else {})
+    return program_command(options.words(), program=program)
 
 
 class SecureProcess:
     """A running secure world: its process, its channel and the last lines it wrote."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
+    def __init__(self, started: Started) -> None:
+        """Watch a process that was started, from within an event loop."""
+        self._process = started.process
+        self._status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._watch = os.pidfd_open(self._process.pid)
+        asyncio.get_running_loop().add_reader(self._watch, self._ended)
         self._tail: deque[str] = deque(maxlen=_MAX_TAIL)
         self._relay = asyncio.create_task(self._relay_messages(), name="secure-messages")
         self.channel: WorldChannel | None = None
@@ -73,7 +52,7 @@ class SecureProcess:
 
     async def wait(self) -> FlexServeError:
         """Wait for the end of the process and return why it ended, as far as it says."""
-        status = await self._process.wait()
+        status = await asyncio.shield(self._status)
         await asyncio.wait({self._relay}, timeout=1)  # a grandchild may hold the pipe open
         return self._reason(status)
 
@@ -85,7 +64,7 @@ class SecureProcess:
         self._signal(signal.SIGTERM)
         if not await self._ended_within(TERM_GRACE):
             self._signal(signal.SIGKILL)
-        await self._process.wait()
+        await asyncio.shield(self._status)
         if self.channel is not None:
             await self.channel.close()
         self._relay.cancel()
@@ -95,22 +74,31 @@ class SecureProcess:
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
-        if self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.send_signal(number)
+        self._process.send_signal(number)  # which does nothing when it has ended
+
+    def _ended(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._watch)
+        os.close(self._watch)
+        self._status.set_result(self._process.wait())
 
     async def _ended_within(self, seconds: float) -> bool:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._process.wait()
-        return self._process.returncode is not None
+                await asyncio.shield(self._status)
+        return self._status.done()
 
     async def _relay_messages(self) -> None:
         """Copy the secure world's messages to our standard error, line by line, made printable."""
-        assert self._process.stdout is not None
+        reader, loop = asyncio.StreamReader(), asyncio.get_running_loop()
+        protocol = asyncio.StreamReaderProtocol(reader)
+        transport, _ = await loop.connect_read_pipe(lambda: protocol, self._process.stdout)
+        with contextlib.closing(transport):
+            await self._relay_lines(reader)
+
+    async def _relay_lines(self, reader: asyncio.StreamReader) -> None:
         while True:
             try:
-                line = await self._process.stdout.readline()
+                line = await reader.readline()
             except ValueError:  # longer than the reader's limit; it dropped what it had
                 continue
             if not line:
@@ -135,15 +123,21 @@ class SecureProcess:
 class Launcher:
     """Starts secure worlds by `command`, which gets the channel's descriptor (secure_command).
 
-    They inherit `fds` besides.
+    They inherit `fds` besides. `early`: a process that was started already, and is the first.
     """
 
     def __init__(
-        self, command: Command, *, fds: Sequence[int] = (), handshake_timeout: float = HANDSHAKE_TIMEOUT
+        self,
+        command: Command,
+        *,
+        fds: Sequence[int] = (),
+        handshake_timeout: float = HANDSHAKE_TIMEOUT,
+        early: Started | None = None,
     ) -> None:
         self._command = command
         self._fds = fds
         self._handshake_timeout = handshake_timeout
+        self._early = early
 
     async def launch(self, memory: MemoryCounter) -> SecureProcess:
         """Start a secure world and shake hands.
@@ -152,36 +146,15 @@ class Launcher:
         PeerError when it died or was silent, or NormalWorldError when it could not be run;
         nothing of it is left then.
         """
-        ours, theirs = _socket_pair()
+        started, self._early = self._early or start(self._command, self._fds), None
+        process = SecureProcess(started)
         try:
-            with theirs:
-                process = SecureProcess(await self._spawn(theirs.fileno()))
-        except BaseException:
-            ours.close()
-            raise
-        try:
-            process.channel = await self._shake_hands(ours, process, memory)
+            process.channel = await self._shake_hands(started.channel, process, memory)
         except BaseException:
             process.kill()
             await process.stop(drain=0)
             raise
         return process
-
-    async def _spawn(self, channel_fd: int) -> asyncio.subprocess.Process:
-        try:
-            return await asyncio.create_subprocess_exec(
-                *self._command(channel_fd),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
-                pass_fds=(channel_fd, *self._fds),
-                start_new_session=True,
-                env=environment(),
-            )
-        except OSError as error:
-            raise NormalWorldError(
-                f"The secure world cannot be started: {error.strerror}.", hint="Install flexserve again."
-            ) from None
 
     async def _shake_hands(
         self, sock: socket.socket, process: SecureProcess, memory: MemoryCounter
@@ -195,16 +168,6 @@ class Launcher:
             raise (ended.result() if ended.done() else error) from None
         finally:
             ended.cancel()
-
-
-def _socket_pair() -> tuple[socket.socket, socket.socket]:
-    try:
-        return socket.socketpair()
-    except OSError as error:
-        raise NormalWorldError(
-            f"The secure world's channel cannot be made: {error.strerror}.",
-            hint="Raise the limit on open files.",
-        ) from None
 
 
 def _signal_name(number: int) -> str:

@@ -32,6 +32,7 @@ from flexserve.normal.connections import Connection, Door
 from flexserve.normal.guest import SecureCore
 from flexserve.normal.launcher import TERM_GRACE
 from flexserve.normal.pins import Pins
+from flexserve.normal.process import Started
 from flexserve.normal.world import DRAIN, World, running_world
 from flexserve.policy.pressure import Limits
 from flexserve.protocol.launch import SecureOptions
@@ -56,6 +57,7 @@ class ServeOptions:
     insecure: bool = False  # serve other machines without keys
     pins: Path | None = None  # file of the pinned models; None: they are forgotten at the end
     core: SecureCore | None = None  # the machine that the secure world runs on; None: this one
+    early: Started | None = None  # a secure world that was started with the same options
     log_level: str = "info"
     log_json: bool | None = None  # None: for people when standard error is a terminal
 
@@ -91,6 +93,7 @@ async def _serve(options: ServeOptions, keys: Keys, origins: Origins) -> int:
             cap=options.max_memory,
             pins=Pins(options.pins),
             core=options.core,
+            early=options.early,
         )
         async with running as world:
             closing = asyncio.Event()

@@ -5,7 +5,13 @@ Sizes are bytes, durations milliseconds. Unknown fields are skipped: a newer ser
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Generator
+
 import msgspec
+
+from flexserve.protocol.answer_parts import Thought
+from flexserve.protocol.messages import Timings, Usage
 
 
 class Protection(msgspec.Struct, frozen=True):
@@ -187,3 +193,16 @@ class DecisionLog(msgspec.Struct, frozen=True):
 
     settled: int
     decisions: list[Decision]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ending:
+    """How an answer ended: "stop" or "length", the tokens it took and where the time went."""
+
+    reason: str
+    usage: Usage
+    timings: Timings
+
+
+# An answer as it comes: pieces of text and of thoughts, and at last how it ended.
+Answer = Generator[str | Thought | Ending, None, None]

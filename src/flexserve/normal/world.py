@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import AsyncIterator, Iterable
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -23,8 +24,8 @@ from flexserve.normal.channel import MemoryCounter, WorldChannel
 from flexserve.normal.guest import GuestBroker, SecureCore
 from flexserve.normal.launcher import Launcher, secure_command
 from flexserve.normal.memory import MemoryBroker
-from flexserve.normal.metrics import Metrics
 from flexserve.normal.pins import Pins
+from flexserve.normal.process import Started
 from flexserve.normal.set_aside import Blamed
 from flexserve.normal.supervisor import Launch, SecureWorld, Supervisor, WorldState
 from flexserve.platforms.linux.normal_memory import LinuxNormalMemory
@@ -43,6 +44,9 @@ from flexserve.protocol.messages import (
 )
 from flexserve.protocol.sampling import Sampling
 from flexserve.protocol.statuses import ModelStatus
+
+if TYPE_CHECKING:
+    from flexserve.normal.metrics import Metrics
 
 _USUAL = Terms()
 DRAIN = 10.0  # seconds that running requests get when their server ends
@@ -66,7 +70,13 @@ class World:
         self._supervisor = supervisor
         self._broker = broker
         self._welcome = supervisor.channel().welcome
-        self.metrics = Metrics()
+
+    @functools.cached_property
+    def metrics(self) -> Metrics:
+        """What monitoring reads. Made when it is first asked for: nobody monitors the worlds of a command."""
+        from flexserve.normal.metrics import Metrics
+
+        return Metrics()
 
     @property
     def state(self) -> WorldState:
@@ -273,11 +283,13 @@ async def running_world(
     pins: Pins | None = None,
     core: SecureCore | None = None,
     program: str = SECURE_WORLD,
+    early: Started | None = None,
 ) -> AsyncIterator[World]:
     """Start a secure world with `options`, keep it alive, end it on the way out. `program`: its module.
 
     `cap` bounds the bytes that are granted; `pins` are the models to keep, and where they are written.
-    With a `core` the secure world runs on its machine, whose kernel decides about memory instead.
+    With a `core` the secure world runs on its machine, whose kernel decides about memory instead. `early`: a
+    secure world that was started with the same options, for no machine of its own; it becomes the first.
 
     Leaving in good order lets running requests finish for `drain` seconds; leaving by an
     exception ends them. Raises what normal.launcher.Launcher.launch raises.
@@ -285,7 +297,8 @@ async def running_world(
     journal.configure_if_unset()
     if core is not None:
         options = core.secure_options(options)
-    launcher = Launcher(functools.partial(secure_command, options, program=program), fds=options.fds)
+    command = functools.partial(secure_command, options, program=program)
+    launcher = Launcher(command, fds=options.fds, early=early)
     if core is not None:
         launch = _launch_on(core, launcher)
         broker: Broker = GuestBroker(core, pins=pins)

@@ -1,7 +1,8 @@
 """The launch contract: how one world's program starts the other's, and how that one says that it cannot.
 
-The normal world runs the module SECURE_WORLD with a SecureOptions as words. When it cannot start it prints
-a `Failure` (flexserve.protocol.messages) as its last line, as JSON, and exits with EXIT_CANNOT_START.
+The normal world runs the module SECURE_WORLD with a SecureOptions as words. Instead of the words it may give
+a socket from which they come later: `--options-fd N`. When it cannot start it prints a `Failure`
+(flexserve.protocol.messages) as its last line, as JSON, and exits with EXIT_CANNOT_START.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class SecureOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, ren
     rewarm: bool = False  # bring such models back when nobody needs the memory, before a request asks
     chunk: int = 0  # bytes in which memory comes and goes; a power of two
     channel_fd: int = -1  # the secure world's end of the channel; whoever starts it fills this in
+    options_fd: int = -1  # whence more options come, see above
     ram_fd: int = -1  # trustzone: the machine's RAM …
     doorbell_fd: int = -1  # … the secure core's end of its secure UART …
     npu_driver: bytes = b""  # … SHA-256 of what may drive its NPU; empty: it has none …

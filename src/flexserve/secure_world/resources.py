@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from flexserve.platforms.linux.attack_vectors import assess, describe
+from flexserve.platforms.linux.attack_vectors import DESCRIBED, assess, describe
 from flexserve.platforms.linux.sandbox import Sandbox
 from flexserve.platforms.ports import Npu, SecureMemory
-from flexserve.platforms.trustzone.flexnpu import TrustZoneNpu
-from flexserve.platforms.trustzone.guest_pages import GuestPages
+
+if TYPE_CHECKING:
+    from flexserve.platforms.trustzone.flexnpu import TrustZoneNpu
+    from flexserve.platforms.trustzone.guest_pages import GuestPages
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -25,7 +28,9 @@ class Host:
     def now(cls) -> Host:
         """Ask."""
         ram = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return cls(ram, os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC), describe(assess()))
+        return cls(
+            ram, os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC), describe(assess(vectors=DESCRIBED))
+        )
 
     def resident(self) -> int:
         """Return the bytes that the OS counts as resident for this process."""

@@ -31,9 +31,8 @@ from flexserve.protocol.messages import (
     Welcome,
 )
 from flexserve.protocol.statuses import KvStatus, MemoryStatus, ModelStatus, NpuStatus
-from flexserve.secure_world.guest import GuestDemands, GuestGranter
 from flexserve.secure_world.link import Link
-from flexserve.secure_world.resources import PlatformResources
+from flexserve.secure_world.resources import Guest, PlatformResources
 from flexserve.serving.memory_manager import MemoryManager
 from flexserve.serving.model_manager import ModelManager
 from flexserve.serving.scheduler import Scheduler
@@ -41,7 +40,7 @@ from flexserve.trusted.app import LlamaApp
 from flexserve.trusted.engine.runtime import Engine
 from flexserve.trusted.flexnpu import FlexNpu
 from flexserve.trusted.heartbeat import Heartbeat
-from flexserve.trusted.memory.flexmem import FlexMem
+from flexserve.trusted.memory.flexmem import FlexMem, Granter
 from flexserve.trusted.open_model import Limits, Services
 from flexserve.trusted.store.store import Store
 from flexserve.trusted.text.rendering.renderer import Renderer
@@ -73,7 +72,7 @@ class SecureWorld:
         threads = options.threads or len(os.sched_getaffinity(0))
         self._link, self._resources = link, resources
         guest, heartbeat = resources.guest, Heartbeat()
-        granter = GuestGranter(guest.pages) if guest is not None else link
+        granter = _granter(guest, link)
         flexmem = FlexMem(resources.memory, resources.ram, granter, heartbeat)
         self._npu = (
             FlexNpu(resources.npu, patience=options.npu_patience) if resources.npu is not None else None
@@ -105,6 +104,8 @@ class SecureWorld:
         )
         self._recalls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         if guest is not None:
+            from flexserve.secure_world.guest import GuestDemands
+
             demands = GuestDemands(guest, flexmem, self._memory.answer, later=self._recalls.put)
             guest.pages.start(demands)
         threading.Thread(target=self._answer_recalls, name="reclaimer", daemon=True).start()
@@ -182,3 +183,12 @@ class SecureWorld:
             return None
         counters = dataclasses.asdict(self._npu.counters) | {"held": 1000 * self._npu.held()}
         return NpuStatus(state=self._npu.state.value, **counters)
+
+
+def _granter(guest: Guest | None, link: Link) -> Granter:
+    """Return who grants memory: the guest's kernel, or the normal world's program."""
+    if guest is None:
+        return link
+    from flexserve.secure_world.guest import GuestGranter
+
+    return GuestGranter(guest.pages)

@@ -12,7 +12,8 @@ import random
 import struct
 from collections.abc import Callable, Sequence
 
-from flexserve.trusted.store.gguf import BLOCKS, parse_gguf
+from flexserve.trusted.store.ggml_types import TENSOR_TYPES
+from flexserve.trusted.store.gguf import parse_gguf
 from flexserve.units import align_up
 
 _ALIGNMENT = 32  # bytes
@@ -40,7 +41,7 @@ class Tensor:
     @property
     def size(self) -> int:
         """Bytes, rounded down where the shape is none that the type has; 0 for types nobody knows."""
-        block, width = BLOCKS.get(self.kind, (1, 0))
+        _, block, width = TENSOR_TYPES.get(self.kind, ("", 1, 0))
         return math.prod(self.shape) // block * width
 
 
@@ -232,7 +233,7 @@ class Mutator:
     def _retype(self, draft: Draft) -> None:
         if draft.tensors:
             tensor = self._rng.choice(draft.tensors)
-            tensor.kind = self._rng.choice((*BLOCKS, 0, 1, 8, 30, 99))
+            tensor.kind = self._rng.choice((*TENSOR_TYPES, 0, 1, 8, 30, 99))
 
     def _drop_tensor(self, draft: Draft) -> None:
         if len(draft.tensors) > 1:

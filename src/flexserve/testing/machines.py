@@ -12,7 +12,7 @@ from flexserve.emulator.build import Images, NoSourcesError, Options, build
 from flexserve.emulator.machine import Machine
 from flexserve.emulator.packages import NoKernelError
 from flexserve.emulator.tools import MissingToolError, require
-from flexserve.settings import cache_folder
+from flexserve.folders import cache_folder
 from flexserve.units import MIB
 
 

@@ -14,7 +14,7 @@ import msgspec
 
 from flexserve.errors import FlexServeError, PeerError
 from flexserve.normal.channel import MemoryCounter, WorldChannel, open_channel
-from flexserve.normal.launcher import Command
+from flexserve.normal.process import Command
 from flexserve.platforms.ports import MemorySample
 from flexserve.testing.scripted_world import Script, ScriptedWorld
 from flexserve.units import GIB

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from flexserve.attacks import inside
-from flexserve.normal.launcher import environment
+from flexserve.normal.process import environment
 from flexserve.trusted.store.keys import DeviceKey, derived_keys
 from flexserve.trusted.store.store import Store
 

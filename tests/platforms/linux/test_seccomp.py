@@ -14,8 +14,8 @@ import pytest
 from flexserve.emulator import packages
 from flexserve.emulator.cpio import Archive
 from flexserve.emulator.tools import MissingToolError, require
+from flexserve.folders import cache_folder
 from flexserve.platforms.linux import seccomp
-from flexserve.settings import cache_folder
 
 COMPILERS = {"x86_64": "x86_64-linux-gnu-gcc", "aarch64": "aarch64-linux-gnu-gcc"}
 FILTERS = {"serving": seccomp.serving, "holding": seccomp.holding, "rendering": seccomp.rendering}

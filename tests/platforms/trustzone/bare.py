@@ -21,9 +21,9 @@ import pytest
 import flexserve
 from flexserve.emulator import packages, parent_death
 from flexserve.emulator.tools import MissingToolError, require
+from flexserve.folders import cache_folder
 from flexserve.platforms.trustzone import abi, layout
 from flexserve.platforms.trustzone.abi import Call, Command, Event, Notice, NpuState, Status
-from flexserve.settings import cache_folder
 from flexserve.units import MIB
 
 BASE, PAGE = 0x4000_0000, 4096

@@ -23,9 +23,9 @@ import pytest
 from flexserve.emulator.build import NoSourcesError, Options, build
 from flexserve.emulator.packages import NoKernelError
 from flexserve.emulator.tools import MissingToolError, require
+from flexserve.folders import cache_folder
 from flexserve.platforms.trustzone import abi
 from flexserve.platforms.trustzone.abi import Byte, Command, Event, PageState, Status
-from flexserve.settings import cache_folder
 from flexserve.units import MIB
 
 machine = pytest.importorskip("flexserve.emulator.machine")

@@ -15,7 +15,7 @@ import pytest
 from flexserve.emulator.build import Images, NoSourcesError, build
 from flexserve.emulator.packages import NoKernelError
 from flexserve.emulator.tools import MissingToolError
-from flexserve.settings import cache_folder
+from flexserve.folders import cache_folder
 from flexserve.units import MIB
 
 pytestmark = pytest.mark.vm

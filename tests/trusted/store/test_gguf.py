@@ -32,6 +32,7 @@ from sample_models import (
 from flexserve.errors import CallerError
 from flexserve.trusted.store import GgufHeader, parse_gguf
 from flexserve.trusted.store import gguf as reader
+from flexserve.trusted.store.ggml_types import FILE_TYPES, TENSOR_TYPES
 
 ARCHITECTURE = PAIRS[0]
 
@@ -117,8 +118,15 @@ def test_block_sizes_agree_with_the_engine():
     ggml = ctypes.CDLL(str(libraries / "libggml-base.so.0"))
     ggml.ggml_blck_size.restype = ctypes.c_int64
     ggml.ggml_type_size.restype = ctypes.c_size_t
-    for kind, sizes in reader.BLOCKS.items():
-        assert (ggml.ggml_blck_size(kind), ggml.ggml_type_size(kind)) == sizes, f"type {kind}"
+    for kind, (name, *sizes) in TENSOR_TYPES.items():
+        assert [ggml.ggml_blck_size(kind), ggml.ggml_type_size(kind)] == sizes, name
+
+
+def test_names_agree_with_the_gguf_package():
+    theirs = {int(kind): kind.name for kind in writer.GGMLQuantizationType}
+    assert {kind: TENSOR_TYPES[kind][0] for kind in theirs} == theirs
+    labels = {int(kind): kind.name.removeprefix("MOSTLY_") for kind in writer.LlamaFileType}
+    assert labels | {0: "F32"} == FILE_TYPES
 
 
 HUGE = 1 << 62

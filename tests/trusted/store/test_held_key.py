@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 
 from flexserve.errors import CallerError, InternalError, StoredDataError
 from flexserve.protocol.statuses import Abilities
+from flexserve.trusted.sidecar import start_key_holder
 from flexserve.trusted.store import DeviceKey
 from flexserve.trusted.store.held_key import HeldKey
 from flexserve.trusted.store.record import Record
@@ -37,7 +39,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def held(path: Path) -> Iterator[HeldKey]:
-    key = HeldKey(path)
+    key = HeldKey(start_key_holder(), path)
     key.wait_until_ready()
     yield key
     key.close()
@@ -75,7 +77,7 @@ def test_no_key_is_wrapped(held: HeldKey):
 def test_a_key_that_others_may_read_is_refused_as_ever(path: Path):
     DeviceKey.load_or_create(path)
     path.chmod(0o644)
-    held = HeldKey(path)
+    held = HeldKey(start_key_holder(), path)
     with pytest.raises(CallerError, match="others may access it") as refused:
         held.wait_until_ready()
     assert refused.value.code == "device_key_unsafe"
@@ -99,9 +101,9 @@ def test_several_threads_get_their_own_answers(held: HeldKey, path: Path):
 
 def test_its_end_is_told(path: Path):
     ended = threading.Event()
-    held = HeldKey(path, ended.set)
+    held = HeldKey(start_key_holder(), path, ended.set)
     held.wait_until_ready()
-    held._process.send_signal(signal.SIGKILL)
+    os.kill(held.pid, signal.SIGKILL)
     with pytest.raises(InternalError):
         held.sign(RECORD)
     assert ended.is_set()

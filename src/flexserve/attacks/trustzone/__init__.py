@@ -68,7 +68,7 @@ ATTACKS_ON_ANSWERS: tuple[Callable[[Conversation], str], ...] = (
 
 def images(say: Callable[[str], None], *, npu: bool) -> Images:
     """Return what a machine under attack boots from, having built what is missing."""
-    from flexserve.settings import cache_folder
+    from flexserve.folders import cache_folder
 
     folder, options = cache_folder() / "trustzone", Options(npu=npu)
     return build(folder, ram_bytes=RAM_BYTES, cpus=CPUS, progress=say, options=options)

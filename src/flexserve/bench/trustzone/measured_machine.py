@@ -13,12 +13,12 @@ from flexserve.bench.trustzone.plan import Allocator, Plan
 from flexserve.emulator.build import Options, build
 from flexserve.emulator.machine import Machine
 from flexserve.errors import NormalWorldError
+from flexserve.folders import cache_folder
 from flexserve.platforms.trustzone import abi
 from flexserve.platforms.trustzone.guest_pages import GuestPages
 from flexserve.platforms.trustzone.layout import hidden_offset
 from flexserve.platforms.trustzone.mailbox import Mailbox
 from flexserve.platforms.trustzone.ram import BASE, PAGE, Ram
-from flexserve.settings import cache_folder
 
 Say = Callable[[str], None]
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import gzip
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 _YAMA = Path("/proc/sys/kernel/yama/ptrace_scope")
@@ -31,6 +30,9 @@ class Vector(enum.Enum):
     TRACE = "have the kernel's own instruments (BPF programs, uprobes) copy memory of the process"
 
 
+DESCRIBED = (Vector.ATTACH, Vector.WRITE)  # which the label is about
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class AttackVector:
     """A vector in, and how this host stands to it. `closed_by` "": it is open."""
@@ -44,24 +46,29 @@ class AttackVector:
         return not self.closed_by
 
 
-def assess(pid: int | str = "self") -> dict[Vector, AttackVector]:
-    """Return all vectors against a process (the secure one), open or closed as this host has them."""
+def assess(pid: int | str = "self", vectors: Iterable[Vector] = Vector) -> dict[Vector, AttackVector]:
+    """Return `vectors` against a process (the secure one), open or closed as this host has them."""
+    return {vector: AttackVector(vector, _closed_by(vector, pid)) for vector in vectors}
+
+
+def _closed_by(vector: Vector, pid: int | str) -> str:
     yama = "Yama: kernel.yama.ptrace_scope=3" if yama_scope() == _NO_ATTACH else ""
-    guard = "the process is traced by a companion of its own, and nobody else can" if _guarded(pid) else ""
-    found = (
-        AttackVector(Vector.ATTACH, yama or guard),
-        AttackVector(Vector.WRITE, yama),
-        AttackVector(Vector.KEY),
-        AttackVector(Vector.MODULE, _no_modules()),
-        AttackVector(
-            Vector.TRACE, "" if config("BPF_EVENTS") is not False else "this kernel has no such instruments"
-        ),
-    )
-    return {each.vector: each for each in found}
+    match vector:
+        case Vector.ATTACH:
+            guard = "the process is traced by a companion of its own, and nobody else can"
+            return yama or (guard if _guarded(pid) else "")
+        case Vector.WRITE:
+            return yama
+        case Vector.KEY:
+            return ""
+        case Vector.MODULE:
+            return _no_modules()
+        case Vector.TRACE:
+            return "" if config("BPF_EVENTS") is not False else "this kernel has no such instruments"
 
 
 def describe(there: Mapping[Vector, AttackVector]) -> str:
-    """Return the label's sentence on root, with the attack vectors as they are."""
+    """Return the label's sentence on root, with the attack vectors DESCRIBED as they are."""
     if not there[Vector.WRITE].open:
         return "Kept out: root's debuggers and /proc/PID/mem, too; not the device key's file, nor the kernel."
     if not there[Vector.ATTACH].open:
@@ -87,6 +94,8 @@ def lockdown() -> str:
 
 def config(option: str) -> bool | None:
     """Return whether the running kernel was built with CONFIG_`option` (None: nobody tells)."""
+    import gzip
+
     try:
         text = gzip.decompress(Path("/proc/config.gz").read_bytes()).decode()
     except OSError:

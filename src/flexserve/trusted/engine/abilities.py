@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from llama_cpp import llama_cpp as lib
-
 from flexserve.errors import CallerError
 from flexserve.protocol.messages import Embed, Generate, Warm
 from flexserve.protocol.statuses import Abilities
+from flexserve.trusted.engine.library import lib
 from flexserve.trusted.engine.model import Model
 
 # Architectures whose graphs end in states and not in scores of tokens (llama.cpp's src/models), whether

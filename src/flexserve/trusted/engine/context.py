@@ -7,7 +7,6 @@ import dataclasses
 from collections.abc import Collection, Sequence
 
 import numpy as np
-from llama_cpp import llama_cpp as lib
 from numpy.typing import NDArray
 
 from flexserve.errors import CancelledError, InternalError
@@ -15,7 +14,9 @@ from flexserve.platforms.ports import Arena
 from flexserve.trusted.engine import abi
 from flexserve.trusted.engine.graph import EngineGraph
 from flexserve.trusted.engine.kv import KvCache
+from flexserve.trusted.engine.library import lib
 from flexserve.trusted.engine.model import Model
+from flexserve.trusted.engine.tensors import floats_at
 from flexserve.trusted.weights.job import RestoreStats
 from flexserve.trusted.weights.residency import Residency
 
@@ -219,7 +220,7 @@ class Context:
 
     def _logits(self, row: int) -> NDArray[np.float32]:
         logits = lib.llama_get_logits_ith(self.address, row)
-        return np.ctypeslib.as_array(logits, shape=(self._vocabulary_size,))
+        return floats_at(ctypes.addressof(logits.contents), self._vocabulary_size)
 
     def restore(self) -> RestoreStats:
         """Bring all weights into memory; return what it cost. Raises what restoring raises."""

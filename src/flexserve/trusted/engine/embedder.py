@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 
 import numpy as np
-from llama_cpp import llama_cpp as lib
 from numpy.typing import NDArray
 
 from flexserve.errors import CallerError, InternalError
 from flexserve.trusted.engine.context import BATCH, Context, Span
+from flexserve.trusted.engine.library import lib
+from flexserve.trusted.engine.tensors import floats_at
 from flexserve.trusted.weights.job import RestoreStats
 
 # Tokens that one graph takes in. llama.cpp makes, and has room for, the logits of each of them, though
@@ -77,7 +79,7 @@ class Embedder(Context):
         vector = lib.llama_get_embeddings_seq(self.address, 0)
         if not vector:
             raise InternalError("llama.cpp pooled nothing.")
-        return np.ctypeslib.as_array(vector, shape=(self._width,)).astype(np.float64)
+        return floats_at(ctypes.addressof(vector.contents), self._width).astype(np.float64)
 
     def _combined(self, parts: Sequence[NDArray[np.float64]], count: int) -> NDArray[np.float64]:
         """Return the pooling of a text of `count` tokens, of which `parts` are those of its batches."""

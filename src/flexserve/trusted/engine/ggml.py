@@ -152,14 +152,15 @@ def _require(fact: bool, what: str) -> None:
 def load() -> Ggml:
     """Return the library, checked. Raises InternalError on another version or layout."""
     try:
-        import llama_cpp
+        from flexserve.trusted.engine import library
     except (ImportError, OSError, RuntimeError) as error:
         raise NormalWorldError(
             f"llama.cpp cannot be loaded: {type(error).__name__}.",
             hint="Run `make setup`.",
             code="engine_missing",
         ) from error
-    _require(llama_cpp.__version__ == abi.PINNED_VERSION, f"llama-cpp-python {llama_cpp.__version__}")
+    version = library.VERSION or "of unknown version"
+    _require(version == abi.PINNED_VERSION, f"llama-cpp-python {version}")
     try:
         ggml = Ggml()
     except (OSError, AttributeError) as error:

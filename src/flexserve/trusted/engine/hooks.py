@@ -1,7 +1,7 @@
 """Three function pointers that put all of llama.cpp's memory, and its compute, into our hands.
 
     alloc_buffer   every buffer (weights, repacked weights, KV, compute, output) gets Flex-Mem
-    set_tensor     while a model opens, records where each weight lives instead of writing it
+    init_tensor    while a model opens, records where each weight lives, and that there is nothing to read
     graph_compute  runs each graph through the residency barrier, with its work area in Flex-Mem
 
 The library is process-wide, so there is one `Hooks` per process. What a callback must do
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import ParamSpec, Protocol, TypeVar
 
@@ -31,7 +32,7 @@ R = TypeVar("R")
 class BufferOwner(Protocol):
     """Who the buffers of a call into llama.cpp belong to: a model or one of its contexts."""
 
-    lazy: bool  # weights are recorded, not written
+    lazy: bool  # weights are recorded, not read
     watches: bool  # wants to hear of the tensors in its buffers, by `settle`
 
     def adopt(self, kind: str, address: int, arena: Arena, size: int) -> None:
@@ -50,6 +51,15 @@ class BufferOwner(Protocol):
         """Run a `ggml_cgraph`; return a ggml status."""
 
 
+@dataclasses.dataclass(slots=True)
+class _Placing:
+    """A weight buffer while its model opens: functions of its own, and its tensors' first dimensions."""
+
+    init_tensor: int | None
+    set_tensor: int | None
+    elements: dict[int, int] = dataclasses.field(default_factory=dict)  # by address of the struct
+
+
 class Hooks:
     """The installed hooks. Raises InternalError when the library does not fit."""
 
@@ -57,7 +67,7 @@ class Hooks:
         self._ggml, self._flexmem = ggml, flexmem
         self._owner: BufferOwner | None = None
         self._arenas: dict[int, Arena] = {}  # by address of the ggml buffer
-        self._set_tensor: dict[int, int] = {}  # the original of each diverted buffer
+        self._placing: dict[int, _Placing] = {}  # weight buffers while a model opens, by address
         self._watched: set[int] = set()  # buffers whose tensors the current owner hears of
         self._pending: BaseException | None = None
         # ctypes callbacks must outlive the library's use of them: they live as long as this.
@@ -65,7 +75,8 @@ class Hooks:
         self._free = abi.FreeBuffer(self._guard(self._free_buffer, None))
         self._clear = abi.ClearBuffer(self._guard(self._clear_buffer, None))
         self._settle = abi.InitTensor(self._guard(self._settle_tensor, abi.STATUS_FAILED))
-        self._record = abi.SetTensor(self._guard(self._record_tensor, None))
+        self._place = abi.InitTensor(self._guard(self._place_weight, abi.STATUS_FAILED))
+        self._skip = abi.SetTensor(lambda *_: None)
         self._compute = abi.GraphCompute(self._guard(self._graph_compute, abi.STATUS_FAILED))
         self._init = abi.InitBackend(self._guard(self._init_backend, None))
         self._extra_allocs: list[object] = []
@@ -81,7 +92,7 @@ class Hooks:
             yield
         finally:
             self._owner = previous
-            self._restore_host()
+            self._stop_placing()
             self._stop_watching()
         self.raise_pending()
 
@@ -93,9 +104,8 @@ class Hooks:
 
     def set_tensor(self, tensor: int, data: int, size: int) -> None:
         """Write a weight for real (repacking it): `size` bytes of its GGUF form at address `data`."""
-        struct = abi.Tensor.from_address(tensor)
-        original = abi.SetTensor(self._set_tensor[struct.buffer])
-        original(struct.buffer, tensor, data, 0, size)
+        buffer = abi.Tensor.from_address(tensor).buffer
+        abi.SetTensor(abi.Buffer.from_address(buffer).iface.set_tensor)(buffer, tensor, data, 0, size)
 
     # ---- installing ----------------------------------------------------------------------------
 
@@ -103,7 +113,6 @@ class Hooks:
         ggml = self._ggml
         device = ggml.device_by_type(abi.DEVICE_TYPE_CPU)
         self._plain_type = abi.BufferType.from_address(ggml.cpu_buffer_type())
-        self._is_host = self._plain_type.iface.is_host
         self._plain_type.iface.alloc_buffer = _address(self._alloc)
         for address in ggml.extra_buffer_types(device):
             extra = abi.BufferType.from_address(address)
@@ -177,27 +186,41 @@ class Hooks:
         return address
 
     def _divert(self, address: int) -> None:
-        """While a model opens, record its tensors instead of writing them.
+        """While a model opens, put our functions in the place of a weight buffer's, which may be set anew."""
+        if self._owner is not None and self._owner.lazy:
+            iface = abi.Buffer.from_address(address).iface
+            if iface.init_tensor != _address(self._place):
+                self._placing[address] = _Placing(iface.init_tensor, iface.set_tensor)
+                iface.init_tensor, iface.set_tensor = _address(self._place), _address(self._skip)
 
-        ggml reads file data straight into "host" buffers without calling set_tensor, so from
-        the first weight buffer to the end of the load the plain type says that it is not host.
-        By then every decision that looks at this (which buffer type for which tensor) is made.
+    def _place_weight(self, buffer: int, tensor: int) -> int:
+        """Have the owner record a weight, and llama.cpp read none of it.
+
+        For each tensor it makes a buffer to read it to, and clears that byte by byte: this was most of the
+        time that opening a model took. A tensor without elements has no bytes. So none has any until the end
+        of the load.
         """
-        if self._owner is None or not self._owner.lazy:
-            return
-        buffer = abi.Buffer.from_address(address)
-        if buffer.iface.set_tensor != _address(self._record):
-            self._set_tensor[address] = buffer.iface.set_tensor
-            buffer.iface.set_tensor = _address(self._record)
-        self._plain_type.iface.is_host = None
+        placing, struct = self._placing[buffer], abi.Tensor.from_address(tensor)
+        status = abi.STATUS_SUCCESS
+        if placing.init_tensor:
+            status = abi.InitTensor(placing.init_tensor)(buffer, tensor)
+        if self._owner is not None:
+            self._owner.place(tensor, self._ggml.bytes_of(tensor))
+        placing.elements[tensor] = struct.ne[0]
+        struct.ne[0] = 0
+        return status
 
-    def _restore_host(self) -> None:
-        self._plain_type.iface.is_host = self._is_host
+    def _stop_placing(self) -> None:
+        """Give the weights their elements back, and their buffers their own functions.
 
-    def _record_tensor(self, _buffer: int, tensor: int, _data: int, offset: int, size: int) -> None:
-        if self._owner is None or offset != 0:
-            raise InternalError("llama.cpp loads a weight in pieces; it cannot be opened without reading it.")
-        self._owner.place(tensor, size)
+        What llama.cpp freed again, because it could not open the model, is not there any more.
+        """
+        for address, placing in self._placing.items():
+            iface = abi.Buffer.from_address(address).iface
+            iface.init_tensor, iface.set_tensor = placing.init_tensor, placing.set_tensor
+            for tensor, elements in placing.elements.items():
+                abi.Tensor.from_address(tensor).ne[0] = elements
+        self._placing.clear()
 
     def _settle_tensor(self, buffer: int, tensor: int) -> int:
         if self._owner is not None:
@@ -212,7 +235,7 @@ class Hooks:
 
     def _free_buffer(self, address: int) -> None:
         self._watched.discard(address)
-        self._set_tensor.pop(address, None)
+        self._placing.pop(address, None)
         arena = self._arenas.pop(address)
         if self._owner is not None:
             self._owner.drop(address)

@@ -50,8 +50,12 @@ class KvCache:
         """Put memory behind `sequence`: zeros where there was none. Raises GrantRefusedError."""
         with self._lock:  # a release under way ends first, and none takes what we need from here on
             self._held.add(sequence)
-        for arena, masks in self._needs.items():
-            self._flexmem.commit_missing(arena, masks[sequence])
+        needs = {arena: masks[sequence] for arena, masks in self._needs.items()}
+        held = sum(self._flexmem.committed(arena, mask) for arena, mask in needs.items())
+        wanted = sum(int(np.count_nonzero(mask)) for mask in needs.values()) * self._flexmem.chunk
+        self._flexmem.grant(wanted - held)  # all at once: each layer's part would be a question of its own
+        for arena, mask in needs.items():
+            self._flexmem.commit_missing(arena, mask)
 
     def holds(self, sequence: int) -> bool:
         """Return whether `sequence` has memory."""

@@ -1,9 +1,9 @@
 """Opening a sealed model in llama.cpp without reading its weights, and making its image.
 
 The loader is given a file that is the GGUF's metadata followed by a hole as long as the tensor
-data. It reads zeros (at memory speed, in C) and hands each tensor to `set_tensor`, where the
-hooks only note its place. What comes out is a complete model object over address space with no
-memory behind it. The image fills that address space on demand (trusted.weights.residency).
+data. The hooks record the place of each tensor, and have it read nothing. What comes out is a complete
+model object over address space with no memory behind it. The image fills that address space on demand
+(trusted.weights.residency).
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ import ctypes
 import os
 from collections.abc import Iterator
 
-from llama_cpp import llama_cpp as lib
-
 from flexserve.errors import InternalError, StoredDataError, UnknownModelError
 from flexserve.platforms.ports import Arena
 from flexserve.trusted.engine import abi
 from flexserve.trusted.engine.graph import Extent, WeightMap
+from flexserve.trusted.engine.library import lib
 from flexserve.trusted.engine.runtime import Engine
 from flexserve.trusted.store.container import SealedModel
 from flexserve.trusted.store.image import BufferSpec, Image, ImageWriter
@@ -62,14 +61,14 @@ class _Opening:
         self.tensors: list[_Placed] = []
 
     def adopt(self, kind: str, _address: int, arena: Arena, size: int) -> None:
-        """Note a weight buffer."""
+        """Record a weight buffer."""
         self.buffers.append((kind, arena, size))
 
     def drop(self, _address: int) -> None:
         """A model is freed whole."""
 
     def place(self, tensor: int, size: int) -> None:
-        """Note where a tensor lives."""
+        """Record where a tensor lives."""
         self.tensors.append(_Placed(tensor, size))
 
     def settle(self, _buffer: int, _tensor: int) -> None:

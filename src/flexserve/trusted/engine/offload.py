@@ -34,6 +34,7 @@ from flexserve.policy.offload import (
 from flexserve.trusted.engine import abi, tensors
 from flexserve.trusted.engine.ggml import Ggml
 from flexserve.trusted.engine.jobs import JobMemory
+from flexserve.trusted.engine.tensors import floats_at
 from flexserve.trusted.flexnpu import FlexNpu, Step
 from flexserve.trusted.memory.flexmem import FlexMem
 
@@ -269,17 +270,12 @@ def _collect(parts: Sequence[tuple[_Portion, int]]) -> None:
     """Copy results to where llama.cpp wants them."""
     for portion, address in parts:
         whole = portion.product
-        target = _floats(whole.target, whole.rows, whole.columns)
+        size = whole.rows * whole.columns
+        target = floats_at(whole.target, size).reshape(whole.rows, whole.columns)
         np.copyto(
             target[:, portion.first : portion.first + portion.count],
-            _floats(address, whole.rows, portion.count),
+            floats_at(address, whole.rows * portion.count).reshape(whole.rows, portion.count),
         )
-
-
-def _floats(address: int, rows: int, columns: int) -> NDArray[np.float32]:
-    return np.ctypeslib.as_array((ctypes.c_float * (rows * columns)).from_address(address)).reshape(
-        rows, columns
-    )
 
 
 def _ranges(ggml: Ggml, pointers: NDArray[np.uint64]) -> NDArray[np.uint64]:

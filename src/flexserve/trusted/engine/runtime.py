@@ -6,12 +6,11 @@ import ctypes
 import hashlib
 import platform
 
-from llama_cpp import llama_cpp as lib
-
 from flexserve.errors import InternalError
 from flexserve.policy.offload import LEAST_ROWS
 from flexserve.trusted.engine import abi, ggml
 from flexserve.trusted.engine.hooks import Hooks
+from flexserve.trusted.engine.library import lib
 from flexserve.trusted.engine.offload import GraphOffload, Offload, Resting
 from flexserve.trusted.engine.team import Team
 from flexserve.trusted.flexnpu import FlexNpu

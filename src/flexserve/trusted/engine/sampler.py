@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from llama_cpp import llama_cpp as lib
 from numpy.typing import NDArray
 
 from flexserve.errors import CallerError
 from flexserve.protocol.sampling import Sampling
+from flexserve.trusted.engine.library import lib
 from flexserve.trusted.engine.vocabulary import Vocabulary
 from flexserve.trusted.text.grammar import Confinement
 

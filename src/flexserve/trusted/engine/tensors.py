@@ -1,9 +1,10 @@
-"""Many tensor structs of llama.cpp at once, as one array."""
+"""What llama.cpp has in its memory, as arrays: many tensor structs at once, or floats."""
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,3 +34,9 @@ def read(pointers: Sequence[int] | ctypes.Array[ctypes.c_uint64]) -> NDArray[np.
     """Return the tensor structs at `pointers` as one structured array (copied)."""
     size = ctypes.sizeof(abi.Tensor)
     return np.frombuffer(b"".join([ctypes.string_at(p, size) for p in pointers]), dtype=_DTYPE)
+
+
+def floats_at(address: int, count: int) -> NDArray[np.float32]:
+    """Return a view of `count` floats at `address`. numpy.ctypeslib can do it, but takes long to import."""
+    floats: Any = (ctypes.c_float * count).from_address(address)
+    return np.frombuffer(floats, np.float32)

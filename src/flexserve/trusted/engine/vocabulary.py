@@ -11,8 +11,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from llama_cpp import llama_cpp as lib
-
+from flexserve.trusted.engine.library import lib
 from flexserve.trusted.engine.model import Model
 from flexserve.trusted.text.grammar import TokenTree
 from flexserve.trusted.text.markers import Markers

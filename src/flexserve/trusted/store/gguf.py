@@ -23,10 +23,9 @@ import struct
 import sys
 from collections.abc import Callable, Mapping
 
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
-
 from flexserve.errors import CallerError
 from flexserve.trusted.store.architecture import check_architecture
+from flexserve.trusted.store.ggml_types import FILE_TYPES, TENSOR_TYPES
 from flexserve.trusted.store.values import bad
 from flexserve.units import align_up
 
@@ -53,13 +52,6 @@ _SCALARS = {
     6: ("f", 4), 7: ("B", 1), 10: ("Q", 8), 11: ("q", 8), 12: ("d", 8),
 }  # fmt: skip
 _U32 = 4
-# ggml type → (weights per block, bytes per block). The gguf package is wrong about Q8_1 and older
-# than Q2_0; a test compares all of them with the engine's.
-BLOCKS: Mapping[int, tuple[int, int]] = {
-    **{int(kind): sizes for kind, sizes in GGML_QUANT_SIZES.items()},
-    9: (32, 36),
-    42: (64, 18),
-}
 
 Read = Callable[[int, int], bytes]
 
@@ -125,14 +117,13 @@ class GgufHeader:
         The publisher's own label where there is one, else the type that holds most bytes.
         """
         label = self._number("general.file_type")
-        if label is not None and label in LlamaFileType.__members__.values():
-            return str(LlamaFileType(label).name).removeprefix("MOSTLY_").removeprefix("ALL_")
+        if label is not None and label in FILE_TYPES:
+            return FILE_TYPES[label]
         sizes: dict[int, int] = {}
         for tensor in self.tensors:
             sizes[tensor.type] = sizes.get(tensor.type, 0) + tensor.size
         largest = max(sizes, key=sizes.__getitem__)
-        known = largest in GGMLQuantizationType.__members__.values()
-        return str(GGMLQuantizationType(largest).name) if known else f"type {largest}"
+        return TENSOR_TYPES[largest][0]
 
     def without_lists(self) -> GgufHeader:
         """Return it without what is long: a vocabulary takes some 70 bytes a token."""
@@ -362,11 +353,11 @@ def _tensor(cursor: _Cursor) -> TensorInfo:
 
 
 def _size(name: str, kind: int, shape: tuple[int, ...]) -> int:
-    if kind not in BLOCKS:
+    if kind not in TENSOR_TYPES:
         raise bad(f"tensor {_show(name)} is of unknown type {kind}")
     if 0 in shape or math.prod(shape) >= 1 << 63:
         raise bad(f"tensor {_show(name)} has an impossible shape")
-    block, width = BLOCKS[kind]
+    _, block, width = TENSOR_TYPES[kind]
     if shape[0] % block:
         raise bad(f"a row of tensor {_show(name)} is not a multiple of its block of {block}")
     return math.prod(shape) // block * width

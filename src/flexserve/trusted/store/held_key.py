@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import socket
-import subprocess
-import sys
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +13,7 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from flexserve.errors import Blame, CallerError, InternalError, rebuild
+from flexserve.trusted.sidecar import Sidecar
 from flexserve.trusted.store.key_holder import MAX_MESSAGE, Answer, Done, Held, Refused, Sign, Unwrap
 from flexserve.trusted.store.keys import verify_signature
 
@@ -26,25 +25,19 @@ _answers: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
 class HeldKey:
     """A Device whose key is in another process. Thread-safe.
 
-    Make it before this process confines itself. `on_end` is called when that process is gone.
+    `on_end` is called when that process is gone.
     """
 
-    def __init__(self, path: Path, on_end: Callable[[], None] = lambda: None) -> None:
-        """Start the holder of the key in `path`."""
+    def __init__(self, holder: Sidecar, path: Path, on_end: Callable[[], None] = lambda: None) -> None:
+        """Have `holder` (trusted.sidecar.start_key_holder) hold the key in `path`."""
         self._on_end = on_end
         self._asking = threading.Lock()
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._holder, self._socket = holder, holder.socket
         self._socket.settimeout(_PATIENCE)
-        with theirs:
-            command = [sys.executable, "-I", "-m", "flexserve.trusted.store.key_holder"]
-            self._process = subprocess.Popen(
-                [*command, "--fd", str(theirs.fileno()), "--device-key", str(path.absolute())],
-                stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                env={},
-            )
-        self.pid = self._process.pid
+        self.pid = holder.pid
         self.identity = ""
+        with contextlib.suppress(OSError):  # it is gone: whoever waits for it will hear
+            self._socket.sendall(os.fsencode(path.absolute()))
 
     def wait_until_ready(self) -> None:
         """Wait until the holder has the key and is confined. Raises what DeviceKey.load_or_create raises."""
@@ -74,7 +67,7 @@ class HeldKey:
     def close(self) -> None:
         """End the holder. Always safe."""
         self._socket.close()
-        self._process.wait()
+        self._holder.wait()
 
     def _ask(self, request: Unwrap | Sign) -> bytes:
         with self._asking:

@@ -1,7 +1,7 @@
 """A process that holds the device key, and uses it for one other that never has it.
 
-The secure process starts it before anything else. It reads the key's file, gives up all but its memory and
-its end of a socket, and answers until the other end is gone:
+The secure process starts it before anything else, and tells it the path of the key's file first. It reads the
+file, gives up all but its memory and its end of a socket, and answers until the other end is gone:
 
     Unwrap(model, wrapped) → the model's key          Sign(record) → the signature
 
@@ -13,6 +13,7 @@ model of its own, nor opens one later or elsewhere.
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import socket
 import sys
@@ -95,14 +96,16 @@ def main(arguments: list[str] | None = None) -> int:
     """Hold the key of the command line; return the exit status."""
     parser = argparse.ArgumentParser(prog="flexserve.trusted.store.key_holder", description=__doc__)
     parser.add_argument("--fd", type=int, required=True)
-    parser.add_argument("--device-key", type=Path, required=True)
     options = parser.parse_args(arguments)
     die_with_parent(signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     harden(keep={options.fd})
     connection = socket.socket(fileno=options.fd)
     try:
-        key = DeviceKey.load_or_create(options.device_key)
+        path = connection.recv(MAX_MESSAGE)
+        if not path:
+            return 0  # whoever started it went away
+        key = DeviceKey.load_or_create(Path(os.fsdecode(path)))
         confine_holder()
     except FlexServeError as error:
         connection.sendall(_encoder.encode(Refused(failure_of(error))))

@@ -81,7 +81,7 @@ class Residency:
     def _needs(weights: Weights, graph: GraphRun) -> Needs:
         """Walk the graph; record how much of the weights it reads."""
         needs = graph.needs()
-        weights.read = max(weights.read, len(np.unique(needs.chunk)))
+        weights.read = max(weights.read, int(np.count_nonzero(np.bincount(needs.chunk))))
         return needs
 
     def restore(self, weights: Weights, stats: RestoreStats) -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from typing import Any
 
 from flexserve.errors import CallerError, FlexServeError, InternalError, StoredDataError
 from flexserve.protocol.schema import refuse
+from flexserve.trusted.sidecar import Sidecar
 from flexserve.trusted.text.rendering.compiling import reason
 from flexserve.trusted.text.rendering.jobs import Answer, Frames, Job, Outcome, Ready, Result, encode
 
@@ -24,22 +23,15 @@ _MOST_COMPILED = 1024
 class Renderer:
     """Has templates rendered and grammars compiled in a process of their own. Thread-safe.
 
-    Make it before the process has anything to hide and before it confines itself: the helper is a program
-    that is executed. A thread is started with the first job. `on_end` is called when the helper is gone.
+    The `helper` is a program (trusted.sidecar.start_helper): start it before the process has anything to hide
+    and before it confines itself. A thread is started with the first job. `on_end` is called when the helper
+    is gone.
     """
 
-    def __init__(self, on_end: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, helper: Sidecar, on_end: Callable[[], None] = lambda: None) -> None:
         self._on_end = on_end
-        self._socket, theirs = socket.socketpair()
-        with theirs:
-            command = [sys.executable, "-I", "-m", "flexserve.trusted.text.rendering.helper"]
-            self._process = subprocess.Popen(
-                [*command, "--fd", str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                env={},
-            )
-        self.pid = self._process.pid
+        self._helper, self._socket = helper, helper.socket
+        self.pid = helper.pid
         self._changed = threading.Condition()
         self._sending = threading.Lock()
         self._serial = 0
@@ -115,7 +107,7 @@ class Renderer:
         self._closed = True
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
-        self._process.wait()
+        self._helper.wait()
 
     def _template(self, job: Job) -> Result:
         result = self._ask(job)
