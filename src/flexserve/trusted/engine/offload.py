@@ -270,12 +270,15 @@ def _collect(parts: Sequence[tuple[_Portion, int]]) -> None:
     """Copy results to where llama.cpp wants them."""
     for portion, address in parts:
         whole = portion.product
-        size = whole.rows * whole.columns
-        target = floats_at(whole.target, size).reshape(whole.rows, whole.columns)
+        target = _floats(whole.target, whole.rows, whole.columns)
         np.copyto(
             target[:, portion.first : portion.first + portion.count],
-            floats_at(address, whole.rows * portion.count).reshape(whole.rows, portion.count),
+            _floats(address, whole.rows, portion.count),
         )
+
+
+def _floats(address: int, rows: int, columns: int) -> NDArray[np.float32]:
+    return floats_at(address, rows * columns).reshape(rows, columns)
 
 
 def _ranges(ggml: Ggml, pointers: NDArray[np.uint64]) -> NDArray[np.uint64]:
