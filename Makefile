@@ -9,7 +9,7 @@ STAMP := $(VENV)/.setup-$(shell cat requirements-dev.lock pyproject.toml tools/s
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(STAMP) ## make .venv with everything in it (once; builds llama.cpp: 3 to 5 minutes)
+setup: $(STAMP) ## make .venv with everything in it (once; builds llama.cpp: some minutes)
 
 $(STAMP): requirements-dev.lock pyproject.toml tools/setup.sh tools/llama.cmake
 	@tools/setup.sh $@

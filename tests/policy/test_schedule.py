@@ -173,3 +173,14 @@ def test_turns_do_not_depend_on_the_order_in_which_lanes_are_named(lanes, steps)
 def test_times_that_make_no_sense_are_refused(wrong):
     with pytest.raises(ValueError, match="negative"):
         Turns(**wrong)
+
+
+def test_no_patience_no_quantum_and_fast_aging_make_sense():
+    assert Turns(patience=0.0, quantum=0.0, aging=0.5).next([lane("a", active=1)], 0.0) == "a"
+
+
+def test_the_bound_is_that_of_the_theory():
+    aged = Turns(patience=2.0, quantum=1.0, aging=10.0)
+    assert aged.bound(lanes=4, priorities=2, missing=3.0, turn=0.5) == 10 * 3 + 4 * 3 * (3 + 3 + 0.5)
+    patient = Turns(patience=60.0, quantum=10.0, aging=1.0)
+    assert patient.bound(lanes=2, priorities=0, missing=3.0, turn=0.5) == (60 + 3) + 2 * 1 * (3 + 10 + 0.5)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from flexserve.errors import StoredDataError, UnknownModelError
 from flexserve.protocol.statuses import ModelStatus
+from flexserve.protocol.trusted_app import Kind
 from flexserve.serving.model_manager import ModelManager
 from flexserve.testing.fake_app import CHUNK, FakeApp, FakeModel
 
@@ -87,6 +90,83 @@ def test_tidying_says_when_there_will_be_something_to_do() -> None:
     assert wait is not None
     assert 90 < wait <= 100
     assert app.used == CHUNK
+
+
+def test_tidying_says_when_the_first_of_several_is_due() -> None:
+    app = FakeApp(1 << 40, **{name: FakeModel(CHUNK, is_open=True, has_scratch=CHUNK) for name in "abc"})
+    models = ModelManager(app, idle=100)
+    for name, keep in (("a", None), ("b", 10.0), ("c", -1.0)):
+        models.used(name, keep)
+    wait = models.tidy()
+    assert wait is not None
+    assert 0 < wait <= 10
+    assert app.calls == []
+
+
+def test_what_an_idle_model_does_not_have_is_not_evicted() -> None:
+    app = FakeApp(a=FakeModel(CHUNK, is_open=True, idle_kv=CHUNK), b=FakeModel(CHUNK, is_open=True))
+    models = ModelManager(app, idle=0)
+    assert models.tidy() is None
+    assert [call[:3] for call in app.calls if call[0] == "evict"] == [("evict", "a", Kind.KV)]
+
+
+def test_weights_stay_after_the_usual_time_and_are_not_waited_for() -> None:
+    app = FakeApp(a=FakeModel(CHUNK, is_open=True, weights=CHUNK))
+    models = ModelManager(app, idle=100)
+    models.used("a", None)
+    assert models.tidy() is None
+    assert app.used == CHUNK
+
+
+@pytest.mark.parametrize(
+    ("keep", "after", "kept"),
+    [(None, 0.0, None), (-1.0, 1e9, True), (5.0, 4.9, True), (5.0, 5.0, False), (0.0, 0.0, False)],
+)
+def test_the_last_user_of_a_model_says_whether_it_is_kept(
+    keep: float | None, after: float, kept: bool | None
+) -> None:
+    models = ModelManager(FakeApp(a=FakeModel(CHUNK)), idle=100)
+    before = time.monotonic()
+    models.used("a", keep)
+    last = models.last_used("a")
+    assert before <= last <= time.monotonic()
+    assert models.is_kept("a", last + after) is kept
+
+
+def test_nobody_used_a_model_that_is_new_or_was_closed() -> None:
+    models = ModelManager(FakeApp(a=FakeModel(CHUNK, is_open=True)), idle=100)
+    assert (models.last_used("a"), models.is_kept("a", 0.0)) == (0.0, None)
+    models.used("a", 60.0)
+    models.close()
+    assert (models.last_used("a"), models.is_kept("a", 0.0)) == (0.0, None)
+
+
+def test_a_model_is_loading_while_it_opens_and_not_afterwards() -> None:
+    app = FakeApp(a=FakeModel(CHUNK), b=FakeModel(CHUNK))
+    models = ModelManager(app, idle=60)
+    seen: list[list[str]] = []
+    opening = app.open
+
+    def watched(model: str) -> None:
+        seen.append([status.state for status in models.statuses()])
+        opening(model)
+
+    app.open = watched  # type: ignore[method-assign]
+    models.fetch("b")
+    assert seen == [["unloaded", "loading"]]
+    app.models["a"].error = StoredDataError("Damaged.")
+    with pytest.raises(StoredDataError):
+        models.fetch("a")
+    assert [status.state for status in models.statuses()] == ["unloaded", "unloaded"]
+
+
+def test_a_status_tells_of_requests_and_of_what_they_use() -> None:
+    app = FakeApp(
+        a=FakeModel(4 * CHUNK, is_open=True, idle_kv=CHUNK, users={1, 2}, heap=7), b=FakeModel(CHUNK)
+    )
+    a, b = ModelManager(app, idle=0).statuses()
+    assert (a.running, a.kv, a.heap) == (True, 3 * CHUNK, 7)
+    assert (b.running, b.kv, b.heap, b.scratch, b.resident, b.weights) == (False, 0, 0, 0, 0, CHUNK)
 
 
 def test_what_a_running_model_has_is_not_looked_at() -> None:
