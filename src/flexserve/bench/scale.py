@@ -33,8 +33,10 @@ from flexserve.bench import drawing
 from flexserve.harness.served import Served, own_environment
 from flexserve.harness.shapes import SHAPES
 from flexserve.harness.synth import write_synthetic
-from flexserve.normal.client import Address, Client
-from flexserve.protocol.messages import ChatMessage, Sampling
+from flexserve.normal.address import Address
+from flexserve.normal.client import Client
+from flexserve.protocol.messages import ChatMessage
+from flexserve.protocol.sampling import Sampling
 from flexserve.trusted.store.keys import DeviceKey
 from flexserve.trusted.store.store import Store
 from flexserve.units import MIB

@@ -59,7 +59,7 @@ def tune(
     Needs the extra: pip install 'flexserve[tune]'.
     """
     from flexserve.bench.tuning import main, report
-    from flexserve.settings import cache_folder
+    from flexserve.folders import cache_folder
 
     load = _recorded(log) if log else None
     if journal is None:
