@@ -152,7 +152,9 @@ async def test_completions_default_to_sixteen_tokens(client: httpx.AsyncClient, 
 @pytest.mark.parametrize(
     ("more", "param"),
     [
-        ({"n": 2}, "n"),
+        ({"n": 0}, "n"),
+        ({"n": 129}, "n"),
+        ({"best_of": 2}, "best_of"),
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"response_format": {"type": "xml"}}, "response_format"),
         ({"response_format": {"type": "json_schema"}}, "response_format"),
@@ -214,7 +216,18 @@ async def test_a_wrong_parameter_is_named_in_a_400(
 
 
 @pytest.mark.parametrize(
-    "more", [{"suffix": "x"}, {"best_of": 2}, {"prompt": [1, 2]}, {"prompt": ["a", "b"]}]
+    "more",
+    [
+        {"suffix": "x"},
+        {"best_of": 1, "n": 2},
+        {"best_of": 2, "stream": True},
+        {"prompt": []},
+        {"prompt": [[]]},
+        {"prompt": [1, [2]]},
+        {"prompt": [-1]},
+        {"prompt": [True]},
+        {"prompt": [["x", ["y"]]]},
+    ],
 )
 async def test_completions_refuse_what_they_cannot_do(
     client: httpx.AsyncClient, more: dict[str, Any]

@@ -107,30 +107,34 @@ async def status_of(world: World, name: str | None) -> ModelStatus:
     raise UnknownModelError("There is no such model.", hint="GET /v1/models lists them.")
 
 
-async def respond(request: Request, asked: GenerationRequest, form: Form) -> Response:
-    """Have the secure world answer `asked`, and return the answer in `form`."""
-    world: World = request.app.state.world
+async def begun(world: World, asked: GenerationRequest) -> Answer:
+    """Send `asked` to the secure world; return its answer to come."""
     record = world.metrics.follow(asked.model)
     try:
-        answer = await world.generate(asked.model, asked.prompt, asked.sampling, asked.terms, record)
+        return await world.generate(asked.model, asked.prompt, asked.sampling, asked.terms, record)
     except BaseException:
         record.lost()
         raise
+
+
+async def respond(request: Request, asked: GenerationRequest, form: Form) -> Response:
+    """Have the secure world answer `asked`, and return the answer in `form`."""
+    answer = await begun(request.app.state.world, asked)
     note = request.state.note
     try:
         if not asked.stream:
-            finished, whole = await while_connected(request.receive, _collect(answer, form))
+            finished, deltas, _ = await while_connected(request.receive, collected(answer, form))
             _count(note, asked.model, finished)
-            return json_response(whole)
+            return json_response(form.whole(deltas, finished))
         # What is refused at once is refused by status; after the first ping it must be an event.
-        opening = await while_connected(request.receive, _within(PING_SECONDS, answer))
+        opening = await while_connected(request.receive, next_message(PING_SECONDS, answer))
     except ClientGoneError:
         _give_up(answer, note)
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     except BaseException:
         answer.abandon()
         raise
-    events = _events(answer, form, opening, asked.model, note)
+    events = events_of(answer, form, opening, asked.model, note)
     return EventStream(events, after=lambda: _give_up(answer, note), media_type=form.media_type)
 
 
@@ -155,7 +159,11 @@ def _give_up(answer: Answer, note: Json) -> None:
     answer.abandon()
 
 
-async def _collect(answer: Answer, form: Form) -> tuple[Finished, Json]:
+async def collected(answer: Answer, form: Form) -> tuple[Finished, list[Delta], int]:
+    """Return all of an answer, with its size in characters and log-probabilities; `form` hears how it begins.
+
+    Raises CallerError for one that is larger than MAX_ANSWER, and what the answer ends with.
+    """
     deltas: list[Delta] = []
     size = 0
     async with answer:
@@ -168,11 +176,11 @@ async def _collect(answer: Answer, form: Form) -> tuple[Finished, Json]:
             elif isinstance(message, Started):
                 form.began(message)
             elif isinstance(message, Finished):
-                return message, form.whole(deltas, message)
+                return message, deltas, size
     raise unended()
 
 
-async def _events(
+async def events_of(
     answer: Answer, form: Form, first: AnswerMessage | None, model: str, note: Json
 ) -> AsyncIterator[bytes]:
     """Yield the pieces of a stream; an error becomes the last one, without the ending of a whole answer."""
@@ -201,13 +209,13 @@ async def _events(
             if message is None or time.monotonic() - spoke >= PING_SECONDS:
                 yield form.ping()
                 spoke = time.monotonic()
-            message = await _within(PING_SECONDS, answer)
+            message = await next_message(PING_SECONDS, answer)
     except FlexServeError as error:
         note.update(error=error.code)
         yield form.encode(form.failure(from_error(error)))
 
 
-async def _within(seconds: float, answer: Answer) -> AnswerMessage | None:
+async def next_message(seconds: float, answer: Answer) -> AnswerMessage | None:
     """Return the next message of `answer`, or None when none comes within `seconds`."""
     try:
         async with asyncio.timeout(seconds):

@@ -31,7 +31,7 @@ _USE_TOOLS = "Use `tools` and `tool_choice`"
 REFUSED: Mapping[str, Refused] = {
     # OpenAI
     "audio": Refused("OpenAI"),
-    "best_of": Refused("OpenAI, vLLM", (1,), "Use `n`, or /v1/completions"),
+    "best_of": Refused("OpenAI, vLLM", (1,), "Use /v1/completions"),
     "dimensions": Refused("OpenAI, ollama", (), "Cut the vectors, and scale them to length 1"),
     "echo": Refused("OpenAI, vLLM", (False,)),
     "function_call": Refused("OpenAI", ("none", "auto"), _USE_TOOLS),

@@ -181,7 +181,12 @@ class CompletionForm(_OpenAIForm):
         return {
             "tokens": [_text(choice.token) for choice in choices],
             "token_logprobs": [_finite(choice.token.logprob) for choice in choices],
-            "top_logprobs": [{_text(top): _finite(top.logprob) for top in choice.top} for choice in choices],
+            "top_logprobs": [
+                {_text(top): _finite(top.logprob) for top in choice.top}
+                if choice.token.logprob is not None
+                else None
+                for choice in choices
+            ],
             "text_offset": offsets,
         }
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from flexserve.normal.api.answering import GenerationRequest, model_of, respond
+from flexserve.normal.api.answering import GenerationRequest, model_of
 from flexserve.normal.api.forms import ChatForm, CompletionForm
 from flexserve.normal.api.parts import Parts
 from flexserve.normal.api.schemas import ChatRequest, CompletionRequest
+from flexserve.normal.api.several import Wanted, respond_with
 from flexserve.normal.api.tools import schemas_of
 from flexserve.protocol.bounds import MAX_TOOL_CALLS
 
@@ -20,20 +21,30 @@ router = APIRouter(tags=["generation"])
 async def chat_completions(body: ChatRequest, request: Request) -> Response:
     """Answer a conversation."""
     model = await model_of(request.app.state.world, body.model)
-    prompt = body.prompt()
+    prompt, sampling = body.prompt(), body.sampling()
     most_calls = 0 if prompt.tools is None else 1 if body.parallel_tool_calls is False else MAX_TOOL_CALLS
-    parts = Parts(most_calls, schemas_of(body.tools), raw=body.reasoning_format == "none")
-    form = ChatForm(model, with_logprobs=bool(body.logprobs), with_usage=body.include_usage, parts=parts)
+
+    def form(with_usage: bool) -> ChatForm:
+        parts = Parts(most_calls, schemas_of(body.tools), raw=body.reasoning_format == "none")
+        return ChatForm(model, with_logprobs=bool(body.logprobs), with_usage=with_usage, parts=parts)
+
+    count = body.n or 1
+    wanted = Wanted([prompt], count, count, body.include_usage)
     terms = body.terms(request.state.key)
-    asked = GenerationRequest(model, prompt, body.sampling(), terms, stream=bool(body.stream))
-    return await respond(request, asked, form)
+    asked = GenerationRequest(model, prompt, sampling, terms, stream=bool(body.stream))
+    return await respond_with(request, asked, wanted, form)
 
 
 @router.post("/v1/completions")
 async def completions(body: CompletionRequest, request: Request) -> Response:
-    """Continue a text."""
+    """Continue a text, or several."""
     model = await model_of(request.app.state.world, body.model)
-    form = CompletionForm(model, with_logprobs=body.logprobs is not None, with_usage=body.include_usage)
+    prompts, sampling = body.prompts(), body.sampling()
+
+    def form(with_usage: bool) -> CompletionForm:
+        return CompletionForm(model, with_logprobs=body.logprobs is not None, with_usage=with_usage)
+
+    wanted = Wanted(prompts, body.n or 1, body.tried, body.include_usage)
     terms = body.terms(request.state.key)
-    asked = GenerationRequest(model, body.text(), body.sampling(), terms, stream=bool(body.stream))
-    return await respond(request, asked, form)
+    asked = GenerationRequest(model, prompts[0], sampling, terms, stream=bool(body.stream))
+    return await respond_with(request, asked, wanted, form)

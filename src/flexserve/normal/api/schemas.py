@@ -17,7 +17,6 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
-    field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -27,10 +26,12 @@ from flexserve.normal.api.keys import owner_of
 from flexserve.normal.api.reasoning import ReasoningFields
 from flexserve.normal.api.sampling_fields import SamplingFields
 from flexserve.normal.api.tools import Choice, Label, MadeCall, Tools, offered
-from flexserve.protocol.bounds import MAX_MESSAGES, MAX_TEXT, MAX_TOOL_CALLS, MAX_TOP_LOGPROBS
-from flexserve.protocol.messages import ChatMessage, ChatPrompt, Terms, TextPrompt
-from flexserve.protocol.sampling import MAX_ANSWER_TOKENS, Sampling
+from flexserve.protocol.bounds import MAX_MESSAGES, MAX_TEXT, MAX_TOKENS, MAX_TOOL_CALLS, MAX_TOP_LOGPROBS
+from flexserve.protocol.messages import ChatMessage, ChatPrompt, Prompt, Terms, TextPrompt, TokenPrompt
+from flexserve.protocol.sampling import MAX_ANSWER_TOKENS, MAX_TOKEN, Sampling
 from flexserve.units import parse_duration
+
+MAX_ANSWERS = 128  # of one request
 
 # OpenAI's default for /v1/completions; /v1/chat/completions has none.
 DEFAULT_COMPLETION_TOKENS = 16
@@ -187,6 +188,30 @@ class ModelRequest(Body):
         )
 
 
+_TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN)]
+_Tokens = Annotated[list[_TokenId | Text], Field(min_length=1, max_length=MAX_TOKENS)]
+Prompts = Text | Annotated[list[_TokenId | Text | _Tokens], Field(min_length=1, max_length=MAX_TOKENS)]
+Answers = Annotated[int, Field(ge=1, le=MAX_ANSWERS)]
+
+
+def prompts_of(given: str | list[int | str | list[int | str]]) -> list[Prompt]:
+    """Return the prompts of a request: a list with a number in it is one prompt, another list has several.
+
+    Raises PydanticCustomError for a list within one prompt.
+    """
+    if isinstance(given, str):
+        return [TextPrompt(given)]
+    if any(isinstance(one, int) for one in given):
+        if any(isinstance(one, list) for one in given):
+            raise PydanticCustomError("prompt", "Tokens and prompts are mixed", {"param": "prompt"})
+        return [TokenPrompt([one for one in given if not isinstance(one, list)])]
+    return [
+        TextPrompt(one) if isinstance(one, str) else TokenPrompt(one)
+        for one in given
+        if not isinstance(one, int)
+    ]
+
+
 class SamplingRequest(SamplingFields, ModelRequest):
     """What all requests for text in OpenAI's and llama-server's names have in common."""
 
@@ -228,6 +253,7 @@ class ChatRequest(ReasoningFields, SamplingRequest):
     tools: Tools | None = None
     tool_choice: Choice | None = None
     parallel_tool_calls: bool | None = None
+    n: Answers | None = Field(None, description="answers to each prompt")
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -257,22 +283,32 @@ class ChatRequest(ReasoningFields, SamplingRequest):
 class CompletionRequest(SamplingRequest):
     """Body of POST /v1/completions."""
 
-    prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=1)]
+    prompt: Prompts = Field(description="text, tokens, or several of them")
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     echo: bool | None = Field(None, description="the prompt comes before the answer, with `logprobs` its own")
 
-    @field_validator("prompt", mode="before")
-    @classmethod
-    def _refuse_tokens(cls, value: Any) -> Any:
-        if isinstance(value, list) and len(value) != 1:
-            raise PydanticCustomError(
-                "unsupported", "Send one prompt per request, as text", {"param": "prompt"}
-            )
-        return value
+    n: Answers | None = Field(None, description="answers to each prompt")
+    best_of: Answers | None = Field(None, description="of so many answers, the `n` likeliest are sent")
 
-    def text(self) -> TextPrompt:
-        """Return the text to continue."""
-        return TextPrompt(self.prompt if isinstance(self.prompt, str) else self.prompt[0])
+    @model_validator(mode="after")
+    def _is_not_too_much(self) -> Self:
+        count = self.n or 1
+        if self.tried < count:
+            raise PydanticCustomError("order", "It is smaller than n", {"param": "best_of"})
+        if self.stream and self.tried > count:
+            raise PydanticCustomError("order", "A stream cannot wait for the best", {"param": "best_of"})
+        if len(self.prompts()) * self.tried > MAX_ANSWERS:
+            raise PydanticCustomError("order", "These are more than {most} answers", {"most": MAX_ANSWERS})
+        return self
+
+    @property
+    def tried(self) -> int:
+        """How many answers to each prompt are made."""
+        return self.best_of or self.n or 1
+
+    def prompts(self) -> list[Prompt]:
+        """Return the texts to continue."""
+        return prompts_of(self.prompt)
 
     def limits(self) -> dict[str, int | None]:
         """Return the limit of the answer by the names that it has."""
