@@ -199,8 +199,8 @@ def test_errors_are_of_the_clients_own_types(client: openai.OpenAI, server: Serv
         client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "word " * 2000}])
     assert too_long.value.code == "context_length_exceeded"
     with pytest.raises(openai.BadRequestError) as unsupported:
-        client.chat.completions.create(model="tiny", messages=QUESTION, n=2)
-    assert unsupported.value.param == "n"
+        client.chat.completions.create(model="tiny", messages=QUESTION, verbosity="low")
+    assert unsupported.value.param == "verbosity"
     with server.openai(key="sk-somebody-else") as stranger, pytest.raises(openai.AuthenticationError):
         stranger.models.list()
 
