@@ -89,6 +89,46 @@ def test_a_policy_is_not_asked_when_scratch_is_enough_or_nothing_is_there():
     assert plan([], None, victims=victims) == []
 
 
+def brought_back(model: str, size: int, unasked: int, last_used: float) -> Holding:
+    return Holding(model, Kind.WEIGHTS, size, running=False, last_used=last_used, unasked=unasked)
+
+
+def taken(steps: list[Step]) -> list[tuple[str, Kind, int, bool]]:
+    return [(step.model, step.kind, step.size, step.unasked) for step in steps]
+
+
+def test_what_no_request_asked_for_goes_first_and_only_as_far_as_is_missing():
+    holdings = [brought_back("a", 10, 4, 1.0), brought_back("b", 10, 4, 2.0), idle("a", Kind.SCRATCH, 5)]
+    a, b = ("a", Kind.WEIGHTS), ("b", Kind.WEIGHTS)
+    assert taken(plan(holdings, 1)) == [(*a, 1, True)]
+    assert taken(plan(holdings, 6)) == [(*a, 4, True), (*b, 2, True)]
+    assert taken(plan(holdings, 9)) == [(*a, 4, True), (*b, 4, True), ("a", Kind.SCRATCH, 5, False)]
+
+
+def test_what_was_undone_is_not_taken_a_second_time():
+    holdings = [brought_back("a", 10, 4, 1.0), idle("a", Kind.KV, 3, 0.5), idle("b", Kind.WEIGHTS, 10, 2.0)]
+    rest = [("a", Kind.KV, 3, False), ("a", Kind.WEIGHTS, 6, False), ("b", Kind.WEIGHTS, 10, False)]
+    assert taken(plan(holdings, None)) == [("a", Kind.WEIGHTS, 4, True), *rest]
+    assert taken(plan(holdings, 14)) == [
+        ("a", Kind.WEIGHTS, 4, True),
+        *rest[:2],
+        ("b", Kind.WEIGHTS, 1, False),
+    ]
+
+
+def test_no_more_is_undone_than_there_is_and_a_policy_is_not_asked_about_it_again():
+    asked: list[dict[object, int]] = []
+
+    def victims(resident, _size):
+        asked.append(dict(resident))
+        return []
+
+    holdings = [brought_back("a", 10, 20, 1.0), idle("b", Kind.WEIGHTS, 10)]
+    steps = plan(holdings, 15, victims=victims)
+    assert taken(steps) == [("a", Kind.WEIGHTS, 10, True), ("b", Kind.WEIGHTS, 5, False)]
+    assert asked == [{("b", None): 10}]
+
+
 @given(holdings=HOLDINGS, demand=st.none() | DEMANDS)
 def test_kv_and_scratch_of_a_running_request_are_never_touched(holdings, demand):
     running = {holding.model: set() for holding in holdings}
