@@ -272,6 +272,17 @@ def test_missing_chunks_are_committed_around_those_that_are_there():
     assert bench.counts() == (0, ARENA)
     assert bytes(bench.flexmem.view(bench.arena, CHUNK, 4)) == b"kept"
     assert bench.flexmem.commit_missing(bench.arena) == 0
+    assert bench.purse.asked == [(1, 1), (1, 1), (4, 4)], "in pieces, but asked for at once"
+
+
+def test_what_lacks_in_an_arena_is_refused_whole_and_said():
+    bench = Bench(limit=3)
+    bench.commit(1, 1)
+    bench.commit(4, 1)
+    with pytest.raises(GrantRefusedError) as refused:
+        bench.flexmem.commit_missing(bench.arena)
+    assert refused.value.missing == 3 * CHUNK
+    assert bench.counts() == (1, 2)
 
 
 class Watched(SimSecureMemory):

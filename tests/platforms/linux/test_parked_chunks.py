@@ -20,6 +20,7 @@ from flexserve.platforms.linux import mman, reservation, secure_memory
 from flexserve.platforms.linux.parked_chunks import ParkedChunks
 from flexserve.platforms.linux.secure_memory import MemfdSecretMemory, probe_secret_memory
 from flexserve.platforms.ports import Arena
+from flexserve.trusted.memory.flexmem import FlexMem, OpenHanded
 from flexserve.units import KIB, MIB
 
 CHUNK = 64 * KIB
@@ -181,6 +182,24 @@ def test_what_is_trimmed_goes_to_the_os_by_its_own_count():
     memory.trim(0)
     assert memory.resident() == 0
     memory.free(arena)
+
+
+@moves
+def test_what_flexmem_gives_back_unused_is_memory_that_the_os_gets():
+    memory = MemfdSecretMemory()
+    flexmem = FlexMem(memory, 64 * MIB, OpenHanded())
+    arena = flexmem.reserve(16 * MIB)
+    flexmem.commit(arena, 0, arena.size)
+    flexmem.view(arena, 0, arena.size)[:] = b"x" * arena.size
+    before = rss()
+    flexmem.recycle(arena, 0, 12 * MIB)
+    assert (flexmem.unused(), flexmem.resident()) == (12 * MIB, 16 * MIB)
+    assert abs(before - rss()) <= MIB
+    assert flexmem.return_unused() == 12 * MIB
+    assert flexmem.resident() == 4 * MIB
+    assert 11 * MIB <= before - rss() <= 13 * MIB
+    flexmem.check()
+    flexmem.free(arena)
 
 
 @moves

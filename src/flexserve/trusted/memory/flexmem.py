@@ -165,12 +165,16 @@ class FlexMem:
         """
         # In a loop: a loader thread may take what was granted before we do.
         while not self.try_commit(arena, offset, length):
-            if (have := self.grant(length, minimum=length)) < length:
-                raise GrantRefusedError(
-                    f"{format_size(length)} of memory were not granted.",
-                    hint=REFUSED_HINT,
-                    missing=length - have,
-                )
+            self._require_granted(length)
+
+    def _require_granted(self, size: int) -> None:
+        """Have `size` bytes granted and unused. Raises GrantRefusedError, which says how much lacks."""
+        if (have := self.grant(size, minimum=size)) < size:
+            raise GrantRefusedError(
+                f"{format_size(size)} of memory were not granted.",
+                hint=REFUSED_HINT,
+                missing=size - have,
+            )
 
     def try_commit(self, arena: Arena, offset: int, length: int) -> bool:
         """Commit out of what is granted already; return False, and change nothing, if it is too little."""
@@ -200,13 +204,16 @@ class FlexMem:
     def commit_missing(self, arena: Arena, among: Mask | None = None) -> int:
         """Commit every chunk of `arena` that has no memory; return the bytes added.
 
-        `among` (one bool for each chunk) restricts this, as below, to some of the chunks.
+        `among` (one bool for each chunk) restricts this, as below, to some of the chunks. Raises as `commit`:
+        all of it is asked for at once, so whoever makes way hears how much lacks.
         """
         with self._lock:
             holes = _runs(_chosen(self._behind(arena) == _NO_PAGE, among))
+        size = sum(count for _, count in holes) * self.chunk
+        self._require_granted(size)
         for first, count in holes:
             self.commit(arena, first * self.chunk, count * self.chunk)
-        return sum(count for _, count in holes) * self.chunk
+        return size
 
     def release(self, arena: Arena, offset: int, length: int) -> int:
         """Scrub a committed range and give it to the OS; return its bytes.

@@ -13,7 +13,8 @@ from flexserve.trusted.weights.chunks import Weights
 
 # Fresh memory gets its pages at first touch, which is when the ciphertext is read into it: one call
 # does both, and touching every chunk first, to tell them apart, adds 2 % to a restore. So that is
-# done to one chunk in so many, and the others' time is split as theirs was.
+# done to one chunk in so many, and the others' time is split as theirs was. It is touched twice: the
+# second time has its pages, and takes as long as the first one where memory came with them.
 _SAMPLED = 16
 
 
@@ -41,7 +42,7 @@ class Filler:
         self._zeros = os.memfd_create("zeros", os.MFD_CLOEXEC)  # a hole: /dev is not to be seen from here
         os.ftruncate(self._zeros, flexmem.chunk)
         self._filled = 0
-        self._touching = 0.0  # fraction of (first touch and read) that is first touch
+        self._touching = 0.0  # fraction of (supply of pages and read) that is supply of pages
 
     def close(self) -> None:
         """Close what it reads from; nothing may be filled any more."""
@@ -82,15 +83,15 @@ class Filler:
             target = self._flexmem.view(arena, offset, length)
             committed = time.perf_counter()
             sampled = self._sampling and self._filled % _SAMPLED == 0
-            touched = self.touch(target) if sampled else None
+            first, again = (self.touch(target), self.touch(target)) if sampled else (0.0, 0.0)
             decrypt = weights.source.restore(part, index, target)
         except BaseException:
             self._flexmem.report_returned(self._flexmem.release(arena, offset, self._flexmem.chunk))
             raise
         self._filled += 1  # two threads may count one: no matter
-        both = time.perf_counter() - committed - decrypt  # first touch and read
-        if touched is not None:
-            sample = touched / both
+        both = time.perf_counter() - committed - decrypt - 2 * again  # the OS's supply of pages, and reading
+        if sampled:
+            sample = min(1.0, max(0.0, first - again) / both) if both > 0 else 0.0
             self._touching = (self._touching + sample) / 2 if self._touching else sample
         allocate = committed - began + both * self._touching
         return Cost(allocate, both * (1 - self._touching), decrypt, length)
