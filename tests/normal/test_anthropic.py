@@ -17,7 +17,12 @@ from flexserve.testing.scripted_world import Behaviour, Script
 
 pytestmark = pytest.mark.anyio
 CALL = '<tool_call>{"name": "weather", "arguments": {"city": "Rome"}}</tool_call>'
-MODELS = {"tiny": Behaviour(), "caller": Behaviour(tokens=["Let me ", "see. ", CALL[:20], CALL[20:]])}
+THINKS = [*"<think>\nHm.</think>\n\nYes."]
+MODELS = {
+    "tiny": Behaviour(),
+    "thinker": Behaviour(tokens=THINKS),
+    "caller": Behaviour(tokens=["Let me ", "see. ", CALL[:20], CALL[20:]]),
+}
 USER = [{"role": "user", "content": "Hi"}]
 TOOL = {"name": "weather", "description": "How it is.", "input_schema": {"type": "object"}}
 
@@ -92,6 +97,40 @@ async def test_a_call_is_a_block_of_its_own(client: httpx.AsyncClient) -> None:
     assert json.loads("".join(pieces)) == {"city": "Rome"}
 
 
+async def test_a_thought_is_a_block_before_the_answer(client: httpx.AsyncClient) -> None:
+    answer = (await client.post("/v1/messages", json=body("thinker"))).json()
+    thought, text = answer["content"]
+    assert thought == {"type": "thinking", "thinking": "Hm.", "signature": ""}
+    assert text["text"] == "Yes."
+    found = events(await client.post("/v1/messages", json=body("thinker", stream=True)))
+    deltas = [event["delta"] for event in found if event["type"] == "content_block_delta"]
+    assert "".join(delta.get("thinking", "") for delta in deltas) == "Hm."
+    assert "".join(delta.get("text", "") for delta in deltas) == "Yes."
+    starts = [e["content_block"]["type"] for e in found if e["type"] == "content_block_start"]
+    assert starts == ["thinking", "text"]
+
+
+@pytest.mark.parametrize(
+    ("thinking", "crossed"),
+    [
+        (None, (None, None)),
+        ({"type": "adaptive"}, (None, None)),
+        ({"type": "disabled"}, (False, None)),
+        ({"type": "enabled", "budget_tokens": 1024}, (True, 1024)),
+    ],
+)
+async def test_whether_and_how_long_to_think_crosses(
+    client: httpx.AsyncClient, link: ScriptedLink, thinking: Any, crossed: Any
+) -> None:
+    schema = {"type": "json_schema", "schema": {"type": "object"}}
+    config = {"effort": "high", "format": schema}
+    await client.post("/v1/messages", json=body(thinking=thinking, output_config=config))
+    request = asked(link)
+    assert (request.prompt.thinking, request.prompt.thought_tokens) == crossed
+    assert json.loads(request.prompt.values) == {"reasoning_effort": "high"}
+    assert json.loads(request.sampling.schema) == {"type": "object"}
+
+
 async def test_a_conversation_crosses_as_turns_calls_and_results(
     client: httpx.AsyncClient, link: ScriptedLink
 ) -> None:
@@ -134,7 +173,9 @@ async def test_a_conversation_crosses_as_turns_calls_and_results(
     assert request.prompt.messages == [
         ChatMessage("system", "Be brief."),
         ChatMessage("user", "How is Rome?"),
-        ChatMessage("assistant", "I look.", [ToolCall("toolu_1", "weather", '{"city":"Rome"}')]),
+        ChatMessage(
+            "assistant", "I look.", [ToolCall("toolu_1", "weather", '{"city":"Rome"}')], thought="Hm."
+        ),
         ChatMessage("tool", "sunny", tool_call_id="toolu_1"),
         ChatMessage("user", "And?"),
     ]
@@ -163,7 +204,8 @@ async def test_tokens_are_counted_and_nothing_is_computed(
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"thinking": {"type": "enabled"}, "mcp_servers": [{}]},
+        {"mcp_servers": [{}]},
+        {"thinking": {"type": "often"}},
         {"max_tokens": None},
         {"made_up": 1},
         {"messages": []},

@@ -29,6 +29,7 @@ CALL = '<tool_call>{"name": "weather", "arguments": {"city": "Rome"}}</tool_call
 MODELS = {
     "tiny": Behaviour(),
     "caller": Behaviour(tokens=["Let me ", "see. ", CALL[:20], CALL[20:]]),
+    "thinker": Behaviour(tokens=[*"<think>\nHm.</think>\n\nYes."]),
     "forged": Behaviour(fault=Fault.FAIL),
 }
 USER = [{"role": "user", "content": "Hi"}]
@@ -100,6 +101,19 @@ async def test_a_call_comes_whole_with_its_arguments_as_an_object(client: httpx.
         assert "".join(message["content"] for message in messages).strip() == "Let me see."
 
 
+async def test_a_thought_is_apart_from_the_answer(client: httpx.AsyncClient, link: ScriptedLink) -> None:
+    whole = (await client.post("/api/chat", json=chat("thinker", think=True, stream=False))).json()
+    assert whole["message"] == {"role": "assistant", "content": "Yes.", "thinking": "Hm."}
+    assert asked(link).prompt.thinking is True
+    pieces = lines(await client.post("/api/chat", json=chat("thinker", think="high")))
+    assert "".join(piece["message"].get("thinking", "") for piece in pieces) == "Hm."
+    assert json.loads(asked(link).prompt.values) == {"reasoning_effort": "high"}
+    body = {"model": "thinker", "prompt": "Hi", "think": False, "stream": False}
+    made = (await client.post("/api/generate", json=body)).json()
+    assert (made["thinking"], made["response"]) == ("Hm.", "Yes.")
+    assert asked(link).prompt.thinking is False
+
+
 async def test_a_conversation_crosses_with_results_that_name_their_calls(
     client: httpx.AsyncClient, link: ScriptedLink
 ) -> None:
@@ -107,7 +121,7 @@ async def test_a_conversation_crosses_with_results_that_name_their_calls(
     turns = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "How is Rome?"},
-        {"role": "assistant", "content": "", "tool_calls": [call, call]},
+        {"role": "assistant", "content": "", "tool_calls": [call, call], "thinking": "Hm."},
         {"role": "tool", "content": "sunny", "tool_name": "weather"},
         {"role": "tool", "content": "warm"},
     ]
@@ -124,6 +138,7 @@ async def test_a_conversation_crosses_with_results_that_name_their_calls(
             "assistant",
             "",
             [ToolCall("call_2_0", "weather", arguments), ToolCall("call_2_1", "weather", arguments)],
+            thought="Hm.",
         ),
         ChatMessage("tool", "sunny", [], "call_2_0", "weather"),
         ChatMessage("tool", "warm", [], "call_2_1", ""),

@@ -20,6 +20,7 @@ CALL = '<tool_call>{"name": "weather", "arguments": {"city": "Rome"}}</tool_call
 MODELS = {
     "tiny": Behaviour(),
     "caller": Behaviour(tokens=["Let me ", "see. ", CALL[:20], CALL[20:]]),
+    "thinker": Behaviour(tokens=[*"<think>\nHm.</think>\n\nYes."]),
     "forged": Behaviour(fault=Fault.FAIL),
 }
 TOOL = {"type": "function", "name": "weather", "parameters": {"type": "object"}, "strict": False}
@@ -100,6 +101,26 @@ async def test_a_call_is_an_item_of_its_own(client: httpx.AsyncClient) -> None:
     assert found[-1]["response"]["output"][1]["arguments"] == done["arguments"]
 
 
+async def test_a_thought_is_an_item_before_the_answer(client: httpx.AsyncClient, link: ScriptedLink) -> None:
+    answer = (await client.post("/v1/responses", json=body("thinker", reasoning={"effort": "low"}))).json()
+    thought, message = answer["output"]
+    assert (thought["type"], thought["content"]) == ("reasoning", [{"type": "reasoning_text", "text": "Hm."}])
+    assert message["content"][0]["text"] == "Yes."
+    assert answer["reasoning"] == {"effort": "low", "summary": None}
+    assert json.loads(asked(link).prompt.values) == {"reasoning_effort": "low"}
+    found = events(await client.post("/v1/responses", json=body("thinker", stream=True)))
+    pieces = [event["delta"] for event in found if event["type"] == "response.reasoning_text.delta"]
+    assert "".join(pieces) == "Hm."
+    assert [item["type"] for item in found[-1]["response"]["output"]] == ["reasoning", "message"]
+
+
+async def test_log_probabilities_are_those_of_the_text(client: httpx.AsyncClient) -> None:
+    wanted: dict[str, Any] = {"top_logprobs": 1, "include": ["message.output_text.logprobs"]}
+    answer = (await client.post("/v1/responses", json=body(**wanted))).json()
+    logprobs = answer["output"][0]["content"][0]["logprobs"]
+    assert "".join(one["token"] for one in logprobs) == "Hello, world!"
+
+
 async def test_an_error_ends_a_stream_as_a_response_that_failed(client: httpx.AsyncClient) -> None:
     found = events(await client.post("/v1/responses", json=body("forged", stream=True)))
     assert found[-1]["type"] == "response.failed"
@@ -111,7 +132,12 @@ async def test_a_conversation_crosses_as_turns_calls_and_results(
 ) -> None:
     items = [
         {"role": "user", "content": [{"type": "input_text", "text": "How is Rome?"}]},
-        {"type": "reasoning", "id": "rs_1", "summary": []},
+        {
+            "type": "reasoning",
+            "id": "rs_1",
+            "summary": [],
+            "content": [{"type": "reasoning_text", "text": "Hm."}],
+        },
         {
             "type": "message",
             "role": "assistant",
@@ -137,6 +163,7 @@ async def test_a_conversation_crosses_as_turns_calls_and_results(
             "assistant",
             "I look.",
             [ToolCall("call_1", "weather", '{"city":"Rome"}'), ToolCall("call_2", "weather", "{}")],
+            thought="Hm.",
         ),
         ChatMessage("tool", "sunny", tool_call_id="call_1"),
         ChatMessage("system", "Be brief."),

@@ -20,6 +20,8 @@ from flexserve.normal.api.answering import (
 from flexserve.normal.api.anthropic_form import MessageForm
 from flexserve.normal.api.errors import HttpError
 from flexserve.normal.api.fields import refuse_others
+from flexserve.normal.api.parts import Parts
+from flexserve.normal.api.reasoning import Budget, Effort, ReasoningFields
 from flexserve.normal.api.sampling_fields import Stop
 from flexserve.normal.api.schemas import Body, ModelRequest, Text, Tokens, refuse_unsupported
 from flexserve.normal.api.tools import (
@@ -28,9 +30,12 @@ from flexserve.normal.api.tools import (
     FunctionName,
     Label,
     NamedChoice,
+    SchemaFormat,
     Tool,
     compact,
     offered,
+    schema_of,
+    schemas_of,
 )
 from flexserve.protocol.bounds import MAX_MESSAGES, MAX_SCHEMA, MAX_STOPS, MAX_TOOL_CALLS
 from flexserve.protocol.messages import ChatMessage, ChatPrompt, ToolCall
@@ -40,12 +45,10 @@ router = APIRouter(tags=["anthropic"])
 
 # Parameters not implemented, and the values with which they change nothing.
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "thinking": (None, {"type": "disabled"}),
     "container": (None,),
     "mcp_servers": (None, []),
     "context_management": (None,),
     "output_format": (None,),
-    "output_config": (None, {}),
 }
 
 # What changes no answer here: where and for whom Anthropic computes, and what it keeps.
@@ -100,12 +103,19 @@ class ToolResult(Body):
 
 
 class Thought(Body):
-    """What the model thought earlier. Models are not shown their old thoughts again."""
+    """What the model thought earlier. Its template decides whether the model sees it again."""
 
-    type: Literal["thinking", "redacted_thinking"]
+    type: Literal["thinking"]
+    thinking: Text
 
 
-Block = Annotated[TextBlock | ToolUse | ToolResult | Thought, Field(discriminator="type")]
+class HiddenThought(Body):
+    """What a model of Anthropic's thought: nobody else can read it, and it is left out."""
+
+    type: Literal["redacted_thinking"]
+
+
+Block = Annotated[TextBlock | ToolUse | ToolResult | Thought | HiddenThought, Field(discriminator="type")]
 
 
 class Turn(Body):
@@ -118,7 +128,7 @@ class Turn(Body):
     def _blocks_fit_the_role(self) -> Self:
         blocks = self.content if isinstance(self.content, list) else []
         for block in blocks:
-            if isinstance(block, ToolUse | Thought) and self.role != "assistant":
+            if isinstance(block, ToolUse | Thought | HiddenThought) and self.role != "assistant":
                 raise PydanticCustomError("turn", "Only an assistant has tool_use and thinking")
             if isinstance(block, ToolResult) and self.role != "user":
                 raise PydanticCustomError("turn", "Only a user has tool_result")
@@ -139,8 +149,9 @@ class Turn(Body):
             for block in self.content
             if isinstance(block, ToolUse)
         ]
-        if text or calls or not results:
-            results.append(ChatMessage(self.role, text, calls))
+        thought = "".join(block.thinking for block in self.content if isinstance(block, Thought))
+        if text or calls or thought or not results:
+            results.append(ChatMessage(self.role, text, calls, thought=thought))
         return results
 
 
@@ -177,6 +188,20 @@ class AnthropicChoice(Body):
         return words[self.type]
 
 
+class Thinking(Body):
+    """Whether the model thinks before it answers, and for how many tokens at most."""
+
+    type: Literal["enabled", "disabled", "adaptive"]
+    budget_tokens: Budget | None = None
+
+
+class OutputConfig(Body):
+    """How hard the model thinks, and which schema its answer follows."""
+
+    effort: Effort | None = None
+    format: SchemaFormat | None = None
+
+
 class Metadata(Body):
     """Whose request it is."""
 
@@ -190,6 +215,8 @@ class ConversationRequest(ModelRequest):
     system: Text | Annotated[list[TextBlock], Field(max_length=MAX_MESSAGES)] | None = None
     tools: Annotated[list[AnthropicTool], Field(max_length=MAX_TOOL_CALLS)] | None = None
     tool_choice: AnthropicChoice | None = None
+    thinking: Thinking | None = None
+    output_config: OutputConfig | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -209,7 +236,21 @@ class ConversationRequest(ModelRequest):
         turns = [ChatMessage("system", system)] if system else []
         turns += [message for turn in self.messages for message in turn.messages()]
         choice = None if self.tool_choice is None else self.tool_choice.choice()
-        return ChatPrompt(turns, *offered([tool.tool() for tool in self.tools or []], choice))
+        return ChatPrompt(turns, *offered(self.offers, choice), **self._reasoning())
+
+    @property
+    def offers(self) -> list[Tool]:
+        """The tools as OpenAI's API has them."""
+        return [tool.tool() for tool in self.tools or []]
+
+    def _reasoning(self) -> dict[str, Any]:
+        thinking = self.thinking or Thinking(type="adaptive")
+        fields = {
+            "enable_thinking": {"enabled": True, "disabled": False}.get(thinking.type),
+            "reasoning_budget_tokens": thinking.budget_tokens,
+            "reasoning_effort": self.output_config.effort if self.output_config else None,
+        }
+        return ReasoningFields.model_validate(fields).reasoning()
 
 
 class MessagesRequest(ConversationRequest):
@@ -234,7 +275,8 @@ class MessagesRequest(ConversationRequest):
         """Return how to sample."""
         given = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
         chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        return Sampling(max_tokens=self.max_tokens, stop=self.stop_sequences or [], **chosen)
+        schema = schema_of(self.output_config.format) if self.output_config else None
+        return Sampling(max_tokens=self.max_tokens, stop=self.stop_sequences or [], schema=schema, **chosen)
 
     @model_validator(mode="after")
     def _has_a_user(self) -> Self:
@@ -247,7 +289,8 @@ class MessagesRequest(ConversationRequest):
 async def messages(body: MessagesRequest, request: Request) -> Response:
     """Answer a conversation, in Anthropic's form."""
     model = await model_of(request.app.state.world, body.model)
-    form = MessageForm(model, body.stop_sequences or [], error_body, most_calls=body.most_calls)
+    parts = Parts(body.most_calls, schemas_of(body.offers))
+    form = MessageForm(model, body.stop_sequences or [], error_body, parts)
     terms = body.terms(request.state.key)
     asked = GenerationRequest(model, body.prompt(), body.sampling(), terms, stream=bool(body.stream))
     return await respond(request, asked, form)

@@ -17,10 +17,10 @@ class MessageForm(Form):
     """/v1/messages. `stops` are the request's stop sequences, of which the answer says which ended it."""
 
     def __init__(
-        self, model: str, stops: Sequence[str], failed: Callable[[HttpError], Json], *, most_calls: int
+        self, model: str, stops: Sequence[str], failed: Callable[[HttpError], Json], parts: Parts
     ) -> None:
         self._model, self._stops, self._failed = model, stops, failed
-        self._parts = Parts(most_calls)
+        self._parts = parts
         self._blocks: list[Json] = []  # the last one may be open
         self._open = False
         self._arguments = ""  # of the call that is open

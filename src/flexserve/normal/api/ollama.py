@@ -36,7 +36,9 @@ from flexserve.normal.api.ollama_bodies import (
     OllamaRequest,
 )
 from flexserve.normal.api.ollama_form import ChatObjects, GeneratedObjects, error_body
+from flexserve.normal.api.parts import Parts
 from flexserve.normal.api.sse import line
+from flexserve.normal.api.tools import schemas_of
 from flexserve.normal.world import World
 from flexserve.protocol.bounds import MAX_TOOL_CALLS
 from flexserve.protocol.statuses import ModelStatus
@@ -124,7 +126,7 @@ async def chat(body: ChatBody, request: Request) -> Response:
     if not body.messages:
         content = {"message": {"role": "assistant", "content": ""}}
         return await _kept(request, body, model, content)
-    form = ChatObjects(model, most_calls=MAX_TOOL_CALLS if body.tools else 0)
+    form = ChatObjects(model, Parts(MAX_TOOL_CALLS if body.tools else 0, schemas_of(body.tools)))
     terms = body.terms(request.state.key)
     asked = GenerationRequest(model, body.prompt(), body.sampling(), terms, stream=body.streams)
     return await respond(request, asked, form)
@@ -136,7 +138,7 @@ async def generate(body: GenerateBody, request: Request) -> Response:
     model = await _model(request, body)
     if not (body.prompt or body.suffix):
         return await _kept(request, body, model, {"response": ""})
-    form, terms = GeneratedObjects(model), body.terms(request.state.key)
+    form, terms = GeneratedObjects(model, Parts(0)), body.terms(request.state.key)
     asked = GenerationRequest(model, body.request_prompt(), body.sampling(), terms, stream=body.streams)
     return await respond(request, asked, form)
 

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from flexserve.normal.api.fields import HARMLESS, REFUSED, refuse_others
+from flexserve.normal.api.reasoning import ReasoningFields
 from flexserve.normal.api.sampling_fields import SamplingFields
 from flexserve.normal.api.schemas import Body, ModelName, ModelRequest, Text, refuse_unsupported
 from flexserve.normal.api.tools import FunctionName, Label, Tools, compact, offered
@@ -96,11 +97,14 @@ class _Answered(OllamaRequest):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         self.sampling()
-        if self.think not in (None, False):
-            raise PydanticCustomError(
-                "unsupported", "This server does not support {param}. Leave it out.", {"param": "think"}
-            )
         return self
+
+    def reasoning(self) -> dict[str, Any]:
+        """Return whether and how hard to think, as fields of a ChatPrompt."""
+        fields: dict[str, Any] = {"enable_thinking": self.think}
+        if isinstance(self.think, str):
+            fields = {"enable_thinking": True, "reasoning_effort": self.think}
+        return ReasoningFields.model_validate(fields).reasoning()
 
     def sampling(self) -> Sampling:
         """Return how to sample. Raises PydanticCustomError for a format that is too long."""
@@ -125,7 +129,7 @@ class OllamaTurn(Body):
 
     role: Literal["system", "user", "assistant", "tool"]
     content: Text = ""
-    thinking: Text | None = None  # models are not shown their old thoughts again
+    thinking: Text | None = None  # the template decides whether the model sees its old thoughts again
     images: Annotated[list[Any], Field(max_length=0)] | None = None
     tool_calls: Annotated[list[_MadeCall], Field(max_length=MAX_TOOL_CALLS)] | None = None
     tool_name: Label | None = None
@@ -148,7 +152,8 @@ class OllamaTurn(Body):
             for place, call in enumerate(self.tool_calls or [])
         ]
         of = self.tool_call_id or ""
-        return ChatMessage(self.role, self.content, calls, of, self.tool_name or "")
+        thought = (self.thinking or "") if self.role == "assistant" else ""
+        return ChatMessage(self.role, self.content, calls, of, self.tool_name or "", thought)
 
 
 class ChatBody(_Answered):
@@ -160,7 +165,7 @@ class ChatBody(_Answered):
     def prompt(self) -> ChatPrompt:
         """Return the conversation, which is not empty."""
         turns = [turn.message(number) for number, turn in enumerate(self.messages)]
-        return ChatPrompt(_with_ids(turns), *offered(self.tools, None))
+        return ChatPrompt(_with_ids(turns), *offered(self.tools, None), **self.reasoning())
 
 
 class GenerateBody(_Answered):
@@ -179,7 +184,7 @@ class GenerateBody(_Answered):
         if self.raw:
             return TextPrompt(text)
         turns = [ChatMessage("system", self.system)] if self.system else []
-        return ChatPrompt([*turns, ChatMessage("user", text)])
+        return ChatPrompt([*turns, ChatMessage("user", text)], **self.reasoning())
 
 
 class EmbedBody(OllamaRequest):

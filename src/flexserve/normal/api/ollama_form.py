@@ -26,10 +26,10 @@ class _OllamaForm(Form):
 
     media_type = "application/x-ndjson"
 
-    def __init__(self, model: str, *, most_calls: int) -> None:
+    def __init__(self, model: str, parts: Parts) -> None:
         self._model = model
         self._began = time.monotonic()
-        self._parts = Parts(most_calls)
+        self._parts = parts
         self._call: Json | None = None  # whose arguments come
         self._arguments = ""
 
@@ -142,9 +142,6 @@ class ChatObjects(_OllamaForm):
 
 class GeneratedObjects(_OllamaForm):
     """/api/generate."""
-
-    def __init__(self, model: str) -> None:
-        super().__init__(model, most_calls=0)
 
     def _content(self, text: str, **more: object) -> Json:
         return {"response": text, **more}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
+import msgspec
 from fastapi import APIRouter, Request
 from pydantic import Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
@@ -11,6 +12,8 @@ from starlette.responses import Response
 
 from flexserve.normal.api.answering import GenerationRequest, Json, model_of, respond
 from flexserve.normal.api.fields import refuse_others
+from flexserve.normal.api.parts import Parts
+from flexserve.normal.api.reasoning import Effort, ReasoningFields
 from flexserve.normal.api.responses_form import ResponseForm
 from flexserve.normal.api.schemas import Body, ModelRequest, Text, Tokens, refuse_unsupported
 from flexserve.normal.api.tools import (
@@ -24,6 +27,7 @@ from flexserve.normal.api.tools import (
     Tool,
     offered,
     schema_of,
+    schemas_of,
 )
 from flexserve.protocol.bounds import MAX_MESSAGES, MAX_SCHEMA, MAX_TEXT, MAX_TOOL_CALLS, MAX_TOP_LOGPROBS
 from flexserve.protocol.messages import ChatMessage, ChatPrompt, ToolCall
@@ -76,10 +80,18 @@ class OutputItem(Body):
     output: Text | Annotated[list[Piece], Field(max_length=MAX_MESSAGES)]
 
 
+class ThoughtPiece(Body):
+    """A piece of a thought."""
+
+    type: Literal["reasoning_text", "summary_text"]
+    text: Text
+
+
 class ReasoningItem(Body):
-    """What the model thought earlier. Models are not shown their old thoughts again."""
+    """What the model thought earlier. Its template decides whether the model sees it again."""
 
     type: Literal["reasoning"]
+    content: Annotated[list[ThoughtPiece], Field(max_length=MAX_MESSAGES)] | None = None
 
 
 Item = Annotated[MessageItem | CallItem | OutputItem | ReasoningItem, Field(union_mode="left_to_right")]
@@ -129,6 +141,13 @@ class TextOptions(Body):
         return schema_of(self.format)
 
 
+class Reasoning(Body):
+    """How hard the model thinks. A summary of its thoughts is not made: they come whole."""
+
+    effort: Effort | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None
+
+
 class ResponsesRequest(ModelRequest):
     """Body of POST /v1/responses."""
 
@@ -145,6 +164,7 @@ class ResponsesRequest(ModelRequest):
     parallel_tool_calls: bool | None = None
     text: TextOptions | None = None
     metadata: dict[str, str] | None = None
+    reasoning: Reasoning | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -193,7 +213,14 @@ class ResponsesRequest(ModelRequest):
             choice = NamedChoice.model_validate({"type": "function", "function": function})
         else:
             choice = self.tool_choice
-        return ChatPrompt(turns, *offered([tool.tool() for tool in self.tools or []], choice))
+        effort = self.reasoning.effort if self.reasoning else None
+        reasoning = ReasoningFields.model_validate({"reasoning_effort": effort}).reasoning()
+        return ChatPrompt(turns, *offered(self.offers, choice), **reasoning)
+
+    @property
+    def offers(self) -> list[Tool]:
+        """The tools as the chat API has them."""
+        return [tool.tool() for tool in self.tools or []]
 
     def sampling(self) -> Sampling:
         """Return how to sample."""
@@ -222,6 +249,7 @@ class ResponsesRequest(ModelRequest):
             "text": self.text.model_dump(by_alias=True, exclude_none=True)
             if self.text
             else {"format": {"type": "text"}},
+            "reasoning": {"effort": self.reasoning.effort if self.reasoning else None, "summary": None},
             "truncation": "disabled",
             "previous_response_id": None,
             "store": False,
@@ -230,20 +258,26 @@ class ResponsesRequest(ModelRequest):
 
 
 def _turns(items: list[Any]) -> list[ChatMessage]:
-    """Return the messages of a conversation: calls that follow one another are of one turn."""
+    """Return the messages of a conversation: a thought, what follows it and its calls are of one turn."""
     turns: list[ChatMessage] = []
+    thought = ""
     for item in items:
         match item:
             case MessageItem():
                 role = "system" if item.role == "developer" else item.role
-                turns.append(ChatMessage(role, _text(item.content)))
+                own = thought if role == "assistant" else ""
+                turns.append(ChatMessage(role, _text(item.content), thought=own))
+                thought = ""
             case CallItem():
                 call = ToolCall(item.call_id, item.name, item.arguments)
-                if turns and turns[-1].role == "assistant":
+                if turns and turns[-1].role == "assistant" and not thought:
                     last = turns.pop()
-                    turns.append(ChatMessage("assistant", last.content, [*last.tool_calls, call]))
+                    turns.append(msgspec.structs.replace(last, tool_calls=[*last.tool_calls, call]))
                 else:
-                    turns.append(ChatMessage("assistant", "", [call]))
+                    turns.append(ChatMessage("assistant", "", [call], thought=thought))
+                thought = ""
+            case ReasoningItem():
+                thought = "".join(piece.text for piece in item.content or [])
             case OutputItem():
                 turns.append(ChatMessage("tool", _text(item.output), tool_call_id=item.call_id))
     return turns
@@ -258,7 +292,8 @@ def _text(content: str | list[Piece]) -> str:
 async def responses(body: ResponsesRequest, request: Request) -> Response:
     """Answer a conversation, as items."""
     model = await model_of(request.app.state.world, body.model)
-    form = ResponseForm(model, body.echo(), with_logprobs=body.with_logprobs, most_calls=body.most_calls)
+    parts = Parts(body.most_calls, schemas_of(body.offers))
+    form = ResponseForm(model, body.echo(), parts, with_logprobs=body.with_logprobs)
     terms = body.terms(request.state.key)
     asked = GenerationRequest(model, body.prompt(), body.sampling(), terms, stream=bool(body.stream))
     return await respond(request, asked, form)

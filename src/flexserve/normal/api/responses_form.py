@@ -16,7 +16,7 @@ from flexserve.protocol.messages import Choice, Delta, Finished, Started
 class ResponseForm(Form):
     """/v1/responses. `echo` is what the response repeats of its request."""
 
-    def __init__(self, model: str, echo: Json, *, with_logprobs: bool, most_calls: int) -> None:
+    def __init__(self, model: str, echo: Json, parts: Parts, *, with_logprobs: bool) -> None:
         self._head: Json = {
             "id": f"resp_{uuid.uuid4().hex}",
             "object": "response",
@@ -25,7 +25,7 @@ class ResponseForm(Form):
             **echo,
         }
         self._with_logprobs = with_logprobs
-        self._parts = Parts(most_calls)
+        self._parts = parts
         self._items: list[Json] = []  # the last one may be open: it still grows
         self._open = False
         self._unplaced: list[Json] = []  # log-probabilities of text that is held back
@@ -65,11 +65,9 @@ class ResponseForm(Form):
 
     def whole(self, deltas: list[Delta], finished: Finished) -> Json:
         """Return the response."""
-        self._note([choice for delta in deltas for choice in delta.choices])
-        text = "".join(delta.text for delta in deltas)
-        for part in [*self._parts.feed(text), *self._parts.finish()]:
-            self._took(part)
-        self._closed()
+        for delta in deltas:
+            self.chunks(delta)
+        self.closing(finished)
         return self._ended(finished)
 
     def _note(self, choices: list[Choice]) -> None:
@@ -111,6 +109,7 @@ class ResponseForm(Form):
         return [*events, delta]
 
     def _thought(self, text: str) -> list[Json]:
+        self._unplaced = []  # a thought has no place for them
         events: list[Json] = []
         if not self._is_open("reasoning"):
             item = {"type": "reasoning", "summary": [], "content": []}
