@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from flexserve.errors import NormalWorldError
-from flexserve.platforms.linux import mman, reservation, secure_memory
+from flexserve.platforms.linux import mman, reservation, seccomp, secure_memory
 from flexserve.platforms.linux.parked_chunks import ParkedChunks
 from flexserve.platforms.linux.secure_memory import MemfdSecretMemory, probe_secret_memory
 from flexserve.platforms.ports import Arena
@@ -285,6 +285,31 @@ def test_memory_of_a_process_that_is_killed_while_chunks_are_parked_is_read_by_n
     assert CANARY not in bytes(memory.view(arena, 0, arena.size))
     memory.release(arena, 0, arena.size)
     memory.free(arena)
+
+
+@moves
+@pytest.mark.skipif(
+    not seccomp.available(), reason="this kernel or this machine has no filters of system calls"
+)
+def test_memory_moves_under_the_filter_of_a_process_that_serves():
+    program = textwrap.dedent("""
+        import ctypes
+        from flexserve.platforms.linux import mman, seccomp
+        from flexserve.platforms.linux.secure_memory import MemfdSecretMemory
+        ctypes.CDLL(None).prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
+        seccomp.install(seccomp.serving())
+        memory = MemfdSecretMemory()
+        arena = memory.reserve(4 << 20)
+        memory.commit(arena, 0, arena.size)
+        memory.view(arena, 0, arena.size)[:] = b"x" * arena.size
+        memory.release(arena, 0, arena.size, keep=True)
+        print(memory.resident())
+    """)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == 4 * MIB
 
 
 # Without root's privilege to lock as much as it likes, and with so much to lock.
