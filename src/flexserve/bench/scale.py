@@ -35,7 +35,8 @@ from flexserve.errors import FlexServeError
 from flexserve.harness.served import Served, own_environment
 from flexserve.harness.shapes import SHAPES
 from flexserve.harness.synth import write_synthetic
-from flexserve.normal.client import Address, Client
+from flexserve.normal.address import Address
+from flexserve.normal.client import Client
 from flexserve.protocol.messages import ChatMessage
 from flexserve.protocol.sampling import Sampling
 from flexserve.trusted.store.keys import DeviceKey
