@@ -11,6 +11,7 @@ import pytest
 from flexserve.bench.paper import plots, runner
 from flexserve.bench.paper.models import Models
 from flexserve.bench.paper.plan import Plan, System, Workflow, full, quick
+from flexserve.bench.paper.reasons import reasons
 from flexserve.bench.paper.samples import PARTS, Cells, Request
 from flexserve.bench.paper.table import markdown, table
 from flexserve.protocol.messages import Timings
@@ -99,7 +100,7 @@ def test_the_report_is_json_with_the_documented_keys(report: dict[str, Any]):
 
 def test_the_table_has_the_papers_numbers_beside_ours(report: dict[str, Any]):
     text = table(report)
-    for words in ("10.05×", "24.30×", "97.2%", "small-qwen2", "UNPROTECTED", "Reading:"):
+    for words in ("10.05×", "24.30×", "97.2%", "small-qwen2", "UNPROTECTED", "Reading:", "capped, "):
         assert words in text
 
 
@@ -149,3 +150,27 @@ def test_plans_name_models_and_prompts_that_there_are(plan: Plan):
 
 def test_a_table_is_aligned():
     assert markdown([("a", "b"), ("long", "c")]) == "| a    | b |\n|------|---|\n| long | c |"
+
+
+def test_the_reason_of_a_ratio_names_what_each_system_waits_for_and_what_no_system_can_beat():
+    def parts(**given: float) -> dict[str, float]:
+        return dict.fromkeys((*PARTS, "decode"), 0.0) | given
+
+    cell = {
+        "workflow": "loop",
+        "seconds": {"flexserve": 2.0, "strawman": 8.0, "strawman_opt": 6.0},
+        "speedup_over_strawman": 4.0,
+        "speedup_over_strawman_opt": 3.0,
+        "parts": {
+            "flexserve": parts(compute=0.5, decode=0.5, waited=0.8),
+            "strawman": parts(compute=1.0, decode=1.0, waited=6.0, allocate=4.0, load=1.5, decrypt=0.5),
+            "strawman_opt": parts(compute=1.0, decode=1.0, waited=3.0, allocate=4.0),
+        },
+    }
+    first, second = reasons([cell], "workflow")
+    assert first == (
+        "loop, 4.00× Strawman: it stands still for memory for 75% of 8.00 s (67% getting it, 25% reading it, "
+        "8% decrypting it); FlexServe for 40% of 2.00 s, 10% more go to giving memory back and to switching. "
+        "Computing alone takes 1.00 s, so no system can be more than 8.00× as fast."
+    )
+    assert second.startswith("loop, 3.00× Strawman-OPT: it stands still for memory for 50% of 6.00 s")

@@ -66,9 +66,12 @@ class MeasuredSystem:
     def cap(self, size: int | None) -> None:
         """Have no more than `size` bytes granted from now on (None: no cap), as `flexserve limit` does.
 
-        What is beyond it is recalled, of a system that keeps anything.
+        What is beyond it is recalled, of a system that keeps anything. The page cache, in which NW-Base has
+        its weights, is not granted: it is beyond the cap during a call, and pressed down to it here.
         """
         self.world.budget = size
+        if self.system is System.NW_BASE and size is not None:
+            self.press(size)
         for _ in range(_TRIES):
             if size is None or self.world.granted <= size or not self.system.keeps:
                 return

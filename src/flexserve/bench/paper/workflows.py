@@ -69,7 +69,7 @@ class Workflows:
             parts.append(request.parts | {"decode": finished.timings.decode / 1000})
             if limit is not None:
                 measured_system.press(limit)
-            if cap is not None and workflow.pressed:
+            if cap is not None:
                 measured_system.cap(int((1 - workflow.pressed) * cap))
                 measured_system.cap(cap)
         seconds = time.monotonic() - began
