@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+import types
 
 import pytest
 
 from flexserve.errors import StoredDataError, UnknownModelError
-from flexserve.protocol.statuses import ModelStatus
-from flexserve.protocol.trusted_app import Kind
+from flexserve.protocol.statuses import Abilities, Description, ModelStatus
+from flexserve.protocol.trusted_app import Kind, Stored
+from flexserve.serving import model_manager
 from flexserve.serving.model_manager import ModelManager
 from flexserve.testing.fake_app import CHUNK, FakeApp, FakeModel
 
@@ -187,3 +189,85 @@ def test_closing_closes_all() -> None:
     app = FakeApp(a=FakeModel(CHUNK, is_open=True), b=FakeModel(CHUNK, is_open=True))
     ModelManager(app, idle=0).close()
     assert opened(app) == []
+
+
+# ---- what closing and giving back take along ------------------------------------------------------
+
+
+def deadlines_of(app: FakeApp) -> list[float]:
+    """Return a list that gets, of each model that closes, until when it may seal."""
+    seen: list[float] = []
+    close = app.close
+
+    def watched(model: str, seal_until: float) -> None:
+        seen.append(seal_until)
+        close(model, seal_until)
+
+    app.close = watched  # type: ignore[method-assign]
+    return seen
+
+
+def test_a_model_that_closes_has_a_moment_to_seal_and_one_that_was_replaced_has_none() -> None:
+    app = FakeApp(1 << 40, **{f"m{number}": FakeModel(CHUNK, is_open=number > 0) for number in range(9)})
+    models = ModelManager(app, idle=60)
+    deadlines, now = deadlines_of(app), time.monotonic()
+    models.fetch("m0")
+    app.is_open = lambda model: False  # type: ignore[method-assign]
+    models.fetch("m0")
+    models.close()
+    assert len(deadlines) == 10
+    assert deadlines[1] == 0.0, "what it would seal is of a model that is gone"
+    assert all(now < each < now + 60 for number, each in enumerate(deadlines) if number != 1)
+
+
+def test_a_model_that_was_fetched_counts_as_used_and_does_not_close_for_itself() -> None:
+    app = FakeApp(1 << 40, **{f"m{number}": FakeModel(CHUNK, users={number}) for number in range(9)})
+    for model in app.models.values():
+        model.is_open = bool(model.users - {0})
+    app.models["m0"].users.clear()
+    models = ModelManager(app, idle=60)
+    models.fetch("m0")
+    assert len(opened(app)) == 9, "all others are in use"
+    assert models.last_used("m0") > 0.0
+
+
+def test_scratch_as_large_as_the_weights_goes_with_them() -> None:
+    app = FakeApp(a=FakeModel(CHUNK, is_open=True, weights=CHUNK, has_scratch=CHUNK))
+    models = ModelManager(app, idle=100)
+    models.used("a", 0.0)
+    assert models.tidy() is None
+    assert app.used == 0
+
+
+def test_a_model_is_kept_to_the_last_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = types.SimpleNamespace(monotonic=lambda: 100.0)
+    monkeypatch.setattr(model_manager, "time", clock)
+    app = FakeApp(a=FakeModel(CHUNK, is_open=True, has_scratch=CHUNK))
+    models = ModelManager(app, idle=8.0)
+    models.used("a", None)
+    clock.monotonic = lambda: 107.5
+    assert (models.tidy(), app.used) == (0.5, CHUNK)
+    clock.monotonic = lambda: 108.0
+    assert (models.tidy(), app.used) == (None, 0)
+
+
+def test_what_is_granted_and_unused_goes_back_with_what_was_evicted() -> None:
+    app = FakeApp(a=FakeModel(CHUNK, is_open=True, has_scratch=CHUNK))
+    app.granted = 3 * CHUNK
+    ModelManager(app, idle=0).tidy()
+    assert app.reported == 4 * CHUNK
+
+
+def test_a_model_that_was_well_may_be_well_again() -> None:
+    models = ModelManager(FakeApp(a=FakeModel(CHUNK)), idle=0)
+    models.record("a", None)
+    assert models.statuses()[0].error is None
+
+
+def test_a_status_tells_what_the_store_knows_of_a_model() -> None:
+    app = FakeApp(a=FakeModel(CHUNK))
+    able = Abilities(True, False, False, True, 0, False, True, "none")
+    about = Description("d" * 64, 7, 1, "llama", 3, "q8_0", 512, 256, 2)
+    app.stored = lambda: [Stored("a", CHUNK, able, 9, about)]  # type: ignore[method-assign]
+    (status,) = ModelManager(app, idle=0).statuses()
+    assert (status.abilities, status.trial, status.description) == (able, 9, about)
