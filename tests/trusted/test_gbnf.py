@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import functools
 import itertools
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -248,3 +249,9 @@ def test_a_grammar_that_takes_too_much_costs_its_request_and_nobody_else(gbnf: s
     with contextlib.suppress(CallerError):
         _prepared(gbnf)
     assert _prepared('root ::= "a"')
+
+
+def test_what_is_not_ambiguous_is_read_in_one_go() -> None:
+    """Character by character, a large vocabulary would cost more for a token than it may."""
+    lexemes = [line for line in translated(JSON).splitlines() if re.match("L[0-9]", line)]
+    assert len(lexemes) <= 11

@@ -106,7 +106,9 @@ class SamplingFields(BaseModel):
     min_keep: _Token | None = _field("tokens that a sampler leaves at least")
     xtc_probability: _Share | None = _field("how often the likeliest tokens are left out")
     xtc_threshold: _Share | None = _field("the probability from which on they are, but for the last of them")
-    repeat_last_n: _Window | None = _field("tokens that the next four look back at; -1: the whole context")
+    repeat_last_n: _Window | None = _field(
+        "tokens that the penalties below look back at; -1: the whole context"
+    )
     repeat_penalty: _RepeatPenalty | None = _field("divides the logits of tokens that came before")
     repetition_penalty: _RepeatPenalty | None = _field("another name of `repeat_penalty`")
     frequency_penalty: _Penalty | None = _field("is taken off a logit for each time that the token came")

@@ -218,7 +218,7 @@ def _beside(one: _Look, other: _Look) -> _Look:
 
 def _repeated(once: _Look, least: int, most: int | None) -> _Look:
     looks = once if most == 1 else _behind(once, once)
-    goes_on = most != 1 or least == 0
+    goes_on = most != least or once.empty
     further = _union([looks.further, once.first]) if goes_on else looks.further
     return _Look(least == 0 or once.empty, looks.first, looks.later, further)
 
