@@ -44,7 +44,7 @@ class Rationed:
 
     def __init__(self, pages: GuestPages, most: int) -> None:
         self._pages, self._most = pages, most
-        self.ram, self.resident = pages.ram, pages.resident
+        self.ram, self.resident, self.trim = pages.ram, pages.resident, pages.trim
 
     def take(self, pages: int) -> list[Run]:
         if pages > self._most:
