@@ -119,6 +119,7 @@ def test_the_kernels_own_door_to_memory_does_not_open_on_secret_memory():
             else:
                 with pytest.raises(OSError, match="Input/output"):
                     door.read(6)
+            memory.release(arena, 0, MIB)
             memory.free(arena)
 
 
@@ -136,6 +137,7 @@ def test_a_forked_child_does_not_inherit_the_memory(kind):
             os._exit(0 if error.errno == errno.ENOMEM else 2)  # ENOMEM: nothing is mapped there
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    memory.release(arena, 0, MIB)
     memory.free(arena)
 
 
@@ -146,6 +148,7 @@ def test_no_descriptor_stays_open():
     arena = memory.reserve(4 * MIB)
     memory.commit(arena, 0, 4 * MIB)
     assert len(os.listdir("/proc/self/fd")) == before
+    memory.release(arena, 0, 4 * MIB)
     memory.free(arena)
 
 

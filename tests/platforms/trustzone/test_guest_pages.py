@@ -179,6 +179,7 @@ def test_pages_that_the_os_takes_back_before_their_commit_are_replaced():
         arena = memory.reserve(8 * CHUNK)
         memory.commit(arena, 0, arena.size)
         assert not any(memory.view(arena, 0, arena.size))
+        memory.release(arena, 0, arena.size)
         memory.free(arena)
         machine.check()
 
@@ -238,7 +239,9 @@ def test_memory_in_pieces_is_refused_before_the_host_runs_out_of_mappings():
         assert "max_map_count" in error.value.hint
         assert memory.resident() == 2 * CHUNK
         memory.commit(arena, 2 * CHUNK, CHUNK)
+        memory.release(arena, 0, 3 * CHUNK)
         memory.free(arena)
+        assert memory.resident() == 0
         machine.check()
 
 

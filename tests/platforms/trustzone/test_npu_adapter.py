@@ -94,6 +94,7 @@ def test_who_is_not_attached_does_not_ask(world: SecureWorld):
 def test_who_asks_or_holds_stays_attached_and_then_protection_may_go(world: SecureWorld):
     arena = world.holding()
     world.hold()
+    world.memory.release(arena, 0, arena.size)
     world.memory.free(arena)
     time.sleep(2.5)  # in quiet moments it looks whether to detach
     assert world.npu.state is NpuState.HELD
