@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -124,3 +125,31 @@ def test_bench_paper_has_help_of_its_own(cli: Cli) -> None:
     assert result.exit_code == 0
     assert "--platform" in result.stdout
     assert "--runs" not in result.stdout
+
+
+def test_tune_refuses_a_broken_log_with_the_number_of_the_line(cli: Cli, tmp_path: Path) -> None:
+    log = tmp_path / "serve.log"
+    log.write_text('{"event": "secure_world_ready"}\n{"event": "request"\n')
+    result = cli("tune", str(log))
+    assert result.exit_code == 1
+    assert "Line 2 of serve.log cannot be used: it is not JSON." in result.stderr
+
+
+def test_tune_says_which_log_cannot_be_read(cli: Cli, tmp_path: Path) -> None:
+    result = cli("tune", str(tmp_path / "none.log"))
+    assert result.exit_code == 1
+    assert "none.log cannot be read" in result.stderr
+
+
+def test_tune_searches_under_the_load_of_a_log(cli: Cli, gguf: Path, tmp_path: Path) -> None:
+    assert cli("add", str(gguf), "--name", "small").exit_code == 0
+    log = tmp_path / "serve.log"
+    sizes = {"total": 8 << 30, "available": 5 << 30, "used": 0, "refaulted": 0}
+    sample = {"event": "memory_sample", "timestamp": "2026-01-01T00:00:00Z", **sizes}
+    counts = {"model": "small", "prompt_tokens": 9, "completion_tokens": 4, "ms": 5.0}
+    request = {"event": "request", "timestamp": "2026-01-01T00:01:00Z", **counts}
+    log.write_text(json.dumps(sample) + "\n" + json.dumps(request) + "\n")
+    arguments = ("--trials", "1", "--workers", "1", "--journal", str(tmp_path / "journal"), "--json")
+    result = cli("tune", str(log), *arguments)
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["trials"][0]["requests"] == 1

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from flexserve.errors import NormalWorldError, PeerError, QueueFullError
 from flexserve.normal import memory as memory_module
@@ -27,6 +29,7 @@ from flexserve.protocol.messages import (
     WantSpare,
 )
 from flexserve.protocol.sampling import Sampling
+from flexserve.simulator import recording
 from flexserve.testing.scripted_link import AdjustableMemory, ScriptedLink
 from flexserve.testing.scripted_world import Behaviour, Script
 from flexserve.units import GIB, MIB
@@ -68,6 +71,26 @@ async def attached(broker: MemoryBroker, link: ScriptedLink) -> AsyncIterator[Me
 
 def need(size: int, minimum: int = 0, serial: int = 1) -> NeedMemory:
     return NeedMemory(serial, size, minimum)
+
+
+async def test_the_journal_has_a_sample_when_memory_changed_and_tuning_reads_it(
+    attached: MemoryBroker, memory: AdjustableMemory
+) -> None:
+    request = {"event": "request", "model": "m", "prompt_tokens": 9, "completion_tokens": 4, "ms": 5.0}
+    with capture_logs() as written:
+        attached.need(need(GIB))
+        for _ in range(30):  # seconds in which nothing changes
+            attached.need(need(0))
+        memory.available -= 2 * GIB
+        for _ in range(30):
+            attached.need(need(0))
+    samples = [entry for entry in written if entry["event"] == "memory_sample"]
+    assert [sample["available"] for sample in samples] == [memory.available + 2 * GIB, memory.available]
+    lines = [json.dumps(entry | {"timestamp": "2026-01-01T00:00:00Z"}) for entry in [*samples, request]]
+    load = recording.read(lines, {"m": GIB}, "serve.log")
+    assert [change.others.own for change in load.changes] == [
+        sample["total"] - sample["available"] - sample["used"] for sample in samples
+    ]
 
 
 async def test_what_is_granted_and_what_returns_add_up(attached: MemoryBroker) -> None:
