@@ -138,7 +138,7 @@ class NativeEmbeddings(ModelRequest):
 
 
 @router.post("/completion")
-@router.post("/completions")
+@router.post("/completions", include_in_schema=False)
 async def completion(body: NativeCompletion, request: Request) -> Response:
     """Continue a text, in llama-server's form."""
     shown = body.prompt if isinstance(body.prompt, str) else ""
@@ -192,7 +192,7 @@ async def apply_template(body: ChatRequest, request: Request) -> Response:
 
 
 @router.post("/embedding")
-@router.post("/embeddings")
+@router.post("/embeddings", include_in_schema=False)
 async def embeddings(body: NativeEmbeddings, request: Request) -> Response:
     """Turn texts into vectors, in llama-server's form."""
     model = await model_of(request.app.state.world, body.model)
@@ -204,10 +204,10 @@ async def embeddings(body: NativeEmbeddings, request: Request) -> Response:
     )
 
 
-@router.post("/rerank")
-@router.post("/reranking")
 @router.post("/v1/rerank")
-@router.post("/v1/reranking")
+@router.post("/rerank", include_in_schema=False)
+@router.post("/reranking", include_in_schema=False)
+@router.post("/v1/reranking", include_in_schema=False)
 async def rerank() -> Response:
     """Refuse: no model here ranks texts."""
     raise CallerError(
