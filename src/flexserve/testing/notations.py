@@ -82,6 +82,19 @@ DSML = Notation(
         value_close="</|parameter>\n",
     )
 )
+NAMED_TAGS = Notation(
+    calls=CallNotation(
+        Style.TAGGED,
+        begin="<calls>",
+        open='\n<invoke name="',
+        middle='">',
+        close="</invoke>",
+        end="\n</calls>",
+        key_open="<",
+        key_close=">",
+        value_close=f"</{ANY}>",
+    )
+)
 PYTHON = Notation(calls=CallNotation(Style.PYTHON, open="<|call_start|>", close="<|call_end|>"))
 BARE_PYTHON = Notation(calls=CallNotation(Style.PYTHON))
 GEMMA = Notation(
@@ -92,7 +105,7 @@ GEMMA = Notation(
 FUNCTIONARY = Notation(calls=CallNotation(Style.NAMED, open=">>>", middle="\n"), dropped=[">>>all\n"])
 NOTATIONS = [
     *(PLAIN, HARMONY, NAMED, MISTRAL, LISTED, KEYED, COHERE, KIMI, CODER, GLM, DSML, PYTHON, BARE_PYTHON),
-    *(GEMMA, FUNCTIONARY),
+    *(GEMMA, FUNCTIONARY, NAMED_TAGS),
 ]
 
 CALL = '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'
@@ -263,6 +276,13 @@ WHOLE: list[tuple[Notation, str, str, str, list[tuple[str, dict[str, Any]]]]] = 
         "",
         "",
         [("f", {"s": "1", "n": 1})],
+    ),
+    (
+        NAMED_TAGS,
+        '<calls>\n<invoke name="f"><s>a</x></s><x>1</x></invoke>\n</calls>',
+        "",
+        "",
+        [("f", {"s": "a</x>", "x": 1})],
     ),
     (
         PYTHON,

@@ -25,20 +25,28 @@ _AHEAD = 3  # pieces after the next one that may come in its place
 Matrix = NDArray[np.float32]
 
 
-def write_parrot(path: Path, pieces: Sequence[str | int], template: str, *, context: int = 2048) -> None:
+def write_parrot(
+    path: Path,
+    pieces: Sequence[str | int],
+    template: str,
+    *,
+    controls: Sequence[str] = (),
+    context: int = 2048,
+) -> None:
     """Write a llama model to `path` whose greedy answer is `pieces`, then the end of the text.
 
     A piece is one token: a text, or the number of a byte. No two may be the same; where a grammar forbids the
     next piece, one of the three after it comes, or else any other token. `template` is its chat
-    template, `context` its length in tokens. Raises ValueError for a piece that comes twice.
+    template, `context` its length in tokens; pieces of `controls` are control tokens. Raises ValueError for
+    a piece that comes twice.
     """
-    tokens = [*_CONTROLS, *(f"<0x{byte:02X}>" for byte in range(256)), *_LETTERS]
+    tokens = [*_CONTROLS, *(f"<0x{byte:02X}>" for byte in range(256)), *_LETTERS, *controls]
     script = [_token(piece, tokens) for piece in pieces]
     if len(set(script)) < len(script):
         raise ValueError("A piece comes twice: what follows it would be unclear.")
     writer = GGUFWriter(path, "llama")
     writer.add_name("parrot")
-    _add_vocabulary(writer, tokens, template)
+    _add_vocabulary(writer, tokens, template, controls)
     width = -(-len(tokens) // _HEAD) * _HEAD
     _add_shape(writer, width, len(tokens), context)
     for name, matrix in _weights(width, len(tokens), [*script, _END]).items():
@@ -53,20 +61,23 @@ def _token(piece: str | int, tokens: list[str]) -> int:
     """Return the number of the token for `piece`, which is added to `tokens` when it is new."""
     if isinstance(piece, int):
         return len(_CONTROLS) + piece
-    text = piece.replace(" ", "▁")
+    text = piece if piece in tokens else piece.replace(" ", "▁")
     if text not in tokens:
         tokens.append(text)
     return tokens.index(text)
 
 
-def _add_vocabulary(writer: GGUFWriter, tokens: Sequence[str], template: str) -> None:
+def _add_vocabulary(
+    writer: GGUFWriter, tokens: Sequence[str], template: str, controls: Sequence[str]
+) -> None:
     bytes_end = len(_CONTROLS) + 256
     types = [TokenType.UNKNOWN, TokenType.CONTROL, TokenType.CONTROL, *[TokenType.BYTE] * 256]
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")
     writer.add_token_list(tokens)
     writer.add_token_scores([0.0] * bytes_end + [-1.0 - n for n in range(len(tokens) - bytes_end)])
-    writer.add_token_types([*types, *[TokenType.NORMAL] * (len(tokens) - bytes_end)])
+    kinds = {True: TokenType.CONTROL, False: TokenType.NORMAL}
+    writer.add_token_types([*types, *(kinds[token in controls] for token in tokens[bytes_end:])])
     writer.add_unk_token_id(0)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(_END)

@@ -347,7 +347,8 @@ def _tagged(body: str, both: str | None) -> CallNotation | None:
         return None
     between = None
     if both is not None and (at := both.find(_NAMES[1])) >= 0:
-        between = both[both.index(_TEXTS[0][1]) + len(_TEXTS[0][1]) + len(value_close) : at]
+        ended = _TEXTS[0][1] + value_close.replace(ANY, _KEYS[1])
+        between = both[both.index(_TEXTS[0][1]) + len(ended) : at]
     return CallNotation(
         Style.TAGGED,
         middle=head[: len(head) - len(key_open)],
