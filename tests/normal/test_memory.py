@@ -86,7 +86,7 @@ async def test_the_journal_has_a_sample_when_memory_changed_and_tuning_reads_it(
             attached.need(need(0))
     samples = [entry for entry in written if entry["event"] == "memory_sample"]
     assert [sample["available"] for sample in samples] == [memory.available + 2 * GIB, memory.available]
-    lines = [json.dumps(entry | {"timestamp": "2026-01-01T00:00:00Z"}) for entry in [*samples, request]]
+    lines = [json.dumps({**entry, "timestamp": "2026-01-01T00:00:00Z"}) for entry in [*samples, request]]
     load = recording.read(lines, {"m": GIB}, "serve.log")
     assert [change.others.own for change in load.changes] == [
         sample["total"] - sample["available"] - sample["used"] for sample in samples

@@ -27,6 +27,12 @@ def test_defaults_follow_the_size_of_the_machine() -> None:
     assert (small.low, small.high, small.emergency) == (512 * MIB, 768 * MIB, 128 * MIB)
 
 
+def test_memory_is_looked_at_the_sooner_the_less_others_may_still_take() -> None:
+    policy = PressurePolicy(Limits(low=GIB, high=2 * GIB, emergency=0))
+    periods = [policy.period(sample(GIB + size), NOTHING, now=0) for size in (0, 2 * GIB, 20 * GIB)]
+    assert periods == [0.25, 1.0, 2.0]
+
+
 def test_lines_out_of_order_are_refused() -> None:
     with pytest.raises(ValueError, match="order"):
         Limits(low=10, high=10, emergency=0)
