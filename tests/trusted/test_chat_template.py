@@ -147,6 +147,35 @@ def test_whether_to_think_is_told_to_the_template_or_seen_to() -> None:
     assert rendered("{{ messages[0].content }}", values='{"messages": "forged"}') == "hello"
 
 
+@pytest.mark.parametrize(
+    ("marks", "call"),
+    [
+        ("<|tool_list_start|>", "<|tool_call_start|>[look(n=1)]<|tool_call_end|>"),
+        ("<|tool_call|>", '<|tool_call|>[{"name": "look", "arguments": {"n": 1}}]'),
+        (">>>all <|start_header_id|>", '>>>look\n{"n": 1}'),
+    ],
+)
+def test_calls_that_a_template_does_not_write_are_in_what_the_assistant_says(marks: str, call: str) -> None:
+    source = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{# " + marks + " {{ tools }} #}"
+    told = template(source + "{{ tools }}").render(ChatPrompt([USER, CALLED, RESULT]))
+    assert told == f"<user>hello<assistant>{call}<tool>42"
+
+
+def test_an_answer_that_is_confined_has_the_head_of_its_notation() -> None:
+    harmony = template(CHAT.replace("<assistant>", "<|start|>assistant") + "{# <|channel|> <|message|> #}")
+    prompt = ChatPrompt([USER])
+    final = "<user>hello<|start|>assistant<|channel|>final<|message|>"
+    assert harmony.render(prompt, confined=True) == final
+    assert harmony.render(ChatPrompt([USER], thought_tokens=0)) == final
+    assert harmony.render(ChatPrompt([USER, ChatMessage("assistant", "It")])) == f"{final}It"
+    assert harmony.tools == "none"
+    assert template("{{ tools }}{# <|channel|> <|message|> #}").tools == "harmony"
+    recipients = template(CHAT.replace("<assistant>", ">>>") + "{# >>>all <|start_header_id|> #}")
+    assert recipients.render(prompt) == "<user>hello>>>"
+    assert recipients.render(prompt, confined=True) == "<user>hello>>>all\n"
+    assert recipients.render(ChatPrompt([USER, ChatMessage("assistant", "It")])) == "<user>hello>>>all\nIt"
+
+
 def test_ids_that_a_strict_template_refuses_are_replaced() -> None:
     strict = """{% for m in messages %}{% for c in m.tool_calls or [] %}
     {%- if c.id | length != 9 %}{{ raise_exception('id') }}{% endif %}{{ c.id }}{{ c.function.name }}
