@@ -13,15 +13,29 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from flexserve.normal.api.anthropic import ConversationRequest, MessagesRequest
 from flexserve.normal.api.embeddings import EmbeddingsRequest
 from flexserve.normal.api.fields import HARMLESS, REFUSED
-from flexserve.normal.api.schemas import ChatRequest, CompletionRequest
+from flexserve.normal.api.llama_server import InfillRequest, NativeCompletion
+from flexserve.normal.api.ollama_bodies import ChatBody, EmbedBody, GenerateBody
+from flexserve.normal.api.responses import ResponsesRequest
+from flexserve.normal.api.schemas import ChatRequest, CompletionRequest, SamplingRequest
 from flexserve.protocol.sampling import Sampling
 
 ROUTES: dict[str, type[BaseModel]] = {
     "chat": ChatRequest,
     "completions": CompletionRequest,
     "embeddings": EmbeddingsRequest,
+}
+OTHERS: dict[str, type[BaseModel]] = {
+    "/completion": NativeCompletion,
+    "/infill": InfillRequest,
+    "/v1/messages": MessagesRequest,
+    "/v1/messages/count_tokens": ConversationRequest,
+    "/v1/responses": ResponsesRequest,
+    "/api/chat": ChatBody,
+    "/api/generate": GenerateBody,
+    "/api/embed": EmbedBody,
 }
 _HEAD = """\
 # The fields of requests
@@ -55,11 +69,19 @@ _IGNORED = """
 | field | whose | why no answer depends on it |
 |---|---|---|
 """
+_OTHERS = """
+## Other APIs
+
+They take the same fields where they have them, by their own names, and refuse others in the same way.
+
+| route | fields beside those that chat and completions share |
+|---|---|
+"""
 
 
 def document() -> str:
     """Return docs/api-fields.md."""
-    return "".join([_HEAD, *_working(), _REFUSED, *_refused(), _IGNORED, *_ignored()])
+    return "".join([_HEAD, *_working(), _REFUSED, *_refused(), _IGNORED, *_ignored(), _OTHERS, *_of_others()])
 
 
 def _working() -> Iterator[str]:
@@ -92,6 +114,14 @@ def _refused() -> Iterator[str]:
 def _ignored() -> Iterator[str]:
     for name, field in sorted(HARMLESS.items()):
         yield f"| `{name}` | {field.whose} | {field.why} |\n"
+
+
+def _of_others() -> Iterator[str]:
+    for route, model in OTHERS.items():
+        shared = SamplingRequest.model_fields if issubclass(model, SamplingRequest) else {}
+        names = [f"`{name}`" for name in model.model_fields if name not in shared]
+        only = "" if shared else "only these: "
+        yield f"| `{route}` | {only}{', '.join(names)} |\n"
 
 
 def _text(value: Any) -> str:
