@@ -163,8 +163,8 @@ def test_openai_errors_are_its_own_types(judge: openai.OpenAI) -> None:
         judge.chat.completions.create(model="nobody", messages=ask())
     assert missing.value.code == "model_not_found"
     with pytest.raises(openai.BadRequestError) as wrong:
-        judge.chat.completions.create(model="tiny", messages=ask(), n=2)
-    assert wrong.value.param == "n"
+        judge.chat.completions.create(model="tiny", messages=ask(), extra_body={"audio": {"voice": "x"}})
+    assert wrong.value.param == "audio"
     with pytest.raises(openai.APIError, match="forged"):
         list(judge.chat.completions.create(model="forged", messages=ask(), stream=True))
     with pytest.raises(openai.InternalServerError):
