@@ -14,6 +14,9 @@ MODULES = {"time", "datetime", "date"}
 # What shows a person or a client a date, and does nothing else with it.
 DATES = {
     "normal/api/forms.py",
+    "normal/api/ollama.py",
+    "normal/api/ollama_form.py",
+    "normal/api/responses_form.py",
     "normal/audit_log.py",
     "trusted/text/rendering/template.py",
     "trusted/store/container.py",
