@@ -67,8 +67,9 @@ def _name_a_model(case: schemathesis.Case) -> None:
         elif "embed" not in case.path:
             body[limits.get(case.path, "max_tokens")] = 4
         for name in {"n", "best_of"} & body.keys():
-            if isinstance(body[name], int):
-                body[name] = min(body[name], 2)
+            count = body[name]
+            if isinstance(count, int):
+                body[name] = min(count, 2)
 
 
 def test_the_document_asks_for_a_key_where_the_server_does(server: Server) -> None:
