@@ -152,7 +152,8 @@ async def _compare(url: str, beside: str, options: argparse.Namespace) -> Sample
 
 
 def _connected(url: str) -> httpx.AsyncClient:
-    limits = httpx.Limits(max_connections=None)
+    # Each question has a connection of its own: a server may end one that has been idle.
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
     return httpx.AsyncClient(base_url=url, timeout=httpx.Timeout(_PATIENCE), limits=limits)
 
 
