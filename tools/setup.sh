@@ -119,7 +119,7 @@ install_llama() {
     lock_of llama-cpp-python >"$work/llama.lock"
     key=$(wheel_key)
     if ! compgen -G "$cache/$key/*.whl" >/dev/null; then
-        say "Building llama.cpp for this CPU: 3 to 5 minutes, once per machine"
+        say "Building llama.cpp for this CPU: some minutes, once per machine"
         build_llama
         mkdir -p "$cache/$key"
         mv "$work"/wheel/*.whl "$cache/$key/"

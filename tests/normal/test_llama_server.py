@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
 
-from flexserve.normal.api.app import create_app
-from flexserve.normal.world import supervised
 from flexserve.protocol.messages import Generate, InfillPrompt, Snippet, TextPrompt, TokenPrompt
-from flexserve.testing.scripted_link import AdjustableMemory, ScriptedLink
+from flexserve.testing.scripted_link import ScriptedLink
 from flexserve.testing.scripted_world import Behaviour, Script
 
 pytestmark = pytest.mark.anyio
@@ -22,14 +19,6 @@ USER = [{"role": "user", "content": "Hi"}]
 @pytest.fixture
 def link() -> ScriptedLink:
     return ScriptedLink(Script(models={"tiny": Behaviour()}))
-
-
-@pytest.fixture
-async def client(link: ScriptedLink) -> AsyncIterator[httpx.AsyncClient]:
-    async with supervised(link.launch, AdjustableMemory(), drain=0) as world:
-        transport = httpx.ASGITransport(create_app(world))
-        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
-            yield client
 
 
 def asked(link: ScriptedLink) -> Generate:

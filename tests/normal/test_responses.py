@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
 
-from flexserve.normal.api.app import create_app
-from flexserve.normal.world import supervised
 from flexserve.protocol.messages import ChatMessage, Generate, ToolCall
-from flexserve.testing.scripted_link import AdjustableMemory, ScriptedLink
+from flexserve.testing.scripted_link import ScriptedLink
 from flexserve.testing.scripted_world import Behaviour, Fault, Script
 
 pytestmark = pytest.mark.anyio
@@ -29,14 +26,6 @@ TOOL = {"type": "function", "name": "weather", "parameters": {"type": "object"},
 @pytest.fixture
 def link() -> ScriptedLink:
     return ScriptedLink(Script(models=MODELS))
-
-
-@pytest.fixture
-async def client(link: ScriptedLink) -> AsyncIterator[httpx.AsyncClient]:
-    async with supervised(link.launch, AdjustableMemory(), drain=0) as world:
-        transport = httpx.ASGITransport(create_app(world))
-        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
-            yield client
 
 
 def body(model: str = "tiny", **more: Any) -> dict[str, Any]:

@@ -5,20 +5,15 @@ from __future__ import annotations
 import base64
 import json
 import struct
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
 
 from flexserve.normal.api import answering
-from flexserve.normal.api.app import create_app
-from flexserve.normal.world import supervised
-from flexserve.policy.pressure import Limits
 from flexserve.protocol.messages import Embed, Generate, ToolCall
-from flexserve.testing.scripted_link import AdjustableMemory, ScriptedLink
+from flexserve.testing.scripted_link import ScriptedLink
 from flexserve.testing.scripted_world import Behaviour, Script, vector_of
-from flexserve.units import GIB
 
 pytestmark = pytest.mark.anyio
 
@@ -38,15 +33,6 @@ USER = [{"role": "user", "content": "a very secret prompt"}]
 @pytest.fixture
 def link() -> ScriptedLink:
     return ScriptedLink(Script(models=MODELS))
-
-
-@pytest.fixture
-async def client(link: ScriptedLink) -> AsyncIterator[httpx.AsyncClient]:
-    limits = Limits(low=2 * GIB, high=3 * GIB, emergency=GIB)
-    async with supervised(link.launch, AdjustableMemory(), drain=0, limits=limits) as world:
-        transport = httpx.ASGITransport(create_app(world), raise_app_exceptions=True)
-        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
-            yield client
 
 
 async def chat(client: httpx.AsyncClient, model: str = "tiny", **more: Any) -> Any:

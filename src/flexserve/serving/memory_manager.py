@@ -213,7 +213,9 @@ class MemoryManager:
         waits.append(self._models.tidy())
         if 0 not in waits:
             waits += (
-                [_LOADING] if self._app.loading else [self._rearrange(), self._return_spare(), self._rewarm()]
+                [_LOADING]
+                if self._app.loading
+                else [self._rearrange(), self._return_unused(), self._rewarm()]
             )
         return min((wait for wait in waits if wait is not None), default=None)
 
@@ -236,7 +238,7 @@ class MemoryManager:
                 self._move(found)
         return _PAUSE if found is not None else None
 
-    def _return_spare(self) -> float | None:
+    def _return_unused(self) -> float | None:
         """Give the OS what was granted for graphs that ended a while ago; return the seconds until then.
 
         None: there is nothing. Until then the next request finds it lying ready.
