@@ -27,7 +27,7 @@ from pathlib import Path
 
 import httpx
 
-from flexserve.errors import PeerError
+from flexserve.errors import FlexServeError, PeerError
 from flexserve.harness.served import FLEXSERVE, Served, own_environment
 
 _PATIENCE = 600.0  # seconds without a byte on a stream
@@ -161,8 +161,8 @@ def _counts(text: str) -> list[int]:
     return [int(word) for word in text.split(",")]
 
 
-def main() -> None:
-    """Measure as told by the command line, and print."""
+def main() -> int:
+    """Measure as told by the command line, and print; return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m flexserve.bench.clients",
         description=__doc__,
@@ -176,18 +176,20 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="flexserve-clients-") as name:
         environment = own_environment(Path(name))
-        subprocess.run(
-            [*FLEXSERVE, "add", str(options.model), "--name", "model"],
-            env=environment,
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
+        add = [*FLEXSERVE, "add", str(options.model), "--name", "model"]
+        if subprocess.run(add, env=environment, check=False, stdout=subprocess.DEVNULL).returncode:
+            return 1  # it has said why
         queue = str(2 * max(options.clients))
-        with Served(environment, Path(name) / "log", ("--max-queue", queue)) as server:
-            samples = asyncio.run(_compare(server.url, options.beside, options))
-            server.stop()
+        try:
+            with Served(environment, Path(name) / "log", ("--max-queue", queue)) as server:
+                samples = asyncio.run(_compare(server.url, options.beside, options))
+                server.stop()
+        except (FlexServeError, httpx.HTTPError) as error:
+            sys.stderr.write(f"error: {error}\n")
+            return 1
     sys.stdout.write(table(samples, _OURS, _OTHER) + "\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

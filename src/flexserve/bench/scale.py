@@ -264,19 +264,22 @@ def plot(report: dict[str, Any], path: Path) -> None:
     pyplot.close(figure)
 
 
+def _counts(text: str) -> list[int]:
+    return sorted(int(word) for word in text.split(","))
+
+
 def main() -> int:
     """Measure and print; return the exit status: 1 when something grows worse than linearly."""
     parser = argparse.ArgumentParser(prog="python -m flexserve.bench.scale", description=__doc__)
-    parser.add_argument("--models", default="1,10,100")
-    parser.add_argument("--clients", default="1,4,16,64")
+    parser.add_argument("--models", type=_counts, default=[1, 10, 100], metavar="N,N,…")
+    parser.add_argument("--clients", type=_counts, default=[1, 4, 16, 64], metavar="N,N,…")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--memory", choices=["secret", "plain"], default="secret")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--plot", type=Path)
     given = parser.parse_args()
-    models, clients = (sorted(map(int, text.split(","))) for text in (given.models, given.clients))
     try:
-        report = measure(models, clients, rounds=given.rounds, memory=given.memory, say=_say)
+        report = measure(given.models, given.clients, rounds=given.rounds, memory=given.memory, say=_say)
     except FlexServeError as error:
         _say(f"error: {error}")
         return 1
