@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import openai
 import pytest
@@ -18,3 +19,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def client(server: Server) -> Iterator[openai.OpenAI]:
     with server.openai() as client:
         yield client
+
+
+@pytest.fixture
+def serve(server: Server) -> Iterator[Callable[[Path, str], str]]:
+    """Have the server serve a GGUF file under a name while a test runs; the name is returned."""
+    added = []
+
+    def add(path: Path, name: str) -> str:
+        server.store.add(path, name, lambda _done, _total: None)
+        added.append(name)
+        return name
+
+    yield add
+    for name in added:
+        server.store.remove(name)

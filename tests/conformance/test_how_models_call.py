@@ -9,7 +9,6 @@ from typing import Any
 
 import openai
 import pytest
-from real_server import Server
 
 from flexserve.testing.parrot import write_parrot
 
@@ -48,13 +47,12 @@ Parrot = Callable[..., str]
 
 
 @pytest.fixture
-def parrot(server: Server, tmp_path: Path) -> Parrot:
+def parrot(serve: Callable[[Path, str], str], tmp_path: Path) -> Parrot:
     """Have the server serve a model with a template that says these pieces; its name is returned."""
 
     def add(name: str, template: str, pieces: Sequence[str], controls: Sequence[str] = ()) -> str:
         write_parrot(tmp_path / "parrot.gguf", list(pieces), template, controls=controls)
-        server.store.add(tmp_path / "parrot.gguf", name, lambda _done, _total: None)
-        return name
+        return serve(tmp_path / "parrot.gguf", name)
 
     return add
 

@@ -38,26 +38,24 @@ Made = Callable[..., str]
 
 
 @pytest.fixture
-def parrot(server: Server, tmp_path: Path) -> Parrot:
+def parrot(serve: Callable[[Path, str], str], tmp_path: Path) -> Parrot:
     """Have the server serve a model that says these pieces; its name is returned."""
 
     def add(name: str, pieces: list[str | int]) -> str:
         write_parrot(tmp_path / "parrot.gguf", pieces, TEMPLATE)
-        server.store.add(tmp_path / "parrot.gguf", name, lambda _done, _total: None)
-        return name
+        return serve(tmp_path / "parrot.gguf", name)
 
     return add
 
 
 @pytest.fixture
-def made(server: Server, tmp_path: Path) -> Made:
+def made(serve: Callable[[Path, str], str], tmp_path: Path) -> Made:
     """Have the server serve a model of random weights of an architecture; its name is returned."""
 
     def add(architecture: str, **parameters: int) -> str:
         path = tmp_path / f"{architecture}.gguf"
         make_model(architecture, path, parameters=parameters, quantised=False)
-        server.store.add(path, architecture, lambda _done, _total: None)
-        return architecture
+        return serve(path, architecture)
 
     return add
 
