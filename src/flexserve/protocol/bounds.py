@@ -17,6 +17,7 @@ MAX_SCHEMA = 1 << 16  # characters of a JSON schema, of a grammar, or of all too
 MAX_TEXTS = 2048  # of one request for embeddings
 MAX_TOKENS = 1 << 18  # that are given as such; a text of MAX_TEXT characters has seldom more
 MAX_PINS = 64
+MAX_SEALED = (4 << 20) + (4 << 10)  # bytes of a sealed request: its largest content, and what sealing adds
 
 Count = Annotated[int, Meta(ge=0, le=1 << 53)]
 Serial = Annotated[int, Meta(ge=0, le=1 << 53)]

@@ -13,7 +13,8 @@ import msgspec
 
 from flexserve.errors import PeerError
 
-MAX_FRAME = 4 << 20  # bytes; the largest legal message is a prompt of MAX_TEXT characters
+# Bytes; the largest legal message is a prompt of MAX_TEXT characters, or the same sealed.
+MAX_FRAME = (4 << 20) + (8 << 10)
 _HEADER = 4
 
 _encoder = msgspec.msgpack.Encoder()

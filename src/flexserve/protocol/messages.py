@@ -17,6 +17,7 @@ from msgspec import Meta
 from flexserve.protocol.bounds import (
     MAX_MESSAGES,
     MAX_PINS,
+    MAX_SEALED,
     MAX_STOPS,
     MAX_TEXTS,
     MAX_TOKENS,
@@ -36,7 +37,7 @@ from flexserve.protocol.notation import Mark, Notation
 from flexserve.protocol.sampling import Sampling, TokenId
 from flexserve.protocol.statuses import Failure, KvStatus, MemoryStatus, ModelStatus, NpuStatus
 
-PROTOCOL_VERSION = 12
+PROTOCOL_VERSION = 13
 # Of the messages' schema, by version: it is another one whenever a message changes, and a line is added here.
 SCHEMA_DIGESTS = {
     5: "57db8b74f59f63a2",
@@ -47,6 +48,7 @@ SCHEMA_DIGESTS = {
     10: "059a9cbbbf375020",
     11: "0fbf85f6d46c53eb",
     12: "46b78cb0a8434089",
+    13: "39776bd80cc150b6",
 }
 
 
@@ -252,6 +254,16 @@ class Convert(_Message, frozen=True):
     keep_alive: KeepAlive | None = None  # seconds
 
 
+class Sealed(_Message, frozen=True):
+    """A request that only the secure world can read (protocol.sealed_request).
+
+    Answered by SealedPart…. One that cannot be opened gets the same Failed, whatever the reason.
+    """
+
+    request: Serial
+    body: Annotated[bytes, Meta(max_length=MAX_SEALED)]
+
+
 class Try(_Message, frozen=True):
     """Open a model, compute once with it, and record what it can do. Answered as Warm is."""
 
@@ -409,6 +421,14 @@ class Converted(_Message, frozen=True):
     pieces: list[bytes] = msgspec.field(default_factory=list)
 
 
+class SealedPart(_Message, frozen=True):
+    """More of a sealed answer (protocol.sealed_answer), for the client as it is. `last`: no more comes."""
+
+    request: Serial
+    data: Annotated[bytes, Meta(max_length=MAX_SEALED)]
+    last: bool = False
+
+
 class Finished(_Message, frozen=True):
     """The request ended well. `reason`: "stop" or "length". `stop`: which of its stop strings ended it."""
 
@@ -451,7 +471,20 @@ class Status(_Message, frozen=True):
 
 
 ToSecure = (
-    Hello | Generate | Embed | Convert | Warm | Try | Cancel | Recall | Pin | Grant | Spare | Query | Shutdown
+    Hello
+    | Generate
+    | Embed
+    | Convert
+    | Sealed
+    | Warm
+    | Try
+    | Cancel
+    | Recall
+    | Pin
+    | Grant
+    | Spare
+    | Query
+    | Shutdown
 )
 ToNormal = (
     Welcome
@@ -464,6 +497,7 @@ ToNormal = (
     | Delta
     | Embedded
     | Converted
+    | SealedPart
     | Finished
     | Failed
     | Recalled

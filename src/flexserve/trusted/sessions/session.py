@@ -1,0 +1,139 @@
+"""One sealed request while it is answered: its messages leave in frames of one size."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import threading
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from flexserve.protocol.framing import encode
+from flexserve.protocol.messages import (
+    Convert,
+    Converted,
+    Delta,
+    Embed,
+    Embedded,
+    Failed,
+    Finished,
+    Query,
+    SealedPart,
+    Status,
+    Warm,
+)
+from flexserve.protocol.sealed_answer import (
+    SERVER_NONCE,
+    FrameSealer,
+    Receipt,
+    frame_size,
+    hash_of,
+)
+from flexserve.protocol.sealed_request import Asked, Content
+
+INTERVAL = 0.02  # seconds between two frames of a text, at least …
+BATCH = 8  # … unless so many tokens wait
+_PART = 1 << 20  # bytes of a message to the normal world, at most
+_OWNER = b"flexserve owner of sealed requests\0"
+
+Send = Callable[[msgspec.Struct], None]
+Sign = Callable[["Session", Finished], bytes | None]
+
+
+class Session:
+    """Seals the answer to `content`, which came as `body` under `number`. Thread-safe.
+
+    `sign` makes the receipt before a good end; None: it has none. `clock`: seconds.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        content: Content,
+        body: bytes,
+        send: Send,
+        *,
+        sign: Sign,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.number, self.asked = number, admitted(content, number)
+        self.request_hash = hashlib.sha256(msgspec.msgpack.encode(content.asked)).digest()
+        self._answer = hashlib.sha256()
+        self._send, self._sign, self._clock = send, sign, clock
+        self._lock = threading.Lock()  # guards what follows, and keeps frames in their order
+        self._tokens = 0  # that wait for a frame
+        self._left = float("-inf")  # when the last frame did
+        nonce = secrets.token_bytes(SERVER_NONCE)
+        self._frames = FrameSealer(content.secret, hash_of(body), nonce, frame_size(content.asked))
+        send(SealedPart(number, nonce))
+
+    @property
+    def answer_hash(self) -> bytes:
+        """The SHA-256 of what was answered so far: the text, or the vectors."""
+        return self._answer.digest()
+
+    def take(self, message: msgspec.Struct) -> None:
+        """Have a message of the answer leave, at once or with those that follow."""
+        with self._lock:
+            match message:
+                case Delta() | Converted():
+                    self._answer.update(message.text.encode())
+                case Embedded():
+                    for vector in message.vectors:
+                        self._answer.update(vector)
+                case Finished() if (signed := self._sign(self, message)) is not None:
+                    self._frames.add(encode(Receipt(self.number, signed)))
+            self._frames.add(encode(message))
+            match message:
+                case Delta():
+                    self._tokens += message.tokens
+                    if self._tokens >= BATCH or (self._tokens and self._is_due()):
+                        self._leave()
+                case Embedded():
+                    for data in self._frames.full():
+                        self._send(SealedPart(self.number, data))
+                case Finished() | Failed() | Status():
+                    self._end()
+
+    def tick(self) -> bool:
+        """Have tokens leave that waited for INTERVAL; return whether others wait."""
+        with self._lock:
+            if self._tokens and self._is_due():
+                self._leave()
+            return bool(self._tokens)
+
+    def _is_due(self) -> bool:
+        return self._clock() - self._left >= INTERVAL
+
+    def _leave(self) -> None:
+        """Send one frame, whatever waits: the number of frames depends on tokens and times alone."""
+        self._tokens, self._left = 0, self._clock()
+        self._send(SealedPart(self.number, self._frames.frame()))
+
+    def _end(self) -> None:
+        self._tokens = 0
+        data = self._frames.end()
+        for start in range(0, len(data), _PART):
+            last = start + _PART >= len(data)
+            self._send(SealedPart(self.number, data[start : start + _PART], last))
+
+
+def admitted(content: Content, number: int) -> Asked:
+    """Return what `content` asks as the request `number` of an owner whom nobody else can name.
+
+    An answer whose seed is left open gets one here, so that its receipt can say which.
+    """
+    asked = content.asked
+    if isinstance(asked, Query):
+        return Query(number)
+    if isinstance(asked, Convert | Warm):
+        return msgspec.structs.replace(asked, request=number)
+    owner = hashlib.sha256(_OWNER + content.owner + asked.owner.encode()).hexdigest()
+    if isinstance(asked, Embed):
+        return msgspec.structs.replace(asked, request=number, owner=owner)
+    sampling = asked.sampling
+    if sampling.seed is None:
+        sampling = msgspec.structs.replace(sampling, seed=secrets.randbits(32))
+    return msgspec.structs.replace(asked, request=number, owner=owner, sampling=sampling)

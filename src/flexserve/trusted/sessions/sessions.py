@@ -1,0 +1,77 @@
+"""Sealed requests from their opening to their last frame."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import msgspec
+
+from flexserve.errors import CallerError
+from flexserve.protocol.failures import failure_of
+from flexserve.protocol.messages import Failed, Finished, Sealed, Status
+from flexserve.protocol.sealed_request import header_of, refusal, unseal
+from flexserve.trusted.sessions.clock import Clock
+from flexserve.trusted.sessions.keys import SealingKeys
+from flexserve.trusted.sessions.seen import SeenRequests
+from flexserve.trusted.sessions.session import INTERVAL, Send, Session, Sign
+
+
+class Sessions:
+    """Opens sealed requests and ends their answers. Thread-safe.
+
+    `send`: to the normal world. `sign` makes the receipt of an answer that ends well.
+    """
+
+    def __init__(self, keys: SealingKeys, send: Send, clock: Clock, sign: Sign) -> None:
+        self._keys, self._send, self._clock, self._sign = keys, send, clock, sign
+        self._lock = threading.Lock()  # guards the next two
+        self._sessions: dict[int, Session] = {}
+        self._seen = SeenRequests()
+        self._begun = threading.Event()
+
+    def start(self) -> None:
+        """Have tokens leave in time that wait for others."""
+        threading.Thread(target=self._tick, name="sealed-frames", daemon=True).start()
+
+    def open(self, message: Sealed) -> Session | None:
+        """Return the session that answers a sealed request, begun; None: refused, and its sender told so."""
+        try:
+            content = unseal(message.body, self._keys.private(header_of(message.body).key_id))
+            with self._lock:
+                self._seen.admit(content, self._clock())
+        except CallerError:
+            self._send(Failed(message.request, failure_of(refusal())))
+            return None
+        session = Session(message.request, content, message.body, self._send, sign=self._sign)
+        with self._lock:
+            self._sessions[session.number] = session
+        self._begun.set()
+        return session
+
+    def send(self, message: msgspec.Struct) -> None:
+        """Send a message; one that ends an answer is sealed, if its request was."""
+        if not isinstance(message, Finished | Failed | Status):
+            self._send(message)
+            return
+        number = message.serial if isinstance(message, Status) else message.request
+        with self._lock:
+            session = self._sessions.pop(number, None)
+        if session is None:
+            self._send(message)
+        else:
+            session.take(message)
+
+    def tick(self) -> None:
+        """Have tokens leave that waited long enough."""
+        with self._lock:
+            sessions = list(self._sessions.values())
+            if not sessions:
+                self._begun.clear()
+        for session in sessions:
+            session.tick()
+
+    def _tick(self) -> None:
+        while self._begun.wait():
+            time.sleep(INTERVAL)
+            self.tick()
