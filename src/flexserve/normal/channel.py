@@ -18,10 +18,12 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from flexserve.errors import CallerError, FlexServeError, PeerError, QueueFullError
-from flexserve.normal.answer import Answer, AnswerMessage, Observer
+from flexserve.normal.answer import Answer, AnswerMessage, Observer, revive
 from flexserve.protocol.framing import FrameDecoder, encode
 from flexserve.protocol.messages import (
     PROTOCOL_VERSION,
+    Attest,
+    Attested,
     Cancel,
     ChatPrompt,
     Computing,
@@ -61,11 +63,12 @@ from flexserve.protocol.sampling import Sampling
 MAX_REQUESTS = 1024  # in flight at once, the cancelled ones that the secure world still owes an end included
 MAX_QUESTIONS = 256  # queries and recalls that the secure world still owes an answer
 MAX_UNSENT = 32 << 20  # bytes the secure world may leave unread before it counts as hung
+MEASURE_TIMEOUT = 60.0  # seconds for an attestation: the first one reads all that the world consists of
 ANSWER_TIMEOUT = 10.0  # seconds; a healthy secure world answers a query between two slices
 _READ_SIZE = 256 << 10
 _USUAL = Terms()
 
-A = TypeVar("A", Status, Recalled)
+A = TypeVar("A", Status, Recalled, Attested)
 
 
 class MemoryCounter(Protocol):
@@ -193,6 +196,17 @@ class WorldChannel:
         serial = next(self._numbers)
         return await self._ask(Recall(serial, demand, deadline * 1000, gentle), serial, Recalled, timeout)
 
+    async def attest(self, nonce: bytes) -> Attested:
+        """Return who the secure world says that it is.
+
+        Raises its reason not to say it; PeerError when no answer comes.
+        """
+        serial = next(self._numbers)
+        said = await self._ask(Attest(serial, nonce), serial, Attested, MEASURE_TIMEOUT)
+        if said.failure is not None:
+            raise revive(said.failure)
+        return said
+
     def pin(self, models: Sequence[str]) -> None:
         """Name the models whose weights are to be kept, all of them. Raises PeerError on a dead channel."""
         self._write(encode(Pin(list(models))))
@@ -223,7 +237,7 @@ class WorldChannel:
         with contextlib.suppress(PeerError):
             self._write(encode(Cancel(request)))
 
-    async def _ask(self, message: Query | Recall, serial: int, kind: type[A], timeout: float) -> A:
+    async def _ask(self, message: Query | Recall | Attest, serial: int, kind: type[A], timeout: float) -> A:
         if len(self._questions) >= MAX_QUESTIONS:
             raise self._fail("it leaves questions unanswered")
         self._write(encode(message))
@@ -261,7 +275,7 @@ class WorldChannel:
         match message:
             case Started() | Delta() | Embedded() | Converted() | Finished() | Failed():
                 self._deliver(message)
-            case Status() | Recalled():
+            case Status() | Recalled() | Attested():
                 self._settle(message)
             case NeedMemory():
                 assert self._memory is not None
@@ -287,7 +301,7 @@ class WorldChannel:
         if answer.ended:
             del self._answers[message.request]
 
-    def _settle(self, message: Status | Recalled) -> None:
+    def _settle(self, message: Status | Recalled | Attested) -> None:
         kind, future = self._questions.pop(message.serial, (None, None))
         if kind is not type(message) or future is None:
             raise PeerError(f"The secure world sent {type(message).__name__} that nobody asked for.")

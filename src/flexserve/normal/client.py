@@ -27,6 +27,7 @@ from flexserve.normal.address import CONNECT_TIMEOUT, Address, NoServerError
 from flexserve.normal.peers import check_server
 from flexserve.normal.reports import (
     Answer,
+    Attestation,
     CapResult,
     DecisionLog,
     Ending,
@@ -108,6 +109,10 @@ class Client:
     def decisions(self, *, after: int = 0) -> DecisionLog:
         """Return the last memory decisions numbered above `after`, oldest first."""
         return self._whole("GET", f"/memory/decisions?after={after}", DecisionLog)
+
+    def attestation(self, nonce: bytes) -> Attestation:
+        """Return the chain and the token of the secure world, which `flexserve.attestation` verifies."""
+        return self._whole("GET", f"/v1/attestation?nonce={nonce.hex()}", Attestation)
 
     def ask(self, model: str, messages: list[ChatMessage], sampling: Sampling) -> Answer:
         """Yield the answer as it comes, then its Ending. Closing it cancels the request.

@@ -30,6 +30,13 @@ class Health(msgspec.Struct, frozen=True):
     engine: str
 
 
+class Attestation(msgspec.Struct, frozen=True):
+    """The answer of GET /v1/attestation, which nobody vouches for: flexserve.attestation verifies it."""
+
+    chain: list[bytes]
+    token: bytes
+
+
 class ModelError(msgspec.Struct, frozen=True):
     """Why a model cannot be used."""
 

@@ -33,6 +33,7 @@ from flexserve.platforms.ports import NormalMemory, Protection
 from flexserve.policy.pressure import Budget, Limits
 from flexserve.protocol.launch import SECURE_WORLD, SecureOptions
 from flexserve.protocol.messages import (
+    Attested,
     ChatPrompt,
     Converted,
     Prompt,
@@ -193,6 +194,13 @@ class World:
                 if isinstance(message, Converted):
                     return message
         raise PeerError("The secure world converted nothing.", hint="See the server's log.")
+
+    async def attest(self, nonce: bytes) -> Attested:
+        """Return the chain and the token of the secure world, with a client's nonce.
+
+        Raises its reason to give none, PeerError when there is no secure world.
+        """
+        return await self._supervisor.channel().attest(nonce)
 
     async def try_model(self, model: str) -> None:
         """Have a model opened, computed with once, and what it can do recorded.

@@ -29,6 +29,8 @@ Name = Annotated[str, Meta(min_length=1, max_length=128)]
 Short = Annotated[str, Meta(max_length=2048)]
 Label = Annotated[str, Meta(max_length=128)]
 Text = Annotated[str, Meta(max_length=MAX_TEXT)]
+Nonce = Annotated[bytes, Meta(min_length=8, max_length=64)]  # as EAT's are (RFC 9711)
+Certificate = Annotated[bytes, Meta(max_length=1 << 16)]
 Schema = Annotated[str, Meta(max_length=MAX_SCHEMA)]
 
 

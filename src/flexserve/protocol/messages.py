@@ -22,11 +22,13 @@ from flexserve.protocol.bounds import (
     MAX_TEXTS,
     MAX_TOKENS,
     MAX_TOOL_CALLS,
+    Certificate,
     Count,
     KeepAlive,
     Label,
     Millis,
     Name,
+    Nonce,
     Schema,
     Serial,
     Short,
@@ -37,7 +39,7 @@ from flexserve.protocol.notation import Mark, Notation
 from flexserve.protocol.sampling import Sampling, TokenId
 from flexserve.protocol.statuses import Failure, KvStatus, MemoryStatus, ModelStatus, NpuStatus
 
-PROTOCOL_VERSION = 13
+PROTOCOL_VERSION = 14
 # Of the messages' schema, by version: it is another one whenever a message changes, and a line is added here.
 SCHEMA_DIGESTS = {
     5: "57db8b74f59f63a2",
@@ -49,6 +51,7 @@ SCHEMA_DIGESTS = {
     11: "0fbf85f6d46c53eb",
     12: "46b78cb0a8434089",
     13: "39776bd80cc150b6",
+    14: "a7dffca1ef554116",
 }
 
 
@@ -324,6 +327,13 @@ class Query(_Message, frozen=True):
     serial: Serial
 
 
+class Attest(_Message, frozen=True):
+    """Ask who the secure world is; `nonce` is the client's. Answered by Attested."""
+
+    serial: Serial
+    nonce: Nonce
+
+
 class Shutdown(_Message, frozen=True):
     """Finish or stop what runs within `drain` milliseconds, give all memory back, exit."""
 
@@ -470,6 +480,18 @@ class Status(_Message, frozen=True):
     npu: NpuStatus | None = None  # None: there is none
 
 
+class Attested(_Message, frozen=True):
+    """Answer to Attest: the root's key, the certificates of its layers, and a token (flexserve.attestation).
+
+    `failure`: why there is none; the rest is empty then.
+    """
+
+    serial: Serial
+    chain: Annotated[list[Certificate], Meta(max_length=8)]
+    token: Certificate
+    failure: Failure | None = None
+
+
 ToSecure = (
     Hello
     | Generate
@@ -484,6 +506,7 @@ ToSecure = (
     | Grant
     | Spare
     | Query
+    | Attest
     | Shutdown
 )
 ToNormal = (
@@ -502,4 +525,5 @@ ToNormal = (
     | Failed
     | Recalled
     | Status
+    | Attested
 )

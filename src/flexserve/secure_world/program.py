@@ -77,7 +77,13 @@ def prepare(
     link = Link(socket.socket(fileno=options.channel_fd))
     store = Store(options.store, key)
     world = SecureWorld(
-        link, resources, store, renderer, options, make_residency=make_residency or _own_residency
+        link,
+        resources,
+        store,
+        renderer,
+        options,
+        witness=key,
+        make_residency=make_residency or _own_residency,
     )
     link.expect_hello()
     return world

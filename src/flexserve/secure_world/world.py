@@ -17,6 +17,7 @@ from flexserve.policy.eviction_policy import EvictionPolicy
 from flexserve.protocol.launch import SecureOptions
 from flexserve.protocol.messages import (
     PROTOCOL_VERSION,
+    Attest,
     Cancel,
     Convert,
     Embed,
@@ -31,6 +32,7 @@ from flexserve.protocol.messages import (
     Welcome,
 )
 from flexserve.protocol.statuses import KvStatus, MemoryStatus, ModelStatus, NpuStatus
+from flexserve.secure_world.attester import Attester, Witness
 from flexserve.secure_world.link import Link
 from flexserve.secure_world.resources import Guest, PlatformResources
 from flexserve.serving.memory_manager import MemoryManager
@@ -67,6 +69,7 @@ class SecureWorld:
         renderer: Renderer,
         options: SecureOptions,
         *,
+        witness: Witness,
         make_residency: MakeResidency,
     ) -> None:
         threads = options.threads or len(os.sched_getaffinity(0))
@@ -102,6 +105,7 @@ class SecureWorld:
             sequences=options.parallel,
             patience=options.step_seconds,
         )
+        self._attester = Attester(witness, self._app.stored, resources, link.send)
         self._recalls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         if guest is not None:
             from flexserve.secure_world.guest import GuestDemands
@@ -137,6 +141,8 @@ class SecureWorld:
                     self._recalls.put(functools.partial(self._answer, message))
                 case Pin():
                     self._memory.pin(message.models)
+                case Attest():
+                    self._attester.ask(message)
                 case Query():
                     self._link.send(self._status(message.serial))
                 case Shutdown():

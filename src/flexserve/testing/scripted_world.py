@@ -26,6 +26,8 @@ from flexserve.errors import Blame
 from flexserve.protocol.framing import FrameDecoder, encode
 from flexserve.protocol.messages import (
     PROTOCOL_VERSION,
+    Attest,
+    Attested,
     Cancel,
     ChatPrompt,
     Choice,
@@ -179,6 +181,8 @@ class ScriptedWorld:
                 self._cancel(message.request)
             case Query():
                 self.say(self._status(message.serial))
+            case Attest():
+                self.say(Attested(message.serial, [b"root", b"world"], b"token of " + message.nonce))
             case Recall():
                 self.say(self._recalled(message))
             case Grant():

@@ -15,6 +15,7 @@ from flexserve import __version__
 from flexserve.errors import FlexServeError
 from flexserve.normal.api import (
     anthropic,
+    attestation,
     embeddings,
     generation,
     llama_server,
@@ -34,7 +35,10 @@ from flexserve.normal.world import World
 _NO_KEYS = Keys()
 _NO_PAGES = Origins()
 # One module for each API: it translates its bodies to the internal request, and answers back.
-FACADES = (generation, responses, anthropic, ollama, llama_server, embeddings, operations, memory, metrics)
+FACADES = (
+    *(generation, responses, anthropic, ollama, llama_server, embeddings),
+    *(operations, memory, metrics, attestation),
+)
 _ERRORS = ErrorForms({**anthropic.ERROR_FORMS, **ollama.ERROR_FORMS, **llama_server.ERROR_FORMS})
 
 

@@ -13,8 +13,20 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from flexserve.errors import Blame, CallerError, InternalError, rebuild
+from flexserve.trusted.identity.identity import Facts, Testimony
 from flexserve.trusted.sidecar import Sidecar
-from flexserve.trusted.store.key_holder import MAX_MESSAGE, Answer, Done, Held, Refused, Sign, Unwrap
+from flexserve.trusted.store.key_holder import (
+    MAX_MESSAGE,
+    Answer,
+    Attest,
+    Done,
+    Held,
+    Refused,
+    Request,
+    Sign,
+    Unseal,
+    Unwrap,
+)
 from flexserve.trusted.store.keys import verify_signature
 
 _PATIENCE = 60.0  # seconds for an answer, which takes a fraction of a millisecond
@@ -54,31 +66,45 @@ class HeldKey:
 
     def unwrap(self, model_id: bytes, wrapped: bytes) -> bytes:
         """Return the key of a model. Raises StoredDataError if this device did not wrap it."""
-        return self._ask(Unwrap(model_id, wrapped))
+        return self._use(Unwrap(model_id, wrapped))
 
     def sign(self, data: bytes) -> bytes:
         """Return this device's signature of a record. Raises CallerError for anything else."""
-        return self._ask(Sign(data))
+        return self._use(Sign(data))
 
     def verify(self, data: bytes, signature: bytes) -> None:
         """Raise StoredDataError unless `signature` is this device's signature of `data`."""
         verify_signature(self._public, data, signature)
+
+    def attest(self, nonce: bytes, facts: Facts) -> Testimony:
+        """Return a chain and a token; the first time takes a second. Raises as Identity.attest."""
+        said = self._ask(Attest(nonce, facts))
+        if not isinstance(said, Testimony):
+            self._gone()
+        return said
+
+    def unseal(self, sealed: bytes, info: bytes) -> bytes:
+        """Return what a client sealed to the key that a token showed. Raises CallerError if none did."""
+        return self._use(Unseal(sealed, info))
 
     def close(self) -> None:
         """End the holder. Always safe."""
         self._socket.close()
         self._holder.wait()
 
-    def _ask(self, request: Unwrap | Sign) -> bytes:
+    def _use(self, request: Request) -> bytes:
+        said = self._ask(request)
+        if not isinstance(said, Done):
+            self._gone()
+        return said.data
+
+    def _ask(self, request: Request) -> Answer:
         with self._asking:
             try:
                 self._socket.sendall(_encoder.encode(request))
             except OSError:
                 self._gone()
-            said = self._hear()
-        if not isinstance(said, Done):
-            self._gone()
-        return said.data
+            return self._hear()
 
     def _hear(self) -> Answer:
         """Return an answer. Raises the holder's own error."""

@@ -3,11 +3,12 @@
 The secure process starts it before anything else, and tells it the path of the key's file first. It reads the
 file, gives up all but its memory and its end of a socket, and answers until the other end is gone:
 
-    Unwrap(model, wrapped) → the model's key          Sign(record) → the signature
+    Unwrap(model, wrapped) → the model's key       Sign(record) → the signature
+    Attest(nonce, facts) → a chain and a token     Unseal(sealed, info) → what was sealed to the token's key
 
-It wraps no key and signs nothing but records of what a model can do: who takes over the secure process can
-open the models of its store as long as it has it, and neither carries the device key away, nor makes a sealed
-model of its own, nor opens one later or elsewhere.
+It wraps no key and signs nothing but tokens and records of what a model can do: who takes over the secure
+process can open the models of its store as long as it has it, and neither carries a key away, nor makes a
+sealed model of its own, nor opens one later or elsewhere.
 """
 
 from __future__ import annotations
@@ -28,11 +29,14 @@ from flexserve.platforms.linux.hardening import die_with_parent, harden
 from flexserve.platforms.linux.sandbox import confine_holder
 from flexserve.protocol.failures import failure_of
 from flexserve.protocol.statuses import Failure
+from flexserve.trusted.identity.identity import Facts, Identity, Testimony
+from flexserve.trusted.identity.measurer import Measurer, program_of, start_of
 from flexserve.trusted.store.aead import MODEL_ID_SIZE
 from flexserve.trusted.store.keys import WRAPPED_SIZE, DeviceKey
 from flexserve.trusted.store.record import MAX_RECORD, Record
 
 MAX_MESSAGE = 1 << 16  # bytes, either way
+MAX_SEALED = 1 << 12  # bytes: a key that opens something larger
 
 
 class Unwrap(msgspec.Struct, frozen=True, tag=True):
@@ -46,6 +50,20 @@ class Sign(msgspec.Struct, frozen=True, tag=True):
     """Ask for the signature of a record."""
 
     record: Annotated[bytes, Meta(max_length=MAX_RECORD)]
+
+
+class Attest(msgspec.Struct, frozen=True, tag=True):
+    """Ask for a token with a client's nonce."""
+
+    nonce: Annotated[bytes, Meta(max_length=64)]
+    facts: Facts
+
+
+class Unseal(msgspec.Struct, frozen=True, tag=True):
+    """Ask for what a client sealed to the key that a token showed. `info`: HPKE's."""
+
+    sealed: Annotated[bytes, Meta(max_length=MAX_SEALED)]
+    info: Annotated[bytes, Meta(max_length=256)]
 
 
 class Held(msgspec.Struct, frozen=True, tag=True):
@@ -66,27 +84,33 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
     failure: Failure
 
 
-Answer = Held | Done | Refused
+Request = Unwrap | Sign | Attest | Unseal
+Answer = Held | Done | Refused | Testimony
 _encoder = msgspec.msgpack.Encoder()
-_requests = msgspec.msgpack.Decoder(Unwrap | Sign)
+_requests = msgspec.msgpack.Decoder(Request)
 
 
-def answer(key: DeviceKey, request: Unwrap | Sign) -> bytes:
-    """Return what is asked for. Raises what DeviceKey raises, and CallerError for what is not signed."""
-    if isinstance(request, Unwrap):
-        return key.unwrap(request.model_id, request.wrapped)
+def answer(key: DeviceKey, identity: Identity, request: Request) -> Answer:
+    """Return what is asked for. Raises as DeviceKey and Identity, and CallerError for what is not signed."""
+    match request:
+        case Unwrap():
+            return Done(key.unwrap(request.model_id, request.wrapped))
+        case Attest():
+            return identity.attest(request.nonce, request.facts)
+        case Unseal():
+            return Done(identity.unseal(request.sealed, request.info))
     try:
         msgspec.json.decode(request.record, type=Record)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise CallerError("The key's holder signs records only.", code="not_a_record") from None
-    return key.sign(request.record)
+    return Done(key.sign(request.record))
 
 
-def serve(key: DeviceKey, connection: socket.socket) -> None:
+def serve(key: DeviceKey, identity: Identity, connection: socket.socket) -> None:
     """Answer requests until nobody asks any more; what is no request ends it."""
     while data := connection.recv(MAX_MESSAGE):
         try:
-            said: Answer = Done(answer(key, _requests.decode(data)))
+            said = answer(key, identity, _requests.decode(data))
         except FlexServeError as error:
             said = Refused(failure_of(error))
         connection.sendall(_encoder.encode(said))
@@ -101,6 +125,7 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     harden(keep={options.fd})
     connection = socket.socket(fileno=options.fd)
+    measurer, started, program = Measurer(), start_of(os.getppid()), program_of(os.getppid())
     try:
         path = connection.recv(MAX_MESSAGE)
         if not path:
@@ -111,7 +136,7 @@ def main(arguments: list[str] | None = None) -> int:
         connection.sendall(_encoder.encode(Refused(failure_of(error))))
         return 1
     connection.sendall(_encoder.encode(Held(key.identity)))
-    serve(key, connection)
+    serve(key, Identity(key.attestation_root, measurer.measure, started, program), connection)
     return 0
 
 

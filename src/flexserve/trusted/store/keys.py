@@ -2,8 +2,9 @@
 
 Everything the store holds is useless without it, and nothing it holds can be forged without it.
 Two keys are derived from the root secret: one wraps the models' keys (AES-256-GCM), one signs
-their manifests (Ed25519). Whoever can read the file can open every model of this device: on a
-machine with a secure element, this is the secret to move there.
+their manifests (Ed25519). So is the secret that the keys of
+attestation begin with. Whoever can read the file can open every model of this device: on a machine with a
+secure element, this is the secret to move there.
 
 Who seals models has a `DeviceKey`. The secure process, in which llama.cpp runs, never does: it asks another
 process, which holds it (trusted.store.held_key).
@@ -58,12 +59,13 @@ class Device(Protocol):
 class DeviceKey:
     """What makes this device this device. Never printed, never pickled."""
 
-    __slots__ = ("_signing", "_wrapping", "identity")
+    __slots__ = ("_signing", "_wrapping", "attestation_root", "identity")
 
     def __init__(self, root: bytes) -> None:
         wrapping, signing = derived_keys(root)
         self._wrapping = AESGCM(wrapping)
         self._signing = Ed25519PrivateKey.from_private_bytes(signing)
+        self.attestation_root = derive_key(root, _SALT, b"attestation root v1")
         self.identity = self._signing.public_key().public_bytes_raw().hex()  # names the device; no secret
 
     def __repr__(self) -> str:

@@ -1,0 +1,145 @@
+"""The token: what a secure world says of itself, signed by its layer's key.
+
+A COSE_Sign1 over an EAT (RFC 9711), with the integer labels of the standard and one of our own: the key to
+which clients seal their requests, and its end of life.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import cbor2
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from flexserve.attestation.cose import MalformedError, decode, sign, signed_payload
+
+PROFILE = "urn:x-flexserve:attestation:1"
+NONCE_SIZES = range(8, 65)  # bytes, by the standard
+DEBUG_ENABLED, DEBUG_DISABLED = 0, 1
+
+EXPIRES, ISSUED, NONCE = 4, 6, 10
+HARDWARE, DEBUG, PROFILE_LABEL, SUBMODULES = 259, 263, 265, 266
+SOFTWARE, VERSION, MEASUREMENTS = 270, 271, 273
+SEALING = -70001  # of the range for private use
+_DIGESTS = 65000  # content format of the measurements: CBOR, a map from names to digests (experimental range)
+# HPKE's numbers of what the key is for: MLKEM768-X25519, HKDF-SHA256, AES-256-GCM.
+_SUITE = (0x647A, 1, 2)
+_SOFTWARE = "flexserve"
+_SEALING_KEY_SIZE = 1216  # bytes: ML-KEM-768's, then X25519's
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SealingKey:
+    """The public key of HPKE (MLKEM768-X25519, HKDF-SHA256, AES-256-GCM) to which requests are sealed.
+
+    `public` is the encapsulation key of ML-KEM-768, then that of X25519. `end`: the second, since 1970, from
+    which on the secure world does not have the private key any more.
+    """
+
+    public: bytes
+    end: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AttestedModel:
+    """A model of the store: SHA-256 of its GGUF, the public key of who signed it ("": the device), as hex."""
+
+    digest: str
+    signer: str = ""
+    generation: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Token:
+    """What a token says. Times are seconds since 1970.
+
+    `debug`: the root, or a layer, can be looked into or imitated by who runs the machine. `measurements`:
+    digests (bytes) of what makes up the secure world, by name. `platform`: how it is protected, in names.
+    """
+
+    nonce: bytes
+    issued: int
+    expires: int
+    hardware: str
+    debug: bool
+    version: str
+    measurements: dict[str, bytes]
+    platform: dict[str, str]
+    models: tuple[AttestedModel, ...]
+    sealing: SealingKey
+
+
+def write_token(token: Token, key: Ed25519PrivateKey) -> bytes:
+    """Return `token` signed by `key`."""
+    claims = {
+        EXPIRES: token.expires,
+        ISSUED: token.issued,
+        NONCE: token.nonce,
+        HARDWARE: token.hardware.encode(),
+        DEBUG: DEBUG_ENABLED if token.debug else DEBUG_DISABLED,
+        PROFILE_LABEL: PROFILE,
+        SUBMODULES: {
+            "platform": token.platform,
+            "models": {model.digest: [model.signer, model.generation] for model in token.models},
+        },
+        SOFTWARE: _SOFTWARE,
+        VERSION: [token.version],
+        MEASUREMENTS: [[_DIGESTS, cbor2.dumps(token.measurements)]],
+        SEALING: {1: list(_SUITE), 2: token.sealing.public, 3: token.sealing.end},
+    }
+    return sign(cbor2.dumps(claims), key)
+
+
+def read_token(data: bytes, key: Ed25519PublicKey) -> Token:
+    """Return what the token `data` says. Raises MalformedError unless `key` signed it and it is ours."""
+    claims = decode(signed_payload(data, key))
+    if not isinstance(claims, dict) or claims.get(PROFILE_LABEL) != PROFILE:
+        raise MalformedError("it is of another profile")
+    match claims:
+        case {
+            4: int(expires),
+            6: int(issued),
+            10: bytes(nonce),
+            259: bytes(hardware),
+            263: int(debug),
+            266: {"platform": dict(platform), "models": dict(models)},
+            270: "flexserve",
+            271: [str(version)],
+            273: [[65000, bytes(measurements)]],
+            -70001: {1: [0x647A, 1, 2], 2: bytes(public), 3: int(end)},
+        } if len(claims) == 11 and len(public) == _SEALING_KEY_SIZE:
+            return Token(
+                nonce,
+                issued,
+                expires,
+                hardware.decode(errors="replace"),
+                debug < DEBUG_DISABLED,
+                version,
+                _digests(decode(measurements)),
+                _texts(platform),
+                tuple(_model(*each) for each in models.items()),
+                SealingKey(public, end),
+            )
+    raise MalformedError("a claim is missing, unknown, or of another type")
+
+
+def _digests(value: Any) -> dict[str, bytes]:
+    if not isinstance(value, dict) or not all(
+        isinstance(name, str) and isinstance(digest, bytes) for name, digest in value.items()
+    ):
+        raise MalformedError("its measurements are no digests by name")
+    return value
+
+
+def _texts(value: dict[Any, Any]) -> dict[str, str]:
+    if not all(isinstance(name, str) and isinstance(text, str) for name, text in value.items()):
+        raise MalformedError("what it says of its platform is no texts by name")
+    return value
+
+
+def _model(digest: Any, said: Any) -> AttestedModel:
+    match said:
+        case [str(signer), int(generation)] if isinstance(digest, str):
+            return AttestedModel(digest, signer, generation)
+    raise MalformedError("what it says of a model is of another type")

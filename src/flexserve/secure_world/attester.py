@@ -1,0 +1,74 @@
+"""Answers who this secure world is: its facts go to the key's holder, which signs the token."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import msgspec
+
+from flexserve.attestation.token import AttestedModel
+from flexserve.errors import FlexServeError, QueueFullError
+from flexserve.protocol.failures import failure_of
+from flexserve.protocol.messages import Attest, Attested
+from flexserve.protocol.trusted_app import Stored
+from flexserve.secure_world.resources import PlatformResources
+from flexserve.trusted.identity.identity import Facts, Testimony
+
+_MAX_WAITING = 64
+
+
+class Witness(Protocol):
+    """Who signs tokens (trusted.store.held_key.HeldKey)."""
+
+    def attest(self, nonce: bytes, facts: Facts) -> Testimony:
+        """Return a chain and a token with `nonce`."""
+
+
+class Attester:
+    """Answers each Attest, one after the other, in a thread of its own: the first takes a second.
+
+    `stored` returns the models of the store. `send` sends to the normal world.
+    """
+
+    def __init__(
+        self,
+        witness: Witness,
+        stored: Callable[[], Sequence[Stored]],
+        resources: PlatformResources,
+        send: Callable[[msgspec.Struct], None],
+    ) -> None:
+        self._witness, self._stored, self._resources, self._send = witness, stored, resources, send
+        self._waiting: queue.Queue[Attest] = queue.Queue(_MAX_WAITING)
+        threading.Thread(target=self._work, name="attester", daemon=True).start()
+
+    def ask(self, message: Attest) -> None:
+        """Have `message` answered; at once, with a failure, when too many wait."""
+        try:
+            self._waiting.put_nowait(message)
+        except queue.Full:
+            self._refuse(message, QueueFullError("Too many ask for attestation.", hint="Retry in a moment."))
+
+    def _work(self) -> None:
+        while True:
+            message = self._waiting.get()
+            try:
+                said = self._witness.attest(message.nonce, self._facts())
+                self._send(Attested(message.serial, said.chain, said.token))
+            except FlexServeError as error:
+                self._refuse(message, error)
+
+    def _refuse(self, message: Attest, error: FlexServeError) -> None:
+        self._send(Attested(message.serial, [], b"", failure_of(error)))
+
+    def _facts(self) -> Facts:
+        protection = self._resources.memory.protection
+        platform = {
+            "memory": protection.name,
+            "protected": "yes" if protection.protected else "no",
+            "label": self._resources.summary,
+        }
+        models = [AttestedModel(model.description.digest) for model in self._stored() if model.description]
+        return Facts("linux", platform, models)
