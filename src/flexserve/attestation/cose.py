@@ -9,7 +9,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 MAX_SIZE = 1 << 16  # bytes of one message
-_PROTECTED = cbor2.dumps({1: -8})  # the algorithm: EdDSA
+_ALGORITHM, _CONTENT_TYPE = 1, 3
+_EDDSA = -8
 _OKP, _ED25519, _VERIFY = 1, 6, 2
 
 
@@ -41,32 +42,39 @@ def _is_plain(value: object) -> bool:
     return value is None or isinstance(value, int | bytes | str)
 
 
-def sign(payload: bytes, key: Ed25519PrivateKey) -> bytes:
-    """Return a COSE_Sign1, without a tag, of `payload`."""
-    return cbor2.dumps([_PROTECTED, {}, payload, key.sign(_signed(payload))])
+def sign(payload: bytes, key: Ed25519PrivateKey, kind: str = "") -> bytes:
+    """Return a COSE_Sign1, without a tag, of `payload`, whose content type is `kind`."""
+    return cbor2.dumps([_protected(kind), {}, payload, key.sign(_signed(payload, kind))])
 
 
-def signed_payload(message: bytes, key: Ed25519PublicKey) -> bytes:
-    """Return the payload of the COSE_Sign1 `message`. Raises MalformedError unless `key` signed it."""
+def signed_payload(message: bytes, key: Ed25519PublicKey, kind: str = "") -> bytes:
+    """Return the payload of the COSE_Sign1 `message`.
+
+    Raises MalformedError unless `key` signed it as content of that `kind`.
+    """
     match decode(message):
         case [bytes(protected), dict(open_), bytes(payload), bytes(signature)]:
-            if protected != _PROTECTED or open_:
-                raise MalformedError("it is not signed by EdDSA alone")
+            if protected != _protected(kind) or open_:
+                raise MalformedError("it is not signed by EdDSA alone, or as something else")
             try:
-                key.verify(signature, _signed(payload))
+                key.verify(signature, _signed(payload, kind))
             except InvalidSignature:
                 raise MalformedError("its signature is not by the key that should have signed it") from None
             return payload
     raise MalformedError("it is no COSE_Sign1")
 
 
-def _signed(payload: bytes) -> bytes:
-    return cbor2.dumps(["Signature1", _PROTECTED, b"", payload])
+def _protected(kind: str) -> bytes:
+    return cbor2.dumps({_ALGORITHM: _EDDSA, **({_CONTENT_TYPE: kind} if kind else {})})
+
+
+def _signed(payload: bytes, kind: str) -> bytes:
+    return cbor2.dumps(["Signature1", _protected(kind), b"", payload])
 
 
 def encode_key(key: Ed25519PublicKey) -> bytes:
     """Return a COSE_Key for verifying."""
-    return cbor2.dumps({1: _OKP, 3: -8, 4: [_VERIFY], -1: _ED25519, -2: key.public_bytes_raw()})
+    return cbor2.dumps({1: _OKP, 3: _EDDSA, 4: [_VERIFY], -1: _ED25519, -2: key.public_bytes_raw()})
 
 
 def decode_key(data: bytes) -> Ed25519PublicKey:

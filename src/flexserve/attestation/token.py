@@ -26,6 +26,7 @@ _DIGESTS = 65000  # content format of the measurements: CBOR, a map from names t
 # HPKE's numbers of what the key is for: MLKEM768-X25519, HKDF-SHA256, AES-256-GCM.
 _SUITE = (0x647A, 1, 2)
 _SOFTWARE = "flexserve"
+RECEIPT = "application/vnd.flexserve.receipt+cbor"  # what else the world's key signs
 _SEALING_KEY_SIZE = 1216  # bytes: ML-KEM-768's, then X25519's
 
 

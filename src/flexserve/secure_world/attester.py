@@ -15,7 +15,7 @@ from flexserve.protocol.failures import failure_of
 from flexserve.protocol.messages import Attest, Attested
 from flexserve.protocol.trusted_app import Stored
 from flexserve.secure_world.resources import PlatformResources
-from flexserve.trusted.identity.identity import Facts, Testimony
+from flexserve.trusted.identity.identity import Evidence, Facts
 
 _MAX_WAITING = 64
 
@@ -23,7 +23,7 @@ _MAX_WAITING = 64
 class Witness(Protocol):
     """Who signs tokens (trusted.store.held_key.HeldKey)."""
 
-    def attest(self, nonce: bytes, facts: Facts) -> Testimony:
+    def attest(self, nonce: bytes, facts: Facts) -> Evidence:
         """Return a chain and a token with `nonce`."""
 
 

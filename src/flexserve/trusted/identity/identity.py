@@ -11,8 +11,8 @@ from flexserve import __version__
 from flexserve.attestation import cose
 from flexserve.attestation.layers import Layer, Mode, certificate, key_of, next_cdi
 from flexserve.attestation.measurement import Measurement, with_configuration, world_digest
-from flexserve.attestation.token import AttestedModel, Token, write_token
-from flexserve.errors import NormalWorldError
+from flexserve.attestation.token import RECEIPT, AttestedModel, Token, write_token
+from flexserve.errors import CallerError, NormalWorldError
 from flexserve.trusted.identity.sealing import SealingKeys
 
 WORLD = "world"  # the name of the last layer
@@ -35,7 +35,7 @@ class Facts(msgspec.Struct, frozen=True):
     machine: list[MachineLayer] = []
 
 
-class Testimony(msgspec.Struct, frozen=True, tag=True):
+class Evidence(msgspec.Struct, frozen=True, tag=True):
     """A chain (the root's key, then certificates) and a token."""
 
     chain: list[bytes]
@@ -55,16 +55,18 @@ class Identity:
         self._measure, self._started = measure, started
         self._config = config
         self._measured: Measurement | None = None
+        self._attested: list[Layer] | None = None
         self._keys = SealingKeys()
 
-    def attest(self, nonce: bytes, facts: Facts, now: float | None = None) -> Testimony:
+    def attest(self, nonce: bytes, facts: Facts, now: float | None = None) -> Evidence:
         """Return the chain and a token with `nonce`; the first time takes as long as measuring.
 
         Raises NormalWorldError when a file changed after the world had started.
         """
         moment = time.time() if now is None else now
         measured = self._measurement()
-        cdi, chain = self._chain(self._layers(facts.machine, measured))
+        self._attested = self._layers(facts.machine, measured)
+        cdi, chain = self._chain(self._attested)
         sealing = self._keys.current(moment)
         token = Token(
             nonce,
@@ -78,16 +80,20 @@ class Identity:
             tuple(facts.models),
             sealing,
         )
-        return Testimony(chain, write_token(token, key_of(cdi)))
+        return Evidence(chain, write_token(token, key_of(cdi)))
 
     def unseal(self, sealed: bytes, info: bytes) -> bytes:
         """Return what a client sealed to the key that a token showed. Raises CallerError."""
         return self._keys.unseal(sealed, info, time.time())
 
-    def sign(self, payload: bytes, machine: Sequence[MachineLayer] = ()) -> bytes:
-        """Return a COSE_Sign1 of `payload` by the world's key."""
-        cdi, _ = self._chain(self._layers(machine, self._measurement()))
-        return cose.sign(payload, key_of(cdi))
+    def sign_receipt(self, payload: bytes) -> bytes:
+        """Return a COSE_Sign1 of a receipt by the last token's key. Raises CallerError if there is none."""
+        if self._attested is None:
+            raise CallerError(
+                "Nothing was attested yet.", hint="Ask for attestation first.", code="not_attested"
+            )
+        cdi, _ = self._chain(self._attested)
+        return cose.sign(payload, key_of(cdi), RECEIPT)
 
     def _measurement(self) -> Measurement:
         if self._measured is None:

@@ -13,7 +13,7 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from flexserve.errors import Blame, CallerError, InternalError, rebuild
-from flexserve.trusted.identity.identity import Facts, Testimony
+from flexserve.trusted.identity.identity import Evidence, Facts
 from flexserve.trusted.sidecar import Sidecar
 from flexserve.trusted.store.key_holder import (
     MAX_MESSAGE,
@@ -24,6 +24,7 @@ from flexserve.trusted.store.key_holder import (
     Refused,
     Request,
     Sign,
+    SignReceipt,
     Unseal,
     Unwrap,
 )
@@ -76,16 +77,20 @@ class HeldKey:
         """Raise StoredDataError unless `signature` is this device's signature of `data`."""
         verify_signature(self._public, data, signature)
 
-    def attest(self, nonce: bytes, facts: Facts) -> Testimony:
+    def attest(self, nonce: bytes, facts: Facts) -> Evidence:
         """Return a chain and a token; the first time takes a second. Raises as Identity.attest."""
         said = self._ask(Attest(nonce, facts))
-        if not isinstance(said, Testimony):
+        if not isinstance(said, Evidence):
             self._gone()
         return said
 
     def unseal(self, sealed: bytes, info: bytes) -> bytes:
         """Return what a client sealed to the key that a token showed. Raises CallerError if none did."""
         return self._use(Unseal(sealed, info))
+
+    def sign_receipt(self, receipt: bytes) -> bytes:
+        """Return a receipt, signed by the world's key. Raises CallerError before there is a token."""
+        return self._use(SignReceipt(receipt))
 
     def close(self) -> None:
         """End the holder. Always safe."""

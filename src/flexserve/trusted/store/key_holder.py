@@ -5,10 +5,11 @@ file, gives up all but its memory and its end of a socket, and answers until the
 
     Unwrap(model, wrapped) → the model's key       Sign(record) → the signature
     Attest(nonce, facts) → a chain and a token     Unseal(sealed, info) → what was sealed to the token's key
+    SignReceipt(receipt) → it, signed
 
-It wraps no key and signs nothing but tokens and records of what a model can do: who takes over the secure
-process can open the models of its store as long as it has it, and neither carries a key away, nor makes a
-sealed model of its own, nor opens one later or elsewhere.
+It wraps no key and signs nothing but tokens, receipts and records of what a model can do: who takes over the
+secure process can open the models of its store as long as it has it, and neither carries a key away, nor
+makes a sealed model of its own, nor opens one later or elsewhere.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from flexserve.platforms.linux.hardening import die_with_parent, harden
 from flexserve.platforms.linux.sandbox import confine_holder
 from flexserve.protocol.failures import failure_of
 from flexserve.protocol.statuses import Failure
-from flexserve.trusted.identity.identity import Facts, Identity, Testimony
+from flexserve.trusted.identity.identity import Evidence, Facts, Identity
 from flexserve.trusted.identity.measurer import Measurer, program_of, start_of
 from flexserve.trusted.store.aead import MODEL_ID_SIZE
 from flexserve.trusted.store.keys import WRAPPED_SIZE, DeviceKey
@@ -66,6 +67,12 @@ class Unseal(msgspec.Struct, frozen=True, tag=True):
     info: Annotated[bytes, Meta(max_length=256)]
 
 
+class SignReceipt(msgspec.Struct, frozen=True, tag=True):
+    """Ask for a receipt, signed by the world's key."""
+
+    receipt: Annotated[bytes, Meta(max_length=MAX_SEALED)]
+
+
 class Held(msgspec.Struct, frozen=True, tag=True):
     """The first answer: the key is here. `identity`: DeviceKey.identity."""
 
@@ -84,8 +91,8 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
     failure: Failure
 
 
-Request = Unwrap | Sign | Attest | Unseal
-Answer = Held | Done | Refused | Testimony
+Request = Unwrap | Sign | Attest | Unseal | SignReceipt
+Answer = Held | Done | Refused | Evidence
 _encoder = msgspec.msgpack.Encoder()
 _requests = msgspec.msgpack.Decoder(Request)
 
@@ -99,6 +106,8 @@ def answer(key: DeviceKey, identity: Identity, request: Request) -> Answer:
             return identity.attest(request.nonce, request.facts)
         case Unseal():
             return Done(identity.unseal(request.sealed, request.info))
+        case SignReceipt():
+            return Done(identity.sign_receipt(request.receipt))
     try:
         msgspec.json.decode(request.record, type=Record)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
