@@ -212,17 +212,18 @@ class MemoryManager:
             waits.append(wait)
         waits.append(self._models.tidy())
         if 0 not in waits:
-            waits += (
-                [_LOADING]
-                if self._app.loading
-                else [self._rearrange(), self._return_unused(), self._rewarm()]
-            )
+            waits += [_LOADING] if self._app.loading else self._look_around()
         return min((wait for wait in waits if wait is not None), default=None)
+
+    def _look_around(self) -> list[float | None]:
+        """Do what can be done while nothing is loaded; return the seconds until there may be more."""
+        wait = self._rearrange()
+        return [wait] if wait == 0 else [wait, self._return_unused(), self._rewarm()]
 
     def _rearrange(self) -> float | None:
         """Move what is held to where it saves most; return the seconds until it is worth another look.
 
-        None: there is nothing that could be moved.
+        0: something moves. None: there is nothing that could be moved.
         """
         now = time.monotonic()
         idle = [memory for memory in self._app.memory() if not memory.running]
@@ -236,6 +237,7 @@ class MemoryManager:
             found = self._policy.rearrangement(self._profiles(idle), resident)
             if found is not None and found.worthwhile:
                 self._move(found)
+                return 0
         return _PAUSE if found is not None else None
 
     def _return_unused(self) -> float | None:
@@ -245,8 +247,6 @@ class MemoryManager:
         """
         if not self._app.pool().granted:
             return None
-        if self._app.loading:
-            return _PAUSE
         last = max((self._models.last_used(memory.name) for memory in self._app.memory()), default=0.0)
         wait = last + _PAUSE - time.monotonic()
         if wait > 0:
@@ -267,8 +267,6 @@ class MemoryManager:
         """
         if not self._rewarmer.enabled:
             return None
-        if self._app.loading:
-            return _PAUSE
         now = time.monotonic()
         memory = {it.name: it for it in self._app.memory() if not it.running}
         with self._lock:
