@@ -11,13 +11,27 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+
+from flexserve.protocol.messages import Finished, Timings, Usage
 
 pytestmark = pytest.mark.engine
 
 MODEL = Path(__file__).parents[2] / "models/tiny/flexserve-tiny.gguf"
 CANARY = "zyzzogeton"
 SECONDS = 60
+
+
+@dataclasses.dataclass
+class Crossed:
+    """What crossed the port, by which methods, and what clients got."""
+
+    values: list[str]
+    methods: set[str]
+    answers: list[str]
+    ends: list[Finished]  # what policy heard of two answers that different stop strings ended
+    stops: list[int]  # what their clients heard
 
 
 class Recorder:
@@ -75,13 +89,13 @@ def _plain(value: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def crossed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list[str], set[str], list[str]]]:
+def crossed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crossed]:
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # the engine's hooks are for good
         yield pool.submit(_serve, tmp_path_factory.mktemp("world")).result()
 
 
-def _serve(folder: Path) -> tuple[list[str], set[str], list[str]]:
-    """Run every kind of request; return what crossed the port, by which methods, and what clients got."""
+def _serve(folder: Path) -> Crossed:
+    """Run every kind of request."""
     import queue
 
     from flexserve.platforms.linux.secure_memory import PlainMemory
@@ -137,15 +151,19 @@ def _serve(folder: Path) -> tuple[list[str], set[str], list[str]]:
     scheduler = Scheduler(recorder, models, memory, sent.put, limit=16, sequences=2, patience=600.0)
     answers: list[str] = []
 
-    def ask(message: Any) -> None:
+    stops: list[int] = []
+
+    def ask(message: Any) -> Finished | None:
         ticket = app.admit(message)
         recorder._keep("ticket", ticket)
         scheduler.submit(ticket)
         while True:
             answer = sent.get(timeout=SECONDS)
             answers.append(answer.text if isinstance(answer, messages.Delta) else f"\n{answer!r}\n")
-            if isinstance(answer, messages.Finished | messages.Failed):
-                return
+            if isinstance(answer, messages.Delta) and answer.stop is not None:
+                stops.append(answer.stop)
+            if isinstance(answer, Finished | messages.Failed):
+                return answer if isinstance(answer, Finished) else None
 
     turn = [ChatMessage("user", f"What is a {CANARY}?")]
     tool = f'[{{"type":"function","function":{{"name":"{CANARY}","parameters":{{"type":"object"}}}}}}]'
@@ -164,6 +182,11 @@ def _serve(folder: Path) -> tuple[list[str], set[str], list[str]]:
     ]
     for number, (prompt, sampling) in enumerate(prompts):
         ask(Generate(number, "tiny", prompt, sampling, owner=CANARY))
+    letters = list("aeiou")
+    ends = [
+        ask(Generate(number, "tiny", ChatPrompt(turn), Sampling(max_tokens=40, temperature=0, stop=stop)))
+        for number, stop in ((90, letters), (91, [CANARY, *letters]))
+    ]
     ask(Embed(100, "tiny", [CANARY, f"{CANARY} and more"], owner=CANARY))
     ask(Embed(101, "tiny", [CANARY * 4000], owner=CANARY))
     ask(Warm(102, "tiny"))
@@ -179,28 +202,36 @@ def _serve(folder: Path) -> tuple[list[str], set[str], list[str]]:
     recorder._keep("answer", memory.answer(Recall(1, demand=1 << 20, deadline=1000)))
     recorder._keep("statuses", models.statuses())
     scheduler.drain(10)
-    return recorder.crossed, recorder.methods, answers
+    return Crossed(recorder.crossed, recorder.methods, answers, [end for end in ends if end], stops)
 
 
-def test_no_piece_of_a_request_crosses_the_port(crossed: tuple[list[str], set[str], list[str]]):
-    found = [text for text in crossed[0] if CANARY in text]
+def test_no_piece_of_a_request_crosses_the_port(crossed: Crossed):
+    found = [text for text in crossed.values if CANARY in text]
     assert found == []
 
 
-def test_every_path_of_a_request_was_taken(crossed: tuple[list[str], set[str], list[str]]):
-    _, methods, answers = crossed
+def test_every_path_of_a_request_was_taken(crossed: Crossed):
+    methods, answers = crossed.methods, crossed.answers
     assert {"prepare", "plaintext", "begin", "step", "run", "end", "evict", "memory", "missing"} <= methods
     assert sum(answer.startswith("\nFinished") for answer in answers) >= 8
     assert sum(answer.startswith("\nFailed") for answer in answers) >= 3
     assert CANARY in "".join(answers), "the client does get an answer that says it"
 
 
-def test_no_token_and_no_weight_crosses_the_port(crossed: tuple[list[str], set[str], list[str]]):
+def test_no_token_and_no_weight_crosses_the_port(crossed: Crossed):
     # Bytes never do, and no list of numbers is longer than there are requests at once.
-    for text in crossed[0]:
+    for text in crossed.values:
         assert not re.search(r"(?<![0-9a-f])b['\"]", text)  # a digest in hex may end in a b
         assert "array(" not in text
         assert len(text) < 4000
+
+
+def test_which_stop_string_ended_a_text_is_told_to_the_client_and_not_to_policy(crossed: Crossed):
+    first, second = (
+        msgspec.structs.replace(end, request=0, timings=Timings(), usage=Usage(0, 0)) for end in crossed.ends
+    )
+    assert first == second
+    assert crossed.stops[1] == crossed.stops[0] + 1
 
 
 class _Leaky:

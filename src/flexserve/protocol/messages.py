@@ -39,7 +39,7 @@ from flexserve.protocol.notation import Mark, Notation
 from flexserve.protocol.sampling import Sampling, TokenId
 from flexserve.protocol.statuses import Failure, KvStatus, MemoryStatus, ModelStatus, NpuStatus
 
-PROTOCOL_VERSION = 14
+PROTOCOL_VERSION = 15
 # Of the messages' schema, by version: it is another one whenever a message changes, and a line is added here.
 SCHEMA_DIGESTS = {
     5: "57db8b74f59f63a2",
@@ -52,6 +52,7 @@ SCHEMA_DIGESTS = {
     12: "46b78cb0a8434089",
     13: "39776bd80cc150b6",
     14: "a7dffca1ef554116",
+    15: "b61525f146b8b55b",
 }
 
 
@@ -407,12 +408,14 @@ class Started(_Message, frozen=True):
 
 class Delta(_Message, frozen=True):
     """More text; `choices` is filled when logprobs were asked for. `tokens` may be 0 for text
-    that was held back while it could have been the start of a stop string."""
+    that was held back while it could have been the start of a stop string. `stop`: which of the
+    request's stop strings ended the text behind this."""
 
     request: Serial
     text: str
     tokens: Count
     choices: list[Choice] = msgspec.field(default_factory=list)
+    stop: Annotated[int, Meta(ge=0, lt=MAX_STOPS)] | None = None
 
 
 class Embedded(_Message, frozen=True):
@@ -440,13 +443,12 @@ class SealedPart(_Message, frozen=True):
 
 
 class Finished(_Message, frozen=True):
-    """The request ended well. `reason`: "stop" or "length". `stop`: which of its stop strings ended it."""
+    """The request ended well. `reason`: "stop" or "length". Policy reads it: nothing of the text is in it."""
 
     request: Serial
     reason: str
     usage: Usage
     timings: Timings
-    stop: Annotated[int, Meta(ge=0, lt=MAX_STOPS)] | None = None
 
 
 class Failed(_Message, frozen=True):

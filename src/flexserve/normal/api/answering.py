@@ -67,6 +67,9 @@ class Form(abc.ABC):
     def began(self, started: Started) -> None:  # noqa: B027  # not every form cares
         """Record how the answer begins."""
 
+    def stopped(self, stop: int) -> None:  # noqa: B027  # not every form cares
+        """Record which of the request's stop strings ended the text."""
+
     @abc.abstractmethod
     def opening(self) -> list[Json]:
         """Return the chunks before any text."""
@@ -160,7 +163,8 @@ def _give_up(answer: Answer, note: Json) -> None:
 
 
 async def collected(answer: Answer, form: Form) -> tuple[Finished, list[Delta], int]:
-    """Return all of an answer, with its size in characters and log-probabilities; `form` hears how it begins.
+    """Return all of an answer, with its size in characters and log-probabilities; `form` hears how it begins
+    and what stops it.
 
     Raises CallerError for one that is larger than MAX_ANSWER, and what the answer ends with.
     """
@@ -170,6 +174,7 @@ async def collected(answer: Answer, form: Form) -> tuple[Finished, list[Delta], 
         async for message in answer:
             if isinstance(message, Delta):
                 deltas.append(message)
+                _tell_stop(form, message)
                 size += len(message.text) + sum(1 + len(choice.top) for choice in message.choices)
                 if size > MAX_ANSWER:
                     raise CallerError("The answer is too long for one piece.", hint="Stream it.")
@@ -191,6 +196,8 @@ async def events_of(
     message, spoke = first, time.monotonic()
     try:
         while True:
+            if isinstance(message, Delta):
+                _tell_stop(form, message)
             match message:
                 case Delta() if message.text or message.choices:
                     for chunk in form.chunks(message):
@@ -229,6 +236,11 @@ async def next_message(seconds: float, answer: Answer) -> AnswerMessage | None:
 def unended() -> FlexServeError:
     """Return the error of an answer that broke off without a reason."""
     return InternalError("The answer ended without an end.", hint="Report this with the server's log.")
+
+
+def _tell_stop(form: Form, delta: Delta) -> None:
+    if delta.stop is not None:
+        form.stopped(delta.stop)
 
 
 def _count(note: Json, model: str, finished: Finished) -> None:

@@ -26,6 +26,7 @@ class MessageForm(Form):
         self._arguments = ""  # of the call that is open
         self._number = uuid.uuid4().hex
         self._prompt_tokens = 0
+        self._stop: str | None = None  # the sequence that ended it
 
     def encode(self, chunk: Json) -> bytes:
         """Return an event with its name."""
@@ -43,6 +44,10 @@ class MessageForm(Form):
         """Record how the answer begins."""
         self._prompt_tokens = started.prompt_tokens
         self._parts.began(started)
+
+    def stopped(self, stop: int) -> None:
+        """Record which sequence ended the text."""
+        self._stop = self._stops[stop] if stop < len(self._stops) else None
 
     def opening(self) -> list[Json]:
         """Return the message without content."""
@@ -119,8 +124,8 @@ class MessageForm(Form):
             return "max_tokens", None
         if self._parts.calls:
             return "tool_use", None
-        if finished.stop is not None and finished.stop < len(self._stops):
-            return "stop_sequence", self._stops[finished.stop]
+        if self._stop is not None:
+            return "stop_sequence", self._stop
         return "end_turn", None
 
     def _message(self, content: list[Json], reason: str | None, stop: str | None, usage: Json) -> Json:

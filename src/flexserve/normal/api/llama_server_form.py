@@ -37,6 +37,7 @@ class NativeForm(Form):
         self._evaluated = self._predicted = 0
         self._tokens: list[int] = []
         self._has_line = False
+        self._stop: str | None = None  # the string that ended it
 
     def failure(self, error: HttpError) -> Json:
         """Return the error."""
@@ -45,6 +46,10 @@ class NativeForm(Form):
     def began(self, started: Started) -> None:
         """Record how the answer begins."""
         self._evaluated = started.prompt_tokens
+
+    def stopped(self, stop: int) -> None:
+        """Record which string ended the text."""
+        self._stop = self._stops[stop] if stop < len(self._stops) else ""
 
     def opening(self) -> list[Json]:
         """Return nothing: this form begins with text."""
@@ -84,8 +89,7 @@ class NativeForm(Form):
 
     def _end(self, content: str, finished: Finished) -> Json:
         usage, timings = finished.usage, finished.timings
-        stop = finished.stop
-        kind = "limit" if finished.reason == "length" else "eos" if stop is None else "word"
+        kind = "limit" if finished.reason == "length" else "eos" if self._stop is None else "word"
         computed = usage.prompt_tokens - usage.cached_tokens
         return {
             "index": 0,
@@ -101,7 +105,7 @@ class NativeForm(Form):
             "has_new_line": self._has_line,
             "truncated": False,
             "stop_type": kind,
-            "stopping_word": self._stops[stop] if stop is not None and stop < len(self._stops) else "",
+            "stopping_word": self._stop or "",
             "tokens_cached": usage.prompt_tokens + usage.completion_tokens,
             "timings": {
                 "cache_n": usage.cached_tokens,

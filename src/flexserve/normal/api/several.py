@@ -211,6 +211,10 @@ class _Placed(Form):
         """Record how the answer begins."""
         self._form.began(started)
 
+    def stopped(self, stop: int) -> None:
+        """Record what stopped the text."""
+        self._form.stopped(stop)
+
     def opening(self) -> list[Json]:
         """Return the chunks before any text."""
         return self._placed(self._form.opening())

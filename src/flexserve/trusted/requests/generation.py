@@ -177,8 +177,7 @@ class Generation:
             ttft=self._first - self._received,
         )
         return Finished(
-            *(self.request.request, reason, Usage(self._prompt_size, self._count, self._cached), timings),
-            stop=self._scanner.found,
+            self.request.request, reason, Usage(self._prompt_size, self._count, self._cached), timings
         )
 
     def close(self) -> None:
@@ -205,12 +204,12 @@ class Generation:
         choices: list[Choice] = []
         if self._sampling.logprobs is not None:
             choices.append(self._choice(token, logits, self._sampling.logprobs))
-        self._send(Delta(self.request.request, text, 1, choices))
+        self._send(Delta(self.request.request, text, 1, choices, self._scanner.found))
 
     def _finish_text(self) -> None:
         text = self._scanner.feed(self._stream.finish()) + self._scanner.finish()
-        if text:
-            self._send(Delta(self.request.request, text, 0))
+        if text or self._scanner.stopped:
+            self._send(Delta(self.request.request, text, 0, stop=self._scanner.found))
 
     def _choice(self, token: int, logits: NDArray[np.float32], count: int) -> Choice:
         scores = log_probabilities(logits)
