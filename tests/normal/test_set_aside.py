@@ -47,25 +47,85 @@ async def test_more_deadly_models_than_lives_leave_a_server_that_serves(
         assert world.state is WorldState.READY
 
 
-def test_a_kill_needs_a_second_one_and_a_crash_does_not() -> None:
+def test_a_crash_is_enough() -> None:
+    aside = SetAside()
+    aside.crashed("crashed", DEATH)
+    with pytest.raises(SetAsideError, match="SIGABRT"):
+        aside.check("crashed")
+
+
+def test_a_kill_needs_a_second_one_soon() -> None:
     now = [0.0]
     aside = SetAside(clock=lambda: now[0])
-    aside.blame("killed", DEATH, killed=True)
-    aside.check("killed")
-    now[0] = 10_000
-    aside.blame("killed", DEATH, killed=True)  # long after the first
-    aside.check("killed")
+    for moment in (0, 10_000):  # long after the first
+        now[0] = moment
+        aside.killed("killed", DEATH, alone=True)
+        aside.check("killed")
     now[0] += 1
-    aside.blame("killed", DEATH, killed=True)
-    aside.blame("crashed", DEATH, killed=False)
-    for model in ("killed", "crashed"):
-        with pytest.raises(SetAsideError, match="SIGABRT"):
-            aside.check(model)
+    aside.killed("killed", DEATH, alone=True)
+    with pytest.raises(SetAsideError):
+        aside.check("killed")
+
+
+def test_where_other_models_were_busy_it_takes_four_kills() -> None:
+    aside = SetAside()
+    for _ in range(3):
+        aside.killed("killed", DEATH, alone=False)
+        aside.check("killed")
+    aside.killed("killed", DEATH, alone=False)
+    with pytest.raises(SetAsideError):
+        aside.check("killed")
+
+
+def test_a_model_that_is_answered_for_between_kills_is_never_set_aside_for_them() -> None:
+    aside = SetAside()
+    for _ in range(10):
+        aside.killed("busy", DEATH, alone=True)
+        aside.answered(["busy", "other"])
+    aside.check("busy")
+
+
+SLOW = Behaviour(tokens=["x"] * 999, token_delay=0.01)
+
+
+async def killed_while_it_answers(world: World, until: Until, model: str) -> None:
+    before = world.restarts
+    async with await world.generate(model, TextPrompt("x"), Sampling()) as answer:
+        await anext(answer)
+        world.kill()
+        with pytest.raises(PeerError):
+            async for _ in answer:
+                pass
+    await until(lambda: world.restarts == before + 1 and world.state is WorldState.READY)
+
+
+@pytest.mark.anyio
+async def test_a_server_whose_operator_kills_its_world_again_and_again_still_serves(
+    memory: AdjustableMemory, until: Until
+) -> None:
+    script = Script(models={"tiny": Behaviour(token_delay=0.05)})
+    async with supervised(Launcher(scripted_command(script)).launch, memory, drain=0) as world:
+        for _ in range(3):
+            await ask(world, "tiny")
+            await killed_while_it_answers(world, until, "tiny")
+        assert world.set_aside == {}
+
+
+@pytest.mark.anyio
+async def test_a_model_whose_every_request_ends_in_a_kill_is_set_aside(
+    memory: AdjustableMemory, until: Until
+) -> None:
+    launch = Launcher(scripted_command(Script(models={"slow": SLOW}))).launch
+    async with supervised(launch, memory, drain=0) as world:
+        for _ in range(2):
+            assert world.set_aside == {}
+            await killed_while_it_answers(world, until, "slow")
+        assert set(world.set_aside) == {"slow"}
 
 
 def test_a_model_that_was_tried_since_is_taken_back() -> None:
     aside = SetAside()
-    aside.blame("odd", DEATH, killed=False)
+    aside.crashed("odd", DEATH)
     status = ModelStatus("odd", "unloaded", 1, 0, 0, 0, running=False, trial=99)
     for _ in range(2):
         aside.forgive([status])

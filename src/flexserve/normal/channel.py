@@ -110,7 +110,10 @@ class WorldChannel:
         self._writer = writer
         self._decoder = decoder
         self._numbers = itertools.count(1)
+        self.answered: set[str] = set()  # models that computed an answer to its end
         self._answers: dict[int, Answer] = {}
+        # The models of requests in flight, and whether they compute; of a dead channel, at its end.
+        self._asked: dict[int, tuple[str, bool]] = {}
         self._questions: dict[int, tuple[type, asyncio.Future[Any]]] = {}
         self._memory: MemoryCounter | None = None
         self._task: asyncio.Task[None] | None = None
@@ -119,6 +122,11 @@ class WorldChannel:
         """Begin to read; `backlog` holds messages that arrived together with the Welcome."""
         self._memory = memory
         self._task = asyncio.create_task(self._read(backlog), name="world-channel")
+
+    @property
+    def busy(self) -> set[str]:
+        """The models that have requests in flight, or had when the channel died."""
+        return {model for model, _ in self._asked.values()}
 
     async def generate(
         self,
@@ -169,6 +177,7 @@ class WorldChannel:
         self._write(frame)
         answer = Answer(message.request, cancel=self._cancel, observer=observer)
         self._answers[message.request] = answer
+        self._asked[message.request] = message.model, isinstance(message, Generate | Embed)
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT):
                 await self._writer.drain()
@@ -300,6 +309,9 @@ class WorldChannel:
         answer.push(message)
         if answer.ended:
             del self._answers[message.request]
+            model, computes = self._asked.pop(message.request)
+            if computes and isinstance(message, Finished):
+                self.answered.add(model)
 
     def _settle(self, message: Status | Recalled | Attested) -> None:
         kind, future = self._questions.pop(message.serial, (None, None))

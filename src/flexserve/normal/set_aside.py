@@ -1,9 +1,13 @@
 """Models that secure worlds died of: set aside, so that their deaths cost the others nothing.
 
-A secure world says which model computes; what it was when it died is blamed. A crash is blame
-enough. A kill may be somebody else's doing (the kernel's, for want of memory), so it takes two of the
-same model within `KILLS_WITHIN`. A model set aside is asked for nothing until the server starts again,
-or until `flexserve verify` has tried it with success, which is known by its record being another one.
+A secure world says which model computes; what it was when it died is blamed. A crash is blame enough. A
+kill (SIGKILL) is not: it is an operator's, or the kernel's for want of memory, and nothing tells them apart
+but what comes after. A model that takes too much memory does so again, and is never answered for. So kills
+count only while they follow each other within `KILLS_WITHIN` without an answer of the model in between. Two
+of them set it aside if no other model had requests in flight; four if others had, which may be the reason.
+
+A model set aside is asked for nothing until the server starts again, or until `flexserve verify` has tried it
+with success, which is known by its record being another one.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from flexserve.errors import FlexServeError, NormalWorldError
 from flexserve.protocol.statuses import ModelStatus
 
 KILLS_WITHIN = 300.0  # seconds
+_ENOUGH, _ALONE, _BESIDE_OTHERS = 4, 2, 1  # how strong a suspicion is, and what a kill adds to it
 
 
 class SetAsideError(NormalWorldError):
@@ -38,20 +43,30 @@ class SetAside:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._models: dict[str, Blamed] = {}
-        self._killed: dict[str, float] = {}  # when a world was last killed while it computed
+        self._suspected: dict[str, tuple[int, float]] = {}  # how strongly, and when a kill last added to it
 
     @property
     def models(self) -> dict[str, Blamed]:
         """The models, each with the reason."""
         return dict(self._models)
 
-    def blame(self, model: str, reason: FlexServeError, *, killed: bool) -> None:
-        """Record that a world died while `model` computed. `killed`: by a signal from outside."""
-        now = self._clock()
-        if killed and now - self._killed.get(model, float("-inf")) > KILLS_WITHIN:
-            self._killed[model] = now
-            return
+    def crashed(self, model: str, reason: FlexServeError) -> None:
+        """Record that a world ended by itself, or of a fault, while `model` computed."""
         self._models[model] = Blamed(reason.message)
+
+    def killed(self, model: str, reason: FlexServeError, *, alone: bool) -> None:
+        """Record that a world was killed while `model` computed. `alone`: only it had requests in flight."""
+        now = self._clock()
+        before, when = self._suspected.get(model, (0, now))
+        strength = (before if now - when <= KILLS_WITHIN else 0) + (_ALONE if alone else _BESIDE_OTHERS)
+        self._suspected[model] = strength, now
+        if strength >= _ENOUGH:
+            self._models[model] = Blamed(reason.message)
+
+    def answered(self, models: Iterable[str]) -> None:
+        """Record that requests to `models` were answered: kills before that were not their doing."""
+        for model in models:
+            self._suspected.pop(model, None)
 
     def forgive(self, statuses: Iterable[ModelStatus]) -> None:
         """Take back the models that were tried with success since this was called first for them."""
@@ -63,7 +78,7 @@ class SetAside:
                 self._models[status.name] = dataclasses.replace(blamed, trial=status.trial)
             elif blamed.trial != status.trial:
                 del self._models[status.name]
-                self._killed.pop(status.name, None)
+                self._suspected.pop(status.name, None)
 
     def check(self, model: str) -> None:
         """Raise SetAsideError for a model that is set aside."""

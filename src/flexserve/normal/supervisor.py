@@ -199,10 +199,15 @@ class Supervisor:
 
     def _blame(self, world: SecureWorld, reason: FlexServeError) -> bool:
         """Blame the model that computed when `world` died; return whether there was one."""
-        model = world.channel.computing if world.channel is not None else ""
-        if not model or self.state is not WorldState.RESTARTING:
+        channel = world.channel
+        if channel is None or not channel.computing or self.state is not WorldState.RESTARTING:
             return False
-        self.set_aside.blame(model, reason, killed=_KILLED in reason.message)
+        model = channel.computing
+        self.set_aside.answered(channel.answered)
+        if _KILLED in reason.message:
+            self.set_aside.killed(model, reason, alone=channel.busy <= {model})
+        else:
+            self.set_aside.crashed(model, reason)
         if model in self.set_aside.models:
             _log.error("model_set_aside", model=model, reason=reason.message)
         return True

@@ -223,8 +223,7 @@ class ScriptedWorld:
     async def _generate(self, message: Generate, behaviour: Behaviour) -> None:
         await asyncio.sleep(behaviour.queue_delay)
         request = message.request
-        if behaviour.fault is Fault.DIE:
-            self.say(Computing(message.model))
+        self.say(Computing(message.model))
         notation = Notation() if isinstance(message.prompt, ChatPrompt) else None
         self.say(Started(request, PROMPT_TOKENS, notation))
         granted = await self._acquire(behaviour.memory)
