@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +17,7 @@ from flexserve.errors import CallerError, MachineGoneError, NormalWorldError
 from flexserve.platforms.trustzone.abi import PageState
 from flexserve.platforms.trustzone.secure_memory import pages_of
 from flexserve.testing.machines import booted, images_of
+from flexserve.testing.processes import is_gone
 from flexserve.testing.trustzone import eventually
 from flexserve.units import GIB, MIB
 
@@ -92,29 +91,6 @@ def test_an_emulator_that_gives_up_says_why(nowhere: Images, tmp_path: Path) -> 
     assert "ended with status 1" in error.value.message
 
 
-def test_a_program_started_this_way_does_not_outlive_its_parent() -> None:
-    code = """
-import subprocess, sys
-from flexserve.emulator import parent_death
-print(subprocess.Popen(parent_death.command("sleep", "60")).pid, flush=True)
-sys.stdin.read()
-"""
-    words = [sys.executable, "-c", code]
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdout is not None
-        child = int(parent.stdout.readline())
-        assert eventually(lambda: Path(f"/proc/{child}/comm").read_text().strip() == "sleep")
-        parent.send_signal(signal.SIGKILL)
-        assert eventually(lambda: _is_gone(child))
-
-
-def _is_gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
-
-
 def test_a_machine_boots_serves_its_mailbox_and_leaves_no_process() -> None:
     with booted(RAM, 1) as it:
         assert it.boot_seconds < 60
@@ -124,7 +100,7 @@ def test_a_machine_boots_serves_its_mailbox_and_leaves_no_process() -> None:
         assert state.pages["NORMAL"] + state.pages["MONITOR"] == RAM
         assert 0 < it.memory().sample().available < RAM
         pid = it.pid
-    assert _is_gone(pid)
+    assert is_gone(pid)
 
 
 def test_a_machine_has_its_npu_beside_it_and_ends_with_it() -> None:
@@ -137,7 +113,7 @@ def test_a_machine_has_its_npu_beside_it_and_ends_with_it() -> None:
     with booted(RAM, 1, npu=True) as it:
         device = _child_that_runs("flexserve.emulator.npu")
         it.require_alive()
-    assert _is_gone(device)
+    assert is_gone(device)
 
 
 def _child_that_runs(module: str) -> int:

@@ -23,6 +23,7 @@ from flexserve.errors import FlexServeError, NormalWorldError, PeerError
 from flexserve.normal.address import Address
 from flexserve.normal.client import Client
 from flexserve.normal.reports import Ending
+from flexserve.platforms.linux import parent_death
 from flexserve.protocol.launch import SecureOptions
 from flexserve.protocol.messages import ChatMessage
 from flexserve.protocol.sampling import Sampling
@@ -140,7 +141,8 @@ class Watch:
 def serving(group: MemoryGroup, folder: Path, store: Path, key: Path) -> Iterator[Server]:
     """Have a FlexServe, both worlds of it, in `group`. Its log and its socket are in `folder`."""
     socket = folder / "socket"
-    command = group.command([*_MODULE, "serve", str(store), str(key), str(socket)])
+    serve = [*_MODULE, "serve", str(store), str(key), str(socket)]
+    command = parent_death.command(*group.command(serve))
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         try:
@@ -156,7 +158,8 @@ def serving(group: MemoryGroup, folder: Path, store: Path, key: Path) -> Iterato
 @contextlib.contextmanager
 def reservation(group: MemoryGroup, size: int) -> Iterator[None]:
     """Have a process in `group` that holds `size` bytes of locked memory."""
-    process = subprocess.Popen(group.command([*_MODULE, "reserve", str(size)]), stdout=subprocess.PIPE)
+    command = group.command([*_MODULE, "reserve", str(size)])
+    process = subprocess.Popen(parent_death.command(*command), stdout=subprocess.PIPE)
     try:
         assert process.stdout is not None
         if process.stdout.readline() != b"held\n":

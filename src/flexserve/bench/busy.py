@@ -26,6 +26,7 @@ from pathlib import Path
 from flexserve.harness.shapes import SHAPES
 from flexserve.harness.synth import write_synthetic
 from flexserve.harness.worlds import DrivenWorld
+from flexserve.platforms.linux import parent_death
 from flexserve.protocol.launch import SecureOptions
 from flexserve.trusted.store.keys import DeviceKey
 from flexserve.trusted.store.store import Store
@@ -110,7 +111,8 @@ def _speeds(world: DrivenWorld, tokens: int) -> Sample:
 @contextmanager
 def _beside(count: int) -> Iterator[None]:
     """Have `count` processes run that never wait."""
-    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    program = parent_death.command(sys.executable, "-c", "while True: pass")
+    processes = [subprocess.Popen(program) for _ in range(count)]
     try:
         time.sleep(_SETTLE)
         yield

@@ -26,11 +26,12 @@ from typing import Self
 
 import msgspec
 
-from flexserve.emulator import npu, parent_death, tools
+from flexserve.emulator import npu, tools
 from flexserve.emulator.agent import Agent
 from flexserve.emulator.build import Images
 from flexserve.emulator.guest_memory import GuestMemory
 from flexserve.errors import CallerError, MachineGoneError, NormalWorldError
+from flexserve.platforms.linux import parent_death
 from flexserve.platforms.trustzone import abi
 from flexserve.platforms.trustzone.mailbox import Mailbox
 from flexserve.platforms.trustzone.ram import BASE, PAGE, Ram

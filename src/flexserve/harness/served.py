@@ -1,4 +1,7 @@
-"""A server of its own for a measurement or a demonstration: started as a person would start it."""
+"""A server of its own for a measurement or a demonstration: started as a person would start it.
+
+The kernel ends it with the thread that started it, whatever that one ends of.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 
 from flexserve.errors import PeerError
+from flexserve.platforms.linux import parent_death
 
 FLEXSERVE = (sys.executable, "-m", "flexserve.cli")
 _STOP_SECONDS = 20.0
@@ -34,7 +38,7 @@ class Served:
         self._log = log
         with log.open("w") as output:
             self._process = subprocess.Popen(
-                [*FLEXSERVE, "serve", "--port", "0", *arguments],
+                parent_death.command(*FLEXSERVE, "serve", "--port", "0", *arguments),
                 env=environment,
                 stdout=subprocess.PIPE,
                 stderr=output,

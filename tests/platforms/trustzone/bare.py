@@ -19,9 +19,10 @@ from pathlib import Path
 import pytest
 
 import flexserve
-from flexserve.emulator import packages, parent_death
+from flexserve.emulator import packages
 from flexserve.emulator.tools import MissingToolError, require
 from flexserve.folders import cache_folder
+from flexserve.platforms.linux import parent_death
 from flexserve.platforms.trustzone import abi, layout
 from flexserve.platforms.trustzone.abi import Call, Command, Event, Notice, NpuState, Status
 from flexserve.units import MIB

@@ -1,4 +1,4 @@
-"""Runs a program of others' that must not outlive us: `python -I -m … PARENT PROGRAM ARGUMENT…`.
+"""Runs a program that must not outlive the thread that starts it: `python -I -m … PARENT PROGRAM ARGUMENT…`.
 
 A process can ask the kernel only for itself to be killed when its parent is gone, and keeps that
 across exec. So the one that is started asks, and then becomes the program.
