@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import platform
+import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,10 @@ from pathlib import Path
 
 import cbor2
 
+from flexserve.errors import CallerError
+
 _PACKAGE = Path(__file__).parents[1]
+PROGRAM = ("-I", "-m", "flexserve.secure_world.main")  # as protocol.launch and normal.process start it
 _COMPILED = "__pycache__"
 _NOTED = (".dist-info", ".egg-info")
 _NOT_IMPORTED = ("site-packages", "dist-packages", "config-")  # in the folder of Python's own library
@@ -119,8 +123,22 @@ def configuration(program: str) -> dict[str, str]:
     return {**python, "program": program}
 
 
+def reference(program: Sequence[str] = PROGRAM) -> dict[str, bytes]:
+    """Return the measurements of a secure world of this installation, which runs `program`.
+
+    They are taken by an interpreter that sees what the secure process would. Raises CallerError.
+    """
+    command = [sys.executable, "-I", "-m", __name__]
+    try:
+        printed = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        raise CallerError("This installation cannot be measured.", hint="Install flexserve again.") from None
+    parts = {name: bytes.fromhex(digest) for name, digest in json.loads(printed).items()}
+    return with_configuration(parts, configuration(" ".join(program)))
+
+
 def main() -> None:
-    """Print the digests as JSON."""
+    """Print the digests of the parts as JSON."""
     parts = measure().parts
     print(json.dumps({name: digest.hex() for name, digest in parts.items()}))  # noqa: T201
 

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 from flexserve import __version__
 from flexserve.cli import (
     attack,
+    attestation,
     bench,
     configuration,
     doctor,
@@ -88,6 +89,7 @@ machine.register(app)
 bench.register(app)
 tune.register(app)
 attack.register(app)
+attestation.register(app)
 configuration.register(app)
 doctor.register(app)
 

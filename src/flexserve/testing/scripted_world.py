@@ -22,6 +22,8 @@ from typing import Any
 
 import msgspec
 
+from flexserve.attestation.measurement import Measurement
+from flexserve.attestation.token import AttestedModel
 from flexserve.errors import Blame
 from flexserve.protocol.framing import FrameDecoder, encode
 from flexserve.protocol.messages import (
@@ -61,6 +63,7 @@ from flexserve.protocol.messages import (
 )
 from flexserve.protocol.notation import Notation
 from flexserve.protocol.statuses import Abilities, Description, Failure, MemoryStatus, ModelStatus
+from flexserve.trusted.identity.identity import Facts, Identity
 
 CHUNK = 2 << 20  # bytes
 PROMPT_TOKENS = 7  # of every prompt
@@ -76,6 +79,9 @@ ABILITIES = Abilities(
     tools="tagged",
 )
 DESCRIPTION = Description("ab" * 32, 1000, 1_700_000_000, "llama", 8_030_261_248, "Q4_0", 8192, 4096, 4)
+# Who it is: a root and a part of its own.
+IDENTITY = Identity(b"s" * 32, lambda: Measurement({"script": b"s" * 64}, 0.0), 1.0, {"program": "scripted"})
+FACTS = Facts("script", {"memory": "none"}, [AttestedModel(DESCRIPTION.digest)])
 
 
 class Fault(enum.Enum):
@@ -182,7 +188,8 @@ class ScriptedWorld:
             case Query():
                 self.say(self._status(message.serial))
             case Attest():
-                self.say(Attested(message.serial, [b"root", b"world"], b"token of " + message.nonce))
+                said = IDENTITY.attest(message.nonce, FACTS)
+                self.say(Attested(message.serial, said.chain, said.token))
             case Recall():
                 self.say(self._recalled(message))
             case Grant():

@@ -1,0 +1,163 @@
+"""Commands of attestation: attest asks a running server who it is, measure says what is good."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flexserve.cli import terminal
+from flexserve.cli.options import AsJson, Host, Port, UnixSocket
+from flexserve.cli.server import client
+
+if TYPE_CHECKING:
+    from flexserve.attestation.policy import Policy
+    from flexserve.normal.attested_server import AttestedServer
+
+PolicyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--policy", metavar="FILE", help="What a good server is [policy.toml beside config.toml, if any]."
+    ),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to `app`."""
+    app.command("attest", epilog="Example: flexserve attest --policy policy.toml")(attest)
+    app.command("measure", epilog="Example: flexserve measure --policy policy.toml")(measure)
+
+
+def attest(
+    policy: PolicyFile = None,
+    host: Host = None,
+    port: Port = None,
+    unix_socket: UnixSocket = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask a running server who it is, verify what it says against a policy, and show it.
+
+    Exit status 1: it is not what the policy calls good; the error names the field.
+    """
+    from flexserve.normal.attested_server import attested_server
+    from flexserve.normal.known_roots import KnownRoots
+
+    with client(host, port, unix_socket) as server:
+        found = attested_server(server, policy_of(policy), KnownRoots(known_roots_file()))
+    if as_json:
+        terminal.show_json(verification(found))
+    else:
+        _show(found)
+
+
+def measure(
+    policy: Annotated[
+        Path | None, typer.Option("--policy", metavar="FILE", help="Write a policy that asks for these.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what a secure world of this installation consists of: the good values for a policy.
+
+    Two installations of one version have the same, wherever they lie. On another machine `engine` differs if
+    its CPU is another one, since llama.cpp is built for it, and `python` if its Python is.
+    """
+    from flexserve.attestation.measurement import reference, world_digest
+    from flexserve.attestation.policy import Policy, write_policy
+
+    measurements = reference()
+    world = world_digest(measurements)
+    if policy is not None:
+        good = Policy(
+            layers={"world": [world.hex()]},
+            measurements={name: [digest.hex()] for name, digest in measurements.items()},
+        )
+        _write(policy, write_policy(good))
+    if as_json:
+        parts = {name: digest.hex() for name, digest in measurements.items()}
+        terminal.show_json({"world": world.hex(), "measurements": parts})
+        return
+    for name, digest in measurements.items():
+        terminal.say(f"{name:14} {digest.hex()}")
+    terminal.say(f"{'layer world':14} {world.hex()}")
+
+
+def policy_of(path: Path | None) -> Policy:
+    """Return the policy in `path`, or this user's, or the one that names nothing. Raises CallerError."""
+    from flexserve.attestation.policy import Policy, load_policy
+    from flexserve.folders import config_folder
+
+    usual = config_folder() / "policy.toml"
+    if path is None and not usual.exists():
+        return Policy()
+    return load_policy(path or usual)
+
+
+def known_roots_file() -> Path:
+    """Return where this user's pinned roots are."""
+    from flexserve.folders import config_folder
+
+    return config_folder() / "known-roots"
+
+
+def verification(found: AttestedServer) -> dict[str, Any]:
+    """Return what was verified, as it stands in JSON; bytes are hex."""
+    import hashlib
+
+    it = found.verified
+    return {
+        "token_sha256": hashlib.sha256(found.token).hexdigest(),
+        "root": it.root.hex(),
+        "pinned_now": found.pinned_now,
+        "world_key": it.world_key.hex(),
+        "world": it.world.hex(),
+        "layers": [
+            {"name": each.name, "code": each.code.hex(), "mode": each.mode.name.lower()} for each in it.layers
+        ],
+        "measurements": {name: digest.hex() for name, digest in it.measurements.items()},
+        "platform": it.platform,
+        "hardware": it.hardware,
+        "version": it.version,
+        "debug": it.debug,
+        "models": [
+            {"sha256": each.digest, "signer": each.signer, "generation": each.generation}
+            for each in it.models
+        ],
+        "sealing_key": {"public": it.sealing.public.hex(), "end": it.sealing.end},
+        "issued": it.issued,
+        "expires": it.expires,
+        "unchecked": list(it.unchecked),
+    }
+
+
+def _show(found: AttestedServer) -> None:
+    import time
+
+    it = found.verified
+    terminal.say(f"root           {it.root.hex()}{' (first seen, and pinned)' if found.pinned_now else ''}")
+    for layer in it.layers:
+        terminal.say(f"layer          {layer.name}: {layer.code.hex()} ({layer.mode.name.lower()})")
+    for name, digest in it.measurements.items():
+        terminal.say(f"measurement    {name}: {digest.hex()}")
+    for model in it.models:
+        terminal.say(f"model          {model.digest}, signed by {model.signer or 'the device itself'}")
+    for name, text in it.platform.items():
+        terminal.say(f"{name:14} {text}")
+    ends = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(it.sealing.end))
+    terminal.say(f"sealing key    good until {ends}")
+    terminal.say(f"FlexServe      {it.version} on {it.hardware}")
+    if it.unchecked:
+        terminal.warn(f"the policy does not name, so nobody checked: {', '.join(it.unchecked)}")
+    if it.debug:
+        terminal.warn("its root is of software or emulated: who runs that machine can imitate all of this.")
+
+
+def _write(path: Path, text: str) -> None:
+    from flexserve.errors import CallerError
+
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise CallerError(
+            f"{path} cannot be written: {error.strerror}.", hint="Give another --policy FILE."
+        ) from None
