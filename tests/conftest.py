@@ -22,8 +22,13 @@ settings.register_profile(
 DEAREST_FIRST = ("vm", "engine")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes longest, so that no process that runs tests ends long after the others."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Begin with what takes longest, so that no process that runs tests ends long after the others.
+
+    Tests of what has to be fetched run for those only who ask for them by their mark.
+    """
+    if "real" not in config.option.markexpr:
+        items[:] = [item for item in items if item.get_closest_marker("real") is None]
     items.sort(key=_rank)
 
 
