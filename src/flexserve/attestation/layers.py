@@ -68,7 +68,7 @@ class Layer:
     profile: str = ""
 
 
-def next_cdi(cdi: bytes, layer: Layer) -> bytes:
+def next_cdi(cdi: bytes | memoryview, layer: Layer) -> bytes:
     """Return the compound device identifier, a secret, of the layer that the owner of `cdi` starts."""
     config = layer.config
     if len(config) != DIGEST_SIZE:
@@ -77,7 +77,7 @@ def next_cdi(cdi: bytes, layer: Layer) -> bytes:
     return _derive(cdi, hashlib.sha512(inputs).digest(), b"CDI_Attest", CDI_SIZE)
 
 
-def key_of(cdi: bytes) -> Ed25519PrivateKey:
+def key_of(cdi: bytes | memoryview) -> Ed25519PrivateKey:
     """Return the key of the layer whose CDI that is."""
     return Ed25519PrivateKey.from_private_bytes(_derive(cdi, _KEY_SALT, b"Key Pair", 32))
 
@@ -153,5 +153,5 @@ def _optional(claims: dict[int, Any], label: int, kind: type) -> Any:
     return value
 
 
-def _derive(secret: bytes, salt: bytes, purpose: bytes, size: int) -> bytes:
+def _derive(secret: bytes | memoryview, salt: bytes, purpose: bytes, size: int) -> bytes:
     return HKDF(SHA512(), length=size, salt=salt, info=purpose).derive(secret)

@@ -26,6 +26,8 @@ from flexserve.protocol import framing
 from flexserve.protocol.launch import SECURE_WORLD, SecureOptions
 from flexserve.protocol.messages import (
     PROTOCOL_VERSION,
+    Attest,
+    Attested,
     Cancel,
     ChatMessage,
     ChatPrompt,
@@ -243,6 +245,15 @@ class DrivenWorld:
         number = self._next()
         self._send(Query(number))
         return self._take(Status, lambda m: m.serial == number)
+
+    def attest(self, nonce: bytes) -> Attested:
+        """Return the chain and the token that it answers with. Raises the world's own error."""
+        number = self._next()
+        self._send(Attest(number, nonce))
+        said = self._take(Attested, lambda m: m.serial == number)
+        if said.failure is not None:
+            raise _error(said.failure)
+        return said
 
     def shut_down(self, drain: float) -> None:
         """Ask it to end; what runs may go on for `drain` seconds."""

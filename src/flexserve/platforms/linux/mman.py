@@ -53,6 +53,8 @@ _libc.madvise.restype = ctypes.c_int
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _libc.mincore.restype = ctypes.c_int
 _libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
+_libc.getrandom.restype = ctypes.c_ssize_t
+_libc.getrandom.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint]
 _libc.memset.restype = ctypes.c_void_p
 _libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
 
@@ -114,6 +116,12 @@ def resident_pages(address: int, length: int) -> bytes:
 def zero(address: int, length: int) -> None:
     """Overwrite mapped, writable memory with zeros."""
     _libc.memset(address, 0, length)
+
+
+def randomize(address: int, length: int) -> None:
+    """Overwrite mapped, writable memory with at most 256 random bytes. Raises OSError."""
+    if _libc.getrandom(address, length, 0) != length:
+        raise _error("getrandom")
 
 
 def view(address: int, length: int) -> memoryview:

@@ -49,7 +49,11 @@ class Identity:
     """
 
     def __init__(
-        self, root: bytes, measure: Callable[[], Measurement], started: float, config: dict[str, str]
+        self,
+        root: bytes | memoryview,
+        measure: Callable[[], Measurement],
+        started: float,
+        config: dict[str, str],
     ) -> None:
         self._root = root
         self._measure, self._started = measure, started
@@ -114,7 +118,7 @@ class Identity:
         code = world_digest(with_configuration(measured.parts, self._config))
         return [*layers, Layer(code, mode=Mode.DEBUG, code_descriptor=WORLD.encode())]
 
-    def _chain(self, layers: Sequence[Layer]) -> tuple[bytes, list[bytes]]:
+    def _chain(self, layers: Sequence[Layer]) -> tuple[bytes | memoryview, list[bytes]]:
         """Return the last layer's CDI, and the chain to its key. The first layer's issuer is the root."""
         cdi = self._root
         chain = [cose.encode_key(key_of(cdi).public_key())]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import secrets
 
 import cryptography.hazmat.backends.openssl.backend  # noqa: F401  # ML-KEM does so late: in the sandbox
 from cryptography.exceptions import InvalidTag
@@ -13,37 +12,34 @@ from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, MLKEM768X25519Pr
 
 from flexserve.attestation.token import SealingKey
 from flexserve.errors import CallerError
+from flexserve.platforms.linux.secret_page import SecretPage
 
 LIFE = 7200  # seconds; after half of it the next key is shown, so that a token is good for the other half
 _SEED, _SCALAR = 64, 32  # bytes of secrets: of ML-KEM-768, of X25519
+_SECRETS = _SEED + _SCALAR
 _SUITE = Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
 
 
-@dataclasses.dataclass(slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class _Pair:
-    secret: bytearray
-    shown: SealingKey
+    """A key that is shown, and the place of its secrets in the page."""
 
-    def private(self) -> MLKEM768X25519PrivateKey:
-        """Return the private key, which OpenSSL wipes when nobody has it any more."""
-        view = memoryview(self.secret)
-        return MLKEM768X25519PrivateKey(
-            MLKEM768PrivateKey.from_seed_bytes(view[:_SEED]),
-            X25519PrivateKey.from_private_bytes(view[_SEED:]),
-        )
+    place: int
+    shown: SealingKey
 
 
 class SealingKeys:
     """The key that is shown now, and the one before it as long as a token names it."""
 
     def __init__(self) -> None:
+        self._page = SecretPage()
         self._pairs: list[_Pair] = []
 
     def current(self, now: float) -> SealingKey:
         """Return the key to show at `now` (seconds since 1970). Wipes those that have ended."""
         self._wipe(now)
         if not self._pairs or self._pairs[-1].shown.end - now < LIFE / 2:
-            self._pairs.append(_new_pair(int(now) + LIFE))
+            self._pairs.append(self._new_pair(int(now) + LIFE))
         return self._pairs[-1].shown
 
     def unseal(self, sealed: bytes, info: bytes, now: float) -> bytes:
@@ -51,7 +47,7 @@ class SealingKeys:
         self._wipe(now)
         for pair in reversed(self._pairs):
             try:
-                return _SUITE.decrypt(sealed, pair.private(), info)
+                return _SUITE.decrypt(sealed, self._private(pair.place), info)
             except (InvalidTag, ValueError):
                 continue
         raise CallerError(
@@ -63,15 +59,24 @@ class SealingKeys:
     def _wipe(self, now: float) -> None:
         for pair in self._pairs:
             if pair.shown.end <= now:
-                pair.secret[:] = bytes(len(pair.secret))
+                self._page.wipe(pair.place, _SECRETS)
         self._pairs = [pair for pair in self._pairs if pair.shown.end > now]
 
+    def _new_pair(self, end: int) -> _Pair:
+        """Make a key in a free place: there are two keys at once, three while one is about to end."""
+        taken = {pair.place for pair in self._pairs}
+        place = next(place for place in range(0, 4 * _SECRETS, _SECRETS) if place not in taken)
+        self._page.fill(place, _SECRETS)
+        kem, curve = self._halves(place)
+        public = kem.public_key().public_bytes_raw() + curve.public_key().public_bytes_raw()
+        return _Pair(place, SealingKey(public, end))
 
-def _new_pair(end: int) -> _Pair:
-    secret = bytearray(secrets.token_bytes(_SEED + _SCALAR))
-    pair = _Pair(secret, SealingKey(b"", end))
-    view = memoryview(secret)
-    kem = MLKEM768PrivateKey.from_seed_bytes(view[:_SEED]).public_key().public_bytes_raw()
-    curve = X25519PrivateKey.from_private_bytes(view[_SEED:]).public_key().public_bytes_raw()
-    pair.shown = SealingKey(kem + curve, end)
-    return pair
+    def _private(self, place: int) -> MLKEM768X25519PrivateKey:
+        return MLKEM768X25519PrivateKey(*self._halves(place))
+
+    def _halves(self, place: int) -> tuple[MLKEM768PrivateKey, X25519PrivateKey]:
+        """Return the private keys, which OpenSSL wipes when nobody has them any more."""
+        view = self._page.view(place, _SECRETS)
+        return MLKEM768PrivateKey.from_seed_bytes(view[:_SEED]), X25519PrivateKey.from_private_bytes(
+            view[_SEED:]
+        )

@@ -36,6 +36,12 @@ def derive_key(secret: bytes, salt: bytes, purpose: bytes) -> bytes:
     return HKDF(algorithm=SHA256(), length=KEY_SIZE, salt=salt, info=b"flexserve " + purpose).derive(secret)
 
 
+def derive_into(secret: bytes | memoryview, salt: bytes, purpose: bytes, target: memoryview) -> None:
+    """Put what `derive_key` would return into `target`, of KEY_SIZE bytes, and nowhere else."""
+    kdf = HKDF(algorithm=SHA256(), length=KEY_SIZE, salt=salt, info=b"flexserve " + purpose)
+    kdf.derive_into(secret, target)
+
+
 class ChunkCipher:
     """Encrypts and decrypts the chunks of one file. Thread-safe; each call stands alone."""
 

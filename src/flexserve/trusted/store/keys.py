@@ -25,13 +25,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from flexserve.errors import CallerError, StoredDataError
+from flexserve.platforms.linux.secret_page import SecretPage
 from flexserve.private_files import check_folder, unsafe
-from flexserve.trusted.store.aead import KEY_SIZE, TAG_SIZE, derive_key
+from flexserve.trusted.store.aead import KEY_SIZE, TAG_SIZE, derive_into, derive_key
 from flexserve.trusted.store.files import NewFile, disk_errors, make_folder, sweep, write_all
 
 SIGNATURE_SIZE = 64
 WRAPPED_SIZE = 12 + KEY_SIZE + TAG_SIZE  # nonce, encrypted key, tag
 
+_PURPOSES = (b"wrap model keys v1", b"sign manifests v1", b"attestation root v1")
 _UNSAFE = "device_key_unsafe"
 _SALT = b""  # the root secret is uniformly random already: HKDF needs no salt to extract from it
 
@@ -59,14 +61,26 @@ class Device(Protocol):
 class DeviceKey:
     """What makes this device this device. Never printed, never pickled."""
 
-    __slots__ = ("_signing", "_wrapping", "attestation_root", "identity")
+    __slots__ = ("_page", "_public", "_secrets", "identity")
 
-    def __init__(self, root: bytes) -> None:
-        wrapping, signing = derived_keys(root)
-        self._wrapping = AESGCM(wrapping)
-        self._signing = Ed25519PrivateKey.from_private_bytes(signing)
-        self.attestation_root = derive_key(root, _SALT, b"attestation root v1")
-        self.identity = self._signing.public_key().public_bytes_raw().hex()  # names the device; no secret
+    def __init__(self, root: bytes | memoryview) -> None:
+        self._page = SecretPage()  # the three keys; what is made of them to use one goes at once
+        self._secrets = [self._page.view(number * KEY_SIZE, KEY_SIZE) for number in range(len(_PURPOSES))]
+        for purpose, key in zip(_PURPOSES, self._secrets, strict=True):
+            derive_into(root, _SALT, purpose, key)
+        self._public = self._signing().public_key()
+        self.identity = self._public.public_bytes_raw().hex()  # names the device; no secret
+
+    @property
+    def attestation_root(self) -> memoryview:
+        """The secret that the keys of attestation begin with; good for as long as this object."""
+        return self._secrets[2]
+
+    def _wrapping(self) -> AESGCM:
+        return AESGCM(self._secrets[0])
+
+    def _signing(self) -> Ed25519PrivateKey:
+        return Ed25519PrivateKey.from_private_bytes(self._secrets[1])
 
     def __repr__(self) -> str:
         return f"<DeviceKey {self.identity[:8]}>"
@@ -98,25 +112,25 @@ class DeviceKey:
         not hold a key.
         """
         _check_folder(path)
-        root = _read_private(path)
-        if len(root) != KEY_SIZE:
+        page = SecretPage()
+        if _read_private(path, page.view(0, KEY_SIZE + 1)) != KEY_SIZE:
             raise StoredDataError(
                 f"The device key {path} does not hold {KEY_SIZE} bytes.",
                 hint="Restore it from a backup: without it the models of this store cannot be opened.",
             )
-        return cls(root)
+        return cls(page.view(0, KEY_SIZE))
 
     def wrap(self, model_id: bytes, key: bytes) -> bytes:
         """Return `key` encrypted for this device and bound to `model_id`: WRAPPED_SIZE bytes."""
         nonce = secrets.token_bytes(12)
-        return nonce + self._wrapping.encrypt(nonce, key, model_id)
+        return nonce + self._wrapping().encrypt(nonce, key, model_id)
 
     def unwrap(self, model_id: bytes, wrapped: bytes) -> bytes:
         """Return the key that `wrap` encrypted. Raises StoredDataError if this device did not."""
         try:
             if len(wrapped) != WRAPPED_SIZE:
                 raise InvalidTag
-            return self._wrapping.decrypt(wrapped[:12], wrapped[12:], model_id)
+            return self._wrapping().decrypt(wrapped[:12], wrapped[12:], model_id)
         except InvalidTag:
             raise StoredDataError(
                 "The model's key was wrapped by another device, for another model, or is damaged.",
@@ -125,16 +139,16 @@ class DeviceKey:
 
     def sign(self, data: bytes) -> bytes:
         """Return this device's signature of `data`: SIGNATURE_SIZE bytes."""
-        return self._signing.sign(data)
+        return self._signing().sign(data)
 
     def verify(self, data: bytes, signature: bytes) -> None:
         """Raise StoredDataError unless `signature` is this device's signature of `data`."""
-        verify_signature(self._signing.public_key(), data, signature)
+        verify_signature(self._public, data, signature)
 
 
-def derived_keys(root: bytes) -> tuple[bytes, bytes]:
-    """Return what a root secret is used for: the key that wraps, and that of signatures."""
-    return derive_key(root, _SALT, b"wrap model keys v1"), derive_key(root, _SALT, b"sign manifests v1")
+def derived_keys(root: bytes) -> list[bytes]:
+    """Return what a root secret is used for: the keys that wrap, sign, and begin attestation's."""
+    return [derive_key(root, _SALT, purpose) for purpose in _PURPOSES]
 
 
 def verify_signature(public: Ed25519PublicKey, data: bytes, signature: bytes) -> None:
@@ -164,7 +178,8 @@ def _create(path: Path) -> None:
             file.publish()
 
 
-def _read_private(path: Path) -> bytes:
+def _read_private(path: Path, target: memoryview) -> int:
+    """Read a file that is nobody else's into `target`; return how many bytes it had, or as many as fit."""
     try:
         # O_NONBLOCK: opening a pipe that was put in its place must not hang.
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -187,6 +202,6 @@ def _read_private(path: Path) -> bytes:
         if info.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
             raise _unsafe(path, "others may access it", f"Run `chmod 600 {path}`.")
         with disk_errors(f"Reading the device key {path}"):
-            return os.read(fd, KEY_SIZE + 1)
+            return os.readv(fd, [target])
     finally:
         os.close(fd)
