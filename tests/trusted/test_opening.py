@@ -27,7 +27,9 @@ def _open_twice(folder: Path) -> tuple[int, int, list[tuple[int, int]]]:
     model, context = real.open(path, 64)
     read = _bytes_read() - before
     sizes = {info.name: info.size for info in model.header.tensors}
-    tensors = [(real.engine.ggml.bytes_of(placed.tensor), sizes[placed.name]) for placed in model._tensors]
+    tensors = [
+        (real.engine.ggml.bytes_of(placed.tensor), sizes[placed.name]) for placed in model._files[0].tensors
+    ]
     context.close()
     model.close()
     return model.weights.size, read, tensors

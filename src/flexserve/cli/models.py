@@ -36,18 +36,27 @@ def register(app: typer.Typer) -> None:
 def add(
     file: Annotated[Path, typer.Argument(metavar="FILE.gguf", show_default=False, help="The model's file.")],
     name: Annotated[str | None, typer.Option("--name", help="Its name here [after the file].")] = None,
+    adapter_of: Annotated[
+        str | None,
+        typer.Option("--adapter-of", metavar="MODEL", help="The file is a LoRA adapter of this model."),
+    ] = None,
+    scale: Annotated[float, typer.Option("--scale", help="How much the adapter changes its model.")] = 1.0,
+    *,
     models: ModelsFolder = None,
     device_key: DeviceKeyFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Seal a GGUF file into the store, for this device only, and try it once.
 
-    A model that a secure world dies of is not added.
+    A model that a secure world dies of is not added. An adapter is a model of its own, with the name that it
+    gets here; its weights are added to those of the model that it changes whenever it is used.
     """
+    if scale != 1.0 and adapter_of is None:
+        raise typer.BadParameter("only an adapter has a --scale; name its model with --adapter-of.")
     settings = _settings(models, device_key)
     store = open_store(settings)
     with terminal.progress(f"sealing {file.name}", silent=as_json) as show_progress:
-        manifest = store.add(file, name, show_progress)
+        manifest = store.add(file, name, show_progress, adapter_of=adapter_of, scale=scale)
     try:
         untried = try_model(settings, store, manifest.name)
     except BaseException:
@@ -151,7 +160,11 @@ def remove(
             raise CallerError(f"{model} was not removed: nobody is here to ask.", hint="Add --yes.")
         if not typer.confirm(f"Remove {model}?"):
             return terminal.say("kept")
-    return terminal.say(f"removed {model}: {format_size(store.remove(model))} of disk freed")
+    adapters = [manifest.name for manifest in store.list() if _changes(manifest, model)]
+    terminal.say(f"removed {model}: {format_size(store.remove(model))} of disk freed")
+    if adapters:
+        terminal.say(f"note: {', '.join(adapters)} cannot be used until {model} is added again")
+    return None
 
 
 def open_store(settings: Settings) -> Store:
@@ -203,6 +216,7 @@ def _described(manifest: Manifest) -> dict[str, Any]:
         "created": _created(manifest).isoformat(),
         "sha256": manifest.digest,
         "model_id": manifest.model_id,
+        "adapter_of": None if manifest.adapts is None else msgspec.to_builtins(manifest.adapts),
     }
 
 
@@ -219,7 +233,8 @@ def _makes(store: Store, manifest: Manifest) -> str:
     able = record.abilities
     calls = "" if able.tools == "none" else f"calls of tools ({able.tools})"
     lacks = NO_TEMPLATE * _lacks_template(store, manifest)
-    return ", ".join(filter(None, ("text" * able.text, calls * able.text, "vectors" * able.vectors, lacks)))
+    makes = ("text" * able.text, calls * able.text, "vectors" * able.vectors, lacks)
+    return ", ".join(filter(None, (*makes, _adapts(manifest))))
 
 
 def _lacks_template(store: Store, manifest: Manifest) -> bool:
@@ -247,7 +262,21 @@ def _row(manifest: Manifest) -> list[str]:
 
 def _summary(manifest: Manifest) -> str:
     kind = f"{manifest.architecture}, {_count(manifest.parameters)} parameters, {manifest.quantization}"
-    return f"{kind}, {format_size(manifest.size)}"
+    return ", ".join(filter(None, (kind, format_size(manifest.size), _adapts(manifest))))
+
+
+def _changes(manifest: Manifest, model: str) -> bool:
+    """Return whether it is an adapter of `model`."""
+    return manifest.adapts is not None and manifest.adapts.name == model
+
+
+def _adapts(manifest: Manifest) -> str:
+    """Return which model an adapter changes; "": it is none."""
+    changed = manifest.adapts
+    if changed is None:
+        return ""
+    scale = "" if changed.scale == 1 else f" at scale {changed.scale:g}"
+    return f"adapter of {changed.name}{scale}"
 
 
 def _count(number: int) -> str:

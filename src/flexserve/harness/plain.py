@@ -27,10 +27,15 @@ class PlainProcess:
     Raises RuntimeError when it dies.
     """
 
-    def __init__(self, model: Path, threads: int, context: int) -> None:
+    def __init__(
+        self, model: Path, threads: int, context: int, *, adapter: Path | None = None, scale: float = 1.0
+    ) -> None:
+        """Start it; an `adapter` changes the model by `scale` times what it was trained to."""
         began = time.monotonic()
+        changes = [f"--adapter={adapter}", f"--scale={scale}"] if adapter is not None else []
+        of_model = [str(model), str(threads), str(context), *changes]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "flexserve.harness.plain", str(model), str(threads), str(context)],
+            [sys.executable, "-m", "flexserve.harness.plain", *of_model],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -90,7 +95,7 @@ class PlainProcess:
 class _Plain:
     """llama.cpp through its C interface."""
 
-    def __init__(self, path: str, threads: int, context: int) -> None:
+    def __init__(self, path: str, threads: int, context: int, adapter: str | None, scale: float) -> None:
         from llama_cpp import llama_cpp as lib
 
         self.imported = time.monotonic()
@@ -103,6 +108,9 @@ class _Plain:
         self._model = lib.llama_model_load_from_file(path.encode(), parameters)
         if not self._model:
             raise SystemExit(f"plain llama.cpp cannot load {path}")
+        changes = lib.llama_adapter_lora_init(self._model, adapter.encode()) if adapter is not None else None
+        if adapter is not None and not changes:
+            raise SystemExit(f"plain llama.cpp cannot load {adapter}")
         self._vocabulary = lib.llama_model_get_vocab(self._model)
         settings = lib.llama_context_default_params()
         settings.n_ctx = min(context, lib.llama_model_n_ctx_train(self._model))
@@ -111,6 +119,11 @@ class _Plain:
         settings.n_threads = settings.n_threads_batch = threads
         settings.no_perf = True
         self._context = lib.llama_init_from_model(self._model, settings)
+        if changes:
+            scales = (lib.ctypes.c_float * 1)(scale)
+            lib.llama_set_adapters_lora(
+                self._context, (lib.llama_adapter_lora_p_ctypes * 1)(changes), 1, scales
+            )
         self._sampler = lib.llama_sampler_init_greedy()
 
     def vector(self, prompt: list[int]) -> list[float]:
@@ -196,8 +209,10 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("threads", type=int)
     parser.add_argument("context", type=int)
+    parser.add_argument("--adapter")
+    parser.add_argument("--scale", type=float, default=1.0)
     options = parser.parse_args()
-    plain = _Plain(options.model, options.threads, options.context)
+    plain = _Plain(options.model, options.threads, options.context, options.adapter, options.scale)
     _write({"imported": plain.imported})
     for line in sys.stdin:
         _write(plain.answer(**json.loads(line)))

@@ -39,7 +39,7 @@ from flexserve.protocol.notation import Mark, Notation
 from flexserve.protocol.sampling import Sampling, TokenId
 from flexserve.protocol.statuses import Failure, KvStatus, MemoryStatus, ModelStatus, NpuStatus
 
-PROTOCOL_VERSION = 15
+PROTOCOL_VERSION = 16
 # Of the messages' schema, by version: it is another one whenever a message changes, and a line is added here.
 SCHEMA_DIGESTS = {
     5: "57db8b74f59f63a2",
@@ -53,6 +53,7 @@ SCHEMA_DIGESTS = {
     13: "39776bd80cc150b6",
     14: "a7dffca1ef554116",
     15: "b61525f146b8b55b",
+    16: "d92dc359920a5f60",
 }
 
 

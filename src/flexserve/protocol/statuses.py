@@ -49,6 +49,7 @@ class Description(Struct, frozen=True):
     trained_context: Count  # tokens; 0: it does not say
     context: Count  # tokens of a request and its answer, at most
     sequences: Count  # requests that are computed at once
+    adapter_of: Label = ""  # the model that it changes, of an adapter
 
 
 class ModelStatus(Struct, frozen=True):

@@ -78,11 +78,15 @@ class LlamaApp:
 
     def stored(self) -> Sequence[Stored]:
         found = []
-        for manifest in self._services.store.list():
+        manifests = self._services.store.list()
+        sizes = {(manifest.name, manifest.digest): manifest.size for manifest in manifests}
+        for manifest in manifests:
             record = self._record(manifest)
             abilities, trial = (record.abilities, record.trial) if record is not None else (None, 0)
             about = described(manifest, self._services.limits)
-            found.append(Stored(manifest.name, manifest.size, abilities, trial, about))
+            changed = manifest.adapts
+            size = manifest.size + (sizes.get((changed.name, changed.digest), 0) if changed else 0)
+            found.append(Stored(manifest.name, size, abilities, trial, about))
         return found
 
     def is_open(self, model: str) -> bool:
@@ -90,14 +94,15 @@ class LlamaApp:
         return entry is not None and entry.manifest.model_id == model_id
 
     def opens_at_once(self, model: str) -> bool:
-        manifest = self._manifest(model)
-        image = self._services.store.image_path(manifest, self._services.engine.fingerprint)
-        return self.is_open(model) or image.exists()
+        store, fingerprint = self._services.store, self._services.engine.fingerprint
+        files = store.files_of(self._manifest(model))
+        return self.is_open(model) or all(store.image_path(file, fingerprint).exists() for file in files)
 
     def open(self, model: str) -> None:
         manifest = self._manifest(model)
-        require_room(manifest)
-        require_heap(self._services, manifest)
+        for file in self._services.store.files_of(manifest):
+            require_room(file)
+            require_heap(self._services, file)
         record = self._record(manifest)
         entry = OpenModel(self._services, model, record.abilities if record is not None else None)
         with self._lock:

@@ -120,7 +120,7 @@ class OpenModel:
     @property
     def heap(self) -> int:
         """Bytes of ordinary memory that it took at most when it was opened, and has until it is closed."""
-        return _heap_of(self.manifest)
+        return sum(_heap_of(manifest) for manifest in self._model.manifests)
 
     @property
     def running(self) -> bool:
@@ -222,6 +222,7 @@ def described(manifest: Manifest, limits: Limits) -> Description:
         trained_context=trained,
         context=min(limits.context, trained) if trained else limits.context,
         sequences=limits.sequences,
+        adapter_of=manifest.adapts.name if manifest.adapts is not None else "",
     )
 
 

@@ -39,6 +39,7 @@ def card(model: ModelStatus) -> Json:
         "created": about.created,
         "created_at": moment(about.created),
         "owned_by": "flexserve",
+        "parent": about.adapter_of or None,
         "context_length": about.context,
         "capabilities": capabilities_of(model),
         "abilities": None if model.abilities is None else msgspec.to_builtins(model.abilities),

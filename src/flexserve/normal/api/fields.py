@@ -60,7 +60,7 @@ REFUSED: Mapping[str, Refused] = {
     "input_extra": Refused("llama-server", ([],)),
     "input_prefix": Refused("llama-server", ("",)),
     "input_suffix": Refused("llama-server", ("",)),
-    "lora": Refused("llama-server", ([],)),
+    "lora": Refused("llama-server", ([],), "Add the adapter to the store, and ask for it as `model`"),
     "multimodal_data": Refused("llama-server", ([],)),
     "n_cache_reuse": Refused("llama-server", (0,)),
     "n_cmpl": Refused("llama-server", (1,), "Send several requests"),

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from flexserve.errors import CancelledError, InternalError
+from flexserve.errors import CancelledError, GrantRefusedError, InternalError
 from flexserve.platforms.ports import Arena
 from flexserve.trusted.engine import abi
 from flexserve.trusted.engine.graph import EngineGraph
@@ -17,8 +17,10 @@ from flexserve.trusted.engine.kv import KvCache
 from flexserve.trusted.engine.library import lib
 from flexserve.trusted.engine.model import Model
 from flexserve.trusted.engine.tensors import floats_at
+from flexserve.trusted.memory.flexmem import REFUSED_HINT
 from flexserve.trusted.weights.job import RestoreStats
 from flexserve.trusted.weights.residency import Residency
+from flexserve.units import format_size
 
 BATCH = 512  # tokens that one graph takes in
 OUTPUTS = 16  # logits that one graph makes: those of a token take up to a megabyte
@@ -48,7 +50,7 @@ class Context:
     between `take` and `release`.
     """
 
-    lazy = False  # the hooks write its tensors (a BufferOwner)
+    lazy = hollow = False  # the hooks write its tensors (a BufferOwner)
 
     def __init__(self, model: Model, residency: Residency, context: int, sequences: int) -> None:
         """Make a context of at most `context` tokens for each of `sequences`. Commits nothing.
@@ -92,12 +94,41 @@ class Context:
             model.address
         )
         self._batch = lib.llama_batch_init(parameters.n_batch, 0, 1)
+        self._reserving = model.change(self.address)
+        if self._reserving:
+            self._reserve()
         # llama.cpp's own making of the context may have needed memory; requests will ask for theirs.
         size = self.release(range(sequences)) + self.release_scratch() + self._engine.release_work()
         self._engine.flexmem.report_returned(size)
 
     def _specialise(self, parameters: lib.llama_context_params) -> None:
         """Change what llama.cpp is asked for. For kinds of contexts that generate no text."""
+
+    def _reserve(self) -> None:
+        """Have llama.cpp lay out its scratch for graphs with an adapter, as it does at the next batch.
+
+        Where it gets no memory for that, it ends the process. So memory is granted first, and the batch is
+        one that is not computed.
+        """
+        flexmem = self._engine.flexmem
+        size = 2 * sum(arena.size for arena in self._scratch())  # as it is now, and as it will be
+        try:
+            had = flexmem.grant(size, minimum=size)
+            if had < size:
+                raise GrantRefusedError(
+                    f"An adapter takes {format_size(size)} of memory for a moment, which were not granted.",
+                    hint=REFUSED_HINT,
+                    missing=size - had,
+                )
+            self.prepare()
+            self._fill([Span(0, 0, [0])])
+            with self._engine.hooks.owner(self):
+                self._run(self.address, self._batch)
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            self._reserving = False
 
     def close(self) -> None:
         """Free the context. Always safe."""
@@ -275,6 +306,8 @@ class Context:
 
     def compute(self, graph: int) -> int:
         """Run a graph through the residency barrier."""
+        if self._reserving:
+            return abi.STATUS_ABORTED
         view, resting = abi.Graph.from_address(graph), self._residency.resting
         offload = self._engine.prepare(view, self._tokens_in_graph, resting)
         run = EngineGraph(graph, self.model.map, 0, self._compute_slice, timed=self._pace_of, offload=offload)

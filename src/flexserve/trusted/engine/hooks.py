@@ -33,6 +33,7 @@ class BufferOwner(Protocol):
     """Who the buffers of a call into llama.cpp belong to: a model or one of its contexts."""
 
     lazy: bool  # weights are recorded, not read
+    hollow: bool  # and have no elements until then, for llama.cpp reads as much of each as it has itself
     watches: bool  # wants to hear of the tensors in its buffers, by `settle`
 
     def adopt(self, kind: str, address: int, arena: Arena, size: int) -> None:
@@ -196,9 +197,9 @@ class Hooks:
     def _place_weight(self, buffer: int, tensor: int) -> int:
         """Have the owner record a weight, and llama.cpp read none of it.
 
-        For each tensor it makes a buffer to read it to, and clears that byte by byte: this was most of the
-        time that opening a model took. A tensor without elements has no bytes. So none has any until the end
-        of the load.
+        For each tensor of a model it makes a buffer to read it to, and clears that byte by byte: this was
+        most of the time that opening a model took. A tensor without elements has no bytes. So none has any
+        until the end of the load. Those of an adapter, which are small, it reads from the file's hole.
         """
         placing, struct = self._placing[buffer], abi.Tensor.from_address(tensor)
         status = abi.STATUS_SUCCESS
@@ -206,8 +207,9 @@ class Hooks:
             status = abi.InitTensor(placing.init_tensor)(buffer, tensor)
         if self._owner is not None:
             self._owner.place(tensor, self._ggml.bytes_of(tensor))
-        placing.elements[tensor] = struct.ne[0]
-        struct.ne[0] = 0
+        if self._owner is not None and self._owner.hollow:
+            placing.elements[tensor] = struct.ne[0]
+            struct.ne[0] = 0
         return status
 
     def _stop_placing(self) -> None:

@@ -9,6 +9,7 @@ plaintext is wanted and the tag beside it, and the chunk is decrypted where it l
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import secrets
@@ -38,6 +39,8 @@ from flexserve.trusted.store.manifest import (
     BLOCK_SIZE,
     CHUNK,
     FORMAT_VERSION,
+    MAX_SCALE,
+    Adapts,
     Manifest,
     bad,
     check_name,
@@ -54,18 +57,54 @@ _STREAM = 0
 _FLUSH_EVERY = 256  # chunks
 
 
-def seal(source: Path, destination: Path, name: str, device: Device, progress: Progress) -> Manifest:
+@dataclasses.dataclass(frozen=True, slots=True)
+class Base:
+    """The model that an adapter is added to, and how much the adapter changes it."""
+
+    manifest: Manifest
+    header: GgufHeader
+    scale: float
+
+    @property
+    def adapts(self) -> Adapts:
+        """What the manifest of the adapter says of it. Raises CallerError for a scale that none can have."""
+        if not -MAX_SCALE <= self.scale <= MAX_SCALE:
+            raise CallerError(
+                "That is no scale of an adapter.",
+                hint=f"Scales are between -{MAX_SCALE:g} and {MAX_SCALE:g}; 1 is what it was trained for.",
+            )
+        return Adapts(self.manifest.name, self.manifest.digest, self.scale)
+
+
+def seal(
+    source: Path,
+    destination: Path,
+    name: str,
+    device: Device,
+    progress: Progress,
+    *,
+    base: Base | None = None,
+) -> Manifest:
     """Seal the GGUF `source` into the new file `destination`, readable by `device` only.
 
-    `progress(done, total)` is called after each chunk. Whatever happens, `destination` is either
-    complete or absent. Raises CallerError when the source is not a usable GGUF, changes while it
-    is read, or `destination` exists; NormalWorldError when the disk refuses (code "disk_full").
+    `base`: it is an adapter of that model. `progress(done, total)` is called after each chunk. Whatever
+    happens, `destination` is either complete or absent. Raises CallerError when the source is not a usable
+    GGUF, changes while it is read, or `destination` exists; NormalWorldError when the disk refuses
+    (code "disk_full").
     """
     check_name(name)
     fd, before = open_source(source)
     try:
-        header = parse_gguf(lambda offset, length: _read_source(fd, offset, length), before.st_size)
+        header = parse_gguf(
+            lambda offset, length: _read_source(fd, offset, length),
+            before.st_size,
+            base=base.header if base is not None else None,
+        )
         draft, cipher = _draft(header, before.st_size, name, device)
+        if base is not None:
+            draft = msgspec.structs.replace(
+                draft, adapts=base.adapts, context_length=base.manifest.context_length
+            )
         action = f"Adding {name}"
         require_room(destination.parent, _file_size(draft), action)
         with disk_errors(action), NewFile(destination) as file:
@@ -244,8 +283,11 @@ class SealedModel:
         self.read_into(0, memoryview(data))
         return bytes(data)
 
-    def header(self) -> GgufHeader:
-        """Return the GGUF's header, parsed anew. Raises StoredDataError when it is not sound."""
+    def header(self, base: GgufHeader | None = None) -> GgufHeader:
+        """Return the GGUF's header, parsed anew; `base`: the header of the model that it is an adapter of.
+
+        Raises StoredDataError when it is not sound.
+        """
         data = self.metadata_bytes()
 
         def read(offset: int, length: int) -> bytes:
@@ -253,7 +295,7 @@ class SealedModel:
             return data[offset : offset + length].ljust(length, b"\0")
 
         try:
-            header = parse_gguf(read, self.manifest.size)
+            header = parse_gguf(read, self.manifest.size, base=base)
         except CallerError as error:
             raise bad(f"the header inside is not sound ({error.message})") from None
         if header.data_offset != self.manifest.metadata_bytes:

@@ -24,8 +24,10 @@ import sys
 from collections.abc import Callable, Mapping
 
 from flexserve.errors import CallerError
+from flexserve.trusted.store.adapter import check_adapter
 from flexserve.trusted.store.architecture import check_architecture
 from flexserve.trusted.store.ggml_types import FILE_TYPES, TENSOR_TYPES
+from flexserve.trusted.store.kinds import check_kind
 from flexserve.trusted.store.values import bad
 from flexserve.units import align_up
 
@@ -140,12 +142,13 @@ class GgufHeader:
         return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
-def parse_gguf(read: Read, size: int) -> GgufHeader:
+def parse_gguf(read: Read, size: int, *, base: GgufHeader | None = None) -> GgufHeader:
     """Return the header of the GGUF file of `size` bytes whose bytes `read(offset, length)` gives.
 
-    Reads forward only, in pieces of at most MAX_STRING, and never outside the file. Raises
-    CallerError for everything that is not a well-formed model of a kind llama.cpp knows, and
-    nothing else apart from what `read` raises.
+    `base`: the header of the model that the file is an adapter of; None: it is a model. Reads forward only,
+    in pieces of at most MAX_STRING, and never outside the file. Raises CallerError for everything that is
+    not a well-formed model of a kind llama.cpp knows, or adapter of `base`, and nothing else apart from
+    what `read` raises.
     """
     cursor = _Cursor(read, size)
     version = _version(cursor)
@@ -154,13 +157,17 @@ def parse_gguf(read: Read, size: int) -> GgufHeader:
     metadata = _metadata(cursor, pair_count)
     alignment = _alignment(metadata)
     _check_model(metadata)
+    check_kind(metadata, adapts=base is not None)
     drafts = [_tensor(cursor) for _ in range(tensor_count)]
     data_offset = align_up(cursor.position, alignment)
     if data_offset > MAX_METADATA:
         raise bad("its header is too large")
     tensors = _place(drafts, data_offset, alignment, size)
     header = GgufHeader(version, metadata, tensors, data_offset, alignment)
-    check_architecture(header.architecture, metadata, tensors)
+    if base is None:
+        check_architecture(header.architecture, metadata, tensors)
+    else:
+        check_adapter(metadata, tensors, base.architecture, base.tensors)
     return header
 
 

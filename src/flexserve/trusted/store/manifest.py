@@ -35,6 +35,8 @@ _PRELUDE = struct.Struct("<8sII")
 _SIGNED = BLOCK_SIZE - SIGNATURE_SIZE
 _MAX_TEXT = _SIGNED - _PRELUDE.size
 
+MAX_SCALE = 100.0  # of an adapter
+
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}\Z"
 NAME_RULE = "Names have up to 64 of a–z, 0–9, '.', '_' and '-', and start with a letter or a digit."
 
@@ -47,7 +49,15 @@ def _hex(size: int) -> Meta:
     return Meta(pattern=rf"^[0-9a-f]{{{2 * size}}}\Z", max_length=2 * size)
 
 
-class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Adapts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The model that a LoRA adapter changes, and how much."""
+
+    name: Name
+    digest: Annotated[str, _hex(32)]  # SHA-256 of its GGUF: what another model has under the name is refused
+    scale: Annotated[float, Meta(ge=-MAX_SCALE, le=MAX_SCALE)]
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What a sealed model is. Sizes in bytes; binary values as lower-case hex."""
 
     name: Name
@@ -64,6 +74,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     metadata_bytes: Size  # of the GGUF before its tensor data
     salt: Annotated[str, _hex(SALT_SIZE)]
     wrapped_key: Annotated[str, _hex(WRAPPED_SIZE)]
+    adapts: Adapts | None = None  # it is an adapter; `context_length` is that of the model that it changes
 
     @property
     def chunks(self) -> int:

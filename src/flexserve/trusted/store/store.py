@@ -23,6 +23,7 @@ from pathlib import Path
 from flexserve.errors import CallerError, NormalWorldError, StoredDataError, UnknownModelError
 from flexserve.private_files import refuse_shared
 from flexserve.trusted.store.container import (
+    Base,
     Progress,
     SealedModel,
     name_taken,
@@ -70,18 +71,56 @@ class Store:
             refuse_shared(folder, f"The store {root}", code="store_unsafe")
         return folders
 
-    def add(self, source: Path, name: str | None, progress: Progress) -> Manifest:
+    def add(
+        self,
+        source: Path,
+        name: str | None,
+        progress: Progress,
+        *,
+        adapter_of: str | None = None,
+        scale: float = 1.0,
+    ) -> Manifest:
         """Seal the GGUF `source` as `name` (None: after its file name); return its manifest.
 
-        `progress(done, total)` is called in bytes. Raises CallerError for a name that is not
+        `adapter_of`: it is a LoRA adapter, which changes that model by `scale` times what it was trained
+        to. `progress(done, total)` is called in bytes. Raises CallerError for a name that is not
         allowed or taken and for a file that is not a usable GGUF, NormalWorldError when the disk
-        refuses (code "disk_full" when it is full); the store is unchanged then.
+        refuses (code "disk_full" when it is full); the store is unchanged then. Of the model `adapter_of`,
+        raises as `open`.
         """
         name = check_name(name) if name is not None else _name_after(source)
         path = self._path(name)
         if os.path.lexists(path):
             raise name_taken(name)
-        return seal(source, path, name, self._device, progress)
+        base = self._base(adapter_of, scale) if adapter_of is not None else None
+        return seal(source, path, name, self._device, progress, base=base)
+
+    def _base(self, name: str, scale: float) -> Base:
+        with self.open(name) as sealed:
+            if sealed.manifest.adapts is not None:
+                raise CallerError(
+                    f"{name} is an adapter itself.",
+                    hint=f"Name the model that it changes: {sealed.manifest.adapts.name}.",
+                )
+            return Base(sealed.manifest, sealed.header(), scale)
+
+    def files_of(self, manifest: Manifest) -> builtins.list[Manifest]:
+        """Return the manifests of the files that a model is opened from: an adapter's model comes last.
+
+        Raises UnknownModelError (code "base_missing") when the store has that one no more, else as `open`.
+        """
+        if manifest.adapts is None:
+            return [manifest]
+        name = manifest.adapts.name
+        if os.path.lexists(self._path(name)):
+            with self.open(name) as sealed:
+                if sealed.manifest.digest == manifest.adapts.digest:
+                    return [manifest, sealed.manifest]
+        raise UnknownModelError(
+            f"{manifest.name} is an adapter of a model that is not here any more as {name!r}.",
+            hint=f"Add that model again, as {name}, from the same file; or remove the adapter.",
+            code="base_missing",
+        )
 
     def list(self) -> builtins.list[Manifest]:
         """Return the manifests of all sound models, by name; `damaged` has the others."""
