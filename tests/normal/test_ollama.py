@@ -210,7 +210,7 @@ async def test_the_store_is_not_changed_by_requests(client: httpx.AsyncClient) -
         ({"options": {"made_up": 1}}, "made_up"),
         ({"options": {"grammar": "root ::= x"}}, "grammar"),
         ({"made_up": 1}, "made_up"),
-        ({"messages": [{"role": "user", "content": "x", "images": ["aGk="]}]}, "images"),
+        ({"messages": [{"role": "user", "content": "x", "images": ["aGk="]}]}, "Images"),
         ({"keep_alive": "soon"}, "keep_alive"),
         ({"messages": "x"}, "messages"),
     ],

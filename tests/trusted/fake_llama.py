@@ -132,6 +132,7 @@ class FakeModel:
         with store.open(name) as sealed:
             self.manifest = sealed.manifest
             self.header = sealed.header().without_lists()
+        self.manifests = [self.manifest]
         self.source = ImageSource()
         sizes = [count * CHUNK - 1000 for count in CHUNKS]
         parts = [

@@ -20,6 +20,7 @@ from flexserve.normal.api.answering import (
 from flexserve.normal.api.anthropic_form import MessageForm
 from flexserve.normal.api.errors import HttpError
 from flexserve.normal.api.fields import refuse_others
+from flexserve.normal.api.media import refuse_media
 from flexserve.normal.api.parts import Parts
 from flexserve.normal.api.reasoning import Budget, Effort, ReasoningFields
 from flexserve.normal.api.sampling_fields import Stop
@@ -221,6 +222,7 @@ class ConversationRequest(ModelRequest):
     @model_validator(mode="before")
     @classmethod
     def _refuse_unsupported(cls, body: Any) -> Any:
+        refuse_media(body, "messages", "system")
         refuse_unsupported(body, _UNSUPPORTED)
         refuse_others(body, {*cls.model_fields, *_UNSUPPORTED, *_HARMLESS})
         return body

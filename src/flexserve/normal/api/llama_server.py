@@ -23,6 +23,7 @@ from flexserve.normal.api.answering import (
 from flexserve.normal.api.cards import description_of
 from flexserve.normal.api.embeddings import as_numbers, embed
 from flexserve.normal.api.llama_server_form import NativeForm, error_body
+from flexserve.normal.api.media import refusal
 from flexserve.normal.api.schemas import Body, ChatRequest, ModelRequest, SamplingRequest, Text
 from flexserve.normal.world import World
 from flexserve.protocol.bounds import MAX_MESSAGES, MAX_TEXTS, MAX_TOKENS, MAX_TOP_LOGPROBS
@@ -60,6 +61,9 @@ class NativeCompletion(NativeRequest):
     @field_validator("prompt", mode="before")
     @classmethod
     def _is_one(cls, value: Any) -> Any:
+        for part in value if isinstance(value, list) else [value]:
+            if isinstance(part, dict) and part.get("multimodal_data"):
+                raise refusal("Images and sounds", "prompt")
         if not isinstance(value, list):
             return value
         if len(value) == 1 and isinstance(value[0], str | list):

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from flexserve.normal.api.fields import HARMLESS, REFUSED, refuse_others
+from flexserve.normal.api.media import refusal, refuse_media
 from flexserve.normal.api.reasoning import ReasoningFields
 from flexserve.normal.api.sampling_fields import SamplingFields
 from flexserve.normal.api.schemas import Body, ModelName, ModelRequest, Text, refuse_unsupported
@@ -71,6 +72,9 @@ class OllamaRequest(ModelRequest):
     @model_validator(mode="before")
     @classmethod
     def _translate(cls, body: Any) -> Any:
+        refuse_media(body, "messages")
+        if isinstance(body, dict) and body.get("images"):
+            raise refusal("Images", "images")
         refuse_unsupported(body, _UNSUPPORTED)
         refuse_others(body, {*cls.model_fields, *_UNSUPPORTED, "shift"})
         if not isinstance(body, dict):
@@ -134,12 +138,6 @@ class OllamaTurn(Body):
     tool_calls: Annotated[list[_MadeCall], Field(max_length=MAX_TOOL_CALLS)] | None = None
     tool_name: Label | None = None
     tool_call_id: Label | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_images(cls, body: Any) -> Any:
-        refuse_unsupported(body, {"images": (None, [])})
-        return body
 
     def message(self, number: int) -> ChatMessage:
         """Return it as it crosses to the secure world; `number`: its place in the conversation."""

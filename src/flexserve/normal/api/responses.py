@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from flexserve.normal.api.answering import GenerationRequest, Json, model_of, respond
 from flexserve.normal.api.fields import refuse_others
+from flexserve.normal.api.media import refuse_media
 from flexserve.normal.api.parts import Parts
 from flexserve.normal.api.reasoning import Effort, ReasoningFields
 from flexserve.normal.api.responses_form import ResponseForm
@@ -169,6 +170,7 @@ class ResponsesRequest(ModelRequest):
     @model_validator(mode="before")
     @classmethod
     def _refuse_unsupported(cls, body: Any) -> Any:
+        refuse_media(body, "input")
         refuse_unsupported(body, _UNSUPPORTED)
         refuse_others(body, {*cls.model_fields, *_UNSUPPORTED, "previous_response_id", "stream_options"})
         if isinstance(body, dict) and body.get("previous_response_id") is not None:

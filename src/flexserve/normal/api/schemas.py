@@ -24,6 +24,7 @@ from pydantic_core import PydanticCustomError
 
 from flexserve.normal.api.fields import refuse_others
 from flexserve.normal.api.keys import owner_of
+from flexserve.normal.api.media import refuse_media
 from flexserve.normal.api.reasoning import ReasoningFields
 from flexserve.normal.api.sampling_fields import SamplingFields
 from flexserve.normal.api.tools import Choice, Label, MadeCall, Tools, offered
@@ -48,15 +49,6 @@ class Body(BaseModel):
 
     # Strict: "5" is no number and true is no count. NaN is no temperature.
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
-
-
-# What a message's content can have beside text, in the words of OpenAI's API and others.
-_NOT_TEXT = {
-    "image": "Images", "image_url": "Images", "input_image": "Images",
-    "audio": "Sounds", "input_audio": "Sounds", "audio_url": "Sounds",
-    "video": "Videos", "video_url": "Videos", "input_video": "Videos",
-    "file": "Files", "input_file": "Files", "document": "Files",
-}  # fmt: skip
 
 
 class TextPart(Body):
@@ -84,14 +76,7 @@ class Turn(Body):
         if not isinstance(content, list):
             raise PydanticCustomError("content", "The content is a text or a list of texts")
         for part in content:
-            kind = part.get("type") if isinstance(part, dict) else None
-            if isinstance(kind, str) and kind in _NOT_TEXT:
-                raise PydanticCustomError(
-                    "unsupported",
-                    "{what} are not supported: this server's models read text",
-                    {"what": _NOT_TEXT[kind]},
-                )
-            if kind != "text":
+            if not isinstance(part, dict) or part.get("type") != "text":
                 raise PydanticCustomError("content", 'A part of the content is no {{"type": "text"}}')
         return content
 
@@ -223,6 +208,7 @@ class SamplingRequest(SamplingFields, ModelRequest):
     @model_validator(mode="before")
     @classmethod
     def _refuse_others(cls, body: Any) -> Any:
+        refuse_media(body, "messages")
         refuse_others(body, cls.model_fields)
         return body
 
