@@ -5,7 +5,7 @@ from pathlib import Path
 
 import openai
 import pytest
-from real_server import Server
+from real_server import Connected, Server
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +19,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def client(server: Server) -> Iterator[openai.OpenAI]:
     with server.openai() as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def connected(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Connected]:
+    connected = Connected(server, tmp_path_factory.mktemp("connected"))
+    yield connected
+    assert connected.end() == 0
 
 
 @pytest.fixture

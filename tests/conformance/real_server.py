@@ -68,6 +68,36 @@ class Server:
         httpx.post(f"{self.url}/recall", headers=headers, timeout=60).raise_for_status()
 
 
+class Connected:
+    """`flexserve connect` to `server`, its receipts in `folder`: where it is asked, and clients of it."""
+
+    def __init__(self, server: Server, folder: Path) -> None:
+        self.receipts, self.policy = folder / "receipts", folder / "policy.toml"
+        self.receipts.mkdir()
+        self.policy.write_text('emulated = "allow"\n')  # the root is of software
+        command = [sys.executable, "-m", "flexserve.cli", "connect", server.url, "--port", "0"]
+        command += ["--policy", str(self.policy), "--receipts", str(self.receipts), "--log-level", "error"]
+        environment = {**os.environ, "XDG_CONFIG_HOME": str(folder), "FLEXSERVE_API_KEY": KEY}
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        assert self._process.stdout is not None
+        banner = self._process.stdout.readline()
+        self.url = banner.split()[3] if banner else ""
+
+    def end(self) -> int:
+        """Stop it in good order; return its exit status."""
+        self._process.send_signal(signal.SIGINT)
+        return self._process.wait(60)
+
+    def openai(self) -> openai.OpenAI:
+        http = httpx.Client(timeout=60)
+        return openai.OpenAI(
+            base_url=f"{self.url}/v1",
+            api_key="not wanted",
+            max_retries=0,
+            http_client=cast(Any, http),
+        )
+
+
 def _fill(store: Store, folder: Path) -> None:
     store.add(TINY, "tiny", lambda _done, _total: None)
     with pytest.MonkeyPatch.context() as patch:

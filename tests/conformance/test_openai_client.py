@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -29,6 +30,14 @@ TOOLS: list[Any] = [
     },
     {"type": "function", "function": {"name": "stop", "parameters": {"type": "object", "properties": {}}}},
 ]
+
+
+@pytest.fixture(scope="module", params=["directly", "sealed"])
+def client(request: pytest.FixtureRequest, server: Server) -> Iterator[openai.OpenAI]:
+    """A client of the server: one that asks it directly, and one that does by `flexserve connect`."""
+    asked = server if request.param == "directly" else request.getfixturevalue("connected")
+    with asked.openai() as client:
+        yield client
 
 
 def test_models_are_listed_and_found(client: openai.OpenAI) -> None:

@@ -22,15 +22,14 @@ from flexserve.protocol.sealed_request import (
     OVERHEAD,
     Content,
     header_of,
-    key_id_of,
-    key_pair,
+    open_request,
     padded_size,
     seal,
-    unseal,
 )
+from flexserve.testing.sealing_key import FixedKey
 
-PRIVATE, PUBLIC = key_pair(bytes(range(96)))
-OTHER, OTHER_PUBLIC = key_pair(bytes(range(1, 97)))
+KEY, OTHER = FixedKey(), FixedKey(bytes(range(1, 97)))
+PUBLIC = KEY.public
 TOKEN = b"t" * 32
 REFUSED = "The sealed request was refused."
 END = Finished(0, "stop", Usage(3, 2), Timings())
@@ -41,7 +40,7 @@ def question(text: str = "Where is the key?", **sampling: Any) -> Generate:
 
 
 def content(asked: Any) -> Content:
-    return Content(bytes(32), bytes(16), 1, bytes(32), asked)
+    return Content(bytes(16), 1, bytes(32), msgspec.msgpack.encode(asked))
 
 
 @pytest.mark.parametrize(
@@ -49,22 +48,23 @@ def content(asked: Any) -> Content:
 )
 def test_what_is_sealed_comes_out_for_who_has_the_key(asked):
     exchange = Exchange(asked, b"o" * 32, PUBLIC, TOKEN, 17)
-    opened = unseal(exchange.body, PRIVATE)
-    assert (opened.asked, opened.owner, opened.time) == (asked, b"o" * 32, 17)
+    opened = open_request(exchange.body, KEY.unseal)
+    assert (opened.asked, opened.content.owner, opened.content.time) == (asked, b"o" * 32, 17)
     header = header_of(exchange.body)
-    assert (header.key_id, header.token_hash) == (key_id_of(PUBLIC), TOKEN)
+    assert header.token_hash == TOKEN
     assert header.model == getattr(asked, "model", "")
 
 
 def test_two_requests_share_neither_secret_nor_number():
-    first, second = (unseal(Exchange(Query(0), bytes(32), PUBLIC, TOKEN, 1).body, PRIVATE) for _ in "ab")
+    bodies = [Exchange(Query(0), bytes(32), PUBLIC, TOKEN, 1).body for _ in "ab"]
+    first, second = (open_request(body, KEY.unseal) for body in bodies)
     assert first.secret != second.secret
-    assert first.id != second.id
+    assert first.content.id != second.content.id
 
 
 def test_another_key_opens_nothing():
     with pytest.raises(CallerError, match=REFUSED):
-        unseal(Exchange(question(), bytes(32), PUBLIC, TOKEN, 1).body, OTHER)
+        open_request(Exchange(question(), bytes(32), PUBLIC, TOKEN, 1).body, OTHER.unseal)
 
 
 @given(st.data())
@@ -73,19 +73,19 @@ def test_no_bit_of_a_request_can_be_changed(data):
     place = data.draw(st.integers(0, len(body) - 1))
     body[place] ^= 1 << data.draw(st.integers(0, 7))
     with pytest.raises(CallerError, match=REFUSED):
-        unseal(bytes(body), PRIVATE)
+        open_request(bytes(body), KEY.unseal)
 
 
 def test_a_request_names_its_model_outside_as_inside():
-    body = seal(content(question()), "another", PUBLIC, TOKEN)
+    body, _ = seal(content(question()), "another", PUBLIC, TOKEN)
     with pytest.raises(CallerError, match=REFUSED):
-        unseal(body, PRIVATE)
+        open_request(body, KEY.unseal)
 
 
 def test_a_request_brings_no_number_of_its_own():
     numbered = msgspec.structs.replace(question(), request=5)
     with pytest.raises(CallerError, match=REFUSED):
-        unseal(seal(content(numbered), "tiny", PUBLIC, TOKEN), PRIVATE)
+        open_request(seal(content(numbered), "tiny", PUBLIC, TOKEN)[0], KEY.unseal)
 
 
 @given(first=st.text(max_size=600), second=st.text(max_size=600))
@@ -109,7 +109,7 @@ def test_a_prompt_that_does_not_fit_is_its_senders_mistake():
 def test_bytes_of_any_kind_are_refused_alike(noise):
     for body in (noise, b"FXS1" + noise, Exchange(Query(0), bytes(32), PUBLIC, TOKEN, 1).body[: len(noise)]):
         with pytest.raises(CallerError) as caught:
-            unseal(body, PRIVATE)
+            open_request(body, KEY.unseal)
         assert (caught.value.code, caught.value.message) == ("sealed_refused", REFUSED)
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
+import cbor2
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flexserve.errors import CallerError
+from flexserve.protocol import sealed_answer
 from flexserve.protocol.messages import (
     ChatMessage,
     ChatPrompt,
@@ -26,18 +30,21 @@ from flexserve.protocol.messages import (
     Usage,
 )
 from flexserve.protocol.sampling import Sampling
-from flexserve.protocol.sealed_answer import LARGE, SMALL, Receipt
+from flexserve.protocol.sealed_answer import LARGE, SMALL
 from flexserve.protocol.sealed_exchange import Exchange
-from flexserve.protocol.sealed_request import Content, seal
+from flexserve.protocol.sealed_request import Content, Opened, seal
 from flexserve.protocol.statuses import Failure
+from flexserve.testing.sealing_key import FixedKey
 from flexserve.trusted.sessions import session as session_module
-from flexserve.trusted.sessions.keys import LIFE, SealingKeys
+from flexserve.trusted.sessions.receipts import Receipts
 from flexserve.trusted.sessions.seen import MOST, WINDOW, SeenRequests
 from flexserve.trusted.sessions.session import BATCH, INTERVAL, Session
 from flexserve.trusted.sessions.sessions import Sessions
 
 NOW = 1_800_000_000_000
 OWNER = b"o" * 32
+KEY = FixedKey()
+BODY = Exchange(Query(0), OWNER, KEY.public, bytes(32), NOW).body
 
 
 class Place:
@@ -46,18 +53,17 @@ class Place:
     def __init__(self) -> None:
         self.now = NOW
         self.sent: list[Any] = []
-        self.keys = SealingKeys(lambda: self.now)
-        self.signed: list[Session] = []
-        self.sessions = Sessions(self.keys, self.sent.append, lambda: self.now, self._sign)
+        self.signed: list[bytes] = []
+        receipts = Receipts(self._sign, lambda _model: "ab" * 32, "plain", lambda: self.now)
+        self.sessions = Sessions(KEY.unseal, self.sent.append, lambda: self.now, receipts)
         self.numbers = iter(range(1, 1000))
 
-    def _sign(self, session: Session, _finished: Finished) -> bytes | None:
-        self.signed.append(session)
-        return b"a receipt"
+    def _sign(self, payload: bytes) -> bytes:
+        self.signed.append(payload)
+        return b"signed: " + payload
 
     def exchange(self, asked: Any = None, owner: bytes = OWNER, *, ago: int = 0) -> Exchange:
-        public = self.keys.current().public
-        return Exchange(asked or question(), owner, public, bytes(32), self.now - ago)
+        return Exchange(asked or question(), owner, KEY.public, bytes(32), self.now - ago)
 
     def open(self, body: bytes) -> Session | None:
         return self.sessions.open(Sealed(next(self.numbers), body))
@@ -95,7 +101,7 @@ def test_a_sealed_request_is_answered_to_its_sender(place):
     answer(place, session, ["un", "der ", "the ", "mat"])
     messages = exchange.feed(place.wire(session.number))
     exchange.end()
-    assert [type(message) for message in messages] == [Started, *[Delta] * 4, Receipt, Finished]
+    assert [type(message) for message in messages] == [Started, *[Delta] * 4, sealed_answer.Receipt, Finished]
     assert "".join(message.text for message in messages[1:5]) == "under the mat"
     assert place.sent[-1].last
     assert not any(part.last for part in place.sent[:-1])
@@ -129,6 +135,37 @@ def test_vectors_and_errors_are_sealed_too(place):
     assert not any(isinstance(message, Failed) for message in place.sent)
 
 
+def test_a_receipt_says_what_was_asked_and_answered_by_which_weights(place):
+    exchange = place.exchange(question(temperature=0))
+    for number in (1, 2):
+        session = place.begin(place.exchange(exchange.asked))
+        answer(place, session, ["un", "der"])
+        receipt = cbor2.loads(place.signed[-1])
+        assert receipt["request"] == hashlib.sha256(msgspec.msgpack.encode(exchange.asked)).digest()
+        assert receipt["answer"] == hashlib.sha256(b"under").digest()
+        assert receipt["gguf"] == bytes.fromhex("ab" * 32)
+        assert (receipt["model"], receipt["token"], receipt["counter"]) == ("tiny", bytes(32), number)
+        assert (receipt["prompt_tokens"], receipt["answer_tokens"], receipt["reason"]) == (7, 2, "stop")
+        sampling = msgspec.json.decode(receipt["sampling"], type=Sampling)
+        assert sampling.temperature == 0
+        assert sampling.seed is not None
+
+
+def test_an_answer_goes_without_a_receipt_that_cannot_be_signed(place):
+    def refuse(_payload: bytes) -> bytes:
+        raise CallerError("Nothing was attested yet.")
+
+    place.sessions._receipts._sign = refuse
+    exchange = place.exchange()
+    session = place.begin(exchange)
+    answer(place, session, ["x"])
+    assert [type(message) for message in exchange.feed(place.wire(session.number))] == [
+        Started,
+        Delta,
+        Finished,
+    ]
+
+
 def test_answers_to_others_go_out_as_they_are(place):
     end = Finished(77, "stop", Usage(1, 1), Timings())
     place.sessions.send(end)
@@ -149,18 +186,23 @@ def refused(place: Place, body: bytes) -> Failure:
 def test_every_refusal_is_the_same(place):
     seen = place.exchange()
     place.open(seen.body)
-    stranger = SealingKeys(lambda: NOW).current().public
-    named = Content(bytes(32), bytes(16), NOW, OWNER, msgspec.structs.replace(question(), request=5))
+    stranger = FixedKey(bytes(range(1, 97))).public
+    named = Content(
+        bytes(16), NOW, OWNER, msgspec.msgpack.encode(msgspec.structs.replace(question(), request=5))
+    )
     old = place.exchange()
     bodies = {
         "seen": seen.body,
         "late": place.exchange(ago=WINDOW + 1).body,
         "early": place.exchange(ago=-WINDOW - 1).body,
         "to another key": Exchange(question(), OWNER, stranger, bytes(32), NOW).body,
-        "numbered": seal(named, "tiny", place.keys.current().public, bytes(32)),
+        "numbered": seal(named, "tiny", KEY.public, bytes(32))[0],
         "not of its model": seal(
-            msgspec.structs.replace(named, asked=question()), "big", place.keys.current().public, bytes(32)
-        ),
+            msgspec.structs.replace(named, asked=msgspec.msgpack.encode(question())),
+            "big",
+            KEY.public,
+            bytes(32),
+        )[0],
         "cut": old.body[:-1],
         "changed": old.body[:-1] + bytes([old.body[-1] ^ 1]),
         "nothing": b"",
@@ -179,7 +221,7 @@ def test_a_request_is_answered_once_as_long_as_its_time_will_do(place):
 
 def test_requests_are_remembered_up_to_a_bound_and_forgotten_when_they_are_old():
     seen = SeenRequests()
-    contents = [Content(bytes(32), number.to_bytes(16), NOW, OWNER, Query(0)) for number in range(MOST + 1)]
+    contents = [Content(number.to_bytes(16), NOW, OWNER, b"") for number in range(MOST + 1)]
     for content in contents[:-1]:
         seen.admit(content, NOW)
     with pytest.raises(Exception, match="refused"):
@@ -188,37 +230,21 @@ def test_requests_are_remembered_up_to_a_bound_and_forgotten_when_they_are_old()
     seen.admit(msgspec.structs.replace(contents[-1], time=late), late)
 
 
-def test_a_key_serves_until_its_end_and_no_longer(place):
-    public = place.keys.current().public
-    first = [Exchange(question(), OWNER, public, bytes(32), NOW + at).body for at in (LIFE - 1, LIFE)]
-    place.now = NOW + LIFE // 2 + 1
-    assert place.keys.current().public != public
-    place.now = NOW + LIFE - 1
-    assert place.open(first[0]) is not None
-    place.now = NOW + LIFE
-    assert place.open(first[1]) is None
-
-
-def test_an_attestation_never_names_a_key_that_ends_soon(place):
-    for hours in range(12):
-        place.now = NOW + hours * 1_000_000
-        assert place.keys.current().ends - place.now >= LIFE // 2
-
-
 # ---- what leaves -----------------------------------------------------------------------------------
 
 
-def seen_outside(words: list[str], pauses: list[float], *, receipt: int = 600, **sampling: Any) -> list[Any]:
+def seen_outside(words: list[str], pauses: list[float], **sampling: Any) -> list[Any]:
     """Return times and sizes of all that leaves while `words` are said after `pauses` (seconds)."""
     time: list[float] = [0.0]
     seen: list[Any] = []
-    content = Content(bytes(32), bytes(16), NOW, OWNER, question(**sampling))
+    asked = question(**sampling)
+    opened = Opened(Content(bytes(16), NOW, OWNER, msgspec.msgpack.encode(asked)), asked, bytes(32))
     session = Session(
         3,
-        content,
-        b"",
+        opened,
+        BODY,
         lambda part: seen.append((time[0], part)),
-        sign=lambda *_: bytes(receipt),
+        receipts=Receipts(lambda _: bytes(600), lambda _model: "ab" * 32, "plain", lambda: NOW),
         clock=lambda: time[0],
     )
     session.take(Started(3, 7))
@@ -254,8 +280,9 @@ def test_a_batch_is_bounded_by_its_tokens_too():
 
 def test_tokens_that_wait_leave_in_time_though_no_other_comes():
     time, seen = [0.0], []
-    content = Content(bytes(32), bytes(16), NOW, OWNER, question())
-    session = Session(3, content, b"", seen.append, sign=lambda *_: None, clock=lambda: time[0])
+    asked = question()
+    opened = Opened(Content(bytes(16), NOW, OWNER, msgspec.msgpack.encode(asked)), asked, bytes(32))
+    session = Session(3, opened, BODY, seen.append, receipts=None, clock=lambda: time[0])
     session.take(Delta(3, "a", 1))
     session.take(Delta(3, "b", 1))
     assert len(seen) == 2

@@ -14,10 +14,12 @@ from flexserve.cli import (
     attestation,
     bench,
     configuration,
+    connect,
     doctor,
     machine,
     memory,
     models,
+    receipt,
     server,
     talk,
     terminal,
@@ -83,6 +85,8 @@ def flexserve(
 
 models.register(app)
 server.register(app)
+connect.register(app)
+receipt.register(app)
 memory.register(app)
 talk.register(app)
 machine.register(app)

@@ -104,29 +104,12 @@ def verification(found: AttestedServer) -> dict[str, Any]:
     """Return what was verified, as it stands in JSON; bytes are hex."""
     import hashlib
 
-    it = found.verified
+    from flexserve.attestation.described import described
+
     return {
         "token_sha256": hashlib.sha256(found.token).hexdigest(),
-        "root": it.root.hex(),
         "pinned_now": found.pinned_now,
-        "world_key": it.world_key.hex(),
-        "world": it.world.hex(),
-        "layers": [
-            {"name": each.name, "code": each.code.hex(), "mode": each.mode.name.lower()} for each in it.layers
-        ],
-        "measurements": {name: digest.hex() for name, digest in it.measurements.items()},
-        "platform": it.platform,
-        "hardware": it.hardware,
-        "version": it.version,
-        "debug": it.debug,
-        "models": [
-            {"sha256": each.digest, "signer": each.signer, "generation": each.generation}
-            for each in it.models
-        ],
-        "sealing_key": {"public": it.sealing.public.hex(), "end": it.sealing.end},
-        "issued": it.issued,
-        "expires": it.expires,
-        "unchecked": list(it.unchecked),
+        **described(found.verified),
     }
 
 

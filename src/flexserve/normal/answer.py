@@ -1,6 +1,7 @@
 """One request's answer on its way from the secure world to a client that may be slow.
 
-The order is a law: Started, then Delta… or Embedded… or Converted, then Finished; or Failed at any point.
+The order is a law: Started, then Delta… or Embedded… or Converted, then Finished; or Failed at any point. A
+sealed answer is SealedPart… to the last one, or Failed instead of the first.
 What breaks it is a PeerError. The backlog is bounded: a client that stops reading loses its request, not the
 server's memory.
 """
@@ -14,18 +15,19 @@ from collections.abc import Callable
 from typing import Protocol, Self
 
 from flexserve.errors import Blame, CallerError, CancelledError, FlexServeError, PeerError, rebuild
-from flexserve.protocol.messages import Converted, Delta, Embedded, Failed, Finished, Started
+from flexserve.protocol.messages import Converted, Delta, Embedded, Failed, Finished, SealedPart, Started
 from flexserve.protocol.statuses import Failure
 
 MAX_BACKLOG = 4 << 20  # cost of what waits for one client, in bytes of its text and structure
 _MESSAGE_COST = 256  # bytes of Python objects around a message, roughly
 
-AnswerMessage = Started | Delta | Embedded | Converted | Finished
+AnswerMessage = Started | Delta | Embedded | Converted | SealedPart | Finished
 
 
 class _Phase(enum.Enum):
     QUEUED = "queued"
     RUNNING = "running"
+    SEALED = "sealed"
     ENDED = "ended"
 
 
@@ -40,7 +42,9 @@ class Observer(Protocol):
 
 
 class Answer:
-    """An async iterator over Started, Delta… (Embedded…, Converted) and Finished; a failed request raises.
+    """An async iterator over Started, Delta… (Embedded…, Converted) and Finished, or over SealedPart…
+
+    A failed request raises.
 
     Use it as an async context manager: leaving early cancels the request in the secure world.
     Fed by the channel's reader, read by one consumer, both on the same event loop.
@@ -121,6 +125,8 @@ class Answer:
 
     def _advance(self, message: AnswerMessage | Failed) -> None:
         match message, self._phase:
+            case SealedPart(last=last), _Phase.QUEUED | _Phase.SEALED:
+                self._phase = _Phase.ENDED if last else _Phase.SEALED
             case Started(), _Phase.QUEUED:
                 self._phase = _Phase.RUNNING
             case Delta() | Embedded() | Converted(), _Phase.RUNNING:
@@ -167,6 +173,8 @@ def _cost(message: AnswerMessage) -> int:
     if isinstance(message, Converted):
         pieces = sum(map(len, message.pieces))
         return _MESSAGE_COST + len(message.text) + pieces + 8 * len(message.tokens)
+    if isinstance(message, SealedPart):
+        return _MESSAGE_COST + len(message.data)
     if not isinstance(message, Delta):
         return _MESSAGE_COST
     entries = sum(1 + len(choice.top) for choice in message.choices)

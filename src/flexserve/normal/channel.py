@@ -44,6 +44,8 @@ from flexserve.protocol.messages import (
     Recall,
     Recalled,
     Returned,
+    Sealed,
+    SealedPart,
     Shutdown,
     Spare,
     Standstill,
@@ -59,6 +61,7 @@ from flexserve.protocol.messages import (
     Welcome,
 )
 from flexserve.protocol.sampling import Sampling
+from flexserve.protocol.sealed_request import header_of
 
 MAX_REQUESTS = 1024  # in flight at once, the cancelled ones that the secure world still owes an end included
 MAX_QUESTIONS = 256  # queries and recalls that the secure world still owes an answer
@@ -154,6 +157,10 @@ class WorldChannel:
         """Send a text, tokens or a conversation to convert and return the answer to come; see `_send`."""
         return await self._send(Convert(next(self._numbers), model, source, keep_alive), None)
 
+    async def sealed(self, body: bytes) -> Answer:
+        """Send a sealed request on and return its answer to come; see `_send`."""
+        return await self._send(Sealed(next(self._numbers), body), None)
+
     async def warm(self, model: str, keep_alive: float | None) -> Answer:
         """Have all weights of a model brought in; return the answer to come; see `_send`."""
         return await self._send(Warm(next(self._numbers), model, keep_alive), None)
@@ -163,7 +170,7 @@ class WorldChannel:
         return await self._send(Try(next(self._numbers), model), None)
 
     async def _send(
-        self, message: Generate | Embed | Convert | Warm | Try, observer: Observer | None
+        self, message: Generate | Embed | Convert | Sealed | Warm | Try, observer: Observer | None
     ) -> Answer:
         """Send a request and return its answer to come. Use the answer as a context manager.
 
@@ -177,7 +184,9 @@ class WorldChannel:
         self._write(frame)
         answer = Answer(message.request, cancel=self._cancel, observer=observer)
         self._answers[message.request] = answer
-        self._asked[message.request] = message.model, isinstance(message, Generate | Embed)
+        # Of a sealed request this side knows the model, and not whether it computes: most do.
+        model = header_of(message.body).model if isinstance(message, Sealed) else message.model
+        self._asked[message.request] = model, isinstance(message, Generate | Embed | Sealed)
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT):
                 await self._writer.drain()
@@ -282,7 +291,7 @@ class WorldChannel:
 
     def _dispatch(self, message: Any) -> None:
         match message:
-            case Started() | Delta() | Embedded() | Converted() | Finished() | Failed():
+            case Started() | Delta() | Embedded() | Converted() | SealedPart() | Finished() | Failed():
                 self._deliver(message)
             case Status() | Recalled() | Attested():
                 self._settle(message)
@@ -310,7 +319,7 @@ class WorldChannel:
         if answer.ended:
             del self._answers[message.request]
             model, computes = self._asked.pop(message.request)
-            if computes and isinstance(message, Finished):
+            if computes and not isinstance(message, Failed):
                 self.answered.add(model)
 
     def _settle(self, message: Status | Recalled | Attested) -> None:
@@ -392,7 +401,7 @@ def _check_welcome(message: Any) -> None:
         )
 
 
-def _checked(message: Generate | Embed | Convert | Warm | Try) -> bytes:
+def _checked(message: Generate | Embed | Convert | Sealed | Warm | Try) -> bytes:
     """Return the frame of `message`, which decodes at the other end, or raise CallerError.
 
     The encoder does not check bounds; the secure world does, and would take a request beyond

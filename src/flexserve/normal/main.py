@@ -16,7 +16,7 @@ import signal
 import socket
 import stat
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import uvicorn
@@ -98,8 +98,8 @@ async def _serve(options: ServeOptions, keys: Keys, origins: Origins) -> int:
         async with running as world:
             closing = asyncio.Event()
             app = create_app(world, hosts=_allowed_hosts(options), keys=keys, origins=origins)
-            server = _server(options, app, closing)
-            stop = _stop_on_signals(world)
+            server = http_server(app, closing, options.drain_seconds)
+            stop = stop_on_signals(world.kill)
             serving = asyncio.create_task(server.serve(sockets=sockets), name="http")
             failed = asyncio.create_task(world.failed(), name="secure-world-failed")
             told = asyncio.create_task(stop.wait(), name="stop-signal")
@@ -115,8 +115,11 @@ async def _serve(options: ServeOptions, keys: Keys, origins: Origins) -> int:
     return 0
 
 
-def _server(options: ServeOptions, app: FastAPI, closing: asyncio.Event) -> uvicorn.Server:
-    """Return the HTTP server; it stops accepting when `closing` is set, and finishes what runs."""
+def http_server(app: FastAPI, closing: asyncio.Event, drain_seconds: float) -> uvicorn.Server:
+    """Return the HTTP server; it stops accepting when `closing` is set, and finishes what runs.
+
+    What runs gets `drain_seconds`, and what it takes to end a secure world after them.
+    """
     config = uvicorn.Config(
         app,
         http=functools.partial(Connection, Door()),  # which bounds connections, so the server need not
@@ -127,10 +130,10 @@ def _server(options: ServeOptions, app: FastAPI, closing: asyncio.Event) -> uvic
         proxy_headers=False,  # nobody's X-Forwarded-For is believed
         server_header=False,
         date_header=False,  # kept up to date by the loop that is replaced below; see api.envelope
-        timeout_graceful_shutdown=int(options.drain_seconds + 3 * TERM_GRACE),
+        timeout_graceful_shutdown=int(drain_seconds + 3 * TERM_GRACE),
     )
     server = uvicorn.Server(config)
-    server.capture_signals = contextlib.nullcontext  # signals are handled here, see _stop_on_signals
+    server.capture_signals = contextlib.nullcontext  # signals are handled here, see stop_on_signals
     server.main_loop = closing.wait  # its own wakes up ten times a second to look whether it should end
     return server
 
@@ -149,19 +152,19 @@ def _refuse_open_door(sockets: list[socket.socket], keys: Keys, *, insecure: boo
     ]
     if reachable and not keys and not insecure:
         raise CallerError(
-            f"Whoever reaches {_address(reachable[0])} would be served: there are no API keys.",
+            f"Whoever reaches {address_of(reachable[0])} would be served: there are no API keys.",
             hint="Give --api-key-file FILE, or listen on 127.0.0.1; --insecure serves everybody.",
             code="keys_needed",
         )
 
 
-def _stop_on_signals(world: World) -> asyncio.Event:
-    """Return an event that the first SIGINT or SIGTERM sets. The second ends the process."""
+def stop_on_signals(kill: Callable[[], None]) -> asyncio.Event:
+    """Return an event that the first SIGINT or SIGTERM sets. The second calls `kill` and ends the process."""
     stop = asyncio.Event()
 
     def on_signal(number: signal.Signals) -> None:
         if stop.is_set():
-            world.kill()
+            kill()
             sys.stderr.write("flexserve: ended at once; running requests were cut off\n")
             os._exit(128 + number)
         sys.stderr.write("flexserve: finishing what runs; once more to end at once\n")
@@ -176,7 +179,7 @@ async def _show_banner(world: World, sockets: list[socket.socket]) -> None:
     with contextlib.suppress(FlexServeError):  # died just now; the supervisor says so
         names = [model.name for model in await world.models()]
         protection = world.protection
-        lines = [f"FlexServe listens on {', '.join(_address(sock) for sock in sockets)}"]
+        lines = [f"FlexServe listens on {', '.join(address_of(sock) for sock in sockets)}"]
         lines.append(f"protection: {protection.name}: {protection.summary}")
         lines.append(f"models: {', '.join(names) if names else 'none yet'}")
         sys.stdout.write("\n".join(lines) + "\n")
@@ -195,7 +198,7 @@ def listening(options: ServeOptions) -> Iterator[list[socket.socket]]:
     with contextlib.ExitStack() as stack:
         sockets = []
         if options.host is not None:
-            sockets.append(stack.enter_context(_tcp_socket(options.host, options.port)))
+            sockets.append(stack.enter_context(tcp_socket(options.host, options.port)))
         if options.unix_socket is not None:
             path = options.unix_socket.absolute()
             sockets.append(stack.enter_context(_unix_socket(path)))
@@ -205,7 +208,8 @@ def listening(options: ServeOptions) -> Iterator[list[socket.socket]]:
         yield sockets
 
 
-def _tcp_socket(host: str, port: int) -> socket.socket:
+def tcp_socket(host: str, port: int) -> socket.socket:
+    """Listen on an address. Raises CallerError when it is taken or cannot be bound."""
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
@@ -254,7 +258,8 @@ def _remove_stale(path: Path) -> None:
             ) from None
 
 
-def _address(sock: socket.socket) -> str:
+def address_of(sock: socket.socket) -> str:
+    """Return where `sock` listens, as clients write it."""
     name = sock.getsockname()
     if isinstance(name, str):
         return f"unix:{name}"

@@ -107,6 +107,11 @@ class World:
         return self._welcome
 
     @property
+    def engine(self) -> str:
+        """llama.cpp's build, and the features of the CPU that it uses."""
+        return self.welcome.engine
+
+    @property
     def protection(self) -> Protection:
         """The label of what protects this run."""
         return Protection(self.welcome.protection, self.welcome.protected, self.welcome.summary)
@@ -201,6 +206,11 @@ class World:
         Raises its reason to give none, PeerError when there is no secure world.
         """
         return await self._supervisor.channel().attest(nonce)
+
+    async def sealed(self, model: str, body: bytes) -> Answer:
+        """Pass a sealed request on, to `model` as its header says ("": none); otherwise as `generate`."""
+        channel, _ = await self._admitted(model, _USUAL)
+        return await channel.sealed(body)
 
     async def try_model(self, model: str) -> None:
         """Have a model opened, computed with once, and what it can do recorded.

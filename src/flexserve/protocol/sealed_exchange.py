@@ -25,9 +25,8 @@ class Exchange:
         number = {"serial": 0} if isinstance(asked, Query) else {"request": 0}
         asked = msgspec.structs.replace(asked, **number)
         self.asked = asked
-        self._secret = secrets.token_bytes(32)
-        content = Content(self._secret, secrets.token_bytes(16), now, owner, asked)
-        self.body = seal(content, model_of(asked), public, token_hash)
+        content = Content(secrets.token_bytes(16), now, owner, msgspec.msgpack.encode(asked))
+        self.body, self._secret = seal(content, model_of(asked), public, token_hash)
         self._nonce = b""
         self._frames: FrameOpener | None = None
 

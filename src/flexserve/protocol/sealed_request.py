@@ -1,25 +1,35 @@
 """A request that is sealed to the secure world: who passes it on learns the model and a rounded length.
 
-    magic 4 | key id 8 | token hash 32 | length of the model's name 2 | the name | HPKE enc 1120 | ciphertext
+    magic 4 | token hash 32 | length of the model's name 2 | the name | sealed secret 1168 | ciphertext
 
-The first five are the header, and in the clear. HPKE (RFC 9180, base mode) is MLKEM768-X25519, HKDF-SHA-256,
-AES-256-GCM; its `info` is INFO and the header, so that nobody can change a byte of it. The plaintext is a
-4-byte length, so many bytes of MessagePack (`Content`), and zeros up to a power of two. Numbers are
-little-endian, the name is UTF-8. A key id is the beginning of the SHA-256 of the public key, the token hash
-the SHA-256 of the attestation that the sender checked.
+The first four are the header, and in the clear. Nobody can change a byte of it, since both that follow depend
+on it. The token hash is the SHA-256 of the attestation that the sender checked.
+
+- The secret is 32 random bytes, sealed by HPKE (RFC 9180, base mode) with MLKEM768-X25519, HKDF-SHA-256 and
+  AES-256-GCM; its `info` is INFO and the SHA-256 of the header. Who has the private key opens this alone.
+- The ciphertext is AES-256-GCM's. Its key (32 bytes) and nonce (12) are HKDF-SHA-256 over the secret, with
+  BODY_INFO; the salt is the SHA-256 of the header and the sealed secret. The plaintext is a 4-byte length,
+  so many bytes of MessagePack (`Content`), and zeros up to a power of two.
+
+Numbers are little-endian, the name is UTF-8.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import secrets
+from collections.abc import Callable
 from typing import Annotated
 
 import msgspec
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hpke
-from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from msgspec import Meta
 
 from flexserve.errors import CallerError
@@ -27,48 +37,56 @@ from flexserve.protocol.bounds import Struct
 from flexserve.protocol.messages import Convert, Embed, Generate, Query, Warm
 
 MAGIC = b"FXS1"
-INFO = b"flexserve sealed request 1\0"
-PUBLIC_KEY = 1184 + 32  # bytes: of ML-KEM-768, then of X25519
-PRIVATE_SEED = 64 + 32  # bytes, in the same order
+INFO = b"flexserve sealed secret 1\0"
+BODY_INFO = b"flexserve sealed request 1\0"
+SECRET = 32  # bytes
 TOKEN_HASH = 32  # bytes
-KEY_ID = 8  # bytes
 MIN_PADDED, MAX_PADDED = 1 << 10, 1 << 22  # bytes of the plaintext
+_PUBLIC_KEM, _PUBLIC_CURVE = 1184, 32  # bytes of a public key: of ML-KEM-768, then of X25519
 _MAX_NAME = 512  # bytes; 128 characters
-_FIXED = len(MAGIC) + KEY_ID + TOKEN_HASH + 2
+_FIXED = len(MAGIC) + TOKEN_HASH + 2
+_TAG = 16
 _SUITE = hpke.Suite(hpke.KEM.MLKEM768_X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)
-OVERHEAD = hpke.KEM.MLKEM768_X25519.enc_length() + 16  # bytes that HPKE adds: what is encapsulated, and a tag
+SEALED_SECRET = hpke.KEM.MLKEM768_X25519.enc_length() + SECRET + _TAG
+OVERHEAD = SEALED_SECRET + _TAG
 
-PublicKey = hpke.MLKEM768X25519PublicKey
-PrivateKey = hpke.MLKEM768X25519PrivateKey
 Asked = Generate | Embed | Convert | Warm | Query
+Unseal = Callable[[bytes, bytes], bytes]  # what was sealed with an `info`. Raises CallerError
 
 
 class Content(Struct, frozen=True):
-    """What is inside: `asked` with the number 0, and what it takes to answer it once, and to its sender only.
+    """What is inside: `asked`, and what it takes to answer it once.
 
-    `secret`: of the answer (protocol.sealed_answer). `id`: no other request has it. `time`: when it was made,
-    in milliseconds since 1970. `owner`: a secret of the sender, who shares KV with nobody else.
+    `id`: no other request has it. `time`: when it was made, in milliseconds since 1970. `owner`: a secret of
+    the sender, who shares KV with nobody else. `asked`: MessagePack of a message (`Asked`) with the number 0.
     """
 
-    secret: Annotated[bytes, Meta(min_length=32, max_length=32)]
     id: Annotated[bytes, Meta(min_length=16, max_length=16)]
     time: Annotated[int, Meta(ge=0, le=1 << 53)]
     owner: Annotated[bytes, Meta(min_length=32, max_length=32)]
+    asked: bytes
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Opened:
+    """A sealed request that was opened: its content, what that asks, and the secret of its answer."""
+
+    content: Content
     asked: Asked
+    secret: bytes
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Header:
     """What of a sealed request is in the clear. `model` is empty where none is asked."""
 
-    key_id: bytes
     token_hash: bytes
     model: str
 
     def encoded(self) -> bytes:
         """Return it as it stands at the beginning of a body."""
         name = self.model.encode()
-        return MAGIC + self.key_id + self.token_hash + len(name).to_bytes(2, "little") + name
+        return MAGIC + self.token_hash + len(name).to_bytes(2, "little") + name
 
 
 def refusal() -> CallerError:
@@ -80,31 +98,14 @@ def refusal() -> CallerError:
     )
 
 
-def key_id_of(public: bytes) -> bytes:
-    """Return the name of a public key."""
-    return hashlib.sha256(public).digest()[:KEY_ID]
-
-
-def key_pair(seed: bytes | None = None) -> tuple[PrivateKey, bytes]:
-    """Return a private key and its public one, encoded: fresh ones, or those of `seed`.
-
-    A seed has PRIVATE_SEED bytes: d and z of ML-KEM, then the private key of X25519.
-    """
-    if seed is None:
-        kem, curve = MLKEM768PrivateKey.generate(), X25519PrivateKey.generate()
-    else:
-        kem = MLKEM768PrivateKey.from_seed_bytes(seed[:64])
-        curve = X25519PrivateKey.from_private_bytes(seed[64:])
-    public = kem.public_key().public_bytes_raw() + curve.public_key().public_bytes_raw()
-    return PrivateKey(kem, curve), public
-
-
-def public_key(public: bytes) -> PublicKey:
-    """Return the public key that `public` encodes. Raises ValueError."""
-    if len(public) != PUBLIC_KEY:
-        raise ValueError(f"a sealing key has {PUBLIC_KEY} bytes")
-    kem, curve = public[:1184], public[1184:]
-    return PublicKey(MLKEM768PublicKey.from_public_bytes(kem), X25519PublicKey.from_public_bytes(curve))
+def public_key(public: bytes) -> hpke.MLKEM768X25519PublicKey:
+    """Return the public key that `public` encodes: that of ML-KEM-768, then X25519's. Raises ValueError."""
+    if len(public) != _PUBLIC_KEM + _PUBLIC_CURVE:
+        raise ValueError(f"a sealing key has {_PUBLIC_KEM + _PUBLIC_CURVE} bytes")
+    return hpke.MLKEM768X25519PublicKey(
+        MLKEM768PublicKey.from_public_bytes(public[:_PUBLIC_KEM]),
+        X25519PublicKey.from_public_bytes(public[_PUBLIC_KEM:]),
+    )
 
 
 def padded_size(size: int) -> int:
@@ -112,8 +113,8 @@ def padded_size(size: int) -> int:
     return max(MIN_PADDED, 1 << (size + 4 - 1).bit_length())
 
 
-def seal(content: Content, model: str, public: bytes, token_hash: bytes) -> bytes:
-    """Return the body that asks `content` of `model` of whoever has the private key of `public`.
+def seal(content: Content, model: str, public: bytes, token_hash: bytes) -> tuple[bytes, bytes]:
+    """Return the body that asks `content` of `model` of who opens what is sealed to `public`, and the secret.
 
     Raises CallerError for a request that is too long, ValueError for what is no public key.
     """
@@ -121,9 +122,12 @@ def seal(content: Content, model: str, public: bytes, token_hash: bytes) -> byte
     size = padded_size(len(inner))
     if size > MAX_PADDED:
         raise CallerError("The prompt is too long.", hint="Make it shorter.")
-    header = Header(key_id_of(public), token_hash, model).encoded()
+    header = Header(token_hash, model).encoded()
+    secret = secrets.token_bytes(SECRET)
+    clear = header + _SUITE.encrypt(secret, public_key(public), _info(header))
     plain = (len(inner).to_bytes(4, "little") + inner).ljust(size, b"\0")
-    return header + _SUITE.encrypt(plain, public_key(public), INFO + header)
+    aead, nonce = _body_key(secret, clear)
+    return clear + aead.encrypt(nonce, plain, None), secret
 
 
 def header_of(body: bytes) -> Header:
@@ -141,25 +145,41 @@ def header_of(body: bytes) -> Header:
         or padded & (padded - 1)
     ):
         raise refusal()
-    start = len(MAGIC)
-    return Header(body[start : start + KEY_ID], body[start + KEY_ID : _FIXED - 2], model)
+    return Header(body[len(MAGIC) : _FIXED - 2], model)
 
 
-def unseal(body: bytes, key: PrivateKey) -> Content:
-    """Return what a sealed request asks. Raises CallerError (`refusal`) for whatever is wrong with it."""
+def open_request(body: bytes, unseal: Unseal) -> Opened:
+    """Return what a sealed request asks; `unseal` brings its secret.
+
+    Raises CallerError (`refusal`) for whatever is wrong with it.
+    """
     header = header_of(body)
-    end = len(header.encoded())
+    encoded = header.encoded()
+    end = len(encoded) + SEALED_SECRET
     try:
-        plain = _SUITE.decrypt(body[end:], key, INFO + body[:end])
+        secret = unseal(body[len(encoded) : end], _info(encoded))
+        aead, nonce = _body_key(secret, body[:end])
+        plain = aead.decrypt(nonce, body[end:], None)
         length = int.from_bytes(plain[:4], "little")
         if length + 4 > len(plain) or any(plain[4 + length :]):
             raise refusal()
         content = msgspec.msgpack.decode(plain[4 : 4 + length], type=Content)
-    except (InvalidTag, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        asked = msgspec.msgpack.decode(content.asked, type=Asked)
+    except (CallerError, InvalidTag, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise refusal() from None
-    if model_of(content.asked) != header.model or number_of(content.asked):
+    if model_of(asked) != header.model or number_of(asked):
         raise refusal()
-    return content
+    return Opened(content, asked, secret)
+
+
+def _info(header: bytes) -> bytes:
+    return INFO + hashlib.sha256(header).digest()
+
+
+def _body_key(secret: bytes, clear: bytes) -> tuple[AESGCM, bytes]:
+    """Return what encrypts the one body whose part in the clear is `clear`, and its nonce."""
+    derived = HKDF(SHA256(), 44, hashlib.sha256(clear).digest(), BODY_INFO).derive(secret)
+    return AESGCM(derived[:32]), derived[32:]
 
 
 def model_of(asked: Asked) -> str:

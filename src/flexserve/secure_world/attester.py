@@ -21,10 +21,16 @@ _MAX_WAITING = 64
 
 
 class Witness(Protocol):
-    """Who signs tokens (trusted.store.held_key.HeldKey)."""
+    """Who signs tokens, and opens what is sealed to the key in them (trusted.store.held_key.HeldKey)."""
 
     def attest(self, nonce: bytes, facts: Facts) -> Evidence:
         """Return a chain and a token with `nonce`."""
+
+    def unseal(self, sealed: bytes, info: bytes) -> bytes:
+        """Return what was sealed to the key of a token. Raises CallerError."""
+
+    def sign_receipt(self, receipt: bytes) -> bytes:
+        """Return a receipt, signed by the key of the last token. Raises CallerError before there is one."""
 
 
 class Attester:

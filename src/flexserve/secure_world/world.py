@@ -25,6 +25,7 @@ from flexserve.protocol.messages import (
     Pin,
     Query,
     Recall,
+    Sealed,
     Shutdown,
     Status,
     Try,
@@ -44,6 +45,9 @@ from flexserve.trusted.flexnpu import FlexNpu
 from flexserve.trusted.heartbeat import Heartbeat
 from flexserve.trusted.memory.flexmem import FlexMem, Granter
 from flexserve.trusted.open_model import Limits, Services
+from flexserve.trusted.sessions.clock import steady_clock
+from flexserve.trusted.sessions.receipts import Receipts
+from flexserve.trusted.sessions.sessions import Sessions
 from flexserve.trusted.store.store import Store
 from flexserve.trusted.text.rendering.renderer import Renderer
 from flexserve.trusted.weights.residency import Residency
@@ -95,12 +99,16 @@ class SecureWorld:
             shares_heap=guest is None,
         )
         self._app = LlamaApp(services, link.send)
+        clock = steady_clock()
+        label = resources.memory.protection.name
+        receipts = Receipts(witness.sign_receipt, self._app.digest, label, clock)
+        self._sessions = Sessions(witness.unseal, link.send, clock, receipts)
         self._models = ModelManager(self._app, options.idle_seconds)
         policy = EvictionPolicy(self._app.chunk, threshold=options.cache_threshold, top=options.cache_top)
         rewarms = options.rewarm and guest is None  # a guest's kernel does not say what it could do without
         self._memory = MemoryManager(self._app, self._models, policy, link.spare if rewarms else None)
         self._scheduler = Scheduler(
-            *(self._app, self._models, self._memory, link.send),
+            *(self._app, self._models, self._memory, self._sessions.send),
             limit=options.max_queue,
             sequences=options.parallel,
             patience=options.step_seconds,
@@ -113,6 +121,7 @@ class SecureWorld:
             demands = GuestDemands(guest, flexmem, self._memory.answer, later=self._recalls.put)
             guest.pages.start(demands)
         threading.Thread(target=self._answer_recalls, name="reclaimer", daemon=True).start()
+        self._sessions.start()
 
     def serve(self) -> None:
         """Say Welcome and answer messages until Shutdown or until the normal world is gone.
@@ -135,6 +144,8 @@ class SecureWorld:
             match message:
                 case Generate() | Embed() | Convert() | Warm() | Try():
                     self._scheduler.submit(self._app.admit(message))
+                case Sealed():
+                    self._open(message)
                 case Cancel():
                     self._scheduler.cancel(message.request)
                 case Recall():
@@ -148,6 +159,16 @@ class SecureWorld:
                 case Shutdown():
                     # Aside, since what still runs may need grants, which this thread takes in.
                     threading.Thread(target=self._shut_down, args=(message,), daemon=True).start()
+
+    def _open(self, message: Sealed) -> None:
+        """Admit what a sealed request asks, as any other request."""
+        session = self._sessions.open(message)
+        if session is None:
+            return
+        if isinstance(session.asked, Query):
+            self._sessions.send(self._status(session.number))
+        else:
+            self._scheduler.submit(self._app.admit(session.asked, session.take))
 
     def _shut_down(self, message: Shutdown) -> None:
         self._scheduler.drain(message.drain / 1000)

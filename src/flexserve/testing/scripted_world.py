@@ -49,6 +49,7 @@ from flexserve.protocol.messages import (
     Recall,
     Recalled,
     Returned,
+    Sealed,
     Shutdown,
     Standstill,
     Started,
@@ -64,6 +65,10 @@ from flexserve.protocol.messages import (
 from flexserve.protocol.notation import Notation
 from flexserve.protocol.statuses import Abilities, Description, Failure, MemoryStatus, ModelStatus
 from flexserve.trusted.identity.identity import Facts, Identity
+from flexserve.trusted.sessions.clock import steady_clock
+from flexserve.trusted.sessions.receipts import Receipts
+from flexserve.trusted.sessions.session import Session
+from flexserve.trusted.sessions.sessions import Sessions
 
 CHUNK = 2 << 20  # bytes
 PROMPT_TOKENS = 7  # of every prompt
@@ -128,6 +133,10 @@ class ScriptedWorld:
         self._sock = sock
         self._script = script
         self._requests: dict[int, asyncio.Task[None]] = {}
+        self._sealed: dict[int, Session] = {}
+        clock = steady_clock()
+        receipts = Receipts(IDENTITY.sign_receipt, lambda _model: DESCRIPTION.digest, "none", clock)
+        self._sessions = Sessions(IDENTITY.unseal, self._say_openly, clock, receipts)
         self._grants: dict[int, asyncio.Future[int]] = {}
         self._serials = iter(range(1, 1 << 53))
         self._writer: asyncio.StreamWriter | None = None
@@ -152,7 +161,14 @@ class ScriptedWorld:
             task.cancel()
 
     def say(self, message: msgspec.Struct) -> None:
-        """Send any message, in or out of order."""
+        """Send any message, in or out of order; sealed, if its request was."""
+        session = self._sealed.get(getattr(message, "request", 0))
+        if session is None or isinstance(message, Finished | Failed):
+            self._sessions.send(message)
+        else:
+            session.take(message)
+
+    def _say_openly(self, message: msgspec.Struct) -> None:
         self.say_bytes(encode(message))
 
     def say_bytes(self, data: bytes) -> None:
@@ -183,6 +199,8 @@ class ScriptedWorld:
                 self.say(self._welcome())
             case Generate() | Embed() | Convert() | Warm():
                 self._accept(message)
+            case Sealed():
+                self._open(message)
             case Cancel():
                 self._cancel(message.request)
             case Query():
@@ -194,6 +212,12 @@ class ScriptedWorld:
                 self.say(self._recalled(message))
             case Grant():
                 self._grants.pop(message.serial).set_result(message.size)
+
+    def _open(self, message: Sealed) -> None:
+        session = self._sessions.open(message)
+        if session is not None:
+            self._sealed[session.number] = session
+            self._handle(session.asked)
 
     def _accept(self, message: Generate | Embed | Convert | Warm) -> None:
         behaviour = self._script.models.get(message.model)

@@ -117,6 +117,10 @@ class LlamaApp:
         with self._services.store.open(model) as sealed:
             return sealed.manifest
 
+    def digest(self, model: str) -> str:
+        """Return the SHA-256 of the GGUF of a model that is open, as hex. Any thread."""
+        return self._open[model].manifest.digest
+
     def _record(self, manifest: Manifest) -> Record | None:
         """Return what this engine found out about a model; None: it has not tried."""
         record = self._services.store.record(manifest)
@@ -133,12 +137,13 @@ class LlamaApp:
 
     # ---- requests --------------------------------------------------------------------------------
 
-    def admit(self, message: Message) -> Ticket:
+    def admit(self, message: Message, send: Send | None = None) -> Ticket:
         """Take a request in; return what policy may know of it. Any thread.
 
-        Raises PeerError for a number that another request has: it would be answered in that one's place.
+        `send`: where its answer goes, up to its end, if not where all do. Raises PeerError for a number that
+        another request has: it would be answered in that one's place.
         """
-        request = Request(message, time.monotonic())
+        request = Request(message, time.monotonic(), send or self._send)
         with self._lock:
             if message.request in self._requests:
                 raise PeerError("Two requests have one number.", hint="Restart flexserve.")
@@ -206,7 +211,7 @@ class LlamaApp:
             return None
         slot, cached = claimed
         it.uses.callback(entry.conversations.release, slot, keep=message.reuse)
-        generation = Generation(prepared, message, it.received, self._send)
+        generation = Generation(prepared, message, it.received, it.send)
         it.uses.callback(generation.close)
         it.generation = generation
         it.interrupt = lambda: self._interrupt(entry, request)
@@ -238,13 +243,13 @@ class LlamaApp:
             if isinstance(message, Embed):
                 it.interrupt = None  # between two texts
                 it.embedding = it.embedding or Embedding(
-                    *(entry, message, it.received, self._send), stopped=lambda: it.stopped
+                    *(entry, message, it.received, it.send), stopped=lambda: it.stopped
                 )
                 with entry.using():
                     return it.embedding.run()
             if it.converted is not None:
-                return give(it.converted, self._send)
-            self._send(Started(request, 0))
+                return give(it.converted, it.send)
+            it.send(Started(request, 0))
             if isinstance(message, Warm):
                 with entry.using():
                     stats = entry.mended(entry.context.restore)

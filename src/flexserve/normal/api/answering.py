@@ -21,7 +21,7 @@ from flexserve.errors import CallerError, FlexServeError, InternalError, Unknown
 from flexserve.normal.answer import Answer, AnswerMessage
 from flexserve.normal.api.errors import HttpError, from_error
 from flexserve.normal.api.sse import PING, ClientGoneError, EventStream, event, while_connected
-from flexserve.normal.world import World
+from flexserve.normal.models_world import ModelsWorld
 from flexserve.protocol.messages import Delta, Finished, Prompt, Started, Terms
 from flexserve.protocol.sampling import Sampling
 from flexserve.protocol.statuses import ModelStatus
@@ -87,7 +87,7 @@ class Form(abc.ABC):
         """Return the answer as one object."""
 
 
-async def model_of(world: World, name: str | None) -> str:
+async def model_of(world: ModelsWorld, name: str | None) -> str:
     """Return `name`, or the name of the only model where it was left out. Raises CallerError."""
     if name is not None:
         return name
@@ -101,7 +101,7 @@ async def model_of(world: World, name: str | None) -> str:
     )
 
 
-async def status_of(world: World, name: str | None) -> ModelStatus:
+async def status_of(world: ModelsWorld, name: str | None) -> ModelStatus:
     """Return the status of model `name`, or of the only one. Raises CallerError."""
     name = await model_of(world, name)
     for model in await world.models():
@@ -110,7 +110,7 @@ async def status_of(world: World, name: str | None) -> ModelStatus:
     raise UnknownModelError("There is no such model.", hint="GET /v1/models lists them.")
 
 
-async def begun(world: World, asked: GenerationRequest) -> Answer:
+async def begun(world: ModelsWorld, asked: GenerationRequest) -> Answer:
     """Send `asked` to the secure world; return its answer to come."""
     record = world.metrics.follow(asked.model)
     try:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from types import ModuleType
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -21,35 +22,36 @@ from flexserve.normal.api import (
     llama_server,
     memory,
     metrics,
+    models,
     ollama,
     operations,
     responses,
+    sealed,
 )
 from flexserve.normal.api.cors import Origins
 from flexserve.normal.api.document import describe
 from flexserve.normal.api.envelope import LOOPBACK_NAMES, Envelope
 from flexserve.normal.api.errors import ErrorForms, from_error, from_http, from_validation
 from flexserve.normal.api.keys import Keys
-from flexserve.normal.world import World
+from flexserve.normal.models_world import ModelsWorld
 
 _NO_KEYS = Keys()
 _NO_PAGES = Origins()
 # One module for each API: it translates its bodies to the internal request, and answers back.
-FACADES = (
-    *(generation, responses, anthropic, ollama, llama_server, embeddings),
-    *(operations, memory, metrics, attestation),
-)
+FOR_MODELS = (generation, responses, anthropic, ollama, llama_server, embeddings, models)
+FACADES = (*FOR_MODELS, attestation, sealed, operations, memory, metrics)
 _ERRORS = ErrorForms({**anthropic.ERROR_FORMS, **ollama.ERROR_FORMS, **llama_server.ERROR_FORMS})
 
 
 def create_app(
-    world: World,
+    world: ModelsWorld,
     *,
     hosts: Collection[str] = LOOPBACK_NAMES,
     keys: Keys = _NO_KEYS,
     origins: Origins = _NO_PAGES,
+    facades: Iterable[ModuleType] = FACADES,
 ) -> FastAPI:
-    """Return the application that serves `world`, whose life is the caller's affair.
+    """Return the application that serves `world`, whose life is the caller's affair, by `facades`.
 
     `hosts`: the names a Host or Origin header may carry; see envelope.Envelope. `keys`: those that
     clients have to send one of; with none, everybody who can connect is served. `origins`: those of web
@@ -58,7 +60,7 @@ def create_app(
     """
     app = FastAPI(title="FlexServe", version=__version__, docs_url=None, redoc_url=None)
     app.state.world = world
-    for facade in FACADES:
+    for facade in facades:
         app.include_router(facade.router)
     app.add_exception_handler(FlexServeError, _answer_error)
     app.add_exception_handler(RequestValidationError, _answer_validation)

@@ -18,7 +18,7 @@ from flexserve.normal.answer import Answer
 from flexserve.normal.api.answering import json_response, model_of, unended, unless_gone
 from flexserve.normal.api.fields import refuse_others
 from flexserve.normal.api.schemas import ModelRequest
-from flexserve.normal.world import World
+from flexserve.normal.models_world import ModelsWorld
 from flexserve.protocol.bounds import MAX_TEXT, MAX_TEXTS
 from flexserve.protocol.messages import Embedded, Finished, Terms
 
@@ -79,7 +79,7 @@ async def embed(request: Request, model: str, texts: list[str], terms: Terms) ->
 
     Many texts go to the secure world in parts: between two of them others have their turn.
     """
-    world: World = request.app.state.world
+    world: ModelsWorld = request.app.state.world
     vectors: list[bytes] = []
     tokens = 0
     parts = list(_parts(texts))

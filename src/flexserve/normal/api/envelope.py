@@ -13,6 +13,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Collection
+from contextvars import ContextVar
 from email.utils import formatdate
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -26,7 +27,7 @@ import flexserve
 from flexserve.normal.api.cors import Origins, granted, preflight
 from flexserve.normal.api.errors import ErrorForms, HttpError, invalid, unauthenticated
 from flexserve.normal.api.keys import Keys, key_of
-from flexserve.normal.world import World
+from flexserve.normal.models_world import ModelsWorld
 
 # The longest legal prompt has 1 Mi characters; JSON writes one in up to six bytes.
 MAX_BODY = 8 << 20
@@ -36,6 +37,9 @@ BODY_TIMEOUT = 30.0  # seconds without a byte of a body that was announced
 OPEN_PATHS = ("/health", "/v1/health")  # one route, and all that needs no key
 
 _PORTS = {"http": 80, "https": 443}
+
+# The name of the request that this task answers, as X-Request-Id tells it to the client.
+request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -57,7 +61,7 @@ class Envelope:
         self,
         app: ASGIApp,
         *,
-        world: World,
+        world: ModelsWorld,
         hosts: Collection[str],
         keys: Keys,
         origins: Origins,
@@ -77,6 +81,7 @@ class Envelope:
         headers = Headers(scope=scope)
         key = key_of(headers)
         scope.setdefault("state", {}).update(note=exchange.note, key=key)
+        request_id.set(exchange.id)
         origin = headers.get("origin")
         if origin is not None and self._origins.admit(origin):
             exchange.page = origin

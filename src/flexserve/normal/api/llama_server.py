@@ -25,7 +25,7 @@ from flexserve.normal.api.embeddings import as_numbers, embed
 from flexserve.normal.api.llama_server_form import NativeForm, error_body
 from flexserve.normal.api.media import refusal
 from flexserve.normal.api.schemas import Body, ChatRequest, ModelRequest, SamplingRequest, Text
-from flexserve.normal.world import World
+from flexserve.normal.models_world import ModelsWorld
 from flexserve.protocol.bounds import MAX_MESSAGES, MAX_TEXTS, MAX_TOKENS, MAX_TOP_LOGPROBS
 from flexserve.protocol.messages import InfillPrompt, Snippet, TextPrompt, TokenPrompt, ToText, ToTokens
 from flexserve.protocol.sampling import Sampling
@@ -224,7 +224,7 @@ async def rerank() -> Response:
 @router.get("/props")
 async def props(request: Request, model: str | None = None) -> Response:
     """Say how a model is served. Its template is sealed with it: POST /apply-template uses it."""
-    world: World = request.app.state.world
+    world: ModelsWorld = request.app.state.world
     status = await status_of(world, model)
     about = description_of(status)
     defaults = {"id": 0, "n_ctx": about.context, "params": _settings(Sampling(), stream=False)}
@@ -235,7 +235,7 @@ async def props(request: Request, model: str | None = None) -> Response:
         "model_path": f"{status.name}.flex",
         "modalities": {"vision": False, "audio": False},
         "chat_template": "",
-        "build_info": world.welcome.engine,
+        "build_info": world.engine,
         "is_sleeping": not status.resident,
     }
     return json_response(answer)
@@ -244,7 +244,7 @@ async def props(request: Request, model: str | None = None) -> Response:
 @router.get("/slots")
 async def slots(request: Request, model: str | None = None) -> Response:
     """Say how many requests a model can compute at once, and how many it does."""
-    world: World = request.app.state.world
+    world: ModelsWorld = request.app.state.world
     status = await status_of(world, model)
     about, busy = description_of(status), world.metrics.running[status.name]
     return json_response(
@@ -256,7 +256,7 @@ async def slots(request: Request, model: str | None = None) -> Response:
 
 
 async def _converted(request: Request, body: ModelRequest, source: Any) -> Any:
-    world: World = request.app.state.world
+    world: ModelsWorld = request.app.state.world
     model = await model_of(world, body.model)
     return await unless_gone(request, world.convert(model, source))
 

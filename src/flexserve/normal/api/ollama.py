@@ -39,7 +39,7 @@ from flexserve.normal.api.ollama_form import ChatObjects, GeneratedObjects, erro
 from flexserve.normal.api.parts import Parts
 from flexserve.normal.api.sse import line
 from flexserve.normal.api.tools import schemas_of
-from flexserve.normal.world import World
+from flexserve.normal.models_world import ModelsWorld
 from flexserve.protocol.bounds import MAX_TOOL_CALLS
 from flexserve.protocol.statuses import ModelStatus
 
@@ -84,14 +84,14 @@ async def version() -> Response:
 @router.get("/api/tags")
 async def tags(request: Request) -> Response:
     """List the models of the store, in ollama's form."""
-    world: World = request.app.state.world
+    world: ModelsWorld = request.app.state.world
     return json_response({"models": [_listed(model) for model in await world.models()]})
 
 
 @router.get("/api/ps")
 async def running(request: Request) -> Response:
     """List the models that have memory, in ollama's form. Nothing is kept for a time that is known ahead."""
-    world: World = request.app.state.world
+    world: ModelsWorld = request.app.state.world
     present = [model for model in await world.models() if model.resident]
     return json_response({"models": [_loaded(model) for model in present]})
 
@@ -212,7 +212,7 @@ def _refused(why: str, command: str) -> CallerError:
 
 async def _model(request: Request, body: OllamaRequest) -> str:
     """Return the model of a request. Raises CallerError for a context that is longer than is served."""
-    world: World = request.app.state.world
+    world: ModelsWorld = request.app.state.world
     wanted = body.options.num_ctx if body.options is not None else None
     if wanted is None:
         return await model_of(world, body.model)

@@ -1,4 +1,4 @@
-"""Models, health and memory: what may be polled (it wakes nothing) and POST /recall."""
+"""Health, states and memory: what may be polled (it wakes nothing) and POST /recall."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
 from flexserve.errors import FlexServeError
-from flexserve.normal.api.answering import status_of
-from flexserve.normal.api.cards import card, card_list
+from flexserve.normal.api.cards import card_list
 from flexserve.normal.api.errors import from_error
 from flexserve.normal.api.schemas import RecallRequest
 from flexserve.normal.broker import OsView
@@ -32,7 +31,7 @@ async def health(request: Request) -> Response:
     body: dict[str, Any] = {
         "status": world.state.value,
         "protection": dataclasses.asdict(world.protection),
-        "engine": world.welcome.engine,
+        "engine": world.engine,
         "restarts": world.restarts,
         "set_aside": {name: blamed.reason for name, blamed in world.set_aside.items()},
     }
@@ -47,18 +46,6 @@ async def health(request: Request) -> Response:
         headers = {"Retry-After": str(refusal.retry_after)} if refusal.retry_after else {}
         return JSONResponse({**body, **refusal.body()}, refusal.status, headers)
     return JSONResponse(body)
-
-
-@router.get("/v1/models")
-async def list_models(request: Request) -> Response:
-    """List the models of the store, in the form of OpenAI's and Anthropic's APIs."""
-    return JSONResponse(card_list(await world_of(request).models()))
-
-
-@router.get("/v1/models/{name:path}")
-async def show_model(name: str, request: Request) -> Response:
-    """Show one model of the store, in the form of OpenAI's and Anthropic's APIs."""
-    return JSONResponse(card(await status_of(world_of(request), name)))
 
 
 @router.get("/models")

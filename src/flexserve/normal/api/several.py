@@ -34,7 +34,7 @@ from flexserve.normal.api.answering import (
 from flexserve.normal.api.errors import HttpError
 from flexserve.normal.api.forms import usage_of
 from flexserve.normal.api.sse import DONE, EventStream, event
-from flexserve.normal.world import World
+from flexserve.normal.models_world import ModelsWorld
 from flexserve.protocol.messages import Delta, Finished, Prompt, Started, Timings, Usage
 from flexserve.protocol.sampling import Sampling
 
@@ -93,7 +93,7 @@ class _Several:
         make: Callable[[bool], Form],
     ) -> None:
         self._request, self._requests, self._wanted, self._make = request, requests, wanted, make
-        self._world: World = request.app.state.world
+        self._world: ModelsWorld = request.app.state.world
         self._note: Json = request.state.note
         self._begun: list[Answer] = []
         self._ends: list[Finished] = []

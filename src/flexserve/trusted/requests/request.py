@@ -6,6 +6,8 @@ import contextlib
 import dataclasses
 from collections.abc import Callable
 
+import msgspec
+
 from flexserve.protocol.messages import Convert, Converted, Embed, Generate, Try, Warm
 from flexserve.protocol.trusted_app import Ticket, Work
 from flexserve.trusted.requests.embedding import Embedding
@@ -28,6 +30,7 @@ class Request:
 
     message: Message
     received: float  # monotonic seconds
+    send: Callable[[msgspec.Struct], None]
     prepared: Prepared | None = None
     converted: Converted | None = None
     generation: Generation | None = None

@@ -19,8 +19,10 @@ from flexserve.protocol.messages import (
     Embedded,
     Failed,
     Finished,
+    Generate,
     Query,
     SealedPart,
+    Started,
     Status,
     Warm,
 )
@@ -31,7 +33,8 @@ from flexserve.protocol.sealed_answer import (
     frame_size,
     hash_of,
 )
-from flexserve.protocol.sealed_request import Asked, Content
+from flexserve.protocol.sealed_request import Asked, Opened, header_of
+from flexserve.trusted.sessions.receipts import Receipts
 
 INTERVAL = 0.02  # seconds between two frames of a text, at least …
 BATCH = 8  # … unless so many tokens wait
@@ -39,34 +42,35 @@ _PART = 1 << 20  # bytes of a message to the normal world, at most
 _OWNER = b"flexserve owner of sealed requests\0"
 
 Send = Callable[[msgspec.Struct], None]
-Sign = Callable[["Session", Finished], bytes | None]
 
 
 class Session:
-    """Seals the answer to `content`, which came as `body` under `number`. Thread-safe.
+    """Seals the answer to `opened`, which came as `body` under `number`. Thread-safe.
 
-    `sign` makes the receipt before a good end; None: it has none. `clock`: seconds.
+    `receipts` makes the receipt before a good end; None: there are none. `clock`: seconds.
     """
 
     def __init__(
         self,
         number: int,
-        content: Content,
+        opened: Opened,
         body: bytes,
         send: Send,
         *,
-        sign: Sign,
+        receipts: Receipts | None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.number, self.asked = number, admitted(content, number)
-        self.request_hash = hashlib.sha256(msgspec.msgpack.encode(content.asked)).digest()
+        self.number, self.asked = number, admitted(opened, number)
+        self.request_hash = hashlib.sha256(opened.content.asked).digest()
+        self.token_hash = header_of(body).token_hash
+        self.gguf = ""  # SHA-256 of the model's file, as hex, from the start on
         self._answer = hashlib.sha256()
-        self._send, self._sign, self._clock = send, sign, clock
+        self._send, self._receipts, self._clock = send, receipts, clock
         self._lock = threading.Lock()  # guards what follows, and keeps frames in their order
         self._tokens = 0  # that wait for a frame
         self._left = float("-inf")  # when the last frame did
         nonce = secrets.token_bytes(SERVER_NONCE)
-        self._frames = FrameSealer(content.secret, hash_of(body), nonce, frame_size(content.asked))
+        self._frames = FrameSealer(opened.secret, hash_of(body), nonce, frame_size(opened.asked))
         send(SealedPart(number, nonce))
 
     @property
@@ -83,8 +87,12 @@ class Session:
                 case Embedded():
                     for vector in message.vectors:
                         self._answer.update(vector)
-                case Finished() if (signed := self._sign(self, message)) is not None:
-                    self._frames.add(encode(Receipt(self.number, signed)))
+                case Started() if self._receipts is not None and isinstance(self.asked, Generate | Embed):
+                    self.gguf = self._receipts.digest(self.asked.model)
+                case Finished() if self._receipts is not None:
+                    signed = self._receipts.made(self, message)
+                    if signed is not None:
+                        self._frames.add(encode(Receipt(self.number, signed)))
             self._frames.add(encode(message))
             match message:
                 case Delta():
@@ -120,17 +128,17 @@ class Session:
             self._send(SealedPart(self.number, data[start : start + _PART], last))
 
 
-def admitted(content: Content, number: int) -> Asked:
-    """Return what `content` asks as the request `number` of an owner whom nobody else can name.
+def admitted(opened: Opened, number: int) -> Asked:
+    """Return what was asked as the request `number` of an owner whom nobody else can name.
 
     An answer whose seed is left open gets one here, so that its receipt can say which.
     """
-    asked = content.asked
+    asked = opened.asked
     if isinstance(asked, Query):
         return Query(number)
     if isinstance(asked, Convert | Warm):
         return msgspec.structs.replace(asked, request=number)
-    owner = hashlib.sha256(_OWNER + content.owner + asked.owner.encode()).hexdigest()
+    owner = hashlib.sha256(_OWNER + opened.content.owner + asked.owner.encode()).hexdigest()
     if isinstance(asked, Embed):
         return msgspec.structs.replace(asked, request=number, owner=owner)
     sampling = asked.sampling

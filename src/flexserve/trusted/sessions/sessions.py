@@ -10,21 +10,22 @@ import msgspec
 from flexserve.errors import CallerError
 from flexserve.protocol.failures import failure_of
 from flexserve.protocol.messages import Failed, Finished, Sealed, Status
-from flexserve.protocol.sealed_request import header_of, refusal, unseal
+from flexserve.protocol.sealed_request import Unseal, open_request, refusal
 from flexserve.trusted.sessions.clock import Clock
-from flexserve.trusted.sessions.keys import SealingKeys
+from flexserve.trusted.sessions.receipts import Receipts
 from flexserve.trusted.sessions.seen import SeenRequests
-from flexserve.trusted.sessions.session import INTERVAL, Send, Session, Sign
+from flexserve.trusted.sessions.session import INTERVAL, Send, Session
 
 
 class Sessions:
     """Opens sealed requests and ends their answers. Thread-safe.
 
-    `send`: to the normal world. `sign` makes the receipt of an answer that ends well.
+    `unseal` opens what is sealed to this world's keys. `send`: to the normal world. `receipts` makes those of
+    answers that end well; None: there are none.
     """
 
-    def __init__(self, keys: SealingKeys, send: Send, clock: Clock, sign: Sign) -> None:
-        self._keys, self._send, self._clock, self._sign = keys, send, clock, sign
+    def __init__(self, unseal: Unseal, send: Send, clock: Clock, receipts: Receipts | None) -> None:
+        self._unseal, self._send, self._clock, self._receipts = unseal, send, clock, receipts
         self._lock = threading.Lock()  # guards the next two
         self._sessions: dict[int, Session] = {}
         self._seen = SeenRequests()
@@ -37,13 +38,13 @@ class Sessions:
     def open(self, message: Sealed) -> Session | None:
         """Return the session that answers a sealed request, begun; None: refused, and its sender told so."""
         try:
-            content = unseal(message.body, self._keys.private(header_of(message.body).key_id))
+            opened = open_request(message.body, self._unseal)
             with self._lock:
-                self._seen.admit(content, self._clock())
+                self._seen.admit(opened.content, self._clock())
         except CallerError:
             self._send(Failed(message.request, failure_of(refusal())))
             return None
-        session = Session(message.request, content, message.body, self._send, sign=self._sign)
+        session = Session(message.request, opened, message.body, self._send, receipts=self._receipts)
         with self._lock:
             self._sessions[session.number] = session
         self._begun.set()
