@@ -60,6 +60,10 @@ class AnswerReader:
 
     def _answer(self) -> Waiting[None]:
         thought = False
+        closing = self._notation.thought_close
+        if closing and (found := (yield from self._held.literal(0, closing))) is not None:
+            self._held.take(found[0])  # the end of a thought that was none
+            thought = True
         while (yield from self._thought()):
             thought = True
         if thought:

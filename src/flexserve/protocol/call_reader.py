@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import secrets
@@ -10,7 +11,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from flexserve.protocol.answer_parts import Arguments, CallBegun, Part
-from flexserve.protocol.call_values import JsonText, Named, braced, calls_in, one_call, python_calls, typed
+from flexserve.protocol.call_values import (
+    JsonText,
+    Named,
+    braced,
+    calls_in,
+    may_nest,
+    nested,
+    one_call,
+    python_calls,
+    typed,
+)
 from flexserve.protocol.held_text import HeldText, Waiting
 from flexserve.protocol.notation import ANY, CallNotation, Style
 
@@ -205,17 +216,28 @@ class CallReader:
 
     def _value(self, notation: CallNotation, name: str, key: str, words: list[str]) -> Waiting[str]:
         """Take an argument's value with the mark behind it; return it as JSON."""
-        mark = notation.value_close.strip().replace(ANY, key)
-        end = yield from self._held.find(mark, 0, MAX_CALL)
-        text = self._held.take(end if end >= 0 else len(self._held.text))
-        self._held.take(len(mark) if end >= 0 else 0)
+        held, schema = self._held, self._tools.get(name, {}).get(key)
+        marks = notation.key_open.strip(), notation.key_close, notation.value_close.strip()
+        mark = marks[2].replace(ANY, key)
+        end = yield from held.find(mark, 0, MAX_CALL)
+        tags = ANY in marks[2] and may_nest(schema) and held.text.lstrip().startswith(marks[0])
+        depth, at = held.text.count(marks[0] + key + marks[1], 0, max(end, 0)), 0
+        while tags and depth and end >= 0:  # an argument in it has the same name
+            at = end + len(mark)
+            end = yield from held.find(mark, at, MAX_CALL)
+            depth += held.text.count(marks[0] + key + marks[1], at, max(end, at)) - 1
+        text = held.take(end if end >= 0 else len(held.text))
+        held.take(len(mark) if end >= 0 else 0)
+        if tags:
+            with contextlib.suppress(ValueError):
+                return json.dumps(nested(text, marks, schema), ensure_ascii=False)
         # A line feed on either side is the notation's, where it has one.
         if notation.key_close.endswith("\n"):
             text = text.removeprefix("\n")
         if notation.value_close.startswith("\n"):
             text = text.removesuffix("\n")
         string = words[0] in ("true", "string") if words else None
-        return typed(text, self._tools.get(name, {}).get(key), string=string)
+        return typed(text, schema, string=string)
 
     def _python(self, notation: CallNotation, at: int) -> Waiting[bool]:
         return (yield from self._up_to_close(notation, at, python_calls))

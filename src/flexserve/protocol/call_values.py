@@ -8,10 +8,14 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from flexserve.protocol.notation import ANY
+
 _MOST_PYTHON = 1 << 16  # characters that Python's own parser gets
+_MOST_LEVELS = 32  # of tags within tags
 _WORD = re.compile(r"[^\s,:{}\[\]]+")
 _CONSTANTS = {"true": True, "false": False, "null": None}
 
+Marks = tuple[str, str, str]  # before a key, behind it, and behind its value, where ANY is the key
 Named = tuple[str, str]  # a name and its arguments, JSON of an object
 
 
@@ -108,12 +112,62 @@ def typed(text: str, schema: Any, *, string: bool | None) -> str:
         value = json.loads(text, strict=False)
     except (ValueError, RecursionError):
         value = {"true": True, "false": False, "none": None}.get(text.strip().lower(), text)
+        if value is text and {"object", "array"} & set(kinds):
+            value = _python_value(text)
     if "string" in kinds and not _fits(value, kinds):
         value = text
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
     except (ValueError, RecursionError):
         return json.dumps(text, ensure_ascii=False)
+
+
+def may_nest(schema: Any) -> bool:
+    """Return whether an argument of this schema (None: unknown) may be tags within a tag."""
+    return not isinstance(schema, Mapping) or schema.get("type") not in (
+        "string",
+        "integer",
+        "number",
+        "boolean",
+    )
+
+
+def nested(text: str, marks: Marks, schema: Any, depth: int = 0) -> Any:
+    """Return the object, or the list, that a model wrote as tags within a tag.
+
+    `schema` is the value's (None: unknown). Raises ValueError for what is none, or has too many levels.
+    """
+    opening, middle, closing = marks
+    schema = schema if isinstance(schema, Mapping) else {}
+    properties, items = schema.get("properties"), schema.get("items")
+    values: list[tuple[str, Any]] = []
+    while text := text.strip():
+        key, found, rest = text.removeprefix(opening).partition(middle)
+        if depth >= _MOST_LEVELS or not text.startswith(opening) or not found:
+            raise ValueError
+        end = _end_of(rest, opening + key + middle, mark := closing.replace(ANY, key))
+        of_key = properties.get(key, items) if isinstance(properties, Mapping) else items
+        inner = rest[:end]
+        if inner.lstrip().startswith(opening):
+            value = nested(inner, marks, of_key, depth + 1)
+        else:
+            value = json.loads(typed(inner, of_key, string=None))
+        values.append((key, value))
+        text = rest[end + len(mark) :]
+    if schema.get("type") == "array" or {key for key, _ in values} == {"item"}:
+        return [value for _, value in values]
+    return dict(values)
+
+
+def _end_of(text: str, opening: str, closing: str) -> int:
+    """Return where the mark `closing` is that belongs to an `opening` before `text`. Raises ValueError."""
+    at, depth = 0, 1
+    while True:
+        end = text.index(closing, at)
+        depth += text.count(opening, at, end) - 1
+        if depth == 0:
+            return end
+        at = end + len(closing)
 
 
 def python_calls(text: str) -> list[Named]:
@@ -148,6 +202,16 @@ def _loaded(text: str, otherwise: Any = None) -> Any:
         return json.loads(text, strict=False)
     except (ValueError, RecursionError):
         return otherwise
+
+
+def _python_value(text: str) -> Any:
+    """Return the list or object that `text` is in Python, as str() writes it; else `text`."""
+    try:
+        value = ast.literal_eval(text.strip()) if len(text) <= _MOST_PYTHON else text
+        json.dumps(value)
+    except (SyntaxError, ValueError, RecursionError, MemoryError, TypeError):
+        return text
+    return value if isinstance(value, list | dict) else text
 
 
 def _fits(value: Any, kinds: list[Any]) -> bool:

@@ -95,6 +95,21 @@ NAMED_TAGS = Notation(
         value_close=f"</{ANY}>",
     )
 )
+NESTED_TAGS = Notation(
+    "<think>",
+    "</think>",
+    CallNotation(
+        Style.TAGGED,
+        begin="@<calls>",
+        open='\n@<invoke name="',
+        middle='">',
+        close="@</invoke>",
+        end="\n@</calls>",
+        key_open="@<",
+        key_close=">",
+        value_close=f"@</{ANY}>",
+    ),
+)
 PYTHON = Notation(calls=CallNotation(Style.PYTHON, open="<|call_start|>", close="<|call_end|>"))
 BARE_PYTHON = Notation(calls=CallNotation(Style.PYTHON))
 GEMMA = Notation(
@@ -105,7 +120,7 @@ GEMMA = Notation(
 FUNCTIONARY = Notation(calls=CallNotation(Style.NAMED, open=">>>", middle="\n"), dropped=[">>>all\n"])
 NOTATIONS = [
     *(PLAIN, HARMONY, NAMED, MISTRAL, LISTED, KEYED, COHERE, KIMI, CODER, GLM, DSML, PYTHON, BARE_PYTHON),
-    *(GEMMA, FUNCTIONARY, NAMED_TAGS),
+    *(GEMMA, FUNCTIONARY, NAMED_TAGS, NESTED_TAGS),
 ]
 
 CALL = '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'
@@ -144,6 +159,13 @@ WHOLE: list[tuple[Notation, str, str, str, list[tuple[str, dict[str, Any]]]]] = 
         "<think><think>a</think>c",
         "c",
         "a",
+        [],
+    ),
+    (
+        PLAIN,
+        "</think>\n\nyes </think> no",
+        "yes </think> no",
+        "",
         [],
     ),
     (
@@ -257,6 +279,16 @@ WHOLE: list[tuple[Notation, str, str, str, list[tuple[str, dict[str, Any]]]]] = 
         [("f", {"s": " a\n", "o": {"k": [1]}})],
     ),
     (
+        CODER,
+        (
+            "<tool_call>\n<function=f>\n<parameter=o>\n{'k': [True, None, \"it's\"]}\n</parameter>\n"
+            "<parameter=s>\n{'k': 1}\n</parameter>\n</function>\n</tool_call>"
+        ),
+        "",
+        "",
+        [("f", {"o": {"k": [True, None, "it's"]}, "s": "{'k': 1}"})],
+    ),
+    (
         GLM,
         (
             "hm<tool_call>f\n<arg_key>s</arg_key>\n<arg_value>a <b> c</arg_value>\n"
@@ -283,6 +315,15 @@ WHOLE: list[tuple[Notation, str, str, str, list[tuple[str, dict[str, Any]]]]] = 
         "",
         "",
         [("f", {"s": "a</x>", "x": 1})],
+    ),
+    (
+        NESTED_TAGS,
+        '@<calls>\n@<invoke name="f">@<o>@<o>@<k>1@</k>@</o>'
+        "@<l>@<item>a@</item>@<item>@<n>2@</n>@</item>@</l>@</o>"
+        "@<s>@<b>@</s>@</invoke>\n@</calls>",
+        "",
+        "",
+        [("f", {"o": {"o": {"k": 1}, "l": ["a", {"n": 2}]}, "s": "@<b>"})],
     ),
     (
         PYTHON,

@@ -27,7 +27,7 @@ _DEFAULT_TEMPLATE = (
     "<|im_start|>assistant\n"
 )
 HARMONY_START, HARMONY_FINAL = "<|start|>assistant", "<|channel|>final<|message|>"
-_FUNCTIONARY = ">>>"  # everything that its models say has a recipient; "all" is the client
+FUNCTIONARY = ">>>"  # everything that its models say has a recipient; "all" is the client
 
 
 class ChatTemplate:
@@ -96,14 +96,14 @@ class ChatTemplate:
             return self._continued(text, begun)
         if confined and self.notation.harmony:
             return text + HARMONY_FINAL
-        return text + "all\n" if confined and self.begun(text) == _FUNCTIONARY else text
+        return text + "all\n" if confined and self.begun(text) == FUNCTIONARY else text
 
     def begun(self, text: str) -> str:
         """Return the mark of the answer that stands at the end of a rendered `text`, "" if none does."""
         notation = self.notation
         marks = [notation.thought_open, HARMONY_START if notation.harmony else ""]
-        if notation.calls is not None and notation.calls.open == _FUNCTIONARY:
-            marks.append(_FUNCTIONARY)
+        if notation.calls is not None and notation.calls.open == FUNCTIONARY:
+            marks.append(FUNCTIONARY)
         end = text.rstrip()
         return next((mark for mark in marks if mark and end.endswith(mark.rstrip())), "")
 
@@ -175,7 +175,7 @@ class ChatTemplate:
             begun = notation.thought_open
         if not turn.content:
             return text
-        if begun == _FUNCTIONARY:
+        if begun == FUNCTIONARY:
             text += "all\n"
         elif begun and not turn.content.lstrip().startswith(notation.thought_open):
             text = f"{text.rstrip()}\n{notation.thought_close}\n\n"

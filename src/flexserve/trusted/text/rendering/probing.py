@@ -113,9 +113,10 @@ def notation_of(source: str, render: Render, *, takes_calls: bool) -> Notation:
     for marks, notation in _OWN:
         if all(mark in source for mark in marks):
             return notation
-    opening, closing = _thought(source, render)
+    text = source + _said(render)
+    opening, closing = _thought(text)
     calls = _calls(source, render) if takes_calls else None
-    dropped = [mark for mark in _DROPPED if mark in source and mark != closing]
+    dropped = [mark for mark in _DROPPED if mark in text and mark != closing]
     if calls is not None:  # what stands before it may be what was not thought, and the end of what was said
         begin = calls.begin.removeprefix(opening + closing)
         for mark in dropped:
@@ -130,13 +131,17 @@ def shows_system(render: Render) -> bool:
     return _NAMES[0] in (render({"messages": turns, "add_generation_prompt": True}) or "")
 
 
-def _thought(source: str, render: Render) -> tuple[str, str]:
-    """Return the marks of a thought: those in the template, or in what it writes of one."""
+def _said(render: Render) -> str:
+    """Return what the template writes of a thought and an answer: some put their marks together there."""
     turns = [
         {"role": "user", "content": "hello"},
         {"role": "assistant", "content": _SAID, "reasoning_content": _TEXTS[0][0]},
     ]
-    text = source + (render({"messages": turns, "add_generation_prompt": False}) or "")
+    return render({"messages": turns, "add_generation_prompt": False}) or ""
+
+
+def _thought(text: str) -> tuple[str, str]:
+    """Return the marks of a thought that are in `text`: the template, and what it writes of one."""
     for opening, closing in _THOUGHTS:
         if opening in text and closing in text:
             return opening, closing
