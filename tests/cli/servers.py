@@ -52,11 +52,11 @@ class ScriptedServer:
 
     @property
     def asked(self) -> list[Generate]:
-        return [message for message in self._link.scripted.received if isinstance(message, Generate)]
+        return self._link.scripted.every(Generate)
 
     @property
     def cancelled(self) -> bool:
-        return any(isinstance(message, Cancel) for message in self._link.scripted.received)
+        return bool(self._link.scripted.every(Cancel))
 
     def __enter__(self) -> ScriptedServer:
         self._thread.start()

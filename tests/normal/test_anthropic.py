@@ -33,10 +33,6 @@ def body(model: str = "tiny", **more: Any) -> dict[str, Any]:
     return {"model": model, "max_tokens": 50, "messages": USER, **more}
 
 
-def asked(link: ScriptedLink) -> Any:
-    return next(m for m in reversed(link.scripted.received) if isinstance(m, Generate))
-
-
 def events(response: httpx.Response) -> list[dict[str, Any]]:
     """Return the events of a stream, having checked that each says its name."""
     found = []
@@ -114,7 +110,7 @@ async def test_whether_and_how_long_to_think_crosses(
     schema = {"type": "json_schema", "schema": {"type": "object"}}
     config = {"effort": "high", "format": schema}
     await client.post("/v1/messages", json=body(thinking=thinking, output_config=config))
-    request = asked(link)
+    request = link.scripted.last(Generate)
     assert (request.prompt.thinking, request.prompt.thought_tokens) == crossed
     assert json.loads(request.prompt.values) == {"reasoning_effort": "high"}
     assert json.loads(request.sampling.schema) == {"type": "object"}
@@ -158,7 +154,7 @@ async def test_a_conversation_crosses_as_turns_calls_and_results(
         "/v1/messages", json=body(messages=turns, system=system, tools=[TOOL], **more)
     )
     assert response.status_code == 200, response.text
-    request = asked(link)
+    request = link.scripted.last(Generate)
     assert request.prompt.messages == [
         ChatMessage("system", "Be brief."),
         ChatMessage("user", "How is Rome?"),

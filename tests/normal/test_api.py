@@ -63,7 +63,7 @@ async def test_a_recall_answers_with_the_claim_and_the_measurement(
     client: httpx.AsyncClient, link: ScriptedLink
 ) -> None:
     body = (await client.post("/recall", json={"bytes": 5, "deadline_ms": 250})).json()
-    assert [m for m in link.scripted.received if isinstance(m, Recall)][-1].deadline == 250
+    assert link.scripted.last(Recall).deadline == 250
     assert body["asked"] == 5
     assert body["returned"] == 0
     assert body["measured"]["before"]["available"] == 48 * GIB

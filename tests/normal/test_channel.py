@@ -121,7 +121,7 @@ async def test_leaving_an_answer_early_cancels_the_request(
 async def test_leaving_a_finished_answer_cancels_nothing(channel: WorldChannel, link: ScriptedLink) -> None:
     await read(await channel.generate("tiny", PROMPT, Sampling()))
     await channel.query()
-    assert not any(isinstance(message, Cancel) for message in link.scripted.received)
+    assert not link.scripted.every(Cancel)
 
 
 @pytest.mark.parametrize("model", ["garbage", "oversized", "unasked", "repeated"])
@@ -305,5 +305,5 @@ async def test_every_generate_decodes_at_the_other_end(channel: WorldChannel, li
     answer = await channel.generate("tiny", ChatPrompt([ChatMessage("user", "ключ")]), sampling)
     messages = await read(answer)
     assert [len(m.choices[0].top) for m in messages if isinstance(m, Delta)] == [2, 2, 2]
-    sent = [message for message in link.scripted.received if isinstance(message, Generate)]
+    sent = link.scripted.every(Generate)
     assert sent[0].sampling == sampling

@@ -36,10 +36,6 @@ def events(text: str) -> list[Any]:
     return [one if one == "[DONE]" else json.loads(one) for one in data]
 
 
-def sent_to(link: ScriptedLink) -> Generate:
-    return [message for message in link.scripted.received if isinstance(message, Generate)][-1]
-
-
 async def test_a_chat_answer_in_one_piece(client: httpx.AsyncClient) -> None:
     body = (await post(client, "/v1/chat/completions", chat())).json()
     assert body["object"] == "chat.completion"
@@ -133,7 +129,7 @@ async def test_parameters_reach_the_secure_world_as_they_are(
     ]
     asked = chat(temperature=0, top_p=0.5, seed=42, stop="END", max_tokens=9) | {"messages": messages}
     await post(client, "/v1/chat/completions", asked)
-    generate = sent_to(link)
+    generate = link.scripted.last(Generate)
     assert [(m.role, m.content) for m in generate.prompt.messages] == [  # type: ignore[union-attr]
         ("system", "be brief"),
         ("user", "a very secret prompt"),
@@ -146,7 +142,7 @@ async def test_parameters_reach_the_secure_world_as_they_are(
 
 async def test_completions_default_to_sixteen_tokens(client: httpx.AsyncClient, link: ScriptedLink) -> None:
     await post(client, "/v1/completions", {"model": "tiny", "prompt": "x"})
-    assert sent_to(link).sampling.max_tokens == 16
+    assert link.scripted.last(Generate).sampling.max_tokens == 16
 
 
 @pytest.mark.parametrize(
@@ -259,14 +255,14 @@ async def test_a_full_queue_is_a_429_with_retry_after(
     client: httpx.AsyncClient, world: World, link: ScriptedLink, until: Until, stream: bool
 ) -> None:
     waiting = [asyncio.create_task(post(client, "/v1/chat/completions", chat("stuck"))) for _ in range(4)]
-    await until(lambda: sum(isinstance(m, Generate) for m in link.scripted.received) == 4)
+    await until(lambda: len(link.scripted.every(Generate)) == 4)
     response = await post(client, "/v1/chat/completions", chat(stream=stream))
     assert response.status_code == 429
     assert int(response.headers["retry-after"]) >= 1
     for task in waiting:
         task.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
-    await until(lambda: sum(isinstance(m, Cancel) for m in link.scripted.received) == 4)
+    await until(lambda: len(link.scripted.every(Cancel)) == 4)
     assert (await post(client, "/v1/chat/completions", chat())).status_code == 200
 
 

@@ -115,10 +115,6 @@ ASKED: list[tuple[dict[str, Any], dict[str, Any]]] = [
 ]
 
 
-def sent_to(link: ScriptedLink) -> Generate:
-    return [message for message in link.scripted.received if isinstance(message, Generate)][-1]
-
-
 async def post(client: httpx.AsyncClient, route: str, **more: Any) -> httpx.Response:
     return await client.post(f"/v1/{route}", json=BODIES[route] | more)
 
@@ -131,7 +127,7 @@ async def test_a_field_is_what_the_secure_world_is_asked_for(
     for route in ("chat/completions", "completions"):
         response = await post(client, route, **asked)
         assert response.status_code == 200, response.text
-        sampling = sent_to(link).sampling
+        sampling = link.scripted.last(Generate).sampling
         for name in Sampling.__struct_fields__:
             usual = 16 if name == "max_tokens" and route == "completions" else getattr(Sampling(), name)
             assert getattr(sampling, name) == meant.get(name, usual), name
@@ -147,13 +143,10 @@ async def test_echo_and_the_cache_are_the_clients_choice(
     client: httpx.AsyncClient, link: ScriptedLink
 ) -> None:
     await post(client, "completions", echo=True, logprobs=1, max_tokens=0)
-    assert (sent_to(link).sampling.echo, sent_to(link).sampling.logprobs, sent_to(link).reuse) == (
-        True,
-        1,
-        True,
-    )
+    crossed = link.scripted.last(Generate)
+    assert (crossed.sampling.echo, crossed.sampling.logprobs, crossed.reuse) == (True, 1, True)
     await post(client, "chat/completions", cache_prompt=False)
-    assert not sent_to(link).reuse
+    assert not link.scripted.last(Generate).reuse
 
 
 @pytest.mark.anyio

@@ -21,10 +21,6 @@ def link() -> ScriptedLink:
     return ScriptedLink(Script(models={"tiny": Behaviour()}))
 
 
-def asked(link: ScriptedLink) -> Generate:
-    return next(m for m in reversed(link.scripted.received) if isinstance(m, Generate))
-
-
 async def test_a_completion_needs_no_model_where_there_is_one(
     client: httpx.AsyncClient, link: ScriptedLink
 ) -> None:
@@ -34,10 +30,10 @@ async def test_a_completion_needs_no_model_where_there_is_one(
     assert (answer["tokens_predicted"], answer["tokens_evaluated"]) == (2, 7)
     assert answer["timings"]["predicted_n"] == 2
     assert answer["generation_settings"]["n_predict"] == 2
-    assert asked(link).prompt == TextPrompt("Once")
+    assert link.scripted.last(Generate).prompt == TextPrompt("Once")
     endless = (await client.post("/completions", json={"prompt": ["Once"], "n_predict": -1})).json()
     assert (endless["content"], endless["stop_type"]) == ("Hello, world!", "eos")
-    assert asked(link).sampling.max_tokens is None
+    assert link.scripted.last(Generate).sampling.max_tokens is None
 
 
 async def test_a_stream_ends_with_what_it_took(client: httpx.AsyncClient) -> None:
@@ -61,7 +57,7 @@ async def test_text_becomes_tokens_and_tokens_text(client: httpx.AsyncClient, li
     assert (await client.post("/detokenize", json={"tokens": [72, 105]})).json() == {"content": "Hi"}
     rendered = await client.post("/apply-template", json={"messages": USER})
     assert rendered.json() == {"prompt": "user: Hi\n"}
-    assert not any(isinstance(message, Generate) for message in link.scripted.received)
+    assert not link.scripted.every(Generate)
 
 
 async def test_a_gap_crosses_with_the_texts_around_it(client: httpx.AsyncClient, link: ScriptedLink) -> None:
@@ -69,7 +65,9 @@ async def test_a_gap_crosses_with_the_texts_around_it(client: httpx.AsyncClient,
     body = {"input_prefix": "def f(", "input_suffix": "return x", "input_extra": extra, "prompt": "x"}
     response = await client.post("/infill", json=body)
     assert response.json()["content"] == "Hello, world!"
-    assert asked(link).prompt == InfillPrompt("def f(", "return x", "x", [Snippet("a.py", "import b")])
+    assert link.scripted.last(Generate).prompt == InfillPrompt(
+        "def f(", "return x", "x", [Snippet("a.py", "import b")]
+    )
 
 
 async def test_vectors_come_in_its_own_form(client: httpx.AsyncClient) -> None:
@@ -122,13 +120,13 @@ async def test_a_prompt_may_be_tokens_with_texts_among_them(
         response = await client.post("/completion", json={"prompt": prompt, "return_tokens": True})
         assert len(response.json()["tokens"]) == 4
         assert "completion_probabilities" not in response.json()
-    assert asked(link).prompt == TokenPrompt([1, "two"])
+    assert link.scripted.last(Generate).prompt == TokenPrompt([1, "two"])
 
 
 async def test_its_own_fields_cross(client: httpx.AsyncClient, link: ScriptedLink) -> None:
     body = {"prompt": "x", "top_k": 3, "min_p": 0.1, "grammar": 'root ::= "x"', "cache_prompt": False}
     assert (await client.post("/completion", json=body)).status_code == 200
-    request = asked(link)
+    request = link.scripted.last(Generate)
     sampling = request.sampling
     assert (sampling.top_k, sampling.min_p, sampling.grammar) == (3, 0.1, 'root ::= "x"')
     assert request.reuse is False

@@ -212,7 +212,7 @@ async def test_pressure_recalls_to_the_high_line_while_a_request_runs(
     await until(lambda: attached.granted == 64 * MIB)
     memory.resident, memory.available = 64 * MIB, 2 * GIB - 1
     await until(lambda: attached.granted == 0)
-    recalls = [message for message in link.scripted.received if isinstance(message, Recall)]
+    recalls = link.scripted.every(Recall)
     assert recalls[0].demand == 64 * MIB
     assert not answer.ended
     answer.abandon()
@@ -268,7 +268,7 @@ async def test_memory_that_others_asked_for_is_recalled_for_them_and_kept_from_g
     room = await attached.make_room(32 * MIB, deadline=0.5, hold=60)
     assert room.recall is not None
     assert room.recall.claim.returned == 31 * MIB
-    assert [m for m in link.scripted.received if isinstance(m, Recall)][-1].deadline == 500
+    assert link.scripted.last(Recall).deadline == 500
     memory.available = 2 * GIB + 33 * MIB
     refused = attached.need(need(4 * MIB))
     assert refused.size == 0
@@ -310,7 +310,7 @@ async def test_others_that_lack_memory_for_files_get_what_no_request_uses_within
     memory.refaulted = 512 * MIB
     await attached._relieve()
     await until(lambda: attached.granted == 0)
-    assert [m for m in link.scripted.received if isinstance(m, Recall)][-1].gentle
+    assert link.scripted.last(Recall).gentle
     line = [line for line in attached.audit_log.lines() if line.kind is Kind.RECALL][-1]
     assert "read back" in line.reason
     answer.abandon()
@@ -325,7 +325,7 @@ async def test_pins_are_told_at_start_and_at_every_change(memory: AdjustableMemo
     assert link.channel is not None
     broker.attach(link.channel)
     broker.set_pins(["other", "tiny"])
-    told = lambda: [m.models for m in link.scripted.received if isinstance(m, Pin)]  # noqa: E731
+    told = lambda: [m.models for m in link.scripted.every(Pin)]  # noqa: E731
     await until(lambda: told() == [["tiny"], ["other", "tiny"]])
     await link.stop(drain=0)
 

@@ -91,6 +91,6 @@ async def test_a_model_that_left_the_store_is_no_label_any_more(
 async def test_looking_wakes_no_model(client: httpx.AsyncClient, link: ScriptedLink) -> None:
     for path in ("/health", "/metrics", "/models", "/v1/models"):
         assert (await client.get(path)).status_code == 200
-    asked = [m for m in link.scripted.received if isinstance(m, Generate | Warm | Recall)]
+    asked = link.scripted.every(Generate | Warm | Recall)
     assert not asked
-    assert any(isinstance(message, Query) for message in link.scripted.received)
+    assert link.scripted.every(Query)

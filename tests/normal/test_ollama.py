@@ -42,10 +42,6 @@ def chat(model: str = "tiny", **more: Any) -> dict[str, Any]:
     return {"model": model, "messages": USER, **more}
 
 
-def asked(link: ScriptedLink, kind: type[Any] = Generate) -> Any:
-    return next(m for m in reversed(link.scripted.received) if isinstance(m, kind))
-
-
 def lines(response: httpx.Response) -> list[dict[str, Any]]:
     assert response.headers["content-type"] == "application/x-ndjson"
     return [json.loads(line) for line in response.text.splitlines()]
@@ -76,7 +72,7 @@ async def test_a_body_is_json_whatever_its_type_is_said_to_be(client: httpx.Asyn
 
 async def test_a_name_may_have_ollamas_usual_tag(client: httpx.AsyncClient, link: ScriptedLink) -> None:
     assert (await client.post("/api/chat", json=chat("tiny:latest"))).status_code == 200
-    assert asked(link).model == "tiny"
+    assert link.scripted.last(Generate).model == "tiny"
     other = await client.post("/api/chat", json=chat("tiny:8b"))
     assert other.status_code == 404
 
@@ -93,14 +89,14 @@ async def test_a_call_comes_whole_with_its_arguments_as_an_object(client: httpx.
 async def test_a_thought_is_apart_from_the_answer(client: httpx.AsyncClient, link: ScriptedLink) -> None:
     whole = (await client.post("/api/chat", json=chat("thinker", think=True, stream=False))).json()
     assert whole["message"] == {"role": "assistant", "content": "Yes.", "thinking": "Hm."}
-    assert asked(link).prompt.thinking is True
+    assert link.scripted.last(Generate).prompt.thinking is True
     pieces = lines(await client.post("/api/chat", json=chat("thinker", think="high")))
     assert "".join(piece["message"].get("thinking", "") for piece in pieces) == "Hm."
-    assert json.loads(asked(link).prompt.values) == {"reasoning_effort": "high"}
+    assert json.loads(link.scripted.last(Generate).prompt.values) == {"reasoning_effort": "high"}
     body = {"model": "thinker", "prompt": "Hi", "think": False, "stream": False}
     made = (await client.post("/api/generate", json=body)).json()
     assert (made["thinking"], made["response"]) == ("Hm.", "Yes.")
-    assert asked(link).prompt.thinking is False
+    assert link.scripted.last(Generate).prompt.thinking is False
 
 
 async def test_a_conversation_crosses_with_results_that_name_their_calls(
@@ -118,7 +114,7 @@ async def test_a_conversation_crosses_with_results_that_name_their_calls(
     options |= {"top_k": 7, "repeat_penalty": 1.1, "mirostat": 0, "tfs_z": 1.0}
     response = await client.post("/api/chat", json=chat(messages=turns, options=options, format="json"))
     assert response.status_code == 200, response.text
-    request = asked(link)
+    request = link.scripted.last(Generate)
     arguments = '{"city": "Rome"}'
     assert request.prompt.messages == [
         ChatMessage("system", "Be brief."),
@@ -144,7 +140,7 @@ async def test_a_prompt_is_a_question_a_raw_text_or_a_gap(
     async def prompt_of(**body: Any) -> Any:
         response = await client.post("/api/generate", json={"model": "tiny", **body})
         assert "".join(one["response"] for one in lines(response)) == "Hello, world!"
-        return asked(link).prompt
+        return link.scripted.last(Generate).prompt
 
     assert await prompt_of(prompt="Hi", system="Be brief.") == ChatPrompt(
         [ChatMessage("system", "Be brief."), ChatMessage("user", "Hi")]
@@ -158,12 +154,12 @@ async def test_an_empty_request_loads_a_model_or_lets_it_go(
 ) -> None:
     loaded = lines(await client.post("/api/generate", json={"model": "tiny", "keep_alive": "10m"}))
     assert [one["done_reason"] for one in loaded] == ["load"]
-    assert asked(link, Warm).keep_alive == 600
+    assert link.scripted.last(Warm).keep_alive == 600
     gone = lines(await client.post("/api/chat", json={"model": "tiny", "messages": [], "keep_alive": 0}))
     assert [one["done_reason"] for one in gone] == ["unload"]
-    assert asked(link, Convert).keep_alive == 0
+    assert link.scripted.last(Convert).keep_alive == 0
     await client.post("/api/chat", json=chat(keep_alive="-1m"))
-    assert asked(link).keep_alive == -1
+    assert link.scripted.last(Generate).keep_alive == -1
 
 
 async def test_texts_become_vectors(client: httpx.AsyncClient) -> None:

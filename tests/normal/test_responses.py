@@ -32,10 +32,6 @@ def body(model: str = "tiny", **more: Any) -> dict[str, Any]:
     return {"model": model, "input": "Hi", **more}
 
 
-def asked(link: ScriptedLink) -> Any:
-    return next(m for m in reversed(link.scripted.received) if isinstance(m, Generate))
-
-
 def events(response: httpx.Response) -> list[dict[str, Any]]:
     """Return the events of a stream, having checked that they are named and numbered."""
     found = []
@@ -96,7 +92,7 @@ async def test_a_thought_is_an_item_before_the_answer(client: httpx.AsyncClient,
     assert (thought["type"], thought["content"]) == ("reasoning", [{"type": "reasoning_text", "text": "Hm."}])
     assert message["content"][0]["text"] == "Yes."
     assert answer["reasoning"] == {"effort": "low", "summary": None}
-    assert json.loads(asked(link).prompt.values) == {"reasoning_effort": "low"}
+    assert json.loads(link.scripted.last(Generate).prompt.values) == {"reasoning_effort": "low"}
     found = events(await client.post("/v1/responses", json=body("thinker", stream=True)))
     pieces = [event["delta"] for event in found if event["type"] == "response.reasoning_text.delta"]
     assert "".join(pieces) == "Hm."
@@ -144,7 +140,7 @@ async def test_a_conversation_crosses_as_turns_calls_and_results(
     request = body(input=items, instructions="Help.", tools=[TOOL], tool_choice=choice, text=text)
     response = await client.post("/v1/responses", json=request)
     assert response.status_code == 200, response.text
-    crossed = asked(link)
+    crossed = link.scripted.last(Generate)
     assert crossed.prompt.messages == [
         ChatMessage("system", "Help."),
         ChatMessage("user", "How is Rome?"),

@@ -15,10 +15,6 @@ pytestmark = pytest.mark.anyio
 CHAT: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 
 
-def asked(link: ScriptedLink) -> list[Generate]:
-    return [message for message in link.scripted.received if isinstance(message, Generate)]
-
-
 async def complete(client: httpx.AsyncClient, prompt: Any, model: str = "tiny", **more: Any) -> Any:
     response = await client.post("/v1/completions", json={"model": model, "prompt": prompt, **more})
     assert response.status_code == 200, response.text
@@ -35,9 +31,9 @@ async def test_each_prompt_has_its_answers_in_order(client: httpx.AsyncClient, l
     body = await complete(client, ["a", "b", [1, 2]], n=2, seed=7)
     assert [choice["index"] for choice in body["choices"]] == list(range(6))
     assert {choice["text"] for choice in body["choices"]} == {"Hello, world!"}
-    prompts = [message.prompt for message in asked(link)]
+    prompts = [message.prompt for message in link.scripted.every(Generate)]
     assert prompts == [*[TextPrompt("a")] * 2, *[TextPrompt("b")] * 2, *[TokenPrompt([1, 2])] * 2]
-    assert [message.sampling.seed for message in asked(link)] == [7, 8] * 3
+    assert [message.sampling.seed for message in link.scripted.every(Generate)] == [7, 8] * 3
 
 
 async def test_a_prompt_counts_once_and_each_answer(client: httpx.AsyncClient) -> None:
@@ -60,7 +56,7 @@ async def test_a_prompt_is_a_text_or_tokens_or_both(
     client: httpx.AsyncClient, link: ScriptedLink, given: Any, meant: Any
 ) -> None:
     await complete(client, given)
-    (message,) = asked(link)
+    (message,) = link.scripted.every(Generate)
     assert message.prompt == meant
 
 
@@ -69,14 +65,14 @@ async def test_several_answers_to_a_conversation(client: httpx.AsyncClient, link
     choices = response.json()["choices"]
     assert [choice["index"] for choice in choices] == [0, 1, 2]
     assert {choice["message"]["content"] for choice in choices} == {"Hello, world!"}
-    assert len(asked(link)) == 3
+    assert len(link.scripted.every(Generate)) == 3
 
 
 async def test_the_likeliest_answers_are_sent(client: httpx.AsyncClient, link: ScriptedLink) -> None:
     body = await complete(client, "a", n=2, best_of=5)
     assert [choice["index"] for choice in body["choices"]] == [0, 1]
     assert {choice["logprobs"] for choice in body["choices"]} == {None}
-    assert [message.sampling.logprobs for message in asked(link)] == [0] * 5
+    assert [message.sampling.logprobs for message in link.scripted.every(Generate)] == [0] * 5
     assert body["usage"]["completion_tokens"] == 20
 
 
@@ -110,7 +106,7 @@ async def test_one_that_fails_ends_the_request(
         assert "[DONE]" not in response.text
     else:
         assert response.status_code == 500
-    assert len(asked(link)) == 4
+    assert len(link.scripted.every(Generate)) == 4
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -43,10 +43,6 @@ async def chat(client: httpx.AsyncClient, model: str = "tiny", **more: Any) -> A
     return response.json()
 
 
-def sent_to(link: ScriptedLink, kind: type[Any] = Generate) -> Any:
-    return [message for message in link.scripted.received if isinstance(message, kind)][-1]
-
-
 async def test_calls_are_told_apart_from_text(client: httpx.AsyncClient) -> None:
     choice = (await chat(client, "caller", tools=TOOLS))["choices"][0]
     assert choice["finish_reason"] == "tool_calls"
@@ -102,7 +98,7 @@ async def test_how_to_think_crosses_to_the_secure_world(
     client: httpx.AsyncClient, link: ScriptedLink, fields: Any, values: Any, thinking: Any, most: Any
 ) -> None:
     await chat(client, **fields)
-    prompt = sent_to(link).prompt
+    prompt = link.scripted.last(Generate).prompt
     assert (prompt.values and json.loads(prompt.values)) == values
     assert (prompt.thinking, prompt.thought_tokens) == (thinking, most)
 
@@ -166,7 +162,7 @@ async def test_tools_and_the_choice_cross_to_the_secure_world(
     client: httpx.AsyncClient, link: ScriptedLink, choice: Any, must_call: list[str]
 ) -> None:
     await chat(client, tools=TOOLS, tool_choice=choice)
-    prompt = sent_to(link).prompt
+    prompt = link.scripted.last(Generate).prompt
     assert json.loads(prompt.tools) == TOOLS
     assert prompt.must_call == must_call
 
@@ -185,7 +181,7 @@ async def test_a_conversation_with_calls_crosses_whole(client: httpx.AsyncClient
         {"role": "tool", "tool_call_id": "call_1", "content": "42"},
     ]
     assert "choices" in await chat(client, messages=turns, tools=TOOLS)
-    _, made, result = sent_to(link).prompt.messages
+    _, made, result = link.scripted.last(Generate).prompt.messages
     assert (made.content, made.tool_calls) == ("", [ToolCall("call_1", "look", '{"a":1}')])
     assert (result.role, result.tool_call_id, result.content) == ("tool", "call_1", "42")
 
@@ -195,17 +191,17 @@ async def test_the_form_of_an_answer_crosses_as_a_schema(
 ) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
     await chat(client, response_format={"type": "json_object"})
-    assert sent_to(link).sampling.schema == "{}"
+    assert link.scripted.last(Generate).sampling.schema == "{}"
     wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
     await chat(client, response_format=wanted)
-    assert json.loads(sent_to(link).sampling.schema) == schema
+    assert json.loads(link.scripted.last(Generate).sampling.schema) == schema
     wanted = {"type": "json_object", "schema": schema}  # as llama-server has it; so is the next
     await chat(client, response_format=wanted)
-    assert json.loads(sent_to(link).sampling.schema) == schema
+    assert json.loads(link.scripted.last(Generate).sampling.schema) == schema
     await chat(client, response_format={"type": "json_schema", "schema": schema})
-    assert json.loads(sent_to(link).sampling.schema) == schema
+    assert json.loads(link.scripted.last(Generate).sampling.schema) == schema
     await chat(client, response_format={"type": "text"})
-    assert sent_to(link).sampling.schema is None
+    assert link.scripted.last(Generate).sampling.schema is None
 
 
 @pytest.mark.parametrize(
@@ -215,16 +211,16 @@ async def test_keep_alive_is_honoured_on_every_route(
     client: httpx.AsyncClient, link: ScriptedLink, value: Any, seconds: float | None
 ) -> None:
     await chat(client, keep_alive=value)
-    assert sent_to(link).keep_alive == seconds
+    assert link.scripted.last(Generate).keep_alive == seconds
     await client.post("/v1/completions", json={"model": "tiny", "prompt": "x", "keep_alive": value})
-    assert sent_to(link).keep_alive == seconds
+    assert link.scripted.last(Generate).keep_alive == seconds
     await client.post("/v1/embeddings", json={"model": "tiny", "input": "x", "keep_alive": value})
-    assert sent_to(link, Embed).keep_alive == seconds
+    assert link.scripted.last(Embed).keep_alive == seconds
 
 
 async def test_hints_and_priority_cross(client: httpx.AsyncClient, link: ScriptedLink) -> None:
     await chat(client, flexserve={"next_model": "bare", "priority": 3})
-    assert (sent_to(link).next_model, sent_to(link).priority) == ("bare", 3)
+    assert (link.scripted.last(Generate).next_model, link.scripted.last(Generate).priority) == ("bare", 3)
 
 
 async def test_the_owner_is_told_by_key_and_user_and_does_not_show_them(
@@ -234,7 +230,7 @@ async def test_the_owner_is_told_by_key_and_user_and_does_not_show_them(
     for key, user in (("key-one", None), ("key-two", None), ("key-one", "u"), ("key-one", None)):
         client.headers["Authorization"] = f"Bearer {key}"
         await chat(client, user=user)
-        owners.append(sent_to(link).owner)
+        owners.append(link.scripted.last(Generate).owner)
         assert key not in owners[-1]
     assert len(set(owners)) == 3
     assert owners[0] == owners[3]
@@ -258,7 +254,7 @@ async def test_many_texts_go_in_parts_so_that_others_have_their_turn(
     texts = ["x" * (1 + number % 8) for number in range(37)]
     body = {"model": "tiny", "input": texts, "encoding_format": "base64", "keep_alive": 0}
     answer = (await client.post("/v1/embeddings", json=body)).json()
-    sent = [message for message in link.scripted.received if isinstance(message, Embed)]
+    sent = link.scripted.every(Embed)
     assert [message.keep_alive for message in sent] == [None, None, 0]
     parts = [message.texts for message in sent]
     assert [text for part in parts for text in part] == texts

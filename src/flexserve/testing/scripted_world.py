@@ -18,6 +18,7 @@ import os
 import socket
 import struct
 import sys
+from types import UnionType
 from typing import Any
 
 import msgspec
@@ -159,6 +160,14 @@ class ScriptedWorld:
                     self._handle(message)
         for task in self._requests.values():
             task.cancel()
+
+    def every(self, kind: type[Any] | UnionType) -> list[Any]:
+        """Return the messages of a kind, or of a union of kinds, that it has received, in order."""
+        return [message for message in self.received if isinstance(message, kind)]
+
+    def last(self, kind: type[Any] | UnionType) -> Any:
+        """Return the newest of them. IndexError when there is none."""
+        return self.every(kind)[-1]
 
     def say(self, message: msgspec.Struct) -> None:
         """Send any message, in or out of order; sealed, if its request was."""
