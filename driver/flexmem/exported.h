@@ -23,11 +23,11 @@ struct flexmem *flexmem_get(void);
 int flex_call(struct flexmem *fm, enum flex_call call, u64 a, u64 b, u64 c, struct flex_results *results);
 
 /*
- * Has `hear` told the notices of the monitor that are not Flex-Mem's own, or nobody when it is NULL;
- * then it runs no more on return. What comes while nobody hears is lost. `hear` may be called by who
- * reclaims memory: it must not allocate and not wait. May sleep.
+ * Has `hear` told, with `data`, the notices of the monitor that are not Flex-Mem's own, or nobody when
+ * it is NULL; then it runs no more on return. What comes while nobody hears is lost. `hear` may be called
+ * by who reclaims memory: it must not allocate and not wait. May sleep.
  */
-void flex_listen(struct flexmem *fm, void (*hear)(const struct flex_results *notice));
+void flex_listen(struct flexmem *fm, void (*hear)(void *data, const struct flex_results *notice), void *data);
 
 /* Has the monitor POLLed, for what it has to do now. Any context. */
 void flex_service_kick(struct flexmem *fm);

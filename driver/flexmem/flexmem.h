@@ -59,7 +59,8 @@ struct flex_service {
 
 	/* Under lock. */
 	struct flex_results put_aside; /* a WANT or GONE, unless its kind is NONE */
-	void (*listener)(const struct flex_results *notice);
+	void (*listener)(void *data, const struct flex_results *notice);
+	void *listener_data;
 	unsigned int waits; /* answers WAIT in a row */
 	u64 waiting_since;  /* ns, while `waits` */
 };

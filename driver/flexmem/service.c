@@ -64,7 +64,7 @@ static unsigned long handle(struct flexmem *fm, const struct flex_results *notic
 		return 0;
 	default:
 		if (fm->service.listener)
-			fm->service.listener(notice);
+			fm->service.listener(fm->service.listener_data, notice);
 		return 0;
 	}
 }
@@ -171,10 +171,11 @@ unsigned long flex_service_reap(struct flexmem *fm, unsigned long enough)
 	return came;
 }
 
-void flex_listen(struct flexmem *fm, void (*hear)(const struct flex_results *notice))
+void flex_listen(struct flexmem *fm, void (*hear)(void *data, const struct flex_results *notice), void *data)
 {
 	mutex_lock(&fm->service.lock);
 	fm->service.listener = hear;
+	fm->service.listener_data = data;
 	mutex_unlock(&fm->service.lock);
 }
 EXPORT_SYMBOL_GPL(flex_listen);

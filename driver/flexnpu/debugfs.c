@@ -28,49 +28,50 @@ static const char *const names[FLEXNPU_COUNTERS] = {
 	[FLEXNPU_COUNT_AWAY_NS] = "away_ns",
 };
 
-static atomic64_t counters[FLEXNPU_COUNTERS];
-static struct dentry *folder;
-
-void flexnpu_count(enum flexnpu_counter counter, u64 amount)
+void flexnpu_count(struct flexnpu *npu, enum flexnpu_counter counter, u64 amount)
 {
-	atomic64_add(amount, &counters[counter]);
+	atomic64_add(amount, &npu->counters[counter]);
 }
 
 static int state_show(struct seq_file *file, void *unused)
 {
-	seq_printf(file, "ours %d\n", flexnpu_handover_ours());
-	seq_printf(file, "running %d\n", flexnpu_runner_busy());
-	seq_printf(file, "waiting %d\n", flexnpu_jobs_waiting());
+	struct flexnpu *npu = file->private;
+
+	seq_printf(file, "ours %d\n", flexnpu_handover_ours(npu));
+	seq_printf(file, "running %d\n", flexnpu_runner_busy(npu));
+	seq_printf(file, "waiting %d\n", flexnpu_jobs_waiting(npu));
 	return 0;
 }
 DEFINE_SHOW_ATTRIBUTE(state);
 
 static int counters_show(struct seq_file *file, void *unused)
 {
+	struct flexnpu *npu = file->private;
+
 	for (int i = 0; i < FLEXNPU_COUNTERS; i++)
-		seq_printf(file, "%s %lld\n", names[i], atomic64_read(&counters[i]));
+		seq_printf(file, "%s %lld\n", names[i], atomic64_read(&npu->counters[i]));
 	return 0;
 }
 DEFINE_SHOW_ATTRIBUTE(counters);
 
-static int detach_set(void *unused, u64 value)
+static int detach_set(void *npu, u64 value)
 {
 	if (value)
-		return flexnpu_handover_close(detach_ms);
-	flexnpu_handover_open();
+		return flexnpu_handover_close(npu, detach_ms);
+	flexnpu_handover_open(npu);
 	return 0;
 }
 DEFINE_DEBUGFS_ATTRIBUTE(detach_fops, NULL, detach_set, "%llu\n");
 
-void flexnpu_debugfs_init(void)
+void flexnpu_debugfs_init(struct flexnpu *npu)
 {
-	folder = debugfs_create_dir("flexnpu", NULL);
-	debugfs_create_file("state", 0444, folder, NULL, &state_fops);
-	debugfs_create_file("counters", 0444, folder, NULL, &counters_fops);
-	debugfs_create_file_unsafe("detach", 0200, folder, NULL, &detach_fops);
+	npu->folder = debugfs_create_dir("flexnpu", NULL);
+	debugfs_create_file("state", 0444, npu->folder, npu, &state_fops);
+	debugfs_create_file("counters", 0444, npu->folder, npu, &counters_fops);
+	debugfs_create_file_unsafe("detach", 0200, npu->folder, npu, &detach_fops);
 }
 
-void flexnpu_debugfs_exit(void)
+void flexnpu_debugfs_exit(struct flexnpu *npu)
 {
-	debugfs_remove_recursive(folder);
+	debugfs_remove_recursive(npu->folder);
 }

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0 OR Apache-2.0
 /* /dev/flexnpu: the jobs of an open file, and its two requests. The file's mutex is for its list. */
 #include <linux/fs.h>
-#include <linux/miscdevice.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
 #include <linux/slab.h>
@@ -10,6 +9,7 @@
 #include "flexnpu.h"
 
 struct client {
+	struct flexnpu *npu;
 	struct mutex lock;
 	struct list_head jobs;
 	unsigned int count;
@@ -68,7 +68,7 @@ static long submit(struct client *client, void __user *argument)
 
 	if (copy_from_user(&request, argument, sizeof(request)))
 		return -EFAULT;
-	job = flexnpu_job_create(&request);
+	job = flexnpu_job_create(client->npu, &request);
 	if (IS_ERR(job))
 		return PTR_ERR(job);
 	error = enter(client, job);
@@ -126,6 +126,8 @@ static int device_open(struct inode *inode, struct file *file)
 
 	if (!client)
 		return -ENOMEM;
+	/* misc_open() left the device there. */
+	client->npu = container_of(file->private_data, struct flexnpu, device);
 	mutex_init(&client->lock);
 	INIT_LIST_HEAD(&client->jobs);
 	file->private_data = client;
@@ -152,18 +154,17 @@ static const struct file_operations operations = {
 	.unlocked_ioctl = device_ioctl,
 };
 
-static struct miscdevice device = {
-	.minor = MISC_DYNAMIC_MINOR,
-	.name = "flexnpu",
-	.fops = &operations,
-};
-
-int flexnpu_device_init(void)
+int flexnpu_device_init(struct flexnpu *npu)
 {
-	return misc_register(&device);
+	npu->device = (struct miscdevice){
+		.minor = MISC_DYNAMIC_MINOR,
+		.name = "flexnpu",
+		.fops = &operations,
+	};
+	return misc_register(&npu->device);
 }
 
-void flexnpu_device_exit(void)
+void flexnpu_device_exit(struct flexnpu *npu)
 {
-	misc_deregister(&device);
+	misc_deregister(&npu->device);
 }

@@ -48,204 +48,198 @@ static unsigned int ask_ms = 50;
 module_param(ask_ms, uint, 0644);
 MODULE_PARM_DESC(ask_ms, "by when the secure world should give the NPU back, when jobs wait");
 
-static struct flexmem *flexmem;
-static phys_addr_t code;
-static unsigned long code_bytes;
-
-static bool ours = true; /* the runner's, see above */
-static u64 since;	 /* ns: it became ours, or theirs */
-static u64 asked;	 /* jiffies */
-
-static bool wanted = true, back, closing; /* flags of others; perhaps it was wanted before we listened */
-static u64 wanted_at;			  /* ns; before `wanted` */
-
-static enum flex_npu_state state(void)
+static enum flex_npu_state state(struct flexnpu *npu)
 {
 	struct flex_results results;
 
-	if (flex_call(flexmem, FLEX_CALL_NPU_STATE, 0, 0, 0, &results))
+	if (flex_call(npu->handover.flexmem, FLEX_CALL_NPU_STATE, 0, 0, 0, &results))
 		return FLEX_NPU_STATE_ABSENT;
 	return results.x[0];
 }
 
 /* ---- to them ---- */
 
-static bool is_wanted(void)
+static bool is_wanted(struct flexnpu *npu)
 {
-	return smp_load_acquire(&wanted) && !READ_ONCE(closing);
+	return smp_load_acquire(&npu->handover.wanted) && !READ_ONCE(npu->handover.closing);
 }
 
 /* When the NPU should be theirs, once it is wanted. */
-static u64 leave_at(void)
+static u64 leave_at(struct flexnpu *npu)
 {
-	return max(READ_ONCE(wanted_at), since + (u64)slice_ms * NSEC_PER_MSEC);
+	return max(READ_ONCE(npu->handover.wanted_at), npu->handover.since + (u64)slice_ms * NSEC_PER_MSEC);
 }
 
-static bool should_give(void)
+static bool should_give(struct flexnpu *npu)
 {
-	return is_wanted() && (!flexnpu_jobs_waiting() || ktime_get_ns() >= leave_at());
+	return is_wanted(npu) && (!flexnpu_jobs_waiting(npu) || ktime_get_ns() >= leave_at(npu));
 }
 
-static bool is_on_its_way(void)
+static bool is_on_its_way(struct flexnpu *npu)
 {
-	enum flex_npu_state now = state();
+	enum flex_npu_state now = state(npu);
 
 	return now == FLEX_NPU_STATE_ENTERING || now == FLEX_NPU_STATE_LEAVING;
 }
 
 /* Whether it is not ours any more, and whatever ran has been stopped. */
-static bool give(void)
+static bool give(struct flexnpu *npu)
 {
 	u64 began = ktime_get_ns();
 	int status;
 
-	WRITE_ONCE(wanted, false); /* first: what is wanted from now on is another time */
+	WRITE_ONCE(npu->handover.wanted, false); /* first: what is wanted from now on is another time */
 	if (!try_module_get(THIS_MODULE))
 		return false; /* it is being unloaded */
-	WRITE_ONCE(ours, false);
-	status = flex_call(flexmem, FLEX_CALL_NPU_GRANT, code, code_bytes, 0, NULL);
+	WRITE_ONCE(npu->handover.ours, false);
+	status = flex_call(npu->handover.flexmem, FLEX_CALL_NPU_GRANT, npu->handover.code,
+			   npu->handover.code_bytes, 0, NULL);
 	if (status != FLEX_STATUS_OK) {
-		WRITE_ONCE(ours, true);
+		WRITE_ONCE(npu->handover.ours, true);
 		module_put(THIS_MODULE);
 		if (status == FLEX_STATUS_BUSY) {
-			WRITE_ONCE(wanted, true);
+			WRITE_ONCE(npu->handover.wanted, true);
 			usleep_range(50, 100);
 		}
 		return false;
 	}
-	flex_service_kick(flexmem);
-	while (is_on_its_way())
+	flex_service_kick(npu->handover.flexmem);
+	while (is_on_its_way(npu))
 		usleep_range(50, 100);
-	since = ktime_get_ns();
-	asked = get_jiffies_64() - msecs_to_jiffies(ask_ms);
-	flexnpu_count(FLEXNPU_COUNT_GRANTS, 1);
-	flexnpu_count(FLEXNPU_COUNT_GRANT_NS, since - began);
+	npu->handover.since = ktime_get_ns();
+	npu->handover.asked = get_jiffies_64() - msecs_to_jiffies(ask_ms);
+	flexnpu_count(npu, FLEXNPU_COUNT_GRANTS, 1);
+	flexnpu_count(npu, FLEXNPU_COUNT_GRANT_NS, npu->handover.since - began);
 	return true;
 }
 
-bool flexnpu_handover_cut(const struct flexnpu_job *job)
+bool flexnpu_handover_cut(struct flexnpu *npu, const struct flexnpu_job *job)
 {
 	u64 drain = (u64)drain_ms * NSEC_PER_MSEC << job->interrupted;
 
-	return is_wanted() && ktime_get_ns() >= leave_at() + drain && give();
+	return is_wanted(npu) && ktime_get_ns() >= leave_at(npu) + drain && give(npu);
 }
 
 /* ---- to us ---- */
 
-static bool should_ask(void)
+static bool should_ask(struct flexnpu *npu)
 {
-	return (flexnpu_jobs_waiting() || READ_ONCE(closing)) &&
-	       time_after_eq64(get_jiffies_64(), asked + msecs_to_jiffies(ask_ms));
+	return (flexnpu_jobs_waiting(npu) || READ_ONCE(npu->handover.closing)) &&
+	       time_after_eq64(get_jiffies_64(), npu->handover.asked + msecs_to_jiffies(ask_ms));
 }
 
-static void ask(void)
+static void ask(struct flexnpu *npu)
 {
-	asked = get_jiffies_64();
-	flexnpu_count(FLEXNPU_COUNT_ASKS, 1);
-	flex_call(flexmem, FLEX_CALL_NPU_ASK, ask_ms, 0, 0, NULL);
+	npu->handover.asked = get_jiffies_64();
+	flexnpu_count(npu, FLEXNPU_COUNT_ASKS, 1);
+	flex_call(npu->handover.flexmem, FLEX_CALL_NPU_ASK, ask_ms, 0, 0, NULL);
 }
 
-static void take_back(void)
+static void take_back(struct flexnpu *npu)
 {
 	u64 now = ktime_get_ns();
 
-	flexnpu_count(FLEXNPU_COUNT_BACKS, 1);
-	flexnpu_count(FLEXNPU_COUNT_AWAY_NS, now - since);
-	since = now;
-	WRITE_ONCE(ours, true);
+	flexnpu_count(npu, FLEXNPU_COUNT_BACKS, 1);
+	flexnpu_count(npu, FLEXNPU_COUNT_AWAY_NS, now - npu->handover.since);
+	npu->handover.since = now;
+	WRITE_ONCE(npu->handover.ours, true);
 	module_put(THIS_MODULE);
 }
 
 /* ---- for the runner ---- */
 
-bool flexnpu_handover_ours(void)
+bool flexnpu_handover_ours(struct flexnpu *npu)
 {
-	return READ_ONCE(ours);
+	return READ_ONCE(npu->handover.ours);
 }
 
-bool flexnpu_handover_due(void)
+bool flexnpu_handover_due(struct flexnpu *npu)
 {
-	return ours ? should_give() : READ_ONCE(back) || should_ask();
+	return npu->handover.ours ? should_give(npu) : READ_ONCE(npu->handover.back) || should_ask(npu);
 }
 
-long flexnpu_handover_patience(void)
+long flexnpu_handover_patience(struct flexnpu *npu)
 {
-	bool asking = !ours && (flexnpu_jobs_waiting() || READ_ONCE(closing));
+	bool asking = !npu->handover.ours && (flexnpu_jobs_waiting(npu) || READ_ONCE(npu->handover.closing));
 
 	return asking ? max(msecs_to_jiffies(ask_ms), 1UL) : MAX_SCHEDULE_TIMEOUT;
 }
 
-void flexnpu_handover_step(void)
+void flexnpu_handover_step(struct flexnpu *npu)
 {
-	if (ours) {
-		if (should_give())
-			give();
-	} else if (xchg(&back, false) && state() == FLEX_NPU_STATE_NORMAL) {
-		take_back();
-	} else if (should_ask()) {
-		ask();
+	if (npu->handover.ours) {
+		if (should_give(npu))
+			give(npu);
+	} else if (xchg(&npu->handover.back, false) && state(npu) == FLEX_NPU_STATE_NORMAL) {
+		take_back(npu);
+	} else if (should_ask(npu)) {
+		ask(npu);
 	}
 }
 
 /* ---- for others ---- */
 
-static void hear(const struct flex_results *notice)
+static void hear(void *data, const struct flex_results *notice)
 {
+	struct flexnpu *npu = data;
+
 	switch (notice->x[0]) {
 	case FLEX_NOTICE_NPU_WANTED:
-		flexnpu_count(FLEXNPU_COUNT_WANTS, 1);
-		if (READ_ONCE(wanted))
+		flexnpu_count(npu, FLEXNPU_COUNT_WANTS, 1);
+		if (READ_ONCE(npu->handover.wanted))
 			break; /* it waits since then */
-		WRITE_ONCE(wanted_at, ktime_get_ns());
-		smp_store_release(&wanted, true);
-		flexnpu_runner_kick();
+		WRITE_ONCE(npu->handover.wanted_at, ktime_get_ns());
+		smp_store_release(&npu->handover.wanted, true);
+		flexnpu_runner_kick(npu);
 		break;
 	case FLEX_NOTICE_NPU_BACK:
-		WRITE_ONCE(back, true);
-		flexnpu_runner_kick();
+		WRITE_ONCE(npu->handover.back, true);
+		flexnpu_runner_kick(npu);
 		break;
 	}
 }
 
-int flexnpu_handover_close(unsigned int ms)
+int flexnpu_handover_close(struct flexnpu *npu, unsigned int ms)
 {
 	unsigned long end = jiffies + msecs_to_jiffies(ms);
 
-	WRITE_ONCE(closing, true);
-	flexnpu_runner_kick();
-	while (!READ_ONCE(ours) && time_before(jiffies, end))
+	WRITE_ONCE(npu->handover.closing, true);
+	flexnpu_runner_kick(npu);
+	while (!READ_ONCE(npu->handover.ours) && time_before(jiffies, end))
 		msleep(5);
-	if (READ_ONCE(ours))
+	if (READ_ONCE(npu->handover.ours))
 		return 0;
-	flexnpu_handover_open();
+	flexnpu_handover_open(npu);
 	pr_warn("flexnpu: the secure world keeps the NPU; staying\n");
 	return -EBUSY;
 }
 
-void flexnpu_handover_open(void)
+void flexnpu_handover_open(struct flexnpu *npu)
 {
-	WRITE_ONCE(closing, false);
-	flexnpu_runner_kick();
+	WRITE_ONCE(npu->handover.closing, false);
+	flexnpu_runner_kick(npu);
 }
 
-int flexnpu_handover_init(void)
+int flexnpu_handover_init(struct flexnpu *npu)
 {
 	unsigned long start = (unsigned long)flex_npu_core;
 
-	flexmem = flexmem_get();
-	if (!flexmem)
+	npu->handover.flexmem = flexmem_get();
+	if (!npu->handover.flexmem)
 		return -EPROBE_DEFER; /* it is not up yet */
-	code_bytes = (unsigned long)flex_npu_core_end - start;
-	if (!PAGE_ALIGNED(start) || code_bytes > PAGE_SIZE)
+	npu->handover.code_bytes = (unsigned long)flex_npu_core_end - start;
+	if (!PAGE_ALIGNED(start) || npu->handover.code_bytes > PAGE_SIZE)
 		return -EINVAL; /* not one page: it has more than one physical address */
-	code = PFN_PHYS(vmalloc_to_pfn((void *)start));
-	if (state() != FLEX_NPU_STATE_NORMAL)
+	npu->handover.code = PFN_PHYS(vmalloc_to_pfn((void *)start));
+	if (state(npu) != FLEX_NPU_STATE_NORMAL)
 		return -ENODEV;
-	flex_listen(flexmem, hear);
+	npu->handover.ours = true;
+	npu->handover.wanted = true; /* perhaps it was, before we listened */
+	flex_listen(npu->handover.flexmem, hear, npu);
 	return 0;
 }
 
-void flexnpu_handover_exit(void)
+void flexnpu_handover_exit(struct flexnpu *npu)
 {
-	flex_listen(flexmem, NULL);
+	flex_listen(npu->handover.flexmem, NULL, NULL);
 }

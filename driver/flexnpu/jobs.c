@@ -10,8 +10,6 @@
 #include <linux/ktime.h>
 #include <linux/mm.h>
 #include <linux/slab.h>
-#include <linux/spinlock.h>
-#include <linux/wait.h>
 
 #include "flexnpu.h"
 
@@ -20,10 +18,6 @@ static const u32 places[FLEXNPU_BUFFERS] = { 0x10000000, 0x20000000, 0x30000000 
 
 static_assert((int)FLEXNPU_INT8 == FLEX_NPU_FORMAT_INT8 && (int)FLEXNPU_FP16 == FLEX_NPU_FORMAT_FP16 &&
 	      (int)FLEXNPU_Q8_0 == FLEX_NPU_FORMAT_Q8_0);
-
-static DEFINE_SPINLOCK(lock);
-static LIST_HEAD(queue);
-static DECLARE_WAIT_QUEUE_HEAD(endings);
 
 /* ---- what is asked for ---- */
 
@@ -103,7 +97,7 @@ static int write_list(struct flexnpu_job *job, const struct flexnpu_submit *subm
 	return flexnpu_space_map(&job->space, FLEXNPU_LIST_AT, virt_to_phys(job->list), false);
 }
 
-struct flexnpu_job *flexnpu_job_create(const struct flexnpu_submit *submit)
+struct flexnpu_job *flexnpu_job_create(struct flexnpu *npu, const struct flexnpu_submit *submit)
 {
 	struct shape shapes[FLEXNPU_BUFFERS];
 	u64 submitted = ktime_get_ns();
@@ -115,6 +109,7 @@ struct flexnpu_job *flexnpu_job_create(const struct flexnpu_submit *submit)
 	job = kzalloc(sizeof(*job), GFP_KERNEL);
 	if (!job)
 		return ERR_PTR(-ENOMEM);
+	job->npu = npu;
 	kref_init(&job->references);
 	INIT_LIST_HEAD(&job->queued);
 	job->submitted = submitted;
@@ -122,7 +117,7 @@ struct flexnpu_job *flexnpu_job_create(const struct flexnpu_submit *submit)
 	if (!error)
 		error = write_list(job, submit, shapes);
 	for (int i = 0; !error && i < FLEXNPU_BUFFERS; i++)
-		error = flexnpu_buffer_pin(&job->buffers[i], &job->space, places[i], shapes[i].address,
+		error = flexnpu_buffer_pin(npu, &job->buffers[i], &job->space, places[i], shapes[i].address,
 					   extent(&shapes[i]), i == FLEXNPU_C);
 	if (!error)
 		return job;
@@ -135,7 +130,7 @@ static void destroy(struct kref *references)
 	struct flexnpu_job *job = container_of(references, struct flexnpu_job, references);
 
 	for (int i = 0; i < FLEXNPU_BUFFERS; i++)
-		flexnpu_buffer_unpin(&job->buffers[i]);
+		flexnpu_buffer_unpin(job->npu, &job->buffers[i]);
 	free_page((unsigned long)job->list);
 	flexnpu_space_exit(&job->space);
 	kfree(job);
@@ -148,57 +143,68 @@ void flexnpu_job_put(struct flexnpu_job *job)
 
 /* ---- the queue ---- */
 
-void flexnpu_jobs_queue(struct flexnpu_job *job)
+void flexnpu_queue_init(struct flexnpu *npu)
 {
-	kref_get(&job->references);
-	spin_lock(&lock);
-	list_add_tail(&job->queued, &queue);
-	spin_unlock(&lock);
-	flexnpu_runner_kick();
+	spin_lock_init(&npu->queue.lock);
+	INIT_LIST_HEAD(&npu->queue.jobs);
+	init_waitqueue_head(&npu->queue.endings);
 }
 
-struct flexnpu_job *flexnpu_jobs_next(void)
+void flexnpu_jobs_queue(struct flexnpu_job *job)
+{
+	struct flexnpu *npu = job->npu;
+
+	kref_get(&job->references);
+	spin_lock(&npu->queue.lock);
+	list_add_tail(&job->queued, &npu->queue.jobs);
+	spin_unlock(&npu->queue.lock);
+	flexnpu_runner_kick(npu);
+}
+
+struct flexnpu_job *flexnpu_jobs_next(struct flexnpu *npu)
 {
 	struct flexnpu_job *job;
 
-	spin_lock(&lock);
-	job = list_first_entry_or_null(&queue, struct flexnpu_job, queued);
+	spin_lock(&npu->queue.lock);
+	job = list_first_entry_or_null(&npu->queue.jobs, struct flexnpu_job, queued);
 	if (job)
 		list_del_init(&job->queued);
-	spin_unlock(&lock);
+	spin_unlock(&npu->queue.lock);
 	return job;
 }
 
 /* A job that was forgotten while it ran is not queued again: then this was the last reference. */
 void flexnpu_jobs_again(struct flexnpu_job *job)
 {
+	struct flexnpu_queue *queue = &job->npu->queue;
 	bool queued;
 
-	spin_lock(&lock);
+	spin_lock(&queue->lock);
 	queued = !job->forgotten;
 	if (queued)
-		list_add(&job->queued, &queue);
-	spin_unlock(&lock);
+		list_add(&job->queued, &queue->jobs);
+	spin_unlock(&queue->lock);
 	if (!queued)
 		flexnpu_job_put(job);
 }
 
 void flexnpu_jobs_forget(struct flexnpu_job *job)
 {
+	struct flexnpu_queue *queue = &job->npu->queue;
 	bool was_queued;
 
-	spin_lock(&lock);
+	spin_lock(&queue->lock);
 	job->forgotten = true;
 	was_queued = !list_empty(&job->queued);
 	list_del_init(&job->queued);
-	spin_unlock(&lock);
+	spin_unlock(&queue->lock);
 	if (was_queued)
 		flexnpu_job_put(job);
 }
 
-bool flexnpu_jobs_waiting(void)
+bool flexnpu_jobs_waiting(struct flexnpu *npu)
 {
-	return !list_empty_careful(&queue);
+	return !list_empty_careful(&npu->queue.jobs);
 }
 
 void flexnpu_job_end(struct flexnpu_job *job, u32 outcome, u32 stopped)
@@ -206,12 +212,12 @@ void flexnpu_job_end(struct flexnpu_job *job, u32 outcome, u32 stopped)
 	job->outcome = outcome;
 	job->stopped = stopped;
 	smp_store_release(&job->ended, true);
-	wake_up_all(&endings);
+	wake_up_all(&job->npu->queue.endings);
 }
 
 int flexnpu_job_wait(struct flexnpu_job *job, unsigned int ms)
 {
-	long left = wait_event_interruptible_timeout(endings, smp_load_acquire(&job->ended),
+	long left = wait_event_interruptible_timeout(job->npu->queue.endings, smp_load_acquire(&job->ended),
 						     msecs_to_jiffies(ms));
 
 	if (left < 0)

@@ -14,7 +14,6 @@
 #include <linux/delay.h>
 #include <linux/kthread.h>
 #include <linux/module.h>
-#include <linux/wait.h>
 
 #include "flexnpu.h"
 
@@ -25,23 +24,18 @@ MODULE_PARM_DESC(job_ms, "how long one job may run before it is stopped");
 static const unsigned int reset_ms = 1000;	/* for the NPU to answer at all */
 static const unsigned int interrupted_max = 32; /* then something is wrong */
 
-static volatile void __iomem *window;
-static struct task_struct *thread;
-static DECLARE_WAIT_QUEUE_HEAD(work);
-static bool running; /* a job is in hand: to be shown */
-
-static u64 core(enum flexnpu_op op)
+static u64 core(struct flexnpu *npu, enum flexnpu_op op)
 {
-	return flex_npu_core((volatile void __force *)window, op, 0, 0, 0, 0);
+	return flex_npu_core((volatile void __force *)npu->runner.window, op, 0, 0, 0, 0);
 }
 
-static bool start(const struct flexnpu_job *job)
+static bool start(struct flexnpu *npu, const struct flexnpu_job *job)
 {
-	if (flex_npu_core((volatile void __force *)window, FLEXNPU_OP_START, FLEXNPU_LIST_AT, job->commands,
-			  virt_to_phys(job->space.directory), job->number))
+	if (flex_npu_core((volatile void __force *)npu->runner.window, FLEXNPU_OP_START, FLEXNPU_LIST_AT,
+			  job->commands, virt_to_phys(job->space.directory), job->number))
 		return false;
 	if (!job->interrupted)
-		flexnpu_count(FLEXNPU_COUNT_LAUNCH_NS, ktime_get_ns() - job->submitted);
+		flexnpu_count(npu, FLEXNPU_COUNT_LAUNCH_NS, ktime_get_ns() - job->submitted);
 	return true;
 }
 
@@ -54,7 +48,7 @@ static void pause(u64 ns)
 
 /* ---- how jobs end ---- */
 
-static void note_end(struct flexnpu_job *job, u32 raw, u32 mmu)
+static void note_end(struct flexnpu *npu, struct flexnpu_job *job, u32 raw, u32 mmu)
 {
 	u32 outcome = FLEXNPU_DONE, stopped = 0;
 
@@ -64,32 +58,32 @@ static void note_end(struct flexnpu_job *job, u32 raw, u32 mmu)
 	} else if (raw & FLEX_NPU_INTERRUPT_BAD_COMMAND) {
 		outcome = FLEXNPU_BAD_COMMAND;
 	}
-	flexnpu_count(FLEXNPU_COUNT_FAULTS, outcome != FLEXNPU_DONE);
-	flexnpu_count(FLEXNPU_COUNT_JOBS, 1);
+	flexnpu_count(npu, FLEXNPU_COUNT_FAULTS, outcome != FLEXNPU_DONE);
+	flexnpu_count(npu, FLEXNPU_COUNT_JOBS, 1);
 	flexnpu_job_end(job, outcome, stopped);
 	flexnpu_job_put(job);
 }
 
-static void run_again(struct flexnpu_job *job)
+static void run_again(struct flexnpu *npu, struct flexnpu_job *job)
 {
-	flexnpu_count(FLEXNPU_COUNT_INTERRUPTED, 1);
+	flexnpu_count(npu, FLEXNPU_COUNT_INTERRUPTED, 1);
 	if (++job->interrupted < interrupted_max) {
 		flexnpu_jobs_again(job);
 		return;
 	}
-	flexnpu_count(FLEXNPU_COUNT_JOBS, 1);
+	flexnpu_count(npu, FLEXNPU_COUNT_JOBS, 1);
 	flexnpu_job_end(job, FLEXNPU_LOST, 0);
 	flexnpu_job_put(job);
 }
 
-static void stop(struct flexnpu_job *job)
+static void stop(struct flexnpu *npu, struct flexnpu_job *job)
 {
-	core(FLEXNPU_OP_RESET);
-	flexnpu_count(FLEXNPU_COUNT_TIMEOUTS, 1);
-	flexnpu_count(FLEXNPU_COUNT_JOBS, 1);
+	core(npu, FLEXNPU_OP_RESET);
+	flexnpu_count(npu, FLEXNPU_COUNT_TIMEOUTS, 1);
+	flexnpu_count(npu, FLEXNPU_COUNT_JOBS, 1);
 	flexnpu_job_end(job, FLEXNPU_TIMED_OUT, 0);
-	while (core(FLEXNPU_OP_STATUS) & (FLEXNPU_RUNNING | FLEXNPU_RESETTING)) {
-		if (flexnpu_handover_cut(job))
+	while (core(npu, FLEXNPU_OP_STATUS) & (FLEXNPU_RUNNING | FLEXNPU_RESETTING)) {
+		if (flexnpu_handover_cut(npu, job))
 			break;
 		if (kthread_should_stop()) {
 			pr_err("flexnpu: the NPU does not let go; the memory of a job stays pinned\n");
@@ -102,7 +96,7 @@ static void stop(struct flexnpu_job *job)
 
 /* ---- one job ---- */
 
-static void run_job(struct flexnpu_job *job)
+static void run_job(struct flexnpu *npu, struct flexnpu_job *job)
 {
 	u64 began = ktime_get_ns(), limit = (u64)job_ms * NSEC_PER_MSEC, ran = 0, status = 0;
 	bool started = false;
@@ -110,62 +104,65 @@ static void run_job(struct flexnpu_job *job)
 
 	while (!started || status & FLEXNPU_RUNNING) {
 		if (ran > limit)
-			return stop(job);
-		if (flexnpu_handover_cut(job))
-			return run_again(job);
-		started = started || start(job);
+			return stop(npu, job);
+		if (flexnpu_handover_cut(npu, job))
+			return run_again(npu, job);
+		started = started || start(npu, job);
 		pause(ran);
-		status = core(FLEXNPU_OP_STATUS);
+		status = core(npu, FLEXNPU_OP_STATUS);
 		ran = ktime_get_ns() - began;
 	}
-	flexnpu_count(FLEXNPU_COUNT_BUSY_NS, ran);
-	mmu = core(FLEXNPU_OP_FAULT) >> 32;
+	flexnpu_count(npu, FLEXNPU_COUNT_BUSY_NS, ran);
+	mmu = core(npu, FLEXNPU_OP_FAULT) >> 32;
 	if (!(u32)status || !(mmu & FLEX_NPU_MMU_STATUS_PAGING))
-		return run_again(job);
-	note_end(job, status, mmu);
+		return run_again(npu, job);
+	note_end(npu, job, status, mmu);
 }
 
-static bool runnable(void)
+static bool runnable(struct flexnpu *npu)
 {
-	return flexnpu_handover_ours() && flexnpu_jobs_waiting();
+	return flexnpu_handover_ours(npu) && flexnpu_jobs_waiting(npu);
 }
 
-static int run(void *unused)
+static int run(void *data)
 {
+	struct flexnpu *npu = data;
+
 	while (!kthread_should_stop()) {
 		struct flexnpu_job *job = NULL;
 
-		flexnpu_handover_step();
-		if (flexnpu_handover_ours())
-			job = flexnpu_jobs_next();
-		WRITE_ONCE(running, !!job);
+		flexnpu_handover_step(npu);
+		if (flexnpu_handover_ours(npu))
+			job = flexnpu_jobs_next(npu);
+		WRITE_ONCE(npu->runner.running, !!job);
 		if (job)
-			run_job(job);
+			run_job(npu, job);
 		else
 			wait_event_idle_timeout(
-				work, kthread_should_stop() || runnable() || flexnpu_handover_due(),
-				flexnpu_handover_patience());
+				npu->runner.work,
+				kthread_should_stop() || runnable(npu) || flexnpu_handover_due(npu),
+				flexnpu_handover_patience(npu));
 	}
 	return 0;
 }
 
 /* ---- the thread ---- */
 
-void flexnpu_runner_kick(void)
+void flexnpu_runner_kick(struct flexnpu *npu)
 {
-	wake_up(&work);
+	wake_up(&npu->runner.work);
 }
 
-bool flexnpu_runner_busy(void)
+bool flexnpu_runner_busy(struct flexnpu *npu)
 {
-	return READ_ONCE(running);
+	return READ_ONCE(npu->runner.running);
 }
 
-static int reset(void)
+static int reset(struct flexnpu *npu)
 {
-	core(FLEXNPU_OP_RESET);
+	core(npu, FLEXNPU_OP_RESET);
 	for (unsigned int ms = 0; ms < reset_ms; ms++) {
-		if (!(core(FLEXNPU_OP_STATUS) & (FLEXNPU_RUNNING | FLEXNPU_RESETTING)))
+		if (!(core(npu, FLEXNPU_OP_STATUS) & (FLEXNPU_RUNNING | FLEXNPU_RESETTING)))
 			return 0;
 		usleep_range(900, 1100);
 	}
@@ -173,19 +170,19 @@ static int reset(void)
 	return -ENODEV;
 }
 
-int flexnpu_runner_init(volatile void __iomem *registers)
+int flexnpu_runner_init(struct flexnpu *npu, volatile void __iomem *window)
 {
 	int error;
 
-	window = registers;
-	error = reset();
+	npu->runner.window = window;
+	error = reset(npu);
 	if (error)
 		return error;
-	thread = kthread_run(run, NULL, "flexnpu");
-	return PTR_ERR_OR_ZERO(thread);
+	npu->runner.thread = kthread_run(run, npu, "flexnpu");
+	return PTR_ERR_OR_ZERO(npu->runner.thread);
 }
 
-void flexnpu_runner_exit(void)
+void flexnpu_runner_exit(struct flexnpu *npu)
 {
-	kthread_stop(thread);
+	kthread_stop(npu->runner.thread);
 }

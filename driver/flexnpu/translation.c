@@ -19,8 +19,6 @@ enum { ENTRIES = 1024, TABLE_SHIFT = 22 };
 #define READABLE (1u << 1)
 #define WRITABLE (1u << 2)
 
-static atomic_long_t pinned; /* pages of all jobs */
-
 static u32 *new_table(void)
 {
 	return (u32 *)__get_free_page(GFP_KERNEL | GFP_DMA32 | __GFP_ZERO);
@@ -79,27 +77,27 @@ static int pin(struct flexnpu_buffer *buffer, u64 address, unsigned long count, 
 	return got == count ? 0 : -EFAULT;
 }
 
-int flexnpu_buffer_pin(struct flexnpu_buffer *buffer, struct flexnpu_space *space, u32 iova,
-		       u64 address, u64 bytes, bool written)
+int flexnpu_buffer_pin(struct flexnpu *npu, struct flexnpu_buffer *buffer, struct flexnpu_space *space,
+		       u32 iova, u64 address, u64 bytes, bool written)
 {
 	unsigned long count = PFN_UP(offset_in_page(address) + bytes);
 	int error;
 
 	buffer->written = written;
-	if (atomic_long_add_return(count, &pinned) > totalram_pages() / 4)
+	if (atomic_long_add_return(count, &npu->pinned) > totalram_pages() / 4)
 		error = -ENOMEM;
 	else
 		error = pin(buffer, address, count, written);
-	atomic_long_sub(count - buffer->count, &pinned);
+	atomic_long_sub(count - buffer->count, &npu->pinned);
 	for (unsigned long i = 0; !error && i < count; i++)
 		error = flexnpu_space_map(space, iova + i * PAGE_SIZE, page_to_phys(buffer->pages[i]),
 					  written);
 	return error; /* what was pinned is unpinned with the job */
 }
 
-void flexnpu_buffer_unpin(struct flexnpu_buffer *buffer)
+void flexnpu_buffer_unpin(struct flexnpu *npu, struct flexnpu_buffer *buffer)
 {
 	unpin_user_pages_dirty_lock(buffer->pages, buffer->count, buffer->written);
-	atomic_long_sub(buffer->count, &pinned);
+	atomic_long_sub(buffer->count, &npu->pinned);
 	kvfree(buffer->pages);
 }
