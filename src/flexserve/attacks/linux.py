@@ -21,7 +21,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from flexserve.attacks import inside, relay
+from flexserve.attacks import inside, relay, sealed
 from flexserve.attacks.attempt import Attempt, Foreseen, Gained, Pointless, attempt
 from flexserve.attacks.target import MODEL, Target
 from flexserve.errors import NormalWorldError
@@ -264,6 +264,7 @@ ATTACKS: tuple[Callable[[Scene], str], ...] = (
     connect_from_within,
     run_bytes_from_within,
     *relay.ATTACKS,
+    *sealed.ATTACKS,
 )
 
 

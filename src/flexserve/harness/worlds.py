@@ -45,6 +45,8 @@ from flexserve.protocol.messages import (
     Recall,
     Recalled,
     Returned,
+    Sealed,
+    SealedPart,
     Shutdown,
     Spare,
     Started,
@@ -254,6 +256,19 @@ class DrivenWorld:
         if said.failure is not None:
             raise _error(said.failure)
         return said
+
+    def sealed(self, body: bytes) -> list[bytes]:
+        """Pass a sealed request on; return the parts of its sealed answer. Raises the world's own error."""
+        number, parts = self._next(), []
+        self._send(Sealed(number, body))
+        while True:
+            message = self._take(object, lambda m: getattr(m, "request", None) == number)
+            if isinstance(message, Failed):
+                raise _error(message.failure)
+            if isinstance(message, SealedPart):
+                parts.append(message.data)
+                if message.last:
+                    return parts
 
     def shut_down(self, drain: float) -> None:
         """Ask it to end; what runs may go on for `drain` seconds."""
