@@ -1,5 +1,5 @@
 """Sealed requests and their answers: who passes them on cannot read them.
 
-Trusted with: sealing keys, whose a sealed request is.
+Trusted with: secrets of sealed requests, whose such a request is.
 Sees: prompts, answers.
 """
