@@ -19,6 +19,7 @@ from flexserve.cli import (
     machine,
     memory,
     models,
+    pull,
     receipt,
     server,
     talk,
@@ -84,6 +85,7 @@ def flexserve(
 
 
 models.register(app)
+pull.register(app)
 server.register(app)
 connect.register(app)
 receipt.register(app)

@@ -57,10 +57,25 @@ def add(
     store = open_store(settings)
     with terminal.progress(f"sealing {file.name}", silent=as_json) as show_progress:
         manifest = store.add(file, name, show_progress, adapter_of=adapter_of, scale=scale)
+    finish_adding(settings, store, manifest, as_json=as_json)
+    if not as_json:
+        terminal.say(
+            f"note: {file} is still there in clear; delete it if nobody else should read the weights"
+        )
+
+
+def finish_adding(
+    settings: Settings, store: Store, manifest: Manifest, *, as_json: bool, pulled: bool = False
+) -> None:
+    """Try the model that was just sealed, and say what it is; remove it when a secure world dies of it.
+
+    One that was `pulled` stays when the user ends the try: it took long to come.
+    """
     try:
         untried = try_model(settings, store, manifest.name)
-    except BaseException:
-        store.remove(manifest.name)
+    except BaseException as error:
+        if isinstance(error, FlexServeError) or not pulled:
+            store.remove(manifest.name)
         raise
     if as_json:
         return terminal.show_json({**_described(manifest), "device_key": str(settings.device_key)})
@@ -72,7 +87,6 @@ def add(
         terminal.say(f"note: it was not tried, and is at its first use: {untried}")
     if _lacks_template(store, manifest):
         terminal.say(f"note: it brings {NO_TEMPLATE}")
-    terminal.say(f"note: {file} is still there in clear; delete it if nobody else should read the weights")
     return None
 
 
@@ -86,8 +100,8 @@ def list_models(
         rows = [{**_described(manifest), **_able(store, manifest), "damaged": None} for manifest in sound]
         rows += [{"name": name, "damaged": terminal.error_object(error)} for name, error in damaged.items()]
         return terminal.show_json({"models": rows})
-    if not sound and not damaged:
-        return terminal.say("No models yet. Add one with `flexserve add FILE.gguf`.")
+    if not sound and not damaged and not store.unfinished():
+        return terminal.say("No models yet. Get one with `flexserve pull`, or `flexserve add FILE.gguf`.")
     columns = ["MODEL", "ARCHITECTURE", "PARAMETERS", "QUANTIZATION", "CONTEXT", "SIZE", "ADDED", "MAKES"]
     terminal.show_table(
         columns,
@@ -96,6 +110,10 @@ def list_models(
     )
     for name, error in damaged.items():
         terminal.warn(f"{name} cannot be used: {error}")
+    for name, size in store.unfinished().items():
+        terminal.say(
+            f"{name} is not whole yet ({format_size(size)}): pull it again, or `flexserve rm {name}`"
+        )
     return None
 
 

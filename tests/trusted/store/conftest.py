@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from sample_models import gguf_bytes, quiet
 
-from flexserve.trusted.store import DeviceKey, SealedModel, Store, seal
+from flexserve.trusted.store import DeviceKey, SealedModel, Store, seal_file
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def store(tmp_path: Path, device: DeviceKey) -> Store:
 @pytest.fixture
 def flex(tmp_path: Path, source: Path, device: DeviceKey) -> Path:
     path = tmp_path / "model.flex"
-    seal(source, path, "model", device, quiet)
+    seal_file(source, path, "model", device, quiet)
     return path
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sample_models import CANARY, METADATA_CANARY, gguf_bytes, quiet
 from sealed_files import chunk, use
 
-from flexserve.trusted.store import DeviceKey, SealedModel, parse_gguf, seal
+from flexserve.trusted.store import DeviceKey, SealedModel, parse_gguf, seal_file
 from flexserve.trusted.store.manifest import CHUNK
 
 
@@ -37,7 +37,7 @@ def test_a_sealed_model_gives_back_its_header(source: Path, sealed: SealedModel)
 
 def test_progress_rises_to_the_total(source: Path, tmp_path: Path, device: DeviceKey):
     seen: list[tuple[int, int]] = []
-    manifest = seal(source, tmp_path / "x.flex", "x", device, lambda *step: seen.append(step))
+    manifest = seal_file(source, tmp_path / "x.flex", "x", device, lambda *step: seen.append(step))
     assert seen == [(min((i + 1) * CHUNK, manifest.size), manifest.size) for i in range(3)]
     with SealedModel.open(tmp_path / "x.flex", device) as model:
         again: list[tuple[int, int]] = []
@@ -101,7 +101,7 @@ def test_threads_may_read_at_once(source: Path, sealed: SealedModel):
 
 def test_a_model_smaller_than_a_chunk_is_sealed(tmp_path: Path, device: DeviceKey):
     (tmp_path / "s.gguf").write_bytes(gguf_bytes())
-    seal(tmp_path / "s.gguf", tmp_path / "s.flex", "s", device, quiet)
+    seal_file(tmp_path / "s.gguf", tmp_path / "s.flex", "s", device, quiet)
     use(tmp_path / "s.flex", device)
 
 
@@ -118,6 +118,9 @@ def test_nothing_of_the_model_is_in_the_file_in_clear(source: Path, flex: Path):
 
 def test_two_sealings_of_a_file_share_nothing(source: Path, tmp_path: Path, device: DeviceKey):
     one, two = tmp_path / "1.flex", tmp_path / "2.flex"
-    assert seal(source, one, "m", device, quiet).model_id != seal(source, two, "m", device, quiet).model_id
+    assert (
+        seal_file(source, one, "m", device, quiet).model_id
+        != seal_file(source, two, "m", device, quiet).model_id
+    )
     first, second = one.read_bytes(), two.read_bytes()
     assert all(first[chunk(first, i)][:64] != second[chunk(second, i)][:64] for i in range(3))

@@ -11,7 +11,7 @@ from sample_models import gguf_bytes, quiet
 from sealed_files import STRIDE, chunk, use
 
 from flexserve.errors import StoredDataError
-from flexserve.trusted.store import DeviceKey, SealedModel, seal
+from flexserve.trusted.store import DeviceKey, SealedModel, seal_file
 from flexserve.trusted.store.manifest import BLOCK_SIZE, CHUNK
 
 
@@ -118,7 +118,7 @@ def test_swapped_chunks_are_refused(flex: Path, device: DeviceKey):
 def test_parts_of_two_sealings_do_not_mix(
     source: Path, flex: Path, tmp_path: Path, device: DeviceKey, part: str
 ):
-    seal(source, tmp_path / "other.flex", "model", device, quiet)
+    seal_file(source, tmp_path / "other.flex", "model", device, quiet)
     data, other = bytearray(flex.read_bytes()), (tmp_path / "other.flex").read_bytes()
     where = slice(0, BLOCK_SIZE) if part == "block" else chunk(data, 1)
     data[where] = other[where]
@@ -197,7 +197,7 @@ def test_no_mutation_of_a_file_is_accepted(
     if not original.exists():
         folder.mkdir(exist_ok=True)
         (folder / "s.gguf").write_bytes(gguf_bytes())
-        seal(folder / "s.gguf", original, "s", device, quiet)
+        seal_file(folder / "s.gguf", original, "s", device, quiet)
     good = original.read_bytes()
     bad = bytearray(good)
     at = data.draw(st.integers(0, len(good)) | st.integers(0, 64))

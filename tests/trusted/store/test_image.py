@@ -21,7 +21,7 @@ from flexserve.trusted.store import (
     ImageWriter,
     SealedModel,
     StaleImageError,
-    seal,
+    seal_file,
 )
 
 CHUNK = 8192
@@ -197,7 +197,7 @@ def use(path: Path, sealed: SealedModel) -> None:
 
 
 def test_an_image_of_another_model_is_refused(path: Path, source: Path, tmp_path: Path, device: DeviceKey):
-    seal(source, tmp_path / "other.flex", "model", device, quiet)
+    seal_file(source, tmp_path / "other.flex", "model", device, quiet)
     with SealedModel.open(tmp_path / "other.flex", device) as other, pytest.raises(StoredDataError) as caught:
         Image.open(path, other, FINGERPRINT)
     assert not isinstance(caught.value, StaleImageError)

@@ -10,7 +10,7 @@ import pytest
 from sample_models import quiet
 
 from flexserve.errors import CallerError, NormalWorldError
-from flexserve.trusted.store import DeviceKey, container, seal
+from flexserve.trusted.store import DeviceKey, seal_file, sealing
 from flexserve.trusted.store.manifest import CHUNK
 
 
@@ -24,7 +24,7 @@ def target(tmp_path: Path) -> Path:
 def test_a_file_that_is_no_gguf_is_the_callers_error(tmp_path: Path, target: Path, device: DeviceKey):
     (tmp_path / "x.gguf").write_bytes(b"hello")
     with pytest.raises(CallerError):
-        seal(tmp_path / "x.gguf", target, "x", device, quiet)
+        seal_file(tmp_path / "x.gguf", target, "x", device, quiet)
     assert os.listdir(target.parent) == []
 
 
@@ -41,7 +41,7 @@ def test_a_source_that_is_no_file_is_the_callers_error(
         case "device":
             path = Path("/dev/zero")
     with pytest.raises(CallerError):
-        seal(path, target, "x", device, quiet)
+        seal_file(path, target, "x", device, quiet)
     assert os.listdir(target.parent) == []
 
 
@@ -59,7 +59,7 @@ def test_a_source_that_changes_meanwhile_is_refused(
                 os.utime(source, ns=(1, 1))
 
     with pytest.raises(CallerError, match="changed while"):
-        seal(source, target, "x", device, meddle)
+        seal_file(source, target, "x", device, meddle)
     assert os.listdir(target.parent) == []
 
 
@@ -68,7 +68,7 @@ def test_an_existing_destination_is_never_overwritten(source: Path, target: Path
         target.write_bytes(b"was here first")
 
     with pytest.raises(CallerError) as caught:
-        seal(source, target, "x", device, meddle)
+        seal_file(source, target, "x", device, meddle)
     assert caught.value.code == "model_exists"
     assert os.listdir(target.parent) == ["x.flex"]
     assert target.read_bytes() == b"was here first"
@@ -82,7 +82,7 @@ def test_an_interrupted_sealing_leaves_nothing(
         raise error("stop")
 
     with pytest.raises(error):
-        seal(source, target, "x", device, stop)
+        seal_file(source, target, "x", device, stop)
     assert os.listdir(target.parent) == []
 
 
@@ -92,9 +92,9 @@ def test_a_disk_known_to_be_too_small_is_refused_before_anything_is_written(
     stats = list(os.statvfs(target.parent))
     stats[4] = 10  # blocks available
     monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result(stats))
-    monkeypatch.setattr(container, "NewFile", None)
+    monkeypatch.setattr(sealing, "NewFile", None)
     with pytest.raises(NormalWorldError, match="disk is full") as caught:
-        seal(source, target, "x", device, quiet)
+        seal_file(source, target, "x", device, quiet)
     assert caught.value.code == "disk_full"
     assert "MiB" in caught.value.hint
 
@@ -122,10 +122,10 @@ def test_a_disk_that_fails_meanwhile_is_named_and_nothing_is_left(
             raise OSError(number, os.strerror(number))
         return real(*arguments, **named)
 
-    monkeypatch.setattr(container, "_FLUSH_EVERY", 2)
+    monkeypatch.setattr(sealing, "_FLUSH_EVERY", 2)
     monkeypatch.setattr(os, call, fail)
     with pytest.raises(NormalWorldError) as caught:
-        seal(source, target, "x", device, quiet)
+        seal_file(source, target, "x", device, quiet)
     assert caught.value.code == code
     assert os.listdir(target.parent) == []
 
@@ -135,7 +135,7 @@ def test_a_real_limit_on_the_file_size_is_a_full_disk(source: Path, target: Path
     if os.fork() == 0:
         try:
             resource.setrlimit(resource.RLIMIT_FSIZE, (CHUNK + CHUNK // 2, CHUNK + CHUNK // 2))
-            seal(source, target, "x", device, quiet)
+            seal_file(source, target, "x", device, quiet)
         except NormalWorldError as error:
             os.write(writer, error.code.encode())
         finally:
@@ -157,12 +157,12 @@ def test_a_disk_that_is_really_full_leaves_nothing(
         pytest.skip("mounting is not allowed here")
     try:
         with pytest.raises(NormalWorldError) as caught:
-            seal(source, target, "x", device, lambda done, total: pytest.fail("sealing began"))
+            seal_file(source, target, "x", device, lambda done, total: pytest.fail("sealing began"))
         assert caught.value.code == "disk_full"
         # The same when the room is lost only after it was checked.
-        monkeypatch.setattr(container, "require_room", lambda *arguments: None)
+        monkeypatch.setattr(sealing, "require_room", lambda *arguments: None)
         with pytest.raises(NormalWorldError) as caught:
-            seal(source, target, "x", device, quiet)
+            seal_file(source, target, "x", device, quiet)
         assert caught.value.code == "disk_full"
         assert os.listdir(folder) == []
     finally:

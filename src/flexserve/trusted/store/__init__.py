@@ -12,19 +12,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flexserve.trusted.store.container import SealedModel, seal
+    from flexserve.trusted.store.container import SealedModel
     from flexserve.trusted.store.gguf import GgufHeader, TensorInfo, parse_gguf
     from flexserve.trusted.store.image import BufferSpec, Image, ImageWriter, StaleImageError
     from flexserve.trusted.store.keys import DeviceKey
     from flexserve.trusted.store.manifest import Manifest
+    from flexserve.trusted.store.sealing import seal_file
     from flexserve.trusted.store.store import Store
 
 _PARTS = {
-    "container": ("SealedModel", "seal"),
+    "container": ("SealedModel",),
     "gguf": ("GgufHeader", "TensorInfo", "parse_gguf"),
     "image": ("BufferSpec", "Image", "ImageWriter", "StaleImageError"),
     "keys": ("DeviceKey",),
     "manifest": ("Manifest",),
+    "sealing": ("seal_file",),
     "store": ("Store",),
 }
 
@@ -40,7 +42,7 @@ __all__ = [
     "Store",
     "TensorInfo",
     "parse_gguf",
-    "seal",
+    "seal_file",
 ]
 
 

@@ -9,29 +9,20 @@ plaintext is wanted and the tag beside it, and the chunk is decrypted where it l
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import os
-import secrets
 import stat
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-import msgspec
-
 from flexserve.errors import CallerError
-from flexserve.trusted.store.aead import KEY_SIZE, MODEL_ID_SIZE, SALT_SIZE, TAG_SIZE, ChunkCipher, wipe
+from flexserve.trusted.store.aead import TAG_SIZE, ChunkCipher, wipe
 from flexserve.trusted.store.files import (
-    NewFile,
-    ShortFileError,
     disk_errors,
     read_errors,
     read_exact,
-    require_room,
-    write_all,
 )
 from flexserve.trusted.store.gguf import GgufHeader, parse_gguf
 from flexserve.trusted.store.keys import Device
@@ -39,190 +30,29 @@ from flexserve.trusted.store.manifest import (
     BLOCK_SIZE,
     CHUNK,
     FORMAT_VERSION,
-    MAX_SCALE,
-    Adapts,
     Manifest,
     bad,
-    check_name,
     read_block,
-    write_block,
 )
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in total
 
-_KIND = b"gguf"
-_STREAM = 0
-# Written data is pushed to the disk this often, so that progress tells the truth and the last
-# fsync does not take minutes.
-_FLUSH_EVERY = 256  # chunks
+KIND = b"gguf"
+STREAM = 0
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Base:
-    """The model that an adapter is added to, and how much the adapter changes it."""
-
-    manifest: Manifest
-    header: GgufHeader
-    scale: float
-
-    @property
-    def adapts(self) -> Adapts:
-        """What the manifest of the adapter says of it. Raises CallerError for a scale that none can have."""
-        if not -MAX_SCALE <= self.scale <= MAX_SCALE:
-            raise CallerError(
-                "That is no scale of an adapter.",
-                hint=f"Scales are between -{MAX_SCALE:g} and {MAX_SCALE:g}; 1 is what it was trained for.",
-            )
-        return Adapts(self.manifest.name, self.manifest.digest, self.scale)
-
-
-def seal(
-    source: Path,
-    destination: Path,
-    name: str,
-    device: Device,
-    progress: Progress,
-    *,
-    base: Base | None = None,
-) -> Manifest:
-    """Seal the GGUF `source` into the new file `destination`, readable by `device` only.
-
-    `base`: it is an adapter of that model. `progress(done, total)` is called after each chunk. Whatever
-    happens, `destination` is either complete or absent. Raises CallerError when the source is not a usable
-    GGUF, changes while it is read, or `destination` exists; NormalWorldError when the disk refuses
-    (code "disk_full").
-    """
-    check_name(name)
-    fd, before = open_source(source)
-    try:
-        header = parse_gguf(
-            lambda offset, length: _read_source(fd, offset, length),
-            before.st_size,
-            base=base.header if base is not None else None,
-        )
-        draft, cipher = _draft(header, before.st_size, name, device)
-        if base is not None:
-            draft = msgspec.structs.replace(
-                draft, adapts=base.adapts, context_length=base.manifest.context_length
-            )
-        action = f"Adding {name}"
-        require_room(destination.parent, _file_size(draft), action)
-        with disk_errors(action), NewFile(destination) as file:
-            digest = _seal_chunks(fd, file.fd, draft, cipher, progress)
-            _check_unchanged(source, before, os.fstat(fd))
-            manifest = msgspec.structs.replace(draft, digest=digest)
-            write_all(file.fd, [memoryview(write_block(manifest, device))], 0)
-            _publish(file, name)
-        return manifest
-    finally:
-        os.close(fd)
-
-
-def _publish(file: NewFile, name: str) -> None:
-    try:
-        file.publish()
-    except FileExistsError:
-        raise name_taken(name) from None
-
-
-def name_taken(name: str) -> CallerError:
-    """Return the error that says that a model named `name` exists."""
-    return CallerError(
-        f"There is a model named {name} already.",
-        hint=f"Remove it with `flexserve rm {name}`, or choose another name with --name.",
-        code="model_exists",
-    )
-
-
-def open_source(source: Path) -> tuple[int, os.stat_result]:
-    """Return a descriptor of the file `source`, and its stat. Raises CallerError when it is none."""
-    try:
-        # O_NONBLOCK: opening a pipe must not hang.
-        fd = os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise CallerError(
-            f"{source} cannot be read: {os.strerror(error.errno or 0)}.", hint="Check the path."
-        ) from None
-    info = os.fstat(fd)
-    if not stat.S_ISREG(info.st_mode):
-        os.close(fd)
-        raise CallerError(f"{source} is not a file.", hint="Name a GGUF file.")
-    return fd, info
-
-
-def _read_source(fd: int, offset: int, length: int) -> bytes:
-    with read_errors("the GGUF file"):
-        return os.pread(fd, length, offset)
-
-
-def _check_unchanged(source: Path, before: os.stat_result, after: os.stat_result) -> None:
-    # The header that was checked must be the header that was sealed. This catches accidents;
-    # a forger who resets the times gets a model whose header is checked again at every open.
-    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-        raise _changed(str(source))
-
-
-def _changed(source: str) -> CallerError:
-    return CallerError(f"{source} changed while it was added.", hint="Add it when it is complete.")
-
-
-def _draft(header: GgufHeader, size: int, name: str, device: Device) -> tuple[Manifest, ChunkCipher]:
-    """Return the manifest, still without its digest, and the cipher of a new sealing."""
-    key, salt = secrets.token_bytes(KEY_SIZE), secrets.token_bytes(SALT_SIZE)
-    model_id = secrets.token_bytes(MODEL_ID_SIZE)
-    manifest = Manifest(
-        name=name,
-        model_id=model_id.hex(),
-        device=device.identity,
-        size=size,
-        chunk=CHUNK,
-        digest="",
-        created=int(time.time()),
-        architecture=header.architecture,
-        parameters=header.parameter_count,
-        context_length=header.context_length or 0,
-        quantization=header.quantization,
-        metadata_bytes=header.data_offset,
-        salt=salt.hex(),
-        wrapped_key=device.wrap(model_id, key).hex(),
-    )
-    return manifest, ChunkCipher(key, salt, _KIND, FORMAT_VERSION, model_id)
-
-
-def _seal_chunks(
-    source: int, target: int, manifest: Manifest, cipher: ChunkCipher, progress: Progress
-) -> str:
-    """Encrypt all of `source` into `target`; return the hex digest of the plaintext."""
-    digest = hashlib.sha256()
-    plain, sealed = bytearray(CHUNK), bytearray(CHUNK)
-    try:
-        for index in range(manifest.chunks):
-            length = _chunk_length(manifest, index)
-            text, output = memoryview(plain)[:length], memoryview(sealed)[:length]
-            try:
-                read_exact(source, [text], index * CHUNK, "the GGUF file")
-            except ShortFileError:
-                raise _changed("The GGUF file") from None
-            digest.update(text)
-            tag = cipher.encrypt(_STREAM, index, manifest.chunks, text, output)
-            write_all(target, [output, memoryview(tag)], _chunk_offset(index))
-            if index % _FLUSH_EVERY == _FLUSH_EVERY - 1:
-                os.fdatasync(target)
-            progress(index * CHUNK + length, manifest.size)
-    finally:
-        wipe(plain)
-    return digest.hexdigest()
-
-
-def _chunk_offset(index: int) -> int:
+def chunk_offset(index: int) -> int:
+    """Return where chunk `index` lies in a .flex file, in bytes."""
     return BLOCK_SIZE + index * (CHUNK + TAG_SIZE)
 
 
-def _chunk_length(manifest: Manifest, index: int) -> int:
+def chunk_length(manifest: Manifest, index: int) -> int:
+    """Return the bytes of plaintext of chunk `index`."""
     return min(CHUNK, manifest.size - index * CHUNK)
 
 
-def _file_size(manifest: Manifest) -> int:
+def file_size(manifest: Manifest) -> int:
+    """Return the size of a whole .flex file, in bytes."""
     return BLOCK_SIZE + manifest.size + manifest.chunks * TAG_SIZE
 
 
@@ -244,10 +74,25 @@ class SealedModel:
         self.model_key = key  # secret; the images of this model derive their keys from it
         self._fd = fd
         salt = bytes.fromhex(manifest.salt)
-        self._cipher = ChunkCipher(key, salt, _KIND, FORMAT_VERSION, manifest.id_bytes)
+        self._cipher = ChunkCipher(key, salt, KIND, FORMAT_VERSION, manifest.id_bytes)
         self._scratch = scratch.cast("B") if scratch is not None else None
         self._scratch_lock = threading.Lock()
         self._read = read
+
+    @classmethod
+    def unfinished(cls, fd: int, device: Device) -> SealedModel:
+        """Return what an interrupted sealing left in the open file `fd`, which is closed with it.
+
+        Chunks that it lacks raise StoredDataError when they are read, as damaged ones do. Errors as `open`.
+        """
+        try:
+            with read_errors("an unfinished model"):
+                manifest = read_block(os.pread(fd, BLOCK_SIZE, 0), device, unfinished=True)
+            key = device.unwrap(manifest.id_bytes, bytes.fromhex(manifest.wrapped_key))
+            return cls(fd, manifest, key, None, lambda: None)
+        except BaseException:
+            os.close(fd)
+            raise
 
     @classmethod
     def open(
@@ -317,7 +162,7 @@ class SealedModel:
         at = offset
         while at < end:
             index, skip = divmod(at, CHUNK)
-            length = _chunk_length(self.manifest, index)
+            length = chunk_length(self.manifest, index)
             count = min(length - skip, end - at)
             part = target[at - offset : at - offset + count]
             if count == length:
@@ -333,7 +178,7 @@ class SealedModel:
         """
         digest = hashlib.sha256()
         for index in range(self.manifest.chunks):
-            length = _chunk_length(self.manifest, index)
+            length = chunk_length(self.manifest, index)
             with self._scratch_lock:
                 scratch = self._borrow()[:length]
                 try:
@@ -366,7 +211,7 @@ class SealedModel:
 
     def _read_part(self, index: int, skip: int, target: memoryview) -> None:
         with self._scratch_lock:
-            scratch = self._borrow()[: _chunk_length(self.manifest, index)]
+            scratch = self._borrow()[: chunk_length(self.manifest, index)]
             try:
                 self._read_chunk(index, scratch)
                 target[:] = scratch[skip : skip + len(target)]
@@ -375,8 +220,8 @@ class SealedModel:
 
     def _read_chunk(self, index: int, target: memoryview) -> None:
         tag = memoryview(bytearray(TAG_SIZE))
-        read_exact(self._fd, [target, tag], _chunk_offset(index), f"chunk {index} of {self.manifest.name}")
-        self._cipher.decrypt(_STREAM, index, self.manifest.chunks, target, tag)
+        read_exact(self._fd, [target, tag], chunk_offset(index), f"chunk {index} of {self.manifest.name}")
+        self._cipher.decrypt(STREAM, index, self.manifest.chunks, target, tag)
         self._read()
 
 
@@ -405,6 +250,6 @@ def _read_manifest(fd: int, device: Device) -> Manifest:
         raise bad("it is not a regular file")
     with read_errors("a sealed model"):
         manifest = read_block(os.pread(fd, BLOCK_SIZE, 0), device)
-    if info.st_size != _file_size(manifest):
-        raise bad(f"it has {info.st_size} bytes and should have {_file_size(manifest)}")
+    if info.st_size != file_size(manifest):
+        raise bad(f"it has {info.st_size} bytes and should have {file_size(manifest)}")
     return manifest

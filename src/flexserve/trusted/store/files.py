@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
-from flexserve.errors import NormalWorldError, StoredDataError
+from flexserve.errors import CallerError, NormalWorldError, StoredDataError
 from flexserve.units import format_size
 
 PRIVATE_FILE = 0o600
@@ -166,12 +166,14 @@ class NewFile:
     """A file that is being written, mode 0600, invisible under `destination` until published.
 
     A context manager: leaving it unpublished, by an exception or not, removes the file. `fd` is
-    open for reading and writing. All methods raise OSError; wrap calls in `disk_errors`.
+    open for reading and writing. `kept` (see keep_as): leaving it unpublished leaves the file, too.
+    All methods raise OSError; wrap calls in `disk_errors`.
     """
 
     def __init__(self, destination: Path) -> None:
         self.destination = destination
         self.fd = -1
+        self.kept = False
         while not self._create():
             pass
 
@@ -193,6 +195,15 @@ class NewFile:
         self.discard()
         return False
 
+    def keep_as(self, path: Path) -> None:
+        """Let the file, unfinished as it is, outlive its writer as `path`, in place of what is there."""
+        os.replace(self._path, path)
+        with _own_lock:
+            _own.discard(self._path.name)
+            _own.add(path.name)
+        self._path = path
+        self.kept = True
+
     def publish(self) -> None:
         """Give the file its name, durably. Raises FileExistsError when the name is taken."""
         os.fsync(self.fd)
@@ -210,12 +221,13 @@ class NewFile:
             sync_folder(self.destination.parent)
 
     def discard(self) -> None:
-        """Remove the temporary name and close the file. Always safe."""
+        """Remove the temporary name, unless the file is kept, and close the file. Always safe."""
         with _own_lock:
             if self._path.name not in _own:
                 return
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._path)
+        if not self.kept:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._path)
         if self.fd >= 0:
             os.close(self.fd)  # drops the lock, so after the unlink
             self.fd = -1
@@ -229,6 +241,38 @@ class NewFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.discard()
+
+
+@contextlib.contextmanager
+def open_locked(path: Path) -> Iterator[int | None]:
+    """Yield a descriptor of the kept file `path`, which has no other writer meanwhile; None: there is none.
+
+    Raises CallerError (code "pull_running") while its writer lives. What replaces the file ends the claim.
+    """
+    with _own_lock:
+        if path.name in _own:
+            raise _busy(path)
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield None
+        return
+    try:
+        try:
+            os.lockf(fd, os.F_TLOCK, 0)
+        except (BlockingIOError, PermissionError):
+            raise _busy(path) from None
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _busy(path: Path) -> CallerError:
+    return CallerError(
+        f"{path.stem} is being pulled already, by another process.",
+        hint="Wait for it, or end it; what it has is kept.",
+        code="pull_running",
+    )
 
 
 def sweep(folder: Path) -> None:

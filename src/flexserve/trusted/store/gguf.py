@@ -84,6 +84,7 @@ class GgufHeader:
     version: int
     metadata: dict[str, object]
     tensors: tuple[TensorInfo, ...]
+    list_offset: int  # bytes; where the list of tensors starts, after the metadata
     data_offset: int  # bytes; where the tensor data starts
     alignment: int  # bytes
 
@@ -150,25 +151,35 @@ def parse_gguf(read: Read, size: int, *, base: GgufHeader | None = None) -> Gguf
     not a well-formed model of a kind llama.cpp knows, or adapter of `base`, and nothing else apart from
     what `read` raises.
     """
+    header = parse_shard(read, size)
+    _bounded(len(header.tensors), 1, MAX_TENSORS, "tensor count")
+    _check_model(header.metadata)
+    check_kind(header.metadata, adapts=base is not None)
+    if base is None:
+        check_architecture(header.architecture, header.metadata, header.tensors)
+    else:
+        check_adapter(header.metadata, header.tensors, base.architecture, base.tensors)
+    return header
+
+
+def parse_shard(read: Read, size: int) -> GgufHeader:
+    """Return the header of a GGUF file that may be one part of a split model, as parse_gguf.
+
+    What the metadata says is not checked, and may be missing.
+    """
     cursor = _Cursor(read, size)
     version = _version(cursor)
-    tensor_count = _bounded(cursor.number("Q"), 1, MAX_TENSORS, "tensor count")
+    tensor_count = _bounded(cursor.number("Q"), 0, MAX_TENSORS, "tensor count")
     pair_count = _bounded(cursor.number("Q"), 1, MAX_PAIRS, "metadata count")
     metadata = _metadata(cursor, pair_count)
     alignment = _alignment(metadata)
-    _check_model(metadata)
-    check_kind(metadata, adapts=base is not None)
+    list_offset = cursor.position
     drafts = [_tensor(cursor) for _ in range(tensor_count)]
     data_offset = align_up(cursor.position, alignment)
     if data_offset > MAX_METADATA:
         raise bad("its header is too large")
     tensors = _place(drafts, data_offset, alignment, size)
-    header = GgufHeader(version, metadata, tensors, data_offset, alignment)
-    if base is None:
-        check_architecture(header.architecture, metadata, tensors)
-    else:
-        check_adapter(metadata, tensors, base.architecture, base.tensors)
-    return header
+    return GgufHeader(version, metadata, tensors, list_offset, data_offset, alignment)
 
 
 def _show(text: str) -> str:
@@ -331,8 +342,8 @@ def _check_model(metadata: Mapping[str, object]) -> None:
     splits = metadata.get("split.count", 0)
     if isinstance(splits, int) and splits > 1:
         raise CallerError(
-            f"This is one of the {splits} parts of a split model.",
-            hint="Merge the parts first, with `llama-gguf-split --merge FIRST-PART OUTPUT`.",
+            f"This is one of the {splits} parts of a split model, and its name does not say which.",
+            hint="Give the parts the names they had (NAME-00001-of-00003.gguf), and add the first.",
             code="bad_gguf",
         )
 

@@ -30,7 +30,7 @@ FORMAT_VERSION = 1
 BLOCK_SIZE = 8192  # bytes
 CHUNK = 1 << 20  # bytes of plaintext per chunk
 
-_MAGIC = b"FLEXSEAL"
+_MAGIC, _UNFINISHED = b"FLEXSEAL", b"FLEXPART"
 _PRELUDE = struct.Struct("<8sII")
 _SIGNED = BLOCK_SIZE - SIGNATURE_SIZE
 _MAX_TEXT = _SIGNED - _PRELUDE.size
@@ -65,7 +65,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     device: Annotated[str, _hex(32)]  # DeviceKey.identity of the device that can open it
     size: Annotated[int, Meta(ge=1, lt=1 << 50)]  # of the GGUF
     chunk: Annotated[int, Meta(ge=CHUNK, le=CHUNK)]  # of plaintext
-    digest: Annotated[str, _hex(32)]  # SHA-256 of the GGUF
+    digest: Annotated[str, _hex(32)]  # SHA-256 of the GGUF; of an unfinished one: its source's identity
     created: Size  # seconds since 1970
     architecture: Label
     parameters: Size
@@ -99,23 +99,27 @@ def check_name(name: str) -> str:
     return name
 
 
-def write_block(manifest: Manifest, device: Device) -> bytes:
-    """Return the signed block of `manifest`: BLOCK_SIZE bytes."""
+def write_block(manifest: Manifest, device: Device, *, unfinished: bool = False) -> bytes:
+    """Return the signed block of `manifest`: BLOCK_SIZE bytes. `unfinished`: of a file that ends early."""
     text = msgspec.json.encode(manifest)
     try:
         msgspec.json.decode(text, type=Manifest)  # what the reader would refuse is never signed
     except msgspec.ValidationError as error:
         raise InternalError("A manifest is out of its own bounds.", hint="Report this.") from error
-    signed = (_PRELUDE.pack(_MAGIC, FORMAT_VERSION, len(text)) + text).ljust(_SIGNED, b"\0")
+    magic = _UNFINISHED if unfinished else _MAGIC
+    signed = (_PRELUDE.pack(magic, FORMAT_VERSION, len(text)) + text).ljust(_SIGNED, b"\0")
     return signed + device.sign(signed)
 
 
-def read_block(block: bytes, device: Device) -> Manifest:
-    """Return the manifest in `block`, which `device` signed. Raises StoredDataError otherwise."""
+def read_block(block: bytes, device: Device, *, unfinished: bool = False) -> Manifest:
+    """Return the manifest in `block`, which `device` signed. Raises StoredDataError otherwise.
+
+    A file that was signed as unfinished never passes for a whole one, nor the other way round.
+    """
     if len(block) != BLOCK_SIZE:
         raise bad("it is shorter than its first block")
     magic, version, length = _PRELUDE.unpack_from(block)
-    if magic != _MAGIC:
+    if magic != (_UNFINISHED if unfinished else _MAGIC):
         raise bad("it does not start as one")
     if version != FORMAT_VERSION:
         raise bad(f"it says format version {version}, and this program reads version {FORMAT_VERSION}")

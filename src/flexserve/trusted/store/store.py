@@ -1,6 +1,7 @@
 """The local store: sealed models by name, the images derived from them, and sealed KV.
 
     ROOT/models/NAME.flex
+    ROOT/models/NAME.part                     a model that is not whole yet (sealing.py)
     ROOT/images/MODEL_ID-FINGERPRINT.img
     ROOT/images/MODEL_ID-record.able
     ROOT/kv/MODEL_ID-RANDOM.kv
@@ -14,6 +15,7 @@ store at once.
 from __future__ import annotations
 
 import builtins
+import contextlib
 import hashlib
 import os
 import re
@@ -22,21 +24,16 @@ from pathlib import Path
 
 from flexserve.errors import CallerError, NormalWorldError, StoredDataError, UnknownModelError
 from flexserve.private_files import refuse_shared
-from flexserve.trusted.store.container import (
-    Base,
-    Progress,
-    SealedModel,
-    name_taken,
-    open_source,
-    read_manifest,
-    seal,
-)
+from flexserve.trusted.store.container import Progress, SealedModel, read_manifest
 from flexserve.trusted.store.files import disk_errors, make_folder, sweep, sync_folder
 from flexserve.trusted.store.keys import Device
 from flexserve.trusted.store.manifest import NAME_RULE, Manifest, check_name, is_name
 from flexserve.trusted.store.record import Record, read_record, write_record
+from flexserve.trusted.store.sealing import Base, name_taken, seal
+from flexserve.trusted.store.source import FileSource, Source
+from flexserve.trusted.store.split import JoinedSource, part_names, whole_name
 
-_MODEL, _IMAGE, _KV, _RECORD = ".flex", ".img", ".kv", ".able"
+_MODEL, _PART, _IMAGE, _KV, _RECORD = ".flex", ".part", ".img", ".kv", ".able"
 _NAMES_IN_HINT = 10
 
 
@@ -73,27 +70,53 @@ class Store:
 
     def add(
         self,
-        source: Path,
+        file: Path,
         name: str | None,
         progress: Progress,
         *,
+        sha256: str = "",
         adapter_of: str | None = None,
         scale: float = 1.0,
     ) -> Manifest:
-        """Seal the GGUF `source` as `name` (None: after its file name); return its manifest.
+        """Seal the GGUF `file` as `name` (None: after its file name); return its manifest.
 
-        `adapter_of`: it is a LoRA adapter, which changes that model by `scale` times what it was trained
-        to. `progress(done, total)` is called in bytes. Raises CallerError for a name that is not
-        allowed or taken and for a file that is not a usable GGUF, NormalWorldError when the disk
-        refuses (code "disk_full" when it is full); the store is unchanged then. Of the model `adapter_of`,
-        raises as `open`.
+        The parts of a split model are joined; `file` is any of them. `sha256`: what the digest of a whole
+        file has to be ("": whatever it is). `adapter_of`: it is a LoRA adapter, which changes that model by
+        `scale` times what it was trained to. `progress(done, total)` is called in bytes. Raises CallerError
+        for a name that is not allowed or taken and for a file that is not a usable GGUF, NormalWorldError
+        when the disk refuses (code "disk_full" when it is full); the store is unchanged then. Of the model
+        `adapter_of`, raises as `open`.
         """
-        name = check_name(name) if name is not None else _name_after(source)
+        name = check_name(name) if name is not None else _name_after(file)
+        path = self._free(name)
+        with contextlib.ExitStack() as stack:
+            parts = [
+                stack.enter_context(FileSource(file.with_name(part), sha256))
+                for part in part_names(file.name)
+            ]
+            source = JoinedSource(parts) if len(parts) > 1 else parts[0]
+            base = self._base(adapter_of, scale) if adapter_of is not None else None
+            return seal(source, path, name, self._device, progress, base=base)
+
+    def receive(self, source: Source, name: str, progress: Progress) -> Manifest:
+        """Seal what `source` brings as `name`, as `add`; the next call goes on where this one failed.
+
+        Raises CallerError (code "pull_running") while another process receives a model of that name.
+        """
+        path = self._free(check_name(name))
+        return seal(source, path, name, self._device, progress, part=path.with_suffix(_PART))
+
+    def unfinished(self) -> dict[str, int]:
+        """Return the bytes on disk of each model that `receive` began and did not end, by name."""
+        with disk_errors(f"Listing {self._models}"):
+            return {path.stem: path.stat().st_size for path in sorted(self._models.glob(f"*{_PART}"))}
+
+    def _free(self, name: str) -> Path:
+        """Return where the model `name` will be. Raises CallerError when there is one."""
         path = self._path(name)
         if os.path.lexists(path):
             raise name_taken(name)
-        base = self._base(adapter_of, scale) if adapter_of is not None else None
-        return seal(source, path, name, self._device, progress, base=base)
+        return path
 
     def _base(self, name: str, scale: float) -> Base:
         with self.open(name) as sealed:
@@ -149,17 +172,19 @@ class Store:
             model.verify(progress)
 
     def require(self, name: str) -> None:
-        """Raise UnknownModelError when there is no model `name`, sound or not."""
-        self._existing(name)
+        """Raise UnknownModelError when there is no model `name`, sound or not or not whole."""
+        if name not in self.unfinished():
+            self._existing(name)
 
     def remove(self, name: str) -> int:
-        """Remove the model `name`, sound or not, and its images; return the bytes of disk freed.
+        """Remove the model `name`, sound or not or not whole, and its images; return the bytes of disk freed.
 
         Raises UnknownModelError when there is none, NormalWorldError when the disk refuses.
         """
-        path = self._existing(name)
         with disk_errors(f"Removing {name}"):
-            freed = _unlink(path)
+            freed = _unlink(self._path(name).with_suffix(_PART)) if is_name(name) else 0
+            if not freed or os.path.lexists(self._path(name)):
+                freed += _unlink(self._existing(name))
             sync_folder(self._models)
         return freed + self._sweep_orphans()
 
@@ -266,11 +291,12 @@ def _unlink(path: Path) -> int:
 
 
 def _name_after(source: Path) -> str:
-    name = re.sub(r"[^a-z0-9._-]+", "-", source.stem.lower()).strip("-._")[:64]
+    stem = Path(whole_name(source.name)).stem
+    name = re.sub(r"[^a-z0-9._-]+", "-", stem.lower()).strip("-._")[:64]
     try:
         return check_name(name)
     except CallerError:
-        os.close(open_source(source)[0])  # that there is no such file (an unexpanded "*") matters more
+        FileSource(source).close()  # that there is no such file (an unexpanded "*") matters more
         raise CallerError(
             f"No name can be made from {source.name!r}.", hint=f"Give one with --name. {NAME_RULE}"
         ) from None

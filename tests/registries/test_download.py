@@ -1,0 +1,121 @@
+"""A download goes on where it broke, waits as it is told, and is the file that was published."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+from hubs import Hub, running_hub
+
+from flexserve.errors import CallerError, NormalWorldError
+from flexserve.registries.download import Download
+from flexserve.registries.hub import RemoteFile
+
+DATA = random.Random(1).randbytes(300_000)
+DIGEST = hashlib.sha256(DATA).hexdigest()
+
+
+@pytest.fixture
+def pauses() -> list[float]:
+    return []
+
+
+@pytest.fixture
+def start(hub: Hub, client: httpx.Client, pauses: list[float]) -> Callable[..., Download]:
+    hub.files["/x.gguf"] = DATA
+
+    def begin(path: str = "/x.gguf", **more: Any) -> Download:
+        return Download(RemoteFile(hub.url + path, **more), client, pause=pauses.append)
+
+    return begin
+
+
+def read(download: Download, offset: int = 0, count: int = len(DATA)) -> bytes:
+    data = bytearray(count)
+    for start in range(0, count, 70_001):
+        download.read_into(offset + start, memoryview(data)[start : start + 70_001])
+    return bytes(data)
+
+
+def test_all_of_a_file_comes(start: Callable[..., Download]) -> None:
+    with start() as download:
+        assert download.size == len(DATA)
+        assert read(download) == DATA
+        assert read(download, 5, 100) == DATA[5:105]
+
+
+def test_it_goes_on_where_a_connection_broke(
+    hub: Hub, start: Callable[..., Download], pauses: list[float]
+) -> None:
+    hub.break_after = [100_000, 50_000]
+    with start() as download:
+        assert read(download) == DATA
+    assert [range_ for _, range_, _ in hub.asked] == ["bytes=0-", "bytes=100000-", "bytes=150000-"]
+    assert pauses == [1, 1]
+
+
+def test_a_server_without_ranges_is_read_again_from_the_start(
+    hub: Hub, start: Callable[..., Download]
+) -> None:
+    hub.ranges, hub.break_after = False, [100_000]
+    with start() as download:
+        assert read(download) == DATA
+
+
+def test_a_busy_server_is_waited_for_as_long_as_it_asks(
+    hub: Hub, start: Callable[..., Download], pauses: list[float]
+) -> None:
+    hub.busy = ["7", "", "99999"]
+    with start() as download:
+        assert read(download) == DATA
+    assert pauses == [7, 2, 120]
+
+
+def test_one_that_stays_busy_ends_the_download_with_what_to_do(
+    hub: Hub, start: Callable[..., Download]
+) -> None:
+    hub.busy = [""] * 99
+    with pytest.raises(NormalWorldError, match="answers 429") as failed:
+        start()
+    assert "goes on where it stopped" in failed.value.hint
+
+
+def test_a_file_that_was_replaced_meanwhile_is_not_mixed(hub: Hub, start: Callable[..., Download]) -> None:
+    hub.break_after = [100_000]
+    with start() as download:
+        hub.files["/x.gguf"] = DATA[::-1]
+        with pytest.raises(CallerError, match="another file now"):
+            read(download)
+
+
+def test_another_size_than_was_published_is_refused(start: Callable[..., Download]) -> None:
+    with pytest.raises(CallerError, match="another file now"):
+        start(size=5)
+
+
+def test_the_digest_is_the_published_one(start: Callable[..., Download]) -> None:
+    with start(sha256=DIGEST) as download:
+        assert download.identity == DIGEST
+        download.check(DIGEST)
+        with pytest.raises(CallerError, match="is not what it should be") as refused:
+            download.check("0" * 64)
+        assert refused.value.code == "digest_mismatch"
+
+
+def test_a_file_that_is_not_there_is_refused(start: Callable[..., Download]) -> None:
+    with pytest.raises(CallerError, match=r"no y\.gguf"):
+        start("/y.gguf")
+
+
+def test_a_token_stays_with_the_host_it_is_for(hub: Hub, start: Callable[..., Download]) -> None:
+    with running_hub() as other:
+        other.files["/blob"] = DATA
+        hub.redirects["/there.gguf"] = other.url.replace("127.0.0.1", "localhost") + "/blob"
+        with start("/there.gguf", token="hf_mine") as download:
+            assert read(download) == DATA
+        assert hub.asked[0][2] == "Bearer hf_mine"
+        assert [authorization for _, _, authorization in other.asked] == [""]
