@@ -26,11 +26,16 @@ class Hub:
     asked: list[tuple[str, str, str]] = dataclasses.field(default_factory=list)  # path, range, authorization
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    def handle_error(self, _request: object, _address: object) -> None:
+        """Say nothing of clients that go away."""
+
+
 @contextlib.contextmanager
 def running_hub() -> Iterator[Hub]:
     """Serve a hub while the block runs."""
     hub = Hub()
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
+    server = _Server(("127.0.0.1", 0), _handler(hub))
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
