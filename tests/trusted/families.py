@@ -215,7 +215,7 @@ def _ask(tokens: list[int], answer: list[int]) -> list[Said]:
 
     context, conversations = _world.context, _world.conversations
     context.prepare()
-    claimed = conversations.claim("me", tokens[:-1])
+    claimed = conversations.claim("me", tokens, tokens[:-1])
     assert claimed is not None
     slot, kept = claimed
     said: list[Said] = []

@@ -85,6 +85,67 @@ def test_a_conversation_that_cannot_be_cut_is_computed_from_its_beginning(world:
     assert world.text() == answer_to(FIRST + "other>")
 
 
+def test_a_prompt_that_several_requests_have_is_computed_once(make_world: Make) -> None:
+    world = make_world(sequences=3)
+    requests = [world.generate(FIRST) for _ in range(3)]
+    assert world.begin(requests[0]) is not None
+    assert [world.begin(request) for request in requests[1:]] == [None, None]
+    world.app.step("a", requests[:1], 512)
+    begun = [world.app.begin(request) for request in requests[1:]]
+    assert [progress.pending for progress in begun if progress is not None] == [1, 1]
+    ends = world.finish(*requests)
+    assert [world.text(request) for request in requests] == [answer_to(FIRST)] * 3
+    usages = [end.finished.usage for end in ends.values() if end.finished is not None]
+    assert sorted(one.prompt_tokens - one.cached_tokens for one in usages) == [1, 1, len(FIRST)]
+
+
+def test_a_beginning_that_two_prompts_share_is_waited_for_and_no_longer(world: World) -> None:
+    one, other = world.generate(FIRST + SECOND), world.generate(FIRST + "more of it>")
+    world.begin(one)
+    assert world.begin(other) is None
+    world.app.step("a", [one], len(FIRST))
+    progress = world.app.begin(other)
+    assert progress is not None
+    assert progress.pending == len("more of it>")
+    world.finish(one, other)
+    assert (world.text(one), world.text(other)) == (
+        answer_to(FIRST + SECOND),
+        answer_to(FIRST + "more of it>"),
+    )
+
+
+@pytest.mark.parametrize("how", [{"owner": "b"}, {"reuse": False}])
+def test_nobody_waits_for_kv_that_is_not_theirs_to_use(world: World, how: dict[str, Any]) -> None:
+    world.begin(world.generate(FIRST, owner="a"))
+    progress = world.begin(world.generate(FIRST, **{"owner": "a"} | how))
+    assert progress is not None
+    assert progress.pending == len(FIRST)
+
+
+def test_nobody_waits_for_kv_of_which_no_copy_is_of_use(make_world: Make) -> None:
+    world = make_world(sequences=3)
+    world.say("opens the model>")
+    world.entry()._model.goes_back = False
+    world.begin(world.generate(FIRST))
+    progress = world.begin(world.generate(FIRST))
+    assert progress is not None
+    assert progress.pending == len(FIRST)
+
+
+def test_a_copy_for_which_there_is_no_memory_is_computed(make_world: Make) -> None:
+    world = make_world(sequences=2)
+    one, other = world.generate(FIRST), world.generate(FIRST)
+    world.begin(one)
+    world.prepare(other)
+    world.app.step("a", [one], 512)
+    world.entry().context.save = lambda _sequence, _target: 0
+    progress = world.app.begin(other)
+    assert progress is not None
+    assert progress.pending == len(FIRST)
+    world.finish(one, other)
+    assert world.text(other) == answer_to(FIRST)
+
+
 def test_a_slot_whose_memory_was_refused_is_free_and_empty(make_world: Make) -> None:
     world = make_world(sequences=1)
     world.say(FIRST)

@@ -165,7 +165,10 @@ class TrustedApp(Protocol):
         """Return the bytes of KV that beginning a generation will seal, or take in from a sealed copy."""
 
     def begin(self, request: int) -> Progress | None:
-        """Begin a generation that is prepared, to which its prompt is pending; None: no sequence is free."""
+        """Begin a generation that is prepared, to which its prompt is pending.
+
+        None: not yet, for no sequence is free, or one that runs is about to have its prompt's KV.
+        """
 
     def step(self, model: str, requests: Sequence[int], limit: int) -> Sequence[Progress]:
         """Compute one graph for generations that began, of at most `limit` tokens for each.

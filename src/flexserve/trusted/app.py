@@ -206,7 +206,8 @@ class LlamaApp:
         assert isinstance(message, Generate)
         entry = prepared.entry
         with entry.using():
-            claimed = entry.conversations.claim(message.owner, _known(message, prepared.tokens))
+            known = _known(message, prepared.tokens)
+            claimed = entry.conversations.claim(message.owner, prepared.tokens, known)
         if claimed is None:
             return None
         slot, cached = claimed

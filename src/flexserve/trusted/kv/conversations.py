@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from flexserve.protocol.trusted_app import IdleKv
 from flexserve.trusted.engine.context import Context
 from flexserve.trusted.kv.sealed import WORTHWHILE, SealedKv
-from flexserve.trusted.kv.slots import Slot, choose
+from flexserve.trusted.kv.slots import Slot, choose, common_prefix, sharing
 
 _SEAL_SPEED = 300e6  # bytes per second, a cautious guess: what a recall's deadline leaves room for
 
@@ -25,31 +25,54 @@ class Conversations:
         self._context, self._sealed, self._lock = context, sealed, lock
         self._slots = [Slot(number) for number in range(context.sequences)]
 
-    def claim(self, owner: str, known: Sequence[int]) -> tuple[Slot, int] | None:
+    def claim(self, owner: str, prompt: Sequence[int], known: Sequence[int]) -> tuple[Slot, int] | None:
         """Have a slot for a request, its memory there and kept from recalls.
 
-        `known` are the prompt's tokens whose KV may be used again. Returns the slot and how many of
-        them it has; None when all slots are busy. Give it back with `release`. Raises
-        GrantRefusedError; no slot is taken then.
+        `known` are the tokens of `prompt` whose KV may be used again. Returns the slot and how many of
+        them it has; None when all slots are busy, or one of them is about to have more of `known`: that is
+        computed once. Give the slot back with `release`. Raises GrantRefusedError; no slot is taken then.
         """
         with self._lock:
-            usable = self._context.usable
-            found = choose(self._slots, owner, known, lambda slot, shared: usable(slot.number, shared))
+            found = self._choose(owner, known)
             if found is None:
                 return None
             slot, kept = found
+            source = self._source(owner, known, kept)
+            if source is not None and common_prefix(source[0].tokens, known) < source[1]:
+                return None
             slot.busy = True
         try:
             if kept < len(slot.tokens):
                 self._seal(slot, ask=True)  # it is somebody's conversation
-            kept = self._context.take(slot.number, self._resume(slot, owner, known, kept))
+            kept = self._resume(slot, owner, known, kept)
+            if source is not None and kept + WORTHWHILE < source[1]:
+                kept = self._copied(source[0], slot, source[1], kept)
+            kept = self._context.take(slot.number, kept)
         except BaseException:
             slot.tokens = []
             self._context.release([slot.number], keep_grants=True)  # what of it there was granted for
             self.release(slot)
             raise
-        slot.owner, slot.tokens = owner, list(known[:kept])
+        slot.owner, slot.tokens, slot.coming = owner, list(known[:kept]), prompt
         return slot, kept
+
+    def _choose(self, owner: str, known: Sequence[int]) -> tuple[Slot, int] | None:
+        usable = self._context.usable
+        return choose(self._slots, owner, known, lambda slot, shared: usable(slot.number, shared))
+
+    def _source(self, owner: str, known: Sequence[int], kept: int) -> tuple[Slot, int] | None:
+        """Return a slot in use of which a copy saves computing, and how many of `known` it will have."""
+        found = sharing(self._slots, owner, known, self._context.usable_saved)
+        return found if found is not None and found[1] > kept + WORTHWHILE else None
+
+    def _copied(self, source: Slot, slot: Slot, shared: int, kept: int) -> int:
+        """Copy the KV of `source` into `slot`; return how many tokens of use `slot` has then."""
+        context, size = self._context, self._context.state_size(source.number)
+        with self._sealed.staging(size, ask=True) as plain:
+            if plain is None or context.save(source.number, plain) != size:
+                return kept
+            context.take(slot.number, 0)
+            return shared if context.load(slot.number, plain) else 0
 
     def _resume(self, slot: Slot, owner: str, known: Sequence[int], kept: int) -> int:
         """Take sealed KV into `slot` where that saves computing; return how many of `known` it has then."""
@@ -62,24 +85,28 @@ class Conversations:
         return shared if loaded else 0
 
     def plaintext(self, owner: str, known: Sequence[int]) -> int:
-        """Return the bytes of KV that `claim` would seal, or take in from a sealed copy."""
+        """Return the bytes of KV that `claim` would seal, or copy, or take in from a sealed copy."""
         with self._lock:
-            usable = self._context.usable
-            found = choose(self._slots, owner, known, lambda slot, shared: usable(slot.number, shared))
-        if found is None:
-            return 0
-        slot, kept = found
+            found = self._choose(owner, known)
+            if found is None:
+                return 0
+            slot, kept = found
+            source = self._source(owner, known, kept)
         seals = kept < len(slot.tokens) and _is_worth_sealing(slot)
         sealed = self._sealed.find(owner, known, self._context.usable_saved)
         resumes = sealed[0].size if sealed is not None and sealed[1] > kept + WORTHWHILE else 0
-        return max(resumes, self._context.state_size(slot.number) if seals else 0)
+        return max(
+            resumes,
+            self._context.state_size(slot.number) if seals else 0,
+            self._context.state_size(source[0].number) if source is not None else 0,
+        )
 
     def release(self, slot: Slot, *, keep: bool = True) -> None:
         """Take a slot back; with `keep` its KV stays for the next request."""
         with self._lock:
             if not keep:
                 slot.tokens = []
-            slot.busy = False
+            slot.busy, slot.coming = False, ()
             slot.last_used = time.monotonic()
 
     def unsealed(self) -> list[Slot]:

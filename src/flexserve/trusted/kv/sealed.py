@@ -101,7 +101,7 @@ class SealedKv:
         """
         if size <= 0 or size > self._quota:
             return False
-        with self._staging(size, ask=ask) as plain:
+        with self.staging(size, ask=ask) as plain:
             if plain is None or export(plain) != size:
                 return False
             try:
@@ -131,7 +131,7 @@ class SealedKv:
         try:
             with self._store.open(self._model) as sealed, Image.open(entry.path, sealed, self._key) as image:
                 size = image.buffers[0].size
-                with self._staging(size, ask=True) as plain:
+                with self.staging(size, ask=True) as plain:
                     if plain is None:
                         return False
                     for index in range(-(-size // _CHUNK)):
@@ -156,6 +156,19 @@ class SealedKv:
         with contextlib.suppress(OSError):
             entry.path.unlink()
 
+    @contextlib.contextmanager
+    def staging(self, size: int, *, ask: bool) -> Iterator[memoryview | None]:
+        """Have `size` bytes of secure memory inside the block; None when there is none to be had."""
+        flexmem = self._flexmem
+        arena = flexmem.reserve(size)
+        try:
+            if ask:
+                flexmem.grant(arena.size)
+            there = flexmem.try_commit(arena, 0, arena.size)
+            yield flexmem.view(arena, 0, size).cast("B") if there else None
+        finally:
+            flexmem.report_returned(flexmem.free(arena))
+
     # ---- inside --------------------------------------------------------------------------------
 
     @property
@@ -171,19 +184,6 @@ class SealedKv:
                     writer.write(0, index, plain[index * _CHUNK : (index + 1) * _CHUNK])
                 writer.finish(durable=False)  # what is torn does not authenticate, and is computed anew
         return path
-
-    @contextlib.contextmanager
-    def _staging(self, size: int, *, ask: bool) -> Iterator[memoryview | None]:
-        """Have `size` bytes of secure memory inside the block; None when there is none to be had."""
-        flexmem = self._flexmem
-        arena = flexmem.reserve(size)
-        try:
-            if ask:
-                flexmem.grant(arena.size)
-            there = flexmem.try_commit(arena, 0, arena.size)
-            yield flexmem.view(arena, 0, size).cast("B") if there else None
-        finally:
-            flexmem.report_returned(flexmem.free(arena))
 
     def _scan(self) -> list[SealedSequence]:
         """Read the labels of all files; remove those that are of no use any more."""

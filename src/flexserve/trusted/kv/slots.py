@@ -27,12 +27,30 @@ class Slot:
     last_used: float = 0.0  # seconds on any one clock
     sealed: bool = False  # a copy of all of it is in the sealed store
     sealing: bool = False  # that copy is being made: the KV cannot go now, and nobody can have it
+    coming: Sequence[int] = ()  # the prompt of the request that uses it
 
 
 def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
     """Return how many tokens both begin with."""
     pairs = enumerate(zip(first, second, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
+
+
+def sharing(
+    slots: Iterable[Slot], owner: str, known: Sequence[int], usable: Callable[[int, int], int]
+) -> tuple[Slot, int] | None:
+    """Return the slot in use that has, or is about to have, most of `known`, and how many; None: no slot.
+
+    `known` and `owner` as in `choose`. `usable(count, shared)`: how many of the first tokens of a copy of
+    `count` can be used, of those that are shared.
+    """
+    found = [
+        (usable(max(len(slot.coming), len(slot.tokens)), common_prefix(slot.coming, known)), slot)
+        for slot in slots
+        if slot.busy and slot.owner == owner
+    ]
+    shared, slot = max(found, key=lambda pair: pair[0], default=(0, None))
+    return (slot, shared) if slot is not None and shared else None
 
 
 def _all(_slot: Slot, shared: int) -> int:
