@@ -22,6 +22,7 @@ from flexserve.errors import CallerError
 from flexserve.folders import config_folder, data_folder, default_socket
 from flexserve.private_files import check_file, is_private, make_private
 from flexserve.protocol.launch import LinuxMemory
+from flexserve.protocol.model_options import KvType
 from flexserve.units import GIB, MIB, parse_size
 
 if TYPE_CHECKING:
@@ -143,8 +144,15 @@ class Settings(BaseSettings):
         default_factory=lambda: config_folder() / "pins.json",
         description="File of the models that `flexserve pin` keeps in memory.",
     )
+    model_options: Location = Field(
+        default_factory=lambda: config_folder() / "models.json",
+        description="File of how single models are served, which `flexserve set` writes.",
+    )
     threads: int = Field(0, ge=0, le=1024, description="Threads that compute; 0: one per free core.")
     context: int = Field(0, ge=0, le=1 << 20, description="Tokens of context; 0: 4096.")
+    kv_type: KvType = Field(
+        "f16", description="How KV is kept: q8_0 takes about half of the memory, q4_0 a quarter."
+    )
     parallel: int = Field(4, ge=1, le=64, description="Requests that a model answers at once.")
     kv_disk: Annotated[int, BeforeValidator(_parse_size)] = Field(
         GIB, ge=0, le=1 << 53, description='Disk that a model\'s sealed conversations may take: "1GiB".'
@@ -227,6 +235,7 @@ class Settings(BaseSettings):
             threads=self.threads,
             context=self.context,
             parallel=self.parallel,
+            kv_type=self.kv_type,
             kv_disk=self.kv_disk,
             max_queue=self.max_queue,
             step_seconds=self.step_seconds,

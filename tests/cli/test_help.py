@@ -13,7 +13,7 @@ from flexserve import __version__
 
 COMMANDS = [
     "add", "list", "show", "verify", "rm", "serve", "ps", "recall",
-    "free", "limit", "pin", "unpin", "log", "attest", "measure",
+    "free", "limit", "pin", "unpin", "log", "set", "attest", "measure",
     "run", "chat", "boot", "synth", "bench", "config", "version",
 ]  # fmt: skip
 

@@ -37,7 +37,21 @@ def test_ps_shows_each_model_the_os_count_and_the_label(cli: Cli, server: Script
     result = cli("ps")
     assert result.exit_code == 0
     rows = {line.split()[0]: line.split() for line in result.stdout.splitlines() if line.strip()}
-    assert rows["tiny"][1:] == ["partial", "250", "B", "25", "1000", "B", "30", "B", "20", "B", "no"]
+    assert rows["tiny"][1:] == [
+        "partial",
+        "250",
+        "B",
+        "25",
+        "1000",
+        "B",
+        "30",
+        "B",
+        "20",
+        "B",
+        "4096",
+        "f16",
+        "no",
+    ]
     assert "the OS counts" in result.stdout
     assert "protection     scripted: A scripted world" in result.stdout
     assert "UNPROTECTED" in result.stderr

@@ -102,6 +102,7 @@ def test_show_says_where_a_model_lies(cli: Cli, sealed: Path) -> None:
     shown = json.loads(cli("show", "small", "--json").stdout)
     assert shown["path"] == str(sealed)
     assert len(shown["images"]) == 1  # made when the model was tried
+    assert (shown["served_context"], shown["served_kv"]) == (shown["context_length"], "f16")
     able = shown["abilities"]
     assert (able["text"], able["vectors"], able["tools"]) == (True, True, "none")
     assert "abilities        text, vectors\n" in cli("show", "small").stdout

@@ -120,8 +120,9 @@ def _serve(folder: Path) -> Crossed:
     from flexserve.serving.scheduler import Scheduler
     from flexserve.trusted.app import LlamaApp
     from flexserve.trusted.engine.runtime import Engine
+    from flexserve.trusted.limits import Limits, ModelLimits
     from flexserve.trusted.memory.flexmem import FlexMem, OpenHanded
-    from flexserve.trusted.open_model import Limits, Services
+    from flexserve.trusted.open_model import Services
     from flexserve.trusted.sidecar import start_helper
     from flexserve.trusted.store.keys import DeviceKey
     from flexserve.trusted.store.store import Store
@@ -139,7 +140,7 @@ def _serve(folder: Path) -> Crossed:
         Residency(flexmem, 1),
         store,
         renderer,
-        Limits(context=512, sequences=2, sealed_kv=GIB),
+        ModelLimits(Limits(context=512, sequences=2, sealed_kv=GIB)),
         KvStatus(),
         shares_heap=True,
     )

@@ -157,7 +157,10 @@ class FakeModel:
 class FakeContext:
     """Sequences of tokens whose KV is in Flex-Mem."""
 
-    def __init__(self, model: FakeModel, residency: Residency, context: int, sequences: int) -> None:
+    def __init__(
+        self, model: FakeModel, residency: Residency, context: int, sequences: int, *, kv_type: str = "f16"
+    ) -> None:
+        self.kv_type = kv_type
         self.model, self.size, self.sequences = model, min(context, CONTEXT), sequences
         self.outputs = max(sequences, OUTPUTS)
         self._engine, self._residency, self._flexmem = model.engine, residency, model.engine.flexmem

@@ -30,9 +30,10 @@ from flexserve.protocol.statuses import KvStatus
 from flexserve.protocol.trusted_app import IdleKv, Kind, Progress
 from flexserve.simulator.secure_memory import SimSecureMemory
 from flexserve.trusted.app import LlamaApp
+from flexserve.trusted.limits import Limits, ModelLimits
 from flexserve.trusted.memory.flexmem import FlexMem
 from flexserve.trusted.memory.ownership import PageState
-from flexserve.trusted.open_model import Limits, Services
+from flexserve.trusted.open_model import Services
 from flexserve.trusted.store import DeviceKey, Store
 from flexserve.trusted.weights.residency import Residency
 
@@ -65,7 +66,7 @@ class World:
                 self.add(name, folder)
         self.services: Any = Services(
             *(self.engine, self.residency, self.store, renderer()),  # type: ignore[arg-type]
-            Limits(CONTEXT, sequences, sealed_kv),
+            ModelLimits(Limits(CONTEXT, sequences, sealed_kv)),
             self.counters,
             shares_heap,
         )

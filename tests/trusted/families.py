@@ -20,6 +20,7 @@ from guard import guard_buffers
 from numpy.typing import NDArray
 from real_engine import RealEngine
 
+from flexserve.protocol.model_options import KvType
 from flexserve.testing.architectures import make_model, make_models
 from flexserve.testing.architectures.parameters import Parameters
 
@@ -64,13 +65,14 @@ class Families:
         parameters: Parameters | None = None,
         *,
         sequences: int = SEQUENCES,
+        kv_type: KvType = "f16",
     ) -> None:
         """Have a model of that family opened in both worlds instead of what was open; made the first time."""
         path = self._folder / f"{family}{variant}.gguf"
         if not path.exists():
             make_model(family, path, parameters=parameters, quantised=False)
-        self._plain.submit(_open_plain, path, sequences).result()
-        self._ours.submit(_open_ours, path, self._folder, sequences).result()
+        self._plain.submit(_open_plain, path, sequences, kv_type).result()
+        self._ours.submit(_open_ours, path, self._folder, sequences, kv_type).result()
 
     def plain(self, tokens: list[int], pieces: Sequence[int]) -> Logprobs:
         """Return plain llama.cpp's log-probabilities after `tokens`, computed in pieces of these sizes."""
@@ -104,7 +106,7 @@ class Families:
 # ---- plain llama.cpp -------------------------------------------------------------------------------
 
 
-def _open_plain(path: Path, sequences: int) -> None:
+def _open_plain(path: Path, sequences: int, kv_type: KvType) -> None:
     global _model, _context  # noqa: PLW0603  # the process is for this alone
     from llama_cpp import llama_cpp as lib
 
@@ -122,6 +124,7 @@ def _open_plain(path: Path, sequences: int) -> None:
     parameters.n_batch = parameters.n_ubatch = CONTEXT
     parameters.n_threads = parameters.n_threads_batch = THREADS
     parameters.kv_unified = False
+    parameters.type_k = parameters.type_v = getattr(lib, f"GGML_TYPE_{kv_type.upper()}")
     _context = lib.llama_init_from_model(_model, parameters)
 
 
@@ -171,13 +174,13 @@ def _plain_vector(tokens: list[int], pooling: int) -> Vector:
 # ---- ours ------------------------------------------------------------------------------------------
 
 
-def _open_ours(path: Path, folder: Path, sequences: int) -> None:
+def _open_ours(path: Path, folder: Path, sequences: int, kv_type: KvType) -> None:
     global _world  # noqa: PLW0603  # the process is for this alone
     if "_world" in globals():
         _world.close()
     else:
         _world = _World(folder)
-    _world.open(path, sequences)
+    _world.open(path, sequences, kv_type)
 
 
 class _World:
@@ -188,15 +191,20 @@ class _World:
         self._real = RealEngine(folder, threads=THREADS)
         self.flexmem = self._real.flexmem
 
-    def open(self, path: Path, sequences: int) -> None:
+    def open(self, path: Path, sequences: int, kv_type: KvType) -> None:
         from flexserve.protocol.statuses import KvStatus
         from flexserve.trusted.kv.conversations import Conversations
         from flexserve.trusted.kv.sealed import SealedKv
 
         real = self._real
-        self._model, self.context = real.open(path, CONTEXT, sequences)
+        self._model, self.context = real.open(path, CONTEXT, sequences, kv_type=kv_type)
         name, fingerprint = self._model.name, real.engine.fingerprint
-        sealed = SealedKv(real.store, name, fingerprint, self.flexmem, quota=1 << 30, counters=KvStatus())
+        sealed = SealedKv(
+            *(real.store, name, fingerprint, self.flexmem),
+            form=kv_type,
+            quota=1 << 30,
+            counters=KvStatus(),
+        )
         self.conversations = Conversations(self.context, sealed, threading.RLock())
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from flexserve.platforms.ports import SecureMemory
+    from flexserve.protocol.model_options import KvType
     from flexserve.trusted.engine.context import Context
     from flexserve.trusted.engine.model import Model
     from flexserve.trusted.heartbeat import Heartbeat
@@ -41,7 +42,9 @@ class RealEngine:
         self.engine = Engine(self.flexmem, threads, heartbeat, adapt=adapt)
         self.residency = Residency(self.flexmem, 1)
 
-    def open(self, path: Path, context: int, sequences: int = 1) -> tuple[Model, Context]:
+    def open(
+        self, path: Path, context: int, sequences: int = 1, *, kv_type: KvType = "f16"
+    ) -> tuple[Model, Context]:
         """Add the model at `path`, unless it is there, and open it."""
         from flexserve.trusted.engine.context import Context
         from flexserve.trusted.engine.model import Model
@@ -50,4 +53,4 @@ class RealEngine:
         if name not in {manifest.name for manifest in self.store.list()}:
             self.store.add(path, name, lambda _done, _total: None)
         model = Model(self.engine, self.store, name)
-        return model, Context(model, self.residency, context, sequences)
+        return model, Context(model, self.residency, context, sequences, kv_type=kv_type)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from fake_engine import CHUNK
-from fake_llama import KV, answer_to
+from fake_llama import CONTEXT, KV, answer_to
 from fake_world import World
 
 from flexserve.errors import GrantRefusedError, NormalWorldError
@@ -34,7 +34,10 @@ def files(world: World) -> list[Path]:
 def sealed_kv(world: World, quota: int = 1 << 30) -> SealedKv:
     """Return what another process would find of sealed KV."""
     return SealedKv(
-        world.store, "a", world.engine.fingerprint, world.flexmem, quota=quota, counters=world.counters
+        *(world.store, "a", world.engine.fingerprint, world.flexmem),
+        form=f"f16, {CONTEXT} tokens",
+        quota=quota,
+        counters=world.counters,
     )
 
 

@@ -16,6 +16,10 @@ import numpy as np
 import pytest
 from families import Families, Logprobs
 
+from flexserve.errors import CallerError
+from flexserve.protocol.model_options import KvType
+from flexserve.testing.architectures.parameters import Parameters
+
 pytestmark = pytest.mark.engine
 
 # Of the kinds of caches that llama.cpp has, one or two families each.
@@ -180,3 +184,34 @@ def test_sequences_computed_together_do_not_mix(families: Families, name: str) -
     for ours, tokens in zip(families.ask_together(first, second, steps), (first, second), strict=True):
         plain = families.plain(tokens, [len(tokens) - steps, *[1] * steps])
         assert np.abs(ours - plain).max() <= TOLERANCE
+
+
+# Heads as wide as a block of the quantised types, in a family whose cache goes back anywhere, one with a
+# window and one with a state as well.
+_WIDE: Parameters = {
+    "attention.head_count": 2,
+    "rope.dimension_count": 32,
+    "attention.key_length": 32,
+    "attention.value_length": 32,
+}
+
+
+@pytest.mark.parametrize("kv_type", ["q8_0", "q4_0"])
+@pytest.mark.parametrize("name", ["llama", "gemma3", "jamba"])
+def test_quantised_kv_that_goes_on_is_sealed_and_resumed_answers_as_in_plain_llama_cpp(
+    families: Families, name: str, kv_type: KvType
+) -> None:
+    families.open(name, "-wide", _WIDE, kv_type=kv_type)
+    talk = Talk(families, seed=zlib.crc32(f"{name} {kv_type}".encode()))
+    prompt, answer = talk.words(150), talk.words(10)
+    assert talk.ask(prompt, answer) == 0
+    talk.recall_all()
+    assert talk.ask(prompt + answer + talk.words(20)) == len(prompt + answer)
+    talk.recall_all()
+
+
+def test_a_model_whose_heads_do_not_fit_a_quantised_type_is_refused_with_it(families: Families) -> None:
+    with pytest.raises(CallerError) as caught:
+        families.open("llama", kv_type="q8_0")
+    assert caught.value.code == "kv_type_unsupported"
+    families.open("llama")

@@ -53,7 +53,7 @@ def test_a_model_that_cannot_be_opened_leaves_nothing_behind(
     closed: list[str] = []
 
     class Broken:
-        def __init__(self, *_args: object) -> None:
+        def __init__(self, *_args: object, **_options: object) -> None:
             raise InternalError("There is no context.")
 
     monkeypatch.setattr(open_model, "Context", Broken)

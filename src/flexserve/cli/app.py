@@ -18,6 +18,7 @@ from flexserve.cli import (
     doctor,
     machine,
     memory,
+    model_options,
     models,
     pull,
     receipt,
@@ -90,6 +91,7 @@ server.register(app)
 connect.register(app)
 receipt.register(app)
 memory.register(app)
+model_options.register(app)
 talk.register(app)
 machine.register(app)
 bench.register(app)

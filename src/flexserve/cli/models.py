@@ -121,13 +121,15 @@ def show(
     model: ModelName, models: ModelsFolder = None, device_key: DeviceKeyFile = None, as_json: AsJson = False
 ) -> None:
     """Show what a model is and where it lies."""
-    store = open_store(_settings(models, device_key))
+    settings = _settings(models, device_key)
+    store = open_store(settings)
     with store.open(model) as sealed:
         manifest = sealed.manifest
     images = [{"path": str(path), "bytes": path.stat().st_size} for path in store.images(manifest)]
     details = {
         **_described(manifest),
         **_able(store, manifest),
+        **_served(settings, manifest),
         "device": manifest.device,
         "path": str(store.root / "models" / f"{model}.flex"),
         "images": images,
@@ -242,6 +244,16 @@ def _able(store: Store, manifest: Manifest) -> dict[str, Any]:
     """Return what the model was found to be able to do; None: nobody tried."""
     record = store.record(manifest)
     return {"abilities": None if record is None else msgspec.to_builtins(record.abilities)}
+
+
+def _served(settings: Settings, manifest: Manifest) -> dict[str, Any]:
+    """Return the context and the type of KV that a server with these settings gives a model."""
+    from flexserve.normal.model_options import ModelChoices
+    from flexserve.trusted.limits import Limits
+
+    options = ModelChoices(settings.model_options).of(manifest.name)
+    limits = Limits.usual(settings.secure_options()).changed(options)
+    return {"served_context": limits.context_of(manifest.context_length), "served_kv": limits.kv}
 
 
 def _makes(store: Store, manifest: Manifest) -> str:

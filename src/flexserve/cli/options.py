@@ -9,6 +9,7 @@ import typer
 
 from flexserve.cli.terminal import JSON_ASKED
 from flexserve.protocol.launch import LinuxMemory
+from flexserve.protocol.model_options import KvType
 
 
 def _note_json(ctx: typer.Context, wanted: bool) -> bool:
@@ -66,4 +67,8 @@ Threads = Annotated[
 Context = Annotated[
     int | None,
     typer.Option("--context", metavar="TOKENS", min=0, max=1 << 20, help="Tokens of context [4096]."),
+]
+KvTypeName = Annotated[
+    KvType | None,
+    typer.Option("--kv-type", help="How KV is kept; q8_0 takes about half of the memory [f16]."),
 ]

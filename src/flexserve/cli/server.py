@@ -15,6 +15,7 @@ from flexserve.cli.options import (
     GuestCpus,
     GuestMemory,
     Host,
+    KvTypeName,
     MemoryKind,
     ModelsFolder,
     Npu,
@@ -72,6 +73,7 @@ def serve(
     ] = None,
     threads: Threads = None,
     context: Context = None,
+    kv_type: KvTypeName = None,
     parallel: Annotated[
         int | None,
         typer.Option(metavar="N", min=1, max=64, help="Requests that a model answers at once [4]."),
@@ -151,6 +153,7 @@ def serve(
         max_memory=max_memory,
         threads=threads,
         context=context,
+        kv_type=kv_type,
         parallel=parallel,
         kv_disk=kv_disk,
         max_queue=max_queue,
@@ -185,6 +188,7 @@ def serve(
             insecure=chosen.insecure,
             max_memory=chosen.max_memory,
             pins=chosen.pins,
+            model_options=chosen.model_options,
             core=machine,
             early=early,
             log_level=log_level,
@@ -244,10 +248,10 @@ def client(host: str | None, port: int | None, unix_socket: Path | None) -> Clie
 
 def show_states(states: States) -> None:
     """Print where every byte is, for people."""
-    columns = ["MODEL", "STATE", "RESIDENT", "%", "OF", "KV", "SCRATCH", "RUNNING"]
+    columns = ["MODEL", "STATE", "RESIDENT", "%", "OF", "KV", "SCRATCH", "CONTEXT", "KV TYPE", "RUNNING"]
     rows = [_row(model) for model in states.models]
     if rows:
-        terminal.show_table(columns, rows, right=("RESIDENT", "%", "OF", "KV", "SCRATCH"))
+        terminal.show_table(columns, rows, right=("RESIDENT", "%", "OF", "KV", "SCRATCH", "CONTEXT"))
         terminal.say()
     else:
         terminal.say("No models yet. Add one with `flexserve add FILE.gguf`.")
@@ -324,5 +328,7 @@ def _row(model: ModelState) -> list[str]:
         format_size(model.weights),
         format_size(model.kv),
         format_size(model.scratch),
+        str(model.context or "?"),
+        model.kv_type,
         "yes" if model.running else "no",
     ]

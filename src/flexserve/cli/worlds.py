@@ -24,6 +24,8 @@ from flexserve.protocol.messages import ChatMessage, ChatPrompt, Delta, Finished
 from flexserve.protocol.sampling import Sampling
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from flexserve.normal.answer import Answer as Messages
     from flexserve.normal.client import Client
     from flexserve.normal.guest import SecureCore
@@ -89,9 +91,18 @@ class PrivateWorld:
     place = "a secure world of this command's own"
 
     def __init__(
-        self, options: SecureOptions, core: SecureCore | None = None, early: EarlyWorld | None = None
+        self,
+        options: SecureOptions,
+        core: SecureCore | None = None,
+        early: EarlyWorld | None = None,
+        *,
+        model_options: Path | None = None,
     ) -> None:
-        """`early`: a secure world that waits for its options (normal.process.start_early)."""
+        """`early`: a secure world that waits for its options (normal.process.start_early).
+
+        `model_options`: the file of how single models are served.
+        """
+        self._model_options = model_options
         self._options, self._core, self._early = options, core, early
         self._ready: concurrent.futures.Future[World] = concurrent.futures.Future()
         self._thread = threading.Thread(target=self._run, name="private-world", daemon=True)
@@ -178,13 +189,21 @@ class PrivateWorld:
             self._ready.set_exception(InternalError("The secure world ended while it started."))
 
     async def _live(self) -> None:
+        from flexserve.normal.model_options import ModelChoices
         from flexserve.normal.world import running_world
 
         self._life = asyncio.current_task()
         if self._ending:
             return
         try:
-            async with running_world(self._options, drain=0, core=self._core, early=self._early) as world:
+            running = running_world(
+                self._options,
+                drain=0,
+                choices=ModelChoices(self._model_options),
+                core=self._core,
+                early=self._early,
+            )
+            async with running as world:
                 self._ready.set_result(world)
                 await asyncio.Event().wait()
         except Exception as error:
@@ -224,7 +243,7 @@ def responder(settings: Settings, early: EarlyWorld | None) -> Iterator[Responde
     with machine_for(settings) as machine:
         options = settings.secure_options()
         early = begin(early, options if machine is None else None)
-        with PrivateWorld(options, machine, early) as world:
+        with PrivateWorld(options, machine, early, model_options=settings.model_options) as world:
             yield world
 
 

@@ -32,6 +32,7 @@ from flexserve.protocol.messages import (
     ChatMessage,
     ChatPrompt,
     Choice,
+    Configure,
     Delta,
     Embed,
     Embedded,
@@ -58,6 +59,7 @@ from flexserve.protocol.messages import (
     Warm,
     Welcome,
 )
+from flexserve.protocol.model_options import ModelOptions
 from flexserve.protocol.sampling import Sampling
 from flexserve.protocol.statuses import Failure
 
@@ -241,6 +243,10 @@ class DrivenWorld:
             self.granted -= answer.returned
             self.after_recall()
         return answer
+
+    def configure(self, models: Mapping[str, ModelOptions]) -> None:
+        """Have these models served in these ways from when they are opened next, all others as usual."""
+        self._send(Configure(dict(models)))
 
     def status(self) -> Status:
         """Return the secure world's own account."""

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import itertools
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -27,6 +27,7 @@ from flexserve.protocol.messages import (
     Cancel,
     ChatPrompt,
     Computing,
+    Configure,
     Convert,
     Converted,
     Delta,
@@ -60,6 +61,7 @@ from flexserve.protocol.messages import (
     Warm,
     Welcome,
 )
+from flexserve.protocol.model_options import ModelOptions
 from flexserve.protocol.sampling import Sampling
 from flexserve.protocol.sealed_request import header_of
 
@@ -228,6 +230,10 @@ class WorldChannel:
     def pin(self, models: Sequence[str]) -> None:
         """Name the models whose weights are to be kept, all of them. Raises PeerError on a dead channel."""
         self._write(encode(Pin(list(models))))
+
+    def configure(self, models: Mapping[str, ModelOptions]) -> None:
+        """Say how models are served that are not served as usual. Raises PeerError on a dead channel."""
+        self._write(encode(Configure(dict(models))))
 
     def shut_down(self, *, drain: float) -> None:
         """Tell the secure world to finish within `drain` seconds and exit. Safe on a dead channel."""

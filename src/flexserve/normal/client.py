@@ -7,6 +7,7 @@ flexserve.errors. Nothing here logs, and no error text quotes a prompt or an ans
 from __future__ import annotations
 
 import contextlib
+import urllib.parse
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -39,6 +40,7 @@ from flexserve.normal.reports import (
 )
 from flexserve.protocol.answer_parts import Thought
 from flexserve.protocol.messages import ChatMessage, Timings, Usage
+from flexserve.protocol.model_options import ModelOptions
 from flexserve.protocol.sampling import Sampling
 
 SILENCE_TIMEOUT = 60.0  # seconds; a server that is at work on an answer pings every 5
@@ -105,6 +107,11 @@ class Client:
     def set_pins(self, models: list[str]) -> None:
         """Pin `models` and no others. Raises UnknownModelError."""
         self._whole("PUT", "/memory/pins", dict, {"models": models})
+
+    def set_options(self, model: str, options: ModelOptions) -> None:
+        """Have `model` served so from when it is opened next. Raises UnknownModelError, CallerError."""
+        path = f"/models/{urllib.parse.quote(model)}/options"
+        self._whole("PUT", path, dict, msgspec.to_builtins(options))
 
     def decisions(self, *, after: int = 0) -> DecisionLog:
         """Return the last memory decisions numbered above `after`, oldest first."""

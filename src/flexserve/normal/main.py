@@ -31,6 +31,7 @@ from flexserve.normal.api.keys import Keys
 from flexserve.normal.connections import Connection, Door
 from flexserve.normal.guest import SecureCore
 from flexserve.normal.launcher import TERM_GRACE
+from flexserve.normal.model_options import ModelChoices
 from flexserve.normal.pins import Pins
 from flexserve.normal.process import Started
 from flexserve.normal.world import DRAIN, World, running_world
@@ -56,6 +57,7 @@ class ServeOptions:
     allowed_origins: Sequence[str] = ()  # of web pages from elsewhere that may call it; "*": all
     insecure: bool = False  # serve other machines without keys
     pins: Path | None = None  # file of the pinned models; None: they are forgotten at the end
+    model_options: Path | None = None  # file of how single models are served; None: as pins
     core: SecureCore | None = None  # the machine that the secure world runs on; None: this one
     early: Started | None = None  # a secure world that was started with the same options
     log_level: str = "info"
@@ -92,6 +94,7 @@ async def _serve(options: ServeOptions, keys: Keys, origins: Origins) -> int:
             limits=options.limits,
             cap=options.max_memory,
             pins=Pins(options.pins),
+            choices=ModelChoices(options.model_options),
             core=options.core,
             early=options.early,
         )

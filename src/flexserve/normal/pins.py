@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
 
-from flexserve.errors import CallerError, NormalWorldError
+from flexserve.errors import CallerError
+from flexserve.normal import small_file
 from flexserve.protocol.bounds import MAX_PINS
 from flexserve.protocol.messages import Pin
 
@@ -38,39 +36,16 @@ class Pins:
         if len(wanted) > MAX_PINS:
             raise CallerError(f"More than {MAX_PINS} models cannot be pinned.", hint="Unpin some.")
         if self._path is not None:
-            _write(self._path, wanted)
+            small_file.write(self._path, msgspec.json.encode(wanted) + b"\n")
         self._names = wanted
 
 
 def _read(path: Path) -> tuple[str, ...]:
-    try:
-        with path.open("rb") as file:
-            names = msgspec.json.decode(file.read(_MAX_FILE))
-        return tuple(sorted(set(msgspec.convert({"type": "Pin", "models": names}, Pin).models)))
-    except FileNotFoundError:
+    content = small_file.read(path, _MAX_FILE)
+    if content is None:
         return ()
-    except OSError as error:
-        raise NormalWorldError(
-            f"{path} cannot be read: {error.strerror}.", hint="Check its permissions."
-        ) from None
+    try:
+        names = msgspec.json.decode(content)
+        return tuple(sorted(set(msgspec.convert({"type": "Pin", "models": names}, Pin).models)))
     except (msgspec.MsgspecError, UnicodeDecodeError):
         raise CallerError(f"{path} is not a list of models.", hint="Correct or remove it.") from None
-
-
-def _write(path: Path, names: tuple[str, ...]) -> None:
-    partial = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with open(descriptor, "wb") as file:
-            file.write(msgspec.json.encode(names) + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        if partial is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(partial)
-        raise NormalWorldError(
-            f"{path} cannot be written: {error.strerror}.", hint="Check its permissions."
-        ) from None

@@ -12,6 +12,7 @@ import msgspec
 
 from flexserve.protocol.answer_parts import Thought
 from flexserve.protocol.messages import Timings, Usage
+from flexserve.protocol.model_options import ModelOptions
 
 
 class Protection(msgspec.Struct, frozen=True):
@@ -67,6 +68,9 @@ class ModelState(msgspec.Struct, frozen=True):
     rewarmed: int = 0
     rewarmed_for: str = ""
     abilities: Able | None = None  # None: nobody tried it yet
+    context: int = 0  # tokens of a request and its answer; 0: unknown
+    kv_type: str = ""
+    options: ModelOptions = ModelOptions()
 
 
 class MemoryTotals(msgspec.Struct, frozen=True):

@@ -25,6 +25,7 @@ from flexserve.errors import FlexServeError, InternalError, MachineGoneError, Pe
 from flexserve.normal.answer import cancelled
 from flexserve.normal.broker import Broker
 from flexserve.normal.channel import MemoryCounter, WorldChannel
+from flexserve.normal.model_options import ModelChoices
 from flexserve.normal.set_aside import SetAside
 
 LONG_LIFE = 30.0  # seconds; a secure world that lived longer did not die of how it was started
@@ -73,9 +74,11 @@ Launch = Callable[[MemoryCounter], Awaitable[SecureWorld]]
 class Supervisor:
     """Starts a secure world by `launch` and replaces it when it dies. One event loop only."""
 
-    def __init__(self, launch: Launch, broker: Broker) -> None:
+    def __init__(self, launch: Launch, broker: Broker, choices: ModelChoices) -> None:
+        """`choices`: how single models are to be served, which each secure world is told first."""
         self._launch = launch
         self._broker = broker
+        self._choices = choices
         self._world: SecureWorld | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._born = 0.0
@@ -160,6 +163,8 @@ class Supervisor:
         assert world.channel is not None
         try:
             self._broker.attach(world.channel)
+            if self._choices.all:
+                world.channel.configure(self._choices.all)
         except FlexServeError:
             await world.stop(drain=0)
             raise

@@ -24,6 +24,7 @@ from flexserve.normal.channel import MemoryCounter, WorldChannel
 from flexserve.normal.guest import GuestBroker, SecureCore
 from flexserve.normal.launcher import Launcher, secure_command
 from flexserve.normal.memory import MemoryBroker
+from flexserve.normal.model_options import ModelChoices
 from flexserve.normal.pins import Pins
 from flexserve.normal.process import Started
 from flexserve.normal.set_aside import Blamed
@@ -43,6 +44,7 @@ from flexserve.protocol.messages import (
     ToTokens,
     Welcome,
 )
+from flexserve.protocol.model_options import ModelOptions
 from flexserve.protocol.sampling import Sampling
 from flexserve.protocol.statuses import ModelStatus
 
@@ -67,9 +69,11 @@ class World:
     """The facade of the secure world. One event loop; every method may raise PeerError while the
     secure world is down, and CancelledError once the server is shutting down."""
 
-    def __init__(self, supervisor: Supervisor, broker: Broker) -> None:
+    def __init__(self, supervisor: Supervisor, broker: Broker, choices: ModelChoices) -> None:
+        """`choices`: how single models are served."""
         self._supervisor = supervisor
         self._broker = broker
+        self._choices = choices
         self._welcome = supervisor.channel().welcome
 
     @functools.cached_property
@@ -275,6 +279,25 @@ class World:
             )
         self._broker.set_pins(wanted)
 
+    def options_of(self, model: str) -> ModelOptions:
+        """Return how `model` is to be served, where that is not as usual."""
+        return self._choices.of(model)
+
+    async def set_options(self, model: str, options: ModelOptions) -> None:
+        """Have `model` served so from when it is opened next.
+
+        Raises UnknownModelError, and as ModelChoices.replace; nothing is changed then.
+        """
+        descriptions = {status.name: status.description for status in await self.models()}
+        if model not in descriptions:
+            raise UnknownModelError(
+                f"There is no model {model!r}.", hint="`flexserve list` shows the models."
+            )
+        about = descriptions[model]
+        self._choices.replace(model, options, trained=about.trained_context if about is not None else 0)
+        with contextlib.suppress(FlexServeError):  # the next secure world is told when it starts
+            self._supervisor.channel().configure(self._choices.all)
+
     async def failed(self) -> FlexServeError:
         """Wait until the secure world is given up for good, and return why."""
         await self._supervisor.failed.wait()
@@ -299,13 +322,15 @@ async def running_world(
     memory: NormalMemory | None = None,
     cap: int | None = None,
     pins: Pins | None = None,
+    choices: ModelChoices | None = None,
     core: SecureCore | None = None,
     program: str = SECURE_WORLD,
     early: Started | None = None,
 ) -> AsyncIterator[World]:
     """Start a secure world with `options`, keep it alive, end it on the way out. `program`: its module.
 
-    `cap` bounds the bytes that are granted; `pins` are the models to keep, and where they are written.
+    `cap` bounds the bytes that are granted; `pins` are the models to keep, and where they are written;
+    `choices` say how single models are served, and where that is written.
     With a `core` the secure world runs on its machine, whose kernel decides about memory instead. `early`: a
     secure world that was started with the same options, for no machine of its own; it becomes the first.
 
@@ -323,7 +348,7 @@ async def running_world(
     else:
         launch = launcher.launch
         broker = MemoryBroker(memory or LinuxNormalMemory(), limits=limits, cap=cap, pins=pins)
-    async with _kept_alive(launch, broker, drain=drain) as world:
+    async with _kept_alive(launch, broker, choices, drain=drain) as world:
         yield world
 
 
@@ -346,21 +371,25 @@ async def supervised(
     limits: Limits | None = None,
     cap: int | None = None,
     pins: Pins | None = None,
+    choices: ModelChoices | None = None,
 ) -> AsyncIterator[World]:
     """Do what running_world does, for any way to launch and any view of memory."""
     broker = MemoryBroker(memory, limits=limits, cap=cap, pins=pins)
-    async with _kept_alive(launch, broker, drain=drain) as world:
+    async with _kept_alive(launch, broker, choices, drain=drain) as world:
         yield world
 
 
 @contextlib.asynccontextmanager
-async def _kept_alive(launch: Launch, broker: Broker, *, drain: float) -> AsyncIterator[World]:
-    supervisor = Supervisor(launch, broker)
+async def _kept_alive(
+    launch: Launch, broker: Broker, choices: ModelChoices | None, *, drain: float
+) -> AsyncIterator[World]:
+    choices = choices or ModelChoices()
+    supervisor = Supervisor(launch, broker, choices)
     await supervisor.start()
     watch = asyncio.create_task(broker.watch(), name="memory-watch")
     grace = 0.0
     try:
-        yield World(supervisor, broker)
+        yield World(supervisor, broker, choices)
         grace = drain
     finally:
         watch.cancel()

@@ -18,6 +18,7 @@ MAX_TEXTS = 2048  # of one request for embeddings
 MAX_TOKENS = 1 << 18  # that are given as such; a text of MAX_TEXT characters has seldom more
 MAX_PINS = 64
 MAX_SEALED = (4 << 20) + (4 << 10)  # bytes of a sealed request: its largest content, and what sealing adds
+MAX_CONFIGURED = 1024  # models that are served in other ways than usual
 
 Count = Annotated[int, Meta(ge=0, le=1 << 53)]
 Serial = Annotated[int, Meta(ge=0, le=1 << 53)]

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import msgspec
 
 from flexserve.errors import CallerError
+from flexserve.protocol.model_options import KvType
 from flexserve.units import GIB
 
 SECURE_WORLD = "flexserve.secure_world.main"
@@ -35,6 +36,7 @@ class SecureOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, ren
     threads: int = 0
     context: int = 0  # tokens
     parallel: int = 4  # requests that a model answers at once
+    kv_type: KvType = "f16"  # in which KV is kept
     kv_disk: int = GIB  # bytes of sealed KV kept on disk for a model
     max_queue: int = 64  # requests that may wait
     # In which something has to move while the engine computes: a slice takes 50 ms, one that has to

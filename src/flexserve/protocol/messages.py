@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from flexserve.protocol.bounds import (
+    MAX_CONFIGURED,
     MAX_MESSAGES,
     MAX_PINS,
     MAX_SEALED,
@@ -35,11 +36,12 @@ from flexserve.protocol.bounds import (
     Struct,
     Text,
 )
+from flexserve.protocol.model_options import ModelOptions
 from flexserve.protocol.notation import Mark, Notation
 from flexserve.protocol.sampling import Sampling, TokenId
 from flexserve.protocol.statuses import Failure, KvStatus, MemoryStatus, ModelStatus, NpuStatus
 
-PROTOCOL_VERSION = 16
+PROTOCOL_VERSION = 17
 # Of the messages' schema, by version: it is another one whenever a message changes, and a line is added here.
 SCHEMA_DIGESTS = {
     5: "57db8b74f59f63a2",
@@ -54,6 +56,7 @@ SCHEMA_DIGESTS = {
     14: "a7dffca1ef554116",
     15: "b61525f146b8b55b",
     16: "d92dc359920a5f60",
+    17: "99d7f7aea59936bb",
 }
 
 
@@ -308,6 +311,12 @@ class Pin(_Message, frozen=True):
     models: Annotated[list[Name], Meta(max_length=MAX_PINS)]
 
 
+class Configure(_Message, frozen=True):
+    """Serve these models in these ways, and all others as usual. What is open changes when it opens next."""
+
+    models: Annotated[dict[Name, ModelOptions], Meta(max_length=MAX_CONFIGURED)]
+
+
 class Grant(_Message, frozen=True):
     """Answer to NeedMemory: `size` bytes more are yours (0: refused, with the reason)."""
 
@@ -506,6 +515,7 @@ ToSecure = (
     | Cancel
     | Recall
     | Pin
+    | Configure
     | Grant
     | Spare
     | Query

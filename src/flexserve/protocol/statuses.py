@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from flexserve.protocol.bounds import Count, Label, Millis, Name, Short, Struct
+from flexserve.protocol.model_options import KvType
 
 
 class Failure(Struct, frozen=True):
@@ -50,6 +51,7 @@ class Description(Struct, frozen=True):
     context: Count  # tokens of a request and its answer, at most
     sequences: Count  # requests that are computed at once
     adapter_of: Label = ""  # the model that it changes, of an adapter
+    kv: KvType = "f16"  # in which its KV is kept
 
 
 class ModelStatus(Struct, frozen=True):

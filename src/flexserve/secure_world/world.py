@@ -19,6 +19,7 @@ from flexserve.protocol.messages import (
     PROTOCOL_VERSION,
     Attest,
     Cancel,
+    Configure,
     Convert,
     Embed,
     Generate,
@@ -43,16 +44,15 @@ from flexserve.trusted.app import LlamaApp
 from flexserve.trusted.engine.runtime import Engine
 from flexserve.trusted.flexnpu import FlexNpu
 from flexserve.trusted.heartbeat import Heartbeat
+from flexserve.trusted.limits import Limits, ModelLimits
 from flexserve.trusted.memory.flexmem import FlexMem, Granter
-from flexserve.trusted.open_model import Limits, Services
+from flexserve.trusted.open_model import Services
 from flexserve.trusted.sessions.clock import steady_clock
 from flexserve.trusted.sessions.receipts import Receipts
 from flexserve.trusted.sessions.sessions import Sessions
 from flexserve.trusted.store.store import Store
 from flexserve.trusted.text.rendering.renderer import Renderer
 from flexserve.trusted.weights.residency import Residency
-
-_DEFAULT_CONTEXT = 4096  # tokens
 
 
 class MakeResidency(Protocol):
@@ -85,15 +85,13 @@ class SecureWorld:
             FlexNpu(resources.npu, patience=options.npu_patience) if resources.npu is not None else None
         )
         self._engine = Engine(flexmem, threads, heartbeat, adapt=not options.threads, npu=self._npu)
-        limits = Limits(
-            context=options.context or _DEFAULT_CONTEXT, sequences=options.parallel, sealed_kv=options.kv_disk
-        )
+        self._limits = ModelLimits(Limits.usual(options))
         services = Services(
             self._engine,
             make_residency(flexmem, threads, options.store / "images"),
             store,
             renderer,
-            limits,
+            self._limits,
             KvStatus(),
             # A guest's kernel grants Flex-Mem from its own memory; this process has the host's.
             shares_heap=guest is None,
@@ -154,6 +152,8 @@ class SecureWorld:
                     self._memory.pin(message.models)
                 case Attest():
                     self._attester.ask(message)
+                case Configure():
+                    self._limits.configure(message.models)
                 case Query():
                     self._link.send(self._status(message.serial))
                 case Shutdown():

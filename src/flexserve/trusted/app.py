@@ -83,7 +83,10 @@ class LlamaApp:
         for manifest in manifests:
             record = self._record(manifest)
             abilities, trial = (record.abilities, record.trial) if record is not None else (None, 0)
-            about = described(manifest, self._services.limits)
+            entry = self._open.get(manifest.name)
+            busy = entry is not None and entry.running and entry.manifest.model_id == manifest.model_id
+            limits = entry.limits if entry is not None and busy else self._services.limits.of(manifest.name)
+            about = described(manifest, limits)
             changed = manifest.adapts
             size = manifest.size + (sizes.get((changed.name, changed.digest), 0) if changed else 0)
             found.append(Stored(manifest.name, size, abilities, trial, about))
@@ -91,7 +94,8 @@ class LlamaApp:
 
     def is_open(self, model: str) -> bool:
         model_id, entry = self._manifest(model).model_id, self._open.get(model)
-        return entry is not None and entry.manifest.model_id == model_id
+        limits = self._services.limits.of(model)
+        return entry is not None and entry.manifest.model_id == model_id and entry.limits == limits
 
     def opens_at_once(self, model: str) -> bool:
         store, fingerprint = self._services.store, self._services.engine.fingerprint

@@ -19,6 +19,7 @@ from flexserve.trusted.engine.runtime import Engine
 from flexserve.trusted.engine.vocabulary import Vocabulary
 from flexserve.trusted.kv.conversations import Conversations
 from flexserve.trusted.kv.sealed import SealedKv
+from flexserve.trusted.limits import Limits, ModelLimits
 from flexserve.trusted.memory.flexmem import REFUSED_HINT
 from flexserve.trusted.store.image import DamagedImageError
 from flexserve.trusted.store.manifest import Manifest
@@ -39,15 +40,6 @@ _HEAP_OF_HEADER = 18
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Limits:
-    """What one model may have."""
-
-    context: int  # tokens of a sequence
-    sequences: int  # generated at once
-    sealed_kv: int  # bytes on disk
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
 class Services:
     """What models are opened with. `shares_heap`: Flex-Mem comes from the memory that the heap is in."""
 
@@ -55,7 +47,7 @@ class Services:
     residency: Residency
     store: Store
     renderer: Renderer
-    limits: Limits
+    limits: ModelLimits
     counters: KvStatus
     shares_heap: bool
 
@@ -74,7 +66,7 @@ class OpenModel:
         NormalWorldError (disk full); nothing stays open then.
         """
         self._services, self.name = services, name
-        engine = services.engine
+        engine, self.limits = services.engine, services.limits.of(name)
         self.lock = threading.RLock()
         self._users = 0  # beside the busy slots
         self.last_used = time.monotonic()
@@ -86,12 +78,14 @@ class OpenModel:
             self.abilities = abilities or self.possible
             sealed = SealedKv(
                 *(services.store, name, engine.fingerprint, engine.flexmem),
-                quota=services.limits.sealed_kv,
+                form=f"{self.limits.kv}, {self.limits.context_of(self.manifest.context_length)} tokens",
+                quota=self.limits.sealed_kv,
                 counters=services.counters,
             )
             # Last: when this fails there is only the model to close.
             self.context = Context(
-                self._model, services.residency, services.limits.context, services.limits.sequences
+                *(self._model, services.residency, self.limits.context, self.limits.sequences),
+                kv_type=self.limits.kv,
             )
         except BaseException:
             self._model.close()
@@ -220,9 +214,10 @@ def described(manifest: Manifest, limits: Limits) -> Description:
         parameters=manifest.parameters,
         quantization=manifest.quantization,
         trained_context=trained,
-        context=min(limits.context, trained) if trained else limits.context,
+        context=limits.context_of(trained),
         sequences=limits.sequences,
         adapter_of=manifest.adapts.name if manifest.adapts is not None else "",
+        kv=limits.kv,
     )
 
 

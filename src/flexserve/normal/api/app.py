@@ -22,6 +22,7 @@ from flexserve.normal.api import (
     llama_server,
     memory,
     metrics,
+    model_options,
     models,
     ollama,
     operations,
@@ -39,7 +40,7 @@ _NO_KEYS = Keys()
 _NO_PAGES = Origins()
 # One module for each API: it translates its bodies to the internal request, and answers back.
 FOR_MODELS = (generation, responses, anthropic, ollama, llama_server, embeddings, models)
-FACADES = (*FOR_MODELS, attestation, sealed, operations, memory, metrics)
+FACADES = (*FOR_MODELS, attestation, sealed, operations, model_options, memory, metrics)
 _ERRORS = ErrorForms({**anthropic.ERROR_FORMS, **ollama.ERROR_FORMS, **llama_server.ERROR_FORMS})
 
 

@@ -49,6 +49,7 @@ def card(model: ModelStatus) -> Json:
             "size": about.size,
             "architecture": about.architecture,
             "quantization": about.quantization,
+            "kv_type": about.kv,
         },
     }
 

@@ -117,7 +117,7 @@ REFUSED: Mapping[str, Refused] = {
     "context": Refused("ollama", ([],), "Send the conversation"),
     "format": Refused("ollama", ("",), _USE_FORMAT),
     "images": Refused("ollama", ([],)),
-    "num_ctx": Refused("ollama", (), "Serve with --context"),
+    "num_ctx": Refused("ollama", (), "flexserve set MODEL context"),
     "num_predict": Refused("ollama", (), "Use `max_tokens`"),
     "options": Refused("ollama", ({},), "Write its fields beside `model`"),
     "penalize_newline": Refused("ollama", (False,), "Use `logit_bias`"),

@@ -233,6 +233,7 @@ async def props(request: Request, model: str | None = None) -> Response:
         "total_slots": about.sequences,
         "model_alias": status.name,
         "model_path": f"{status.name}.flex",
+        "kv_type": about.kv,
         "modalities": {"vision": False, "audio": False},
         "chat_template": "",
         "build_info": world.engine,

@@ -106,6 +106,7 @@ async def show(body: NameBody, request: Request) -> Response:
         "general.parameter_count": about.parameters,
         f"{about.architecture}.context_length": about.trained_context,
         "flexserve.context_length": about.context,
+        "flexserve.kv_type": about.kv,
     }
     shown = {
         "modelfile": "",
@@ -221,7 +222,7 @@ async def _model(request: Request, body: OllamaRequest) -> str:
     if size and wanted > size:
         raise CallerError(
             f"The context has {size} tokens here, num_ctx asks for {wanted}.",
-            hint="Ask for less, or serve with a larger --context.",
+            hint=f"Ask for less, or give it more: flexserve set {model.name} context {wanted}.",
             code="context_length_exceeded",
         )
     return model.name
@@ -274,6 +275,7 @@ def _loaded(model: ModelStatus) -> Json:
         "size_vram": 0,
         "expires_at": "9999-12-31T23:59:59Z",
         "context_length": about.context,
+        "kv_type": about.kv,
     }
 
 

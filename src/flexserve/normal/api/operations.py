@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
 from flexserve.errors import FlexServeError
-from flexserve.normal.api.cards import card_list
+from flexserve.normal.api.cards import card_list, description_of
 from flexserve.normal.api.errors import from_error
 from flexserve.normal.api.schemas import RecallRequest
 from flexserve.normal.broker import OsView
@@ -58,7 +58,10 @@ async def show_states(request: Request) -> Response:
         "protection": dataclasses.asdict(world.protection),
         **card_list(report.status.models),  # which llama-server has at this path
         "models": [
-            _state(model, pinned=model.name in world.pins, blamed=world.set_aside.get(model.name))
+            {
+                **_state(model, pinned=model.name in world.pins, blamed=world.set_aside.get(model.name)),
+                "options": msgspec.to_builtins(world.options_of(model.name)),
+            }
             for model in report.status.models
         ],
         "queued": report.status.queued,
@@ -131,6 +134,8 @@ def _state(model: ModelStatus, *, pinned: bool, blamed: Blamed | None) -> dict[s
         "pinned": pinned,
         "rewarmed": model.rewarmed,
         "rewarmed_for": model.rewarmed_for,
+        "context": description_of(model).context,
+        "kv_type": description_of(model).kv,
         "abilities": None if model.abilities is None else msgspec.to_builtins(model.abilities),
         "error": None
         if error is None

@@ -9,8 +9,15 @@ from collections.abc import Collection, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from flexserve.errors import CancelledError, GrantRefusedError, InternalError
+from flexserve.errors import (
+    CallerError,
+    CancelledError,
+    FlexServeError,
+    GrantRefusedError,
+    InternalError,
+)
 from flexserve.platforms.ports import Arena
+from flexserve.protocol.model_options import KvType
 from flexserve.trusted.engine import abi
 from flexserve.trusted.engine.graph import EngineGraph
 from flexserve.trusted.engine.kv import KvCache
@@ -25,6 +32,11 @@ from flexserve.units import format_size
 BATCH = 512  # tokens that one graph takes in
 OUTPUTS = 16  # logits that one graph makes: those of a token take up to a megabyte
 _WITHOUT_CACHE = frozenset({"llama-embed"})  # llama.cpp makes a cache for it, which its graphs do not use
+_KV_TYPES: dict[KvType, int] = {
+    "f16": lib.GGML_TYPE_F16,
+    "q8_0": lib.GGML_TYPE_Q8_0,
+    "q4_0": lib.GGML_TYPE_Q4_0,
+}
 _SLICE_SECONDS = 0.05  # a recall waits for a slice at most; shorter ones cost over a percent of speed
 _MIN_STRIDE = 16  # nodes
 
@@ -52,10 +64,19 @@ class Context:
 
     lazy = hollow = False  # the hooks write its tensors (a BufferOwner)
 
-    def __init__(self, model: Model, residency: Residency, context: int, sequences: int) -> None:
+    def __init__(
+        self,
+        model: Model,
+        residency: Residency,
+        context: int,
+        sequences: int,
+        *,
+        kv_type: KvType = "f16",
+    ) -> None:
         """Make a context of at most `context` tokens for each of `sequences`. Commits nothing.
 
-        Raises InternalError when llama.cpp cannot.
+        Raises CallerError when llama.cpp cannot keep this model's KV as `kv_type`, InternalError when it can
+        make no context at all.
         """
         self.model = model
         self._engine, self._residency = model.engine, residency
@@ -65,7 +86,7 @@ class Context:
         self._tokens_in_graph = 0
         self._pace: dict[int, float] = {}  # seconds per node, by size class of the batch
         self.size = min(context, model.trained_context)
-        self.sequences = sequences
+        self.sequences, self.kv_type = sequences, kv_type
         self._vocabulary_size = lib.llama_vocab_n_tokens(model.vocabulary)
         self.kv = KvCache(self._engine.flexmem, sequences)
         parameters = lib.llama_context_default_params()
@@ -73,6 +94,8 @@ class Context:
         parameters.n_batch = parameters.n_ubatch = max(min(BATCH, self.size), sequences)
         parameters.n_seq_max = sequences
         self.outputs = parameters.n_outputs_max = max(sequences, min(OUTPUTS, self.size))
+        # A quantised V needs flash attention, which llama.cpp chooses by itself where a graph can have it.
+        parameters.type_k = parameters.type_v = _KV_TYPES[kv_type]
         parameters.kv_unified = False  # a stream for each sequence: the same logits as if it were alone
         parameters.n_threads = parameters.n_threads_batch = self._engine.threads
         parameters.no_perf = True
@@ -82,7 +105,7 @@ class Context:
             self.address = lib.llama_init_from_model(model.address, parameters) or 0
         self.watches = False
         if not self.address:
-            raise InternalError("llama.cpp could not make a context.", hint="Try a smaller --context.")
+            raise _no_context(kv_type)
         self._memory = lib.llama_get_memory(self.address)
         self._run = lib.llama_decode
         self.encodes = bool(lib.llama_model_has_encoder(model.address))  # a text has to go through it first
@@ -335,3 +358,13 @@ class Context:
         """Record how long a slice took."""
         pace, size = seconds / nodes, self._tokens_in_graph.bit_length()
         self._pace[size] = (self._pace.get(size, pace) + pace) / 2
+
+
+def _no_context(kv_type: KvType) -> FlexServeError:
+    if kv_type == "f16":
+        return InternalError("llama.cpp could not make a context.", hint="Give the model a shorter context.")
+    return CallerError(
+        f"llama.cpp cannot keep this model's KV as {kv_type}.",
+        hint="Have it kept as it is: flexserve set MODEL kv f16.",
+        code="kv_type_unsupported",
+    )

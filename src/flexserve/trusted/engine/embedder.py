@@ -40,7 +40,7 @@ class Embedder(Context):
             raise _unsupported("This model turns texts into texts")  # llama.cpp pools none of those
         self._step = min(BATCH, beside.size) if beside.whole_texts else _BATCH
         size = self._step if beside.whole_texts else beside.size
-        super().__init__(beside.model, beside._residency, size, sequences=1)
+        super().__init__(beside.model, beside._residency, size, sequences=1, kv_type=beside.kv_type)
         if self.encodes:
             self._run = lib.llama_encode
         self._width = int(lib.llama_model_n_embd_out(self.model.address))
@@ -60,7 +60,7 @@ class Embedder(Context):
         if not 0 < len(tokens) <= self.size:
             raise CallerError(
                 f"A text has {len(tokens)} tokens; this model takes 1 to {self.size} here.",
-                hint="Split long texts, leave empty ones out, or serve with a larger --context.",
+                hint="Split long texts, leave empty ones out, or give the model a longer context.",
                 code="context_length_exceeded",
             )
         self.prepare()

@@ -42,6 +42,7 @@ class _Label(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     owner: str
     tokens: Annotated[list[int], Meta(max_length=1 << 22)]
+    form: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ class SealedSequence:
     path: Path
     owner: str
     tokens: Sequence[int]
+    form: str
     size: int  # bytes of the file
 
 
@@ -64,12 +66,18 @@ class SealedKv:
         fingerprint: str,
         flexmem: FlexMem,
         *,
+        form: str,
         quota: int,
         counters: KvStatus,
     ) -> None:
-        """Read the labels of what is sealed for `model`. `quota`: bytes on disk, for this model."""
+        """Read the labels of what is sealed for `model`. `quota`: bytes on disk, for this model.
+
+        `form`: what else than the model the KV depends on, as its type. KV of another form is not found,
+        and goes like the rest: when it is superseded, or when the disk is short.
+        """
         self._store, self._model, self._fingerprint = store, model, fingerprint
         self._flexmem, self._quota, self.counters = flexmem, quota, counters
+        self._form = form
         self._lock = threading.RLock()
         self._entries = self._scan()  # the oldest first
 
@@ -85,7 +93,7 @@ class SealedKv:
             found = [
                 (usable(len(p.tokens), common_prefix(p.tokens, tokens)), p)
                 for p in self._entries
-                if p.owner == owner
+                if p.owner == owner and p.form == self._form
             ]
         length, best = max(found, key=lambda pair: pair[0], default=(0, None))
         return (best, length) if best is not None and length >= WORTHWHILE else None
@@ -105,7 +113,7 @@ class SealedKv:
             if plain is None or export(plain) != size:
                 return False
             try:
-                path = self._write(_Label(owner, list(tokens)), plain)
+                path = self._write(_Label(owner, list(tokens), self._form), plain)
             except FlexServeError:
                 return False  # the disk is full, or the model was removed
         with self._lock:
@@ -114,7 +122,8 @@ class SealedKv:
                 for p in self._entries
                 if p.owner == owner and common_prefix(p.tokens, tokens) == len(p.tokens)
             ]
-            self._entries.append(SealedSequence(path, owner, tuple(tokens), path.stat().st_size))
+            size = path.stat().st_size
+            self._entries.append(SealedSequence(path, owner, tuple(tokens), self._form, size))
             for entry in superseded:
                 self.forget(entry)
             self._keep_quota()
@@ -199,7 +208,7 @@ class SealedKv:
                     with contextlib.suppress(OSError):
                         path.unlink()
                 else:
-                    entry = SealedSequence(path, label.owner, tuple(label.tokens), info.st_size)
+                    entry = SealedSequence(path, label.owner, tuple(label.tokens), label.form, info.st_size)
                     found.append((info.st_mtime, entry))
         return [entry for _, entry in sorted(found, key=lambda pair: pair[0])]
 

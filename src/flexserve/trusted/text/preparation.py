@@ -145,6 +145,6 @@ def _require_room(entry: OpenModel, tokens: Sequence[int]) -> None:
     if len(tokens) >= size:
         raise CallerError(
             f"The prompt has {len(tokens)} tokens; the context holds {size}, answer included.",
-            hint="Shorten the prompt, or serve with a larger --context.",
+            hint="Shorten the prompt, or give the model a longer context: flexserve set MODEL context 32k.",
             code="context_length_exceeded",
         )

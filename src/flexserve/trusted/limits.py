@@ -1,0 +1,57 @@
+"""What models may have: as the server is configured, and as a person set it for single ones."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from flexserve.protocol.launch import SecureOptions
+from flexserve.protocol.model_options import MAX_CONTEXT, KvType, ModelOptions
+
+_DEFAULT_CONTEXT = 4096  # tokens
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Limits:
+    """What one model may have."""
+
+    context: int  # tokens of a sequence; what a model was trained for bounds it, too
+    sequences: int  # generated at once
+    sealed_kv: int  # bytes on disk
+    kv: KvType = "f16"  # in which its KV is kept
+
+    @classmethod
+    def usual(cls, options: SecureOptions) -> Limits:
+        """Return the limits of models for which nothing is set."""
+        context = options.context or _DEFAULT_CONTEXT
+        return cls(context, options.parallel, options.kv_disk, options.kv_type)
+
+    def changed(self, options: ModelOptions) -> Limits:
+        """Return them with what `options` say."""
+        context = MAX_CONTEXT if options.context == "model" else options.context
+        return dataclasses.replace(
+            self,
+            context=self.context if context is None else context,
+            kv=self.kv if options.kv is None else options.kv,
+        )
+
+    def context_of(self, trained: int) -> int:
+        """Return the context of a model that was trained for `trained` tokens (0: it does not say)."""
+        return min(self.context, trained) if trained else self.context
+
+
+class ModelLimits:
+    """The limits of each model. Any thread."""
+
+    def __init__(self, usual: Limits) -> None:
+        """`usual`: those of a model for which nothing is set."""
+        self._usual = usual
+        self._options: Mapping[str, ModelOptions] = {}
+
+    def configure(self, options: Mapping[str, ModelOptions]) -> None:
+        """Let `options` hold, by model, and no others. What is open keeps what it was opened with."""
+        self._options = dict(options)
+
+    def of(self, model: str) -> Limits:
+        """Return the limits with which `model` is to be opened."""
+        return self._usual.changed(self._options.get(model, ModelOptions()))

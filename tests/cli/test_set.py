@@ -1,0 +1,64 @@
+"""flexserve set: how one model is served."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from servers import Cli, ScriptedServer
+
+from flexserve import settings
+from flexserve.cli import models
+from flexserve.normal.model_options import ModelChoices
+from flexserve.protocol.model_options import ModelOptions
+
+
+def test_options_are_set_on_a_server_shown_and_set_back(cli: Cli, server: ScriptedServer) -> None:
+    assert cli("set", "tiny", "context", "8k").stdout.split() == ["context", "8192", "kv", "default"]
+    assert cli("set", "tiny", "kv", "q8_0").exit_code == 0
+    shown = json.loads(cli("set", "tiny", "--json").stdout)
+    assert shown == {"model": "tiny", "options": {"context": 8192, "kv": "q8_0"}}
+    assert cli("set", "tiny", "context", "default").stdout.split() == ["context", "default", "kv", "q8_0"]
+
+
+def test_ps_says_which_context_and_type_of_kv_models_have(cli: Cli, server: ScriptedServer) -> None:
+    lines = cli("ps").stdout.splitlines()
+    assert "CONTEXT" in lines[0]
+    assert {"4096", "f16"} <= set(next(line for line in lines if line.startswith("tiny")).split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("tiny", "colour", "red"), "context, kv"),
+        (("tiny", "kv", "q5_1"), "no value of kv"),
+        (("tiny", "context", "much"), "32k"),
+        (("tiny", "context", "16k"), "trained for 8192"),
+        (("nobody", "kv", "q8_0"), "no model 'nobody'"),
+    ],
+)
+def test_what_cannot_be_set_is_an_error_that_says_why(
+    cli: Cli, server: ScriptedServer, arguments: tuple[str, ...], words: str
+) -> None:
+    result = cli("set", *arguments)
+    assert result.exit_code == 1
+    assert words in result.stderr
+
+
+def test_an_option_without_a_value_is_a_usage_error(cli: Cli) -> None:
+    assert cli("set", "tiny", "context").exit_code == 2
+
+
+def test_without_a_server_options_are_written_down_for_the_next_one(
+    cli: Cli, gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "try_model", lambda *_: "")
+    assert cli("add", str(gguf), "--name", "small").exit_code == 0
+    assert cli("set", "small", "context", "model").exit_code == 0
+    assert "trained for" in cli("set", "small", "context", "32k").stderr
+    assert cli("set", "nobody", "kv", "q8_0").exit_code == 1
+    assert ModelChoices(settings.load().model_options).all == {"small": ModelOptions(context="model")}
+    assert cli("set", "small").stdout.split() == ["context", "model", "kv", "default"]
+    assert cli("set", "small", "context", "100").exit_code == 0
+    assert json.loads(cli("show", "small", "--json").stdout)["served_context"] == 100
