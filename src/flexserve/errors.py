@@ -8,6 +8,7 @@ prompt, a token, a key or weights; `hint` is one imperative sentence for the rea
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 
 
 class Blame(enum.Enum):
@@ -27,9 +28,18 @@ class FlexServeError(Exception):
     default_code = "internal_error"
     default_hint = ""
 
-    def __init__(self, message: str, *, hint: str = "", code: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        code: str | None = None,
+        counts: Mapping[str, int] | None = None,
+    ) -> None:
+        """`counts`: what the message counts, by name, for programs."""
         super().__init__(message)
         self.message = message
+        self.counts = dict(counts or {})
         self.hint = hint or self.default_hint
         self.code = code or self.default_code
 
@@ -142,9 +152,13 @@ _BY_CODE: dict[str, type[FlexServeError]] = {
 }
 
 
-def rebuild(blame: Blame, code: str, message: str, hint: str) -> FlexServeError:
+def rebuild(
+    blame: Blame, code: str, message: str, hint: str, counts: Mapping[str, int] | None = None
+) -> FlexServeError:
     """Return the error that crossed the world boundary, as its own type again."""
     cls = _BY_CODE.get(code)
     if cls is None or cls.blame is not blame:
         cls = _FAMILIES[blame]
-    return cls(message, hint=hint, code=code)
+    error = cls(message, hint=hint, code=code)
+    error.counts = dict(counts or {})
+    return error

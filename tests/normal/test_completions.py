@@ -65,7 +65,7 @@ async def test_a_chat_stream_is_role_then_text_then_reason_then_done(client: htt
     *chunks, done = events(response.text)
     assert done == "[DONE]"
     choices = [chunk["choices"][0] for chunk in chunks]
-    assert choices[0]["delta"] == {"role": "assistant", "content": ""}
+    assert choices[0]["delta"] == {"role": "assistant", "content": None}
     assert "".join(choice["delta"]["content"] for choice in choices[1:-1]) == "Hello, world!"
     assert choices[-1] == {"index": 0, "delta": {}, "logprobs": None, "finish_reason": "stop"}
     assert len({chunk["id"] for chunk in chunks}) == 1

@@ -134,7 +134,7 @@ async def test_a_field_is_what_the_secure_world_is_asked_for(
 
 
 def test_every_field_of_the_request_inside_can_be_asked_for() -> None:
-    of_routes = {"logprobs", "echo"}
+    of_routes = {"logprobs", "echo", "after_samplers"}
     assert {name for _, meant in ASKED for name in meant} | of_routes == set(Sampling.__struct_fields__)
 
 

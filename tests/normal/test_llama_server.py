@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import httpx
@@ -10,7 +11,7 @@ import pytest
 
 from flexserve.protocol.messages import Generate, InfillPrompt, Snippet, TextPrompt, TokenPrompt
 from flexserve.testing.scripted_link import ScriptedLink
-from flexserve.testing.scripted_world import Behaviour, Script
+from flexserve.testing.scripted_world import TEMPLATE, Behaviour, Script
 
 pytestmark = pytest.mark.anyio
 USER = [{"role": "user", "content": "Hi"}]
@@ -123,6 +124,79 @@ async def test_a_prompt_may_be_tokens_with_texts_among_them(
     assert link.scripted.last(Generate).prompt == TokenPrompt([1, "two"])
 
 
+async def test_several_prompts_get_a_list_of_answers(client: httpx.AsyncClient, link: ScriptedLink) -> None:
+    prompts = ["Once", [1, "two"], {"prompt_string": "Twice"}]
+    answers = (await client.post("/completion", json={"prompt": prompts, "n_predict": 2})).json()
+    assert [(one["index"], one["content"], one["prompt"]) for one in answers] == [
+        (0, "Hello,", "Once"),
+        (1, "Hello,", ""),
+        (2, "Hello,", "Twice"),
+    ]
+    sent = [message.prompt for message in link.scripted.received if isinstance(message, Generate)]
+    assert sent == [TextPrompt("Once"), TokenPrompt([1, "two"]), TextPrompt("Twice")]
+    body = {"prompt": ["a", "b"], "n_predict": 2, "stream": True}
+    lines = (await client.post("/completion", json=body)).text.splitlines()
+    chunks = [json.loads(line[6:]) for line in lines if line]
+    said = ["".join(one["content"] for one in chunks if one["index"] == index) for index in (0, 1)]
+    assert said == ["Hello,", "Hello,"]
+    assert [one["prompt"] for one in chunks if one["stop"]] == ["a", "b"]
+
+
+async def test_only_what_is_asked_for_is_said(client: httpx.AsyncClient) -> None:
+    fields = ["content", "generation_settings/n_predict", "no/such"]
+    body = {"prompt": "Once", "n_predict": 2, "response_fields": fields}
+    answer = (await client.post("/completion", json=body)).json()
+    assert answer == {"content": "Hello,", "generation_settings/n_predict": 2}
+
+
+async def test_probabilities_behind_the_samplers_are_no_logarithms(
+    client: httpx.AsyncClient, link: ScriptedLink
+) -> None:
+    body = {"prompt": "Once", "n_probs": 2, "post_sampling_probs": True}
+    (first, *_) = (await client.post("/completion", json=body)).json()["completion_probabilities"]
+    assert link.scripted.last(Generate).sampling.after_samplers
+    assert first["prob"] == pytest.approx(math.exp(-0.5))
+    assert [one["prob"] for one in first["top_probs"]] == pytest.approx([math.exp(-1), math.exp(-2)])
+    assert "logprob" not in first
+
+
+async def test_the_pace_of_an_answer_counts_its_steps_and_is_always_a_number(
+    client: httpx.AsyncClient,
+) -> None:
+    one = (await client.post("/completion", json={"prompt": "x", "n_predict": 1})).json()["timings"]
+    assert (one["predicted_n"], one["predicted_per_second"], one["predicted_per_token_ms"]) == (1, 0, 0)
+    two = (await client.post("/completion", json={"prompt": "x", "n_predict": 2})).json()["timings"]
+    assert two["predicted_per_second"] == pytest.approx(1000 / 3.5)
+    assert (two["cache_n"], two["prompt_n"]) == (3, 4)
+
+
+async def test_the_template_is_shown(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/props")).json()["chat_template"] == TEMPLATE
+    assert (await client.post("/api/show", json={"model": "tiny"})).json()["template"] == TEMPLATE
+
+
+async def test_texts_are_ranked_the_best_first(client: httpx.AsyncClient) -> None:
+    texts = ["a dog", "the red dog", "no"]
+    for path in ("/v1/rerank", "/rerank", "/reranking"):
+        body = {"query": "the red dog", "documents": texts, "top_n": 2, "return_documents": True}
+        answer = (await client.post(path, json=body)).json()
+        assert [(one["index"], one["relevance_score"]) for one in answer["results"]] == [(1, 3), (0, 1)]
+        assert answer["results"][0]["document"] == {"text": "the red dog"}
+        assert answer["usage"] == {"prompt_tokens": 7, "total_tokens": 7}
+    tei = {"query": "the red dog", "texts": texts, "return_text": True}
+    scores = (await client.post("/rerank", json=tei)).json()
+    assert scores[0] == {"index": 1, "score": 3, "text": "the red dog"}
+    assert [one["index"] for one in scores] == [1, 0, 2]
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"documents": []}, {"documents": [1]}, {"documents": ["a"], "texts": ["a"]}, {"texts": "a"}]
+)
+async def test_a_wrong_request_for_ranks_is_refused(client: httpx.AsyncClient, more: dict[str, Any]) -> None:
+    response = await client.post("/rerank", json={"query": "x", **more})
+    assert (response.status_code, response.json()["error"]["type"]) == (400, "invalid_request_error")
+
+
 async def test_its_own_fields_cross(client: httpx.AsyncClient, link: ScriptedLink) -> None:
     body = {"prompt": "x", "top_k": 3, "min_p": 0.1, "grammar": 'root ::= "x"', "cache_prompt": False}
     assert (await client.post("/completion", json=body)).status_code == 200
@@ -135,8 +209,9 @@ async def test_its_own_fields_cross(client: httpx.AsyncClient, link: ScriptedLin
 @pytest.mark.parametrize(
     "body",
     [
-        {"prompt": ["x", "y"]},
-        {"prompt": [[1], [2]]},
+        {"prompt": [1, [2]]},
+        {"prompt": ["x"] * 129},
+        {"prompt": {"prompt_string": "x", "multimodal_data": ["AA=="]}},
         {"prompt": "x", "n_predict": -3},
         {"prompt": "x", "made_up": 1},
         {},

@@ -14,7 +14,7 @@ async def test_a_card_says_what_a_model_can_do_and_how_much_it_takes_in(client: 
     card = next(card for card in body["data"] if card["id"] == "tiny")
     assert (card["object"], card["type"], card["owned_by"]) == ("model", "model", "flexserve")
     assert (card["context_length"], card["created"]) == (4096, 1_700_000_000)
-    assert card["capabilities"] == ["completion", "tools", "embedding"]
+    assert card["capabilities"] == ["completion", "tools", "embedding", "rerank"]
     assert card["created_at"] == "2023-11-14T22:13:20Z"
     assert body["has_more"] is False
     assert body["first_id"] == body["data"][0]["id"]

@@ -176,7 +176,7 @@ async def test_models_are_listed_shown_and_seen_in_memory(client: httpx.AsyncCli
     assert tags[0]["details"]["parameter_size"] == "8.03B"
     assert tags[0]["modified_at"] == "2023-11-14T22:13:20Z"
     shown = (await client.post("/api/show", json={"model": "tiny"})).json()
-    assert shown["capabilities"] == ["completion", "tools", "embedding"]
+    assert shown["capabilities"] == ["completion", "tools", "embedding", "rerank"]
     assert shown["model_info"]["llama.context_length"] == 8192
     present = (await client.get("/api/ps")).json()["models"]
     assert (present[0]["size"], present[0]["context_length"]) == (300, 4096)

@@ -11,7 +11,7 @@ import pytest
 import structlog
 from fastapi.routing import APIRoute
 
-from flexserve.normal.api import envelope
+from flexserve.normal.api import envelope, llama_server
 from flexserve.normal.api.app import FACADES, create_app
 from flexserve.normal.api.keys import Keys
 from flexserve.normal.world import World
@@ -42,9 +42,7 @@ def said(path: str, body: Any) -> str:
         assert set(body) == {"type", "error"}
         assert body["type"] == "error"
         assert set(body["error"]) == {"type", "message"}
-    elif path.removeprefix("/") in ("completion", "completions", "infill", "tokenize", "detokenize", "props",
-                                    "apply-template", "slots", "embedding", "embeddings", "rerank",
-                                    "reranking", "v1/rerank", "v1/reranking"):  # fmt: skip
+    elif path in llama_server.ERROR_FORMS:
         assert set(body["error"]) == {"code", "message", "type"}
         assert body["error"]["code"] >= 400
     else:

@@ -266,9 +266,9 @@ async def test_many_texts_go_in_parts_so_that_others_have_their_turn(
     ("more", "param"),
     [
         ({"input": []}, "input"),
-        ({"input": ""}, "input"),
-        ({"input": [1, 2]}, "input"),
-        ({"input": [""]}, "input"),
+        ({"input": {"content": [{"type": "image_url"}]}}, "input"),
+        ({"input": {"content": "no list"}}, "input"),
+        ({"input": [[]]}, "input"),
         ({"input": ["x"] * 2049}, "input"),
         ({"dimensions": 3}, "dimensions"),
         ({"encoding_format": "hex"}, "encoding_format"),

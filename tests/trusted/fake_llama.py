@@ -122,9 +122,10 @@ class ImageSource(FakeSource):
 
 
 class FakeModel:
-    """A sealed model, opened; `vectors`, `text`: what it can do."""
+    """A sealed model, opened; `vectors`, `text`, `ranks`: what it can do."""
 
     text = vectors = True
+    ranks = False
     goes_back = True  # its cache can forget a part of what it has
 
     def __init__(self, engine: FakeEngine, store: Store, name: str) -> None:
@@ -311,9 +312,9 @@ def _scores(text: bytes) -> NDArray[np.float32]:
 class FakeEmbedder(FakeContext):
     """Counts the letters of a text: its vector says how many there are of a, b, c and others."""
 
-    def __init__(self, beside: FakeContext) -> None:
-        if not beside.model.vectors:
-            raise CallerError("This model ranks texts.", hint="Use another.", code="embeddings_unsupported")
+    def __init__(self, beside: FakeContext, *, ranks: bool = False) -> None:
+        if not (beside.model.ranks if ranks else beside.model.vectors):
+            raise CallerError("It makes no such numbers.", hint="Use another.", code="embeddings_unsupported")
         super().__init__(beside.model, beside._residency, beside.size, 1)
 
     def embed(self, tokens: Sequence[int]) -> NDArray[np.float32]:

@@ -47,7 +47,7 @@ def test_a_prompt_leaves_room_for_an_answer(world: World, length: int, fits: boo
     if fits:
         assert len(prepare(world, "x" * length).tokens) == length
     else:
-        with pytest.raises(CallerError, match="answer included"):
+        with pytest.raises(CallerError, match="available context size of 512"):
             prepare(world, "x" * length)
 
 

@@ -179,7 +179,7 @@ def test_a_field_of_a_sampler_changes_what_llama_cpp_would_change(vocabulary: Vo
 
 def test_every_field_of_a_sampler_is_tried() -> None:
     others = {"max_tokens", "min_tokens", "ignore_eos", "stop", "stop_token_ids", "logit_bias"}
-    others |= {"schema", "grammar", "logprobs", "echo", "dry_sequence_breakers"}
+    others |= {"schema", "grammar", "logprobs", "after_samplers", "echo", "dry_sequence_breakers"}
     assert {*CHANGES, *DEPENDENT, *others} == set(Sampling.__struct_fields__)
 
 
@@ -312,3 +312,24 @@ def test_where_nothing_may_come_the_caller_is_told(vocabulary: Vocabulary) -> No
     few: Any = Few()
     with pytest.raises(CallerError, match="No token is left"):
         Sampler(Sampling(logit_bias=never), few, [], CONTEXT).choose(np.zeros(3, np.float32))
+
+
+def test_what_the_samplers_left_is_told_with_probabilities_that_sum_to_one(vocabulary: Vocabulary) -> None:
+    sampler = Sampler(Sampling(seed=SEED, top_k=5, min_p=0.0, top_p=1.0), vocabulary, (), CONTEXT)
+    logits = logits_of(0, vocabulary.size)
+    token = sampler.choose(logits)
+    left = sampler.left()
+    sampler.close()
+    best = np.argsort(-logits)[:5]
+    assert [one for one, _ in left] == best.tolist()
+    assert token in best
+    wanted = np.exp(logits[best].astype(np.float64) / 0.8)
+    assert np.exp([score for _, score in left]) == pytest.approx(wanted / wanted.sum(), abs=1e-4)
+
+
+def test_of_the_likeliest_token_nothing_else_is_left(vocabulary: Vocabulary) -> None:
+    sampler = Sampler(Sampling(temperature=0), vocabulary, (), CONTEXT)
+    assert sampler.left() == []
+    token = sampler.choose(logits_of(0, vocabulary.size))
+    assert sampler.left() == [(token, 0.0)]
+    sampler.close()

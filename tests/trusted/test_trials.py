@@ -36,6 +36,15 @@ def test_a_trial_finds_out_what_a_model_can_do(world: World, monkeypatch, text: 
     assert memory(world).idle_kv == 0
 
 
+def test_a_model_that_ranks_is_tried_with_a_rank(world: World, monkeypatch) -> None:
+    possible = world.entry().possible
+    world.entry().possible = msgspec.structs.replace(possible, text=False, vectors=False, ranks=True)
+    monkeypatch.setattr(FakeModel, "ranks", True)
+    world.app.run(world.try_it())
+    found = world.entry().abilities
+    assert (found.text, found.vectors, found.ranks) == (False, False, True)
+
+
 def test_a_model_that_can_do_neither_is_unusable_and_recorded_as_that(world: World, monkeypatch) -> None:
     monkeypatch.setattr(FakeModel, "text", False)
     monkeypatch.setattr(FakeModel, "vectors", False)

@@ -263,7 +263,7 @@ def _makes(store: Store, manifest: Manifest) -> str:
     able = record.abilities
     calls = "" if able.tools == "none" else f"calls of tools ({able.tools})"
     lacks = NO_TEMPLATE * _lacks_template(store, manifest)
-    makes = ("text" * able.text, calls * able.text, "vectors" * able.vectors, lacks)
+    makes = ("text" * able.text, calls * able.text, "vectors" * able.vectors, "ranks" * able.ranks, lacks)
     return ", ".join(filter(None, (*makes, _adapts(manifest))))
 
 

@@ -36,6 +36,7 @@ from flexserve.protocol.messages import (
     Delta,
     Embed,
     Embedded,
+    Entry,
     Failed,
     Finished,
     Generate,
@@ -209,10 +210,10 @@ class DrivenWorld:
         self._send(Try(number, model))
         return self.result(number).finished
 
-    def start_embedding(self, model: str, texts: list[str]) -> int:
-        """Ask for the vectors of `texts`; return the request's number for `vectors`."""
+    def start_embedding(self, model: str, texts: Sequence[Entry], query: str | None = None) -> int:
+        """Ask for the vectors of `texts`, or their ranks; return the request's number for `vectors`."""
         number = self._next()
-        self._send(Embed(number, model, texts))
+        self._send(Embed(number, model, list(texts), query))
         return number
 
     def vectors(self, number: int) -> list[bytes]:
@@ -388,4 +389,4 @@ class DrivenWorld:
 
 
 def _error(failure: Failure) -> Exception:
-    return rebuild(Blame(failure.blame), failure.code, failure.message, failure.hint)
+    return rebuild(Blame(failure.blame), failure.code, failure.message, failure.hint, dict(failure.counts))

@@ -159,7 +159,7 @@ def revive(failure: Failure) -> FlexServeError:
         raise PeerError(
             "The secure world sent an error that blames nobody known.", hint="Restart the secure world."
         ) from None
-    return rebuild(blame, failure.code, failure.message, failure.hint)
+    return rebuild(blame, failure.code, failure.message, failure.hint, dict(failure.counts))
 
 
 def cancelled() -> CancelledError:

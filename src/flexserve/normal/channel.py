@@ -25,7 +25,6 @@ from flexserve.protocol.messages import (
     Attest,
     Attested,
     Cancel,
-    ChatPrompt,
     Computing,
     Configure,
     Convert,
@@ -33,6 +32,7 @@ from flexserve.protocol.messages import (
     Delta,
     Embed,
     Embedded,
+    Entry,
     Failed,
     Finished,
     Generate,
@@ -48,14 +48,13 @@ from flexserve.protocol.messages import (
     Sealed,
     SealedPart,
     Shutdown,
+    Source,
     Spare,
     Standstill,
     Started,
     Status,
     Terms,
     ToNormal,
-    ToText,
-    ToTokens,
     Try,
     WantSpare,
     Warm,
@@ -146,17 +145,20 @@ class WorldChannel:
         return await self._send(Generate(next(self._numbers), model, prompt, sampling, **fields), observer)
 
     async def embed(
-        self, model: str, texts: list[str], terms: Terms = _USUAL, observer: Observer | None = None
+        self,
+        model: str,
+        texts: Sequence[Entry],
+        terms: Terms = _USUAL,
+        observer: Observer | None = None,
+        query: str | None = None,
     ) -> Answer:
-        """Send a request for vectors and return its answer to come; see `_send`."""
+        """Send a request for vectors, or ranks, and return its answer to come; see `_send`."""
         fields = msgspec.structs.asdict(terms)
         del fields["reuse"]  # there is no KV to use again
-        return await self._send(Embed(next(self._numbers), model, texts, **fields), observer)
+        return await self._send(Embed(next(self._numbers), model, list(texts), query, **fields), observer)
 
-    async def convert(
-        self, model: str, source: ToTokens | ToText | ChatPrompt, keep_alive: float | None = None
-    ) -> Answer:
-        """Send a text, tokens or a conversation to convert and return the answer to come; see `_send`."""
+    async def convert(self, model: str, source: Source, keep_alive: float | None = None) -> Answer:
+        """Send what is to be converted and return the answer to come; see `_send`."""
         return await self._send(Convert(next(self._numbers), model, source, keep_alive), None)
 
     async def sealed(self, body: bytes) -> Answer:

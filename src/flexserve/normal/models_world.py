@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from flexserve.normal.answer import Answer, Observer
 from flexserve.normal.metrics import Metrics
 from flexserve.platforms.ports import Protection
-from flexserve.protocol.messages import ChatPrompt, Converted, Prompt, Terms, ToText, ToTokens
+from flexserve.protocol.messages import Converted, Entry, Prompt, Source, Terms
 from flexserve.protocol.sampling import Sampling
 from flexserve.protocol.statuses import ModelStatus
 
@@ -40,17 +41,20 @@ class ModelsWorld(Protocol):
         """Start a request; return its answer to come."""
 
     async def embed(
-        self, model: str, texts: list[str], terms: Terms = USUAL, observer: Observer | None = None
+        self,
+        model: str,
+        texts: Sequence[Entry],
+        terms: Terms = USUAL,
+        observer: Observer | None = None,
+        query: str | None = None,
     ) -> Answer:
-        """Start a request for the vectors of `texts`."""
+        """Start a request for the vectors of `texts`, or their ranks by `query`."""
 
     async def warm(self, model: str, keep_alive: float | None) -> None:
         """Bring all weights of a model in."""
 
-    async def convert(
-        self, model: str, source: ToTokens | ToText | ChatPrompt, keep_alive: float | None = None
-    ) -> Converted:
-        """Return the tokens of a text, the text of tokens, or a conversation as the model would get it."""
+    async def convert(self, model: str, source: Source, keep_alive: float | None = None) -> Converted:
+        """Return what is made of `source`: tokens, a text, or a conversation as the model would get it."""
 
     async def models(self) -> list[ModelStatus]:
         """Return the models of the store and their states."""

@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -20,16 +20,16 @@ from flexserve.normal.models_world import USUAL
 from flexserve.normal.remote_server import RemoteServer
 from flexserve.platforms.ports import Protection
 from flexserve.protocol.messages import (
-    ChatPrompt,
     Convert,
     Converted,
     Embed,
+    Entry,
     Generate,
     Prompt,
     Query,
+    Source,
     Status,
     Terms,
-    ToText,
     ToTokens,
     Warm,
 )
@@ -123,12 +123,17 @@ class RemoteWorld:
         )
 
     async def embed(
-        self, model: str, texts: list[str], terms: Terms = USUAL, observer: Observer | None = None
+        self,
+        model: str,
+        texts: Sequence[Entry],
+        terms: Terms = USUAL,
+        observer: Observer | None = None,
+        query: str | None = None,
     ) -> Answer:
-        """Start a request for the vectors of `texts`."""
+        """Start a request for the vectors of `texts`, or their ranks by `query`."""
         fields = msgspec.structs.asdict(terms)
         del fields["reuse"]
-        return await self._ask(Embed(0, model, texts, **fields), observer)
+        return await self._ask(Embed(0, model, list(texts), query, **fields), observer)
 
     async def warm(self, model: str, keep_alive: float | None) -> None:
         """Bring all weights of a model in, and keep them for `keep_alive` seconds; 0: let its memory go."""
@@ -139,10 +144,8 @@ class RemoteWorld:
             async for _ in answer:
                 pass
 
-    async def convert(
-        self, model: str, source: ToTokens | ToText | ChatPrompt, keep_alive: float | None = None
-    ) -> Converted:
-        """Return the tokens of a text, the text of tokens, or a conversation as the model would get it."""
+    async def convert(self, model: str, source: Source, keep_alive: float | None = None) -> Converted:
+        """Return what is made of `source`: tokens, a text, or a conversation as the model would get it."""
         async with await self._ask(Convert(0, model, source, keep_alive)) as answer:
             async for message in answer:
                 if isinstance(message, Converted):

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -35,12 +35,12 @@ from flexserve.policy.pressure import Budget, Limits
 from flexserve.protocol.launch import SECURE_WORLD, SecureOptions
 from flexserve.protocol.messages import (
     Attested,
-    ChatPrompt,
     Converted,
+    Entry,
     Prompt,
+    Source,
     Status,
     Terms,
-    ToText,
     ToTokens,
     Welcome,
 )
@@ -171,11 +171,16 @@ class World:
         return await channel.generate(model, prompt, sampling, terms, observer)
 
     async def embed(
-        self, model: str, texts: list[str], terms: Terms = _USUAL, observer: Observer | None = None
+        self,
+        model: str,
+        texts: Sequence[Entry],
+        terms: Terms = _USUAL,
+        observer: Observer | None = None,
+        query: str | None = None,
     ) -> Answer:
-        """Start a request for the vectors of `texts`; otherwise as `generate`."""
+        """Start a request for the vectors of `texts`, or their ranks by `query`; otherwise as `generate`."""
         channel, terms = await self._admitted(model, terms)
-        return await channel.embed(model, texts, terms, observer)
+        return await channel.embed(model, texts, terms, observer, query)
 
     async def warm(self, model: str, keep_alive: float | None) -> None:
         """Bring all weights of a model in, and keep them for `keep_alive` seconds; 0: let its memory go.
@@ -190,10 +195,9 @@ class World:
             async for _ in answer:
                 pass
 
-    async def convert(
-        self, model: str, source: ToTokens | ToText | ChatPrompt, keep_alive: float | None = None
-    ) -> Converted:
-        """Return the tokens of a text, the text of tokens, or a conversation as the model would get it.
+    async def convert(self, model: str, source: Source, keep_alive: float | None = None) -> Converted:
+        """Return the tokens of a text, the text of tokens, a conversation as the model would get it, or the
+        template that makes it so.
 
         Raises as `generate`, and CallerError for what cannot be converted. Wakes no weights.
         """

@@ -19,4 +19,10 @@ def foreseen(error: BaseException) -> FlexServeError:
 
 def failure_of(error: FlexServeError) -> Failure:
     """Return `error` as a message."""
-    return Failure(error.blame.value, error.code, error.message[:_LIMIT], error.hint[:_LIMIT])
+    return Failure(
+        error.blame.value,
+        error.code,
+        error.message[:_LIMIT],
+        error.hint[:_LIMIT],
+        tuple(error.counts.items()),
+    )

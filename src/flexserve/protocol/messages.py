@@ -41,7 +41,7 @@ from flexserve.protocol.notation import Mark, Notation
 from flexserve.protocol.sampling import Sampling, TokenId
 from flexserve.protocol.statuses import Failure, KvStatus, MemoryStatus, ModelStatus, NpuStatus
 
-PROTOCOL_VERSION = 17
+PROTOCOL_VERSION = 18
 # Of the messages' schema, by version: it is another one whenever a message changes, and a line is added here.
 SCHEMA_DIGESTS = {
     5: "57db8b74f59f63a2",
@@ -57,6 +57,7 @@ SCHEMA_DIGESTS = {
     15: "b61525f146b8b55b",
     16: "d92dc359920a5f60",
     17: "99d7f7aea59936bb",
+    18: "c64b1c5ace8f9d89",
 }
 
 
@@ -153,13 +154,22 @@ class ToText(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="to_te
     tokens: Annotated[list[Count], Meta(max_length=MAX_TOKENS)]
 
 
+class AskTemplate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="template"):
+    """The model's own chat template is wanted as text; "" where it has none."""
+
+
+Tokens = Annotated[list[TokenId | Text], Meta(min_length=1, max_length=MAX_TOKENS)]  # texts become tokens
+Entry = Text | Tokens  # what is to be a vector
+
+
 class TokenPrompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="tokens"):
     """Tokens to continue, as numbers; texts among them are cut into tokens."""
 
-    tokens: Annotated[list[TokenId | Text], Meta(min_length=1, max_length=MAX_TOKENS)]
+    tokens: Tokens
 
 
 Prompt = ChatPrompt | TextPrompt | TokenPrompt | InfillPrompt
+Source = ToTokens | ToText | ChatPrompt | AskTemplate  # of a conversion
 
 
 class TokenLogprob(Struct, frozen=True):
@@ -243,22 +253,28 @@ class Generate(_Message, Terms, frozen=True):
 
 
 class Embed(_Message, Terms, frozen=True):
-    """Turn each text into a vector. Answered by Started, Embedded… and Finished, or by Failed."""
+    """Turn each text into a vector. Answered by Started, Embedded… and Finished, or by Failed.
+
+    A text may be given as tokens. With a `query`, each text is ranked instead: its vector has one number,
+    the higher the better it answers the query.
+    """
 
     request: Serial
     model: Name
-    texts: Annotated[list[Text], Meta(min_length=1, max_length=MAX_TEXTS)]
+    texts: Annotated[list[Entry], Meta(min_length=1, max_length=MAX_TEXTS)]
+    query: Text | None = None
 
 
 class Convert(_Message, frozen=True):
-    """Turn a text into tokens, tokens into text, or a conversation into what the model gets of it.
+    """Turn a text into tokens, tokens into text, or a conversation into what the model gets of it; or
+    show the template that does the last.
 
     Nothing is computed. Answered by Started, Converted and Finished, or by Failed.
     """
 
     request: Serial
     model: Name
-    source: ToTokens | ToText | ChatPrompt
+    source: Source
     keep_alive: KeepAlive | None = None  # seconds
 
 
@@ -419,17 +435,18 @@ class Started(_Message, frozen=True):
 class Delta(_Message, frozen=True):
     """More text; `choices` is filled when logprobs were asked for. `tokens` may be 0 for text
     that was held back while it could have been the start of a stop string. `stop`: which of the
-    request's stop strings ended the text behind this."""
+    request's stop strings ended the text behind this. `ids`: the tokens."""
 
     request: Serial
     text: str
     tokens: Count
     choices: list[Choice] = msgspec.field(default_factory=list)
     stop: Annotated[int, Meta(ge=0, lt=MAX_STOPS)] | None = None
+    ids: list[TokenId] = msgspec.field(default_factory=list)
 
 
 class Embedded(_Message, frozen=True):
-    """Vectors of the next texts, in order: little-endian float32, of length 1."""
+    """Vectors of the next texts, in order: little-endian float32, of length 1; or one number each."""
 
     request: Serial
     vectors: Annotated[list[bytes], Meta(max_length=MAX_TEXTS)]

@@ -93,6 +93,8 @@ class Sampling(Struct, frozen=True):
     # ---- what is said of it
     # None: no logprobs; n: those of the chosen token and of the n likeliest at each position.
     logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    # Of the tokens that the samplers left, as they left them; otherwise of all, as the model has them.
+    after_samplers: bool = False
     echo: bool = False  # the prompt comes before the answer; with logprobs, those of its tokens
 
     def __post_init__(self) -> None:

@@ -21,6 +21,7 @@ class Failure(Struct, frozen=True):
     code: Short
     message: Short
     hint: Short = ""
+    counts: tuple[tuple[Label, Count], ...] = ()  # what the message counts, by name
 
 
 class Abilities(Struct, frozen=True):
@@ -36,6 +37,7 @@ class Abilities(Struct, frozen=True):
     # The style in which its template has tools called (protocol.notation), and "bare": JSON without marks;
     # "none": the template knows no tools.
     tools: Literal["none", "tagged", "bare", "other", "json", "named", "python", "braced", "harmony"]
+    ranks: bool = False  # it says how well texts answer a query
 
 
 class Description(Struct, frozen=True):

@@ -29,6 +29,7 @@ from flexserve.errors import Blame
 from flexserve.protocol.framing import FrameDecoder, encode
 from flexserve.protocol.messages import (
     PROTOCOL_VERSION,
+    AskTemplate,
     Attest,
     Attested,
     Cancel,
@@ -73,6 +74,7 @@ from flexserve.trusted.sessions.sessions import Sessions
 
 CHUNK = 2 << 20  # bytes
 PROMPT_TOKENS = 7  # of every prompt
+TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
 # Of every model.
 ABILITIES = Abilities(
     text=True,
@@ -83,6 +85,7 @@ ABILITIES = Abilities(
     recurrent=False,
     template=True,
     tools="tagged",
+    ranks=True,
 )
 DESCRIPTION = Description("ab" * 32, 1000, 1_700_000_000, "llama", 8_030_261_248, "Q4_0", 8192, 4096, 4)
 # Who it is: a root and a part of its own.
@@ -270,7 +273,7 @@ class ScriptedWorld:
         await asyncio.sleep(behaviour.prefill_delay)
         tokens = behaviour.tokens[: message.sampling.max_tokens]
         for token in tokens:
-            self.say(Delta(request, token, 1, _choices(token, message.sampling.logprobs)))
+            self.say(Delta(request, token, 1, _choices(token, message.sampling.logprobs), ids=[7]))
             await asyncio.sleep(behaviour.token_delay)
         await self._misbehave(request, behaviour.fault)
         if granted:
@@ -283,9 +286,11 @@ class ScriptedWorld:
     async def _embed(self, message: Embed, behaviour: Behaviour) -> None:
         await asyncio.sleep(behaviour.queue_delay)
         self.say(Started(message.request, PROMPT_TOKENS))
-        for text in message.texts:
+        for entry in message.texts:
             await asyncio.sleep(behaviour.prefill_delay)
-            self.say(Embedded(message.request, [vector_of(text)]))
+            text = entry if isinstance(entry, str) else "".join(map(str, entry))
+            vector = vector_of(text) if message.query is None else rank_of(message.query, text)
+            self.say(Embedded(message.request, [vector]))
         await self._misbehave(message.request, behaviour.fault)
         self.say(Finished(message.request, "stop", Usage(PROMPT_TOKENS, 0), Timings(prefill=2.5)))
 
@@ -297,6 +302,8 @@ class ScriptedWorld:
         elif isinstance(source, ToTokens):
             text = source.text
             pieces = [char.encode() for char in text] if source.pieces else []
+        elif isinstance(source, AskTemplate):
+            text = TEMPLATE
         else:
             text = "".join(map(chr, source.tokens))
         tokens = [ord(char) for char in text]
@@ -369,6 +376,11 @@ def vector_of(text: str) -> bytes:
     """Return the vector that the scripted world makes of `text`: of length 1, by how long the text is."""
     share = min(len(text), 8) / 8
     return struct.pack("<2f", share, (1 - share * share) ** 0.5)
+
+
+def rank_of(query: str, text: str) -> bytes:
+    """Return the rank that the scripted world gives to `text`: how many of its words the query has."""
+    return struct.pack("<f", len(set(query.split()) & set(text.split())))
 
 
 def _choices(token: str, logprobs: int | None) -> list[Choice]:

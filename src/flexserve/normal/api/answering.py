@@ -86,6 +86,14 @@ class Form(abc.ABC):
     def whole(self, deltas: list[Delta], finished: Finished) -> Json:
         """Return the answer as one object."""
 
+    def place(self, chunk: Json, index: int, head: Json) -> None:
+        """Say in `chunk` that it is of answer `index` of several; `head` is what their chunks share."""
+        raise NotImplementedError("this API has one answer to a request")
+
+    def joined(self, wholes: list[Json], usage: Json) -> Any:
+        """Return several answers as one, which took `usage` together."""
+        raise NotImplementedError("this API has one answer to a request")
+
 
 async def model_of(world: ModelsWorld, name: str | None) -> str:
     """Return `name`, or the name of the only model where it was left out. Raises CallerError."""

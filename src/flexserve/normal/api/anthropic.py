@@ -22,9 +22,10 @@ from flexserve.normal.api.errors import HttpError
 from flexserve.normal.api.fields import refuse_others
 from flexserve.normal.api.media import refuse_media
 from flexserve.normal.api.parts import Parts
+from flexserve.normal.api.prompts import Text
 from flexserve.normal.api.reasoning import Budget, Effort, ReasoningFields
 from flexserve.normal.api.sampling_fields import Stop
-from flexserve.normal.api.schemas import Body, ModelRequest, Text, Tokens, refuse_unsupported
+from flexserve.normal.api.schemas import Body, ModelRequest, Tokens, refuse_unsupported
 from flexserve.normal.api.tools import (
     Choice,
     Function,

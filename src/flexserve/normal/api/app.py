@@ -26,6 +26,7 @@ from flexserve.normal.api import (
     models,
     ollama,
     operations,
+    rerank,
     responses,
     sealed,
 )
@@ -39,7 +40,7 @@ from flexserve.normal.models_world import ModelsWorld
 _NO_KEYS = Keys()
 _NO_PAGES = Origins()
 # One module for each API: it translates its bodies to the internal request, and answers back.
-FOR_MODELS = (generation, responses, anthropic, ollama, llama_server, embeddings, models)
+FOR_MODELS = (generation, responses, anthropic, ollama, llama_server, embeddings, rerank, models)
 FACADES = (*FOR_MODELS, attestation, sealed, operations, model_options, memory, metrics)
 _ERRORS = ErrorForms({**anthropic.ERROR_FORMS, **ollama.ERROR_FORMS, **llama_server.ERROR_FORMS})
 

@@ -25,6 +25,7 @@ def capabilities_of(model: ModelStatus) -> list[str]:
     if able is None:
         return []
     known = {"completion": able.text, "tools": able.text and able.tools != "none", "embedding": able.vectors}
+    known["rerank"] = able.ranks
     return [name for name, has in known.items() if has]
 
 

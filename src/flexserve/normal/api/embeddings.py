@@ -5,35 +5,35 @@ from __future__ import annotations
 import array
 import base64
 import sys
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple, Self
 
 import msgspec
 from fastapi import APIRouter, Request
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
 from flexserve.errors import CallerError, PeerError
 from flexserve.normal.answer import Answer
 from flexserve.normal.api.answering import json_response, model_of, unended, unless_gone
 from flexserve.normal.api.fields import refuse_others
+from flexserve.normal.api.prompts import Prompts, entries_of, plain
 from flexserve.normal.api.schemas import ModelRequest
 from flexserve.normal.models_world import ModelsWorld
-from flexserve.protocol.bounds import MAX_TEXT, MAX_TEXTS
-from flexserve.protocol.messages import Embedded, Finished, Terms
+from flexserve.protocol.bounds import MAX_TEXTS
+from flexserve.protocol.messages import Embedded, Entry, Finished, Terms
 
 _PART_TEXTS, _PART_SIZE = 16, 16 << 10  # texts, characters
 MAX_VECTORS = 16 << 20  # bytes of float32 in one answer
-
-_Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT)]
 
 router = APIRouter(tags=["embeddings"])
 
 
 class EmbeddingsRequest(ModelRequest):
-    """Body of POST /v1/embeddings. Inputs are texts; tokens are the model's own affair."""
+    """Body of POST /v1/embeddings. A list with a number in it is one text in tokens, another has several."""
 
-    input: _Text | Annotated[list[_Text], Field(min_length=1, max_length=MAX_TEXTS)]
+    input: Prompts = Field(description="text, tokens, or several of them")
     encoding_format: Literal["float", "base64"] | None = None
 
     @model_validator(mode="before")
@@ -42,9 +42,22 @@ class EmbeddingsRequest(ModelRequest):
         refuse_others(body, cls.model_fields)
         return body
 
-    def texts(self) -> list[str]:
+    @field_validator("input", mode="before")
+    @classmethod
+    def _are_texts(cls, value: Any) -> Any:
+        return plain(value)
+
+    @model_validator(mode="after")
+    def _is_not_too_much(self) -> Self:
+        if len(self.texts()) > MAX_TEXTS:
+            raise PydanticCustomError(
+                "order", "These are more than {most} texts", {"most": MAX_TEXTS, "param": "input"}
+            )
+        return self
+
+    def texts(self) -> list[Entry]:
         """Return the texts."""
-        return [self.input] if isinstance(self.input, str) else self.input
+        return entries_of(self.input)
 
 
 @router.post("/v1/embeddings")
@@ -74,8 +87,10 @@ class Vectors(NamedTuple):
     tokens: int
 
 
-async def embed(request: Request, model: str, texts: list[str], terms: Terms) -> Vectors:
-    """Return the vectors of `texts`.
+async def embed(
+    request: Request, model: str, texts: Sequence[Entry], terms: Terms, query: str | None = None
+) -> Vectors:
+    """Return the vectors of `texts`, or their ranks by `query`.
 
     Many texts go to the secure world in parts: between two of them others have their turn.
     """
@@ -88,7 +103,7 @@ async def embed(request: Request, model: str, texts: list[str], terms: Terms) ->
         # What the model holds may go after the last part only.
         terms_of_part = terms if number == len(parts) else msgspec.structs.replace(terms, keep_alive=None)
         try:
-            answer = await world.embed(model, part, terms_of_part, record)
+            answer = await world.embed(model, part, terms_of_part, record, query)
         except BaseException:
             record.lost()
             raise
@@ -102,9 +117,9 @@ async def embed(request: Request, model: str, texts: list[str], terms: Terms) ->
     return Vectors(vectors, tokens)
 
 
-def _parts(texts: list[str]) -> Iterator[list[str]]:
+def _parts(texts: Sequence[Entry]) -> Iterator[list[Entry]]:
     """Yield the texts in parts that are worked off in one go."""
-    part: list[str] = []
+    part: list[Entry] = []
     for text in texts:
         if part and (len(part) == _PART_TEXTS or sum(map(len, part)) + len(text) > _PART_SIZE):
             yield part

@@ -36,6 +36,7 @@ class HttpError:
     code: str | None = None
     param: str | None = None
     retry_after: int | None = None  # seconds
+    counts: Mapping[str, int] = dataclasses.field(default_factory=dict)  # what the message counts
 
     def body(self) -> dict[str, Any]:
         """Return OpenAI's form of it, in a response as in an event."""
@@ -107,7 +108,8 @@ def from_error(error: FlexServeError) -> HttpError:
         case CancelledError() | NormalWorldError():
             return unavailable(text, code=error.code)
         case CallerError():
-            return invalid(text, param=_PARAMS.get(error.code), code=error.code)
+            refusal = invalid(text, param=_PARAMS.get(error.code), code=error.code)
+            return dataclasses.replace(refusal, counts=error.counts)
         case StoredDataError():
             return HttpError(500, text, "stored_data_error", error.code)
         case _:

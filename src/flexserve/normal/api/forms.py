@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import hashlib
 import math
 import time
 import uuid
@@ -17,22 +18,38 @@ _LEAST_LOGPROB = -9999.0  # what OpenAI writes for "impossible": JSON has no inf
 
 
 class _OpenAIForm(Form):
-    """What both forms have in common. `model` is what the client called it."""
+    """What both forms have in common. `model` is what the client called it, `engine` what computes."""
 
     ending = DONE
 
-    def __init__(self, model: str, *, id_prefix: str, kind: str, with_usage: bool) -> None:
+    def __init__(self, model: str, *, id_prefix: str, kind: str, with_usage: bool, engine: str) -> None:
         self._kind = kind  # the "object" of a stream's chunks
         self._with_usage = with_usage  # at the end of a stream
         self._head: Json = {
             "id": f"{id_prefix}-{uuid.uuid4().hex}",
             "created": int(time.time()),
             "model": model,
+            "system_fingerprint": fingerprint(engine),
         }
 
     def failure(self, error: HttpError) -> Json:
         """Return the error as one that comes by status."""
         return error.body()
+
+    def place(self, chunk: Json, index: int, head: Json) -> None:
+        """Give the chunk of answer `index` its number, and what the first one's had."""
+        if not head:
+            head.update({name: chunk[name] for name in self._head} | {"object": chunk["object"]})
+        chunk.update(head)
+        for choice in chunk["choices"]:
+            choice["index"] = index
+
+    def joined(self, wholes: list[Json], usage: Json) -> Json:
+        """Return the choices of all answers in one."""
+        choices = [choice for whole in wholes for choice in whole["choices"]]
+        for index, choice in enumerate(choices):
+            choice["index"] = index
+        return {**wholes[0], "choices": choices, "usage": usage}
 
     def _usage(self, finished: Finished) -> list[Json]:
         """Return the chunk of usage, which has no choices, where it is wanted."""
@@ -46,9 +63,16 @@ class ChatForm(_OpenAIForm):
     """/v1/chat/completions: thoughts are "reasoning_content"."""
 
     def __init__(
-        self, model: str, *, with_logprobs: bool, with_usage: bool = False, parts: Parts | None = None
+        self,
+        model: str,
+        *,
+        with_logprobs: bool,
+        with_usage: bool = False,
+        parts: Parts | None = None,
+        engine: str = "",
     ) -> None:
-        super().__init__(model, id_prefix="chatcmpl", kind="chat.completion.chunk", with_usage=with_usage)
+        kind = "chat.completion.chunk"
+        super().__init__(model, id_prefix="chatcmpl", kind=kind, with_usage=with_usage, engine=engine)
         self._with_logprobs, self._parts = with_logprobs, parts or Parts(most_calls=0)
         self._calls = 0
 
@@ -58,7 +82,7 @@ class ChatForm(_OpenAIForm):
 
     def opening(self) -> list[Json]:
         """Return the role, which comes before any text."""
-        return [self._chunk({"role": "assistant", "content": ""})]
+        return [self._chunk({"role": "assistant", "content": None})]
 
     def chunks(self, delta: Delta) -> list[Json]:
         """Return the chunks for more text: one for each part of the answer."""
@@ -143,8 +167,11 @@ class ChatForm(_OpenAIForm):
 class CompletionForm(_OpenAIForm):
     """/v1/completions."""
 
-    def __init__(self, model: str, *, with_logprobs: bool, with_usage: bool = False) -> None:
-        super().__init__(model, id_prefix="cmpl", kind="text_completion", with_usage=with_usage)
+    def __init__(
+        self, model: str, *, with_logprobs: bool, with_usage: bool = False, engine: str = ""
+    ) -> None:
+        kind = "text_completion"
+        super().__init__(model, id_prefix="cmpl", kind=kind, with_usage=with_usage, engine=engine)
         self._with_logprobs = with_logprobs
         self._offset = 0  # characters that the tokens seen so far made whole
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -204,6 +231,11 @@ def _text(token: TokenLogprob) -> str:
 def _finite(logprob: float | None) -> float | None:
     """Return it for JSON; the first token of a prompt has none."""
     return logprob if logprob is None or math.isfinite(logprob) else _LEAST_LOGPROB
+
+
+def fingerprint(engine: str) -> str:
+    """Return a short name of what computes: of one build of llama.cpp on one kind of CPU it is the same."""
+    return f"b{hashlib.sha256(engine.encode()).hexdigest()[:12]}"
 
 
 def usage_of(finished: Finished) -> Json:

@@ -11,6 +11,7 @@ from flexserve.normal.api.parts import Parts
 from flexserve.normal.api.schemas import ChatRequest, CompletionRequest
 from flexserve.normal.api.several import Wanted, respond_with
 from flexserve.normal.api.tools import schemas_of
+from flexserve.normal.models_world import ModelsWorld
 from flexserve.protocol.bounds import MAX_TOOL_CALLS
 
 router = APIRouter(tags=["generation"])
@@ -20,13 +21,15 @@ router = APIRouter(tags=["generation"])
 @router.post("/v1/chat/completions")
 async def chat_completions(body: ChatRequest, request: Request) -> Response:
     """Answer a conversation."""
-    model = await model_of(request.app.state.world, body.model)
+    world: ModelsWorld = request.app.state.world
+    model, engine = await model_of(world, body.model), world.engine
     prompt, sampling = body.prompt(), body.sampling()
     most_calls = 0 if prompt.tools is None else 1 if body.parallel_tool_calls is False else MAX_TOOL_CALLS
 
     def form(with_usage: bool) -> ChatForm:
         parts = Parts(most_calls, schemas_of(body.tools), raw=body.reasoning_format == "none")
-        return ChatForm(model, with_logprobs=bool(body.logprobs), with_usage=with_usage, parts=parts)
+        said = {"with_logprobs": bool(body.logprobs), "with_usage": with_usage}
+        return ChatForm(model, **said, parts=parts, engine=engine)
 
     count = body.n or 1
     wanted = Wanted([prompt], count, count, body.include_usage)
@@ -38,11 +41,13 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
 @router.post("/v1/completions")
 async def completions(body: CompletionRequest, request: Request) -> Response:
     """Continue a text, or several."""
-    model = await model_of(request.app.state.world, body.model)
+    world: ModelsWorld = request.app.state.world
+    model, engine = await model_of(world, body.model), world.engine
     prompts, sampling = body.prompts(), body.sampling()
 
     def form(with_usage: bool) -> CompletionForm:
-        return CompletionForm(model, with_logprobs=body.logprobs is not None, with_usage=with_usage)
+        said = {"with_logprobs": body.logprobs is not None, "with_usage": with_usage}
+        return CompletionForm(model, **said, engine=engine)
 
     wanted = Wanted(prompts, body.n or 1, body.tried, body.include_usage)
     terms = body.terms(request.state.key)

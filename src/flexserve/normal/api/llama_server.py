@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Self
 
 import msgspec
@@ -10,32 +11,51 @@ from pydantic import Field, StringConstraints, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
-from flexserve.errors import CallerError
 from flexserve.normal.api.answering import (
     GenerationRequest,
     Json,
     json_response,
     model_of,
-    respond,
     status_of,
     unless_gone,
 )
 from flexserve.normal.api.cards import description_of
 from flexserve.normal.api.embeddings import as_numbers, embed
-from flexserve.normal.api.llama_server_form import NativeForm, error_body
-from flexserve.normal.api.media import refusal
-from flexserve.normal.api.schemas import Body, ChatRequest, ModelRequest, SamplingRequest, Text
+from flexserve.normal.api.llama_server_form import NativeForm, Told, error_body
+from flexserve.normal.api.prompts import Prompts, Text, entries_of, plain, prompts_of
+from flexserve.normal.api.schemas import (
+    MAX_ANSWERS,
+    Body,
+    ChatRequest,
+    ModelRequest,
+    SamplingRequest,
+)
+from flexserve.normal.api.several import Wanted, respond_with
 from flexserve.normal.models_world import ModelsWorld
-from flexserve.protocol.bounds import MAX_MESSAGES, MAX_TEXTS, MAX_TOKENS, MAX_TOP_LOGPROBS
-from flexserve.protocol.messages import InfillPrompt, Snippet, TextPrompt, TokenPrompt, ToText, ToTokens
+from flexserve.protocol.bounds import MAX_MESSAGES, MAX_TOKENS, MAX_TOP_LOGPROBS
+from flexserve.protocol.messages import (
+    AskTemplate,
+    Entry,
+    InfillPrompt,
+    Prompt,
+    Snippet,
+    TextPrompt,
+    ToText,
+    ToTokens,
+)
 from flexserve.protocol.sampling import Sampling
 
 router = APIRouter(tags=["llama-server"])
-_PATHS = ("completion", "completions", "infill", "tokenize", "detokenize", "apply-template", "props", "slots",
-          "embedding", "embeddings", "rerank", "reranking", "v1/rerank", "v1/reranking")  # fmt: skip
+_PATHS = (
+    *("completion", "completions", "chat/completions", "infill", "tokenize", "detokenize", "apply-template"),
+    *("props", "slots", "embedding", "embeddings", "rerank", "reranking", "v1/rerank", "v1/reranking"),
+)
 ERROR_FORMS = {f"/{path}": error_body for path in _PATHS}
 
 _TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+
+
+_Path = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 
 
 class NativeRequest(SamplingRequest):
@@ -44,37 +64,50 @@ class NativeRequest(SamplingRequest):
     n_probs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = Field(
         None, description="log-probabilities of the likeliest n tokens"
     )
-
+    post_sampling_probs: bool | None = Field(
+        None, description="they are probabilities, of the tokens that the samplers left"
+    )
     return_tokens: bool | None = Field(None, description="the numbers of the answer's tokens are said")
+    response_fields: Annotated[list[_Path], Field(max_length=64)] | None = Field(
+        None, description="only these parts of the answer are said, as `content` and `timings/prompt_n`"
+    )
 
     def sampling(self, **more: Any) -> Sampling:
         """Return how to sample."""
-        logprobs = self.n_probs or (0 if self.return_tokens else None)
-        return super().sampling(logprobs=logprobs, **more)
+        drawn = bool(self.n_probs and self.post_sampling_probs)
+        return super().sampling(logprobs=self.n_probs or None, after_samplers=drawn, **more)
+
+    def told(self, prompts: list[str]) -> Told:
+        """Return what the answer tells of the request, and beside its text."""
+        sampling = self.sampling()
+        settings = _settings(sampling, stream=bool(self.stream))
+        return Told(
+            *(prompts, settings, sampling.stop, self.response_fields or ()),
+            tokens=bool(self.return_tokens),
+            probabilities=bool(self.n_probs),
+            drawn=sampling.after_samplers,
+        )
 
 
 class NativeCompletion(NativeRequest):
-    """Body of POST /completion."""
+    """Body of POST /completion. A list with a number in it is one prompt, another list has several."""
 
-    prompt: Text | Annotated[list[_TokenId | Text], Field(min_length=1, max_length=MAX_TOKENS)]
+    prompt: Prompts
 
     @field_validator("prompt", mode="before")
     @classmethod
-    def _is_one(cls, value: Any) -> Any:
-        for part in value if isinstance(value, list) else [value]:
-            if isinstance(part, dict) and part.get("multimodal_data"):
-                raise refusal("Images and sounds", "prompt")
-        if not isinstance(value, list):
-            return value
-        if len(value) == 1 and isinstance(value[0], str | list):
-            return value[0]
-        if any(isinstance(part, list) for part in value) or all(isinstance(part, str) for part in value):
-            raise PydanticCustomError("unsupported", "Send one prompt per request", {"param": "prompt"})
-        return value
+    def _are_texts(cls, value: Any) -> Any:
+        return plain(value)
 
-    def text(self) -> TextPrompt | TokenPrompt:
-        """Return the text to continue, or the tokens, with texts among them."""
-        return TextPrompt(self.prompt) if isinstance(self.prompt, str) else TokenPrompt(self.prompt)
+    @model_validator(mode="after")
+    def _is_not_too_much(self) -> Self:
+        if len(self.prompts()) > MAX_ANSWERS:
+            raise PydanticCustomError("order", "These are more than {most} prompts", {"most": MAX_ANSWERS})
+        return self
+
+    def prompts(self) -> list[Prompt]:
+        """Return the texts to continue, or the tokens."""
+        return prompts_of(self.prompt)
 
 
 class ProjectFile(Body):
@@ -116,8 +149,8 @@ class DetokenizeRequest(ModelRequest):
 class NativeEmbeddings(ModelRequest):
     """Body of POST /embedding: `content`, or `input` as at OpenAI."""
 
-    content: Text | Annotated[list[Text], Field(min_length=1, max_length=MAX_TEXTS)] | None = None
-    input: Text | Annotated[list[Text], Field(min_length=1, max_length=MAX_TEXTS)] | None = None
+    content: Prompts | None = None
+    input: Prompts | None = None
     embd_normalize: int | None = None
 
     @field_validator("embd_normalize")
@@ -129,42 +162,53 @@ class NativeEmbeddings(ModelRequest):
             )
         return value
 
+    @field_validator("content", "input", mode="before")
+    @classmethod
+    def _are_texts(cls, value: Any) -> Any:
+        return plain(value)
+
     @model_validator(mode="after")
     def _has_texts(self) -> Self:
         if (self.content is None) == (self.input is None):
             raise PydanticCustomError("missing", "Give the texts once, as content", {"param": "content"})
         return self
 
-    def texts(self) -> list[str]:
+    def texts(self) -> list[Entry]:
         """Return the texts."""
         given = self.content if self.content is not None else self.input
-        return [given] if isinstance(given, str) else given or []
+        return entries_of(given or "")
 
 
 @router.post("/completion")
 @router.post("/completions", include_in_schema=False)
 async def completion(body: NativeCompletion, request: Request) -> Response:
-    """Continue a text, in llama-server's form."""
-    shown = body.prompt if isinstance(body.prompt, str) else ""
-    return await _answered(request, body, body.text(), shown)
+    """Continue a text, or several, in llama-server's form."""
+    return await _answered(request, body, body.prompts())
 
 
 @router.post("/infill")
 async def infill(body: InfillRequest, request: Request) -> Response:
     """Fill a gap in a text, with a model that was trained to."""
-    return await _answered(request, body, body.gap(), body.prompt)
+    return await _answered(request, body, [body.gap()])
 
 
-async def _answered(
-    request: Request, body: NativeRequest, prompt: TextPrompt | TokenPrompt | InfillPrompt, shown: str
-) -> Response:
+async def _answered(request: Request, body: NativeRequest, prompts: Sequence[Prompt]) -> Response:
     model = await model_of(request.app.state.world, body.model)
-    sampling = body.sampling()
-    settings = _settings(sampling, stream=bool(body.stream))
-    form = NativeForm(model, shown, settings, sampling.stop, with_tokens=bool(body.return_tokens))
+    told = body.told([_shown(prompt) for prompt in prompts])
     terms = body.terms(request.state.key)
-    asked = GenerationRequest(model, prompt, sampling, terms, stream=bool(body.stream))
-    return await respond(request, asked, form)
+    asked = GenerationRequest(model, prompts[0], body.sampling(), terms, stream=bool(body.stream))
+    return await respond_with(request, asked, Wanted(prompts), lambda _with_usage: NativeForm(model, told))
+
+
+def _shown(prompt: Prompt) -> str:
+    """Return what an answer says of its prompt: the text."""
+    match prompt:
+        case TextPrompt():
+            return prompt.text
+        case InfillPrompt():
+            return prompt.start
+        case _:
+            return ""
 
 
 @router.post("/tokenize")
@@ -208,22 +252,9 @@ async def embeddings(body: NativeEmbeddings, request: Request) -> Response:
     )
 
 
-@router.post("/v1/rerank")
-@router.post("/rerank", include_in_schema=False)
-@router.post("/reranking", include_in_schema=False)
-@router.post("/v1/reranking", include_in_schema=False)
-async def rerank() -> Response:
-    """Refuse: no model here ranks texts."""
-    raise CallerError(
-        "This server does not rank texts.",
-        hint="Ask POST /v1/embeddings for vectors, and compare them.",
-        code="rerank_unsupported",
-    )
-
-
 @router.get("/props")
 async def props(request: Request, model: str | None = None) -> Response:
-    """Say how a model is served. Its template is sealed with it: POST /apply-template uses it."""
+    """Say how a model is served, and its own chat template."""
     world: ModelsWorld = request.app.state.world
     status = await status_of(world, model)
     about = description_of(status)
@@ -232,10 +263,10 @@ async def props(request: Request, model: str | None = None) -> Response:
         "default_generation_settings": defaults,
         "total_slots": about.sequences,
         "model_alias": status.name,
-        "model_path": f"{status.name}.flex",
+        "model_path": f"{status.name}.gguf",  # as clients know it: it is sealed, and has no path for them
         "kv_type": about.kv,
         "modalities": {"vision": False, "audio": False},
-        "chat_template": "",
+        "chat_template": (await world.convert(status.name, AskTemplate())).text,
         "build_info": world.engine,
         "is_sleeping": not status.resident,
     }
@@ -265,9 +296,25 @@ async def _converted(request: Request, body: ModelRequest, source: Any) -> Any:
 def _settings(sampling: Sampling, *, stream: bool) -> Json:
     """Return how an answer is chosen, in llama-server's names."""
     given = msgspec.to_builtins(sampling)
+    for ours in ("schema", "logprobs", "echo", "after_samplers"):
+        del given[ours]
     limit = -1 if sampling.max_tokens is None else sampling.max_tokens
     seed = (1 << 32) - 1 if sampling.seed is None else sampling.seed
-    return {**given, "seed": seed, "n_predict": limit, "max_tokens": limit, "stream": stream}
+    return {
+        **given,
+        "seed": seed,
+        "n_predict": limit,
+        "max_tokens": limit,
+        "grammar": sampling.grammar or "",
+        "adaptive_target": -1.0,  # less than 0: not applied
+        "adaptive_decay": 0.9,
+        "n_keep": 0,
+        "n_discard": 0,
+        "n_probs": sampling.logprobs or 0,
+        "post_sampling_probs": sampling.after_samplers,
+        "stream": stream,
+        "lora": [],
+    }
 
 
 def _piece(data: bytes) -> str | list[int]:

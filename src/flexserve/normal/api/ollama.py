@@ -41,6 +41,7 @@ from flexserve.normal.api.sse import line
 from flexserve.normal.api.tools import schemas_of
 from flexserve.normal.models_world import ModelsWorld
 from flexserve.protocol.bounds import MAX_TOOL_CALLS
+from flexserve.protocol.messages import AskTemplate
 from flexserve.protocol.statuses import ModelStatus
 
 API_VERSION = "0.12.0"  # of ollama, whose routes these are like: clients ask before they use newer ones
@@ -98,8 +99,9 @@ async def running(request: Request) -> Response:
 
 @router.post("/api/show")
 async def show(body: NameBody, request: Request) -> Response:
-    """Show one model. Its template and its licence are sealed with it."""
-    model = await status_of(request.app.state.world, body.model)
+    """Show one model, and its own chat template. The rest of its file is sealed."""
+    world: ModelsWorld = request.app.state.world
+    model = await status_of(world, body.model)
     about = description_of(model)
     facts: Json = {
         "general.architecture": about.architecture,
@@ -111,7 +113,7 @@ async def show(body: NameBody, request: Request) -> Response:
     shown = {
         "modelfile": "",
         "parameters": "",
-        "template": "",
+        "template": (await world.convert(model.name, AskTemplate())).text,
         "details": _details(model),
         "model_info": facts,
         "capabilities": capabilities_of(model),

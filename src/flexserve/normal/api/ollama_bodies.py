@@ -10,9 +10,10 @@ from pydantic_core import PydanticCustomError
 
 from flexserve.normal.api.fields import HARMLESS, REFUSED, refuse_others
 from flexserve.normal.api.media import refusal, refuse_media
+from flexserve.normal.api.prompts import Text
 from flexserve.normal.api.reasoning import ReasoningFields
 from flexserve.normal.api.sampling_fields import SamplingFields
-from flexserve.normal.api.schemas import Body, ModelName, ModelRequest, Text, refuse_unsupported
+from flexserve.normal.api.schemas import Body, ModelName, ModelRequest, refuse_unsupported
 from flexserve.normal.api.tools import FunctionName, Label, Tools, compact, offered
 from flexserve.protocol.bounds import MAX_MESSAGES, MAX_TEXTS, MAX_TOOL_CALLS
 from flexserve.protocol.messages import ChatMessage, ChatPrompt, InfillPrompt, TextPrompt, ToolCall

@@ -14,9 +14,10 @@ from flexserve.normal.api.answering import GenerationRequest, Json, model_of, re
 from flexserve.normal.api.fields import refuse_others
 from flexserve.normal.api.media import refuse_media
 from flexserve.normal.api.parts import Parts
+from flexserve.normal.api.prompts import Text
 from flexserve.normal.api.reasoning import Effort, ReasoningFields
 from flexserve.normal.api.responses_form import ResponseForm
-from flexserve.normal.api.schemas import Body, ModelRequest, Text, Tokens, refuse_unsupported
+from flexserve.normal.api.schemas import Body, ModelRequest, Tokens, refuse_unsupported
 from flexserve.normal.api.tools import (
     Choice,
     Function,

@@ -25,12 +25,13 @@ from pydantic_core import PydanticCustomError
 from flexserve.normal.api.fields import refuse_others
 from flexserve.normal.api.keys import owner_of
 from flexserve.normal.api.media import refuse_media
+from flexserve.normal.api.prompts import Prompts, Text, prompts_of
 from flexserve.normal.api.reasoning import ReasoningFields
 from flexserve.normal.api.sampling_fields import SamplingFields
 from flexserve.normal.api.tools import Choice, Label, MadeCall, Tools, offered
-from flexserve.protocol.bounds import MAX_MESSAGES, MAX_TEXT, MAX_TOKENS, MAX_TOOL_CALLS, MAX_TOP_LOGPROBS
-from flexserve.protocol.messages import ChatMessage, ChatPrompt, Prompt, Terms, TextPrompt, TokenPrompt
-from flexserve.protocol.sampling import MAX_ANSWER_TOKENS, MAX_TOKEN, Sampling
+from flexserve.protocol.bounds import MAX_MESSAGES, MAX_TOOL_CALLS, MAX_TOP_LOGPROBS
+from flexserve.protocol.messages import ChatMessage, ChatPrompt, Prompt, Terms
+from flexserve.protocol.sampling import MAX_ANSWER_TOKENS, Sampling
 from flexserve.units import parse_duration
 
 MAX_ANSWERS = 128  # of one request
@@ -38,7 +39,6 @@ MAX_ANSWERS = 128  # of one request
 # OpenAI's default for /v1/completions; /v1/chat/completions has none.
 DEFAULT_COMPLETION_TOKENS = 16
 
-Text = Annotated[str, StringConstraints(max_length=MAX_TEXT)]
 Tokens = Annotated[int, Field(ge=1, le=MAX_ANSWER_TOKENS)]
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 _MAX_DURATION_TEXT = 32  # characters
@@ -174,28 +174,7 @@ class ModelRequest(Body):
         )
 
 
-_TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN)]
-_Tokens = Annotated[list[_TokenId | Text], Field(min_length=1, max_length=MAX_TOKENS)]
-Prompts = Text | Annotated[list[_TokenId | Text | _Tokens], Field(min_length=1, max_length=MAX_TOKENS)]
 Answers = Annotated[int, Field(ge=1, le=MAX_ANSWERS)]
-
-
-def prompts_of(given: str | list[int | str | list[int | str]]) -> list[Prompt]:
-    """Return the prompts of a request: a list with a number in it is one prompt, another list has several.
-
-    Raises PydanticCustomError for a list within one prompt.
-    """
-    if isinstance(given, str):
-        return [TextPrompt(given)]
-    if any(isinstance(one, int) for one in given):
-        if any(isinstance(one, list) for one in given):
-            raise PydanticCustomError("prompt", "Tokens and prompts are mixed", {"param": "prompt"})
-        return [TokenPrompt([one for one in given if not isinstance(one, list)])]
-    return [
-        TextPrompt(one) if isinstance(one, str) else TokenPrompt(one)
-        for one in given
-        if not isinstance(one, int)
-    ]
 
 
 class SamplingRequest(SamplingFields, ModelRequest):

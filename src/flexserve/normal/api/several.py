@@ -1,4 +1,4 @@
-"""Several answers to one request of OpenAI's API: to several prompts, or several to each.
+"""Several answers to one request: to several prompts, or several to each.
 
 Each answer is a request of its own to the secure world, which computes those that it has together. Some are
 asked for ahead of the one that is sent, so that a request of many does not fill the queue.
@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from typing import Any
 
 import msgspec
 from fastapi import Request
@@ -33,7 +34,7 @@ from flexserve.normal.api.answering import (
 )
 from flexserve.normal.api.errors import HttpError
 from flexserve.normal.api.forms import usage_of
-from flexserve.normal.api.sse import DONE, EventStream, event
+from flexserve.normal.api.sse import EventStream
 from flexserve.normal.models_world import ModelsWorld
 from flexserve.protocol.messages import Delta, Finished, Prompt, Started, Timings, Usage
 from flexserve.protocol.sampling import Sampling
@@ -103,7 +104,7 @@ class _Several:
         found = await unless_gone(self._request, self._all())
         return found if isinstance(found, Response) else json_response(found)
 
-    async def _all(self) -> Json:
+    async def _all(self) -> Any:
         wholes: list[tuple[float, Json]] = []
         size = 0
         async with contextlib.aclosing(self._answers()) as answers:
@@ -115,13 +116,13 @@ class _Several:
                 size += length
                 if size > MAX_ANSWER:
                     raise CallerError("The answers are too long for one piece.", hint="Stream them.")
-        choices = []
-        for at in range(0, len(wholes), self._wanted.tried):
-            group = sorted(wholes[at : at + self._wanted.tried], key=lambda one: -one[0])
-            choices += [choice for _, whole in group[: self._wanted.count] for choice in whole["choices"]]
-        for index, choice in enumerate(choices):
-            choice["index"] = index
-        return {**wholes[0][1], "choices": choices, "usage": self._usage()}
+        tried, count = self._wanted.tried, self._wanted.count
+        kept = [
+            whole
+            for at in range(0, len(wholes), tried)
+            for _, whole in sorted(wholes[at : at + tried], key=lambda one: -one[0])[:count]
+        ]
+        return self._make(False).joined(kept, self._usage())
 
     async def stream(self) -> Response:
         """Return the answers as a stream, one behind the other."""
@@ -146,17 +147,18 @@ class _Several:
         answer: Answer | None = first
         index = 0
         while answer is not None:
-            form = _Placed(self._make(False), index, head, self._ends)
+            placed = _Placed(self._make(False), index, head, self._ends)
             message = opening if answer is first else await next_message(PING_SECONDS, answer)
-            async for piece in events_of(answer, form, message, self._requests[0].model, self._note):
+            async for piece in events_of(answer, placed, message, self._requests[0].model, self._note):
                 yield piece
             if "error" in self._note:
                 return
             answer, index = await anext(answers, None), index + 1
-        usage = self._usage()
+        form, usage = self._make(False), self._usage()
         if self._wanted.with_usage:
-            yield event({**head, "choices": [], "usage": usage})
-        yield DONE
+            yield form.encode({**head, "choices": [], "usage": usage})
+        if form.ending:
+            yield form.ending
 
     async def _answers(self) -> AsyncGenerator[Answer, None]:
         """Yield the answers in their order, a few of them begun ahead."""
@@ -234,11 +236,7 @@ class _Placed(Form):
 
     def _placed(self, chunks: list[Json]) -> list[Json]:
         for chunk in chunks:
-            if not self._head:
-                self._head.update({name: chunk[name] for name in ("id", "object", "created", "model")})
-            chunk.update(self._head)
-            for choice in chunk["choices"]:
-                choice["index"] = self._index
+            self._form.place(chunk, self._index, self._head)
         return chunks
 
 

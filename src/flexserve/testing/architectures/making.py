@@ -14,7 +14,7 @@ from pathlib import Path
 
 import gguf
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFWriter
+from gguf import GGMLQuantizationType, GGUFWriter, PoolingType
 from numpy.typing import NDArray
 
 from flexserve.testing.architectures.loading import Loader
@@ -22,6 +22,7 @@ from flexserve.testing.architectures.parameters import (
     COMMON,
     ON_DEMAND,
     PARTICULAR,
+    RANK_HEAD,
     SHAPES,
     TOKENIZERS,
     UNMADE,
@@ -140,7 +141,10 @@ class _Recipe:
         self._architecture = architecture
         self._fixed = {**COMMON, **PARTICULAR.get(architecture, {}), **parameters}
         self._parameters = dict(self._fixed)
-        self._shapes = {name: list(shape) for name, shape in SHAPES.get(architecture, {}).items()}
+        shapes = dict(SHAPES.get(architecture, {}))
+        if self._fixed.get("pooling_type") == PoolingType.RANK:
+            shapes |= RANK_HEAD
+        self._shapes = {name: list(shape) for name, shape in shapes.items()}
 
     def complete(self, path: Path) -> None:
         """Ask the loader what is missing, until nothing is. Raises UnmakeableError. Uses the place `path`."""

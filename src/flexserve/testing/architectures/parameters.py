@@ -359,6 +359,14 @@ _DELTA_NET_GATES: _Shapes = {
     for name, width in (("qkv", 128), ("gate", 64))
 }
 
+# What reads a rank off the states of a text, in models that pool so.
+RANK_HEAD: _Shapes = {
+    "cls.weight": [64, 64],
+    "cls.bias": [64],
+    "cls.output.weight": [64, 1],
+    "cls.output.bias": [1],
+}
+
 # Tensors, with shapes (innermost first), that a loader takes for granted or makes do without.
 SHAPES: dict[str, _Shapes] = {
     "falcon-h1": {name: shape for name, shape in _CONVOLUTION.items() if name[4] in "01"},

@@ -27,17 +27,17 @@ def abilities_of(model: Model) -> Abilities:
     causal = metadata.get(f"{architecture}.attention.causal") is not False and architecture not in _ENCODERS
     diffusion = bool(lib.llama_model_is_diffusion(address))
     usable = architecture not in _NO_TEXTS
+    ranks = metadata.get(f"{architecture}.pooling_type") == lib.LLAMA_POOLING_TYPE_RANK
     return Abilities(
         text=usable and causal and not encoder and not diffusion,
-        vectors=usable
-        and architecture not in _NO_VECTORS
-        and metadata.get(f"{architecture}.pooling_type") != lib.LLAMA_POOLING_TYPE_RANK,
+        vectors=usable and architecture not in _NO_VECTORS and not ranks,
         encoder=encoder or architecture in _ENCODERS,
         causal=causal and not diffusion,
         window=max(0, int(lib.llama_model_n_swa(address))),
         recurrent=bool(lib.llama_model_is_recurrent(address) or lib.llama_model_is_hybrid(address)),
         template=model.header.chat_template is not None,
         tools="none",  # who has read the template knows better
+        ranks=usable and ranks,
     )
 
 
@@ -51,9 +51,16 @@ def require(abilities: Abilities, request: Generate | Embed | Warm) -> None:
             else "Name a model that generates.",
             code="generation_unsupported",
         )
-    if isinstance(request, Embed) and not abilities.vectors:
+    if isinstance(request, Embed) and request.query is not None:
+        if not abilities.ranks:
+            raise CallerError(
+                "This model does not rank texts.",
+                hint="Use a reranker; or ask POST /v1/embeddings for vectors, and compare them.",
+                code="rerank_unsupported",
+            )
+    elif isinstance(request, Embed) and not abilities.vectors:
         raise CallerError(
             "This model makes no vectors of texts.",
-            hint="Use an embedding model.",
+            hint="Ask POST /v1/rerank: it ranks texts." if abilities.ranks else "Use an embedding model.",
             code="embeddings_unsupported",
         )

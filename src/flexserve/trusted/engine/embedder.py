@@ -23,27 +23,32 @@ _POOLINGS = (lib.LLAMA_POOLING_TYPE_MEAN, lib.LLAMA_POOLING_TYPE_CLS, lib.LLAMA_
 class Embedder(Context):
     """A context that lives for one request; its memory is in Flex-Mem as any other context's.
 
-    It pools as the model says, or takes the mean where it says nothing.
+    It pools as the model says, or takes the mean where it says nothing. With `ranks` it gives a number for
+    each text instead, by the head of a model that has one.
     """
 
-    def __init__(self, beside: Context) -> None:
+    def __init__(self, beside: Context, *, ranks: bool = False) -> None:
         """Make a context for texts of the length that `beside`, over the same model, takes. Commits nothing.
 
-        Raises CallerError for a model that ranks texts or translates them, InternalError when llama.cpp
+        Raises CallerError for a model that makes no vectors, or does not rank; InternalError when llama.cpp
         cannot.
         """
         pooling = int(lib.llama_pooling_type(beside.address))
         self._pooling = pooling if pooling in _POOLINGS else lib.LLAMA_POOLING_TYPE_MEAN
-        if pooling == lib.LLAMA_POOLING_TYPE_RANK:
-            raise _unsupported("This model ranks texts")
+        self.ranks = pooling == lib.LLAMA_POOLING_TYPE_RANK
+        if self.ranks != ranks:
+            raise _unsupported("This model ranks texts") if self.ranks else _no_ranks()
+        if self.ranks:
+            self._pooling = pooling
         if beside.encodes and lib.llama_model_has_decoder(beside.model.address):
             raise _unsupported("This model turns texts into texts")  # llama.cpp pools none of those
-        self._step = min(BATCH, beside.size) if beside.whole_texts else _BATCH
-        size = self._step if beside.whole_texts else beside.size
+        whole = beside.whole_texts or self.ranks  # a rank is read off one graph's last states
+        self._step = min(BATCH, beside.size) if whole else _BATCH
+        size = self._step if whole else beside.size
         super().__init__(beside.model, beside._residency, size, sequences=1, kv_type=beside.kv_type)
         if self.encodes:
             self._run = lib.llama_encode
-        self._width = int(lib.llama_model_n_embd_out(self.model.address))
+        self._width = 1 if ranks else int(lib.llama_model_n_embd_out(self.model.address))
         self.stats = RestoreStats()  # of all texts
 
     def _specialise(self, parameters: lib.llama_context_params) -> None:
@@ -52,14 +57,16 @@ class Embedder(Context):
         parameters.n_batch = parameters.n_ubatch = parameters.n_outputs_max = min(self._step, self.size)
 
     def embed(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Return the vector of a text, of length 1, shape (width,).
+        """Return the vector of a text, of length 1, shape (width,); or its rank, shape (1,).
 
         Raises CallerError for an empty or too long text, GrantRefusedError, CancelledError after
         `cancel`, and what restoring weights raises.
         """
         if not 0 < len(tokens) <= self.size:
             raise CallerError(
-                f"A text has {len(tokens)} tokens; this model takes 1 to {self.size} here.",
+                f"A text of {len(tokens)} tokens is too large: this model takes {self.size} here."
+                if tokens
+                else "A text has no tokens.",
                 hint="Split long texts, leave empty ones out, or give the model a longer context.",
                 code="context_length_exceeded",
             )
@@ -67,7 +74,11 @@ class Embedder(Context):
         self.take(0, keep=0)
         step = self._step
         parts = [self._pooled(at, tokens[at : at + step]) for at in range(0, len(tokens), step)]
-        vector = self._combined(parts, len(tokens))
+        vector = parts[0] if self.ranks else self._combined(parts, len(tokens))
+        if self.ranks:
+            if not np.isfinite(vector[0]):
+                raise InternalError("The model's rank of a text is no number.")
+            return vector.astype(np.float32)
         length = float(np.linalg.norm(vector))
         if not (np.isfinite(length) and length > 0):
             raise InternalError("The model made a vector that has no direction.")
@@ -89,6 +100,14 @@ class Embedder(Context):
             return parts[-1]
         sizes = [min(self._step, count - at) for at in range(0, count, self._step)]
         return np.average(parts, axis=0, weights=sizes)
+
+
+def _no_ranks() -> CallerError:
+    return CallerError(
+        "This model does not rank texts.",
+        hint="Use a reranker; or ask POST /v1/embeddings for vectors, and compare them.",
+        code="rerank_unsupported",
+    )
 
 
 def _unsupported(what: str) -> CallerError:

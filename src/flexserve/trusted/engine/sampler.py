@@ -51,6 +51,8 @@ class Sampler:
         ends = [*vocabulary.endings, *sampling.stop_token_ids] if self._least else []
         self._not_yet = _tokens([*never, *ends], self._size)
         self._candidates: Candidates | None = None
+        self._drew: Candidates | None = None  # the candidates of the last draw
+        self._greedy = _is_greedy(sampling) and not sampling.mirostat
         self._chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
         self._remembers = 0  # tokens
         for sampler, remembers in _samplers(sampling, vocabulary, context):
@@ -90,7 +92,14 @@ class Sampler:
     def _drawn(self, candidates: Candidates, scores: NDArray[np.float32], tokens: NDArray[np.intp]) -> int:
         candidates.fill(scores, tokens)
         lib.llama_sampler_apply(self._chain, ctypes.byref(candidates.array))
+        self._drew = candidates
         return candidates.selected
+
+    def left(self) -> list[tuple[int, float]]:
+        """Return the tokens that the samplers left at the last draw, as `Candidates.left`."""
+        if self._drew is None:
+            return []
+        return [self._drew.only] if self._greedy else self._drew.left()
 
     def confine(self, confinement: Confinement) -> None:
         """Confine what comes from now on."""
@@ -129,6 +138,19 @@ class Candidates:
         self._data["id"], self._data["logit"] = tokens, logits
         pointer = self._data.ctypes.data_as(ctypes.POINTER(lib.llama_token_data))
         self.array = lib.llama_token_data_array(pointer, len(self), -1, False)
+
+    @property
+    def only(self) -> tuple[int, float]:
+        """The chosen token, as the one that could be."""
+        return self.selected, 0.0
+
+    def left(self) -> list[tuple[int, float]]:
+        """Return the tokens that a sampler chain left, with their log-probabilities, likeliest first."""
+        left = np.ctypeslib.as_array(self.array.data, (self.array.size,))
+        scores = left["logit"].astype(np.float64)
+        scores -= scores.max() + np.log(np.exp(scores - scores.max()).sum())
+        order = np.argsort(-scores, kind="stable")
+        return [(int(left["id"][at]), float(scores[at])) for at in order if np.isfinite(scores[at])]
 
     @property
     def selected(self) -> int:

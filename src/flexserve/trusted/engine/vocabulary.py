@@ -18,6 +18,8 @@ from flexserve.trusted.text.markers import Markers
 
 _CONTROLS = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN
 _MARKER = re.compile(r"<[|｜].*[|｜]>", re.DOTALL)  # of tokens that files do not always declare as controls
+_RANK_TEMPLATE = "tokenizer.chat_template.rerank"  # in the metadata of models that rank in words of their own
+_PLACE = re.compile(r"\{(query|document)\}")
 _TAG = re.compile(r"[<\[{(]\S+[>\]})]")  # of tokens that may be structure: where a template writes them
 
 
@@ -74,6 +76,33 @@ class Vocabulary:
                 encode = self._continuation if follows else functools.partial(self.encode, start=False)
                 tokens += encode(piece, special=special)
         return tokens
+
+    def encode_pair(self, query: str, text: str) -> list[int]:
+        """Return the tokens by which a model that ranks is asked how well `text` answers `query`."""
+        template = self._metadata.get(_RANK_TEMPLATE)
+        if isinstance(template, str):
+            pieces = {"query": query, "document": text}
+            asked = _PLACE.sub(lambda place: pieces[place[1]], template)
+            return self.encode(asked, special=True, start=False)
+        begins, ends, parts = (
+            [int(token(self.address))] if adds(self.address) else []
+            for token, adds in (
+                (lib.llama_vocab_bos, lib.llama_vocab_get_add_bos),
+                (self._text_end, lib.llama_vocab_get_add_eos),
+                (lib.llama_vocab_sep, lib.llama_vocab_get_add_sep),
+            )
+        )
+        asked_tokens = self._plain(query)
+        return [*begins, *asked_tokens, *ends, *parts, *self._plain(text), *ends]
+
+    @staticmethod
+    def _text_end(address: int) -> int:
+        """Return the token behind a text: that which ends one, or else that which parts two."""
+        end = int(lib.llama_vocab_eos(address))
+        return end if end >= 0 else int(lib.llama_vocab_sep(address))
+
+    def _plain(self, text: str) -> list[int]:
+        return self.encode(text, special=False, start=False)
 
     def _continuation(self, text: str, *, special: bool) -> list[int]:
         """Return the tokens of `text` where it goes on: some tokenizers put a space before what begins."""

@@ -10,6 +10,7 @@ import msgspec
 from flexserve.errors import CallerError
 from flexserve.protocol.bounds import MAX_TOKENS
 from flexserve.protocol.messages import (
+    AskTemplate,
     ChatPrompt,
     Convert,
     Converted,
@@ -41,6 +42,8 @@ def convert(entry: OpenModel, request: Convert) -> Converted:
     elif isinstance(source, ToTokens):
         tokens = vocabulary.encode(source.text, special=source.special, start=source.start)
         pieces = [vocabulary.piece(token, special=True) for token in tokens] if source.pieces else []
+    elif isinstance(source, AskTemplate):
+        text = entry.template.own
     else:
         _check(source.tokens, vocabulary.size)
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")

@@ -1,4 +1,4 @@
-"""One request for embeddings, from texts to vectors."""
+"""One request for embeddings, from texts to vectors; or for ranks, from texts to numbers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from flexserve.errors import CallerError, CancelledError
 from flexserve.protocol.messages import Embed, Embedded, Finished, Started, Usage
 from flexserve.trusted.engine.embedder import Embedder
 from flexserve.trusted.open_model import OpenModel
+from flexserve.trusted.text.preparation import numbered
 from flexserve.trusted.weights.job import RestoreStats
 
 _TOGETHER = 64  # vectors of a message: far below what a frame holds, for any model
@@ -35,7 +36,7 @@ class Embedding:
     ) -> None:
         """Raises CallerError for more text than a request may bring."""
         self._entry, self._request, self._received, self._send = entry, request, received, send
-        self._texts = [entry.vocabulary.encode(text, special=False) for text in request.texts]
+        self._texts = [self._tokens(text) for text in request.texts]
         self._count = sum(map(len, self._texts))
         if self._count > _MAX_TOKENS:
             raise CallerError(f"The texts have {self._count} tokens together.", hint="Send fewer at once.")
@@ -44,13 +45,21 @@ class Embedding:
         self._stats = RestoreStats()
         self._stopped = stopped
 
+    def _tokens(self, text: str | list[int | str]) -> list[int]:
+        vocabulary = self._entry.vocabulary
+        if not isinstance(text, str):
+            return numbered(text, vocabulary)
+        if self._request.query is not None:
+            return vocabulary.encode_pair(self._request.query, text)
+        return vocabulary.encode(text, special=False)
+
     def run(self) -> Finished:
         """Send Started and Embedded…; return the end, to be sent once the model is free again.
 
         Raises CallerError for texts that do not fit, CancelledError when it was stopped, and what
         restoring raises. After GrantRefusedError it goes on behind what it has sent.
         """
-        embedder = Embedder(self._entry.context)
+        embedder = Embedder(self._entry.context, ranks=self._request.query is not None)
         try:
             if not self._began:
                 self._began = time.monotonic()

@@ -203,13 +203,25 @@ class Generation:
             text = self._scanner.feed(text)
         choices: list[Choice] = []
         if self._sampling.logprobs is not None:
-            choices.append(self._choice(token, logits, self._sampling.logprobs))
-        self._send(Delta(self.request.request, text, 1, choices, self._scanner.found))
+            choices.append(self._said_choice(token, logits, self._sampling.logprobs))
+        self._send(Delta(self.request.request, text, 1, choices, self._scanner.found, [token]))
 
     def _finish_text(self) -> None:
         text = self._scanner.feed(self._stream.finish()) + self._scanner.finish()
         if text or self._scanner.stopped:
             self._send(Delta(self.request.request, text, 0, stop=self._scanner.found))
+
+    def _said_choice(self, token: int, logits: NDArray[np.float32], count: int) -> Choice:
+        """Return the choice of `token` as it is to be told."""
+        if not self._sampling.after_samplers:
+            return self._choice(token, logits, count)
+        left = self._sampler.left()
+        told = {
+            other: TokenLogprob(self.entry.vocabulary.piece(other), score, other) for other, score in left
+        }
+        # One that ends a thought, or that a grammar took instead, was none of those.
+        own = told.get(token) or TokenLogprob(self.entry.vocabulary.piece(token), 0.0, token)
+        return Choice(own, list(told.values())[:count])
 
     def _choice(self, token: int, logits: NDArray[np.float32], count: int) -> Choice:
         scores = log_probabilities(logits)

@@ -21,7 +21,7 @@ _TOKENS = 8  # of it
 
 
 def try_model(entry: OpenModel, record: Callable[[Abilities], None]) -> None:
-    """Compute text and vectors with `entry`, as far as it may be able to, and have what worked recorded.
+    """Compute text and vectors, or ranks, with `entry`, as far as it may be able to; record what worked.
 
     Raises StoredDataError (code "model_unusable") when it can do neither, GrantRefusedError, and what
     restoring weights raises.
@@ -29,14 +29,16 @@ def try_model(entry: OpenModel, record: Callable[[Abilities], None]) -> None:
     possible = entry.possible
     tokens = entry.vocabulary.encode(_TEXT, special=False)[:_TOKENS] or [0]
     makes_text = possible.text and _makes_text(entry, tokens)
-    found = msgspec.structs.replace(possible, text=makes_text, vectors=False, tools=_tools(entry))
+    found = msgspec.structs.replace(
+        possible, text=makes_text, vectors=False, ranks=False, tools=_tools(entry)
+    )
     record(found)
-    if possible.vectors and _makes_vectors(entry, tokens):
-        found = msgspec.structs.replace(found, vectors=True)
+    if (possible.vectors or possible.ranks) and _makes_vectors(entry, tokens, ranks=possible.ranks):
+        found = msgspec.structs.replace(found, vectors=possible.vectors, ranks=possible.ranks)
         record(found)
-    if not (found.text or found.vectors):
+    if not (found.text or found.vectors or found.ranks):
         raise StoredDataError(
-            f"llama.cpp makes neither text nor vectors with {entry.name}.",
+            f"llama.cpp makes neither text nor vectors nor ranks with {entry.name}.",
             hint="It may be a part of another model, turn texts into texts (T5), or be made for sound.",
             code="model_unusable",
         )
@@ -62,10 +64,10 @@ def _makes_text(entry: OpenModel, tokens: list[int]) -> bool:
             context.release([0], keep_grants=True)
 
 
-def _makes_vectors(entry: OpenModel, tokens: list[int]) -> bool:
+def _makes_vectors(entry: OpenModel, tokens: list[int], *, ranks: bool) -> bool:
     with entry.using():
         try:
-            embedder = Embedder(entry.context)
+            embedder = Embedder(entry.context, ranks=ranks)
         except (CallerError, InternalError):
             return False
         try:

@@ -43,6 +43,11 @@ class ChatTemplate:
             "add_generation_prompt": True,
         }
 
+    @property
+    def own(self) -> str:
+        """The text of the model's own template; "" where it brings none."""
+        return "" if self._source is _DEFAULT_TEMPLATE else self._source
+
     @functools.cached_property
     def structure(self) -> Markers:
         """The texts that stand for tokens by which it tells turns and their parts apart."""

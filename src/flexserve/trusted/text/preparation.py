@@ -113,10 +113,10 @@ def _text(request: Generate, tokens: list[int], vocabulary: Vocabulary) -> str:
     return "".join(map(stream.feed, tokens)) + stream.finish()
 
 
-def _numbered(prompt: TokenPrompt, vocabulary: Vocabulary) -> list[int]:
-    """Return the tokens of a prompt in numbers and texts. Raises CallerError for what is no token."""
+def numbered(parts: Sequence[int | str], vocabulary: Vocabulary) -> list[int]:
+    """Return the tokens of a text in numbers and texts. Raises CallerError for what is no token."""
     tokens: list[int] = []
-    for place, part in enumerate(prompt.tokens):
+    for place, part in enumerate(parts):
         if isinstance(part, str):
             tokens += vocabulary.encode(part, special=True, start=place == 0)
         elif part < vocabulary.size:
@@ -134,7 +134,7 @@ def _tokens(prompt: TextPrompt | TokenPrompt | InfillPrompt, vocabulary: Vocabul
     if isinstance(prompt, InfillPrompt):
         return infill_tokens(prompt, vocabulary)
     if isinstance(prompt, TokenPrompt):
-        return _numbered(prompt, vocabulary)
+        return numbered(prompt.tokens, vocabulary)
     return vocabulary.encode(prompt.text, special=True)
 
 
@@ -144,7 +144,8 @@ def _require_room(entry: OpenModel, tokens: Sequence[int]) -> None:
     size = entry.context.size
     if len(tokens) >= size:
         raise CallerError(
-            f"The prompt has {len(tokens)} tokens; the context holds {size}, answer included.",
+            f"The prompt has {len(tokens)} tokens. It exceeds the available context size of {size}.",
             hint="Shorten the prompt, or give the model a longer context: flexserve set MODEL context 32k.",
             code="context_length_exceeded",
+            counts={"n_prompt_tokens": len(tokens), "n_ctx": size},
         )

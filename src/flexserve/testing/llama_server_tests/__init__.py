@@ -1,0 +1,1 @@
+"""llama.cpp's own server tests, run against FlexServe: python -m flexserve.testing.llama_server_tests."""

@@ -1,0 +1,48 @@
+"""Which of llama.cpp's server tests do not apply to FlexServe, and why: by file, or by file and test."""
+
+from __future__ import annotations
+
+ROUTER = "router mode: one process for each model, chosen and started by a request"
+PAGES = "llama-server's web page, and the tools and MCP servers that it runs for it"
+IMAGES = "images, sound and video"
+FILES = "requests that read or write the server's files: slots saved, media paths"
+LORA = "LoRA adapters of a server's command line"
+DRAFT = "draft models of a server's command line, made synthetic ones among them"
+CLOUD = "the form of one cloud's prediction service"
+TOKENIZER = "a GGUF in parts, which is joined before it is added"
+FLAGS = "switches of llama-server's command line that turn routes or memory on and off"
+ORIGINS = "pages of any origin are let in; FlexServe lets in those of --allow-origin"
+
+LEFT_OUT = {
+    "test_router": ROUTER,
+    "test_stream": ROUTER,
+    "test_mcp_servers": PAGES,
+    "test_proxy": PAGES,
+    "test_tools_builtin": PAGES,
+    "test_basic::test_no_ui": PAGES,
+    "test_security::test_access_static_assets_without_api_key": PAGES,
+    "test_security::test_cors_proxy_only_forwards_explicit_proxy_headers": PAGES,
+    "test_security::test_cors_origins_defaults_to_localhost_with_tools_enabled": PAGES,
+    "test_security::test_cors_options": ORIGINS,
+    "test_security::test_cors_origins_localhost_reflects": ORIGINS,
+    "test_security::test_cors_origins_localhost_rejects": ORIGINS,
+    "test_security::test_local_media_file": IMAGES,
+    "test_vision_api": IMAGES,
+    "test_compat_anthropic::test_anthropic_vision_base64_with_multimodal_model": IMAGES,
+    "test_slot_save": FILES,
+    "test_lora": LORA,
+    "test_speculative": DRAFT,
+    "test_compat_gcp": CLOUD,
+    "test_basic::test_load_split_model": TOKENIZER,
+    "test_basic::test_server_slots": FLAGS,
+    "test_basic::test_server_model_aliases_and_tags": FLAGS,
+    "test_basic::test_server_multiple_addresses": FLAGS,
+    "test_metrics::test_metrics_disabled": FLAGS,
+    "test_kv_keep_only_active": FLAGS,
+}
+
+
+def reason_of(node: str) -> str | None:
+    """Return why the test of pytest's `node` does not apply; None when it may."""
+    file, _, rest = node.rpartition("/")[2].partition(".py::")
+    return LEFT_OUT.get(file) or LEFT_OUT.get(f"{file}::{rest.partition('[')[0]}")
