@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from fake_engine import CHUNK, FakeSource, Machine
 
-from flexserve.errors import CancelledError
+from flexserve.errors import CancelledError, StoredDataError
 from flexserve.trusted.weights.fill import Filler
 from flexserve.trusted.weights.job import RestoreJob, RestoreStats
 from flexserve.trusted.weights.loader import Loader
@@ -160,6 +160,72 @@ def test_a_prefetch_waits_while_the_job_has_something_to_load(rig: Rig):
     rig.source.hold.set()
     until(lambda: other.whole)
     assert rig.weights.whole
+
+
+@pytest.fixture
+def ready(rig: Rig) -> Rig:
+    """A rig whose model was evicted for others: its memory lies ready."""
+    rig.loader.wait_beyond(rig.start(), 0)
+    until(lambda: rig.weights.whole)
+    rig.loader.evict(rig.weights, range(COUNT), keep_grants=True)
+    rig.source.restored.clear()
+    assert rig.machine.flexmem.ready() == COUNT * CHUNK
+    return rig
+
+
+def test_chunks_whose_memory_lies_ready_are_claimed_and_filled_together(ready: Rig):
+    reads: list[int] = []
+    read = ready.source.read
+
+    def reading(buffer: int, index: int, target: memoryview) -> None:
+        reads.append(len(target))
+        read(buffer, index, target)
+
+    ready.source.read = reading  # type: ignore[method-assign]
+    ready.start()
+    until(lambda: ready.weights.whole)
+    assert max(reads) > CHUNK
+    assert sum(reads) == ready.weights.size
+    assert sorted(ready.source.restored) == [ready.weights.locate(chunk)[:2] for chunk in range(COUNT)]
+
+
+def test_of_chunks_that_are_filled_together_the_damaged_one_alone_is_missing(ready: Rig):
+    ready.source.damaged.add((0, 3))
+    job = ready.start()
+    with pytest.raises(StoredDataError):
+        ready.loader.wait_beyond(job, 21)
+    until(lambda: not ready.weights.table.claimed)
+    assert ready.weights.states[3] == ABSENT
+    assert not ready.machine.flexmem.holds(ready.weights.parts[0].arena, 3 * CHUNK)
+    assert ready.weights.states[2] == ready.weights.states[4] == RESIDENT
+
+
+def test_chunks_claimed_together_give_up_what_somebody_else_took_the_memory_of(ready: Rig):
+    taken = ready.machine.flexmem.reserve(COUNT * CHUNK)
+    together = ready.loader._filler.commit_together
+
+    def outrun(weights, chunks):
+        ready.loader._filler.commit_together = together  # type: ignore[method-assign]
+        ready.machine.flexmem.try_commit(taken, 0, (COUNT - 1) * CHUNK)
+        return together(weights, chunks)
+
+    ready.loader._filler.commit_together = outrun  # type: ignore[method-assign]
+    job = ready.start()
+    assert ready.loader.wait_beyond(job, COUNT - 1) == COUNT
+    ready.machine.budget.returned(ready.machine.flexmem.free(taken))
+
+
+def test_an_eviction_while_chunks_are_filled_together_leaves_none_claimed(ready: Rig):
+    ready.source.hold.clear()
+    job = ready.start()
+    until(lambda: ready.machine.flexmem.committed(ready.weights.parts[0].arena) > 0)
+    assert ready.loader.evict(ready.weights, range(COUNT)) == 0
+    assert job.stale
+    ready.source.hold.set()
+    until(lambda: not ready.weights.table.claimed)
+    ready.weights.table.check()
+    held = sum(ready.machine.flexmem.committed(part.arena) for part in ready.weights.parts)
+    assert held == ready.weights.table.count(ChunkState.RESIDENT) * CHUNK
 
 
 def test_the_table_is_sound_when_all_queues_were_used_at_once(rig: Rig):

@@ -176,7 +176,8 @@ class _Memory:
         self._memory, self._recorder = memory, recorder
         self._arenas: list[object] = []
         self.chunk, self.protection = memory.chunk, memory.protection
-        self.view, self.resident, self.trim = memory.view, memory.resident, memory.trim
+        self.view, self.resident = memory.view, memory.resident
+        self.trim, self.ready = memory.trim, memory.ready
 
     def reserve(self, size: int):
         arena = self._memory.reserve(size)

@@ -79,8 +79,7 @@ def _round(world: DrivenWorld, models: Sequence[str]) -> dict[str, Sample]:
     cores = len(os.sched_getaffinity(0))
     found = {}
     for model in models:
-        restored = world.warm(model).timings
-        restoring = (restored.load + restored.decrypt) / 1000
+        restoring = (switched[model].load + switched[model].decrypt) / 1000
         compute, cpu = computed[model]
         bound = max(restoring / cores, compute.ttft / 1000, (restoring + cpu) / cores)
         found[model] = Sample(switched[model].ttft / 1000, switched[model].restore / 1000, bound)

@@ -75,6 +75,9 @@ class SecureMemory(Protocol):
         Always safe; does not wait for the OS, and touches nothing committed.
         """
 
+    def ready(self) -> int:
+        """Return the bytes that lie ready: a commit of so many takes no time to speak of. Always safe."""
+
     def view(self, arena: Arena, offset: int, length: int) -> memoryview:
         """Return a writable view of committed memory (any alignment). It dies with the release."""
 

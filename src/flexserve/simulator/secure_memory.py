@@ -81,6 +81,10 @@ class SimSecureMemory:
             self._take(-excess)
             self._parked -= excess
 
+    def ready(self) -> int:
+        """Return the bytes that are parked."""
+        return self._parked
+
     def view(self, arena: Arena, offset: int, length: int) -> memoryview:
         """Return a writable view of committed memory (any alignment). It dies with the release."""
         view = memoryview(self._bytes[arena])[offset : offset + length]

@@ -45,6 +45,10 @@ class Refusing:
         """Trim the wrapped memory."""
         self._memory.trim(kept)
 
+    def ready(self) -> int:
+        """Return what lies ready in the wrapped memory."""
+        return self._memory.ready()
+
     def view(self, arena: Arena, offset: int, length: int) -> memoryview:
         """Return a view of the wrapped memory."""
         return self._memory.view(arena, offset, length)

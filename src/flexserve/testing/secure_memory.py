@@ -281,6 +281,19 @@ class SecureMemoryContract(abc.ABC):
         memory.release(arena, arena.size // 2, arena.size // 2)
         assert abs(memory.resident() - before) <= memory.chunk
 
+    def test_what_lies_ready_is_what_was_kept_and_no_more_than_is_unused(
+        self, memory: FlexMem, arena: Arena
+    ) -> None:
+        assert memory.ready() == 0
+        memory.commit(arena, 0, 4 * memory.chunk)
+        assert memory.ready() == 0
+        memory.recycle(arena, 0, 3 * memory.chunk)
+        assert 0 <= memory.ready() <= memory.unused()
+        memory.commit(arena, 0, memory.chunk)
+        assert 0 <= memory.ready() <= 2 * memory.chunk
+        memory.return_unused()
+        assert memory.ready() == 0
+
     def test_free_gives_everything_back(self, memory: FlexMem) -> None:
         before = memory.resident()
         arena = memory.reserve(CHUNKS * memory.chunk)

@@ -52,6 +52,11 @@ class ParkedChunks:
                 reservation.put_back(self._slot(self._count), moved * self._chunk)
         return moved * self._chunk
 
+    @property
+    def size(self) -> int:
+        """Bytes that are parked at the moment."""
+        return self._count * self._chunk
+
     def trim(self, kept: int) -> None:
         """Give all but `kept` bytes to the OS."""
         with self._lock:

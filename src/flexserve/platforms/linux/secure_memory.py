@@ -80,6 +80,10 @@ class _MappedMemory(abc.ABC):
         """Give what is parked beyond `kept` bytes to the OS. Returns when it has it."""
         del kept  # nothing is parked here
 
+    def ready(self) -> int:
+        """Return the bytes that are parked."""
+        return 0
+
     def view(self, arena: Arena, offset: int, length: int) -> memoryview:
         """Return a writable view of committed memory (any alignment).
 
@@ -151,6 +155,10 @@ class MemfdSecretMemory(_MappedMemory):
         """Give what is parked beyond `kept` bytes to the OS. Returns when it has it."""
         if self._parked is not None:
             self._parked.trim(kept)
+
+    def ready(self) -> int:
+        """Return the bytes that are parked."""
+        return self._parked.size if self._parked is not None else 0
 
     def resident(self) -> int:
         """Return the bytes of the arenas and of parked chunks that the kernel has pages for."""

@@ -288,6 +288,10 @@ class FlexMem:
         with self._lock:
             return len(self._granted) * self.chunk
 
+    def ready(self) -> int:
+        """Return how many bytes of `unused` lie ready: the OS need not supply them any more."""
+        return min(self._memory.ready(), self.unused())
+
     def bytes_in(self, state: PageState) -> int:
         """Return the bytes whose chunks are in `state`."""
         with self._lock:

@@ -18,10 +18,13 @@ class WeightSource(Protocol):
     """Where evicted weights come back from (trusted.store.image.Image)."""
 
     def restore(self, buffer: int, index: int, target: memoryview) -> float:
-        """Fill `target` with chunk `index` of `buffer`, authenticated; return seconds of decryption."""
+        """Fill `target` with the chunks from `index` of `buffer` on, authenticated.
+
+        It ends with a chunk. Returns seconds of decryption.
+        """
 
     def read(self, buffer: int, index: int, target: memoryview) -> None:
-        """Fill `target` with the ciphertext of the chunk: the first half of `restore`."""
+        """Fill `target` with the ciphertext of the chunks: the first half of `restore`."""
 
     def decrypt(self, buffer: int, index: int, target: memoryview) -> float:
         """Replace the ciphertext in `target` by its plaintext: the second half; return its seconds."""
@@ -91,14 +94,15 @@ class Weights:
         """Return the number of the first chunk of buffer `part`."""
         return self._bases[part]
 
-    def runs(self, chunks: Sequence[int]) -> list[tuple[Arena, int, int]]:
-        """Group sorted chunks into (arena, first index, count) of consecutive ones in one arena."""
-        found: list[tuple[Arena, int, int]] = []
+    def runs(self, chunks: Sequence[int]) -> list[tuple[Arena, int, list[int]]]:
+        """Group sorted chunks into (arena, first index, chunks) of consecutive ones in one arena."""
+        found: list[tuple[Arena, int, list[int]]] = []
         for chunk in chunks:
             part, index, _ = self.locate(chunk)
             arena = self.parts[part].arena
-            if found and found[-1][0] is arena and found[-1][1] + found[-1][2] == index:
-                found[-1] = (arena, found[-1][1], found[-1][2] + 1)
+            last = found[-1] if found else None
+            if last and last[0] is arena and last[1] + len(last[2]) == index:
+                last[2].append(chunk)
             else:
-                found.append((arena, index, 1))
+                found.append((arena, index, [chunk]))
         return found

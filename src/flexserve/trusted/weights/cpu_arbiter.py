@@ -28,7 +28,7 @@ class CpuArbiter:
         self.spare = max(0, len(os.sched_getaffinity(0)) - threads)  # loaders that may run beside compute
         self.idle = 1.0  # part of their time in which loaders wait, lately
         self._computing = False
-        self._loading = 0  # loaders that claimed a chunk
+        self._loading = 0  # loaders that claimed chunks
 
     def begin_compute(self) -> None:
         """Record that a slice wants its cores: no loader takes another chunk on one of them."""
@@ -49,15 +49,15 @@ class CpuArbiter:
         return not self._computing or self._loading < self.spare
 
     def begin_loading(self) -> None:
-        """Record that a loader claimed a chunk."""
+        """Record that a loader claimed chunks."""
         self._loading += 1
 
-    def end_loading(self, idle: float) -> bool:
-        """Record that it is done with it, having waited for the part `idle` of the time.
+    def end_loading(self, chunks: int, idle: float) -> bool:
+        """Record that it is done with `chunks`, having waited for the part `idle` of the time.
 
         Returns whether a slice that waits for its cores can begin.
         """
-        self.idle += (idle - self.idle) / _REMEMBERED
+        self.idle += (idle - self.idle) * min(1.0, chunks / _REMEMBERED)
         self._loading -= 1
         return self._computing and not self.crowded
 

@@ -96,16 +96,23 @@ class RestoreJob:
         while self.done < len(order) and states[order[self.done]] == RESIDENT:
             self.done += 1
 
-    def take(self) -> int | None:
-        """Claim the next absent chunk; return its place in the order (None: there is none)."""
+    @property
+    def ahead(self) -> int:
+        """How many places of the order there are to come, up to what compute waits for if it does."""
+        return (self.goal if self.waiting and self.next < self.goal else self.end) - self.next
+
+    def take(self, most: int) -> list[int]:
+        """Claim `most` absent chunks; return their places in the order. [] when there is none."""
         states, order = self.weights.states, self.plan.order
-        while self.next < self.end:
+        taken: list[int] = []
+        while self.next < self.end and len(taken) < most:
             position, self.next = self.next, self.next + 1
             if states[order[position]] == ABSENT:
                 self.weights.table.move(ChunkEvent.CLAIM, order[position])
-                return position
-        self.advance()
-        return None
+                taken.append(position)
+        if not taken:
+            self.advance()
+        return taken
 
     def record(
         self, position: int, cost: Cost | None, error: BaseException | None, *, followed: bool
@@ -123,8 +130,14 @@ class RestoreJob:
             self.end = self.plan.needed  # only the luxury of having all failed; who needs it will see
         elif followed:
             self.next = self.done  # memory is so short that what is needed first goes first
-        # What a recall found claimed goes with the rest, unless a request waits for it.
-        return cost is not None and self.stale and not needed
+        return cost is not None and self.unwanted(position)
+
+    def unwanted(self, position: int) -> bool:
+        """Return whether nobody wants a chunk that was claimed, now that it is filled.
+
+        What a recall found claimed goes with the rest, unless a request waits for it.
+        """
+        return self.stale and position >= self.plan.needed
 
     @property
     def lacking(self) -> int:

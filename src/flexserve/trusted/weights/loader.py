@@ -2,9 +2,8 @@
 
 It serves two queues. The *job* is what the graph that computes reads, in the order in which it reads it.
 A *prefetch* is what is expected to be read next; its threads (trusted.weights.prefetch) go on only while the
-job has nothing to load. Loader threads commit a chunk, read its ciphertext straight into it and decrypt in
-place; the interpreter lock is held only for the decryption, so page allocation in the kernel, which
-dominates, runs in parallel.
+job has nothing to load. Loader threads commit some chunks, read their ciphertext straight into them and
+decrypt in place, all of it without the interpreter lock.
 
 Job, prefetch, CpuArbiter and StreamingAllocator decide, under the loader's lock. The loader acts on it
 without: no lock is held while the OS is asked for memory, or a chunk is filled or released.
@@ -31,7 +30,8 @@ from flexserve.trusted.weights.streaming import Do, Step, StreamingAllocator
 
 WINDOW = 64  # chunks that a stretch of compute holds at once at the least: several times the largest node
 _READ_AHEAD = 64  # chunks of ciphertext asked of the disk ahead of the loaders
-_CLAIMED = 0.02  # seconds: longer than it takes to fill a chunk
+_TOGETHER = 32  # chunks that a loader claims at the most
+_CLAIMED = 0.02  # seconds: longer than it takes to fill what a loader claims
 _POLL = 0.05  # seconds between two looks for memory that nobody announces
 
 
@@ -51,6 +51,7 @@ class Loader:
             for name, serve in (("loader", self._serve_jobs), ("prefetch", self._prefetcher.serve))
             for i in range(threads)
         ]
+        self._loaders = threads
         for thread in self._threads:
             thread.start()
 
@@ -240,11 +241,11 @@ class Loader:
 
     def _give_up(self, weights: Weights, chunks: list[int], *, keep_grants: bool) -> int:
         """Take the memory of chunks that are EVICTING; return the bytes. Mutates weights."""
-        chunk = self._flexmem.chunk
+        size = self._flexmem.chunk
         try:
             return sum(
-                self._filler.release(arena, first * chunk, count * chunk, keep_grants=keep_grants)
-                for arena, first, count in weights.runs(chunks)
+                self._filler.release(arena, first * size, len(run) * size, keep_grants=keep_grants)
+                for arena, first, run in weights.runs(chunks)
             )
         finally:
             with self._changed:
@@ -264,47 +265,99 @@ class Loader:
             finally:
                 idle = 1 - (time.thread_time() - busy) / (time.perf_counter() - began)
                 with self._changed:
-                    if self._arbiter.end_loading(idle):
+                    if self._arbiter.end_loading(len(claim[1]), idle):
                         self._changed.notify_all()
 
-    def _claim(self) -> tuple[RestoreJob, int] | None:
-        """Wait for a chunk that a loader may claim; return its place in the job. None: the loader closes."""
+    def _claim(self) -> tuple[RestoreJob, list[int]] | None:
+        """Wait for chunks to claim; return their places in the job. None: the loader closes."""
         with self._changed:
             while True:
                 self._changed.wait_for(lambda: self._closing or self._may_claim())
                 job = self._job
                 if self._closing or job is None:
                     return None
-                position = job.take()
-                if position is not None:
+                if positions := job.take(self._at_once(job)):
                     self._arbiter.begin_loading()
-                    return job, position
+                    return job, positions
+
+    def _at_once(self, job: RestoreJob) -> int:
+        """Return how many chunks a loader may claim. Under the lock.
+
+        Where memory lies ready for them, each takes a fraction of a millisecond; one for which the OS has to
+        supply memory takes as long as many. They are to end together.
+        """
+        share = -(-job.ahead // (2 * self._loaders))
+        return 1 if job.short else max(1, min(_TOGETHER, share, self._flexmem.ready() // self._flexmem.chunk))
 
     def _may_claim(self) -> bool:
         return self._job is not None and self._job.loadable and self._arbiter.free
 
-    def _load(self, job: RestoreJob, position: int) -> None:
-        order = job.plan.order
+    def _load(self, job: RestoreJob, positions: list[int]) -> None:
+        """Load what was claimed: together where memory is there for it, else one by one."""
+        if len(positions) == 1:
+            self._load_one(job, positions[0])
+            return
+        began, at = time.perf_counter(), {job.plan.order[position]: position for position in positions}
+        runs = self._filler.commit_together(job.weights, sorted(at))
+        lacking = sorted(at.keys() - {chunk for run in runs for chunk in run})
+        with self._changed:
+            job.stats.allocate += time.perf_counter() - began
+            if lacking:  # somebody else took what was granted
+                job.weights.table.apply(ChunkEvent.ABORT, lacking)
+                for each in filter(None, (job, self._job)):
+                    each.next = each.done
+                self._changed.notify_all()
+        for run in runs:
+            self._load_run(job, [at[chunk] for chunk in run], run)
+
+    def _load_run(self, job: RestoreJob, positions: list[int], run: list[int]) -> None:
+        self._read_ahead(job, positions)
+        try:
+            cost = self._filler.fill_together(job.weights, run)
+        except BaseException:  # whichever chunk it is: it will say so by itself
+            for position in positions:
+                self._load_one(job, position, has_memory=True)
+            return
+        with self._changed:
+            job.stats.add(cost)
+            unwanted = [
+                chunk for position, chunk in zip(positions, run, strict=True) if job.unwanted(position)
+            ]
+            self.settle(job.weights, [chunk for chunk in run if chunk not in unwanted], resident=True, by=job)
+        self._put_back_all(job.weights, unwanted)
+
+    def _put_back_all(self, weights: Weights, chunks: list[int]) -> None:
+        for chunk in chunks:
+            self.put_back(weights, chunk)
+        if chunks:
+            with self._changed:
+                self.settle(weights, chunks, resident=False)
+                self._changed.notify_all()  # `retire` waits until nothing is claimed
+
+    def _read_ahead(self, job: RestoreJob, positions: Iterable[int]) -> None:
+        for position in positions:
+            if position % _READ_AHEAD == 0:
+                ahead = position + _READ_AHEAD
+                self._filler.read_ahead(job.weights, job.plan.order[ahead : ahead + _READ_AHEAD])
+
+    def _load_one(self, job: RestoreJob, position: int, *, has_memory: bool = False) -> None:
+        chunk = job.plan.order[position]
         cost: Cost | None = None
         error: BaseException | None = None
         try:
-            if position % _READ_AHEAD == 0:
-                ahead = position + _READ_AHEAD
-                self._filler.read_ahead(job.weights, order[ahead : ahead + _READ_AHEAD])
+            if not has_memory:
+                self._read_ahead(job, [position])
             cost = self._filler.fill(
-                job.weights, order[position], lambda arena, offset: self._commit(job, position, arena, offset)
+                *(job.weights, chunk),
+                lambda arena, offset: has_memory or self._commit(job, position, arena, offset),
             )
         except BaseException as problem:  # handed to the request that needs the chunk
             error = problem
         with self._changed:
             unwanted = job.record(position, cost, error, followed=self._job is job)
             if not unwanted:
-                self.settle(job.weights, order[position], resident=cost is not None, by=job)
-        if unwanted:
-            self.put_back(job.weights, order[position])
-            with self._changed:
-                self.settle(job.weights, order[position], resident=False)
-                self._changed.notify_all()  # `retire` waits until nothing is claimed
+                self.settle(job.weights, [chunk], resident=cost is not None, by=job)
+        self._put_back_all(job.weights, [chunk] if unwanted else [])
 
     def _commit(self, job: RestoreJob, position: int, arena: Arena, offset: int) -> bool:
         """Put memory behind the chunk at `position` of the job's order. False: it has to wait for others.
@@ -341,9 +394,12 @@ class Loader:
                 self._changed.wait(_POLL)
         return Step(Do.LEAVE)
 
-    def settle(self, weights: Weights, chunk: int, *, resident: bool, by: RestoreJob | None = None) -> None:
-        """Record what became of a claimed chunk (of job `by`; None: of a prefetch). Under the lock."""
-        weights.table.move(ChunkEvent.LOADED if resident else ChunkEvent.ABORT, chunk)
+    def settle(
+        self, weights: Weights, chunks: Iterable[int], *, resident: bool, by: RestoreJob | None = None
+    ) -> None:
+        """Record what became of claimed chunks (of job `by`; None: of a prefetch). Under the lock."""
+        for chunk in chunks:
+            weights.table.move(ChunkEvent.LOADED if resident else ChunkEvent.ABORT, chunk)
         job = self._job
         overlooked = job is not by and not resident
         if job is not None and overlooked:

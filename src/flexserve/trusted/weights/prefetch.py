@@ -10,7 +10,7 @@ the chunk will meet the same trouble, and report it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from flexserve.errors import FlexServeError
@@ -66,7 +66,7 @@ class Foreground(Protocol):
     def idle(self) -> bool:
         """Whether it has nothing to load. Under the lock."""
 
-    def settle(self, weights: Weights, chunk: int, *, resident: bool) -> None:
+    def settle(self, weights: Weights, chunks: Iterable[int], *, resident: bool) -> None:
         """Record what became of a chunk that was claimed. Under the lock."""
 
     def put_back(self, weights: Weights, chunk: int) -> None:
@@ -167,7 +167,7 @@ class Prefetcher:
 
     def _settle(self, prefetch: Prefetch, chunk: int, *, resident: bool) -> None:
         prefetch.loading -= 1
-        self._foreground.settle(prefetch.weights, chunk, resident=resident)
+        self._foreground.settle(prefetch.weights, [chunk], resident=resident)
         self._drop_if_over(prefetch)
         if prefetch.ended:
             self._changed.notify_all()  # somebody may wait for us to let go of these weights
