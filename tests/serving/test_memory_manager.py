@@ -10,7 +10,7 @@ import pytest
 from flexserve.errors import GrantRefusedError
 from flexserve.policy.eviction_policy import EvictionPolicy
 from flexserve.protocol.messages import Finished, Recall, Timings, Usage
-from flexserve.protocol.trusted_app import Kind
+from flexserve.protocol.trusted_app import Kind, Missing
 from flexserve.serving.memory_manager import MemoryManager
 from flexserve.serving.model_manager import ModelManager
 from flexserve.testing.fake_app import CHUNK, FakeApp, FakeModel
@@ -47,6 +47,14 @@ def test_what_the_os_does_not_grant_idle_models_give_up_and_the_grants_stay() ->
     manager(app).provide_weights("a")
     assert app.granted == 3 * CHUNK
     assert evicted(app) == [("b", Kind.WEIGHTS, 2 * CHUNK, "kept")]
+
+
+def test_idle_models_make_way_for_what_graphs_read_and_if_told_to_for_a_whole_model() -> None:
+    for whole, given_up in ((False, CHUNK), (True, 3 * CHUNK)):
+        app = FakeApp(5 * CHUNK, a=FakeModel(4 * CHUNK, is_open=True), b=loaded(4))
+        app.missing = lambda model: Missing(4 * CHUNK, 2 * CHUNK, CHUNK)  # type: ignore[method-assign]
+        manager(app).provide_weights("a", whole=whole)
+        assert evicted(app) == [("b", Kind.WEIGHTS, given_up, "kept")]
 
 
 def test_scratch_goes_before_kv_and_kv_before_weights() -> None:

@@ -232,6 +232,26 @@ def test_what_breaks_a_step_ends_that_request_alone(serve: Callable[..., Server]
     assert isinstance(by_number[other], Finished)
 
 
+def test_there_is_no_housekeeping_while_a_request_is_prepared(serve: Callable[..., Server]):
+    server = serve()
+    begun, looked, waiting = threading.Event(), threading.Event(), list[Callable[[None], None]]()
+
+    def prepare(number: int, done: Callable[[None], None]) -> None:
+        server.memory.tidy = looked.set  # type: ignore[method-assign, assignment]
+        server.app.requests[number].prepared = True
+        waiting.append(done)
+        begun.set()
+
+    server.app.prepare = prepare  # type: ignore[method-assign, assignment]
+    server.submit("a")
+    assert begun.wait(timeout=20)
+    server.scheduler.memory_changed()
+    assert not looked.wait(0.1)
+    waiting[0](None)
+    assert looked.wait(timeout=20), "it is made up for"
+    assert isinstance(server.ends(1)[0], Finished)
+
+
 def test_an_exception_that_nobody_foresaw_is_told_by_its_type_only(serve: Callable[..., Server]):
     server = serve()
 

@@ -224,6 +224,9 @@ class TrustedApp(Protocol):
         moment `until`.
         """
 
+    def unused(self) -> int:
+        """Return the bytes that are granted and unused, as `pool` does, without asking the OS. Any thread."""
+
     def return_unused(self) -> int:
         """Give back what is granted and unused; return the bytes. Any thread."""
 

@@ -96,13 +96,17 @@ class MemoryManager:
         if have < size:
             self.make_way(model, size - have)
 
-    def provide_weights(self, model: str) -> None:
-        """See to it that what `model` lacks can come in; idle models make way for what graphs read."""
+    def provide_weights(self, model: str, *, whole: bool = False) -> None:
+        """See to it that what `model` lacks can come in.
+
+        Idle models make way for what its graphs read; `whole`: for all of it.
+        """
         missing = self._app.missing(model)
         if missing.size:
             have = self._app.grant(missing.size, missing.minimum)
-            if have < missing.needed:
-                self.make_way(model, missing.needed - have)
+            needed = missing.size if whole else missing.needed
+            if have < needed:
+                self.make_way(model, needed - have)
 
     def with_memory(self, model: str, work: Callable[[], R]) -> R:
         """Do `work` for `model`; when memory is refused to it and idle models have some, do it again."""
@@ -245,7 +249,7 @@ class MemoryManager:
 
         None: there is nothing. Until then the next request finds it lying ready.
         """
-        if not self._app.pool().granted:
+        if not self._app.unused():
             return None
         last = max((self._models.last_used(memory.name) for memory in self._app.memory()), default=0.0)
         wait = last + _PAUSE - time.monotonic()

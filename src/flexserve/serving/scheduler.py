@@ -7,6 +7,7 @@ turn it is, so that models in memory share the engine and others are not swapped
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import threading
@@ -146,20 +147,27 @@ class Scheduler:
         self._models.close()
 
     def _wait(self) -> bool:
-        """Return when there is work for a turn; do the housekeeping meanwhile. False: closing, and done."""
+        """Return when there is work for a turn; do the housekeeping meanwhile. False: closing, and done.
+
+        There is none while a request is prepared: it would be kept waiting.
+        """
         while True:
             with self._changed:
                 if self._batches or self._requests.waiting():
                     return True
                 if self._over():
                     return False
-                self._look_again = False
+                quiet = not self._preparing
+                self._look_again = self._look_again and not quiet
             self._compute_with("")
-            pause = self._memory.tidy()
+            pause = self._memory.tidy() if quiet else None
             with self._changed:
-                self._changed.wait_for(
-                    lambda: self._requests.waiting() or self._over() or self._look_again, pause
-                )
+                self._changed.wait_for(functools.partial(self._is_due, quiet=quiet), pause)
+
+    def _is_due(self, *, quiet: bool) -> bool:
+        """Return whether there is something to do. `quiet`: nothing was being prepared. Under the lock."""
+        again = self._look_again if quiet else not self._preparing
+        return bool(self._requests.waiting()) or self._over() or again
 
     def _over(self) -> bool:
         return self._closing and not self._preparing
@@ -250,7 +258,7 @@ class Scheduler:
 
         def run() -> Finished:
             if ticket.work not in _WITHOUT_WEIGHTS:
-                self._memory.provide_weights(ticket.model)
+                self._memory.provide_weights(ticket.model, whole=ticket.work is Work.WARM)
             return self._app.run(ticket.request)
 
         finished = self._memory.with_memory(ticket.model, run)

@@ -314,6 +314,10 @@ class FakeApp:
             self.ready += freed
         return freed
 
+    def unused(self) -> int:
+        """Return what is granted."""
+        return self.granted
+
     def return_unused(self) -> int:
         """Give it back."""
         size, self.granted, self.ready = self.granted, 0, 0

@@ -118,8 +118,7 @@ class LlamaApp:
         entry.close(seal_until)
 
     def _manifest(self, model: str) -> Manifest:
-        with self._services.store.open(model) as sealed:
-            return sealed.manifest
+        return self._services.store.manifest(model)
 
     def digest(self, model: str) -> str:
         """Return the SHA-256 of the GGUF of a model that is open, as hex. Any thread."""
@@ -370,6 +369,9 @@ class LlamaApp:
         if kind is Kind.KV:
             return entry.release_kv(size, keep=keep, sequence=sequence)
         return entry.release_weights(size, keep=keep, until=until)
+
+    def unused(self) -> int:
+        return self._flexmem.unused()
 
     def return_unused(self) -> int:
         return self._flexmem.return_unused()

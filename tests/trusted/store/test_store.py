@@ -51,6 +51,32 @@ def test_models_are_added_listed_opened_verified_and_removed(store: Store, sourc
     assert files(store) == ["models/a.flex"]
 
 
+def test_a_manifest_is_verified_once_and_again_when_its_file_changed(
+    store: Store, source: Path, small: Path, monkeypatch: pytest.MonkeyPatch
+):
+    store.add(small, "a", quiet)
+    opened: list[str] = []
+    open_ = store.open
+
+    def opening(name: str):
+        opened.append(name)
+        return open_(name)
+
+    monkeypatch.setattr(store, "open", opening)
+    first = store.manifest("a")
+    assert store.manifest("a") == first
+    assert opened == ["a"]
+    store.remove("a")
+    with pytest.raises(UnknownModelError):
+        store.manifest("a")
+    other = store.add(source, "a", quiet)
+    assert store.manifest("a") == other != first
+    path = next((store.root / "models").iterdir())
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(StoredDataError):
+        store.manifest("a")
+
+
 def test_a_store_is_private(store: Store):
     for folder in (store.root, *store.root.iterdir()):
         assert folder.stat().st_mode & 0o777 == 0o700

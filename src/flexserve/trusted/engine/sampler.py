@@ -55,9 +55,11 @@ class Sampler:
         self._greedy = _is_greedy(sampling) and not sampling.mirostat
         self._chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
         self._remembers = 0  # tokens
+        self._takes_likeliest = _is_greedy(sampling) and not sampling.mirostat
         for sampler, remembers in _samplers(sampling, vocabulary, context):
             lib.llama_sampler_chain_add(self._chain, sampler)
             self._remembers = max(self._remembers, remembers)
+            self._takes_likeliest = self._takes_likeliest and not remembers
         for token in prompt[-self._remembers :] if self._remembers else ():
             lib.llama_sampler_accept(self._chain, token)
 
@@ -82,6 +84,8 @@ class Sampler:
 
     def _chosen(self, scores: NDArray[np.float32], out: NDArray[np.intp]) -> int:
         """Return the token that the samplers choose of all but `out`."""
+        if self._takes_likeliest and not len(out):
+            return int(scores.argmax())
         tokens = np.delete(np.arange(self._size), out)
         if not len(tokens):
             raise CallerError("No token is left to come next.", hint="Forbid fewer tokens.")

@@ -35,10 +35,15 @@ from flexserve.trusted.store.split import JoinedSource, part_names, whole_name
 
 _MODEL, _PART, _IMAGE, _KV, _RECORD = ".flex", ".part", ".img", ".kv", ".able"
 _NAMES_IN_HINT = 10
+_MANIFESTS = 256  # that are remembered
+_Stamp = tuple[int, int, int, int, int]
 
 
 class Store:
-    """The models of this device. Thread-safe: all state is files in `FOLDERS` of its root."""
+    """The models of this device. Thread-safe: all state is files in `FOLDERS` of its root.
+
+    What is remembered of them is only ever what they say now.
+    """
 
     FOLDERS = ("models", "images", "kv")
 
@@ -50,6 +55,7 @@ class Store:
         """
         self.root = root
         self._device = device
+        self._manifests: dict[str, tuple[_Stamp, Manifest]] = {}  # that were verified, and of which file
         self._models, self._images, self._kv = self.make_folders(root)
         for folder in (self._models, self._images, self._kv):
             sweep(folder)
@@ -166,6 +172,18 @@ class Store:
             raise _renamed(name)
         return model
 
+    def manifest(self, name: str) -> Manifest:
+        """Return the manifest of the model `name`. Raises as `open`, which is done when its file changed."""
+        stamp = _stamp(self._existing(name))
+        known = self._manifests.get(name)
+        if known is None or known[0] != stamp:
+            with self.open(name) as model:
+                known = stamp, model.manifest
+            if len(self._manifests) >= _MANIFESTS:
+                self._manifests.clear()
+            self._manifests[name] = known
+        return known[1]
+
     def verify(self, name: str, progress: Progress) -> None:
         """Check every byte of the model `name`. Raises StoredDataError, or as `open`."""
         with self.open(name) as model:
@@ -274,6 +292,13 @@ class Store:
         orphans = [path for path in derived if path.name.split("-")[0] not in owners]
         with disk_errors(f"Cleaning up {self.root}"):
             return sum(_unlink(path) for path in orphans)
+
+
+def _stamp(path: Path) -> _Stamp:
+    """Return what is another one when the file at `path` is, or was written to."""
+    with disk_errors(f"Looking at {path.name}"):
+        it = os.stat(path, follow_symlinks=False)
+    return it.st_dev, it.st_ino, it.st_size, it.st_mtime_ns, it.st_ctime_ns
 
 
 def _is_model(file: str) -> bool:
