@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Make from abi/flex.toml what monitor, driver, secure side and readers use of it.
 
-abi/generate.py            write abi/flex.h, src/flexserve/platforms/trustzone/abi.py and docs/abi.md
+abi/generate.py            write abi/*.h, src/flexserve/platforms/trustzone/abi.py and docs/abi.md
 abi/generate.py --check    exit with 1 and say which of them is not what would be written
 """
 
@@ -16,6 +16,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 NOTE = "Made by abi/generate.py from abi/flex.toml: do not edit."
 _NUMBERED = ("state", "status", "call", "notice", "command", "event", "byte")
+_MEASURED = (
+    "measured",
+)  # in a header of their own: a change leaves the one that the proved core reads as it is
 _OF_NPU = (
     "npu_state",
     "npu_register",
@@ -38,7 +41,7 @@ def load(path: Path = ROOT / "abi" / "flex.toml") -> Abi:
     """Read the description. Raises AbiError when it is not consistent."""
     with path.open("rb") as file:
         abi = tomllib.load(file)
-    for kind in _NUMBERED + _OF_NPU:
+    for kind in _NUMBERED + _MEASURED + _OF_NPU:
         for each in abi[kind]:
             each.setdefault("value", each.get("number"))
         for field in ("name", "value"):
@@ -120,6 +123,13 @@ def header(abi: Abi) -> str:
     return "\n".join(lines)
 
 
+def measured_header(abi: Abi) -> str:
+    """Return the C header of what EL3 says of EL2."""
+    lines = [f"/* What EL3 says of EL2. {NOTE} */", "#ifndef FLEX_MEASURED_H", "#define FLEX_MEASURED_H", ""]
+    lines += ["enum flex_measured {", *(_enumerator("measured", each) for each in abi["measured"]), "};"]
+    return "\n".join([*lines, "", "#endif", ""])
+
+
 def _enumerator(kind: str, entry: dict[str, Any]) -> str:
     text = entry.get("doc") or f"({', '.join(entry['arguments'])}) {entry['success']}"
     return f"\tFLEX_{kind.upper()}_{entry['name']} = {entry['value']}, /* {text} */"
@@ -135,6 +145,7 @@ _CLASSES = {
     "command": ("Command", "What the secure world can ask for."),
     "event": ("Event", "What the monitor tells the secure world."),
     "byte": ("Byte", "What goes over the secure UART."),
+    "measured": ("MeasuredByte", "What EL3 says of EL2, over the same wire."),
     "npu_state": ("NpuState", "Whose the NPU is."),
     "npu_register": ("NpuRegister", "The NPU's registers: bytes from the window's start."),
     "npu_interrupt": ("NpuInterrupt", "Bits of INT_RAW."),
@@ -236,6 +247,15 @@ def page(abi: Abi) -> str:
         *_table(
             ("byte", "value", "sent by", "meaning"),
             abi["byte"],
+            lambda b: (b["name"], f"{b['value']:#x}", b["by"], b["doc"]),
+        ),
+        "## What EL3 says of EL2",
+        "65 bytes over the doorbell's wire: what protection is, then the digest, four bits in each byte, "
+        "high ones first. Bytes of the doorbell may come between them.",
+        "",
+        *_table(
+            ("byte", "value", "sent by", "meaning"),
+            abi["measured"],
             lambda b: (b["name"], f"{b['value']:#x}", b["by"], b["doc"]),
         ),
         "## The mailbox",
@@ -346,6 +366,7 @@ def _hexadecimal_row(entry: dict[str, Any]) -> Sequence[object]:
 
 PRODUCTS: dict[str, Callable[[Abi], str]] = {
     "abi/flex.h": header,
+    "abi/flex_measured.h": measured_header,
     "src/flexserve/platforms/trustzone/abi.py": python,
     "docs/abi.md": page,
 }

@@ -6,6 +6,7 @@
  */
 
 #include "el3/el3.h"
+#include "el3/measured.h"
 
 static bool asked;
 
@@ -21,6 +22,14 @@ void doorbell_tell(enum protection protection)
 	asked = false;
 }
 
+static void say_what_el2_is(void)
+{
+	struct digest image;
+	enum flex_measured measured = modes_measure(&image);
+
+	measured_say(measured, &image, uart_put);
+}
+
 void doorbell_answer(void)
 {
 	int byte;
@@ -31,6 +40,8 @@ void doorbell_answer(void)
 		} else if (byte == FLEX_BYTE_QUERY) {
 			uart_put(word_for(modes_protection()));
 			asked = true; /* whoever changes it waits for this CPU first */
+		} else if (byte == FLEX_MEASURED_ASK) {
+			say_what_el2_is();
 		}
 	}
 }

@@ -9,6 +9,7 @@
 #include "arch/aarch64/system.h"
 #include "core/layout.h"
 #include "core/sha256.h"
+#include "flex_measured.h"
 
 #define GIB 0x40000000ULL
 #define ENTRIES (FLEX_PAGE_BYTES / sizeof(u64)) /* of a table of an MMU */
@@ -47,6 +48,9 @@ enum protection {
 };
 
 enum protection modes_protection(void);
+
+/* Put the digest of the image that EL2 is started from into `image`; say whether that is what runs. */
+enum flex_measured modes_measure(struct digest *image);
 
 /* First start: put the image in its place and have EL2 build its tables; continues in modes_booted. */
 void modes_boot(struct frame *frame);

@@ -7,6 +7,7 @@
  */
 
 #include "el3/el3.h"
+#include "el3/measured.h"
 
 #define SCR 0x435 /* below: non-secure, 64 bits; FIQs come here */
 #define SCR_FIQ 0x4
@@ -245,6 +246,18 @@ static bool same(const struct digest *a, const struct digest *b)
 	for (i = 0; i < sizeof(a->bytes); i++)
 		differ |= a->bytes[i] ^ b->bytes[i];
 	return differ == 0;
+}
+
+/* The variables behind code and constants change. */
+enum flex_measured modes_measure(struct digest *image)
+{
+	enum protection now = modes_protection();
+	bool whole = measured_is_whole((const u64 *)el2_image, (const u64 *)layout.hidden_base, el2_variables_offset);
+
+	*image = sha256(el2_image, (u64)(el2_image_end - el2_image));
+	if (now == PROTECTION_OFF)
+		return FLEX_MEASURED_OFF;
+	return now == PROTECTION_ON && whole ? FLEX_MEASURED_ON : FLEX_MEASURED_TAMPERED;
 }
 
 /* What EL2's vectors saved of the OS when it called: at the top of this CPU's stack. The call itself is done. */

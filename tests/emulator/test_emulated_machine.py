@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flexserve.emulator import machine
+from flexserve.emulator import boot_rom, machine
 from flexserve.emulator.build import Images
 from flexserve.emulator.machine import Machine
 from flexserve.emulator.tools import MissingToolError
@@ -29,10 +29,12 @@ RAM = 256 * MIB
 @pytest.fixture
 def nowhere(tmp_path: Path) -> Images:
     """Images of zeros."""
-    names = ("firmware", "kernel", "initrd", "devicetree", "npu_core")
+    names = ("firmware", "kernel", "initrd", "devicetree", "npu_core", "el2")
     for name in names:
         (tmp_path / name).write_bytes(bytes(4096))
-    return Images(**{name: tmp_path / name for name in names})
+    images = Images(**{name: tmp_path / name for name in (*names, "firmware_key")})
+    boot_rom.sign(images.firmware, images.firmware_key)
+    return images
 
 
 @pytest.mark.parametrize("size", [0, 255 * MIB, 256 * MIB + 4096, 4 * GIB])
@@ -60,7 +62,23 @@ def test_a_missing_emulator_is_said_with_the_command_that_installs_it(
 def test_firmware_that_has_no_place_for_the_board_is_refused(nowhere: Images) -> None:
     images_of(RAM, 1)
     nowhere.firmware.write_bytes(b"\xff" * 4096)
+    boot_rom.sign(nowhere.firmware, nowhere.firmware_key)
     with pytest.raises(NormalWorldError, match="no place"), Machine(nowhere):
+        pass
+
+
+def test_firmware_that_was_changed_after_it_was_signed_is_not_started(nowhere: Images) -> None:
+    images_of(RAM, 1)
+    nowhere.firmware.write_bytes(bytes(4095) + b"\1")
+    with pytest.raises(NormalWorldError) as error, Machine(nowhere):
+        pass
+    assert error.value.code == "firmware_forged"
+
+
+def test_firmware_that_another_key_signed_is_not_started(nowhere: Images) -> None:
+    images_of(RAM, 1)
+    boot_rom.sign(nowhere.firmware, nowhere.firmware_key.with_name("another.key"))
+    with pytest.raises(NormalWorldError, match="not the one that was signed"), Machine(nowhere):
         pass
 
 

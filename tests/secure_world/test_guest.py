@@ -35,7 +35,7 @@ class World:
         self.asked: list[Recall] = []
         self._later: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self.guest = GuestDemands(
-            Guest(pages, None, lambda: None), self.flexmem, self.answer, self._later.put
+            Guest(pages, None, lambda: None, b"", b""), self.flexmem, self.answer, self._later.put
         )
         pages.start(self.guest)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -52,6 +52,11 @@ def attest(
 
 
 def measure(
+    *,
+    platform: Annotated[
+        Literal["linux", "trustzone"],
+        typer.Option(help="trustzone: with the layers of the emulated machine, built if need be."),
+    ] = "linux",
     policy: Annotated[
         Path | None, typer.Option("--policy", metavar="FILE", help="Write a policy that asks for these.")
     ] = None,
@@ -66,20 +71,24 @@ def measure(
     from flexserve.attestation.policy import Policy, write_policy
 
     measurements = reference()
-    world = world_digest(measurements)
+    layers = {**(_machine_layers() if platform == "trustzone" else {}), "world": world_digest(measurements)}
     if policy is not None:
         good = Policy(
-            layers={"world": [world.hex()]},
+            layers={name: [digest.hex()] for name, digest in layers.items()},
             measurements={name: [digest.hex()] for name, digest in measurements.items()},
         )
         _write(policy, write_policy(good))
     if as_json:
-        parts = {name: digest.hex() for name, digest in measurements.items()}
-        terminal.show_json({"world": world.hex(), "measurements": parts})
+        shown = {
+            title: {name: digest.hex() for name, digest in table.items()}
+            for title, table in (("layers", layers), ("measurements", measurements))
+        }
+        terminal.show_json(shown)
         return
     for name, digest in measurements.items():
         terminal.say(f"{name:14} {digest.hex()}")
-    terminal.say(f"{'layer world':14} {world.hex()}")
+    for name, digest in layers.items():
+        terminal.say(f"{f'layer {name}':14} {digest.hex()}")
 
 
 def policy_of(path: Path | None) -> Policy:
@@ -111,6 +120,17 @@ def verification(found: AttestedServer) -> dict[str, Any]:
         "pinned_now": found.pinned_now,
         **described(found.verified),
     }
+
+
+def _machine_layers() -> dict[str, bytes]:
+    """Return the digests of what the emulated machine starts below the secure world."""
+    from flexserve.emulator.boot_rom import reference_layers
+    from flexserve.emulator.build import build
+    from flexserve.folders import cache_folder
+    from flexserve.units import GIB
+
+    images = build(cache_folder() / "trustzone", ram_bytes=GIB, cpus=2, progress=terminal.note)
+    return reference_layers(images.firmware, images.el2)
 
 
 def _show(found: AttestedServer) -> None:

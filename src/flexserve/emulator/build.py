@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import flexserve
-from flexserve.emulator import packages, tools
+from flexserve.emulator import boot_rom, packages, tools
 from flexserve.emulator.cpio import Archive
 from flexserve.emulator.devicetree import Board
 from flexserve.emulator.packages import Kernel, Progress
@@ -44,7 +44,8 @@ _NPU_CORE_MOST = 4096  # bytes
 class Images:
     """What a machine boots from, and what the secure world knows one part by.
 
-    `npu_core` has the bytes of the NPU driver's core as the guest's kernel loads them.
+    `npu_core` has the bytes of the NPU driver's core as the guest's kernel loads them. `el2` is the part of
+    the firmware that EL3 starts at EL2. `firmware_key` is the file of the key that firmware is signed with.
     """
 
     firmware: Path
@@ -52,6 +53,8 @@ class Images:
     initrd: Path
     devicetree: Path
     npu_core: Path
+    el2: Path
+    firmware_key: Path
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -120,6 +123,7 @@ class _Build:
     def __init__(self, cache: Path, sources: Path, kernel: Kernel, progress: Progress) -> None:
         self._out = cache / "build" / hashlib.sha256(str(sources.resolve()).encode()).hexdigest()[:12]
         self._tree = self._out / "tree"  # the sources, as they are compiled
+        self._firmware_key = cache / "firmware.key"
         self._sources, self._kernel, self._progress = sources, kernel, progress
         self._out.mkdir(parents=True, exist_ok=True)
 
@@ -130,7 +134,12 @@ class _Build:
         initrd = self._initrd(self._guest(), list(modules.values()))
         board = Board(ram_bytes, cpus, initrd.stat().st_size, **dataclasses.asdict(options))
         npu_core = self._npu_core(modules["flexnpu"])
-        return Images(firmware, self._kernel.image, initrd, self._devicetree(board), npu_core)
+        devicetree = self._devicetree(board)
+        return Images(
+            *(firmware, self._kernel.image, initrd, devicetree, npu_core),
+            el2=self._el2(),
+            firmware_key=self._firmware_key,
+        )
 
     # ---- the parts --------------------------------------------------------------------------------
 
@@ -140,7 +149,18 @@ class _Build:
             tools.run("make", "-C", tree / "monitor", "fw", f"CROSS_COMPILE={_CROSS}")
             shutil.copyfile(tree / "monitor/build/fw.bin", target)
 
-        return self._made("fw.bin", "the monitor", self._files("abi", "monitor"), make)
+        return self._made("fw.bin", "the monitor", self._files("abi", "monitor"), make, self._sign)
+
+    def _sign(self, firmware: Path) -> None:
+        boot_rom.sign(firmware, self._firmware_key)
+
+    def _el2(self) -> Path:
+        def make(target: Path) -> None:
+            tree = self._copied("abi", "monitor")
+            tools.run("make", "-C", tree / "monitor", "build/fw/el2.bin", f"CROSS_COMPILE={_CROSS}")
+            shutil.copyfile(tree / "monitor/build/fw/el2.bin", target)
+
+        return self._made("el2.bin", "EL2 of the monitor", self._files("abi", "monitor"), make)
 
     def _module(self, name: str, needed: tuple[str, ...]) -> Path:
         def make(target: Path) -> None:
@@ -223,8 +243,18 @@ class _Build:
 
     # ---- made once ---------------------------------------------------------------------------------
 
-    def _made(self, name: str, what: str, inputs: Iterable[Path | str], make: Callable[[Path], None]) -> Path:
-        """Return the file `name`, made by `make` unless it was made of the same `inputs` already."""
+    def _made(
+        self,
+        name: str,
+        what: str,
+        inputs: Iterable[Path | str],
+        make: Callable[[Path], None],
+        finish: Callable[[Path], None] = lambda _made: None,
+    ) -> Path:
+        """Return the file `name`, made by `make` unless it was made of the same `inputs` already.
+
+        `finish` is called with a fresh one in its place.
+        """
         target, stamp = self._out / name, self._out / f"{name}.inputs"
         digest = self._digest(inputs)
         if target.exists() and stamp.exists() and stamp.read_text() == digest:
@@ -235,6 +265,7 @@ class _Build:
             fresh = Path(folder) / name
             make(fresh)
             os.replace(fresh, target)
+        finish(target)
         stamp.write_text(digest)
         return target
 

@@ -26,7 +26,7 @@ from typing import Self
 
 import msgspec
 
-from flexserve.emulator import npu, tools
+from flexserve.emulator import boot_rom, npu, tools
 from flexserve.emulator.agent import Agent
 from flexserve.emulator.build import Images
 from flexserve.emulator.guest_memory import GuestMemory
@@ -95,6 +95,7 @@ class Machine:
         self._stack = contextlib.ExitStack()
         self.ram_fd = -1
         self.doorbell: socket.socket
+        self.firmware: boot_rom.StartedFirmware
         self.agent: Agent
         self.boot_seconds = 0.0
         self._process: subprocess.Popen[bytes]
@@ -149,7 +150,13 @@ class Machine:
         ram, doorbell = self.secure_fds
         driver = self.npu_driver if self.has_npu else b""
         return msgspec.structs.replace(
-            options, memory="trustzone", ram_fd=ram, doorbell_fd=doorbell, npu_driver=driver
+            options,
+            memory="trustzone",
+            ram_fd=ram,
+            doorbell_fd=doorbell,
+            npu_driver=driver,
+            firmware=self.firmware.digest,
+            firmware_authority=self.firmware.authority,
         )
 
     @property
@@ -222,7 +229,8 @@ class Machine:
 
     def _patched_firmware(self) -> bytes:
         """Return the firmware with this board's description in it, as fuses would tell it."""
-        image = bytearray(self._images.firmware.read_bytes())
+        verified, self.firmware = boot_rom.verified(self._images.firmware, self._images.firmware_key)
+        image = bytearray(verified)
         board = struct.pack(
             "<8Q",
             *(abi.BOARD_MAGIC, BASE, self.ram_bytes, self.cpus, self.has_npu),

@@ -9,13 +9,14 @@ from typing import Protocol
 
 import msgspec
 
+from flexserve.attestation.layers import DIGEST_SIZE
 from flexserve.attestation.token import AttestedModel
 from flexserve.errors import FlexServeError, QueueFullError
 from flexserve.protocol.failures import failure_of
 from flexserve.protocol.messages import Attest, Attested
 from flexserve.protocol.trusted_app import Stored
-from flexserve.secure_world.resources import PlatformResources
-from flexserve.trusted.identity.identity import Evidence, Facts
+from flexserve.secure_world.resources import Guest, PlatformResources
+from flexserve.trusted.identity.identity import Evidence, Facts, MachineLayer
 
 _MAX_WAITING = 64
 
@@ -77,4 +78,16 @@ class Attester:
             "label": self._resources.summary,
         }
         models = [AttestedModel(model.description.digest) for model in self._stored() if model.description]
-        return Facts("linux", platform, models)
+        if self._resources.guest is None:
+            return Facts("linux", platform, models)
+        return Facts("qemu-virt", platform, models, machine_layers(self._resources.guest))
+
+
+def machine_layers(guest: Guest) -> list[MachineLayer]:
+    """Return what is below the secure world on a machine. Raises MonitorError unless it protects."""
+    from flexserve.platforms.trustzone.measured_boot import started_el2
+
+    return [
+        MachineLayer("el3", guest.firmware, guest.firmware_authority),
+        MachineLayer("el2", started_el2(guest.pages.mailbox).ljust(DIGEST_SIZE, b"\0")),
+    ]

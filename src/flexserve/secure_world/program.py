@@ -34,6 +34,7 @@ _IMPORTED_LATER = ("encodings.ascii", "encodings.latin_1", "encodings.unicode_es
 # What only a world on the emulated machine needs.
 _MACHINE = (
     "flexserve.platforms.trustzone.flexnpu",
+    "flexserve.platforms.trustzone.measured_boot",
     "flexserve.platforms.trustzone.secure_memory",
     "flexserve.secure_world.guest",
 )
@@ -123,7 +124,8 @@ def _resources(options: SecureOptions, host: Host, sandbox: Sandbox, memories: M
         pages = trustzone.pages_of(options.ram_fd, options.doorbell_fd)
         memory = trustzone.TrustZoneMemory(pages, options.chunk or trustzone.DEFAULT_CHUNK)
         npu = TrustZoneNpu(pages, memory, options.npu_driver) if options.npu_driver else None
-        guest = Guest(pages, npu, lambda: _end("the machine is gone"))
+        firmware = (options.firmware, options.firmware_authority)
+        guest = Guest(pages, npu, lambda: _end("the machine is gone"), *firmware)
         return PlatformResources(memory, pages.ram.size, host, sandbox, guest)
     own = memories[options.memory](options.chunk or linux.DEFAULT_CHUNK)
     return PlatformResources(own, host.ram, host, sandbox)

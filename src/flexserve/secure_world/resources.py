@@ -41,12 +41,15 @@ class Host:
 class Guest:
     """The machine whose kernel grants memory: its pages, not begun yet, and its NPU if it has one.
 
+    `firmware`, `firmware_authority`: SHA-512 of what was verified and started on it, and of who signed that.
     `end` is called when the machine is gone.
     """
 
     pages: GuestPages
     npu: TrustZoneNpu | None
     end: Callable[[], None]
+    firmware: bytes
+    firmware_authority: bytes
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

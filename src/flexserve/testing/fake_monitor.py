@@ -13,7 +13,7 @@ from collections import deque
 from typing import Protocol
 
 from flexserve.platforms.trustzone import abi, layout
-from flexserve.platforms.trustzone.abi import Byte, Command, Event, Notice, PageState, Status
+from flexserve.platforms.trustzone.abi import Byte, Command, Event, MeasuredByte, Notice, PageState, Status
 from flexserve.platforms.trustzone.mailbox import Ring
 from flexserve.platforms.trustzone.ram import BASE, PAGE, Ram
 
@@ -56,6 +56,7 @@ class FakeMonitor:
         self.ram = ram
         self.hidden = layout.hidden_offset(ram.size)
         self.protected = True
+        self.image, self.tampered = bytes(range(32)), False  # of what EL2 is started; whether it was altered
         self._asked = False  # since the secure world was told of a change
         self._bell = bell
         self.lock = threading.RLock()
@@ -111,12 +112,21 @@ class FakeMonitor:
             self._send(Byte.ON if self.protected else Byte.OFF)
             self._asked = True
 
+        elif byte == MeasuredByte.ASK:
+            state = MeasuredByte.ON if self.protected else MeasuredByte.OFF
+            halves = (half for each in self.image for half in (each >> 4, each & 15))
+            for said in (
+                MeasuredByte.TAMPERED if self.tampered else state,
+                *(0x80 | half for half in halves),
+            ):
+                self._send(said)
+
     def _tell(self, byte: Byte) -> None:
         if self._asked:
             self._send(byte)
         self._asked = False
 
-    def _send(self, byte: Byte) -> None:
+    def _send(self, byte: int) -> None:
         with contextlib.suppress(OSError):
             self._bell.send(bytes((byte,)), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 

@@ -12,7 +12,8 @@ import pytest
 from flexserve.errors import MonitorError, NormalWorldError
 from flexserve.platforms.trustzone import abi
 from flexserve.platforms.trustzone.exchange import Answer, Detached, Event, Pressure, Quiet, Want
-from flexserve.platforms.trustzone.mailbox import Mailbox, Ring
+from flexserve.platforms.trustzone.mailbox import Mailbox, Measured, Ring
+from flexserve.platforms.trustzone.measured_boot import started_el2
 from flexserve.testing.trustzone import FakeMachine
 from flexserve.units import MIB
 
@@ -151,3 +152,60 @@ def test_an_attachment_forged_while_protection_was_off_for_a_moment_is_not_belie
 def test_the_page_states_cannot_be_written():
     with FakeMachine(RAM) as machine, pytest.raises(TypeError):
         machine.mailbox().states[0] = 1
+
+
+@pytest.mark.parametrize("is_attached", [False, True])
+def test_el3_says_what_el2_is_and_that_it_protects(is_attached: bool):
+    with FakeMachine(RAM) as machine:
+        mailbox = machine.mailbox()
+        Reader(mailbox)
+        if is_attached:
+            assert mailbox.attach(5)
+        said = mailbox.measured(5)
+        assert said == Measured(abi.MeasuredByte.ON, machine.monitor.image)
+        assert started_el2(mailbox) == machine.monitor.image
+
+
+def test_bells_between_the_bytes_of_that_answer_change_nothing_of_it():
+    with FakeMachine(RAM) as machine:
+        mailbox = machine.mailbox()
+        Reader(mailbox)
+        stop = threading.Event()
+
+        def ring() -> None:
+            while not stop.wait(0.0001):
+                machine.monitor._send(abi.Byte.EVENT)
+
+        threading.Thread(target=ring, daemon=True).start()
+        answers = {mailbox.measured(5) for _ in range(20)}
+        stop.set()
+        assert answers == {Measured(abi.MeasuredByte.ON, machine.monitor.image)}
+
+
+def test_nothing_is_attested_of_a_monitor_that_was_altered():
+    with FakeMachine(RAM) as machine:
+        mailbox = machine.mailbox()
+        Reader(mailbox)
+        machine.monitor.tampered = True
+        with pytest.raises(MonitorError, match="TAMPERED") as refused:
+            started_el2(mailbox)
+        assert refused.value.code == "monitor_off"
+
+
+def test_a_machine_whose_protection_is_off_has_it_switched_on_to_be_attested():
+    with FakeMachine(RAM) as machine:
+        mailbox = machine.mailbox()
+        Reader(mailbox)
+        assert mailbox.protected(5)
+        machine.monitor.relax()
+        assert mailbox.measured(5) == Measured(abi.MeasuredByte.OFF, machine.monitor.image)
+        assert started_el2(mailbox) == machine.monitor.image
+        assert machine.monitor.protected
+
+
+def test_an_answer_that_is_none_is_taken_for_silence():
+    with FakeMachine(RAM) as machine:
+        mailbox = machine.mailbox()
+        Reader(mailbox)
+        machine.monitor.image = b"too short"
+        assert mailbox.measured(0.2) is None

@@ -142,6 +142,16 @@ class Byte(enum.IntEnum):
     OFF = 85
 
 
+class MeasuredByte(enum.IntEnum):
+    """What EL3 says of EL2, over the same wire."""
+
+    ASK = 109
+    NIBBLE = 128
+    ON = 144
+    OFF = 145
+    TAMPERED = 146
+
+
 class NpuState(enum.IntEnum):
     """Whose the NPU is."""
 

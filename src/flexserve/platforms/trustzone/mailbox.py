@@ -23,6 +23,7 @@ weaker ordering the stores of `head` would need a release barrier that Python do
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 import select
 import socket
@@ -42,6 +43,8 @@ _LOOK_AGAIN = 1.0  # seconds without a bell until it is quiet
 _NAP, _NAPS = 100e-6, 10
 _RING_AGAIN = 0.25  # seconds
 _PATIENCE = 2.0  # seconds for the OS to have commands carried out when the ring is full
+_PROTECTIONS = (abi.MeasuredByte.ON, abi.MeasuredByte.OFF, abi.MeasuredByte.TAMPERED)
+_MEASURED = 1 + 64  # bytes of EL3's answer
 _BELLS = 4096  # bytes taken from the secure UART at once
 
 
@@ -86,6 +89,14 @@ class Ring:
         return kind, a, b, c
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Measured:
+    """What EL3 says of EL2: whether it protects (ON, OFF, TAMPERED), and SHA-256 of its image."""
+
+    protection: abi.MeasuredByte
+    digest: bytes
+
+
 class Mailbox:
     """Commands to and events from the monitor of a running machine.
 
@@ -111,6 +122,7 @@ class Mailbox:
         self._attaching = threading.Lock()
         self._changed = threading.Condition()
         self._protected: bool | None = None  # None: the monitor has not said
+        self._said = b""  # by EL3, of EL2, as far as it came
         self._epoch = 0  # of the attachment, or of the attempt at one
         self._steady = False  # no OFF came since that attempt began
         self._attached = False
@@ -151,6 +163,21 @@ class Mailbox:
             self._send(abi.Byte.QUERY)
             self._changed.wait_for(lambda: self._protected is not None, seconds)
             return self._protected
+
+    def measured(self, seconds: float) -> Measured | None:
+        """Ask EL3 what EL2 is; None when no whole answer comes within `seconds`. By one thread at a time."""
+        with self._changed:
+            self._said = b""
+            self._send(abi.MeasuredByte.ASK)
+            self._changed.wait_for(lambda: len(self._said) >= _MEASURED, seconds)
+            said = self._said
+        if len(said) != _MEASURED or said[0] not in _PROTECTIONS:
+            return None
+        halves = [byte - abi.MeasuredByte.NIBBLE for byte in said[1:]]
+        if not all(0 <= half < 16 for half in halves):
+            return None
+        digest = bytes(high << 4 | low for high, low in zip(halves[::2], halves[1::2], strict=True))
+        return Measured(abi.MeasuredByte(said[0]), digest)
 
     def attach(self, seconds: float) -> bool:
         """See to it that this end is attached, and whoever was before it is gone; return whether it is.
@@ -225,7 +252,7 @@ class Mailbox:
             self._send(abi.Byte.RING)
             time.sleep(0.001)
 
-    def _send(self, byte: abi.Byte) -> None:
+    def _send(self, byte: abi.Byte | abi.MeasuredByte) -> None:
         try:
             self._doorbell.send(bytes((byte,)), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         except BlockingIOError:
@@ -311,6 +338,8 @@ class Mailbox:
                 if byte in (abi.Byte.ON, abi.Byte.OFF):
                     self._protected = byte == abi.Byte.ON
                     self._steady &= self._protected
+                elif byte >= abi.MeasuredByte.NIBBLE and len(self._said) < _MEASURED:
+                    self._said += bytes((byte,))
             if self._attached and not self._steady:
                 raise MonitorError("Protection went off under our feet.", hint="Restart the machine.")
             self._changed.notify_all()
