@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flexserve.cli import terminal
+from flexserve.cli.answers import checked, stream, told, whole
+from flexserve.cli.conversation import Conversation
+from flexserve.cli.message_input import messages_of_terminal
 from flexserve.cli.models import NO_TEMPLATE
 from flexserve.cli.options import (
     AsJson,
@@ -26,20 +27,11 @@ from flexserve.cli.options import (
     Threads,
     UnixSocket,
 )
-from flexserve.errors import CallerError, FlexServeError
-from flexserve.units import format_size
+from flexserve.errors import CallerError
 
 if TYPE_CHECKING:
     from flexserve.cli.worlds import Responder
-    from flexserve.normal.reports import Ending
-    from flexserve.protocol.messages import ChatMessage
     from flexserve.protocol.sampling import Sampling
-
-_CHAT_HELP = """\
-/help   this
-/clear  forget the conversation
-/exit   leave, as Ctrl-D does
-Ctrl-C  stop the answer"""
 
 MaxTokens = Annotated[
     int | None, typer.Option("--max-tokens", min=1, max=1 << 20, help="Longest answer, in tokens.")
@@ -62,7 +54,7 @@ def run(
     model: Annotated[str, typer.Argument(metavar="MODEL", show_default=False, help="A model's name.")],
     prompt: Annotated[
         str | None,
-        typer.Argument(metavar="PROMPT", show_default=False, help="- or nothing: standard input."),
+        typer.Argument(metavar="PROMPT", show_default=False, help="- or nothing: standard input, or a chat."),
     ] = None,
     *,
     max_tokens: MaxTokens = None,
@@ -86,7 +78,7 @@ def run(
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say who answers.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Ask a model once.
+    """Ask a model once; without a prompt, at a terminal, talk with it.
 
     A running server answers if there is one, else a secure world started for this command.
     """
@@ -110,15 +102,18 @@ def run(
         models=models,
         device_key=device_key,
     )
-    messages = [ChatMessage("user", _prompt(prompt))]
+    talks = prompt is None and not as_json and sys.stdin.isatty()
+    messages = [] if talks else [ChatMessage("user", _prompt(prompt))]
     with responder(chosen, ctx.obj) as who:
-        _introduce(who, verbose=verbose, silent=as_json)
+        _introduce(who, verbose=verbose or talks, silent=as_json)
         _note_template(who, model)
+        if talks:
+            return Conversation(who, model, sampling, stats=stats).hold(messages_of_terminal())
         if as_json:
-            return terminal.show_json(_whole(who, model, messages, sampling))
-        ending = _stream(who, model, messages, sampling, said=[])
+            return terminal.show_json(whole(who, model, messages, sampling))
+        ending = stream(who, model, messages, sampling, said=[])
     if stats:
-        terminal.note(_stats(ending))
+        terminal.note(told(ending))
     return None
 
 
@@ -174,147 +169,7 @@ def chat(
         _introduce(who, verbose=True, silent=False)
         model = model or _only_model(who)
         _note_template(who, model)
-        conversation = Conversation(who, model, sampling, stats=stats)
-        conversation.hold()
-
-
-class Conversation:
-    """A chat at the terminal. `messages` is the conversation so far, and its only copy."""
-
-    def __init__(self, who: Responder, model: str, sampling: Sampling, *, stats: bool) -> None:
-        self.messages: list[ChatMessage] = []
-        self._who = who
-        self._model = model
-        self._sampling = sampling
-        self._stats = stats
-
-    def hold(self) -> None:
-        """Read, answer, repeat, until the person leaves."""
-        with contextlib.suppress(ImportError):
-            import readline  # noqa: F401  # editing and recall of lines; nothing here writes them to a file
-        if sys.stdin.isatty():
-            terminal.note(f"Chatting with {self._model}. /help says what else there is.")
-        while (line := self._read()) is not None:
-            match line.strip():
-                case "":
-                    continue
-                case "/exit" | "/quit":
-                    return
-                case "/help":
-                    terminal.note(_CHAT_HELP)
-                case "/clear":
-                    self.messages.clear()
-                    terminal.note("forgotten")
-                case command if command.startswith("/"):
-                    terminal.note(f"There is no command {command.split()[0]}; /help lists them.")
-                case text:
-                    self._answer(text)
-
-    def _read(self) -> str | None:
-        """Return the next line, or None when there is none to come."""
-        try:
-            return input("> " if sys.stdin.isatty() else "")
-        except EOFError:
-            if sys.stdin.isatty():
-                terminal.say()
-            return None
-        except KeyboardInterrupt:
-            terminal.note("\n(Ctrl-D or /exit leaves)")
-            return ""
-
-    def _answer(self, text: str) -> None:
-        """Answer `text`. An error takes it back; an interruption keeps what was said."""
-        from flexserve.protocol.messages import ChatMessage
-
-        asked = len(self.messages)
-        said: list[str] = []
-        try:
-            self.messages.append(ChatMessage("user", _checked(text)))
-            ending = _stream(self._who, self._model, self.messages, self._sampling, said=said)
-            if self._stats:
-                terminal.note(_stats(ending))
-        except KeyboardInterrupt:
-            terminal.note("\n(stopped)")
-        except FlexServeError as error:
-            del self.messages[asked:]
-            return terminal.show_error(error)
-        if said:
-            self.messages.append(ChatMessage("assistant", "".join(said)))
-        else:
-            del self.messages[asked:]
-        return None
-
-
-def _stream(
-    who: Responder,
-    model: str,
-    messages: list[ChatMessage],
-    sampling: Sampling,
-    *,
-    said: list[str],
-) -> Ending:
-    """Print the answer as it comes, put its pieces into `said`, and return its ending.
-
-    What the model thinks is shown, dimmed, on a terminal only.
-    """
-    from flexserve.normal.reports import Ending
-
-    to_terminal, thinking = sys.stdout.isatty(), False
-    with contextlib.closing(who.ask(model, messages, sampling)) as pieces, _waiting() as answered:
-        for piece in pieces:
-            answered()
-            if isinstance(piece, Ending):
-                typer.echo()
-                return piece
-            if not isinstance(piece, str):
-                thinking = to_terminal
-                if to_terminal:
-                    typer.secho(terminal.printable(piece.text), dim=True, nl=False)
-                    sys.stdout.flush()
-                continue
-            if thinking:
-                typer.echo("\n")
-                thinking = False
-            said.append(piece)
-            typer.echo(terminal.printable(piece) if to_terminal else piece, nl=False)
-            sys.stdout.flush()
-    raise AssertionError("an answer ends with an Ending or an error")
-
-
-def _whole(who: Responder, model: str, messages: list[ChatMessage], sampling: Sampling) -> dict[str, Any]:
-    """Return the answer with everything known about it."""
-    import msgspec
-
-    from flexserve.normal.reports import Ending
-    from flexserve.protocol.answer_parts import Thought
-
-    with contextlib.closing(who.ask(model, messages, sampling)) as pieces:
-        *parts, ending = pieces
-    assert isinstance(ending, Ending)
-    thought = "".join(part.text for part in parts if isinstance(part, Thought))
-    return {
-        "model": model,
-        "answer": "".join(part for part in parts if isinstance(part, str)),
-        **({"reasoning": thought} if thought else {}),
-        "finish_reason": ending.reason,
-        "usage": msgspec.to_builtins(ending.usage),
-        "timings_ms": msgspec.to_builtins(ending.timings),
-        "protection": msgspec.to_builtins(who.protection()),
-        "answered_by": who.place,
-    }
-
-
-@contextlib.contextmanager
-def _waiting() -> Iterator[Any]:
-    """Show on a terminal that the first token is being waited for; the value ends that."""
-    if not (sys.stdout.isatty() and sys.stderr.isatty()):
-        yield lambda: None
-        return
-    from rich.console import Console
-
-    status = Console(stderr=True).status("thinking")
-    with status:
-        yield status.stop
+        Conversation(who, model, sampling, stats=stats).hold(messages_of_terminal())
 
 
 def _introduce(who: Responder, *, verbose: bool, silent: bool) -> None:
@@ -329,22 +184,6 @@ def _introduce(who: Responder, *, verbose: bool, silent: bool) -> None:
 def _note_template(who: Responder, model: str) -> None:
     if who.has_template(model) is False:
         terminal.note(f"{model} brings {NO_TEMPLATE}")
-
-
-def _stats(ending: Ending) -> str:
-    usage, times = ending.usage, ending.timings
-    parts = [
-        f"prompt {usage.prompt_tokens} tokens ({usage.cached_tokens} cached)",
-        f"answer {usage.completion_tokens} tokens ({ending.reason})",
-        f"first token after {times.ttft:.0f} ms",
-    ]
-    if times.decode > 0:
-        parts.append(f"{1000 * usage.completion_tokens / times.decode:.1f} tokens/s")
-    if times.restored_bytes:
-        parts.append(f"restored {format_size(times.restored_bytes)} (waited {times.restore:.0f} ms)")
-    if times.npu_products:
-        parts.append(f"{times.npu_products} products on the NPU")
-    return ", ".join(parts)
 
 
 def _only_model(who: Responder) -> str:
@@ -373,24 +212,12 @@ def _prompt(given: str | None) -> str:
     from flexserve.protocol.bounds import MAX_TEXT
 
     if given is not None and given != "-":
-        return _checked(given)
+        return checked(given)
     data = sys.stdin.buffer.read(4 * MAX_TEXT + 1)  # a character has up to four bytes
     try:
-        return _checked(data.decode())
+        return checked(data.decode())
     except UnicodeDecodeError:
         raise CallerError("The prompt is not UTF-8 text.", hint="Convert it with iconv.") from None
-
-
-def _checked(text: str) -> str:
-    from flexserve.protocol.bounds import MAX_TEXT
-
-    if not text.strip():
-        raise CallerError("The prompt is empty.", hint="Give one, or pipe one in.")
-    if len(text) > MAX_TEXT:
-        raise CallerError(f"The prompt is longer than {MAX_TEXT} characters.", hint="Shorten it.")
-    if any("\ud800" <= char <= "\udfff" for char in text):  # how Python holds bytes that are not UTF-8
-        raise CallerError("The prompt is not UTF-8 text.", hint="Convert it with iconv.")
-    return text
 
 
 def _sampling(
