@@ -75,9 +75,7 @@ def test_a_full_queue_refuses_the_next_request_and_serves_the_others(
 
 def test_a_prompt_of_several_requests_is_computed_once(library: Library, world: DrivenWorld, quick: str):
     prompt, expected = PROMPTS[0], library.answer(library.file("small-qwen2", "q8_0"), PROMPTS[0], TOKENS)
-    numbers = [
-        world.submit(quick, TextPrompt(prompt), TOKENS, reuse=True, owner="several") for _ in range(3)
-    ]
+    numbers = [world.submit(quick, TextPrompt(prompt), TOKENS, reuse=True, owner="several") for _ in range(3)]
     answers = [world.result(number) for number in numbers]
     assert [one.text for one in answers] == [expected] * 3
     usages = [one.finished.usage for one in answers]
