@@ -37,6 +37,13 @@ def test_a_sequence_begins_with_its_token_where_it_is_asked_for(client: httpx.Cl
     assert whole[1:] == plain
 
 
+def test_the_tokenizer_says_what_begins_a_text(client: httpx.Client) -> None:
+    first = client.get("/tokenizer_info", params={"model": "caller"}).json()["bos_token"]
+    body = {"model": "caller", "prompt": "Hi", "add_special_tokens": True}
+    begun = client.post("/tokenize", json=body).json()["tokens"][:1]
+    assert client.post("/detokenize", json={"model": "caller", "tokens": begun}).json()["prompt"] == first
+
+
 def test_a_token_that_the_model_has_not_is_refused(client: httpx.Client) -> None:
     response = client.post("/detokenize", json={"model": "tiny", "tokens": [1 << 30]})
     assert response.status_code == 400

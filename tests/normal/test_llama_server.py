@@ -55,10 +55,19 @@ async def test_text_becomes_tokens_and_tokens_text(client: httpx.AsyncClient, li
     assert (await client.post("/tokenize", json={"content": "Hi"})).json() == {"tokens": [72, 105]}
     pieces = (await client.post("/tokenize", json={"content": "H", "with_pieces": True})).json()
     assert pieces == {"tokens": [{"id": 72, "piece": "H"}]}
-    assert (await client.post("/detokenize", json={"tokens": [72, 105]})).json() == {"content": "Hi"}
+    assert (await client.post("/detokenize", json={"tokens": [72, 105]})).json()["content"] == "Hi"
     rendered = await client.post("/apply-template", json={"messages": USER})
     assert rendered.json() == {"prompt": "user: Hi\n"}
     assert not link.scripted.every(Generate)
+
+
+async def test_the_tokenizer_speaks_as_vllms_does(client: httpx.AsyncClient) -> None:
+    body = {"prompt": "Hi", "add_special_tokens": False}
+    assert (await client.post("/tokenize", json=body)).json() == {"tokens": [72, 105]}
+    assert (await client.post("/detokenize", json={"tokens": [72, 105]})).json()["prompt"] == "Hi"
+    info = (await client.get("/tokenizer_info")).json()
+    assert (info["bos_token"], info["eos_token"]) == ("<s>", None)
+    assert info["chat_template"]
 
 
 async def test_a_gap_crosses_with_the_texts_around_it(client: httpx.AsyncClient, link: ScriptedLink) -> None:

@@ -9,7 +9,15 @@ from fake_llama import END
 from fake_world import World
 
 from flexserve.errors import CallerError
-from flexserve.protocol.messages import ChatMessage, ChatPrompt, Converted, Started, ToText, ToTokens
+from flexserve.protocol.messages import (
+    AskTemplate,
+    ChatMessage,
+    ChatPrompt,
+    Converted,
+    Started,
+    ToText,
+    ToTokens,
+)
 from flexserve.protocol.trusted_app import Kind
 from flexserve.trusted.requests import conversion
 
@@ -44,6 +52,12 @@ def test_tokens_become_text_with_the_names_of_controls_and_whole_characters(worl
 def test_a_conversation_becomes_what_the_model_would_get(world: World) -> None:
     result = converted(world, ChatPrompt([ChatMessage("user", "hi")]))
     assert (result.text, result.tokens) == ("user: hi>", [*b"user: hi>"])
+
+
+def test_the_template_comes_with_the_names_of_what_begins_and_ends_a_text(world: World) -> None:
+    template = converted(world, AskTemplate())
+    assert "{{ m.role }}" in template.text
+    assert template.pieces == [b"", b""]  # the fake has none
 
 
 def test_nothing_comes_into_memory_for_it(world: World) -> None:

@@ -155,7 +155,10 @@ class ToText(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="to_te
 
 
 class AskTemplate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="template"):
-    """The model's own chat template is wanted as text; "" where it has none."""
+    """The model's own chat template is wanted as text; "" where it has none.
+
+    Two pieces are the names of the tokens that begin and end a text, empty where there is none.
+    """
 
 
 Tokens = Annotated[list[TokenId | Text], Meta(min_length=1, max_length=MAX_TOKENS)]  # texts become tokens

@@ -303,7 +303,7 @@ class ScriptedWorld:
             text = source.text
             pieces = [char.encode() for char in text] if source.pieces else []
         elif isinstance(source, AskTemplate):
-            text = TEMPLATE
+            text, pieces = TEMPLATE, [b"<s>", b""]
         else:
             text = "".join(map(chr, source.tokens))
         tokens = [ord(char) for char in text]

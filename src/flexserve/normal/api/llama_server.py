@@ -7,7 +7,7 @@ from typing import Annotated, Any, Self
 
 import msgspec
 from fastapi import APIRouter, Request
-from pydantic import Field, StringConstraints, field_validator, model_validator
+from pydantic import AliasChoices, Field, StringConstraints, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
@@ -47,8 +47,9 @@ from flexserve.protocol.sampling import Sampling
 
 router = APIRouter(tags=["llama-server"])
 _PATHS = (
-    *("completion", "completions", "chat/completions", "infill", "tokenize", "detokenize", "apply-template"),
-    *("props", "slots", "embedding", "embeddings", "rerank", "reranking", "v1/rerank", "v1/reranking"),
+    *("completion", "completions", "chat/completions", "infill", "tokenize", "detokenize", "tokenizer_info"),
+    *("apply-template", "props", "slots", "embedding", "embeddings", "rerank", "reranking"),
+    *("v1/rerank", "v1/reranking"),
 )
 ERROR_FORMS = {f"/{path}": error_body for path in _PATHS}
 
@@ -132,10 +133,10 @@ class InfillRequest(NativeRequest):
 
 
 class TokenizeRequest(ModelRequest):
-    """Body of POST /tokenize."""
+    """Body of POST /tokenize: llama-server's, or vLLM's `prompt` and `add_special_tokens`."""
 
-    content: Text
-    add_special: bool = False
+    content: Text = Field(validation_alias=AliasChoices("content", "prompt"))
+    add_special: bool = Field(False, validation_alias=AliasChoices("add_special", "add_special_tokens"))
     parse_special: bool = True
     with_pieces: bool = False
 
@@ -227,9 +228,21 @@ async def tokenize(body: TokenizeRequest, request: Request) -> Response:
 
 @router.post("/detokenize")
 async def detokenize(body: DetokenizeRequest, request: Request) -> Response:
-    """Turn tokens into their text. Nothing is computed."""
+    """Turn tokens into their text: `content`, and vLLM's name of it. Nothing is computed."""
     converted = await _converted(request, body, ToText(body.tokens))
-    return converted if isinstance(converted, Response) else json_response({"content": converted.text})
+    if isinstance(converted, Response):
+        return converted
+    return json_response({"content": converted.text, "prompt": converted.text})
+
+
+@router.get("/tokenizer_info")
+async def tokenizer_info(request: Request, model: str | None = None) -> Response:
+    """Say what begins and ends a text, and the template, as vLLM does: lm-eval asks for it."""
+    converted = await _converted(request, ModelRequest(model=model), AskTemplate())
+    if isinstance(converted, Response):
+        return converted
+    first, last = (piece.decode(errors="replace") or None for piece in converted.pieces)
+    return json_response({"bos_token": first, "eos_token": last, "chat_template": converted.text or None})
 
 
 @router.post("/apply-template")

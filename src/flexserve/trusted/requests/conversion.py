@@ -44,6 +44,7 @@ def convert(entry: OpenModel, request: Convert) -> Converted:
         pieces = [vocabulary.piece(token, special=True) for token in tokens] if source.pieces else []
     elif isinstance(source, AskTemplate):
         text = entry.template.own
+        pieces = [entry.template.beginning.encode(), entry.template.end.encode()]
     else:
         _check(source.tokens, vocabulary.size)
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")

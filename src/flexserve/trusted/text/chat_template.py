@@ -37,9 +37,10 @@ class ChatTemplate:
         self._source = model.header.chat_template or _DEFAULT_TEMPLATE
         self._vocabulary, self._renderer = vocabulary, renderer
         self.beginning = vocabulary.text_of("tokenizer.ggml.bos_token_id")
+        self.end = vocabulary.text_of("tokenizer.ggml.eos_token_id")
         self._values: dict[str, Any] = {
             "bos_token": self.beginning,
-            "eos_token": vocabulary.text_of("tokenizer.ggml.eos_token_id"),
+            "eos_token": self.end,
             "add_generation_prompt": True,
         }
 
