@@ -29,16 +29,23 @@ def own_environment(folder: Path) -> dict[str, str]:
 
 
 class Served:
-    """`flexserve serve` on a free port, from the start of a block to its end.
+    """`flexserve serve`, or another `command`, on a free port from the start of a block to its end.
 
     Raises PeerError when it does not start. Leaving the block kills it if `stop` did not end it.
     """
 
-    def __init__(self, environment: dict[str, str], log: Path, arguments: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        environment: dict[str, str],
+        log: Path,
+        arguments: Sequence[str] = (),
+        *,
+        command: Sequence[str] = ("serve",),
+    ) -> None:
         self._log = log
         with log.open("w") as output:
             self._process = subprocess.Popen(
-                parent_death.command(*FLEXSERVE, "serve", "--port", "0", *arguments),
+                parent_death.command(*FLEXSERVE, *command, "--port", "0", *arguments),
                 env=environment,
                 stdout=subprocess.PIPE,
                 stderr=output,
