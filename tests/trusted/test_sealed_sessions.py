@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from typing import Any
 
 import cbor2
@@ -29,7 +30,7 @@ from flexserve.protocol.messages import (
     Timings,
     Usage,
 )
-from flexserve.protocol.sampling import Sampling
+from flexserve.protocol.sampling import LogitBias, Sampling
 from flexserve.protocol.sealed_answer import LARGE, SMALL
 from flexserve.protocol.sealed_exchange import Exchange
 from flexserve.protocol.sealed_request import Content, Opened, seal
@@ -54,7 +55,7 @@ class Place:
         self.now = NOW
         self.sent: list[Any] = []
         self.signed: list[bytes] = []
-        receipts = Receipts(self._sign, lambda _model: "ab" * 32, "plain", lambda: self.now)
+        receipts = Receipts(self._sign, lambda _model: ("ab" * 32, "cd" * 32), "plain", lambda: self.now)
         self.sessions = Sessions(KEY.unseal, self.sent.append, lambda: self.now, receipts)
         self.numbers = iter(range(1, 1000))
 
@@ -143,12 +144,20 @@ def test_a_receipt_says_what_was_asked_and_answered_by_which_weights(place):
         receipt = cbor2.loads(place.signed[-1])
         assert receipt["request"] == hashlib.sha256(msgspec.msgpack.encode(exchange.asked)).digest()
         assert receipt["answer"] == hashlib.sha256(b"under").digest()
-        assert receipt["gguf"] == bytes.fromhex("ab" * 32)
+        assert (receipt["gguf"], receipt["base"]) == (bytes.fromhex("ab" * 32), bytes.fromhex("cd" * 32))
         assert (receipt["model"], receipt["token"], receipt["counter"]) == ("tiny", bytes(32), number)
         assert (receipt["prompt_tokens"], receipt["answer_tokens"], receipt["reason"]) == (7, 2, "stop")
         sampling = msgspec.json.decode(receipt["sampling"], type=Sampling)
         assert sampling.temperature == 0
         assert sampling.seed is not None
+
+
+def test_a_receipt_quotes_nothing_of_the_request(place):
+    schema = json.dumps({"type": "object", "properties": {"canary" * 5000: {}}})
+    asked = question("canary", stop=["canary"], logit_bias=[LogitBias("canary", 1.0)], schema=schema)
+    answer(place, place.begin(place.exchange(asked)), ["canary"])
+    assert b"canary" not in place.signed[-1]
+    assert len(place.signed[-1]) < 1500
 
 
 def test_an_answer_goes_without_a_receipt_that_cannot_be_signed(place):
@@ -244,7 +253,7 @@ def seen_outside(words: list[str], pauses: list[float], **sampling: Any) -> list
         opened,
         BODY,
         lambda part: seen.append((time[0], part)),
-        receipts=Receipts(lambda _: bytes(600), lambda _model: "ab" * 32, "plain", lambda: NOW),
+        receipts=Receipts(lambda _: bytes(600), lambda _model: ("ab" * 32, "cd" * 32), "plain", lambda: NOW),
         clock=lambda: time[0],
     )
     session.take(Started(3, 7))

@@ -34,7 +34,7 @@ class Recorder:
             itertools.count()
         )  # a clock that depends on how often it is looked at, and on nothing else
         monkeypatch.setattr(sessions, "Session", self._timed)
-        receipts = Receipts(lambda payload: bytes(64) + payload, world.app.digest, "test", lambda: NOW)
+        receipts = Receipts(lambda payload: bytes(64) + payload, world.app.digests, "test", lambda: NOW)
         self.seen: list[Any] = []
         self._sessions = Sessions(KEY.unseal, self._see, lambda: NOW, receipts)
 

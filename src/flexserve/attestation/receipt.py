@@ -29,13 +29,15 @@ class Receipt:
     """What a receipt says.
 
     `request`: SHA-256 of the request's MessagePack, as it was sealed. `answer`: SHA-256 of the text in UTF-8,
-    or of the vectors. `gguf`: SHA-256 of the model's file. `token`: of the attestation that the client sealed
+    or of the vectors. `gguf`: SHA-256 of the model's file; `base`: of the model that it changes, if it is an
+    adapter. `token`: of the attestation that the client sealed
     to. `sampling`: JSON, with the seed that was used; empty for vectors. `label`: what protects the secure
     world. `time`: seconds since 1970. `counter`: of the receipts of this secure world.
     """
 
     model: str
     gguf: bytes
+    base: bytes
     request: bytes
     answer: bytes
     token: bytes

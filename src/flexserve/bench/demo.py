@@ -19,8 +19,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 from rich.console import Console
 
+from flexserve.attestation.policy import ALLOW_EMULATED
 from flexserve.errors import FlexServeError, NormalWorldError, PeerError
 from flexserve.harness.served import FLEXSERVE, Served, own_environment
 from flexserve.platforms.linux.secure_memory import probe_secret_memory
@@ -66,8 +68,35 @@ class Demo:
             self._console.print(
                 f"(first token after {_ttft(second)}, from a cold start: {restored} restored)"
             )
+            self._ask_sealed()
             self._step("Stop the server (Ctrl-C)")
         return self._compare(first["answer"], second["answer"])
+
+    def _ask_sealed(self) -> None:
+        """Ask over a sealed channel to the secure world, verified by what it should consist of."""
+        self._step("Ask so that only the secure world can read it: verify it, and seal the question to it")
+        policy, receipts = self._folder / "policy.toml", self._folder / "receipts"
+        receipts.mkdir()
+        self._show("measure", "--policy", str(policy))
+        # Without a secure element the root of attestation is of software, which a policy has to allow.
+        policy.write_text(policy.read_text().replace('emulated = "refuse"', ALLOW_EMULATED))
+        command = ("connect", f"http://127.0.0.1:{self.environment['FLEXSERVE_PORT']}")
+        arguments = ("--policy", str(policy), "--receipts", str(receipts))
+        self._echo((*command, *arguments))
+        log = self._folder / "connect.log"
+        with Served(self.environment, log, arguments, command=command) as connected:
+            self._console.print(connected.greeting[-1], markup=False)
+            body = {"model": _NAME, "messages": [{"role": "user", "content": QUESTION}], "temperature": 0}
+            url = f"{connected.url}/v1/chat/completions"
+            said = httpx.post(url, json={**body, "max_tokens": MAX_TOKENS}, timeout=_PATIENCE).json()
+            answer = said["choices"][0]["message"]["content"]
+            self._console.print(answer.strip(), markup=False, style="cyan")
+            connected.stop()
+        self._step("See which weights answered, by the receipt that the secure world signed")
+        (receipt,) = receipts.iterdir()
+        text = self._folder / "answer"
+        text.write_text(answer)
+        self._show("receipt", "verify", str(receipt), "--policy", str(policy), "--answer", str(text))
 
     def _compare(self, first: str, second: str) -> int:
         if first == second:

@@ -76,7 +76,7 @@ def ask(http: httpx.Client, number: int, tokens: int) -> Sample:
 def measure(
     direct: httpx.Client, sealed: httpx.Client, rounds: int, tokens: int, programs: Sequence[int]
 ) -> tuple[list[Sample], list[Sample]]:
-    """Return the samples of both ways, round by round. `programs`: whose CPU time counts, and their children."""
+    """Return the samples of both ways, round by round. `programs`: those on the way, by process id."""
     samples: tuple[list[Sample], list[Sample]] = [], []
     ways = list(zip((direct, sealed), samples, strict=True))
     for number in range(WARM_UP + rounds):

@@ -99,7 +99,7 @@ class SecureWorld:
         self._app = LlamaApp(services, link.send)
         clock = steady_clock()
         label = resources.memory.protection.name
-        receipts = Receipts(witness.sign_receipt, self._app.digest, label, clock)
+        receipts = Receipts(witness.sign_receipt, self._app.digests, label, clock)
         self._sessions = Sessions(witness.unseal, link.send, clock, receipts)
         self._models = ModelManager(self._app, options.idle_seconds)
         policy = EvictionPolicy(self._app.chunk, threshold=options.cache_threshold, top=options.cache_top)

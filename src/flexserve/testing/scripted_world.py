@@ -139,7 +139,7 @@ class ScriptedWorld:
         self._requests: dict[int, asyncio.Task[None]] = {}
         self._sealed: dict[int, Session] = {}
         clock = steady_clock()
-        receipts = Receipts(IDENTITY.sign_receipt, lambda _model: DESCRIPTION.digest, "none", clock)
+        receipts = Receipts(IDENTITY.sign_receipt, lambda _model: (DESCRIPTION.digest, ""), "none", clock)
         self._sessions = Sessions(IDENTITY.unseal, self._say_openly, clock, receipts)
         self._grants: dict[int, asyncio.Future[int]] = {}
         self._serials = iter(range(1, 1 << 53))

@@ -120,9 +120,13 @@ class LlamaApp:
     def _manifest(self, model: str) -> Manifest:
         return self._services.store.manifest(model)
 
-    def digest(self, model: str) -> str:
-        """Return the SHA-256 of the GGUF of a model that is open, as hex. Any thread."""
-        return self._open[model].manifest.digest
+    def digests(self, model: str) -> tuple[str, str]:
+        """Return the SHA-256, as hex, of the GGUFs of an open model and of the one that it adapts ("": none).
+
+        Any thread.
+        """
+        manifest = self._open[model].manifest
+        return manifest.digest, manifest.adapts.digest if manifest.adapts is not None else ""
 
     def _record(self, manifest: Manifest) -> Record | None:
         """Return what this engine found out about a model; None: it has not tried."""

@@ -63,7 +63,7 @@ class Session:
         self.number, self.asked = number, admitted(opened, number)
         self.request_hash = hashlib.sha256(opened.content.asked).digest()
         self.token_hash = header_of(body).token_hash
-        self.gguf = ""  # SHA-256 of the model's file, as hex, from the start on
+        self.digests = ("", "")  # of the model and what it adapts, from the start on
         self._answer = hashlib.sha256()
         self._send, self._receipts, self._clock = send, receipts, clock
         self._lock = threading.Lock()  # guards what follows, and keeps frames in their order
@@ -88,7 +88,7 @@ class Session:
                     for vector in message.vectors:
                         self._answer.update(vector)
                 case Started() if self._receipts is not None and isinstance(self.asked, Generate | Embed):
-                    self.gguf = self._receipts.digest(self.asked.model)
+                    self.digests = self._receipts.digests(self.asked.model)
                 case Finished() if self._receipts is not None:
                     signed = self._receipts.made(self, message)
                     if signed is not None:
