@@ -131,7 +131,7 @@ async def test_parameters_reach_the_secure_world_as_they_are(
     await post(client, "/v1/chat/completions", asked)
     generate = link.scripted.last(Generate)
     assert [(m.role, m.content) for m in generate.prompt.messages] == [  # type: ignore[union-attr]
-        ("system", "be brief"),
+        ("system", "be \nbrief"),
         ("user", "a very secret prompt"),
     ]
     sampling = generate.sampling

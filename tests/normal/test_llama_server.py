@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from flexserve.protocol.messages import Generate, InfillPrompt, Snippet, TextPrompt, TokenPrompt
+from flexserve.protocol.messages import ChatPrompt, Generate, InfillPrompt, Snippet, TextPrompt, TokenPrompt
 from flexserve.testing.scripted_link import ScriptedLink
 from flexserve.testing.scripted_world import TEMPLATE, Behaviour, Script
 
@@ -230,3 +230,55 @@ async def test_what_cannot_be_done_is_refused_in_its_form(client: httpx.AsyncCli
     response = await client.post("/completion", json=body)
     assert response.status_code == 400
     assert response.json()["error"]["type"] == "invalid_request_error"
+
+
+async def test_the_tokens_of_a_conversation_are_counted_without_an_answer(
+    client: httpx.AsyncClient, link: ScriptedLink
+) -> None:
+    for path, body in (
+        ("/chat/completions/input_tokens", {"messages": USER}),
+        ("/v1/chat/completions/input_tokens", {"messages": USER}),
+        ("/v1/responses/input_tokens", {"input": "Hi"}),
+        ("/v1/messages/count_tokens", {"messages": USER}),
+    ):
+        assert (await client.post(path, json=body)).json() == {"input_tokens": len("user: Hi\n")}
+    assert not any(isinstance(message, Generate) for message in link.scripted.received)
+
+
+async def test_a_debugging_client_is_told_the_prompt(client: httpx.AsyncClient) -> None:
+    for wants in (True, False):
+        answer = (await client.post("/v1/chat/completions", json={"messages": USER, "verbose": wants})).json()
+        assert answer.get("__verbose") == ({"prompt": "user: Hi\n"} if wants else None)
+        assert answer["timings"]["predicted_n"] == 4
+        assert answer["system_fingerprint"].startswith("b")
+
+
+@pytest.mark.parametrize(
+    ("more", "accepted"),
+    [
+        ([{"role": "assistant", "content": "Whi"}], True),
+        ([{"role": "assistant", "content": "Whi"}, {"role": "assistant", "content": "le"}], False),
+    ],
+)
+async def test_one_last_turn_of_the_assistant_is_gone_on_with(
+    client: httpx.AsyncClient, more: list[dict[str, str]], accepted: bool
+) -> None:
+    response = await client.post("/v1/chat/completions", json={"messages": USER + more})
+    assert response.status_code == (200 if accepted else 400)
+
+
+async def test_going_on_can_be_asked_for_where_there_is_something_to_go_on_with(
+    client: httpx.AsyncClient,
+) -> None:
+    begun = [*USER, {"role": "assistant", "content": "Whi"}]
+    for messages, goes_on, status in ((begun, True, 200), (USER, True, 400), (USER, False, 200)):
+        body = {"messages": messages, "continue_final_message": goes_on}
+        assert (await client.post("/v1/chat/completions", json=body)).status_code == status
+
+
+async def test_texts_of_one_message_are_lines(client: httpx.AsyncClient, link: ScriptedLink) -> None:
+    parts = [{"type": "text", "text": "What is"}, {"type": "text", "text": "it?"}]
+    await client.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": parts}]})
+    prompt = link.scripted.last(Generate).prompt
+    assert isinstance(prompt, ChatPrompt)
+    assert prompt.messages[0].content == "What is\nit?"

@@ -184,3 +184,11 @@ async def test_what_cannot_be_done_is_refused_by_name(
     assert response.status_code == 400
     if param is not None:
         assert response.json()["error"]["param"] == param
+
+
+async def test_the_tokens_of_a_thought_are_counted(client: httpx.AsyncClient) -> None:
+    usage = (await client.post("/v1/responses", json=body("thinker"))).json()["usage"]
+    thought = len("<think>\nHm.</think>")
+    assert abs(usage["output_tokens_details"]["reasoning_tokens"] - thought) <= len("</think>") + 2
+    plain = (await client.post("/v1/responses", json=body())).json()["usage"]
+    assert plain["output_tokens_details"]["reasoning_tokens"] == 0

@@ -22,7 +22,7 @@ from flexserve.normal.answer import Answer, AnswerMessage
 from flexserve.normal.api.errors import HttpError, from_error
 from flexserve.normal.api.sse import PING, ClientGoneError, EventStream, event, while_connected
 from flexserve.normal.models_world import ModelsWorld
-from flexserve.protocol.messages import Delta, Finished, Prompt, Started, Terms
+from flexserve.protocol.messages import ChatPrompt, Delta, Finished, Prompt, Started, Terms
 from flexserve.protocol.sampling import Sampling
 from flexserve.protocol.statuses import ModelStatus
 
@@ -156,6 +156,15 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T | Res
     except ClientGoneError:
         request.state.note["error"] = "client_gone"
         return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+
+async def counted(request: Request, model: str | None, prompt: ChatPrompt) -> Response:
+    """Return how many tokens a conversation has as `model`, or the only one, would get it."""
+    world: ModelsWorld = request.app.state.world
+    converted = await unless_gone(request, world.convert(await model_of(world, model), prompt))
+    if isinstance(converted, Response):
+        return converted
+    return json_response({"input_tokens": len(converted.tokens)})
 
 
 def json_response(body: Any) -> Response:

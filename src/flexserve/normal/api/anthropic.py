@@ -12,10 +12,9 @@ from starlette.responses import Response
 from flexserve.normal.api.answering import (
     GenerationRequest,
     Json,
-    json_response,
+    counted,
     model_of,
     respond,
-    unless_gone,
 )
 from flexserve.normal.api.anthropic_form import MessageForm
 from flexserve.normal.api.errors import HttpError
@@ -302,11 +301,7 @@ async def messages(body: MessagesRequest, request: Request) -> Response:
 @router.post("/v1/messages/count_tokens")
 async def count_tokens(body: ConversationRequest, request: Request) -> Response:
     """Count the tokens of a conversation as the model would get it. Nothing is computed."""
-    model = await model_of(request.app.state.world, body.model)
-    converted = await unless_gone(request, request.app.state.world.convert(model, body.prompt()))
-    if isinstance(converted, Response):
-        return converted
-    return json_response({"input_tokens": len(converted.tokens)})
+    return await counted(request, body.model, body.prompt())
 
 
 def _text(content: str | list[TextBlock] | None) -> str:

@@ -49,7 +49,7 @@ REFUSED: Mapping[str, Refused] = {
     # llama-server
     "adaptive_decay": Refused("llama-server"),
     "adaptive_target": Refused("llama-server", (-1, -1.0)),
-    "add_generation_prompt": Refused("llama-server, vLLM", (True,)),
+    "add_generation_prompt": Refused("llama-server, vLLM", (True,), "Use `continue_final_message`"),
     "chat_format": Refused("llama-server"),
     "chat_template_kwargs": Refused("llama-server, vLLM", ({},)),
     "embd_normalize": Refused("llama-server", (2,)),
@@ -84,7 +84,7 @@ REFUSED: Mapping[str, Refused] = {
     "bad_words": Refused("vLLM", ([],), "Use `logit_bias`"),
     "cache_salt": Refused("vLLM", (), "Use `user`: KV is shared between requests of one user only"),
     "chat_template": Refused("vLLM"),
-    "continue_final_message": Refused("vLLM", (False,)),
+    "continue_final_message": Refused("vLLM", (False,), "Use /v1/chat/completions"),
     "documents": Refused("vLLM", ([],)),
     "guided_choice": Refused("vLLM", (), _USE_GRAMMAR),
     "guided_decoding_backend": Refused("vLLM"),

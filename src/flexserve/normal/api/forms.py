@@ -70,11 +70,14 @@ class ChatForm(_OpenAIForm):
         with_usage: bool = False,
         parts: Parts | None = None,
         engine: str = "",
+        verbose: Json | None = None,
     ) -> None:
+        """`verbose`: what a debugging client is told besides."""
         kind = "chat.completion.chunk"
         super().__init__(model, id_prefix="chatcmpl", kind=kind, with_usage=with_usage, engine=engine)
         self._with_logprobs, self._parts = with_logprobs, parts or Parts(most_calls=0)
         self._calls = 0
+        self._verbose = verbose
 
     def began(self, started: Started) -> None:
         """Record how the answer is written."""
@@ -99,7 +102,9 @@ class ChatForm(_OpenAIForm):
         """Return what was held back, and the chunk with the reason to stop."""
         rest = self._deltas(self._parts.finish())
         end = self._chunk({}, reason=self._reason(finished))
-        return [*map(self._chunk, rest), end, *self._usage(finished)]
+        chunks = [*map(self._chunk, rest), end, *self._usage(finished)]
+        chunks[-1] |= self._more(finished)
+        return chunks
 
     def whole(self, deltas: list[Delta], finished: Finished) -> Json:
         """Return the answer as one object, usage included."""
@@ -125,7 +130,13 @@ class ChatForm(_OpenAIForm):
             "logprobs": self._logprobs([choice for delta in deltas for choice in delta.choices]),
             "finish_reason": self._reason(finished),
         }
-        return {**self._object("chat.completion", [choice]), "usage": usage_of(finished)}
+        whole = {**self._object("chat.completion", [choice]), "usage": usage_of(finished)}
+        return {**whole, **self._more(finished)}
+
+    def _more(self, finished: Finished) -> Json:
+        """Return what llama-server says besides."""
+        verbose = {} if self._verbose is None else {"__verbose": self._verbose}
+        return {"timings": timings_of(finished), **verbose}
 
     def _deltas(self, parts: list[Part]) -> list[Json]:
         """Return the delta of each part."""
@@ -256,4 +267,28 @@ def usage_of(finished: Finished) -> Json:
             "restored_bytes": timings.restored_bytes,
             "npu_products": timings.npu_products,
         },
+    }
+
+
+def timings_of(finished: Finished) -> Json:
+    """Return how long an answer took, in llama-server's names.
+
+    The first token comes of the prompt's last graph, so it is no step of the answer's pace.
+    """
+    usage, timings = finished.usage, finished.timings
+    computed, count = usage.prompt_tokens - usage.cached_tokens, usage.completion_tokens
+    return {
+        "cache_n": usage.cached_tokens,
+        "prompt_n": computed,
+        **_pace("prompt", computed, timings.prefill),
+        "predicted_n": count,
+        **_pace("predicted", max(0, count - 1), timings.decode),
+    }
+
+
+def _pace(of: str, steps: int, milliseconds: float) -> Json:
+    return {
+        f"{of}_ms": milliseconds,
+        f"{of}_per_token_ms": milliseconds / steps if steps else 0.0,
+        f"{of}_per_second": 1000 * steps / milliseconds if milliseconds else 0.0,
     }

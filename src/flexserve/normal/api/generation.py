@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from flexserve.normal.api.answering import GenerationRequest, model_of
+from flexserve.normal.api.answering import GenerationRequest, Json, counted, model_of
 from flexserve.normal.api.forms import ChatForm, CompletionForm
 from flexserve.normal.api.parts import Parts
 from flexserve.normal.api.schemas import ChatRequest, CompletionRequest
@@ -13,6 +13,7 @@ from flexserve.normal.api.several import Wanted, respond_with
 from flexserve.normal.api.tools import schemas_of
 from flexserve.normal.models_world import ModelsWorld
 from flexserve.protocol.bounds import MAX_TOOL_CALLS
+from flexserve.protocol.messages import ToText
 
 router = APIRouter(tags=["generation"])
 
@@ -26,16 +27,28 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     prompt, sampling = body.prompt(), body.sampling()
     most_calls = 0 if prompt.tools is None else 1 if body.parallel_tool_calls is False else MAX_TOOL_CALLS
 
+    verbose: Json | None = None
+    if body.verbose:
+        tokens = (await world.convert(model, prompt)).tokens
+        verbose = {"prompt": (await world.convert(model, ToText(tokens))).text}
+
     def form(with_usage: bool) -> ChatForm:
         parts = Parts(most_calls, schemas_of(body.tools), raw=body.reasoning_format == "none")
         said = {"with_logprobs": bool(body.logprobs), "with_usage": with_usage}
-        return ChatForm(model, **said, parts=parts, engine=engine)
+        return ChatForm(model, **said, parts=parts, engine=engine, verbose=verbose)
 
     count = body.n or 1
     wanted = Wanted([prompt], count, count, body.include_usage)
     terms = body.terms(request.state.key)
     asked = GenerationRequest(model, prompt, sampling, terms, stream=bool(body.stream))
     return await respond_with(request, asked, wanted, form)
+
+
+@router.post("/chat/completions/input_tokens", include_in_schema=False)
+@router.post("/v1/chat/completions/input_tokens")
+async def count_tokens(body: ChatRequest, request: Request) -> Response:
+    """Count the tokens of a conversation as the model would get it. Nothing is computed."""
+    return await counted(request, body.model, body.prompt())
 
 
 @router.post("/v1/completions")

@@ -9,7 +9,7 @@ from typing import Any
 
 from flexserve.normal.api.answering import Form, Json
 from flexserve.normal.api.errors import HttpError
-from flexserve.normal.api.forms import token_json
+from flexserve.normal.api.forms import timings_of, token_json
 from flexserve.protocol.messages import Choice, Delta, Finished, Started, TokenLogprob
 
 _ABSENT: Any = object()
@@ -154,30 +154,6 @@ def _picked(answer: Json, paths: Sequence[str]) -> Json:
         if value is not _ABSENT:
             found[path] = value
     return found
-
-
-def timings_of(finished: Finished) -> Json:
-    """Return how long an answer took, in llama-server's names.
-
-    The first token comes of the prompt's last graph, so it is no step of the answer's pace.
-    """
-    usage, timings = finished.usage, finished.timings
-    computed, count = usage.prompt_tokens - usage.cached_tokens, usage.completion_tokens
-    return {
-        "cache_n": usage.cached_tokens,
-        "prompt_n": computed,
-        **_pace("prompt", computed, timings.prefill),
-        "predicted_n": count,
-        **_pace("predicted", max(0, count - 1), timings.decode),
-    }
-
-
-def _pace(of: str, steps: int, milliseconds: float) -> Json:
-    return {
-        f"{of}_ms": milliseconds,
-        f"{of}_per_token_ms": milliseconds / steps if steps else 0.0,
-        f"{of}_per_second": 1000 * steps / milliseconds if milliseconds else 0.0,
-    }
 
 
 def _probabilities(choices: list[Choice], *, drawn: bool) -> list[Json]:

@@ -10,7 +10,7 @@ from pydantic import Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
-from flexserve.normal.api.answering import GenerationRequest, Json, model_of, respond
+from flexserve.normal.api.answering import GenerationRequest, Json, counted, model_of, respond
 from flexserve.normal.api.fields import refuse_others
 from flexserve.normal.api.media import refuse_media
 from flexserve.normal.api.parts import Parts
@@ -300,3 +300,10 @@ async def responses(body: ResponsesRequest, request: Request) -> Response:
     terms = body.terms(request.state.key)
     asked = GenerationRequest(model, body.prompt(), body.sampling(), terms, stream=bool(body.stream))
     return await respond(request, asked, form)
+
+
+@router.post("/responses/input_tokens", include_in_schema=False)
+@router.post("/v1/responses/input_tokens")
+async def count_tokens(body: ResponsesRequest, request: Request) -> Response:
+    """Count the tokens of a conversation as the model would get it. Nothing is computed."""
+    return await counted(request, body.model, body.prompt())

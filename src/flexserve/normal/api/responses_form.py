@@ -26,6 +26,7 @@ class ResponseForm(Form):
         }
         self._with_logprobs = with_logprobs
         self._parts = parts
+        self._thought_tokens = self._undecided = 0  # tokens of thoughts; tokens of text that was held back
         self._items: list[Json] = []  # the last one may be open: it still grows
         self._open = False
         self._unplaced: list[Json] = []  # log-probabilities of text that is held back
@@ -54,7 +55,13 @@ class ResponseForm(Form):
     def chunks(self, delta: Delta) -> list[Json]:
         """Return the events for more text."""
         self._note(delta.choices)
-        return [event for part in self._parts.feed(delta.text) for event in self._took(part)]
+        events = [event for part in self._parts.feed(delta.text) for event in self._took(part)]
+        self._undecided += delta.tokens
+        if events and self._is_open("reasoning"):
+            self._thought_tokens += self._undecided
+        if events:
+            self._undecided = 0
+        return events
 
     def closing(self, finished: Finished) -> list[Json]:
         """Return what was held back, and the end with the whole response."""
@@ -164,7 +171,7 @@ class ResponseForm(Form):
             "input_tokens": usage.prompt_tokens,
             "input_tokens_details": {"cached_tokens": usage.cached_tokens},
             "output_tokens": usage.completion_tokens,
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens_details": {"reasoning_tokens": self._thought_tokens},
             "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         }
         if finished.reason == "length":

@@ -96,7 +96,7 @@ class Turn(Body):
         """Return it as it crosses to the secure world: "developer" is "system" to chat templates."""
         role = "system" if self.role == "developer" else self.role
         parts = self.content or ""
-        text = parts if isinstance(parts, str) else "".join(part.text for part in parts)
+        text = parts if isinstance(parts, str) else "\n".join(part.text for part in parts)
         calls = [call.message() for call in self.tool_calls or []]
         return ChatMessage(
             role, text, calls, self.tool_call_id or "", self.name or "", self.reasoning_content or ""
@@ -220,6 +220,27 @@ class ChatRequest(ReasoningFields, SamplingRequest):
     tool_choice: Choice | None = None
     parallel_tool_calls: bool | None = None
     n: Answers | None = Field(None, description="answers to each prompt")
+    continue_final_message: bool | None = Field(
+        None, description="the answer goes on with the assistant's last turn, as it does if there is one"
+    )
+    verbose: bool | None = Field(None, description="the prompt's text is said, too, as `__verbose`")
+
+    @model_validator(mode="after")
+    def _ends_with_one_turn(self) -> Self:
+        *_, before, last = [None, *(turn.role for turn in self.messages)]
+        if before == last == "assistant":
+            raise PydanticCustomError(
+                "turn",
+                "The last two are the assistant's: only one can be gone on with",
+                {"param": "messages"},
+            )
+        goes_on = self.continue_final_message
+        if goes_on is not None and goes_on != (last == "assistant"):
+            meant = "the assistant's" if goes_on else "not the assistant's"
+            raise PydanticCustomError(
+                "order", "The last message has to be {meant}", {"param": "messages", "meant": meant}
+            )
+        return self
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import time
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import httpx
 import openai
@@ -38,8 +39,17 @@ _LENGTHS = {"/v1/responses": "max_output_tokens", "/responses": "max_output_toke
 _SAMPLED = ("/completion", "/completions", "/v1/completions", "/chat/completions", "/v1/chat/completions",
             "/infill")  # fmt: skip
 _START_SECONDS = 120.0
+_SHARED = re.compile(r"(?!.*test_(metrics|sleep)\.py)")  # tests that another's server may serve: these count
 
 Server = Any  # the suite's ServerProcess
+
+
+class _Kept(NamedTuple):
+    """A server that runs: for the next test, too, if it wants the same."""
+
+    options: tuple[str, ...]
+    port: int
+    process: subprocess.Popen[bytes]
 
 
 class Adapter:
@@ -48,7 +58,8 @@ class Adapter:
     def __init__(self, suite: Path, folder: Path, peer: str | None) -> None:
         self.suite, self.folder, self.peer = suite, folder, peer
         self.learned = Learned(folder / "learned.json", teaching=peer is not None)
-        self._started = False  # a server has been, in this test
+        self.node = ""  # the test that runs
+        self._kept: _Kept | None = None
 
     def start(self, server: Server, start: Callable[..., None]) -> None:
         """Start `server` over a model of ours; `start` is how the suite does it."""
@@ -59,13 +70,39 @@ class Adapter:
             server.n_threads = server.n_threads or 1
             start(server, int(_START_SECONDS))
             return
-        log = (self.folder / "serve.log").open("ab")
-        command = [sys.executable, "-m", "flexserve.cli", "serve", *self._options(server, model)]
-        environment = {**os.environ, "XDG_CONFIG_HOME": str(self.folder)}
-        server.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-        log.close()
+        options = tuple(self._options(server, model))
+        if self._kept is None or self._kept.options != options or not _SHARED.match(self.node):
+            self.end()
+            self._kept = self._served(server, options)
+        server.server_port = self._kept.port
         sys.modules["utils"].server_instances.add(server)
+
+    def _served(self, server: Server, options: tuple[str, ...]) -> _Kept:
+        """Start a server with `options`, and wait for it."""
+        server.server_port = _free_port()
+        command = [
+            sys.executable,
+            "-m",
+            "flexserve.cli",
+            "serve",
+            "--port",
+            str(server.server_port),
+            *options,
+        ]
+        environment = {**os.environ, "XDG_CONFIG_HOME": str(self.folder)}
+        with (self.folder / "serve.log").open("ab") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        server.process = process
         self._wait(server)
+        server.process = None  # the suite ends what it finds there
+        return _Kept(options, server.server_port, process)
+
+    def end(self) -> None:
+        """End the server that runs. Always safe."""
+        if self._kept is not None:
+            self._kept.process.terminate()
+            self._kept.process.wait(_START_SECONDS)
+            self._kept = None
 
     def _wait(self, server: Server) -> None:
         until = time.monotonic() + _START_SECONDS
@@ -95,7 +132,7 @@ class Adapter:
 
     def _options(self, server: Server, model: Path) -> Iterator[str]:
         store = self._store(model, server.model_alias or "model")
-        yield from ("--port", str(server.server_port), "--models", str(store), "--log-level", "error")
+        yield from ("--models", str(store), "--log-level", "error")
         yield from ("--device-key", str(self.folder / "device.key"))
         yield from ("--threads", str(server.n_threads or 1))
         slots = server.n_slots or 4
@@ -113,10 +150,12 @@ class Adapter:
     def _store(self, model: Path, name: str) -> Path:
         store = self.folder / f"{model.stem}-{name}"
         if not store.exists():
+            begun = store.with_name(f"{store.name}.{os.getpid()}")
             command = [sys.executable, "-m", "flexserve.cli", "add", str(model), "--name", name]
-            command += ["--models", str(store), "--device-key", str(self.folder / "device.key")]
+            command += ["--models", str(begun), "--device-key", str(self.folder / "device.key")]
             environment = {**os.environ, "XDG_CONFIG_HOME": str(self.folder)}
             subprocess.run(command, check=True, env=environment)
+            begun.replace(store)
         return store
 
     def completed(self, server: Server, path: str, body: Any) -> Any:
@@ -129,6 +168,7 @@ class Adapter:
         path = path.partition("?")[0]
         if path in _SAMPLED:
             body.setdefault("seed", server.seed)
+            body.setdefault("user", self.node)  # nothing is reused of what another test asked
         if path in _SAMPLED or path in _LENGTHS:
             body.setdefault("temperature", server.temperature)
             if server.n_predict:
@@ -226,7 +266,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Expect what was learned."""
-    learned = item.config.stash[_KEY].learned
+    adapter = item.config.stash[_KEY]
+    adapter.node = item.nodeid
+    learned = adapter.learned
     learned.begin(item.nodeid)
     call = getattr(item, "callspec", None)
     if call is not None:
@@ -236,5 +278,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Keep what was learned."""
+    """Keep what was learned, and end what runs."""
     session.config.stash[_KEY].learned.save()
+    session.config.stash[_KEY].end()

@@ -65,5 +65,8 @@ class Count(int):
     def __eq__(self, other: object) -> bool:
         return self.learned.expects(int(self) == other, other)
 
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
     def __hash__(self) -> int:
         return int.__hash__(self)

@@ -46,3 +46,33 @@ def reason_of(node: str) -> str | None:
     """Return why the test of pytest's `node` does not apply; None when it may."""
     file, _, rest = node.rpartition("/")[2].partition(".py::")
     return LEFT_OUT.get(file) or LEFT_OUT.get(f"{file}::{rest.partition('[')[0]}")
+
+
+_PROGRESS = "a prompt's progress (`return_progress`) is not told"
+_FIGURES = "llama-server's own names of figures (`llamacpp:…`) are not served"
+_STATUS = "images are the client's mistake here (400), not the server's (500)"
+
+# Tests that apply, and that FlexServe does not pass.
+UNMET = {
+    "test_chat_completion::test_return_progress": _PROGRESS,
+    "test_compat_oai_responses::test_responses_stream_with_llama_telemetry": _PROGRESS,
+    "test_metrics::test_metrics_timings_on_prompt_progress": _PROGRESS,
+    "test_chat_completion::test_chat_completion_with_timings_per_token": "times are told at the end only",
+    "test_compat_anthropic::test_anthropic_tool_result_with_image": _STATUS,
+    "test_compat_anthropic::test_anthropic_vision_format_accepted": _STATUS,
+    "test_basic::test_server_props": "a default seed of the server's command line: FlexServe has none",
+    "test_metrics::test_metrics_prometheus_format": _FIGURES,
+    "test_metrics::test_metrics_prompt_processed_and_cached": _FIGURES,
+    "test_metrics::test_metrics_predicted_total_matches_requests": _FIGURES,
+    "test_metrics::test_metrics_embedding_prompt_is_counted": _FIGURES,
+    "test_sleep::test_server_sleep_read_only_endpoints": _FIGURES,
+    "test_sleep::test_server_sleep_metrics_buckets": _FIGURES,
+    "test_ignore_eos::test_ignore_eos_populates_logit_bias": "the tokens that end an answer are not told",
+    "test_embedding::test_embedding_pooling_none": "vectors of single tokens are not made",
+    "test_embedding::test_embedding_pooling_none_oai": "vectors of single tokens are not made",
+}
+
+
+def unmet_reason(test: str) -> str:
+    """Return why FlexServe does not pass a test."""
+    return UNMET.get(test, "not looked into yet")
