@@ -56,6 +56,24 @@ async def test_what_requests_did_is_summed_up(client: httpx.AsyncClient) -> None
     assert found["flexserve_budget_bytes", ""] > 0
 
 
+async def test_they_have_llama_servers_names_too(client: httpx.AsyncClient) -> None:
+    for _ in range(3):
+        assert await chat(client) == 200
+    found = {name: value for (name, _), value in (await samples(client)).items()}
+    for name, value in {
+        "prompt_tokens_total": 12,
+        "prompt_tokens_cached_total": 9,
+        "tokens_predicted_total": 12,
+        "prompt_seconds_total": 3 * 0.0025,
+        "predicted_tokens_seconds": 12 / (3 * 0.0035),
+        "n_tokens_max": 11,
+        "requests_processing": 0,
+        "requests_deferred": 0,
+    }.items():
+        assert found[f"llamacpp:{name}"] == pytest.approx(value), name
+    assert int((await client.get("/metrics")).headers["Process-Start-Time-Unix"]) > 0
+
+
 async def test_recalls_are_summed_up(client: httpx.AsyncClient) -> None:
     await client.post("/recall", json={})
     assert (await samples(client))["flexserve_recall_seconds_count", ""] == 1

@@ -17,6 +17,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from flexserve.normal.answer import AnswerMessage
+from flexserve.normal.llama_metrics import LlamaMetrics
 from flexserve.protocol.messages import Delta, Failed, Finished, Started
 
 PREFIX = "flexserve"
@@ -48,6 +49,7 @@ class Metrics:
         )
         self.waiting: Tally[str] = Tally()  # by model, whether it exists or not
         self.running: Tally[str] = Tally()
+        self.llama = LlamaMetrics()
         self._seen: set[str] = set()
 
     def follow(self, model: str) -> RequestRecord:
@@ -123,6 +125,7 @@ class RequestRecord:
         metrics.prompt.labels(model).inc(message.usage.prompt_tokens)
         metrics.cached.labels(model).inc(message.usage.cached_tokens)
         metrics.restored.labels(model).inc(message.timings.restored_bytes)
+        metrics.llama.include(message)
         self._end(message.reason if message.reason in ("stop", "length") else "other")
 
     def _end(self, reason: str) -> None:

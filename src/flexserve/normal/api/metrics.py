@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 
 from fastapi import APIRouter, Request
@@ -23,6 +24,7 @@ from flexserve.normal.metrics import (
 from flexserve.normal.world import World, WorldReport
 from flexserve.protocol.statuses import NpuStatus
 
+_STARTED = str(int(time.time()))  # which process counts: its numbers begin at 0
 _KV_OUTCOMES = ("sealed", "resumed", "damaged", "dropped")
 
 router = APIRouter(tags=["operations"])
@@ -32,13 +34,16 @@ router = APIRouter(tags=["operations"])
 async def metrics(request: Request) -> Response:
     """Show numbers for Prometheus. While the secure world is down, only those that do not come from it."""
     world = world_of(request)
-    state = list(_lasting(world))
+    figures = world.metrics
+    in_flight = {"running": figures.running.total(), "waiting": figures.waiting.total()}
+    state = [*_lasting(world), *figures.llama.families(**in_flight)]
     with contextlib.suppress(FlexServeError):
         report = await world.report()
         names = [model.name for model in report.status.models]
         world.metrics.forget(names)
         state += [*running_and_waiting(world.metrics, names), *_present(report)]
-    return Response(world.metrics.text(state), media_type=CONTENT_TYPE)
+    headers = {"Process-Start-Time-Unix": _STARTED}
+    return Response(world.metrics.text(state), headers=headers, media_type=CONTENT_TYPE)
 
 
 def _lasting(world: World) -> Iterator[Metric]:

@@ -39,6 +39,7 @@ _LENGTHS = {"/v1/responses": "max_output_tokens", "/responses": "max_output_toke
 _SAMPLED = ("/completion", "/completions", "/v1/completions", "/chat/completions", "/v1/chat/completions",
             "/infill")  # fmt: skip
 _START_SECONDS = 120.0
+_ATTEMPTS = 3
 _SHARED = re.compile(r"(?!.*test_(metrics|sleep)\.py)")  # tests that another's server may serve: these count
 
 Server = Any  # the suite's ServerProcess
@@ -78,24 +79,24 @@ class Adapter:
         sys.modules["utils"].server_instances.add(server)
 
     def _served(self, server: Server, options: tuple[str, ...]) -> _Kept:
-        """Start a server with `options`, and wait for it."""
-        server.server_port = _free_port()
-        command = [
-            sys.executable,
-            "-m",
-            "flexserve.cli",
-            "serve",
-            "--port",
-            str(server.server_port),
-            *options,
-        ]
-        environment = {**os.environ, "XDG_CONFIG_HOME": str(self.folder)}
-        with (self.folder / "serve.log").open("ab") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-        server.process = process
-        self._wait(server)
-        server.process = None  # the suite ends what it finds there
-        return _Kept(options, server.server_port, process)
+        """Start a server with `options`, and wait for it: a busy machine may need to be asked again."""
+        for attempt in range(_ATTEMPTS):
+            server.server_port = _free_port()
+            command = [sys.executable, "-m", "flexserve.cli", "serve"]
+            command += ["--port", str(server.server_port), *options]
+            environment = {**os.environ, "XDG_CONFIG_HOME": str(self.folder)}
+            with (self.folder / "serve.log").open("ab") as log:
+                process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+            server.process = process
+            try:
+                self._wait(server)
+            except RuntimeError:
+                if attempt + 1 == _ATTEMPTS:
+                    raise
+            else:
+                server.process = None  # the suite ends what it finds there
+                return _Kept(options, server.server_port, process)
+        raise AssertionError("it starts or raises")
 
     def end(self) -> None:
         """End the server that runs. Always safe."""
