@@ -31,6 +31,10 @@ class Played(demo.Demo):
             {"answer": next(self._answers), "timings_ms": {"ttft": 12.3, "restored_bytes": 4096}}
         )
 
+    def _answer_through_connect(self, policy: Path, receipts: Path) -> tuple[str, Path]:
+        self.commands.append("connect")
+        return "A sealed answer.", receipts / "one.receipt"
+
     @contextlib.contextmanager
     def _server(self) -> Iterator[None]:
         self.commands.append("serve")
@@ -50,7 +54,19 @@ def test_equal_answers_are_called_identical(tmp_path: Path) -> None:
     assert status == 0
     assert "IDENTICAL" in output
     assert output.count("An [answer].") == 2
-    assert played.commands == ["add", "serve", "run", "ps", "recall", "run", "stop"]
+    assert "A sealed answer." in output
+    assert played.commands == [
+        "add",
+        "serve",
+        "run",
+        "ps",
+        "recall",
+        "run",
+        "measure",
+        "connect",
+        "receipt",
+        "stop",
+    ]
 
 
 def test_different_answers_fail_the_demo(tmp_path: Path) -> None:

@@ -78,6 +78,15 @@ class Demo:
         policy, receipts = self._folder / "policy.toml", self._folder / "receipts"
         receipts.mkdir()
         self._show("measure", "--policy", str(policy))
+        answer, receipt = self._answer_through_connect(policy, receipts)
+        self._console.print(answer.strip(), markup=False, style="cyan")
+        self._step("See which weights answered, by the receipt that the secure world signed")
+        text = self._folder / "answer"
+        text.write_text(answer)
+        self._show("receipt", "verify", str(receipt), "--policy", str(policy), "--answer", str(text))
+
+    def _answer_through_connect(self, policy: Path, receipts: Path) -> tuple[str, Path]:
+        """Ask the question by `flexserve connect`; return the answer and its receipt's file."""
         # Without a secure element the root of attestation is of software, which a policy has to allow.
         policy.write_text(policy.read_text().replace('emulated = "refuse"', ALLOW_EMULATED))
         command = ("connect", f"http://127.0.0.1:{self.environment['FLEXSERVE_PORT']}")
@@ -89,14 +98,9 @@ class Demo:
             body = {"model": _NAME, "messages": [{"role": "user", "content": QUESTION}], "temperature": 0}
             url = f"{connected.url}/v1/chat/completions"
             said = httpx.post(url, json={**body, "max_tokens": MAX_TOKENS}, timeout=_PATIENCE).json()
-            answer = said["choices"][0]["message"]["content"]
-            self._console.print(answer.strip(), markup=False, style="cyan")
             connected.stop()
-        self._step("See which weights answered, by the receipt that the secure world signed")
         (receipt,) = receipts.iterdir()
-        text = self._folder / "answer"
-        text.write_text(answer)
-        self._show("receipt", "verify", str(receipt), "--policy", str(policy), "--answer", str(text))
+        return said["choices"][0]["message"]["content"], receipt
 
     def _compare(self, first: str, second: str) -> int:
         if first == second:
