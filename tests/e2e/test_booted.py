@@ -15,12 +15,15 @@ from pathlib import Path
 import pytest
 from library import PROMPTS, Library
 
+from flexserve.attestation.policy import Policy
+from flexserve.attestation.verification import verify
 from flexserve.bench.demo import DEFAULT_MODEL
+from flexserve.emulator.boot_rom import reference_layers
 from flexserve.emulator.machine import Machine
 from flexserve.harness.shapes import SHAPES
 from flexserve.harness.worlds import DrivenWorld
 from flexserve.platforms.trustzone.secure_memory import DEFAULT_CHUNK
-from flexserve.testing.machines import booted
+from flexserve.testing.machines import booted, images_of
 from flexserve.testing.trustzone import eventually
 from flexserve.units import MIB
 
@@ -45,6 +48,19 @@ def world_on(library: Library, machine: Machine) -> Iterator[DrivenWorld]:
         yield world
     machine.reset_secure_core()
     assert eventually(lambda: held(machine) == 0), "the machine did not get back what a dead world held"
+
+
+def test_it_attests_the_firmware_that_was_verified_and_the_el2_that_protects(
+    library: Library, machine: Machine
+) -> None:
+    images = images_of(RAM, 2)
+    with world_on(library, machine) as world:
+        said = world.attest(b"n" * 32)
+    verified = verify(said.chain, said.token, b"n" * 32, Policy(emulated="allow"))
+    reference = reference_layers(images.firmware, images.el2)
+    assert {layer.name: layer.code for layer in verified.layers[:-1]} == reference
+    assert [layer.name for layer in verified.layers] == ["el3", "el2", "world"]
+    assert verified.hardware == "qemu-virt"
 
 
 def held(machine: Machine) -> int:

@@ -242,6 +242,15 @@ async def test_too_many_requests_in_flight_are_refused(
         await channel.generate("tiny", PROMPT, Sampling())
 
 
+async def test_many_who_ask_for_attestation_at_once_do_not_cost_the_others_their_channel(
+    channel: WorldChannel,
+) -> None:
+    answers = await asyncio.gather(*(channel.attest(b"n" * 32) for _ in range(300)), return_exceptions=True)
+    refused = [each for each in answers if isinstance(each, QueueFullError)]
+    assert 0 < len(refused) < len(answers)
+    assert len(await read(await channel.generate("tiny", PROMPT, Sampling()))) == 6
+
+
 async def test_a_query_without_an_answer_times_out_and_a_late_answer_is_accepted() -> None:
     ours, theirs = socket.socketpair()
     link = ScriptedLink(Script())

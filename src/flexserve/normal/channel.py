@@ -66,6 +66,7 @@ from flexserve.protocol.sealed_request import header_of
 
 MAX_REQUESTS = 1024  # in flight at once, the cancelled ones that the secure world still owes an end included
 MAX_QUESTIONS = 256  # queries and recalls that the secure world still owes an answer
+MAX_ATTESTATIONS = 32  # of them, questions of clients: the first takes a second, and more ask meanwhile
 MAX_UNSENT = 32 << 20  # bytes the secure world may leave unread before it counts as hung
 MEASURE_TIMEOUT = 60.0  # seconds for an attestation: the first one reads all that the world consists of
 ANSWER_TIMEOUT = 10.0  # seconds; a healthy secure world answers a query between two slices
@@ -221,8 +222,10 @@ class WorldChannel:
     async def attest(self, nonce: bytes) -> Attested:
         """Return who the secure world says that it is.
 
-        Raises its reason not to say it; PeerError when no answer comes.
+        Raises its reason not to say it; QueueFullError when many ask; PeerError when no answer comes.
         """
+        if sum(kind is Attested for kind, _ in self._questions.values()) >= MAX_ATTESTATIONS:
+            raise QueueFullError("Too many ask for attestation.", hint="Retry in a moment.")
         serial = next(self._numbers)
         said = await self._ask(Attest(serial, nonce), serial, Attested, MEASURE_TIMEOUT)
         if said.failure is not None:

@@ -16,8 +16,18 @@ import pytest
 from machines import BASE, SecureWorld, ask, booted
 
 import flexserve
+from flexserve.emulator.boot_rom import reference_layers
 from flexserve.errors import NormalWorldError
-from flexserve.platforms.trustzone.abi import HIDDEN_BYTES, OFFSET_SLEEPING, SMC_BASE, Byte, Call, Status
+from flexserve.platforms.trustzone.abi import (
+    HIDDEN_BYTES,
+    OFFSET_SLEEPING,
+    SMC_BASE,
+    Byte,
+    Call,
+    MeasuredByte,
+    Status,
+)
+from flexserve.testing.machines import images_of
 from flexserve.units import GIB, MIB
 
 pytestmark = pytest.mark.vm
@@ -63,6 +73,14 @@ class Guest:
         self.world.query()
         self.world.wait(lambda: self.world.bytes != b"")
         return self.bell()
+
+    def measured(self) -> bytes:
+        """Ask EL3 what EL2 is; return its answer: what protection is, then the digest."""
+        self.machine.doorbell.send(bytes((MeasuredByte.ASK,)))
+        self.world.wait(lambda: len(self.world.bytes) >= 65)
+        said = self.bell()
+        halves = [byte - MeasuredByte.NIBBLE for byte in said[1:]]
+        return said[:1] + bytes(16 * high + low for high, low in zip(halves[::2], halves[1::2], strict=True))
 
     def bell(self) -> bytes:
         """What the monitor said over the secure UART since the last time."""
@@ -270,6 +288,17 @@ def test_a_patched_monitor_never_serves_again() -> None:
         assert guest.call(Call.VERSION) == Status.TAMPERED
         assert ask(machine, "ping") == {}  # the normal world lives on
         assert guest.bell() == bytes((Byte.OFF,))
+        assert guest.measured()[0] == MeasuredByte.TAMPERED
+
+
+def test_el3_says_of_which_image_el2_was_started_and_whether_it_protects(guest: Guest) -> None:
+    images = images_of(512 * MIB, 2)
+    el2 = reference_layers(images.firmware, images.el2)["el2"][:32]
+    assert guest.measured() == bytes((MeasuredByte.ON,)) + el2
+    assert guest.call(Call.RELAX) == Status.OK
+    assert guest.measured() == bytes((MeasuredByte.OFF,)) + el2
+    assert guest.call(Call.VERSION) == Status.OK
+    assert guest.measured() == bytes((MeasuredByte.ON,)) + el2
 
 
 def test_what_else_was_written_meanwhile_is_made_anew(guest: Guest) -> None:

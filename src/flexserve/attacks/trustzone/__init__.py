@@ -52,7 +52,8 @@ ATTACKS: tuple[Callable[[Scene], str], ...] = (
     switching.turn_cpus_off_and_on,
     switching.read_after_recall,
     switching.let_devices_loose_while_off,
-    switching.alter_monitor_while_off,  # the last: there is no protection on this machine any more
+    switching.alter_monitor_while_off,  # no protection on this machine from here on
+    switching.attest_altered_monitor,
 )
 
 #: On a machine that starts again when it is reset.

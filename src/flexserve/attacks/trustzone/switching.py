@@ -9,8 +9,9 @@ import time
 from flexserve.attacks.attempt import Gained, Pointless
 from flexserve.attacks.trustzone.devices import copy_by_device
 from flexserve.attacks.trustzone.scene import FW_CFG, HIDDEN, MARK, SLOT, SMMU, Scene, demand, expect
-from flexserve.errors import NormalWorldError
+from flexserve.errors import MonitorError, NormalWorldError
 from flexserve.platforms.trustzone import abi
+from flexserve.platforms.trustzone.measured_boot import started_el2
 from flexserve.platforms.trustzone.ram import PAGE
 
 _CPU_ON, _INVALID_ADDRESS, _SYSTEM_RESET = 0xC400_0003, -9, 0x8400_0009  # PSCI
@@ -114,6 +115,18 @@ def alter_monitor_while_off(scene: Scene) -> str:
     except NormalWorldError:
         return "EL3 finds that EL2's image has another hash, and refuses everything from then on"
     raise Gained("the secure world was given memory under an altered monitor")
+
+
+def attest_altered_monitor(scene: Scene) -> str:
+    """Have a secure world attested on a machine whose monitor was altered."""
+    said = scene.mailbox.measured(_SOON)
+    if said is None or said.protection is abi.MeasuredByte.ON:
+        raise Pointless("the monitor was not altered, or is silent")
+    try:
+        started_el2(scene.mailbox)
+    except MonitorError:
+        return f"EL3 says {said.protection.name} to the secure world, over a wire that the OS does not reach"
+    raise Gained("the altered monitor passes for the image that it was started from")
 
 
 def _relax(scene: Scene) -> None:
