@@ -15,11 +15,20 @@ from flexserve.protocol.model_options import ModelOptions
 
 
 def test_options_are_set_on_a_server_shown_and_set_back(cli: Cli, server: ScriptedServer) -> None:
-    assert cli("set", "tiny", "context", "8k").stdout.split() == ["context", "8192", "kv", "default"]
+    assert cli("set", "tiny", "context", "8k").stdout.split() == [
+        "context",
+        "8192",
+        "kv",
+        "default",
+        "shift",
+        "default",
+    ]
     assert cli("set", "tiny", "kv", "q8_0").exit_code == 0
     shown = json.loads(cli("set", "tiny", "--json").stdout)
-    assert shown == {"model": "tiny", "options": {"context": 8192, "kv": "q8_0"}}
-    assert cli("set", "tiny", "context", "default").stdout.split() == ["context", "default", "kv", "q8_0"]
+    assert shown == {"model": "tiny", "options": {"context": 8192, "kv": "q8_0", "shift": None}}
+    assert "context  default\n" in cli("set", "tiny", "context", "default").stdout
+    assert "shift    on\n" in cli("set", "tiny", "shift", "on").stdout
+    assert "shift    off\n" in cli("set", "tiny", "shift", "off").stdout
 
 
 def test_ps_says_which_context_and_type_of_kv_models_have(cli: Cli, server: ScriptedServer) -> None:
@@ -31,7 +40,8 @@ def test_ps_says_which_context_and_type_of_kv_models_have(cli: Cli, server: Scri
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("tiny", "colour", "red"), "context, kv"),
+        (("tiny", "colour", "red"), "context, kv, shift"),
+        (("tiny", "shift", "yes"), "no value of shift"),
         (("tiny", "kv", "q5_1"), "no value of kv"),
         (("tiny", "context", "much"), "32k"),
         (("tiny", "context", "16k"), "trained for 8192"),
@@ -59,6 +69,6 @@ def test_without_a_server_options_are_written_down_for_the_next_one(
     assert "trained for" in cli("set", "small", "context", "32k").stderr
     assert cli("set", "nobody", "kv", "q8_0").exit_code == 1
     assert ModelChoices(settings.load().model_options).all == {"small": ModelOptions(context="model")}
-    assert cli("set", "small").stdout.split() == ["context", "model", "kv", "default"]
+    assert cli("set", "small").stdout.split() == ["context", "model", "kv", "default", "shift", "default"]
     assert cli("set", "small", "context", "100").exit_code == 0
     assert json.loads(cli("show", "small", "--json").stdout)["served_context"] == 100

@@ -9,7 +9,7 @@ from library import Library
 
 from flexserve.errors import CallerError
 from flexserve.harness.worlds import DrivenWorld
-from flexserve.protocol.messages import TextPrompt
+from flexserve.protocol.messages import TextPrompt, TokenPrompt
 from flexserve.protocol.model_options import ModelOptions
 from flexserve.protocol.statuses import ModelStatus
 
@@ -60,3 +60,22 @@ def test_a_prompt_longer_than_the_models_own_context_is_refused(configured: Driv
     with pytest.raises(CallerError, match="context holds 16") as caught:
         configured.generate(model, PROMPT, 4)
     assert "flexserve set MODEL context" in caught.value.hint
+
+
+def test_an_answer_goes_on_behind_a_full_context_as_from_the_tokens_that_stay(
+    configured: DrivenWorld, library: Library
+) -> None:
+    model, size = library.add(library.file("small-llama", "q4_0", seed=18), "shifted"), 48
+    configured.configure({model: ModelOptions(context=size, shift=True)})
+    prompt: list[int | str] = [*range(300, 330)]
+    said = answer(configured, model, prompt, 40)
+    full = [*prompt, *said[: size - len(prompt)]]
+    kept = 1  # the token that begins a text
+    stayed = full[:kept] + full[kept + (size - 1 - kept) // 2 :]
+    assert answer(configured, model, stayed, 15) == said[size - len(prompt) :][:15]
+
+
+def answer(world: DrivenWorld, model: str, prompt: list[int | str], count: int) -> list[int]:
+    """Return the tokens of an answer of `count` tokens."""
+    said = world.result(world.submit(model, TokenPrompt(prompt), count, logprobs=0))
+    return [choice.token.id for choice in said.choices]

@@ -91,6 +91,8 @@ ASKED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"typical_p": 0.5}, {"typical_p": 0.5}),
     ({"typ_p": 0.5}, {"typical_p": 0.5}),
     ({"top_n_sigma": 1.5}, {"top_n_sigma": 1.5}),
+    ({"n_keep": -1}, {"n_keep": -1}),
+    ({"n_discard": 7}, {"n_discard": 7}),
     ({"min_keep": 3}, {"min_keep": 3}),
     ({"xtc_probability": 0.5}, {"xtc_probability": 0.5}),
     ({"xtc_threshold": 0.2}, {"xtc_threshold": 0.2}),
@@ -134,7 +136,7 @@ async def test_a_field_is_what_the_secure_world_is_asked_for(
 
 
 def test_every_field_of_the_request_inside_can_be_asked_for() -> None:
-    of_routes = {"logprobs", "echo", "after_samplers"}
+    of_routes = {"logprobs", "echo", "after_samplers", "shift"}
     assert {name for _, meant in ASKED for name in meant} | of_routes == set(Sampling.__struct_fields__)
 
 

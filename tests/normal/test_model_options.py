@@ -85,14 +85,14 @@ def test_any_file_holds_options_or_is_a_clear_error(tmp_path: Path, content: byt
 async def test_options_reach_the_secure_world_and_show_among_the_models(
     client: httpx.AsyncClient, link: ScriptedLink
 ) -> None:
-    answer = await client.put(ROUTE, json={"context": "8k", "kv": "q8_0"})
-    assert answer.json() == {"model": "tiny", "options": {"context": 8192, "kv": "q8_0"}}
+    answer = await client.put(ROUTE, json={"context": "8k", "kv": "q8_0", "shift": True})
+    assert answer.json() == {"model": "tiny", "options": {"context": 8192, "kv": "q8_0", "shift": True}}
     states = {state["name"]: state for state in (await client.get("/models")).json()["models"]}
-    assert states["tiny"]["options"] == {"context": 8192, "kv": "q8_0"}
-    assert states["slow"]["options"] == {"context": None, "kv": None}
+    assert states["tiny"]["options"] == {"context": 8192, "kv": "q8_0", "shift": True}
+    assert states["slow"]["options"] == {"context": None, "kv": None, "shift": None}
     await client.put(ROUTE, json={})
     await client.get("/models")  # answered by the secure world, after what it was told
-    assert told(link) == [{"tiny": ModelOptions(8192, "q8_0")}, {}]
+    assert told(link) == [{"tiny": ModelOptions(8192, "q8_0", shift=True)}, {}]
 
 
 @pytest.mark.anyio
@@ -105,6 +105,7 @@ async def test_options_reach_the_secure_world_and_show_among_the_models(
         ({"context": "16k"}, "trained for 8192"),
         ({"context": True}, "context"),
         ({"kv": "q5_1"}, "q8_0"),
+        ({"shift": "on"}, "shift"),
         ({"colour": "red"}, "colour"),
     ],
 )

@@ -199,10 +199,19 @@ async def test_the_store_is_not_changed_by_requests(client: httpx.AsyncClient) -
         assert "flexserve " in response.json()["error"]
 
 
+async def test_what_is_to_happen_when_the_context_is_full_is_passed_on(
+    client: httpx.AsyncClient, link: ScriptedLink
+) -> None:
+    await client.post("/api/chat", json=chat(shift=False, options={"num_keep": 5}))
+    sampling = link.scripted.last(Generate).sampling
+    assert (sampling.shift, sampling.n_keep) == (False, 5)
+
+
 @pytest.mark.parametrize(
     ("wrong", "word"),
     [
         ({"options": {"num_ctx": 100_000}}, "num_ctx"),
+        ({"shift": True}, "flexserve set tiny shift on"),
         ({"options": {"made_up": 1}}, "made_up"),
         ({"options": {"grammar": "root ::= x"}}, "grammar"),
         ({"made_up": 1}, "made_up"),

@@ -57,6 +57,7 @@ class FakeVocabulary:
     """A token for each byte, and one that ends answers."""
 
     size, endings = END + 1, [END]
+    begins = False
 
     def __init__(self, model: FakeModel) -> None:
         self.markers = Markers(["<end>"])

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from flexserve.protocol.model_options import ModelOptions
 
 _DEFAULT = "default"
+_SWITCH = {"on": True, "off": False}
+_WORDS: dict[Any, str] = {None: _DEFAULT, True: "on", False: "off"}
 
 
 def register(app: typer.Typer) -> None:
@@ -27,14 +29,15 @@ def register(app: typer.Typer) -> None:
 def set_option(
     model: ModelName,
     option: Annotated[
-        str | None, typer.Argument(metavar="OPTION", show_default=False, help="context or kv.")
+        str | None, typer.Argument(metavar="OPTION", show_default=False, help="context, kv or shift.")
     ] = None,
     value: Annotated[
         str | None,
         typer.Argument(
             metavar="VALUE",
             show_default=False,
-            help="Of context: 32k, 32768, or model (as trained). Of kv: f16, q8_0 or q4_0. Or default.",
+            help="Of context: 32k, 32768, or model (as trained). Of kv: f16, q8_0 or q4_0. "
+            "Of shift: on or off. Or default.",
         ),
     ] = None,
     *,
@@ -57,7 +60,7 @@ def set_option(
     if as_json:
         return terminal.show_json({"model": model, "options": msgspec.to_builtins(options)})
     for name, set_to in msgspec.to_builtins(options).items():
-        terminal.say(f"{name:8} {_DEFAULT if set_to is None else set_to}")
+        terminal.say(f"{name:8} {_WORDS.get(set_to, set_to)}")
     return None
 
 
@@ -74,7 +77,8 @@ def _value(option: str, value: str) -> Any:
     if value == _DEFAULT:
         return getattr(ModelOptions(), option)
     try:
-        meant = parse_context(value) if option == "context" else value
+        meant: Any = parse_context(value) if option == "context" else value
+        meant = _SWITCH.get(value, value) if option == "shift" else meant
         return getattr(msgspec.convert({option: meant}, ModelOptions), option)
     except (ValueError, msgspec.ValidationError) as error:
         why = str(error).partition(" - at ")[0]

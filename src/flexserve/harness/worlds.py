@@ -54,6 +54,7 @@ from flexserve.protocol.messages import (
     Started,
     Status,
     TextPrompt,
+    TokenPrompt,
     ToNormal,
     Try,
     WantSpare,
@@ -146,7 +147,7 @@ class DrivenWorld:
     def submit(
         self,
         model: str,
-        prompt: TextPrompt | ChatPrompt,
+        prompt: TextPrompt | TokenPrompt | ChatPrompt,
         tokens: int,
         *,
         reuse: bool = False,

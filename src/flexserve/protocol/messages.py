@@ -41,7 +41,7 @@ from flexserve.protocol.notation import Mark, Notation
 from flexserve.protocol.sampling import Sampling, TokenId
 from flexserve.protocol.statuses import Failure, KvStatus, MemoryStatus, ModelStatus, NpuStatus
 
-PROTOCOL_VERSION = 18
+PROTOCOL_VERSION = 19
 # Of the messages' schema, by version: it is another one whenever a message changes, and a line is added here.
 SCHEMA_DIGESTS = {
     5: "57db8b74f59f63a2",
@@ -58,6 +58,7 @@ SCHEMA_DIGESTS = {
     16: "d92dc359920a5f60",
     17: "99d7f7aea59936bb",
     18: "c64b1c5ace8f9d89",
+    19: "a8713e4016347b69",
 }
 
 
@@ -479,6 +480,7 @@ class Finished(_Message, frozen=True):
     reason: str
     usage: Usage
     timings: Timings
+    shifted: bool = False  # the context was full, and older tokens went
 
 
 class Failed(_Message, frozen=True):

@@ -16,8 +16,10 @@ KvType = Literal["f16", "q8_0", "q4_0"]  # ggml's names of the types that the KV
 class ModelOptions(Struct, frozen=True):
     """None: as the server's settings have it. They hold from when the model is opened next.
 
-    `context`: tokens of a request and its answer; "model": as many as it was trained for.
+    `context`: tokens of a request and its answer; "model": as many as it was trained for. `shift`: whether an
+    answer goes on when they are full, without the older ones.
     """
 
     context: Annotated[int, Meta(ge=1, le=MAX_CONTEXT)] | Literal["model"] | None = None
     kv: KvType | None = None
+    shift: bool | None = None

@@ -50,6 +50,9 @@ class Sampling(Struct, frozen=True):
 
     # ---- the end of the answer
     max_tokens: Limit | None = None  # None: to the context's end
+    shift: bool = True  # False: it ends with the context, also where that is shifted when it is full
+    n_keep: Window = 0  # tokens of the prompt that stay then, beside the one that begins a text; -1: all …
+    n_discard: Limit = 0  # … and how many of those behind them go; 0: half
     min_tokens: Limit = 0  # before these, neither a token nor a text ends the answer
     ignore_eos: bool = False  # no token of the model's own ends it
     stop: Annotated[list[Stop], Meta(max_length=MAX_STOPS)] = msgspec.field(default_factory=list)

@@ -54,6 +54,7 @@ class Description(Struct, frozen=True):
     sequences: Count  # requests that are computed at once
     adapter_of: Label = ""  # the model that it changes, of an adapter
     kv: KvType = "f16"  # in which its KV is kept
+    shift: bool = False  # an answer goes on when the context is full, without the older tokens
 
 
 class ModelStatus(Struct, frozen=True):

@@ -19,6 +19,7 @@ class Limits:
     sequences: int  # generated at once
     sealed_kv: int  # bytes on disk
     kv: KvType = "f16"  # in which its KV is kept
+    shift: bool = False  # an answer goes on when the context is full, without the older tokens
 
     @classmethod
     def usual(cls, options: SecureOptions) -> Limits:
@@ -33,6 +34,7 @@ class Limits:
             self,
             context=self.context if context is None else context,
             kv=self.kv if options.kv is None else options.kv,
+            shift=self.shift if options.shift is None else options.shift,
         )
 
     def context_of(self, trained: int) -> int:

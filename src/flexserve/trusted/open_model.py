@@ -218,6 +218,7 @@ def described(manifest: Manifest, limits: Limits) -> Description:
         sequences=limits.sequences,
         adapter_of=manifest.adapts.name if manifest.adapts is not None else "",
         kv=limits.kv,
+        shift=limits.shift,
     )
 
 

@@ -118,6 +118,7 @@ REFUSED: Mapping[str, Refused] = {
     "format": Refused("ollama", ("",), _USE_FORMAT),
     "images": Refused("ollama", ([],)),
     "num_ctx": Refused("ollama", (), "flexserve set MODEL context"),
+    "num_keep": Refused("ollama", (), "Use `n_keep`"),
     "num_predict": Refused("ollama", (), "Use `max_tokens`"),
     "options": Refused("ollama", ({},), "Write its fields beside `model`"),
     "penalize_newline": Refused("ollama", (False,), "Use `logit_bias`"),
@@ -140,7 +141,6 @@ class Harmless:
 
 _HARDWARE = "how this server computes is its operator's choice, and no answer's content"
 _SLOT = "which place in memory a request gets changes how fast it is answered"
-_NO_SHIFT = "it says what to keep where the context is shifted, which this server does not do"
 _MORE = "more would be said beside the answer; `usage.timings` has it at the end"
 
 HARMLESS: Mapping[str, Harmless] = {
@@ -153,8 +153,6 @@ HARMLESS: Mapping[str, Harmless] = {
     "store": Harmless("OpenAI", "nothing is stored"),
     "backend_sampling": Harmless("llama-server", _HARDWARE),
     "id_slot": Harmless("llama-server", _SLOT),
-    "n_discard": Harmless("llama-server", _NO_SHIFT),
-    "n_keep": Harmless("llama-server", _NO_SHIFT),
     "return_progress": Harmless("llama-server", _MORE),
     "slot_id": Harmless("llama-server", _SLOT),
     "speculative.n_max": Harmless("llama-server", _HARDWARE),
@@ -164,7 +162,6 @@ HARMLESS: Mapping[str, Harmless] = {
     "timings_per_token": Harmless("llama-server", _MORE),
     "priority": Harmless("vLLM", "whose turn it is changes when an answer comes; see `flexserve.priority`"),
     "request_id": Harmless("vLLM", "answers have ids of the server's own"),
-    "num_keep": Harmless("ollama", _NO_SHIFT),
     **{
         name: Harmless("ollama", _HARDWARE)
         for name in (

@@ -134,7 +134,8 @@ class NativeForm(Form):
             "prompt": told.prompts[0],
             "has_new_line": self._has_line,
             # The context was full before the answer was as long as it might be.
-            "truncated": kind == "limit" and (limit < 0 or usage.completion_tokens < limit),
+            "truncated": finished.shifted
+            or (kind == "limit" and (limit < 0 or usage.completion_tokens < limit)),
             "stop_type": kind,
             "stopping_word": self._stop or "",
             "tokens_cached": usage.prompt_tokens + usage.completion_tokens,

@@ -41,6 +41,7 @@ class OptionsRequest(BaseModel):
         BeforeValidator(_tokens, json_schema_input_type=int | str | None),
     ] = None
     kv: KvType | None = None
+    shift: bool | None = None
 
 
 @router.put("/models/{name:path}/options")

@@ -214,14 +214,20 @@ def _refused(why: str, command: str) -> CallerError:
 
 
 async def _model(request: Request, body: OllamaRequest) -> str:
-    """Return the model of a request. Raises CallerError for a context that is longer than is served."""
+    """Return the model of a request. Raises CallerError for a context that is not served in this way."""
     world: ModelsWorld = request.app.state.world
     wanted = body.options.num_ctx if body.options is not None else None
-    if wanted is None:
+    if wanted is None and not body.shift:
         return await model_of(world, body.model)
     model = await status_of(world, body.model)
     size = description_of(model).context
-    if size and wanted > size:
+    if body.shift and not description_of(model).shift:
+        raise CallerError(
+            "The context of this model is not shifted when it is full.",
+            hint=f"Leave `shift` out, or have it shifted: flexserve set {model.name} shift on.",
+            code="shift_off",
+        )
+    if wanted is not None and size and wanted > size:
         raise CallerError(
             f"The context has {size} tokens here, num_ctx asks for {wanted}.",
             hint=f"Ask for less, or give it more: flexserve set {model.name} context {wanted}.",

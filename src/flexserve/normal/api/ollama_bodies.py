@@ -32,7 +32,18 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 }
 # The options, and those of older versions that change no answer: how it is computed is the server's affair.
 _OPTIONS = (
-    *("temperature", "top_k", "top_p", "min_p", "typical_p", "seed", "stop", "num_predict", "num_ctx"),
+    *(
+        "temperature",
+        "top_k",
+        "top_p",
+        "min_p",
+        "typical_p",
+        "seed",
+        "stop",
+        "num_predict",
+        "num_ctx",
+        "num_keep",
+    ),
     *("repeat_last_n", "repeat_penalty", "presence_penalty", "frequency_penalty"),
     *("mirostat", "mirostat_tau", "mirostat_eta"),
     *("f16_kv", "vocab_only", "logits_all", "embedding_only"),
@@ -44,6 +55,7 @@ class Options(SamplingFields):
 
     num_predict: Annotated[int, Field(ge=-2, le=1 << 20)] | None = None
     num_ctx: Annotated[int, Field(ge=0, le=1 << 30)] | None = None
+    num_keep: Annotated[int, Field(ge=-1, le=1 << 20)] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -69,6 +81,7 @@ class OllamaRequest(ModelRequest):
 
     options: Options | None = None
     stream: bool | None = None
+    shift: bool | None = None  # whether the answer goes on when the context is full
 
     @model_validator(mode="before")
     @classmethod
@@ -77,7 +90,7 @@ class OllamaRequest(ModelRequest):
         if isinstance(body, dict) and body.get("images"):
             raise refusal("Images", "images")
         refuse_unsupported(body, _UNSUPPORTED)
-        refuse_others(body, {*cls.model_fields, *_UNSUPPORTED, "shift"})
+        refuse_others(body, {*cls.model_fields, *_UNSUPPORTED})
         if not isinstance(body, dict):
             return body
         body = dict(body)
@@ -116,7 +129,8 @@ class _Answered(OllamaRequest):
         schema = None
         if self.format:
             schema = compact({} if self.format == "json" else self.format, "format")
-        return (self.options or Options()).sampling(schema=schema)
+        options = self.options or Options()
+        return options.sampling(schema=schema, n_keep=options.num_keep, shift=self.shift)
 
 
 class _Function(Body):

@@ -78,6 +78,10 @@ class SamplingFields(BaseModel):
     n_predict: Annotated[int, Field(ge=-2, le=MAX_ANSWER_TOKENS)] | None = _field(
         "llama-server's `max_tokens`"
     )
+    n_keep: _Window | None = _field(
+        "tokens of the prompt that stay where a full context is shifted (`flexserve set`); -1: all"
+    )
+    n_discard: _Count | None = _field("how many of those behind them go then; 0: half")
     min_tokens: _Count | None = _field("before these, neither a token nor a text ends the answer")
     ignore_eos: bool | None = _field("none of the model's own tokens ends the answer")
     stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = _field(
@@ -186,6 +190,7 @@ class SamplingFields(BaseModel):
 
 # Fields of Sampling that clients give by the same name and in the same form.
 _SAME = (
+    *("n_keep", "n_discard"),
     *("min_tokens", "ignore_eos", "stop_token_ids", "temperature", "dynatemp_range", "dynatemp_exponent"),
     *("top_p", "min_p", "top_n_sigma", "min_keep", "xtc_probability", "xtc_threshold", "repeat_last_n"),
     *("frequency_penalty", "presence_penalty", "dry_multiplier", "dry_base", "dry_allowed_length"),

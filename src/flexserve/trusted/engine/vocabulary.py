@@ -57,6 +57,11 @@ class Vocabulary:
                 return list(array[:count])
             room = -count
 
+    @property
+    def begins(self) -> bool:
+        """Whether a token of its own begins a text."""
+        return bool(lib.llama_vocab_get_add_bos(self.address))
+
     def encode_parts(self, parts: Sequence[tuple[str, bool]], *, start: bool) -> list[int]:
         """Return the tokens of a text in parts, each with whether control tokens in it are meant.
 
@@ -66,7 +71,7 @@ class Vocabulary:
             (text, special), *_ = parts
             return self.encode(text, special=special, start=start)
         tokens: list[int] = []
-        if start and lib.llama_vocab_get_add_bos(self.address):
+        if start and self.begins:
             tokens.append(int(lib.llama_vocab_bos(self.address)))
         for number, (text, special) in enumerate(parts):
             # A marker that is no control token to llama.cpp is one to it also where none is meant.

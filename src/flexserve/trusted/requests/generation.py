@@ -24,6 +24,8 @@ from flexserve.trusted.engine.context import Span
 from flexserve.trusted.engine.sampler import log_probabilities
 from flexserve.trusted.engine.vocabulary import TextStream
 from flexserve.trusted.kv.slots import Slot
+from flexserve.trusted.open_model import OpenModel
+from flexserve.trusted.requests.context_shift import ContextShift, shift_of
 from flexserve.trusted.text.preparation import Prepared
 from flexserve.trusted.text.stops import StopScanner
 from flexserve.trusted.weights.job import RestoreStats
@@ -48,8 +50,9 @@ class Generation:
         self.slot: Slot | None = None
         self.done = self._cached = self._count = 0
         self._was_damaged = False
-        room, asked = entry.context.size - self._prompt_size, self._sampling.max_tokens
-        self._limit = room if asked is None else min(asked, room)
+        self._shift = _shift_of(entry, self._sampling, self._prompt_size)
+        self._shifted = False
+        self._limit = self._answer_limit()
         self._stream = TextStream(entry.vocabulary, prepared.shown)
         self._scanner = StopScanner(self._sampling.stop)
         self._sampler, self._thoughts, self._echo = prepared.sampler, prepared.thoughts, prepared.echo
@@ -115,7 +118,7 @@ class Generation:
     @property
     def scores(self) -> bool:
         """Whether the probabilities of the next tokens to compute are asked for: they are the prompt's."""
-        return scores_prompt(self._sampling) and self.done < self._prompt_size
+        return scores_prompt(self._sampling) and self._said < self._prompt_size
 
     def span(self, limit: int) -> Span:
         """Return the next tokens to compute, at most `limit`."""
@@ -165,6 +168,8 @@ class Generation:
         if self._count >= self._limit:
             self._finish_text()
             return "length"
+        if self._shift is not None and len(self.tokens) >= self._shift.size:
+            self._make_room(self._shift)
         return None
 
     def finished(self, reason: str) -> Finished:
@@ -177,7 +182,8 @@ class Generation:
             ttft=self._first - self._received,
         )
         return Finished(
-            self.request.request, reason, Usage(self._prompt_size, self._count, self._cached), timings
+            *(self.request.request, reason, Usage(self._prompt_size, self._count, self._cached), timings),
+            shifted=self._shifted,
         )
 
     def close(self) -> None:
@@ -185,6 +191,19 @@ class Generation:
         self._sampler.close()
 
     # ---- inside --------------------------------------------------------------------------------
+
+    def _answer_limit(self) -> int:
+        """Return how many tokens the answer has at most."""
+        asked, room = self._sampling.max_tokens, self.entry.context.size - self._prompt_size
+        if self._shift is not None:
+            return self._shift.longest_answer if asked is None else asked
+        return room if asked is None else min(asked, room)
+
+    def _make_room(self, shift: ContextShift) -> None:
+        """Go on without a part of what the full context holds; what is behind that is to be computed anew."""
+        self._shifted, self._slot.coming = True, ()  # nobody waits any more for the prompt's KV
+        self.tokens, self.done = shift.shift(self.tokens)
+        self.go_on()
 
     def _next(self, logits: NDArray[np.float32]) -> int:
         """Return the next token: the model's choice, or one that ends a thought."""
@@ -231,6 +250,19 @@ class Generation:
 
     def _scored(self, token: int, scores: NDArray[np.float64]) -> TokenLogprob:
         return TokenLogprob(self.entry.vocabulary.piece(token), float(scores[token]), token)
+
+
+def _shift_of(entry: OpenModel, sampling: Sampling, prompt: int) -> ContextShift | None:
+    """Return how a full context is shifted; None: the answer ends there."""
+    if not (entry.limits.shift and sampling.shift):
+        return None
+    return shift_of(
+        entry.context.size,
+        prompt=prompt,
+        begun=entry.vocabulary.begins,
+        keep=sampling.n_keep,
+        discard=sampling.n_discard,
+    )
 
 
 def scores_prompt(sampling: Sampling) -> bool:
