@@ -4,10 +4,10 @@ BIN   := $(VENV)/bin
 STAMP := $(VENV)/.setup-$(shell cat requirements-dev.lock pyproject.toml tools/setup.sh tools/llama.cmake | sha256sum | cut -c1-16)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check test-real proofs mutants bench lock clean
+.PHONY: help setup demo test check test-real test-trustzone proofs mutants bench lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## make .venv with everything in it (once; builds llama.cpp: some minutes)
 
@@ -69,6 +69,9 @@ test-real: $(STAMP) $(REAL) ## test with real weights and the templates that lla
 
 $(REAL): tests/real/requirements.txt tools/fetch_real.sh requirements-dev.lock | $(STAMP)
 	@tools/fetch_real.sh $(@D)
+
+test-trustzone: $(STAMP) ## test each API with a server on the emulated machine
+	$(BIN)/pytest --platform trustzone --timeout 1800 tests/conformance tests/clients
 
 proofs: ## prove the monitor's core and try its small machines in full, and record it: when their sources changed
 	@$(MAKE) --no-print-directory -C monitor proofs

@@ -22,6 +22,11 @@ settings.register_profile(
 DEAREST_FIRST = ("vm", "engine")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    platforms = ("linux", "trustzone")
+    parser.addoption("--platform", choices=platforms, default="linux", help="of the servers that clients ask")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Begin with what takes longest, so that no process that runs tests ends long after the others.
 

@@ -9,8 +9,8 @@ from real_server import Connected, Server
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("conformance"))
+def server(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("conformance"), platform=pytestconfig.getoption("platform"))
     yield server
     assert server.end() == 0
 

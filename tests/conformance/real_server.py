@@ -37,18 +37,19 @@ TEMPLATE = """{{ bos_token }}{% if tools %}<tools>{% for tool in tools %}{{ tool
 class Server:
     """A running server (in `group`) over a store in `folder`: its addresses, and clients of it."""
 
-    def __init__(self, folder: Path, group: MemoryGroup | None = None) -> None:
+    def __init__(self, folder: Path, group: MemoryGroup | None = None, *, platform: str = "linux") -> None:
         self.store = Store(folder / "store", DeviceKey.load_or_create(folder / "device.key"))
         _fill(self.store, folder)
         self.unix = folder / "socket"
         command = [sys.executable, "-m", "flexserve.cli", "serve", "--port", "0", "--socket", str(self.unix)]
         command += ["--models", str(folder / "store"), "--device-key", str(folder / "device.key")]
-        command += ["--threads", "1", "--context", "512", "--memory", _memory(), "--log-level", "error"]
+        command += ["--threads", "1", "--context", "512", "--log-level", "error", "--platform", platform]
+        command += ["--memory", _memory()] if platform == "linux" else ["--guest-memory", "512M", "--no-npu"]
         command = group.command(command) if group else command
         environment = {**os.environ, "XDG_CONFIG_HOME": str(folder), "FLEXSERVE_API_KEY": KEY}
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
         assert self._process.stdout is not None
-        banner = self._process.stdout.readline()
+        banner = next((line for line in self._process.stdout if "http://" in line), "")
         self.url = banner.split()[3].rstrip(",") if banner else ""
 
     def end(self) -> int:
