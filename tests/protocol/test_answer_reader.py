@@ -239,3 +239,24 @@ def test_text_is_let_out_as_soon_as_it_cannot_become_a_call() -> None:
     assert reader.feed("Hello <tool") == [Said("Hello")]
     assert reader.feed(" box") == [Said(" <tool box")]
     assert reader.feed(f" and {HERMES.open}") == [Said(" and")]
+
+
+@pytest.mark.parametrize("opening", ["", "[", " [ "])
+def test_a_call_without_marks_is_streamed_once_it_calls_a_tool_on_offer(opening: str) -> None:
+    reader = AnswerReader(Notation(), "", TOOLS)
+    assert reader.feed(opening + '{"name": "f", "parameters": ') == []
+    begun = reader.feed('{"x": 1')
+    assert without_ids(begun) == ["f", Arguments('{"x": 1')]
+    assert reader.feed("}") == [Arguments("}")]
+
+
+def test_json_that_calls_no_tool_on_offer_is_said() -> None:
+    reader = AnswerReader(Notation(), "", TOOLS)
+    text = '{"name": "someone", "parameters": {"x": 1}, "age": 5} is'
+    found = reader.feed(text) + reader.finish()
+    assert joined(found) == [Said(text)]
+
+
+def test_what_follows_a_call_without_marks_is_said() -> None:
+    found = read(Notation(), '{"name": "f", "parameters": {}} There.', [3])
+    assert without_ids(found) == ["f", Arguments("{}"), Said("There.")]

@@ -104,8 +104,15 @@ class AnswerReader:
         held.take(len(mark) if at >= 0 else 0)
 
     def _bare(self, notations: Sequence[CallNotation]) -> Waiting[bool]:
-        """Take an answer that is nothing but calls; False when it is, or may be, something else."""
+        """Take an answer that is nothing but calls; False when it is, or may be, something else.
+
+        One that begins by calling a tool on offer is a call: what follows it is not waited for.
+        """
         bare = next(notation for notation in notations if notation.bare)
+        if bare.style is Style.JSON and (yield from self._calls.begins(bare)):
+            yield from self._calls.group(bare)
+            self._held.take((yield from self._held.blank(0)))
+            return False
         while not self._held.final:
             if not _may_be_bare(self._held.text, bare.style) or len(self._held.text) > MAX_BARE:
                 return False

@@ -62,6 +62,14 @@ class CallReader:
             self._held.take((yield from self._optional(0, notation.end)))
         return count > 0
 
+    def begins(self, notation: CallNotation) -> Waiting[bool]:
+        """Return whether the text begins with a call, in JSON, of a tool that is on offer."""
+        at = yield from self._held.blank(0)
+        if (yield from self._held.char(at)) == "[":
+            at = yield from self._held.blank(at + 1)
+        head = yield from self._head(notation, at)
+        return head is not None and head[0] in self._tools
+
     def whole(self, notation: CallNotation) -> bool:
         """Take the calls that all of the text consists of; False when it holds anything else."""
         text = self._held.text
