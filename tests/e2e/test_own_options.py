@@ -57,8 +57,9 @@ def test_kv_takes_memory_by_context_and_type(configured: DrivenWorld, model: str
 
 def test_a_prompt_longer_than_the_models_own_context_is_refused(configured: DrivenWorld, model: str) -> None:
     configured.configure({model: ModelOptions(context=16)})
-    with pytest.raises(CallerError, match="context holds 16") as caught:
+    with pytest.raises(CallerError, match="16") as caught:
         configured.generate(model, PROMPT, 4)
+    assert caught.value.code == "context_length_exceeded"
     assert "flexserve set MODEL context" in caught.value.hint
 
 
