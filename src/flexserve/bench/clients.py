@@ -3,11 +3,11 @@
     python -m flexserve.bench.clients FILE.gguf --beside URL [--clients 1,8,32] [--rounds 5]
 
 URL is of any server that has the OpenAI API and serves the same file, such as llama-server with as many
-slots as there are clients. FILE is served by a FlexServe of its own. In each round and for each number of
-clients, both are asked the same, one after the other, in turns of who is first: every client streams an
-answer to a prompt of its own, then asks again with that answer and some words more in its prompt, most of
-which a server need not compute again. Prints a table of medians with the lowest and the highest sample,
-and the median of ratios within a round.
+slots as there are clients. FILE is served by a FlexServe of its own, which has as many. In each round and
+for each number of clients, both are asked the same, one after the other, in turns of who is first: every
+client streams an answer to a prompt of its own, then asks again with that answer and some words more in its
+prompt, most of which a server need not compute again. Prints a table of medians with the lowest and the
+highest sample, and the median of ratios within a round.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import httpx
 from flexserve.errors import FlexServeError, PeerError
 from flexserve.harness.served import FLEXSERVE, Served, own_environment
 
+_MAX_PARALLEL = 64  # as `flexserve serve` has it
 _PATIENCE = 600.0  # seconds without a byte on a stream
 _WORDS = 60  # of a prompt
 _MORE = " and then what"
@@ -179,9 +180,10 @@ def main() -> int:
         add = [*FLEXSERVE, "add", str(options.model), "--name", "model"]
         if subprocess.run(add, env=environment, check=False, stdout=subprocess.DEVNULL).returncode:
             return 1  # it has said why
-        queue = str(2 * max(options.clients))
+        most = max(options.clients)
+        arguments = ("--max-queue", str(2 * most), "--parallel", str(min(most, _MAX_PARALLEL)))
         try:
-            with Served(environment, Path(name) / "log", ("--max-queue", queue)) as server:
+            with Served(environment, Path(name) / "log", arguments) as server:
                 samples = asyncio.run(_compare(server.url, options.beside, options))
                 server.stop()
         except (FlexServeError, httpx.HTTPError) as error:
