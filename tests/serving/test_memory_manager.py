@@ -224,8 +224,20 @@ def test_idle_kv_is_sealed_once_it_was_left_alone_for_a_second() -> None:
     assert wait is not None
     assert 0.5 < wait <= 1
     app.models["a"].last_used -= 1
+    memory._models._used["a"] = (time.monotonic() - 1, None)
     assert memory.tidy() == 0
     assert ("seal", "a", 0) in app.calls
+
+
+def test_no_kv_is_sealed_right_after_a_request_when_the_next_one_often_comes() -> None:
+    app = FakeApp(a=loaded(4, idle_kv=CHUNK), b=loaded(4))
+    app.models["a"].sealed = False
+    memory = manager(app)
+    memory._models.used("b", None)
+    wait = memory.tidy()
+    assert wait is not None
+    assert 0 < wait <= 0.25
+    assert ("seal", "a", 0) not in app.calls
 
 
 def test_what_was_granted_for_a_graph_is_kept_for_a_moment_after_it_and_no_longer() -> None:

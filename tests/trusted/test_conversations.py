@@ -81,6 +81,23 @@ def test_a_short_conversation_that_makes_way_is_not_worth_sealing(world: World) 
     assert world.unsealed() == []
 
 
+def test_a_conversation_that_goes_on_without_its_end_does_not_wait_for_that_to_be_sealed(
+    world: World,
+) -> None:
+    world.say(FIRST + SECOND)
+    text = FIRST + SECOND + world.text()
+    assert world.say(text[:-2] + "but said otherwise>").usage.cached_tokens == len(text) - 2
+    assert world.counters.sealed == 0
+
+
+def test_a_conversation_that_loses_more_than_its_end_is_sealed(world: World) -> None:
+    long = FIRST + SECOND * 3
+    world.say(long)
+    said = len(world.text())
+    assert world.say(long[: len(long) - 100 + said] + "another way>").usage.cached_tokens < len(long)
+    assert world.counters.sealed == 1
+
+
 def test_a_conversation_that_cannot_be_cut_is_computed_from_its_beginning(world: World) -> None:
     world.entry()._model.goes_back = False
     world.say(FIRST)

@@ -30,6 +30,7 @@ R = TypeVar("R")
 
 _PAUSE = 2.0  # seconds between two looks at what could be moved or brought back
 _LOADING = 0.1  # seconds between two looks at whether a piece has come back
+_QUIET = 0.25  # seconds after any request within which a client's next one often comes: none is kept waiting
 _SEAL_AFTER = 1.0  # seconds after its last use that KV is sealed, when there is nothing else to do
 
 
@@ -208,7 +209,8 @@ class MemoryManager:
         for kv in self._app.idle_kv():
             if not kv.worth_sealing:
                 continue
-            wait = kv.last_used + _SEAL_AFTER - time.monotonic()
+            since = max(kv.last_used + _SEAL_AFTER, self._models.last_ended() + _QUIET)
+            wait = since - time.monotonic()
             if wait <= 0:
                 self.provide(kv.model, self._app.sealing_size(kv.model, kv.sequence))
                 self._app.seal(kv.model, kv.sequence)
@@ -251,8 +253,7 @@ class MemoryManager:
         """
         if not self._app.unused():
             return None
-        last = max((self._models.last_used(memory.name) for memory in self._app.memory()), default=0.0)
-        wait = last + _PAUSE - time.monotonic()
+        wait = self._models.last_ended() + _PAUSE - time.monotonic()
         if wait > 0:
             return wait
         self._app.report_returned(self._app.return_unused())

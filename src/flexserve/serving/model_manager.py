@@ -104,6 +104,11 @@ class ModelManager:
         with self._lock:
             return self._used.get(model, (0.0, None))[0]
 
+    def last_ended(self) -> float:
+        """Return when a request of an open model ended last (monotonic seconds)."""
+        with self._lock:
+            return max((when for when, _ in self._used.values()), default=0.0)
+
     def is_kept(self, model: str, now: float) -> bool | None:
         """Return whether the last user of `model` wants it kept at `now`; None: as usual."""
         with self._lock:

@@ -11,6 +11,7 @@ from flexserve.trusted.engine.context import Context
 from flexserve.trusted.kv.sealed import WORTHWHILE, SealedKv
 from flexserve.trusted.kv.slots import Slot, choose, common_prefix, sharing
 
+_END = 64  # tokens; a conversation that goes on without so many would wait longer for them to be sealed
 _SEAL_SPEED = 300e6  # bytes per second, a cautious guess: what a recall's deadline leaves room for
 
 
@@ -42,7 +43,7 @@ class Conversations:
                 return None
             slot.busy = True
         try:
-            if kept < len(slot.tokens):
+            if _loses_much(slot, kept):
                 self._seal(slot, ask=True)  # it is somebody's conversation
             kept = self._resume(slot, owner, known, kept)
             if source is not None and kept + WORTHWHILE < source[1]:
@@ -92,7 +93,7 @@ class Conversations:
                 return 0
             slot, kept = found
             source = self._source(owner, known, kept)
-        seals = kept < len(slot.tokens) and _is_worth_sealing(slot)
+        seals = _loses_much(slot, kept) and _is_worth_sealing(slot)
         sealed = self._sealed.find(owner, known, self._context.usable_saved)
         resumes = sealed[0].size if sealed is not None and sealed[1] > kept + WORTHWHILE else 0
         return max(
@@ -205,6 +206,13 @@ class Conversations:
             (s for s in self._slots if not (s.busy or s.sealing) and has_memory(s.number)),
             key=lambda s: s.last_used,
         )
+
+
+def _loses_much(slot: Slot, kept: int) -> bool:
+    """Return whether a prompt that uses the first `kept` tokens of `slot` takes more from its conversation
+    than its end: clients send an answer back as other tokens than it was generated in, or ask again.
+    """
+    return len(slot.tokens) - kept > (_END if kept else 0)
 
 
 def _is_worth_sealing(slot: Slot) -> bool:
