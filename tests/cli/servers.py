@@ -17,7 +17,7 @@ from typer.testing import Result
 from flexserve.normal.api.app import create_app
 from flexserve.normal.world import supervised
 from flexserve.policy.pressure import Limits
-from flexserve.protocol.messages import Cancel, Generate
+from flexserve.protocol.messages import Cancel, Convert, Generate
 from flexserve.testing.scripted_link import AdjustableMemory, ScriptedLink
 from flexserve.testing.scripted_world import Behaviour, Fault, Script
 from flexserve.units import GIB, MIB
@@ -53,6 +53,10 @@ class ScriptedServer:
     @property
     def asked(self) -> list[Generate]:
         return self._link.scripted.every(Generate)
+
+    @property
+    def converted(self) -> list[Convert]:
+        return self._link.scripted.every(Convert)
 
     @property
     def cancelled(self) -> bool:

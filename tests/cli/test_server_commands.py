@@ -112,8 +112,16 @@ def test_no_proxy_of_the_environment_is_asked(
 def test_recall_prints_what_the_os_got(cli: Cli, server: ScriptedServer) -> None:
     result = cli("recall", "--all")
     assert result.exit_code == 0
-    assert result.stdout.startswith("the OS got 0 B back in 1.0 ms: it counted")
+    assert result.stdout.startswith("the OS got 0 B back in 1.0 ms: the secure process had ")
     assert "given up: scratch of tiny" in result.stdout
+
+
+def test_stop_lets_a_model_go(cli: Cli, server: ScriptedServer) -> None:
+    assert "tiny goes as soon as no request runs" in cli("stop", "tiny").stdout
+    assert [(told.model, told.keep_alive) for told in server.converted] == [("tiny", 0)]
+    failed = cli("stop", "nosuch")
+    assert failed.exit_code == 1
+    assert "nosuch" in failed.stderr
 
 
 def test_recall_as_json_has_counts_before_and_after(cli: Cli, server: ScriptedServer) -> None:

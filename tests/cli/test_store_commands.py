@@ -196,3 +196,25 @@ def test_another_store_and_key_can_be_named(cli: Cli, gguf: Path, tmp_path: Path
     assert "small" in cli("list", *where).stdout
     assert (tmp_path / "keys/key").exists()
     assert not (home / "config/flexserve/device.key").exists()
+
+
+def test_du_shows_what_each_model_takes_and_gc_frees_what_can_be_made_again(
+    cli: Cli, gguf: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flexserve.cli.models.try_model", lambda *_arguments: "")
+    assert cli("add", str(gguf), "--name", "small").exit_code == 0
+    store = next(home.rglob("small.flex")).parent.parent
+    model_id = json.loads(cli("show", "small", "--json").stdout)["model_id"]
+    made = [store / "images" / f"{model_id}-x.img", store / "kv" / f"{model_id}-x.kv"]
+    made.append(store / "models" / "later.part")
+    for path in made:
+        path.write_bytes(bytes(8192))
+    rows = {row.pop("name"): row for row in json.loads(cli("du", "--json").stdout)["models"]}
+    assert rows["small"]["sealed"] >= gguf.stat().st_size
+    assert (rows["small"]["images"], rows["small"]["kv"], rows["later"]["unfinished"]) == (8192, 8192, 8192)
+    assert "in all" in cli("du").stdout
+    assert cli("gc").stdout == "0 B of disk freed\n"
+    for option, path in zip(("--images", "--kv", "--unfinished"), made, strict=True):
+        assert cli("gc", option).stdout == "8.0 KiB of disk freed\n"
+        assert not path.exists()
+    assert cli("verify", "small").exit_code == 0

@@ -126,6 +126,15 @@ def test_without_a_server_run_starts_worlds_of_its_own(cli: Cli, private: None) 
     assert "answered by a secure world of this command's own" in result.stderr
 
 
+@pytest.mark.parametrize("command", ["run", "chat"])
+def test_a_server_that_was_named_and_does_not_answer_is_not_replaced(
+    cli: Cli, private: None, command: str
+) -> None:
+    result = cli(command, "tiny", "--port", "9", stdin="Hi?\n")
+    assert result.exit_code == 1
+    assert "No server answers at http://127.0.0.1:9." in result.stderr
+
+
 def test_a_secure_world_that_cannot_start_says_why(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     command = scripted_command(Script(dies_at_start=True))
     monkeypatch.setattr(world, "secure_command", lambda _, channel_fd, program: command(channel_fd))
@@ -189,6 +198,14 @@ def test_chat_does_not_guess_among_models(
         result = cli("chat", stdin="Hi?\n")
     assert result.exit_code == 1
     assert ("Name one: flexserve chat MODEL" if models else "flexserve add") in result.stderr
+
+
+def test_chat_with_a_model_that_is_not_there_fails_at_once(cli: Cli, server: ScriptedServer) -> None:
+    result = cli("chat", "nosuch", stdin="my secret\n")
+    assert result.exit_code == 1
+    assert "There is no model named 'nosuch'" in result.stderr
+    assert "tiny" in result.stderr
+    assert server.asked == []
 
 
 def test_chat_works_in_worlds_of_its_own(cli: Cli, private: None) -> None:

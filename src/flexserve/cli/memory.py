@@ -180,7 +180,7 @@ def _show_decision(line: Decision, *, as_json: bool) -> None:
     if as_json:
         builtins: Any = msgspec.to_builtins(line)
         return typer.echo(json.dumps(builtins, ensure_ascii=False))
-    at = datetime.datetime.fromtimestamp(line.at).strftime("%H:%M:%S")
+    at = datetime.datetime.fromtimestamp(line.at).strftime("%Y-%m-%d %H:%M:%S")
     times = f" in {line.count} parts" if line.count > 1 else ""
     size = f"{format_size(line.size)}{times}: " if line.size else ""
     return terminal.say(f"{at}  {line.kind:8}{size}{line.reason}")

@@ -1,4 +1,4 @@
-"""Commands on the store: add, list, show, verify, rm."""
+"""Commands on the store: add, list, show, verify, rm, du, gc."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ def register(app: typer.Typer) -> None:
     app.command("show", epilog="Example: flexserve show llama")(show)
     app.command("verify", epilog="Example: flexserve verify --all")(verify)
     app.command("rm", epilog="Example: flexserve rm llama --yes")(remove)
+    app.command("du", epilog="Example: flexserve du --json")(usage)
+    app.command("gc", epilog="Example: flexserve gc --unfinished")(collect)
 
 
 def add(
@@ -185,6 +187,38 @@ def remove(
     if adapters:
         terminal.say(f"note: {', '.join(adapters)} cannot be used until {model} is added again")
     return None
+
+
+def usage(models: ModelsFolder = None, device_key: DeviceKeyFile = None, as_json: AsJson = False) -> None:
+    """Show what the store takes on the disk."""
+    sizes = open_store(_settings(models, device_key)).usage()
+    if as_json:
+        rows = [{"name": name, **msgspec.to_builtins(size)} for name, size in sizes.items()]
+        return terminal.show_json({"models": rows})
+    table = [[name, *map(format_size, msgspec.structs.astuple(size))] for name, size in sizes.items()]
+    columns = ["MODEL", "SEALED", "IMAGES", "KV", "UNFINISHED"]
+    if table:
+        terminal.show_table(columns, table, right=tuple(columns[1:]))
+    total = sum(sum(msgspec.structs.astuple(size)) for size in sizes.values())
+    return terminal.say(f"{format_size(total)} in all")
+
+
+def collect(
+    images: Annotated[
+        bool, typer.Option("--images", help="Images too: the next start of each model makes its own again.")
+    ] = False,
+    kv: Annotated[
+        bool, typer.Option("--kv", help="Sealed KV too: long conversations are computed again.")
+    ] = False,
+    unfinished: Annotated[
+        bool, typer.Option("--unfinished", help="What pulls left that broke off, too.")
+    ] = False,
+    models: ModelsFolder = None,
+    device_key: DeviceKeyFile = None,
+) -> None:
+    """Free disk that no model needs: what is left of models that are gone, and what can be made again."""
+    freed = open_store(_settings(models, device_key)).collect(images=images, kv=kv, unfinished=unfinished)
+    terminal.say(f"{format_size(freed)} of disk freed")
 
 
 def open_store(settings: Settings) -> Store:

@@ -1,4 +1,4 @@
-"""Commands on a server: serve, ps, recall."""
+"""Commands on a server: serve, ps, recall, stop."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from flexserve.cli.options import (
     Host,
     KvTypeName,
     MemoryKind,
+    ModelName,
     ModelsFolder,
     Npu,
     Platform,
@@ -37,6 +38,7 @@ def register(app: typer.Typer) -> None:
     app.command("serve", epilog="Example: flexserve serve --port 8080 --memory secret")(serve)
     app.command("ps", epilog="Example: flexserve ps --json")(ps)
     app.command("recall", epilog="Example: flexserve recall 512M --deadline 100")(recall)
+    app.command("stop", epilog="Example: flexserve stop llama")(stop)
 
 
 def serve(
@@ -238,6 +240,16 @@ def recall(
         show_recall(result)
 
 
+def stop(model: ModelName, host: Host = None, port: Port = None, unix_socket: UnixSocket = None) -> None:
+    """Let a model go: all its memory goes back now. The next request brings it in again.
+
+    A running request keeps it until that has ended.
+    """
+    with client(host, port, unix_socket) as server:
+        server.let_go(model)
+    terminal.say(f"{model} goes as soon as no request runs")
+
+
 def client(host: str | None, port: int | None, unix_socket: Path | None) -> Client:
     """Return a client of the configured server."""
     from flexserve import settings
@@ -286,16 +298,11 @@ def show_states(states: States) -> None:
 def show_recall(result: RecallResult) -> None:
     """Print what a recall brought, for people."""
     measured = result.measured
-    place = "handed over" if measured.after.guest else "in the secure process"
+    asked = "" if result.asked is None else f", of {format_size(result.asked)} asked,"
+    holder = "the secure world" if measured.after.guest else "the secure process"
     terminal.say(
-        f"the OS got {format_size(measured.freed)} back in {result.elapsed_ms:.1f} ms: it counted "
-        f"{format_size(measured.before.secure_rss)} {place} before, "
-        f"{format_size(measured.after.secure_rss)} after"
-    )
-    asked = "" if result.asked is None else f" of {format_size(result.asked)} asked"
-    terminal.say(
-        f"the secure world released {format_size(result.returned)}{asked}: pages of secure memory took "
-        f"{format_size(result.claimed.before)} before, {format_size(result.claimed.after)} after"
+        f"the OS got {format_size(measured.freed)} back{asked} in {result.elapsed_ms:.1f} ms: {holder} had "
+        f"{format_size(measured.before.secure_rss)} and has {format_size(measured.after.secure_rss)}"
     )
     if result.plan:
         terminal.say(f"given up: {', '.join(result.plan)}")

@@ -27,7 +27,7 @@ from flexserve.cli.options import (
     Threads,
     UnixSocket,
 )
-from flexserve.errors import CallerError
+from flexserve.errors import CallerError, UnknownModelError
 
 if TYPE_CHECKING:
     from flexserve.cli.worlds import Responder
@@ -104,7 +104,7 @@ def run(
     )
     talks = prompt is None and not as_json and sys.stdin.isatty()
     messages = [] if talks else [ChatMessage("user", _prompt(prompt))]
-    with responder(chosen, ctx.obj) as who:
+    with responder(chosen, ctx.obj, named=_named(host, port, unix_socket)) as who:
         _introduce(who, verbose=verbose or talks, silent=as_json)
         _note_template(who, model)
         if talks:
@@ -165,9 +165,9 @@ def chat(
         models=models,
         device_key=device_key,
     )
-    with responder(chosen, ctx.obj) as who:
+    with responder(chosen, ctx.obj, named=_named(host, port, unix_socket)) as who:
         _introduce(who, verbose=True, silent=False)
-        model = model or _only_model(who)
+        model = _known_model(who, model) if model else _only_model(who)
         _note_template(who, model)
         Conversation(who, model, sampling, stats=stats).hold(messages_of_terminal())
 
@@ -186,13 +186,28 @@ def _note_template(who: Responder, model: str) -> None:
         terminal.note(f"{model} brings {NO_TEMPLATE}")
 
 
+def _named(host: Host, port: Port, unix_socket: UnixSocket) -> bool:
+    """Return whether the command line names a server."""
+    return (host, port, unix_socket) != (None, None, None)
+
+
+def _known_model(who: Responder, model: str) -> str:
+    names = who.models()
+    if model not in names:
+        shown = f"There are: {', '.join(names[:10])}." if names else "Get one with `flexserve pull`."
+        raise UnknownModelError(f"There is no model named {model[:64]!r}.", hint=shown)
+    return model
+
+
 def _only_model(who: Responder) -> str:
     names = who.models()
     match names:
         case [name]:
             return name
         case []:
-            raise CallerError("There is no model yet.", hint="Add one with `flexserve add FILE.gguf`.")
+            raise CallerError(
+                "There is no model yet.", hint="Get one with `flexserve pull`, or `flexserve add FILE.gguf`."
+            )
         case _:
             shown = ", ".join(names[:10])
             raise CallerError("There are several models.", hint=f"Name one: flexserve chat MODEL ({shown}).")

@@ -221,20 +221,23 @@ def _pieces(parts: list[Part]) -> Iterator[str | Thought]:
 
 
 @contextlib.contextmanager
-def responder(settings: Settings, early: EarlyWorld | None) -> Iterator[Responder]:
+def responder(settings: Settings, early: EarlyWorld | None, *, named: bool = False) -> Iterator[Responder]:
     """Yield the configured server if one answers, else worlds started for this block.
 
     `early`: a secure world that waits for its options; ended here when none is needed.
+    `named`: somebody said which server, so no other place will do: raises NoServerError when none answers.
     Raises PeerError when something that is no FlexServe server listens there: it gets no prompt.
     """
     address = settings.address()
-    if not address.is_silent():
+    if named or not address.is_silent():
         from flexserve.normal.client import Client
 
         with Client(address) as client:
             try:
                 server = ServerResponder(client)
             except NoServerError:
+                if named:
+                    raise
                 server = None
             if server is not None:
                 begin(early, None)

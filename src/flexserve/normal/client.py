@@ -91,6 +91,10 @@ class Client:
         """Take `size` bytes back (None: all that no running request uses); return what came."""
         return self._whole("POST", "/recall", RecallResult, {"bytes": size, "deadline_ms": deadline_ms})
 
+    def let_go(self, model: str) -> None:
+        """Have `model` leave memory as soon as no request uses it. Raises UnknownModelError."""
+        self._whole("POST", "/memory/unload", dict, {"model": model})
+
     def memory(self) -> MemoryState:
         """Return what is granted and what may be."""
         return self._whole("GET", "/memory", MemoryState)

@@ -51,10 +51,19 @@ class CapRequest(_Body):
     size: Bytes | None
 
 
+ModelName = Annotated[str, Field(min_length=1, max_length=128)]
+
+
+class UnloadRequest(_Body):
+    """Body of POST /memory/unload."""
+
+    model: ModelName
+
+
 class PinsRequest(_Body):
     """Body of PUT /memory/pins: the models to pin, all of them."""
 
-    models: Annotated[list[Annotated[str, Field(min_length=1, max_length=128)]], Field(max_length=MAX_PINS)]
+    models: Annotated[list[ModelName], Field(max_length=MAX_PINS)]
 
 
 @router.get("")
@@ -110,6 +119,13 @@ async def set_pins(request: Request, body: PinsRequest) -> Response:
     world = world_of(request)
     await world.set_pins(body.models)
     return JSONResponse({"pins": world.pins})
+
+
+@router.post("/unload")
+async def unload(request: Request, body: UnloadRequest) -> Response:
+    """Let a model go: its memory goes back as soon as no request uses it."""
+    await world_of(request).warm(body.model, 0)
+    return JSONResponse({"model": body.model})
 
 
 @router.get("/decisions")

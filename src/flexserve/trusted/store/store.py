@@ -22,10 +22,12 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
+
 from flexserve.errors import CallerError, NormalWorldError, StoredDataError, UnknownModelError
 from flexserve.private_files import refuse_shared
 from flexserve.trusted.store.container import Progress, SealedModel, read_manifest
-from flexserve.trusted.store.files import disk_errors, make_folder, sweep, sync_folder
+from flexserve.trusted.store.files import disk_errors, make_folder, open_locked, sweep, sync_folder
 from flexserve.trusted.store.keys import Device
 from flexserve.trusted.store.manifest import NAME_RULE, Manifest, check_name, is_name
 from flexserve.trusted.store.record import Record, read_record, write_record
@@ -37,6 +39,15 @@ _MODEL, _PART, _IMAGE, _KV, _RECORD = ".flex", ".part", ".img", ".kv", ".able"
 _NAMES_IN_HINT = 10
 _MANIFESTS = 256  # that are remembered
 _Stamp = tuple[int, int, int, int, int]
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Bytes on the disk that are of one model."""
+
+    sealed: int = 0
+    images: int = 0
+    kv: int = 0
+    unfinished: int = 0
 
 
 class Store:
@@ -206,6 +217,36 @@ class Store:
             sync_folder(self._models)
         return freed + self._sweep_orphans()
 
+    def usage(self) -> dict[str, Usage]:
+        """Return what each model takes, by name; images and KV of damaged models are counted nowhere."""
+        found = {
+            name: Usage(
+                sealed=_on_disk(self._path(name)),
+                images=sum(map(_on_disk, self.images(entry))) if isinstance(entry, Manifest) else 0,
+                kv=sum(map(_on_disk, self.kv_paths(entry))) if isinstance(entry, Manifest) else 0,
+            )
+            for name, entry in self._scan()
+        }
+        for name in self.unfinished():
+            part = _on_disk(self._path(name).with_suffix(_PART))
+            found[name] = msgspec.structs.replace(found.get(name, Usage()), unfinished=part)
+        return dict(sorted(found.items()))
+
+    def collect(self, *, images: bool, kv: bool, unfinished: bool) -> int:
+        """Remove what belongs to no model, and the named kinds of what can be made again.
+
+        Returns the bytes of disk freed.         An unfinished model that somebody pulls now stays.
+        """
+        freed = self._sweep_orphans()
+        kinds = [(self._images, _IMAGE)] * images + [(self._kv, _KV)] * kv
+        with disk_errors(f"Cleaning up {self.root}"):
+            freed += sum(_unlink(path) for folder, kind in kinds for path in folder.glob(f"*{kind}"))
+        for name in self.unfinished() if unfinished else ():
+            part = self._path(name).with_suffix(_PART)
+            with contextlib.suppress(CallerError), open_locked(part), disk_errors(f"Removing {name}"):
+                freed += _unlink(part)
+        return freed
+
     def image_path(self, manifest: Manifest, fingerprint: str) -> Path:
         """Return where the image of a model for one CPU and llama.cpp belongs."""
         digest = hashlib.sha256(fingerprint.encode()).hexdigest()[:16]
@@ -305,13 +346,19 @@ def _is_model(file: str) -> bool:
     return file.endswith(_MODEL) and is_name(file.removesuffix(_MODEL))
 
 
-def _unlink(path: Path) -> int:
-    """Remove `path` if it is there; return the bytes of disk it had."""
+def _on_disk(path: Path) -> int:
+    """Return the bytes of disk that `path` has; 0: it is gone."""
     try:
-        size = os.lstat(path).st_blocks * 512
-        os.unlink(path)
+        return os.lstat(path).st_blocks * 512
     except FileNotFoundError:
         return 0
+
+
+def _unlink(path: Path) -> int:
+    """Remove `path` if it is there; return the bytes of disk it had."""
+    size = _on_disk(path)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
     return size
 
 
