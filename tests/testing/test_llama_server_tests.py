@@ -49,11 +49,11 @@ def test_the_report_counts_what_applies_and_gives_a_reason_for_the_rest(tmp_path
         return [tmp_path / name]
 
     bad, left = '<failure message="m"/>', '<skipped message="not applicable: pages"/>'
-    peer = write("peer.xml", ("good", ""), ("bad", ""), ("other", bad), ("page", left))
+    peer = write("peer.xml", ("good", ""), ("bad", ""), ("late", ""), ("other", bad), ("page", left))
     ours = write("ours.xml", ("good", ""), ("bad", bad), ("other", bad), ("page", left))
     text = report(peer, ours)
-    assert "| `test_a` | 2 | 1 |" in text
-    assert "**1** (50 %)" in text
+    assert "| `test_a` | 3 | 2 | 1 |" in text
+    assert "**1** (50 % of those run)" in text
     assert "| `test_a::bad` | 1 | not looked into yet |" in text
     assert "| 1 | pages |" in text
     assert "| 1 | llama-server itself fails it" in text

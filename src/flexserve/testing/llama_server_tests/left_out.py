@@ -60,6 +60,7 @@ UNMET = {
     "test_chat_completion::test_chat_completion_with_timings_per_token": "times are told at the end only",
     "test_compat_anthropic::test_anthropic_tool_result_with_image": _STATUS,
     "test_compat_anthropic::test_anthropic_vision_format_accepted": _STATUS,
+    "test_compat_anthropic::test_anthropic_empty_messages": "a conversation without messages is refused",
     "test_basic::test_server_props": "a default seed of the server's command line: FlexServe has none",
     "test_metrics::test_metrics_prometheus_format": _GRAPHS,
     "test_metrics::test_metrics_embedding_prompt_is_counted": _GRAPHS,

@@ -63,13 +63,16 @@ def report(peer_files: Sequence[Path], our_files: Sequence[Path]) -> str:
     left_out: Counter[str] = Counter()
     passed: list[str] = []
     failed: list[str] = []
+    missing: list[str] = []
     for name in peer or ours:
         reason = _reason(peer.get(name), ours.get(name))
         if reason is not None:
             left_out[reason] += 1
+        elif name not in ours:
+            missing.append(name)
         else:
             (passed if ours[name].outcome == "passed" else failed).append(name)
-    parts = [_HEAD, *_table(passed, failed), *_failures(failed)]
+    parts = [_HEAD, *_table(passed, failed, missing), *_failures(failed)]
     parts.append("\n## Not applicable\n\n| tests | reason |\n|---:|---|\n")
     parts += [f"| {count} | {reason} |\n" for reason, count in left_out.most_common()]
     return "".join(parts)
@@ -84,19 +87,20 @@ def _reason(peer: Result | None, ours: Result | None) -> str | None:
             return result.reason.removeprefix("Skipped: ").removeprefix(_LEFT_OUT)
     if peer is not None and peer.outcome == "failed":
         return _OTHER_MODEL
-    return "it was not run" if ours is None else None
+    return None
 
 
-def _table(passed: Sequence[str], failed: Sequence[str]) -> list[str]:
-    files = sorted({name.partition("::")[0] for name in [*passed, *failed]})
-    rows = ["| file | applicable | pass |\n|---|---:|---:|\n"]
+def _table(*outcomes: Sequence[str]) -> list[str]:
+    """Return how many tests passed, failed and were not run."""
+    files = sorted({name.partition("::")[0] for names in outcomes for name in names})
+    rows = ["| file | applicable | run | pass |\n|---|---:|---:|---:|\n"]
     for file in files:
-        good, bad = (sum(name.startswith(f"{file}::") for name in names) for names in (passed, failed))
-        rows.append(f"| `{file}` | {good + bad} | {good} |\n")
-    count = len(passed) + len(failed)
-    share = 100 * len(passed) / count if count else 0
-    rows.append(f"| **all** | **{count}** | **{len(passed)}** ({share:.0f} %) |\n")
-    return rows
+        good, bad, rest = (sum(name.startswith(f"{file}::") for name in names) for names in outcomes)
+        rows.append(f"| `{file}` | {good + bad + rest} | {good + bad} | {good} |\n")
+    good, bad, rest = map(len, outcomes)
+    share = 100 * good / (good + bad) if good + bad else 0
+    whole = f"**{good + bad + rest}** | **{good + bad}** | **{good}** ({share:.0f} % of those run)"
+    return [*rows, f"| **all** | {whole} |\n"]
 
 
 def _failures(failed: Sequence[str]) -> list[str]:

@@ -34,5 +34,6 @@ def _snippets(prompt: InfillPrompt, gap: Gap, vocabulary: Vocabulary) -> list[in
     for snippet in prompt.snippets:
         heading = f"{snippet.name}\n" if gap.file is not None else "\n\n--- snippet ---\n\n"
         tokens += [gap.file] if gap.file is not None else []
-        tokens += vocabulary.encode(heading + snippet.text, special=False, start=False)
+        for text in (heading, snippet.text):  # apart, as llama-server does: some tokenizers join them
+            tokens += vocabulary.encode(text, special=False, start=False)
     return tokens
