@@ -20,8 +20,8 @@ FOREVER = 1000.0  # seconds
 
 
 @contextlib.contextmanager
-def kept(fake: FakeNpu, *, linger: float = FOREVER, turn: float = FOREVER) -> Iterator[FlexNpu]:
-    npu = FlexNpu(fake, NpuShare(turn, linger), patience=0.2)
+def kept(fake: FakeNpu, share: NpuShare | None = None, *, patience: float = FOREVER) -> Iterator[FlexNpu]:
+    npu = FlexNpu(fake, share or NpuShare(FOREVER, FOREVER), patience=patience)
     yield npu
     fake.stuck = False
     npu.close()
@@ -76,11 +76,12 @@ def test_work_is_done_job_by_job(bench: Bench):
 
 def test_it_goes_when_there_is_no_more_work(bench: Bench):
     fake = FakeNpu()
-    with kept(fake, linger=0.02) as npu:
-        here(npu)
-        assert eventually(lambda: fake.state is NpuState.AWAY)
+    with kept(fake, NpuShare(FOREVER, 0.02)) as npu:
+        npu.want()
+        assert eventually(lambda: npu.counters.switches == 1 and fake.state is NpuState.AWAY)
         assert npu.held() >= 0.02
-        here(npu)
+        npu.want()
+        assert eventually(lambda: npu.counters.switches == 2)
 
 
 def test_it_goes_when_it_is_wanted_while_nobody_computes():
@@ -93,7 +94,7 @@ def test_it_goes_when_it_is_wanted_while_nobody_computes():
 
 def test_it_goes_between_two_jobs_when_it_is_wanted(bench: Bench):
     fake = Troubled(at=2, trouble=lambda npu: npu.call_back(60.0), delay=0.01)
-    with kept(fake, turn=0.0) as npu:
+    with kept(fake, NpuShare(0.0, FOREVER)) as npu:
         here(npu)
         work = Work(bench, 5)
         assert not work.run(npu)
@@ -102,9 +103,16 @@ def test_it_goes_between_two_jobs_when_it_is_wanted(bench: Bench):
         assert npu.counters.lost == 0, "to give it back is no loss"
 
 
+class LongTurn(NpuShare):
+    """Has had the NPU for long, so that the turn of the others is as long."""
+
+    def came(self, now: float) -> None:
+        super().came(now - FOREVER)
+
+
 def test_it_is_not_asked_for_in_the_others_turn():
     fake = FakeNpu()
-    with kept(fake) as npu:
+    with kept(fake, LongTurn(2 * FOREVER, 2 * FOREVER)) as npu:
         here(npu)
         fake.call_back(0.0)
         assert eventually(lambda: fake.state is NpuState.AWAY)
@@ -125,7 +133,7 @@ def test_a_job_that_hangs_when_it_is_wanted_is_given_up_with_it(bench: Bench):
 def test_a_job_that_hangs_is_lost_and_the_npu_left_alone(bench: Bench):
     fake = FakeNpu()
     fake.stuck = True
-    with kept(fake) as npu:
+    with kept(fake, patience=0.1) as npu:
         here(npu)
         work = Work(bench, 3)
         assert not work.run(npu)
@@ -150,7 +158,7 @@ class SlowToGo(FakeNpu):
 def test_memory_of_a_lost_job_is_occupied_until_the_npu_is_away(bench: Bench):
     fake = SlowToGo()
     fake.stuck = True
-    with kept(fake) as npu:
+    with kept(fake, patience=0.1) as npu:
         here(npu)
         assert not npu.occupied
         assert not Work(bench, 1).run(npu)
