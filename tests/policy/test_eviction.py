@@ -293,3 +293,12 @@ def test_what_a_recall_leaves_is_the_best_distribution_of_what_is_left(profiles,
 def test_speeds_that_are_not_positive_are_refused(speeds):
     with pytest.raises(ValueError, match="positive"):
         Speeds(*speeds)
+
+
+def test_the_usual_prompt_is_that_of_the_latest_hundred_and_one_requests():
+    log = InvocationLog(window=1000.0)
+    for second in range(150):
+        log.note("a", 10, float(second))
+    for second in range(51):
+        log.note("a", 500, 150.0 + second)
+    assert log.usual_prompt("a", 200.0) == 500.0

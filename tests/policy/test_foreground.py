@@ -9,6 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from flexserve.platforms.ports import MemorySample
+from flexserve.policy.foreground import Foreground
 from flexserve.policy.pressure import Bound, Holdings, Limits, PressurePolicy, RecallDecision
 
 LIMITS = Limits(
@@ -263,3 +264,24 @@ def test_no_reading_however_absurd_breaks_the_policy(
         assert granted <= 1 << 40
         order = policy.recall(sample, Holdings(granted, granted), now=now)
         assert order is None or 0 < order.size <= granted
+
+
+def test_others_are_quiet_when_a_sign_has_ceased_to_count_and_as_long_as_a_look_tells() -> None:
+    foreground = Foreground(full=25, cushion=50, threshold=10, calm=30.0, longest_calm=240.0)
+
+    def look(now: float, free: int, refaulted: int) -> None:
+        foreground.look(MemorySample(TOTAL, TOTAL, None, free, refaulted), now=now)
+
+    look(0.0, 1000, 0)
+    look(1.0, 1000, 9)
+    assert foreground.is_quiet(1.0)
+    assert foreground.is_quiet(6.0), "five seconds after the look that told"
+    assert not foreground.is_quiet(6.1)
+    look(2.0, 1000, 19)
+    assert not foreground.is_quiet(2.0), "ten bytes a second are a sign"
+    look(3.0, 0, 29)
+    assert foreground.calm_at == 33.0
+    for second in range(4, 33):
+        look(float(second), 1000, 29)
+    assert not foreground.is_quiet(32.9)
+    assert foreground.is_quiet(33.0)

@@ -124,3 +124,20 @@ def test_both_get_half_of_it_when_both_always_want_it(deadline: float):
         ours += step * held
         now += step
     assert ours / now == pytest.approx(0.5, abs=0.05)
+
+
+def test_a_job_that_ends_in_the_last_moment_fits():
+    share = NpuShare()
+    share.came(0.0)
+    share.wanted_back(0.0, deadline=16.0)
+    assert share.fits(14.0, 1.0)
+    assert not share.fits(14.0, 1.1)
+
+
+def test_a_turn_that_is_over_is_not_made_longer_by_a_job_that_does_not_fit():
+    share = NpuShare()
+    share.came(0.0)
+    share.wanted_back(1.0, deadline=1.0)
+    before = share.leave_at()
+    share.end_turn(5.0)
+    assert share.leave_at() == before < 1.0

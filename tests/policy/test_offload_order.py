@@ -116,3 +116,23 @@ def test_portions_cover_all_columns_once(columns: int, most: int):
         range(columns)
     )
     assert all(count <= max(32, most) and first % 32 == 0 for first, count in portions)
+
+
+def test_a_pace_is_the_mean_of_the_latest_measurement_and_what_was_known():
+    pace = Pace()
+    pace.note(1, 4.0)
+    assert pace.expected(1) == 4.0
+    pace.note(2, 4.0)
+    assert pace.expected(2) == 6.0
+    pace.note(0, 1.0)
+    assert pace.expected(1) == 2.0, "no work counts as one multiplication"
+
+
+def test_the_cpu_takes_a_product_that_it_ends_at_the_same_time_as_the_other_engine():
+    assert shared_out([4, 4], Pace(1.0), Pace(2.0)) == 1
+    assert shared_out([4, 4], Pace(1.0), Pace(2.1)) == 2
+
+
+def test_portions_are_the_largest_whole_multiples():
+    assert list(cut(200, 100)) == [(0, 96), (96, 96), (192, 8)]
+    assert list(cut(40, 10)) == [(0, 32), (32, 8)], "never less than one multiple"

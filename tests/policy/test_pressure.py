@@ -341,69 +341,38 @@ def test_a_load_that_jitters_around_the_low_line_costs_one_recall_per_calm_time(
     assert all(later - earlier >= LIMITS.calm for earlier, later in itertools.pairwise(times))
 
 
-# ---- memory that nobody needs ----------------------------------------------------------------------
+def test_lines_of_any_machine_are_whole_bytes() -> None:
+    odd = Limits.for_machine(20 * (512 * MIB + 1))
+    assert [type(line) for line in (odd.low, odd.high, odd.emergency)] == [int] * 3
 
 
-def calm_policy(available: int = 5000, *, cap: int | None = None) -> PressurePolicy:
-    """A policy that saw two looks of a second apart, between which nobody read anything back."""
-    policy = PressurePolicy(LIMITS, cap=cap)
-    for now in (-2.0, -1.0):
-        policy.spare(telling(available), NOTHING, size=0, now=now)
-    return policy
+def test_the_emergency_line_may_be_the_low_line() -> None:
+    assert Limits(low=10, high=11, emergency=10).emergency == 10
 
 
-def telling(available: int, refaulted: int = 0, stall: float | None = None) -> MemorySample:
-    return MemorySample(100_000, available, stall, free=available, refaulted=refaulted)
+def test_a_budget_says_what_bounds_it() -> None:
+    budget = PressurePolicy(LIMITS).budget(sample(5000), NOTHING, now=0)
+    assert (budget.size, budget.bound) == (4000, Bound.LEVEL)
+    assert budget.reason == "the rest is kept free for others"
 
 
-def test_what_stands_above_the_high_line_is_spare_in_pieces_that_start_no_recall() -> None:
-    policy = calm_policy()
-    assert policy.spare(telling(5000), NOTHING, size=9000, now=0) == LIMITS.high - LIMITS.low
-    assert policy.spare(telling(5000), NOTHING, size=70, now=1) == 70
-    assert policy.spare(telling(1600), NOTHING, size=9000, now=2) == 100
-    assert policy.spare(telling(1500), NOTHING, size=9000, now=3) == 0
-    assert policy.spare(telling(5000), Holdings(3000, 0), size=9000, now=4) == 500
+def test_what_is_lacking_counts_promises_and_is_nothing_where_there_is_enough() -> None:
+    policy, held = PressurePolicy(LIMITS), Holdings(granted=500, used=200)
+    assert policy.lacking(sample(2000), held, size=800, now=0) == 100
+    assert policy.lacking(sample(2000), held, size=700, now=0) == 0
+    assert policy.lacking(sample(2000), held, size=1, now=0) == 0
 
 
-def test_nothing_is_spare_until_others_are_known_to_read_nothing_back() -> None:
-    policy = PressurePolicy(LIMITS)
-    assert policy.spare(telling(5000), NOTHING, size=100, now=0) == 0
-    assert policy.spare(telling(5000), NOTHING, size=100, now=2) == 100
-    assert policy.spare(telling(5000, refaulted=2 * MIB), NOTHING, size=100, now=4) == 0
-    assert policy.spare(sample(5000), NOTHING, size=100, now=20) == 0, "an OS that does not tell"
+def test_others_may_take_what_is_above_the_line_and_what_the_os_need_not_drop_files_for() -> None:
+    policy, cushion = PressurePolicy(LIMITS), LIMITS.cushion
 
+    def room(available: int, free: int | None, refaulted: int | None, held: Holdings = NOTHING) -> int:
+        seen = MemorySample(100_000, available, None, free, refaulted)
+        return policy.headroom(seen, held, now=0)
 
-def test_nothing_is_spare_while_a_sign_of_others_lack_counts() -> None:
-    policy = calm_policy()
-    short = MemorySample(100_000, 5000, None, free=0, refaulted=4 * MIB)
-    assert policy.spare(short, NOTHING, size=100, now=0) == 0
-    looks = [
-        policy.spare(telling(5000, 4 * MIB), NOTHING, size=100, now=float(now)) for now in range(2, 28, 2)
-    ]
-    assert looks[:-2] == [0] * 11, "25 seconds"
-    assert looks[-1] == 100
-
-
-def test_nothing_is_spare_in_a_stall_in_a_hold_or_beyond_the_cap() -> None:
-    assert calm_policy().spare(telling(5000, stall=11.0), NOTHING, size=100, now=0) == 0
-    policy = calm_policy()
-    policy.recalled(asked=100, returned=100, now=0)
-    assert policy.spare(telling(5000), NOTHING, size=100, now=2) == 0
-    assert policy.spare(telling(5000), NOTHING, size=100, now=3) == 100
-    assert calm_policy(cap=40).spare(telling(5000), NOTHING, size=100, now=0) == 40
-
-
-def test_what_a_person_had_recalled_is_not_spare_until_a_request_needs_memory() -> None:
-    policy = calm_policy()
-    policy.recalled(asked=None, returned=100, now=0)
-    assert [policy.spare(telling(5000), NOTHING, size=100, now=float(now)) for now in range(2, 60, 2)] == [
-        0
-    ] * 29
-    policy.grant(telling(5000), NOTHING, size=100, minimum=0, now=60)
-    assert policy.spare(telling(5000), NOTHING, size=100, now=61) == 100
-
-
-def test_what_another_program_reserved_is_not_spare() -> None:
-    policy = calm_policy(2000)
-    policy.reserve(450, until=10, now=0)
-    assert policy.spare(telling(2000), NOTHING, size=100, now=1) == 50
+    assert room(5000, None, None) == 4000
+    assert room(5000, None, None, Holdings(granted=500, used=200)) == 3700
+    assert room(5000, cushion + 100, 0) == 100
+    assert room(5000, cushion + 100_000, 0) == 4000
+    assert room(5000, cushion + 100, None) == room(5000, None, 0) == 4000, "it tells only a half"
+    assert room(1000, None, None) == room(900, None, None) == room(5000, 0, 0) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
@@ -175,3 +176,34 @@ def test_kv_with_a_sealed_copy_costs_what_was_measured_when_others_were_taken_in
     policy.resumed("b", 1100, 1.5)
     a, b = policy.conversations([idle(1, 9.0, sealed=True), idle(1, 9.5, model="b", sealed=True)], 10.0)
     assert [a.seconds, b.seconds] == pytest.approx([0.05, 1.0])
+
+
+def test_kv_whose_sealed_copy_was_never_read_costs_what_reading_as_many_weights_costs():
+    policy = asked(EvictionPolicy(CHUNK))
+    (found,) = policy.conversations([idle(1, 9.0, sealed=True)], 10.0)
+    assert found.seconds == policy.restore_seconds(1000) > 0
+
+
+def test_of_a_conversation_no_more_goes_than_the_os_gets_of_it():
+    policy = asked(EvictionPolicy(CHUNK))
+    worth = policy.conversations([idle(1, 9.0)], 10.0)
+    assert policy.victims({("a", 1): 40}, 1000, [], worth) == [(("a", 1), 40)]
+    assert policy.victims({("a", 2): 40}, 1000, [], worth) == []
+
+
+def test_the_policys_own_threshold_says_whose_memory_is_moved():
+    profiles = [
+        Profile("busy", 200, 3.0, 0.7, 0.0, Speeds(1.0, 1.0)),
+        Profile("seldom", 200, 1.0, 0.3, 0.0, Speeds(1.0, 1.0)),
+        Profile("other", 200, 0.9, 0.2, 0.0, Speeds(1.0, 1.0)),
+    ]
+    resident = {"busy": 0, "seldom": 200, "other": 0}
+    step = EvictionPolicy(CHUNK, threshold=0.5).rearrangement(profiles, resident)
+    assert step is not None
+    assert (step.model, step.surplus) == ("busy", (("seldom", 200),))
+    few = [dataclasses.replace(each, share=0.1, rate=1.0) for each in profiles]
+    resident = {"busy": 200, "other": 200, "seldom": 0}
+    assert EvictionPolicy(CHUNK, top=2).rearrangement(few, resident) is None
+    step = EvictionPolicy(CHUNK, top=1).rearrangement(few, {"busy": 0, "other": 0, "seldom": 200})
+    assert step is not None
+    assert (step.model, step.target) == ("busy", 200)

@@ -75,3 +75,41 @@ def test_steps_lead_to_the_best_use_and_stop_there(models):
         assert sum(resident.values()) == held
         assert loss() <= before + 1e-9
     assert all(resident[p.model] >= best[p.model] for p in profiles)
+
+
+def shared(model: str, rate: float, share: float) -> Profile:
+    return Profile(model, 200 * MIB, rate, share, 0.0, SPEEDS)
+
+
+def test_whose_share_is_too_small_has_what_the_others_leave():
+    models = [shared("busy", 3.0, 0.7), shared("seldom", 1.0, 0.3)]
+    resident = {"busy": 0, "seldom": 200 * MIB}
+    step = rearrangement(models, resident, chunk=CHUNK, threshold=0.5)
+    assert step is not None
+    assert (step.model, step.target, step.surplus) == ("busy", 200 * MIB, (("seldom", 200 * MIB),))
+    few = [shared("a", 3.0, 0.1), shared("b", 3.0, 0.1), shared("c", 2.0, 0.1)]
+    resident = {"a": 100 * MIB, "b": 0, "c": 0}
+    assert rearrangement(few, resident, chunk=CHUNK, threshold=0.5, top=1) is None, "a comes first"
+
+
+def test_the_model_that_lacks_most_comes_first():
+    models = [profile("a", 1.0), profile("z", 1.0), profile("idle", 0.0)]
+    step = rearrangement(models, {"a": 0, "z": 150 * MIB, "idle": 200 * MIB}, chunk=CHUNK, top=3)
+    assert step is not None
+    assert step.model == "a"
+
+
+def test_as_much_as_is_worth_moving_is_moved():
+    models = [shared("busy", 1.0, 1.0), shared("idle", 0.0, 0.0)]
+    for lacking, worthwhile in ((15, False), (16, True)):
+        step = rearrangement(models, {"busy": (200 - lacking) * MIB, "idle": 200 * MIB}, chunk=CHUNK)
+        assert step is not None
+        assert step.worthwhile is worthwhile
+
+
+def test_what_saves_nothing_is_not_worth_the_trouble_however_slow_the_models_are():
+    slow = [Profile(name, 400 * MIB, 1.0, 1.0, 0.0, SPEEDS) for name in "ab"]
+    step = rearrangement(slow, {"a": 100 * MIB, "b": 100 * MIB}, chunk=CHUNK)
+    assert step is not None
+    assert step.surplus
+    assert not step.worthwhile, "each byte is worth the same with either"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flexserve.policy.eviction import Profile, Speeds
-from flexserve.policy.rewarm import Candidate, Pause, Reason, rewarming
+from flexserve.policy.rewarm import Candidate, Pause, Reason, Rewarming, rewarming
 from flexserve.units import MIB
 
 
@@ -109,3 +109,13 @@ def test_a_request_that_uses_what_came_back_ends_the_doubling():
     pause.used()
     pause.undone(100.0)
     assert pause.left(100.0) == 25
+
+
+def test_each_reason_has_its_words():
+    words = {str(Rewarming("m", 1, reason, 0.25)) for reason in Reason}
+    assert words == {
+        "m: it is pinned",
+        "m: its last request asked to keep it",
+        "m: it is expected next",
+        "m: it had 25% of the requests of the last hour",
+    }
