@@ -1,38 +1,19 @@
-"""Granting or evicting, recalls, and moving what lies with the wrong models."""
+"""Granting or evicting, and what is done in quiet moments: sealing, giving back, moving."""
 
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import pytest
+from sharing import evicted, loaded, manager
 
 from flexserve.errors import GrantRefusedError
 from flexserve.policy.eviction_policy import EvictionPolicy
-from flexserve.protocol.messages import Finished, Recall, Timings, Usage
-from flexserve.protocol.trusted_app import Kind, Missing
-from flexserve.serving.memory_manager import MemoryManager
-from flexserve.serving.model_manager import ModelManager
+from flexserve.protocol.messages import Finished, Timings, Usage
+from flexserve.protocol.trusted_app import IdleKv, Kind, Missing
 from flexserve.testing.fake_app import CHUNK, FakeApp, FakeModel
 
-
-def loaded(chunks: int, **how: Any) -> FakeModel:
-    return FakeModel(chunks * CHUNK, is_open=True, weights=chunks * CHUNK, **how)
-
-
-def manager(app: FakeApp) -> MemoryManager:
-    models = ModelManager(app, idle=3600)
-    for name in app.models:
-        models.used(name, None)
-        time.sleep(0.001)
-    return MemoryManager(app, models)
-
-
-def evicted(app: FakeApp) -> list[tuple[object, ...]]:
-    return [call[1:] for call in app.calls if call[0] == "evict"]
-
-
-# ---- grant or evict -----------------------------------------------------------------------------
+# ---- grant or evict ------------------------------------------------------------------------------------
 
 
 def test_while_the_os_grants_nobody_makes_way() -> None:
@@ -118,101 +99,30 @@ def test_a_refusal_that_does_not_say_how_much_is_missing_is_final() -> None:
     assert evicted(app) == []
 
 
-# ---- recalls --------------------------------------------------------------------------------------
-
-
-def recall(demand: int | None, *, gentle: bool = False, deadline: float = 100) -> Recall:
-    return Recall(serial=7, demand=demand, deadline=deadline, gentle=gentle)
-
-
-def test_a_recall_takes_what_it_asks_for_and_reports_what_the_os_got() -> None:
-    app = FakeApp(a=loaded(8), b=loaded(8))
-    answer = manager(app).answer(recall(3 * CHUNK))
-    assert (answer.serial, answer.returned) == (7, 3 * CHUNK)
-    assert answer.os_before - answer.os_after == 3 * CHUNK
-    assert app.granted == 0, "nothing of it is kept"
-    assert answer.plan == ["weights of a: 3.0 MiB"], "the one used longest ago"
-
-
-def test_what_is_granted_and_unused_goes_first() -> None:
-    app = FakeApp(a=loaded(8))
-    app.grant(2 * CHUNK, 0)
-    assert manager(app).answer(recall(CHUNK)).returned == 3 * CHUNK
-    assert app.granted == 0
-
-
-def test_what_lies_ready_goes_first_and_counts_for_what_the_os_wanted() -> None:
-    app = FakeApp(a=loaded(8))
-    app.evict("a", Kind.WEIGHTS, 3 * CHUNK, keep=True)
-    app.calls.clear()
-    answer = manager(app).answer(recall(2 * CHUNK))
-    assert answer.returned == answer.os_before - answer.os_after == 3 * CHUNK
-    assert evicted(app) == [], "the demand was met"
-    assert app.granted == 0
-
-
-def test_a_recall_without_a_number_takes_all_that_is_not_in_use() -> None:
-    app = FakeApp(a=loaded(8, has_scratch=CHUNK, idle_kv=CHUNK), b=loaded(4))
-    app.models["b"].users.add(1)
-    answer = manager(app).answer(recall(None))
-    assert app.models["a"].weights == app.models["a"].has_scratch == app.models["a"].idle_kv == 0
-    assert app.models["b"].weights == 4 * CHUNK
-    assert answer.protected == 5 * CHUNK
-
-
-def test_weights_in_use_go_for_a_definite_demand_that_nothing_else_meets() -> None:
-    app = FakeApp(a=loaded(4), b=loaded(4))
-    app.models["b"].users.add(1)
-    answer = manager(app).answer(recall(6 * CHUNK))
-    assert [call[:3] for call in evicted(app)] == [
-        ("a", Kind.WEIGHTS, 4 * CHUNK),
-        ("b", Kind.WEIGHTS, 2 * CHUNK),
-    ]
-    assert answer.returned == 6 * CHUNK
-
-
-def test_a_gentle_recall_takes_nothing_that_runs_or_is_pinned() -> None:
-    app = FakeApp(a=loaded(4), b=loaded(4), c=loaded(4))
-    app.models["b"].users.add(1)
+def test_what_is_provided_comes_from_the_os_first_and_then_from_idle_models() -> None:
+    app = FakeApp(5 * CHUNK, a=FakeModel(CHUNK, is_open=True), b=loaded(4))
     memory = manager(app)
-    memory.pin(["c"])
-    memory.answer(recall(100 * CHUNK, gentle=True))
-    assert [app.models[name].weights for name in "abc"] == [0, 4 * CHUNK, 4 * CHUNK]
+    memory.provide("a", CHUNK)
+    assert evicted(app) == []
+    memory.provide("a", 3 * CHUNK)
+    assert evicted(app) == [("b", Kind.WEIGHTS, 2 * CHUNK, "kept")]
+    assert app.granted == 3 * CHUNK
 
 
-def test_a_pinned_model_goes_last_for_a_definite_demand_and_not_at_all_for_an_indefinite_one() -> None:
-    app = FakeApp(a=loaded(4), b=loaded(4))
-    memory = manager(app)
-    memory.pin(["a"])
-    memory.answer(recall(None))
-    assert [app.models[name].weights for name in "ab"] == [4 * CHUNK, 0]
-    memory.answer(recall(CHUNK))
-    assert app.models["a"].weights == 3 * CHUNK
+def test_what_is_provided_for_a_model_does_not_come_from_its_own_weights() -> None:
+    app = FakeApp(0, a=loaded(4), b=loaded(4))
+    manager(app).provide("a", 8 * CHUNK)
+    assert [(name, size) for name, _, size, _ in evicted(app)] == [("b", 4 * CHUNK)]
 
 
-def test_idle_kv_is_sealed_before_it_goes_and_not_when_it_stays() -> None:
-    app = FakeApp(a=loaded(8, idle_kv=2 * CHUNK, has_scratch=CHUNK))
-    memory = manager(app)
-    memory.answer(recall(CHUNK))
-    assert not [call for call in app.calls if call[0] == "seal before"]
-    memory.answer(recall(CHUNK))
-    assert [call for call in app.calls if call[0] == "seal before"]
-    assert app.models["a"].idle_kv == 0
+def test_idle_kv_makes_way_with_all_that_is_granted_for_it() -> None:
+    app = FakeApp(0, a=loaded(4, idle_kv=2 * CHUNK, untouched_kv=CHUNK), c=FakeModel(CHUNK, is_open=True))
+    assert manager(app).make_way("c", 2 * CHUNK) == 2 * CHUNK
+    assert evicted(app) == [("a", Kind.KV, 2 * CHUNK, "kept")]
+    assert app.conversations == [("a", 0)]
 
 
-def test_a_recall_ends_what_is_loaded_ahead() -> None:
-    app = FakeApp(a=loaded(4))
-    app.loading = True
-    manager(app).answer(recall(CHUNK))
-    assert not app.loading
-
-
-def test_a_recall_that_finds_nothing_says_so() -> None:
-    answer = manager(FakeApp()).answer(recall(CHUNK))
-    assert (answer.returned, answer.plan) == (0, [])
-
-
-# ---- quiet moments --------------------------------------------------------------------------------
+# ---- quiet moments -------------------------------------------------------------------------------------
 
 
 def test_idle_kv_is_sealed_once_it_was_left_alone_for_a_second() -> None:
@@ -265,7 +175,17 @@ def test_what_lies_with_the_wrong_model_is_moved() -> None:
         memory.invoked("busy", 8, None)
     assert memory.tidy() == 0, "nothing else is begun beside it"
     assert app.models["busy"].weights == 64 * CHUNK
-    assert app.models["idle"].weights == 0
+    assert evicted(app) == [("idle", Kind.WEIGHTS, 64 * CHUNK, "kept")]
+
+
+def test_no_more_is_moved_than_is_held() -> None:
+    app = FakeApp(busy=FakeModel(64 * CHUNK, is_open=True), idle=FakeModel(64 * CHUNK, is_open=True))
+    app.models["idle"].weights = 32 * CHUNK
+    memory = manager(app)
+    for _ in range(20):
+        memory.invoked("busy", 8, None)
+    memory.tidy()
+    assert (app.models["busy"].weights, app.models["idle"].weights) == (32 * CHUNK, 0)
 
 
 def test_one_model_alone_is_never_rearranged() -> None:
@@ -294,146 +214,33 @@ def test_speeds_that_were_measured_tell_what_a_restore_takes() -> None:
     assert memory.restore_seconds("a") == pytest.approx(100 * CHUNK / (5 * (1 << 30)), rel=0.01)
 
 
-# ---- brought back without a request ----------------------------------------------------------------
-
-
-class SpareMemory:
-    """A normal world that says how much nobody needs, and remembers what it was for."""
-
-    def __init__(self, size: int) -> None:
-        self.size, self.reasons = size, list[str]()
-
-    def __call__(self, size: int, reason: str) -> int:
-        self.reasons.append(reason)
-        return min(size, self.size) // CHUNK * CHUNK
-
-
-def rewarming(app: FakeApp, spare: SpareMemory, idle: float = 3600) -> tuple[MemoryManager, ModelManager]:
-    models = ModelManager(app, idle)
-    for name in app.models:
-        models.used(name, None)
-    return MemoryManager(app, models, EvictionPolicy(app.chunk), spare), models
-
-
-def test_a_model_that_is_asked_often_comes_back_piece_by_piece_and_says_why() -> None:
-    app, spare = FakeApp(a=FakeModel(8 * CHUNK, is_open=True)), SpareMemory(3 * CHUNK)
-    memory, _ = rewarming(app, spare)
-    memory.invoked("a", 8, None)
-    seen = []
-    for _ in range(5):
-        memory.tidy()
-        seen.append(app.models["a"].weights // CHUNK)
-    assert seen == [3, 6, 8, 8, 8]
-    assert set(spare.reasons) == {"a: it had 100% of the requests of the last hour"}
-    assert memory.rewarmed() == {"a": (8 * CHUNK, spare.reasons[0])}
-
-
-def test_a_model_that_ends_within_a_chunk_comes_back_whole() -> None:
-    app = FakeApp(a=FakeModel(2 * CHUNK + 1000, is_open=True))
-    memory, _ = rewarming(app, SpareMemory(2 * CHUNK))
-    memory.invoked("a", 8, None)
-    for _ in range(3):
-        memory.tidy()
-    assert app.models["a"].weights == 2 * CHUNK + 1000
-
-
-def test_a_model_comes_back_no_further_than_memory_is_spare() -> None:
-    app, spare = FakeApp(a=FakeModel(8 * CHUNK, is_open=True)), SpareMemory(0)
-    memory, _ = rewarming(app, spare)
-    memory.invoked("a", 8, None)
-    assert memory.tidy() == 2, "and it is asked again"
-    assert app.models["a"].weights == 0
-    assert memory.rewarmed() == {}
-
-
-def test_a_piece_that_did_not_come_is_not_asked_for_again_at_once() -> None:
-    app, spare = FakeApp(0, a=FakeModel(8 * CHUNK, is_open=True)), SpareMemory(1 << 40)
-    memory, _ = rewarming(app, spare)
-    memory.invoked("a", 8, None)
-    waits = [memory.tidy() for _ in range(4)]
-    assert waits == [0.1, 2, 0.1, 2]
-    assert len(spare.reasons) == 2
-
-
-def test_what_is_pinned_is_not_the_first_to_be_recalled_though_no_request_asked() -> None:
-    app = FakeApp(a=FakeModel(8 * CHUNK, is_open=True), b=loaded(4))
-    memory, _ = rewarming(app, SpareMemory(1 << 40))
-    memory.pin(["a"])
-    memory.tidy()
-    memory.answer(recall(2 * CHUNK))
-    assert evicted(app) == [("b", Kind.WEIGHTS, 2 * CHUNK, "gone")]
-
-
-def test_without_the_setting_nothing_comes_back() -> None:
-    app = FakeApp(a=FakeModel(8 * CHUNK, is_open=True))
+def test_a_restore_counts_with_the_prompt_that_was_computed_beside_it() -> None:
+    app = FakeApp(a=FakeModel(100 * CHUNK, is_open=True))
     memory = manager(app)
-    memory.invoked("a", 8, None)
-    memory.tidy()
-    assert app.models["a"].weights == 0
+    timings = Timings(restore=2000, prefill=3000, restored_bytes=1 << 30)
+    for _ in range(40):
+        memory.measured("a", Finished(1, "stop", Usage(100, 1), timings))
+    assert memory.restore_seconds("a") == pytest.approx(100 * CHUNK / ((1 << 30) / 5), rel=1e-4)
 
 
-def test_what_came_back_without_a_request_is_recalled_before_scratch_and_not_brought_back_at_once() -> None:
-    app, spare = (
-        FakeApp(a=FakeModel(8 * CHUNK, is_open=True), b=loaded(4, has_scratch=CHUNK)),
-        SpareMemory(1 << 40),
-    )
-    memory, _ = rewarming(app, spare)
-    memory.invoked("a", 8, None)
-    memory.tidy()
-    memory.answer(recall(5 * CHUNK))
-    assert evicted(app) == [("a", Kind.WEIGHTS, 5 * CHUNK, "gone")]
-    asked = len(spare.reasons)
-    memory.tidy()
-    assert len(spare.reasons) == asked
+def test_a_finished_request_tells_how_fast_its_prompt_was_and_whether_it_continued_a_conversation() -> None:
+    policy = EvictionPolicy(CHUNK)
+    memory = manager(FakeApp(a=loaded(4)), policy)
+    policy.invoked("a", 100, None, 0.0)
+    idle = IdleKv("a", 0, CHUNK, CHUNK, 100, 0.0, False, worth_sealing=True)
+
+    def continued(cached: int) -> float:
+        for _ in range(400):
+            usage = Usage(100 + cached, 1, cached_tokens=cached)
+            memory.measured("a", Finished(1, "stop", usage, Timings(prefill=500)))
+        return policy.conversations([idle], 1.0)[0].rate * 3600
+
+    assert continued(cached=0) == pytest.approx(0.0, abs=1e-6)
+    assert continued(cached=1) == pytest.approx(1.0)
+    assert policy.profile("a", CHUNK, 1.0, pinned=False).speeds.prefill == pytest.approx(200.0, rel=1e-6)
 
 
-def test_what_a_request_used_is_recalled_by_its_value() -> None:
-    app = FakeApp(a=FakeModel(8 * CHUNK, is_open=True), b=loaded(4))
-    memory, _ = rewarming(app, SpareMemory(1 << 40))
-    for _ in range(9):
-        memory.invoked("a", 8, None)
-    memory.tidy()
-    memory.turn("a")
-    assert memory.rewarmed() == {}
-    memory.answer(recall(2 * CHUNK))
-    assert evicted(app) == [("b", Kind.WEIGHTS, 2 * CHUNK, "gone")]
-
-
-def test_a_request_ends_what_is_being_brought_back_and_not_what_was_announced() -> None:
-    app = FakeApp(a=FakeModel(8 * CHUNK, is_open=True), b=FakeModel(8 * CHUNK))
-    memory, _ = rewarming(app, SpareMemory(1 << 40))
-    memory.invoked("a", 8, None)
-    memory.tidy()
-    app.loading = True
-    memory.turn("b")
-    assert not app.loading
-    memory.invoked("a", 8, "b")
-    app.loading = True
-    memory.turn("a")
-    assert app.loading
-
-
-def test_a_model_whose_keep_alive_is_over_does_not_come_back_and_one_that_is_to_be_kept_does() -> None:
-    app = FakeApp(kept=FakeModel(2 * CHUNK, is_open=True), over=FakeModel(2 * CHUNK, is_open=True))
-    memory, models = rewarming(app, SpareMemory(1 << 40))
-    memory.invoked("over", 8, None)
-    models.used("over", 0.0)
-    models.used("kept", -1.0)
-    for _ in range(3):
-        memory.tidy()
-    assert (app.models["kept"].weights, app.models["over"].weights) == (2 * CHUNK, 0)
-
-
-def test_a_model_that_computes_is_left_alone() -> None:
-    app = FakeApp(a=FakeModel(8 * CHUNK, is_open=True))
-    memory, _ = rewarming(app, SpareMemory(1 << 40))
-    memory.invoked("a", 8, None)
-    app.models["a"].users.add(1)
-    memory.tidy()
-    assert app.models["a"].weights == 0
-
-
-# ---- KV and weights ---------------------------------------------------------------------------------
+# ---- KV and weights ------------------------------------------------------------------------------------
 
 
 def test_kv_that_is_dear_stays_and_weights_that_nobody_asks_for_go() -> None:

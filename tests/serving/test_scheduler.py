@@ -2,78 +2,16 @@
 
 from __future__ import annotations
 
-import queue
 import threading
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
-import msgspec
 import pytest
+from scheduled import Server, steps
 
 from flexserve.errors import CallerError, GrantRefusedError, InternalError, StoredDataError
 from flexserve.protocol.messages import Computing, Failed, Finished, Recall
 from flexserve.protocol.trusted_app import Work
-from flexserve.serving.memory_manager import MemoryManager
-from flexserve.serving.model_manager import ModelManager
-from flexserve.serving.scheduler import Scheduler
-from flexserve.testing.fake_app import CHUNK, FakeApp, FakeModel, FakeRequest
-
-
-class Server:
-    """A scheduler over a fake application, and what it sends."""
-
-    def __init__(self, app: FakeApp, limit: int = 16, sequences: int = 4) -> None:
-        self.app, self.sent = app, queue.SimpleQueue[msgspec.Struct]()
-        self.models = ModelManager(app, idle=3600)
-        self.memory = MemoryManager(app, self.models, spare=lambda size, _reason: size)
-        self.scheduler = Scheduler(
-            *(app, self.models, self.memory, self.sent.put), limit=limit, sequences=sequences, patience=600.0
-        )
-
-    def submit(self, model: str, work: Work = Work.GENERATE, **how: Any) -> FakeRequest:
-        request = self.app.ask(model, work, **how)
-        self.scheduler.submit(request.ticket)
-        return request
-
-    def ends(self, count: int) -> list[Finished | Failed]:
-        """Return the next ends of requests that are sent."""
-        found: list[Finished | Failed] = []
-        while len(found) < count:
-            message = self.sent.get(timeout=20)
-            if isinstance(message, Finished | Failed):
-                found.append(message)
-        return found
-
-    def held_back(self, model: str) -> Callable[[], None]:
-        """Have the engine busy with a request to `model` until what is returned is called."""
-        begun, go_on = threading.Event(), threading.Event()
-
-        def inside() -> None:
-            begun.set()
-            assert go_on.wait(timeout=20)
-
-        self.app.inside = inside
-        self.submit(model, Work.WARM)
-        assert begun.wait(timeout=20)
-        self.app.inside = lambda: None
-        return go_on.set
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[..., Server]]:
-    servers: list[Server] = []
-
-    def start(app: FakeApp | None = None, **how: int) -> Server:
-        servers.append(Server(app or FakeApp(a=FakeModel(4 * CHUNK), b=FakeModel(4 * CHUNK)), **how))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.scheduler.drain(5)
-
-
-def steps(app: FakeApp) -> list[tuple[object, ...]]:
-    return [call[1:] for call in app.calls if call[0] == "step"]
+from flexserve.testing.fake_app import CHUNK, FakeApp, FakeModel
 
 
 def test_a_generation_is_prepared_computed_to_its_end_and_forgotten(serve: Callable[..., Server]):

@@ -44,6 +44,7 @@ class FakeModel:
     weights: int = 0
     has_scratch: int = 0
     idle_kv: int = 0
+    untouched_kv: int = 0  # of those, bytes without pages
     users: set[int] = dataclasses.field(default_factory=set)
     tokens: int = 100  # of its conversation
     sealed: bool = True
@@ -64,6 +65,7 @@ class FakeRequest:
     prepared: bool = False
     stopped: bool = False
     pending: int = 0
+    timings: Timings = dataclasses.field(default_factory=Timings)
 
 
 class FakeApp:
@@ -75,6 +77,7 @@ class FakeApp:
         self.models = models
         self.requests: dict[int, FakeRequest] = {}
         self.calls: list[tuple[object, ...]] = []
+        self.conversations: list[tuple[str, int | None]] = []  # whose KV was asked for
         self.granted = 0
         self.ready = 0  # bytes that were evicted and kept; of those granted, what the OS counts as resident
         self.loading = False
@@ -297,12 +300,12 @@ class FakeApp:
         sequence: int | None = None,
     ) -> int:
         """Give up what is not in use."""
-        del sequence  # there is one conversation
         it = self.models[model]
         freed = 0
         if kind is Kind.SCRATCH and not it.users:
             freed, it.has_scratch = it.has_scratch, 0
         elif kind is Kind.KV:
+            self.conversations.append((model, sequence))
             freed = min(it.idle_kv, -(-size // it.kv) * it.kv)
             it.idle_kv -= freed
         elif kind is Kind.WEIGHTS and (not it.users or until):
@@ -346,7 +349,7 @@ class FakeApp:
         """Return one conversation for each open model that has idle KV."""
         return [
             IdleKv(
-                *(name, 0, it.idle_kv, it.idle_kv, it.tokens, it.last_used, it.sealed),
+                *(name, 0, it.idle_kv, it.idle_kv - it.untouched_kv, it.tokens, it.last_used, it.sealed),
                 worth_sealing=not it.sealed,
             )
             for name, it in self.models.items()
@@ -379,4 +382,4 @@ class FakeApp:
 
 
 def _finished(it: FakeRequest) -> Finished:
-    return Finished(it.ticket.request, "stop", Usage(it.prompt, 1), Timings())
+    return Finished(it.ticket.request, "stop", Usage(it.prompt, 1), it.timings)

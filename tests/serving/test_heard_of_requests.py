@@ -1,0 +1,118 @@
+"""What the memory manager and the model manager hear of requests, and what they do for them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from scheduled import Server, steps
+
+from flexserve.errors import CallerError, GrantRefusedError, InternalError
+from flexserve.protocol.messages import Failed, Finished, Timings
+from flexserve.protocol.trusted_app import Work
+from flexserve.testing.fake_app import CHUNK, FakeApp, FakeModel
+
+
+def test_all_that_fit_begin_before_the_first_graph(serve: Callable[..., Server]):
+    server = serve()
+    go_on = server.held_back("a")
+    numbers = [server.submit("a", prompt=1, answer=1).ticket.request for _ in range(3)]
+    go_on()
+    server.ends(4)
+    assert steps(server.app) == [("a", tuple(numbers), 8)]
+
+
+@pytest.mark.parametrize(
+    ("work", "how"),
+    [
+        (Work.GENERATE, {"plaintext": 4 * CHUNK}),
+        (Work.GENERATE, {"broken": GrantRefusedError("No memory.", missing=CHUNK)}),
+        (Work.EMBED, {"broken": GrantRefusedError("No memory.", missing=CHUNK)}),
+    ],
+    ids=["plaintext", "generation", "vectors"],
+)
+def test_other_models_make_way_for_a_request_and_not_its_own(
+    serve: Callable[..., Server], work: Work, how: dict[str, Any]
+):
+    app = FakeApp(7 * CHUNK, a=FakeModel(2 * CHUNK), b=FakeModel(4 * CHUNK))
+    server = serve(app)
+    for model in "ab":
+        server.submit(model, Work.WARM)
+    server.ends(2)
+    server.submit("a", work, **how)
+    (end,) = server.ends(1)
+    assert isinstance(end, Finished)
+    assert {call[1] for call in app.calls if call[0] == "evict"} == {"b"}
+
+
+def test_vectors_count_as_a_request_to_their_model(serve: Callable[..., Server]):
+    server = serve()
+    server.submit("a", Work.EMBED, prompt=12, next_model="b")
+    server.ends(1)
+    assert ("load", "b", 4 * CHUNK) in server.app.calls
+    profile = server.policy.profile("a", CHUNK, time.monotonic(), pinned=False)
+    assert (profile.rate > 0, profile.prompt) == (True, 12.0)
+
+
+def test_a_generation_tells_how_fast_its_models_prompts_are(serve: Callable[..., Server]):
+    server = serve()
+    server.submit("a", prompt=100, timings=Timings(prefill=1000))
+    server.ends(1)
+    assert server.policy.profile("a", CHUNK, time.monotonic(), pinned=False).speeds.prefill == 100.0
+
+
+def trouble(server: Server, model: str) -> str | None:
+    (status,) = [status for status in server.models.statuses() if status.name == model]
+    return status.error.message if status.error else None
+
+
+def test_a_models_trouble_is_told_until_it_answers_again_and_a_callers_mistake_is_not_its_trouble(
+    serve: Callable[..., Server],
+):
+    server = serve()
+    server.submit("a", ability=CallerError("It makes no text."))
+    server.ends(1)
+    assert trouble(server, "a") is None
+    server.submit("a", broken=InternalError("A bug."))
+    server.ends(1)
+    assert trouble(server, "a") == "A bug."
+    server.submit("a")
+    server.ends(1)
+    assert trouble(server, "a") is None
+
+
+def test_a_generation_that_cannot_go_on_ends(serve: Callable[..., Server]):
+    server = serve()
+    server.submit("b", Work.WARM)
+    server.ends(1)
+
+    def resume(_request: int) -> int:
+        raise InternalError("It is broken.")
+
+    server.app.resume = resume  # type: ignore[method-assign]
+    server.submit("a", broken=GrantRefusedError("No memory.", missing=CHUNK))
+    (end,) = server.ends(1)
+    assert isinstance(end, Failed)
+    assert end.failure.code == "memory_refused"
+
+
+def test_a_generation_that_is_cancelled_in_another_models_turn_ends(serve: Callable[..., Server]):
+    server = serve()
+    cancelled = server.submit("a", prompt=1, answer=1 << 40).ticket.request
+    begun = threading.Event()
+    server.app.inside = begun.set
+    assert begun.wait(timeout=20)
+
+    def inside() -> None:
+        if server.app.models["b"].users:
+            server.scheduler.cancel(cancelled)
+
+    server.app.inside = inside
+    server.submit("b", prompt=1, answer=1)
+    ends = {end.request: end for end in server.ends(2)}
+    end = ends[cancelled]
+    assert isinstance(end, Failed)
+    assert end.failure.code == "cancelled"
