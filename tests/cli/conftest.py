@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from servers import MODELS, Cli, ScriptedServer, free_port, scripted_server
+from servers import MODELS, Cli, ScriptedServer, scripted_server, silent_port
 from typer.testing import CliRunner, Result
 
 from flexserve.cli.app import app
@@ -16,7 +16,7 @@ from flexserve.normal import journal
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """No test sees the configuration, the models or the server of whoever runs it."""
     for variable in ("CONFIG", "DATA", "CACHE"):
         monkeypatch.setenv(f"XDG_{variable}_HOME", str(tmp_path / variable.lower()))
@@ -25,9 +25,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "r").mkdir(mode=0o700)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "r"))
-    monkeypatch.setenv("FLEXSERVE_PORT", str(free_port()))  # where nobody listens, unless a test says so
     journal.configure(level="critical")  # a server in this process would log among the command's output
-    return tmp_path
+    with silent_port() as port:
+        monkeypatch.setenv("FLEXSERVE_PORT", str(port))  # unless a test says otherwise
+        yield tmp_path
 
 
 @pytest.fixture

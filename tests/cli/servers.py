@@ -35,9 +35,12 @@ class Cli(Protocol):
     def __call__(self, *arguments: str, stdin: str | None = None) -> Result: ...
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
+@contextlib.contextmanager
+def silent_port() -> Iterator[int]:
+    """A port at which nobody listens, and which nobody else gets meanwhile."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        yield int(sock.getsockname()[1])
 
 
 class ScriptedServer:

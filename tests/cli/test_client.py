@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from servers import ScriptedServer, Stranger, free_port
+from servers import ScriptedServer, Stranger, silent_port
 
 from flexserve import settings
 from flexserve.errors import (
@@ -120,12 +120,16 @@ def test_an_error_in_a_stream_ends_it() -> None:
 
 @pytest.mark.parametrize("host", ["", "no such host", "a" * 300, "127.0.0.1/x", "[", "é" * 70])
 def test_an_address_that_is_none_is_an_error_of_ours(host: str) -> None:
-    with pytest.raises(FlexServeError), Client(Address(host, free_port())) as client:
+    with silent_port() as port, pytest.raises(FlexServeError), Client(Address(host, port)) as client:
         client.health()
 
 
 def test_nobody_there_is_an_error_of_its_own() -> None:
-    with Client(Address("127.0.0.1", free_port())) as client, pytest.raises(NoServerError):
+    with (
+        silent_port() as port,
+        Client(Address("127.0.0.1", port)) as client,
+        pytest.raises(NoServerError),
+    ):
         client.health()
 
 
