@@ -92,7 +92,7 @@ def test_a_generation_that_cannot_go_on_ends(serve: Callable[..., Server]):
     def resume(_request: int) -> int:
         raise InternalError("It is broken.")
 
-    server.app.resume = resume  # type: ignore[method-assign]
+    server.app.resume = resume  # type: ignore[method-assign, assignment]
     server.submit("a", broken=GrantRefusedError("No memory.", missing=CHUNK))
     (end,) = server.ends(1)
     assert isinstance(end, Failed)
