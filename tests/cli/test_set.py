@@ -13,6 +13,8 @@ from flexserve.cli import models
 from flexserve.normal.model_options import ModelChoices
 from flexserve.protocol.model_options import ModelOptions
 
+NO_DRAFT = ("draft", "default")
+
 
 def test_options_are_set_on_a_server_shown_and_set_back(cli: Cli, server: ScriptedServer) -> None:
     assert cli("set", "tiny", "context", "8k").stdout.split() == [
@@ -22,10 +24,14 @@ def test_options_are_set_on_a_server_shown_and_set_back(cli: Cli, server: Script
         "default",
         "shift",
         "default",
+        *NO_DRAFT,
     ]
     assert cli("set", "tiny", "kv", "q8_0").exit_code == 0
     shown = json.loads(cli("set", "tiny", "--json").stdout)
-    assert shown == {"model": "tiny", "options": {"context": 8192, "kv": "q8_0", "shift": None}}
+    assert shown == {
+        "model": "tiny",
+        "options": {"context": 8192, "kv": "q8_0", "shift": None, "draft": None},
+    }
     assert "context  default\n" in cli("set", "tiny", "context", "default").stdout
     assert "shift    on\n" in cli("set", "tiny", "shift", "on").stdout
     assert "shift    off\n" in cli("set", "tiny", "shift", "off").stdout
@@ -46,6 +52,9 @@ def test_ps_says_which_context_and_type_of_kv_models_have(cli: Cli, server: Scri
         (("tiny", "context", "much"), "32k"),
         (("tiny", "context", "16k"), "trained for 8192"),
         (("nobody", "kv", "q8_0"), "no model 'nobody'"),
+        (("tiny", "draft", "nobody"), "no model 'nobody'"),
+        (("tiny", "draft", "tiny"), "its own draft"),
+        (("tiny", "draft", "x" * 200), "no value of draft"),
     ],
 )
 def test_what_cannot_be_set_is_an_error_that_says_why(
@@ -68,7 +77,11 @@ def test_without_a_server_options_are_written_down_for_the_next_one(
     assert cli("set", "small", "context", "model").exit_code == 0
     assert "trained for" in cli("set", "small", "context", "32k").stderr
     assert cli("set", "nobody", "kv", "q8_0").exit_code == 1
+    assert cli("set", "small", "draft", "nobody").exit_code == 1
     assert ModelChoices(settings.load().model_options).all == {"small": ModelOptions(context="model")}
-    assert cli("set", "small").stdout.split() == ["context", "model", "kv", "default", "shift", "default"]
+    assert cli("set", "small").stdout.split() == [
+        *("context", "model", "kv", "default", "shift", "default"),
+        *NO_DRAFT,
+    ]
     assert cli("set", "small", "context", "100").exit_code == 0
     assert json.loads(cli("show", "small", "--json").stdout)["served_context"] == 100

@@ -56,6 +56,8 @@ async def test_a_chat_answer_in_one_piece(client: httpx.AsyncClient) -> None:
         *(f"{name}_ms" for name in ("queue", "restore", "decrypt", "prefill", "decode", "ttft")),
         "restored_bytes",
         "npu_products",
+        "guessed",
+        "guessed_right",
     }
 
 

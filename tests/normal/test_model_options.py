@@ -86,10 +86,13 @@ async def test_options_reach_the_secure_world_and_show_among_the_models(
     client: httpx.AsyncClient, link: ScriptedLink
 ) -> None:
     answer = await client.put(ROUTE, json={"context": "8k", "kv": "q8_0", "shift": True})
-    assert answer.json() == {"model": "tiny", "options": {"context": 8192, "kv": "q8_0", "shift": True}}
+    assert answer.json() == {
+        "model": "tiny",
+        "options": {"context": 8192, "kv": "q8_0", "shift": True, "draft": None},
+    }
     states = {state["name"]: state for state in (await client.get("/models")).json()["models"]}
-    assert states["tiny"]["options"] == {"context": 8192, "kv": "q8_0", "shift": True}
-    assert states["slow"]["options"] == {"context": None, "kv": None, "shift": None}
+    assert states["tiny"]["options"] == {"context": 8192, "kv": "q8_0", "shift": True, "draft": None}
+    assert states["slow"]["options"] == {"context": None, "kv": None, "shift": None, "draft": None}
     await client.put(ROUTE, json={})
     await client.get("/models")  # answered by the secure world, after what it was told
     assert told(link) == [{"tiny": ModelOptions(8192, "q8_0", shift=True)}, {}]

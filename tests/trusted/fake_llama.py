@@ -58,6 +58,7 @@ class FakeVocabulary:
 
     size, endings = END + 1, [END]
     begins = False
+    fingerprint = "bytes"
 
     def __init__(self, model: FakeModel) -> None:
         self.markers = Markers(["<end>"])
@@ -199,6 +200,10 @@ class FakeContext:
     def usable(self, sequence: int, keep: int) -> int:
         held = self._held[sequence]
         return keep if keep == held or (keep < held and self.model.goes_back) else 0
+
+    @property
+    def goes_back(self) -> bool:
+        return self.model.goes_back
 
     def usable_saved(self, count: int, keep: int) -> int:
         return keep if keep == count or self.model.goes_back else 0

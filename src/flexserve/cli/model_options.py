@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
 def set_option(
     model: ModelName,
     option: Annotated[
-        str | None, typer.Argument(metavar="OPTION", show_default=False, help="context, kv or shift.")
+        str | None, typer.Argument(metavar="OPTION", show_default=False, help="context, kv, shift or draft.")
     ] = None,
     value: Annotated[
         str | None,
@@ -37,7 +37,7 @@ def set_option(
             metavar="VALUE",
             show_default=False,
             help="Of context: 32k, 32768, or model (as trained). Of kv: f16, q8_0 or q4_0. "
-            "Of shift: on or off. Or default.",
+            "Of shift: on or off. Of draft: a smaller model that guesses its next tokens. Or default.",
         ),
     ] = None,
     *,
@@ -48,8 +48,8 @@ def set_option(
 ) -> None:
     """Show or set how one model is served, whatever the server's settings are.
 
-    It holds from when the model is opened next: at its next request, once it is idle. `default` sets an
-    option back.
+    Context and kv hold from when the model is opened next: at its next request, once it is idle. `default`
+    sets an option back.
     """
     import msgspec
 
@@ -103,7 +103,9 @@ def _apply(
         with client(host, port, unix_socket) as server:
             states = {state.name: state for state in server.states().models}
             if model not in states:
-                raise UnknownModelError(f"There is no model {model!r}.", hint="`flexserve list` shows them.")
+                raise _unknown(model)
+            if (draft := change.get("draft")) is not None and draft not in states:
+                raise _unknown(draft)
             options = states[model].options
             if change:
                 options = msgspec.structs.replace(options, **change)
@@ -114,11 +116,18 @@ def _apply(
         from flexserve.normal.model_options import ModelChoices
 
         chosen = settings.load(host=host, port=port, unix_socket=unix_socket)
-        with open_store(chosen).open(model) as sealed:
+        store = open_store(chosen)
+        with store.open(model) as sealed:
             trained = sealed.manifest.context_length
+        if change.get("draft") is not None:
+            store.require(change["draft"])
         choices = ModelChoices(chosen.model_options)
         if change:
             options = msgspec.structs.replace(choices.of(model), **change)
             choices.replace(model, options, trained=trained)
             terminal.note("no server runs; the next one will do so")
         return choices.of(model)
+
+
+def _unknown(model: str) -> UnknownModelError:
+    return UnknownModelError(f"There is no model {model!r}.", hint="`flexserve list` shows them.")

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -161,14 +161,16 @@ class DrivenWorld:
         Its prompt is computed whole unless `reuse` is asked for: who measures wants no short cuts.
         `logprobs`: as in Sampling.
         """
-        number = self._next()
         sampling = Sampling(max_tokens=tokens, temperature=0, logprobs=logprobs)
-        # fmt: off
-        self._send(Generate(
-            number, model, prompt, sampling,
-            owner=owner, reuse=reuse, next_model=next_model, keep_alive=keep_alive,
-        ))
-        # fmt: on
+        more = {"owner": owner, "reuse": reuse, "next_model": next_model, "keep_alive": keep_alive}
+        return self.ask(model, prompt, sampling, **more)
+
+    def ask(
+        self, model: str, prompt: TextPrompt | TokenPrompt | ChatPrompt, sampling: Sampling, **more: Any
+    ) -> int:
+        """Send a request; return its number for `result`. `more`: fields of Generate."""
+        number = self._next()
+        self._send(Generate(number, model, prompt, sampling, **({"reuse": False} | more)))
         return number
 
     def result(self, number: int, on_text: Callable[[str], None] | None = None) -> Generated:

@@ -44,8 +44,15 @@ class ModelChoices:
     def replace(self, model: str, options: ModelOptions, *, trained: int) -> None:
         """Set the options of a model that was trained for `trained` tokens of context (0: it does not say).
 
-        Raises CallerError for a longer context, NormalWorldError; nothing is changed then.
+        Raises CallerError for a longer context and for a model that is its own draft, NormalWorldError;
+        nothing is changed then.
         """
+        if options.draft == model:
+            raise CallerError(
+                f"{model} cannot be its own draft.",
+                hint="Name a smaller model with the same vocabulary.",
+                code="bad_option",
+            )
         if isinstance(options.context, int) and 0 < trained < options.context:
             raise CallerError(
                 f"{model} was trained for {trained} tokens of context, not for {options.context}.",

@@ -293,10 +293,11 @@ class World:
         Raises UnknownModelError, and as ModelChoices.replace; nothing is changed then.
         """
         descriptions = {status.name: status.description for status in await self.models()}
-        if model not in descriptions:
-            raise UnknownModelError(
-                f"There is no model {model!r}.", hint="`flexserve list` shows the models."
-            )
+        for name in (model, options.draft or model):
+            if name not in descriptions:
+                raise UnknownModelError(
+                    f"There is no model {name!r}.", hint="`flexserve list` shows the models."
+                )
         about = descriptions[model]
         self._choices.replace(model, options, trained=about.trained_context if about is not None else 0)
         with contextlib.suppress(FlexServeError):  # the next secure world is told when it starts

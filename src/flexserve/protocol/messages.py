@@ -41,7 +41,7 @@ from flexserve.protocol.notation import Mark, Notation
 from flexserve.protocol.sampling import Sampling, TokenId
 from flexserve.protocol.statuses import Failure, KvStatus, MemoryStatus, ModelStatus, NpuStatus
 
-PROTOCOL_VERSION = 19
+PROTOCOL_VERSION = 20
 # Of the messages' schema, by version: it is another one whenever a message changes, and a line is added here.
 SCHEMA_DIGESTS = {
     5: "57db8b74f59f63a2",
@@ -59,6 +59,7 @@ SCHEMA_DIGESTS = {
     17: "99d7f7aea59936bb",
     18: "c64b1c5ace8f9d89",
     19: "a8713e4016347b69",
+    20: "8f066b9c891d5a2b",
 }
 
 
@@ -222,6 +223,8 @@ class Timings(Struct, frozen=True):
     ttft: Millis = 0
     restored_bytes: Count = 0
     npu_products: Count = 0  # matrix products that the NPU computed
+    guessed: Count = 0  # tokens that a draft guessed …
+    guessed_right: Count = 0  # … and of these, those that the model chose
 
 
 # ---- normal world to secure world -----------------------------------------------------------

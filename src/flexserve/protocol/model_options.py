@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from flexserve.protocol.bounds import Struct
+from flexserve.protocol.bounds import Name, Struct
 
 MAX_CONTEXT = 1 << 20  # tokens
 
@@ -14,12 +14,14 @@ KvType = Literal["f16", "q8_0", "q4_0"]  # ggml's names of the types that the KV
 
 
 class ModelOptions(Struct, frozen=True):
-    """None: as the server's settings have it. They hold from when the model is opened next.
+    """None: as the server's settings have it. `context` and `kv` hold from when the model is opened next.
 
     `context`: tokens of a request and its answer; "model": as many as it was trained for. `shift`: whether an
-    answer goes on when they are full, without the older ones.
+    answer goes on when they are full, without the older ones. `draft`: a smaller model that guesses its
+    next tokens.
     """
 
     context: Annotated[int, Meta(ge=1, le=MAX_CONTEXT)] | Literal["model"] | None = None
     kv: KvType | None = None
     shift: bool | None = None
+    draft: Name | None = None

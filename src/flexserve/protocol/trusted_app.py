@@ -57,6 +57,7 @@ class Progress:
 
     request: int
     pending: int = 0  # tokens to compute before its next one can be chosen
+    right: int = 0  # of the guesses that the step checked
     finished: Finished | None = None
     error: FlexServeError | None = None
 
@@ -170,10 +171,19 @@ class TrustedApp(Protocol):
         None: not yet, for no sequence is free, or one that runs is about to have its prompt's KV.
         """
 
+    def guess(self, request: int, draft: str, count: int) -> int:
+        """Have the open model `draft` guess up to `count` of the tokens that a generation says next.
+
+        Its next step checks them: the answer is the same as without. Returns how many there are, 0 also
+        where the generation's model cannot check any, or the draft is still reading. Raises CallerError when
+        the two models have not the same vocabulary, GrantRefusedError, and what restoring weights raises.
+        """
+
     def step(self, model: str, requests: Sequence[int], limit: int) -> Sequence[Progress]:
         """Compute one graph for generations that began, of at most `limit` tokens for each.
 
-        Each of them then has another token, has its end, or was broken off. Raises nothing.
+        Each of them then has another token, has its end, or was broken off; where there were guesses, it
+        has a token more for each that was right. Raises nothing.
         """
 
     def resume(self, request: int) -> int:

@@ -154,6 +154,8 @@ class SecureWorld:
                     self._attester.ask(message)
                 case Configure():
                     self._limits.configure(message.models)
+                    options = message.models.items()
+                    self._scheduler.use_drafts({name: its.draft for name, its in options if its.draft})
                 case Query():
                     self._link.send(self._status(message.serial))
                 case Shutdown():

@@ -67,7 +67,7 @@ class MemoryManager:
             following = self._policy.invoked(model, prompt, hint, time.monotonic())
             self._policy.resumed(model, kv.resumed_tokens, kv.resumed_ms / 1000)
         if following is not None:
-            self._prefetch(following)
+            self.prefetch(following)
 
     def turn(self, model: str) -> None:
         """Record that `model` computes: nothing is brought back unasked beside it."""
@@ -293,7 +293,7 @@ class MemoryManager:
         self._rewarmer.others_load()
         self._app.load(model, size)
 
-    def _prefetch(self, model: str) -> None:
+    def prefetch(self, model: str) -> None:
         """Bring all of `model` in behind what runs, as far as the normal world grants it."""
         try:
             if not self._app.opens_at_once(model):

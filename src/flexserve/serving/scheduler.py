@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -22,6 +22,7 @@ from flexserve.policy.schedule import Lane, Turns
 from flexserve.protocol.failures import failure_of, foreseen
 from flexserve.protocol.messages import Computing, Failed, Finished, Standstill
 from flexserve.protocol.trusted_app import Progress, Ticket, TrustedApp, Work
+from flexserve.serving.guesses import Guesses
 from flexserve.serving.memory_manager import MemoryManager
 from flexserve.serving.model_manager import ModelManager
 from flexserve.serving.request import Request, Requests
@@ -60,6 +61,7 @@ class Scheduler:
         self._look_again = False  # memory changed hands since the last housekeeping
         self._batches: dict[str, dict[int, Request]] = {}  # generations that began; the engine thread's own …
         self._batching: dict[str, Batching] = {}
+        self._guesses = Guesses(app, memory.prefetch, models.record)
         self._told = ""  # … as is the model that the normal world believes to be computing
         self._watchdog = Watchdog(
             app.last_moved,
@@ -106,6 +108,10 @@ class Scheduler:
         with self._changed:
             self._look_again = True
             self._changed.notify_all()
+
+    def use_drafts(self, drafts: Mapping[str, str]) -> None:
+        """Have these models guess the next tokens of others, by the names of the latter. Any thread."""
+        self._guesses.use(drafts)
 
     def drain(self, seconds: float) -> None:
         """Take no more; let what runs end within `seconds`, then stop it. Returns when the thread ended."""
@@ -251,6 +257,7 @@ class Scheduler:
         request.pending = begun.pending
         self._batches.setdefault(model, {})[number] = request
         self._memory.invoked(model, begun.pending, request.ticket.next_model)
+        self._guesses.begun(model)
         return True
 
     def _run(self, request: Request) -> Finished:
@@ -283,8 +290,12 @@ class Scheduler:
         batching = self._batching.setdefault(model, Batching(self._app.batch))
         chosen, limit = batching.next({number: request.pending for number, request in batch.items()})
         if chosen:
-            self._memory.provide_weights(model)
-            for progress in self._app.step(model, chosen, limit):
+
+            def step() -> Sequence[Progress]:
+                self._memory.provide_weights(model)
+                return self._app.step(model, chosen, limit)
+
+            for progress in self._guesses.stepped(model, [batch[number] for number in chosen], step):
                 self._advance(batch[progress.request], progress)
         if not batch:
             del self._batches[model], self._batching[model]

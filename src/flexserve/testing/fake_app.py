@@ -66,6 +66,8 @@ class FakeRequest:
     stopped: bool = False
     pending: int = 0
     timings: Timings = dataclasses.field(default_factory=Timings)
+    right: int = 0  # of the guesses before a step
+    guessed: int = 0
 
 
 class FakeApp:
@@ -178,6 +180,15 @@ class FakeApp:
         self.calls.append(("begin", request))
         return Progress(request, it.pending)
 
+    def guess(self, request: int, draft: str, count: int) -> int:
+        """Guess as many as are wanted, of which the model's `right` are."""
+        self.calls.append(("guess", request, draft, count))
+        error, it = self.models[draft].error, self.requests[request]
+        if error is not None:
+            raise error
+        it.guessed = min(count, it.answer - 1)
+        return it.guessed
+
     def step(self, model: str, requests: Sequence[int], limit: int) -> Sequence[Progress]:
         """Bring weights in, take tokens in, generate one each."""
         self.calls.append(("step", model, tuple(requests), limit))
@@ -198,11 +209,12 @@ class FakeApp:
         it.pending -= min(it.pending, limit)
         if it.pending:
             return Progress(number, it.pending)
-        it.answer -= 1
+        right, it.guessed = min(it.right, it.guessed), 0
+        it.answer -= 1 + right
         if it.answer <= 0:
             return Progress(number, finished=_finished(it))
         it.pending = 1
-        return Progress(number, 1)
+        return Progress(number, 1, right)
 
     def resume(self, request: int) -> int:
         """Have it go on."""

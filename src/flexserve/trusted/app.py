@@ -46,6 +46,7 @@ from flexserve.trusted.requests import decoding
 from flexserve.trusted.requests.conversion import convert, give
 from flexserve.trusted.requests.embedding import Embedding
 from flexserve.trusted.requests.generation import Generation, scores_prompt
+from flexserve.trusted.requests.guesser import Guesser, require_same_words
 from flexserve.trusted.requests.request import Message, Request
 from flexserve.trusted.requests.trial import try_model
 from flexserve.trusted.store.manifest import Manifest
@@ -230,6 +231,20 @@ class LlamaApp:
         """Break the graph that computes off, if it is for `request` alone."""
         if self._computing == {request}:
             entry.context.cancel()
+
+    def guess(self, request: int, draft: str, count: int) -> int:
+        it, generation, entry = self._requests[request], self._generation(request), self._open[draft]
+        room = generation.room(count)
+        if not room or not entry.context.goes_back:
+            return 0
+        if it.guesser is None or it.guesser.entry is not entry:
+            require_same_words(generation.entry, entry)
+            it.guesser = Guesser(entry, generation.request.owner)
+            it.uses.callback(it.guesser.close)
+        with self._engaged([request]):
+            guesses = it.guesser.guess(generation.tokens, room)
+        generation.take_guesses(guesses)
+        return len(guesses)
 
     def step(self, model: str, requests: Sequence[int], limit: int) -> Sequence[Progress]:
         generations = [self._generation(request) for request in requests]

@@ -266,6 +266,8 @@ def usage_of(finished: Finished) -> Json:
             "ttft_ms": timings.ttft,
             "restored_bytes": timings.restored_bytes,
             "npu_products": timings.npu_products,
+            "guessed": timings.guessed,
+            "guessed_right": timings.guessed_right,
         },
     }
 

@@ -31,7 +31,8 @@ def _tokens(value: Any) -> Any:
 class OptionsRequest(BaseModel):
     """Body of PUT /models/NAME/options: all options of a model; null: as the server's settings have it.
 
-    `context`: tokens as a number or like "32k", or "model": as many as it was trained for.
+    `context`: tokens as a number or like "32k", or "model": as many as it was trained for. `draft`: a smaller
+    model that guesses its next tokens.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid")
@@ -42,6 +43,7 @@ class OptionsRequest(BaseModel):
     ] = None
     kv: KvType | None = None
     shift: bool | None = None
+    draft: Annotated[str, Field(min_length=1, max_length=128)] | None = None
 
 
 @router.put("/models/{name:path}/options")

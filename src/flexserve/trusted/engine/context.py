@@ -193,6 +193,11 @@ class Context:
         needed = max(0, keep - self._window) if self._window else 0
         return keep if keep <= last and first <= needed else 0
 
+    @property
+    def goes_back(self) -> bool:
+        """Whether it can forget the last tokens of a sequence, whatever it has read."""
+        return not (self.whole_texts or self._window or self._recurrent)
+
     def usable_saved(self, count: int, keep: int) -> int:
         """Return `keep` if what `save` writes of `count` tokens can be used from that position on, else 0.
 

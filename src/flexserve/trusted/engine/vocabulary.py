@@ -6,6 +6,7 @@ import codecs
 import ctypes
 import dataclasses
 import functools
+import hashlib
 import re
 import threading
 from collections.abc import Mapping, Sequence
@@ -41,6 +42,15 @@ class Vocabulary:
         self._metadata = model.header.metadata
         self._trees: dict[frozenset[int], TokenTree] = {}
         self._making = threading.Lock()
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A digest of all tokens: vocabularies of which it is the same are the same."""
+        digest = hashlib.sha256()
+        for token in range(lib.llama_vocab_n_tokens(self.address)):
+            text = lib.llama_vocab_get_text(self.address, token) or b""
+            digest.update(len(text).to_bytes(4, "little") + text)
+        return digest.hexdigest()
 
     def encode(self, text: str, *, special: bool, start: bool = True) -> list[int]:
         """Return the tokens of `text`.

@@ -32,12 +32,18 @@ def step(entry: OpenModel, generations: Sequence[Generation], limit: int) -> lis
 def _computed(entry: OpenModel, generations: Sequence[Generation], limit: int) -> list[Progress]:
     # llama.cpp computes neighbouring sequences in one go: in their order.
     generations = sorted(generations, key=lambda generation: generation.sequence)
+    if len(generations) > 1:
+        for generation in generations:  # so many scores at once there is no room for
+            generation.take_guesses([])
     share = _share(entry, generations)
     spans = [generation.span(min(limit, share) if generation.scores else limit) for generation in generations]
     stats = entry.context.decode(spans)
     progress = []
     for number, (generation, span) in enumerate(zip(generations, spans, strict=True)):
         generation.took(span, stats)
+        if generation.checks:
+            progress.append(_checked(entry, generation, number, len(span.tokens)))
+            continue
         if span.scored:
             generation.say_prompt(span, entry.context.scores(number, len(span.tokens)))
         progress.append(generation.progress() if generation.pending else _chosen(entry, generation, number))
@@ -58,6 +64,16 @@ def _chosen(entry: OpenModel, generation: Generation, number: int) -> Progress:
     return (
         Progress(generation.number, finished=generation.finished(reason)) if reason else generation.progress()
     )
+
+
+def _checked(entry: OpenModel, generation: Generation, number: int, count: int) -> Progress:
+    try:
+        right, reason = generation.check(entry.context.scores(number, count))
+    except FlexServeError as error:
+        return Progress(generation.number, error=error)
+    if reason is not None:
+        return Progress(generation.number, right=right, finished=generation.finished(reason))
+    return Progress(generation.number, generation.pending, right)
 
 
 def _go_on(entry: OpenModel, generations: Sequence[Generation], damage: DamagedImageError) -> list[Progress]:

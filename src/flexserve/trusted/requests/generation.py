@@ -60,6 +60,8 @@ class Generation:
         self._stats = RestoreStats()
         self._began = self._first = 0.0
         self._first_waited = 0.0
+        self._guesses: list[int] = []  # of the next tokens, for the next graph to check
+        self._guessed = self._right = 0  # guesses that were checked, and those of them that were right
 
     def begin(self, slot: Slot, cached: int, began: float) -> None:
         """Start in `slot`, whose first `cached` tokens are ours. `began`: when it left the queue."""
@@ -88,13 +90,14 @@ class Generation:
 
     def broke_off(self) -> None:
         """Record that a graph of it broke off: what of its tokens reached the KV cache is unknown."""
-        self._slot.tokens = []
+        self._slot.tokens, self._guesses = [], []
 
     def go_on(self) -> None:
         """Take up again after a graph that broke off.
 
         What the cache had before stays, where the model can forget a part. Raises GrantRefusedError.
         """
+        self._guesses = []
         self.done = self.entry.context.take(self.sequence, keep=self.done)
         self._slot.tokens = self.tokens[: self.done]
 
@@ -122,7 +125,47 @@ class Generation:
 
     def span(self, limit: int) -> Span:
         """Return the next tokens to compute, at most `limit`."""
+        if self._guesses:
+            return Span(self.sequence, self.done, [self.tokens[self.done], *self._guesses], scored=True)
         return Span(self.sequence, self.done, self.tokens[self.done : self.done + limit], scored=self.scores)
+
+    @property
+    def checks(self) -> bool:
+        """Whether its next graph checks guesses."""
+        return bool(self._guesses)
+
+    def room(self, most: int) -> int:
+        """Return how many guesses its next graph can check, `most` at most."""
+        context = self.entry.context
+        if self.pending != 1 or self.scores or not context.goes_back:
+            return 0
+        full = context.size if self._shift is None else self._shift.size - 2  # it shifts between two graphs
+        left = min(self._limit - self._count - 1, full - len(self.tokens))
+        return max(0, min(most, left, context.outputs - 1))
+
+    def take_guesses(self, guesses: list[int]) -> None:
+        """Have the next graph check `guesses`, of which there are no more than `room` says."""
+        self._guesses = guesses
+
+    def check(self, logits: NDArray[np.float32]) -> tuple[int, str | None]:
+        """Choose the next token, and after each guess that is what was chosen the one behind it.
+
+        `logits` are those after the last token and after each guess. Each token is chosen as it would be
+        without guesses: by the scores after those before it. Returns how many guesses were right, and why
+        the last token was the last. What the cache has of wrong guesses is forgotten.
+        """
+        guesses, self._guesses = self._guesses, []
+        right, reason = 0, self.choose(logits[0])
+        self._guessed += len(guesses)
+        for guess, after in zip(guesses, logits[1:], strict=True):
+            if reason is not None or self.tokens[-1] != guess:
+                break
+            right += 1
+            self._right += 1
+            reason = self.choose(after)
+        self.done = self.entry.context.take(self.sequence, keep=self.done - len(guesses) + right)
+        self._slot.tokens = self.tokens[: self.done]
+        return right, reason
 
     def took(self, span: Span, stats: RestoreStats) -> None:
         """Note that `span` was computed, and what it cost."""
@@ -181,6 +224,7 @@ class Generation:
             decode=ended - self._first - (stats.waited - self._first_waited),
             ttft=self._first - self._received,
         )
+        timings = msgspec.structs.replace(timings, guessed=self._guessed, guessed_right=self._right)
         return Finished(
             *(self.request.request, reason, Usage(self._prompt_size, self._count, self._cached), timings),
             shifted=self._shifted,

@@ -12,6 +12,7 @@ from flexserve.protocol.messages import Convert, Converted, Embed, Generate, Try
 from flexserve.protocol.trusted_app import Ticket, Work
 from flexserve.trusted.requests.embedding import Embedding
 from flexserve.trusted.requests.generation import Generation
+from flexserve.trusted.requests.guesser import Guesser
 from flexserve.trusted.text.preparation import Prepared
 
 Message = Generate | Embed | Convert | Warm | Try
@@ -35,6 +36,7 @@ class Request:
     converted: Converted | None = None
     generation: Generation | None = None
     embedding: Embedding | None = None
+    guesser: Guesser | None = None  # what guesses its next tokens
     stopped: bool = False
     interrupt: Callable[[], None] | None = None  # breaks off what computes for this request alone
     uses: contextlib.ExitStack = dataclasses.field(default_factory=contextlib.ExitStack)

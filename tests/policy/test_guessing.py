@@ -1,0 +1,71 @@
+"""How many tokens are guessed: as many as pay, by what was measured."""
+
+from __future__ import annotations
+
+import pytest
+
+from flexserve.policy.guessing import MOST, Guessing
+
+
+def measured(right: float, guess: float, more: float, *, rounds: int = 60) -> Guessing:
+    """Return a policy that has seen guesses of which the part `right` is right; a plain graph takes 1 s."""
+    policy, owed = Guessing(), 0.0
+    for _ in range(rounds):
+        count = policy.count()
+        if not count:
+            policy.computed(1.0)
+            continue
+        good = 0
+        while good < count:
+            owed += right
+            if owed < 1:
+                break
+            owed, good = owed - 1, good + 1
+        policy.checked(count, good, guess * count, 1.0 + more * count)
+    return policy
+
+
+def test_nothing_is_guessed_before_a_plain_graph_was_measured() -> None:
+    policy = Guessing()
+    assert policy.count() == 0
+    policy.computed(1.0)
+    policy.computed(1.0)
+    assert policy.count() > 0
+
+
+def test_the_more_guesses_are_right_the_more_are_made() -> None:
+    few, many = measured(0.6, 0.1, 0.02), measured(1.0, 0.1, 0.02)
+    assert 0 < few.count() < many.count() == MOST
+
+
+@pytest.mark.parametrize(("right", "guess", "more"), [(0.0, 0.1, 0.0), (0.5, 0.6, 0.1), (1.0, 0.5, 0.6)])
+def test_guesses_that_do_not_pay_are_only_tried_now_and_then(right: float, guess: float, more: float) -> None:
+    policy = measured(right, guess, more)
+    made = 0
+    for _ in range(130):
+        count = policy.count()
+        made += bool(count)
+        if count:
+            policy.checked(count, round(right * count), guess * count, 1.0 + more * count)
+        else:
+            policy.computed(1.0)
+    assert 1 <= made <= 2
+
+
+def test_a_draft_that_became_good_is_found_out() -> None:
+    policy = measured(0.0, 0.1, 0.0)
+    for _ in range(300):
+        if count := policy.count():
+            policy.checked(count, count, 0.1 * count, 1.0)
+        else:
+            policy.computed(1.0)
+    assert policy.count() >= 3
+
+
+def test_after_memory_was_refused_nothing_is_guessed_for_a_while() -> None:
+    policy = measured(1.0, 0.1, 0.0)
+    policy.refused()
+    for _ in range(64):
+        assert policy.count() == 0
+        policy.computed(1.0)
+    assert policy.count() > 0

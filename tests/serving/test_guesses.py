@@ -1,0 +1,125 @@
+"""When a draft guesses: for one request, when it is in memory, and as long as it can."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from flexserve.errors import CallerError, FlexServeError, GrantRefusedError
+from flexserve.policy.guessing import MOST
+from flexserve.protocol.trusted_app import Progress, Ticket
+from flexserve.serving.guesses import Guesses
+from flexserve.serving.request import Request
+from flexserve.testing.fake_app import CHUNK, FakeApp, FakeModel, FakeRequest
+
+
+class Rig:
+    """A model "big" that answers with the guesses of "small", step by step."""
+
+    def __init__(self, *, weights: int = CHUNK, right: int = MOST) -> None:
+        self.app = FakeApp(
+            big=FakeModel(4 * CHUNK, is_open=True), small=FakeModel(CHUNK, is_open=True, weights=weights)
+        )
+        self.fetched: list[str] = []
+        self.refusals: list[tuple[str, FlexServeError]] = []
+        self.guesses = Guesses(
+            self.app,
+            self.fetched.append,
+            lambda draft, error: self.refusals.append((draft, error)),
+        )
+        self.guesses.use({"big": "small"})
+        self.right = right
+
+    def request(self) -> tuple[Request, FakeRequest]:
+        asked = self.app.ask("big", answer=1000, right=self.right)
+        self.app.begin(asked.ticket.request)
+        request = Request(asked.ticket)
+        request.pending = asked.pending = 1
+        return request, asked
+
+    def step(self, *requests: Request) -> Sequence[Progress]:
+        numbers = [request.number for request in requests]
+        return self.guesses.stepped("big", requests, lambda: self.app.step("big", numbers, 8))
+
+    @property
+    def made(self) -> list[tuple[object, ...]]:
+        return [call for call in self.app.calls if call[0] == "guess"]
+
+
+def test_one_request_gets_the_guesses_that_are_right() -> None:
+    rig = Rig()
+    request, asked = rig.request()
+    for _ in range(5):
+        rig.step(request)
+    assert rig.made[0] == ("guess", request.number, "small", 3)
+    assert asked.answer < 1000 - 5
+
+
+def test_several_requests_in_one_graph_get_none() -> None:
+    rig = Rig()
+    requests = [rig.request()[0] for _ in range(2)]
+    for _ in range(5):
+        rig.step(*requests)
+    assert rig.made == []
+
+
+def test_a_prompt_gets_none() -> None:
+    rig = Rig()
+    request, asked = rig.request()
+    request.pending = asked.pending = 20
+    for _ in range(2):
+        rig.step(request)
+    assert rig.made == []
+
+
+def test_a_draft_that_is_not_in_memory_whole_guesses_nothing_and_is_brought_in() -> None:
+    rig = Rig(weights=0)
+    request, _ = rig.request()
+    rig.guesses.begun("big")
+    for _ in range(5):
+        rig.step(request)
+    assert rig.made == []
+    assert rig.fetched == ["small"]
+    rig.app.models["small"].weights = CHUNK
+    rig.guesses.begun("big")
+    rig.step(request)
+    assert len(rig.made) == 1
+    assert rig.fetched == ["small"]
+
+
+def test_a_model_without_a_draft_is_computed_as_ever() -> None:
+    rig = Rig()
+    request = Request(Ticket(1, "small", rig.request()[0].ticket.work, 0.0))
+    assert rig.guesses.stepped("small", [request], lambda: [Progress(1, 1)]) == [Progress(1, 1)]
+    rig.guesses.begun("small")
+    assert rig.fetched == []
+
+
+def test_a_draft_that_cannot_guess_for_a_model_is_not_asked_again_and_it_is_said_why() -> None:
+    rig = Rig()
+    error = rig.app.models["small"].error = CallerError("Their vocabularies differ.")
+    request, _ = rig.request()
+    for _ in range(6):
+        rig.step(request)
+    assert len(rig.made) == 1
+    assert rig.refusals == [("small", error)]
+
+
+def test_memory_that_is_refused_ends_guessing_for_a_while_only() -> None:
+    rig = Rig()
+    rig.app.models["small"].error = GrantRefusedError("None.", missing=1)
+    request, _ = rig.request()
+    for _ in range(10):
+        rig.step(request)
+    assert len(rig.made) == 1
+    assert rig.refusals == []
+
+
+@pytest.mark.parametrize("right", [0, 2])
+def test_answers_go_on_token_by_token_where_guesses_are_wrong(right: int) -> None:
+    rig = Rig(right=right)
+    request, asked = rig.request()
+    for _ in range(3):
+        rig.step(request)
+    assert asked.answer == 1000 - 3 - right
