@@ -180,6 +180,7 @@ def test_a_field_of_a_sampler_changes_what_llama_cpp_would_change(vocabulary: Vo
 def test_every_field_of_a_sampler_is_tried() -> None:
     others = {"max_tokens", "min_tokens", "ignore_eos", "stop", "stop_token_ids", "logit_bias"}
     others |= {"schema", "grammar", "logprobs", "after_samplers", "echo", "dry_sequence_breakers"}
+    others |= {"shift", "n_keep", "n_discard"}  # of a full context
     assert {*CHANGES, *DEPENDENT, *others} == set(Sampling.__struct_fields__)
 
 
