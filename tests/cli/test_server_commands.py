@@ -121,7 +121,7 @@ def test_stop_lets_a_model_go(cli: Cli, server: ScriptedServer) -> None:
     assert [(told.model, told.keep_alive) for told in server.converted] == [("tiny", 0)]
     failed = cli("stop", "nosuch")
     assert failed.exit_code == 1
-    assert "nosuch" in failed.stderr
+    assert "There is no such model" in failed.stderr
 
 
 def test_recall_as_json_has_counts_before_and_after(cli: Cli, server: ScriptedServer) -> None:
