@@ -68,6 +68,7 @@ async def test_the_tokenizer_speaks_as_vllms_does(client: httpx.AsyncClient) -> 
     info = (await client.get("/tokenizer_info")).json()
     assert (info["bos_token"], info["eos_token"]) == ("<s>", None)
     assert info["chat_template"]
+    assert (await client.get("/tokenizer_info", params={"model": ""})).status_code == 400
 
 
 async def test_a_gap_crosses_with_the_texts_around_it(client: httpx.AsyncClient, link: ScriptedLink) -> None:

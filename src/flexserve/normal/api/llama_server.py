@@ -238,7 +238,9 @@ async def detokenize(body: DetokenizeRequest, request: Request) -> Response:
 @router.get("/tokenizer_info")
 async def tokenizer_info(request: Request, model: str | None = None) -> Response:
     """Say what begins and ends a text, and the template, as vLLM does: lm-eval asks for it."""
-    converted = await _converted(request, ModelRequest(model=model), AskTemplate())
+    world: ModelsWorld = request.app.state.world
+    name = await model_of(world, model)
+    converted = await unless_gone(request, world.convert(name, AskTemplate()))
     if isinstance(converted, Response):
         return converted
     first, last = (piece.decode(errors="replace") or None for piece in converted.pieces)
