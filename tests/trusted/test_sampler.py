@@ -184,6 +184,18 @@ def test_every_field_of_a_sampler_is_tried() -> None:
     assert {*CHANGES, *DEPENDENT, *others} == set(Sampling.__struct_fields__)
 
 
+@pytest.mark.parametrize(
+    "samplers",
+    [["temperature", "penalties"], ["top_n_sigma", "penalties", "temperature"], ["dry", "temperature"]],
+)
+def test_the_order_of_samplers_counts_for_the_likeliest_token_too(
+    vocabulary: Vocabulary, samplers: list[Any]
+) -> None:
+    likeliest: Any = {"temperature": 0.0, "repeat_penalty": 2.0, "top_n_sigma": 0.0, "dry_multiplier": 9.0}
+    sampling = Sampling(seed=SEED, samplers=samplers, dry_allowed_length=0, **likeliest)
+    assert chosen(vocabulary, sampling, [860], 6) == Plain(vocabulary, sampling).run([860], 6)
+
+
 @settings(max_examples=60)
 @given(
     st.builds(

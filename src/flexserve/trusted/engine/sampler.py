@@ -52,6 +52,7 @@ class Sampler:
         self._not_yet = _tokens([*never, *ends], self._size)
         self._candidates: Candidates | None = None
         self._drew: Candidates | None = None  # the candidates of the last draw
+        self._undrawn: int | None = None  # the last token, if it was the likeliest and nothing was drawn
         self._greedy = _is_greedy(sampling) and not sampling.mirostat
         self._chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
         self._remembers = 0  # tokens
@@ -85,7 +86,8 @@ class Sampler:
     def _chosen(self, scores: NDArray[np.float32], out: NDArray[np.intp]) -> int:
         """Return the token that the samplers choose of all but `out`."""
         if self._takes_likeliest and not len(out):
-            return int(scores.argmax())
+            self._undrawn = int(scores.argmax())
+            return self._undrawn
         tokens = np.delete(np.arange(self._size), out)
         if not len(tokens):
             raise CallerError("No token is left to come next.", hint="Forbid fewer tokens.")
@@ -96,11 +98,13 @@ class Sampler:
     def _drawn(self, candidates: Candidates, scores: NDArray[np.float32], tokens: NDArray[np.intp]) -> int:
         candidates.fill(scores, tokens)
         lib.llama_sampler_apply(self._chain, ctypes.byref(candidates.array))
-        self._drew = candidates
+        self._drew, self._undrawn = candidates, None
         return candidates.selected
 
     def left(self) -> list[tuple[int, float]]:
         """Return the tokens that the samplers left at the last draw, as `Candidates.left`."""
+        if self._undrawn is not None:
+            return [(self._undrawn, 0.0)]
         if self._drew is None:
             return []
         return [self._drew.only] if self._greedy else self._drew.left()
@@ -217,12 +221,18 @@ def _samplers(sampling: Sampling, vocabulary: Vocabulary, context: int) -> Itera
             yield lib.llama_sampler_init_mirostat_v2(*how), 0
         return
     greedy = _is_greedy(sampling)
-    for name in sampling.samplers:
+    names = sampling.samplers
+    if (
+        greedy
+    ):  # behind the temperature one token is left; what bounds the choice counts before penalties alone
+        names = names[: names.index("temperature")]
+    penalised = max((at for at, name in enumerate(names) if name in ("penalties", "dry")), default=-1)
+    for at, name in enumerate(names):
         if name == "penalties":
             yield from _penalties(sampling, vocabulary, context)
         elif name == "dry":
             yield from _dry(sampling, vocabulary, context)
-        elif not greedy and (sampler := _truncation(name, sampling, seed)) is not None:
+        elif (not greedy or at < penalised) and (sampler := _truncation(name, sampling, seed)) is not None:
             yield sampler, 0
     yield (lib.llama_sampler_init_greedy() if greedy else lib.llama_sampler_init_dist(seed)), 0
 

@@ -290,8 +290,9 @@ class Image:
         """Return where the chunks from `index` on lie that fill `target`: one behind the other."""
         count = max(1, -(-len(target) // self.chunk))
         places = [self._layout.place(buffer, number) for number in range(index, index + count)]
-        if len(target) != sum(place.length for place in places):
-            raise ValueError(f"chunks {index} to {index + count - 1} of buffer {buffer} have another length")
+        if len(target) != (length := sum(place.length for place in places)):
+            which = f"chunks {index} to {index + count - 1} of buffer {buffer}"
+            raise ValueError(f"{which} have {length} bytes, not {len(target)}")
         return places
 
     def prefetch(self, buffer: int, index: int, count: int) -> None:
