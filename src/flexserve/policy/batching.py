@@ -1,9 +1,8 @@
 """Whose tokens go into the next graph of a model, and how many of each. Pure.
 
 A decode reads every weight once, however many sequences it is for, so those that wait for their next
-token are computed together. A prompt is many tokens of one sequence: it goes in pieces while others wait
-for their next token, and takes turns with them. Short prompts, as those of conversations that go on,
-share a graph.
+token are computed together. A prompt is many tokens of one sequence: it has graphs of its own, in pieces
+while others wait for their next token, and takes turns with them.
 """
 
 from __future__ import annotations
@@ -29,17 +28,6 @@ class Batching:
         prompts = [request for request, tokens in pending.items() if tokens > 1]
         ready = [request for request, tokens in pending.items() if tokens == 1]
         self._prompts_turn = bool(prompts) and not (ready and self._prompts_turn)
-        if not self._prompts_turn:
-            return ready, self._batch
-        limit = _PIECE if ready else self._batch
-        return _together({request: pending[request] for request in prompts}, limit), limit
-
-
-def _together(prompts: Mapping[int, int], room: int) -> list[int]:
-    """Return the first of `prompts` and what fits whole beside it into `room` tokens."""
-    chosen: list[int] = []
-    for request, tokens in prompts.items():
-        if not chosen or tokens <= room:
-            chosen.append(request)
-            room -= tokens
-    return chosen
+        chosen = prompts[:1] if self._prompts_turn else ready
+        others_wait = any(request not in chosen for request in ready)
+        return chosen, _PIECE if others_wait else self._batch
