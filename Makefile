@@ -49,7 +49,7 @@ check-imports:
 
 # Schemathesis's plugin takes a second to import, in each process, and no unit test uses it.
 check-units:
-	$(BIN)/pytest --numprocesses=2 --dist=loadfile -p no:schemathesis --cov --cov-report= $(UNITS)
+	$(BIN)/pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder -p no:schemathesis --cov --cov-report= $(UNITS)
 	@for package in $(COVERED); do \
 		$(BIN)/coverage report --fail-under=$(COVERAGE) --include="src/flexserve/$$package/*" || exit 1; done
 

@@ -97,7 +97,7 @@ def test_the_log_has_a_line_for_each_decision_with_its_reason(cli: Cli, server: 
     cli("free", "1G", "--hold", "7")
     cli("limit", "2G")
     lines = cli("log").stdout.splitlines()
-    assert [line.split()[1] for line in lines] == ["hold", "cap"]
+    assert [line.split()[2] for line in lines] == ["hold", "cap"]
     assert lines[0].endswith("1.0 GiB: another program asked for it, for 7 s")
     decisions = [json.loads(line) for line in cli("log", "--json").stdout.splitlines()]
     assert [decision["kind"] for decision in decisions] == ["hold", "cap"]

@@ -26,7 +26,7 @@ def store_of(*, template: bool, text: bool = True) -> Any:
 
 
 def test_list_and_show_say_that_a_model_brings_no_template() -> None:
-    manifest: Any = types.SimpleNamespace(name="m")
+    manifest: Any = types.SimpleNamespace(name="m", adapts=None)
     assert "no chat template" in models._makes(store_of(template=False), manifest)
     assert "no chat template" not in models._makes(store_of(template=True), manifest)
     assert "no chat template" not in models._makes(store_of(template=False, text=False), manifest)

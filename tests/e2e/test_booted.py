@@ -128,6 +128,7 @@ def test_boot_shows_the_machine_and_ends_it_with_ctrl_c(machine: Machine):
 def test_one_command_answers_from_the_machine_as_it_does_without(tmp_path: Path, machine: Machine):
     del machine
     environment = {**os.environ, "XDG_DATA_HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}
+    environment["FLEXSERVE_PORT"] = "1"  # where nobody listens
 
     def run(*arguments: str) -> str:
         words = [sys.executable, "-m", "flexserve.cli", *arguments]
@@ -136,5 +137,5 @@ def test_one_command_answers_from_the_machine_as_it_does_without(tmp_path: Path,
         ).stdout
 
     run("add", str(DEFAULT_MODEL), "--name", "tiny")
-    question = ("run", "tiny", "What is FlexServe?", "--temperature", "0", "--threads", "1", "--port", "1")
+    question = ("run", "tiny", "What is FlexServe?", "--temperature", "0", "--threads", "1")
     assert run(*question, "--platform", "trustzone", "--guest-memory", "256M") == run(*question) != ""

@@ -42,7 +42,7 @@ def said(path: str, body: Any) -> str:
         assert set(body) == {"type", "error"}
         assert body["type"] == "error"
         assert set(body["error"]) == {"type", "message"}
-    elif path in llama_server.ERROR_FORMS:
+    elif any(path == known or path.startswith(f"{known}/") for known in llama_server.ERROR_FORMS):
         assert set(body["error"]) == {"code", "message", "type"}
         assert body["error"]["code"] >= 400
     else:

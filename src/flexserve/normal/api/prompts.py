@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field, StringConstraints
 from pydantic_core import PydanticCustomError
 
+from flexserve.normal.api.media import refusal
 from flexserve.protocol.bounds import MAX_TEXT, MAX_TOKENS
 from flexserve.protocol.messages import Entry, Prompt, TextPrompt, TokenPrompt
 from flexserve.protocol.sampling import MAX_TOKEN
@@ -48,15 +49,11 @@ def plain(given: Any) -> Any:
 
 def _text_of(given: dict[str, Any]) -> Any:
     if given.get("multimodal_data"):
-        raise _no_text()
+        raise refusal("Images and sounds", "prompt")
     parts = given.get("content")
     if not isinstance(parts, list):
         return given.get("prompt_string", given)
     if not all(isinstance(part, dict) and part.get("type") == "text" for part in parts):
-        raise _no_text()
+        raise refusal("Images and sounds", "prompt")
     texts = [part.get("text") for part in parts]
     return "".join(texts) if all(isinstance(text, str) for text in texts) else given
-
-
-def _no_text() -> PydanticCustomError:
-    return PydanticCustomError("unsupported", "This server's models read text only")

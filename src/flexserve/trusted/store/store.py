@@ -211,8 +211,9 @@ class Store:
         Raises UnknownModelError when there is none, NormalWorldError when the disk refuses.
         """
         with disk_errors(f"Removing {name}"):
-            freed = _unlink(self._path(name).with_suffix(_PART)) if is_name(name) else 0
-            if not freed or os.path.lexists(self._path(name)):
+            unfinished = self._path(name).with_suffix(_PART) if name in self.unfinished() else None
+            freed = _unlink(unfinished) if unfinished is not None else 0
+            if unfinished is None or os.path.lexists(self._path(name)):
                 freed += _unlink(self._existing(name))
             sync_folder(self._models)
         return freed + self._sweep_orphans()
