@@ -49,11 +49,11 @@ def plain(given: Any) -> Any:
 
 def _text_of(given: dict[str, Any]) -> Any:
     if given.get("multimodal_data"):
-        raise refusal("Images and sounds", "prompt")
+        raise refusal("Images and sounds", None)
     parts = given.get("content")
     if not isinstance(parts, list):
         return given.get("prompt_string", given)
     if not all(isinstance(part, dict) and part.get("type") == "text" for part in parts):
-        raise refusal("Images and sounds", "prompt")
+        raise refusal("Images and sounds", None)
     texts = [part.get("text") for part in parts]
     return "".join(texts) if all(isinstance(text, str) for text in texts) else given
