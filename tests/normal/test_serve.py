@@ -20,7 +20,7 @@ import openai
 import pytest
 
 from flexserve.errors import CallerError
-from flexserve.normal.main import ServeOptions, listening, serve
+from flexserve.normal.main import ServeOptions, listening, serve, tcp_socket
 from flexserve.protocol.launch import SecureOptions
 from flexserve.testing.scripted_world import Behaviour, Fault, Script
 
@@ -347,6 +347,13 @@ def test_a_file_in_the_sockets_place_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(CallerError), listening(ServeOptions(SECURE, host=None, unix_socket=path)):
         pytest.fail("it replaced a file")
     assert path.read_text() == "precious"
+
+
+def test_no_token_waits_for_an_acknowledgement() -> None:
+    with tcp_socket("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
 
 
 def test_nothing_to_listen_on_is_a_clear_error() -> None:
