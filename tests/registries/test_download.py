@@ -119,3 +119,30 @@ def test_a_token_stays_with_the_host_it_is_for(hub: Hub, start: Callable[..., Do
             assert read(download) == DATA
         assert hub.asked[0][2] == "Bearer hf_mine"
         assert [authorization for _, _, authorization in other.asked] == [""]
+
+
+@pytest.mark.parametrize("number", ["\xb2", "9" * 5000, "-1", "soon"])
+def test_numbers_of_a_server_that_are_none_are_no_fault_of_ours(number: str) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        headers = [(b"Content-Range", f"bytes 0-1/{number}".encode("latin-1"))]
+        headers.append((b"Retry-After", number.encode("latin-1")))
+        return httpx.Response(206 if request.url.path == "/x" else 429, headers=headers, content=b"")
+
+    with httpx.Client(transport=httpx.MockTransport(answer)) as client:
+        for path, said in (("x", "how large the file is"), ("busy", "answers 429")):
+            with pytest.raises(NormalWorldError, match=said):
+                Download(RemoteFile(f"https://hub.example/{path}"), client, pause=lambda _seconds: None)
+
+
+def test_no_redirection_leads_from_https_to_http() -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.scheme == "https":
+            return httpx.Response(302, headers={"Location": "http://mirror.example/x"})
+        return httpx.Response(200, content=DATA)
+
+    with (
+        httpx.Client(transport=httpx.MockTransport(answer), follow_redirects=True) as client,
+        pytest.raises(CallerError, match="leads to http") as refused,
+    ):
+        Download(RemoteFile("https://hub.example/x"), client)
+    assert refused.value.code == "not_confidential"

@@ -54,6 +54,7 @@ def pull(
     from flexserve.registries.download import Download, make_client
     from flexserve.registries.hub import find
     from flexserve.registries.reference import parse_reference
+    from flexserve.trusted.store.manifest import name_from
     from flexserve.trusted.store.split import JoinedSource
 
     reference = parse_reference(model)
@@ -62,7 +63,7 @@ def pull(
     with contextlib.ExitStack() as stack:
         client = stack.enter_context(make_client())
         published = _with_digest(find(reference, client), sha256)
-        title = name if name is not None else name_of(published.title)
+        title = name if name is not None else name_from(published.title)
         parts = [stack.enter_context(Download(file, client)) for file in published.files]
         source = JoinedSource(parts) if len(parts) > 1 else parts[0]
         with terminal.progress(f"pulling {title}", silent=as_json) as show_progress:
@@ -91,6 +92,7 @@ def import_models(
     """List the models that ollama or LM Studio has on this machine, or seal some of them into the store."""
     from flexserve import settings
     from flexserve.registries.local import PROGRAMS
+    from flexserve.trusted.store.manifest import name_from
 
     if program not in PROGRAMS:
         raise typer.BadParameter(f"{program!r} is neither {' nor '.join(PROGRAMS)}.")
@@ -103,17 +105,10 @@ def import_models(
     store = open_store(configured)
     for model in _chosen(found, names or [], folder):
         with terminal.progress(f"sealing {model.name}", silent=as_json) as show_progress:
-            manifest = store.add(model.path, name_of(model.name), show_progress, sha256=model.sha256)
+            name = name_from(model.name.removesuffix(":latest"))
+            manifest = store.add(model.path, name, show_progress, sha256=model.sha256)
         finish_adding(configured, store, manifest, as_json=as_json)
     return None
-
-
-def name_of(title: str) -> str:
-    """Return the name in the store of what is called `title` elsewhere. Raises CallerError."""
-    name = re.sub(r"[^a-z0-9._-]+", "-", title.lower().removesuffix(":latest")).strip("-._")[:64]
-    if not name:
-        raise CallerError(f"No name can be made from {title!r}.", hint="Give one with --name.")
-    return name
 
 
 def _with_digest(published: Published, sha256: str) -> Published:

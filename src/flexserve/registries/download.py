@@ -18,7 +18,8 @@ _PATIENCE = httpx.Timeout(30.0)  # seconds without a byte
 _TRIES = 6  # in a row that bring nothing
 _LONGEST = 120.0  # seconds between two of them, whatever the server wishes
 _BUSY = frozenset({429, 500, 502, 503, 504})
-_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
+_RANGE = re.compile(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18})")
+_NUMBER = re.compile(r"\d{1,18}")
 
 
 def make_client() -> httpx.Client:
@@ -122,6 +123,12 @@ class Download:
             headers["If-Range"] = self._tag
         answer = self._client.send(self._client.build_request("GET", file.url, headers=headers), stream=True)
         self._answer = answer
+        if file.url.startswith("https:") and answer.url.scheme != "https":
+            raise CallerError(
+                f"{file.url} leads to http, where anybody could change what comes.",
+                hint="Get the file elsewhere.",
+                code="not_confidential",
+            )
         if answer.status_code in _BUSY:
             return
         refuse(answer, urlsplit(file.url).path.rpartition("/")[2] or file.url, token=file.token)
@@ -156,7 +163,7 @@ class Download:
             raise NormalWorldError(
                 why.message, hint="Run the same command again: it goes on where it stopped.", code=why.code
             )
-        wanted = float(wish) if wish.isdigit() else 0.0
+        wanted = float(wish) if _NUMBER.fullmatch(wish) else 0.0
         self._pause(min(max(2.0 ** (self._idle - 1), wanted), _LONGEST))
 
     def _replaced(self) -> CallerError:
@@ -171,4 +178,4 @@ def _extent(answer: httpx.Response) -> tuple[int, int | None]:
         found = _RANGE.fullmatch(answer.headers.get("Content-Range", ""))
         return (int(found[1]), int(found[2])) if found else (0, None)
     length = answer.headers.get("Content-Length", "")
-    return 0, int(length) if length.isdigit() else None
+    return 0, int(length) if _NUMBER.fullmatch(length) else None

@@ -158,6 +158,52 @@ def test_nobody_else_receives_it_meanwhile(store: Store) -> None:
     store.receive(Flow(), "m", again)
 
 
+def test_another_process_that_begins_at_the_same_time_is_refused(store: Store) -> None:
+    part = store.root / "models" / "m.part"
+    ready, go_on = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        with files.open_locked(part):
+            os.write(ready[1], b"1")
+            os.read(go_on[0], 1)
+        os._exit(0)
+    os.read(ready[0], 1)
+    with pytest.raises(CallerError, match="already"):
+        store.receive(Flow(), "m", quiet)
+    assert part.exists()
+    os.write(go_on[1], b"1")
+    assert os.waitpid(child, 0)[1] == 0
+    assert not part.exists()
+    store.receive(Flow(), "m", quiet)
+
+
+def test_a_try_that_ended_before_its_publication_leaves_nothing_behind(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_arguments: object) -> None:
+        raise Broken
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sealing, "_publish", killed)
+        with pytest.raises(Broken):
+            store.receive(Flow(), "m", quiet)
+    rest = Flow()
+    store.receive(rest, "m", quiet)
+    assert chunks_read(rest) == []
+    assert os.listdir(store.root / "models") == ["m.flex"]
+    store.verify("m", quiet)
+
+
+def test_what_finds_no_room_leaves_nothing_behind(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_arguments: object) -> None:
+        raise NormalWorldError("full")
+
+    monkeypatch.setattr(sealing, "require_room", full)
+    with pytest.raises(NormalWorldError, match="full"):
+        store.receive(Flow(), "m", quiet)
+    assert store.unfinished() == {}
+
+
 def test_it_is_removed_by_its_name(store: Store) -> None:
     break_off(store, 1)
     assert store.remove("m") > 0

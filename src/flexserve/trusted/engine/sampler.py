@@ -56,7 +56,7 @@ class Sampler:
         self._greedy = _is_greedy(sampling) and not sampling.mirostat
         self._chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
         self._remembers = 0  # tokens
-        self._takes_likeliest = _is_greedy(sampling) and not sampling.mirostat
+        self._takes_likeliest = self._greedy
         for sampler, remembers in _samplers(sampling, vocabulary, context):
             lib.llama_sampler_chain_add(self._chain, sampler)
             self._remembers = max(self._remembers, remembers)

@@ -81,18 +81,14 @@ class SealedModel:
 
     @classmethod
     def unfinished(cls, fd: int, device: Device) -> SealedModel:
-        """Return what an interrupted sealing left in the open file `fd`, which is closed with it.
+        """Return what an interrupted sealing left in the open file `fd`, which stays the caller's to close.
 
         Chunks that it lacks raise StoredDataError when they are read, as damaged ones do. Errors as `open`.
         """
-        try:
-            with read_errors("an unfinished model"):
-                manifest = read_block(os.pread(fd, BLOCK_SIZE, 0), device, unfinished=True)
-            key = device.unwrap(manifest.id_bytes, bytes.fromhex(manifest.wrapped_key))
-            return cls(fd, manifest, key, None, lambda: None)
-        except BaseException:
-            os.close(fd)
-            raise
+        with read_errors("an unfinished model"):
+            manifest = read_block(os.pread(fd, BLOCK_SIZE, 0), device, unfinished=True)
+        key = device.unwrap(manifest.id_bytes, bytes.fromhex(manifest.wrapped_key))
+        return cls(fd, manifest, key, None, lambda: None)
 
     @classmethod
     def open(

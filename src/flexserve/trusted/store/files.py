@@ -244,27 +244,32 @@ class NewFile:
 
 
 @contextlib.contextmanager
-def open_locked(path: Path) -> Iterator[int | None]:
-    """Yield a descriptor of the kept file `path`, which has no other writer meanwhile; None: there is none.
+def open_locked(path: Path) -> Iterator[int]:
+    """Yield a descriptor of the kept file `path`, which nobody else writes meanwhile.
 
-    Raises CallerError (code "pull_running") while its writer lives. What replaces the file ends the claim.
+    Where there is none it is made, and removed in the end if it is still empty. Raises CallerError (code
+    "pull_running") while its writer lives, and OSError.
     """
     with _own_lock:
         if path.name in _own:
             raise _busy(path)
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
-        yield None
-        return
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    fd = os.open(path, flags, PRIVATE_FILE)
     try:
         try:
             os.lockf(fd, os.F_TLOCK, 0)
         except (BlockingIOError, PermissionError):
             raise _busy(path) from None
-        yield fd
+        if os.fstat(fd).st_nlink == 0:  # its writer put another in its place before it ended
+            raise _busy(path)
+        _give_to_owner_of(path.parent, fd)
+        try:
+            yield fd
+        finally:
+            if os.fstat(fd).st_nlink and not os.fstat(fd).st_size:
+                os.unlink(path)
     finally:
-        os.close(fd)
+        os.close(fd)  # drops the lock, so after the unlink
 
 
 def _busy(path: Path) -> CallerError:

@@ -99,6 +99,16 @@ def check_name(name: str) -> str:
     return name
 
 
+def name_from(title: str) -> str:
+    """Return the name here of what is called `title` elsewhere. Raises CallerError if none can be made."""
+    name = re.sub(r"[^a-z0-9._-]+", "-", title.lower()).strip("-._")[:64]
+    if not is_name(name):
+        raise CallerError(
+            f"No name can be made from {title[:64]!r}.", hint=f"Give one with --name. {NAME_RULE}"
+        )
+    return name
+
+
 def write_block(manifest: Manifest, device: Device, *, unfinished: bool = False) -> bytes:
     """Return the signed block of `manifest`: BLOCK_SIZE bytes. `unfinished`: of a file that ends early."""
     text = msgspec.json.encode(manifest)

@@ -112,11 +112,10 @@ def seal(
         stack.callback(work.wipe)
         for index in range(draft.chunks):
             if earlier is None or not work.copy(earlier, index):
-                if part is not None and not file.kept:
-                    work.sign_unfinished(device)
-                    file.keep_as(part)
+                work.keep(part, device)
                 work.fetch(index)
             progress(index * CHUNK + chunk_length(draft, index), draft.size)
+        work.keep(part, device)  # in place of an earlier one that had all of it
         return _publish(work, file, device)
     raise AssertionError("an ExitStack swallows nothing here")
 
@@ -171,22 +170,15 @@ def _earlier(part: Path, source: Source, name: str, device: Device) -> Iterator[
 
     Raises CallerError (code "pull_running") while somebody writes it.
     """
-    with open_locked(part) as fd:
-        if fd is None:
-            yield None
-            return
+    with disk_errors(f"Adding {name}"), open_locked(part) as fd:
         try:
-            model = SealedModel.unfinished(os.dup(fd), device)
-        except FlexServeError:  # damaged, or another device's: it starts anew
+            model = SealedModel.unfinished(fd, device)
+        except FlexServeError:  # empty, damaged, or another device's: it starts anew
             yield None
             return
-        with model:
-            same = (model.manifest.name, model.manifest.digest, model.manifest.size) == (
-                name,
-                source.identity,
-                source.size,
-            )
-            yield model if same else None
+        found = model.manifest
+        same = (found.name, found.digest, found.size) == (name, source.identity, source.size)
+        yield model if same else None
 
 
 class _Work:
@@ -216,9 +208,11 @@ class _Work:
         self._source.read_into(index * CHUNK, text)
         self._seal(index, text)
 
-    def sign_unfinished(self, device: Device) -> None:
-        """Write the block of an unfinished file."""
-        write_all(self._file.fd, [memoryview(write_block(self._draft, device, unfinished=True))], 0)
+    def keep(self, part: Path | None, device: Device) -> None:
+        """Keep what there is as `part`, in place of what an earlier try left; None: nothing is kept."""
+        if part is not None and not self._file.kept:
+            write_all(self._file.fd, [memoryview(write_block(self._draft, device, unfinished=True))], 0)
+            self._file.keep_as(part)
 
     def manifest(self) -> Manifest:
         """Return the manifest of all that was sealed. Raises CallerError when it should not have come."""

@@ -18,7 +18,6 @@ import builtins
 import contextlib
 import hashlib
 import os
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -29,7 +28,7 @@ from flexserve.private_files import refuse_shared
 from flexserve.trusted.store.container import Progress, SealedModel, read_manifest
 from flexserve.trusted.store.files import disk_errors, make_folder, open_locked, sweep, sync_folder
 from flexserve.trusted.store.keys import Device
-from flexserve.trusted.store.manifest import NAME_RULE, Manifest, check_name, is_name
+from flexserve.trusted.store.manifest import Manifest, check_name, is_name, name_from
 from flexserve.trusted.store.record import Record, read_record, write_record
 from flexserve.trusted.store.sealing import Base, name_taken, seal
 from flexserve.trusted.store.source import FileSource, Source
@@ -364,15 +363,11 @@ def _unlink(path: Path) -> int:
 
 
 def _name_after(source: Path) -> str:
-    stem = Path(whole_name(source.name)).stem
-    name = re.sub(r"[^a-z0-9._-]+", "-", stem.lower()).strip("-._")[:64]
     try:
-        return check_name(name)
+        return name_from(Path(whole_name(source.name)).stem)
     except CallerError:
         FileSource(source).close()  # that there is no such file (an unexpanded "*") matters more
-        raise CallerError(
-            f"No name can be made from {source.name!r}.", hint=f"Give one with --name. {NAME_RULE}"
-        ) from None
+        raise
 
 
 def _renamed(name: str) -> StoredDataError:
