@@ -7,7 +7,7 @@ import pytest
 from flexserve.attacks import relay
 from flexserve.attacks.attempt import Attempt, Verdict, attempt
 from flexserve.attestation.policy import Policy
-from flexserve.protocol.messages import Attested
+from flexserve.protocol.evidence import Attested
 from flexserve.testing.scripted_world import FACTS, IDENTITY
 
 

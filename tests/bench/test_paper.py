@@ -14,7 +14,7 @@ from flexserve.bench.paper.plan import Plan, System, Workflow, full, quick
 from flexserve.bench.paper.reasons import reasons
 from flexserve.bench.paper.samples import PARTS, Cells, Request
 from flexserve.bench.paper.table import markdown, table
-from flexserve.protocol.messages import Timings
+from flexserve.protocol.answers import Timings
 
 pytestmark = pytest.mark.engine
 

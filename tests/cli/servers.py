@@ -17,7 +17,7 @@ from typer.testing import Result
 from flexserve.normal.api.app import create_app
 from flexserve.normal.world import supervised
 from flexserve.policy.pressure import Limits
-from flexserve.protocol.messages import Cancel, Convert, Generate
+from flexserve.protocol.requests import Cancel, Convert, Generate
 from flexserve.testing.scripted_link import AdjustableMemory, ScriptedLink
 from flexserve.testing.scripted_world import Behaviour, Fault, Script
 from flexserve.units import GIB, MIB

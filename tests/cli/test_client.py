@@ -24,7 +24,7 @@ from flexserve.normal.address import Address, NoServerError
 from flexserve.normal.client import Client
 from flexserve.normal.reports import Ending
 from flexserve.protocol.answer_parts import Thought
-from flexserve.protocol.messages import ChatMessage
+from flexserve.protocol.prompts import ChatMessage
 from flexserve.protocol.sampling import Sampling
 
 USAGE = {"prompt_tokens": 1, "completion_tokens": 1}

@@ -14,7 +14,8 @@ from flexserve.cli.conversation import Conversation
 from flexserve.cli.message_input import line_editor, messages
 from flexserve.errors import CallerError
 from flexserve.normal.reports import Answer, Ending, Protection
-from flexserve.protocol.messages import ChatMessage, Timings, Usage
+from flexserve.protocol.answers import Timings, Usage
+from flexserve.protocol.prompts import ChatMessage
 from flexserve.protocol.sampling import Sampling
 
 

@@ -15,7 +15,7 @@ from servers import MODELS, Cli, ScriptedServer, Stranger, scripted_server
 
 from flexserve.cli import terminal
 from flexserve.normal import world
-from flexserve.protocol.messages import ChatPrompt
+from flexserve.protocol.prompts import ChatPrompt
 from flexserve.protocol.sampling import Sampling
 from flexserve.testing.scripted_link import scripted_command
 from flexserve.testing.scripted_world import Behaviour, Script

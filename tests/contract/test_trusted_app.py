@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from flexserve.protocol.messages import Finished, Timings, Usage
+from flexserve.protocol.answers import Delta, Failed, Finished, Timings, Usage
 
 pytestmark = pytest.mark.engine
 
@@ -99,20 +99,9 @@ def _serve(folder: Path) -> Crossed:
     import queue
 
     from flexserve.platforms.linux.secure_memory import PlainMemory
-    from flexserve.protocol import messages
-    from flexserve.protocol.messages import (
-        ChatMessage,
-        ChatPrompt,
-        Convert,
-        Embed,
-        Generate,
-        Recall,
-        TextPrompt,
-        ToText,
-        ToTokens,
-        Try,
-        Warm,
-    )
+    from flexserve.protocol.memory import Recall
+    from flexserve.protocol.prompts import ChatMessage, ChatPrompt, TextPrompt, ToText, ToTokens
+    from flexserve.protocol.requests import Convert, Embed, Generate, Try, Warm
     from flexserve.protocol.sampling import Sampling
     from flexserve.protocol.statuses import KvStatus
     from flexserve.serving.memory_manager import MemoryManager
@@ -160,10 +149,10 @@ def _serve(folder: Path) -> Crossed:
         scheduler.submit(ticket)
         while True:
             answer = sent.get(timeout=SECONDS)
-            answers.append(answer.text if isinstance(answer, messages.Delta) else f"\n{answer!r}\n")
-            if isinstance(answer, messages.Delta) and answer.stop is not None:
+            answers.append(answer.text if isinstance(answer, Delta) else f"\n{answer!r}\n")
+            if isinstance(answer, Delta) and answer.stop is not None:
                 stops.append(answer.stop)
-            if isinstance(answer, Finished | messages.Failed):
+            if isinstance(answer, Finished | Failed):
                 return answer if isinstance(answer, Finished) else None
 
     turn = [ChatMessage("user", f"What is a {CANARY}?")]

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from flexserve.harness.worlds import DrivenWorld
-from flexserve.protocol.messages import ChatMessage, ChatPrompt
+from flexserve.protocol.prompts import ChatMessage, ChatPrompt
 from flexserve.protocol.statuses import NpuStatus
 
 TOKENS = 64

@@ -11,7 +11,7 @@ from flexserve.harness.adapters import write_adapter
 from flexserve.harness.plain import PlainProcess
 from flexserve.harness.shapes import SHAPES
 from flexserve.harness.worlds import DrivenWorld
-from flexserve.protocol.messages import TextPrompt
+from flexserve.protocol.prompts import TextPrompt
 
 pytestmark = pytest.mark.engine
 

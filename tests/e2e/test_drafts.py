@@ -8,8 +8,8 @@ import pytest
 from library import PROMPTS, Library
 
 from flexserve.harness.worlds import DrivenWorld, Generated
-from flexserve.protocol.messages import TextPrompt
 from flexserve.protocol.model_options import ModelOptions
+from flexserve.protocol.prompts import TextPrompt
 from flexserve.protocol.sampling import Sampling
 
 pytestmark = pytest.mark.engine

@@ -16,7 +16,7 @@ from library import PROMPTS, Library
 
 from flexserve.errors import GrantRefusedError
 from flexserve.harness.worlds import DrivenWorld
-from flexserve.protocol.messages import Grant, NeedMemory, Pin, Recall, Recalled
+from flexserve.protocol.memory import Grant, NeedMemory, Pin, Recall, Recalled
 from flexserve.protocol.statuses import ModelStatus
 from flexserve.units import MIB
 

@@ -9,7 +9,7 @@ import pytest
 from library import PROMPTS, Library
 
 from flexserve.harness.worlds import DrivenWorld
-from flexserve.protocol.messages import TextPrompt
+from flexserve.protocol.prompts import TextPrompt
 from flexserve.protocol.statuses import ModelStatus
 from flexserve.units import MIB
 

@@ -9,8 +9,8 @@ from library import Library
 
 from flexserve.errors import CallerError
 from flexserve.harness.worlds import DrivenWorld
-from flexserve.protocol.messages import TextPrompt, TokenPrompt
 from flexserve.protocol.model_options import ModelOptions
+from flexserve.protocol.prompts import TextPrompt, TokenPrompt
 from flexserve.protocol.statuses import ModelStatus
 
 pytestmark = pytest.mark.engine

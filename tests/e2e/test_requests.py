@@ -20,7 +20,8 @@ from flexserve.harness.worlds import DrivenWorld
 from flexserve.normal.process import environment
 from flexserve.protocol.framing import MAX_FRAME, encode
 from flexserve.protocol.launch import EXIT_CANNOT_START, SECURE_WORLD
-from flexserve.protocol.messages import PROTOCOL_VERSION, Hello, TextPrompt
+from flexserve.protocol.messages import PROTOCOL_VERSION, Hello
+from flexserve.protocol.prompts import TextPrompt
 from flexserve.protocol.statuses import Failure
 from flexserve.units import MIB
 

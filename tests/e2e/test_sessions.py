@@ -12,7 +12,7 @@ from conversations import MODEL
 from library import TOKENS_OF_TURN, Library
 
 from flexserve.harness.worlds import DrivenWorld, Generated
-from flexserve.protocol.messages import ChatMessage, ChatPrompt, TextPrompt
+from flexserve.protocol.prompts import ChatMessage, ChatPrompt, TextPrompt
 
 pytestmark = pytest.mark.engine
 

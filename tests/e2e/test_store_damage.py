@@ -15,7 +15,7 @@ from library import CHUNK, CONTEXT, PROMPTS, SLOW, Library
 
 from flexserve.errors import PeerError, StoredDataError
 from flexserve.harness.worlds import DrivenWorld
-from flexserve.protocol.messages import TextPrompt
+from flexserve.protocol.prompts import TextPrompt
 from flexserve.protocol.statuses import Failure
 from flexserve.trusted.store.image import ALIGN
 from flexserve.trusted.store.manifest import BLOCK_SIZE

@@ -28,7 +28,7 @@ from flexserve.normal.api.app import create_app
 from flexserve.normal.api.errors import from_error
 from flexserve.normal.supervisor import WorldState
 from flexserve.normal.world import World
-from flexserve.protocol.messages import Recall
+from flexserve.protocol.memory import Recall
 from flexserve.testing.scripted_link import AdjustableMemory, ScriptedLink
 from flexserve.units import GIB, MIB
 

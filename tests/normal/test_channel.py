@@ -21,27 +21,12 @@ from flexserve.errors import (
 from flexserve.normal import channel as channel_module
 from flexserve.normal.answer import MAX_BACKLOG, Answer
 from flexserve.normal.channel import WorldChannel, open_channel
+from flexserve.protocol.answers import Delta, Failed, Finished, Started, Timings, Usage
 from flexserve.protocol.framing import encode
-from flexserve.protocol.messages import (
-    Cancel,
-    ChatMessage,
-    ChatPrompt,
-    Delta,
-    Failed,
-    Finished,
-    Generate,
-    Grant,
-    NeedMemory,
-    Recalled,
-    Returned,
-    Spare,
-    Started,
-    Status,
-    TextPrompt,
-    Timings,
-    Usage,
-    WantSpare,
-)
+from flexserve.protocol.memory import Grant, NeedMemory, Recalled, Returned, Spare, WantSpare
+from flexserve.protocol.messages import Status
+from flexserve.protocol.prompts import ChatMessage, ChatPrompt, TextPrompt
+from flexserve.protocol.requests import Cancel, Generate
 from flexserve.protocol.sampling import Sampling
 from flexserve.protocol.statuses import Failure
 from flexserve.testing.scripted_link import ScriptedLink

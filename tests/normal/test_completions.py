@@ -14,7 +14,8 @@ from flexserve.normal.api import answering
 from flexserve.normal.api.forms import ChatForm, CompletionForm
 from flexserve.normal.supervisor import WorldState
 from flexserve.normal.world import World
-from flexserve.protocol.messages import Cancel, Choice, Delta, Generate, TokenLogprob
+from flexserve.protocol.answers import Choice, Delta, TokenLogprob
+from flexserve.protocol.requests import Cancel, Generate
 from flexserve.testing.scripted_link import ScriptedLink
 
 pytestmark = pytest.mark.anyio

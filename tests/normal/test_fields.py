@@ -11,7 +11,7 @@ from openai.types import completion_create_params, embedding_create_params
 from openai.types.chat import completion_create_params as chat_create_params
 
 from flexserve.normal.api.fields import HARMLESS, REFUSED
-from flexserve.protocol.messages import Generate
+from flexserve.protocol.requests import Generate
 from flexserve.protocol.sampling import SAMPLERS, LogitBias, Sampling
 from flexserve.testing import api_fields
 from flexserve.testing.scripted_link import ScriptedLink

@@ -10,7 +10,7 @@ from flexserve.errors import CallerError, NormalWorldError
 from flexserve.normal.guest import GuestBroker
 from flexserve.policy.pressure import Bound
 from flexserve.protocol.launch import SecureOptions
-from flexserve.protocol.messages import NeedMemory, Returned
+from flexserve.protocol.memory import NeedMemory, Returned
 from flexserve.testing.scripted_link import AdjustableMemory, ScriptedLink
 from flexserve.testing.scripted_world import Behaviour, Script
 from flexserve.units import GIB, MIB

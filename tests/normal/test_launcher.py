@@ -14,7 +14,7 @@ from flexserve.errors import GrantRefusedError, NormalWorldError, PeerError
 from flexserve.normal.launcher import Launcher, secure_command
 from flexserve.normal.memory import MemoryBroker
 from flexserve.protocol.launch import SecureOptions
-from flexserve.protocol.messages import TextPrompt
+from flexserve.protocol.prompts import TextPrompt
 from flexserve.protocol.sampling import Sampling
 from flexserve.protocol.statuses import Failure
 from flexserve.testing.scripted_link import AdjustableMemory, scripted_command

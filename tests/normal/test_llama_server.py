@@ -9,7 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from flexserve.protocol.messages import ChatPrompt, Generate, InfillPrompt, Snippet, TextPrompt, TokenPrompt
+from flexserve.protocol.prompts import ChatPrompt, InfillPrompt, Snippet, TextPrompt, TokenPrompt
+from flexserve.protocol.requests import Generate
 from flexserve.testing.scripted_link import ScriptedLink
 from flexserve.testing.scripted_world import TEMPLATE, Behaviour, Script
 

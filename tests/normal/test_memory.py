@@ -19,15 +19,8 @@ from flexserve.normal.pins import Pins
 from flexserve.platforms.ports import MemorySample
 from flexserve.policy import pressure
 from flexserve.policy.pressure import MAX_RESERVATIONS, Limits
-from flexserve.protocol.messages import (
-    NeedMemory,
-    Pin,
-    Recall,
-    Recalled,
-    Returned,
-    TextPrompt,
-    WantSpare,
-)
+from flexserve.protocol.memory import NeedMemory, Pin, Recall, Recalled, Returned, WantSpare
+from flexserve.protocol.prompts import TextPrompt
 from flexserve.protocol.sampling import Sampling
 from flexserve.simulator import recording
 from flexserve.testing.scripted_link import AdjustableMemory, ScriptedLink

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from flexserve.protocol.messages import Pin
+from flexserve.protocol.memory import Pin
 from flexserve.testing.scripted_link import AdjustableMemory, ScriptedLink
 from flexserve.units import GIB, MIB
 

@@ -7,7 +7,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from flexserve.normal.world import World
-from flexserve.protocol.messages import Generate, Query, Recall, Warm
+from flexserve.protocol.memory import Recall
+from flexserve.protocol.messages import Query
+from flexserve.protocol.requests import Generate, Warm
 from flexserve.testing.scripted_link import ScriptedLink
 
 pytestmark = pytest.mark.anyio

@@ -8,16 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from flexserve.protocol.messages import (
-    ChatMessage,
-    ChatPrompt,
-    Convert,
-    Generate,
-    InfillPrompt,
-    TextPrompt,
-    ToolCall,
-    Warm,
-)
+from flexserve.protocol.prompts import ChatMessage, ChatPrompt, InfillPrompt, TextPrompt, ToolCall
+from flexserve.protocol.requests import Convert, Generate, Warm
 from flexserve.testing.scripted_link import ScriptedLink
 from flexserve.testing.scripted_world import Behaviour, Fault, Script
 

@@ -15,7 +15,7 @@ from flexserve.errors import PeerError
 from flexserve.normal.address import Address
 from flexserve.normal.client import Client
 from flexserve.normal.peers import check_server, is_trusted, user_of_unix_peer
-from flexserve.protocol.messages import ChatMessage
+from flexserve.protocol.prompts import ChatMessage
 from flexserve.protocol.sampling import Sampling
 
 KEY, PROMPT = "sk-a-secret-key", "a very secret prompt"

@@ -23,8 +23,11 @@ from flexserve.normal.receipts import Receipts
 from flexserve.normal.remote_server import Attestation, RemoteServer
 from flexserve.normal.remote_world import RemoteWorld
 from flexserve.normal.world import World
-from flexserve.protocol.messages import Delta, Generate, Sealed, SealedPart, TextPrompt
+from flexserve.protocol.answers import Delta
+from flexserve.protocol.prompts import TextPrompt
+from flexserve.protocol.requests import Generate
 from flexserve.protocol.sampling import Sampling
+from flexserve.protocol.sealed_messages import Sealed, SealedPart
 from flexserve.protocol.sealed_request import header_of
 from flexserve.testing.scripted_link import ScriptedLink
 

@@ -8,7 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from flexserve.protocol.messages import ChatMessage, Generate, ToolCall
+from flexserve.protocol.prompts import ChatMessage, ToolCall
+from flexserve.protocol.requests import Generate
 from flexserve.testing.scripted_link import ScriptedLink
 from flexserve.testing.scripted_world import Behaviour, Fault, Script
 

@@ -12,23 +12,13 @@ import pytest
 from flexserve.attestation.policy import Policy
 from flexserve.attestation.verification import verify
 from flexserve.normal.world import World
-from flexserve.protocol.messages import (
-    Cancel,
-    Delta,
-    Embed,
-    Embedded,
-    Failed,
-    Finished,
-    Generate,
-    Query,
-    Sealed,
-    SealedPart,
-    Started,
-    Status,
-    TextPrompt,
-)
+from flexserve.protocol.answers import Delta, Embedded, Failed, Finished, Started
+from flexserve.protocol.messages import Query, Status
+from flexserve.protocol.prompts import TextPrompt
+from flexserve.protocol.requests import Cancel, Embed, Generate
 from flexserve.protocol.sampling import Sampling
 from flexserve.protocol.sealed_exchange import Exchange
+from flexserve.protocol.sealed_messages import Sealed, SealedPart
 from flexserve.testing.scripted_link import ScriptedLink
 from flexserve.testing.scripted_world import FACTS, IDENTITY
 

@@ -13,7 +13,9 @@ from flexserve.normal.launcher import Launcher
 from flexserve.normal.set_aside import SetAside, SetAsideError
 from flexserve.normal.supervisor import WorldState
 from flexserve.normal.world import World, supervised
-from flexserve.protocol.messages import Finished, Terms, TextPrompt
+from flexserve.protocol.answers import Finished
+from flexserve.protocol.prompts import TextPrompt
+from flexserve.protocol.requests import Terms
 from flexserve.protocol.sampling import Sampling
 from flexserve.protocol.statuses import ModelStatus
 from flexserve.testing.scripted_link import AdjustableMemory, scripted_command

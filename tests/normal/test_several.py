@@ -8,7 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from flexserve.protocol.messages import Generate, TextPrompt, TokenPrompt
+from flexserve.protocol.prompts import TextPrompt, TokenPrompt
+from flexserve.protocol.requests import Generate
 from flexserve.testing.scripted_link import ScriptedLink
 
 pytestmark = pytest.mark.anyio

@@ -15,7 +15,8 @@ from flexserve.normal.channel import MemoryCounter
 from flexserve.normal.launcher import Launcher
 from flexserve.normal.supervisor import WorldState
 from flexserve.normal.world import World, supervised
-from flexserve.protocol.messages import Finished, TextPrompt
+from flexserve.protocol.answers import Finished
+from flexserve.protocol.prompts import TextPrompt
 from flexserve.protocol.sampling import Sampling
 from flexserve.testing.scripted_link import AdjustableMemory, ScriptedLink, scripted_command
 from flexserve.testing.scripted_world import Behaviour, Script

@@ -11,7 +11,8 @@ import httpx
 import pytest
 
 from flexserve.normal.api import answering
-from flexserve.protocol.messages import Embed, Generate, ToolCall
+from flexserve.protocol.prompts import ToolCall
+from flexserve.protocol.requests import Embed, Generate
 from flexserve.testing.scripted_link import ScriptedLink
 from flexserve.testing.scripted_world import Behaviour, Script, vector_of
 

@@ -14,23 +14,12 @@ from hypothesis import strategies as st
 
 from flexserve.errors import PeerError
 from flexserve.protocol import bounds, messages
+from flexserve.protocol.answers import Delta
 from flexserve.protocol.framing import MAX_FRAME, FrameDecoder, encode
-from flexserve.protocol.messages import (
-    Cancel,
-    ChatMessage,
-    ChatPrompt,
-    Delta,
-    Embed,
-    Generate,
-    Hello,
-    NeedMemory,
-    Recall,
-    Returned,
-    TextPrompt,
-    ToNormal,
-    ToolCall,
-    ToSecure,
-)
+from flexserve.protocol.memory import NeedMemory, Recall, Returned
+from flexserve.protocol.messages import Hello, ToNormal, ToSecure
+from flexserve.protocol.prompts import ChatMessage, ChatPrompt, TextPrompt, ToolCall
+from flexserve.protocol.requests import Cancel, Embed, Generate
 from flexserve.protocol.sampling import Sampling
 
 SERIALS = st.integers(0, 1 << 53)

@@ -11,8 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexserve.errors import CallerError, PeerError
+from flexserve.protocol.answers import Delta, Finished, Timings, Usage
 from flexserve.protocol.framing import encode
-from flexserve.protocol.messages import Delta, Embed, Finished, Generate, Query, TextPrompt, Timings, Usage
+from flexserve.protocol.messages import Query
+from flexserve.protocol.prompts import TextPrompt
+from flexserve.protocol.requests import Embed, Generate
 from flexserve.protocol.sampling import Sampling
 from flexserve.protocol.sealed_answer import LARGE, LAST_SIZE, SMALL, FrameOpener, FrameSealer, frame_size
 from flexserve.protocol.sealed_exchange import Exchange

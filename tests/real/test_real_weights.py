@@ -10,7 +10,7 @@ import pytest
 from weights import PARAGRAPH, Plain, Weights, vector
 
 from flexserve.harness.worlds import DrivenWorld, Generated
-from flexserve.protocol.messages import TextPrompt
+from flexserve.protocol.prompts import TextPrompt
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 

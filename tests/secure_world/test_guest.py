@@ -10,7 +10,7 @@ import pytest
 from flexserve.platforms.trustzone.abi import PageState
 from flexserve.platforms.trustzone.ram import PAGE
 from flexserve.platforms.trustzone.secure_memory import TrustZoneMemory
-from flexserve.protocol.messages import Recall
+from flexserve.protocol.memory import Recall
 from flexserve.secure_world.guest import GuestDemands, GuestGranter
 from flexserve.secure_world.resources import Guest
 from flexserve.testing.trustzone import FakeMachine, eventually

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from flexserve.policy.eviction_policy import EvictionPolicy
-from flexserve.protocol.messages import Failed, Finished
+from flexserve.protocol.answers import Failed, Finished
 from flexserve.protocol.trusted_app import Work
 from flexserve.serving.memory_manager import MemoryManager
 from flexserve.serving.model_manager import ModelManager

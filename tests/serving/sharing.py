@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from flexserve.policy.eviction_policy import EvictionPolicy
-from flexserve.protocol.messages import Recall
+from flexserve.protocol.memory import Recall
 from flexserve.serving.memory_manager import MemoryManager
 from flexserve.serving.model_manager import ModelManager
 from flexserve.testing.fake_app import CHUNK, FakeApp, FakeModel

@@ -11,7 +11,7 @@ import pytest
 from scheduled import Server, steps
 
 from flexserve.errors import CallerError, GrantRefusedError, InternalError
-from flexserve.protocol.messages import Failed, Finished, Timings
+from flexserve.protocol.answers import Failed, Finished, Timings
 from flexserve.protocol.trusted_app import Work
 from flexserve.testing.fake_app import CHUNK, FakeApp, FakeModel
 

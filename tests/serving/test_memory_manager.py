@@ -9,7 +9,7 @@ from sharing import evicted, loaded, manager
 
 from flexserve.errors import GrantRefusedError
 from flexserve.policy.eviction_policy import EvictionPolicy
-from flexserve.protocol.messages import Finished, Timings, Usage
+from flexserve.protocol.answers import Finished, Timings, Usage
 from flexserve.protocol.trusted_app import IdleKv, Kind, Missing
 from flexserve.testing.fake_app import CHUNK, FakeApp, FakeModel
 

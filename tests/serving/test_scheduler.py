@@ -9,7 +9,9 @@ import pytest
 from scheduled import Server, steps
 
 from flexserve.errors import CallerError, GrantRefusedError, InternalError, StoredDataError
-from flexserve.protocol.messages import Computing, Failed, Finished, Recall
+from flexserve.protocol.answers import Failed, Finished
+from flexserve.protocol.memory import Recall
+from flexserve.protocol.messages import Computing
 from flexserve.protocol.trusted_app import Work
 from flexserve.testing.fake_app import CHUNK, FakeApp, FakeModel
 

@@ -14,17 +14,9 @@ from fake_engine import CHUNK, Budget
 from fake_llama import CONTEXT, FakeEngine
 from templates import renderer
 
-from flexserve.protocol.messages import (
-    ChatPrompt,
-    Convert,
-    Delta,
-    Embed,
-    Finished,
-    Generate,
-    TextPrompt,
-    Try,
-    Warm,
-)
+from flexserve.protocol.answers import Delta, Finished
+from flexserve.protocol.prompts import ChatPrompt, TextPrompt
+from flexserve.protocol.requests import Convert, Embed, Generate, Try, Warm
 from flexserve.protocol.sampling import Sampling
 from flexserve.protocol.statuses import KvStatus
 from flexserve.protocol.trusted_app import IdleKv, Kind, Progress

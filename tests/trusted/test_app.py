@@ -18,7 +18,7 @@ from flexserve.errors import (
     PeerError,
     UnknownModelError,
 )
-from flexserve.protocol.messages import Embedded, Started
+from flexserve.protocol.answers import Embedded, Started
 from flexserve.protocol.trusted_app import Missing, ModelMemory, Pool, Work
 
 Make = Callable[..., World]

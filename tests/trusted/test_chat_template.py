@@ -9,8 +9,9 @@ import pytest
 from templates import template_of
 
 from flexserve.errors import CallerError, StoredDataError
-from flexserve.protocol.messages import ChatMessage, ChatPrompt, Generate, ToolCall
 from flexserve.protocol.notation import CallNotation, Notation, Style
+from flexserve.protocol.prompts import ChatMessage, ChatPrompt, ToolCall
+from flexserve.protocol.requests import Generate
 from flexserve.protocol.sampling import Sampling
 from flexserve.trusted.text.chat_template import ChatTemplate
 from flexserve.trusted.text.constraint import constraint

@@ -18,7 +18,8 @@ from llama_cpp._internals import LlamaModel
 from templates import renderer, template_of
 
 from flexserve.harness.vocabulary import make_vocabulary
-from flexserve.protocol.messages import ChatMessage, ChatPrompt, Generate, TextPrompt, ToolCall
+from flexserve.protocol.prompts import ChatMessage, ChatPrompt, TextPrompt, ToolCall
+from flexserve.protocol.requests import Generate
 from flexserve.protocol.sampling import Sampling
 from flexserve.trusted.engine.vocabulary import Vocabulary
 from flexserve.trusted.text.contents import chat_tokens

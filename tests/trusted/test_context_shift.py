@@ -11,7 +11,7 @@ from fake_world import World
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexserve.protocol.messages import Delta
+from flexserve.protocol.answers import Delta
 from flexserve.protocol.model_options import ModelOptions
 from flexserve.protocol.trusted_app import Kind
 from flexserve.trusted.requests.context_shift import ContextShift, shift_of

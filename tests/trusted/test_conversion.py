@@ -9,15 +9,8 @@ from fake_llama import END
 from fake_world import World
 
 from flexserve.errors import CallerError
-from flexserve.protocol.messages import (
-    AskTemplate,
-    ChatMessage,
-    ChatPrompt,
-    Converted,
-    Started,
-    ToText,
-    ToTokens,
-)
+from flexserve.protocol.answers import Converted, Started
+from flexserve.protocol.prompts import AskTemplate, ChatMessage, ChatPrompt, ToText, ToTokens
 from flexserve.protocol.trusted_app import Kind
 from flexserve.trusted.requests import conversion
 

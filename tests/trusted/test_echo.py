@@ -8,7 +8,9 @@ from fake_llama import END, OUTPUTS, answer_to
 from fake_world import World
 
 from flexserve.errors import CallerError
-from flexserve.protocol.messages import Choice, Delta, Generate, TextPrompt, TokenPrompt
+from flexserve.protocol.answers import Choice, Delta
+from flexserve.protocol.prompts import TextPrompt, TokenPrompt
+from flexserve.protocol.requests import Generate
 from flexserve.protocol.sampling import Sampling
 from flexserve.trusted.engine.sampler import log_probabilities
 from flexserve.trusted.text.preparation import Preparation, Prepared

@@ -11,7 +11,8 @@ from fake_llama import CONTEXT, WHOLE, answer_to
 from fake_world import World
 
 from flexserve.errors import CallerError, CancelledError, GrantRefusedError, InternalError, NormalWorldError
-from flexserve.protocol.messages import ChatMessage, ChatPrompt, Delta, Started
+from flexserve.protocol.answers import Delta, Started
+from flexserve.protocol.prompts import ChatMessage, ChatPrompt
 from flexserve.protocol.trusted_app import Kind, Progress
 from flexserve.trusted.store.image import DamagedImageError
 

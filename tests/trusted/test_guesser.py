@@ -13,7 +13,7 @@ from fake_world import World
 from numpy.typing import NDArray
 
 from flexserve.errors import CallerError, GrantRefusedError
-from flexserve.protocol.messages import Delta
+from flexserve.protocol.answers import Delta
 from flexserve.protocol.trusted_app import Kind, Progress
 
 COUNT = 3

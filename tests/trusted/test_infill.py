@@ -6,7 +6,8 @@ import pytest
 from fake_world import World
 
 from flexserve.errors import CallerError
-from flexserve.protocol.messages import Generate, InfillPrompt, Snippet
+from flexserve.protocol.prompts import InfillPrompt, Snippet
+from flexserve.protocol.requests import Generate
 from flexserve.protocol.sampling import Sampling
 from flexserve.trusted.engine.vocabulary import Gap
 from flexserve.trusted.text.preparation import Preparation

@@ -6,7 +6,8 @@ import pytest
 from fake_world import World
 
 from flexserve.errors import CallerError, InternalError
-from flexserve.protocol.messages import ChatMessage, ChatPrompt, Generate, TextPrompt
+from flexserve.protocol.prompts import ChatMessage, ChatPrompt, TextPrompt
+from flexserve.protocol.requests import Generate
 from flexserve.protocol.sampling import Sampling
 from flexserve.trusted.text.preparation import Preparation, Prepared
 

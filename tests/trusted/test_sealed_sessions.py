@@ -14,25 +14,14 @@ from hypothesis import strategies as st
 
 from flexserve.errors import CallerError
 from flexserve.protocol import sealed_answer
-from flexserve.protocol.messages import (
-    ChatMessage,
-    ChatPrompt,
-    Delta,
-    Embed,
-    Embedded,
-    Failed,
-    Finished,
-    Generate,
-    Query,
-    Sealed,
-    SealedPart,
-    Started,
-    Timings,
-    Usage,
-)
+from flexserve.protocol.answers import Delta, Embedded, Failed, Finished, Started, Timings, Usage
+from flexserve.protocol.messages import Query
+from flexserve.protocol.prompts import ChatMessage, ChatPrompt
+from flexserve.protocol.requests import Embed, Generate
 from flexserve.protocol.sampling import LogitBias, Sampling
 from flexserve.protocol.sealed_answer import LARGE, SMALL
 from flexserve.protocol.sealed_exchange import Exchange
+from flexserve.protocol.sealed_messages import Sealed, SealedPart
 from flexserve.protocol.sealed_request import Content, Opened, seal
 from flexserve.protocol.statuses import Failure
 from flexserve.testing.sealing_key import FixedKey

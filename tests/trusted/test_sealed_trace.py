@@ -9,10 +9,13 @@ import pytest
 from fake_llama import FakeVocabulary
 from fake_world import World
 
+from flexserve.protocol.answers import Delta, Finished
 from flexserve.protocol.framing import encode
-from flexserve.protocol.messages import Delta, Finished, Generate, Sealed, SealedPart, TextPrompt
+from flexserve.protocol.prompts import TextPrompt
+from flexserve.protocol.requests import Generate
 from flexserve.protocol.sampling import Sampling
 from flexserve.protocol.sealed_exchange import Exchange
+from flexserve.protocol.sealed_messages import Sealed, SealedPart
 from flexserve.testing.sealing_key import FixedKey
 from flexserve.trusted.sessions import sessions
 from flexserve.trusted.sessions.receipts import Receipts

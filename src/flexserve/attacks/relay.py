@@ -16,7 +16,7 @@ from flexserve.attestation.measurement import Measurement
 from flexserve.attestation.policy import Policy
 from flexserve.attestation.verification import AttestationRefusedError, Verified, verify
 from flexserve.harness.worlds import DrivenWorld
-from flexserve.protocol.messages import Attested
+from flexserve.protocol.evidence import Attested
 from flexserve.trusted.identity.identity import Facts, Identity
 
 

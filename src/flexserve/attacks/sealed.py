@@ -15,7 +15,10 @@ from flexserve.attacks.target import MODEL
 from flexserve.attestation.policy import Policy
 from flexserve.attestation.verification import verify
 from flexserve.errors import CallerError, PeerError
-from flexserve.protocol.messages import Attested, Finished, Generate, TextPrompt
+from flexserve.protocol.answers import Finished
+from flexserve.protocol.evidence import Attested
+from flexserve.protocol.prompts import TextPrompt
+from flexserve.protocol.requests import Generate
 from flexserve.protocol.sampling import Sampling
 from flexserve.protocol.sealed_answer import SERVER_NONCE, SMALL
 from flexserve.protocol.sealed_exchange import Exchange

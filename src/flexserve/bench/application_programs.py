@@ -25,7 +25,7 @@ from flexserve.normal.client import Client
 from flexserve.normal.reports import Ending
 from flexserve.platforms.linux import parent_death
 from flexserve.protocol.launch import SecureOptions
-from flexserve.protocol.messages import ChatMessage
+from flexserve.protocol.prompts import ChatMessage
 from flexserve.protocol.sampling import Sampling
 
 MODEL = "bench"

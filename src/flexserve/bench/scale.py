@@ -37,7 +37,7 @@ from flexserve.harness.shapes import SHAPES
 from flexserve.harness.synth import write_synthetic
 from flexserve.normal.address import Address
 from flexserve.normal.client import Client
-from flexserve.protocol.messages import ChatMessage
+from flexserve.protocol.prompts import ChatMessage
 from flexserve.protocol.sampling import Sampling
 from flexserve.trusted.store.keys import DeviceKey
 from flexserve.trusted.store.store import Store

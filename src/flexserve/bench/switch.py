@@ -25,8 +25,8 @@ from flexserve.bench.measure import cpu_seconds
 from flexserve.harness.shapes import SHAPES
 from flexserve.harness.synth import write_synthetic
 from flexserve.harness.worlds import DrivenWorld
+from flexserve.protocol.answers import Timings
 from flexserve.protocol.launch import SECURE_WORLD, SecureOptions
-from flexserve.protocol.messages import Timings
 from flexserve.trusted.store.keys import DeviceKey
 from flexserve.trusted.store.store import Store
 from flexserve.units import MIB

@@ -17,7 +17,7 @@ from flexserve.units import format_size
 if TYPE_CHECKING:
     from flexserve.cli.worlds import Responder
     from flexserve.normal.reports import Ending
-    from flexserve.protocol.messages import ChatMessage
+    from flexserve.protocol.prompts import ChatMessage
     from flexserve.protocol.sampling import Sampling
 
 _FENCE = "```"

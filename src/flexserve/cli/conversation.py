@@ -17,7 +17,7 @@ from flexserve.errors import CallerError, FlexServeError
 
 if TYPE_CHECKING:
     from flexserve.cli.worlds import Responder
-    from flexserve.protocol.messages import ChatMessage
+    from flexserve.protocol.prompts import ChatMessage
     from flexserve.protocol.sampling import Sampling
 
 COMMANDS = {
@@ -125,7 +125,7 @@ class Conversation:
         terminal.note(f"saved to {path}, in clear")
 
     def _load(self, rest: str) -> None:
-        from flexserve.protocol.messages import ChatMessage
+        from flexserve.protocol.prompts import ChatMessage
 
         path = Path(rest).expanduser()
         try:
@@ -141,13 +141,13 @@ class Conversation:
         terminal.note(f"{len(self.messages)} turns")
 
     def _turns(self) -> list[ChatMessage]:
-        from flexserve.protocol.messages import ChatMessage
+        from flexserve.protocol.prompts import ChatMessage
 
         return [ChatMessage("system", self._system)] * bool(self._system) + self.messages
 
     def _answer(self, text: str) -> None:
         """Answer `text`. An error takes it back; an interruption keeps what was said."""
-        from flexserve.protocol.messages import ChatMessage
+        from flexserve.protocol.prompts import ChatMessage
 
         said: list[str] = []
         self.messages.append(ChatMessage("user", checked(text)))

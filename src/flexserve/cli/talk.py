@@ -84,7 +84,7 @@ def run(
     """
     from flexserve import settings
     from flexserve.cli.worlds import responder
-    from flexserve.protocol.messages import ChatMessage
+    from flexserve.protocol.prompts import ChatMessage
 
     _refuse_file(model)
     sampling = _sampling(max_tokens, temperature, top_p, seed, stop)

@@ -20,7 +20,8 @@ from flexserve.errors import InternalError
 from flexserve.normal.address import NoServerError
 from flexserve.normal.api.parts import Part, Parts, Said, Thought
 from flexserve.normal.reports import Answer, Ending, Protection
-from flexserve.protocol.messages import ChatMessage, ChatPrompt, Delta, Finished, Started
+from flexserve.protocol.answers import Delta, Finished, Started
+from flexserve.protocol.prompts import ChatMessage, ChatPrompt
 from flexserve.protocol.sampling import Sampling
 
 if TYPE_CHECKING:

@@ -23,46 +23,25 @@ from flexserve.errors import Blame, PeerError, rebuild
 from flexserve.normal.process import environment
 from flexserve.platforms.linux import companion
 from flexserve.protocol import framing
+from flexserve.protocol.answers import Choice, Delta, Embedded, Failed, Finished, Started
+from flexserve.protocol.evidence import Attest, Attested
 from flexserve.protocol.launch import SECURE_WORLD, SecureOptions
+from flexserve.protocol.memory import Grant, NeedMemory, Recall, Recalled, Returned, Spare, WantSpare
 from flexserve.protocol.messages import (
     PROTOCOL_VERSION,
-    Attest,
-    Attested,
-    Cancel,
-    ChatMessage,
-    ChatPrompt,
-    Choice,
     Configure,
-    Delta,
-    Embed,
-    Embedded,
-    Entry,
-    Failed,
-    Finished,
-    Generate,
-    Grant,
     Hello,
-    NeedMemory,
     Query,
-    Recall,
-    Recalled,
-    Returned,
-    Sealed,
-    SealedPart,
     Shutdown,
-    Spare,
-    Started,
     Status,
-    TextPrompt,
-    TokenPrompt,
     ToNormal,
-    Try,
-    WantSpare,
-    Warm,
     Welcome,
 )
 from flexserve.protocol.model_options import ModelOptions
+from flexserve.protocol.prompts import ChatMessage, ChatPrompt, Entry, TextPrompt, TokenPrompt
+from flexserve.protocol.requests import Cancel, Embed, Generate, Try, Warm
 from flexserve.protocol.sampling import Sampling
+from flexserve.protocol.sealed_messages import Sealed, SealedPart
 from flexserve.protocol.statuses import Failure
 
 M = TypeVar("M")

@@ -15,7 +15,8 @@ from collections.abc import Callable
 from typing import Protocol, Self
 
 from flexserve.errors import Blame, CallerError, CancelledError, FlexServeError, PeerError, rebuild
-from flexserve.protocol.messages import Converted, Delta, Embedded, Failed, Finished, SealedPart, Started
+from flexserve.protocol.answers import Converted, Delta, Embedded, Failed, Finished, Started
+from flexserve.protocol.sealed_messages import SealedPart
 from flexserve.protocol.statuses import Failure
 
 MAX_BACKLOG = 4 << 20  # cost of what waits for one client, in bytes of its text and structure

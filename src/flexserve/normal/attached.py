@@ -14,7 +14,7 @@ from flexserve.normal.broker import OsView, RecallReport
 from flexserve.normal.channel import WorldChannel
 from flexserve.normal.pins import Pins
 from flexserve.policy.pressure import Bound
-from flexserve.protocol.messages import Grant, NeedMemory
+from flexserve.protocol.memory import Grant, NeedMemory
 
 ANSWER_GRACE = 5.0  # seconds beyond the deadline until an unanswered recall is an error
 

@@ -13,7 +13,7 @@ from typing import Protocol
 from flexserve.normal.audit_log import AuditLog, Counters
 from flexserve.normal.channel import MemoryCounter, WorldChannel
 from flexserve.policy.pressure import Budget
-from flexserve.protocol.messages import Recalled
+from flexserve.protocol.memory import Recalled
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -19,49 +19,27 @@ import msgspec
 
 from flexserve.errors import CallerError, FlexServeError, PeerError, QueueFullError
 from flexserve.normal.answer import Answer, AnswerMessage, Observer, revive
+from flexserve.protocol.answers import Converted, Delta, Embedded, Failed, Finished, Started
+from flexserve.protocol.evidence import Attest, Attested
 from flexserve.protocol.framing import FrameDecoder, encode
+from flexserve.protocol.memory import Grant, NeedMemory, Pin, Recall, Recalled, Returned, Spare, WantSpare
 from flexserve.protocol.messages import (
     PROTOCOL_VERSION,
-    Attest,
-    Attested,
-    Cancel,
     Computing,
     Configure,
-    Convert,
-    Converted,
-    Delta,
-    Embed,
-    Embedded,
-    Entry,
-    Failed,
-    Finished,
-    Generate,
-    Grant,
     Hello,
-    NeedMemory,
-    Pin,
-    Prompt,
     Query,
-    Recall,
-    Recalled,
-    Returned,
-    Sealed,
-    SealedPart,
     Shutdown,
-    Source,
-    Spare,
     Standstill,
-    Started,
     Status,
-    Terms,
     ToNormal,
-    Try,
-    WantSpare,
-    Warm,
     Welcome,
 )
 from flexserve.protocol.model_options import ModelOptions
+from flexserve.protocol.prompts import Entry, Prompt, Source
+from flexserve.protocol.requests import Cancel, Convert, Embed, Generate, Terms, Try, Warm
 from flexserve.protocol.sampling import Sampling
+from flexserve.protocol.sealed_messages import Sealed, SealedPart
 from flexserve.protocol.sealed_request import header_of
 
 MAX_REQUESTS = 1024  # in flight at once, the cancelled ones that the secure world still owes an end included

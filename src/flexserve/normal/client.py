@@ -39,8 +39,9 @@ from flexserve.normal.reports import (
     States,
 )
 from flexserve.protocol.answer_parts import Thought
-from flexserve.protocol.messages import ChatMessage, Timings, Usage
+from flexserve.protocol.answers import Timings, Usage
 from flexserve.protocol.model_options import ModelOptions
+from flexserve.protocol.prompts import ChatMessage
 from flexserve.protocol.sampling import Sampling
 
 SILENCE_TIMEOUT = 60.0  # seconds; a server that is at work on an answer pings every 5

@@ -22,7 +22,7 @@ from flexserve.normal.pins import Pins
 from flexserve.platforms.ports import NormalMemory
 from flexserve.policy.pressure import Bound, Budget
 from flexserve.protocol.launch import SecureOptions
-from flexserve.protocol.messages import Grant, NeedMemory, Recalled, Returned, Spare, WantSpare
+from flexserve.protocol.memory import Grant, NeedMemory, Recalled, Returned, Spare, WantSpare
 from flexserve.units import format_size
 
 _REASON = "the guest's kernel decides"

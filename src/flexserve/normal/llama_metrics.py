@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from flexserve.protocol.messages import Finished
+from flexserve.protocol.answers import Finished
 
 _PREFIX = "llamacpp:"
 

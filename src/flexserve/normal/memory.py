@@ -31,7 +31,7 @@ from flexserve.policy.pressure import (
     PressurePolicy,
     RecallDecision,
 )
-from flexserve.protocol.messages import Grant, NeedMemory, Recalled, Returned, Spare, WantSpare
+from flexserve.protocol.memory import Grant, NeedMemory, Recalled, Returned, Spare, WantSpare
 from flexserve.units import format_size
 
 AUTOMATIC_DEADLINE = 0.5  # seconds the secure world has for a recall the policy decided

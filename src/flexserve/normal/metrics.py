@@ -18,7 +18,7 @@ from prometheus_client.registry import Collector
 
 from flexserve.normal.answer import AnswerMessage
 from flexserve.normal.llama_metrics import LlamaMetrics
-from flexserve.protocol.messages import Delta, Failed, Finished, Started
+from flexserve.protocol.answers import Delta, Failed, Finished, Started
 
 PREFIX = "flexserve"
 CONTENT_TYPE = CONTENT_TYPE_LATEST

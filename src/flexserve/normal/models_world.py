@@ -8,7 +8,9 @@ from typing import Protocol
 from flexserve.normal.answer import Answer, Observer
 from flexserve.normal.metrics import Metrics
 from flexserve.platforms.ports import Protection
-from flexserve.protocol.messages import Converted, Entry, Prompt, Source, Terms
+from flexserve.protocol.answers import Converted
+from flexserve.protocol.prompts import Entry, Prompt, Source
+from flexserve.protocol.requests import Terms
 from flexserve.protocol.sampling import Sampling
 from flexserve.protocol.statuses import ModelStatus
 

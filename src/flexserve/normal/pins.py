@@ -10,7 +10,7 @@ import msgspec
 from flexserve.errors import CallerError
 from flexserve.normal import small_file
 from flexserve.protocol.bounds import MAX_PINS
-from flexserve.protocol.messages import Pin
+from flexserve.protocol.memory import Pin
 
 _MAX_FILE = 64 << 10  # bytes
 

@@ -19,20 +19,10 @@ from flexserve.normal.metrics import Metrics
 from flexserve.normal.models_world import USUAL
 from flexserve.normal.remote_server import RemoteServer
 from flexserve.platforms.ports import Protection
-from flexserve.protocol.messages import (
-    Convert,
-    Converted,
-    Embed,
-    Entry,
-    Generate,
-    Prompt,
-    Query,
-    Source,
-    Status,
-    Terms,
-    ToTokens,
-    Warm,
-)
+from flexserve.protocol.answers import Converted
+from flexserve.protocol.messages import Query, Status
+from flexserve.protocol.prompts import Entry, Prompt, Source, ToTokens
+from flexserve.protocol.requests import Convert, Embed, Generate, Terms, Warm
 from flexserve.protocol.sampling import Sampling
 from flexserve.protocol.sealed_answer import Receipt
 from flexserve.protocol.sealed_exchange import Exchange

@@ -11,7 +11,7 @@ from collections.abc import Generator
 import msgspec
 
 from flexserve.protocol.answer_parts import Thought
-from flexserve.protocol.messages import Timings, Usage
+from flexserve.protocol.answers import Timings, Usage
 from flexserve.protocol.model_options import ModelOptions
 
 
@@ -100,7 +100,7 @@ class OsCounts(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class NpuState(msgspec.Struct, frozen=True):
-    """The NPU as the secure world sees it, and what it did; see flexserve.protocol.messages.NpuStatus."""
+    """The NPU as the secure world sees it, and what it did; see flexserve.protocol.statuses.NpuStatus."""
 
     state: str
     switches: int

@@ -32,19 +32,13 @@ from flexserve.normal.supervisor import Launch, SecureWorld, Supervisor, WorldSt
 from flexserve.platforms.linux.normal_memory import LinuxNormalMemory
 from flexserve.platforms.ports import NormalMemory, Protection
 from flexserve.policy.pressure import Budget, Limits
+from flexserve.protocol.answers import Converted
+from flexserve.protocol.evidence import Attested
 from flexserve.protocol.launch import SECURE_WORLD, SecureOptions
-from flexserve.protocol.messages import (
-    Attested,
-    Converted,
-    Entry,
-    Prompt,
-    Source,
-    Status,
-    Terms,
-    ToTokens,
-    Welcome,
-)
+from flexserve.protocol.messages import Status, Welcome
 from flexserve.protocol.model_options import ModelOptions
+from flexserve.protocol.prompts import Entry, Prompt, Source, ToTokens
+from flexserve.protocol.requests import Terms
 from flexserve.protocol.sampling import Sampling
 from flexserve.protocol.statuses import ModelStatus
 

@@ -1,4 +1,4 @@
-"""What a field of a message may hold: bounded numbers and texts, and the struct of which values are made."""
+"""What a field of a message may hold: bounded numbers and texts. The structs of messages and of values."""
 
 from __future__ import annotations
 
@@ -37,3 +37,7 @@ Schema = Annotated[str, Meta(max_length=MAX_SCHEMA)]
 
 class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A value inside of a message; a field that is not of it is a protocol error."""
+
+
+class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
+    """One of the things that a world can say: its tag is its name."""

@@ -24,17 +24,10 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from msgspec import Meta
 
 from flexserve.errors import PeerError
+from flexserve.protocol.answers import Converted, Delta, Embedded, Failed, Finished, Started
 from flexserve.protocol.framing import FrameDecoder
-from flexserve.protocol.messages import (
-    Converted,
-    Delta,
-    Embedded,
-    Failed,
-    Finished,
-    Generate,
-    Started,
-    Status,
-)
+from flexserve.protocol.messages import Status
+from flexserve.protocol.requests import Generate
 from flexserve.protocol.sealed_request import Asked
 
 INFO = b"flexserve sealed answer 1\0"

@@ -34,7 +34,8 @@ from msgspec import Meta
 
 from flexserve.errors import CallerError
 from flexserve.protocol.bounds import Struct
-from flexserve.protocol.messages import Convert, Embed, Generate, Query, Warm
+from flexserve.protocol.messages import Query
+from flexserve.protocol.requests import Convert, Embed, Generate, Warm
 
 MAGIC = b"FXS1"
 INFO = b"flexserve sealed secret 1\0"

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from flexserve.errors import FlexServeError
-from flexserve.protocol.messages import Finished
+from flexserve.protocol.answers import Finished
 from flexserve.protocol.statuses import Abilities, Description, KvStatus
 
 

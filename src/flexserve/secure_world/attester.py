@@ -12,8 +12,8 @@ import msgspec
 from flexserve.attestation.layers import DIGEST_SIZE
 from flexserve.attestation.token import AttestedModel
 from flexserve.errors import FlexServeError, QueueFullError
+from flexserve.protocol.evidence import Attest, Attested
 from flexserve.protocol.failures import failure_of
-from flexserve.protocol.messages import Attest, Attested
 from flexserve.protocol.trusted_app import Stored
 from flexserve.secure_world.resources import Guest, PlatformResources
 from flexserve.trusted.identity.identity import Evidence, Facts, MachineLayer

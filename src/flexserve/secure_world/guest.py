@@ -14,7 +14,7 @@ from collections.abc import Callable
 from flexserve.platforms.trustzone.exchange import Detached, Event, Pressure, Quiet
 from flexserve.platforms.trustzone.guest_pages import GuestPages, Subscriber
 from flexserve.platforms.trustzone.ram import PAGE
-from flexserve.protocol.messages import Recall
+from flexserve.protocol.memory import Recall
 from flexserve.secure_world.resources import Guest
 from flexserve.trusted.memory.flexmem import FlexMem
 from flexserve.trusted.memory.ownership import PageState

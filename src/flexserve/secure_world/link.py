@@ -10,16 +10,8 @@ import msgspec
 
 from flexserve.errors import PeerError
 from flexserve.protocol import framing
-from flexserve.protocol.messages import (
-    PROTOCOL_VERSION,
-    Grant,
-    Hello,
-    NeedMemory,
-    Returned,
-    Spare,
-    ToSecure,
-    WantSpare,
-)
+from flexserve.protocol.memory import Grant, NeedMemory, Returned, Spare, WantSpare
+from flexserve.protocol.messages import PROTOCOL_VERSION, Hello, ToSecure
 
 _SEND_TIMEOUT = 30.0  # seconds; a normal world that does not read for so long is gone or hostile
 _GRANT_TIMEOUT = 5.0  # seconds; no answer is a refusal

@@ -14,25 +14,12 @@ from typing import Protocol
 import msgspec
 
 from flexserve.policy.eviction_policy import EvictionPolicy
+from flexserve.protocol.evidence import Attest
 from flexserve.protocol.launch import SecureOptions
-from flexserve.protocol.messages import (
-    PROTOCOL_VERSION,
-    Attest,
-    Cancel,
-    Configure,
-    Convert,
-    Embed,
-    Generate,
-    Pin,
-    Query,
-    Recall,
-    Sealed,
-    Shutdown,
-    Status,
-    Try,
-    Warm,
-    Welcome,
-)
+from flexserve.protocol.memory import Pin, Recall
+from flexserve.protocol.messages import PROTOCOL_VERSION, Configure, Query, Shutdown, Status, Welcome
+from flexserve.protocol.requests import Cancel, Convert, Embed, Generate, Try, Warm
+from flexserve.protocol.sealed_messages import Sealed
 from flexserve.protocol.statuses import KvStatus, MemoryStatus, ModelStatus, NpuStatus
 from flexserve.secure_world.attester import Attester, Witness
 from flexserve.secure_world.link import Link

@@ -20,7 +20,8 @@ from flexserve.policy.eviction_policy import EvictionPolicy
 from flexserve.policy.rearrange import Rearrangement
 from flexserve.policy.recall import Holding, Part, Step, Victims
 from flexserve.policy.rewarm import Candidate
-from flexserve.protocol.messages import Finished, Recall, Recalled
+from flexserve.protocol.answers import Finished
+from flexserve.protocol.memory import Recall, Recalled
 from flexserve.protocol.trusted_app import Kind, ModelMemory, TrustedApp
 from flexserve.serving.model_manager import ModelManager
 from flexserve.serving.rewarming import AskSpare, Rewarmer

@@ -19,8 +19,9 @@ import msgspec
 from flexserve.errors import CallerError, CancelledError, FlexServeError, GrantRefusedError, QueueFullError
 from flexserve.policy.batching import Batching
 from flexserve.policy.schedule import Lane, Turns
+from flexserve.protocol.answers import Failed, Finished
 from flexserve.protocol.failures import failure_of, foreseen
-from flexserve.protocol.messages import Computing, Failed, Finished, Standstill
+from flexserve.protocol.messages import Computing, Standstill
 from flexserve.protocol.trusted_app import Progress, Ticket, TrustedApp, Work
 from flexserve.serving.guesses import Guesses
 from flexserve.serving.memory_manager import MemoryManager

@@ -21,7 +21,7 @@ from flexserve.errors import FlexServeError, PeerError
 from flexserve.harness.plain import PlainProcess
 from flexserve.harness.worlds import DrivenWorld
 from flexserve.protocol.launch import SecureOptions
-from flexserve.protocol.messages import TextPrompt
+from flexserve.protocol.prompts import TextPrompt
 from flexserve.testing.architectures import ARCHITECTURES, UNMADE, make_models
 from flexserve.trusted.store import DeviceKey, Store
 

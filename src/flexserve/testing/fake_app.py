@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from flexserve.errors import CancelledError, FlexServeError, GrantRefusedError, UnknownModelError
-from flexserve.protocol.messages import Finished, Timings, Usage
+from flexserve.protocol.answers import Finished, Timings, Usage
 from flexserve.protocol.statuses import KvStatus
 from flexserve.protocol.trusted_app import (
     IdleKv,

@@ -26,45 +26,36 @@ import msgspec
 from flexserve.attestation.measurement import Measurement
 from flexserve.attestation.token import AttestedModel
 from flexserve.errors import Blame
-from flexserve.protocol.framing import FrameDecoder, encode
-from flexserve.protocol.messages import (
-    PROTOCOL_VERSION,
-    AskTemplate,
-    Attest,
-    Attested,
-    Cancel,
-    ChatPrompt,
+from flexserve.protocol.answers import (
     Choice,
-    Computing,
-    Convert,
     Converted,
     Delta,
-    Embed,
     Embedded,
     Failed,
     Finished,
-    Generate,
-    Grant,
-    Hello,
-    NeedMemory,
-    Query,
-    Recall,
-    Recalled,
-    Returned,
-    Sealed,
-    Shutdown,
-    Standstill,
     Started,
-    Status,
     Timings,
     TokenLogprob,
-    ToSecure,
-    ToTokens,
     Usage,
-    Warm,
+)
+from flexserve.protocol.evidence import Attest, Attested
+from flexserve.protocol.framing import FrameDecoder, encode
+from flexserve.protocol.memory import Grant, NeedMemory, Recall, Recalled, Returned
+from flexserve.protocol.messages import (
+    PROTOCOL_VERSION,
+    Computing,
+    Hello,
+    Query,
+    Shutdown,
+    Standstill,
+    Status,
+    ToSecure,
     Welcome,
 )
 from flexserve.protocol.notation import Notation
+from flexserve.protocol.prompts import AskTemplate, ChatPrompt, ToTokens
+from flexserve.protocol.requests import Cancel, Convert, Embed, Generate, Warm
+from flexserve.protocol.sealed_messages import Sealed
 from flexserve.protocol.statuses import Abilities, Description, Failure, MemoryStatus, ModelStatus
 from flexserve.trusted.identity.identity import Facts, Identity
 from flexserve.trusted.sessions.clock import steady_clock

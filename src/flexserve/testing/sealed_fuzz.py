@@ -17,9 +17,13 @@ from typing import Any
 
 import msgspec
 
+from flexserve.protocol.answers import Failed
 from flexserve.protocol.failures import failure_of
-from flexserve.protocol.messages import ChatMessage, ChatPrompt, Embed, Failed, Generate, Query, Sealed
+from flexserve.protocol.messages import Query
+from flexserve.protocol.prompts import ChatMessage, ChatPrompt
+from flexserve.protocol.requests import Embed, Generate
 from flexserve.protocol.sampling import Sampling
+from flexserve.protocol.sealed_messages import Sealed
 from flexserve.protocol.sealed_request import OVERHEAD, Content, header_of, refusal, seal
 from flexserve.testing.sealing_key import FixedKey
 from flexserve.trusted.sessions.sessions import Sessions

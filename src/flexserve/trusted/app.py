@@ -15,18 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 import msgspec
 
 from flexserve.errors import CancelledError, FlexServeError, PeerError
+from flexserve.protocol.answers import Converted, Finished, Started, Timings, Usage
 from flexserve.protocol.failures import foreseen
-from flexserve.protocol.messages import (
-    Convert,
-    Converted,
-    Embed,
-    Finished,
-    Generate,
-    Started,
-    Timings,
-    Usage,
-    Warm,
-)
+from flexserve.protocol.requests import Convert, Embed, Generate, Warm
 from flexserve.protocol.statuses import Abilities, KvStatus
 from flexserve.protocol.trusted_app import (
     IdleKv,

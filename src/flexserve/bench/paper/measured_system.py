@@ -9,8 +9,9 @@ from flexserve.bench.paper.models import Models
 from flexserve.bench.paper.plan import Plan, System
 from flexserve.emulator.machine import Machine
 from flexserve.harness.worlds import DrivenWorld
+from flexserve.protocol.answers import Finished
 from flexserve.protocol.launch import SecureOptions
-from flexserve.protocol.messages import Finished, TextPrompt
+from flexserve.protocol.prompts import TextPrompt
 
 _TRIES = 8  # recalls until no more is kept than may be
 

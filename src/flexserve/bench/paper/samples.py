@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable
 
 from flexserve.bench.paper.plan import System
-from flexserve.protocol.messages import Timings
+from flexserve.protocol.answers import Timings
 
 PARTS = ("allocate", "load", "decrypt", "compute", "waited", "hidden")
 

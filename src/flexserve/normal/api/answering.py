@@ -22,7 +22,9 @@ from flexserve.normal.answer import Answer, AnswerMessage
 from flexserve.normal.api.errors import HttpError, from_error
 from flexserve.normal.api.sse import PING, ClientGoneError, EventStream, event, while_connected
 from flexserve.normal.models_world import ModelsWorld
-from flexserve.protocol.messages import ChatPrompt, Delta, Finished, Prompt, Started, Terms
+from flexserve.protocol.answers import Delta, Finished, Started
+from flexserve.protocol.prompts import ChatPrompt, Prompt
+from flexserve.protocol.requests import Terms
 from flexserve.protocol.sampling import Sampling
 from flexserve.protocol.statuses import ModelStatus
 

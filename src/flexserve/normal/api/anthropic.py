@@ -39,7 +39,7 @@ from flexserve.normal.api.tools import (
     schemas_of,
 )
 from flexserve.protocol.bounds import MAX_MESSAGES, MAX_SCHEMA, MAX_STOPS, MAX_TOOL_CALLS
-from flexserve.protocol.messages import ChatMessage, ChatPrompt, ToolCall
+from flexserve.protocol.prompts import ChatMessage, ChatPrompt, ToolCall
 from flexserve.protocol.sampling import MAX_TOKEN, Sampling
 
 router = APIRouter(tags=["anthropic"])

@@ -10,7 +10,7 @@ from flexserve.normal.api.answering import Form, Json
 from flexserve.normal.api.errors import HttpError
 from flexserve.normal.api.parts import Arguments, CallBegun, Part, Parts, Said, Thought
 from flexserve.normal.api.sse import named_event
-from flexserve.protocol.messages import Delta, Finished, Started
+from flexserve.protocol.answers import Delta, Finished, Started
 
 
 class MessageForm(Form):

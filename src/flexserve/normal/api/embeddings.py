@@ -21,8 +21,10 @@ from flexserve.normal.api.fields import refuse_others
 from flexserve.normal.api.prompts import Prompts, entries_of, plain
 from flexserve.normal.api.schemas import ModelRequest
 from flexserve.normal.models_world import ModelsWorld
+from flexserve.protocol.answers import Embedded, Finished
 from flexserve.protocol.bounds import MAX_TEXTS
-from flexserve.protocol.messages import Embedded, Entry, Finished, Terms
+from flexserve.protocol.prompts import Entry
+from flexserve.protocol.requests import Terms
 
 _PART_TEXTS, _PART_SIZE = 16, 16 << 10  # texts, characters
 MAX_VECTORS = 16 << 20  # bytes of float32 in one answer

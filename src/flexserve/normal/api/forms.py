@@ -12,7 +12,7 @@ from flexserve.normal.api.answering import Form, Json
 from flexserve.normal.api.errors import HttpError
 from flexserve.normal.api.parts import Arguments, CallBegun, Part, Parts, Said, Thought
 from flexserve.normal.api.sse import DONE
-from flexserve.protocol.messages import Choice, Delta, Finished, Started, TokenLogprob
+from flexserve.protocol.answers import Choice, Delta, Finished, Started, TokenLogprob
 
 _LEAST_LOGPROB = -9999.0  # what OpenAI writes for "impossible": JSON has no infinity
 

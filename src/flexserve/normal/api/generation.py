@@ -13,7 +13,7 @@ from flexserve.normal.api.several import Wanted, respond_with
 from flexserve.normal.api.tools import schemas_of
 from flexserve.normal.models_world import ModelsWorld
 from flexserve.protocol.bounds import MAX_TOOL_CALLS
-from flexserve.protocol.messages import ToText
+from flexserve.protocol.prompts import ToText
 
 router = APIRouter(tags=["generation"])
 

@@ -33,7 +33,7 @@ from flexserve.normal.api.schemas import (
 from flexserve.normal.api.several import Wanted, respond_with
 from flexserve.normal.models_world import ModelsWorld
 from flexserve.protocol.bounds import MAX_MESSAGES, MAX_TOKENS, MAX_TOP_LOGPROBS
-from flexserve.protocol.messages import (
+from flexserve.protocol.prompts import (
     AskTemplate,
     Entry,
     InfillPrompt,

@@ -10,7 +10,7 @@ from typing import Any
 from flexserve.normal.api.answering import Form, Json
 from flexserve.normal.api.errors import HttpError
 from flexserve.normal.api.forms import timings_of, token_json
-from flexserve.protocol.messages import Choice, Delta, Finished, Started, TokenLogprob
+from flexserve.protocol.answers import Choice, Delta, Finished, Started, TokenLogprob
 
 _ABSENT: Any = object()
 _ERROR_TYPES = {

@@ -41,7 +41,7 @@ from flexserve.normal.api.sse import line
 from flexserve.normal.api.tools import schemas_of
 from flexserve.normal.models_world import ModelsWorld
 from flexserve.protocol.bounds import MAX_TOOL_CALLS
-from flexserve.protocol.messages import AskTemplate
+from flexserve.protocol.prompts import AskTemplate
 from flexserve.protocol.statuses import ModelStatus
 
 API_VERSION = "0.12.0"  # of ollama, whose routes these are like: clients ask before they use newer ones

@@ -16,7 +16,7 @@ from flexserve.normal.api.sampling_fields import SamplingFields
 from flexserve.normal.api.schemas import Body, ModelName, ModelRequest, refuse_unsupported
 from flexserve.normal.api.tools import FunctionName, Label, Tools, compact, offered
 from flexserve.protocol.bounds import MAX_MESSAGES, MAX_TEXTS, MAX_TOOL_CALLS
-from flexserve.protocol.messages import ChatMessage, ChatPrompt, InfillPrompt, TextPrompt, ToolCall
+from flexserve.protocol.prompts import ChatMessage, ChatPrompt, InfillPrompt, TextPrompt, ToolCall
 from flexserve.protocol.sampling import Sampling
 
 _TAG = ":latest"  # what ollama adds to names that say no other

@@ -11,7 +11,7 @@ from flexserve.normal.api.cards import moment
 from flexserve.normal.api.errors import HttpError
 from flexserve.normal.api.parts import Arguments, CallBegun, Part, Parts, Said, Thought
 from flexserve.normal.api.sse import line
-from flexserve.protocol.messages import Delta, Finished, Started
+from flexserve.protocol.answers import Delta, Finished, Started
 
 _NANOSECONDS = 1_000_000  # of a millisecond
 

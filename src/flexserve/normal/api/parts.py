@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from flexserve.protocol.answer_parts import Arguments, CallBegun, Part, Said, Thought
 from flexserve.protocol.answer_reader import AnswerReader
+from flexserve.protocol.answers import Started
 from flexserve.protocol.call_reader import Tools
-from flexserve.protocol.messages import Started
 
 __all__ = ["Arguments", "CallBegun", "Part", "Parts", "Said", "Thought"]
 

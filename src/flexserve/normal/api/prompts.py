@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from flexserve.normal.api.media import refusal
 from flexserve.protocol.bounds import MAX_TEXT, MAX_TOKENS
-from flexserve.protocol.messages import Entry, Prompt, TextPrompt, TokenPrompt
+from flexserve.protocol.prompts import Entry, Prompt, TextPrompt, TokenPrompt
 from flexserve.protocol.sampling import MAX_TOKEN
 
 Text = Annotated[str, StringConstraints(max_length=MAX_TEXT)]

@@ -32,7 +32,7 @@ from flexserve.normal.api.tools import (
     schemas_of,
 )
 from flexserve.protocol.bounds import MAX_MESSAGES, MAX_SCHEMA, MAX_TEXT, MAX_TOOL_CALLS, MAX_TOP_LOGPROBS
-from flexserve.protocol.messages import ChatMessage, ChatPrompt, ToolCall
+from flexserve.protocol.prompts import ChatMessage, ChatPrompt, ToolCall
 from flexserve.protocol.sampling import Sampling
 
 router = APIRouter(tags=["generation"])

@@ -10,7 +10,7 @@ from flexserve.normal.api.errors import HttpError
 from flexserve.normal.api.forms import token_json
 from flexserve.normal.api.parts import Arguments, CallBegun, Part, Parts, Said, Thought
 from flexserve.normal.api.sse import named_event
-from flexserve.protocol.messages import Choice, Delta, Finished, Started
+from flexserve.protocol.answers import Choice, Delta, Finished, Started
 
 
 class ResponseForm(Form):

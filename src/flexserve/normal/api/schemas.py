@@ -30,7 +30,8 @@ from flexserve.normal.api.reasoning import ReasoningFields
 from flexserve.normal.api.sampling_fields import SamplingFields
 from flexserve.normal.api.tools import Choice, Label, MadeCall, Tools, offered
 from flexserve.protocol.bounds import MAX_MESSAGES, MAX_TOOL_CALLS, MAX_TOP_LOGPROBS
-from flexserve.protocol.messages import ChatMessage, ChatPrompt, Prompt, Terms
+from flexserve.protocol.prompts import ChatMessage, ChatPrompt, Prompt
+from flexserve.protocol.requests import Terms
 from flexserve.protocol.sampling import MAX_ANSWER_TOKENS, Sampling
 from flexserve.units import parse_duration
 

@@ -11,7 +11,7 @@ from flexserve.errors import FlexServeError
 from flexserve.normal.answer import Answer, AnswerMessage
 from flexserve.normal.api.answering import CLIENT_CLOSED_REQUEST
 from flexserve.normal.api.sse import ClientGoneError, EventStream, while_connected
-from flexserve.protocol.messages import SealedPart
+from flexserve.protocol.sealed_messages import SealedPart
 from flexserve.protocol.sealed_request import header_of
 
 MEDIA_TYPE = "application/octet-stream"

@@ -36,7 +36,8 @@ from flexserve.normal.api.errors import HttpError
 from flexserve.normal.api.forms import usage_of
 from flexserve.normal.api.sse import EventStream
 from flexserve.normal.models_world import ModelsWorld
-from flexserve.protocol.messages import Delta, Finished, Prompt, Started, Timings, Usage
+from flexserve.protocol.answers import Delta, Finished, Started, Timings, Usage
+from flexserve.protocol.prompts import Prompt
 from flexserve.protocol.sampling import Sampling
 
 _AHEAD = 4  # answers asked for at once

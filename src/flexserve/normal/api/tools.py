@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 from pydantic_core import PydanticCustomError
 
 from flexserve.protocol.bounds import MAX_SCHEMA, MAX_TEXT, MAX_TOOL_CALLS
-from flexserve.protocol.messages import ToolCall
+from flexserve.protocol.prompts import ToolCall
 
 FunctionName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 Label = Annotated[str, StringConstraints(max_length=128)]

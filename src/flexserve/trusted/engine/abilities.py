@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flexserve.errors import CallerError
-from flexserve.protocol.messages import Embed, Generate, Warm
+from flexserve.protocol.requests import Embed, Generate, Warm
 from flexserve.protocol.statuses import Abilities
 from flexserve.trusted.engine.library import lib
 from flexserve.trusted.engine.model import Model

@@ -8,18 +8,10 @@ from collections.abc import Callable
 import msgspec
 
 from flexserve.errors import CallerError
+from flexserve.protocol.answers import Converted, Finished, Started, Timings, Usage
 from flexserve.protocol.bounds import MAX_TOKENS
-from flexserve.protocol.messages import (
-    AskTemplate,
-    ChatPrompt,
-    Convert,
-    Converted,
-    Finished,
-    Started,
-    Timings,
-    ToTokens,
-    Usage,
-)
+from flexserve.protocol.prompts import AskTemplate, ChatPrompt, ToTokens
+from flexserve.protocol.requests import Convert
 from flexserve.trusted.open_model import OpenModel
 from flexserve.trusted.text.contents import rendered
 

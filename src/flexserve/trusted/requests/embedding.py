@@ -9,7 +9,8 @@ from collections.abc import Callable
 import msgspec
 
 from flexserve.errors import CallerError, CancelledError
-from flexserve.protocol.messages import Embed, Embedded, Finished, Started, Usage
+from flexserve.protocol.answers import Embedded, Finished, Started, Usage
+from flexserve.protocol.requests import Embed
 from flexserve.trusted.engine.embedder import Embedder
 from flexserve.trusted.open_model import OpenModel
 from flexserve.trusted.text.preparation import numbered

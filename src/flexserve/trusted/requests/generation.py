@@ -9,15 +9,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from flexserve.protocol.messages import (
-    Choice,
-    Delta,
-    Finished,
-    Generate,
-    Started,
-    TokenLogprob,
-    Usage,
-)
+from flexserve.protocol.answers import Choice, Delta, Finished, Started, TokenLogprob, Usage
+from flexserve.protocol.requests import Generate
 from flexserve.protocol.sampling import Sampling
 from flexserve.protocol.trusted_app import Progress
 from flexserve.trusted.engine.context import Span

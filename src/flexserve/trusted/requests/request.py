@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import msgspec
 
-from flexserve.protocol.messages import Convert, Converted, Embed, Generate, Try, Warm
+from flexserve.protocol.answers import Converted
+from flexserve.protocol.requests import Convert, Embed, Generate, Try, Warm
 from flexserve.protocol.trusted_app import Ticket, Work
 from flexserve.trusted.requests.embedding import Embedding
 from flexserve.trusted.requests.generation import Generation

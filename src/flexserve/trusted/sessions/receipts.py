@@ -10,7 +10,8 @@ import msgspec
 
 from flexserve.attestation.receipt import Receipt
 from flexserve.errors import FlexServeError
-from flexserve.protocol.messages import Embed, Finished, Generate
+from flexserve.protocol.answers import Finished
+from flexserve.protocol.requests import Embed, Generate
 from flexserve.protocol.sampling import Sampling
 from flexserve.trusted.sessions.clock import Clock
 

@@ -10,22 +10,10 @@ from collections.abc import Callable
 
 import msgspec
 
+from flexserve.protocol.answers import Converted, Delta, Embedded, Failed, Finished, Started
 from flexserve.protocol.framing import encode
-from flexserve.protocol.messages import (
-    Convert,
-    Converted,
-    Delta,
-    Embed,
-    Embedded,
-    Failed,
-    Finished,
-    Generate,
-    Query,
-    SealedPart,
-    Started,
-    Status,
-    Warm,
-)
+from flexserve.protocol.messages import Query, Status
+from flexserve.protocol.requests import Convert, Embed, Generate, Warm
 from flexserve.protocol.sealed_answer import (
     SERVER_NONCE,
     FrameSealer,
@@ -33,6 +21,7 @@ from flexserve.protocol.sealed_answer import (
     frame_size,
     hash_of,
 )
+from flexserve.protocol.sealed_messages import SealedPart
 from flexserve.protocol.sealed_request import Asked, Opened, header_of
 from flexserve.trusted.sessions.receipts import Receipts
 

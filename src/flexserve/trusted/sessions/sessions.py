@@ -8,8 +8,10 @@ import time
 import msgspec
 
 from flexserve.errors import CallerError
+from flexserve.protocol.answers import Failed, Finished
 from flexserve.protocol.failures import failure_of
-from flexserve.protocol.messages import Failed, Finished, Sealed, Status
+from flexserve.protocol.messages import Status
+from flexserve.protocol.sealed_messages import Sealed
 from flexserve.protocol.sealed_request import Unseal, open_request, refusal
 from flexserve.trusted.sessions.clock import Clock
 from flexserve.trusted.sessions.receipts import Receipts

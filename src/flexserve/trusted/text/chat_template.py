@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 
 from flexserve.errors import CallerError, StoredDataError
-from flexserve.protocol.messages import ChatMessage, ChatPrompt
 from flexserve.protocol.notation import HERMES, CallNotation, Notation, Style
+from flexserve.protocol.prompts import ChatMessage, ChatPrompt
 from flexserve.trusted.engine.model import Model
 from flexserve.trusted.engine.vocabulary import Vocabulary
 from flexserve.trusted.text import conversation

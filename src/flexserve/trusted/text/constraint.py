@@ -7,8 +7,9 @@ import json
 from collections.abc import Callable
 
 from flexserve.errors import CallerError
-from flexserve.protocol.messages import ChatPrompt, Generate
 from flexserve.protocol.notation import HERMES
+from flexserve.protocol.prompts import ChatPrompt
+from flexserve.protocol.requests import Generate
 from flexserve.protocol.schema import parse, prepared
 from flexserve.trusted.text.call_rules import call_rules
 from flexserve.trusted.text.chat_template import ChatTemplate, tools_of

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import msgspec
 
 from flexserve.errors import CallerError
-from flexserve.protocol.messages import ChatMessage, ChatPrompt
+from flexserve.protocol.prompts import ChatMessage, ChatPrompt
 from flexserve.trusted.engine.vocabulary import Vocabulary
 from flexserve.trusted.text.chat_template import ChatTemplate
 from flexserve.trusted.text.markers import Markers, Span

@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
-from flexserve.protocol.messages import ChatMessage, ChatPrompt
 from flexserve.protocol.notation import ANY, HERMES, CallNotation, Style
+from flexserve.protocol.prompts import ChatMessage, ChatPrompt
 
 _TOLD = """You may call these functions. Each is described by a JSON object:
 {tools}

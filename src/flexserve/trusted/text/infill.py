@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flexserve.errors import CallerError
-from flexserve.protocol.messages import InfillPrompt
+from flexserve.protocol.prompts import InfillPrompt
 from flexserve.trusted.engine.vocabulary import Gap, Vocabulary
 
 

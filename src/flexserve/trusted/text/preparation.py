@@ -12,8 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from flexserve.errors import CallerError
-from flexserve.protocol.messages import ChatPrompt, Generate, InfillPrompt, TextPrompt, TokenPrompt
 from flexserve.protocol.notation import Notation
+from flexserve.protocol.prompts import ChatPrompt, InfillPrompt, TextPrompt, TokenPrompt
+from flexserve.protocol.requests import Generate
 from flexserve.trusted.engine.sampler import Sampler
 from flexserve.trusted.engine.vocabulary import TextStream, Vocabulary
 from flexserve.trusted.open_model import OpenModel

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from flexserve.protocol.messages import Timings
+from flexserve.protocol.answers import Timings
 from flexserve.trusted.weights.chunks import Weights
 from flexserve.trusted.weights.fill import Cost
 from flexserve.trusted.weights.plan import RestorePlan
