@@ -88,13 +88,17 @@ class Form(abc.ABC):
     def whole(self, deltas: list[Delta], finished: Finished) -> Json:
         """Return the answer as one object."""
 
+
+class NumberedForm(Form):
+    """The form of an API that may give several answers to one request, each with its number."""
+
+    @abc.abstractmethod
     def place(self, chunk: Json, index: int, head: Json) -> None:
         """Say in `chunk` that it is of answer `index` of several; `head` is what their chunks share."""
-        raise NotImplementedError("this API has one answer to a request")
 
+    @abc.abstractmethod
     def joined(self, wholes: list[Json], usage: Json) -> Any:
         """Return several answers as one, which took `usage` together."""
-        raise NotImplementedError("this API has one answer to a request")
 
 
 async def model_of(world: ModelsWorld, name: str | None) -> str:

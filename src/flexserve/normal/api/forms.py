@@ -8,7 +8,7 @@ import math
 import time
 import uuid
 
-from flexserve.normal.api.answering import Form, Json
+from flexserve.normal.api.answering import Json, NumberedForm
 from flexserve.normal.api.errors import HttpError
 from flexserve.normal.api.parts import Arguments, CallBegun, Part, Parts, Said, Thought
 from flexserve.normal.api.sse import DONE
@@ -17,7 +17,7 @@ from flexserve.protocol.answers import Choice, Delta, Finished, Started, TokenLo
 _LEAST_LOGPROB = -9999.0  # what OpenAI writes for "impossible": JSON has no infinity
 
 
-class _OpenAIForm(Form):
+class _OpenAIForm(NumberedForm):
     """What both forms have in common. `model` is what the client called it, `engine` what computes."""
 
     ending = DONE

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from flexserve.normal.api.answering import Form, Json
+from flexserve.normal.api.answering import Json, NumberedForm
 from flexserve.normal.api.errors import HttpError
 from flexserve.normal.api.forms import timings_of, token_json
 from flexserve.protocol.answers import Choice, Delta, Finished, Started, TokenLogprob
@@ -49,7 +49,7 @@ class Told:
     drawn: bool = False
 
 
-class NativeForm(Form):
+class NativeForm(NumberedForm):
     """/completion and /infill."""
 
     def __init__(self, model: str, told: Told) -> None:

@@ -24,6 +24,7 @@ from flexserve.normal.api.answering import (
     Form,
     GenerationRequest,
     Json,
+    NumberedForm,
     begun,
     collected,
     events_of,
@@ -71,7 +72,7 @@ class Wanted:
 
 
 async def respond_with(
-    request: Request, asked: GenerationRequest, wanted: Wanted, make: Callable[[bool], Form]
+    request: Request, asked: GenerationRequest, wanted: Wanted, make: Callable[[bool], NumberedForm]
 ) -> Response:
     """Have the secure world answer `asked` as often as `wanted`; `make` makes the form of one answer.
 
@@ -92,7 +93,7 @@ class _Several:
         request: Request,
         requests: Sequence[GenerationRequest],
         wanted: Wanted,
-        make: Callable[[bool], Form],
+        make: Callable[[bool], NumberedForm],
     ) -> None:
         self._request, self._requests, self._wanted, self._make = request, requests, wanted, make
         self._world: ModelsWorld = request.app.state.world
@@ -203,7 +204,7 @@ class _Several:
 class _Placed(Form):
     """The form of one of several answers: its chunks have its number, and the head of the first one's."""
 
-    def __init__(self, form: Form, index: int, head: Json, ends: list[Finished]) -> None:
+    def __init__(self, form: NumberedForm, index: int, head: Json, ends: list[Finished]) -> None:
         self._form, self._index, self._head, self._ends = form, index, head, ends
 
     def failure(self, error: HttpError) -> Json:
