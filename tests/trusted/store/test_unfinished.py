@@ -212,6 +212,22 @@ def test_it_is_removed_by_its_name(store: Store) -> None:
         store.remove("m")
 
 
+def test_one_that_ends_while_they_are_listed_is_none_of_them(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_off(store, 1)
+    list_files = Path.glob
+
+    def ended(folder: Path, pattern: str) -> list[Path]:
+        listed = list(list_files(folder, pattern))
+        store.receive(Flow(), "m", quiet)
+        return listed
+
+    monkeypatch.setattr(Path, "glob", ended)
+    assert store.unfinished() == {}
+    assert [model.name for model in store.list()] == ["m"]
+
+
 def test_a_full_disk_keeps_what_came(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = files.write_all
 

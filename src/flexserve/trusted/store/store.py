@@ -124,8 +124,12 @@ class Store:
 
     def unfinished(self) -> dict[str, int]:
         """Return the bytes on disk of each model that `receive` began and did not end, by name."""
+        found: dict[str, int] = {}
         with disk_errors(f"Listing {self._models}"):
-            return {path.stem: path.stat().st_size for path in sorted(self._models.glob(f"*{_PART}"))}
+            for path in sorted(self._models.glob(f"*{_PART}")):
+                with contextlib.suppress(FileNotFoundError):  # published or removed since it was listed
+                    found[path.stem] = path.stat().st_size
+        return found
 
     def _free(self, name: str) -> Path:
         """Return where the model `name` will be. Raises CallerError when there is one."""
@@ -228,14 +232,14 @@ class Store:
             for name, entry in self._scan()
         }
         for name in self.unfinished():
-            part = _on_disk(self._path(name).with_suffix(_PART))
-            found[name] = msgspec.structs.replace(found.get(name, Usage()), unfinished=part)
+            if part := _on_disk(self._path(name).with_suffix(_PART)):
+                found[name] = msgspec.structs.replace(found.get(name, Usage()), unfinished=part)
         return dict(sorted(found.items()))
 
     def collect(self, *, images: bool, kv: bool, unfinished: bool) -> int:
         """Remove what belongs to no model, and the named kinds of what can be made again.
 
-        Returns the bytes of disk freed.         An unfinished model that somebody pulls now stays.
+        Returns the bytes of disk freed. An unfinished model that somebody pulls now stays.
         """
         freed = self._sweep_orphans()
         kinds = [(self._images, _IMAGE)] * images + [(self._kv, _KV)] * kv
