@@ -5,8 +5,9 @@ A *prefetch* is what is expected to be read next; its threads (trusted.weights.p
 job has nothing to load. Loader threads commit some chunks, read their ciphertext straight into them and
 decrypt in place, all of it without the interpreter lock.
 
-Job, prefetch, CpuArbiter and StreamingAllocator decide, under the loader's lock. The loader acts on it
-without: no lock is held while the OS is asked for memory, or a chunk is filled or released.
+Job, prefetch, CpuArbiter and StreamingAllocator decide, under the loader's lock. What is claimed is
+brought in without it (trusted.weights.claim): no lock is held while the OS is asked for memory, or a chunk
+is filled or released.
 """
 
 from __future__ import annotations
@@ -17,22 +18,19 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 
 from flexserve.errors import CancelledError
-from flexserve.platforms.ports import Arena
 from flexserve.trusted.memory.flexmem import FlexMem
 from flexserve.trusted.weights.chunks import Weights
+from flexserve.trusted.weights.claim import Claim, ClaimLoader
 from flexserve.trusted.weights.cpu_arbiter import LOADER_NICE, CpuArbiter, lower_priority
-from flexserve.trusted.weights.fill import Cost, Filler
+from flexserve.trusted.weights.fill import Filler
 from flexserve.trusted.weights.job import RestoreJob, RestoreStats
 from flexserve.trusted.weights.plan import Needs, RestorePlan, stretch
 from flexserve.trusted.weights.prefetch import Prefetch, Prefetcher
 from flexserve.trusted.weights.states import RESIDENT, ChunkEvent, ChunkState
-from flexserve.trusted.weights.streaming import Do, Step, StreamingAllocator
 
 WINDOW = 64  # chunks that a stretch of compute holds at once at the least: several times the largest node
-_READ_AHEAD = 64  # chunks of ciphertext asked of the disk ahead of the loaders
 _TOGETHER = 32  # chunks that a loader claims at the most
 _CLAIMED = 0.02  # seconds: longer than it takes to fill what a loader claims
-_POLL = 0.05  # seconds between two looks for memory that nobody announces
 
 
 class Loader:
@@ -45,6 +43,7 @@ class Loader:
         self._starting = 0  # jobs whose memory is being asked for
         self._prefetcher = Prefetcher(self, self._changed, flexmem, filler)
         self._arbiter = CpuArbiter(threads)
+        self._claims = ClaimLoader(*(self, self._changed, flexmem, filler), in_turns=self._arbiter.spare == 0)
         self._closing = False
         self._threads = [
             threading.Thread(target=serve, name=f"{name}-{i}", daemon=True)
@@ -185,7 +184,12 @@ class Loader:
                     lambda: not self._arbiter.crowded or self._job is None or self._job.short, _CLAIMED
                 )
 
-    # ---- what a prefetch yields to ----------------------------------------------------------------
+    # ---- what claims and prefetches look at --------------------------------------------------------
+
+    @property
+    def job(self) -> RestoreJob | None:
+        """The job that loaders follow. Under the lock."""
+        return self._job
 
     @property
     def idle(self) -> bool:
@@ -224,7 +228,7 @@ class Loader:
             taken = sorted(chunk for chunk in chunks if weights.states[chunk] == RESIDENT)
             weights.table.apply(ChunkEvent.EVICT, taken)
             self._end_job_of(weights)
-        return self._give_up(weights, taken, keep_grants=keep_grants)
+        return self.give_up(weights, taken, keep_grants=keep_grants)
 
     def retire(self, weights: Weights) -> int:
         """Evict all of `weights`, once nobody fills or takes chunks of them any more; return the bytes."""
@@ -239,7 +243,7 @@ class Loader:
             self._job.stale, self._job = True, None
             self._changed.notify_all()
 
-    def _give_up(self, weights: Weights, chunks: list[int], *, keep_grants: bool) -> int:
+    def give_up(self, weights: Weights, chunks: list[int], *, keep_grants: bool) -> int:
         """Take the memory of chunks that are EVICTING; return the bytes. Mutates weights."""
         size = self._flexmem.chunk
         try:
@@ -261,15 +265,15 @@ class Loader:
         while (claim := self._claim()) is not None:
             began, busy = time.perf_counter(), time.thread_time()
             try:
-                self._load(*claim)
+                self._claims.load(claim)
             finally:
                 idle = 1 - (time.thread_time() - busy) / (time.perf_counter() - began)
                 with self._changed:
-                    if self._arbiter.end_loading(len(claim[1]), idle):
+                    if self._arbiter.end_loading(len(claim.positions), idle):
                         self._changed.notify_all()
 
-    def _claim(self) -> tuple[RestoreJob, list[int]] | None:
-        """Wait for chunks to claim; return their places in the job. None: the loader closes."""
+    def _claim(self) -> Claim | None:
+        """Wait for chunks to claim, and claim them. None: the loader closes."""
         with self._changed:
             while True:
                 self._changed.wait_for(lambda: self._closing or self._may_claim())
@@ -278,7 +282,7 @@ class Loader:
                     return None
                 if positions := job.take(self._at_once(job)):
                     self._arbiter.begin_loading()
-                    return job, positions
+                    return Claim(job, positions)
 
     def _at_once(self, job: RestoreJob) -> int:
         """Return how many chunks a loader may claim. Under the lock.
@@ -291,108 +295,6 @@ class Loader:
 
     def _may_claim(self) -> bool:
         return self._job is not None and self._job.loadable and self._arbiter.free
-
-    def _load(self, job: RestoreJob, positions: list[int]) -> None:
-        """Load what was claimed: together where memory is there for it, else one by one."""
-        if len(positions) == 1:
-            self._load_one(job, positions[0])
-            return
-        began, at = time.perf_counter(), {job.plan.order[position]: position for position in positions}
-        runs = self._filler.commit_together(job.weights, sorted(at))
-        lacking = sorted(at.keys() - {chunk for run in runs for chunk in run})
-        with self._changed:
-            job.stats.allocate += time.perf_counter() - began
-            if lacking:  # somebody else took what was granted
-                job.weights.table.apply(ChunkEvent.ABORT, lacking)
-                for each in filter(None, (job, self._job)):
-                    each.next = each.done
-                self._changed.notify_all()
-        for run in runs:
-            self._load_run(job, [at[chunk] for chunk in run], run)
-
-    def _load_run(self, job: RestoreJob, positions: list[int], run: list[int]) -> None:
-        self._read_ahead(job, positions)
-        try:
-            cost = self._filler.fill_together(job.weights, run)
-        except BaseException:  # whichever chunk it is: it will say so by itself
-            for position in positions:
-                self._load_one(job, position, has_memory=True)
-            return
-        with self._changed:
-            job.stats.add(cost)
-            unwanted = [
-                chunk for position, chunk in zip(positions, run, strict=True) if job.unwanted(position)
-            ]
-            self.settle(job.weights, [chunk for chunk in run if chunk not in unwanted], resident=True, by=job)
-        self._put_back_all(job.weights, unwanted)
-
-    def _put_back_all(self, weights: Weights, chunks: list[int]) -> None:
-        for chunk in chunks:
-            self.put_back(weights, chunk)
-        if chunks:
-            with self._changed:
-                self.settle(weights, chunks, resident=False)
-                self._changed.notify_all()  # `retire` waits until nothing is claimed
-
-    def _read_ahead(self, job: RestoreJob, positions: Iterable[int]) -> None:
-        for position in positions:
-            if position % _READ_AHEAD == 0:
-                ahead = position + _READ_AHEAD
-                self._filler.read_ahead(job.weights, job.plan.order[ahead : ahead + _READ_AHEAD])
-
-    def _load_one(self, job: RestoreJob, position: int, *, has_memory: bool = False) -> None:
-        chunk = job.plan.order[position]
-        cost: Cost | None = None
-        error: BaseException | None = None
-        try:
-            if not has_memory:
-                self._read_ahead(job, [position])
-            cost = self._filler.fill(
-                *(job.weights, chunk),
-                lambda arena, offset: has_memory or self._commit(job, position, arena, offset),
-            )
-        except BaseException as problem:  # handed to the request that needs the chunk
-            error = problem
-        with self._changed:
-            unwanted = job.record(position, cost, error, followed=self._job is job)
-            if not unwanted:
-                self.settle(job.weights, [chunk], resident=cost is not None, by=job)
-        self._put_back_all(job.weights, [chunk] if unwanted else [])
-
-    def _commit(self, job: RestoreJob, position: int, arena: Arena, offset: int) -> bool:
-        """Put memory behind the chunk at `position` of the job's order. False: it has to wait for others.
-
-        Raises GrantRefusedError when compute needs it, and there is too little to go on at all.
-        """
-        chunk = self._flexmem.chunk
-        allocator = StreamingAllocator(self._flexmem, job, position, in_turns=self._arbiter.spare == 0)
-        while not self._filler.commit(arena, offset):
-            if position >= job.plan.needed:
-                if not self._flexmem.grant(chunk):
-                    return False
-                continue
-            step = self._next_step(job, allocator)
-            if step.do is Do.LEAVE:
-                return False
-            if step.do is Do.REUSE:
-                self._give_up(job.weights, [step.victim], keep_grants=True)
-            elif step.do is Do.ASK and not self._flexmem.grant(chunk, step.minimum):
-                allocator.refused(time.monotonic())
-        return True
-
-    def _next_step(self, job: RestoreJob, allocator: StreamingAllocator) -> Step:
-        """Return what is to be done for memory; wait, if it is to wait."""
-        with self._changed:
-            while job.error is None and not job.stale and self._job is job:
-                step = allocator.step(time.monotonic())
-                if step.wake:
-                    self._changed.notify_all()
-                if step.do is Do.REUSE:
-                    job.weights.table.move(ChunkEvent.REUSE, step.victim)
-                if step.do is not Do.WAIT:
-                    return step
-                self._changed.wait(_POLL)
-        return Step(Do.LEAVE)
 
     def settle(
         self, weights: Weights, chunks: Iterable[int], *, resident: bool, by: RestoreJob | None = None

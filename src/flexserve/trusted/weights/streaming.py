@@ -1,4 +1,4 @@
-"""StreamingAllocator for a chunk when grants are short: a model larger than its memory streams through it.
+"""Memory for a chunk when grants are short: a model larger than its memory streams through it.
 
 Each chunk that compute has passed makes room for one ahead, and the generation goes on, slower.
 """
