@@ -1,4 +1,4 @@
-"""Root against a secure world on Linux, and code that got inside it.
+"""Root against a secure world on Linux; and the order of all attacks on one.
 
 Some attack vectors of root are open unless the kernel was told to close them. An attack that succeeds by one
 which the label calls open is `open`; on any other it has broken a promise. Every attack is first made
@@ -13,20 +13,16 @@ import dataclasses
 import errno
 import os
 import shutil
-import signal
-import socket
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from flexserve.attacks import inside, relay, sealed
+from flexserve.attacks import from_within, relay, sealed
 from flexserve.attacks.attempt import Attempt, Foreseen, Gained, Pointless, attempt
 from flexserve.attacks.target import MODEL, Target
 from flexserve.errors import NormalWorldError
 from flexserve.harness.worlds import DrivenWorld
-from flexserve.normal.process import environment
 from flexserve.platforms.linux import injection
 from flexserve.platforms.linux import kernel_views as views
 from flexserve.platforms.linux.attack_vectors import Vector, assess, parent_of
@@ -187,26 +183,6 @@ def read_store(scene: Scene) -> str:
     return f"{len(files)} files of the store hold ciphertext only"
 
 
-def read_key_from_within(scene: Scene) -> str:
-    """Take over the engine and read the device's key."""
-    return _try_from_within(scene, "read_key")
-
-
-def find_key_from_within(scene: Scene) -> str:
-    """Take over the engine and look for the device's key in all its memory."""
-    return _try_from_within(scene, "find_key", missed="neither the key nor what is derived from it is there")
-
-
-def forge_model_from_within(scene: Scene) -> str:
-    """Take over the engine and have a model signed that nobody added."""
-    return _try_from_within(scene, "forge_model", missed="the key's holder signs no such thing")
-
-
-def reach_others_from_within(scene: Scene) -> str:
-    """Take over the engine and signal, slow down or pin another process of its user."""
-    return _try_from_within(scene, "reach_others")
-
-
 def search_for_key(scene: Scene) -> str:
     """Search every readable byte of the process for the device's key, as root."""
     secrets = scene.target.secrets()
@@ -219,26 +195,6 @@ def search_for_key(scene: Scene) -> str:
     for each in secrets:
         found = _search_for(each, "a key of the device", scene, found)
     return found
-
-
-def run_program_from_within(scene: Scene) -> str:
-    """Take over the engine and start a program."""
-    return _try_from_within(scene, "run_program")
-
-
-def fork_from_within(scene: Scene) -> str:
-    """Take over the engine and make a process that outlives it."""
-    return _try_from_within(scene, "fork_process")
-
-
-def connect_from_within(scene: Scene) -> str:
-    """Take over the engine and open a connection."""
-    return _try_from_within(scene, "connect_out")
-
-
-def run_bytes_from_within(scene: Scene) -> str:
-    """Take over the engine and make memory executable."""
-    return _try_from_within(scene, "run_bytes")
 
 
 ATTACKS: tuple[Callable[[Scene], str], ...] = (
@@ -255,14 +211,7 @@ ATTACKS: tuple[Callable[[Scene], str], ...] = (
     read_kcore,
     read_store,
     search_for_key,
-    read_key_from_within,
-    find_key_from_within,
-    forge_model_from_within,
-    reach_others_from_within,
-    run_program_from_within,
-    fork_from_within,
-    connect_from_within,
-    run_bytes_from_within,
+    *from_within.ATTACKS,
     *relay.ATTACKS,
     *sealed.ATTACKS,
 )
@@ -329,28 +278,6 @@ def _patch(pid: int) -> None:
             os.pwrite(memory.fileno(), byte, code.end - 1)
             if os.pread(memory.fileno(), 1, code.end - 1) != byte:
                 raise OSError(errno.EIO, "written, and not there")
-
-
-def _try_from_within(scene: Scene, name: str, *, missed: str = "the kernel refuses it") -> str:
-    """Make a try of `inside` without the sandbox, where it must succeed, then in it."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        prints = [inside.print_of(secret) for secret in scene.target.secrets()]
-        words = [name, str(scene.target.root), str(listener.getsockname()[1]), *prints]
-        if _status_within("--open", *words) != inside.REACHED:
-            raise Pointless("it fails without the sandbox, too")
-        status = _status_within(*words)
-    if status == inside.REACHED:
-        raise Gained("the sandbox lets it")
-    if status == -signal.SIGSYS:
-        return "the kernel ends the process for the call"
-    if status != inside.MISSED:
-        raise Pointless(f"the sandbox could not be entered (status {status})")
-    return missed
-
-
-def _status_within(*words: str) -> int:
-    command = [sys.executable, "-I", "-m", inside.__name__, *words]
-    return subprocess.run(command, env=environment(), timeout=60, check=False).returncode
 
 
 def _read_with(scene: Scene, read: Callable[[int, int, int], bytes], refusal: int) -> str:
