@@ -13,12 +13,13 @@ import contextlib
 import itertools
 import socket
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import msgspec
 
 from flexserve.errors import CallerError, FlexServeError, PeerError, QueueFullError
 from flexserve.normal.answer import Answer, AnswerMessage, Observer, revive
+from flexserve.normal.questions import A, Questions, Told
 from flexserve.protocol.answers import Converted, Delta, Embedded, Failed, Finished, Started
 from flexserve.protocol.evidence import Attest, Attested
 from flexserve.protocol.framing import FrameDecoder, encode
@@ -43,15 +44,12 @@ from flexserve.protocol.sealed_messages import Sealed, SealedPart
 from flexserve.protocol.sealed_request import header_of
 
 MAX_REQUESTS = 1024  # in flight at once, the cancelled ones that the secure world still owes an end included
-MAX_QUESTIONS = 256  # queries and recalls that the secure world still owes an answer
-MAX_ATTESTATIONS = 32  # of them, questions of clients: the first takes a second, and more ask meanwhile
+MAX_ATTESTATIONS = 32  # questions of clients: the first takes a second, and more ask meanwhile
 MAX_UNSENT = 32 << 20  # bytes the secure world may leave unread before it counts as hung
 MEASURE_TIMEOUT = 60.0  # seconds for an attestation: the first one reads all that the world consists of
 ANSWER_TIMEOUT = 10.0  # seconds; a healthy secure world answers a query between two slices
 _READ_SIZE = 256 << 10
 _USUAL = Terms()
-
-A = TypeVar("A", Status, Recalled, Attested)
 
 
 class MemoryCounter(Protocol):
@@ -97,7 +95,7 @@ class WorldChannel:
         self._answers: dict[int, Answer] = {}
         # The models of requests in flight, and whether they compute; of a dead channel, at its end.
         self._asked: dict[int, tuple[str, bool]] = {}
-        self._questions: dict[int, tuple[type, asyncio.Future[Any]]] = {}
+        self._questions = Questions()
         self._memory: MemoryCounter | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -202,7 +200,7 @@ class WorldChannel:
 
         Raises its reason not to say it; QueueFullError when many ask; PeerError when no answer comes.
         """
-        if sum(kind is Attested for kind, _ in self._questions.values()) >= MAX_ATTESTATIONS:
+        if self._questions.count(Attested) >= MAX_ATTESTATIONS:
             raise QueueFullError("Too many ask for attestation.", hint="Retry in a moment.")
         serial = next(self._numbers)
         said = await self._ask(Attest(serial, nonce), serial, Attested, MEASURE_TIMEOUT)
@@ -245,20 +243,10 @@ class WorldChannel:
             self._write(encode(Cancel(request)))
 
     async def _ask(self, message: Query | Recall | Attest, serial: int, kind: type[A], timeout: float) -> A:
-        if len(self._questions) >= MAX_QUESTIONS:
+        if self._questions.full:
             raise self._fail("it leaves questions unanswered")
         self._write(encode(message))
-        future: asyncio.Future[A] = asyncio.get_running_loop().create_future()
-        self._questions[serial] = (kind, future)
-        try:
-            async with asyncio.timeout(timeout):
-                return await future
-        except TimeoutError:
-            # The number stays known, so that a late answer is not taken for an invented one.
-            raise PeerError(
-                f"The secure world gave no {kind.__name__} within {timeout:.0f} s.",
-                hint="Try again; restart the server if it stays so.",
-            ) from None
+        return await self._questions.answer(serial, kind, timeout)
 
     # ---- receiving
 
@@ -311,10 +299,8 @@ class WorldChannel:
             if computes and not isinstance(message, Failed):
                 self.answered.add(model)
 
-    def _settle(self, message: Status | Recalled | Attested) -> None:
-        kind, future = self._questions.pop(message.serial, (None, None))
-        if kind is not type(message) or future is None:
-            raise PeerError(f"The secure world sent {type(message).__name__} that nobody asked for.")
+    def _settle(self, message: Told) -> None:
+        future = self._questions.take(message)
         if isinstance(message, Recalled):
             assert self._memory is not None
             self._memory.recalled(message)  # counted even when nobody waits for the answer any more
@@ -332,12 +318,8 @@ class WorldChannel:
             self._writer.transport.abort()
             for answer in self._answers.values():
                 answer.fail(PeerError(why.message, hint=why.hint))
-            for _, future in self._questions.values():
-                if not future.done():
-                    future.set_exception(PeerError(why.message, hint=why.hint))
-                    future.exception()  # retrieved: nobody may be waiting any more
+            self._questions.fail(why)
             self._answers.clear()
-            self._questions.clear()
             self.closed.set()
         return self.error
 
