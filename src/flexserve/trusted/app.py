@@ -7,7 +7,6 @@ hurts nobody: what is in use is not evicted, and what is not there is refused.
 from __future__ import annotations
 
 import contextlib
-import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +17,7 @@ from flexserve.errors import CancelledError, FlexServeError, PeerError
 from flexserve.protocol.answers import Converted, Finished, Started, Timings, Usage
 from flexserve.protocol.failures import foreseen
 from flexserve.protocol.requests import Convert, Embed, Generate, Warm
-from flexserve.protocol.statuses import Abilities, KvStatus
+from flexserve.protocol.statuses import KvStatus
 from flexserve.protocol.trusted_app import (
     IdleKv,
     Kind,
@@ -32,7 +31,8 @@ from flexserve.protocol.trusted_app import (
 from flexserve.trusted.engine.abilities import require
 from flexserve.trusted.engine.context import BATCH
 from flexserve.trusted.memory.ownership import PageState
-from flexserve.trusted.open_model import OpenModel, Services, described, require_heap, require_room
+from flexserve.trusted.open_model import OpenModel, Services
+from flexserve.trusted.open_models import OpenModels, latest
 from flexserve.trusted.requests import decoding
 from flexserve.trusted.requests.conversion import convert, give
 from flexserve.trusted.requests.embedding import Embedding
@@ -40,8 +40,6 @@ from flexserve.trusted.requests.generation import Generation, scores_prompt
 from flexserve.trusted.requests.guesser import Guesser, require_same_words
 from flexserve.trusted.requests.request import Message, Request
 from flexserve.trusted.requests.trial import try_model
-from flexserve.trusted.store.manifest import Manifest
-from flexserve.trusted.store.record import Record
 from flexserve.trusted.text.preparation import Preparation, Prepared
 
 _MOMENT = 0.05  # seconds
@@ -57,8 +55,8 @@ class LlamaApp:
         self._services, self._send = services, send
         self._flexmem, self._residency = services.engine.flexmem, services.residency
         self._preparation = Preparation(services.renderer)
-        self._lock = threading.Lock()  # guards the two tables
-        self._open: dict[str, OpenModel] = {}
+        self._open = OpenModels(services)
+        self._lock = threading.Lock()
         self._requests: dict[int, Request] = {}
         self._computing: frozenset[int] = frozenset()  # requests of the graph that computes
         self._sealing = threading.Lock()  # held while idle KV is sealed in a quiet moment
@@ -69,70 +67,26 @@ class LlamaApp:
     # ---- models ----------------------------------------------------------------------------------
 
     def stored(self) -> Sequence[Stored]:
-        found = []
-        manifests = self._services.store.list()
-        sizes = {(manifest.name, manifest.digest): manifest.size for manifest in manifests}
-        for manifest in manifests:
-            record = self._record(manifest)
-            abilities, trial = (record.abilities, record.trial) if record is not None else (None, 0)
-            entry = self._open.get(manifest.name)
-            busy = entry is not None and entry.running and entry.manifest.model_id == manifest.model_id
-            limits = entry.limits if entry is not None and busy else self._services.limits.of(manifest.name)
-            about = described(manifest, limits)
-            changed = manifest.adapts
-            size = manifest.size + (sizes.get((changed.name, changed.digest), 0) if changed else 0)
-            found.append(Stored(manifest.name, size, abilities, trial, about))
-        return found
+        return self._open.stored()
 
     def is_open(self, model: str) -> bool:
-        model_id, entry = self._manifest(model).model_id, self._open.get(model)
-        limits = self._services.limits.of(model)
-        return entry is not None and entry.manifest.model_id == model_id and entry.limits == limits
+        return self._open.is_current(model)
 
     def opens_at_once(self, model: str) -> bool:
-        store, fingerprint = self._services.store, self._services.engine.fingerprint
-        files = store.files_of(self._manifest(model))
-        return self.is_open(model) or all(store.image_path(file, fingerprint).exists() for file in files)
+        return self._open.opens_at_once(model)
 
     def open(self, model: str) -> None:
-        manifest = self._manifest(model)
-        for file in self._services.store.files_of(manifest):
-            require_room(file)
-            require_heap(self._services, file)
-        record = self._record(manifest)
-        entry = OpenModel(self._services, model, record.abilities if record is not None else None)
-        with self._lock:
-            self._open[model] = entry
+        self._open.open(model)
 
     def close(self, model: str, seal_until: float) -> None:
-        with self._lock:
-            entry = self._open.pop(model)
-        entry.close(seal_until)
-
-    def _manifest(self, model: str) -> Manifest:
-        return self._services.store.manifest(model)
+        self._open.close(model, seal_until)
 
     def digests(self, model: str) -> tuple[str, str]:
         """Return the SHA-256, as hex, of the GGUFs of an open model and of the one that it adapts ("": none).
 
         Any thread.
         """
-        manifest = self._open[model].manifest
-        return manifest.digest, manifest.adapts.digest if manifest.adapts is not None else ""
-
-    def _record(self, manifest: Manifest) -> Record | None:
-        """Return what this engine found out about a model; None: it has not tried."""
-        record = self._services.store.record(manifest)
-        return record if record is not None and record.engine == self._services.engine.identity else None
-
-    def _keep_record(self, entry: OpenModel, abilities: Abilities) -> None:
-        """Record what a model can do. Raises NormalWorldError when the disk refuses."""
-        entry.abilities = abilities
-        trial = 1 + secrets.randbelow(1 << 52)
-        identity = self._services.engine.identity
-        self._services.store.keep_record(
-            entry.manifest, Record(entry.manifest.model_id, identity, trial, abilities)
-        )
+        return self._open.digests(model)
 
     # ---- requests --------------------------------------------------------------------------------
 
@@ -151,12 +105,7 @@ class LlamaApp:
 
     def require(self, request: int) -> None:
         message = self._requests[request].message
-        manifest, entry = self._manifest(message.model), self._open.get(message.model)
-        # One that is open answers for itself; if it is idle, and another was added under its name, that one.
-        known: OpenModel | Record | None = entry
-        if entry is None or not (entry.running or entry.manifest.model_id == manifest.model_id):
-            known = self._record(manifest)
-        abilities = known.abilities if known is not None else None
+        abilities = self._open.abilities(message.model)
         if abilities is not None and isinstance(message, Generate | Embed | Warm):
             require(abilities, message)
 
@@ -269,7 +218,7 @@ class LlamaApp:
                     stats = entry.mended(entry.context.restore)
                 timings = stats.timings(queue=began - it.received)
                 return Finished(request, "stop", Usage(0, 0), timings)
-            try_model(entry, lambda abilities: self._keep_record(entry, abilities))
+            try_model(entry, lambda abilities: self._open.keep_abilities(entry, abilities))
             return Finished(request, "stop", Usage(0, 0), Timings())
 
     def _generation(self, request: int) -> Generation:
@@ -312,8 +261,8 @@ class LlamaApp:
         return Pool(granted, secure, recalling, flexmem.resident())
 
     def memory(self) -> Sequence[ModelMemory]:
-        entries = self._entries()
-        return [self._memory_of(entry, shares_work=entry is self._latest(entries)) for entry in entries]
+        entries = self._open.all()
+        return [self._memory_of(entry, shares_work=entry is latest(entries)) for entry in entries]
 
     def _memory_of(self, entry: OpenModel, *, shares_work: bool) -> ModelMemory:
         with entry.lock:
@@ -329,19 +278,6 @@ class LlamaApp:
                 heap=entry.heap,
                 running=entry.running,
             )
-
-    def _entries(self) -> list[OpenModel]:
-        with self._lock:
-            return list(self._open.values())
-
-    @staticmethod
-    def _latest(entries: Sequence[OpenModel]) -> OpenModel | None:
-        """Return the model that the engine's work area counts as scratch of.
-
-        It serves whichever model computes. It is that of the model that runs or, when none does, ran last,
-        so that no idle model's scratch takes it from a running one.
-        """
-        return max(entries, key=lambda entry: (entry.running, entry.last_used), default=None)
 
     def missing(self, model: str) -> Missing:
         entry = self._open.get(model)
@@ -369,12 +305,11 @@ class LlamaApp:
         until: float = 0.0,
         sequence: int | None = None,
     ) -> int:
-        with self._lock:
-            entry = self._open.get(model)
+        entry = self._open.get(model)
         if entry is None:
             return 0
         if kind is Kind.SCRATCH:
-            work = entry is self._latest(self._entries())
+            work = entry is latest(self._open.all())
             return entry.release_scratch(keep=keep, work=work)
         if kind is Kind.KV:
             return entry.release_kv(size, keep=keep, sequence=sequence)
@@ -405,7 +340,7 @@ class LlamaApp:
     # ---- KV --------------------------------------------------------------------------------------
 
     def idle_kv(self) -> Sequence[IdleKv]:
-        return [kv for entry in self._entries() for kv in entry.conversations.idle(entry.name)]
+        return [kv for entry in self._open.all() for kv in entry.conversations.idle(entry.name)]
 
     def kv_status(self) -> KvStatus:
         return self._services.counters
@@ -425,11 +360,11 @@ class LlamaApp:
         patience = min((deadline - time.monotonic()) * _PATIENCE, _MOMENT)
         quiet = self._sealing.acquire(timeout=max(0.0, patience))
         try:
-            for entry in self._entries():
+            for entry in self._open.all():
                 with entry.lock:
                     if not entry.running and entry.conversations.unsealed():
                         # The plaintext goes where idle scratch was.
-                        entry.release_scratch(keep=True, work=entry is self._latest(self._entries()))
+                        entry.release_scratch(keep=True, work=entry is latest(self._open.all()))
                         entry.conversations.seal_before(deadline)
         finally:
             if quiet:
