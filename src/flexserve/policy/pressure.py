@@ -43,9 +43,10 @@ cure (it thrashes in a limit of its own) leaves what it got free, which ends the
 pressed like this the budget is what we hold plus what is free beyond the cushion: cache of others
 is not ours to displace. `calm` seconds after the last sign the budget grows again to all that the
 lines above allow. Should the growth itself bring the sign back, the next calm is twice as long,
-up to `longest_calm`, after which a quiet time of that length makes it short again: under any
-steady load such episodes come ever more rarely, at last once per longest calm. What the secure world
-reads itself, restoring what it was granted, is not held against others.
+up to `longest_calm`, after which a quiet time of that length makes it short again. So k such
+episodes in a row take `calm` × (2^k - 1) seconds, and `longest_calm` more before the next short calm,
+whatever others do. What the secure world reads itself, restoring what it was granted, is not held
+against others.
 
 Others may ask outright (`reserve`): the level is first brought to `low` + what they need, and for
 the time they name no grant at all, progress included, is made from it.
