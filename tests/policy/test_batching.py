@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from flexserve.policy.batching import Batching
 
 BATCH = 512
@@ -28,5 +31,49 @@ def test_prompts_are_computed_in_the_order_in_which_they_began() -> None:
     batching = Batching(BATCH)
     assert batching.next({5: 900, 4: 900}) == ([5], BATCH)
     assert batching.next({5: 388, 4: 900}) == ([5], BATCH)
-    assert batching.next({5: 1, 4: 900}) == ([5], BATCH), "its first token waits for no other's prompt"
     assert batching.next({5: 1, 4: 900}) == ([4], 64)
+    assert batching.next({5: 1, 4: 836}) == ([5], BATCH)
+
+
+def test_short_prompts_of_many_are_all_computed_before_the_one_that_waits() -> None:
+    pending = {1: 1, 2: 10, 3: 10, 4: 10}
+    batching = Batching(BATCH)
+    for prompt in (2, 3, 4):
+        assert batching.next(pending) == ([prompt], 10)
+        pending[prompt] = 1
+    assert batching.next(pending) == ([1, 2, 3, 4], BATCH)
+
+
+def test_the_more_prompts_wait_beside_one_the_larger_are_their_pieces() -> None:
+    assert Batching(BATCH).next({1: 1, 2: 900, 3: 900, 4: 900}) == ([2], 3 * 64)
+    assert Batching(BATCH).next({1: 1, **dict.fromkeys(range(2, 30), 900)}) == ([2], BATCH)
+    assert Batching(BATCH).next({1: 1, 2: 1, 3: 1, 4: 900, 5: 900}) == ([4], 64)
+
+
+@given(
+    prompts=st.lists(st.integers(2, 2000), max_size=12),
+    ready=st.integers(0, 12),
+    answer=st.integers(1, 4),
+)
+def test_whoever_waits_for_a_token_waits_for_one_batch_at_most_and_all_come_to_their_end(
+    prompts: list[int], ready: int, answer: int
+) -> None:
+    batching = Batching(BATCH)
+    pending = {number: 1 for number in range(ready)} | {100 + at: size for at, size in enumerate(prompts)}
+    left = dict.fromkeys(pending, answer)
+    waited = dict.fromkeys(pending, 0)  # tokens of prompts since the request could have had its next token
+    while pending:
+        chosen, limit = batching.next(pending)
+        assert chosen
+        taken = {request: min(pending[request], limit) for request in chosen}
+        assert sum(taken.values()) <= BATCH
+        for request in [request for request, tokens in pending.items() if tokens == 1]:
+            waited[request] = 0 if request in chosen else waited[request] + sum(taken.values())
+            assert waited[request] <= BATCH
+        for request, tokens in taken.items():
+            pending[request] -= tokens
+            if not pending[request]:
+                left[request] -= 1
+                pending[request] = 1
+            if not left[request]:
+                del pending[request]

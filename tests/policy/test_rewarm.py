@@ -92,14 +92,14 @@ def test_each_restore_in_vain_doubles_the_time_to_the_next_one_up_to_a_limit():
         pause.undone(now)
         waits.append(pause.left(now))
         now += pause.left(now)
-    assert waits == [25, 50, 100, 200, 400, 480, 480]
+    assert waits == [22, 44, 88, 176, 352, 480, 480]
 
 
 def test_what_is_undone_in_several_steps_was_in_vain_once():
     pause = Pause()
     pause.undone(0.0)
     pause.undone(0.1)
-    assert pause.left(0.1) == 25
+    assert pause.left(0.1) == 22
 
 
 def test_a_request_that_uses_what_came_back_ends_the_doubling():
@@ -108,7 +108,7 @@ def test_a_request_that_uses_what_came_back_ends_the_doubling():
     pause.undone(30.0)
     pause.used()
     pause.undone(100.0)
-    assert pause.left(100.0) == 25
+    assert pause.left(100.0) == 22
 
 
 def test_each_reason_has_its_words():

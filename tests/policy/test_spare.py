@@ -46,9 +46,9 @@ def test_nothing_is_spare_while_a_sign_of_others_lack_counts() -> None:
     short = MemorySample(100_000, 5000, None, free=0, refaulted=4 * MIB)
     assert policy.spare(short, NOTHING, size=100, now=0) == 0
     looks = [
-        policy.spare(telling(5000, 4 * MIB), NOTHING, size=100, now=float(now)) for now in range(2, 28, 2)
+        policy.spare(telling(5000, 4 * MIB), NOTHING, size=100, now=float(now)) for now in range(2, 26, 2)
     ]
-    assert looks[:-2] == [0] * 11, "25 seconds"
+    assert looks[:-2] == [0] * 10, "22 seconds"
     assert looks[-1] == 100
 
 

@@ -106,11 +106,10 @@ class StartBench:
         ]
 
     def _run(self) -> dict[str, float]:
-        """Have the command start two worlds: nobody serves at the socket that it is told of."""
+        """Have the command start two worlds: nobody serves at the socket where it looks."""
         words = ["run", _NAME, _QUESTION, "--temperature", "0", "--max-tokens", str(_TOKENS)]
-        words += ["--unix-socket", str(self._folder / "nobody.sock"), *self._options()]
         began = time.monotonic()
-        with self._started(words) as process:
+        with self._started([*words, *self._options()]) as process:
             assert process.stdout is not None
             if not process.stdout.read(1):
                 raise PeerError("flexserve run did not answer.", hint="See its messages above.")

@@ -1,15 +1,19 @@
 """Whose tokens go into the next graph of a model, and how many of each. Pure.
 
 A decode reads every weight once, however many sequences it is for, so those that wait for their next
-token are computed together. A prompt is many tokens of one sequence: it has graphs of its own, in pieces
-while others wait for their next token, and takes turns with them.
+token are computed together. A prompt is many tokens of one sequence and has graphs of its own. While
+prompts and others wait, a budget of prompt tokens is computed between two decodes. It grows with the
+number of prompts beside that of the others: each of those that wait counts alike, whatever it waits for.
+So when many ask at once, few decodes are computed for few sequences, and a prompt that comes alone holds
+up many others only in small pieces.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
-_PIECE = 64  # tokens of a prompt between two tokens of the others
+_PIECE = 64  # tokens of prompts between two decodes, for each prompt beside one of the others
 
 
 class Batching:
@@ -17,7 +21,7 @@ class Batching:
 
     def __init__(self, batch: int) -> None:
         self._batch = batch
-        self._prompts_turn = False
+        self._since_decode = 0  # tokens of prompts while others waited for their next token
 
     def next(self, pending: Mapping[int, int]) -> tuple[Sequence[int], int]:
         """Return the requests of the next graph, and how many tokens of each at most.
@@ -27,7 +31,13 @@ class Batching:
         """
         prompts = [request for request, tokens in pending.items() if tokens > 1]
         ready = [request for request, tokens in pending.items() if tokens == 1]
-        self._prompts_turn = bool(prompts) and not (ready and self._prompts_turn)
-        chosen = prompts[:1] if self._prompts_turn else ready
-        others_wait = any(request not in chosen for request in ready)
-        return chosen, _PIECE if others_wait else self._batch
+        if not ready:
+            return prompts[:1], self._batch
+        if prompts:
+            budget = min(_PIECE * math.ceil(len(prompts) / len(ready)), self._batch)
+            piece = min(pending[prompts[0]], budget)
+            if self._since_decode + piece <= budget:
+                self._since_decode += piece
+                return prompts[:1], piece
+        self._since_decode = 0
+        return ready, self._batch

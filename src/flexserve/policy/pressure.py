@@ -111,7 +111,7 @@ class Limits:
     hold: float = 3.0  # after any recall: what came back is set aside
     # After the last sign of pressure: no ordinary grants beyond the pressed lines. With the time of a
     # restore, a model is warm again within half a minute.
-    calm: float = 25.0
+    calm: float = 22.0
     longest_calm: float = 480.0
     full: int = 128 * MIB  # the OS's own reserve is of this order
     cushion: int = 256 * MIB  # kept free ahead of a foreground that grows: a quarter second's appetite

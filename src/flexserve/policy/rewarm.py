@@ -15,7 +15,7 @@ from flexserve.policy.eviction import Profile, chosen
 from flexserve.units import MIB
 
 _STEP = 16 * MIB  # bytes; fewer exposed ones are not worth a step of their own
-_PAUSES = (25.0, 480.0)  # seconds after a restore in vain, at first and at most
+_PAUSES = (22.0, 480.0)  # seconds after a restore in vain, at first and at most
 
 
 class Reason(enum.IntEnum):
