@@ -59,7 +59,7 @@ def test_whoever_waits_for_a_token_waits_for_one_batch_at_most_and_all_come_to_t
     prompts: list[int], ready: int, answer: int
 ) -> None:
     batching = Batching(BATCH)
-    pending = {number: 1 for number in range(ready)} | {100 + at: size for at, size in enumerate(prompts)}
+    pending = dict.fromkeys(range(ready), 1) | {100 + at: size for at, size in enumerate(prompts)}
     left = dict.fromkeys(pending, answer)
     waited = dict.fromkeys(pending, 0)  # tokens of prompts since the request could have had its next token
     while pending:
