@@ -103,6 +103,7 @@ def test_show_says_where_a_model_lies(cli: Cli, sealed: Path) -> None:
     assert shown["path"] == str(sealed)
     assert len(shown["images"]) == 1  # made when the model was tried
     assert (shown["served_context"], shown["served_kv"]) == (shown["context_length"], "f16")
+    assert (shown["served_shift"], shown["served_draft"]) == (False, None)
     able = shown["abilities"]
     assert (able["text"], able["vectors"], able["tools"]) == (True, True, "none")
     assert "abilities        text, vectors\n" in cli("show", "small").stdout

@@ -60,7 +60,9 @@ def test_tokens_are_counted_as_an_answer_counts_them(client: anthropic.Anthropic
 
 
 @pytest.mark.parametrize(
-    "choice", [{"type": "any"}, {"type": "tool", "name": "weather"}], ids=["any", "named"]
+    "choice",
+    [{"type": "any", "disable_parallel_tool_use": True}, {"type": "tool", "name": "weather"}],
+    ids=["any", "named"],
 )
 def test_a_model_that_has_to_call_a_tool_does_and_takes_its_result(
     client: anthropic.Anthropic, choice: Any
@@ -84,7 +86,11 @@ def test_a_model_that_has_to_call_a_tool_does_and_takes_its_result(
 
 def test_a_call_in_a_stream_is_assembled_by_the_client(client: anthropic.Anthropic) -> None:
     with client.messages.stream(
-        model="caller", max_tokens=200, messages=QUESTION, tools=TOOLS, tool_choice={"type": "any"}
+        model="caller",
+        max_tokens=200,
+        messages=QUESTION,
+        tools=TOOLS,
+        tool_choice={"type": "tool", "name": "weather"},
     ) as stream:
         final = stream.get_final_message()
     (call,) = [block for block in final.content if block.type == "tool_use"]

@@ -43,6 +43,13 @@ def test_an_answer_follows_a_schema(client: ollama.Client) -> None:
     assert json.loads(answer.message.content or "")["name"] in ("Ada", "Bob")
 
 
+def test_log_probabilities_are_of_the_text(client: ollama.Client) -> None:
+    answer = client.chat("tiny", QUESTION, options=GREEDY, logprobs=True, top_logprobs=2)
+    chosen = answer.logprobs or []
+    assert "".join(one.token for one in chosen) == answer.message.content
+    assert all(one.top_logprobs and one.top_logprobs[0].token == one.token for one in chosen)
+
+
 def test_texts_become_vectors(client: ollama.Client) -> None:
     made = client.embed("tiny", ["What is FlexServe?", "It rains."])
     assert len(made.embeddings) == 2

@@ -88,7 +88,12 @@ def test_log_probabilities_are_of_the_text(client: openai.OpenAI) -> None:
 def test_a_call_and_its_result_go_back_and_forth(client: openai.OpenAI) -> None:
     turns: list[Any] = [{"role": "user", "content": QUESTION}]
     answer = client.responses.create(
-        model="caller", input=turns, tools=TOOLS, tool_choice="required", max_output_tokens=200
+        model="caller",
+        input=turns,
+        tools=TOOLS,
+        tool_choice="required",
+        parallel_tool_calls=False,
+        max_output_tokens=200,
     )
     (call,) = [item for item in answer.output if item.type == "function_call"]
     assert json.loads(call.arguments)["city"] in ("Paris", "Rome")
@@ -102,7 +107,11 @@ def test_a_call_and_its_result_go_back_and_forth(client: openai.OpenAI) -> None:
 
 def test_a_call_in_a_stream_is_assembled_by_the_client(client: openai.OpenAI) -> None:
     with client.responses.stream(
-        model="caller", input=QUESTION, tools=TOOLS, tool_choice="required", max_output_tokens=200
+        model="caller",
+        input=QUESTION,
+        tools=TOOLS,
+        tool_choice={"type": "function", "name": "weather"},
+        max_output_tokens=200,
     ) as stream:
         final = stream.get_final_response()
     (call,) = [item for item in final.output if item.type == "function_call"]

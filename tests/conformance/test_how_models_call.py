@@ -191,12 +191,24 @@ def test_a_call_is_forced_in_the_models_own_notation(
     client: openai.OpenAI, parrot: Parrot, name: str, template: str, controls: Sequence[str]
 ) -> None:
     model = parrot(name, template, ["I ", "would ", "rather ", "not."], controls)
-    choice = whole(client, model, tools=TOOLS, tool_choice="required")
+    choice = whole(client, model, tools=TOOLS, tool_choice="required", parallel_tool_calls=False)
     [call] = choice.message.tool_calls
     assert call.function.name == "look"
     assert call.function.arguments.startswith("{")
     if choice.finish_reason == "tool_calls":
         assert isinstance(json.loads(call.function.arguments)["n"], int)
+
+
+def test_several_calls_are_forced_unless_the_client_wants_one(client: openai.OpenAI, parrot: Parrot) -> None:
+    calls = ["<|one|>", "look", "<|args|>", '{"n": ', "1}", "<|end_one|>"]
+    calls += ["<|one|>lo", "ok", "<|args|>{", '"n":', " 2", "}<|end_one|>"]  # no piece comes twice
+    model = parrot("forced-several", SECTION, calls, ("<|one|>", "<|args|>", "<|end_one|>"))
+    for parallel, wanted in ((True, [{"n": 1}, {"n": 2}]), (False, [{"n": 1}])):
+        choice = whole(client, model, tools=TOOLS, tool_choice="required", parallel_tool_calls=parallel)
+        assert [json.loads(one.function.arguments) for one in choice.message.tool_calls] == wanted
+        assert choice.finish_reason == "tool_calls"
+    named = {"type": "function", "function": {"name": "look"}}
+    assert len(whole(client, model, tools=TOOLS, tool_choice=named).message.tool_calls) == 1
 
 
 def test_a_thought_ends_when_its_tokens_are_spent(client: openai.OpenAI, parrot: Parrot) -> None:

@@ -163,7 +163,12 @@ def test_a_schema_that_cannot_be_followed_is_refused(client: openai.OpenAI) -> N
 )
 def test_a_model_that_has_to_call_a_tool_does(client: openai.OpenAI, choice: Any) -> None:
     answer = client.chat.completions.create(
-        model="caller", messages=QUESTION, tools=TOOLS, tool_choice=choice, max_tokens=200
+        model="caller",
+        messages=QUESTION,
+        tools=TOOLS,
+        tool_choice=choice,
+        parallel_tool_calls=False,
+        max_tokens=200,
     )
     assert answer.choices[0].finish_reason == "tool_calls"
     (call,) = answer.choices[0].message.tool_calls or []
@@ -195,7 +200,12 @@ def test_a_call_in_a_stream_is_assembled_by_the_client(client: openai.OpenAI) ->
 
 def test_a_model_whose_template_knows_no_tools_can_be_made_to_call_one(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(
-        model="tiny", messages=QUESTION, tools=TOOLS, tool_choice="required", max_tokens=200
+        model="tiny",
+        messages=QUESTION,
+        tools=TOOLS,
+        tool_choice="required",
+        parallel_tool_calls=False,
+        max_tokens=200,
     )
     [call] = answer.choices[0].message.tool_calls or []
     assert call.type == "function"

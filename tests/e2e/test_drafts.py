@@ -56,6 +56,9 @@ def test_a_draft_with_another_vocabulary_is_refused_and_the_model_answers_withou
         answer = world.generate(model, PROMPT, TOKENS)
         assert answer.text == own_library.answer(source, PROMPT, TOKENS)
         assert answer.finished.timings.guessed == 0
+        [about] = [status.description for status in world.status().models if status.name == model]
+        assert about is not None
+        assert about.draft == "draft"
         [error] = [status.error for status in world.status().models if status.name == "draft"]
     assert error is not None
     assert error.code == "draft_mismatch"

@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import ollama
 import pytest
+from anthropic.types import message_count_tokens_params, message_create_params
 from openai.types import completion_create_params, embedding_create_params
 from openai.types.chat import completion_create_params as chat_create_params
+from openai.types.responses import response_create_params
 
 from flexserve.normal.api.fields import HARMLESS, REFUSED
+from flexserve.protocol.prompts import ChatPrompt
 from flexserve.protocol.requests import Generate
 from flexserve.protocol.sampling import SAMPLERS, LogitBias, Sampling
 from flexserve.testing import api_fields
@@ -35,6 +39,9 @@ LLAMA_SERVER = (
     *("chat_template_kwargs", "reasoning_format", "thinking_forced_open", "parse_tool_calls"),
     *("grammar_lazy", "grammar_triggers", "preserved_tokens", "n_discard", "n_cache_reuse"),
     *("backend_sampling", "speculative.n_max", "speculative.n_min", "speculative.p_min"),
+    *("speculative.type", "speculative.ngram_size_n", "speculative.ngram_size_m"),
+    *("speculative.ngram_min_hits", "reasoning_control", "reasoning_budget_message", "chat_parser"),
+    *("reasoning_budget_start_tag", "reasoning_budget_end_tag", "reasoning_budget_end_tags"),
     *("multimodal_data", "image_data", "input_prefix", "input_suffix", "input_extra", "embd_normalize"),
     *("add_generation_prompt", "response_format", "logprobs"),
 )
@@ -49,6 +56,7 @@ VLLM = (
     *("guided_grammar", "guided_decoding_backend", "guided_whitespace_pattern", "include_reasoning"),
     *("media_io_kwargs", "prompt_embeds", "logits_processors", "thinking_token_budget"),
     *("repetition_detection", "best_of"),
+    *("max_repetition_pattern_size", "min_repetition_pattern_size", "repetition_min_count"),
 )
 OLLAMA = (
     *("model", "prompt", "suffix", "images", "think", "format", "options", "system", "stream", "raw"),
@@ -63,6 +71,15 @@ OPENAI = [
     *completion_create_params.CompletionCreateParamsBase.__annotations__,
     *embedding_create_params.EmbeddingCreateParams.__annotations__,
 ]
+
+CLIENTS = {
+    "/v1/messages": set(message_create_params.MessageCreateParamsBase.__annotations__),
+    "/v1/messages/count_tokens": set(message_count_tokens_params.MessageCountTokensParams.__annotations__),
+    "/v1/responses": set(response_create_params.ResponseCreateParamsBase.__annotations__),
+    "/api/chat": set(ollama._types.ChatRequest.model_fields),
+    "/api/generate": set(ollama._types.GenerateRequest.model_fields),
+    "/api/embed": set(ollama._types.EmbedRequest.model_fields),
+}
 
 # For each field of Sampling: how clients ask for it, and what of it reaches the secure world.
 ASKED: list[tuple[dict[str, Any], dict[str, Any]]] = [
@@ -186,6 +203,42 @@ async def test_what_nobody_knows_may_be_a_slip_of_the_pen(client: httpx.AsyncCli
 def test_every_field_that_others_document_is_in_a_table() -> None:
     works = {name for model in api_fields.ROUTES.values() for name in model.model_fields}
     assert {*OPENAI, *LLAMA_SERVER, *VLLM, *OLLAMA} <= {*works, *REFUSED, *HARMLESS}
+
+
+@pytest.mark.parametrize(("route", "clients"), CLIENTS.items(), ids=list(CLIENTS))
+def test_every_field_that_a_vendors_own_client_sends_is_in_a_table(route: str, clients: set[str]) -> None:
+    refused, ignored = next((own for path, own in api_fields.OWN.items() if route.startswith(path)), ((), ()))
+    known = {*api_fields.OTHERS[route].model_fields, *refused, *ignored}
+    assert clients <= {*known, *REFUSED, *HARMLESS}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("wrong", "param"),
+    [
+        ({"stream": True, "stream_options": {"continuous_usage_stats": True}}, "stream_options"),
+        ({"flexserve": {"reuze": False}}, "flexserve"),
+        ({"messages": [{"role": "assistant", "content": "", "function_call": {"name": "f"}}]}, "messages[0]"),
+        ({"messages": [{"role": "assistant", "content": "", "audio": {"id": "a"}}]}, "messages[0]"),
+    ],
+)
+async def test_a_part_of_a_field_is_not_ignored_in_silence(
+    client: httpx.AsyncClient, wrong: dict[str, Any], param: str
+) -> None:
+    response = await post(client, "chat/completions", **wrong)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"].startswith(param)
+
+
+@pytest.mark.anyio
+async def test_what_others_call_reasoning_is_a_thought_of_the_assistant(
+    client: httpx.AsyncClient, link: ScriptedLink
+) -> None:
+    said = {"role": "assistant", "content": "Yes.", "reasoning": "Hm."}
+    await post(client, "chat/completions", messages=[*CHAT["messages"], said, *CHAT["messages"]])
+    prompt = link.scripted.last(Generate).prompt
+    assert isinstance(prompt, ChatPrompt)
+    assert prompt.messages[1].thought == "Hm."
 
 
 def test_the_document_of_fields_is_up_to_date() -> None:

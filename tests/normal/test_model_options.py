@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from flexserve.normal.model_options import ModelChoices, parse_context
 from flexserve.normal.world import supervised
 from flexserve.protocol.messages import Configure
 from flexserve.protocol.model_options import MAX_CONTEXT, ModelOptions
+from flexserve.testing import scripted_world
 from flexserve.testing.scripted_link import AdjustableMemory, ScriptedLink
 
 ROUTE = "/models/tiny/options"
@@ -136,14 +138,20 @@ async def test_every_secure_world_is_told_first(link: ScriptedLink, memory: Adju
 
 
 @pytest.mark.anyio
-async def test_clients_are_told_of_context_and_type_of_kv(client: httpx.AsyncClient) -> None:
+async def test_clients_are_told_of_context_type_of_kv_shift_and_draft(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drafted = msgspec.structs.replace(scripted_world.DESCRIPTION, draft="small")
+    monkeypatch.setattr(scripted_world, "DESCRIPTION", drafted)
     state = (await client.get("/models")).json()["models"][0]
     assert (state["context"], state["kv_type"]) == (4096, "f16")
     card = (await client.get("/v1/models/tiny")).json()
     assert (card["context_length"], card["meta"]["kv_type"]) == (4096, "f16")
+    assert (card["meta"]["context_shift"], card["meta"]["draft"], state["draft"]) == (False, "small", "small")
     props = (await client.get("/props?model=tiny")).json()
     assert (props["default_generation_settings"]["n_ctx"], props["kv_type"]) == (4096, "f16")
     shown = (await client.post("/api/show", json={"model": "tiny"})).json()["model_info"]
     assert (shown["flexserve.context_length"], shown["flexserve.kv_type"]) == (4096, "f16")
+    assert (shown["flexserve.context_shift"], shown["flexserve.draft"]) == (False, "small")
     running = (await client.get("/api/ps")).json()["models"][0]
     assert (running["context_length"], running["kv_type"]) == (4096, "f16")

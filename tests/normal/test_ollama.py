@@ -24,6 +24,8 @@ MODELS = {
 USER = [{"role": "user", "content": "Hi"}]
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
 
+NO_LOGPROBS = {"stream": False, "logprobs": False, "top_logprobs": 0}
+
 
 @pytest.fixture
 def link() -> ScriptedLink:
@@ -124,6 +126,29 @@ async def test_a_conversation_crosses_with_results_that_name_their_calls(
     assert (sampling.temperature, sampling.top_p, sampling.seed, sampling.max_tokens) == (0, 0.5, 3, 9)
     assert (sampling.stop, sampling.schema) == (["x"], "{}")
     assert (sampling.top_k, sampling.repeat_penalty) == (7, 1.1)
+
+
+@pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])
+async def test_log_probabilities_come_with_the_tokens_that_they_are_of(
+    client: httpx.AsyncClient, path: str
+) -> None:
+    body = {"model": "caller", "messages": USER, "tools": [TOOL], "logprobs": True, "top_logprobs": 2}
+    if path == "/api/generate":
+        body = {"model": "caller", "prompt": "Hi", "logprobs": True, "top_logprobs": 2}
+    whole = (await client.post(path, json={**body, "stream": False})).json()
+    assert [one["token"] for one in whole["logprobs"]] == MODELS["caller"].tokens
+    first = whole["logprobs"][0]
+    assert (first["logprob"], first["bytes"]) == (-0.5, list(b"Let me "))
+    assert [one["logprob"] for one in first["top_logprobs"]] == [-1.0, -2.0]
+    streamed = lines(await client.post(path, json=body))
+    assert [one for line in streamed for one in line.get("logprobs", [])] == whole["logprobs"]
+    assert "logprobs" not in (await client.post(path, json={**body, **NO_LOGPROBS})).json()
+
+
+async def test_the_likeliest_tokens_are_told_with_log_probabilities_only(client: httpx.AsyncClient) -> None:
+    response = await client.post("/api/chat", json=chat(top_logprobs=2))
+    assert response.status_code == 400
+    assert "logprobs" in response.json()["error"]
 
 
 async def test_a_prompt_is_a_question_a_raw_text_or_a_gap(

@@ -11,7 +11,7 @@ from fake_llama import CONTEXT, WHOLE, answer_to
 from fake_world import World
 
 from flexserve.errors import CallerError, CancelledError, GrantRefusedError, InternalError, NormalWorldError
-from flexserve.protocol.answers import Delta, Started
+from flexserve.protocol.answers import Delta, Prefilled, Started
 from flexserve.protocol.prompts import ChatMessage, ChatPrompt
 from flexserve.protocol.trusted_app import Kind, Progress
 from flexserve.trusted.store.image import DamagedImageError
@@ -33,6 +33,16 @@ def test_an_answer_is_what_the_model_says_to_the_whole_prompt(world: World) -> N
     assert (finished.usage.prompt_tokens, finished.usage.completion_tokens) == (6, 8)
     assert world.sent[0] == Started(1, 6)
     assert [it.tokens for it in world.sent[1:] if isinstance(it, Delta)] == [1] * 8
+
+
+def test_the_progress_of_a_prompt_is_told_to_whoever_asks(world: World) -> None:
+    request = world.generate("in pieces>", progress=True)
+    world.begin(request)
+    world.finish(request, limit=4)
+    told = [message.tokens for message in world.sent if isinstance(message, Prefilled)]
+    assert told == [4, 8, 10]
+    world.say("in pieces, too>")
+    assert told == [message.tokens for message in world.sent if isinstance(message, Prefilled)]
 
 
 @pytest.mark.parametrize("limit", [1, 2, 5])

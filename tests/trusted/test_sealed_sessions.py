@@ -107,6 +107,11 @@ def test_what_is_admitted_has_its_outer_number_and_an_owner_of_its_own(place):
     assert named.owner not in {first.owner, other.owner}
 
 
+def test_the_progress_of_a_prompt_is_not_told_where_it_would_show_what_was_cached(place):
+    asked = msgspec.structs.replace(question(), progress=True)
+    assert not place.begin(place.exchange(asked)).asked.progress
+
+
 def test_an_answer_has_a_seed_that_a_receipt_can_name(place):
     assert place.begin(place.exchange()).asked.sampling.seed is not None
     assert place.begin(place.exchange(question(seed=5))).asked.sampling.seed == 5

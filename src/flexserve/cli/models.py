@@ -281,13 +281,18 @@ def _able(store: Store, manifest: Manifest) -> dict[str, Any]:
 
 
 def _served(settings: Settings, manifest: Manifest) -> dict[str, Any]:
-    """Return the context and the type of KV that a server with these settings gives a model."""
+    """Return the context, the type of KV and the draft that a server with these settings gives a model."""
     from flexserve.normal.model_options import ModelChoices
     from flexserve.trusted.limits import Limits
 
     options = ModelChoices(settings.model_options).of(manifest.name)
     limits = Limits.usual(settings.secure_options()).changed(options)
-    return {"served_context": limits.context_of(manifest.context_length), "served_kv": limits.kv}
+    return {
+        "served_context": limits.context_of(manifest.context_length),
+        "served_kv": limits.kv,
+        "served_shift": limits.shift,
+        "served_draft": options.draft,
+    }
 
 
 def _makes(store: Store, manifest: Manifest) -> str:

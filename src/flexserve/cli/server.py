@@ -271,6 +271,8 @@ def show_states(states: States) -> None:
         if model.error is not None:
             terminal.warn(f"{model.name}: {model.error.message} {model.error.hint}")
     for model in states.models:
+        if model.draft:
+            terminal.say(f"draft          {model.draft} guesses the next tokens of {model.name}")
         if model.rewarmed:
             terminal.say(
                 f"came back      {format_size(model.rewarmed)} without a request: {model.rewarmed_for}"

@@ -1,7 +1,7 @@
 """One request's answer on its way from the secure world to a client that may be slow.
 
-The order is a law: Started, then Delta… or Embedded… or Converted, then Finished; or Failed at any point. A
-sealed answer is SealedPart… to the last one, or Failed instead of the first.
+The order is a law: Started, then Prefilled… and Delta… or Embedded… or Converted, then Finished; or Failed at
+any point. A sealed answer is SealedPart… to the last one, or Failed instead of the first.
 What breaks it is a PeerError. The backlog is bounded: a client that stops reading loses its request, not the
 server's memory.
 """
@@ -15,14 +15,14 @@ from collections.abc import Callable
 from typing import Protocol, Self
 
 from flexserve.errors import Blame, CallerError, CancelledError, FlexServeError, PeerError, rebuild
-from flexserve.protocol.answers import Converted, Delta, Embedded, Failed, Finished, Started
+from flexserve.protocol.answers import Converted, Delta, Embedded, Failed, Finished, Prefilled, Started
 from flexserve.protocol.sealed_messages import SealedPart
 from flexserve.protocol.statuses import Failure
 
 MAX_BACKLOG = 4 << 20  # cost of what waits for one client, in bytes of its text and structure
 _MESSAGE_COST = 256  # bytes of Python objects around a message, roughly
 
-AnswerMessage = Started | Delta | Embedded | Converted | SealedPart | Finished
+AnswerMessage = Started | Prefilled | Delta | Embedded | Converted | SealedPart | Finished
 
 
 class _Phase(enum.Enum):
@@ -43,7 +43,7 @@ class Observer(Protocol):
 
 
 class Answer:
-    """An async iterator over Started, Delta… (Embedded…, Converted) and Finished, or over SealedPart…
+    """An async iterator over Started, Prefilled…, Delta… (Embedded…, Converted) and Finished, or SealedPart…
 
     A failed request raises.
 
@@ -130,7 +130,7 @@ class Answer:
                 self._phase = _Phase.ENDED if last else _Phase.SEALED
             case Started(), _Phase.QUEUED:
                 self._phase = _Phase.RUNNING
-            case Delta() | Embedded() | Converted(), _Phase.RUNNING:
+            case Prefilled() | Delta() | Embedded() | Converted(), _Phase.RUNNING:
                 pass
             case Finished(), _Phase.RUNNING:
                 self._phase = _Phase.ENDED

@@ -20,7 +20,7 @@ import msgspec
 from flexserve.errors import CallerError, FlexServeError, PeerError, QueueFullError
 from flexserve.normal.answer import Answer, AnswerMessage, Observer, revive
 from flexserve.normal.questions import A, Questions, Told
-from flexserve.protocol.answers import Converted, Delta, Embedded, Failed, Finished, Started
+from flexserve.protocol.answers import Converted, Delta, Embedded, Failed, Finished, Prefilled, Started
 from flexserve.protocol.evidence import Attest, Attested
 from flexserve.protocol.framing import FrameDecoder, encode
 from flexserve.protocol.memory import Grant, NeedMemory, Pin, Recall, Recalled, Returned, Spare, WantSpare
@@ -268,7 +268,9 @@ class WorldChannel:
 
     def _dispatch(self, message: Any) -> None:
         match message:
-            case Started() | Delta() | Embedded() | Converted() | SealedPart() | Finished() | Failed():
+            case Started() | Prefilled() | Delta() | Embedded() | Converted():
+                self._deliver(message)
+            case SealedPart() | Finished() | Failed():
                 self._deliver(message)
             case Status() | Recalled() | Attested():
                 self._settle(message)

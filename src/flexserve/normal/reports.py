@@ -70,6 +70,7 @@ class ModelState(msgspec.Struct, frozen=True):
     abilities: Able | None = None  # None: nobody tried it yet
     context: int = 0  # tokens of a request and its answer; 0: unknown
     kv_type: str = ""
+    draft: str = ""  # the smaller model that guesses its next tokens
     options: ModelOptions = ModelOptions()
 
 

@@ -70,13 +70,22 @@ class Started(Message, frozen=True):
     """The request left the queue.
 
     `notation`: how a conversation's answer is written (None: the answer is text). `begun`: what of it the
-    prompt has already, as the mark that begins a thought.
+    prompt has already, as the mark that begins a thought. `cached_tokens`: how many of the prompt's the KV
+    cache has.
     """
 
     request: Serial
     prompt_tokens: Count
     notation: Notation | None = None
     begun: Mark = ""
+    cached_tokens: Count = 0
+
+
+class Prefilled(Message, frozen=True):
+    """The KV cache has so many tokens of the prompt now, where its sender wants to know."""
+
+    request: Serial
+    tokens: Count
 
 
 class Delta(Message, frozen=True):

@@ -15,7 +15,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from flexserve.protocol.answers import Converted, Delta, Embedded, Failed, Finished, Started
+from flexserve.protocol.answers import Converted, Delta, Embedded, Failed, Finished, Prefilled, Started
 from flexserve.protocol.bounds import MAX_CONFIGURED, Count, Message, Millis, Name, Serial, Short
 from flexserve.protocol.evidence import Attest, Attested
 from flexserve.protocol.memory import Grant, NeedMemory, Pin, Recall, Recalled, Returned, Spare, WantSpare
@@ -24,7 +24,7 @@ from flexserve.protocol.requests import Cancel, Convert, Embed, Generate, Try, W
 from flexserve.protocol.sealed_messages import Sealed, SealedPart
 from flexserve.protocol.statuses import KvStatus, MemoryStatus, ModelStatus, NpuStatus
 
-PROTOCOL_VERSION = 20
+PROTOCOL_VERSION = 21
 # Of the messages' schema, by version: it is another one whenever a message changes, and a line is added here.
 SCHEMA_DIGESTS = {
     5: "57db8b74f59f63a2",
@@ -43,6 +43,7 @@ SCHEMA_DIGESTS = {
     18: "c64b1c5ace8f9d89",
     19: "a8713e4016347b69",
     20: "8f066b9c891d5a2b",
+    21: "6f49101fbe54556b",
 }
 
 
@@ -132,6 +133,7 @@ ToNormal = (
     | Computing
     | Standstill
     | Started
+    | Prefilled
     | Delta
     | Embedded
     | Converted

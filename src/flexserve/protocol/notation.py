@@ -36,6 +36,7 @@ class CallNotation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     JSON: `name_key` and `arguments_key` are the object's keys ("": the name is the key of the arguments);
     `listed`: the objects are in a list. TAGGED: `key_open KEY key_close VALUE value_close` for each argument.
     BRACED: `quote` is around strings. NAMED, `numbered`: the name is a part of an id, "functions.f:0".
+    `single`: the template writes no more than one call in a turn.
     """
 
     style: Style
@@ -53,6 +54,17 @@ class CallNotation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     value_close: Mark = ""
     quote: Mark = ""
     numbered: bool = False
+    single: bool = False
+
+    @property
+    def in_list(self) -> bool:
+        """Whether calls are elements of a list."""
+        return self.listed or self.style is Style.PYTHON
+
+    @property
+    def writes_several(self) -> bool:
+        """Whether it is known how more than one call is written."""
+        return self.in_list or not self.single
 
     @property
     def bare(self) -> bool:

@@ -54,7 +54,8 @@ class ChatPrompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="c
     has to call one instead of answering; empty: it decides. `values` is a JSON object of variables that
     the template gets. `thinking`: whether the model is to think first; None: as its template has it.
     `thought_tokens`: after so many tokens of a thought its end is forced; None: never. Of an assistant's
-    turn at the end the answer is the rest.
+    turn at the end the answer is the rest. `several`: where calls are confined to a grammar, there may be
+    more than one.
     """
 
     messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=MAX_MESSAGES)]
@@ -63,6 +64,7 @@ class ChatPrompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="c
     values: Schema | None = None
     thinking: bool | None = None
     thought_tokens: Annotated[int, Meta(ge=0, le=1 << 20)] | None = None
+    several: bool = False
 
 
 class TextPrompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="text"):

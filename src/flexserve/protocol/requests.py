@@ -26,11 +26,12 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     reuse: bool = True
     priority: Annotated[int, Meta(ge=-10, le=10)] = 0  # higher goes first
     next_model: Name | None = None  # the caller expects to ask this model next: prefetch it
+    progress: bool = False  # whether each graph of the prompt is told (Prefilled)
     keep_alive: KeepAlive | None = None  # seconds; None: as the server is configured
 
 
 class Generate(Message, Terms, frozen=True):
-    """Run a prompt. Answered by Started, Delta… and Finished, or by Failed."""
+    """Run a prompt. Answered by Started, Prefilled…, Delta… and Finished, or by Failed."""
 
     request: Serial
     model: Name

@@ -55,6 +55,7 @@ class Description(Struct, frozen=True):
     adapter_of: Label = ""  # the model that it changes, of an adapter
     kv: KvType = "f16"  # in which its KV is kept
     shift: bool = False  # an answer goes on when the context is full, without the older tokens
+    draft: Label = ""  # a smaller model guesses its next tokens
 
 
 class ModelStatus(Struct, frozen=True):

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
+from flexserve.normal.api import anthropic, ollama_bodies, responses
 from flexserve.normal.api.anthropic import ConversationRequest, MessagesRequest
 from flexserve.normal.api.embeddings import EmbeddingsRequest
 from flexserve.normal.api.fields import HARMLESS, REFUSED
@@ -36,6 +37,12 @@ OTHERS: dict[str, type[BaseModel]] = {
     "/api/chat": ChatBody,
     "/api/generate": GenerateBody,
     "/api/embed": EmbedBody,
+}
+# Of the routes below a path: fields that they refuse by name, and that they ignore.
+OWN: dict[str, tuple[Iterable[str], Iterable[str]]] = {
+    "/v1/messages": (anthropic.UNSUPPORTED, anthropic.IGNORED),
+    "/v1/responses": ([*responses.UNSUPPORTED, "previous_response_id"], ()),
+    "/api": (ollama_bodies.UNSUPPORTED, ()),
 }
 _HEAD = """\
 # The fields of requests
@@ -74,8 +81,8 @@ _OTHERS = """
 
 They take the same fields where they have them, by their own names, and refuse others in the same way.
 
-| route | fields beside those that chat and completions share |
-|---|---|
+| route | fields beside those that chat and completions share | refused by name, too | ignored, too |
+|---|---|---|---|
 """
 
 
@@ -119,9 +126,14 @@ def _ignored() -> Iterator[str]:
 def _of_others() -> Iterator[str]:
     for route, model in OTHERS.items():
         shared = SamplingRequest.model_fields if issubclass(model, SamplingRequest) else {}
-        names = [f"`{name}`" for name in model.model_fields if name not in shared]
+        names = [name for name in model.model_fields if name not in shared]
         only = "" if shared else "only these: "
-        yield f"| `{route}` | {only}{', '.join(names)} |\n"
+        refused, ignored = next((own for path, own in OWN.items() if route.startswith(path)), ((), ()))
+        yield f"| `{route}` | {only}{_code(names)} | {_code(refused)} | {_code(ignored)} |\n"
+
+
+def _code(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def _text(value: Any) -> str:

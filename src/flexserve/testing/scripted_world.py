@@ -33,6 +33,7 @@ from flexserve.protocol.answers import (
     Embedded,
     Failed,
     Finished,
+    Prefilled,
     Started,
     Timings,
     TokenLogprob,
@@ -65,6 +66,7 @@ from flexserve.trusted.sessions.sessions import Sessions
 
 CHUNK = 2 << 20  # bytes
 PROMPT_TOKENS = 7  # of every prompt
+CACHED_TOKENS = 3  # of those
 TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
 # Of every model.
 ABILITIES = Abilities(
@@ -259,9 +261,12 @@ class ScriptedWorld:
         request = message.request
         self.say(Computing(message.model))
         notation = Notation() if isinstance(message.prompt, ChatPrompt) else None
-        self.say(Started(request, PROMPT_TOKENS, notation))
+        self.say(Started(request, PROMPT_TOKENS, notation, cached_tokens=CACHED_TOKENS))
         granted = await self._acquire(behaviour.memory)
         await asyncio.sleep(behaviour.prefill_delay)
+        if message.progress:
+            self.say(Prefilled(request, CACHED_TOKENS + 1))
+            self.say(Prefilled(request, PROMPT_TOKENS))
         tokens = behaviour.tokens[: message.sampling.max_tokens]
         for token in tokens:
             self.say(Delta(request, token, 1, _choices(token, message.sampling.logprobs), ids=[7]))
@@ -271,7 +276,7 @@ class ScriptedWorld:
             self._held -= granted
             self.say(Returned(granted))
         reason = "length" if len(tokens) < len(behaviour.tokens) else behaviour.reason
-        usage = Usage(PROMPT_TOKENS, len(tokens), cached_tokens=3)
+        usage = Usage(PROMPT_TOKENS, len(tokens), CACHED_TOKENS)
         self.say(Finished(request, reason, usage, Timings(queue=1.5, prefill=2.5, decode=3.5, ttft=4.0)))
 
     async def _embed(self, message: Embed, behaviour: Behaviour) -> None:

@@ -57,3 +57,7 @@ class ModelLimits:
     def of(self, model: str) -> Limits:
         """Return the limits with which `model` is to be opened."""
         return self._usual.changed(self._options.get(model, ModelOptions()))
+
+    def draft_of(self, model: str) -> str:
+        """Return the smaller model that guesses the next tokens of `model`; "": none does."""
+        return self._options.get(model, ModelOptions()).draft or ""

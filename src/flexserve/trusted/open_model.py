@@ -203,8 +203,8 @@ def _heap_of(manifest: Manifest) -> int:
     return _HEAP_OF_HEADER * manifest.metadata_bytes
 
 
-def described(manifest: Manifest, limits: Limits) -> Description:
-    """Return what clients may know of a model that is or is not open."""
+def described(manifest: Manifest, limits: Limits, draft: str) -> Description:
+    """Return what clients may know of a model that is or is not open; `draft` guesses its next tokens."""
     trained = manifest.context_length
     return Description(
         digest=manifest.digest,
@@ -219,6 +219,7 @@ def described(manifest: Manifest, limits: Limits) -> Description:
         adapter_of=manifest.adapts.name if manifest.adapts is not None else "",
         kv=limits.kv,
         shift=limits.shift,
+        draft=draft,
     )
 
 

@@ -79,7 +79,7 @@ class OpenModels:
             entry = self._open.get(manifest.name)
             busy = entry is not None and entry.running and entry.manifest.model_id == manifest.model_id
             limits = entry.limits if entry is not None and busy else self._services.limits.of(manifest.name)
-            about = described(manifest, limits)
+            about = described(manifest, limits, self._services.limits.draft_of(manifest.name))
             changed = manifest.adapts
             size = manifest.size + (sizes.get((changed.name, changed.digest), 0) if changed else 0)
             found.append(Stored(manifest.name, size, abilities, trial, about))

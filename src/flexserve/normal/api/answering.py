@@ -20,9 +20,10 @@ from starlette.responses import Response
 from flexserve.errors import CallerError, FlexServeError, InternalError, UnknownModelError
 from flexserve.normal.answer import Answer, AnswerMessage
 from flexserve.normal.api.errors import HttpError, from_error
+from flexserve.normal.api.pace import Pace
 from flexserve.normal.api.sse import PING, ClientGoneError, EventStream, event, while_connected
 from flexserve.normal.models_world import ModelsWorld
-from flexserve.protocol.answers import Delta, Finished, Started
+from flexserve.protocol.answers import Delta, Finished, Prefilled, Started
 from flexserve.protocol.prompts import ChatPrompt, Prompt
 from flexserve.protocol.requests import Terms
 from flexserve.protocol.sampling import Sampling
@@ -53,6 +54,7 @@ class Form(abc.ABC):
 
     media_type = "text/event-stream"
     ending = b""  # what follows the last chunk of a stream that ends well
+    pace: Pace | None = None  # what a stream's chunks tell of it, where the client asked
 
     def encode(self, chunk: Json) -> bytes:
         """Return a chunk as it goes on the wire in a stream."""
@@ -79,6 +81,10 @@ class Form(abc.ABC):
     @abc.abstractmethod
     def chunks(self, delta: Delta) -> list[Json]:
         """Return the chunks for more text."""
+
+    def blank(self) -> Json:
+        """Return a chunk that adds nothing to the text, of a form that can have a pace."""
+        raise NotImplementedError("this API tells no pace")
 
     @abc.abstractmethod
     def closing(self, finished: Finished) -> list[Json]:
@@ -213,28 +219,21 @@ async def events_of(
 ) -> AsyncIterator[bytes]:
     """Yield the pieces of a stream; an error becomes the last one, without the ending of a whole answer."""
     if isinstance(first, Started):
-        form.began(first)
+        form.began(first)  # some say in what they open with how the answer begins
     for chunk in form.opening():
         yield form.encode(chunk)
     message, spoke = first, time.monotonic()
     try:
         while True:
-            if isinstance(message, Delta):
-                _tell_stop(form, message)
-            match message:
-                case Delta() if message.text or message.choices:
-                    for chunk in form.chunks(message):
-                        yield form.encode(chunk)
-                        spoke = time.monotonic()
-                case Finished():
-                    _count(note, model, message)
-                    for chunk in form.closing(message):
-                        yield form.encode(chunk)
-                    if form.ending:
-                        yield form.ending
-                    return
-                case Started() if message is not first:
-                    form.began(message)
+            if isinstance(message, Finished):
+                _count(note, model, message)
+            for chunk in _chunks_of(form, message, first):
+                yield form.encode(chunk)
+                spoke = time.monotonic()
+            if isinstance(message, Finished):
+                if form.ending:
+                    yield form.ending
+                return
             # Text that may become a call is held back, however long it gets.
             if message is None or time.monotonic() - spoke >= PING_SECONDS:
                 yield form.ping()
@@ -243,6 +242,45 @@ async def events_of(
     except FlexServeError as error:
         note.update(error=error.code)
         yield form.encode(form.failure(from_error(error)))
+
+
+def _chunks_of(form: Form, message: AnswerMessage | None, first: AnswerMessage | None) -> list[Json]:
+    """Return the chunks of a stream for one message of an answer, of which `form` knows the `first`."""
+    match message:
+        case Started():
+            if message is not first:
+                form.began(message)
+            return _read(form, message)
+        case Prefilled():
+            return _read(form, message)
+        case Delta():
+            _tell_stop(form, message)
+            return _paced(form, message)
+        case Finished():
+            return form.closing(message)
+        case _:
+            return []
+
+
+def _read(form: Form, message: Started | Prefilled) -> list[Json]:
+    """Return the chunks that say how much of the prompt is computed."""
+    if (pace := form.pace) is None:
+        return []
+    if isinstance(message, Started):
+        pace.began(message)
+    done = message.cached_tokens if isinstance(message, Started) else message.tokens
+    progress = pace.prompt_progress(done)
+    return [{**form.blank(), **progress}] if progress else []
+
+
+def _paced(form: Form, delta: Delta) -> list[Json]:
+    """Return the chunks for more text; the last of them says how long the answer took so far."""
+    chunks = form.chunks(delta) if delta.text or delta.choices else []
+    if (pace := form.pace) is not None:
+        pace.took(delta)
+        if chunks:
+            chunks[-1] |= pace.timings()
+    return chunks
 
 
 async def next_message(seconds: float, answer: Answer) -> AnswerMessage | None:

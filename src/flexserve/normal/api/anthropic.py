@@ -45,7 +45,7 @@ from flexserve.protocol.sampling import MAX_TOKEN, Sampling
 router = APIRouter(tags=["anthropic"])
 
 # Parameters not implemented, and the values with which they change nothing.
-_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "container": (None,),
     "mcp_servers": (None, []),
     "context_management": (None,),
@@ -53,7 +53,7 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 }
 
 # What changes no answer here: where and for whom Anthropic computes, and what it keeps.
-_HARMLESS = (
+IGNORED = (
     *("service_tier", "inference_geo", "speed", "cache_control", "diagnostics", "user_profile_id"),
     *("workspace_id", "betas"),
 )
@@ -223,8 +223,8 @@ class ConversationRequest(ModelRequest):
     @classmethod
     def _refuse_unsupported(cls, body: Any) -> Any:
         refuse_media(body, "messages", "system")
-        refuse_unsupported(body, _UNSUPPORTED)
-        refuse_others(body, {*cls.model_fields, *_UNSUPPORTED, *_HARMLESS})
+        refuse_unsupported(body, UNSUPPORTED)
+        refuse_others(body, {*cls.model_fields, *UNSUPPORTED, *IGNORED})
         return body
 
     @model_validator(mode="after")
@@ -238,7 +238,15 @@ class ConversationRequest(ModelRequest):
         turns = [ChatMessage("system", system)] if system else []
         turns += [message for turn in self.messages for message in turn.messages()]
         choice = None if self.tool_choice is None else self.tool_choice.choice()
-        return ChatPrompt(turns, *offered(self.offers, choice), **self._reasoning())
+        several = self.most_calls > 1 and not isinstance(choice, NamedChoice)
+        return ChatPrompt(turns, *offered(self.offers, choice), several=several, **self._reasoning())
+
+    @property
+    def most_calls(self) -> int:
+        """How many calls the answer may have."""
+        if not self.tools:
+            return 0
+        return 1 if self.tool_choice and self.tool_choice.disable_parallel_tool_use else MAX_TOOL_CALLS
 
     @property
     def offers(self) -> list[Tool]:
@@ -265,13 +273,6 @@ class MessagesRequest(ConversationRequest):
     stop_sequences: Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
     stream: bool | None = None
     metadata: Metadata | None = None
-
-    @property
-    def most_calls(self) -> int:
-        """How many calls the answer may have."""
-        if not self.tools:
-            return 0
-        return 1 if self.tool_choice and self.tool_choice.disable_parallel_tool_use else MAX_TOOL_CALLS
 
     def sampling(self) -> Sampling:
         """Return how to sample."""

@@ -51,6 +51,8 @@ def card(model: ModelStatus) -> Json:
             "architecture": about.architecture,
             "quantization": about.quantization,
             "kv_type": about.kv,
+            "context_shift": about.shift,
+            "draft": about.draft or None,
         },
     }
 

@@ -10,6 +10,7 @@ import uuid
 
 from flexserve.normal.api.answering import Json, NumberedForm
 from flexserve.normal.api.errors import HttpError
+from flexserve.normal.api.pace import timings_of
 from flexserve.normal.api.parts import Arguments, CallBegun, Part, Parts, Said, Thought
 from flexserve.normal.api.sse import DONE
 from flexserve.protocol.answers import Choice, Delta, Finished, Started, TokenLogprob
@@ -97,6 +98,10 @@ class ChatForm(_OpenAIForm):
             else:
                 found = [self._chunk({}, logprobs=logprobs)]
         return found
+
+    def blank(self) -> Json:
+        """Return a chunk that adds nothing."""
+        return self._chunk({})
 
     def closing(self, finished: Finished) -> list[Json]:
         """Return what was held back, and the chunk with the reason to stop."""
@@ -195,16 +200,24 @@ class CompletionForm(_OpenAIForm):
         """Return the chunk for more text."""
         return [self._object(self._kind, [self._choice(delta.text, delta.choices, None)])]
 
+    def blank(self) -> Json:
+        """Return a chunk that adds nothing."""
+        return self._object(self._kind, [self._choice("", [], None)])
+
     def closing(self, finished: Finished) -> list[Json]:
         """Return the chunk with the reason to stop."""
-        return [self._object(self._kind, [self._choice("", [], finished.reason)]), *self._usage(finished)]
+        end = self._object(self._kind, [self._choice("", [], finished.reason)])
+        chunks = [end, *self._usage(finished)]
+        chunks[-1]["timings"] = timings_of(finished)
+        return chunks
 
     def whole(self, deltas: list[Delta], finished: Finished) -> Json:
         """Return the answer as one object, usage included."""
         text = "".join(delta.text for delta in deltas)
         choices = [choice for delta in deltas for choice in delta.choices]
         choice = self._choice(text, choices, finished.reason)
-        return {**self._object(self._kind, [choice]), "usage": usage_of(finished)}
+        took = {"usage": usage_of(finished), "timings": timings_of(finished)}
+        return {**self._object(self._kind, [choice]), **took}
 
     def _choice(self, text: str, choices: list[Choice], reason: str | None) -> Json:
         return {"index": 0, "text": text, "logprobs": self._logprobs(choices), "finish_reason": reason}
@@ -269,28 +282,4 @@ def usage_of(finished: Finished) -> Json:
             "guessed": timings.guessed,
             "guessed_right": timings.guessed_right,
         },
-    }
-
-
-def timings_of(finished: Finished) -> Json:
-    """Return how long an answer took, in llama-server's names.
-
-    The first token comes of the prompt's last graph, so it is no step of the answer's pace.
-    """
-    usage, timings = finished.usage, finished.timings
-    computed, count = usage.prompt_tokens - usage.cached_tokens, usage.completion_tokens
-    return {
-        "cache_n": usage.cached_tokens,
-        "prompt_n": computed,
-        **_pace("prompt", computed, timings.prefill),
-        "predicted_n": count,
-        **_pace("predicted", max(0, count - 1), timings.decode),
-    }
-
-
-def _pace(of: str, steps: int, milliseconds: float) -> Json:
-    return {
-        f"{of}_ms": milliseconds,
-        f"{of}_per_token_ms": milliseconds / steps if steps else 0.0,
-        f"{of}_per_second": 1000 * steps / milliseconds if milliseconds else 0.0,
     }

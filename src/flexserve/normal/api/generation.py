@@ -12,7 +12,6 @@ from flexserve.normal.api.schemas import ChatRequest, CompletionRequest
 from flexserve.normal.api.several import Wanted, respond_with
 from flexserve.normal.api.tools import schemas_of
 from flexserve.normal.models_world import ModelsWorld
-from flexserve.protocol.bounds import MAX_TOOL_CALLS
 from flexserve.protocol.prompts import ToText
 
 router = APIRouter(tags=["generation"])
@@ -25,7 +24,6 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     world: ModelsWorld = request.app.state.world
     model, engine = await model_of(world, body.model), world.engine
     prompt, sampling = body.prompt(), body.sampling()
-    most_calls = 0 if prompt.tools is None else 1 if body.parallel_tool_calls is False else MAX_TOOL_CALLS
 
     verbose: Json | None = None
     if body.verbose:
@@ -33,9 +31,11 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
         verbose = {"prompt": (await world.convert(model, ToText(tokens))).text}
 
     def form(with_usage: bool) -> ChatForm:
-        parts = Parts(most_calls, schemas_of(body.tools), raw=body.reasoning_format == "none")
+        parts = Parts(body.most_calls, schemas_of(body.tools), raw=body.reasoning_format == "none")
         said = {"with_logprobs": bool(body.logprobs), "with_usage": with_usage}
-        return ChatForm(model, **said, parts=parts, engine=engine, verbose=verbose)
+        form = ChatForm(model, **said, parts=parts, engine=engine, verbose=verbose)
+        form.pace = body.pace()
+        return form
 
     count = body.n or 1
     wanted = Wanted([prompt], count, count, body.include_usage)
@@ -60,7 +60,9 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
 
     def form(with_usage: bool) -> CompletionForm:
         said = {"with_logprobs": body.logprobs is not None, "with_usage": with_usage}
-        return CompletionForm(model, **said, engine=engine)
+        form = CompletionForm(model, **said, engine=engine)
+        form.pace = body.pace()
+        return form
 
     wanted = Wanted(prompts, body.n or 1, body.tried, body.include_usage)
     terms = body.terms(request.state.key)

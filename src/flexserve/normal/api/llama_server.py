@@ -198,7 +198,13 @@ async def _answered(request: Request, body: NativeRequest, prompts: Sequence[Pro
     told = body.told([_shown(prompt) for prompt in prompts])
     terms = body.terms(request.state.key)
     asked = GenerationRequest(model, prompts[0], body.sampling(), terms, stream=bool(body.stream))
-    return await respond_with(request, asked, Wanted(prompts), lambda _with_usage: NativeForm(model, told))
+
+    def form(_with_usage: bool) -> NativeForm:
+        form = NativeForm(model, told)
+        form.pace = body.pace()
+        return form
+
+    return await respond_with(request, asked, Wanted(prompts), form)
 
 
 def _shown(prompt: Prompt) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 
 from flexserve.normal.api.answering import Json, NumberedForm
 from flexserve.normal.api.errors import HttpError
-from flexserve.normal.api.forms import timings_of, token_json
+from flexserve.normal.api.forms import token_json
+from flexserve.normal.api.pace import timings_of
 from flexserve.protocol.answers import Choice, Delta, Finished, Started, TokenLogprob
 
 _ABSENT: Any = object()
@@ -77,6 +78,10 @@ class NativeForm(NumberedForm):
     def chunks(self, delta: Delta) -> list[Json]:
         """Return the chunk for more text."""
         return [{**self._took([delta]), "stop": False}]
+
+    def blank(self) -> Json:
+        """Return a chunk that adds nothing."""
+        return {**self._took([]), "stop": False}
 
     def closing(self, finished: Finished) -> list[Json]:
         """Return the chunk that has all but the text."""

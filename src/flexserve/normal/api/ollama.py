@@ -109,6 +109,8 @@ async def show(body: NameBody, request: Request) -> Response:
         f"{about.architecture}.context_length": about.trained_context,
         "flexserve.context_length": about.context,
         "flexserve.kv_type": about.kv,
+        "flexserve.context_shift": about.shift,
+        "flexserve.draft": about.draft,
     }
     shown = {
         "modelfile": "",
@@ -129,7 +131,8 @@ async def chat(body: ChatBody, request: Request) -> Response:
     if not body.messages:
         content = {"message": {"role": "assistant", "content": ""}}
         return await _kept(request, body, model, content)
-    form = ChatObjects(model, Parts(MAX_TOOL_CALLS if body.tools else 0, schemas_of(body.tools)))
+    parts = Parts(MAX_TOOL_CALLS if body.tools else 0, schemas_of(body.tools))
+    form = ChatObjects(model, parts, with_logprobs=bool(body.logprobs))
     terms = body.terms(request.state.key)
     asked = GenerationRequest(model, body.prompt(), body.sampling(), terms, stream=body.streams)
     return await respond(request, asked, form)
@@ -141,7 +144,8 @@ async def generate(body: GenerateBody, request: Request) -> Response:
     model = await _model(request, body)
     if not (body.prompt or body.suffix):
         return await _kept(request, body, model, {"response": ""})
-    form, terms = GeneratedObjects(model, Parts(0)), body.terms(request.state.key)
+    form = GeneratedObjects(model, Parts(0), with_logprobs=bool(body.logprobs))
+    terms = body.terms(request.state.key)
     asked = GenerationRequest(model, body.request_prompt(), body.sampling(), terms, stream=body.streams)
     return await respond(request, asked, form)
 

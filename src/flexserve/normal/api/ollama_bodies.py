@@ -15,20 +15,21 @@ from flexserve.normal.api.reasoning import ReasoningFields
 from flexserve.normal.api.sampling_fields import SamplingFields
 from flexserve.normal.api.schemas import Body, ModelName, ModelRequest, refuse_unsupported
 from flexserve.normal.api.tools import FunctionName, Label, Tools, compact, offered
-from flexserve.protocol.bounds import MAX_MESSAGES, MAX_TEXTS, MAX_TOOL_CALLS
+from flexserve.protocol.bounds import MAX_MESSAGES, MAX_TEXTS, MAX_TOOL_CALLS, MAX_TOP_LOGPROBS
 from flexserve.protocol.prompts import ChatMessage, ChatPrompt, InfillPrompt, TextPrompt, ToolCall
 from flexserve.protocol.sampling import Sampling
 
 _TAG = ":latest"  # what ollama adds to names that say no other
 
 # Parameters not implemented, and the values with which they change nothing.
-_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "images": (None, []),
     "context": (None, []),
     "template": (None, ""),
     "dimensions": (None, 0),
-    "logprobs": (None, False),
-    "top_logprobs": (None, 0),
+    "width": (None, 0),
+    "height": (None, 0),
+    "steps": (None, 0),
 }
 # The options, and those of older versions that change no answer: how it is computed is the server's affair.
 _OPTIONS = (
@@ -89,8 +90,8 @@ class OllamaRequest(ModelRequest):
         refuse_media(body, "messages")
         if isinstance(body, dict) and body.get("images"):
             raise refusal("Images", "images")
-        refuse_unsupported(body, _UNSUPPORTED)
-        refuse_others(body, {*cls.model_fields, *_UNSUPPORTED})
+        refuse_unsupported(body, UNSUPPORTED)
+        refuse_others(body, {*cls.model_fields, *UNSUPPORTED})
         if not isinstance(body, dict):
             return body
         body = dict(body)
@@ -111,10 +112,16 @@ class _Answered(OllamaRequest):
 
     format: Literal["", "json"] | dict[str, Any] | None = None
     think: bool | Literal["low", "medium", "high"] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         self.sampling()
+        if self.top_logprobs and not self.logprobs:
+            raise PydanticCustomError(
+                "missing", "top_logprobs needs logprobs: true", {"param": "top_logprobs"}
+            )
         return self
 
     def reasoning(self) -> dict[str, Any]:
@@ -130,7 +137,8 @@ class _Answered(OllamaRequest):
         if self.format:
             schema = compact({} if self.format == "json" else self.format, "format")
         options = self.options or Options()
-        return options.sampling(schema=schema, n_keep=options.num_keep, shift=self.shift)
+        logprobs = self.top_logprobs or 0 if self.logprobs else None
+        return options.sampling(schema=schema, n_keep=options.num_keep, shift=self.shift, logprobs=logprobs)
 
 
 class _Function(Body):
@@ -178,7 +186,8 @@ class ChatBody(_Answered):
     def prompt(self) -> ChatPrompt:
         """Return the conversation, which is not empty."""
         turns = [turn.message(number) for number, turn in enumerate(self.messages)]
-        return ChatPrompt(_with_ids(turns), *offered(self.tools, None), **self.reasoning())
+        offer = offered(self.tools, None)
+        return ChatPrompt(_with_ids(turns), *offer, several=True, **self.reasoning())
 
 
 class GenerateBody(_Answered):

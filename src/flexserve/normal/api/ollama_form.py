@@ -9,9 +9,10 @@ import time
 from flexserve.normal.api.answering import Form, Json
 from flexserve.normal.api.cards import moment
 from flexserve.normal.api.errors import HttpError
+from flexserve.normal.api.forms import token_json
 from flexserve.normal.api.parts import Arguments, CallBegun, Part, Parts, Said, Thought
 from flexserve.normal.api.sse import line
-from flexserve.protocol.answers import Delta, Finished, Started
+from flexserve.protocol.answers import Choice, Delta, Finished, Started
 
 _NANOSECONDS = 1_000_000  # of a millisecond
 
@@ -26,8 +27,10 @@ class _OllamaForm(Form):
 
     media_type = "application/x-ndjson"
 
-    def __init__(self, model: str, parts: Parts) -> None:
+    def __init__(self, model: str, parts: Parts, *, with_logprobs: bool = False) -> None:
         self._model = model
+        self._with_logprobs = with_logprobs
+        self._unsaid: list[Choice] = []  # choices of tokens whose text was held back
         self._began = time.monotonic()
         self._parts = parts
         self._call: Json | None = None  # whose arguments come
@@ -55,18 +58,26 @@ class _OllamaForm(Form):
 
     def chunks(self, delta: Delta) -> list[Json]:
         """Return the objects for more text."""
-        return self._objects(self._parts.feed(delta.text))
+        self._unsaid += delta.choices
+        found = self._objects(self._parts.feed(delta.text))
+        if found:
+            found[0] |= self._logprobs()
+        return found
 
     def closing(self, finished: Finished) -> list[Json]:
         """Return what was held back, and the end with what it took."""
         end = {**self._object(self._content("")), **self._end(finished)}
-        return [*self._objects(self._parts.finish()), *self._called(), end]
+        rest = [*self._objects(self._parts.finish()), *self._called(), end]
+        rest[0] |= self._logprobs()
+        return rest
 
     def whole(self, deltas: list[Delta], finished: Finished) -> Json:
         """Return the answer as one object."""
         text = "".join(delta.text for delta in deltas)
         pieces = self._contents([*self._parts.feed(text), *self._parts.finish()])
-        return {**self._object(self._joined([*pieces, *self._last()])), **self._end(finished)}
+        self._unsaid = [choice for delta in deltas for choice in delta.choices]
+        answer = self._object(self._joined([*pieces, *self._last()]))
+        return {**answer, **self._end(finished), **self._logprobs()}
 
     @abc.abstractmethod
     def _content(self, text: str, **more: object) -> Json:
@@ -110,6 +121,18 @@ class _OllamaForm(Form):
         call = {"id": self._call["id"], "function": function}
         self._call = None
         return [self._content("", tool_calls=[call])]
+
+    def _logprobs(self) -> Json:
+        """Return the field that has the log-probabilities not said yet, if they are wanted."""
+        choices, self._unsaid = self._unsaid, []
+        if not (choices and self._with_logprobs):
+            return {}
+        return {
+            "logprobs": [
+                {**token_json(choice.token), "top_logprobs": [token_json(other) for other in choice.top]}
+                for choice in choices
+            ]
+        }
 
     def _end(self, finished: Finished) -> Json:
         timings, usage = finished.timings, finished.usage

@@ -136,6 +136,7 @@ def _state(model: ModelStatus, *, pinned: bool, blamed: Blamed | None) -> dict[s
         "rewarmed_for": model.rewarmed_for,
         "context": description_of(model).context,
         "kv_type": description_of(model).kv,
+        "draft": description_of(model).draft,
         "abilities": None if model.abilities is None else msgspec.to_builtins(model.abilities),
         "error": None
         if error is None

@@ -13,11 +13,12 @@ from starlette.responses import Response
 from flexserve.normal.api.answering import GenerationRequest, Json, counted, model_of, respond
 from flexserve.normal.api.fields import refuse_others
 from flexserve.normal.api.media import refuse_media
+from flexserve.normal.api.pace import Pace
 from flexserve.normal.api.parts import Parts
 from flexserve.normal.api.prompts import Text
 from flexserve.normal.api.reasoning import Effort, ReasoningFields
 from flexserve.normal.api.responses_form import ResponseForm
-from flexserve.normal.api.schemas import Body, ModelRequest, Tokens, refuse_unsupported
+from flexserve.normal.api.schemas import Body, ExactBody, ModelRequest, Tokens, refuse_unsupported
 from flexserve.normal.api.tools import (
     Choice,
     Function,
@@ -33,14 +34,18 @@ from flexserve.normal.api.tools import (
 )
 from flexserve.protocol.bounds import MAX_MESSAGES, MAX_SCHEMA, MAX_TEXT, MAX_TOOL_CALLS, MAX_TOP_LOGPROBS
 from flexserve.protocol.prompts import ChatMessage, ChatPrompt, ToolCall
+from flexserve.protocol.requests import Terms
 from flexserve.protocol.sampling import Sampling
 
 router = APIRouter(tags=["generation"])
 
 # Parameters not implemented, and the values with which they change nothing.
-_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "access_programs": (None, []),
     "background": (None, False),
+    "background_options": (None,),
     "conversation": (None,),
+    "image": (None,),
     "max_tool_calls": (None,),
     "prompt": (None,),
     "truncation": (None, "disabled"),
@@ -150,6 +155,12 @@ class Reasoning(Body):
     summary: Literal["auto", "concise", "detailed"] | None = None
 
 
+class ResponseStreamOptions(ExactBody):
+    """What a stream should contain besides the answer: nothing, whatever its padding."""
+
+    include_obfuscation: bool | None = None
+
+
 class ResponsesRequest(ModelRequest):
     """Body of POST /v1/responses."""
 
@@ -167,13 +178,16 @@ class ResponsesRequest(ModelRequest):
     text: TextOptions | None = None
     metadata: dict[str, str] | None = None
     reasoning: Reasoning | None = None
+    stream_options: ResponseStreamOptions | None = None
+    return_progress: bool | None = None  # of llama-server, as the next
+    timings_per_token: bool | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _refuse_unsupported(cls, body: Any) -> Any:
         refuse_media(body, "input")
-        refuse_unsupported(body, _UNSUPPORTED)
-        refuse_others(body, {*cls.model_fields, *_UNSUPPORTED, "previous_response_id", "stream_options"})
+        refuse_unsupported(body, UNSUPPORTED)
+        refuse_others(body, {*cls.model_fields, *UNSUPPORTED, "previous_response_id"})
         if isinstance(body, dict) and body.get("previous_response_id") is not None:
             raise PydanticCustomError(
                 "unsupported",
@@ -218,12 +232,19 @@ class ResponsesRequest(ModelRequest):
             choice = self.tool_choice
         effort = self.reasoning.effort if self.reasoning else None
         reasoning = ReasoningFields.model_validate({"reasoning_effort": effort}).reasoning()
-        return ChatPrompt(turns, *offered(self.offers, choice), **reasoning)
+        several = self.most_calls > 1 and not isinstance(choice, NamedChoice)
+        return ChatPrompt(turns, *offered(self.offers, choice), several=several, **reasoning)
 
     @property
     def offers(self) -> list[Tool]:
         """The tools as the chat API has them."""
         return [tool.tool() for tool in self.tools or []]
+
+    def terms(self, key: bytes) -> Terms:
+        """Return the terms of a request that came with bearer `key`."""
+        return msgspec.structs.replace(
+            super().terms(key), progress=bool(self.return_progress and self.stream)
+        )
 
     def sampling(self) -> Sampling:
         """Return how to sample."""
@@ -297,6 +318,7 @@ async def responses(body: ResponsesRequest, request: Request) -> Response:
     model = await model_of(request.app.state.world, body.model)
     parts = Parts(body.most_calls, schemas_of(body.offers))
     form = ResponseForm(model, body.echo(), parts, with_logprobs=body.with_logprobs)
+    form.pace = Pace(progress=bool(body.return_progress), per_token=bool(body.timings_per_token))
     terms = body.terms(request.state.key)
     asked = GenerationRequest(model, body.prompt(), body.sampling(), terms, stream=bool(body.stream))
     return await respond(request, asked, form)

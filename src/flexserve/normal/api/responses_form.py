@@ -8,6 +8,7 @@ import uuid
 from flexserve.normal.api.answering import Form, Json
 from flexserve.normal.api.errors import HttpError
 from flexserve.normal.api.forms import token_json
+from flexserve.normal.api.pace import timings_of
 from flexserve.normal.api.parts import Arguments, CallBegun, Part, Parts, Said, Thought
 from flexserve.normal.api.sse import named_event
 from flexserve.protocol.answers import Choice, Delta, Finished, Started
@@ -63,12 +64,17 @@ class ResponseForm(Form):
             self._undecided = 0
         return events
 
+    def blank(self) -> Json:
+        """Return an event that adds nothing."""
+        return {"type": "response.in_progress", "response": self._response("in_progress")}
+
     def closing(self, finished: Finished) -> list[Json]:
         """Return what was held back, and the end with the whole response."""
         events = [event for part in self._parts.finish() for event in self._took(part)]
         events += self._closed()
         response = self._ended(finished)
-        return [*events, {"type": f"response.{response['status']}", "response": response}]
+        end = {"type": f"response.{response['status']}", "response": response}
+        return [*events, {**end, "timings": timings_of(finished)}]
 
     def whole(self, deltas: list[Delta], finished: Finished) -> Json:
         """Return the response."""

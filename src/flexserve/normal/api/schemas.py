@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 import msgspec
 from pydantic import (
     AfterValidator,
+    AliasChoices,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -25,10 +26,11 @@ from pydantic_core import PydanticCustomError
 from flexserve.normal.api.fields import refuse_others
 from flexserve.normal.api.keys import owner_of
 from flexserve.normal.api.media import refuse_media
+from flexserve.normal.api.pace import Pace
 from flexserve.normal.api.prompts import Prompts, Text, prompts_of
 from flexserve.normal.api.reasoning import ReasoningFields
 from flexserve.normal.api.sampling_fields import SamplingFields
-from flexserve.normal.api.tools import Choice, Label, MadeCall, Tools, offered
+from flexserve.normal.api.tools import Choice, Label, MadeCall, NamedChoice, Tools, offered
 from flexserve.protocol.bounds import MAX_MESSAGES, MAX_TOOL_CALLS, MAX_TOP_LOGPROBS
 from flexserve.protocol.prompts import ChatMessage, ChatPrompt, Prompt
 from flexserve.protocol.requests import Terms
@@ -52,11 +54,21 @@ class Body(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
 
 
+class ExactBody(Body):
+    """A part of a body in which nothing unknown is ignored."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
 class TextPart(Body):
     """A piece of a message's content. Images, sounds and files are refused."""
 
     type: Literal["text"]
     text: Text
+
+
+# What OpenAI's and others' messages may have beside their text, and would be lost here.
+_NOT_IN_TURNS = ("audio", "function_call", "refusal")
 
 
 class Turn(Body):
@@ -67,7 +79,17 @@ class Turn(Body):
     tool_calls: Annotated[list[MadeCall], Field(max_length=MAX_TOOL_CALLS)] | None = None
     tool_call_id: Label | None = None
     name: Label | None = None
-    reasoning_content: Text | None = None  # what the assistant thought
+    reasoning_content: Text | None = Field(  # what the assistant thought
+        None, validation_alias=AliasChoices("reasoning_content", "reasoning")
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_no_more(cls, turn: Any) -> Any:
+        for name in _NOT_IN_TURNS:
+            if isinstance(turn, dict) and turn.get(name):
+                raise PydanticCustomError("turn", "A message's {name} is not supported", {"name": name})
+        return turn
 
     @field_validator("content", mode="before")
     @classmethod
@@ -113,13 +135,14 @@ def refuse_unsupported(body: Any, unsupported: Mapping[str, tuple[Any, ...]]) ->
             )
 
 
-class StreamOptions(Body):
-    """What a stream should contain besides the answer."""
+class StreamOptions(ExactBody):
+    """What a stream should contain besides the answer. Padding of its chunks is none of it."""
 
     include_usage: bool | None = None
+    include_obfuscation: bool | None = None
 
 
-class Extension(Body):
+class Extension(ExactBody):
     """What FlexServe understands beyond OpenAI's API: field `flexserve` of a body.
 
     `next_model` is the model that will be asked next; its weights are brought in meanwhile. Of
@@ -184,6 +207,12 @@ class SamplingRequest(SamplingFields, ModelRequest):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     cache_prompt: bool | None = Field(None, description="llama-server's `flexserve.reuse`")
+    return_progress: bool | None = Field(
+        None, description="a stream tells how much of the prompt is computed, as `prompt_progress`"
+    )
+    timings_per_token: bool | None = Field(
+        None, description="a stream tells with each piece of text how long it took, as `timings`"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -204,8 +233,14 @@ class SamplingRequest(SamplingFields, ModelRequest):
 
     def terms(self, key: bytes) -> Terms:
         """Return the terms of a request that came with bearer `key`."""
-        terms = super().terms(key)
+        terms = msgspec.structs.replace(
+            super().terms(key), progress=bool(self.return_progress and self.stream)
+        )
         return msgspec.structs.replace(terms, reuse=False) if self.cache_prompt is False else terms
+
+    def pace(self) -> Pace:
+        """Return what follows the pace of one answer."""
+        return Pace(progress=bool(self.return_progress), per_token=bool(self.timings_per_token))
 
 
 class ChatRequest(ReasoningFields, SamplingRequest):
@@ -257,7 +292,15 @@ class ChatRequest(ReasoningFields, SamplingRequest):
         """Return the conversation."""
         tools, must_call = offered(self.tools, self.tool_choice)
         turns = [turn.message() for turn in self.messages]
-        return ChatPrompt(turns, tools, must_call, **self.reasoning())
+        several = self.most_calls > 1 and not isinstance(self.tool_choice, NamedChoice)
+        return ChatPrompt(turns, tools, must_call, several=several, **self.reasoning())
+
+    @property
+    def most_calls(self) -> int:
+        """How many calls the answer may have."""
+        if not self.tools or self.tool_choice == "none":
+            return 0
+        return 1 if self.parallel_tool_calls is False else MAX_TOOL_CALLS
 
     def limits(self) -> dict[str, int | None]:
         """Return the limit of the answer by the names that it has."""

@@ -206,6 +206,7 @@ class _Placed(Form):
 
     def __init__(self, form: NumberedForm, index: int, head: Json, ends: list[Finished]) -> None:
         self._form, self._index, self._head, self._ends = form, index, head, ends
+        self.pace = form.pace
 
     def failure(self, error: HttpError) -> Json:
         """Return the chunk of an error."""
@@ -226,6 +227,10 @@ class _Placed(Form):
     def chunks(self, delta: Delta) -> list[Json]:
         """Return the chunks for more text."""
         return self._placed(self._form.chunks(delta))
+
+    def blank(self) -> Json:
+        """Return a chunk that adds nothing."""
+        return self._placed([self._form.blank()])[0]
 
     def closing(self, finished: Finished) -> list[Json]:
         """Return the last chunks."""

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from flexserve.protocol.answers import Choice, Delta, Finished, Started, TokenLogprob, Usage
+from flexserve.protocol.answers import Choice, Delta, Finished, Prefilled, Started, TokenLogprob, Usage
 from flexserve.protocol.requests import Generate
 from flexserve.protocol.sampling import Sampling
 from flexserve.protocol.trusted_app import Progress
@@ -50,6 +50,7 @@ class Generation:
         self._scanner = StopScanner(self._sampling.stop)
         self._sampler, self._thoughts, self._echo = prepared.sampler, prepared.thoughts, prepared.echo
         self._said = 0  # tokens of the prompt whose probabilities were sent
+        self._told = 0  # tokens of the prompt that were said to be computed
         self._stats = RestoreStats()
         self._began = self._first = 0.0
         self._first_waited = 0.0
@@ -62,7 +63,10 @@ class Generation:
         self.done = cached
         slot.tokens = self.tokens[:cached]
         prepared = self._prepared
-        self._send(Started(self.request.request, self._prompt_size, prepared.notation, prepared.begun))
+        self._send(
+            Started(self.request.request, self._prompt_size, prepared.notation, prepared.begun, cached)
+        )
+        self._told = cached
         if self._echo:
             self._send(Delta(self.request.request, self._echo, 0))
 
@@ -166,6 +170,9 @@ class Generation:
         self._slot.tokens += span.tokens
         self._slot.sealed = False
         self._stats.include(stats)
+        if self.request.progress and self._told < self.done <= self._prompt_size:
+            self._told = self.done
+            self._send(Prefilled(self.request.request, self.done))
 
     def say_prompt(self, span: Span, logits: NDArray[np.float32]) -> None:
         """Send the probabilities of the prompt's tokens behind those of `span`, whose logits are given.

@@ -133,4 +133,5 @@ def admitted(opened: Opened, number: int) -> Asked:
     sampling = asked.sampling
     if sampling.seed is None:
         sampling = msgspec.structs.replace(sampling, seed=secrets.randbits(32))
-    return msgspec.structs.replace(asked, request=number, owner=owner, sampling=sampling)
+    # How many messages an answer has before its first token must not show how much of the prompt was cached.
+    return msgspec.structs.replace(asked, request=number, owner=owner, sampling=sampling, progress=False)

@@ -11,16 +11,23 @@ from flexserve.protocol.notation import ANY, CallNotation, Style
 from flexserve.protocol.schema import prepared
 
 _NEW_ID = "/[a-zA-Z0-9]{9}/"
+_NUMBER = "/[0-9]{1,2}/"
 _HARMONY = "<|channel|>commentary to=functions.{} <|constrain|>json<|message|>"
 
 Tool = Mapping[str, Any]
 
 
 def call_rules(
-    notation: CallNotation | None, tools: Sequence[Tool], *, begun: str = "", endings: Sequence[str] = ()
+    notation: CallNotation | None,
+    tools: Sequence[Tool],
+    *,
+    several: bool = False,
+    begun: str = "",
+    endings: Sequence[str] = (),
 ) -> str:
     """Return rules: `call` is one call of one of `tools` (OpenAI's tool objects). `notation` None: harmony's.
 
+    `several`: or several calls, where the model's template writes more than one in a turn.
     `begun` is what the prompt has of it already; `endings` are the texts of tokens that end an answer. Of
     the tools' schemas, what cannot be enforced is ignored: they say how to call, not what is safe. Raises
     CallerError for parameters that are no schema.
@@ -29,18 +36,21 @@ def call_rules(
         f"call{number}: {_call(notation, tool['function']['name'], _parameters(tool))}"
         for number, tool in enumerate(tools)
     ]
-    body = " | ".join(f"call{number}" for number in range(len(tools)))
+    body = f"({' | '.join(f'call{number}' for number in range(len(tools)))})"
     if notation is None:
         return "\n".join([f"call: {body}", *rules])
     opening = notation.begin + notation.open
     if begun and opening.startswith(begun):
         opening = opening.removeprefix(begun)
-    closing = notation.close + notation.end
+    closing, between = notation.close + notation.end, notation.close + notation.between + notation.open
     for ending in endings:
         closing = closing.partition(ending)[0]
-    if notation.listed:
-        opening, closing = f"{opening}[", f"]{closing}"
-    return "\n".join([f"call: {_marks(opening)} ({body}) {_marks(closing)}", *rules])
+    if notation.in_list:
+        opening, between, closing = f"{opening}[", ", ", f"]{closing}"
+    more = ""
+    if several and notation.writes_several and not any(ending in between for ending in endings):
+        more = f"({_marks(between)} {body})*"
+    return "\n".join([f"call: {_marks(opening)} {body} {more} {_marks(closing)}", *rules])
 
 
 def _parameters(tool: Tool) -> dict[str, Any]:
@@ -63,12 +73,12 @@ def _call(  # noqa: PLR0911  # a table of styles
             names, arguments = json.dumps(notation.name_key), json.dumps(notation.arguments_key)
             return f'{quoted(f"{{{names}: {quoted_name}, {arguments}: ")} {_json(schema)} "}}"'
         case Style.NAMED:
-            written = f"functions.{name}:0" if notation.numbered else name
-            return f"{_marks(written + notation.middle)} {_json(schema)}"
+            written = f"{quoted(f'functions.{name}:')} {_NUMBER}" if notation.numbered else quoted(name)
+            return f"{written} {_marks(notation.middle)} {_json(schema)}"
         case Style.TAGGED:
             return f"{_marks(name + notation.middle)} {_listed(schema, _tagged(notation), '')}"
         case Style.PYTHON:
-            return f'"[" {quoted(name + "(")} {_listed(schema, _keyword, ", ")} ")]"'
+            return f'{quoted(name + "(")} {_listed(schema, _keyword, ", ")} ")"'
         case Style.BRACED:
             return f'{quoted(name + "{")} {_listed(schema, _pair(notation), ",")} "}}"'
 

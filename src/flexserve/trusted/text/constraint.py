@@ -67,5 +67,9 @@ def _calls(prompt: ChatPrompt, template: ChatTemplate, begun: str) -> str:
         raise CallerError("There is no tool of that name to call.", hint="Name one of the tools.")
     notation = template.notation
     return call_rules(
-        None if notation.harmony else notation.calls or HERMES, wanted, begun=begun, endings=template.endings
+        None if notation.harmony else notation.calls or HERMES,
+        wanted,
+        several=prompt.several,
+        begun=begun,
+        endings=template.endings,
     )

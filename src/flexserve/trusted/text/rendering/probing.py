@@ -257,7 +257,7 @@ def _shared(first: str, second: str, *, end: bool = False) -> str:
 def _around(before: str, behind: str, gap: str | None) -> dict[str, Any]:
     """Return the marks of a group of calls from the text before its first, behind its last, and between."""
     if gap is None:
-        return {"open": before, "close": behind}
+        return {"open": before, "close": behind, "single": True}
     opening = _shared(before, gap, end=True)
     rest = gap[: len(gap) - len(opening)]
     closing = _shared(behind, rest)
