@@ -11,6 +11,7 @@ from flexserve.protocol.memory import Recall
 from flexserve.protocol.messages import Query
 from flexserve.protocol.requests import Generate, Warm
 from flexserve.testing.scripted_link import ScriptedLink
+from flexserve.testing.scripted_world import COMPUTED
 
 pytestmark = pytest.mark.anyio
 PROMPT = [{"role": "user", "content": "a very secret prompt"}]
@@ -68,12 +69,17 @@ async def test_they_have_llama_servers_names_too(client: httpx.AsyncClient) -> N
         "tokens_predicted_total": 12,
         "prompt_seconds_total": 3 * 0.0025,
         "predicted_tokens_seconds": 12 / (3 * 0.0035),
-        "n_tokens_max": 11,
+        "n_decode_total": COMPUTED.graphs,
+        "n_busy_slots_per_decode": COMPUTED.requests / COMPUTED.graphs,
+        "spec_decode_num_drafts_total": COMPUTED.checks,
         "requests_processing": 0,
         "requests_deferred": 0,
     }.items():
         assert found[f"llamacpp:{name}"] == pytest.approx(value), name
-    assert int((await client.get("/metrics")).headers["Process-Start-Time-Unix"]) > 0
+    response = await client.get("/metrics")
+    assert int(response.headers["Process-Start-Time-Unix"]) > 0
+    assert "# TYPE llamacpp:n_tokens_max counter\nllamacpp:n_tokens_max 11\n" in response.text
+    assert "llamacpp:predicted_tokens_seconds 0.0\n" in response.text, "nothing since it was read last"
 
 
 async def test_recalls_are_summed_up(client: httpx.AsyncClient) -> None:

@@ -54,6 +54,7 @@ def test_one_request_gets_the_guesses_that_are_right() -> None:
         rig.step(request)
     assert rig.made[0] == ("guess", request.number, "small", 3)
     assert asked.answer < 1000 - 5
+    assert rig.guesses.checks == len(rig.made)
 
 
 def test_several_requests_in_one_graph_get_none() -> None:

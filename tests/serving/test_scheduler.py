@@ -43,6 +43,9 @@ def test_generations_of_one_model_are_computed_together(serve: Callable[..., Ser
     go_on()
     server.ends(4)
     assert ("a", tuple(numbers), 8) in steps(server.app)
+    computed = server.scheduler.computed()
+    assert computed.graphs == len(steps(server.app))
+    assert computed.requests == sum(len(requests) for _, requests, _ in steps(server.app))  # type: ignore[misc, arg-type]
 
 
 def test_a_request_for_which_no_sequence_is_free_waits(serve: Callable[..., Server]):

@@ -139,6 +139,7 @@ def test_whether_to_think_is_told_to_the_template_or_seen_to() -> None:
         return template(source).render(ChatPrompt([USER], **fields))  # type: ignore[arg-type]
 
     knowing = "{{ 'on' if enable_thinking else 'off' }}{# <think> #}"
+    assert rendered(knowing) == "on"
     assert rendered(knowing, thinking=True) == "on"
     assert rendered(knowing, thinking=False) == "off"
     assert rendered("x<think>\n", thinking=False) == "x<think>\n\n</think>\n\n"

@@ -24,6 +24,8 @@ VALUES = {"messages": [{"role": "user", "content": "hello"}]}
         ("{% generation %}{{ messages[0].role }}{% endgeneration %}.", "user."),
         ("{% for m in messages * 3 %}{% if loop.index == 2 %}{% break %}{% endif %}x{% endfor %}", "x"),
         ("{{ strftime_now('%%') }}", "%"),
+        ("{{ date_string == strftime_now('%d %b %Y') }}", "True"),
+        ("{{ datetime == strftime_now('%b %d %Y') }}", "True"),
     ],
 )
 def test_a_template_makes_text_of_values(source: str, text: str) -> None:

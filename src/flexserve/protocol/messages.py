@@ -22,9 +22,9 @@ from flexserve.protocol.memory import Grant, NeedMemory, Pin, Recall, Recalled, 
 from flexserve.protocol.model_options import ModelOptions
 from flexserve.protocol.requests import Cancel, Convert, Embed, Generate, Try, Warm
 from flexserve.protocol.sealed_messages import Sealed, SealedPart
-from flexserve.protocol.statuses import KvStatus, MemoryStatus, ModelStatus, NpuStatus
+from flexserve.protocol.statuses import ComputeStatus, KvStatus, MemoryStatus, ModelStatus, NpuStatus
 
-PROTOCOL_VERSION = 21
+PROTOCOL_VERSION = 22
 # Of the messages' schema, by version: it is another one whenever a message changes, and a line is added here.
 SCHEMA_DIGESTS = {
     5: "57db8b74f59f63a2",
@@ -44,6 +44,7 @@ SCHEMA_DIGESTS = {
     19: "a8713e4016347b69",
     20: "8f066b9c891d5a2b",
     21: "6f49101fbe54556b",
+    22: "06f6a6a7d2952b3c",
 }
 
 
@@ -105,6 +106,7 @@ class Status(Message, frozen=True):
     running: Count
     kv: KvStatus = msgspec.field(default_factory=KvStatus)
     npu: NpuStatus | None = None  # None: there is none
+    computed: ComputeStatus = msgspec.field(default_factory=ComputeStatus)
 
 
 ToSecure = (

@@ -101,6 +101,14 @@ class KvStatus(msgspec.Struct, forbid_unknown_fields=True):
     resumed_ms: Millis = 0.0  # … and how long that took
 
 
+class ComputeStatus(Struct, frozen=True):
+    """What was computed since the start, as policy counts it. Texts of one request count as one graph."""
+
+    graphs: Count = 0
+    requests: Count = 0  # that had a part in each, summed up
+    checks: Count = 0  # graphs that checked guesses of a draft
+
+
 class NpuStatus(Struct, frozen=True):
     """The NPU as the secure world sees it, and what it did since the start."""
 

@@ -183,7 +183,10 @@ class SecureWorld:
             os_rss=self._resources.host.resident(),
         )
         kv = self._app.kv_status()
-        return Status(serial, self._model_statuses(), memory, queued, running, kv, self._npu_status())
+        return Status(
+            *(serial, self._model_statuses(), memory, queued, running, kv, self._npu_status()),
+            computed=self._scheduler.computed(),
+        )
 
     def _model_statuses(self) -> list[ModelStatus]:
         rewarmed = self._memory.rewarmed()

@@ -28,6 +28,7 @@ class Guesses:
         self._app, self._prefetch, self._refused = app, prefetch, refused
         self._drafts: Mapping[str, str] = {}
         self._policies: dict[tuple[str, str], Guessing] = {}  # by model and draft
+        self.checks = 0  # graphs that checked guesses
         self._unfit: set[tuple[str, str]] = set()
 
     def use(self, drafts: Mapping[str, str]) -> None:
@@ -54,6 +55,7 @@ class Guesses:
         progress = step()
         seconds = time.monotonic() - guessed
         if made:
+            self.checks += 1
             policy.checked(made, sum(one.right for one in progress), guessed - began, seconds)
         else:
             policy.computed(seconds)

@@ -22,6 +22,7 @@ from flexserve.policy.schedule import Lane, Turns
 from flexserve.protocol.answers import Failed, Finished
 from flexserve.protocol.failures import failure_of, foreseen
 from flexserve.protocol.messages import Computing, Standstill
+from flexserve.protocol.statuses import ComputeStatus
 from flexserve.protocol.trusted_app import Progress, Ticket, TrustedApp, Work
 from flexserve.serving.guesses import Guesses
 from flexserve.serving.memory_manager import MemoryManager
@@ -36,9 +37,9 @@ _WITHOUT_WEIGHTS = (Work.TRY, Work.CONVERT)  # one brings them in by itself, one
 class Scheduler:
     """Takes requests, has them run by `app`, reports their ends through `send`.
 
-    `submit`, `cancel`, `counts`, `memory_changed` and `drain` may be called from any thread. `limit`:
-    requests that may wait; `sequences`: generations that a model computes at once; `patience`: seconds that
-    the engine may stand still.
+    `submit`, `cancel`, `counts`, `computed`, `memory_changed` and `drain` may be called from any thread.
+    `limit`: requests that may wait; `sequences`: generations that a model computes at once; `patience`:
+    seconds that the engine may stand still.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Scheduler:
         self._batches: dict[str, dict[int, Request]] = {}  # generations that began; the engine thread's own …
         self._batching: dict[str, Batching] = {}
         self._guesses = Guesses(app, memory.prefetch, models.record)
+        self._graphs = self._parts = 0  # computed, and requests in them
         self._told = ""  # … as is the model that the normal world believes to be computing
         self._watchdog = Watchdog(
             app.last_moved,
@@ -103,6 +105,10 @@ class Scheduler:
         """Return how many requests (wait, run)."""
         with self._changed:
             return len(self._requests.waiting()), len(self._requests.running())
+
+    def computed(self) -> ComputeStatus:
+        """Return what was computed since the start."""
+        return ComputeStatus(self._graphs, self._parts, self._guesses.checks)
 
     def memory_changed(self) -> None:
         """Have the housekeeping look again, in the next quiet moment: the OS took memory."""
@@ -271,6 +277,7 @@ class Scheduler:
 
         finished = self._memory.with_memory(ticket.model, run)
         if ticket.work is Work.EMBED:
+            self._count(1)
             self._memory.invoked(ticket.model, finished.usage.prompt_tokens, ticket.next_model)
         return finished
 
@@ -296,10 +303,16 @@ class Scheduler:
                 self._memory.provide_weights(model)
                 return self._app.step(model, chosen, limit)
 
+            self._count(len(chosen))
             for progress in self._guesses.stepped(model, [batch[number] for number in chosen], step):
                 self._advance(batch[progress.request], progress)
         if not batch:
             del self._batches[model], self._batching[model]
+
+    def _count(self, requests: int) -> None:
+        """Count a graph for so many requests. The engine thread alone does."""
+        self._graphs += 1
+        self._parts += requests
 
     def _advance(self, request: Request, progress: Progress) -> None:
         """Record where a generation is; end it when it is over."""

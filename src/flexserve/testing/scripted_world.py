@@ -57,7 +57,14 @@ from flexserve.protocol.notation import Notation
 from flexserve.protocol.prompts import AskTemplate, ChatPrompt, ToTokens
 from flexserve.protocol.requests import Cancel, Convert, Embed, Generate, Warm
 from flexserve.protocol.sealed_messages import Sealed
-from flexserve.protocol.statuses import Abilities, Description, Failure, MemoryStatus, ModelStatus
+from flexserve.protocol.statuses import (
+    Abilities,
+    ComputeStatus,
+    Description,
+    Failure,
+    MemoryStatus,
+    ModelStatus,
+)
 from flexserve.trusted.identity.identity import Facts, Identity
 from flexserve.trusted.sessions.clock import steady_clock
 from flexserve.trusted.sessions.receipts import Receipts
@@ -81,6 +88,7 @@ ABILITIES = Abilities(
     ranks=True,
 )
 DESCRIPTION = Description("ab" * 32, 1000, 1_700_000_000, "llama", 8_030_261_248, "Q4_0", 8192, 4096, 4)
+COMPUTED = ComputeStatus(graphs=20, requests=30, checks=2)
 # Who it is: a root and a part of its own.
 IDENTITY = Identity(b"s" * 32, lambda: Measurement({"script": b"s" * 64}, 0.0), 1.0, {"program": "scripted"})
 FACTS = Facts("script", {"memory": "none"}, [AttestedModel(DESCRIPTION.digest)])
@@ -360,7 +368,7 @@ class ScriptedWorld:
             for name in self._script.models
         ]
         memory = MemoryStatus(CHUNK, 0, self._held, 0, self._held, self._held + 1)
-        return Status(serial, models, memory, queued=0, running=len(self._requests))
+        return Status(serial, models, memory, queued=0, running=len(self._requests), computed=COMPUTED)
 
     def _recalled(self, message: Recall) -> Recalled:
         size = self._held if message.demand is None else min(self._held, message.demand)

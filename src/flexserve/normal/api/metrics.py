@@ -22,7 +22,7 @@ from flexserve.normal.metrics import (
     totals,
 )
 from flexserve.normal.world import World, WorldReport
-from flexserve.protocol.statuses import NpuStatus
+from flexserve.protocol.statuses import ComputeStatus, NpuStatus
 
 _STARTED = str(int(time.time()))  # which process counts: its numbers begin at 0
 _KV_OUTCOMES = ("sealed", "resumed", "damaged", "dropped")
@@ -35,15 +35,17 @@ async def metrics(request: Request) -> Response:
     """Show numbers for Prometheus. While the secure world is down, only those that do not come from it."""
     world = world_of(request)
     figures = world.metrics
-    in_flight = {"running": figures.running.total(), "waiting": figures.waiting.total()}
-    state = [*_lasting(world), *figures.llama.families(**in_flight)]
+    state = [*_lasting(world)]
+    computed = ComputeStatus()
     with contextlib.suppress(FlexServeError):
         report = await world.report()
         names = [model.name for model in report.status.models]
         world.metrics.forget(names)
         state += [*running_and_waiting(world.metrics, names), *_present(report)]
-    headers = {"Process-Start-Time-Unix": _STARTED}
-    return Response(world.metrics.text(state), headers=headers, media_type=CONTENT_TYPE)
+        computed = report.status.computed
+    in_flight = {"running": figures.running.total(), "waiting": figures.waiting.total()}
+    text = figures.text(state) + figures.llama.text(**in_flight, computed=computed)
+    return Response(text, headers={"Process-Start-Time-Unix": _STARTED}, media_type=CONTENT_TYPE)
 
 
 def _lasting(world: World) -> Iterator[Metric]:

@@ -24,6 +24,7 @@ from flexserve.testing.llama_server_tests.report import report
 _PARTS = ("/tools/server/tests/", "/models/")
 _PLUGIN = "flexserve.testing.llama_server_tests.adapter"
 _SECONDS = 3600  # for a file of tests
+_TEST_SECONDS = 300  # for one of them
 
 
 def main() -> None:
@@ -89,7 +90,15 @@ def _run(suite: Path, folder: Path, whose: str, names: list[str], peer: str | No
         environment["FLEXSERVE_SUITE_PEER"] = peer
     for name in names:
         command = [sys.executable, "-m", "pytest", "-c", "pytest.ini", "-p", _PLUGIN, "-m", "not slow"]
-        command += ["-q", "-p", "no:cacheprovider", "--junit-xml", str(results / f"{name}.xml")]
+        command += [
+            "-q",
+            "--timeout",
+            str(_TEST_SECONDS),
+            "-p",
+            "no:cacheprovider",
+            "--junit-xml",
+            str(results / f"{name}.xml"),
+        ]
         with (results / f"{name}.log").open("w") as log:
             subprocess.run(
                 [*command, f"unit/{name}.py"],

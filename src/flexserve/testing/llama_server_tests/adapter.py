@@ -167,6 +167,8 @@ class Adapter:
         if body.get("model") is not None:
             body["model"] = server.model_alias or "model"
         path = path.partition("?")[0]
+        if server.reasoning == "off" and "messages" in body:
+            body.setdefault("enable_thinking", False)
         if server.debug and path.endswith("/chat/completions"):
             body.setdefault("verbose", True)
         if path in _SAMPLED:

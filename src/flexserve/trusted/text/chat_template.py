@@ -126,9 +126,11 @@ class ChatTemplate:
 
     def _variables(self, prompt: ChatPrompt) -> dict[str, Any]:
         """Return what the template gets beside the messages."""
-        values = json.loads(prompt.values) if prompt.values else {}
-        if prompt.thinking is not None:  # the names that templates have for it
-            values = {"enable_thinking": prompt.thinking, "thinking": prompt.thinking} | values
+        # The names that templates have for it. If nothing is said, the first is true, as with llama-server.
+        thinking = {"enable_thinking": True}
+        if prompt.thinking is not None:
+            thinking = {"enable_thinking": prompt.thinking, "thinking": prompt.thinking}
+        values = thinking | (json.loads(prompt.values) if prompt.values else {})
         values |= self._values
         if prompt.tools is not None:
             values["tools"] = tools_of(prompt)

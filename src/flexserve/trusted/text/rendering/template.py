@@ -73,9 +73,9 @@ class Template:
     def _render(self, values: dict[str, Any]) -> Result:
         parts: list[str] = []
         size = 0
-        if self._functions:  # Firefunction's names: the tools as a text, and the day
-            functions = _to_json(values.get("tools") or [])
-            values = {"functions": functions, "datetime": f"{datetime.date.today():%Y-%m-%d}", **values}
+        values = {**_today(), **values}
+        if self._functions:  # Firefunction's name of the tools, as a text
+            values = {"functions": _to_json(values.get("tools") or []), **values}
         try:
             for part in self._template.generate(values):
                 size += len(part)
@@ -109,6 +109,12 @@ class Template:
         return (
             words[:_MOST_REFUSAL] if words == refusal else f"{words[:_MOST_REFUSAL].rstrip()} …" * bool(words)
         )
+
+
+def _today() -> dict[str, Any]:
+    """Return the day in the variables that templates have for it, as llama-server writes it there."""
+    today = datetime.date.today()
+    return {"date_string": f"{today:%d %b %Y}", "datetime": f"{today:%b %d %Y}"}
 
 
 def _failed(error: Exception) -> Result:
