@@ -21,9 +21,12 @@ def flexserve(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
-def test_a_server_is_what_was_measured_and_refused_when_one_digest_is_another(server: Server, tmp_path: Path):
+def test_a_server_is_what_was_measured_and_refused_when_one_digest_is_another(
+    server: Server, pytestconfig: pytest.Config, tmp_path: Path
+):
     policy = tmp_path / "policy.toml"
-    measured = flexserve("measure", "--json", "--policy", str(policy), folder=tmp_path)
+    measure = ("measure", "--json", "--platform", pytestconfig.getoption("platform"))
+    measured = flexserve(*measure, "--policy", str(policy), folder=tmp_path)
     assert measured.returncode == 0, measured.stderr
     attest = ("attest", "--json", "--policy", str(policy), "--socket", str(server.unix))
     refused = flexserve(*attest, folder=tmp_path)
