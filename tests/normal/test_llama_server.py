@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from flexserve.protocol.prompts import ChatPrompt, InfillPrompt, Snippet, TextPrompt, TokenPrompt
-from flexserve.protocol.requests import Generate
+from flexserve.protocol.requests import Convert, Generate
 from flexserve.testing.scripted_link import ScriptedLink
 from flexserve.testing.scripted_world import TEMPLATE, Behaviour, Script
 
@@ -276,6 +276,28 @@ async def test_going_on_can_be_asked_for_where_there_is_something_to_go_on_with(
     for messages, goes_on, status in ((begun, True, 200), (USER, True, 400), (USER, False, 200)):
         body = {"messages": messages, "continue_final_message": goes_on}
         assert (await client.post("/v1/chat/completions", json=body)).status_code == status
+
+
+@pytest.mark.parametrize(
+    ("fields", "opens"),
+    [
+        ({}, True),
+        ({"add_generation_prompt": True}, True),
+        ({"add_generation_prompt": False}, False),
+        ({"add_generation_prompt": True, "continue_final_message": True}, None),
+    ],
+)
+async def test_the_assistants_turn_is_begun_unless_the_request_says_otherwise(
+    client: httpx.AsyncClient, link: ScriptedLink, fields: dict[str, bool], opens: bool | None
+) -> None:
+    goes_on = "continue_final_message" in fields
+    messages = [*USER, {"role": "assistant", "content": "Whi"}] if goes_on else USER
+    response = await client.post("/apply-template", json={"messages": messages, **fields})
+    assert response.status_code == (400 if opens is None else 200)
+    if opens is not None:
+        asked = link.scripted.last(Convert).source
+        assert isinstance(asked, ChatPrompt)
+        assert asked.opens == opens
 
 
 async def test_texts_of_one_message_are_lines(client: httpx.AsyncClient, link: ScriptedLink) -> None:

@@ -57,6 +57,18 @@ async def test_an_answer_is_a_response_of_items(client: httpx.AsyncClient) -> No
     assert answer["instructions"] == "Be brief."
 
 
+async def test_it_takes_llama_servers_fields_of_sampling(
+    client: httpx.AsyncClient, link: ScriptedLink
+) -> None:
+    schema = {"text": {"format": {"type": "json_schema", "name": "a", "schema": {"type": "object"}}}}
+    await client.post("/v1/responses", json=body(seed=5, top_k=3, max_output_tokens=9, **schema))
+    sampling = link.scripted.last(Generate).sampling
+    assert (sampling.seed, sampling.top_k, sampling.max_tokens) == (5, 3, 9)
+    assert sampling.schema == '{"type":"object"}'
+    twice = await client.post("/v1/responses", json=body(json_schema={"type": "string"}, **schema))
+    assert twice.status_code == 400
+
+
 async def test_a_limit_makes_it_incomplete(client: httpx.AsyncClient) -> None:
     answer = (await client.post("/v1/responses", json=body(max_output_tokens=2))).json()
     assert answer["status"] == "incomplete"

@@ -122,6 +122,14 @@ CHAT = (
 )
 
 
+def test_a_text_that_begins_no_turn_of_the_assistant_ends_with_the_conversation() -> None:
+    turns = [USER, ChatMessage("assistant", "Yes")]
+    assert template(CHAT).render(ChatPrompt([USER], opens=False)) == "<user>hello"
+    assert template(CHAT).render(ChatPrompt(turns, opens=False)) == "<user>hello<assistant>Yes"
+    closed = template("").render(ChatPrompt([USER], opens=False, thinking=False))
+    assert closed == "<|im_start|>user\nhello<|im_end|>\n"
+
+
 def test_an_assistants_last_turn_is_gone_on_with() -> None:
     said = ChatMessage("assistant", "It is")
     assert template(CHAT).render(ChatPrompt([USER, said])) == "<user>hello<assistant>It is"

@@ -55,7 +55,7 @@ class ChatPrompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="c
     the template gets. `thinking`: whether the model is to think first; None: as its template has it.
     `thought_tokens`: after so many tokens of a thought its end is forced; None: never. Of an assistant's
     turn at the end the answer is the rest. `several`: where calls are confined to a grammar, there may be
-    more than one.
+    more than one. `opens`: the answer's turn is begun; else the text ends with the conversation.
     """
 
     messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=MAX_MESSAGES)]
@@ -65,6 +65,7 @@ class ChatPrompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="c
     thinking: bool | None = None
     thought_tokens: Annotated[int, Meta(ge=0, le=1 << 20)] | None = None
     several: bool = False
+    opens: bool = True
 
 
 class TextPrompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="text"):

@@ -49,7 +49,7 @@ REFUSED: Mapping[str, Refused] = {
     # llama-server
     "adaptive_decay": Refused("llama-server"),
     "adaptive_target": Refused("llama-server", (-1, -1.0)),
-    "add_generation_prompt": Refused("llama-server, vLLM", (True,), "Use `continue_final_message`"),
+    "add_generation_prompt": Refused("llama-server, vLLM", (True,), "Use /v1/chat/completions"),
     "chat_format": Refused("llama-server"),
     "chat_parser": Refused("llama-server"),
     "chat_template_kwargs": Refused("llama-server, vLLM", ({},)),

@@ -18,6 +18,7 @@ from flexserve.normal.api.parts import Parts
 from flexserve.normal.api.prompts import Text
 from flexserve.normal.api.reasoning import Effort, ReasoningFields
 from flexserve.normal.api.responses_form import ResponseForm
+from flexserve.normal.api.sampling_fields import SamplingFields, agreed
 from flexserve.normal.api.schemas import Body, ExactBody, ModelRequest, Tokens, refuse_unsupported
 from flexserve.normal.api.tools import (
     Choice,
@@ -161,14 +162,12 @@ class ResponseStreamOptions(ExactBody):
     include_obfuscation: bool | None = None
 
 
-class ResponsesRequest(ModelRequest):
-    """Body of POST /v1/responses."""
+class ResponsesRequest(SamplingFields, ModelRequest):
+    """Body of POST /v1/responses. It takes llama-server's fields of sampling, too."""
 
     input: Text | Annotated[list[Item], Field(min_length=1, max_length=MAX_MESSAGES)]
     instructions: Text | None = None
     max_output_tokens: Tokens | None = None
-    temperature: Annotated[float, Field(ge=0, le=5)] | None = None
-    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     include: list[str] | None = None
     stream: bool | None = None
@@ -246,13 +245,18 @@ class ResponsesRequest(ModelRequest):
             super().terms(key), progress=bool(self.return_progress and self.stream)
         )
 
-    def sampling(self) -> Sampling:
+    def sampling(self, **more: Any) -> Sampling:
         """Return how to sample."""
-        given = {"max_tokens": self.max_output_tokens, "temperature": self.temperature, "top_p": self.top_p}
-        chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         logprobs = (self.top_logprobs or 0) if self.with_logprobs else None
-        schema = self.text.schema_text() if self.text is not None else None
-        return Sampling(logprobs=logprobs, schema=schema, **chosen)
+        return super().sampling(logprobs=logprobs, **more)
+
+    def limits(self) -> dict[str, int | None]:
+        """Return the limit of the answer by the names that it has."""
+        return super().limits() | {"max_output_tokens": self.max_output_tokens}
+
+    def _schema(self) -> str | None:
+        said = self.text.schema_text() if self.text is not None else None
+        return agreed(**{"text.format": said, "json_schema": super()._schema()})
 
     def echo(self) -> Json:
         """Return what a response repeats of its request, with what is meant where nothing was said."""

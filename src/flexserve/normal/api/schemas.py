@@ -256,6 +256,9 @@ class ChatRequest(ReasoningFields, SamplingRequest):
     tool_choice: Choice | None = None
     parallel_tool_calls: bool | None = None
     n: Answers | None = Field(None, description="answers to each prompt")
+    add_generation_prompt: bool | None = Field(
+        None, description="false: the text ends with the conversation, and begins no turn of the assistant"
+    )
     continue_final_message: bool | None = Field(
         None, description="the answer goes on with the assistant's last turn, as it does if there is one"
     )
@@ -271,6 +274,12 @@ class ChatRequest(ReasoningFields, SamplingRequest):
                 {"param": "messages"},
             )
         goes_on = self.continue_final_message
+        if goes_on and self.add_generation_prompt:
+            raise PydanticCustomError(
+                "order",
+                "The assistant's turn is either begun or gone on with",
+                {"param": "add_generation_prompt"},
+            )
         if goes_on is not None and goes_on != (last == "assistant"):
             meant = "the assistant's" if goes_on else "not the assistant's"
             raise PydanticCustomError(
@@ -292,8 +301,9 @@ class ChatRequest(ReasoningFields, SamplingRequest):
         """Return the conversation."""
         tools, must_call = offered(self.tools, self.tool_choice)
         turns = [turn.message() for turn in self.messages]
+        opens = self.add_generation_prompt is not False or self.messages[-1].role == "assistant"
         several = self.most_calls > 1 and not isinstance(self.tool_choice, NamedChoice)
-        return ChatPrompt(turns, tools, must_call, several=several, **self.reasoning())
+        return ChatPrompt(turns, tools, must_call, several=several, opens=opens, **self.reasoning())
 
     @property
     def most_calls(self) -> int:

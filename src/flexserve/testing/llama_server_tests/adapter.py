@@ -171,10 +171,9 @@ class Adapter:
             body.setdefault("enable_thinking", False)
         if server.debug and path.endswith("/chat/completions"):
             body.setdefault("verbose", True)
-        if path in _SAMPLED:
+        if path in _SAMPLED or path in _LENGTHS:
             body.setdefault("seed", server.seed)
             body.setdefault("user", self.node)  # nothing is reused of what another test asked
-        if path in _SAMPLED or path in _LENGTHS:
             body.setdefault("temperature", server.temperature)
             if server.n_predict:
                 self._shorten(body, _LENGTHS.get(path, "n_predict"), server.n_predict)

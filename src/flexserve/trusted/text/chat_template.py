@@ -24,7 +24,7 @@ _DEFAULT_TEMPLATE = (
     "{% for message in messages %}"
     "<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
     "{% endfor %}"
-    "<|im_start|>assistant\n"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 HARMONY_START, HARMONY_FINAL = "<|start|>assistant", "<|channel|>final<|message|>"
 FUNCTIONARY = ">>>"  # everything that its models say has a recipient; "all" is the client
@@ -41,7 +41,6 @@ class ChatTemplate:
         self._values: dict[str, Any] = {
             "bos_token": self.beginning,
             "eos_token": self.end,
-            "add_generation_prompt": True,
         }
 
     @property
@@ -93,9 +92,12 @@ class ChatTemplate:
         template itself fails. None of them quotes the conversation.
         """
         *turns, last = prompt.messages
-        begun = last if last.role == "assistant" and not last.tool_calls and turns else None
+        goes_on = prompt.opens and last.role == "assistant" and not last.tool_calls and turns
+        begun = last if goes_on else None
         prompt = self._adapted(msgspec.structs.replace(prompt, messages=turns) if begun else prompt)
         text = self._rendered(prompt, self._variables(prompt))
+        if not prompt.opens:
+            return text
         if prompt.thinking is False or prompt.thought_tokens == 0:
             text = self._without_thought(text, prompt)
         if begun is not None:
@@ -131,7 +133,7 @@ class ChatTemplate:
         if prompt.thinking is not None:
             thinking = {"enable_thinking": prompt.thinking, "thinking": prompt.thinking}
         values = thinking | (json.loads(prompt.values) if prompt.values else {})
-        values |= self._values
+        values |= self._values | {"add_generation_prompt": prompt.opens}
         if prompt.tools is not None:
             values["tools"] = tools_of(prompt)
         return values
