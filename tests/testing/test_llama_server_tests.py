@@ -35,6 +35,17 @@ def test_what_the_peer_said_is_expected_where_the_suite_expects_other_words(tmp_
     assert pupil.matches("going", "Going on")
 
 
+def test_what_was_learned_of_one_file_of_tests_stays_when_another_is_run(tmp_path: Path) -> None:
+    for node, text in (("unit/test_a.py::test_a", "one"), ("unit/test_b.py::test_b", "two")):
+        teacher = Learned(tmp_path / "learned.json", teaching=True)
+        teacher.begin(node)
+        assert teacher.matches("going", text)
+        teacher.save()
+    pupil = Learned(tmp_path / "learned.json", teaching=False)
+    pupil.begin("unit/test_a.py::test_a")
+    assert pupil.matches("going", "one")
+
+
 def test_a_test_is_left_out_by_its_file_or_by_its_name() -> None:
     assert reason_of("unit/test_router.py::test_any[1]") == LEFT_OUT["test_router"]
     assert reason_of("unit/test_basic.py::test_no_ui") == LEFT_OUT["test_basic::test_no_ui"]

@@ -89,7 +89,7 @@ def _run(suite: Path, folder: Path, whose: str, names: list[str], peer: str | No
     if peer is not None:
         environment["FLEXSERVE_SUITE_PEER"] = peer
     for name in names:
-        command = [sys.executable, "-m", "pytest", "-c", "pytest.ini", "-p", _PLUGIN, "-m", "not slow"]
+        command = [sys.executable, "-m", "pytest", "-c", "pytest.ini", "-p", _PLUGIN]
         command += [
             "-q",
             "--timeout",

@@ -16,12 +16,12 @@ COUNTS = ("n_prompt", "n_predicted", "n_tokens", "n_token_output")  # parameters
 
 
 class Learned:
-    """What llama-server said in each test: written to `path` while `teaching`, else read from it."""
+    """What llama-server said in each test, read from `path`; what it says while `teaching` is added there."""
 
     def __init__(self, path: Path, *, teaching: bool) -> None:
         self._path, self.teaching = path, teaching
         self._said: dict[str, list[Any]] = {}
-        if not teaching and path.exists():
+        if path.exists():
             self._said = json.loads(path.read_text())
         self._left: list[Any] = []
         self._now = ""

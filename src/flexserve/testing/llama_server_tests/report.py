@@ -19,14 +19,25 @@ _HEAD = """# llama.cpp's own server tests
 
 The tests of llama-server, from the sources of the pinned llama-cpp-python, run against `flexserve serve`.
 Nothing of them is changed; an adapter (`flexserve.testing.llama_server_tests`) starts FlexServe where they
-start llama-server. Written by `python -m flexserve.testing.llama_server_tests FOLDER --llama-server PROGRAM
---document docs/llama-server-tests.md`, which fetches the sources by pip. It takes about an hour.
+start llama-server. Written in a checkout after `make setup` by
+
+    .venv/bin/python -m flexserve.testing.llama_server_tests FOLDER --llama-server PROGRAM \\
+        --document docs/llama-server-tests.md
+
+which fetches the sources by pip. It takes about an hour; `--only test_basic` runs one file of tests, and the
+report counts what FOLDER has results of. PROGRAM is a llama-server of the same sources:
+
+    pip download --no-deps --no-build-isolation --no-binary :all: llama-cpp-python==VERSION
+    tar xf llama_cpp_python-VERSION.tar.gz
+    cmake -S llama_cpp_python-VERSION/vendor/llama.cpp -B BUILD -DCMAKE_BUILD_TYPE=Release \\
+        -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_WEBUI=OFF
+    cmake --build BUILD --target llama-server     # it is BUILD/bin/llama-server
 
 - **Models**: random weights in the shapes that the tests need, with llama.cpp's own vocabularies.
 - **Words and counts**: where a test expects words of its model, or a number of tokens by a parameter, what
   llama-server says with the same model of ours is expected instead: to the letter, by the same seed.
 - **Options**: what llama-server gets by its command line and FlexServe by the request (seed, temperature,
-  length) is put into requests that do not say it. A `model` that the request makes up is replaced by the
+  length, whether to think) is put into requests that do not say it. A `model` that the request makes up is replaced by the
   name of the one that is served: FlexServe refuses a name that it does not know.
 - **Applicable** is a test that llama-server passes with these models, and that is about something that
   FlexServe has. All others are counted below, with the reason.
