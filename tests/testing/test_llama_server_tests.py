@@ -67,6 +67,8 @@ def test_the_report_counts_what_applies_and_gives_a_reason_for_the_rest(tmp_path
     assert "**1** (50 % of those run)" in text
     assert "| `test_a::bad` | 1 | not looked into yet |" in text
     assert "| 1 | pages |" in text
+    assert "| `test_a::good` | 1 | 1 |" in text
+    assert "| `test_a::late` | 1 | 0 |" in text
     assert "| 1 | llama-server itself fails it" in text
 
 

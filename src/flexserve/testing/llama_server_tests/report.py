@@ -37,8 +37,8 @@ report counts what FOLDER has results of. PROGRAM is a llama-server of the same 
 - **Words and counts**: where a test expects words of its model, or a number of tokens by a parameter, what
   llama-server says with the same model of ours is expected instead: to the letter, by the same seed.
 - **Options**: what llama-server gets by its command line and FlexServe by the request (seed, temperature,
-  length, whether to think) is put into requests that do not say it. A `model` that the request makes up is replaced by the
-  name of the one that is served: FlexServe refuses a name that it does not know.
+  length, whether to think) is put into requests that do not say it. A `model` that the request makes up is
+  replaced by the name of the one that is served: FlexServe refuses a name that it does not know.
 - **Applicable** is a test that llama-server passes with these models, and that is about something that
   FlexServe has. All others are counted below, with the reason.
 
@@ -86,6 +86,7 @@ def report(peer_files: Sequence[Path], our_files: Sequence[Path]) -> str:
     parts = [_HEAD, *_table(passed, failed, missing), *_failures(failed)]
     parts.append("\n## Not applicable\n\n| tests | reason |\n|---:|---|\n")
     parts += [f"| {count} | {reason} |\n" for reason, count in left_out.most_common()]
+    parts += _every(passed, failed, missing)
     return "".join(parts)
 
 
@@ -123,3 +124,11 @@ def _failures(failed: Sequence[str]) -> list[str]:
     return rows + [
         f"| `{test}` | {count} | {reason} |\n" for (test, reason), count in sorted(reasons.items())
     ]
+
+
+def _every(passed: Sequence[str], failed: Sequence[str], missing: Sequence[str]) -> list[str]:
+    """Return what became of each applicable test, its cases counted."""
+    cases = Counter(name.partition("[")[0] for name in [*passed, *failed, *missing])
+    good = Counter(name.partition("[")[0] for name in passed)
+    rows = ["\n## Each applicable test\n\n| test | cases | pass |\n|---|---:|---:|\n"]
+    return rows + [f"| `{test}` | {count} | {good[test]} |\n" for test, count in sorted(cases.items())]
