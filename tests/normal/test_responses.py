@@ -60,7 +60,9 @@ async def test_an_answer_is_a_response_of_items(client: httpx.AsyncClient) -> No
 async def test_it_takes_llama_servers_fields_of_sampling(
     client: httpx.AsyncClient, link: ScriptedLink
 ) -> None:
-    schema = {"text": {"format": {"type": "json_schema", "name": "a", "schema": {"type": "object"}}}}
+    schema: dict[str, Any] = {
+        "text": {"format": {"type": "json_schema", "name": "a", "schema": {"type": "object"}}}
+    }
     await client.post("/v1/responses", json=body(seed=5, top_k=3, max_output_tokens=9, **schema))
     sampling = link.scripted.last(Generate).sampling
     assert (sampling.seed, sampling.top_k, sampling.max_tokens) == (5, 3, 9)
