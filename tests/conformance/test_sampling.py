@@ -72,6 +72,21 @@ def test_lm_evals_loglikelihood_finds_what_it_reads(server: Server) -> None:
     assert body["usage"]["completion_tokens"] == 2
 
 
+def test_probabilities_after_the_samplers_are_of_the_tokens_that_they_left(server: Server) -> None:
+    body = {"model": "tiny", "prompt": TEXT, "n_probs": 10, "post_sampling_probs": True, "n_predict": 6}
+    answer = httpx.post(
+        f"{server.url}/completion",
+        json=body | {"top_k": 3, "temperature": 1, "seed": 7},
+        headers={"Authorization": f"Bearer {KEY}"},
+        timeout=120,
+    )
+    assert answer.status_code == 200, answer.text
+    for token in answer.json()["completion_probabilities"]:
+        left = [other["prob"] for other in token["top_probs"]]
+        assert 0 < len(left) <= 3
+        assert sum(left) == pytest.approx(1)
+
+
 def test_an_answer_follows_its_grammar(server: Server, client: openai.OpenAI) -> None:
     grammar = 'root ::= "I say: " word (" and " word){2}\nword ::= "yes" | "no" | [a-z]{3}'
     text = complete(server, TEXT, grammar=grammar, max_tokens=60, temperature=1)["choices"][0]["text"]

@@ -175,16 +175,11 @@ class Adapter:
             body.setdefault("seed", server.seed)
             body.setdefault("user", self.node)  # nothing is reused of what another test asked
             body.setdefault("temperature", server.temperature)
-            if server.n_predict:
-                self._shorten(body, _LENGTHS.get(path, "n_predict"), server.n_predict)
+            name = _LENGTHS.get(path, "n_predict")
+            said = any(body.get(key) is not None for key in (name, "max_tokens", "max_completion_tokens"))
+            if server.n_predict and not said:
+                body[name] = server.n_predict
         return body
-
-    @staticmethod
-    def _shorten(body: dict[str, Any], name: str, most: int) -> None:
-        given = next((key for key in ("max_tokens", "max_completion_tokens", name) if body.get(key)), name)
-        limit = body.get(given, -1)
-        if isinstance(limit, int) and most > 0:
-            body[given] = most if limit < 0 else min(limit, most)
 
 
 class _Completing(httpx.HTTPTransport):

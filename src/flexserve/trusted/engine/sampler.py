@@ -8,6 +8,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.ctypeslib import (
+    as_array,
+)  # numpy itself would import it when it is first asked for, in the sandbox
 from numpy.typing import NDArray
 
 from flexserve.errors import CallerError
@@ -154,7 +157,7 @@ class Candidates:
 
     def left(self) -> list[tuple[int, float]]:
         """Return the tokens that a sampler chain left, with their log-probabilities, likeliest first."""
-        left = np.ctypeslib.as_array(self.array.data, (self.array.size,))
+        left = as_array(self.array.data, (self.array.size,))
         scores = left["logit"].astype(np.float64)
         scores -= scores.max() + np.log(np.exp(scores - scores.max()).sum())
         order = np.argsort(-scores, kind="stable")
