@@ -233,7 +233,9 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
         adapter.start(server, start)
 
     def make_request(server: Server, method: str, path: str, data: Any = None, *a: Any, **k: Any) -> Any:
-        return ask(server, method, path, adapter.completed(server, path, data), *a, **k)
+        found = ask(server, method, path, adapter.completed(server, path, data), *a, **k)
+        found.headers = httpx.Headers(found.headers)  # whose names mean the same in small letters
+        return found
 
     def make_stream(server: Server, method: str, path: str, data: Any = None, *a: Any, **k: Any) -> Any:
         return stream(server, method, path, adapter.completed(server, path, data), *a, **k)
