@@ -6,10 +6,11 @@ key or a value out of bounds is an error that says where it came from.
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -27,6 +28,7 @@ from flexserve.units import GIB, MIB, parse_size
 
 if TYPE_CHECKING:
     from flexserve.normal.address import Address
+    from flexserve.normal.api.keys import Key
     from flexserve.protocol.launch import SecureOptions
 
 _PREFIX = "FLEXSERVE_"
@@ -109,7 +111,10 @@ class Settings(BaseSettings):
         None, description="More keys that a server accepts, separated by commas."
     )
     api_key_file: Location | None = Field(
-        None, description="File of keys that a server accepts, one per line."
+        None, description="File of keys that a server accepts; `flexserve api-key` writes it."
+    )
+    audit_file: Location | None = Field(
+        None, description="File that gets a line for each request: who asked for what, and what came of it."
     )
     allowed_hosts: Annotated[list[str], NoDecode, BeforeValidator(_names), AfterValidator(_check_names)] = (
         Field([], description="Names that the server may be called by besides its own, as a proxy's.")
@@ -176,6 +181,12 @@ class Settings(BaseSettings):
     rewarm: bool = Field(
         True, description="Bring such models back when nobody needs the memory, before a request asks."
     )
+    drain: Annotated[float, BeforeValidator(parse_duration)] = Field(
+        10.0, ge=0, le=86400, description='What running requests get when the server is to end: "10s", "5m".'
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="What a server logs on standard error; debug has the probes of monitoring, too."
+    )
 
     @classmethod
     def settings_customise_sources(
@@ -215,13 +226,15 @@ class Settings(BaseSettings):
             make_private(path.parent, f"The folder {path.parent} of the server's socket")
         return path
 
-    def server_keys(self) -> list[str]:
+    def server_keys(self) -> list[Key]:
         """Return the keys that a server accepts; none: it lets everybody in. Raises CallerError."""
-        from flexserve.normal.api.keys import read_keys
+        from flexserve.normal.api.keys import Key
+        from flexserve.normal.key_file import read_keys
 
-        keys = [self.api_key.get_secret_value()] if self.api_key else []
-        if self.api_keys:
-            keys += [key.strip() for key in self.api_keys.get_secret_value().split(",") if key.strip()]
+        keys = [Key.of("api_key", self.api_key.get_secret_value())] if self.api_key else []
+        more = self.api_keys.get_secret_value().split(",") if self.api_keys else []
+        given = [key.strip() for key in more if key.strip()]
+        keys += [Key.of(f"api_keys-{number}", key) for number, key in enumerate(given, 1)]
         return keys + (read_keys(self.api_key_file) if self.api_key_file else [])
 
     def secure_options(self) -> SecureOptions:
@@ -280,6 +293,7 @@ def load(**flags: object) -> Settings:
     Raises CallerError for a value that cannot be used, naming the place it came from.
     """
     given = {name: value for name, value in flags.items() if value is not None}
+    _refuse_unknown_variables()
     try:
         chosen = Settings(**given)  # type: ignore[arg-type]  # checked there
     except ValidationError as error:
@@ -287,7 +301,7 @@ def load(**flags: object) -> Settings:
         name = str(defect["loc"][0]) if defect["loc"] else "?"
         reason = defect["msg"].removeprefix("Value error, ")
         if defect["type"] == "extra_forbidden":
-            reason = "there is no such setting"
+            reason = f"there is no such setting{_meant(name, Settings.model_fields)}"
         raise CallerError(
             f"{origin(name, given)}: {reason}.",
             hint="`flexserve config --schema` lists the settings.",
@@ -301,6 +315,24 @@ def load(**flags: object) -> Settings:
             code="bad_setting",
         )
     return chosen
+
+
+def _refuse_unknown_variables() -> None:
+    """Raise CallerError when the environment has a variable of ours that sets nothing: a misspelt one."""
+    known = {_PREFIX + name.upper() for name in Settings.model_fields}
+    for variable in sorted(os.environ):
+        if variable.upper().startswith(_PREFIX) and variable.upper() not in known:
+            raise CallerError(
+                f"{variable}: there is no such setting{_meant(variable.upper(), known)}.",
+                hint=f"Correct it, or `unset {variable}`; `flexserve config --schema` lists the settings.",
+                code="bad_setting",
+            )
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    """Return, for the end of a sentence, which of the `known` names `name` may stand for."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; {close[0]} is one" if close else ""
 
 
 def origin(name: str, flags: Mapping[str, object] | None = None) -> str:

@@ -10,6 +10,7 @@ from servers import Cli
 
 from flexserve import settings
 from flexserve.errors import CallerError
+from flexserve.normal.api.keys import digest_of
 
 
 @pytest.fixture
@@ -160,7 +161,10 @@ def test_keys_are_known_and_never_shown(cli: Cli, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("FLEXSERVE_API_KEYS", "sk-of-ada, sk-of-bob")
     monkeypatch.setenv("FLEXSERVE_API_KEY_FILE", str(file))
     loaded = settings.load()
-    assert loaded.server_keys() == ["sk-of-mine", "sk-of-ada", "sk-of-bob", "sk-of-the-file"]
+    keys = loaded.server_keys()
+    assert [key.name for key in keys] == ["api_key", "api_keys-1", "api_keys-2", "line-1"]
+    given = ["sk-of-mine", "sk-of-ada", "sk-of-bob", "sk-of-the-file"]
+    assert [key.digest for key in keys] == [digest_of(key.encode()) for key in given]
     assert loaded.address().key == "sk-of-mine"
     for arguments in (["config"], ["config", "--json"]):
         result = cli(*arguments)

@@ -253,7 +253,7 @@ def test_serve_takes_keys_and_can_do_without_tcp(
     assert cli("serve", *arguments).exit_code == 0
     (options,) = served
     assert (options.host, options.unix_socket) == (None, tmp_path / "s")
-    assert list(options.api_keys) == ["sk-of-the-file"]
+    assert [key.name for key in options.api_keys] == ["line-1"]
     assert "sk-" not in repr(options)
 
 

@@ -24,6 +24,7 @@ from flexserve.errors import (
 )
 from flexserve.normal import supervisor
 from flexserve.normal.api import envelope
+from flexserve.normal.api.admission import LOOPBACK_NAMES, Admission
 from flexserve.normal.api.app import create_app
 from flexserve.normal.api.errors import from_error
 from flexserve.normal.supervisor import WorldState
@@ -177,7 +178,7 @@ async def test_loopback_names_are_accepted(client: httpx.AsyncClient, host: str)
 async def test_on_every_address_a_server_is_called_by_its_names_and_pages_are_its_own(
     world: World, host: str, headers: dict[str, str], status: int
 ) -> None:
-    app = create_app(world, hosts=[*envelope.LOOPBACK_NAMES, "proxy.example"])
+    app = create_app(world, Admission(hosts=[*LOOPBACK_NAMES, "proxy.example"]))
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://192.0.2.1") as client:
         assert (await client.get("/health", headers={"Host": host, **headers})).status_code == status

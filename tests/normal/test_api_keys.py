@@ -9,17 +9,19 @@ import httpx
 import pytest
 
 from flexserve.errors import CallerError
+from flexserve.normal.api.admission import Admission
 from flexserve.normal.api.app import create_app
-from flexserve.normal.api.keys import Keys, key_of, owner_of, read_keys
+from flexserve.normal.api.keys import Key, Keys, key_of, owner_of
+from flexserve.normal.key_file import read_keys
 from flexserve.normal.world import World
 
 pytestmark = pytest.mark.anyio
-KEYS = Keys(["sk-first-key", "sk-second-key"])
+KEYS = Keys([Key.of("first", "sk-first-key"), Key.of("second", "sk-second-key")])
 
 
 @pytest.fixture
 async def guarded(world: World) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(create_app(world, keys=KEYS), raise_app_exceptions=True)
+    transport = httpx.ASGITransport(create_app(world, Admission(keys=KEYS)), raise_app_exceptions=True)
     async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
         yield client
 
@@ -62,15 +64,17 @@ async def test_without_keys_everybody_is_let_in(client: httpx.AsyncClient) -> No
 @pytest.mark.parametrize("key", ["short", "with a space", "schlüssel-lang", "x" * 600, "line\nbreak"])
 def test_a_key_that_no_client_could_send_is_refused_unquoted(key: str) -> None:
     with pytest.raises(CallerError) as caught:
-        Keys(["a-good-key", key])
+        Key.of("mine", key)
     assert key not in str(caught.value)
-    assert "2" in caught.value.message
+    assert "mine" in caught.value.message
 
 
 def test_only_whole_keys_count() -> None:
-    assert KEYS.admit(b"sk-first-key")
+    found = KEYS.find(b"sk-first-key")
+    assert found is not None
+    assert found.name == "first"
     for wrong in (b"", b"sk-first-ke", b"sk-first-keyy", b"sk-second-key\x00", b"\xff" * 12):
-        assert not KEYS.admit(wrong)
+        assert KEYS.find(wrong) is None
     assert key_of({"authorization": "Bearer"}) == key_of({}) == b""
     assert key_of({"x-api-key": "sk-first-key"}) == b"sk-first-key"
     assert key_of({"authorization": "Bearer a", "x-api-key": "b"}) == b"a"
@@ -86,7 +90,8 @@ def test_a_file_of_keys(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text("# for the house\nsk-first-key\n\n  sk-second-key  \n")
     path.chmod(0o600)
-    assert read_keys(path) == ["sk-first-key", "sk-second-key"]
+    assert [key.name for key in read_keys(path)] == ["line-2", "line-4"]
+    assert Keys(read_keys(path)).find(b"sk-second-key") is not None
     for content in (b"", b"# none\n", b"\xff\xfe"):
         path.write_bytes(content)
         with pytest.raises(CallerError):

@@ -10,9 +10,10 @@ import pytest
 
 from flexserve.errors import CallerError
 from flexserve.normal import main
+from flexserve.normal.api.admission import Admission
 from flexserve.normal.api.app import create_app
 from flexserve.normal.api.cors import Origins
-from flexserve.normal.api.keys import Keys
+from flexserve.normal.api.keys import Key, Keys
 from flexserve.normal.world import World
 from flexserve.protocol.launch import SecureOptions
 
@@ -23,7 +24,9 @@ KEY = "sk-the-only-key"
 
 @pytest.fixture
 async def opened(world: World) -> AsyncIterator[httpx.AsyncClient]:
-    app = create_app(world, keys=Keys([KEY]), origins=Origins([APP, "http://localhost:3000"]))
+    app = create_app(
+        world, Admission(keys=Keys([Key.of("mine", KEY)]), origins=Origins([APP, "http://localhost:3000"]))
+    )
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
         yield client

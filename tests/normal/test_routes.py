@@ -12,8 +12,9 @@ import structlog
 from fastapi.routing import APIRoute
 
 from flexserve.normal.api import envelope, llama_server
+from flexserve.normal.api.admission import Admission
 from flexserve.normal.api.app import FACADES, create_app
-from flexserve.normal.api.keys import Keys
+from flexserve.normal.api.keys import Key, Keys
 from flexserve.normal.world import World
 from flexserve.testing.scripted_link import ScriptedLink
 
@@ -52,7 +53,7 @@ def said(path: str, body: Any) -> str:
 
 @pytest.fixture
 async def guarded(world: World) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(create_app(world, keys=Keys([KEY])))
+    transport = httpx.ASGITransport(create_app(world, Admission(keys=Keys([Key.of("mine", KEY)]))))
     async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
         yield client
 

@@ -7,82 +7,18 @@ import os
 import resource
 import signal
 import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
-import msgspec
 import openai
 import pytest
+from server_process import SCRIPT, Server, ask, until
 
 from flexserve.errors import CallerError
 from flexserve.normal.main import ServeOptions, listening, serve, tcp_socket
 from flexserve.protocol.launch import SecureOptions
-from flexserve.testing.scripted_world import Behaviour, Fault, Script
-
-SCRIPT = Script(
-    models={
-        "tiny": Behaviour(),
-        "steady": Behaviour(tokens=["word "] * 40, token_delay=0.02),
-        "endless": Behaviour(tokens=["word "] * 9_000, token_delay=0.02),
-        "dies": Behaviour(tokens=["word "], token_delay=0.05, fault=Fault.DIE),
-        "garbage": Behaviour(fault=Fault.GARBAGE),
-        "forged": Behaviour(fault=Fault.FAIL),
-        "stuck": Behaviour(queue_delay=3600),
-    },
-    max_queue=3,
-)
-
-# What `flexserve serve` does, with the scripted world in the place of the real one.
-PROGRAM = """
-import dataclasses, sys
-from pathlib import Path
-from flexserve.errors import FlexServeError
-from flexserve.normal import world
-from flexserve.normal.main import ServeOptions, serve
-from flexserve.protocol.launch import SecureOptions
-
-def scripted(options, fd, *, program):
-    module = "flexserve.testing.scripted_world"
-    return [sys.executable, "-I", "-m", module, "--channel-fd", str(fd), "--script", sys.argv[1]]
-
-world.secure_command = scripted
-secure = SecureOptions(store=Path("/none"), device_key=Path("/none"))
-unix, drain = Path(sys.argv[2]), float(sys.argv[3])
-try:
-    sys.exit(serve(ServeOptions(secure, port=0, unix_socket=unix, drain_seconds=drain, log_json=True)))
-except FlexServeError as error:
-    sys.exit(f"refused: {error}")
-"""
-
-
-class Server:
-    """A running server process."""
-
-    def __init__(self, folder: Path, script: Script = SCRIPT, *, drain: float = 20) -> None:
-        self.unix = folder / "s"
-        text = msgspec.json.encode(script).decode()
-        command = [sys.executable, "-c", PROGRAM, text, str(self.unix), str(drain)]
-        self.errors = (folder / "errors").open("w+")
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.errors, text=True)
-        assert self.process.stdout is not None
-        self.banner = [self.process.stdout.readline() for _ in range(3)]
-        self.url = self.banner[0].split()[3].rstrip(",") if self.banner[0] else ""
-
-    def openai(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=30)
-
-    def end(self, number: signal.Signals = signal.SIGINT) -> int:
-        self.process.send_signal(number)
-        return self.process.wait(60)
-
-    def log(self) -> str:
-        self.errors.seek(0)
-        return self.errors.read()
+from flexserve.testing.scripted_world import Script
 
 
 @pytest.fixture
@@ -100,15 +36,6 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
     yield server.openai()
     server.process.kill()
     server.process.wait()
-
-
-def ask(text: str = "hello") -> Any:
-    return [{"role": "user", "content": text}]
-
-
-def until(condition: Any) -> None:
-    while not condition():
-        time.sleep(0.02)
 
 
 def test_openai_chat(judge: openai.OpenAI) -> None:
@@ -260,8 +187,22 @@ def test_ctrl_c_lets_a_running_stream_finish_and_exits_with_zero(server: Server)
     assert not server.unix.exists()
 
 
-def test_sigterm_drains_too(server: Server) -> None:
-    assert server.end(signal.SIGTERM) == 0
+def test_while_it_drains_health_says_so_and_new_requests_are_503_with_the_time_to_retry(
+    server: Server,
+) -> None:
+    stream = iter(server.openai().chat.completions.create(model="steady", messages=ask(), stream=True))
+    next(stream)
+    server.process.send_signal(signal.SIGTERM)
+    until(lambda: "finishing" in server.log())
+    health = httpx.get(f"{server.url}/health")
+    assert (health.status_code, health.json()["status"]) == (503, "draining")
+    for path in ("/v1/chat/completions", "/api/chat"):
+        refused = httpx.post(f"{server.url}{path}", json={"model": "tiny", "messages": ask()})
+        assert refused.status_code == 503
+        assert int(refused.headers["Retry-After"]) >= 1
+        assert "shutting down" in refused.text
+    assert list(stream)[-1].choices[0].finish_reason == "stop"
+    assert server.process.wait(60) == 0
 
 
 def test_what_does_not_finish_in_time_is_told_so(tmp_path: Path) -> None:

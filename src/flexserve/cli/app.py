@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from flexserve import __version__
 from flexserve.cli import (
+    api_keys,
     attack,
     attestation,
     bench,
@@ -98,6 +99,7 @@ tune.register(app)
 attack.register(app)
 attestation.register(app)
 configuration.register(app)
+api_keys.register(app)
 doctor.register(app)
 
 

@@ -40,7 +40,7 @@ def connect(
     """
     from flexserve import settings
     from flexserve.normal import connect as connecting
-    from flexserve.normal.api.keys import read_keys
+    from flexserve.normal.key_file import read_keys
 
     if receipts is not None and not receipts.is_dir():
         raise CallerError(f"{receipts} is no folder.", hint="Make it first.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -30,7 +31,9 @@ from flexserve.units import format_size, parse_size
 
 if TYPE_CHECKING:
     from flexserve.normal.client import Client
+    from flexserve.normal.main import ServeOptions
     from flexserve.normal.reports import ModelState, NpuState, RecallResult, States
+    from flexserve.settings import Settings
 
 
 def register(app: typer.Typer) -> None:
@@ -49,7 +52,10 @@ def serve(
     unix_socket: UnixSocket = None,
     api_key_file: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Serve only who has one of these keys, one per line [everybody]."),
+        typer.Option(metavar="FILE", help="Serve only who has one of these keys (`api-key`) [everybody]."),
+    ] = None,
+    audit_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Append a line for each request: who asked for what.")
     ] = None,
     allowed_host: Annotated[
         list[str] | None,
@@ -124,14 +130,20 @@ def serve(
     ] = None,
     models: ModelsFolder = None,
     device_key: DeviceKeyFile = None,
+    drain: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="What running requests get at the end: 5m, seconds [10s]."),
+    ] = None,
     log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], typer.Option(help="What to log on standard error.")
-    ] = "info",
+        Literal["debug", "info", "warning", "error"] | None,
+        typer.Option(help="What to log on standard error [info]."),
+    ] = None,
 ) -> None:
     """Serve the models over HTTP until Ctrl-C.
 
     It speaks the APIs of OpenAI, Anthropic, ollama and llama-server: point a client at http://127.0.0.1:7077
-    (OpenAI's at /v1 below it). What runs at Ctrl-C gets ten seconds.
+    (OpenAI's at /v1 below it). What runs at Ctrl-C or SIGTERM gets the time that --drain says. SIGHUP has
+    keys and configuration read again.
     Nothing is encrypted on its way: with a --host that other machines reach, whoever is on the network
     between reads keys and conversations. Put a proxy that speaks HTTPS before it.
     """
@@ -139,34 +151,38 @@ def serve(
     from flexserve.cli.machine import machine_for
     from flexserve.cli.worlds import begin
 
-    chosen = settings.load(
-        host=host,
-        port=port,
-        unix_socket=unix_socket,
-        api_key_file=api_key_file,
-        allowed_hosts=allowed_host or None,
-        allowed_origins=allow_origin or None,
-        insecure=insecure,
-        platform=platform,
-        guest_memory=guest_memory,
-        guest_cpus=guest_cpus,
-        npu=npu,
-        memory=memory,
-        max_memory=max_memory,
-        threads=threads,
-        context=context,
-        kv_type=kv_type,
-        parallel=parallel,
-        kv_disk=kv_disk,
-        max_queue=max_queue,
-        step_seconds=step_seconds,
-        keep_alive=keep_alive,
-        cache_threshold=cache_threshold,
-        cache_top=cache_top,
-        rewarm=rewarm,
-        models=models,
-        device_key=device_key,
-    )
+    flags: dict[str, object] = {
+        "host": host,
+        "port": port,
+        "unix_socket": unix_socket,
+        "api_key_file": api_key_file,
+        "audit_file": audit_file,
+        "allowed_hosts": allowed_host or None,
+        "allowed_origins": allow_origin or None,
+        "insecure": insecure,
+        "platform": platform,
+        "guest_memory": guest_memory,
+        "guest_cpus": guest_cpus,
+        "npu": npu,
+        "memory": memory,
+        "max_memory": max_memory,
+        "threads": threads,
+        "context": context,
+        "kv_type": kv_type,
+        "parallel": parallel,
+        "kv_disk": kv_disk,
+        "max_queue": max_queue,
+        "step_seconds": step_seconds,
+        "keep_alive": keep_alive,
+        "cache_threshold": cache_threshold,
+        "cache_top": cache_top,
+        "rewarm": rewarm,
+        "models": models,
+        "device_key": device_key,
+        "drain": drain,
+        "log_level": log_level,
+    }
+    chosen = settings.load(**flags)
     if chosen.platform == "trustzone" and chosen.max_memory is not None:
         raise CallerError(
             "On the emulated machine its kernel decides how much models may take.",
@@ -174,29 +190,40 @@ def serve(
         )
     if chosen.memory == "plain":
         terminal.warn(terminal.UNPROTECTED)
-    secure = chosen.secure_options()
-    early = begin(ctx.obj, secure if chosen.platform == "linux" else None)
+    early = begin(ctx.obj, chosen.secure_options() if chosen.platform == "linux" else None)
     from flexserve.normal import main
 
     with machine_for(chosen) as machine:
-        options = main.ServeOptions(
-            secure,
-            host=None if chosen.host == "none" else chosen.host,
-            port=chosen.port,
-            unix_socket=chosen.server_socket(),
-            api_keys=chosen.server_keys(),
-            allowed_hosts=chosen.allowed_hosts,
-            allowed_origins=chosen.allowed_origins,
-            insecure=chosen.insecure,
-            max_memory=chosen.max_memory,
-            pins=chosen.pins,
-            model_options=chosen.model_options,
+        options = dataclasses.replace(
+            _serve_options(chosen),
             core=machine,
             early=early,
-            log_level=log_level,
+            reread=lambda: _serve_options(settings.load(**flags)),
         )
         status = main.serve(options)
     raise typer.Exit(status)
+
+
+def _serve_options(chosen: Settings) -> ServeOptions:
+    """Return how `chosen` settings have the normal world serve, wherever the secure one runs."""
+    from flexserve.normal.main import ServeOptions
+
+    return ServeOptions(
+        chosen.secure_options(),
+        host=None if chosen.host == "none" else chosen.host,
+        port=chosen.port,
+        unix_socket=chosen.server_socket(),
+        drain_seconds=chosen.drain,
+        api_keys=chosen.server_keys(),
+        audit_file=chosen.audit_file,
+        allowed_hosts=chosen.allowed_hosts,
+        allowed_origins=chosen.allowed_origins,
+        insecure=chosen.insecure,
+        max_memory=chosen.max_memory,
+        pins=chosen.pins,
+        model_options=chosen.model_options,
+        log_level=chosen.log_level,
+    )
 
 
 def ps(host: Host = None, port: Port = None, unix_socket: UnixSocket = None, as_json: AsJson = False) -> None:

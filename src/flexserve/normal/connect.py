@@ -21,8 +21,9 @@ from flexserve.attestation.verification import Verified, verify
 from flexserve.errors import CallerError
 from flexserve.normal import journal
 from flexserve.normal.api import verification
+from flexserve.normal.api.admission import Admission
 from flexserve.normal.api.app import FOR_MODELS, create_app
-from flexserve.normal.api.keys import Keys
+from flexserve.normal.api.keys import Key, Keys
 from flexserve.normal.known_roots import KnownRoots
 from flexserve.normal.main import address_of, http_server, stop_on_signals, tcp_socket
 from flexserve.normal.receipts import Receipts
@@ -43,7 +44,7 @@ class ConnectOptions:
     key: str = dataclasses.field(default="", repr=False)  # that the server wants
     host: str = "127.0.0.1"
     port: int = PORT  # 0: any free one, told in the banner
-    api_keys: Sequence[str] = dataclasses.field(default=(), repr=False)  # that clients of this machine send
+    api_keys: Sequence[Key] = ()  # that clients of this machine send
     receipts: Path | None = None  # folder to keep them in
     drain_seconds: float = 10.0
     log_level: str = "info"
@@ -103,7 +104,7 @@ async def _connect(options: ConnectOptions) -> int:
         stack.push_async_callback(world.close)
         trust = await world.trust()
         sock = stack.enter_context(tcp_socket(options.host, options.port))
-        app = create_app(world, keys=Keys(options.api_keys), facades=(*FOR_MODELS, verification))
+        app = create_app(world, Admission(keys=Keys(options.api_keys)), facades=(*FOR_MODELS, verification))
         app.state.receipts = receipts
         closing = stop_on_signals(lambda: None)
         server = http_server(app, closing, options.drain_seconds)

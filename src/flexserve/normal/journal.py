@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 
 import structlog
@@ -29,6 +30,13 @@ def configure(*, level: str = "info", json: bool | None = None) -> None:
     # The HTTP server's own records quote exceptions, whose text may quote a client. Ours say more.
     http = logging.getLogger("uvicorn")
     http.handlers, http.propagate = [logging.NullHandler()], False
+
+
+def go_silent() -> None:
+    """Write nothing more anywhere: the terminal that showed it is gone, and writing to it fails."""
+    with open(os.devnull, "w") as nowhere:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def configure_if_unset() -> None:

@@ -1,7 +1,8 @@
 """`flexserve serve`: the normal world as a program. HTTP in front, a secure world behind.
 
-Ctrl-C (or SIGTERM) drains: no new requests, running ones get `drain_seconds` to finish, the
-secure world gives its memory back and ends, exit status 0. A second one ends both at once.
+Ctrl-C (or SIGTERM) drains: new requests get 503, running ones `drain_seconds` to finish, /health says so,
+the secure world gives its memory back and ends, exit status 0. A second one ends both at once. SIGHUP has
+keys and configuration read again; where the terminal was closed it drains, as for any program in one.
 """
 
 from __future__ import annotations
@@ -23,22 +24,25 @@ import uvicorn
 from fastapi import FastAPI
 
 from flexserve.errors import CallerError, FlexServeError, NormalWorldError
-from flexserve.normal import journal
+from flexserve.normal import journal, service_manager
+from flexserve.normal.api.admission import LOOPBACK_NAMES, Admission
 from flexserve.normal.api.app import create_app
 from flexserve.normal.api.cors import Origins
-from flexserve.normal.api.envelope import LOOPBACK_NAMES
-from flexserve.normal.api.keys import Keys
+from flexserve.normal.api.keys import Key, Keys
+from flexserve.normal.audit_file import AuditFile
 from flexserve.normal.connections import Connection, Door
 from flexserve.normal.guest import SecureCore
 from flexserve.normal.launcher import TERM_GRACE
 from flexserve.normal.model_options import ModelChoices
 from flexserve.normal.pins import Pins
 from flexserve.normal.process import Started
+from flexserve.normal.reloading import Reloading
 from flexserve.normal.world import DRAIN, World, running_world
 from flexserve.policy.pressure import Limits
 from flexserve.protocol.launch import SecureOptions
 
 _BACKLOG = 128
+_STDIN = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -52,7 +56,8 @@ class ServeOptions:
     drain_seconds: float = DRAIN
     limits: Limits | None = None  # None: by the size of the machine
     max_memory: int | None = None  # bytes that are granted at most
-    api_keys: Sequence[str] = dataclasses.field(default=(), repr=False)  # none: everybody is let in
+    api_keys: Sequence[Key] = ()  # none: everybody is let in
+    audit_file: Path | None = None  # gets a line for each request
     allowed_hosts: Sequence[str] = ()  # names of this server besides its own, as of a proxy before it
     allowed_origins: Sequence[str] = ()  # of web pages from elsewhere that may call it; "*": all
     insecure: bool = False  # serve other machines without keys
@@ -60,6 +65,7 @@ class ServeOptions:
     model_options: Path | None = None  # file of how single models are served; None: as pins
     core: SecureCore | None = None  # the machine that the secure world runs on; None: this one
     early: Started | None = None  # a secure world that was started with the same options
+    reread: Callable[[], ServeOptions] | None = None  # the configuration as it is now; None: it stays
     log_level: str = "info"
     log_json: bool | None = None  # None: for people when standard error is a terminal
 
@@ -72,22 +78,15 @@ def serve(options: ServeOptions) -> int:
     world's own reason when it cannot start, and PeerError when it died too often.
     """
     journal.configure(level=options.log_level, json=options.log_json)
-    keys, origins = Keys(options.api_keys), Origins(options.allowed_origins)
-    if origins.any and not keys and not options.insecure:
-        raise CallerError(
-            "Any web page that is open on this machine would be served: there are no API keys.",
-            hint="Give --api-key-file FILE, or name the pages' origins; --insecure serves everybody.",
-            code="keys_needed",
-        )
     try:
-        return asyncio.run(_serve(options, keys, origins))
+        return asyncio.run(_serve(options))
     except KeyboardInterrupt:  # before the server was up: there was nothing to drain
         return 128 + signal.SIGINT
 
 
-async def _serve(options: ServeOptions, keys: Keys, origins: Origins) -> int:
+async def _serve(options: ServeOptions) -> int:
     with listening(options) as sockets:
-        _refuse_open_door(sockets, keys, insecure=options.insecure)
+        admission = _admission_of(options, sockets)
         running = running_world(
             options.secure,
             drain=0,
@@ -100,22 +99,52 @@ async def _serve(options: ServeOptions, keys: Keys, origins: Origins) -> int:
         )
         async with running as world:
             closing = asyncio.Event()
-            app = create_app(world, hosts=_allowed_hosts(options), keys=keys, origins=origins)
-            server = http_server(app, closing, options.drain_seconds)
+            server = http_server(create_app(world, admission), closing, options.drain_seconds)
             stop = stop_on_signals(world.kill)
+            _reload_on_hangup(Reloading(options, world, admission, lambda now: _admission_of(now, sockets)))
             serving = asyncio.create_task(server.serve(sockets=sockets), name="http")
             failed = asyncio.create_task(world.failed(), name="secure-world-failed")
             told = asyncio.create_task(stop.wait(), name="stop-signal")
             await _show_banner(world, sockets)
+            service_manager.tell("READY=1")
             await asyncio.wait({serving, failed, told}, return_when=asyncio.FIRST_COMPLETED)
+            service_manager.tell("STOPPING=1")
+            await world.drain(options.drain_seconds)  # /health says so meanwhile, and others hear 503
             closing.set()
-            await world.drain(options.drain_seconds)
             await serving
             told.cancel()
             if failed.done():
                 raise failed.result()
             failed.cancel()
     return 0
+
+
+def _admission_of(options: ServeOptions, sockets: list[socket.socket]) -> Admission:
+    """Return whom `options` let in. Raises CallerError when that is everybody, and nobody asked for it."""
+    keys, origins = Keys(options.api_keys), Origins(options.allowed_origins)
+    if origins.any and not keys and not options.insecure:
+        raise CallerError(
+            "Any web page that is open on this machine would be served: there are no API keys.",
+            hint="Give --api-key-file FILE, or name the pages' origins; --insecure serves everybody.",
+            code="keys_needed",
+        )
+    _refuse_open_door(sockets, keys, insecure=options.insecure)
+    audit = None if options.audit_file is None else AuditFile(options.audit_file)
+    return Admission(_allowed_hosts(options), keys, origins, audit)
+
+
+def _reload_on_hangup(reloading: Reloading) -> None:
+    """Have SIGHUP reload. A terminal that is closed sends it, too: that one ends the server, by SIGTERM."""
+    in_terminal = os.isatty(_STDIN)
+
+    def on_hangup() -> None:
+        if in_terminal and not os.isatty(_STDIN):
+            journal.go_silent()
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            reloading.reload()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, on_hangup)
 
 
 def http_server(app: FastAPI, closing: asyncio.Event, drain_seconds: float) -> uvicorn.Server:

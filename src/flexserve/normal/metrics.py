@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 
 from flexserve.normal.answer import AnswerMessage
 from flexserve.normal.llama_metrics import LlamaMetrics
+from flexserve.normal.quota import Quota
 from flexserve.protocol.answers import Delta, Failed, Finished, Started
 
 PREFIX = "flexserve"
@@ -36,6 +37,7 @@ class Metrics:
         self.first = self._histogram("time_to_first_token_seconds", "From receipt to the first text.", _FIRST)
         self.between = self._histogram("inter_token_latency_seconds", "From token to token.", _BETWEEN)
         self.whole = self._histogram("e2e_request_latency_seconds", "From receipt to the end.", _WHOLE)
+        self.queued = self._histogram("request_queue_time_seconds", "From receipt to its turn.", _FIRST)
         self.prompt = self._counter("prompt_tokens", "Tokens of prompts, the reused ones included.")
         self.cached = self._counter("prompt_tokens_cached", "Tokens of prompts whose KV was reused.")
         self.generated = self._counter("generation_tokens", "Tokens generated.")
@@ -52,9 +54,9 @@ class Metrics:
         self.llama = LlamaMetrics()
         self._seen: set[str] = set()
 
-    def follow(self, model: str) -> RequestRecord:
-        """Return the observer of a request to `model` that is just being made."""
-        return RequestRecord(self, model)
+    def follow(self, model: str, quota: Quota | None = None) -> RequestRecord:
+        """Return the observer of a request to `model` that is just being made, and that `quota` bounds."""
+        return RequestRecord(self, model, quota)
 
     def started(self, model: str) -> None:
         """Record that `model` exists."""
@@ -63,10 +65,10 @@ class Metrics:
     def forget(self, models: Collection[str]) -> None:
         """Drop the labels of models that are not among `models`."""
         for gone in self._seen - set(models):
-            for metric in (self.first, self.between, self.whole, self.prompt, self.cached, self.generated):
+            for metric in (self.first, self.between, self.whole, self.queued, self.ended):
                 metric.remove_by_labels({"model_name": gone})
-            self.restored.remove_by_labels({"model_name": gone})
-            self.ended.remove_by_labels({"model_name": gone})
+            for metric in (self.prompt, self.cached, self.generated, self.restored):
+                metric.remove_by_labels({"model_name": gone})
         self._seen &= set(models)
 
     def text(self, state: Iterable[Metric]) -> bytes:
@@ -83,8 +85,9 @@ class Metrics:
 class RequestRecord:
     """Follows one request (a normal.answer.Observer)."""
 
-    def __init__(self, metrics: Metrics, model: str) -> None:
-        self._metrics, self._model = metrics, model
+    def __init__(self, metrics: Metrics, model: str, quota: Quota | None) -> None:
+        self._metrics, self._model, self._quota = metrics, model, quota
+        self._charged = 0  # tokens
         self._began = self._latest = time.monotonic()
         self._started = self._spoke = self._ended = False
         metrics.waiting[model] += 1
@@ -94,6 +97,7 @@ class RequestRecord:
         match message:
             case Started():
                 self._start()
+                self._charge(message.prompt_tokens)
             case Delta() if message.tokens:
                 self._token(message.tokens)
             case Finished():
@@ -108,6 +112,7 @@ class RequestRecord:
     def _start(self) -> None:
         self._started = True
         self._metrics.started(self._model)
+        self._metrics.queued.labels(self._model).observe(time.monotonic() - self._began)
         _lower(self._metrics.waiting, self._model)
         self._metrics.running[self._model] += 1
 
@@ -118,6 +123,13 @@ class RequestRecord:
         histogram.labels(self._model).observe((now - since) / (count if self._spoke else 1))
         self._spoke, self._latest = True, now
         self._metrics.generated.labels(self._model).inc(count)
+        self._charge(count)
+
+    def _charge(self, tokens: int) -> None:
+        """Charge the quota as tokens come: a client that goes away before the end has had them, too."""
+        self._charged += tokens
+        if self._quota is not None and tokens > 0:
+            self._quota.charge(tokens)
 
     def _finish(self, message: Finished) -> None:
         metrics, model = self._metrics, self._model
@@ -126,6 +138,7 @@ class RequestRecord:
         metrics.cached.labels(model).inc(message.usage.cached_tokens)
         metrics.restored.labels(model).inc(message.timings.restored_bytes)
         metrics.llama.include(message)
+        self._charge(message.usage.prompt_tokens + message.usage.completion_tokens - self._charged)
         self._end(message.reason if message.reason in ("stop", "length") else "other")
 
     def _end(self, reason: str) -> None:

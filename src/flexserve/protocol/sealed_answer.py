@@ -34,6 +34,7 @@ INFO = b"flexserve sealed answer 1\0"
 SERVER_NONCE = 32  # bytes
 SMALL, LARGE = 1 << 10, 1 << 14  # bytes of a frame
 LAST_SIZE = 1 << 12  # bytes that the end takes at least
+TOKENS_OF_A_FRAME = 8  # at most, of a text that leaves as it is made
 _HEADROOM = 1 + 16 + 2  # mark, tag, length
 _MORE, _LAST = b"\0", b"\1"
 

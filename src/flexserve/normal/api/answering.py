@@ -19,6 +19,7 @@ from starlette.responses import Response
 
 from flexserve.errors import CallerError, FlexServeError, InternalError, UnknownModelError
 from flexserve.normal.answer import Answer, AnswerMessage
+from flexserve.normal.api.envelope import quota
 from flexserve.normal.api.errors import HttpError, from_error
 from flexserve.normal.api.pace import Pace
 from flexserve.normal.api.sse import PING, ClientGoneError, EventStream, event, while_connected
@@ -132,7 +133,7 @@ async def status_of(world: ModelsWorld, name: str | None) -> ModelStatus:
 
 async def begun(world: ModelsWorld, asked: GenerationRequest) -> Answer:
     """Send `asked` to the secure world; return its answer to come."""
-    record = world.metrics.follow(asked.model)
+    record = world.metrics.follow(asked.model, quota.get())
     try:
         return await world.generate(asked.model, asked.prompt, asked.sampling, asked.terms, record)
     except BaseException:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from types import ModuleType
 
 from fastapi import FastAPI
@@ -30,15 +30,12 @@ from flexserve.normal.api import (
     responses,
     sealed,
 )
-from flexserve.normal.api.cors import Origins
+from flexserve.normal.api.admission import Admission
 from flexserve.normal.api.document import describe
-from flexserve.normal.api.envelope import LOOPBACK_NAMES, Envelope
+from flexserve.normal.api.envelope import Envelope
 from flexserve.normal.api.errors import ErrorForms, from_error, from_http, from_validation
-from flexserve.normal.api.keys import Keys
 from flexserve.normal.models_world import ModelsWorld
 
-_NO_KEYS = Keys()
-_NO_PAGES = Origins()
 # One module for each API: it translates its bodies to the internal request, and answers back.
 FOR_MODELS = (generation, responses, anthropic, ollama, llama_server, embeddings, rerank, models)
 FACADES = (*FOR_MODELS, attestation, sealed, operations, model_options, memory, metrics)
@@ -47,19 +44,16 @@ _ERRORS = ErrorForms({**anthropic.ERROR_FORMS, **ollama.ERROR_FORMS, **llama_ser
 
 def create_app(
     world: ModelsWorld,
+    admission: Admission | None = None,
     *,
-    hosts: Collection[str] = LOOPBACK_NAMES,
-    keys: Keys = _NO_KEYS,
-    origins: Origins = _NO_PAGES,
     facades: Iterable[ModuleType] = FACADES,
 ) -> FastAPI:
     """Return the application that serves `world`, whose life is the caller's affair, by `facades`.
 
-    `hosts`: the names a Host or Origin header may carry; see envelope.Envelope. `keys`: those that
-    clients have to send one of; with none, everybody who can connect is served. `origins`: those of web
-    pages from elsewhere that may call it and read its answers. There is no interactive documentation,
+    `admission`: whom it lets in; None: every program of this machine. There is no interactive documentation,
     because it would load scripts from a third party. /openapi.json describes the routes.
     """
+    admission = admission or Admission()
     app = FastAPI(title="FlexServe", version=__version__, docs_url=None, redoc_url=None)
     app.state.world = world
     for facade in facades:
@@ -67,9 +61,9 @@ def create_app(
     app.add_exception_handler(FlexServeError, _answer_error)
     app.add_exception_handler(RequestValidationError, _answer_validation)
     app.add_exception_handler(HTTPException, _answer_http)
-    document = functools.cache(lambda: describe(app, _ERRORS, with_keys=bool(keys)))
+    document = functools.cache(lambda: describe(app, _ERRORS, with_keys=bool(admission.keys)))
     app.openapi = document  # type: ignore[method-assign]  # the framework's own knows no errors of ours
-    app.add_middleware(Envelope, world=world, hosts=hosts, keys=keys, origins=origins, errors=_ERRORS)
+    app.add_middleware(Envelope, world=world, admission=admission, errors=_ERRORS)
     return app
 
 

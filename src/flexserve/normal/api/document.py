@@ -14,12 +14,12 @@ Json = dict[str, Any]
 _WHY = {
     "400": "The request is wrong in itself.",
     "401": "The server wants a key.",
-    "403": "Called by a name or from a page that is not allowed.",
+    "403": "Called by a name or from a page that is not allowed, or with a key that may not.",
     "404": "There is no such thing.",
     "405": "Not with this method.",
     "408": "The body did not arrive.",
     "413": "The body is too large.",
-    "429": "The queue is full.",
+    "429": "The queue is full, or the key asked for as much as it may.",
     "500": "The stored data is bad, or the server failed.",
     "503": "The server cannot serve now.",
 }

@@ -17,6 +17,7 @@ from starlette.responses import Response
 from flexserve.errors import CallerError, PeerError
 from flexserve.normal.answer import Answer
 from flexserve.normal.api.answering import json_response, model_of, unended, unless_gone
+from flexserve.normal.api.envelope import quota
 from flexserve.normal.api.fields import refuse_others
 from flexserve.normal.api.prompts import Prompts, entries_of, plain
 from flexserve.normal.api.schemas import ModelRequest
@@ -101,7 +102,7 @@ async def embed(
     tokens = 0
     parts = list(_parts(texts))
     for number, part in enumerate(parts, 1):
-        record = world.metrics.follow(model)
+        record = world.metrics.follow(model, quota.get())
         # What the model holds may go after the last part only.
         terms_of_part = terms if number == len(parts) else msgspec.structs.replace(terms, keep_alive=None)
         try:

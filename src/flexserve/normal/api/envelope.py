@@ -12,7 +12,6 @@ import asyncio
 import time
 import traceback
 import uuid
-from collections.abc import Collection
 from contextvars import ContextVar
 from email.utils import formatdate
 from pathlib import Path
@@ -24,10 +23,14 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import flexserve
-from flexserve.normal.api.cors import Origins, granted, preflight
-from flexserve.normal.api.errors import ErrorForms, HttpError, invalid, unauthenticated
-from flexserve.normal.api.keys import Keys, key_of
+from flexserve.normal.api.admission import Admission
+from flexserve.normal.api.cors import granted, preflight
+from flexserve.normal.api.errors import ErrorForms, HttpError, invalid
+from flexserve.normal.api.keys import key_of
+from flexserve.normal.api.rights import needed
+from flexserve.normal.audit_file import AuditFile
 from flexserve.normal.models_world import ModelsWorld
+from flexserve.normal.quota import Quota
 
 # The longest legal prompt has 1 Mi characters; JSON writes one in up to six bytes.
 MAX_BODY = 8 << 20
@@ -35,13 +38,15 @@ MAX_BODY = 8 << 20
 BODY_TIMEOUT = 30.0  # seconds without a byte of a body that was announced
 
 OPEN_PATHS = ("/health", "/v1/health")  # one route, and all that needs no key
+PROBED = (*OPEN_PATHS, "/metrics")  # what monitoring asks all the time
 
 _PORTS = {"http": 80, "https": 443}
 
 # The name of the request that this task answers, as X-Request-Id tells it to the client.
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 
-LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+# What the key that it came with may ask for; None: there is no key.
+quota: ContextVar[Quota | None] = ContextVar("quota", default=None)
 
 _OURS = Path(flexserve.__file__).parent
 
@@ -51,10 +56,11 @@ _log = structlog.get_logger(__name__)
 class Envelope:
     """ASGI middleware around the whole application. `errors`: the forms of what it refuses.
 
-    `hosts`, and the address that was connected to, are the only names a request may call this server by.
-    Over a Unix socket, where no browser comes from, any name will do; but what a browser sent through a
-    proxy has an Origin, which is checked there, too: it is this server's, or one of `origins`. One of `keys`
-    has to come with every request but those for /health, and but a browser's question what a page may send.
+    `admission` says whom it lets in. Its hosts, and the address that was connected to, are the only names a
+    request may call this server by. Over a Unix socket, where no browser comes from, any name will do; but
+    what a browser sent through a proxy has an Origin, which is checked there, too: it is this server's, or
+    one of the admitted. One of the keys has to come with every request but those for /health, and but a
+    browser's question what a page may send.
     """
 
     def __init__(
@@ -62,15 +68,11 @@ class Envelope:
         app: ASGIApp,
         *,
         world: ModelsWorld,
-        hosts: Collection[str],
-        keys: Keys,
-        origins: Origins,
+        admission: Admission,
         errors: ErrorForms,
     ) -> None:
-        self._app, self._errors, self._origins = app, errors, origins
-        self._keys = keys
-        self._world = world
-        self._hosts = hosts
+        self._app, self._errors = app, errors
+        self._world, self._admission = world, admission
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request as an ASGI application."""
@@ -83,10 +85,10 @@ class Envelope:
         scope.setdefault("state", {}).update(note=exchange.note, key=key)
         request_id.set(exchange.id)
         origin = headers.get("origin")
-        if origin is not None and self._origins.admit(origin):
+        if origin is not None and self._admission.origins.admit(origin):
             exchange.page = origin
         try:
-            app = self._decided(headers, scope, key, from_page=exchange.page is not None)
+            app = self._decided(headers, scope, exchange, from_page=exchange.page is not None)
             await app(scope, exchange.receive, exchange.send)
         except Exception as error:
             _log.error("unforeseen", request=exchange.id, kind=type(error).__name__, at=_place(error))
@@ -97,17 +99,21 @@ class Envelope:
                 answer = self._errors.response(scope["path"], failure)
                 await answer(scope, exchange.receive, exchange.send)
         finally:
-            exchange.log()
+            exchange.log(self._admission.audit)
 
-    def _decided(self, headers: Headers, scope: Scope, key: bytes, *, from_page: bool) -> ASGIApp:
+    def _decided(self, headers: Headers, scope: Scope, exchange: _Exchange, *, from_page: bool) -> ASGIApp:
         """Return what answers a request: the application, or a refusal."""
         refusal = self._refusal(headers, scope)
         if refusal is None and from_page and scope["method"] == "OPTIONS":
             answer = preflight(headers)
             if answer is not None:
                 return answer
-        if refusal is None and scope["path"] not in OPEN_PATHS and not self._keys.admit(key):
-            refusal = unauthenticated()
+        if refusal is None and scope["path"] not in OPEN_PATHS:
+            right = needed(scope["method"], scope["path"])
+            asker, refusal = self._admission.judge(scope["state"]["key"], right)
+            quota.set(self._admission.quota_of(asker))
+            if asker is not None:
+                exchange.note["key"] = asker.name
         return self._app if refusal is None else self._errors.response(scope["path"], refusal)
 
     def _refusal(self, headers: Headers, scope: Scope) -> HttpError | None:
@@ -120,7 +126,7 @@ class Envelope:
 
     def _stranger(self, headers: Headers, scope: Scope) -> HttpError | None:
         """Return the refusal of a request that a web page from elsewhere may have made."""
-        names = {*self._hosts, _own_address(scope)}
+        names = {*self._admission.hosts, _own_address(scope)}
         host, port = _authority(f"//{headers.get('host', '')}")
         if host not in names and not _is_unix(scope):
             return invalid(
@@ -129,7 +135,7 @@ class Envelope:
                 status=403,
             )
         origin = headers.get("origin")
-        if origin is None or self._origins.admit(origin):
+        if origin is None or self._admission.origins.admit(origin):
             return None
         page, page_port = _authority(origin)
         usual = _PORTS.get(urlsplit(origin).scheme) if page else None
@@ -186,19 +192,26 @@ class _Exchange:
                 headers.update(granted(self.page))
         await self._send(message)
 
-    def log(self) -> None:
-        """Write the one line of this request: no body, no query, and of the path only the route."""
-        route = getattr(self._scope.get("route"), "path", None)
-        milliseconds = round((time.monotonic() - self._began) * 1000, 1)
-        _log.info(
-            "request",
-            request=self.id,
-            method=self._scope["method"],
-            route=route,
-            status=self.status,
-            ms=milliseconds,
+    def log(self, audit: AuditFile | None) -> None:
+        """Write the one line of this request: no body, no query, and of the path only the route.
+
+        Monitoring asks every few seconds: that is for the level debug only, and not for `audit`.
+        """
+        said = {
+            "request": self.id,
+            "method": self._scope["method"],
+            "route": getattr(self._scope.get("route"), "path", None),
+            "status": self.status,
+            "ms": round((time.monotonic() - self._began) * 1000, 1),
             **self.note,
-        )
+        }
+        if self._scope["path"] in PROBED and self.status in (200, 503):
+            _log.debug("request", **said)
+            return
+        _log.info("request", **said)
+        if audit is not None:
+            peer, _ = self._scope.get("client") or ("unix", None)
+            audit.record("request", peer=peer, **said)
 
 
 def _too_large() -> HttpError:

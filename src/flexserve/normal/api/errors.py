@@ -92,6 +92,27 @@ def unauthenticated() -> HttpError:
     )
 
 
+def forbidden(right: str) -> HttpError:
+    """Return the error for a request whose key lacks a right."""
+    return HttpError(
+        403,
+        f"This key may not do that: it lacks the right {right}.",
+        "permission_error",
+        "right_missing",
+    )
+
+
+def rate_limited(seconds: int) -> HttpError:
+    """Return the error for a key that asked for as much as it may; it may again after `seconds`."""
+    return HttpError(
+        429,
+        f"This key has asked for as much as it may. It may ask again in {seconds} s.",
+        "rate_limit_error",
+        "rate_limited",
+        retry_after=seconds,
+    )
+
+
 def unavailable(message: str, *, code: str) -> HttpError:
     """Return the error for a server that cannot serve now and may soon."""
     return HttpError(503, message, "unavailable_error", code, retry_after=_RETRY_SECONDS)

@@ -10,11 +10,14 @@ from starlette.responses import Response
 from flexserve.errors import FlexServeError
 from flexserve.normal.answer import Answer, AnswerMessage
 from flexserve.normal.api.answering import CLIENT_CLOSED_REQUEST
+from flexserve.normal.api.envelope import quota
 from flexserve.normal.api.sse import ClientGoneError, EventStream, while_connected
+from flexserve.protocol.sealed_answer import TOKENS_OF_A_FRAME
 from flexserve.protocol.sealed_messages import SealedPart
 from flexserve.protocol.sealed_request import header_of
 
 MEDIA_TYPE = "application/octet-stream"
+BYTES_OF_A_TOKEN = 4  # of a text, as models have it on average
 
 router = APIRouter(tags=["sealed"])
 
@@ -26,6 +29,7 @@ async def sealed(request: Request) -> Response:
     All bodies that the secure world cannot open are answered alike.
     """
     body = await request.body()
+    _charge(len(body) // BYTES_OF_A_TOKEN)
     answer = await request.app.state.world.sealed(header_of(body).model, body)
     note = request.state.note
     try:
@@ -53,6 +57,14 @@ async def _parts(first: AnswerMessage, answer: Answer, note: dict[str, object]) 
     try:
         async for part in answer:
             assert isinstance(part, SealedPart)
+            _charge(TOKENS_OF_A_FRAME)
             yield part.data
     except FlexServeError as error:
         note.update(error=error.code)
+
+
+def _charge(tokens: int) -> None:
+    """Charge the key that asks with what may be in what it sends or gets: nobody here can count it."""
+    bound = quota.get()
+    if bound is not None:
+        bound.charge(tokens)

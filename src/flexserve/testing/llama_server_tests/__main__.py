@@ -85,9 +85,9 @@ def _run(suite: Path, folder: Path, whose: str, names: list[str], peer: str | No
     """Run files of tests, one after the other; each has its results in `folder`/`whose`."""
     results = folder / whose
     results.mkdir(exist_ok=True)
-    environment = {**os.environ, "FLEXSERVE_SUITE_FOLDER": str(folder)}
+    environment = {**os.environ, "LLAMA_SUITE_FOLDER": str(folder)}
     if peer is not None:
-        environment["FLEXSERVE_SUITE_PEER"] = peer
+        environment["LLAMA_SUITE_PEER"] = peer
     for name in names:
         command = [sys.executable, "-m", "pytest", "-c", "pytest.ini", "-p", _PLUGIN]
         command += [

@@ -218,8 +218,8 @@ def _free_port() -> int:
 def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     """Put the adapter between the suite and its servers, before the suite's own conftest is read."""
     suite = Path(str(early_config.rootpath))
-    folder = Path(os.environ["FLEXSERVE_SUITE_FOLDER"])
-    adapter = Adapter(suite, folder, os.environ.get("FLEXSERVE_SUITE_PEER"))
+    folder = Path(os.environ["LLAMA_SUITE_FOLDER"])
+    adapter = Adapter(suite, folder, os.environ.get("LLAMA_SUITE_PEER"))
     early_config.stash[_KEY] = adapter
     os.environ["PORT"] = str(_free_port())
     _stand_ins()

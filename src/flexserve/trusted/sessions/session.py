@@ -16,6 +16,7 @@ from flexserve.protocol.messages import Query, Status
 from flexserve.protocol.requests import Convert, Embed, Generate, Warm
 from flexserve.protocol.sealed_answer import (
     SERVER_NONCE,
+    TOKENS_OF_A_FRAME,
     FrameSealer,
     Receipt,
     frame_size,
@@ -26,7 +27,7 @@ from flexserve.protocol.sealed_request import Asked, Opened, header_of
 from flexserve.trusted.sessions.receipts import Receipts
 
 INTERVAL = 0.02  # seconds between two frames of a text, at least …
-BATCH = 8  # … unless so many tokens wait
+BATCH = TOKENS_OF_A_FRAME  # … unless so many wait
 _PART = 1 << 20  # bytes of a message to the normal world, at most
 _OWNER = b"flexserve owner of sealed requests\0"
 
