@@ -16,7 +16,7 @@ from flexserve.testing.architectures import make_models
 
 LISTED = {
     "name", "architecture", "parameters", "quantization", "context_length", "size",
-    "created", "sha256", "model_id", "adapter_of", "abilities", "damaged",
+    "created", "sha256", "model_id", "adapter_of", "abilities", "damaged", "vendor",
 }  # fmt: skip
 
 

@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from flexserve.attacks import from_within, relay, sealed
+from flexserve.attacks import from_within, licences, relay, sealed
 from flexserve.attacks.attempt import Attempt, Foreseen, Gained, Pointless, attempt
 from flexserve.attacks.target import MODEL, Target
 from flexserve.errors import NormalWorldError
@@ -214,6 +214,7 @@ ATTACKS: tuple[Callable[[Scene], str], ...] = (
     *from_within.ATTACKS,
     *relay.ATTACKS,
     *sealed.ATTACKS,
+    *licences.ATTACKS,
 )
 
 

@@ -21,7 +21,7 @@ DEBUG_ENABLED, DEBUG_DISABLED = 0, 1
 EXPIRES, ISSUED, NONCE = 4, 6, 10
 HARDWARE, DEBUG, PROFILE_LABEL, SUBMODULES = 259, 263, 265, 266
 SOFTWARE, VERSION, MEASUREMENTS = 270, 271, 273
-SEALING = -70001  # of the range for private use
+SEALING, LICENCES = -70001, -70002  # of the range for private use
 _DIGESTS = 65000  # content format of the measurements: CBOR, a map from names to digests (experimental range)
 # HPKE's numbers of what the key is for: MLKEM768-X25519, HKDF-SHA256, AES-256-GCM.
 _SUITE = (0x647A, 1, 2)
@@ -57,6 +57,7 @@ class Token:
 
     `debug`: the root, or a layer, can be looked into or imitated by who runs the machine. `measurements`:
     digests (bytes) of what makes up the secure world, by name. `platform`: how it is protected, in names.
+    `licences`: the public key, as the sealing key's, to which vendors seal the keys of models; empty: none.
     """
 
     nonce: bytes
@@ -69,6 +70,7 @@ class Token:
     platform: dict[str, str]
     models: tuple[AttestedModel, ...]
     sealing: SealingKey
+    licences: bytes = b""
 
 
 def write_token(token: Token, key: Ed25519PrivateKey) -> bytes:
@@ -89,6 +91,8 @@ def write_token(token: Token, key: Ed25519PrivateKey) -> bytes:
         MEASUREMENTS: [[_DIGESTS, cbor2.dumps(token.measurements)]],
         SEALING: {1: list(_SUITE), 2: token.sealing.public, 3: token.sealing.end},
     }
+    if token.licences:
+        claims[LICENCES] = {1: list(_SUITE), 2: token.licences}
     return sign(cbor2.dumps(claims), key)
 
 
@@ -109,7 +113,7 @@ def read_token(data: bytes, key: Ed25519PublicKey) -> Token:
             271: [str(version)],
             273: [[65000, bytes(measurements)]],
             -70001: {1: [0x647A, 1, 2], 2: bytes(public), 3: int(end)},
-        } if len(claims) == 11 and len(public) == _SEALING_KEY_SIZE:
+        } if len(claims) == 11 + (LICENCES in claims) and len(public) == _SEALING_KEY_SIZE:
             return Token(
                 nonce,
                 issued,
@@ -121,8 +125,18 @@ def read_token(data: bytes, key: Ed25519PublicKey) -> Token:
                 _texts(platform),
                 tuple(_model(*each) for each in models.items()),
                 SealingKey(public, end),
+                _licence_key(claims.get(LICENCES)),
             )
     raise MalformedError("a claim is missing, unknown, or of another type")
+
+
+def _licence_key(value: Any) -> bytes:
+    match value:
+        case None:
+            return b""
+        case {1: [0x647A, 1, 2], 2: bytes(public)} if len(value) == 2 and len(public) == _SEALING_KEY_SIZE:
+            return public
+    raise MalformedError("its key for licences is none")
 
 
 def _digests(value: Any) -> dict[str, bytes]:

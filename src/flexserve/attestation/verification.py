@@ -46,7 +46,8 @@ class Verified:
     """A secure world that was found good.
 
     `root` and `world_key` are public keys of 32 bytes: the world's signs tokens and receipts. `world`: the
-    digest of all that the secure process can import. `unchecked`: what the policy did not name.
+    digest of all that the secure process can import. `unchecked`: what the policy did not name. `licences`:
+    the public key to which vendors seal the keys of models.
     """
 
     root: bytes
@@ -63,6 +64,7 @@ class Verified:
     issued: int
     expires: int
     unchecked: tuple[str, ...]
+    licences: bytes = b""
 
 
 def verify(
@@ -120,6 +122,7 @@ def verify(
         said.issued,
         said.expires,
         tuple(unchecked),
+        said.licences,
     )
 
 

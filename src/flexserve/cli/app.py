@@ -27,6 +27,7 @@ from flexserve.cli import (
     talk,
     terminal,
     tune,
+    vendor,
 )
 from flexserve.cli.options import AsJson
 from flexserve.errors import FlexServeError
@@ -90,6 +91,7 @@ pull.register(app)
 server.register(app)
 connect.register(app)
 receipt.register(app)
+vendor.register(app)
 memory.register(app)
 model_options.register(app)
 talk.register(app)

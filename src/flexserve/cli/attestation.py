@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import msgspec
 import typer
 
 from flexserve.cli import terminal
@@ -34,12 +35,29 @@ def attest(
     host: Host = None,
     port: Port = None,
     unix_socket: UnixSocket = None,
+    *,
+    nonce: Annotated[
+        str | None, typer.Option("--nonce", metavar="HEX", help="Of who wants the evidence [a new one].")
+    ] = None,
+    evidence: Annotated[
+        Path | None,
+        typer.Option("--evidence", metavar="FILE", help="Write what the server said, unverified."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask a running server who it is, verify what it says against a policy, and show it.
 
-    Exit status 1: it is not what the policy calls good; the error names the field.
+    Exit status 1: it is not what the policy calls good; the error names the field. With --evidence it is only
+    written down, for a vendor that verifies it by a nonce and a policy of its own.
     """
+    if (nonce is None) != (evidence is None):
+        raise typer.BadParameter("--nonce and --evidence go together.")
+    if nonce is not None and evidence is not None:
+        from flexserve.cli.vendor import parse_nonce
+
+        with client(host, port, unix_socket) as server:
+            said = server.attestation(parse_nonce(nonce))
+        return _write(evidence, msgspec.json.encode(said).decode(), "--evidence")
     from flexserve.normal.attested_server import attested_server
     from flexserve.normal.known_roots import KnownRoots
 
@@ -49,6 +67,7 @@ def attest(
         terminal.show_json(verification(found))
     else:
         _show(found)
+    return None
 
 
 def measure(
@@ -155,12 +174,12 @@ def _show(found: AttestedServer) -> None:
         terminal.warn("its root is of software or emulated: who runs that machine can imitate all of this.")
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, text: str, option: str = "--policy") -> None:
     from flexserve.errors import CallerError
 
     try:
         path.write_text(text)
     except OSError as error:
         raise CallerError(
-            f"{path} cannot be written: {error.strerror}.", hint="Give another --policy FILE."
+            f"{path} cannot be written: {error.strerror}.", hint=f"Give another {option} FILE."
         ) from None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from flexserve.cli import terminal
+from flexserve.cli import terminal, vendor_models
 from flexserve.cli.options import AsJson, DeviceKeyFile, ModelName, ModelsFolder
 from flexserve.cli.trial import try_model
 from flexserve.errors import CallerError, FlexServeError, UnknownModelError
@@ -21,7 +21,7 @@ NO_TEMPLATE = "no chat template (conversations are written in ChatML, which it m
 
 if TYPE_CHECKING:
     from flexserve.settings import Settings
-    from flexserve.trusted.store import Manifest, Store
+    from flexserve.trusted.store import DeviceKey, Manifest, Store
 
 
 def register(app: typer.Typer) -> None:
@@ -36,7 +36,9 @@ def register(app: typer.Typer) -> None:
 
 
 def add(
-    file: Annotated[Path, typer.Argument(metavar="FILE.gguf", show_default=False, help="The model's file.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE.gguf|FILE.flex", show_default=False, help="The model's file.")
+    ],
     name: Annotated[str | None, typer.Option("--name", help="Its name here [after the file].")] = None,
     adapter_of: Annotated[
         str | None,
@@ -44,6 +46,19 @@ def add(
     ] = None,
     scale: Annotated[float, typer.Option("--scale", help="How much the adapter changes its model.")] = 1.0,
     *,
+    licence: Annotated[
+        str | None,
+        typer.Option(
+            "--license", metavar="FILE|URL", help="The file is a vendor's; its licence, or key server."
+        ),
+    ] = None,
+    vendor: Annotated[
+        str | None,
+        typer.Option("--vendor", metavar="KEY|FILE", help="The vendor's public key, to trust from now on."),
+    ] = None,
+    server: Annotated[
+        bool, typer.Option("--server", help="The licence is for the running server, of whatever platform.")
+    ] = False,
     models: ModelsFolder = None,
     device_key: DeviceKeyFile = None,
     as_json: AsJson = False,
@@ -52,7 +67,19 @@ def add(
 
     A model that a secure world dies of is not added. An adapter is a model of its own, with the name that it
     gets here; its weights are added to those of the model that it changes whenever it is used.
+
+    A vendor's MODEL.flex is copied as it is, and keeps its name. Its licence is for this device alone, and
+    the secure world opens it. Again with the same file, it renews the licence.
     """
+    if licence is not None:
+        if name is not None or adapter_of is not None:
+            raise typer.BadParameter("a vendor's model keeps its name, and is no adapter.")
+        chosen = vendor_models.Chosen(file, licence, vendor, server=server)
+        return vendor_models.add(_settings(models, device_key), chosen, as_json=as_json)
+    if vendor is not None or server:
+        raise typer.BadParameter("--vendor and --server are for a vendor's model; give its --license.")
+    if file.suffix == ".flex":
+        raise CallerError(f"{file} is sealed already.", hint="A vendor's model is added with --license.")
     if scale != 1.0 and adapter_of is None:
         raise typer.BadParameter("only an adapter has a --scale; name its model with --adapter-of.")
     settings = _settings(models, device_key)
@@ -64,6 +91,7 @@ def add(
         terminal.say(
             f"note: {file} is still there in clear; delete it if nobody else should read the weights"
         )
+    return None
 
 
 def finish_adding(
@@ -81,7 +109,7 @@ def finish_adding(
         raise
     if as_json:
         return terminal.show_json({**_described(manifest), "device_key": str(settings.device_key)})
-    terminal.say(f"added {manifest.name}: {_summary(manifest)}")
+    describe(store, manifest, as_json=False)
     terminal.say(
         f"key: {settings.device_key} opens it and nothing else does; keep a backup apart from the models"
     )
@@ -92,6 +120,14 @@ def finish_adding(
     return None
 
 
+def describe(store: Store, manifest: Manifest, *, as_json: bool) -> None:
+    """Say that a model was added, and what it is."""
+    if as_json:
+        return terminal.show_json({**_described(manifest), **vendor_models.licensed(store, manifest)})
+    words = filter(None, (_summary(manifest), vendor_models.whose(store, manifest)))
+    return terminal.say(f"added {manifest.name}: {', '.join(words)}")
+
+
 def list_models(
     models: ModelsFolder = None, device_key: DeviceKeyFile = None, as_json: AsJson = False
 ) -> None:
@@ -99,7 +135,15 @@ def list_models(
     store = open_store(_settings(models, device_key))
     sound, damaged = store.list(), store.damaged()
     if as_json:
-        rows = [{**_described(manifest), **_able(store, manifest), "damaged": None} for manifest in sound]
+        rows = [
+            {
+                **_described(manifest),
+                **_able(store, manifest),
+                **vendor_models.licensed(store, manifest),
+                "damaged": None,
+            }
+            for manifest in sound
+        ]
         rows += [{"name": name, "damaged": terminal.error_object(error)} for name, error in damaged.items()]
         return terminal.show_json({"models": rows})
     if not sound and not damaged and not store.unfinished():
@@ -107,7 +151,7 @@ def list_models(
     columns = ["MODEL", "ARCHITECTURE", "PARAMETERS", "QUANTIZATION", "CONTEXT", "SIZE", "ADDED", "MAKES"]
     terminal.show_table(
         columns,
-        [[*_row(manifest), _makes(store, manifest)] for manifest in sound],
+        [[*_row(manifest), _about(store, manifest)] for manifest in sound],
         right=("PARAMETERS", "CONTEXT", "SIZE"),
     )
     for name, error in damaged.items():
@@ -125,19 +169,21 @@ def show(
     """Show what a model is and where it lies."""
     settings = _settings(models, device_key)
     store = open_store(settings)
-    with store.open(model) as sealed:
-        manifest = sealed.manifest
+    manifest = store.manifest(model)
     images = [{"path": str(path), "bytes": path.stat().st_size} for path in store.images(manifest)]
     details = {
         **_described(manifest),
         **_able(store, manifest),
+        **vendor_models.licensed(store, manifest),
         **_served(settings, manifest),
-        "device": manifest.device,
+        "device": None if manifest.vendor is not None else manifest.device,
         "path": str(store.root / "models" / f"{model}.flex"),
         "images": images,
     }
     if as_json:
         return terminal.show_json(details)
+    details["device"] = manifest.device if manifest.vendor is None else "each that has a licence"
+    details["vendor"] = vendor_models.whose(store, manifest) or "none: this device sealed it"
     details["abilities"] = _makes(store, manifest)
     details["size"] = f"{format_size(manifest.size)} ({manifest.size} bytes)"
     details["images"] = ", ".join(str(image["path"]) for image in images) or "none yet (made at first use)"
@@ -226,11 +272,17 @@ def open_store(settings: Settings) -> Store:
 
     Raises CallerError when models exist and their key does not: a new key would not open them.
     """
-    from flexserve.trusted.store import DeviceKey, Store
+    from flexserve.trusted.store import Store
+
+    return Store(settings.models, open_device(settings))
+
+
+def open_device(settings: Settings) -> DeviceKey:
+    """Return the device key of `settings`, as `open_store`."""
+    from flexserve.trusted.store import DeviceKey
 
     sealed = any((settings.models / "models").glob("*.flex"))
-    device = (DeviceKey.load if sealed else DeviceKey.load_or_create)(settings.device_key)
-    return Store(settings.models, device)
+    return (DeviceKey.load if sealed else DeviceKey.load_or_create)(settings.device_key)
 
 
 def _settings(models: Path | None, device_key: Path | None) -> Settings:
@@ -244,7 +296,10 @@ def _verify(settings: Settings, store: Store, name: str, *, as_json: bool) -> di
     result: dict[str, Any] = {"name": name, "ok": True, "error": None}
     try:
         with terminal.progress(f"verifying {name}", silent=as_json) as show_progress:
-            store.verify(name, show_progress)
+            if store.manifest(name).vendor is None:
+                store.verify(name, show_progress)
+            else:
+                vendor_models.verify(store, name, show_progress)
         if (untried := try_model(settings, store, name)) and not as_json:
             terminal.say(f"note: {name} was not tried: {untried}")
     except UnknownModelError:
@@ -306,6 +361,11 @@ def _makes(store: Store, manifest: Manifest) -> str:
     return ", ".join(filter(None, (*makes, _adapts(manifest))))
 
 
+def _about(store: Store, manifest: Manifest) -> str:
+    """Return what a model makes, and whose it is if it is a vendor's."""
+    return ", ".join(filter(None, (_makes(store, manifest), vendor_models.whose(store, manifest))))
+
+
 def _lacks_template(store: Store, manifest: Manifest) -> bool:
     """Return whether a model that makes text was found to bring no chat template."""
     record = store.record(manifest)
@@ -313,7 +373,7 @@ def _lacks_template(store: Store, manifest: Manifest) -> bool:
 
 
 def _created(manifest: Manifest) -> datetime.datetime:
-    seconds = min(manifest.created, 253_402_300_799)  # the last second of the calendar's year 9999
+    seconds = min(manifest.created, terminal.LAST_SECOND)
     return datetime.datetime.fromtimestamp(seconds, tz=datetime.UTC)
 
 

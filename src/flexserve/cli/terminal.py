@@ -20,6 +20,7 @@ from flexserve.units import format_size
 
 JSON_ASKED = "flexserve.json"  # key of a command's context: --json was given
 _CONTROLS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+LAST_SECOND = 253_402_300_799  # of the calendar's year 9999
 _PLAIN_STEP = 2.0  # seconds between two lines of progress where there is no terminal
 
 UNPROTECTED = "--memory plain: model memory is UNPROTECTED. Root, debuggers and swap can read it."

@@ -1,4 +1,4 @@
-"""The first try of a model that is added or verified, in a secure world that serves nobody else."""
+"""Secure worlds that serve nobody: for the first try of a model, and to say who this device is."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import msgspec
 from flexserve.errors import CallerError, FlexServeError, PeerError, StoredDataError
 
 if TYPE_CHECKING:
+    from flexserve.protocol.evidence import Attested
     from flexserve.protocol.launch import SecureOptions
     from flexserve.settings import Settings
     from flexserve.trusted.store import Store
@@ -26,13 +27,14 @@ def try_model(settings: Settings, store: Store, name: str) -> str:
     What the model can do is in the store's record of it then. Raises CallerError (code "model_unusable")
     for a model that a secure world dies of, hangs with, or can do nothing with.
     """
-    with store.open(name) as sealed:
-        manifest = sealed.manifest
+    manifest = store.manifest(name)
     options = msgspec.structs.replace(settings.secure_options(), context=_CONTEXT, parallel=1)
     before = store.record(manifest)
     try:
         death = asyncio.run(_try(options, name, _PATIENCE + 2 * manifest.size / _SLOW_DISK))
     except (StoredDataError, CallerError) as error:
+        if manifest.vendor is not None and error.code != "model_unusable":
+            raise  # of the licence, mostly, and not of what is licensed
         raise _unusable(name, error.message, error.hint) from None
     except TimeoutError:
         raise _unusable(name, "it did not end in time") from None
@@ -45,6 +47,18 @@ def try_model(settings: Settings, store: Store, name: str) -> str:
     if record is None or record == before or not record.abilities.text:
         raise _unusable(name, death.message)
     return ""
+
+
+def attest(settings: Settings, nonce: bytes) -> Attested:
+    """Return who a secure world of this device is, started for the question. Raises what keeps it from it."""
+    return asyncio.run(_attest(settings.secure_options(), nonce))
+
+
+async def _attest(options: SecureOptions, nonce: bytes) -> Attested:
+    from flexserve.normal.world import running_world
+
+    async with running_world(options, drain=0) as world, asyncio.timeout(_PATIENCE):
+        return await world.attest(nonce)
 
 
 async def _try(options: SecureOptions, name: str, patience: float) -> PeerError | None:

@@ -14,9 +14,9 @@ from flexserve.attestation.token import AttestedModel
 from flexserve.errors import FlexServeError, QueueFullError
 from flexserve.protocol.evidence import Attest, Attested
 from flexserve.protocol.failures import failure_of
-from flexserve.protocol.trusted_app import Stored
 from flexserve.secure_world.resources import Guest, PlatformResources
 from flexserve.trusted.identity.identity import Evidence, Facts, MachineLayer
+from flexserve.trusted.store.manifest import Manifest
 
 _MAX_WAITING = 64
 
@@ -37,13 +37,13 @@ class Witness(Protocol):
 class Attester:
     """Answers each Attest, one after the other, in a thread of its own: the first takes a second.
 
-    `stored` returns the models of the store. `send` sends to the normal world.
+    `stored` returns the manifests of the store's models. `send` sends to the normal world.
     """
 
     def __init__(
         self,
         witness: Witness,
-        stored: Callable[[], Sequence[Stored]],
+        stored: Callable[[], Sequence[Manifest]],
         resources: PlatformResources,
         send: Callable[[msgspec.Struct], None],
     ) -> None:
@@ -76,11 +76,19 @@ class Attester:
             "memory": protection.name,
             "protected": "yes" if protection.protected else "no",
             "label": self._resources.summary,
+            "rollback": "refused while this secure world lives; no counter outlives it",
         }
-        models = [AttestedModel(model.description.digest) for model in self._stored() if model.description]
+        models = [_attested(manifest) for manifest in self._stored()]
         if self._resources.guest is None:
             return Facts("linux", platform, models)
         return Facts("qemu-virt", platform, models, machine_layers(self._resources.guest))
+
+
+def _attested(manifest: Manifest) -> AttestedModel:
+    vendor = manifest.vendor
+    if vendor is None:
+        return AttestedModel(manifest.digest)
+    return AttestedModel(manifest.digest, vendor.key, vendor.version)
 
 
 def machine_layers(guest: Guest) -> list[MachineLayer]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import socket
@@ -17,6 +18,7 @@ from flexserve.platforms.linux import secure_memory as linux
 from flexserve.platforms.linux.sandbox import Sandbox, confine
 from flexserve.platforms.ports import SecureMemory
 from flexserve.protocol.launch import LinuxMemory, SecureOptions
+from flexserve.secure_world.attester import machine_layers
 from flexserve.secure_world.link import Link
 from flexserve.secure_world.resources import Guest, Host, PlatformResources
 from flexserve.secure_world.world import MakeResidency, SecureWorld
@@ -75,6 +77,8 @@ def prepare(
         sandbox.lacking["processes of its helper's own"] = not_alone
     options = msgspec.structs.replace(options, store=Path())  # there it is now
     resources = _resources(options, host, sandbox, memories or LINUX_MEMORIES)
+    if resources.guest is not None:
+        key.machine = functools.partial(machine_layers, resources.guest)
     link = Link(socket.socket(fileno=options.channel_fd))
     store = Store(options.store, key)
     world = SecureWorld(

@@ -98,7 +98,7 @@ class SecureWorld:
             sequences=options.parallel,
             patience=options.step_seconds,
         )
-        self._attester = Attester(witness, self._app.stored, resources, link.send)
+        self._attester = Attester(witness, store.list, resources, link.send)
         self._recalls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         if guest is not None:
             from flexserve.secure_world.guest import GuestDemands

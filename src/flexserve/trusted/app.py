@@ -40,6 +40,8 @@ from flexserve.trusted.requests.generation import Generation, scores_prompt
 from flexserve.trusted.requests.guesser import Guesser, require_same_words
 from flexserve.trusted.requests.request import Message, Request
 from flexserve.trusted.requests.trial import try_model
+from flexserve.trusted.sessions.clock import steady_clock
+from flexserve.trusted.store.licences import require_time, require_use
 from flexserve.trusted.text.preparation import Preparation, Prepared
 
 _MOMENT = 0.05  # seconds
@@ -55,6 +57,7 @@ class LlamaApp:
         self._services, self._send = services, send
         self._flexmem, self._residency = services.engine.flexmem, services.residency
         self._preparation = Preparation(services.renderer)
+        self._clock = steady_clock()  # of licences
         self._open = OpenModels(services)
         self._lock = threading.Lock()
         self._requests: dict[int, Request] = {}
@@ -105,6 +108,10 @@ class LlamaApp:
 
     def require(self, request: int) -> None:
         message = self._requests[request].message
+        if terms := self._services.store.terms(message.model):
+            require_time(terms, self._clock() // 1000)
+            if (use := _use(message)) is not None:
+                require_use(terms, use)
         abilities = self._open.abilities(message.model)
         if abilities is not None and isinstance(message, Generate | Embed | Warm):
             require(abilities, message)
@@ -374,6 +381,13 @@ class LlamaApp:
 
     def last_moved(self) -> float:
         return self._services.engine.heartbeat.last
+
+
+def _use(message: Message) -> str | None:
+    """Return what a licence has to allow for a request; None: nothing."""
+    if isinstance(message, Embed):
+        return "vectors" if message.query is None else "ranks"
+    return "text" if isinstance(message, Generate) else None
 
 
 def _known(message: Generate, tokens: Sequence[int]) -> Sequence[int]:

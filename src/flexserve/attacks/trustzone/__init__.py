@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+from flexserve.attacks import licences
 from flexserve.attacks.attempt import Attempt, attempt
 from flexserve.attacks.trustzone import answers, calls, devices, lpi, npu, reach, switching
 from flexserve.attacks.trustzone.answers import Conversation
@@ -64,6 +65,7 @@ ATTACKS_ON_ANSWERS: tuple[Callable[[Conversation], str], ...] = (
     answers.starve,
     answers.lie,
     answers.take_back_meanwhile,
+    *licences.ATTACKS,
 )
 
 

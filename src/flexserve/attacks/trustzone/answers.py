@@ -27,11 +27,17 @@ _HUGE = 1 << 40  # pages
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Conversation:
-    """A machine, a secure world on it, and what its model says when nobody interferes."""
+    """A machine, a secure world on it with its store, and what its model says when nobody interferes."""
 
     machine: Machine
     world: DrivenWorld
     expected: str
+    target: Target
+
+    @property
+    def secret(self) -> DrivenWorld:
+        """The secure world, as attacks on any platform call it."""
+        return self.world
 
     @classmethod
     @contextlib.contextmanager
@@ -41,7 +47,7 @@ class Conversation:
         with Machine(images, ram_bytes=RAM_BYTES, cpus=CPUS) as machine:
             machine.agent.ask("load", "flexattack")
             with target.on(machine) as world:
-                yield cls(machine, world, world.generate(MODEL, _PROMPT, _TOKENS).text)
+                yield cls(machine, world, world.generate(MODEL, _PROMPT, _TOKENS).text, target)
 
     def ask(self) -> bool:
         """Ask again, with nothing in memory; return whether there was an answer.

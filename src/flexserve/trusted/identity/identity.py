@@ -13,7 +13,7 @@ from flexserve.attestation.layers import Layer, Mode, certificate, key_of, next_
 from flexserve.attestation.measurement import Measurement, with_configuration, world_digest
 from flexserve.attestation.token import RECEIPT, AttestedModel, Token, write_token
 from flexserve.errors import CallerError, NormalWorldError
-from flexserve.trusted.identity.sealing import SealingKeys
+from flexserve.trusted.identity.sealing import LicenceKey, SealingKeys
 
 WORLD = "world"  # the name of the last layer
 
@@ -83,6 +83,7 @@ class Identity:
             facts.platform,
             tuple(facts.models),
             sealing,
+            LicenceKey(cdi).public,
         )
         return Evidence(chain, write_token(token, key_of(cdi)))
 
@@ -98,6 +99,14 @@ class Identity:
             )
         cdi, _ = self._chain(self._attested)
         return cose.sign(payload, key_of(cdi), RECEIPT)
+
+    def licence_key(self, machine: Sequence[MachineLayer]) -> LicenceKey:
+        """Return the key of licences; `machine`: the layers below. The first time takes as `attest`.
+
+        Raises NormalWorldError when a file changed after the world had started.
+        """
+        cdi, _ = self._chain(self._layers(machine, self._measurement()))
+        return LicenceKey(cdi)
 
     def _measurement(self) -> Measurement:
         if self._measured is None:

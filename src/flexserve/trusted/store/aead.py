@@ -31,7 +31,7 @@ _NONCE = struct.Struct("<IQ")
 _BINDING = struct.Struct("<16sI16sIQQ")  # kind, version, model, stream, index, total
 
 
-def derive_key(secret: bytes, salt: bytes, purpose: bytes) -> bytes:
+def derive_key(secret: bytes | memoryview, salt: bytes, purpose: bytes) -> bytes:
     """Return 32 bytes that depend on all three and reveal nothing about `secret`."""
     return HKDF(algorithm=SHA256(), length=KEY_SIZE, salt=salt, info=b"flexserve " + purpose).derive(secret)
 

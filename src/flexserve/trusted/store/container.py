@@ -1,4 +1,4 @@
-"""The .flex file: a GGUF, sealed for one device.
+"""The .flex file: a GGUF, sealed for one device, or by a vendor for those that it licenses.
 
     signed block (see manifest.py), then for each chunk of the GGUF: ciphertext, 16-byte tag
 
@@ -26,6 +26,7 @@ from flexserve.trusted.store.files import (
 )
 from flexserve.trusted.store.gguf import GgufHeader, parse_gguf
 from flexserve.trusted.store.keys import Device
+from flexserve.trusted.store.licences import require_known, unlock
 from flexserve.trusted.store.manifest import (
     BLOCK_SIZE,
     CHUNK,
@@ -69,9 +70,11 @@ class SealedModel:
         key: bytes,
         scratch: memoryview | None,
         read: Callable[[], None],
+        *,
+        local: bytes = b"",
     ) -> None:
         self.manifest = manifest
-        self.model_key = key  # secret; the images of this model derive their keys from it
+        self.model_key = local or key  # secret; the images and the KV of this model derive their keys from it
         self._fd = fd
         salt = bytes.fromhex(manifest.salt)
         self._cipher = ChunkCipher(key, salt, KIND, FORMAT_VERSION, manifest.id_bytes)
@@ -105,13 +108,17 @@ class SealedModel:
         decrypted (and wiped again); hand over secure memory where plaintext matters. `read` is told
         of each chunk that was read. Raises
         StoredDataError when the file is damaged, forged, of another version or device, or on bad
-        blocks (code "disk_unreadable"); NormalWorldError when it cannot be read for another reason.
+        blocks (code "disk_unreadable"); NormalWorldError when it cannot be read for another reason; of a
+        vendor's model, as licences.unlock.
         """
         if scratch is not None and len(scratch) != CHUNK:
             raise ValueError(f"scratch has {len(scratch)} bytes, not {CHUNK}")
         fd = _open_sealed(path)
         try:
-            manifest = _read_manifest(fd, device)
+            manifest, block = _read_manifest(fd, path, device)
+            if manifest.vendor is not None:
+                opened = unlock(path, block, manifest, device)
+                return cls(fd, manifest, opened.key, scratch, read, local=opened.local)
             key = device.unwrap(manifest.id_bytes, bytes.fromhex(manifest.wrapped_key))
             return cls(fd, manifest, key, scratch, read)
         except BaseException:
@@ -228,7 +235,7 @@ def read_manifest(path: Path, device: Device) -> Manifest:
     """
     fd = _open_sealed(path)
     try:
-        return _read_manifest(fd, device)
+        return _read_manifest(fd, path, device)[0]
     finally:
         os.close(fd)
 
@@ -240,12 +247,15 @@ def _open_sealed(path: Path) -> int:
         return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
-def _read_manifest(fd: int, device: Device) -> Manifest:
+def _read_manifest(fd: int, path: Path, device: Device) -> tuple[Manifest, bytes]:
+    """Return the manifest, and the block that it stands in."""
     info = os.fstat(fd)
     if not stat.S_ISREG(info.st_mode):
         raise bad("it is not a regular file")
     with read_errors("a sealed model"):
-        manifest = read_block(os.pread(fd, BLOCK_SIZE, 0), device)
+        block = os.pread(fd, BLOCK_SIZE, 0)
+    manifest = read_block(block, device)
     if info.st_size != file_size(manifest):
         raise bad(f"it has {info.st_size} bytes and should have {file_size(manifest)}")
-    return manifest
+    require_known(path, manifest, device)
+    return manifest, block

@@ -103,10 +103,10 @@ def make_folder(folder: Path) -> None:
             if not missing.exists():
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(missing, PRIVATE_FOLDER)
-                    _give_to_owner_of(missing.parent, missing)
+                    give_to_owner_of(missing.parent, missing)
 
 
-def _give_to_owner_of(folder: Path, new: Path | int) -> None:
+def give_to_owner_of(folder: Path, new: Path | int) -> None:
     """Have `new`, just made in `folder`, belong to whom the folder belongs to.
 
     Root adds models to the stores of others, that of a secure world which is not root among them.
@@ -184,7 +184,7 @@ class NewFile:
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             self.fd = os.open(self._path, flags, PRIVATE_FILE)
-            _give_to_owner_of(self._path.parent, self.fd)
+            give_to_owner_of(self._path.parent, self.fd)
             os.lockf(self.fd, os.F_LOCK, 0)
         except BaseException:
             self.discard()
@@ -262,7 +262,7 @@ def open_locked(path: Path) -> Iterator[int]:
             raise _busy(path) from None
         if os.fstat(fd).st_nlink == 0:  # its writer put another in its place before it ended
             raise _busy(path)
-        _give_to_owner_of(path.parent, fd)
+        give_to_owner_of(path.parent, fd)
         try:
             yield fd
         finally:

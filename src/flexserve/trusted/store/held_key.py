@@ -13,7 +13,7 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from flexserve.errors import Blame, CallerError, InternalError, rebuild
-from flexserve.trusted.identity.identity import Evidence, Facts
+from flexserve.trusted.identity.identity import Evidence, Facts, MachineLayer
 from flexserve.trusted.sidecar import Sidecar
 from flexserve.trusted.store.key_holder import (
     MAX_MESSAGE,
@@ -25,10 +25,11 @@ from flexserve.trusted.store.key_holder import (
     Request,
     Sign,
     SignReceipt,
+    Unlock,
     Unseal,
     Unwrap,
 )
-from flexserve.trusted.store.keys import verify_signature
+from flexserve.trusted.store.keys import Unlocked, verify_signature
 
 _PATIENCE = 60.0  # seconds for an answer, which takes a fraction of a millisecond
 _encoder = msgspec.msgpack.Encoder()
@@ -49,6 +50,7 @@ class HeldKey:
         self._socket.settimeout(_PATIENCE)
         self.pid = holder.pid
         self.identity = ""
+        self.machine: Callable[[], list[MachineLayer]] = list  # what is below this secure world
         with contextlib.suppress(OSError):  # it is gone: whoever waits for it will hear
             self._socket.sendall(os.fsencode(path.absolute()))
 
@@ -68,6 +70,13 @@ class HeldKey:
     def unwrap(self, model_id: bytes, wrapped: bytes) -> bytes:
         """Return the key of a model. Raises StoredDataError if this device did not wrap it."""
         return self._use(Unwrap(model_id, wrapped))
+
+    def unlock(self, block: bytes, licence: bytes, entry: bytes) -> Unlocked:
+        """Return what opens a vendor's model. Raises as Licences.judge, and what `machine` raises."""
+        said = self._ask(Unlock(block, licence, entry, self.machine()))
+        if not isinstance(said, Unlocked):
+            self._gone()
+        return said
 
     def sign(self, data: bytes) -> bytes:
         """Return this device's signature of a record. Raises CallerError for anything else."""

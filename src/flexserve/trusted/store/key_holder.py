@@ -6,6 +6,7 @@ file, gives up all but its memory and its end of a socket, and answers until the
     Unwrap(model, wrapped) → the model's key       Sign(record) → the signature
     Attest(nonce, facts) → a chain and a token     Unseal(sealed, info) → what was sealed to the token's key
     SignReceipt(receipt) → it, signed
+    Unlock(block, licence, entry) → the key of a vendor's model, and the ledger's next entry
 
 It wraps no key and signs nothing but tokens, receipts and records of what a model can do: who takes over the
 secure process can open the models of its store as long as it has it, and neither carries a key away, nor
@@ -25,15 +26,19 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from flexserve.attestation.licence import MAX_SIZE
 from flexserve.errors import CallerError, FlexServeError
 from flexserve.platforms.linux.hardening import die_with_parent, harden
 from flexserve.platforms.linux.sandbox import confine_holder
 from flexserve.protocol.failures import failure_of
 from flexserve.protocol.statuses import Failure
-from flexserve.trusted.identity.identity import Evidence, Facts, Identity
+from flexserve.trusted.identity.identity import Evidence, Facts, Identity, MachineLayer
 from flexserve.trusted.identity.measurer import Measurer, program_of, start_of
+from flexserve.trusted.sessions.clock import steady_clock
 from flexserve.trusted.store.aead import MODEL_ID_SIZE
-from flexserve.trusted.store.keys import WRAPPED_SIZE, DeviceKey
+from flexserve.trusted.store.keys import WRAPPED_SIZE, DeviceKey, Unlocked
+from flexserve.trusted.store.licences import MAX_ENTRY, Licences
+from flexserve.trusted.store.manifest import BLOCK_SIZE
 from flexserve.trusted.store.record import MAX_RECORD, Record
 
 MAX_MESSAGE = 1 << 16  # bytes, either way
@@ -73,6 +78,15 @@ class SignReceipt(msgspec.Struct, frozen=True, tag=True):
     receipt: Annotated[bytes, Meta(max_length=MAX_SEALED)]
 
 
+class Unlock(msgspec.Struct, frozen=True, tag=True):
+    """Ask for the key of a vendor's model. `entry`: of the ledger. `machine`: the layers below the world."""
+
+    block: Annotated[bytes, Meta(max_length=BLOCK_SIZE)]
+    licence: Annotated[bytes, Meta(max_length=MAX_SIZE)]
+    entry: Annotated[bytes, Meta(max_length=MAX_ENTRY)]
+    machine: list[MachineLayer] = []
+
+
 class Held(msgspec.Struct, frozen=True, tag=True):
     """The first answer: the key is here. `identity`: DeviceKey.identity."""
 
@@ -91,14 +105,14 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
     failure: Failure
 
 
-Request = Unwrap | Sign | Attest | Unseal | SignReceipt
-Answer = Held | Done | Refused | Evidence
+Request = Unwrap | Sign | Attest | Unseal | SignReceipt | Unlock
+Answer = Held | Done | Refused | Evidence | Unlocked
 _encoder = msgspec.msgpack.Encoder()
 _requests = msgspec.msgpack.Decoder(Request)
 
 
-def answer(key: DeviceKey, identity: Identity, request: Request) -> Answer:
-    """Return what is asked for. Raises as DeviceKey and Identity, and CallerError for what is not signed."""
+def answer(key: DeviceKey, identity: Identity, licences: Licences, request: Request) -> Answer:
+    """Return what is asked for. Raises as those who have it, and CallerError for what is not signed."""
     match request:
         case Unwrap():
             return Done(key.unwrap(request.model_id, request.wrapped))
@@ -108,6 +122,10 @@ def answer(key: DeviceKey, identity: Identity, request: Request) -> Answer:
             return Done(identity.unseal(request.sealed, request.info))
         case SignReceipt():
             return Done(identity.sign_receipt(request.receipt))
+        case Unlock():
+            lock = identity.licence_key(request.machine)
+            licence, entry = licences.judge(request.block, request.licence, request.entry, lock.digest)
+            return Unlocked(lock.open(licence), key.local_key(licence.model), entry)
     try:
         msgspec.json.decode(request.record, type=Record)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -117,9 +135,11 @@ def answer(key: DeviceKey, identity: Identity, request: Request) -> Answer:
 
 def serve(key: DeviceKey, identity: Identity, connection: socket.socket) -> None:
     """Answer requests until nobody asks any more; what is no request ends it."""
+    clock = steady_clock()
+    licences = Licences(key, lambda: clock() // 1000)
     while data := connection.recv(MAX_MESSAGE):
         try:
-            said = answer(key, identity, _requests.decode(data))
+            said = answer(key, identity, licences, _requests.decode(data))
         except FlexServeError as error:
             said = Refused(failure_of(error))
         connection.sendall(_encoder.encode(said))

@@ -2,9 +2,9 @@
 
 Everything the store holds is useless without it, and nothing it holds can be forged without it.
 Two keys are derived from the root secret: one wraps the models' keys (AES-256-GCM), one signs
-their manifests (Ed25519). So is the secret that the keys of
-attestation begin with. Whoever can read the file can open every model of this device: on a machine with a
-secure element, this is the secret to move there.
+their manifests (Ed25519). So are the secrets that the keys of attestation begin with, and the keys
+of what is kept of vendors' models. Whoever can read the file can open every model that this device
+sealed: on a machine with a secure element, this is the secret to move there.
 
 Who seals models has a `DeviceKey`. The secure process, in which llama.cpp runs, never does: it asks another
 process, which holds it (trusted.store.held_key).
@@ -20,6 +20,7 @@ import stat
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
 from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -33,9 +34,17 @@ from flexserve.trusted.store.files import NewFile, disk_errors, make_folder, swe
 SIGNATURE_SIZE = 64
 WRAPPED_SIZE = 12 + KEY_SIZE + TAG_SIZE  # nonce, encrypted key, tag
 
-_PURPOSES = (b"wrap model keys v1", b"sign manifests v1", b"attestation root v1")
+_PURPOSES = (b"wrap model keys v1", b"sign manifests v1", b"attestation root v1", b"keep vendors' models v1")
 _UNSAFE = "device_key_unsafe"
 _SALT = b""  # the root secret is uniformly random already: HKDF needs no salt to extract from it
+
+
+class Unlocked(msgspec.Struct, frozen=True, tag=True):
+    """What a vendor's model is opened with: its content key, that of what is kept of it here, the ledger."""
+
+    key: bytes
+    local: bytes
+    entry: bytes
 
 
 class Device(Protocol):
@@ -51,6 +60,9 @@ class Device(Protocol):
     def unwrap(self, model_id: bytes, wrapped: bytes) -> bytes:
         """Return the key that `wrap` encrypted."""
 
+    def unlock(self, block: bytes, licence: bytes, entry: bytes) -> Unlocked:
+        """Return what a vendor's model is opened with, if its licence allows it. See licence.Licences."""
+
     def sign(self, data: bytes) -> bytes:
         """Return this device's signature of `data`."""
 
@@ -64,7 +76,7 @@ class DeviceKey:
     __slots__ = ("_page", "_public", "_secrets", "identity")
 
     def __init__(self, root: bytes | memoryview) -> None:
-        self._page = SecretPage()  # the three keys; what is made of them to use one goes at once
+        self._page = SecretPage()  # the keys; what is made of them to use one goes at once
         self._secrets = [self._page.view(number * KEY_SIZE, KEY_SIZE) for number in range(len(_PURPOSES))]
         for purpose, key in zip(_PURPOSES, self._secrets, strict=True):
             derive_into(root, _SALT, purpose, key)
@@ -75,6 +87,10 @@ class DeviceKey:
     def attestation_root(self) -> memoryview:
         """The secret that the keys of attestation begin with; good for as long as this object."""
         return self._secrets[2]
+
+    def local_key(self, model_id: bytes) -> bytes:
+        """Return what a vendor's model is kept with on this device, its KV above all: no vendor has it."""
+        return derive_key(self._secrets[3], model_id, b"local key v1")
 
     def _wrapping(self) -> AESGCM:
         return AESGCM(self._secrets[0])
@@ -137,6 +153,15 @@ class DeviceKey:
                 hint="Add the model again on this device.",
             ) from None
 
+    def unlock(self, block: bytes, licence: bytes, entry: bytes) -> Unlocked:
+        """Raise CallerError: a licence is for a secure world, and the device key alone is none."""
+        del block, licence, entry
+        raise CallerError(
+            "Only a secure world opens a vendor's model.",
+            hint="Use it as it is: it cannot be changed here.",
+            code="vendors_model",
+        )
+
     def sign(self, data: bytes) -> bytes:
         """Return this device's signature of `data`: SIGNATURE_SIZE bytes."""
         return self._signing().sign(data)
@@ -147,7 +172,7 @@ class DeviceKey:
 
 
 def derived_keys(root: bytes) -> list[bytes]:
-    """Return what a root secret is used for: the keys that wrap, sign, and begin attestation's."""
+    """Return what a root secret is used for: the keys that wrap, sign, and begin others."""
     return [derive_key(root, _SALT, purpose) for purpose in _PURPOSES]
 
 

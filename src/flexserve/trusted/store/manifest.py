@@ -2,6 +2,9 @@
 
     magic "FLEXSEAL", u32 format version, u32 manifest length, manifest (JSON), zeros, signature
 
+Of a vendor's model the magic is "FLEXVEND", and the signature is the vendor's: any device may read it, and a
+licence (licence.py) opens it.
+
 The block is BLOCK_SIZE bytes; the Ed25519 signature is its last 64 and covers everything before
 it, so no bit of the block can change. The manifest is readable without the key (`head -c 8192`):
 it is the label on the box. What is secret is in the chunks.
@@ -20,6 +23,8 @@ import struct
 from typing import Annotated
 
 import msgspec
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from msgspec import Meta
 
 from flexserve.errors import CallerError, InternalError, StoredDataError
@@ -30,7 +35,7 @@ FORMAT_VERSION = 1
 BLOCK_SIZE = 8192  # bytes
 CHUNK = 1 << 20  # bytes of plaintext per chunk
 
-_MAGIC, _UNFINISHED = b"FLEXSEAL", b"FLEXPART"
+_MAGIC, _UNFINISHED, _VENDORS = b"FLEXSEAL", b"FLEXPART", b"FLEXVEND"
 _PRELUDE = struct.Struct("<8sII")
 _SIGNED = BLOCK_SIZE - SIGNATURE_SIZE
 _MAX_TEXT = _SIGNED - _PRELUDE.size
@@ -57,12 +62,20 @@ class Adapts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     scale: Annotated[float, Meta(ge=-MAX_SCALE, le=MAX_SCALE)]
 
 
+class Vendor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who sealed a model that many devices may open, by a licence each. The manifest is signed by `key`."""
+
+    key: Annotated[str, _hex(32)]  # public, of Ed25519
+    version: Annotated[int, Meta(ge=1, lt=1 << 53)]  # of the model
+    sealed: Annotated[str, _hex(32)]  # SHA-256 of the file behind the first block
+
+
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What a sealed model is. Sizes in bytes; binary values as lower-case hex."""
 
     name: Name
     model_id: Annotated[str, _hex(MODEL_ID_SIZE)]  # drawn at sealing: two sealings of a file differ
-    device: Annotated[str, _hex(32)]  # DeviceKey.identity of the device that can open it
+    device: Annotated[str, _hex(32)]  # DeviceKey.identity of who can open it; a vendor's: zeros
     size: Annotated[int, Meta(ge=1, lt=1 << 50)]  # of the GGUF
     chunk: Annotated[int, Meta(ge=CHUNK, le=CHUNK)]  # of plaintext
     digest: Annotated[str, _hex(32)]  # SHA-256 of the GGUF; of an unfinished one: its source's identity
@@ -73,8 +86,9 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     quantization: Label
     metadata_bytes: Size  # of the GGUF before its tensor data
     salt: Annotated[str, _hex(SALT_SIZE)]
-    wrapped_key: Annotated[str, _hex(WRAPPED_SIZE)]
+    wrapped_key: Annotated[str, _hex(WRAPPED_SIZE)]  # a vendor's: zeros; the licence has the key
     adapts: Adapts | None = None  # it is an adapter; `context_length` is that of the model that it changes
+    vendor: Vendor | None = None  # None: this device sealed it
 
     @property
     def chunks(self) -> int:
@@ -116,19 +130,22 @@ def write_block(manifest: Manifest, device: Device, *, unfinished: bool = False)
         msgspec.json.decode(text, type=Manifest)  # what the reader would refuse is never signed
     except msgspec.ValidationError as error:
         raise InternalError("A manifest is out of its own bounds.", hint="Report this.") from error
-    magic = _UNFINISHED if unfinished else _MAGIC
+    magic = _UNFINISHED if unfinished else _MAGIC if manifest.vendor is None else _VENDORS
     signed = (_PRELUDE.pack(magic, FORMAT_VERSION, len(text)) + text).ljust(_SIGNED, b"\0")
     return signed + device.sign(signed)
 
 
 def read_block(block: bytes, device: Device, *, unfinished: bool = False) -> Manifest:
-    """Return the manifest in `block`, which `device` signed. Raises StoredDataError otherwise.
+    """Return the manifest in `block`, which `device` signed, or a vendor. Raises StoredDataError otherwise.
 
-    A file that was signed as unfinished never passes for a whole one, nor the other way round.
+    A file that was signed as unfinished never passes for a whole one, nor the other way round. Whether the
+    vendor is one that this device trusts is not said here.
     """
     if len(block) != BLOCK_SIZE:
         raise bad("it is shorter than its first block")
     magic, version, length = _PRELUDE.unpack_from(block)
+    if magic == _VENDORS and version == FORMAT_VERSION and not unfinished:
+        return read_vendor_block(block)
     if magic != (_UNFINISHED if unfinished else _MAGIC):
         raise bad("it does not start as one")
     if version != FORMAT_VERSION:
@@ -144,6 +161,32 @@ def read_block(block: bytes, device: Device, *, unfinished: bool = False) -> Man
         return msgspec.json.decode(text, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         raise bad("its manifest is not one this program writes") from None
+
+
+def read_vendor_block(block: bytes) -> Manifest:
+    """Return the manifest in `block`, which the vendor signed that it names. Raises StoredDataError."""
+    try:
+        _, _, length = _PRELUDE.unpack_from(block)
+        text = block[_PRELUDE.size : _PRELUDE.size + min(length, _MAX_TEXT)]
+        manifest = msgspec.json.decode(text, type=Manifest)
+        if manifest.vendor is not None and manifest.adapts is None and block.startswith(_VENDORS):
+            key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(manifest.vendor.key))
+            key.verify(block[_SIGNED:], block[:_SIGNED])
+            return manifest
+    except (
+        msgspec.MsgspecError,
+        UnicodeDecodeError,
+        RecursionError,
+        ValueError,
+        InvalidSignature,
+        struct.error,
+    ):
+        pass
+    raise StoredDataError(
+        "The vendor's model is damaged or forged: its manifest is not signed by the key that it names.",
+        hint="Get the file from the vendor again.",
+        code="vendor_forged",
+    )
 
 
 def _blame_other_device(text: bytes, device: Device) -> None:

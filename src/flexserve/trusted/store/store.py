@@ -2,6 +2,7 @@
 
     ROOT/models/NAME.flex
     ROOT/models/NAME.part                     a model that is not whole yet (sealing.py)
+    ROOT/models/NAME.ledger, MODEL_ID.licence   of a vendor's model (licences.py)
     ROOT/images/MODEL_ID-FINGERPRINT.img
     ROOT/images/MODEL_ID-record.able
     ROOT/kv/MODEL_ID-RANDOM.kv
@@ -23,11 +24,13 @@ from pathlib import Path
 
 import msgspec
 
+from flexserve.attestation.licence import Licence
 from flexserve.errors import CallerError, NormalWorldError, StoredDataError, UnknownModelError
 from flexserve.private_files import refuse_shared
 from flexserve.trusted.store.container import Progress, SealedModel, read_manifest
 from flexserve.trusted.store.files import disk_errors, make_folder, open_locked, sweep, sync_folder
 from flexserve.trusted.store.keys import Device
+from flexserve.trusted.store.licences import LICENCE, terms
 from flexserve.trusted.store.manifest import Manifest, check_name, is_name, name_from
 from flexserve.trusted.store.record import Record, read_record, write_record
 from flexserve.trusted.store.sealing import Base, name_taken, seal
@@ -187,16 +190,32 @@ class Store:
         return model
 
     def manifest(self, name: str) -> Manifest:
-        """Return the manifest of the model `name`. Raises as `open`, which is done when its file changed."""
+        """Return the manifest of the model `name`. Raises as `open`, which is done when its file changed.
+
+        A vendor's model is not opened for it.
+        """
         stamp = _stamp(self._existing(name))
         known = self._manifests.get(name)
         if known is None or known[0] != stamp:
-            with self.open(name) as model:
-                known = stamp, model.manifest
+            known = stamp, self._checked(name)
             if len(self._manifests) >= _MANIFESTS:
                 self._manifests.clear()
             self._manifests[name] = known
         return known[1]
+
+    def _checked(self, name: str) -> Manifest:
+        manifest = read_manifest(self._existing(name), self._device)
+        if manifest.vendor is None or manifest.name != name:
+            with self.open(name) as model:
+                return model.manifest
+        return manifest
+
+    def terms(self, name: str) -> Licence | None:
+        """Return the licence of the model `name`, as its vendor signed it; None: this device sealed it.
+
+        Raises as `manifest` and licences.terms.
+        """
+        return terms(self._existing(name), self.manifest(name))
 
     def verify(self, name: str, progress: Progress) -> None:
         """Check every byte of the model `name`. Raises StoredDataError, or as `open`."""
@@ -319,7 +338,7 @@ class Store:
                     raise
 
     def _sweep_orphans(self) -> int:
-        """Remove images and sealed KV without a model; return the bytes of disk freed.
+        """Remove images, sealed KV and licences without a model; return the bytes of disk freed.
 
         While a model cannot be read what is its cannot be told from orphans: all is kept then.
         """
@@ -329,12 +348,13 @@ class Store:
                 *self._images.glob(f"*{_IMAGE}"),
                 *self._images.glob(f"*{_RECORD}"),
                 *self._kv.glob(f"*{_KV}"),
+                *self._models.glob(f"*{LICENCE}"),
             ]
         entries = [entry for _, entry in self._scan()] if derived else []
         owners = {entry.model_id for entry in entries if isinstance(entry, Manifest)}
         if len(owners) < len(entries):
             return 0
-        orphans = [path for path in derived if path.name.split("-")[0] not in owners]
+        orphans = [path for path in derived if path.stem.split("-")[0] not in owners]
         with disk_errors(f"Cleaning up {self.root}"):
             return sum(_unlink(path) for path in orphans)
 
