@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import compileall
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
+from flexserve.attestation import measurement
 from flexserve.attestation.measurement import Measurement, measure
 
 
@@ -54,8 +57,13 @@ def test_an_installation_that_was_compiled_has_the_same_digests(installation: Pa
         ("packages", "package/__init__.py", "VALUE = 2\n"),
         ("packages", "package/data.txt", "other data\n"),
         ("packages", "package/new.py", ""),
+        ("packages", "package/new.pyc", ""),
+        ("packages", "package-1.0.dist-info/sitecustomize.py", ""),
         ("packages", "start.pth", "import os, package\n"),
         ("packages", "new.pth", "import package\n"),
+        ("packages", "new.pth", "import\tpackage\n"),
+        ("packages", "new.pth", "\ufeffimport package\n"),
+        ("packages", "new.pth", "folder\x0cimport package\n"),
         ("packages", "package-1.0.dist-info/entry_points.txt", "[x]\n"),
         ("engine", "llama_cpp/lib/libllama.so", "\x7fELG"),
         ("engine", "llama_cpp/__init__.py", ""),
@@ -68,6 +76,47 @@ def test_whatever_can_run_changes_the_digest_of_its_part_and_no_other(
     (installation / file).write_text(content)
     after = parts(installation)
     assert {name for name in before if before[name] != after[name]} == {part}
+
+
+def test_which_of_two_modules_is_imported_counts(installation: Path, tmp_path: Path):
+    before = measure([str(installation)]).parts
+    other = install(tmp_path / "other")
+    (other / "package" / "__init__.py").write_text("VALUE = 2\n")
+    first, second = (measure([str(one), str(two)]).parts for one, two in _orders(installation, other))
+    assert first != second
+    assert before not in (first, second)
+
+
+def _orders(*folders: Path) -> list[tuple[Path, ...]]:
+    return [folders, folders[::-1]]
+
+
+def test_a_folder_within_a_package_that_can_be_imported_from_counts(installation: Path):
+    assert measure([str(installation), str(installation / "package")]).parts != parts(installation)
+
+
+def test_compiled_files_count_in_a_folder_that_is_imported_from(installation: Path):
+    folder = installation / "package" / "__pycache__"
+    folder.mkdir()
+    roots = [str(installation), str(folder)]
+    before = measure(roots).parts
+    (folder / "sitecustomize.pyc").write_bytes(b"")
+    assert parts(installation) == before
+    assert measure(roots).parts != before
+
+
+def test_an_archive_on_the_import_path_counts(installation: Path, tmp_path: Path):
+    archive = tmp_path / "python.zip"
+    archive.write_bytes(b"PK")
+    assert measure([str(archive), str(installation)]).parts != parts(installation)
+
+
+def test_the_library_that_holds_the_interpreter_counts():
+    named = {name: path for _, name, path in measurement._interpreter()}
+    assert named["python"] == os.path.realpath(sys.executable)
+    with open("/proc/self/maps") as mappings:
+        shared = "libpython" in mappings.read()
+    assert any(name.startswith("libpython") for name in named) == shared
 
 
 def test_a_file_that_moves_changes_the_digest(installation: Path):
@@ -86,8 +135,6 @@ def test_two_files_cannot_pass_for_one_another(installation: Path):
 
 
 def test_the_last_change_of_any_file_is_known_whatever_its_own_time_says(installation: Path):
-    import os
-
     before = measure([str(installation)]).changed
     path = installation / "package" / "__init__.py"
     path.write_text("VALUE = 3\n")

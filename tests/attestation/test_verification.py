@@ -24,7 +24,7 @@ NONCE = bytes(range(32))
 MODEL = AttestedModel("ab" * 32)
 FACTS = Facts("linux", {"memory": "memfd_secret"}, [MODEL], [MachineLayer("el2", b"e" * 64)])
 PARTS = {"flexserve": b"f" * 64, "engine": b"e" * 64}
-CONFIG = {"python": "3.13.0", "program": "-I -m flexserve.secure_world.main"}
+CONFIG = {"python": "3.13.0", "program": "flexserve.secure_world.main"}
 
 
 def identity(root: bytes = b"r" * 32, parts: dict[str, bytes] = PARTS, changed: float = 0.0) -> Identity:

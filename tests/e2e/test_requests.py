@@ -7,7 +7,6 @@ import shutil
 import socket
 import struct
 import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +14,7 @@ import msgspec
 import pytest
 from library import CONTEXT, PROMPTS, SLOW, Library, has_secret_memory
 
+from flexserve import interpreter
 from flexserve.errors import CallerError, CancelledError, QueueFullError, UnknownModelError
 from flexserve.harness.worlds import DrivenWorld
 from flexserve.normal.process import environment
@@ -169,7 +169,7 @@ class BareWorld:
         with theirs:
             self.process = subprocess.Popen(
                 [
-                    *(*prefix, sys.executable, "-I", "-m", SECURE_WORLD),
+                    *(*prefix, *interpreter.command(SECURE_WORLD)),
                     *library.options(channel_fd=theirs.fileno(), **more).words(),
                 ],
                 stdin=subprocess.DEVNULL,

@@ -45,9 +45,10 @@ def broker(memory: AdjustableMemory) -> MemoryBroker:
 
 def test_the_command_line_is_isolated_and_names_every_option() -> None:
     words = secure_command(OPTIONS, 9)
-    assert words[:4] == [sys.executable, "-I", "-m", "flexserve.platforms.linux.companion"]
-    assert words[4:8] == [sys.executable, "-I", "-m", "flexserve.secure_world.main"]
-    assert SecureOptions.parse(words[8:]) == msgspec.structs.replace(OPTIONS, channel_fd=9)
+    isolated = [sys.executable, "-I", "-X", "pycache_prefix=/dev/null", "-m", "flexserve.interpreter"]
+    assert words[:7] == [*isolated, "flexserve.platforms.linux.companion"]
+    assert words[7:14] == [*isolated, "flexserve.secure_world.main"]
+    assert SecureOptions.parse(words[14:]) == msgspec.structs.replace(OPTIONS, channel_fd=9)
 
 
 async def test_a_started_world_serves_and_stops_in_order(broker: MemoryBroker) -> None:

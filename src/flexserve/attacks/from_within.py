@@ -5,10 +5,10 @@ from __future__ import annotations
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Callable
 from typing import Protocol
 
+from flexserve import interpreter
 from flexserve.attacks import inside
 from flexserve.attacks.attempt import Gained, Pointless
 from flexserve.attacks.target import Target
@@ -93,5 +93,5 @@ def _try_from_within(scene: Attacked, name: str, *, missed: str = "the kernel re
 
 
 def _status_within(*words: str) -> int:
-    command = [sys.executable, "-I", "-m", inside.__name__, *words]
+    command = interpreter.command(inside.__name__, *words)
     return subprocess.run(command, env=environment(), timeout=60, check=False).returncode

@@ -1,12 +1,13 @@
 """What a secure world consists of, as digests: every file that its process could import.
 
-    python -I -m flexserve.attestation.measurement      prints them, of this installation, as JSON
+    python … -m flexserve.interpreter flexserve.attestation.measurement     prints them, as JSON
 
 By parts, so that a difference says where it is: our package, the engine (llama.cpp, built for one CPU), the
 other packages, and Python itself. Two installations of one commit have the same digests wherever they lie. So
-left out is what names a place: compiled copies of sources (.pyc), and what installers note (METADATA of
-packages, but for their entry points). Of a `.pth` file the lines that name folders are left out, since these
-folders are measured; those that run code count.
+left out is what names a place: notes of installers, but for entry points; and of a `.pth` file the lines that
+name folders, since these folders are measured. Left out, too, are folders of compiled copies, since
+`interpreter` has Python run none of them. The order of folders counts, since it decides which of two modules
+of one name is imported.
 """
 
 from __future__ import annotations
@@ -20,14 +21,16 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator, Sequence
+from importlib.machinery import all_suffixes
 from pathlib import Path
 
 import cbor2
 
+from flexserve import interpreter
 from flexserve.errors import CallerError
 
 _PACKAGE = Path(__file__).parents[1]
-PROGRAM = ("-I", "-m", "flexserve.secure_world.main")  # as protocol.launch and normal.process start it
+PROGRAM = (*interpreter.OPTIONS, "flexserve.secure_world.main")  # as normal.process starts it
 _COMPILED = "__pycache__"
 _NOTED = (".dist-info", ".egg-info")
 _NOT_IMPORTED = ("site-packages", "dist-packages", "config-")  # in the folder of Python's own library
@@ -46,42 +49,54 @@ def measure(roots: Sequence[str] | None = None) -> Measurement:
 
     Raises OSError for a file that cannot be read.
     """
-    found: dict[str, dict[str, bytes]] = {"python": {}, "flexserve": {}, "engine": {}, "packages": {}}
+    parts = {part: hashlib.sha512() for part in ("python", "flexserve", "engine", "packages")}
+    found: set[str] = set()
     changed = 0.0
-    for part, name, path in _files(sys.path if roots is None else roots):
-        with open(path, "rb") as file:
-            changed = max(changed, os.fstat(file.fileno()).st_ctime)
-            if not name.endswith(".pth"):
-                found[part][name] = hashlib.file_digest(file, "sha256").digest()
-            elif running := _running_lines(file.read()):
-                found[part][name] = hashlib.sha256(running).digest()
-    return Measurement({part: _digest_of(files) for part, files in found.items() if files}, changed)
+    paths = dict.fromkeys(os.path.realpath(root) for root in (sys.path if roots is None else roots))
+    for files in (_interpreter(), *(_files_below(root) for root in paths)):
+        digests: dict[str, dict[str, bytes]] = {part: {} for part in parts}
+        for part, name, path in files:
+            with open(path, "rb") as file:
+                changed = max(changed, os.fstat(file.fileno()).st_ctime)
+                if not name.endswith(".pth"):
+                    digests[part][name] = hashlib.file_digest(file, "sha256").digest()
+                elif running := _running_lines(file.read()):
+                    digests[part][name] = hashlib.sha256(running).digest()
+        for part in (part for part in parts if digests[part]):
+            parts[part].update(_digest_of(digests[part]))
+            found.add(part)
+    return Measurement({part: whole.digest() for part, whole in parts.items() if part in found}, changed)
 
 
-def _files(roots: Sequence[str]) -> Iterator[tuple[str, str, str]]:
-    """Yield each file once: its part, its name there, and where it is."""
+def _interpreter() -> Iterator[tuple[str, str, str]]:
+    """Yield the interpreter, and the library in which it is, if that is a file of its own."""
     yield "python", "python", os.path.realpath(sys.executable)
-    library = sysconfig.get_paths()["stdlib"]
-    seen: set[str] = set()
-    for root in dict.fromkeys(os.path.realpath(root) for root in roots):
-        for folder, folders, files in os.walk(root, followlinks=True):
-            ours = folder == library
-            folders[:] = [
-                name
-                for name in folders
-                if name != _COMPILED and not (ours and name.startswith(_NOT_IMPORTED))
-            ]
-            for name in files:
+    with open("/proc/self/maps") as mappings:
+        mapped = {line.split(maxsplit=5)[-1].strip() for line in mappings}
+    for path in mapped:
+        if os.path.basename(path).startswith("libpython"):
+            yield "python", os.path.basename(path), path
+
+
+def _files_below(root: str) -> Iterator[tuple[str, str, str]]:
+    """Yield each file of a folder (or archive) of the import path: its part, its name there, where it is."""
+    library = os.path.realpath(sysconfig.get_paths()["stdlib"])
+    if os.path.isfile(root):
+        yield "packages", os.path.basename(root), root
+    for folder, folders, files in os.walk(root, followlinks=True):
+        ours = folder == library
+        folders[:] = [
+            name for name in folders if name != _COMPILED and not (ours and name.startswith(_NOT_IMPORTED))
+        ]
+        for name in files:
+            if not folder.endswith(_NOTED) or _counts_among_notes(name):
                 path = os.path.join(folder, name)
-                if path not in seen and _counts(folder, name):
-                    seen.add(path)
-                    yield (*_place(path, root, library), path)
+                yield (*_place(path, root, library), path)
 
 
-def _counts(folder: str, name: str) -> bool:
-    if folder.endswith(_NOTED):
-        return name == "entry_points.txt"
-    return not name.endswith(".pyc")
+def _counts_among_notes(name: str) -> bool:
+    """Return whether a file among an installer's notes decides what runs: they can be imported, too."""
+    return name == "entry_points.txt" or name.endswith(tuple(all_suffixes()))
 
 
 def _place(path: str, root: str, library: str) -> tuple[str, str]:
@@ -96,14 +111,18 @@ def _place(path: str, root: str, library: str) -> tuple[str, str]:
 
 
 def _running_lines(content: bytes) -> bytes:
-    return b"\n".join(line for line in content.splitlines() if line.startswith((b"import ", b"import\t")))
+    """Return the lines of a `.pth` file but for those that are a folder's name, however Python reads them."""
+    lines = content.decode(errors="surrogateescape").splitlines()
+    running = [line for line in lines if line.startswith("import ") or not line.isprintable()]
+    return "\n".join(running).encode(errors="surrogateescape")
 
 
 def _digest_of(files: dict[str, bytes]) -> bytes:
     """Return one digest of files by their names; of nothing else, and in no order but the names'."""
     whole = hashlib.sha512()
     for name in sorted(files):
-        whole.update(len(name.encode()).to_bytes(4, "big") + name.encode() + files[name])
+        encoded = os.fsencode(name)
+        whole.update(len(encoded).to_bytes(4, "big") + encoded + files[name])
     return whole.digest()
 
 
@@ -117,10 +136,10 @@ def world_digest(measurements: dict[str, bytes]) -> bytes:
     return hashlib.sha512(cbor2.dumps(measurements, canonical=True)).digest()
 
 
-def configuration(program: str) -> dict[str, str]:
-    """Return how the interpreter runs `program` (its options and a module), which decides what files do."""
+def configuration(words: Sequence[str]) -> dict[str, str]:
+    """Return how the interpreter runs `words` (its options and a module), which decides what files do."""
     python = {"python": platform.python_version(), "implementation": sys.implementation.name}
-    return {**python, "program": program}
+    return {**python, "program": " ".join(words)}
 
 
 def reference(program: Sequence[str] = PROGRAM) -> dict[str, bytes]:
@@ -128,13 +147,13 @@ def reference(program: Sequence[str] = PROGRAM) -> dict[str, bytes]:
 
     They are taken by an interpreter that sees what the secure process would. Raises CallerError.
     """
-    command = [sys.executable, "-I", "-m", __name__]
+    command = interpreter.command(__name__)
     try:
         printed = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         raise CallerError("This installation cannot be measured.", hint="Install flexserve again.") from None
     parts = {name: bytes.fromhex(digest) for name, digest in json.loads(printed).items()}
-    return with_configuration(parts, configuration(" ".join(program)))
+    return with_configuration(parts, configuration(program))
 
 
 def main() -> None:

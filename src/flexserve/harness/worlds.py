@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from flexserve import interpreter
 from flexserve.errors import Blame, PeerError, rebuild
 from flexserve.normal.process import environment
 from flexserve.platforms.linux import companion
@@ -82,7 +82,7 @@ class DrivenWorld:
         ours, theirs = socket.socketpair()
         with theirs:
             options = msgspec.structs.replace(options, channel_fd=theirs.fileno())
-            command = [sys.executable, "-I", "-m", *program, *options.words()]
+            command = interpreter.command(*program, *options.words())
             self._process = subprocess.Popen(
                 companion.command(command) if guarded else command,
                 stdin=subprocess.DEVNULL,

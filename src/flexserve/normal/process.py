@@ -15,9 +15,9 @@ import dataclasses
 import os
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 
+from flexserve import interpreter
 from flexserve.errors import NormalWorldError
 from flexserve.platforms.linux import companion
 from flexserve.protocol.launch import SECURE_WORLD
@@ -66,10 +66,10 @@ class Started:
 def program_command(words: Sequence[str], *, program: str = SECURE_WORLD) -> list[str]:
     """Return the command line of a secure world with `words`, beside a companion.
 
-    `-I`: no PYTHON* variable, no user site and no current directory decides what code runs
-    there; the package is found where it was installed.
+    No PYTHON* variable, no user site, no current directory and no compiled copy decides what code runs
+    there (`interpreter`); the package is found where it was installed.
     """
-    return companion.command([sys.executable, "-I", "-m", program, *words])
+    return companion.command(interpreter.command(program, *words))
 
 
 def environment() -> dict[str, str]:

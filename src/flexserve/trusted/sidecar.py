@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import socket
 import subprocess
-import sys
+
+from flexserve import interpreter
 
 
 class Sidecar:
@@ -19,7 +20,7 @@ class Sidecar:
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, kind)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-m", module, "--fd", str(theirs.fileno())],
+                interpreter.command(module, "--fd", str(theirs.fileno())),
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 env={},

@@ -1,6 +1,6 @@
 """A process that traces another from its first instruction, so that nobody else can attach to it.
 
-    python -I -m flexserve.platforms.linux.companion PROGRAM ARGUMENT…
+    python … -m flexserve.interpreter flexserve.platforms.linux.companion PROGRAM ARGUMENT…
 
 A process has one tracer at most. The program is seized before it is run, its threads as they begin; the
 kernel ends it when the companion is gone. The program traces the companion in turn, or somebody could
@@ -20,6 +20,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from flexserve import interpreter
 from flexserve.platforms.linux.hardening import die_with_parent, stay_hidden
 
 _SEIZE, _CONT, _LISTEN = 0x4206, 7, 0x4208
@@ -35,7 +36,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def command(program: Sequence[str]) -> list[str]:
     """Return the command line of a companion of `program`."""
-    return [sys.executable, "-I", "-m", __name__, *program]
+    return interpreter.command(__name__, *program)
 
 
 def main() -> None:

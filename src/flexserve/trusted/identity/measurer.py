@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from flexserve import interpreter
 from flexserve.attestation.measurement import Measurement, configuration, measure
 from flexserve.errors import NormalWorldError
 from flexserve.platforms.linux.hardening import die_with_parent
@@ -50,12 +51,12 @@ class Measurer:
 
 
 def program_of(pid: int) -> dict[str, str]:
-    """Return how the process `pid` runs: its interpreter, and its program without its options."""
+    """Return how the process `pid` runs: its interpreter with its options, and its program without them."""
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError:
         words = []
-    return configuration(" ".join(words[1:4]))
+    return configuration(words[1 : len(interpreter.OPTIONS) + 2])
 
 
 def start_of(pid: int) -> float:
