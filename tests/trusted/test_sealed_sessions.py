@@ -181,6 +181,8 @@ def test_answers_to_others_go_out_as_they_are(place):
 def refused(place: Place, body: bytes) -> Failure:
     before = len(place.sent)
     assert place.open(body) is None
+    assert len(place.sent) == before, "the time of a refusal tells nothing"
+    place.sessions.tick()
     (told,) = place.sent[before:]
     assert isinstance(told, Failed)
     return told.failure

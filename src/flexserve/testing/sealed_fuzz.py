@@ -54,6 +54,8 @@ def count_refused(number: int, seed: int = 0, say: Callable[[int], None] = lambd
     sessions = Sessions(_KEY.unseal, sent.append, lambda: NOW, None)
     for count, body in zip(range(1, number + 1), bodies(seed), strict=False):
         assert sessions.open(Sealed(count, body)) is None, body.hex()
+        assert not sent, body.hex()  # how long it took to see through it does not tell
+        sessions.tick()
         assert sent == [Failed(count, _REFUSED)], body.hex()
         sent.clear()
         if count % 1000 == 0:

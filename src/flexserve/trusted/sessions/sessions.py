@@ -28,23 +28,30 @@ class Sessions:
 
     def __init__(self, unseal: Unseal, send: Send, clock: Clock, receipts: Receipts | None) -> None:
         self._unseal, self._send, self._clock, self._receipts = unseal, send, clock, receipts
-        self._lock = threading.Lock()  # guards the next two
+        self._lock = threading.Lock()  # guards the next three
         self._sessions: dict[int, Session] = {}
+        self._refused: list[int] = []
         self._seen = SeenRequests()
         self._begun = threading.Event()
 
     def start(self) -> None:
-        """Have tokens leave in time that wait for others."""
+        """Have tokens leave in time that wait for others, and refusals."""
         threading.Thread(target=self._tick, name="sealed-frames", daemon=True).start()
 
     def open(self, message: Sealed) -> Session | None:
-        """Return the session that answers a sealed request, begun; None: refused, and its sender told so."""
+        """Return the session that answers a sealed request, begun; None: it is refused.
+
+        A refusal leaves with the next tick, so its time does not tell how far the request was opened.
+        """
+        self._begun.set()
         try:
             opened = open_request(message.body, self._unseal)
             with self._lock:
                 self._seen.admit(opened.content, self._clock())
         except CallerError:
-            self._send(Failed(message.request, failure_of(refusal())))
+            with self._lock:
+                self._refused.append(message.request)
+            self._begun.set()
             return None
         session = Session(message.request, opened, message.body, self._send, receipts=self._receipts)
         with self._lock:
@@ -66,11 +73,14 @@ class Sessions:
             session.take(message)
 
     def tick(self) -> None:
-        """Have tokens leave that waited long enough."""
+        """Have tokens leave that waited long enough, and refusals."""
         with self._lock:
             sessions = list(self._sessions.values())
+            refused, self._refused = self._refused, []
             if not sessions:
                 self._begun.clear()
+        for number in refused:
+            self._send(Failed(number, failure_of(refusal())))
         for session in sessions:
             session.tick()
 
