@@ -77,7 +77,7 @@ def load_from_sources(folder: str) -> None:
         raise PermissionError(f"{folder} is not this user's alone")
     extensions = (machinery.ExtensionFileLoader, machinery.EXTENSION_SUFFIXES)
     sources = (functools.partial(KeptLoader, folder), machinery.SOURCE_SUFFIXES)
-    sys.path_hooks[:] = [machinery.FileFinder.path_hook(extensions, sources)]
+    sys.path_hooks[:] = [machinery.FileFinder.path_hook(extensions, sources)]  # type: ignore[arg-type]
     sys.path_importer_cache.clear()
 
 
