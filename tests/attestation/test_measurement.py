@@ -5,13 +5,17 @@ from __future__ import annotations
 import compileall
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from flexserve import interpreter
 from flexserve.attestation import measurement
 from flexserve.attestation.measurement import Measurement, measure
+
+PACKAGE = Path(measurement.__file__).parents[1]
 
 
 @pytest.fixture
@@ -147,3 +151,25 @@ def test_a_measurement_has_a_digest_of_64_bytes_for_each_part(installation: Path
     assert isinstance(found, Measurement)
     assert set(found.parts) == {"python", "engine", "packages"}
     assert {len(digest) for digest in found.parts.values()} == {64}
+
+
+MEASURE = (
+    "import sys; sys.path.insert(0, sys.argv[1]); from flexserve.attestation.measurement import measure; "
+    "print(measure(sys.argv[1:]).parts['flexserve'].hex())"
+)
+
+
+def digest_of_copy(folder: Path) -> str:
+    command = [sys.executable, *interpreter.OPTIONS[:3], "-c", MEASURE, str(folder)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_two_copies_of_this_package_have_the_same_digest_wherever_they_lie(tmp_path: Path):
+    places = [tmp_path / "a", tmp_path / "another" / "place"]
+    for place in places:
+        shutil.copytree(PACKAGE, place / "flexserve")
+    first, second = map(digest_of_copy, places)
+    assert first == second
+    with (places[1] / "flexserve" / "units.py").open("a") as file:
+        file.write("\n")
+    assert digest_of_copy(places[1]) != first

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from servers import Cli, ScriptedServer
 
+from flexserve import settings
+from flexserve.attestation import measurement
+from flexserve.attestation.policy import load_policy
 from flexserve.folders import config_folder
+from flexserve.trusted.store import DeviceKey, Store
 
 ALLOWED = 'emulated = "allow"\n'
 
@@ -93,3 +100,60 @@ def test_a_server_that_changes_the_token_on_its_way_is_refused(
     result = cli("attest", "--policy", str(policy))
     assert result.exit_code == 1
     assert "nonce: expected" in result.stderr
+
+
+class TestSignedPolicy:
+    """A policy that somebody signed counts only as he wrote it."""
+
+    @pytest.fixture
+    def signed(self, policy: Path, tmp_path: Path) -> tuple[str, ...]:
+        """The arguments for a policy that is signed."""
+        key = Ed25519PrivateKey.generate()
+        pem = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        (tmp_path / "signer.pem").write_bytes(pem)
+        (tmp_path / "policy.toml.sig").write_bytes(key.sign(policy.read_bytes()))
+        return "attest", "--policy", str(policy), "--policy-signer", str(tmp_path / "signer.pem")
+
+    def test_it_counts_as_any_other(self, cli: Cli, signed: tuple[str, ...]):
+        assert cli(*signed).exit_code == 0
+
+    def test_it_is_refused_when_it_was_changed(self, cli: Cli, signed: tuple[str, ...], policy: Path):
+        policy.write_text(ALLOWED + "\n")
+        result = cli(*signed)
+        assert result.exit_code == 1
+        assert "is not that key's signature of it" in result.stderr
+
+    def test_it_is_refused_without_its_signature(self, cli: Cli, signed: tuple[str, ...], tmp_path: Path):
+        (tmp_path / "policy.toml.sig").unlink()
+        assert "policy.toml.sig cannot be read" in cli(*signed).stderr
+
+    def test_what_is_no_key_is_said(self, cli: Cli, signed: tuple[str, ...], tmp_path: Path):
+        (tmp_path / "signer.pem").write_text("no key")
+        assert "is no public key of Ed25519" in cli(*signed).stderr
+
+    def test_a_policy_of_the_configuration_has_to_be_signed_as_well(self, cli: Cli, signed: tuple[str, ...]):
+        assert "policy.toml cannot be read" in cli("attest", *signed[3:]).stderr
+
+
+class TestMeasure:
+    """The good values of this installation, and the models of the store."""
+
+    @pytest.fixture(autouse=True)
+    def sealed(self, gguf: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+        """The SHA-256 of a model in the store; measuring takes no second here."""
+        monkeypatch.setattr(measurement, "reference", lambda: {"flexserve": b"f" * 64})
+        here = settings.load()
+        store = Store(here.models, DeviceKey.load_or_create(here.device_key))
+        return store.add(gguf, "small", lambda _done, _all: None).digest
+
+    def test_it_lists_the_models_of_the_store(self, cli: Cli, sealed: str, gguf: Path):
+        assert sealed == hashlib.sha256(gguf.read_bytes()).hexdigest()
+        assert f"model small    {sealed}" in cli("measure").stdout
+        assert json.loads(cli("measure", "--json").stdout)["models"] == {"small": sealed}
+
+    def test_a_policy_names_them_when_it_is_to(self, cli: Cli, sealed: str, tmp_path: Path):
+        path = tmp_path / "written.toml"
+        assert cli("measure", "--policy", str(path)).exit_code == 0
+        assert load_policy(path).models == []
+        assert cli("measure", "--policy", str(path), "--with-models").exit_code == 0
+        assert [rule.sha256 for rule in load_policy(path).models] == [sealed]

@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from msgspec import Meta
 
 from flexserve.attestation.token import PROFILE
@@ -48,10 +51,17 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     models: list[ModelRule] = []
 
 
-def load_policy(path: Path) -> Policy:
-    """Return the policy in the file `path`. Raises CallerError for a file that is none, with the field."""
+def load_policy(path: Path, signer: Path | None = None) -> Policy:
+    """Return the policy in the file `path`. Raises CallerError for a file that is none, with the field.
+
+    With a `signer` (a file with its public key, Ed25519 in PEM) the file `path`.sig has to be his signature
+    of the policy's bytes, as `openssl pkeyutl -sign -rawin` writes it.
+    """
     try:
-        return msgspec.convert(tomllib.loads(path.read_text()), Policy)
+        content = path.read_bytes()
+        if signer is not None:
+            _check_signature(path, content, signer)
+        return msgspec.convert(tomllib.loads(content.decode()), Policy)
     except OSError as error:
         raise CallerError(
             f"The policy {path} cannot be read: {error.strerror}.", hint="Write one with `flexserve measure`."
@@ -61,6 +71,35 @@ def load_policy(path: Path) -> Policy:
             f"The policy {path} is not clear: {error}.",
             hint="Correct it, or write one with `flexserve measure`.",
         ) from None
+
+
+def _check_signature(path: Path, content: bytes, signer: Path) -> None:
+    """Raise CallerError unless `signer` signed `content`."""
+    try:
+        key = load_pem_public_key(signer.read_bytes())
+    except OSError as error:
+        raise CallerError(f"The key {signer} cannot be read: {error.strerror}.") from None
+    except (ValueError, UnsupportedAlgorithm):
+        key = None
+    if not isinstance(key, Ed25519PublicKey):
+        raise CallerError(
+            f"{signer} is no public key of Ed25519 in PEM.",
+            hint="`openssl pkey -in KEY.pem -pubout` writes one.",
+        )
+    try:
+        key.verify(path.with_name(f"{path.name}.sig").read_bytes(), content)
+    except OSError as error:
+        raise _not_signed(path, f"{path}.sig cannot be read: {error.strerror}") from None
+    except InvalidSignature:
+        raise _not_signed(path, f"{path}.sig is not that key's signature of it") from None
+
+
+def _not_signed(path: Path, why: str) -> CallerError:
+    return CallerError(
+        f"The policy {path} is not signed by who should have: {why}.",
+        hint="Get policy and signature anew from where the key came from.",
+        code="policy_not_signed",
+    )
 
 
 def write_policy(policy: Policy) -> str:

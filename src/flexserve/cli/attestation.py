@@ -23,6 +23,14 @@ PolicyFile = Annotated[
     ),
 ]
 
+PolicySigner = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="KEY.pem",
+        help="Public key of who has to have signed the policy; the signature is in FILE.sig.",
+    ),
+]
+
 
 def register(app: typer.Typer) -> None:
     """Add these commands to `app`."""
@@ -32,6 +40,8 @@ def register(app: typer.Typer) -> None:
 
 def attest(
     policy: PolicyFile = None,
+    *,
+    policy_signer: PolicySigner = None,
     host: Host = None,
     port: Port = None,
     unix_socket: UnixSocket = None,
@@ -62,7 +72,7 @@ def attest(
     from flexserve.normal.known_roots import KnownRoots
 
     with client(host, port, unix_socket) as server:
-        found = attested_server(server, policy_of(policy), KnownRoots(known_roots_file()))
+        found = attested_server(server, policy_of(policy, policy_signer), KnownRoots(known_roots_file()))
     if as_json:
         terminal.show_json(verification(found))
     else:
@@ -79,22 +89,27 @@ def measure(
     policy: Annotated[
         Path | None, typer.Option("--policy", metavar="FILE", help="Write a policy that asks for these.")
     ] = None,
+    with_models: Annotated[
+        bool, typer.Option("--with-models", help="The policy names this store's models, too, and no others.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure what a secure world of this installation consists of: the good values for a policy.
 
     Two installations of one version have the same, wherever they lie. On another machine `engine` differs if
-    its CPU is another one, since llama.cpp is built for it, and `python` if its Python is.
+    its CPU is another one, since llama.cpp is built for it, and `python` if its Python is. Models are those
+    of this store, by the SHA-256 of their GGUF.
     """
     from flexserve.attestation.measurement import reference, world_digest
-    from flexserve.attestation.policy import Policy, write_policy
+    from flexserve.attestation.policy import ModelRule, Policy, write_policy
 
-    measurements = reference()
+    measurements, models = reference(), _models()
     layers = {**(_machine_layers() if platform == "trustzone" else {}), "world": world_digest(measurements)}
     if policy is not None:
         good = Policy(
             layers={name: [digest.hex()] for name, digest in layers.items()},
             measurements={name: [digest.hex()] for name, digest in measurements.items()},
+            models=[ModelRule(digest) for digest in models.values()] if with_models else [],
         )
         _write(policy, write_policy(good))
     if as_json:
@@ -102,23 +117,25 @@ def measure(
             title: {name: digest.hex() for name, digest in table.items()}
             for title, table in (("layers", layers), ("measurements", measurements))
         }
-        terminal.show_json(shown)
+        terminal.show_json({**shown, "models": models})
         return
     for name, digest in measurements.items():
         terminal.say(f"{name:14} {digest.hex()}")
     for name, digest in layers.items():
         terminal.say(f"{f'layer {name}':14} {digest.hex()}")
+    for name, sha256 in models.items():
+        terminal.say(f"{f'model {name}':14} {sha256}")
 
 
-def policy_of(path: Path | None) -> Policy:
+def policy_of(path: Path | None, signer: Path | None = None) -> Policy:
     """Return the policy in `path`, or this user's, or the one that names nothing. Raises CallerError."""
     from flexserve.attestation.policy import Policy, load_policy
     from flexserve.folders import config_folder
 
     usual = config_folder() / "policy.toml"
-    if path is None and not usual.exists():
+    if path is None and signer is None and not usual.exists():
         return Policy()
-    return load_policy(path or usual)
+    return load_policy(path or usual, signer)
 
 
 def known_roots_file() -> Path:
@@ -139,6 +156,17 @@ def verification(found: AttestedServer) -> dict[str, Any]:
         "pinned_now": found.pinned_now,
         **described(found.verified),
     }
+
+
+def _models() -> dict[str, str]:
+    """Return the SHA-256 of each model's GGUF, by its name in this user's store."""
+    from flexserve import settings
+    from flexserve.cli.models import open_store
+
+    here = settings.load()
+    if not any((here.models / "models").glob("*.flex")):
+        return {}  # and no store is made
+    return {manifest.name: manifest.digest for manifest in open_store(here).list()}
 
 
 def _machine_layers() -> dict[str, bytes]:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from flexserve.cli.attestation import PolicyFile, known_roots_file, policy_of
+from flexserve.cli.attestation import PolicyFile, PolicySigner, known_roots_file, policy_of
 from flexserve.errors import CallerError
 
 
@@ -19,6 +19,7 @@ def register(app: typer.Typer) -> None:
 def connect(
     url: Annotated[str, typer.Argument(metavar="URL", show_default=False, help="The server's address.")],
     policy: PolicyFile = None,
+    policy_signer: PolicySigner = None,
     *,
     port: Annotated[int | None, typer.Option(metavar="N", min=0, max=65535, help="TCP port [7078].")] = None,
     receipts: Annotated[
@@ -28,6 +29,15 @@ def connect(
         Path | None,
         typer.Option(metavar="FILE", help="Serve only who has one of these keys, one per line [everybody]."),
     ] = None,
+    round_answers: Annotated[
+        int,
+        typer.Option(
+            metavar="TOKENS",
+            min=1,
+            max=4096,
+            help="Have each answer computed to a multiple of so many tokens: its length tells no more.",
+        ),
+    ] = 1,
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], typer.Option(help="What to log on standard error.")
     ] = "info",
@@ -47,11 +57,12 @@ def connect(
     options = connecting.ConnectOptions(
         url,
         known_roots_file(),
-        policy_of(policy),
+        policy_of(policy, policy_signer),
         key=settings.load().address().key,
         port=connecting.PORT if port is None else port,
         api_keys=read_keys(api_key_file) if api_key_file is not None else (),
         receipts=receipts,
+        rounding=round_answers,
         log_level=log_level,
     )
     raise typer.Exit(connecting.connect(options))

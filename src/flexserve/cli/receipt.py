@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from flexserve.cli import terminal
-from flexserve.cli.attestation import PolicyFile, policy_of
+from flexserve.cli.attestation import PolicyFile, PolicySigner, policy_of
 from flexserve.cli.options import AsJson
 from flexserve.errors import CallerError, PeerError
 
@@ -25,6 +25,7 @@ def register(app: typer.Typer) -> None:
 def verify(
     file: Annotated[Path, typer.Argument(metavar="FILE", show_default=False, help="The receipt.")],
     policy: PolicyFile = None,
+    policy_signer: PolicySigner = None,
     answer: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="The answer's text, to compare.", show_default=False),
@@ -38,7 +39,7 @@ def verify(
     """
     from flexserve.attestation.receipt import load_receipt, verify_receipt
 
-    receipt, verified = verify_receipt(load_receipt(file), policy_of(policy))
+    receipt, verified = verify_receipt(load_receipt(file), policy_of(policy, policy_signer))
     if answer is not None:
         _compare(answer, receipt.answer)
     said = {
