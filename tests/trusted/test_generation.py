@@ -84,6 +84,33 @@ def test_an_answer_ends_where_the_context_does(world: World) -> None:
     assert (finished.reason, finished.usage.completion_tokens) == ("length", 5)
 
 
+@pytest.mark.parametrize(
+    ("rounding", "how", "said", "computed"),
+    [
+        (5, {}, 8, 10),  # with the token that ends it nine are chosen
+        (8, {}, 8, 16),
+        (4, {"max_tokens": 3}, 3, 4),
+        (4, {"max_tokens": 4}, 4, 4),
+        (4, {"max_tokens": 0}, 0, 4),
+        (3, {"stop": [answer_to("hello>")[4:6]]}, 6, 6),
+    ],
+)
+def test_an_answer_is_computed_to_a_multiple_and_nobody_sees_the_rest(
+    world: World, rounding: int, how: dict[str, Any], said: int, computed: int
+) -> None:
+    finished = world.say("hello>", rounding=rounding, **how)
+    text, usage = world.text(), finished.usage
+    assert sum(it.tokens for it in world.sent if isinstance(it, Delta)) == computed
+    plain = world.say("hello>", **how)
+    assert (text, usage.completion_tokens) == (world.text(), said)
+    assert (plain.reason, plain.usage.completion_tokens) == (finished.reason, said)
+
+
+def test_a_rounded_answer_ends_where_the_context_does(world: World) -> None:
+    finished = world.say("x" * (CONTEXT - 12) + ">", rounding=64)
+    assert (finished.reason, finished.usage.completion_tokens) == ("stop", 8)
+
+
 def test_an_answer_ends_before_a_stop_text(world: World) -> None:
     whole = answer_to("hello>")
     finished = world.say("hello>", stop=[whole[4:6]])

@@ -6,6 +6,7 @@ import itertools
 from typing import Any
 
 import pytest
+from fake_engine import Budget, FakeSource
 from fake_llama import FakeVocabulary
 from fake_world import World
 
@@ -16,6 +17,8 @@ from flexserve.protocol.requests import Generate
 from flexserve.protocol.sampling import Sampling
 from flexserve.protocol.sealed_exchange import Exchange
 from flexserve.protocol.sealed_messages import Sealed, SealedPart
+from flexserve.protocol.trusted_app import Kind
+from flexserve.simulator.secure_memory import SimSecureMemory
 from flexserve.testing.sealing_key import FixedKey
 from flexserve.trusted.sessions import sessions
 from flexserve.trusted.sessions.receipts import Receipts
@@ -29,7 +32,7 @@ PAIRS = [("is it yes or no?>", "is it no or yes?>"), ("a" * 60 + ">", "iiii wwww
 
 
 class Recorder:
-    """Asks a world sealed and openly; `seen` is what a relay sees of it."""
+    """Asks a world sealed and openly; `seen` is what a relay sees of it, `os` what its OS and disk see."""
 
     def __init__(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         self._world, self._numbers = world, itertools.count(1000)
@@ -39,18 +42,46 @@ class Recorder:
         monkeypatch.setattr(sessions, "Session", self._timed)
         receipts = Receipts(lambda payload: bytes(64) + payload, world.app.digests, "test", lambda: NOW)
         self.seen: list[Any] = []
+        self.os: dict[str, list[Any]] = {}
+        self._watch(monkeypatch, SimSecureMemory, "commit")
+        self._watch(monkeypatch, SimSecureMemory, "release")
+        self._watch(monkeypatch, Budget, "request")
+        self._watch(monkeypatch, FakeSource, "restore")
         self._sessions = Sessions(KEY.unseal, self._see, lambda: NOW, receipts)
 
     def _timed(self, *arguments: Any, **named: Any) -> Session:
         return Session(*arguments, **named, clock=lambda: next(self._ticks) * 0.007)
 
+    def _watch(self, monkeypatch: pytest.MonkeyPatch, kind: type, name: str) -> None:
+        """Record with what numbers a method is called: offsets, lengths, which chunk."""
+        original = getattr(kind, name)
+
+        def watched(it: Any, *arguments: Any, **named: Any) -> Any:
+            numbers = [each for each in arguments if isinstance(each, int)]
+            self.os.setdefault(name, []).append(numbers)
+            return original(it, *arguments, **named)
+
+        monkeypatch.setattr(kind, name, watched)
+
     def _see(self, message: Any) -> None:
         self.seen.append(message)
 
     def sealed(self, text: str, **sampling: Any) -> tuple[list[tuple[int, bool]], str]:
-        """Return the sizes of what passed, first the request, and the answer that the client had."""
+        """Return the sizes of what passed, first the request, and the answer that the client had.
+
+        The world begins with a model that is open, and nothing of it in memory.
+        """
+        if not self.os:
+            self._ask(text, **sampling)
+        self.os = {}
+        for kind in Kind:
+            self._world.recall(kind)
+        return self._ask(text, **sampling)
+
+    def _ask(self, text: str, **sampling: Any) -> tuple[list[tuple[int, bool]], str]:
         self.seen.clear()
-        asked = Generate(0, "a", TextPrompt(text), Sampling(**sampling), reuse=False)
+        rounding = sampling.pop("rounding", 1)
+        asked = Generate(0, "a", TextPrompt(text), Sampling(**sampling), rounding, reuse=False)
         exchange = Exchange(asked, b"o" * 32, KEY.public, bytes(32), NOW)
         session = self._sessions.open(Sealed(next(self._numbers), exchange.body))
         assert session is not None
@@ -95,8 +126,11 @@ ASK: dict[str, Any] = {"max_tokens": TOKENS, "ignore_eos": True, "temperature": 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=["words", "letters"])
 def test_questions_of_equal_length_leave_equal_traces(recorder: Recorder, pair: tuple[str, str]):
-    first, second = (recorder.sealed(text, **ASK) for text in pair)
+    first, os_of_first = recorder.sealed(pair[0], **ASK), recorder.os
+    second, os_of_second = recorder.sealed(pair[1], **ASK), recorder.os
     assert first[0] == second[0]
+    assert os_of_first == os_of_second
+    assert set(os_of_first) == {"commit", "release", "request", "restore"}, "all of it was watched"
     assert first[1] != second[1], "their answers differ"
     assert len(first[0]) > 4
 
@@ -104,6 +138,16 @@ def test_questions_of_equal_length_leave_equal_traces(recorder: Recorder, pair: 
 def test_a_receipt_is_of_one_size_as_frames_go(recorder: Recorder):
     traces = [recorder.sealed(PAIRS[0][0], **ASK, seed=seed)[0] for seed in (1, 1 << 31)]
     assert traces[0] == traces[1]
+
+
+def test_where_lengths_are_rounded_answers_of_other_lengths_leave_equal_traces(recorder: Recorder):
+    ends: list[dict[str, Any]] = [{}, {"max_tokens": 5}, {"max_tokens": 15, "ignore_eos": True}]
+    rounded, plain = (
+        [recorder.sealed(PAIRS[0][0], temperature=0, rounding=rounding, **each)[0] for each in ends]
+        for rounding in (16, 1)
+    )
+    assert rounded[0] == rounded[1] == rounded[2]
+    assert plain[0] != plain[1] != plain[2]
 
 
 def test_the_same_questions_asked_openly_are_told_apart(recorder: Recorder):

@@ -46,6 +46,7 @@ class ConnectOptions:
     port: int = PORT  # 0: any free one, told in the banner
     api_keys: Sequence[Key] = ()  # that clients of this machine send
     receipts: Path | None = None  # folder to keep them in
+    rounding: int = 1  # tokens: the secure world computes answers to a multiple of them
     drain_seconds: float = 10.0
     log_level: str = "info"
 
@@ -99,6 +100,7 @@ async def _connect(options: ConnectOptions) -> int:
         RemoteServer(options.url, options.key),
         Verifier(options.url, options.policy, KnownRoots(options.known_roots)),
         receipts.keep,
+        rounding=options.rounding,
     )
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(world.close)

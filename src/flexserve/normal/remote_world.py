@@ -66,11 +66,12 @@ class RemoteWorld:
     """A ModelsWorld behind `server`. Nothing is sent before `verify` has found its secure world good.
 
     `keep` gets the receipt of each answer. One event loop. Whose KV is whose is decided by a secret of this
-    object, so nobody else who uses the server shares any of it.
+    object, so nobody else who uses the server shares any of it. `rounding`: of answers, see Generate.
     """
 
-    def __init__(self, server: RemoteServer, verify: Verify, keep: Keep) -> None:
+    def __init__(self, server: RemoteServer, verify: Verify, keep: Keep, *, rounding: int = 1) -> None:
         self.metrics = Metrics()
+        self._rounding = rounding
         self._server, self._verify, self._keep = server, verify, keep
         self._owner = secrets.token_bytes(32)
         self._numbers = itertools.count(1)
@@ -109,7 +110,8 @@ class RemoteWorld:
     ) -> Answer:
         """Start a request, as normal.world.World.generate does."""
         return await self._ask(
-            Generate(0, model, prompt, sampling, **msgspec.structs.asdict(terms)), observer
+            Generate(*(0, model, prompt, sampling), rounding=self._rounding, **msgspec.structs.asdict(terms)),
+            observer,
         )
 
     async def embed(

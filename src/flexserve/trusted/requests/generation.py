@@ -49,6 +49,8 @@ class Generation:
         self._stream = TextStream(entry.vocabulary, prepared.shown)
         self._scanner = StopScanner(self._sampling.stop)
         self._sampler, self._thoughts, self._echo = prepared.sampler, prepared.thoughts, prepared.echo
+        self._reason: str | None = None  # why the answer ended
+        self._thrown = 0  # tokens that were computed after its end
         self._said = 0  # tokens of the prompt whose probabilities were sent
         self._told = 0  # tokens of the prompt that were said to be computed
         self._stats = RestoreStats()
@@ -193,7 +195,23 @@ class Generation:
             self._send(Delta(self.request.request, "", 0, choices))
 
     def choose(self, logits: NDArray[np.float32]) -> str | None:
-        """Choose the next token by `logits` and send its text; return why it was the last."""
+        """Choose the next token by `logits` and send its text; return why it was the last.
+
+        Where the length of the answer is rounded, others come after its end: to who watches, all are alike.
+        """
+        count = self._count
+        if self._reason is None:
+            self._reason = self._choose(logits)
+        if self._reason is None or self.request.rounding == 1:
+            return self._reason
+        if self._count == count:
+            self._thrown += 1
+            self.tokens.append(self.tokens[-1])
+            self._send(Delta(self.request.request, "", 1))
+        full = len(self.tokens) >= self.entry.context.size
+        return self._reason if full or (self._count + self._thrown) % self.request.rounding == 0 else None
+
+    def _choose(self, logits: NDArray[np.float32]) -> str | None:
         if not self._count:
             self._first, self._first_waited = time.monotonic(), self._stats.waited
         if not self._limit:
