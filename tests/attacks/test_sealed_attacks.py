@@ -39,6 +39,7 @@ class World:
         self._sent.clear()
         opened = self._sessions.open(Sealed(next(self._numbers), body))
         if opened is None:
+            self._sessions.tick()
             assert isinstance(self._sent[0], Failed)
             raise CallerError("refused", code=self._sent[0].failure.code)
         number, owner = opened.number, opened.asked.owner  # type: ignore[union-attr]

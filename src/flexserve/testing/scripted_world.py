@@ -228,7 +228,9 @@ class ScriptedWorld:
 
     def _open(self, message: Sealed) -> None:
         session = self._sessions.open(message)
-        if session is not None:
+        if session is None:
+            self._sessions.tick()  # the refusal leaves
+        else:
             self._sealed[session.number] = session
             self._handle(session.asked)
 
