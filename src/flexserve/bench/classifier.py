@@ -39,7 +39,8 @@ from flexserve.bench.demo import DEFAULT_MODEL
 from flexserve.errors import CallerError, FlexServeError, PeerError
 from flexserve.harness.served import FLEXSERVE, Served, own_environment
 from flexserve.normal.remote_server import Attestation
-from flexserve.protocol.messages import Generate, TokenPrompt
+from flexserve.protocol.prompts import TokenPrompt
+from flexserve.protocol.requests import Generate
 from flexserve.protocol.sampling import Sampling
 from flexserve.protocol.sealed_exchange import Exchange
 

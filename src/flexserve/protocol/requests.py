@@ -31,12 +31,17 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Generate(Message, Terms, frozen=True):
-    """Run a prompt. Answered by Started, Prefilled…, Delta… and Finished, or by Failed."""
+    """Run a prompt. Answered by Started, Prefilled…, Delta… and Finished, or by Failed.
+
+    After the answer's end as many tokens are computed, and thrown away, as make their number a multiple of
+    `rounding`: who watches learns that multiple, and not how long the answer is.
+    """
 
     request: Serial
     model: Name
     prompt: Prompt
     sampling: Sampling
+    rounding: Annotated[int, Meta(ge=1, le=1 << 12)] = 1  # tokens
 
 
 class Embed(Message, Terms, frozen=True):
