@@ -17,6 +17,7 @@ from flexserve.errors import (
     QueueFullError,
     UnknownModelError,
 )
+from flexserve.normal.network import Network
 
 MAX_CONNECTIONS = 256
 _CONNECT_SECONDS, _ANSWER_SECONDS = 10.0, 90.0  # the first attestation reads all that a world consists of
@@ -43,7 +44,9 @@ class RemoteServer:
         if key:
             self._headers.append(("Authorization", f"Bearer {key}"))
         self._pool = httpcore.AsyncConnectionPool(
-            max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_CONNECTIONS
+            max_connections=MAX_CONNECTIONS,
+            max_keepalive_connections=MAX_CONNECTIONS,
+            network_backend=Network(),
         )
 
     async def attestation(self, nonce: bytes) -> Attestation:

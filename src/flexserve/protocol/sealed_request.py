@@ -17,6 +17,7 @@ Numbers are little-endian, the name is UTF-8.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import secrets
 from collections.abc import Callable
@@ -99,6 +100,7 @@ def refusal() -> CallerError:
     )
 
 
+@functools.lru_cache(maxsize=4)
 def public_key(public: bytes) -> hpke.MLKEM768X25519PublicKey:
     """Return the public key that `public` encodes: that of ML-KEM-768, then X25519's. Raises ValueError."""
     if len(public) != _PUBLIC_KEM + _PUBLIC_CURVE:
