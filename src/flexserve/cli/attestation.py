@@ -45,7 +45,6 @@ def attest(
     host: Host = None,
     port: Port = None,
     unix_socket: UnixSocket = None,
-    *,
     nonce: Annotated[
         str | None, typer.Option("--nonce", metavar="HEX", help="Of who wants the evidence [a new one].")
     ] = None,
