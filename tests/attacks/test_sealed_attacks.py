@@ -13,7 +13,7 @@ from flexserve.attacks.attempt import Attempt, Verdict, attempt
 from flexserve.errors import CallerError
 from flexserve.protocol.answers import Delta, Failed, Finished, Started, Timings, Usage
 from flexserve.protocol.evidence import Attested
-from flexserve.protocol.sealed_answer import FrameOpener
+from flexserve.protocol.sealed_answer_reader import FrameOpener
 from flexserve.protocol.sealed_messages import Sealed, SealedPart
 from flexserve.testing.scripted_world import FACTS, IDENTITY
 from flexserve.trusted.sessions import session

@@ -10,8 +10,9 @@ import hashlib
 
 import pytest
 
+from flexserve.attestation.certificate_reader import read_certificate
 from flexserve.attestation.cose import MalformedError
-from flexserve.attestation.layers import Layer, Mode, certificate, key_of, next_cdi, read_certificate
+from flexserve.attestation.layers import Layer, Mode, certificate, key_of, next_cdi
 
 ZERO_CDI = "fbfc679771342eeacb908659ce49d6b63b4535da2c51433d7f04efa6319e0c19"
 HASH_CDI = "084ef406c69ba74b1e24d062f9ab8a8d89da6e03e4c6b122857cf74fd6a4bee5"

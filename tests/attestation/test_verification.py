@@ -14,7 +14,8 @@ from flexserve.attestation import cose
 from flexserve.attestation.layers import Layer, Mode, certificate, key_of
 from flexserve.attestation.measurement import Measurement, world_digest
 from flexserve.attestation.policy import ModelRule, Policy, load_policy, write_policy
-from flexserve.attestation.token import AttestedModel, Token, read_token, write_token
+from flexserve.attestation.token import AttestedModel, Token, write_token
+from flexserve.attestation.token_reader import read_token
 from flexserve.attestation.verification import AttestationRefusedError, Verified, verify
 from flexserve.errors import CallerError
 from flexserve.trusted.identity.identity import Evidence, Facts, Identity, MachineLayer

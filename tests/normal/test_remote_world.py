@@ -11,8 +11,8 @@ import httpx
 import msgspec
 import pytest
 
+from flexserve.attestation.kept_receipt import KeptReceipt, verify_receipt
 from flexserve.attestation.policy import Policy
-from flexserve.attestation.receipt import KeptReceipt, verify_receipt
 from flexserve.attestation.verification import AttestationRefusedError
 from flexserve.errors import CallerError, FlexServeError, PeerError, UnknownModelError
 from flexserve.normal.api import verification

@@ -17,8 +17,9 @@ from flexserve.protocol.messages import Query
 from flexserve.protocol.prompts import TextPrompt
 from flexserve.protocol.requests import Embed, Generate
 from flexserve.protocol.sampling import Sampling
-from flexserve.protocol.sealed_answer import LARGE, LAST_SIZE, SMALL, FrameOpener, FrameSealer, frame_size
-from flexserve.protocol.sealed_exchange import Exchange
+from flexserve.protocol.sealed_answer import LARGE, LAST_SIZE, SMALL, FrameSealer, frame_size
+from flexserve.protocol.sealed_answer_reader import FrameOpener
+from flexserve.protocol.sealed_exchange import Exchange, padded_size, seal
 from flexserve.protocol.sealed_request import (
     MAX_PADDED,
     MIN_PADDED,
@@ -26,8 +27,6 @@ from flexserve.protocol.sealed_request import (
     Content,
     header_of,
     open_request,
-    padded_size,
-    seal,
 )
 from flexserve.testing.sealing_key import FixedKey
 

@@ -12,7 +12,8 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from flexserve.protocol.framing import FrameDecoder
-from flexserve.protocol.sealed_answer import SMALL, Answered, FrameOpener
+from flexserve.protocol.sealed_answer import SMALL, Answered
+from flexserve.protocol.sealed_answer_reader import FrameOpener
 from flexserve.protocol.sealed_request import open_request
 from flexserve.testing.sealing_key import FixedKey
 

@@ -20,9 +20,9 @@ from flexserve.protocol.prompts import ChatMessage, ChatPrompt
 from flexserve.protocol.requests import Embed, Generate
 from flexserve.protocol.sampling import LogitBias, Sampling
 from flexserve.protocol.sealed_answer import LARGE, SMALL
-from flexserve.protocol.sealed_exchange import Exchange
+from flexserve.protocol.sealed_exchange import Exchange, seal
 from flexserve.protocol.sealed_messages import Sealed, SealedPart
-from flexserve.protocol.sealed_request import Content, Opened, seal
+from flexserve.protocol.sealed_request import Content, Opened
 from flexserve.protocol.statuses import Failure
 from flexserve.testing.sealing_key import FixedKey
 from flexserve.trusted.sessions import session as session_module

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.hashes import SHA512
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from flexserve.attestation.cose import MalformedError, decode, decode_key, encode_key, sign, signed_payload
+from flexserve.attestation.cose import encode_key, sign
 
 DIGEST_SIZE = 64  # bytes: SHA-512
 CDI_SIZE = 32
@@ -35,9 +35,9 @@ _ID_SALT = bytes.fromhex(
     "62cdb5b7e1e00fc680306711eb444af77209359496fcff1db9520ba51c7b29ea"
 )
 _ISSUER, _SUBJECT = 1, 2
-_CODE, _CODE_DESCRIPTOR, _CONFIG, _CONFIG_DESCRIPTOR = -4670545, -4670546, -4670547, -4670548
-_AUTHORITY, _AUTHORITY_DESCRIPTOR, _MODE = -4670549, -4670550, -4670551
-_KEY, _USAGE, _PROFILE = -4670552, -4670553, -4670554
+_CODE, CODE_DESCRIPTOR, CONFIG, _CONFIG_DESCRIPTOR = -4670545, -4670546, -4670547, -4670548
+_AUTHORITY, AUTHORITY_DESCRIPTOR, _MODE = -4670549, -4670550, -4670551
+_KEY, _USAGE, PROFILE = -4670552, -4670553, -4670554
 _SIGNS_CERTIFICATES = b"\x20"
 
 
@@ -97,60 +97,17 @@ def certificate(issuer: Ed25519PrivateKey, layer: Layer, key: Ed25519PublicKey) 
         _CODE: layer.code,
     }
     if layer.code_descriptor:
-        claims[_CODE_DESCRIPTOR] = layer.code_descriptor
+        claims[CODE_DESCRIPTOR] = layer.code_descriptor
     claims[_CONFIG_DESCRIPTOR] = layer.config
     if len(layer.config) != DIGEST_SIZE:
-        claims[_CONFIG] = hashlib.sha512(layer.config).digest()
+        claims[CONFIG] = hashlib.sha512(layer.config).digest()
     claims[_AUTHORITY] = layer.authority
     if layer.authority_descriptor:
-        claims[_AUTHORITY_DESCRIPTOR] = layer.authority_descriptor
+        claims[AUTHORITY_DESCRIPTOR] = layer.authority_descriptor
     claims |= {_MODE: bytes([layer.mode]), _KEY: encode_key(key), _USAGE: _SIGNS_CERTIFICATES}
     if layer.profile:
-        claims[_PROFILE] = layer.profile
+        claims[PROFILE] = layer.profile
     return sign(cbor2.dumps(claims), issuer)
-
-
-def read_certificate(data: bytes, issuer: Ed25519PublicKey) -> tuple[Layer, Ed25519PublicKey]:
-    """Return the layer that `issuer` certifies, and its key. Raises MalformedError unless it does."""
-    claims = decode(signed_payload(data, issuer))
-    match claims:
-        case {
-            1: str(by),
-            2: str(to),
-            -4670545: bytes(code),
-            -4670548: bytes(config),
-            -4670549: bytes(authority),
-            -4670551: bytes(mode),
-            -4670552: bytes(encoded),
-            -4670553: b"\x20",
-        }:
-            pass
-        case _:
-            raise MalformedError("a claim is missing, or is of another type")
-    key = decode_key(encoded)
-    if by != key_name(issuer) or to != key_name(key):
-        raise MalformedError("it names other keys than those that it is by and for")
-    if len(code) != DIGEST_SIZE or len(authority) != DIGEST_SIZE or len(mode) != 1 or mode[0] > max(Mode):
-        raise MalformedError("a digest or the mode is out of its bounds")
-    if len(config) != DIGEST_SIZE and claims.get(_CONFIG) != hashlib.sha512(config).digest():
-        raise MalformedError("the digest of its configuration is another one")
-    layer = Layer(
-        code,
-        config,
-        authority,
-        Mode(mode[0]),
-        code_descriptor=_optional(claims, _CODE_DESCRIPTOR, bytes),
-        authority_descriptor=_optional(claims, _AUTHORITY_DESCRIPTOR, bytes),
-        profile=_optional(claims, _PROFILE, str),
-    )
-    return layer, key
-
-
-def _optional(claims: dict[int, Any], label: int, kind: type) -> Any:
-    value = claims.get(label, kind())
-    if not isinstance(value, kind):
-        raise MalformedError("a claim is of another type")
-    return value
 
 
 def _derive(secret: bytes | memoryview, salt: bytes, purpose: bytes, size: int) -> bytes:

@@ -7,12 +7,11 @@ which clients seal their requests, and its end of life.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import cbor2
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from flexserve.attestation.cose import MalformedError, decode, sign, signed_payload
+from flexserve.attestation.cose import sign
 
 PROFILE = "urn:x-flexserve:attestation:1"
 NONCE_SIZES = range(8, 65)  # bytes, by the standard
@@ -27,7 +26,6 @@ _DIGESTS = 65000  # content format of the measurements: CBOR, a map from names t
 _SUITE = (0x647A, 1, 2)
 _SOFTWARE = "flexserve"
 RECEIPT = "application/vnd.flexserve.receipt+cbor"  # what else the world's key signs
-_SEALING_KEY_SIZE = 1216  # bytes: ML-KEM-768's, then X25519's
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -94,67 +92,3 @@ def write_token(token: Token, key: Ed25519PrivateKey) -> bytes:
     if token.licences:
         claims[LICENCES] = {1: list(_SUITE), 2: token.licences}
     return sign(cbor2.dumps(claims), key)
-
-
-def read_token(data: bytes, key: Ed25519PublicKey) -> Token:
-    """Return what the token `data` says. Raises MalformedError unless `key` signed it and it is ours."""
-    claims = decode(signed_payload(data, key))
-    if not isinstance(claims, dict) or claims.get(PROFILE_LABEL) != PROFILE:
-        raise MalformedError("it is of another profile")
-    match claims:
-        case {
-            4: int(expires),
-            6: int(issued),
-            10: bytes(nonce),
-            259: bytes(hardware),
-            263: int(debug),
-            266: {"platform": dict(platform), "models": dict(models)},
-            270: "flexserve",
-            271: [str(version)],
-            273: [[65000, bytes(measurements)]],
-            -70001: {1: [0x647A, 1, 2], 2: bytes(public), 3: int(end)},
-        } if len(claims) == 11 + (LICENCES in claims) and len(public) == _SEALING_KEY_SIZE:
-            return Token(
-                nonce,
-                issued,
-                expires,
-                hardware.decode(errors="replace"),
-                debug < DEBUG_DISABLED,
-                version,
-                _digests(decode(measurements)),
-                _texts(platform),
-                tuple(_model(*each) for each in models.items()),
-                SealingKey(public, end),
-                _licence_key(claims.get(LICENCES)),
-            )
-    raise MalformedError("a claim is missing, unknown, or of another type")
-
-
-def _licence_key(value: Any) -> bytes:
-    match value:
-        case None:
-            return b""
-        case {1: [0x647A, 1, 2], 2: bytes(public)} if len(value) == 2 and len(public) == _SEALING_KEY_SIZE:
-            return public
-    raise MalformedError("its key for licences is none")
-
-
-def _digests(value: Any) -> dict[str, bytes]:
-    if not isinstance(value, dict) or not all(
-        isinstance(name, str) and isinstance(digest, bytes) for name, digest in value.items()
-    ):
-        raise MalformedError("its measurements are no digests by name")
-    return value
-
-
-def _texts(value: dict[Any, Any]) -> dict[str, str]:
-    if not all(isinstance(name, str) and isinstance(text, str) for name, text in value.items()):
-        raise MalformedError("what it says of its platform is no texts by name")
-    return value
-
-
-def _model(digest: Any, said: Any) -> AttestedModel:
-    match said:
-        case [str(signer), int(generation)] if isinstance(digest, str):
-            return AttestedModel(digest, signer, generation)
-    raise MalformedError("what it says of a model is of another type")

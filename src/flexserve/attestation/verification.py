@@ -9,11 +9,13 @@ from typing import NoReturn
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from flexserve.attestation.certificate_reader import read_certificate
 from flexserve.attestation.cose import MalformedError, decode_key
-from flexserve.attestation.layers import MAX_LAYERS, Layer, Mode, read_certificate
+from flexserve.attestation.layers import MAX_LAYERS, Layer, Mode
 from flexserve.attestation.measurement import world_digest
 from flexserve.attestation.policy import ALLOW_EMULATED, Policy
-from flexserve.attestation.token import PROFILE, AttestedModel, SealingKey, Token, read_token
+from flexserve.attestation.token import PROFILE, AttestedModel, SealingKey, Token
+from flexserve.attestation.token_reader import read_token
 from flexserve.errors import PeerError
 
 _SKEW = 60  # seconds that two clocks may differ

@@ -37,7 +37,7 @@ def verify(
     It is verified like the attestation that it belongs to, by the same policy. The answer's text is what the
     model wrote, with its thoughts and calls of tools as it writes them.
     """
-    from flexserve.attestation.receipt import load_receipt, verify_receipt
+    from flexserve.attestation.kept_receipt import load_receipt, verify_receipt
 
     receipt, verified = verify_receipt(load_receipt(file), policy_of(policy, policy_signer))
     if answer is not None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import structlog
 
-from flexserve.attestation.receipt import KeptReceipt
+from flexserve.attestation.kept_receipt import KeptReceipt
 from flexserve.normal.remote_world import Trust
 
 _log = structlog.get_logger(__name__)

@@ -14,18 +14,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
-from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from msgspec import Meta
 
-from flexserve.errors import PeerError
 from flexserve.protocol.answers import Converted, Delta, Embedded, Failed, Finished, Prefilled, Started
-from flexserve.protocol.framing import FrameDecoder
 from flexserve.protocol.messages import Status
 from flexserve.protocol.requests import Generate
 from flexserve.protocol.sealed_request import Asked
@@ -36,7 +33,7 @@ SMALL, LARGE = 1 << 10, 1 << 14  # bytes of a frame
 LAST_SIZE = 1 << 12  # bytes that the end takes at least
 TOKENS_OF_A_FRAME = 8  # at most, of a text that leaves as it is made
 _HEADROOM = 1 + 16 + 2  # mark, tag, length
-_MORE, _LAST = b"\0", b"\1"
+MORE, LAST = b"\0", b"\1"
 
 
 class Receipt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
@@ -55,7 +52,7 @@ def frame_size(asked: Asked) -> int:
     return SMALL if small else LARGE
 
 
-class _Frames:
+class Frames:
     """What both ends derive of a request's secret; counts frames."""
 
     def __init__(self, secret: bytes, body_hash: bytes, server_nonce: bytes, size: int) -> None:
@@ -69,7 +66,7 @@ class _Frames:
         return nonce
 
 
-class FrameSealer(_Frames):
+class FrameSealer(Frames):
     """The secure world's end: bytes of a stream in, frames out. Holds what did not fit yet."""
 
     def __init__(self, secret: bytes, body_hash: bytes, server_nonce: bytes, size: int) -> None:
@@ -82,19 +79,19 @@ class FrameSealer(_Frames):
 
     def frame(self) -> bytes:
         """Return one frame, with as much of what waits as it holds."""
-        return self._frame(_MORE)
+        return self._frame(MORE)
 
     def full(self) -> Iterator[bytes]:
         """Yield the frames that what waits fills."""
         while len(self._waiting) >= self._size - _HEADROOM:
-            yield self._frame(_MORE)
+            yield self._frame(MORE)
 
     def end(self) -> bytes:
         """Return the last frames, with all that waits: LAST_SIZE bytes, or the next power of two."""
         room = self._size - _HEADROOM
         count = max(LAST_SIZE // self._size, 1, -(-len(self._waiting) // room))
         count = 1 << (count - 1).bit_length()
-        return b"".join(self._frame(_MORE) for _ in range(count - 1)) + self._frame(_LAST)
+        return b"".join(self._frame(MORE) for _ in range(count - 1)) + self._frame(LAST)
 
     def _frame(self, mark: bytes) -> bytes:
         room = self._size - _HEADROOM
@@ -102,65 +99,6 @@ class FrameSealer(_Frames):
         del self._waiting[:room]
         plain = len(data).to_bytes(2, "little") + data.ljust(room, b"\0")
         return mark + self._aead.encrypt(self._nonce(), plain, mark)
-
-
-class FrameOpener(_Frames):
-    """The client's end: bytes from the wire in, messages out.
-
-    Whatever the bytes, `feed` returns messages or raises PeerError, after which it refuses all input.
-    """
-
-    def __init__(self, secret: bytes, body_hash: bytes, server_nonce: bytes, size: int) -> None:
-        super().__init__(secret, body_hash, server_nonce, size)
-        self._decoder: FrameDecoder[Any] = FrameDecoder(Answered)
-        self._wire = bytearray()
-        self.ended = False
-
-    def feed(self, data: bytes) -> list[Any]:
-        """Return the messages that `data` completes. Raises PeerError for what was changed on its way."""
-        self._wire += data
-        messages: list[Any] = []
-        while len(self._wire) >= self._size:
-            frame = bytes(self._wire[: self._size])
-            del self._wire[: self._size]
-            messages += self._decoder.feed(self._opened(frame))
-        if self.ended and self._wire:
-            raise forged("it goes on after its last frame")
-        return messages
-
-    def end(self) -> None:
-        """Tell it that the connection ended. Raises PeerError unless the last frame has come."""
-        if not self.ended or self._wire:
-            raise PeerError(
-                "The sealed answer was cut off: its last frame did not come.",
-                hint="Ask again; whoever passes answers on, or the connection, broke it off.",
-                code="answer_cut_off",
-            )
-        self._decoder.end()
-
-    def _opened(self, frame: bytes) -> bytes:
-        if self.ended:
-            raise forged("it goes on after its last frame")
-        mark = frame[:1]
-        try:
-            plain = self._aead.decrypt(self._nonce(), frame[1:], mark)
-        except InvalidTag:
-            self.ended = True
-            raise forged("a frame is not the one that the secure world sent here") from None
-        self.ended = mark == _LAST
-        length = int.from_bytes(plain[:2], "little")
-        if length > len(plain) - 2:
-            raise forged("a frame says that it holds more than it can")
-        return plain[2 : 2 + length]
-
-
-def forged(why: str) -> PeerError:
-    """Return the error of an answer that somebody changed on its way."""
-    return PeerError(
-        f"The sealed answer was changed on its way: {why}.",
-        hint="Do not use what came of it. Ask again; another relay or network may be honest.",
-        code="answer_forged",
-    )
 
 
 def hash_of(body: bytes) -> bytes:

@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+import functools
 import secrets
 from typing import Any
 
 import msgspec
+from cryptography.hazmat.primitives import hpke
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 
+from flexserve.errors import CallerError
 from flexserve.protocol.messages import Query
-from flexserve.protocol.sealed_answer import SERVER_NONCE, FrameOpener, forged, frame_size, hash_of
-from flexserve.protocol.sealed_request import Asked, Content, model_of, seal
+from flexserve.protocol.sealed_answer import SERVER_NONCE, frame_size, hash_of
+from flexserve.protocol.sealed_answer_reader import FrameOpener, forged
+from flexserve.protocol.sealed_request import (
+    MAX_PADDED,
+    MIN_PADDED,
+    SECRET,
+    Asked,
+    Content,
+    Header,
+    body_key,
+    info,
+    model_of,
+)
+
+_PUBLIC_KEM, _PUBLIC_CURVE = 1184, 32  # bytes of a public key: of ML-KEM-768, then of X25519
+_SUITE = hpke.Suite(hpke.KEM.MLKEM768_X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)
 
 
 class Exchange:
@@ -50,3 +69,36 @@ class Exchange:
         if self._frames is None:
             raise forged("it did not begin")
         self._frames.end()
+
+
+@functools.lru_cache(maxsize=4)
+def public_key(public: bytes) -> hpke.MLKEM768X25519PublicKey:
+    """Return the public key that `public` encodes: that of ML-KEM-768, then X25519's. Raises ValueError."""
+    if len(public) != _PUBLIC_KEM + _PUBLIC_CURVE:
+        raise ValueError(f"a sealing key has {_PUBLIC_KEM + _PUBLIC_CURVE} bytes")
+    return hpke.MLKEM768X25519PublicKey(
+        MLKEM768PublicKey.from_public_bytes(public[:_PUBLIC_KEM]),
+        X25519PublicKey.from_public_bytes(public[_PUBLIC_KEM:]),
+    )
+
+
+def padded_size(size: int) -> int:
+    """Return the bytes that a content of `size` bytes takes, its length included."""
+    return max(MIN_PADDED, 1 << (size + 4 - 1).bit_length())
+
+
+def seal(content: Content, model: str, public: bytes, token_hash: bytes) -> tuple[bytes, bytes]:
+    """Return the body that asks `content` of `model` of who opens what is sealed to `public`, and the secret.
+
+    Raises CallerError for a request that is too long, ValueError for what is no public key.
+    """
+    inner = msgspec.msgpack.encode(content)
+    size = padded_size(len(inner))
+    if size > MAX_PADDED:
+        raise CallerError("The prompt is too long.", hint="Make it shorter.")
+    header = Header(token_hash, model).encoded()
+    secret = secrets.token_bytes(SECRET)
+    clear = header + _SUITE.encrypt(secret, public_key(public), info(header))
+    plain = (len(inner).to_bytes(4, "little") + inner).ljust(size, b"\0")
+    aead, nonce = body_key(secret, clear)
+    return clear + aead.encrypt(nonce, plain, None), secret

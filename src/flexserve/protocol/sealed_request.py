@@ -17,17 +17,13 @@ Numbers are little-endian, the name is UTF-8.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
-import secrets
 from collections.abc import Callable
 from typing import Annotated
 
 import msgspec
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hpke
-from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PublicKey
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
@@ -44,11 +40,9 @@ BODY_INFO = b"flexserve sealed request 1\0"
 SECRET = 32  # bytes
 TOKEN_HASH = 32  # bytes
 MIN_PADDED, MAX_PADDED = 1 << 10, 1 << 22  # bytes of the plaintext
-_PUBLIC_KEM, _PUBLIC_CURVE = 1184, 32  # bytes of a public key: of ML-KEM-768, then of X25519
 _MAX_NAME = 512  # bytes; 128 characters
 _FIXED = len(MAGIC) + TOKEN_HASH + 2
 _TAG = 16
-_SUITE = hpke.Suite(hpke.KEM.MLKEM768_X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)
 SEALED_SECRET = hpke.KEM.MLKEM768_X25519.enc_length() + SECRET + _TAG
 OVERHEAD = SEALED_SECRET + _TAG
 
@@ -100,39 +94,6 @@ def refusal() -> CallerError:
     )
 
 
-@functools.lru_cache(maxsize=4)
-def public_key(public: bytes) -> hpke.MLKEM768X25519PublicKey:
-    """Return the public key that `public` encodes: that of ML-KEM-768, then X25519's. Raises ValueError."""
-    if len(public) != _PUBLIC_KEM + _PUBLIC_CURVE:
-        raise ValueError(f"a sealing key has {_PUBLIC_KEM + _PUBLIC_CURVE} bytes")
-    return hpke.MLKEM768X25519PublicKey(
-        MLKEM768PublicKey.from_public_bytes(public[:_PUBLIC_KEM]),
-        X25519PublicKey.from_public_bytes(public[_PUBLIC_KEM:]),
-    )
-
-
-def padded_size(size: int) -> int:
-    """Return the bytes that a content of `size` bytes takes, its length included."""
-    return max(MIN_PADDED, 1 << (size + 4 - 1).bit_length())
-
-
-def seal(content: Content, model: str, public: bytes, token_hash: bytes) -> tuple[bytes, bytes]:
-    """Return the body that asks `content` of `model` of who opens what is sealed to `public`, and the secret.
-
-    Raises CallerError for a request that is too long, ValueError for what is no public key.
-    """
-    inner = msgspec.msgpack.encode(content)
-    size = padded_size(len(inner))
-    if size > MAX_PADDED:
-        raise CallerError("The prompt is too long.", hint="Make it shorter.")
-    header = Header(token_hash, model).encoded()
-    secret = secrets.token_bytes(SECRET)
-    clear = header + _SUITE.encrypt(secret, public_key(public), _info(header))
-    plain = (len(inner).to_bytes(4, "little") + inner).ljust(size, b"\0")
-    aead, nonce = _body_key(secret, clear)
-    return clear + aead.encrypt(nonce, plain, None), secret
-
-
 def header_of(body: bytes) -> Header:
     """Return the header of a sealed request. Raises CallerError (`refusal`) for anything but a right form."""
     try:
@@ -160,8 +121,8 @@ def open_request(body: bytes, unseal: Unseal) -> Opened:
     encoded = header.encoded()
     end = len(encoded) + SEALED_SECRET
     try:
-        secret = unseal(body[len(encoded) : end], _info(encoded))
-        aead, nonce = _body_key(secret, body[:end])
+        secret = unseal(body[len(encoded) : end], info(encoded))
+        aead, nonce = body_key(secret, body[:end])
         plain = aead.decrypt(nonce, body[end:], None)
         length = int.from_bytes(plain[:4], "little")
         if length + 4 > len(plain) or any(plain[4 + length :]):
@@ -175,11 +136,12 @@ def open_request(body: bytes, unseal: Unseal) -> Opened:
     return Opened(content, asked, secret)
 
 
-def _info(header: bytes) -> bytes:
+def info(header: bytes) -> bytes:
+    """Return HPKE's `info` of the secret of a request with this header."""
     return INFO + hashlib.sha256(header).digest()
 
 
-def _body_key(secret: bytes, clear: bytes) -> tuple[AESGCM, bytes]:
+def body_key(secret: bytes, clear: bytes) -> tuple[AESGCM, bytes]:
     """Return what encrypts the one body whose part in the clear is `clear`, and its nonce."""
     derived = HKDF(SHA256(), 44, hashlib.sha256(clear).digest(), BODY_INFO).derive(secret)
     return AESGCM(derived[:32]), derived[32:]

@@ -23,8 +23,9 @@ from flexserve.protocol.messages import Query
 from flexserve.protocol.prompts import ChatMessage, ChatPrompt
 from flexserve.protocol.requests import Embed, Generate
 from flexserve.protocol.sampling import Sampling
+from flexserve.protocol.sealed_exchange import seal
 from flexserve.protocol.sealed_messages import Sealed
-from flexserve.protocol.sealed_request import OVERHEAD, Content, header_of, refusal, seal
+from flexserve.protocol.sealed_request import OVERHEAD, Content, header_of, refusal
 from flexserve.testing.sealing_key import FixedKey
 from flexserve.trusted.sessions.sessions import Sessions
 

@@ -15,7 +15,7 @@ from flexserve.attestation.licence import USES, Licence, write_licence
 from flexserve.attestation.policy import Policy
 from flexserve.attestation.verification import AttestationRefusedError, Verified, verify
 from flexserve.errors import CallerError
-from flexserve.protocol.sealed_request import public_key
+from flexserve.protocol.sealed_exchange import public_key
 from flexserve.vendor.keys import Content, VendorKeys
 
 _SUITE = Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
