@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from flexserve import interpreter
-from flexserve.normal.process import program_command
+from flexserve.normal.process import environment, program_command
 from flexserve.platforms.linux import companion
 from flexserve.trusted.sidecar import Sidecar
 
@@ -64,8 +64,9 @@ def test_every_program_of_a_secure_world_is_started_so(monkeypatch: pytest.Monke
     started: list[list[str]] = []
 
     class Process:
-        def __init__(self, words: list[str], **_: object) -> None:
+        def __init__(self, words: list[str], *, env: dict[str, str], **_: object) -> None:
             started.append(words)
+            assert not env
             self.pid = 1
 
     monkeypatch.setattr(subprocess, "Popen", Process)
@@ -74,6 +75,14 @@ def test_every_program_of_a_secure_world_is_started_so(monkeypatch: pytest.Monke
     assert words[: 2 * 7] == companion.command(interpreter.command("flexserve.secure_world.main"))
     for each in (words, words[7:], *started):
         assert each[:6] == [sys.executable, *interpreter.OPTIONS]
+
+
+@pytest.mark.parametrize(
+    "name", ["LD_PRELOAD", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "GGML_BACKEND_PATH"]
+)
+def test_no_variable_of_who_starts_it_reaches_a_secure_world(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(name, "/somewhere")
+    assert name not in environment()
 
 
 class TestKeptCode:
