@@ -205,6 +205,8 @@ class Generation:
         if self._reason is None or self.request.rounding == 1:
             return self._reason
         if self._count == count:
+            if self._thrown:  # the first is chosen already: it ends the answer
+                self._sampler.choose(logits)  # which takes as long as before
             self._thrown += 1
             self.tokens.append(self.tokens[-1])
             self._send(Delta(self.request.request, "", 1))
