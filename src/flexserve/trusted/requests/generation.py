@@ -199,13 +199,13 @@ class Generation:
 
         Where the length of the answer is rounded, others come after its end: to who watches, all are alike.
         """
-        count = self._count
-        if self._reason is None:
+        count, goes_on = self._count, self._reason is None
+        if goes_on:
             self._reason = self._choose(logits)
         if self._reason is None or self.request.rounding == 1:
             return self._reason
         if self._count == count:
-            if self._thrown:  # the first is chosen already: it ends the answer
+            if not goes_on:
                 self._sampler.choose(logits)  # which takes as long as before
             self._thrown += 1
             self.tokens.append(self.tokens[-1])
