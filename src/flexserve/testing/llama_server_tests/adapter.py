@@ -140,8 +140,6 @@ class Adapter:
         context = server.n_ctx or 2048
         yield from ("--context", str(context if server.kv_unified else context // slots))
         yield from ("--parallel", str(slots))
-        if server.sleep_idle_seconds is not None:
-            yield from ("--keep-alive", str(server.sleep_idle_seconds))
         if server.api_key:
             keys = self.folder / "keys"
             keys.touch(mode=0o600)
@@ -175,6 +173,8 @@ class Adapter:
             body.setdefault("seed", server.seed)
             body.setdefault("user", self.node)  # nothing is reused of what another test asked
             body.setdefault("temperature", server.temperature)
+            if server.sleep_idle_seconds is not None:
+                body.setdefault("keep_alive", server.sleep_idle_seconds)
             name = _LENGTHS.get(path, "n_predict")
             said = any(body.get(key) is not None for key in (name, "max_tokens", "max_completion_tokens"))
             if server.n_predict and not said:
