@@ -66,6 +66,17 @@ async def test_pieces_of_text_have_timings_where_they_are_asked_for(
 
 
 @EACH
+async def test_the_progress_of_a_prompt_has_timings_where_both_are_asked_for(
+    client: httpx.AsyncClient, path: str
+) -> None:
+    found = await chunks(client, path, return_progress=True, timings_per_token=True)
+    first, *rest = [one["timings"] for one in found if "prompt_progress" in one]
+    assert (first["prompt_n"], first["prompt_ms"], first["predicted_n"]) == (0, 0.0, 0)
+    assert [one["prompt_n"] for one in rest] == [1, PROMPT_TOKENS - CACHED_TOKENS]
+    assert all(one["prompt_ms"] > 0 for one in rest)
+
+
+@EACH
 async def test_nobody_who_does_not_ask_is_told(
     client: httpx.AsyncClient, link: ScriptedLink, path: str
 ) -> None:

@@ -45,9 +45,16 @@ class Pace:
         """
         if not self._progress:
             return {}
-        milliseconds = int((self._clock() - self._began) * 1000)
-        told = {"total": self._total, "cache": self._cached, "processed": processed, "time_ms": milliseconds}
-        return {"prompt_progress": told}
+        computed = processed - self._cached
+        milliseconds = (self._clock() - self._began) * 1000 if computed else 0.0
+        told = {
+            "total": self._total,
+            "cache": self._cached,
+            "processed": processed,
+            "time_ms": int(milliseconds),
+        }
+        timings = {"timings": _timings(computed, self._cached, 0, milliseconds, 0.0)}
+        return {"prompt_progress": told} | (timings if self._per_token else {})
 
     def timings(self) -> Json:
         """Return what a stream's chunk says of the time so far. Empty: nobody asked, or no token came."""
