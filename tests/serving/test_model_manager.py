@@ -135,6 +135,17 @@ def test_the_last_user_of_a_model_says_whether_it_is_kept(
     assert models.is_kept("a", last + after) is kept
 
 
+def test_who_only_looks_at_a_model_changes_nothing_of_how_long_it_is_kept() -> None:
+    models = ModelManager(FakeApp(a=FakeModel(CHUNK), b=FakeModel(CHUNK)), idle=100)
+    models.used("a", 5.0)
+    last = models.last_used("a")
+    for name in ("a", "b"):
+        models.used(name, None, looked=True)
+    assert models.last_used("a") == last
+    assert models.is_kept("a", last + 5.0) is False
+    assert models.last_used("b") > 0, "it was opened for this: the newest goes last"
+
+
 def test_nobody_used_a_model_that_is_new_or_was_closed() -> None:
     models = ModelManager(FakeApp(a=FakeModel(CHUNK, is_open=True)), idle=100)
     assert (models.last_used("a"), models.is_kept("a", 0.0)) == (0.0, None)

@@ -287,6 +287,18 @@ def test_a_conversion_is_prepared_and_brings_no_weights_in(serve: Callable[..., 
     assert server.app.models["a"].weights == 0
 
 
+def test_a_conversion_does_not_say_how_long_its_model_is_kept_unless_it_does(serve: Callable[..., Server]):
+    server = serve()
+    for work, keep, kept in (
+        (Work.GENERATE, 0.0, False),
+        (Work.CONVERT, None, False),
+        (Work.CONVERT, -1.0, True),
+    ):
+        server.submit("a", work, keep_alive=keep)
+        server.ends(1)
+        assert server.models.is_kept("a", float("inf")) is kept
+
+
 def test_a_conversion_that_cannot_be_prepared_says_why(serve: Callable[..., Server]):
     server = serve()
     server.submit("a", Work.CONVERT, preparing=CallerError("It is too long."))

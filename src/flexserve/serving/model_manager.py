@@ -65,10 +65,14 @@ class ModelManager:
         with self._lock:
             self._used.pop(model, None)
 
-    def used(self, model: str, keep_alive: float | None) -> None:
-        """Record that a request of `model` ended; `keep_alive`: how long its sender wants it kept."""
+    def used(self, model: str, keep_alive: float | None, *, looked: bool = False) -> None:
+        """Record that a request of `model` ended; `keep_alive`: how long its sender wants it kept.
+
+        `looked`: it took nothing of what the model has in memory, so what was said before still holds.
+        """
         with self._lock:
-            self._used[model] = time.monotonic(), keep_alive
+            if not looked or model not in self._used:
+                self._used[model] = time.monotonic(), keep_alive
 
     def tidy(self) -> float | None:
         """Give back what was kept long enough; return the seconds until there is more (None: nothing)."""

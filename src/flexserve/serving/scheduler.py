@@ -358,7 +358,9 @@ class Scheduler:
 
     def _let_go(self, request: Request) -> None:
         self._app.end(request.number)
-        self._models.used(request.model, request.ticket.keep_alive)
+        ticket = request.ticket
+        looked = ticket.work is Work.CONVERT and ticket.keep_alive is None
+        self._models.used(ticket.model, ticket.keep_alive, looked=looked)
         with self._changed:
             self._requests.remove(request)
 
