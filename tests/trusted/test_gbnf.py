@@ -111,6 +111,8 @@ def ours(gbnf: str) -> str:
         ('root ::= "a" root "a" | "a"', ["a", "aaa", "aaaaa"], ["aa", ""]),
         ('root ::= [a-z]+ "!" root | "z" "!"', ["z!", "a!z!", "zz!z!"], ["a!", "z"]),
         ('root ::= "ab" root | "a" "bc" | "abc" "d"', ["abc", "ababc", "abcd", "ababcd"], ["ab", "abab"]),
+        ('root ::= ([ab] | s)*\ns ::= "a" "ab" s', ["", "aab", "baab", "aaba"], ["c", "aac"]),
+        ('root ::= ([ab] | s)*\ns ::= "a" "ab" s "c" | "d"', ["aab", "aabdc", "aaabdcb"], ["abdc", "c"]),
         (ARITHMETIC, ["x=1\n", "(x +y) *2 = z\n", "a1=b\nc=d\n"], ["x=", "x=1", "1x=2\n", "()=x\n"]),
         (JSON, ["{}", '{"a": [1, -2.5e3, "x\\n"], "b": {"c": null}}', "{\n\t}"], ["[]", '{"a"}', "{a: 1}"]),
         (CHESS, ["1. e4 e5\n2. Nf3 O-O-O+\n"], ["1. e4 e5\n", "2. e4 e5\n"]),

@@ -104,8 +104,8 @@ class Cut:
         following = places.following(self._root)
         after = [_union(looks[other].first for other in following[number]) for number in range(len(nodes))]
         found = {number for number, look in enumerate(looks) if _meet(look.further, after[number])}
-        for together in {frozenset(one) for one in [places.beginnings(self._root), *following.values()]}:
-            for one, other in itertools.permutations(together, 2):
+        for pair in places.together(self._root, following, [look.first for look in looks]):
+            for one, other in itertools.permutations(pair):
                 if _meet(looks[one].first, looks[other].first) and _meet(after[one], looks[other].later):
                     found.add(other)
         return frozenset(nodes[number] for number in found)
@@ -266,6 +266,28 @@ class _Places:
 
         _until_stable(widen)
         return {number: behind[number] for number in range(len(self._empty))}
+
+    def together(
+        self, root: Node, following: Mapping[int, set[int]], first: list[Ranges]
+    ) -> set[tuple[int, int]]:
+        """Return the pairs of lexemes that may come at one place of a text that is `root`; maybe too many.
+
+        `following` as `following` has it, `first`: what each lexeme may begin with. Two that may be the same
+        text have what follows either come at one place, too.
+        """
+        behind = {number: frozenset(others) for number, others in following.items()}
+        pairs: set[tuple[int, int]] = set()
+        met: set[tuple[frozenset[int], frozenset[int]]] = set()
+        waiting = [(one, one) for one in {self.beginnings(root), *behind.values()}]
+        while waiting:
+            ones, others = waiting.pop()
+            if (ones, others) not in met:
+                met.add((ones, others))
+                new = {(min(pair), max(pair)) for pair in itertools.product(ones, others)} - pairs
+                new = {pair for pair in new if pair[0] != pair[1]}
+                pairs |= new
+                waiting += [(behind[a], behind[b]) for a, b in new if _meet(first[a], first[b])]
+        return pairs
 
     def _widen_beginnings(self) -> bool:
         found = {name: self._begins(body) for name, body in self._bodies.items()}
