@@ -26,6 +26,7 @@ class World:
 
     def generate(self, model: str, text: str, tokens: int, /) -> None:
         del text, tokens
+        assert self._device.store.terms(model)
         with self._device.store.open(model) as opened:
             opened.read_into(0, memoryview(bytearray(opened.manifest.size)))
 
@@ -51,7 +52,7 @@ def test_an_attack_is_stopped_says_by_what_and_leaves_nothing(attack, scene: Sce
     found = made(attack, scene)
     assert found.verdict is Verdict.STOPPED, found
     left = [path.name for path in (scene.target.root / "models").iterdir()]
-    assert left == ["ledger.lock"]
+    assert left in ([], ["ledger.lock"])
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from flexserve.attacks import linux
+from flexserve.attacks import licences, linux
 from flexserve.attacks.attempt import Gained, Verdict, attempt
 from flexserve.attacks.linux import Scene
 from flexserve.attacks.target import Target
@@ -41,6 +41,14 @@ def test_the_attack_is_stopped(attack: Callable[[Scene], str], scene: Scene):
         assert made.verdict is Verdict.OPEN, made.detail
     else:
         assert made.verdict is Verdict.STOPPED, made.detail
+
+
+@pytest.mark.parametrize(
+    "attack", [licences.roll_a_model_back, licences.roll_a_licence_back, licences.put_a_key_into_the_evidence]
+)
+def test_a_real_secure_world_stops_attacks_on_licences(attack: Callable[[Scene], str], scene: Scene):
+    made = attempt(attack, scene)
+    assert made.verdict is Verdict.STOPPED, made.detail
 
 
 def test_what_succeeds_on_a_road_that_the_label_calls_closed_breaks_a_promise(

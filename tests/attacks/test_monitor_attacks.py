@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from flexserve.attacks import licences
 from flexserve.attacks.attempt import Verdict, attempt
 from flexserve.attacks.trustzone import (
     ATTACKS,
@@ -86,7 +87,11 @@ def test_a_reset_gives_nothing_away(attack: Callable[[Scene], str]):
     assert made.verdict is Verdict.STOPPED, made.detail
 
 
-@pytest.mark.parametrize("attack", ATTACKS_ON_ANSWERS, ids=lambda attack: attack.__name__)
+@pytest.mark.parametrize(
+    "attack",
+    [*ATTACKS_ON_ANSWERS, licences.use_the_licence_of_another_device],
+    ids=lambda attack: attack.__name__,
+)
 def test_no_kernel_has_a_model_say_something_else(attack: Callable[[Conversation], str], talk: Conversation):
     made = attempt(attack, talk)
     assert made.verdict is Verdict.STOPPED, made.detail

@@ -183,6 +183,20 @@ def test_who_asks_too_often_waits(vendor: Vendor, device: LicensedDevice):
     assert status == [200, 200, 429, 429]
 
 
+def test_what_is_wrong_with_the_vendors_folder_is_told_to_the_vendor_alone(
+    vendor: Vendor, device: LicensedDevice
+):
+    content = read_content(vendor.seal(1)).digest.hex()
+    (key,) = (vendor.keys.folder / "contents").iterdir()
+    key.chmod(0o644)
+    with serving(vendor, policy_for(device)) as (address, said):
+        nonce = challenge(address)
+        answer = ask(address, nonce, content, evidence(device, nonce))
+    assert answer.status_code == 503
+    assert str(vendor.keys.folder) not in answer.text
+    assert str(key) in said[0]
+
+
 def test_a_policy_without_roots_serves_nobody(vendor: Vendor):
     with pytest.raises(CallerError, match="names no root"):
         KeyRelease(vendor.keys, Policy(emulated="allow"), Terms(1))

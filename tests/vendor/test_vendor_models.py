@@ -135,6 +135,28 @@ def test_an_older_licence_is_refused_once_a_newer_one_was_used(vendor: Vendor, d
     assert refusal(device).code == "licence_rolled_back"
 
 
+def test_what_a_licence_allows_is_judged_anew_whenever_its_file_changes(
+    vendor: Vendor, device: LicensedDevice, other: LicensedDevice
+):
+    flex = vendor.seal(1)
+    block = put(flex, vendor.license(flex, device, uses=("text", "vectors")), device)
+    path = device.store.root / "models" / f"{block.manifest.model_id}.licence"
+    old = path.read_bytes()
+    vendor.now += 1
+    put(flex, vendor.license(flex, device, uses=("ranks",)), device)
+    new = path.read_bytes()
+    with device.store.open("model"):  # as it is while it is served
+        for good in (new, new):
+            path.write_bytes(good)
+            terms = device.store.terms("model")
+            assert terms is not None
+            assert terms.uses == ("ranks",)
+            for bad in (old, vendor.license(flex, other), b""):
+                path.write_bytes(bad)
+                with pytest.raises(FlexServeError):
+                    device.store.terms("model")
+
+
 def test_who_puts_everything_back_is_refused_by_the_holder_that_saw_more_and_only_by_that(
     vendor: Vendor, device: LicensedDevice
 ):
@@ -296,7 +318,7 @@ def test_the_device_key_alone_opens_no_vendors_model_and_lists_it(
     store = Store(device.store.root, DeviceKey.load(tmp_path / "one" / "device.key"))
     (listed,) = store.list()
     assert listed.vendor is not None
-    licence = store.terms("model")
+    licence = store.licence("model")
     assert licence is not None
     assert licence.root == verified(device).root
     with pytest.raises(CallerError, match="Only a secure world opens"):

@@ -76,10 +76,16 @@ class _Sold:
 
     @classmethod
     @contextlib.contextmanager
+    def nothing(cls, scene: Attacked) -> Iterator[_Sold]:
+        """Have a vendor that the device knows nothing of."""
+        with tempfile.TemporaryDirectory(prefix="flexserve-attack-") as folder:
+            yield cls(scene, Path(folder), VendorKeys.make(Path(folder) / "keys"), 1_700_000_000.0)
+
+    @classmethod
+    @contextlib.contextmanager
     def to(cls, scene: Attacked) -> Iterator[_Sold]:
         """Sell version 1 to the device, and see that it answers. Raises Pointless if it does not."""
-        with tempfile.TemporaryDirectory(prefix="flexserve-attack-") as folder:
-            sold = cls(scene, Path(folder), VendorKeys.make(Path(folder) / "keys"), 1_700_000_000.0)
+        with cls.nothing(scene) as sold:
             try:
                 sold.add(1)
                 if answer := sold.refusal():
@@ -234,7 +240,7 @@ def pass_for_the_vendor(scene: Attacked) -> str:
 
 def read_a_licence_on_its_way(scene: Attacked) -> str:
     """Get the content key out of a licence that a relay passes on."""
-    with _Sold.to(scene) as sold:
+    with _Sold.nothing(scene) as sold:
         content, signed = _content(sold), sold.license(1)
         if content.key in signed:
             raise Gained("the content key is in the licence")
@@ -327,7 +333,7 @@ def _content(sold: _Sold) -> Content:
 
 def _not_released(scene: Attacked, said: Evidence, nonce: bytes, *, given: bool = True) -> str:
     """Ask a key server; return by what it refuses. `given`: whether the nonce is one of its own."""
-    with _Sold.to(scene) as sold:
+    with _Sold.nothing(scene) as sold:
         policy = Policy(emulated="allow", roots=[_verified(scene.secret).root.hex()])
         release, content = KeyRelease(sold.keys, policy, Terms(_HOUR)), _content(sold)
         own = release.challenges.new()

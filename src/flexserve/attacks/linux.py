@@ -214,7 +214,6 @@ ATTACKS: tuple[Callable[[Scene], str], ...] = (
     *from_within.ATTACKS,
     *relay.ATTACKS,
     *sealed.ATTACKS,
-    *licences.ATTACKS,
 )
 
 
@@ -222,7 +221,7 @@ def run(say: Callable[[str], None]) -> Iterator[Attempt]:
     """Set the scene and make every attack. Raises NormalWorldError where there can be no scene."""
     say("making a model with a canary in its weights, and two worlds: secret memory, ordinary memory")
     with tempfile.TemporaryDirectory(prefix="flexserve-attack-") as folder, Scene.set(Path(folder)) as scene:
-        for attack in ATTACKS:
+        for attack in (*ATTACKS, *licences.ATTACKS):
             yield attempt(attack, scene)
 
 

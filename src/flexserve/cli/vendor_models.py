@@ -78,7 +78,7 @@ def verify(store: Store, name: str, progress: Progress) -> None:
 
     path = store.root / "models" / f"{name}.flex"
     check_content(path, read_content(path), progress)
-    store.terms(name)
+    store.licence(name)
 
 
 def licensed(store: Store, manifest: Manifest) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def licensed(store: Store, manifest: Manifest) -> dict[str, Any]:
         return {"vendor": None}
     said: dict[str, Any] = {"key": manifest.vendor.key, "version": manifest.vendor.version}
     try:
-        licence = store.terms(manifest.name)
+        licence = store.licence(manifest.name)
     except FlexServeError as error:
         return {"vendor": {**said, "licence": terminal.error_object(error)}}
     if licence is not None:

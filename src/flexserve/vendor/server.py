@@ -29,7 +29,7 @@ from msgspec import Meta
 from flexserve.attestation.licence import KIND
 from flexserve.attestation.policy import Policy
 from flexserve.attestation.verification import AttestationRefusedError
-from flexserve.errors import CallerError, FlexServeError
+from flexserve.errors import CallerError, FlexServeError, NormalWorldError
 from flexserve.vendor.keys import Content, VendorKeys
 from flexserve.vendor.licensing import Terms, issue, require_roots, verified_device
 
@@ -141,7 +141,11 @@ class KeyRelease:
 
     def _content(self, digest: bytes) -> Content:
         """Return the content of that digest, whenever it was sealed."""
-        if found := self.keys.contents().get(digest):
+        try:
+            found = self.keys.contents().get(digest)
+        except CallerError as error:  # the vendor's mistake, and nothing that who asks should read
+            raise NormalWorldError(error.message, hint=error.hint, code=error.code) from None
+        if found is not None:
             return found
         raise CallerError(
             "This vendor has no such model.",

@@ -65,7 +65,6 @@ ATTACKS_ON_ANSWERS: tuple[Callable[[Conversation], str], ...] = (
     answers.starve,
     answers.lie,
     answers.take_back_meanwhile,
-    *licences.ATTACKS,
 )
 
 
@@ -97,7 +96,7 @@ def run(say: Callable[[str], None]) -> Iterator[Attempt]:
         tempfile.TemporaryDirectory(prefix="flexserve-attack-") as folder,
         Conversation.set(plain, Path(folder)) as talk,
     ):
-        for hostile in ATTACKS_ON_ANSWERS:
+        for hostile in (*ATTACKS_ON_ANSWERS, *licences.ATTACKS):
             yield _survived(hostile, talk, talk.machine)
 
 

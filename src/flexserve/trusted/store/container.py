@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
+from flexserve.attestation.licence import Licence
 from flexserve.errors import CallerError
 from flexserve.trusted.store.aead import TAG_SIZE, ChunkCipher, wipe
 from flexserve.trusted.store.files import (
@@ -75,6 +76,7 @@ class SealedModel:
     ) -> None:
         self.manifest = manifest
         self.model_key = local or key  # secret; the images and the KV of this model derive their keys from it
+        self.licence: Licence | None = None  # of a vendor's model
         self._fd = fd
         salt = bytes.fromhex(manifest.salt)
         self._cipher = ChunkCipher(key, salt, KIND, FORMAT_VERSION, manifest.id_bytes)
@@ -117,8 +119,10 @@ class SealedModel:
         try:
             manifest, block = _read_manifest(fd, path, device)
             if manifest.vendor is not None:
-                opened = unlock(path, block, manifest, device)
-                return cls(fd, manifest, opened.key, scratch, read, local=opened.local)
+                opened, licence = unlock(path, block, manifest, manifest.vendor, device)
+                model = cls(fd, manifest, opened.key, scratch, read, local=opened.local)
+                model.licence = licence
+                return model
             key = device.unwrap(manifest.id_bytes, bytes.fromhex(manifest.wrapped_key))
             return cls(fd, manifest, key, scratch, read)
         except BaseException:

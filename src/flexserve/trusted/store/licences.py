@@ -217,22 +217,29 @@ def require_known(model: Path, manifest: Manifest, device: Device) -> None:
 def terms(model: Path, manifest: Manifest) -> Licence | None:
     """Return the licence of a vendor's model, signed by the vendor; None: this device sealed it.
 
-    Raises CallerError (code "licence_missing") when there is none, StoredDataError when it is forged.
+    Nobody judged whether it is good here, or the newest. Raises CallerError (code "licence_missing") when
+    there is none, StoredDataError when it is forged.
     """
     if manifest.vendor is None:
         return None
     return read_terms(_licence_of(model, manifest), manifest.vendor)
 
 
-def unlock(model: Path, block: bytes, manifest: Manifest, device: Device) -> Unlocked:
-    """Return what opens a vendor's model; its entry of the ledger rises. Raises as Licences.judge."""
+def unlock(
+    model: Path, block: bytes, manifest: Manifest, vendor: Vendor, device: Device
+) -> tuple[Unlocked, Licence]:
+    """Return what opens a vendor's model, and the licence; the ledger's entry rises.
+
+    Raises as Licences.judge.
+    """
     path = ledger_path(model)
     with alone(path):
         entry = read(path)
-        unlocked = device.unlock(block, _licence_of(model, manifest), entry)
+        signed = _licence_of(model, manifest)
+        unlocked = device.unlock(block, signed, entry)
         if unlocked.entry != entry:
             put(path, unlocked.entry)
-    return unlocked
+    return unlocked, read_terms(signed, vendor)
 
 
 def put(path: Path, data: bytes) -> None:

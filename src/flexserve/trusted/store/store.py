@@ -30,7 +30,7 @@ from flexserve.private_files import refuse_shared
 from flexserve.trusted.store.container import Progress, SealedModel, read_manifest
 from flexserve.trusted.store.files import disk_errors, make_folder, open_locked, sweep, sync_folder
 from flexserve.trusted.store.keys import Device
-from flexserve.trusted.store.licences import LICENCE, terms
+from flexserve.trusted.store.licences import LICENCE, licence_path, terms
 from flexserve.trusted.store.manifest import Manifest, check_name, is_name, name_from
 from flexserve.trusted.store.record import Record, read_record, write_record
 from flexserve.trusted.store.sealing import Base, name_taken, seal
@@ -69,6 +69,7 @@ class Store:
         self.root = root
         self._device = device
         self._manifests: dict[str, tuple[_Stamp, Manifest]] = {}  # that were verified, and of which file
+        self._terms: dict[str, tuple[tuple[_Stamp, _Stamp | None], Licence | None]] = {}
         self._models, self._images, self._kv = self.make_folders(root)
         for folder in (self._models, self._images, self._kv):
             sweep(folder)
@@ -210,12 +211,28 @@ class Store:
                 return model.manifest
         return manifest
 
-    def terms(self, name: str) -> Licence | None:
+    def licence(self, name: str) -> Licence | None:
         """Return the licence of the model `name`, as its vendor signed it; None: this device sealed it.
 
         Raises as `manifest` and licences.terms.
         """
         return terms(self._existing(name), self.manifest(name))
+
+    def terms(self, name: str) -> Licence | None:
+        """Return what `licence` does, but judged: the model is opened for it whenever a file changed.
+
+        Raises as `open`. In a secure world only.
+        """
+        path, manifest = self._existing(name), self.manifest(name)
+        if manifest.vendor is None:
+            return None
+        file = licence_path(path, manifest)
+        stamp = _stamp(path), _stamp(file) if os.path.lexists(file) else None
+        known = self._terms.get(name)
+        if known is None or known[0] != stamp:
+            with self.open(name) as model:
+                known = self._terms[name] = stamp, model.licence
+        return known[1]
 
     def verify(self, name: str, progress: Progress) -> None:
         """Check every byte of the model `name`. Raises StoredDataError, or as `open`."""
