@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flexserve.emulator import boot_rom, machine
+from flexserve.emulator import boot_rom
 from flexserve.emulator.build import Images
 from flexserve.emulator.machine import Machine
 from flexserve.emulator.tools import MissingToolError
@@ -82,8 +82,7 @@ def test_firmware_that_another_key_signed_is_not_started(nowhere: Images) -> Non
         pass
 
 
-def test_a_machine_that_does_not_boot_says_its_last_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "_BOOT", 4.0)
+def test_a_machine_that_does_not_boot_says_its_last_words() -> None:
     images = images_of(RAM, 1)
     descriptors = len(os.listdir("/proc/self/fd"))
     with (
