@@ -58,8 +58,9 @@ check-monitor:
 		then $(MAKE) --no-print-directory -C monitor check; \
 		else echo "The monitor's tests are left out: there is no gcc with sanitizers."; fi
 
-JOBS ?= auto
-test: check ## check, then every other test, in JOBS processes (else as many as there are cores)
+# These tests wait for a third of their time, for machines that boot, for the disk and for clocks.
+JOBS ?= $(shell echo $$(($(shell nproc) + 1)))
+test: check ## check, then every other test, in JOBS processes (else one more than there are cores)
 	$(BIN)/pytest $(UNITS:%=--ignore=%) --numprocesses=$(JOBS) --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 # What is others' and large is fetched when somebody asks for it: no other target needs it.
