@@ -31,15 +31,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Begin with what takes longest, so that no process that runs tests ends long after the others.
 
-    Tests of what has to be fetched run for those only who ask for them by their mark. Properties of what
-    decides count for no coverage: it would cost a third of their time, and each rule has a test by example,
-    too. Those of trusted/ do: hostile bytes reach branches that no example reaches.
+    Tests of what has to be fetched run for those only who ask for them by their mark. Properties count for no
+    coverage: to be traced would double their time, and each branch is to have a test by example, too.
     """
     if "real" not in config.option.markexpr:
         items[:] = [item for item in items if item.get_closest_marker("real") is None]
     items.sort(key=_rank)
     for item in items:
-        if item.get_closest_marker("hypothesis") and "trusted" not in item.path.parts:
+        if item.get_closest_marker("hypothesis"):
             item.add_marker("no_cover")
 
 
