@@ -302,3 +302,33 @@ def test_the_usual_prompt_is_that_of_the_latest_hundred_and_one_requests():
     for second in range(51):
         log.note("a", 500, 150.0 + second)
     assert log.usual_prompt("a", 200.0) == 500.0
+
+
+@pytest.mark.parametrize(("window", "limit"), [(0.0, 1), (-1.0, 1), (100.0, 0)])
+def test_a_log_without_a_window_or_without_room_is_refused(window, limit):
+    with pytest.raises(ValueError, match="window"):
+        InvocationLog(window, limit)
+    assert InvocationLog(0.5, 1).rate("a", 0.0) == 0
+
+
+def test_after_a_clock_jumped_back_invocations_grow_old_as_before():
+    log = InvocationLog(window=100.0)
+    log.note("a", 1, 1000.0)
+    log.note("a", 1, 0.0)
+    log.note("a", 1, 60.0)
+    log.note("b", 1, 150.0)
+    assert log.share("a", 150.0) == 0.5, "of three, the one ninety seconds ago is left"
+
+
+def test_of_models_below_the_threshold_no_more_than_the_top_ones_come_before_others():
+    often, gains = (
+        profile("often", rate=4.0, share=0.2, restore=100.0),
+        profile("gains", rate=3.0, share=0.2, restore=10.0),
+    )
+    assert targets([often, gains], 100, chunk=CHUNK, threshold=0.25, top=1)["often"] == 100
+    assert targets([often, gains], 100, chunk=CHUNK, threshold=0.25, top=2)["gains"] == 100
+
+
+def test_what_is_held_beyond_a_model_is_worth_nothing():
+    first = losses([profile(weights=100)], {"m": 120}, chunk=CHUNK)[0]
+    assert (first.value, first.chunks) == ((0.0, 0.0), 2)

@@ -311,3 +311,69 @@ def test_others_are_quiet_when_a_sign_has_ceased_to_count_and_as_long_as_a_look_
         look(float(second), 1000, 29)
     assert not foreground.is_quiet(32.9)
     assert foreground.is_quiet(33.0)
+
+
+# ---- what is told of others, by example -------------------------------------------------------------
+
+
+def watched() -> Foreground:
+    return Foreground(full=25, cushion=50, threshold=10, calm=30.0, longest_calm=240.0)
+
+
+def seen(free: int, refaulted: int = 0) -> MemorySample:
+    return MemorySample(TOTAL, TOTAL, None, free, refaulted)
+
+
+def test_while_a_sign_counts_less_than_the_cushion_free_is_sign_enough() -> None:
+    others = watched()
+    others.look(seen(40), now=0.0)
+    others.look(seen(40, 1000), now=1.0)
+    assert others.calm_at == float("-inf"), "more than `full` is free"
+    others.look(seen(10, 2000), now=2.0)
+    others.look(seen(40, 3000), now=3.0)
+    assert others.calm_at == 33.0
+
+
+def test_others_get_the_cushion_and_twice_as_much_each_time_they_took_it() -> None:
+    others = watched()
+    others.look(seen(10), now=0.0)
+    assert others.rate == 0.0
+    assert others.wanted(seen(10)) == 0, "nothing was read back"
+    others.look(seen(10, 1000), now=1.0)
+    assert [others.wanted(seen(10)) for _ in range(3)] == [50 - 10, 100 - 10, 200 - 10]
+    others.look(seen(10, 1000), now=40.0)
+    others.look(seen(10, 2000), now=41.0)
+    assert others.wanted(seen(60)) == 0, "they have more than the cushion by now"
+
+
+def test_what_is_granted_within_two_seconds_is_read_by_the_secure_world_together() -> None:
+    others = watched()
+    others.look(seen(10), now=0.0)
+    others.expect(100, now=0.0)
+    others.expect(100, now=1.0)
+    others.look(seen(10, 150), now=2.0)
+    assert others.rate == 0.0
+    others.look(seen(10, 210), now=2.5)
+    assert others.rate == 20.0, "fifty were left of what it was granted"
+
+
+def test_what_was_granted_longer_ago_excuses_nothing() -> None:
+    others = watched()
+    others.look(seen(10), now=0.0)
+    others.expect(100, now=0.0)
+    others.look(seen(10, 100), now=2.5)
+    assert others.rate == 40.0
+    others.expect(10, now=2.5)
+    others.look(seen(10, 120), now=3.0)
+    assert others.rate == 20.0
+
+
+def test_each_episode_soon_after_the_last_one_is_followed_by_twice_its_calm() -> None:
+    others, refaulted, calms = watched(), 0, []
+    others.look(seen(0), now=0.0)
+    for second in range(1, 800):
+        refaulted += 1000 * (second >= others.calm_at)
+        others.look(seen(0, refaulted), now=float(second))
+        if not calms or others.calm_at != calms[-1]:
+            calms.append(others.calm_at)
+    assert calms == [31.0, 91.0, 211.0, 451.0, 691.0, 931.0]

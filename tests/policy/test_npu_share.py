@@ -137,7 +137,17 @@ def test_a_job_that_ends_in_the_last_moment_fits():
 def test_a_turn_that_is_over_is_not_made_longer_by_a_job_that_does_not_fit():
     share = NpuShare()
     share.came(0.0)
-    share.wanted_back(1.0, deadline=1.0)
-    before = share.leave_at()
+    share.used(3.0)
+    share.wanted_back(3.0, deadline=10.0)
     share.end_turn(5.0)
-    assert share.leave_at() == before < 1.0
+    assert share.leave_at() == TURN
+
+
+def test_of_two_demands_the_earlier_deadline_counts():
+    share = NpuShare()
+    share.came(0.0)
+    share.used(0.09)
+    share.wanted_back(0.0, deadline=0.04)
+    share.wanted_back(0.0, deadline=10.0)
+    assert share.leave_at() == 0.03
+    assert share.abort_at() == 0.0375

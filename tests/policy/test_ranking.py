@@ -207,3 +207,9 @@ def test_the_policys_own_threshold_says_whose_memory_is_moved():
     step = EvictionPolicy(CHUNK, top=1).rearrangement(few, {"busy": 0, "other": 0, "seldom": 200})
     assert step is not None
     assert (step.model, step.target) == ("busy", 200)
+
+
+def test_what_a_prompt_hides_stays_where_kv_is_worth_nothing():
+    hidden = Profile("a", 100, 1.0, 1.0, 1000.0, Speeds(restore=10.0, prefill=1.0))
+    tails = losses([hidden], {"a": 100}, chunk=CHUNK)
+    assert cheapest(tails, [Conversation("a", 1, 10, 0.0, 5.0)], 10, chunk=CHUNK) == [(("a", 1), 10)]

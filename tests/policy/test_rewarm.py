@@ -119,3 +119,11 @@ def test_each_reason_has_its_words():
         "m: it is expected next",
         "m: it had 25% of the requests of the last hour",
     }
+
+
+def test_of_two_models_that_are_asked_as_often_the_one_that_takes_longer_to_restore_comes_first():
+    slow, fast = (
+        Candidate(Profile(name, 1000 * MIB, 1.0, 0.3, 2.0, Speeds(speed * MIB, 1.0), False), 0, None, False)
+        for name, speed in (("slow", 50.0), ("fast", 100.0))
+    )
+    assert [model for model, _, _ in order(fast, slow)][:2] == ["slow", "fast"]

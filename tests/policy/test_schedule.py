@@ -184,3 +184,20 @@ def test_the_bound_is_that_of_the_theory():
     assert aged.bound(lanes=4, priorities=2, missing=3.0, turn=0.5) == 10 * 3 + 4 * 3 * (3 + 3 + 0.5)
     patient = Turns(patience=60.0, quantum=10.0, aging=1.0)
     assert patient.bound(lanes=2, priorities=0, missing=3.0, turn=0.5) == (60 + 3) + 2 * 1 * (3 + 10 + 0.5)
+
+
+def test_age_alone_causes_no_restore_before_patience_is_at_its_end():
+    turns = Turns(patience=100.0, aging=10.0)
+    busy, old = (
+        lane("busy", active=1, priority=5),
+        lane("old", waiting=1, oldest=0.0, priority=3, missing=1.0),
+    )
+    assert turns.next([busy], 0.0) == "busy"
+    assert turns.next([busy, old], 30.0) == "busy"
+
+
+def test_of_three_resident_models_with_queues_each_has_its_turn():
+    turns = Turns()
+    lanes = [lane(model, waiting=1, oldest=0.0) for model in "abc"]
+    order = [turns.next(lanes, float(now)) for now in range(1, 7)]
+    assert sorted(order) == list("aabbcc")

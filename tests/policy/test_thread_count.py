@@ -117,3 +117,35 @@ def test_what_takes_a_core_for_tens_of_milliseconds_now_and_then_keeps_no_thread
         now += wall
         threads.computed(wall, lost, now)
         assert threads.count == 2
+
+
+def pause(threads: ThreadCount, now: float) -> float:
+    """Lose a core to others twice, at `now`; return for how long there are fewer threads."""
+    for _ in range(2):
+        threads.computed(0.1, 0.1, now)
+    assert threads.count == 1
+    step = 1 / 64
+    ended = now
+    while threads.count == 1:
+        ended += step
+        threads.begin(ended)
+    assert (threads.count, threads.trial) == (2, True), "all are given again on trial"
+    return ended - now
+
+
+def test_pauses_double_up_to_four_seconds_and_a_long_quiet_time_makes_them_short_again():
+    threads, now, pauses = ThreadCount(2), 0.0, []
+    for _ in range(6):
+        threads.trial = False
+        pauses.append(pause(threads, now))
+        now += pauses[-1]
+    assert pauses == [0.25, 0.5, 1.0, 2.0, 4.0, 4.0]
+    threads.trial = False
+    assert pause(threads, now + 4.0) == 0.25
+
+
+def test_as_many_threads_go_as_cores_were_lacking():
+    threads = ThreadCount(8)
+    for _ in range(2):
+        threads.computed(0.5, 1.5, 0.0)
+    assert threads.count == 5
