@@ -69,3 +69,50 @@ def test_after_memory_was_refused_nothing_is_guessed_for_a_while() -> None:
         assert policy.count() == 0
         policy.computed(1.0)
     assert policy.count() > 0
+
+
+def test_three_trials_that_brought_nothing_are_followed_by_sixty_four_graphs_without_one() -> None:
+    policy = Guessing()
+    policy.computed(1.0)
+    policy.computed(1.0)
+    for _ in range(3):
+        assert policy.count() == 3
+        policy.checked(3, 0, 3.0, 1.0)
+    for _ in range(64):
+        assert policy.count() == 0
+        policy.computed(1.0)
+    assert policy.count() == 3
+
+
+def test_one_guess_is_made_where_a_second_would_not_pay() -> None:
+    assert measured(0.3, 0.1, 0.0).count() == 1
+
+
+@pytest.mark.parametrize("second", [0.01, 1.0, 100.0])
+def test_what_pays_does_not_depend_on_how_fast_the_machine_is(second: float) -> None:
+    for right, guess, pays in ((3, 0.1, True), (0, 1.0, False)):
+        policy = Guessing()
+        for _ in range(2):
+            policy.computed(second)
+        for _ in range(3):
+            policy.checked(3, right, 3 * guess * second, second)
+        assert bool(policy.count()) == pays
+
+
+def test_dear_guesses_pay_where_nearly_all_are_right() -> None:
+    assert measured(0.9, 0.6, 0.0).count() > 0
+
+
+def test_a_guess_that_was_disturbed_once_counts_by_and_by() -> None:
+    policy = measured(1.0, 0.1, 0.0)
+    policy.checked(8, 8, 8 * 1.0, 1.0)
+    assert policy.count() == MOST
+
+
+def test_a_first_guess_that_was_slow_is_forgotten_with_the_first_fast_one() -> None:
+    policy = Guessing()
+    for _ in range(2):
+        policy.computed(1.0)
+    for seconds in (10.0, 0.1, 0.1):
+        policy.checked(3, 3, 3 * seconds, 1.0)
+    assert policy.count() == MOST

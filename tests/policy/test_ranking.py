@@ -213,3 +213,11 @@ def test_what_a_prompt_hides_stays_where_kv_is_worth_nothing():
     hidden = Profile("a", 100, 1.0, 1.0, 1000.0, Speeds(restore=10.0, prefill=1.0))
     tails = losses([hidden], {"a": 100}, chunk=CHUNK)
     assert cheapest(tails, [Conversation("a", 1, 10, 0.0, 5.0)], 10, chunk=CHUNK) == [(("a", 1), 10)]
+
+
+def test_sealed_copies_that_took_no_time_or_had_no_tokens_teach_nothing():
+    policy = asked(EvictionPolicy(CHUNK))
+    policy.resumed("a", 1000, 0.0)
+    policy.resumed("a", 0, 0.5)
+    (found,) = policy.conversations([idle(1, 9.0, sealed=True)], 10.0)
+    assert found.seconds == policy.restore_seconds(1000) > 0

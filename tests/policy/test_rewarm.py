@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from flexserve.policy.eviction import Profile, Speeds
+from flexserve.policy.eviction_policy import EvictionPolicy
 from flexserve.policy.rewarm import Candidate, Pause, Reason, Rewarming, rewarming
 from flexserve.units import MIB
 
@@ -127,3 +128,11 @@ def test_of_two_models_that_are_asked_as_often_the_one_that_takes_longer_to_rest
         for name, speed in (("slow", 50.0), ("fast", 100.0))
     )
     assert [model for model, _, _ in order(fast, slow)][:2] == ["slow", "fast"]
+
+
+def test_the_policys_own_number_says_how_many_come_back_where_none_is_asked_often():
+    most, less = candidate("most", rate=2.0, share=0.1, resident=1000), candidate("less", rate=1.0, share=0.1)
+    assert EvictionPolicy(MIB, top=1).rewarming([most, less]) is None
+    step = EvictionPolicy(MIB, top=2).rewarming([most, less])
+    assert step is not None
+    assert step.model == "less"

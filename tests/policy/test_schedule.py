@@ -200,4 +200,4 @@ def test_of_three_resident_models_with_queues_each_has_its_turn():
     turns = Turns()
     lanes = [lane(model, waiting=1, oldest=0.0) for model in "abc"]
     order = [turns.next(lanes, float(now)) for now in range(1, 7)]
-    assert sorted(order) == list("aabbcc")
+    assert sorted(map(str, order)) == list("aabbcc")
