@@ -169,14 +169,15 @@ def prompt_of(question: int) -> list[int]:
     return random.Random(question).choices(_TOKENS, k=_PROMPT)
 
 
-def measure(asker: Asker, rounds: int) -> dict[str, Accuracy]:
-    """Return how well questions are told apart in each way to ask; all of them take turns."""
+def measure(asker: Asker, rounds: int, only: Sequence[str] = ()) -> dict[str, Accuracy]:
+    """Return how well questions are told apart in each way to ask (`only`: or in some); all take turns."""
     ways = {
         "openly": asker.openly,
         "sealed": asker.sealed,
         "sealed, own lengths": asker.own_length,
         "sealed, rounded": asker.rounded,
     }
+    ways = {way: ask for way, ask in ways.items() if way in only or not only}
     kept: dict[str, list[tuple[int, Trace]]] = {way: [] for way in ways}
     order = random.Random(0)
     for number in range(-1, rounds):  # the first round opens the model, and does not count
@@ -216,6 +217,7 @@ def main() -> int:
     parser.add_argument("model", type=Path, nargs="?", default=DEFAULT_MODEL, metavar="MODEL.gguf")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--tokens", type=int, default=48, help="of each answer")
+    parser.add_argument("--only", action="append", default=[], metavar="WAY", help="may be given again")
     options = parser.parse_args()
     try:
         with contextlib.ExitStack() as stack:
@@ -226,7 +228,7 @@ def main() -> int:
             arguments = ("--log-level", "error")
             server = stack.enter_context(Served(environment, folder / "serve.log", arguments))
             http = stack.enter_context(httpx.Client(base_url=server.url, timeout=_PATIENCE))
-            shown = table(measure(Asker(http, options.tokens), options.rounds))
+            shown = table(measure(Asker(http, options.tokens), options.rounds, options.only))
             server.stop()
     except (FlexServeError, httpx.HTTPError, subprocess.CalledProcessError) as error:
         sys.stderr.write(f"error: {error}\n")
