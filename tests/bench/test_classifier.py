@@ -8,7 +8,7 @@ import pytest
 
 from flexserve.bench.classifier import PIECES, Accuracy, Trace, prompt_of, table, told_apart
 
-ANSWERS = [question for question in range(4) for _ in range(15)]
+ANSWERS = [question for question in range(3) for _ in range(10)]
 
 
 def trace(rng: random.Random, sizes: list[int]) -> Trace:
@@ -18,11 +18,11 @@ def trace(rng: random.Random, sizes: list[int]) -> Trace:
 def test_answers_of_other_sizes_are_told_apart_and_equal_ones_are_not():
     pytest.importorskip("sklearn", reason="scikit-learn is of the extra bench: make setup")
     rng = random.Random(1)
-    open_ones = [trace(rng, [30 + question, 40, 35 - question]) for question in ANSWERS]
+    open_ones = [trace(rng, [30 + 9 * question, 40, 90 - 9 * question]) for question in ANSWERS]
     sealed_ones = [trace(rng, [1024, 1024, 4096]) for _ in ANSWERS]
-    assert told_apart(open_ones, ANSWERS) == Accuracy(len(ANSWERS), len(ANSWERS))
+    assert told_apart(open_ones, ANSWERS).right > 0.9 * len(ANSWERS)
     low, high = told_apart(sealed_ones, ANSWERS).interval
-    assert low < 1 / 4 < high
+    assert low < 1 / 3 < high
 
 
 def test_an_interval_is_wilsons():

@@ -110,6 +110,8 @@ class Asker:
         self._http, self._tokens = http, tokens
         nonce = secrets.token_bytes(32)
         said = http.get(f"/v1/attestation?nonce={nonce.hex()}")
+        if said.status_code != 200:
+            raise PeerError(f"The server does not attest: {said.text[:500]}", hint="See what it says.")
         evidence = msgspec.json.decode(said.content, type=Attestation)
         verified = verify(evidence.chain, evidence.token, nonce, Policy(emulated="allow"))
         self._public, self._token = verified.sealing.public, hashlib.sha256(evidence.token).digest()
