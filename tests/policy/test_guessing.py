@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from flexserve.policy.guessing import MOST, Guessing
@@ -50,6 +52,35 @@ def test_guesses_that_do_not_pay_are_only_tried_now_and_then(right: float, guess
         else:
             policy.computed(1.0)
     assert 1 <= made <= 2
+
+
+def trials(policy: Guessing, graphs: int, *, right: bool = False) -> list[int]:
+    """Return at which of so many graphs something is guessed that costs as much as it brings, or is wrong."""
+    made = []
+    for graph in range(graphs):
+        if count := policy.count():
+            made.append(graph)
+            policy.checked(count, count if right else 0, 0.1 * count, 1.0)
+        else:
+            policy.computed(1.0)
+    return made
+
+
+def test_the_longer_guesses_do_not_pay_the_rarer_they_are_tried() -> None:
+    made = trials(measured(0.0, 0.1, 0.0), 20_000)
+    pauses = [after - before - 1 for before, after in itertools.pairwise(made)]
+    assert all(after == min(2 * before, 4096) for before, after in itertools.pairwise(pauses))
+    assert pauses[0] < pauses[-1] == 4096
+
+
+def test_what_paid_once_is_tried_again_soon() -> None:
+    policy = measured(0.0, 0.1, 0.0)
+    trials(policy, 3000)
+    trials(policy, 3000, right=True)
+    assert policy.count() > 0
+    made = trials(policy, 2000)
+    stopped = next(graph for graph, after in itertools.pairwise(made) if after > graph + 1)
+    assert 64 <= next(graph for graph in made if graph > stopped) - stopped <= 2 * 64 + 1
 
 
 def test_a_draft_that_became_good_is_found_out() -> None:

@@ -12,7 +12,8 @@ MOST = 8  # guesses before one graph
 _TRIAL = 3  # guesses, when nothing is known of them
 _PLAIN = 2  # graphs without guesses, before the first trial
 _TRIALS = 3  # before anything is decided
-_PATIENCE = 64  # graphs without guesses between two trials, when they did not pay
+_PATIENCE = 64  # graphs without guesses until the next trial, when one did not pay …
+_LONGEST = 4096  # … and twice as many after each further one, up to these: a trial costs some graphs
 _WEIGHT = 1 / 8  # of what was measured last
 _HOPE = 0.7  # the part of guesses that is right, before any was checked
 _LEAST = 1e-6  # seconds: what takes no time that is measured
@@ -28,6 +29,7 @@ class Guessing:
         self._graphs = 0  # without guesses, since the last trial
         self._trials = 0
         self._pause = 0  # graphs for which nothing is guessed
+        self._patience = _PATIENCE
 
     def count(self) -> int:
         """Return how many tokens to guess now; 0: none."""
@@ -35,10 +37,12 @@ class Guessing:
             return 0
         if self._trials < _TRIALS:
             return _TRIAL if self._graphs >= _PLAIN else 0
+        return self._best() or (_TRIAL if self._graphs >= self._patience else 0)
+
+    def _best(self) -> int:
+        """Return how many guesses bring most by what was measured; 0: none pay."""
         best = max(range(1, MOST + 1), key=self._rate)
-        if self._rate(best) > _MARGIN * self._rate(0):
-            return best
-        return _TRIAL if self._graphs >= _PATIENCE else 0
+        return best if self._rate(best) > _MARGIN * self._rate(0) else 0
 
     def _rate(self, guesses: int) -> float:
         """Return the tokens per second that so many guesses before each graph are expected to bring."""
@@ -63,6 +67,8 @@ class Guessing:
         self._more = _cost(self._more, max(_LEAST, seconds - self._plain) / guesses)
         self._trials += 1
         self._graphs = 0 if self._trials >= _TRIALS else _PLAIN
+        if self._trials > _TRIALS:
+            self._patience = _PATIENCE if self._best() else min(_LONGEST, 2 * self._patience)
 
 
 def _cost(before: float, now: float) -> float:
