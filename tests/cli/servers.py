@@ -7,14 +7,16 @@ import contextlib
 import http.server
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import pytest
 import uvicorn
 from typer.testing import Result
 
+from flexserve.normal.api.admission import Admission
 from flexserve.normal.api.app import create_app
+from flexserve.normal.api.keys import Key, Keys
 from flexserve.normal.world import supervised
 from flexserve.policy.pressure import Limits
 from flexserve.protocol.requests import Cancel, Convert, Generate
@@ -46,8 +48,8 @@ def silent_port() -> Iterator[int]:
 class ScriptedServer:
     """A real HTTP server over a scripted world, in a thread. `asked` holds what reached that world."""
 
-    def __init__(self, sock: socket.socket, script: Script) -> None:
-        self._sock = sock
+    def __init__(self, sock: socket.socket, script: Script, keys: Sequence[str] = ()) -> None:
+        self._sock, self._keys = sock, keys
         self._link = ScriptedLink(script)
         self._ready = threading.Event()
         self._server: uvicorn.Server | None = None
@@ -79,7 +81,10 @@ class ScriptedServer:
         limits = Limits(low=2 * GIB, high=3 * GIB, emergency=GIB)
         async with supervised(self._link.launch, AdjustableMemory(), drain=0, limits=limits) as world:
             config = uvicorn.Config(
-                create_app(world), lifespan="off", log_config=None, timeout_graceful_shutdown=1
+                create_app(world, Admission(keys=Keys([Key.of("mine", key) for key in self._keys]))),
+                lifespan="off",
+                log_config=None,
+                timeout_graceful_shutdown=1,
             )
             self._server = uvicorn.Server(config)
             self._server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]

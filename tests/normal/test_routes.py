@@ -20,7 +20,7 @@ from flexserve.testing.scripted_link import ScriptedLink
 
 pytestmark = pytest.mark.anyio
 KEY = "sk-the-only-key"
-OPEN = ("/health", "/v1/health")
+OPEN = ("/health", "/v1/health", "/", "/page/{name}")
 
 
 def routes() -> list[tuple[str, str]]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 import httpcore
 import httpx
@@ -32,6 +32,7 @@ from flexserve.normal.reports import (
     CapResult,
     DecisionLog,
     Ending,
+    Event,
     Health,
     MemoryState,
     NeedResult,
@@ -121,6 +122,15 @@ class Client:
     def decisions(self, *, after: int = 0) -> DecisionLog:
         """Return the last memory decisions numbered above `after`, oldest first."""
         return self._whole("GET", f"/memory/decisions?after={after}", DecisionLog)
+
+    def events(self, *, follow: bool) -> Generator[Event]:
+        """Yield what a watcher is shown: one look, or with `follow` also what changes, to the server's end.
+
+        Raises PeerError when the server goes away.
+        """
+        with self._request("GET", f"/events?follow={str(follow).lower()}", None) as response:
+            for data in _events(response):
+                yield _decode(data, cast("type[Event]", Event))
 
     def attestation(self, nonce: bytes) -> Attestation:
         """Return the chain and the token of the secure world, which `flexserve.attestation` verifies."""

@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 from flexserve.normal.answer import AnswerMessage
 from flexserve.normal.llama_metrics import LlamaMetrics
 from flexserve.normal.quota import Quota
+from flexserve.normal.request_log import Request, RequestLog
 from flexserve.protocol.answers import Delta, Failed, Finished, Started
 
 PREFIX = "flexserve"
@@ -52,6 +53,7 @@ class Metrics:
         self.waiting: Tally[str] = Tally()  # by model, whether it exists or not
         self.running: Tally[str] = Tally()
         self.llama = LlamaMetrics()
+        self.requests = RequestLog()
         self._seen: set[str] = set()
 
     def follow(self, model: str, quota: Quota | None = None) -> RequestRecord:
@@ -90,13 +92,14 @@ class RequestRecord:
         self._charged = 0  # tokens
         self._began = self._latest = time.monotonic()
         self._started = self._spoke = self._ended = False
+        self._logged: Request | None = None  # only what the secure world started: clients make names up
         metrics.waiting[model] += 1
 
     def saw(self, message: AnswerMessage | Failed) -> None:
         """Record a message."""
         match message:
             case Started():
-                self._start()
+                self._start(message)
                 self._charge(message.prompt_tokens)
             case Delta() if message.tokens:
                 self._token(message.tokens)
@@ -109,10 +112,12 @@ class RequestRecord:
         """Record that no more comes; nothing if the end was seen."""
         self._end("error")
 
-    def _start(self) -> None:
+    def _start(self, message: Started) -> None:
+        waited = time.monotonic() - self._began
+        self._logged = self._metrics.requests.start(self._model, message.prompt_tokens, waited=waited)
         self._started = True
         self._metrics.started(self._model)
-        self._metrics.queued.labels(self._model).observe(time.monotonic() - self._began)
+        self._metrics.queued.labels(self._model).observe(waited)
         _lower(self._metrics.waiting, self._model)
         self._metrics.running[self._model] += 1
 
@@ -123,6 +128,8 @@ class RequestRecord:
         histogram.labels(self._model).observe((now - since) / (count if self._spoke else 1))
         self._spoke, self._latest = True, now
         self._metrics.generated.labels(self._model).inc(count)
+        if self._logged is not None:
+            self._metrics.requests.token(self._logged, count, since=now - self._began)
         self._charge(count)
 
     def _charge(self, tokens: int) -> None:
@@ -138,6 +145,8 @@ class RequestRecord:
         metrics.cached.labels(model).inc(message.usage.cached_tokens)
         metrics.restored.labels(model).inc(message.timings.restored_bytes)
         metrics.llama.include(message)
+        if self._logged is not None:
+            metrics.requests.finish(self._logged, message)
         self._charge(message.usage.prompt_tokens + message.usage.completion_tokens - self._charged)
         self._end(message.reason if message.reason in ("stop", "length") else "other")
 
@@ -146,6 +155,8 @@ class RequestRecord:
             return
         self._ended = True
         _lower(self._metrics.running if self._started else self._metrics.waiting, self._model)
+        if self._logged is not None:
+            self._metrics.requests.end(self._logged, reason)
         if self._started:
             self._metrics.ended.labels(self._model, reason).inc()
 

@@ -207,6 +207,80 @@ class DecisionLog(msgspec.Struct, frozen=True):
     decisions: list[Decision]
 
 
+class Why(msgspec.Struct, frozen=True):
+    """Why there is no secure world, and what to do."""
+
+    message: str
+    hint: str
+
+
+class Point(msgspec.Struct, frozen=True):
+    """Sizes at one look; of each model what is in memory of its weights, KV and scratch."""
+
+    at: float  # seconds since the epoch
+    total: int
+    available: int
+    secure_rss: int
+    unused: int
+    recalling: int
+    models: dict[str, tuple[int, int, int]]
+
+
+class RequestLine(msgspec.Struct, frozen=True):
+    """One of the last requests; `reason` is empty while it runs. See flexserve.normal.request_log."""
+
+    number: int
+    model: str
+    at: float
+    prompt_tokens: int
+    cached_tokens: int
+    tokens: int
+    reason: str
+    ttft: float
+    queue: float
+    restore: float
+    prefill: float
+    decode: float
+    restored_bytes: int
+
+
+class Past(msgspec.Struct, frozen=True, tag_field="type", tag="history"):
+    """The first event of GET /events: what those saw who watched before."""
+
+    points: list[Point]
+    period: float
+
+
+class Present(msgspec.Struct, frozen=True, tag_field="type", tag="state"):
+    """An event of GET /events: what holds now. `memory` and `os` are None without a secure world."""
+
+    at: float
+    status: str
+    protection: Protection
+    error: Why | None = None
+    budget: Budget | None = None
+    models: list[ModelState] = []
+    queued: int = 0
+    running: int = 0
+    memory: MemoryTotals | None = None
+    os: OsCounts | None = None
+
+
+class NewDecisions(msgspec.Struct, frozen=True, tag_field="type", tag="decisions"):
+    """An event of GET /events: decisions that are new, or that grew."""
+
+    decisions: list[Decision]
+
+
+class NewRequests(msgspec.Struct, frozen=True, tag_field="type", tag="requests"):
+    """An event of GET /events: requests that are new, or that went on."""
+
+    requests: list[RequestLine]
+
+
+Event = Past | Present | NewDecisions | NewRequests
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Ending:
     """How an answer ended: "stop" or "length", the tokens it took and where the time went."""

@@ -118,6 +118,7 @@ class Behaviour(msgspec.Struct, frozen=True):
     reason: str = "stop"
     memory: int = 0  # asked for before the first token, and returned after the last
     fault: Fault = Fault.NONE
+    sizes: tuple[int, int, int, int] = (1000, 250, 30, 20)  # of its weights, what is in memory, KV, scratch
 
 
 class Script(msgspec.Struct, frozen=True):
@@ -362,12 +363,12 @@ class ScriptedWorld:
     def _status(self, serial: int) -> Status:
         models = [
             ModelStatus(
-                *(name, "partial", 1000, 250, 30, 20),
+                *(name, "partial", *behaviour.sizes),
                 running=bool(self._requests),
                 abilities=ABILITIES,
                 description=DESCRIPTION,
             )
-            for name in self._script.models
+            for name, behaviour in self._script.models.items()
         ]
         memory = MemoryStatus(CHUNK, 0, self._held, 0, self._held, self._held + 1)
         return Status(serial, models, memory, queued=0, running=len(self._requests), computed=COMPUTED)

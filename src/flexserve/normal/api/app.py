@@ -18,6 +18,7 @@ from flexserve.normal.api import (
     anthropic,
     attestation,
     embeddings,
+    events,
     generation,
     llama_server,
     memory,
@@ -26,6 +27,7 @@ from flexserve.normal.api import (
     models,
     ollama,
     operations,
+    page,
     rerank,
     responses,
     sealed,
@@ -38,7 +40,8 @@ from flexserve.normal.models_world import ModelsWorld
 
 # One module for each API: it translates its bodies to the internal request, and answers back.
 FOR_MODELS = (generation, responses, anthropic, ollama, llama_server, embeddings, rerank, models)
-FACADES = (*FOR_MODELS, attestation, sealed, operations, model_options, memory, metrics)
+# The page comes first: of those who ask for /, it is for browsers.
+FACADES = (page, *FOR_MODELS, attestation, sealed, operations, events, model_options, memory, metrics)
 _ERRORS = ErrorForms({**anthropic.ERROR_FORMS, **ollama.ERROR_FORMS, **llama_server.ERROR_FORMS})
 
 

@@ -77,6 +77,7 @@ _STREAMS = {  # their pieces: see docs/api.md
     "/completion": _EVENTS,
     "/completions": _EVENTS,
     "/infill": _EVENTS,
+    "/events": _EVENTS,
     "/api/chat": _LINES,
     "/api/generate": _LINES,
     "/api/pull": _LINES,

@@ -37,8 +37,9 @@ MAX_BODY = 8 << 20
 
 BODY_TIMEOUT = 30.0  # seconds without a byte of a body that was announced
 
-OPEN_PATHS = ("/health", "/v1/health")  # one route, and all that needs no key
+OPEN_PATHS = ("/health", "/v1/health")  # one route, which needs no key
 PROBED = (*OPEN_PATHS, "/metrics")  # what monitoring asks all the time
+_PAGE_PATHS = ("/", "/page/")  # the server's page, the same for everybody: it asks for a key, then uses it
 
 _PORTS = {"http": 80, "https": 443}
 
@@ -59,8 +60,8 @@ class Envelope:
     `admission` says whom it lets in. Its hosts, and the address that was connected to, are the only names a
     request may call this server by. Over a Unix socket, where no browser comes from, any name will do; but
     what a browser sent through a proxy has an Origin, which is checked there, too: it is this server's, or
-    one of the admitted. One of the keys has to come with every request but those for /health, and but a
-    browser's question what a page may send.
+    one of the admitted. One of the keys has to come with every request but those for /health and the server's
+    page, and but a browser's question what a page may send.
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class Envelope:
             answer = preflight(headers)
             if answer is not None:
                 return answer
-        if refusal is None and scope["path"] not in OPEN_PATHS:
+        if refusal is None and not _needs_no_key(scope["path"]):
             right = needed(scope["method"], scope["path"])
             asker, refusal = self._admission.judge(scope["state"]["key"], right)
             quota.set(self._admission.quota_of(asker))
@@ -195,7 +196,8 @@ class _Exchange:
     def log(self, audit: AuditFile | None) -> None:
         """Write the one line of this request: no body, no query, and of the path only the route.
 
-        Monitoring asks every few seconds: that is for the level debug only, and not for `audit`.
+        Monitoring asks every few seconds, and a page has a dozen files: these are for the level debug only, and
+        not for `audit`.
         """
         said = {
             "request": self.id,
@@ -205,13 +207,19 @@ class _Exchange:
             "ms": round((time.monotonic() - self._began) * 1000, 1),
             **self.note,
         }
-        if self._scope["path"] in PROBED and self.status in (200, 503):
+        path = self._scope["path"]
+        if (path in PROBED or _needs_no_key(path)) and self.status in (200, 503):
             _log.debug("request", **said)
             return
         _log.info("request", **said)
         if audit is not None:
             peer, _ = self._scope.get("client") or ("unix", None)
             audit.record("request", peer=peer, **said)
+
+
+def _needs_no_key(path: str) -> bool:
+    root, files = _PAGE_PATHS
+    return path in OPEN_PATHS or path == root or path.startswith(files)
 
 
 def _too_large() -> HttpError:

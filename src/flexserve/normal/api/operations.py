@@ -17,7 +17,7 @@ from flexserve.normal.api.schemas import RecallRequest
 from flexserve.normal.broker import OsView
 from flexserve.normal.set_aside import Blamed, SetAsideError, error_of
 from flexserve.normal.supervisor import WorldState
-from flexserve.normal.world import World
+from flexserve.normal.world import World, WorldReport
 from flexserve.protocol.statuses import Failure, ModelStatus, NpuStatus
 
 router = APIRouter(tags=["operations"])
@@ -53,10 +53,15 @@ async def show_states(request: Request) -> Response:
     """Show where every byte is: per model, in total, and as the OS counts it. Sizes in bytes."""
     world = world_of(request)
     report = await world.report()
+    # llama-server has cards of the models at this path
+    return JSONResponse({**card_list(report.status.models), **described_states(world, report)})
+
+
+def described_states(world: World, report: WorldReport) -> dict[str, Any]:
+    """Return models, memory and what the OS counts, as they stand in JSON."""
     memory = report.status.memory
     body = {
         "protection": dataclasses.asdict(world.protection),
-        **card_list(report.status.models),  # which llama-server has at this path
         "models": [
             {
                 **_state(model, pinned=model.name in world.pins, blamed=world.set_aside.get(model.name)),
@@ -82,7 +87,7 @@ async def show_states(request: Request) -> Response:
     }
     if report.status.npu is not None:
         body["npu"] = _npu(report.status.npu)
-    return JSONResponse(body)
+    return body
 
 
 @router.post("/recall")
