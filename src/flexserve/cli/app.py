@@ -26,6 +26,7 @@ from flexserve.cli import (
     server,
     talk,
     terminal,
+    top,
     tune,
     vendor,
 )
@@ -89,6 +90,7 @@ def flexserve(
 models.register(app)
 pull.register(app)
 server.register(app)
+top.register(app)
 connect.register(app)
 receipt.register(app)
 vendor.register(app)

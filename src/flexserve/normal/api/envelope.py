@@ -196,8 +196,8 @@ class _Exchange:
     def log(self, audit: AuditFile | None) -> None:
         """Write the one line of this request: no body, no query, and of the path only the route.
 
-        Monitoring asks every few seconds, and a page has a dozen files: these are for the level debug only, and
-        not for `audit`.
+        Monitoring asks every few seconds, and a page has a dozen files: these are for the level debug only,
+        and not for `audit`.
         """
         said = {
             "request": self.id,
