@@ -193,7 +193,18 @@ def test_what_a_running_model_has_is_not_looked_at() -> None:
 def test_a_status_says_how_much_is_there(weights: int, state: str) -> None:
     app = FakeApp(a=FakeModel(4 * CHUNK, is_open=True, weights=weights, idle_kv=CHUNK, has_scratch=CHUNK))
     [status] = ModelManager(app, idle=0).statuses()
-    assert status == ModelStatus("a", state, 4 * CHUNK, weights, CHUNK, CHUNK, running=False)
+    there = weights // CHUNK
+    chunks = tuple(pair for pair in ((2, there), (0, 4 - there)) if pair[1])
+    assert status == ModelStatus(
+        *("a", state, 4 * CHUNK, weights, CHUNK, CHUNK), running=False, chunks=chunks
+    )
+
+
+def test_chunks_in_too_many_pieces_are_not_told() -> None:
+    app = FakeApp(a=FakeModel(4 * CHUNK, is_open=True))
+    app.chunks = lambda model: [(2, 1), (0, 1)] * 1000
+    [status] = ModelManager(app, idle=0).statuses()
+    assert status.chunks == ()
 
 
 def test_closing_closes_all() -> None:

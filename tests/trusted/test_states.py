@@ -73,6 +73,15 @@ def test_one_illegal_chunk_stops_the_whole_batch():
     assert table.claimed == 1
 
 
+def test_runs_are_the_states_in_order_and_short() -> None:
+    table = ChunkTable(6)
+    assert table.runs() == [(0, 6)]
+    table.apply(ChunkEvent.CLAIM, [0, 1, 4])
+    table.move(ChunkEvent.LOADED, 1)
+    assert table.runs() == [(1, 1), (2, 1), (0, 2), (1, 1), (0, 1)]
+    assert ChunkTable(0).runs() == []
+
+
 @pytest.mark.parametrize(
     "chunks", [[1, 1], [3], [-1], [0, 1, 2, 3]], ids=["twice", "past", "negative", "mixed"]
 )

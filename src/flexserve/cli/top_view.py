@@ -165,8 +165,13 @@ def _models(models: Iterable[ModelState]) -> Table:
 
 
 def _bar(model: ModelState) -> Text:
-    resident = round(_BAR * model.resident_fraction)
-    return Text.assemble(("■" * resident, KINDS[0].colour), ("□" * (_BAR - resident), _ABSENT))
+    states = [state for state, count in model.chunks for _ in range(count)]
+    bar = Text()
+    for cell in range(_BAR):
+        part = states[cell * len(states) // _BAR : max(1, (cell + 1) * len(states) // _BAR)]
+        resident = 2 * part.count("resident") >= len(part) if part else cell < _BAR * model.resident_fraction
+        bar.append("■" if resident else "□", KINDS[0].colour if resident else _ABSENT)
+    return bar
 
 
 def _lists(watched: Watched, width: int, rows: int) -> RenderableType:

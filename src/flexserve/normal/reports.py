@@ -72,6 +72,7 @@ class ModelState(msgspec.Struct, frozen=True):
     kv_type: str = ""
     draft: str = ""  # the smaller model that guesses its next tokens
     options: ModelOptions = ModelOptions()
+    chunks: list[tuple[str, int]] = []  # states of its chunks of weights, each with how many on end
 
 
 class MemoryTotals(msgspec.Struct, frozen=True):

@@ -58,6 +58,13 @@ class Description(Struct, frozen=True):
     draft: Label = ""  # a smaller model guesses its next tokens
 
 
+CHUNK_STATES = ("absent", "loading", "resident", "evicting")  # of a chunk of weights
+MAX_CHUNK_RUNS = 1024
+ChunkRuns = Annotated[
+    tuple[tuple[Annotated[int, Meta(ge=0, le=3)], Count], ...], Meta(max_length=MAX_CHUNK_RUNS)
+]
+
+
 class ModelStatus(Struct, frozen=True):
     """One model as `flexserve ps` shows it."""
 
@@ -77,6 +84,9 @@ class ModelStatus(Struct, frozen=True):
     rewarmed: Count = 0
     rewarmed_for: Short = ""
     description: Description | None = None
+    # The states of its chunks of weights, in their order: places in CHUNK_STATES, each with how many chunks
+    # on end are in it. None of a model that is not open, or where there are more runs than MAX_CHUNK_RUNS.
+    chunks: ChunkRuns = ()
 
 
 class MemoryStatus(Struct, frozen=True):

@@ -206,6 +206,12 @@ class TrustedApp(Protocol):
     def memory(self) -> Sequence[ModelMemory]:
         """Return what open models have in memory. Any thread."""
 
+    def chunks(self, model: str) -> Sequence[tuple[int, int]]:
+        """Return the states of a model's chunks of weights, in their order, as pairs of a state and a count.
+
+        States are places in `statuses.CHUNK_STATES`. Of a model that is not open there are none. Any thread.
+        """
+
     def missing(self, model: str) -> Missing:
         """Return what a request to `model` finds missing; of one that is not open, nothing is known."""
 

@@ -7,7 +7,7 @@ import time
 
 from flexserve.errors import FlexServeError
 from flexserve.protocol.failures import failure_of
-from flexserve.protocol.statuses import ModelStatus
+from flexserve.protocol.statuses import MAX_CHUNK_RUNS, ModelStatus
 from flexserve.protocol.trusted_app import Kind, ModelMemory, Stored, TrustedApp
 
 _MAX_OPEN = 8  # open models; an open model without weights costs its vocabulary, some 10 MB
@@ -136,6 +136,7 @@ class ModelManager:
         with self._lock:
             error = self._failed.get(model.name)
         state = "loading" if model.name == self._opening else "unloaded"
+        chunks = self._app.chunks(model.name) if memory is not None else ()
         if memory is not None and memory.weights:
             state = "loaded" if memory.whole else "partial"
         return ModelStatus(
@@ -151,4 +152,5 @@ class ModelManager:
             heap=memory.heap if memory is not None else 0,
             trial=model.trial,
             description=model.description,
+            chunks=tuple(chunks) if len(chunks) <= MAX_CHUNK_RUNS else (),
         )

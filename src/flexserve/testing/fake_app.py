@@ -274,6 +274,13 @@ class FakeApp:
         self.ready = min(self.ready, self.granted)  # what lies ready is the first that is used
         return Pool(self.granted, self.used, 0, self.used + self.ready)
 
+    def chunks(self, model: str) -> Sequence[tuple[int, int]]:
+        """Return the chunks of an open model: those in memory are the first."""
+        it = self._model(model)
+        resident = it.weights // CHUNK
+        pairs = ((2, resident), (0, it.size // CHUNK - resident))
+        return [pair for pair in pairs if pair[1]] if it.is_open else []
+
     def memory(self) -> Sequence[ModelMemory]:
         """Return what open models hold."""
         return [

@@ -286,6 +286,10 @@ class LlamaApp:
                 running=entry.running,
             )
 
+    def chunks(self, model: str) -> Sequence[tuple[int, int]]:
+        entry = self._open.get(model)
+        return entry.weights.table.runs() if entry is not None else ()
+
     def missing(self, model: str) -> Missing:
         entry = self._open.get(model)
         return self._residency.missing(entry.weights) if entry is not None else Missing(0, 0, 0)

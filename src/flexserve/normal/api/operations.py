@@ -18,7 +18,7 @@ from flexserve.normal.broker import OsView
 from flexserve.normal.set_aside import Blamed, SetAsideError, error_of
 from flexserve.normal.supervisor import WorldState
 from flexserve.normal.world import World, WorldReport
-from flexserve.protocol.statuses import Failure, ModelStatus, NpuStatus
+from flexserve.protocol.statuses import CHUNK_STATES, Failure, ModelStatus, NpuStatus
 
 router = APIRouter(tags=["operations"])
 
@@ -143,6 +143,7 @@ def _state(model: ModelStatus, *, pinned: bool, blamed: Blamed | None) -> dict[s
         "kv_type": description_of(model).kv,
         "draft": description_of(model).draft,
         "abilities": None if model.abilities is None else msgspec.to_builtins(model.abilities),
+        "chunks": [[CHUNK_STATES[state], count] for state, count in model.chunks],
         "error": None
         if error is None
         else {"code": error.code, "message": error.message, "hint": error.hint},

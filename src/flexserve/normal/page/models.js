@@ -4,7 +4,7 @@ import { byId, element, reconcile, shape, show, write } from "./dom.js";
 import { count, size } from "./format.js";
 
 const STATES = { loaded: "in memory", partial: "partly in memory", unloaded: "not in memory", loading: "opening", set_aside: "set aside" };
-const CHUNK_STATES = ["absent", "loading", "resident", "evicting"]; // as the server numbers them
+const CHUNK_STATES = ["absent", "loading", "resident", "evicting"]; // as the server calls them
 const CHUNK_NAMES = ["on disk", "coming", "in memory", "going"];
 const CELL = 7; // pixels of a chunk, its gap included
 const MOST_ROWS = 4;
@@ -50,7 +50,8 @@ export class Models {
   }
 
   drawChunks(canvas, model) {
-    const runs = model.chunks?.length ? model.chunks : byCounts(model, this.chunk);
+    const known = (model.chunks ?? []).map(([state, length]) => [CHUNK_STATES.indexOf(state), length]);
+    const runs = known.length ? known : byCounts(model, this.chunk);
     const total = runs.reduce((sum, [, length]) => sum + length, 0);
     const width = canvas.parentElement.clientWidth;
     const columns = Math.max(1, Math.floor(width / CELL));
@@ -106,7 +107,7 @@ function makeRow() {
   return row;
 }
 
-// Where the server does not say which chunks are in memory: as many as it counts, the first ones first.
+// Of a model that is not open, or whose chunks change too often: as many as are counted, the first ones first.
 function byCounts(model, chunk) {
   const total = Math.ceil(model.weights / chunk);
   const resident = Math.min(total, Math.round(model.resident / chunk));

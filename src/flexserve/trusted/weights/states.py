@@ -23,6 +23,7 @@ from outside, makes its plan void: the epoch grows. A restore that reuses a chun
 from __future__ import annotations
 
 import enum
+import itertools
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -134,6 +135,15 @@ class ChunkTable:
         known = 0 <= chunk < self.total
         state = ChunkState(self._states[chunk]).name if known else f"none of {self.total}"
         raise InternalError(f"{event.value}: chunk {chunk} is {state}.")
+
+    def runs(self) -> list[tuple[int, int]]:
+        """Return the states as (state, how many chunks on end are in it), in order.
+
+        Any thread: it is what holds at some moment, and may be another already.
+        """
+        states = self.states.copy()
+        edges = [0, *(np.flatnonzero(np.diff(states)) + 1).tolist(), self.total]
+        return [(int(states[begin]), end - begin) for begin, end in itertools.pairwise(edges) if end > begin]
 
     def check(self) -> None:
         """Assert that what is counted is what is there."""
