@@ -13,6 +13,8 @@ import pytest
 from servers import Cli
 
 from flexserve.testing.architectures import make_models
+from flexserve.trusted.store import key_export
+from flexserve.trusted.store.keys import DeviceKey
 
 LISTED = {
     "name", "architecture", "parameters", "quantization", "context_length", "size",
@@ -219,3 +221,18 @@ def test_du_shows_what_each_model_takes_and_gc_frees_what_can_be_made_again(
         assert cli("gc", option).stdout == "8.0 KiB of disk freed\n"
         assert not path.exists()
     assert cli("verify", "small").exit_code == 0
+
+
+def test_a_device_key_is_exported_under_a_passphrase_and_taken_over(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(key_export, "_MEMORY", 64)
+    key = DeviceKey.load_or_create(tmp_path / "device.key")
+    backup, there = str(tmp_path / "backup"), str(tmp_path / "there.key")
+    asked = "correct horse battery staple\n"
+    exported = cli("key", "export", backup, "--device-key", str(tmp_path / "device.key"), stdin=asked)
+    assert exported.exit_code == 0
+    assert cli("key", "import", backup, "--device-key", there, stdin="another passphrase\n").exit_code == 1
+    taken = cli("key", "import", backup, "--device-key", there, stdin=asked)
+    assert key.identity[:16] in taken.stdout
+    assert DeviceKey.load(Path(there)).identity == key.identity

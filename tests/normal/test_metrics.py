@@ -6,6 +6,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from flexserve import __version__
 from flexserve.normal.world import World
 from flexserve.protocol.memory import Recall
 from flexserve.protocol.messages import Query
@@ -46,6 +47,7 @@ async def test_what_requests_did_is_summed_up(client: httpx.AsyncClient) -> None
         "time_to_first_token_seconds_count": 3,
         "inter_token_latency_seconds_count": 9,
         "e2e_request_latency_seconds_count": 3,
+        "request_queue_time_seconds_count": 3,
         "requests_total": 3,
         "num_requests_running": 0,
         "num_requests_waiting": 0,
@@ -57,6 +59,16 @@ async def test_what_requests_did_is_summed_up(client: httpx.AsyncClient) -> None
     assert found["flexserve_secure_restarts_total", ""] == 0
     assert found["flexserve_kv_sequences_total", ""] == 0
     assert found["flexserve_budget_bytes", ""] > 0
+
+
+async def test_they_say_what_serves_and_what_its_processes_take(client: httpx.AsyncClient) -> None:
+    text = (await client.get("/metrics")).text
+    assert 'flexserve_build_info{engine="' in text
+    assert f'version="{__version__}"}} 1.0' in text
+    found = {name: value for (name, _), value in (await samples(client)).items()}
+    for prefix in ("", "flexserve_secure_"):
+        assert found[f"{prefix}process_resident_memory_bytes"] > 0
+        assert found[f"{prefix}process_cpu_seconds_total"] > 0
 
 
 async def test_they_have_llama_servers_names_too(client: httpx.AsyncClient) -> None:

@@ -16,6 +16,7 @@ from flexserve.cli import (
     bench,
     configuration,
     connect,
+    device_key,
     doctor,
     machine,
     memory,
@@ -104,6 +105,7 @@ attack.register(app)
 attestation.register(app)
 configuration.register(app)
 api_keys.register(app)
+device_key.register(app)
 doctor.register(app)
 
 

@@ -11,7 +11,7 @@ import time
 from collections import Counter as Tally
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -35,6 +35,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)  # process_…, as each exporter names them
         self.first = self._histogram("time_to_first_token_seconds", "From receipt to the first text.", _FIRST)
         self.between = self._histogram("inter_token_latency_seconds", "From token to token.", _BETWEEN)
         self.whole = self._histogram("e2e_request_latency_seconds", "From receipt to the end.", _WHOLE)

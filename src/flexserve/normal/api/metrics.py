@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
+import platform
 import time
 from collections.abc import Iterator
 
 from fastapi import APIRouter, Request
+from prometheus_client import ProcessCollector
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric, SummaryMetricFamily
 from starlette.responses import Response
 
+from flexserve import __version__
 from flexserve.errors import FlexServeError
 from flexserve.normal.api.operations import world_of
 from flexserve.normal.metrics import (
@@ -50,6 +54,7 @@ async def metrics(request: Request) -> Response:
 
 def _lasting(world: World) -> Iterator[Metric]:
     counters = world.counters
+    yield _build(world)
     yield gauge("secure_world_up", "1 while requests can be served.", world.ready)
     yield total("secure_restarts", "Times that a dead secure world was replaced.", world.restarts)
     yield gauge("granted_bytes", "Memory granted to the secure world and not returned.", world.granted)
@@ -71,9 +76,25 @@ def _lasting(world: World) -> Iterator[Metric]:
         yield family
 
 
+def _build(world: World) -> Metric:
+    said = {
+        "version": __version__,
+        "engine": importlib.metadata.version("llama-cpp-python"),
+        "python": platform.python_version(),
+        "protection": world.protection.name,
+    }
+    family = GaugeMetricFamily(
+        f"{PREFIX}_build_info", "1: what serves, as its labels say.", labels=list(said)
+    )
+    family.add_metric(list(said.values()), 1)
+    return family
+
+
 def _present(report: WorldReport) -> Iterator[Metric]:
     status = report.status
     yield gauge("secure_bytes", "Secure memory in use, by the secure world's account.", status.memory.secure)
+    # Of the secure process, what the server's own process_… tell of it.
+    yield from ProcessCollector(f"{PREFIX}_secure", lambda: report.pid, registry=None).collect()
     yield gauge("secure_resident_bytes", "Memory of the secure process, by the OS's count.", report.os.rss)
     kv = {outcome: getattr(status.kv, outcome) for outcome in _KV_OUTCOMES}
     yield totals("kv_sequences", "KV of ended requests, by what became of it.", "outcome", kv)

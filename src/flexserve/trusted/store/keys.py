@@ -127,14 +127,8 @@ class DeviceKey:
         owner could have read or replaced it ("device_key_unsafe"); StoredDataError when it does
         not hold a key.
         """
-        _check_folder(path)
         page = SecretPage()
-        if _read_private(path, page.view(0, KEY_SIZE + 1)) != KEY_SIZE:
-            raise StoredDataError(
-                f"The device key {path} does not hold {KEY_SIZE} bytes.",
-                hint="Restore it from a backup: without it the models of this store cannot be opened.",
-            )
-        return cls(page.view(0, KEY_SIZE))
+        return cls(read_root(path, page))
 
     def wrap(self, model_id: bytes, key: bytes) -> bytes:
         """Return `key` encrypted for this device and bound to `model_id`: WRAPPED_SIZE bytes."""
@@ -171,6 +165,33 @@ class DeviceKey:
         verify_signature(self._public, data, signature)
 
 
+def read_root(path: Path, page: SecretPage) -> memoryview:
+    """Return the root secret in `path`, read into `page`, as long as that lasts. Raises as DeviceKey.load."""
+    _check_folder(path)
+    if _read_private(path, page.view(0, KEY_SIZE + 1)) != KEY_SIZE:
+        raise StoredDataError(
+            f"The device key {path} does not hold {KEY_SIZE} bytes.",
+            hint="Restore it from a backup: without it the models of this store cannot be opened.",
+        )
+    return page.view(0, KEY_SIZE)
+
+
+def write_root(path: Path, root: bytes | memoryview) -> None:
+    """Put a root secret into `path`, whole or not at all.
+
+    Raises FileExistsError when there is a file, which stays; NormalWorldError when the disk does not take it.
+    """
+    with disk_errors(f"Creating the device key {path}"), NewFile(path) as file:
+        write_all(file.fd, [memoryview(root)], 0)
+        try:
+            file.publish()
+        except FileExistsError:
+            pass
+        else:
+            return
+    raise FileExistsError(path)
+
+
 def derived_keys(root: bytes) -> list[bytes]:
     """Return what a root secret is used for: the keys that wrap, sign, and begin others."""
     return [derive_key(root, _SALT, purpose) for purpose in _PURPOSES]
@@ -197,10 +218,8 @@ def _check_folder(path: Path) -> None:
 
 
 def _create(path: Path) -> None:
-    with disk_errors(f"Creating the device key {path}"), NewFile(path) as file:
-        write_all(file.fd, [memoryview(secrets.token_bytes(KEY_SIZE))], 0)
-        with contextlib.suppress(FileExistsError):  # another process was faster: its key counts
-            file.publish()
+    with contextlib.suppress(FileExistsError):  # another process was faster: its key counts
+        write_root(path, secrets.token_bytes(KEY_SIZE))
 
 
 def _read_private(path: Path, target: memoryview) -> int:
