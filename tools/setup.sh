@@ -127,33 +127,7 @@ install_llama() {
         say "Using llama.cpp as built before ($cache/$key)"
     fi
     "$venv/bin/python" -m pip install --quiet --no-deps --force-reinstall "$cache/$key"/*.whl
-}
-
-# What the emulated machine and the monitor's tests are made with. All else works without, so this never fails.
-machine_packages="qemu-system-arm gcc-aarch64-linux-gnu libc6-dev-arm64-cross device-tree-compiler cpio make
-    clang libclang-rt-dev llvm"
-
-# apt-get, saying which packages came and which are ready.
-apt() {
-    DEBIAN_FRONTEND=noninteractive apt-get -q -o Acquire::http::Timeout=30 -o DPkg::Lock::Timeout=120 "$@" 2>&1 |
-        sed -unE 's/^Get:[0-9]+ [^ ]+ [^ ]+ [^ ]+ ([^ ]+) [^ ]+ [^ ]+ \[.*/    fetched \1/p; s/^Setting up ([^ :]+).*/    \1 is ready/p; s/^E: /    apt: /p' >&2
-}
-
-install_machine_packages() {
-    local name missing=()
-    command -v dpkg-query >/dev/null && command -v apt-get >/dev/null || return 0
-    for name in $machine_packages; do
-        [ "$(dpkg-query -W -f '${db:Status-Status}' "$name" 2>/dev/null)" = installed ] || missing+=("$name")
-    done
-    [ "${#missing[@]}" -gt 0 ] || return 0
-    if [ "$(id -u)" != 0 ] || [ "${APT:-yes}" = no ]; then
-        say "The emulated TrustZone machine is left out, and its tests are skipped; it wants (as root):"
-        printf '    apt-get install --no-install-recommends %s\n' "${missing[*]}" >&2
-        return
-    fi
-    say "Installing what the emulated TrustZone machine is made with (leave it out: make setup APT=no)"
-    apt update && apt install --yes --no-install-recommends "${missing[@]}" ||
-        say "apt could not install: ${missing[*]}. The tests of the emulated machine are skipped."
+    ln -sfn "$cache/$key" "$venv/llama" # for `make wheel`
 }
 
 python=$(find_python)
@@ -175,8 +149,6 @@ install_llama
 say "Installing FlexServe itself (editable)"
 "$venv/bin/python" -m pip install --quiet --no-deps --no-build-isolation --editable .
 "$venv/bin/python" -m pip check >&2
-
-install_machine_packages
 
 rm -f "$venv"/.setup-*
 touch "$stamp"

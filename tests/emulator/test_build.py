@@ -217,7 +217,7 @@ def test_a_cache_that_cannot_be_written_is_said_with_what_to_do(
 def test_an_install_without_sources_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(flexserve, "__file__", str(tmp_path / "a/b/flexserve/__init__.py"))
     with pytest.raises(build.NoSourcesError, match="monitor"):
-        build.checkout()
+        build.sources_folder()
 
 
 # ---- packages ------------------------------------------------------------------------------------

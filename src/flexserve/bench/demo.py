@@ -187,6 +187,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("model", type=Path, nargs="?", default=DEFAULT_MODEL, help="a GGUF file")
     model: Path = parser.parse_args(arguments).model
     console = Console(highlight=False, soft_wrap=True)
+    if model == DEFAULT_MODEL and not model.is_file():
+        console.print(
+            "error: A wheel has no model for the demo.\nName a GGUF file, or use a checkout.", style="red"
+        )
+        return 1
     try:
         with tempfile.TemporaryDirectory(prefix="flexserve-demo-") as folder:
             return Demo(Path(folder), console).run(model)

@@ -71,7 +71,7 @@ class Options:
 
 
 class NoSourcesError(NormalWorldError):
-    """FlexServe was not installed from a checkout, so what the machine is built from is not here."""
+    """What the machine is built from is not here: neither in the wheel nor in a checkout."""
 
     default_code = "no_sources"
 
@@ -90,7 +90,7 @@ def build(
     Raises MissingToolError, NoKernelError, NoSourcesError, NormalWorldError when `cache` cannot be
     written; InternalError when a compiler fails.
     """
-    sources = sources or checkout()
+    sources = sources or sources_folder()
     tools.require("qemu-system-aarch64", "make", f"{_CROSS}gcc", "dtc")  # what runs it, too: all at once
     cache = cache.absolute()
     try:
@@ -105,14 +105,16 @@ def build(
         ) from error
 
 
-def checkout() -> Path:
-    """Return the folder that holds abi/, monitor/ and driver/. Raises NoSourcesError."""
-    folder = Path(flexserve.__file__).parents[2]
+def sources_folder() -> Path:
+    """Return the folder of abi/, monitor/ and driver/: the wheel's, or a checkout. Raises NoSourcesError."""
+    package = Path(flexserve.__file__).parent
+    packed = package / "emulator" / "sources"
+    folder = packed if packed.is_dir() else package.parents[1]
     missing = [name for name in ("abi", "monitor", "driver") if not (folder / name).is_dir()]
     if missing:
         raise NoSourcesError(
             f"The machine is built from folders of FlexServe's source: {', '.join(missing)} not found.",
-            hint="Install FlexServe from a checkout: `make setup` there.",
+            hint="Install FlexServe by a wheel of `make wheel`, or from a checkout by `make setup` there.",
         )
     return folder
 

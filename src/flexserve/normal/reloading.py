@@ -56,9 +56,9 @@ class Reloading:
     def _apply(self, new: ServeOptions) -> None:
         admission = self._admission_of(new)  # first, because it may refuse
         changed = set(differing(self._options, new)) - _OF_THE_START
-        self._admission.become(admission)
         if "max_memory" in changed:
-            self._world.set_cap(new.max_memory)
+            self._world.set_cap(new.max_memory)  # which may refuse, too
+        self._admission.become(admission)
         if "log_level" in changed:
             journal.configure(level=new.log_level, json=self._options.log_json)
         same = {name: getattr(self._options, name) for name in _OF_THE_START}
