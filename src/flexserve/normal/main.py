@@ -99,7 +99,7 @@ async def _serve(options: ServeOptions) -> int:
         )
         async with running as world:
             closing = asyncio.Event()
-            server = http_server(create_app(world, admission), closing, options.drain_seconds)
+            server = http_server(create_app(world, admission), closing, 0)  # the world drains before
             stop = stop_on_signals(world.kill)
             _reload_on_hangup(Reloading(options, world, admission, lambda now: _admission_of(now, sockets)))
             serving = asyncio.create_task(server.serve(sockets=sockets), name="http")
