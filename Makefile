@@ -4,7 +4,7 @@ BIN   := $(VENV)/bin
 STAMP := $(VENV)/.setup-$(shell cat requirements-dev.lock pyproject.toml tools/setup.sh tools/llama.cmake | sha256sum | cut -c1-16)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages demo wheel test check test-real test-trustzone proofs mutants bench lock clean
+.PHONY: help setup packages demo wheel test check test-real test-clients test-trustzone proofs mutants bench lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -81,6 +81,15 @@ test-real: $(STAMP) $(REAL) ## test with real weights and the templates that lla
 $(REAL): tests/real/requirements.txt tools/fetch_real.sh requirements-dev.lock | $(STAMP)
 	@tools/fetch_real.sh $(@D)
 
+CLIENTS := build/clients/fetched
+LIBRARIES := tests/clients/libraries
+
+test-clients: $(CLIENTS) ## test with the libraries that people ask servers with: 150 MB, fetched once
+	$(<D)/bin/python -m pytest -m libraries $(LIBRARIES)
+
+$(CLIENTS): $(LIBRARIES)/requirements.txt $(LIBRARIES)/vercel/package-lock.json tools/fetch_clients.sh | $(STAMP)
+	@tools/fetch_clients.sh $(@D)
+
 test-trustzone: $(STAMP) packages ## test each API with a server on the emulated machine
 	$(BIN)/pytest --platform trustzone --timeout 1800 tests/conformance tests/clients
 
@@ -98,6 +107,7 @@ bench: $(STAMP) ## measure on this machine, with a synthetic 1.1 B model
 lock: $(STAMP) ## pin the newest packages that pyproject.toml allows
 	$(COMPILE) --output-file requirements.lock pyproject.toml
 	$(COMPILE) --extra bench --extra tune --extra dev --extra build --output-file requirements-dev.lock pyproject.toml
+	$(COMPILE) --output-file $(LIBRARIES)/requirements.txt $(LIBRARIES)/requirements.in
 
 COMPILE = CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip-compile --quiet --upgrade --generate-hashes --strip-extras \
 	--allow-unsafe --no-emit-index-url --no-emit-trusted-host --no-emit-find-links

@@ -20,6 +20,7 @@ settings.register_profile(
 )
 
 DEAREST_FIRST = ("vm", "engine")
+FETCHED = ("real", "libraries")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -34,8 +35,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     Tests of what has to be fetched run for those only who ask for them by their mark. Properties count for no
     coverage: to be traced would double their time, and each branch is to have a test by example, too.
     """
-    if "real" not in config.option.markexpr:
-        items[:] = [item for item in items if item.get_closest_marker("real") is None]
+    for mark in FETCHED:
+        if mark not in config.option.markexpr:
+            items[:] = [item for item in items if item.get_closest_marker(mark) is None]
     items.sort(key=_rank)
     for item in items:
         if item.get_closest_marker("hypothesis"):

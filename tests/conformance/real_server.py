@@ -35,13 +35,23 @@ TEMPLATE = """{{ bos_token }}{% if tools %}<tools>{% for tool in tools %}{{ tool
 
 
 class Server:
-    """A running server (in `group`) over a store in `folder`: its addresses, and clients of it."""
+    """A running server (in `group`) over a store in `folder`: its addresses, and clients of it.
 
-    def __init__(self, folder: Path, group: MemoryGroup | None = None, *, platform: str = "linux") -> None:
+    `python`: what runs it.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        group: MemoryGroup | None = None,
+        *,
+        platform: str = "linux",
+        python: str = sys.executable,
+    ) -> None:
         self.store = Store(folder / "store", DeviceKey.load_or_create(folder / "device.key"))
         _fill(self.store, folder)
         self.unix = folder / "socket"
-        command = [sys.executable, "-m", "flexserve.cli", "serve", "--port", "0", "--socket", str(self.unix)]
+        command = [python, "-m", "flexserve.cli", "serve", "--port", "0", "--socket", str(self.unix)]
         command += ["--models", str(folder / "store"), "--device-key", str(folder / "device.key")]
         command += ["--threads", "1", "--context", "512", "--log-level", "error", "--platform", platform]
         command += ["--memory", _memory()] if platform == "linux" else ["--guest-memory", "512M", "--no-npu"]
