@@ -49,6 +49,14 @@ def format_size(size: int) -> str:
     return f"{size} B"
 
 
+def format_duration(seconds: float) -> str:
+    """Return `seconds` in the largest unit of time that keeps it at or above one: "4 min"."""
+    for factor, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= factor:
+            return f"{seconds / factor:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def align_up(value: int, step: int) -> int:
     """Return the smallest multiple of `step` that is at least `value`."""
     return -(-value // step) * step

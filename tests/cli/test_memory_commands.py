@@ -103,6 +103,12 @@ def test_the_log_has_a_line_for_each_decision_with_its_reason(cli: Cli, server: 
     assert [decision["kind"] for decision in decisions] == ["hold", "cap"]
 
 
+def test_the_log_names_the_model_that_memory_was_granted_for(cli: Cli, server: ScriptedServer) -> None:
+    assert cli("run", "hungry", "Hello", "--max-tokens", "2").exit_code == 0
+    (line,) = [line for line in cli("log").stdout.splitlines() if " grant " in line]
+    assert "64.0 MiB: hungry: " in line
+
+
 def test_the_log_is_followed_without_repeating_or_leaving_out_a_line(
     cli: Cli, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

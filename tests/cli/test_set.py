@@ -11,6 +11,7 @@ from servers import Cli, ScriptedServer
 from flexserve import settings
 from flexserve.cli import models
 from flexserve.normal.model_options import ModelChoices
+from flexserve.normal.pins import Pins
 from flexserve.protocol.model_options import ModelOptions
 
 NO_DRAFT = ("draft", "default")
@@ -35,6 +36,28 @@ def test_options_are_set_on_a_server_shown_and_set_back(cli: Cli, server: Script
     assert "context  default\n" in cli("set", "tiny", "context", "default").stdout
     assert "shift    on\n" in cli("set", "tiny", "shift", "on").stdout
     assert "shift    off\n" in cli("set", "tiny", "shift", "off").stdout
+
+
+def test_what_was_set_of_a_model_goes_with_it(cli: Cli, gguf: Path) -> None:
+    for name in ("small", "other"):
+        assert cli("add", str(gguf), "--name", name).exit_code == 0
+        assert cli("set", name, "kv", "q8_0").exit_code == 0
+        assert cli("pin", name).exit_code == 0
+    assert cli("rm", "small", "--yes").exit_code == 0
+    chosen = settings.load()
+    assert list(ModelChoices(chosen.model_options).all) == ["other"]
+    assert Pins(chosen.pins).names == ("other",)
+
+
+def test_a_model_that_is_removed_elsewhere_keeps_what_is_set_here(
+    cli: Cli, gguf: Path, tmp_path: Path
+) -> None:
+    elsewhere = ("--models", str(tmp_path / "elsewhere"))
+    assert cli("add", str(gguf), "--name", "small").exit_code == 0
+    assert cli("add", str(gguf), "--name", "small", *elsewhere).exit_code == 0
+    assert cli("set", "small", "kv", "q8_0").exit_code == 0
+    assert cli("rm", "small", "--yes", *elsewhere).exit_code == 0
+    assert list(ModelChoices(settings.load().model_options).all) == ["small"]
 
 
 def test_ps_says_which_context_and_type_of_kv_models_have(cli: Cli, server: ScriptedServer) -> None:

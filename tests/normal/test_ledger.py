@@ -33,6 +33,13 @@ def test_what_differs_or_is_apart_stands_apart() -> None:
     assert [line.number for line in audit_log.lines()] == [1, 2, 3]
 
 
+def test_the_grants_of_two_models_are_two_lines() -> None:
+    audit_log = AuditLog(clock=Clock())
+    for model in ("a", "a", "b"):
+        audit_log.note(Kind.GRANT, 10, "enough memory is free", model)
+    assert [(line.model, line.size) for line in audit_log.lines()] == [("a", 20), ("b", 10)]
+
+
 def test_every_recall_is_a_line_of_its_own() -> None:
     audit_log = AuditLog(clock=Clock())
     for _ in range(3):

@@ -29,5 +29,5 @@ def evicted(app: FakeApp) -> list[tuple[object, ...]]:
     return [call[1:] for call in app.calls if call[0] == "evict"]
 
 
-def recall(demand: int | None, *, gentle: bool = False, deadline: float = 100) -> Recall:
-    return Recall(serial=7, demand=demand, deadline=deadline, gentle=gentle)
+def recall(demand: int | None, *, gentle: bool = False, deadline: float = 100, reason: str = "") -> Recall:
+    return Recall(serial=7, demand=demand, deadline=deadline, gentle=gentle, reason=reason)

@@ -293,3 +293,24 @@ def test_a_status_tells_what_the_store_knows_of_a_model() -> None:
     app.stored = lambda: [Stored("a", CHUNK, able, 9, about)]  # type: ignore[method-assign]
     (status,) = ModelManager(app, idle=0).statuses()
     assert (status.abilities, status.trial, status.description) == (able, 9, about)
+
+
+def test_a_status_says_when_what_is_kept_goes_and_why_it_went() -> None:
+    app = FakeApp(
+        a=FakeModel(4 * CHUNK, is_open=True, weights=4 * CHUNK, idle_kv=CHUNK),
+        b=FakeModel(CHUNK, is_open=True, weights=CHUNK, idle_kv=CHUNK, users={1}),
+    )
+    models = ModelManager(app, idle=60)
+    models.used("a", None)
+    models.used("b", None)
+    kept, running = models.statuses()
+    assert kept.leaves is not None
+    assert 0 < kept.leaves <= 60_000
+    assert running.leaves is None, "it keeps what it has as long as it answers"
+    models.used("a", 0)
+    models.tidy()
+    assert app.reason == "a: stopped"
+    (gone, _) = models.statuses()
+    assert (gone.leaves, gone.gone) == (None, "stopped")
+    app.models["a"].weights = 4 * CHUNK
+    assert models.statuses()[0].gone == "", "all of it is back"

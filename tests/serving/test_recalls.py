@@ -21,6 +21,15 @@ def test_a_recall_takes_what_it_asks_for_and_reports_what_the_os_got() -> None:
     assert answer.plan == ["weights of a: 3.0 MiB"], "the one used longest ago"
 
 
+def test_a_model_that_gave_weights_up_says_for_what() -> None:
+    app = FakeApp(a=loaded(8), b=loaded(8))
+    memory = manager(app)
+    memory.answer(recall(3 * CHUNK, reason="there was little left"))
+    assert [model.gone for model in memory._models.statuses()] == ["recalled: there was little left", ""]
+    memory.make_way("a", CHUNK)
+    assert memory._models.statuses()[1].gone == "made way for a"
+
+
 def test_what_is_granted_and_unused_goes_first() -> None:
     app = FakeApp(a=loaded(8))
     app.grant(2 * CHUNK, 0)

@@ -40,7 +40,7 @@ class Budget:
             self.refusals += allowed < size
             return allowed
 
-    def returned(self, size: int) -> None:
+    def returned(self, size: int, reason: str = "") -> None:
         with self._lock:
             self.granted -= size
 

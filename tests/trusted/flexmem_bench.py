@@ -30,7 +30,7 @@ class Purse:
         self.out += granted
         return granted * CHUNK
 
-    def returned(self, size: int) -> None:
+    def returned(self, size: int, reason: str = "") -> None:
         self.out -= size // CHUNK
 
 

@@ -177,7 +177,7 @@ class Lavish(Purse):
         self.back = 0
         return self.sent
 
-    def returned(self, size: int) -> None:
+    def returned(self, size: int, reason: str = "") -> None:
         self.back += size
 
 

@@ -162,7 +162,7 @@ class _Granter:
         self._recorder.note("request", size, minimum, granted)
         return granted
 
-    def returned(self, size: int) -> None:
+    def returned(self, size: int, reason: str = "") -> None:
         with self._lock:
             self.granted -= size
         if size:

@@ -19,6 +19,7 @@ from flexserve.cli import (
     device_key,
     doctor,
     machine,
+    manual,
     memory,
     model_options,
     models,
@@ -31,18 +32,22 @@ from flexserve.cli import (
     tune,
     vendor,
 )
+from flexserve.cli.help import ReadableCommand, sections, summary
 from flexserve.cli.options import AsJson
-from flexserve.errors import FlexServeError
+from flexserve.cli.statuses import Status
+from flexserve.errors import CallerError, FlexServeError
 
 
 class Commands(TyperGroup):
-    """The group of all commands: an error of ours becomes two lines and status 1.
+    """The group of all commands: an error of ours becomes two lines, or an object, and a status.
 
     Two words may name a command, as in `bench paper`.
     """
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         """Return the command's name, the command and its arguments."""
+        # Before they are read: misuse is told in the form that they ask for.
+        ctx.meta[terminal.JSON_ASKED] = "--json" in args[: args.index("--") if "--" in args else None]
         name = " ".join(args[:2])
         if len(args) > 1 and name in self.commands:
             return name, self.commands[name], args[2:]
@@ -50,15 +55,31 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command. Raises typer.Exit with the status, never FlexServeError."""
+        as_json = False
         try:
-            return super().invoke(ctx)
+            try:
+                return super().invoke(ctx)
+            finally:
+                as_json = ctx.meta.get(terminal.JSON_ASKED, False)
         except FlexServeError as error:
-            terminal.show_error(error, as_json=ctx.meta.get(terminal.JSON_ASKED, False))
-            raise typer.Exit(1) from None
-        except KeyboardInterrupt:
+            terminal.show_error(error, as_json=as_json)
+            raise typer.Exit(Status.FAILED) from None
+        except typer.TyperException as error:
+            if not as_json:
+                raise  # it is shown with the command's usage
+            misuse = CallerError(error.format_message(), hint="See --help.", code="misuse")
+            terminal.show_error(misuse, as_json=True)
+            raise typer.Exit(Status.MISUSED) from None
+        except (KeyboardInterrupt, typer.Abort):
             if sys.stderr.isatty():
                 typer.echo(err=True)  # the next prompt of the shell starts on a line of its own
-            raise typer.Exit(130) from None
+            raise typer.Exit(Status.INTERRUPTED) from None
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write what there is, by what it is for."""
+        for title, names in sections(self.list_commands(ctx)):
+            with formatter.section(title):
+                formatter.write_dl([(name, summary(self.commands[name])) for name in names])
 
 
 app = typer.Typer(
@@ -107,6 +128,7 @@ configuration.register(app)
 api_keys.register(app)
 device_key.register(app)
 doctor.register(app)
+manual.register(app)
 
 
 @app.command(epilog="Example: flexserve version --json")
@@ -121,3 +143,7 @@ def version(as_json: AsJson = False) -> None:
         terminal.show_json({"flexserve": __version__, "llama_cpp_python": engine, "python": python})
     else:
         typer.echo(f"flexserve {__version__} (llama-cpp-python {engine}, Python {python})")
+
+
+for _command in app.registered_commands:
+    _command.cls = ReadableCommand

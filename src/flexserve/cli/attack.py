@@ -9,8 +9,7 @@ import typer
 
 from flexserve.cli import terminal
 from flexserve.cli.options import AsJson
-
-_NOT_SHOWN = 3  # status
+from flexserve.cli.statuses import Status
 
 
 def register(app: typer.Typer) -> None:
@@ -50,6 +49,6 @@ def attack(
             rows = [{**dataclasses.asdict(each), "verdict": each.verdict.name.lower()} for each in attempts]
             terminal.show_json({"platform": platform, "attempts": rows})
     if any(each.verdict is Verdict.SUCCEEDED for each in attempts):
-        raise typer.Exit(1)
+        raise typer.Exit(Status.FAILED)
     if any(each.verdict is Verdict.NOT_RUN for each in attempts):
-        raise typer.Exit(_NOT_SHOWN)
+        raise typer.Exit(Status.NOT_SHOWN)

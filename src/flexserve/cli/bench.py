@@ -33,16 +33,21 @@ def register(app: typer.Typer) -> None:
 
 def synth(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The GGUF file to write.")],
-    shape: Annotated[str, typer.Option(help="Whose shape it has.")] = DEFAULT_SHAPE,
+    shape: Annotated[str, typer.Option(metavar="NAME", help="Whose shape it has.")] = DEFAULT_SHAPE,
     quant: Annotated[Quant, typer.Option(help="Of its weights.")] = DEFAULT_QUANT,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same file.")] = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Write a model of random weights, to measure with.
 
     It has the shape of a real one, and so its speed and its memory.
     """
-    _synthesize(output, shape, quant, seed=seed, silent=False)
-    terminal.say(f"wrote {output}: {format_size(output.stat().st_size)}")
+    _synthesize(output, shape, quant, seed=seed, silent=as_json)
+    size = output.stat().st_size
+    if as_json:
+        terminal.show_json({"path": str(output), "size": size})
+    else:
+        terminal.say(f"wrote {output}: {format_size(size)}")
 
 
 def bench(

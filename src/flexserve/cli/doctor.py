@@ -8,6 +8,7 @@ import typer
 
 from flexserve.cli import terminal
 from flexserve.cli.options import AsJson
+from flexserve.cli.statuses import Status
 
 
 def register(app: typer.Typer) -> None:
@@ -51,7 +52,7 @@ def doctor(as_json: AsJson = False) -> None:
             terminal.say(f"  {state}  {vector.vector.value}{_why(vector.closed_by)}")
         terminal.say(f"\n{describe(vectors)}")
     if any(each.state is State.MISSING for each in found):
-        raise typer.Exit(1)
+        raise typer.Exit(Status.FAILED)
 
 
 def _why(closed_by: str) -> str:

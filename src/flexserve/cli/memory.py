@@ -12,6 +12,7 @@ import typer
 from flexserve.cli import terminal
 from flexserve.cli.options import AsJson, Host, ModelName, Port, UnixSocket
 from flexserve.cli.server import bytes_of, client
+from flexserve.cli.statuses import Status
 from flexserve.units import format_size
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def free(
     else:
         _show_need(result)
     if not result.satisfied:
-        raise typer.Exit(1)
+        raise typer.Exit(Status.FAILED)
 
 
 def limit(
@@ -87,19 +88,31 @@ def limit(
     return None
 
 
-def pin(model: ModelName, host: Host = None, port: Port = None, unix_socket: UnixSocket = None) -> None:
+def pin(
+    model: ModelName,
+    host: Host = None,
+    port: Port = None,
+    unix_socket: UnixSocket = None,
+    as_json: AsJson = False,
+) -> None:
     """Keep a model's weights in memory.
 
     They go only when the OS needs a definite amount that nothing else can meet.
     """
-    _repin(host, port, unix_socket, add=model)
-    terminal.say(f"pinned {model}")
+    pins = _repin(host, port, unix_socket, add=model)
+    _show_pins(f"pinned {model}", pins, as_json=as_json)
 
 
-def unpin(model: ModelName, host: Host = None, port: Port = None, unix_socket: UnixSocket = None) -> None:
+def unpin(
+    model: ModelName,
+    host: Host = None,
+    port: Port = None,
+    unix_socket: UnixSocket = None,
+    as_json: AsJson = False,
+) -> None:
     """Let a model's weights be taken back like any others."""
-    _repin(host, port, unix_socket, remove=model)
-    terminal.say(f"unpinned {model}")
+    pins = _repin(host, port, unix_socket, remove=model)
+    _show_pins(f"unpinned {model}", pins, as_json=as_json)
 
 
 def log(
@@ -130,8 +143,8 @@ def log(
 
 def _repin(
     host: str | None, port: int | None, unix_socket: Path | None, *, add: str = "", remove: str = ""
-) -> None:
-    """Change the pins of the configured server or, when none runs, of the next one."""
+) -> list[str]:
+    """Change the pins of the configured server or, when none runs, of the next one; return them all."""
     from flexserve import settings
     from flexserve.errors import UnknownModelError
     from flexserve.normal.address import NoServerError
@@ -143,7 +156,9 @@ def _repin(
 
     try:
         with client(host, port, unix_socket) as server:
-            return server.set_pins(changed(server.memory().pins))
+            names = changed(server.memory().pins)
+            server.set_pins(names)
+            return sorted(names)
     except NoServerError:
         from flexserve.cli.models import open_store
         from flexserve.normal.pins import Pins
@@ -154,9 +169,17 @@ def _repin(
                 f"There is no model {add!r}.", hint="`flexserve list` shows the models."
             ) from None
         pins = Pins(chosen.pins)
-        pins.replace(changed(list(pins.names)))
+        names = changed(list(pins.names))
+        pins.replace(names)
         terminal.note("no server runs; the next one will do so")
-        return None
+        return list(pins.names)
+
+
+def _show_pins(done: str, pins: list[str], *, as_json: bool) -> None:
+    if as_json:
+        terminal.show_json({"pins": pins})
+    else:
+        terminal.say(done)
 
 
 def _show_need(result: NeedResult) -> None:
@@ -183,4 +206,5 @@ def _show_decision(line: Decision, *, as_json: bool) -> None:
     at = datetime.datetime.fromtimestamp(line.at).strftime("%Y-%m-%d %H:%M:%S")
     times = f" in {line.count} parts" if line.count > 1 else ""
     size = f"{format_size(line.size)}{times}: " if line.size else ""
-    return terminal.say(f"{at}  {line.kind:8}{size}{line.reason}")
+    model = f"{line.model}: " if line.model else ""
+    return terminal.say(f"{at}  {line.kind:8}{size}{model}{line.reason}")

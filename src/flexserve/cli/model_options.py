@@ -64,6 +64,33 @@ def set_option(
     return None
 
 
+def forget(model: str) -> None:
+    """Drop the options and the pin of a model that is removed, at the configured server or for the next one.
+
+    Another model that gets its name later is served as usual.
+    """
+    import contextlib
+
+    from flexserve import settings
+    from flexserve.errors import FlexServeError
+    from flexserve.normal.model_options import ModelChoices
+    from flexserve.normal.pins import Pins
+    from flexserve.protocol.model_options import ModelOptions
+
+    chosen = settings.load()
+    choices, pins = ModelChoices(chosen.model_options), Pins(chosen.pins)
+    others = [name for name in pins.names if name != model]
+    # The files say what holds from the next server on; one that runs is told, if it is to be reached.
+    if model in choices.all:
+        with contextlib.suppress(FlexServeError), client(None, None, None) as server:
+            server.set_options(model, ModelOptions())
+        choices.replace(model, ModelOptions(), trained=0)
+    if model in pins.names:
+        with contextlib.suppress(FlexServeError), client(None, None, None) as server:
+            server.set_pins(others)
+        pins.replace(others)
+
+
 def _value(option: str, value: str) -> Any:
     """Return what `value` means for `option`. Raises CallerError."""
     import msgspec

@@ -13,6 +13,7 @@ import typer
 
 from flexserve.cli import terminal, vendor_models
 from flexserve.cli.options import AsJson, DeviceKeyFile, ModelName, ModelsFolder
+from flexserve.cli.statuses import Status
 from flexserve.cli.trial import try_model
 from flexserve.errors import CallerError, FlexServeError, UnknownModelError
 from flexserve.units import format_size
@@ -211,7 +212,7 @@ def verify(
     elif not results:
         terminal.say("No models yet.")
     if not all(result["ok"] for result in results):
-        raise typer.Exit(1)
+        raise typer.Exit(Status.FAILED)
 
 
 def remove(
@@ -219,17 +220,25 @@ def remove(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     models: ModelsFolder = None,
     device_key: DeviceKeyFile = None,
+    as_json: AsJson = False,
 ) -> None:
     """Remove a model and its images from the disk."""
     store = open_store(_settings(models, device_key))
     store.require(model)
     if not yes:
-        if not sys.stdin.isatty():
+        if as_json or not sys.stdin.isatty():
             raise CallerError(f"{model} was not removed: nobody is here to ask.", hint="Add --yes.")
         if not typer.confirm(f"Remove {model}?"):
             return terminal.say("kept")
     adapters = [manifest.name for manifest in store.list() if _changes(manifest, model)]
-    terminal.say(f"removed {model}: {format_size(store.remove(model))} of disk freed")
+    if models is None:  # what is set is of the models of the usual folder
+        from flexserve.cli.model_options import forget
+
+        forget(model)
+    freed = store.remove(model)
+    if as_json:
+        return terminal.show_json({"removed": model, "freed": freed, "unusable": adapters})
+    terminal.say(f"removed {model}: {format_size(freed)} of disk freed")
     if adapters:
         terminal.say(f"note: {', '.join(adapters)} cannot be used until {model} is added again")
     return None
@@ -250,6 +259,7 @@ def usage(models: ModelsFolder = None, device_key: DeviceKeyFile = None, as_json
 
 
 def collect(
+    *,
     images: Annotated[
         bool, typer.Option("--images", help="Images too: the next start of each model makes its own again.")
     ] = False,
@@ -261,10 +271,14 @@ def collect(
     ] = False,
     models: ModelsFolder = None,
     device_key: DeviceKeyFile = None,
+    as_json: AsJson = False,
 ) -> None:
     """Free disk that no model needs: what is left of models that are gone, and what can be made again."""
     freed = open_store(_settings(models, device_key)).collect(images=images, kv=kv, unfinished=unfinished)
-    terminal.say(f"{format_size(freed)} of disk freed")
+    if as_json:
+        terminal.show_json({"freed": freed})
+    else:
+        terminal.say(f"{format_size(freed)} of disk freed")
 
 
 def open_store(settings: Settings) -> Store:

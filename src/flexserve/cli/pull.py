@@ -78,7 +78,7 @@ def import_models(
         str, typer.Argument(metavar="ollama|lmstudio", show_default=False, help="Whose models.")
     ],
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[MODEL]…", show_default=False, help="Which [list them].")
+        list[str] | None, typer.Argument(metavar="MODEL", show_default=False, help="Which [list them].")
     ] = None,
     *,
     every: Annotated[bool, typer.Option("--all", help="Import all of them.")] = False,

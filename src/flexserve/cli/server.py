@@ -27,7 +27,7 @@ from flexserve.cli.options import (
     UnixSocket,
 )
 from flexserve.errors import CallerError
-from flexserve.units import format_size, parse_size
+from flexserve.units import format_duration, format_size, parse_size
 
 if TYPE_CHECKING:
     from flexserve.normal.client import Client
@@ -267,14 +267,23 @@ def recall(
         show_recall(result)
 
 
-def stop(model: ModelName, host: Host = None, port: Port = None, unix_socket: UnixSocket = None) -> None:
+def stop(
+    model: ModelName,
+    host: Host = None,
+    port: Port = None,
+    unix_socket: UnixSocket = None,
+    as_json: AsJson = False,
+) -> None:
     """Let a model go: all its memory goes back now. The next request brings it in again.
 
     A running request keeps it until that has ended.
     """
     with client(host, port, unix_socket) as server:
         server.let_go(model)
-    terminal.say(f"{model} goes as soon as no request runs")
+    if as_json:
+        terminal.show_json({"model": model})
+    else:
+        terminal.say(f"{model} goes as soon as no request runs")
 
 
 def client(host: str | None, port: int | None, unix_socket: Path | None) -> Client:
@@ -287,7 +296,7 @@ def client(host: str | None, port: int | None, unix_socket: Path | None) -> Clie
 
 def show_states(states: States) -> None:
     """Print where every byte is, for people."""
-    columns = ["MODEL", "STATE", "RESIDENT", "%", "OF", "KV", "SCRATCH", "CONTEXT", "KV TYPE", "RUNNING"]
+    columns = ["MODEL", "STATE", "RESIDENT", "%", "OF", "KV", "SCRATCH", "CONTEXT", "KV TYPE", "UNTIL"]
     rows = [_row(model) for model in states.models]
     if rows:
         terminal.show_table(columns, rows, right=("RESIDENT", "%", "OF", "KV", "SCRATCH", "CONTEXT"))
@@ -300,6 +309,9 @@ def show_states(states: States) -> None:
     for model in states.models:
         if model.draft:
             terminal.say(f"draft          {model.draft} guesses the next tokens of {model.name}")
+        if why := _why_not_loaded(model):
+            terminal.say(f"{model.name + ' ':14} {why}")
+    for model in states.models:
         if model.rewarmed:
             terminal.say(
                 f"came back      {format_size(model.rewarmed)} without a request: {model.rewarmed_for}"
@@ -366,5 +378,26 @@ def _row(model: ModelState) -> list[str]:
         format_size(model.scratch),
         str(model.context or "?"),
         model.kv_type,
-        "yes" if model.running else "no",
+        _until(model),
     ]
+
+
+def _until(model: ModelState) -> str:
+    """Return until when a model keeps what it has."""
+    if model.running:
+        return "it has answered"
+    if model.leaves_in_ms is not None:
+        return f"in {format_duration(model.leaves_in_ms / 1000)}"
+    return "others need it" if model.resident else ""
+
+
+def _why_not_loaded(model: ModelState) -> str:
+    """Return why a model, or a part of it, is not in memory; "": it is, or nobody knows more."""
+    if model.state not in ("unloaded", "partial"):
+        return ""
+    if model.gone:
+        missing = (
+            "" if model.state == "unloaded" else f"lacks {format_size(model.weights - model.resident)}; "
+        )
+        return f"{missing}{model.gone}"
+    return "nobody asked for it yet" if model.state == "unloaded" else ""

@@ -42,6 +42,11 @@ class AttachedWorld:
         return self.channel.welcome.pid if self.channel is not None else 0
 
     @property
+    def computing(self) -> str:
+        """The model that is opened or computes now, by the secure world's word; "": none."""
+        return self.channel.computing if self.channel is not None else ""
+
+    @property
     def pins(self) -> tuple[str, ...]:
         """The pinned models."""
         return self._pins.names
@@ -67,7 +72,7 @@ class AttachedWorld:
         """Return the refusal of a demand, recorded."""
         refusals = self.counters.refusals
         refusals[bound.value] = refusals.get(bound.value, 0) + 1
-        self.note(Kind.REFUSAL, message.size, reason)
+        self.note(Kind.REFUSAL, message.size, reason, self.computing)
         return Grant(message.serial, 0, reason)
 
     async def recall(
@@ -92,7 +97,7 @@ class AttachedWorld:
                 self.note(Kind.RECALL, held if demand is None else demand, reason)
             before, began = look(), self._clock()
             claim = await channel.recall(
-                demand, deadline=deadline, timeout=deadline + ANSWER_GRACE, gentle=gentle
+                demand, deadline=deadline, timeout=deadline + ANSWER_GRACE, gentle=gentle, reason=reason
             )
             self._fruitless = gentle and not claim.returned
             self.counters.recalls += 1
@@ -101,7 +106,7 @@ class AttachedWorld:
             _log.info("recalled", claimed=claim.returned, freed=report.freed, elapsed_ms=claim.elapsed)
             return report
 
-    def note(self, kind: Kind, size: int, reason: str) -> None:
-        """Record a decision about `size` bytes."""
-        self.audit_log.note(kind, size, reason)
-        _log.debug("memory", kind=kind.value, size=size, reason=reason)
+    def note(self, kind: Kind, size: int, reason: str, model: str = "") -> None:
+        """Record a decision about `size` bytes, of `model` if they are one model's."""
+        self.audit_log.note(kind, size, reason, model)
+        _log.debug("memory", kind=kind.value, size=size, reason=reason, model=model)

@@ -42,6 +42,7 @@ class Decision:
     size: int  # bytes, of all together
     count: int
     reason: str
+    model: str = ""  # whose memory it is, where one model's
 
 
 @dataclasses.dataclass(slots=True)
@@ -67,18 +68,18 @@ class AuditLog:
         self._last_at = float("-inf")
         self._number = 0
 
-    def note(self, kind: Kind, size: int, reason: str) -> None:
+    def note(self, kind: Kind, size: int, reason: str, model: str = "") -> None:
         """Add a decision: to the last line, if that is a part of the same thing."""
         now, wall = self._clock(), self._wall()
         last = self._lines[-1] if self._lines else None
-        same = last is not None and kind in _IN_PARTS and (last.kind, last.reason) == (kind, reason)
-        if last and same and now - self._last_at <= _SAME_BREATH:
+        same = last is not None and (last.kind, last.reason, last.model) == (kind, reason, model)
+        if last and same and kind in _IN_PARTS and now - self._last_at <= _SAME_BREATH:
             self._lines[-1] = dataclasses.replace(
                 last, until=wall, size=last.size + size, count=last.count + 1
             )
         else:
             self._number += 1
-            self._lines.append(Decision(self._number, wall, wall, kind, size, 1, reason))
+            self._lines.append(Decision(self._number, wall, wall, kind, size, 1, reason, model))
         self._last_at = now
 
     def lines(self) -> tuple[Decision, ...]:

@@ -185,15 +185,22 @@ class WorldChannel:
         return await self._ask(Query(serial), serial, Status, timeout)
 
     async def recall(
-        self, demand: int | None, *, deadline: float, timeout: float, gentle: bool = False
+        self,
+        demand: int | None,
+        *,
+        deadline: float,
+        timeout: float,
+        gentle: bool = False,
+        reason: str = "",
     ) -> Recalled:
-        """Ask for `demand` bytes (None: all it can spare) within `deadline` seconds.
+        """Ask for `demand` bytes (None: all it can spare) within `deadline` seconds; `reason`: for people.
 
         `gentle`: only for what neither a running request nor a pin needs. Raises PeerError when no
         answer comes within `timeout` seconds.
         """
         serial = next(self._numbers)
-        return await self._ask(Recall(serial, demand, deadline * 1000, gentle), serial, Recalled, timeout)
+        question = Recall(serial, demand, deadline * 1000, gentle, reason)
+        return await self._ask(question, serial, Recalled, timeout)
 
     async def attest(self, nonce: bytes) -> Attested:
         """Return who the secure world says that it is.

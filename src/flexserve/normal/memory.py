@@ -177,7 +177,7 @@ class MemoryBroker(Broker):
         self._granted += decision.size
         self.counters.granted += decision.size
         self._in_use.set()
-        self._world.note(Kind.GRANT, decision.size, decision.reason)
+        self._world.note(Kind.GRANT, decision.size, decision.reason, self._world.computing)
         return Grant(message.serial, decision.size, decision.reason)
 
     def spare(self, message: WantSpare) -> Spare:
@@ -196,12 +196,12 @@ class MemoryBroker(Broker):
 
     def returned(self, message: Returned) -> None:
         """Count memory that came back unasked. Raises PeerError when more came than was granted."""
-        self._take_back(message.size, "no longer needed")
+        self._take_back(message.size, message.reason or "no longer needed")
         self.counters.returned += message.size
 
     def recalled(self, message: Recalled) -> None:
         """Count memory that came back on demand. Raises PeerError when more came than was granted."""
-        self._take_back(message.returned, "recalled")
+        self._take_back(message.returned, ", ".join(["recalled", *message.plan]))
         self.counters.recalled += message.returned
 
     # ---- recalls

@@ -73,6 +73,8 @@ class ModelState(msgspec.Struct, frozen=True):
     draft: str = ""  # the smaller model that guesses its next tokens
     options: ModelOptions = ModelOptions()
     chunks: list[tuple[str, int]] = []  # states of its chunks of weights, each with how many on end
+    leaves_in_ms: float | None = None  # when what it keeps while it is idle goes back unasked; None: never
+    gone: str = ""  # why weights of it that were in memory are not there any more
 
 
 class MemoryTotals(msgspec.Struct, frozen=True):
@@ -199,6 +201,7 @@ class Decision(msgspec.Struct, frozen=True):
     size: int
     count: int
     reason: str
+    model: str = ""
 
 
 class DecisionLog(msgspec.Struct, frozen=True):

@@ -15,13 +15,14 @@ from flexserve.protocol.bounds import MAX_PINS, Count, Message, Millis, Name, Se
 class Recall(Message, frozen=True):
     """Give memory back. `demand` None asks for all that is not in use by a running request.
 
-    `gentle`: at most `demand`, and only what neither a running request nor a pin needs.
+    `gentle`: at most `demand`, and only what neither a running request nor a pin needs. `reason`: for people.
     """
 
     serial: Serial
     demand: Count | None
     deadline: Millis
     gentle: bool = False
+    reason: Short = ""
 
 
 class Pin(Message, frozen=True):
@@ -65,9 +66,10 @@ class WantSpare(Message, frozen=True):
 
 
 class Returned(Message, frozen=True):
-    """Memory went back unasked (an idle model's scratch, a closed model)."""
+    """Memory went back unasked (an idle model's scratch, a closed model). `reason`: for people."""
 
     size: Count
+    reason: Short = ""
 
 
 class Recalled(Message, frozen=True):

@@ -24,7 +24,7 @@ from flexserve.protocol.requests import Cancel, Convert, Embed, Generate, Try, W
 from flexserve.protocol.sealed_messages import Sealed, SealedPart
 from flexserve.protocol.statuses import ComputeStatus, KvStatus, MemoryStatus, ModelStatus, NpuStatus
 
-PROTOCOL_VERSION = 24
+PROTOCOL_VERSION = 25
 # Of the messages' schema, by version: it is another one whenever a message changes, and a line is added here.
 SCHEMA_DIGESTS = {
     5: "57db8b74f59f63a2",
@@ -47,6 +47,7 @@ SCHEMA_DIGESTS = {
     22: "5c7693814cf510c3",
     23: "1219712b27fbb12f",
     24: "085b4ee91b367d2f",
+    25: "",
 }
 
 

@@ -87,6 +87,9 @@ class ModelStatus(Struct, frozen=True):
     # The states of its chunks of weights, in their order: places in CHUNK_STATES, each with how many chunks
     # on end are in it. None of a model that is not open, or where there are more runs than MAX_CHUNK_RUNS.
     chunks: ChunkRuns = ()
+    # Milliseconds until what it keeps while it is idle goes back unasked; None: nothing does.
+    leaves: Millis | None = None
+    gone: Short = ""  # why weights of it that were in memory are not there any more, for people
 
 
 class MemoryStatus(Struct, frozen=True):

@@ -246,8 +246,8 @@ class TrustedApp(Protocol):
     def return_unused(self) -> int:
         """Give back what is granted and unused; return the bytes. Any thread."""
 
-    def report_returned(self, size: int) -> None:
-        """Tell the OS that `size` bytes went back unasked. Any thread."""
+    def report_returned(self, size: int, reason: str = "") -> None:
+        """Tell the OS that `size` bytes went back unasked, and why, for people. Any thread."""
 
     def load(self, model: str, size: int | None) -> None:
         """Bring the first `size` bytes (None: all) of `model` in, while no request has anything to load.

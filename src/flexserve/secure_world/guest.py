@@ -22,6 +22,7 @@ from flexserve.trusted.memory.ownership import PageState
 _LONGEST_DEADLINE = 10.0  # seconds; what the OS says beyond it, it does not mean
 _EVERYTHING = 10.0  # seconds for running requests to end when the driver leaves
 _PAUSE = 0.1
+_REASON = "the guest's kernel needed it"
 
 
 class GuestGranter:
@@ -34,7 +35,7 @@ class GuestGranter:
         """Ask the guest's kernel for `size` bytes; return the bytes that came."""
         return self._pages.want(size // PAGE, minimum // PAGE) * PAGE
 
-    def returned(self, size: int) -> None:
+    def returned(self, size: int, reason: str = "") -> None:
         """Record nothing: the guest's kernel has its pages when they are given back."""
 
 
@@ -104,7 +105,7 @@ class GuestDemands(Subscriber):
         """Give `size` bytes: first what is granted and unused, whose pages the guest gets as they are."""
         size -= self._flexmem.return_unused()
         if size > 0:
-            self._recall(Recall(serial=0, demand=size, deadline=seconds * 1000))
+            self._recall(Recall(serial=0, demand=size, deadline=seconds * 1000, reason=_REASON))
 
     def _held(self) -> int:
         return self._flexmem.resident() + self._flexmem.bytes_in(PageState.GRANTED)

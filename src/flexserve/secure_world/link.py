@@ -120,10 +120,10 @@ class Link:
             self._granted.wait_for(lambda: self._closed or self._answers[serial] is not None, _GRANT_TIMEOUT)
             return self._answers.pop(serial) or 0
 
-    def returned(self, size: int) -> None:
-        """Say that `size` bytes went back unasked. The normal world counts."""
+    def returned(self, size: int, reason: str = "") -> None:
+        """Say that `size` bytes went back unasked, and why. The normal world counts."""
         if size:
-            self.send(Returned(size))
+            self.send(Returned(size, reason))
 
     def _take_grant(self, grant: Grant) -> None:
         if not self._settle(grant.serial, grant.size) and grant.size:

@@ -131,9 +131,14 @@ class MemoryManager:
                 if not (h.running or self._is_pinned(h) or (h.model == model and h.kind is not Kind.KV))
             ]
             steps = recall.plan(idle, size, victims=self._victims(memory))
-            return sum(
-                self._app.evict(s.model, s.kind, s.size, keep=True, sequence=s.sequence) for s in steps
-            )
+            return sum(self._give_up(step, f"made way for {model}") for step in steps)
+
+    def _give_up(self, step: Step, why: str) -> int:
+        """Evict what `step` says, for others of us; return the bytes."""
+        size = self._app.evict(step.model, step.kind, step.size, keep=True, sequence=step.sequence)
+        if step.kind is Kind.WEIGHTS and size:
+            self._models.went(step.model, why)
+        return size
 
     # ---- recall: from a thread of its own -----------------------------------------------------------
 
@@ -165,6 +170,8 @@ class MemoryManager:
                 now = self._app.pool().resident
                 done[step] = after - now
                 after = now
+                if step.kind is Kind.WEIGHTS and done[step]:
+                    self._models.went(step.model, f"recalled: {message.reason}".rstrip(": "))
             if any(step.unasked and freed for step, freed in done.items()):
                 self._rewarmer.undone(time.monotonic())
             kept = recall.protected(self._holdings())
@@ -263,6 +270,7 @@ class MemoryManager:
     def _move(self, step: Rearrangement) -> None:
         """Take what models have too much, keeping the grants, and bring in what one of them lacks."""
         for name, size in step.surplus:
+            self._models.went(name, f"made way for {step.model}, which is asked more")
             self._app.evict(name, Kind.WEIGHTS, size, keep=True)
         self._load(step.model, step.target)
 

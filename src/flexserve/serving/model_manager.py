@@ -25,8 +25,9 @@ class ModelManager:
         self._app, self._idle = app, idle
         self._used: dict[str, tuple[float, float | None]] = {}  # when (monotonic seconds), and its keep_alive
         self._failed: dict[str, FlexServeError] = {}
+        self._gone: dict[str, str] = {}  # why weights of models went, in words
         self._opening = ""
-        self._lock = threading.Lock()  # guards these three
+        self._lock = threading.Lock()  # guards these four
 
     # ---- the engine thread ------------------------------------------------------------------------
 
@@ -58,6 +59,7 @@ class ModelManager:
             key=self.last_used,
         )
         for model in idle[: max(0, len(opened) - _MAX_OPEN)]:
+            self.went(model, f"{_MAX_OPEN} others were used since")
             self._close(model, time.monotonic() + _SEAL_AT_END)
 
     def _close(self, model: str, seal_until: float) -> None:
@@ -81,19 +83,29 @@ class ModelManager:
 
     def _let_go(self, memory: ModelMemory) -> float | None:
         """Give back what was kept long enough of a model; return the seconds until its turn (None: never)."""
-        last, keep = self._used.get(memory.name, (0.0, None))
-        weights = memory.weights if keep is not None else 0
-        if keep == -1 or memory.idle_kv + memory.scratch + weights == 0:
-            return None
-        wait = last + (self._idle if keep is None else keep) - time.monotonic()
-        if wait > 0:
+        wait = self._wait(memory)
+        if wait is None or wait > 0:
             return wait
+        _, keep = self._used.get(memory.name, (0.0, None))
+        weights = memory.weights if keep is not None else 0
+        why = "stopped" if keep == 0 else f"idle for {self._idle if keep is None else keep:.0f} s"
+        if weights:
+            self.went(memory.name, why)
         kinds = {Kind.SCRATCH: memory.scratch, Kind.KV: memory.idle_kv, Kind.WEIGHTS: weights}
         size = sum(
             self._app.evict(memory.name, kind, size, keep=False) for kind, size in kinds.items() if size
         )
-        self._app.report_returned(size + self._app.return_unused())
+        self._app.report_returned(size + self._app.return_unused(), f"{memory.name}: {why}")
         return None
+
+    def _wait(self, memory: ModelMemory) -> float | None:
+        """Return the seconds until what a model keeps goes back unasked; None: nothing of it does."""
+        with self._lock:
+            last, keep = self._used.get(memory.name, (0.0, None))
+        weights = memory.weights if keep is not None else 0
+        if memory.running or keep == -1 or memory.idle_kv + memory.scratch + weights == 0:
+            return None
+        return last + (self._idle if keep is None else keep) - time.monotonic()
 
     def close(self) -> None:
         """Close every model; seal its KV first, within a moment."""
@@ -119,6 +131,11 @@ class ModelManager:
             last, keep = self._used.get(model, (0.0, None))
         return None if keep is None else keep == -1 or now < last + keep
 
+    def went(self, model: str, why: str) -> None:
+        """Record why weights of `model` are not in memory any more, in words."""
+        with self._lock:
+            self._gone[model] = why
+
     def record(self, model: str, error: FlexServeError | None) -> None:
         """Keep the last error of a model, for its status; None: it is well."""
         with self._lock:
@@ -134,7 +151,8 @@ class ModelManager:
 
     def _status(self, model: Stored, memory: ModelMemory | None) -> ModelStatus:
         with self._lock:
-            error = self._failed.get(model.name)
+            error, gone = self._failed.get(model.name), self._gone.get(model.name, "")
+        wait = self._wait(memory) if memory is not None else None
         state = "loading" if model.name == self._opening else "unloaded"
         chunks = self._app.chunks(model.name) if memory is not None else ()
         if memory is not None and memory.weights:
@@ -153,4 +171,6 @@ class ModelManager:
             trial=model.trial,
             description=model.description,
             chunks=tuple(chunks) if len(chunks) <= MAX_CHUNK_RUNS else (),
+            leaves=None if wait is None else 1000 * max(0.0, wait),
+            gone="" if state == "loaded" else gone,
         )

@@ -85,7 +85,8 @@ class FakeApp:
         self.loading = False
         self.moved = 0.0
         self.inside: Callable[[], None] = lambda: None  # called while a step computes
-        self.reported = 0  # bytes
+        self.reported = 0
+        self.reason = ""  # why something went back last  # bytes
         self.kv = KvStatus()
         self._serial = 0
 
@@ -345,9 +346,10 @@ class FakeApp:
         size, self.granted, self.ready = self.granted, 0, 0
         return size
 
-    def report_returned(self, size: int) -> None:
+    def report_returned(self, size: int, reason: str = "") -> None:
         """Record it."""
         self.reported += size
+        self.reason = reason
 
     def load(self, model: str, size: int | None) -> None:
         """Bring it in at once, as far as it is granted."""

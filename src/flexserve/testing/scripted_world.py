@@ -367,6 +367,8 @@ class ScriptedWorld:
                 running=bool(self._requests),
                 abilities=ABILITIES,
                 description=DESCRIPTION,
+                leaves=250_000,
+                gone="made way for slow",
             )
             for name, behaviour in self._script.models.items()
         ]

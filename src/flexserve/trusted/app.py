@@ -332,8 +332,8 @@ class LlamaApp:
     def return_unused(self) -> int:
         return self._flexmem.return_unused()
 
-    def report_returned(self, size: int) -> None:
-        self._flexmem.report_returned(size)
+    def report_returned(self, size: int, reason: str = "") -> None:
+        self._flexmem.report_returned(size, reason)
 
     def load(self, model: str, size: int | None) -> None:
         self._unreserve()

@@ -142,6 +142,8 @@ def _state(model: ModelStatus, *, pinned: bool, blamed: Blamed | None) -> dict[s
         "context": description_of(model).context,
         "kv_type": description_of(model).kv,
         "draft": description_of(model).draft,
+        "leaves_in_ms": model.leaves,
+        "gone": model.gone,
         "abilities": None if model.abilities is None else msgspec.to_builtins(model.abilities),
         "chunks": [[CHUNK_STATES[state], count] for state, count in model.chunks],
         "error": None

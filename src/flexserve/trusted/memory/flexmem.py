@@ -46,8 +46,8 @@ class Granter(Protocol):
         other world's answer. Raises PeerError when that world is gone.
         """
 
-    def returned(self, size: int) -> None:
-        """Say that `size` bytes went back unasked."""
+    def returned(self, size: int, reason: str = "") -> None:
+        """Say that `size` bytes went back unasked, and why, for people."""
 
 
 class OpenHanded:
@@ -57,7 +57,7 @@ class OpenHanded:
         """Grant `size` bytes."""
         return size
 
-    def returned(self, size: int) -> None:
+    def returned(self, size: int, reason: str = "") -> None:
         """Record nothing."""
 
 
@@ -265,11 +265,11 @@ class FlexMem:
             held = _runs(_chosen(self._committed(arena), among))
         return [(first * self.chunk, count * self.chunk) for first, count in held]
 
-    def report_returned(self, size: int) -> None:
+    def report_returned(self, size: int, reason: str = "") -> None:
         """Tell the normal world of memory that went back unasked; nothing of it lies ready any more."""
         if size:
             self.settle()
-            self._granter.returned(size)
+            self._granter.returned(size, reason)
 
     # ---- looking -------------------------------------------------------------------------
 
