@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
 from typing import Any
 
 from flexserve.errors import CallerError
+
+# One colour is one system, in every plot; plain llama.cpp is what the paper calls NW-Base.
+FLEXSERVE, PLAIN, STRAWMAN, STRAWMAN_OPT = "#2b6cb0", "#9aa5b1", "#9b2c2c", "#dd6b20"
+# What differs in its prompt only has a shade of its system's colour.
+SHADES = {FLEXSERVE: ("#2b6cb0", "#63b3ed", "#1a365d", "#90cdf4")}
+_RANGE = {"elinewidth": 0.8, "capsize": 2, "ecolor": "#1a202c"}
 
 
 def pyplot() -> Any:
@@ -21,3 +29,28 @@ def pyplot() -> Any:
     from matplotlib import pyplot as drawn
 
     return drawn
+
+
+def bars(axes: Any, places: Sequence[float], samples: Sequence[Sequence[float]], **how: Any) -> None:
+    """Draw a bar as high as the median of each of `samples`, with its range. `how`: as matplotlib's bar."""
+    middles = [statistics.median(each) for each in samples]
+    axes.bar(places, middles, yerr=_reach(middles, samples), error_kw=_RANGE, **how)
+
+
+def line(axes: Any, places: Sequence[float], samples: Sequence[Sequence[float]], **how: Any) -> None:
+    """Draw a line through the medians of `samples`, with their ranges. `how`: as matplotlib's errorbar."""
+    middles = [statistics.median(each) for each in samples]
+    reach = _reach(middles, samples)
+    axes.errorbar(places, middles, yerr=reach, marker="o", capsize=3, elinewidth=0.8, **how)
+
+
+def band(axes: Any, places: Sequence[float], samples: Sequence[Sequence[float]], **how: Any) -> None:
+    """Draw the range of `samples` as a band: what is measured has no sharp edge."""
+    low, high = [min(each) for each in samples], [max(each) for each in samples]
+    axes.fill_between(places, low, high, alpha=0.25, linewidth=0, **how)
+
+
+def _reach(middles: Sequence[float], samples: Sequence[Sequence[float]]) -> list[list[float]]:
+    """Return how far samples reach below and above their medians."""
+    below = [middle - min(each) for middle, each in zip(middles, samples, strict=True)]
+    return [below, [max(each) - middle for middle, each in zip(middles, samples, strict=True)]]

@@ -71,42 +71,45 @@ def comma_separated(report: dict[str, Any]) -> str:
 def plot(report: dict[str, Any], path: Path) -> None:
     """Draw warm speed beside plain llama.cpp, and TTFT over the fraction recalled, into `path`."""
     pyplot = drawing.pyplot()
-    figure, (speed, latency) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    labels, plain, ours = [], [], []
-    for length, row in report["prompts"].items():
-        labels += [f"prefill {length}", f"decode after {length}"]
-        plain += [row["plain.prefill"], row["plain.decode"]]
-        ours += [row["warm.prefill"], row["warm.decode"]]
-    places = range(len(labels))
-    speed.bar([place - 0.2 for place in places], plain, 0.4, label="plain llama.cpp", color="#9aa5b1")
-    speed.bar(
-        [place + 0.2 for place in places],
-        ours,
-        0.4,
-        label=f"FlexServe ({report['protection']})",
-        color="#2b6cb0",
+    figure, (speed, latency) = pyplot.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
+    samples, lengths = report["samples"], list(report["prompts"])
+    measured = [(f"{what}.{length}", length) for length in lengths for what in ("prefill", "decode")]
+    systems = (
+        ("plain", -0.2, "plain llama.cpp", drawing.PLAIN),
+        ("warm", 0.2, f"FlexServe ({report['protection']})", drawing.FLEXSERVE),
     )
-    speed.set_xticks(list(places), labels, rotation=15)
+    for system, shift, label, colour in systems:
+        drawing.bars(
+            speed,
+            [place + shift for place in range(len(measured))],
+            [samples[f"{system}.{name}"] for name, _ in measured],
+            width=0.4,
+            label=label,
+            color=colour,
+        )
+    speed.set_xticks(range(len(measured)), [f"{name.split('.')[0]}\n{length}" for name, length in measured])
+    speed.set_xlabel("prompt, in tokens")
     speed.set_ylabel("tokens per second")
     speed.set_title("Speed, everything in memory")
     speed.margins(y=0.25)  # room for the legend
     speed.legend(frameon=False, loc="upper right")
-    for (length, row), colour in zip(
-        report["prompts"].items(), ("#2b6cb0", "#c05621", "#2f855a", "#6b46c1"), strict=False
-    ):
-        fractions = [0, *(int(f) for f in row["cold.ttft"])]
-        seconds = [row["warm.ttft"], *row["cold.ttft"].values()]
-        latency.plot(fractions, seconds, marker="o", color=colour, label=f"{length} tokens")
-        latency.plot([100], [row["cold.bound"]], marker="_", markersize=14, color=colour)
+    for length, colour in zip(lengths, drawing.SHADES[drawing.FLEXSERVE], strict=False):
+        fractions = [int(fraction) for fraction in report["prompts"][length]["cold.ttft"]]
+        seconds = [samples[f"warm.ttft.{length}"]]
+        seconds += [samples[f"cold.ttft.{fraction}.{length}"] for fraction in fractions]
+        drawing.line(latency, [0, *fractions], seconds, color=colour, label=f"prompt of {length} tokens")
+        bound = [samples[f"cold.bound.{length}"]] * 2
+        drawing.band(latency, [92, 108], bound, color=colour, label=f"lower bound, {length} tokens")
     latency.set_xlabel("weights recalled, percent")
     latency.set_ylabel("time to first token, seconds")
     latency.set_ylim(bottom=0)
-    latency.set_title("Cold start (– lower bound)")
+    latency.set_title("Cold start")
     latency.legend(frameon=False)
     for axes in (speed, latency):
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(
-        f"{report['model']}, {report['cores']} cores, medians of {report['runs']} interleaved runs"
+        f"{report['model']}, {report['cores']} cores, "
+        f"medians and ranges of {report['runs']} interleaved rounds"
     )
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

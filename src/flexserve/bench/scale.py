@@ -240,6 +240,9 @@ def as_text(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+_COLOURS = {"request": "#2b6cb0", "recall": "#dd6b20", "ps": "#2f855a", "idle": "#9b2c2c"}  # in both panels
+
+
 def plot(report: dict[str, Any], path: Path) -> None:
     """Draw all rows of `report`, each over its cost at the smallest number, into `path`."""
     pyplot = drawing.pyplot()
@@ -250,7 +253,8 @@ def plot(report: dict[str, Any], path: Path) -> None:
             if kind in what:
                 numbers, costs = row["numbers"], row.get("cpu") or row["bytes"]
                 label = what.replace(f", by {kind}", "").replace(" beside clients", ", waiting for it")
-                axes.plot(numbers, [cost / costs[0] for cost in costs], marker="o", label=label)
+                colour = _COLOURS[what.replace(",", "").split()[0]]
+                axes.plot(numbers, [cost / costs[0] for cost in costs], "o-", color=colour, label=label)
         axes.plot(numbers, [number / numbers[0] for number in numbers], "--", color="#9aa5b1", label="linear")
         axes.set_xscale("log")
         axes.set_yscale("log")

@@ -60,6 +60,7 @@ class Pipeline:
                 "bound": statistics.median(bound for _, bound in found),
                 "over_bound": statistics.median(ttft / bound for ttft, bound in found),
                 "samples": [ttft for ttft, _ in found],
+                "bounds": [bound for _, bound in found],
             }
             for (length, percent), found in self.samples.items()
         ]

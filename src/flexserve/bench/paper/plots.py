@@ -8,16 +8,21 @@ from typing import Any
 from flexserve.bench import drawing
 from flexserve.bench.paper.samples import PARTS
 
-_COLOURS = {"flexserve": "#2b6cb0", "strawman": "#9b2c2c", "strawman_opt": "#dd6b20", "nw_base": "#9aa5b1"}
+_COLOURS = {
+    "flexserve": drawing.FLEXSERVE,
+    "strawman": drawing.STRAWMAN,
+    "strawman_opt": drawing.STRAWMAN_OPT,
+    "nw_base": drawing.PLAIN,
+}
 _NAMES = {
     "flexserve": "FlexServe",
     "strawman": "Strawman",
     "strawman_opt": "Strawman-OPT",
     "nw_base": "NW-Base",
 }
-_STACKED = {
-    **{"allocate": "#c05621", "load": "#d69e2e", "decrypt": "#805ad5", "waited": "#c53030"},
-    "compute": "#2b6cb0",
+_STACKED = {  # parts of a time: none has the colour of a system
+    **{"allocate": "#2f855a", "load": "#9ae6b4", "decrypt": "#b794f4", "waited": "#d53f8c"},
+    "compute": "#4a5568",
 }
 
 
@@ -72,26 +77,11 @@ def _bars(axes: Any, cells: list[dict[str, Any]], labels: list[str]) -> None:
     width = 0.8 / len(_NAMES)
     for number, (system, name) in enumerate(_NAMES.items()):
         places = [place + (number - 1.5) * width for place in range(len(cells))]
-        heights = [cell["seconds"][system] for cell in cells]
-        ranges = [_range(cell["samples"][system]) for cell in cells]
-        errors = [
-            [middle - low for middle, (low, _) in zip(heights, ranges, strict=True)],
-            [high - middle for middle, (_, high) in zip(heights, ranges, strict=True)],
-        ]
-        axes.bar(
-            *(places, heights, width),
-            label=name,
-            color=_COLOURS[system],
-            yerr=errors,
-            error_kw={"elinewidth": 0.8, "capsize": 1.5, "ecolor": "#1a202c"},
-        )
+        samples = [cell["samples"][system] for cell in cells]
+        drawing.bars(axes, places, samples, width=width, label=name, color=_COLOURS[system])
     axes.set_xticks(range(len(cells)), labels, fontsize=7)
     axes.margins(y=0.25)  # room for the legend
     axes.legend(frameon=False, fontsize=8, ncols=len(_NAMES), loc="upper center")
-
-
-def _range(samples: list[float]) -> tuple[float, float]:
-    return min(samples), max(samples)
 
 
 def _breakdown(axes: Any, cells: list[dict[str, Any]]) -> None:
@@ -135,15 +125,13 @@ def _visible(parts: dict[str, float]) -> dict[str, float]:
 
 
 def _pipeline(axes: Any, cells: list[dict[str, Any]]) -> None:
-    for prompt, colour in zip(
-        sorted({cell["prompt"] for cell in cells}), ("#2b6cb0", "#c05621", "#2f855a"), strict=False
-    ):
+    prompts = sorted({cell["prompt"] for cell in cells})
+    for prompt, colour in zip(prompts, drawing.SHADES[drawing.FLEXSERVE], strict=False):
         shown = [cell for cell in cells if cell["prompt"] == prompt]
         recalled = [cell["recalled"] for cell in shown]
-        axes.plot(recalled, [cell["seconds"] for cell in shown], "o-", color=colour, label=f"{prompt} tokens")
-        low, high = zip(*(_range(cell["samples"]) for cell in shown), strict=True)
-        axes.fill_between(recalled, low, high, color=colour, alpha=0.15, linewidth=0)
-        axes.plot(recalled, [cell["bound"] for cell in shown], "--", color=colour, label="its lower bound")
+        samples, bounds = [cell["samples"] for cell in shown], [cell["bounds"] for cell in shown]
+        drawing.line(axes, recalled, samples, color=colour, label=f"{prompt} tokens")
+        drawing.band(axes, recalled, bounds, color=colour, label="its lower bound")
     axes.set_xlabel("weights recalled, percent")
     axes.set_ylabel("time to first token, seconds")
     axes.set_ylim(bottom=0)
