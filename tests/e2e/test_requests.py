@@ -256,4 +256,4 @@ def test_too_little_lockable_memory_is_said_before_anything_is_served(library: L
     reason = msgspec.json.decode(said, type=Failure)
     assert reason.code == "locked_memory_limit"
     assert reason.blame == "normal_world"
-    assert "ulimit -l" in reason.hint
+    assert "prlimit --pid $$" in reason.hint

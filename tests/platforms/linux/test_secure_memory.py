@@ -85,7 +85,7 @@ def test_a_low_limit_on_locked_memory_is_named_before_use():
     """)
     assert printed.startswith("locked_memory_limit 64.0 MiB")
     assert "8.0 MiB" in printed
-    assert "ulimit -l" in printed
+    assert "sudo prlimit --pid $$ --memlock=unlimited:unlimited" in printed
 
 
 @needs_secret_memory

@@ -33,6 +33,14 @@ from flexserve.units import GIB, MIB, format_size
 _SOME = 256 * MIB  # of secret memory: less runs no model worth serving
 _FAST = {"x86_64": ("avx2", "fma", "f16c", "aes"), "aarch64": ("asimd", "asimddp", "aes")}
 
+# Only root may: the limit that users can raise by themselves is raised already.
+_LIFT_LOCK_LIMIT = """now, in this shell:
+    sudo prlimit --pid $$ --memlock=unlimited:unlimited
+  for good, from the next login on:
+    echo "$USER - memlock unlimited" | sudo tee /etc/security/limits.d/flexserve.conf
+  without sudo: su -c "prlimit --pid $$ --memlock=unlimited:unlimited"
+  in a systemd unit: LimitMEMLOCK=infinity"""
+
 
 class State(enum.Enum):
     """How this host does in one respect."""
@@ -84,12 +92,13 @@ def _locked_memory() -> Finding:
     try:
         probe_secret_memory(_SOME)
     except NormalWorldError as error:
-        return Finding("locked memory", State.MISSING, error.message, keeps, error.hint or "")
+        remedy = _LIFT_LOCK_LIMIT if error.code == "locked_memory_limit" else error.hint
+        return Finding("locked memory", State.MISSING, error.message, keeps, remedy)
     limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
     if limit == resource.RLIM_INFINITY or os.geteuid() == 0:
         return Finding("locked memory", State.GOOD, "as much as there is", keeps)
     state = State.GOOD if limit >= 4 * GIB else State.WEAK
-    return Finding("locked memory", state, format_size(limit), keeps, "ulimit -l unlimited")
+    return Finding("locked memory", state, format_size(limit), keeps, _LIFT_LOCK_LIMIT)
 
 
 def _yama() -> Finding:

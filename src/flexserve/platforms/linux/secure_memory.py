@@ -12,6 +12,7 @@ released to be committed elsewhere is parked instead, and moves (platforms.linux
 from __future__ import annotations
 
 import abc
+import contextlib
 import errno
 import os
 import re
@@ -27,6 +28,7 @@ from flexserve.units import MIB, align_up, format_size
 DEFAULT_CHUNK = MIB
 _READ_WRITE = mman.PROT_READ | mman.PROT_WRITE
 _MAPPINGS_OF_OTHERS = 2048  # libraries, stacks, heaps: generous for a Python process
+LIFT_LOCK_LIMIT = "Let this shell lock more (`sudo prlimit --pid $$ --memlock=unlimited:unlimited`)."
 _RESIDENT_RUN = re.compile(rb"\x01+")
 _RAM = os.sysconf("SC_PHYS_PAGES") * mman.PAGE  # now: a sandbox may not let the C library look
 
@@ -214,9 +216,11 @@ def _clear(address: int, length: int) -> None:
 def probe_secret_memory(size: int = DEFAULT_CHUNK, chunk: int = DEFAULT_CHUNK) -> None:
     """Raise NormalWorldError, saying why and what to do, unless `size` bytes of secret memory can be had.
 
-    Uses no memory: it maps that much and touches nothing. Physical memory may still be short.
+    Uses no memory: it maps that much and touches nothing. Physical memory may still be short. Lets this
+    process lock as much memory as its user may.
     """
     _require_mappings(size, chunk)
+    _raise_lock_limit()
     try:
         fd = mman.memfd_secret()
     except OSError as error:
@@ -319,17 +323,22 @@ def _no_locked_memory(size: int, error: OSError) -> NormalWorldError:
     limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
     return NormalWorldError(
         f"{format_size(size)} of secret memory is more than this process may lock ({format_size(limit)}).",
-        hint=(
-            "Raise the limit (`ulimit -l unlimited`, LimitMEMLOCK=infinity in systemd, memlock in "
-            "/etc/security/limits.conf), grant CAP_IPC_LOCK, or use --memory plain."
-        ),
+        hint=f"{LIFT_LOCK_LIMIT} `flexserve doctor` says how it is for good. "
+        "Or use --memory plain, unprotected.",
         code="locked_memory_limit",
     )
 
 
+def _raise_lock_limit() -> None:
+    """Raise the limit on locked memory to what the user may have: nobody need type `ulimit -l`."""
+    _, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (hard, hard))
+
+
 def _refusal(length: int, error: OSError) -> GrantRefusedError:
     hints = {
-        errno.EAGAIN: "Raise RLIMIT_MEMLOCK (`ulimit -l`) or grant CAP_IPC_LOCK.",
+        errno.EAGAIN: f"It may be locked no further. {LIFT_LOCK_LIMIT}",
         errno.ENOMEM: "Free memory, or raise vm.max_map_count.",
         errno.EMFILE: "Raise RLIMIT_NOFILE (`ulimit -n`).",
         errno.ENFILE: "Raise fs.file-max.",
