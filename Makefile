@@ -4,7 +4,7 @@ BIN   := $(VENV)/bin
 STAMP := $(VENV)/.setup-$(shell cat requirements-dev.lock pyproject.toml tools/setup.sh tools/llama.cmake | sha256sum | cut -c1-16)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages demo wheel test check test-real test-clients test-trustzone proofs mutants bench lock clean
+.PHONY: help setup packages demo wheel test check test-real test-clients test-trustzone readme proofs mutants bench lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -92,6 +92,9 @@ $(CLIENTS): $(LIBRARIES)/requirements.txt $(LIBRARIES)/vercel/package-lock.json 
 
 test-trustzone: $(STAMP) packages ## test each API with a server on the emulated machine
 	$(BIN)/pytest --platform trustzone --timeout 1800 tests/conformance tests/clients
+
+readme: $(STAMP) ## type what the documents show, also what takes minutes or root
+	$(BIN)/pytest --slow-pages --timeout 3600 tests/e2e/test_pages.py
 
 proofs: ## prove the monitor's core and try its small machines in full, and record it: when their sources changed
 	@$(MAKE) --no-print-directory -C monitor proofs

@@ -52,7 +52,7 @@ def test_ps_shows_each_model_the_os_count_and_the_label(cli: Cli, server: Script
         "f16",
         *["in", "4", "min"],
     ]
-    assert "tiny           lacks 750 B; made way for slow" in result.stdout
+    assert "not in memory  tiny: lacks 750 B; made way for slow" in result.stdout
     assert "the OS counts" in result.stdout
     assert "protection     scripted: A scripted world" in result.stdout
     assert "UNPROTECTED" in result.stderr

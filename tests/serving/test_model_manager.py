@@ -205,6 +205,7 @@ def test_chunks_in_too_many_pieces_are_not_told() -> None:
     app.chunks = lambda model: [(2, 1), (0, 1)] * 1000
     [status] = ModelManager(app, idle=0).statuses()
     assert status.chunks == ()
+    assert status == ModelStatus("a", state, 4 * CHUNK, weights, CHUNK, CHUNK, running=False, leaves=0.0)
 
 
 def test_closing_closes_all() -> None:

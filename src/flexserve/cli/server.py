@@ -310,7 +310,7 @@ def show_states(states: States) -> None:
         if model.draft:
             terminal.say(f"draft          {model.draft} guesses the next tokens of {model.name}")
         if why := _why_not_loaded(model):
-            terminal.say(f"{model.name + ' ':14} {why}")
+            terminal.say(f"not in memory  {model.name}: {why}")
     for model in states.models:
         if model.rewarmed:
             terminal.say(

@@ -17,7 +17,7 @@ from flexserve.units import GIB, KIB, MIB
 
 HOUR = 3600.0
 
-# Two cores of an x86-64 virtual machine, as README.md ("Measure it") and docs/design.md ("Numbers behind
+# Two cores of an x86-64 virtual machine, as docs/measurements.md and docs/design.md ("Numbers behind
 # the choices") have it: a 1.1 B model of 607 MiB computes 132 prompt tokens and 45 tokens a second; two
 # threads get a page of secret memory in 13 µs; 512 MiB go back in 167 ms. With the file in the page cache,
 # reading and decrypting cost less than that. Weights are a byte for each parameter here.
