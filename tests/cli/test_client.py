@@ -13,6 +13,7 @@ from flexserve.errors import (
     CallerError,
     FlexServeError,
     InternalError,
+    MonitorError,
     NormalWorldError,
     PeerError,
     QueueFullError,
@@ -92,28 +93,30 @@ def test_a_body_without_an_end_is_not_collected_for_ever(small_bounds: None) -> 
 
 
 @pytest.mark.parametrize(
-    ("status", "kind", "code", "error"),
+    ("status", "blame", "code", "error"),
     [
-        (404, "invalid_request_error", "model_not_found", UnknownModelError),
-        (400, "invalid_request_error", None, CallerError),
-        (429, "rate_limit_error", "queue_full", QueueFullError),
-        (503, "unavailable_error", "memory_refused", NormalWorldError),
-        (500, "stored_data_error", "stored_data_bad", StoredDataError),
-        (500, "api_error", "internal_error", InternalError),
-        (500, "no such kind", None, InternalError),
+        (404, "caller", "model_not_found", UnknownModelError),
+        (400, "caller", None, CallerError),
+        (429, "caller", "queue_full", QueueFullError),
+        (503, "normal_world", "memory_refused", NormalWorldError),
+        (500, "stored_data", "stored_data_bad", StoredDataError),
+        (500, "monitor", "monitor_refused", MonitorError),
+        (500, "bug", "internal_error", InternalError),
+        (500, "nobody's", None, InternalError),
     ],
 )
-def test_a_refusal_is_raised_as_its_own_type(
-    status: int, kind: str, code: str | None, error: type[FlexServeError]
+def test_a_refusal_is_raised_as_its_own_type_with_its_hint(
+    status: int, blame: str, code: str | None, error: type[FlexServeError]
 ) -> None:
-    body = {"error": {"message": "No.", "type": kind, "param": None, "code": code}}
+    said = {"message": "No. Do otherwise.", "type": "x", "param": None, "code": code}
+    body = {"error": {**said, "blame": blame, "hint": "Do otherwise."}}
     with Stranger(json.dumps(body).encode(), status) as stranger, pytest.raises(error) as refusal:
         ask(stranger.port)
-    assert refusal.value.message == "No."
+    assert (refusal.value.message, refusal.value.hint) == ("No.", "Do otherwise.")
 
 
 def test_an_error_in_a_stream_ends_it() -> None:
-    body = {"error": {"message": "A chunk is forged.", "type": "stored_data_error", "code": "bad"}}
+    body = {"error": {"message": "A chunk is forged.", "type": "x", "code": "bad", "blame": "stored_data"}}
     with Stranger(stream(delta("a"), body)) as stranger, pytest.raises(StoredDataError, match="forged"):
         ask(stranger.port)
 

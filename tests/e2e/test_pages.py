@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -30,7 +31,12 @@ def hub() -> Iterator[Hub]:
     with running_hub() as hub:
         name, data = "Llama-3.2-1B-Instruct-Q8_0.gguf", TINY.read_bytes()
         hub.answers[f"/api/models/{REPOSITORY}/tree/main?recursive=true"] = [
-            {"type": "file", "path": name, "size": len(data)}
+            {
+                "type": "file",
+                "path": name,
+                "size": len(data),
+                "lfs": {"oid": hashlib.sha256(data).hexdigest()},
+            }
         ]
         hub.files[f"/{REPOSITORY}/resolve/main/{name}"] = data
         yield hub

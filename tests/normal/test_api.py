@@ -275,3 +275,4 @@ def test_blame_decides_the_status(error: Any, status: int, kind: str) -> None:
     answer = from_error(error)
     assert (answer.status, answer.type) == (status, kind)
     assert (answer.retry_after is not None) == (status in (429, 503))
+    assert answer.blame == error.blame.value

@@ -245,11 +245,13 @@ async def test_harmless_values_of_unsupported_parameters_pass(client: httpx.Asyn
 async def test_an_unknown_model_is_a_404_also_in_a_stream(client: httpx.AsyncClient, stream: bool) -> None:
     response = await post(client, "/v1/chat/completions", chat("nobody", stream=stream))
     assert response.status_code == 404
-    assert response.json()["error"] | {"message": ""} == {
+    assert response.json()["error"] | {"message": "", "hint": ""} == {
         "message": "",
         "type": "invalid_request_error",
         "param": "model",
         "code": "model_not_found",
+        "blame": "caller",
+        "hint": "",
     }
 
 

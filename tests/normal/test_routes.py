@@ -47,7 +47,7 @@ def said(path: str, body: Any) -> str:
         assert set(body["error"]) == {"code", "message", "type"}
         assert body["error"]["code"] >= 400
     else:
-        assert set(body["error"]) == {"message", "type", "param", "code"}
+        assert set(body["error"]) == {"message", "type", "param", "code", "blame", "hint"}
     return str(body["error"]["message"])
 
 

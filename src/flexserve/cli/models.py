@@ -189,7 +189,8 @@ def show(
     details["size"] = f"{format_size(manifest.size)} ({manifest.size} bytes)"
     details["images"] = ", ".join(str(image["path"]) for image in images) or "none yet (made at first use)"
     for key, value in details.items():
-        terminal.say(f"{key.replace('_', ' '):16} {value}")
+        if value is not None:
+            terminal.say(f"{key.replace('_', ' '):16} {value}")
     return None
 
 

@@ -105,6 +105,8 @@ def run(
     talks = prompt is None and not as_json and sys.stdin.isatty()
     messages = [] if talks else [ChatMessage("user", _prompt(prompt))]
     with responder(chosen, ctx.obj, named=_named(host, port, unix_socket)) as who:
+        if talks:
+            _known_model(who, model)
         _introduce(who, verbose=verbose or talks, silent=as_json)
         _note_template(who, model)
         if talks:
@@ -166,8 +168,8 @@ def chat(
         device_key=device_key,
     )
     with responder(chosen, ctx.obj, named=_named(host, port, unix_socket)) as who:
-        _introduce(who, verbose=True, silent=False)
         model = _known_model(who, model) if model else _only_model(who)
+        _introduce(who, verbose=True, silent=False)
         _note_template(who, model)
         Conversation(who, model, sampling, stats=stats).hold(messages_of_terminal())
 

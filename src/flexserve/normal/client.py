@@ -20,7 +20,6 @@ from flexserve.errors import (
     Blame,
     CallerError,
     FlexServeError,
-    InternalError,
     PeerError,
     rebuild,
 )
@@ -216,6 +215,8 @@ class _Error(msgspec.Struct, frozen=True):
     message: str
     type: str
     code: str | None = None
+    blame: str = ""
+    hint: str = ""
 
 
 class _Refusal(msgspec.Struct, frozen=True):
@@ -346,14 +347,8 @@ def _not_ours() -> PeerError:
 
 
 def _error(status: int, error: _Error) -> FlexServeError:
-    """Return the server's error as its own type again; the kind of it tells the blame."""
-    blame = {
-        "invalid_request_error": Blame.CALLER,
-        "authentication_error": Blame.CALLER,
-        "rate_limit_error": Blame.CALLER,
-        "unavailable_error": Blame.CALLER if error.code == "cancelled" else Blame.NORMAL_WORLD,
-        "stored_data_error": Blame.STORED_DATA,
-    }.get(error.type, Blame.BUG)
-    if blame is Blame.BUG:
-        return InternalError(error.message, code=error.code or f"http_{status}")
-    return rebuild(blame, error.code or "", error.message, "")
+    """Return the server's error as its own type again, with its hint apart from its message."""
+    known = {blame.value: blame for blame in Blame}
+    blame = known.get(error.blame, Blame.BUG)
+    message = error.message.removesuffix(error.hint).rstrip() or error.message
+    return rebuild(blame, error.code or f"http_{status}", message, error.hint)

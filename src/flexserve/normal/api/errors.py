@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from flexserve.errors import (
+    Blame,
     CallerError,
     CancelledError,
     FlexServeError,
@@ -37,10 +38,13 @@ class HttpError:
     param: str | None = None
     retry_after: int | None = None  # seconds
     counts: Mapping[str, int] = dataclasses.field(default_factory=dict)  # what the message counts
+    blame: str = Blame.CALLER.value
+    hint: str = ""  # what to do next: the message ends with it
 
     def body(self) -> dict[str, Any]:
-        """Return OpenAI's form of it, in a response as in an event."""
-        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+        """Return OpenAI's form of it, in a response as in an event, with whose fault it is and what to do."""
+        said = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        return {"error": {**said, "blame": self.blame, "hint": self.hint}}
 
     def response(self, body: dict[str, Any] | None = None) -> Response:
         """Return the whole answer. `body`: its form, if it is not OpenAI's."""
@@ -115,11 +119,16 @@ def rate_limited(seconds: int) -> HttpError:
 
 def unavailable(message: str, *, code: str) -> HttpError:
     """Return the error for a server that cannot serve now and may soon."""
-    return HttpError(503, message, "unavailable_error", code, retry_after=_RETRY_SECONDS)
+    blame = Blame.NORMAL_WORLD.value
+    return HttpError(503, message, "unavailable_error", code, retry_after=_RETRY_SECONDS, blame=blame)
 
 
 def from_error(error: FlexServeError) -> HttpError:
     """Return the HTTP answer for `error`; the blame decides between 4xx, 503 and 500."""
+    return dataclasses.replace(_answer_to(error), blame=error.blame.value, hint=error.hint)
+
+
+def _answer_to(error: FlexServeError) -> HttpError:
     text = str(error)
     match error:
         case UnknownModelError():
