@@ -116,7 +116,7 @@ def test_a_stream_that_fails_half_way_shows_what_came_and_the_error(cli: Cli, se
     result = cli("run", "forged", "Hi?")
     assert result.exit_code == 1
     assert result.stdout == "Hello, world!"
-    assert "error: A chunk is forged. Seal it again." in result.stderr
+    assert "error: A chunk is forged.\nhint: Seal it again." in result.stderr
 
 
 def test_without_a_server_run_starts_worlds_of_its_own(cli: Cli, private: None) -> None:
