@@ -304,18 +304,7 @@ def show_states(states: States) -> None:
     else:
         terminal.say("No models yet. Add one with `flexserve add FILE.gguf`.")
     for model in states.models:
-        if model.error is not None:
-            terminal.warn(f"{model.name}: {model.error.message} {model.error.hint}")
-    for model in states.models:
-        if model.draft:
-            terminal.say(f"draft          {model.draft} guesses the next tokens of {model.name}")
-        if why := _why_not_loaded(model):
-            terminal.say(f"not in memory  {model.name}: {why}")
-    for model in states.models:
-        if model.rewarmed:
-            terminal.say(
-                f"came back      {format_size(model.rewarmed)} without a request: {model.rewarmed_for}"
-            )
+        _show_notes(model)
     memory, counted = states.memory, states.os
     stall = "" if counted.stall is None else f", stalled {counted.stall:.1f} % of the time"
     terminal.say(
@@ -334,6 +323,19 @@ def show_states(states: States) -> None:
     terminal.say(f"protection     {states.protection.name}: {states.protection.summary}")
     if not states.protection.protected:
         terminal.warn("this server's model memory is UNPROTECTED.")
+
+
+def _show_notes(model: ModelState) -> None:
+    """Print what a model's row has no room for."""
+    if model.error is not None:
+        terminal.warn(f"{model.name}: {model.error.message} {model.error.hint}")
+    if model.draft:
+        terminal.say(f"draft          {model.draft} guesses the next tokens of {model.name}")
+    if why := _why_not_loaded(model):
+        terminal.say(f"not in memory  {model.name}: {why}")
+    if model.rewarmed:
+        rewarmed = format_size(model.rewarmed)
+        terminal.say(f"came back      {rewarmed} of {model.name} without a request: {model.rewarmed_for}")
 
 
 def show_recall(result: RecallResult) -> None:
