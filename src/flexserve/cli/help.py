@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Models": ("pull", "add", "import", "list", "show", "set", "verify", "rm", "du", "gc"),
     "Ask": ("run", "chat"),
-    "Serve": ("serve", "ps", "top", "log"),
+    "Serve": ("serve", "ps", "top", "log", "api-key add", "api-key list", "api-key rm"),
     "Memory": ("free", "limit", "pin", "unpin", "stop", "recall"),
     "Trust": ("doctor", "attack", "attest", "measure", "connect", "receipt verify"),
     "Measure": ("bench", "bench paper", "bench application", "tune", "synth", "boot"),
