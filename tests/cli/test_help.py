@@ -22,7 +22,7 @@ from flexserve.cli.statuses import MEANINGS, Status
 
 ROOT = Path(__file__).parents[2]
 COMMANDS: list[str] = list(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
-UNTIL_CTRL_C = ["chat", "connect", "serve"]  # they have no result that could be JSON
+UNTIL_CTRL_C = ["chat", "connect", "serve", "vendor serve-keys"]  # they have no result that could be JSON
 
 HEAVY = [
     "pydantic",

@@ -30,6 +30,7 @@ def register(app: typer.Typer) -> None:
 
 def add(
     name: KeyName,
+    *,
     rights: Annotated[
         str,
         typer.Option(metavar="RIGHTS", help="ask, recall, admin (everything), read; separated by commas."),
@@ -41,6 +42,7 @@ def add(
         str | None, typer.Option(metavar="RATE", help="Tokens it may use, as in 100000/day [any].")
     ] = None,
     file: KeyFile = None,
+    as_json: AsJson = False,
 ) -> None:
     """Make an API key, and print it: this once, because only its hash is kept."""
     import secrets
@@ -59,8 +61,10 @@ def add(
     )
     path = _file(file)
     add_key(path, key)
+    if as_json:
+        return terminal.show_json({"name": name, "key": secret, "file": str(path)})
     typer.echo(secret)
-    terminal.note(
+    return terminal.note(
         f"{path} has its hash: `flexserve serve --api-key-file {path}`; a running one reads it at SIGHUP"
     )
 
@@ -94,13 +98,16 @@ def show(file: KeyFile = None, as_json: AsJson = False) -> None:
     return terminal.show_table(["NAME", "RIGHTS", "REQUESTS", "TOKENS"], rows)
 
 
-def remove(name: KeyName, file: KeyFile = None) -> None:
+def remove(name: KeyName, file: KeyFile = None, as_json: AsJson = False) -> None:
     """Remove an API key. A running server lets it in until SIGHUP."""
     from flexserve.normal.key_file import remove_key
 
     path = _file(file)
     remove_key(path, name)
-    terminal.say(f"removed {name} from {path}; a running server forgets it at SIGHUP")
+    if as_json:
+        terminal.show_json({"removed": name, "file": str(path)})
+    else:
+        terminal.say(f"removed {name} from {path}; a running server forgets it at SIGHUP")
 
 
 def _file(given: Path | None) -> Path:

@@ -20,6 +20,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Serve": ("serve", "ps", "top", "log", "api-key add", "api-key list", "api-key rm"),
     "Memory": ("free", "limit", "pin", "unpin", "stop", "recall"),
     "Trust": ("doctor", "attack", "attest", "measure", "connect", "receipt verify"),
+    "Vendors": ("vendor keygen", "vendor seal", "vendor license", "vendor serve-keys"),
     "Measure": ("bench", "bench paper", "bench application", "tune", "synth", "boot"),
 }
 OTHERS = "Others"

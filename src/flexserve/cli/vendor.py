@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flexserve.cli import terminal
+from flexserve.cli.options import AsJson
 from flexserve.errors import CallerError, NormalWorldError
 
 if TYPE_CHECKING:
@@ -42,18 +43,24 @@ def register(app: typer.Typer) -> None:
 
 def keygen(
     folder: Annotated[Path, typer.Argument(metavar="DIR", show_default=False, help="Folder to make.")],
+    as_json: AsJson = False,
 ) -> None:
     """Make a vendor's signing key. Devices are told its public key, vendor.pub."""
     from flexserve.vendor.keys import VendorKeys
 
     keys = VendorKeys.make(folder)
+    if as_json:
+        return terminal.show_json({"public_key": keys.public, "folder": str(folder)})
     terminal.say(f"vendor key: {keys.public}")
-    terminal.say(f"publish {folder / 'vendor.pub'}; keep the rest of {folder} secret, and a backup of it")
+    return terminal.say(
+        f"publish {folder / 'vendor.pub'}; keep the rest of {folder} secret, and a backup of it"
+    )
 
 
 def seal(
     file: Annotated[Path, typer.Argument(metavar="FILE.gguf", show_default=False, help="The model's file.")],
     keys: Keys,
+    *,
     version: Annotated[
         int, typer.Option("--version", metavar="N", min=1, help="Its version; each is higher.")
     ],
@@ -61,6 +68,7 @@ def seal(
     output: Annotated[
         Path | None, typer.Option("--output", metavar="FILE.flex", help="The file to make [NAME.flex].")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Seal a GGUF once, for every device that gets a licence. The file is no secret; its key stays in DIR."""
     from flexserve.trusted.store.manifest import name_from
@@ -70,9 +78,12 @@ def seal(
 
     title = name or name_from(Path(whole_name(file.name)).stem)
     made = output or Path(f"{title}.flex")
-    with terminal.progress(f"sealing {file.name}", silent=False) as progress:
+    with terminal.progress(f"sealing {file.name}", silent=as_json) as progress:
         seal_content(file, made, VendorKeys(keys), name=title, version=version, progress=progress)
-    terminal.say(f"sealed {title} version {version}: {made}")
+    if as_json:
+        terminal.show_json({"name": title, "version": version, "path": str(made)})
+    else:
+        terminal.say(f"sealed {title} version {version}: {made}")
 
 
 def license_(
@@ -89,6 +100,7 @@ def license_(
     output: Annotated[
         Path | None, typer.Option("--output", metavar="FILE", help="The licence to write [FILE.licence].")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write a licence for one device, once its evidence is what the policy calls good.
 
@@ -111,10 +123,23 @@ def license_(
     except OSError as error:
         raise CallerError(f"{made} cannot be written: {error.strerror}.", hint="Give --output.") from None
     until = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)
+    if as_json:
+        unchecked = list(device.unchecked)
+        return terminal.show_json(
+            {
+                "model": content.name,
+                "version": content.version,
+                "root": device.root.hex(),
+                "path": str(made),
+                "until": until.isoformat(),
+                "unchecked": unchecked,
+            }
+        )
     terminal.say(f"licence of {content.name} version {content.version} for root {device.root.hex()}: {made}")
     terminal.say(f"good until {until:%Y-%m-%d %H:%M} UTC")
     if device.unchecked:
         terminal.warn(f"the policy does not name, so nobody checked: {', '.join(device.unchecked)}")
+    return None
 
 
 def serve_keys(
