@@ -9,6 +9,7 @@ import pytest
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
+from flexserve.cli import answers
 from flexserve.cli.answers import WordWrap
 from flexserve.cli.conversation import Conversation
 from flexserve.cli.message_input import line_editor, messages
@@ -202,3 +203,10 @@ def test_wide_characters_count_twice_and_end_lines_anywhere() -> None:
 def test_code_stays_as_it_is() -> None:
     code = "```\n" + "a = b + c + d + e\n" * 2 + "```\n"
     assert wrapped(code + "a word too much", 10) == code + "a word too\nmuch"
+
+
+def test_what_is_told_of_an_answer_says_what_its_first_token_waited_for() -> None:
+    usage = Usage(prompt_tokens=3, completion_tokens=2)
+    busy = Ending("stop", usage, Timings(queue=2300, ttft=2400))
+    assert "first token after 2400 ms, of which 2300 ms behind other requests" in answers.told(busy)
+    assert "other requests" not in answers.told(Ending("stop", usage, Timings(queue=3, ttft=90)))

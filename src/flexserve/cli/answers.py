@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from flexserve.protocol.sampling import Sampling
 
 _FENCE = "```"
+_NOTICED = 100.0  # milliseconds that a person notices
 
 
 def stream(
@@ -194,6 +195,8 @@ def told(ending: Ending) -> str:
         f"answer {usage.completion_tokens} tokens ({ending.reason})",
         f"first token after {times.ttft:.0f} ms",
     ]
+    if times.queue >= _NOTICED:
+        parts.append(f"of which {times.queue:.0f} ms behind other requests")
     if times.decode > 0:
         parts.append(f"{1000 * usage.completion_tokens / times.decode:.1f} tokens/s")
     if times.restored_bytes:
