@@ -49,12 +49,10 @@ def reason_of(node: str) -> str | None:
 
 
 _STATUS = "images are the client's mistake here (400), not the server's (500)"
-_PIECES = "a prompt is computed in pieces of FlexServe's own size, so it is told of fewer times"
 _NO_WEIGHTS = "text becomes tokens without weights: it wakes no model"
 
 # Tests that apply, and that FlexServe does not pass.
 UNMET = {
-    "test_chat_completion::test_return_progress": _PIECES,
     "test_compat_oai_responses::test_responses_stream_with_llama_telemetry": "an answer that its limit ends "
     "is `response.incomplete`, as at OpenAI",
     "test_chat_completion::test_chat_template_assistant_prefill": "the texts of a message are joined by one "
