@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from flexserve.cli import terminal
-from flexserve.cli.options import DeviceKeyFile
+from flexserve.cli.options import AsJson, DeviceKeyFile
 
 _MAX_LINE = 4096  # bytes
 
@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
     app.command("key import", epilog="Example: flexserve key import flexserve-key.txt")(import_)
 
 
-def export(file: ExportedFile, device_key: DeviceKeyFile = None) -> None:
+def export(file: ExportedFile, device_key: DeviceKeyFile = None, as_json: AsJson = False) -> None:
     """Write the device key to a file, under a passphrase: a backup, or to take the store elsewhere.
 
     The passphrase is asked for, or the first line of a pipe. Who has file and passphrase can open every model
@@ -35,17 +35,23 @@ def export(file: ExportedFile, device_key: DeviceKeyFile = None) -> None:
 
     chosen = settings.load(device_key=device_key)
     identity = export_key(chosen.device_key, _passphrase(twice=True), file)
-    terminal.say(f"exported the key of device {identity[:16]} to {file}")
+    if as_json:
+        terminal.show_json({"device": identity, "file": str(file)})
+    else:
+        terminal.say(f"exported the key of device {identity[:16]} to {file}")
 
 
-def import_(file: ExportedFile, device_key: DeviceKeyFile = None) -> None:
+def import_(file: ExportedFile, device_key: DeviceKeyFile = None, as_json: AsJson = False) -> None:
     """Take over a device key that `key export` wrote: what was sealed for it can be opened then."""
     from flexserve import settings
     from flexserve.trusted.store.key_export import import_key
 
     chosen = settings.load(device_key=device_key)
     identity = import_key(file, _passphrase(twice=False), chosen.device_key)
-    terminal.say(f"this device is {identity[:16]} now; its key is in {chosen.device_key}")
+    if as_json:
+        terminal.show_json({"device": identity, "file": str(chosen.device_key)})
+    else:
+        terminal.say(f"this device is {identity[:16]} now; its key is in {chosen.device_key}")
 
 
 def _passphrase(*, twice: bool) -> str:

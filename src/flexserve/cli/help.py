@@ -15,7 +15,20 @@ if TYPE_CHECKING:
 # Which commands belong together, in the order in which a newcomer meets them. One that is in no row is in
 # the last section.
 SECTIONS: dict[str, tuple[str, ...]] = {
-    "Models": ("pull", "add", "import", "list", "show", "set", "verify", "rm", "du", "gc"),
+    "Models": (
+        "pull",
+        "add",
+        "import",
+        "list",
+        "show",
+        "set",
+        "verify",
+        "rm",
+        "du",
+        "gc",
+        "key export",
+        "key import",
+    ),
     "Ask": ("run", "chat"),
     "Serve": ("serve", "ps", "top", "log", "api-key add", "api-key list", "api-key rm"),
     "Memory": ("free", "limit", "pin", "unpin", "stop", "recall"),
