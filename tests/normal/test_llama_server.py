@@ -153,6 +153,21 @@ async def test_several_prompts_get_a_list_of_answers(client: httpx.AsyncClient, 
     assert [one["prompt"] for one in chunks if one["stop"]] == ["a", "b"]
 
 
+@pytest.mark.parametrize("name", ["n", "n_cmpl"])
+async def test_each_prompt_gets_as_many_answers_as_are_wanted(client: httpx.AsyncClient, name: str) -> None:
+    answers = (await client.post("/completion", json={"prompt": ["one", "two"], name: 2})).json()
+    assert [(one["index"], one["prompt"]) for one in answers] == [
+        (0, "one"),
+        (1, "one"),
+        (2, "two"),
+        (3, "two"),
+    ]
+    chat = (await client.post("/v1/chat/completions", json={"messages": USER, name: 2})).json()
+    assert [choice["index"] for choice in chat["choices"]] == [0, 1]
+    both = await client.post("/completion", json={"prompt": "one", "n": 2, "n_cmpl": 3})
+    assert both.status_code == 400
+
+
 async def test_only_what_is_asked_for_is_said(client: httpx.AsyncClient) -> None:
     fields = ["content", "generation_settings/n_predict", "no/such"]
     body = {"prompt": "Once", "n_predict": 2, "response_fields": fields}

@@ -37,7 +37,7 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
         form.pace = body.pace()
         return form
 
-    count = body.n or 1
+    count = body.answers
     wanted = Wanted([prompt], count, count, body.include_usage)
     terms = body.terms(request.state.key)
     asked = GenerationRequest(model, prompt, sampling, terms, stream=bool(body.stream))
@@ -64,7 +64,7 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
         form.pace = body.pace()
         return form
 
-    wanted = Wanted(prompts, body.n or 1, body.tried, body.include_usage)
+    wanted = Wanted(prompts, body.answers, body.tried, body.include_usage)
     terms = body.terms(request.state.key)
     asked = GenerationRequest(model, prompts[0], sampling, terms, stream=bool(body.stream))
     return await respond_with(request, asked, wanted, form)

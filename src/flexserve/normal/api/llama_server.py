@@ -102,8 +102,8 @@ class NativeCompletion(NativeRequest):
 
     @model_validator(mode="after")
     def _is_not_too_much(self) -> Self:
-        if len(self.prompts()) > MAX_ANSWERS:
-            raise PydanticCustomError("order", "These are more than {most} prompts", {"most": MAX_ANSWERS})
+        if len(self.prompts()) * self.answers > MAX_ANSWERS:
+            raise PydanticCustomError("order", "These are more than {most} answers", {"most": MAX_ANSWERS})
         return self
 
     def prompts(self) -> list[Prompt]:
@@ -195,7 +195,8 @@ async def infill(body: InfillRequest, request: Request) -> Response:
 
 async def _answered(request: Request, body: NativeRequest, prompts: Sequence[Prompt]) -> Response:
     model = await model_of(request.app.state.world, body.model)
-    told = body.told([_shown(prompt) for prompt in prompts])
+    count = body.answers
+    told = body.told([_shown(prompt) for prompt in prompts for _ in range(count)])
     terms = body.terms(request.state.key)
     asked = GenerationRequest(model, prompts[0], body.sampling(), terms, stream=bool(body.stream))
 
@@ -204,7 +205,7 @@ async def _answered(request: Request, body: NativeRequest, prompts: Sequence[Pro
         form.pace = body.pace()
         return form
 
-    return await respond_with(request, asked, Wanted(prompts), form)
+    return await respond_with(request, asked, Wanted(prompts, count, count), form)
 
 
 def _shown(prompt: Prompt) -> str:

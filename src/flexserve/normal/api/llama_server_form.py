@@ -36,7 +36,7 @@ def error_body(error: HttpError) -> Json:
 class Told:
     """What an answer tells beside its text.
 
-    `prompts` are those of the request, "" for one in tokens; `settings`: how the answer is chosen;
+    `prompts` are those of the answers, "" for one in tokens; `settings`: how the answer is chosen;
     `fields`: paths of what is told, all if there are none; `tokens`: of an answer in one piece, too;
     `probabilities`: of each token and others, `drawn`: as the samplers left them.
     """

@@ -29,7 +29,7 @@ from flexserve.normal.api.media import refuse_media
 from flexserve.normal.api.pace import Pace
 from flexserve.normal.api.prompts import Prompts, Text, prompts_of
 from flexserve.normal.api.reasoning import ReasoningFields
-from flexserve.normal.api.sampling_fields import SamplingFields
+from flexserve.normal.api.sampling_fields import SamplingFields, agreed
 from flexserve.normal.api.tools import Choice, Label, MadeCall, NamedChoice, Tools, offered
 from flexserve.protocol.bounds import MAX_MESSAGES, MAX_TOOL_CALLS, MAX_TOP_LOGPROBS
 from flexserve.protocol.prompts import ChatMessage, ChatPrompt, Prompt
@@ -206,6 +206,8 @@ class SamplingRequest(SamplingFields, ModelRequest):
 
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    n: Answers | None = Field(None, description="answers to each prompt")
+    n_cmpl: Answers | None = Field(None, description="llama-server's `n`")
     cache_prompt: bool | None = Field(None, description="llama-server's `flexserve.reuse`")
     return_progress: bool | None = Field(
         None, description="a stream tells how much of the prompt is computed, as `prompt_progress`"
@@ -224,7 +226,13 @@ class SamplingRequest(SamplingFields, ModelRequest):
     @model_validator(mode="after")
     def _can_be_sampled(self) -> Self:
         self.sampling()
+        _ = self.answers
         return self
+
+    @property
+    def answers(self) -> int:
+        """How many answers to each prompt are wanted."""
+        return agreed(n=self.n, n_cmpl=self.n_cmpl) or 1
 
     @property
     def include_usage(self) -> bool:
@@ -255,7 +263,6 @@ class ChatRequest(ReasoningFields, SamplingRequest):
     tools: Tools | None = None
     tool_choice: Choice | None = None
     parallel_tool_calls: bool | None = None
-    n: Answers | None = Field(None, description="answers to each prompt")
     add_generation_prompt: bool | None = Field(
         None, description="false: the text ends with the conversation, and begins no turn of the assistant"
     )
@@ -328,12 +335,11 @@ class CompletionRequest(SamplingRequest):
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     echo: bool | None = Field(None, description="the prompt comes before the answer, with `logprobs` its own")
 
-    n: Answers | None = Field(None, description="answers to each prompt")
     best_of: Answers | None = Field(None, description="of so many answers, the `n` likeliest are sent")
 
     @model_validator(mode="after")
     def _is_not_too_much(self) -> Self:
-        count = self.n or 1
+        count = self.answers
         if self.tried < count:
             raise PydanticCustomError("order", "It is smaller than n", {"param": "best_of"})
         if self.stream and self.tried > count:
@@ -345,7 +351,7 @@ class CompletionRequest(SamplingRequest):
     @property
     def tried(self) -> int:
         """How many answers to each prompt are made."""
-        return self.best_of or self.n or 1
+        return self.best_of or self.answers
 
     def prompts(self) -> list[Prompt]:
         """Return the texts to continue."""
