@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import marshal
 import os
 import py_compile
@@ -134,7 +133,7 @@ class TestKeptCode:
         assert self.value(source, kept) == 1
         (file,) = kept.iterdir()
         before = file.read_bytes()
-        monkeypatch.setattr(importlib.util, "MAGIC_NUMBER", b"\0\0\r\n")
+        monkeypatch.setattr(interpreter, "_FORMAT", b"another")
         assert self.value(source, kept) == 1
         assert file.read_bytes()[:32] != before[:32]
 

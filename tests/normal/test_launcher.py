@@ -45,7 +45,8 @@ def broker(memory: AdjustableMemory) -> MemoryBroker:
 
 def test_the_command_line_is_isolated_and_names_every_option() -> None:
     words = secure_command(OPTIONS, 9)
-    isolated = [sys.executable, "-I", "-X", "pycache_prefix=/dev/null", "-m", "flexserve.interpreter"]
+    program = "from flexserve.interpreter import main; main()"
+    isolated = [sys.executable, "-I", "-X", "pycache_prefix=/dev/null", "-c", program]
     assert words[:7] == [*isolated, "flexserve.platforms.linux.companion"]
     assert words[7:14] == [*isolated, "flexserve.secure_world.main"]
     assert SecureOptions.parse(words[14:]) == msgspec.structs.replace(OPTIONS, channel_fd=9)

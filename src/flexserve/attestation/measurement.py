@@ -1,6 +1,6 @@
 """What a secure world consists of, as digests: every file that its process could import.
 
-    python … -m flexserve.interpreter flexserve.attestation.measurement     prints them, as JSON
+`main`, run by flexserve.interpreter as a secure world is, prints them as JSON.
 
 By parts, so that a difference says where it is: our package, the engine (llama.cpp, built for one CPU), the
 other packages, and Python itself. Two installations of one commit have the same digests wherever they lie. So

@@ -1,6 +1,6 @@
 """A process that traces another from its first instruction, so that nobody else can attach to it.
 
-    python … -m flexserve.interpreter flexserve.platforms.linux.companion PROGRAM ARGUMENT…
+    flexserve.platforms.linux.companion PROGRAM ARGUMENT…      (run by flexserve.interpreter)
 
 A process has one tracer at most. The program is seized before it is run, its threads as they begin; the
 kernel ends it when the companion is gone. The program traces the companion in turn, or somebody could
