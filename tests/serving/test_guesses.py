@@ -65,6 +65,17 @@ def test_several_requests_in_one_graph_get_none() -> None:
     assert rig.made == []
 
 
+def test_memory_is_looked_at_only_before_a_guess() -> None:
+    rig = Rig(right=0)
+    request, _ = rig.request()
+    looks: list[None] = []
+    memory = rig.app.memory
+    rig.app.memory = lambda: looks.append(None) or memory()  # type: ignore[func-returns-value, method-assign]
+    for _ in range(60):
+        rig.step(request)
+    assert len(looks) == len(rig.made) > 0
+
+
 def test_a_prompt_gets_none() -> None:
     rig = Rig()
     request, asked = rig.request()

@@ -49,7 +49,9 @@ class Guesses:
         if draft is None or (model, draft) in self._unfit or len(chosen) != 1 or chosen[0].pending != 1:
             return step()
         policy, began = self._policies.setdefault((model, draft), Guessing()), time.monotonic()
-        count = policy.count() if self._is_there(draft) else 0
+        count = policy.count()
+        if count and not self._is_there(draft):  # not asked before each graph: the answer takes its time
+            count = 0
         made = self._guess(model, draft, chosen[0].number, count) if count else 0
         guessed = time.monotonic()
         progress = step()
