@@ -25,7 +25,7 @@ _STATES = {
     "set_aside": "set aside",
 }
 _SIGNS = {"grant": "▲", "recall": "▼", "return": "▽", "refusal": "✕", "rewarm": "△"}
-_SPLIT = (("queue", "grey62"), ("restore", "#c2557f"), ("prompt", "#7d8699"))
+_SPLIT = (("queue", "grey62"), ("restore", "#c2557f"), ("prompt", "#9aa3b5"))
 _WIDE = 110  # columns from which on requests and decisions stand side by side
 _BAR = 24  # columns of a model's weights
 _LEAST_CHART, _MOST_CHART = 5, 12  # rows
@@ -49,7 +49,7 @@ def picture(watched: Watched, width: int, height: int, *, colours: bool = True) 
         blocks += [_titled("Models"), _models(now.models)]
     elif now.os is not None:
         blocks += [_titled("Models"), Text("none yet: flexserve add FILE.gguf", "dim")]
-    used = 8 + chart + max(1, len(now.models))
+    used = 9 + chart + max(1, len(now.models))
     blocks.append(_lists(watched, width, max(3, height - used - 3)))
     return Group(*blocks)
 
@@ -99,8 +99,14 @@ def _chart(points: Sequence[Point], width: int, height: int, *, colours: bool) -
             upper, lower = (moment[levels - 1 - 2 * row - half] if moment else None for half in (0, 1))
             _cell(chart, upper, lower, colours=colours)
         chart.append("\n")
-    chart.right_crop(1)
+    oldest, newest = _clock(points[-1].at - (columns - 1) * _step(points, columns)), _clock(points[-1].at)
+    chart.append(f"{'':10}{oldest}{newest:>{columns - len(oldest)}}", "dim")
     return chart
+
+
+def _step(points: Sequence[Point], columns: int) -> float:
+    """Return the seconds of a column: all that is known fits, and a column is a second at least."""
+    return max(points[-1].at - points[0].at, float(columns)) / columns
 
 
 def _cell(chart: Text, upper: Kind | None, lower: Kind | None, *, colours: bool) -> None:
@@ -115,8 +121,7 @@ def _cell(chart: Text, upper: Kind | None, lower: Kind | None, *, colours: bool)
 
 def _sampled(points: Sequence[Point], columns: int) -> Iterator[Point | None]:
     """Yield a point for each column, the newest last; None where nobody watched."""
-    newest, oldest = points[-1].at, points[0].at
-    step = max(newest - oldest, float(columns)) / columns
+    newest, step = points[-1].at, _step(points, columns)
     at = 0
     for column in range(columns):
         moment = newest - (columns - 1 - column) * step
@@ -179,7 +184,7 @@ def _lists(watched: Watched, width: int, rows: int) -> RenderableType:
     decisions = sorted(watched.decisions.values(), key=lambda decision: -decision.number)
     side_by_side = width >= _WIDE
     each = rows - 2 if side_by_side else max(1, (rows - 4) // 2)
-    legend = Text(" + ", "dim").join([Text(name, colour) for name, colour in _SPLIT])
+    legend = _added(name for name, _ in _SPLIT)
     left = Group(
         _titled("Requests", "ms to the first token = ", legend),
         _requests(requests[:each]) if requests else Text("none yet", "dim"),
@@ -216,8 +221,16 @@ def _split(request: RequestLine) -> Text:
         return Text()
     waits = request.queue + request.restore
     spent = (request.queue, request.restore, max(0.0, request.ttft - waits))
-    parts = [Text(f"{part:,.0f}", colour) for (_, colour), part in zip(_SPLIT, spent, strict=True)]
-    return Text(" + ", "dim").join(parts)
+    return _added(f"{part:,.0f}" for part in spent)
+
+
+def _added(parts: Iterable[str]) -> Text:
+    """Return the parts of a time to the first token, each in its colour."""
+    line = Text()
+    for (_, colour), part in zip(_SPLIT, parts, strict=True):
+        line.append(" + " if line else "", "dim")
+        line.append(part, colour)
+    return line
 
 
 def _end(request: RequestLine) -> str:

@@ -40,8 +40,8 @@ KINDS = (  # from the bottom of a chart upwards; they add up to the machine's me
     Kind("scratch", "#eba02e", "S"),
     Kind("unused", "#b7c6ea", "u", always=False),
     Kind("process", "#8f84c9", "p", always=False),
-    Kind("others", "grey58", ":", ours=False),
-    Kind("free", "grey35", ".", ours=False),
+    Kind("others", "grey46", ":", ours=False),
+    Kind("free", "grey27", ".", ours=False),
 )
 
 
