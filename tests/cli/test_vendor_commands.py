@@ -14,6 +14,7 @@ from flexserve.attestation.policy import Policy
 from flexserve.attestation.verification import verify
 from flexserve.folders import config_folder, data_folder
 from flexserve.testing.licensed_device import LicensedDevice
+from flexserve.testing.scripted_world import FACTS, IDENTITY
 from flexserve.trusted.store import DeviceKey
 from flexserve.vendor.content import read_content
 from flexserve.vendor.device import adopt
@@ -143,6 +144,21 @@ def test_a_vendor_whom_nobody_trusts_is_refused_with_the_key_to_compare(cli: Cli
 
 def test_a_sealed_file_without_a_licence_is_no_gguf_and_the_error_says_what_to_give(cli: Cli, flex: Path):
     assert "--license" in cli("add", str(flex)).stderr
+
+
+@pytest.mark.usefixtures("server")
+def test_a_licence_may_be_for_the_running_server_whatever_its_platform(
+    cli: Cli, flex: Path, keys: Path, tmp_path: Path
+):
+    said = IDENTITY.attest(bytes(32), FACTS)
+    running = verify(said.chain, said.token, bytes(32), Policy(emulated="allow"))
+    vendor, path = VendorKeys(keys), tmp_path / "licence"
+    path.write_bytes(
+        issue(vendor, vendor.content(read_content(flex).manifest.id_bytes), running, Terms(3600))
+    )
+    added = cli("add", str(flex), "--license", str(path), "--vendor", vendor.public, "--server")
+    assert added.exit_code == 0, added.stderr
+    assert "it was not tried: the running server has it" in added.stdout
 
 
 @pytest.fixture
