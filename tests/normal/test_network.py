@@ -67,7 +67,7 @@ async def test_a_connection_is_kept_and_one_that_was_closed_is_not_used_again(se
         assert server.connections == 1
         server.closes = True
         await http.request("GET", server.url)
-        while not http.connections[0].has_expired():
+        while http.connections and not http.connections[0].has_expired():
             await asyncio.sleep(0.001)
         assert (await http.request("GET", server.url)).content == b"ok"
     assert server.connections == 2
