@@ -120,3 +120,24 @@ def test_a_recall_whose_outcome_nobody_told_is_repeated_after_the_wait_that_miss
     assert policy.recall(sample(0), held, now=6.0) is not None
     assert policy.recall(sample(0), held, now=9.75) is None
     assert policy.recall(sample(0), held, now=10.0) is not None
+
+
+@pytest.mark.parametrize("minimum", [1, 650])
+def test_below_the_line_the_minimum_is_granted_down_to_the_emergency_line_and_said(minimum: int) -> None:
+    policy = PressurePolicy(LIMITS)
+    decision = policy.grant(sample(LIMITS.emergency + 650), NOTHING, size=800, minimum=minimum, now=0)
+    assert (decision.size, decision.bound) == (minimum, Bound.LEVEL)
+    assert decision.reason == "only the minimum: the rest is kept free for others"
+
+
+@pytest.mark.parametrize(("granted", "expected"), [(5000, 100), (60, 60)])
+def test_a_stall_recalls_no_more_than_makes_memory_roomy_and_than_is_granted(
+    granted: int, expected: int
+) -> None:
+    seen = MemorySample(total=100_000, available=LIMITS.roomy - 100, stall=LIMITS.stall)
+    order = PressurePolicy(LIMITS).recall(seen, Holdings(granted, granted), now=0)
+    assert order is not None
+    assert (order.size, order.reason) == (
+        expected,
+        "processes stalled on memory 10 % of the last ten seconds",
+    )
