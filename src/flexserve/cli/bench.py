@@ -190,5 +190,5 @@ def _synthesize(path: Path, shape: str, quant: Quant, *, seed: int, silent: bool
             write_synthetic(path, SHAPES[shape], quant, seed=seed, progress=show_progress)
     except OSError as error:
         raise NormalWorldError(
-            f"{path} cannot be written: {error.strerror}.", hint="Choose another place."
+            f"{path} cannot be written: {error.strerror or 'the disk is full'}.", hint="Choose another place."
         ) from None

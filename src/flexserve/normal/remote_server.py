@@ -104,6 +104,12 @@ def _network(url: str) -> Any:
     """Make what goes wrong on the way a PeerError."""
     try:
         yield
+    except httpcore.ConnectError:
+        raise PeerError(
+            f"No server answers at {url}.",
+            hint="Is it running, and is the port right?",
+            code="server_unreachable",
+        ) from None
     except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException) as error:
         raise PeerError(
             f"The server at {url} cannot be asked ({type(error).__name__}).",

@@ -39,7 +39,7 @@ _LIFT_LOCK_LIMIT = """now, in this shell:
   for good, from the next login on:
     echo "$USER - memlock unlimited" | sudo tee /etc/security/limits.d/flexserve.conf
   without sudo: su -c "prlimit --pid $$ --memlock=unlimited:unlimited"
-  in a systemd unit: LimitMEMLOCK=infinity"""
+  in a systemd unit: LimitMEMLOCK=infinity; of a container: --ulimit memlock=-1"""
 
 
 class State(enum.Enum):

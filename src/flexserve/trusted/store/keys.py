@@ -240,7 +240,7 @@ def _read_private(path: Path, target: memoryview) -> int:
     try:
         info = os.fstat(fd)
         if not stat.S_ISREG(info.st_mode):
-            raise _unsafe(path, "it is not a regular file", "Remove it.")
+            raise _unsafe(path, "it is not a regular file", "Name another one.")
         if info.st_uid != os.geteuid():
             raise _unsafe(path, "it belongs to another user", "Run as that user, or use a key of your own.")
         if info.st_mode & (stat.S_IRWXG | stat.S_IRWXO):

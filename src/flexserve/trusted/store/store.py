@@ -339,7 +339,11 @@ class Store:
             return self._path(name)
         known = self._names()
         shown = ", ".join(known[:_NAMES_IN_HINT]) + (" …" if len(known) > _NAMES_IN_HINT else "")
-        hint = f"The store has: {shown}." if known else "Add one with `flexserve add FILE.gguf`."
+        hint = (
+            f"The store has: {shown}."
+            if known
+            else "Get one: `flexserve pull`, or `flexserve add FILE.gguf`."
+        )
         raise UnknownModelError(f"There is no model named {name[:64]!r}.", hint=hint)
 
     def _scan(self) -> Iterator[tuple[str, Manifest | StoredDataError]]:
