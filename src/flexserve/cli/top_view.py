@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
@@ -203,7 +204,7 @@ def _lists(watched: Watched, width: int, rows: int) -> RenderableType:
 
 
 def _requests(requests: Sequence[RequestLine]) -> Table:
-    table = _grid("left", "left", "right", "left", "left")
+    table = _grid("left", "left", "right", "left", "left", least=(8, 6, 6, 12, 6))
     for request in requests:
         table.add_row(
             Text(_clock(request.at), "dim"),
@@ -240,7 +241,7 @@ def _end(request: RequestLine) -> str:
 
 
 def _decisions(decisions: Sequence[Decision]) -> Table:
-    table = _grid("left", "left", "right", "left")
+    table = _grid("left", "left", "right", "left", least=(8, 9, 8, 6))
     for line in decisions:
         alarming = line.kind in ("recall", "refusal")
         table.add_row(
@@ -252,11 +253,11 @@ def _decisions(decisions: Sequence[Decision]) -> Table:
     return table
 
 
-def _grid(*columns: Literal["left", "right"]) -> Table:
-    """Return a table without lines; what does not fit is cut."""
+def _grid(*columns: Literal["left", "right"], least: Sequence[int] = ()) -> Table:
+    """Return a table without lines; what does not fit is cut, but no column below its `least` width."""
     table = Table.grid(padding=(0, 2, 0, 0))
-    for side in columns:
-        table.add_column(justify=side, no_wrap=True, overflow="ellipsis")
+    for side, width in itertools.zip_longest(columns, least):
+        table.add_column(justify=side or "left", no_wrap=True, overflow="ellipsis", min_width=width)
     return table
 
 

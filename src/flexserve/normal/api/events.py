@@ -35,7 +35,7 @@ async def events(request: Request, follow: bool = False) -> Response:
     world, sampler = world_of(request), _sampler_of(request)
     if not follow:
         sample = await sampler.look()
-        once = _Watcher(world).events(sampler.samples[-1:], sample)
+        once = _Watcher(world).events(sampler.samples, sample)
         return Response(b"".join(once), headers={"Cache-Control": "no-cache"}, media_type=_EVENTS)
     sampler.enter()
     return EventStream(_following(world, sampler), after=sampler.leave, media_type=_EVENTS)

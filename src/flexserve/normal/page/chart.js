@@ -88,12 +88,12 @@ export class Chart {
     const [from, to] = this.history.span;
     const step = to - from > 150 ? 60 : 15;
     const labels = [];
+    const every = Math.ceil((step < 60 ? 76 : 56) / ((this.plot.width * step) / (to - from))); // labels stand apart
     for (let at = Math.ceil(from / step) * step; at <= to; at += step) {
       const x = Math.round(this.x(at)) + 0.5;
       const base = this.plot.top + this.plot.height;
       labels.push(shape("line", { class: "axis", x1: x, x2: x, y1: base, y2: base + 4 }));
-      const crowded = this.plot.width / ((to - from) / step) < 62 && Math.round(at / step) % 2;
-      if (!crowded && x > this.plot.left + 14) {
+      if (Math.round(at / step) % every === 0 && x > this.plot.left + 14) {
         labels.push(shape("text", { class: "tick", x, y: base + 18, "text-anchor": "middle" }, clock(at, { withSeconds: step < 60 })));
       }
     }

@@ -38,13 +38,14 @@ export class Models {
   }
 
   updateRow(row, model) {
-    const [name, about, sizes, error] = ["name", "state", "sizes", "error"].map((part) => row.querySelector(`.${part}`));
+    const [name, about, sizes, error, note] = ["name", "state", "sizes", "error", "note"].map((part) => row.querySelector(`.${part}`));
     write(name, model.name);
     row.dataset.state = model.state;
     write(about, [model.running ? "answering" : STATES[model.state] ?? model.state, model.pinned && "pinned"].filter(Boolean).join(", "));
     const parts = [`${size(model.resident)} of ${size(model.weights)}`, model.kv && `KV ${size(model.kv)}`, model.scratch && `scratch ${size(model.scratch)}`];
     write(sizes, parts.filter(Boolean).map((part) => part.replaceAll(" ", "\u00a0")).join(" · "));
-    write(error, [model.error && `${model.error.message} ${model.error.hint}`, model.rewarmed && `${size(model.rewarmed)} came back without a request: ${model.rewarmed_for}`].filter(Boolean).join(" "));
+    write(error, model.error ? `${model.error.message} ${model.error.hint}` : "");
+    write(note, model.rewarmed ? `${size(model.rewarmed)} came back without a request: ${model.rewarmed_for}` : "");
     this.drawChunks(row.querySelector("canvas"), model);
     this.drawSpark(row.querySelector("svg"), model.name);
   }
@@ -103,7 +104,7 @@ function makeRow() {
   canvas.setAttribute("role", "img");
   chunks.append(canvas);
   const spark = shape("svg", { class: "spark", width: SPARK.width, height: SPARK.height, viewBox: `0 0 ${SPARK.width} ${SPARK.height}`, "aria-hidden": "true" });
-  row.append(head, element("p", "sizes quiet"), spark, chunks, element("p", "error"));
+  row.append(head, element("p", "sizes quiet"), spark, chunks, element("p", "error"), element("p", "note quiet"));
   return row;
 }
 
