@@ -21,6 +21,8 @@ DATES = {
     "normal/api/responses_form.py",
     "normal/audit_file.py",
     "normal/audit_log.py",
+    "normal/request_log.py",
+    "normal/sampler.py",
     "trusted/text/rendering/template.py",
     "trusted/store/sealing.py",
 }
