@@ -204,7 +204,7 @@ def _lists(watched: Watched, width: int, rows: int) -> RenderableType:
 
 
 def _requests(requests: Sequence[RequestLine]) -> Table:
-    table = _grid("left", "left", "right", "left", "left", least=(8, 6, 6, 12, 6))
+    table = _grid("left", "left", "right", "left", "left", least=(8, 6, 6, 21, 6))
     for request in requests:
         table.add_row(
             Text(_clock(request.at), "dim"),

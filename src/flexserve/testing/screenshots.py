@@ -63,7 +63,7 @@ def main() -> int:
             _take(page, folder)
             _take_top(browser, server.port, folder / "top.png")
             server.stop()
-    for path in folder.glob("page-*.png"):
+    for path in [*folder.glob("page-*.png"), folder / "top.png"]:
         assert path.stat().st_size <= LARGEST, f"{path} is too large"
     return 0
 
