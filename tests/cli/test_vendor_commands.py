@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from servers import Cli
 
+from flexserve.attestation.layers import key_of
 from flexserve.attestation.policy import Policy
 from flexserve.attestation.verification import verify
 from flexserve.folders import config_folder, data_folder
@@ -20,6 +24,7 @@ from flexserve.vendor.content import read_content
 from flexserve.vendor.device import adopt
 from flexserve.vendor.keys import VendorKeys
 from flexserve.vendor.licensing import Terms, issue, verified_device
+from flexserve.vendor.server import KeyRelease, KeyServer
 
 NONCE = "ab" * 32
 
@@ -144,6 +149,42 @@ def test_a_vendor_whom_nobody_trusts_is_refused_with_the_key_to_compare(cli: Cli
 
 def test_a_sealed_file_without_a_licence_is_no_gguf_and_the_error_says_what_to_give(cli: Cli, flex: Path):
     assert "--license" in cli("add", str(flex)).stderr
+
+
+@contextlib.contextmanager
+def key_server(keys: Path, root: str) -> Iterator[str]:
+    """Yield the address of a key server that trusts the device of that root."""
+    release = KeyRelease(VendorKeys(keys), Policy(emulated="allow", roots=[root]), Terms(3600))
+    with KeyServer(("127.0.0.1", 0), release) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_a_device_gets_its_licence_from_a_key_server_and_another_one_none(
+    cli: Cli, flex: Path, keys: Path, tmp_path: Path
+):
+    device = DeviceKey.load_or_create(config_folder() / "device.key")
+    root = key_of(device.attestation_root).public_key().public_bytes_raw().hex()
+    with key_server(keys, root) as address:
+        words = ("add", str(flex), "--license", address, "--vendor", str(keys / "vendor.pub"))
+        added = cli(*words)
+        assert added.exit_code == 0, added.stderr
+        assert "added sold: llama" in added.stdout
+        again = cli("add", str(flex), "--license", address, "--json")
+        assert json.loads(again.stdout)["vendor"]["version"] == 3
+        other = ("--models", str(tmp_path / "other"), "--device-key", str(tmp_path / "other.key"))
+        refused = cli(*words, *other)
+    assert refused.exit_code == 1
+    assert (
+        f"The key server refused: The server is not what was asked for: root: expected {root}"
+        in refused.stderr
+    )
+    assert json.loads(cli("list", "--json", *other).stdout) == {"models": []}
 
 
 @pytest.mark.usefixtures("server")
