@@ -98,7 +98,7 @@ def test_compute_does_not_wait_long_for_a_slow_loader(rig: Rig):
 def test_compute_does_not_wait_for_a_loader_that_waits_for_memory(rig: Rig):
     rig.machine.budget.limit = 2 * CHUNK
     job = rig.start()
-    until(lambda: job.short)
+    until(lambda: job.short and rig.weights.resident == 2 * CHUNK)
     with rig.loader.computing():  # or this hangs
         assert rig.weights.resident == 2 * CHUNK
     rig.loader.stop(job)
