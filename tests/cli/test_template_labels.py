@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from flexserve.cli import models, talk
+from flexserve.cli import about_models, talk
 from flexserve.protocol.statuses import Abilities
 
 
@@ -27,9 +27,9 @@ def store_of(*, template: bool, text: bool = True) -> Any:
 
 def test_list_and_show_say_that_a_model_brings_no_template() -> None:
     manifest: Any = types.SimpleNamespace(name="m", adapts=None)
-    assert "no chat template" in models._makes(store_of(template=False), manifest)
-    assert "no chat template" not in models._makes(store_of(template=True), manifest)
-    assert "no chat template" not in models._makes(store_of(template=False, text=False), manifest)
+    assert "no chat template" in about_models.makes(store_of(template=False), manifest)
+    assert "no chat template" not in about_models.makes(store_of(template=True), manifest)
+    assert "no chat template" not in about_models.makes(store_of(template=False, text=False), manifest)
 
 
 @pytest.mark.parametrize(("has", "noted"), [(False, True), (True, False), (None, False)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import sys
 import time
 from pathlib import Path
@@ -11,14 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from flexserve.cli import terminal, vendor_models
+from flexserve.cli import about_models, terminal, vendor_models
 from flexserve.cli.options import AsJson, DeviceKeyFile, ModelName, ModelsFolder
 from flexserve.cli.statuses import Status
 from flexserve.cli.trial import try_model
 from flexserve.errors import CallerError, FlexServeError, UnknownModelError
 from flexserve.units import format_size
-
-NO_TEMPLATE = "no chat template (conversations are written in ChatML, which it may not know)"
 
 if TYPE_CHECKING:
     from flexserve.settings import Settings
@@ -109,23 +106,25 @@ def finish_adding(
             store.remove(manifest.name)
         raise
     if as_json:
-        return terminal.show_json({**_described(manifest), "device_key": str(settings.device_key)})
+        return terminal.show_json({**about_models.as_json(manifest), "device_key": str(settings.device_key)})
     describe(store, manifest, as_json=False)
     terminal.say(
         f"key: {settings.device_key} opens it and nothing else does; keep a backup apart from the models"
     )
     if untried:
         terminal.say(f"note: it was not tried, and is at its first use: {untried}")
-    if _lacks_template(store, manifest):
-        terminal.say(f"note: it brings {NO_TEMPLATE}")
+    if about_models.lacks_template(store, manifest):
+        terminal.say(f"note: it brings {about_models.NO_TEMPLATE}")
     return None
 
 
 def describe(store: Store, manifest: Manifest, *, as_json: bool) -> None:
     """Say that a model was added, and what it is."""
     if as_json:
-        return terminal.show_json({**_described(manifest), **vendor_models.licensed(store, manifest)})
-    words = filter(None, (_summary(manifest), vendor_models.whose(store, manifest)))
+        return terminal.show_json(
+            {**about_models.as_json(manifest), **vendor_models.licensed(store, manifest)}
+        )
+    words = filter(None, (about_models.summary(manifest), vendor_models.whose(store, manifest)))
     return terminal.say(f"added {manifest.name}: {', '.join(words)}")
 
 
@@ -138,8 +137,8 @@ def list_models(
     if as_json:
         rows = [
             {
-                **_described(manifest),
-                **_able(store, manifest),
+                **about_models.as_json(manifest),
+                **about_models.abilities(store, manifest),
                 **vendor_models.licensed(store, manifest),
                 "damaged": None,
             }
@@ -152,7 +151,7 @@ def list_models(
     columns = ["MODEL", "ARCHITECTURE", "PARAMETERS", "QUANTIZATION", "CONTEXT", "SIZE", "ADDED", "MAKES"]
     terminal.show_table(
         columns,
-        [[*_row(manifest), _about(store, manifest)] for manifest in sound],
+        [[*about_models.row(manifest), about_models.makes_and_vendor(store, manifest)] for manifest in sound],
         right=("PARAMETERS", "CONTEXT", "SIZE"),
     )
     for name, error in damaged.items():
@@ -173,10 +172,10 @@ def show(
     manifest = store.manifest(model)
     images = [{"path": str(path), "bytes": path.stat().st_size} for path in store.images(manifest)]
     details = {
-        **_described(manifest),
-        **_able(store, manifest),
+        **about_models.as_json(manifest),
+        **about_models.abilities(store, manifest),
         **vendor_models.licensed(store, manifest),
-        **_served(settings, manifest),
+        **about_models.served(settings, manifest),
         "device": None if manifest.vendor is not None else manifest.device,
         "path": str(store.root / "models" / f"{model}.flex"),
         "images": images,
@@ -185,7 +184,7 @@ def show(
         return terminal.show_json(details)
     details["device"] = manifest.device if manifest.vendor is None else "each that has a licence"
     details["vendor"] = vendor_models.whose(store, manifest) or "none: this device sealed it"
-    details["abilities"] = _makes(store, manifest)
+    details["abilities"] = about_models.makes(store, manifest)
     details["size"] = f"{format_size(manifest.size)} ({manifest.size} bytes)"
     details["images"] = ", ".join(str(image["path"]) for image in images) or "none yet (made at first use)"
     for key, value in details.items():
@@ -329,102 +328,6 @@ def _verify(settings: Settings, store: Store, name: str, *, as_json: bool) -> di
     return result
 
 
-def _described(manifest: Manifest) -> dict[str, Any]:
-    return {
-        "name": manifest.name,
-        "architecture": manifest.architecture,
-        "parameters": manifest.parameters,
-        "quantization": manifest.quantization,
-        "context_length": manifest.context_length,
-        "size": manifest.size,
-        "created": _created(manifest).isoformat(),
-        "sha256": manifest.digest,
-        "model_id": manifest.model_id,
-        "adapter_of": None if manifest.adapts is None else msgspec.to_builtins(manifest.adapts),
-    }
-
-
-def _able(store: Store, manifest: Manifest) -> dict[str, Any]:
-    """Return what the model was found to be able to do; None: nobody tried."""
-    record = store.record(manifest)
-    return {"abilities": None if record is None else msgspec.to_builtins(record.abilities)}
-
-
-def _served(settings: Settings, manifest: Manifest) -> dict[str, Any]:
-    """Return the context, the type of KV and the draft that a server with these settings gives a model."""
-    from flexserve.normal.model_options import ModelChoices
-    from flexserve.trusted.limits import Limits
-
-    options = ModelChoices(settings.model_options).of(manifest.name)
-    limits = Limits.usual(settings.secure_options()).changed(options)
-    return {
-        "served_context": limits.context_of(manifest.context_length),
-        "served_kv": limits.kv,
-        "served_shift": limits.shift,
-        "served_draft": options.draft,
-    }
-
-
-def _makes(store: Store, manifest: Manifest) -> str:
-    record = store.record(manifest)
-    if record is None:
-        return f"not tried (`flexserve verify {manifest.name}`)"
-    able = record.abilities
-    calls = "" if able.tools == "none" else f"calls of tools ({able.tools})"
-    lacks = NO_TEMPLATE * _lacks_template(store, manifest)
-    makes = ("text" * able.text, calls * able.text, "vectors" * able.vectors, "ranks" * able.ranks, lacks)
-    return ", ".join(filter(None, (*makes, _adapts(manifest))))
-
-
-def _about(store: Store, manifest: Manifest) -> str:
-    """Return what a model makes, and whose it is if it is a vendor's."""
-    return ", ".join(filter(None, (_makes(store, manifest), vendor_models.whose(store, manifest))))
-
-
-def _lacks_template(store: Store, manifest: Manifest) -> bool:
-    """Return whether a model that makes text was found to bring no chat template."""
-    record = store.record(manifest)
-    return record is not None and record.abilities.text and not record.abilities.template
-
-
-def _created(manifest: Manifest) -> datetime.datetime:
-    seconds = min(manifest.created, terminal.LAST_SECOND)
-    return datetime.datetime.fromtimestamp(seconds, tz=datetime.UTC)
-
-
-def _row(manifest: Manifest) -> list[str]:
-    return [
-        manifest.name,
-        manifest.architecture,
-        _count(manifest.parameters),
-        manifest.quantization,
-        str(manifest.context_length or "?"),
-        format_size(manifest.size),
-        f"{_created(manifest):%Y-%m-%d %H:%M}",
-    ]
-
-
-def _summary(manifest: Manifest) -> str:
-    kind = f"{manifest.architecture}, {_count(manifest.parameters)} parameters, {manifest.quantization}"
-    return ", ".join(filter(None, (kind, format_size(manifest.size), _adapts(manifest))))
-
-
 def _changes(manifest: Manifest, model: str) -> bool:
     """Return whether it is an adapter of `model`."""
     return manifest.adapts is not None and manifest.adapts.name == model
-
-
-def _adapts(manifest: Manifest) -> str:
-    """Return which model an adapter changes; "": it is none."""
-    changed = manifest.adapts
-    if changed is None:
-        return ""
-    scale = "" if changed.scale == 1 else f" at scale {changed.scale:g}"
-    return f"adapter of {changed.name}{scale}"
-
-
-def _count(number: int) -> str:
-    for factor, unit in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
-        if number >= factor:
-            return f"{number / factor:.1f} {unit}"
-    return str(number)

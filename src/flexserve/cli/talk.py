@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flexserve.cli import terminal
+from flexserve.cli.about_models import NO_TEMPLATE
 from flexserve.cli.answers import checked, stream, told, whole
 from flexserve.cli.conversation import Conversation
 from flexserve.cli.message_input import messages_of_terminal
-from flexserve.cli.models import NO_TEMPLATE
 from flexserve.cli.options import (
     AsJson,
     Context,
