@@ -208,5 +208,5 @@ def test_code_stays_as_it_is() -> None:
 def test_what_is_told_of_an_answer_says_what_its_first_token_waited_for() -> None:
     usage = Usage(prompt_tokens=3, completion_tokens=2)
     busy = Ending("stop", usage, Timings(queue=2300, ttft=2400))
-    assert "first token after 2400 ms, of which 2300 ms behind other requests" in answers.told(busy)
-    assert "other requests" not in answers.told(Ending("stop", usage, Timings(queue=3, ttft=90)))
+    assert "first token after 2400 ms, of which 2300 ms in the queue" in answers.told(busy)
+    assert "queue" not in answers.told(Ending("stop", usage, Timings(queue=3, ttft=90)))

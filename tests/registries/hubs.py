@@ -77,13 +77,11 @@ def _handler(hub: Hub) -> Callable[..., http.server.BaseHTTPRequestHandler]:
             for name, value in (headers or {}).items():
                 self.send_header(name, value)
             self.send_header("Content-Length", str(len(body)))
+            if breaks := bool(body and hub.break_after):
+                self.send_header("Connection", "close")  # or a client sends its next request on this one
             self.end_headers()
             with contextlib.suppress(OSError):  # a client that reads the header only
-                if body and hub.break_after:
-                    self.wfile.write(body[: hub.break_after.pop(0)])
-                    self.close_connection = True
-                else:
-                    self.wfile.write(body)
+                self.wfile.write(body[: hub.break_after.pop(0)] if breaks else body)
 
         def log_message(self, *_arguments: object) -> None:
             """Say nothing."""

@@ -196,7 +196,7 @@ def told(ending: Ending) -> str:
         f"first token after {times.ttft:.0f} ms",
     ]
     if times.queue >= _NOTICED:
-        parts.append(f"of which {times.queue:.0f} ms behind other requests")
+        parts.append(f"of which {times.queue:.0f} ms in the queue")
     if times.decode > 0:
         parts.append(f"{1000 * usage.completion_tokens / times.decode:.1f} tokens/s")
     if times.restored_bytes:
