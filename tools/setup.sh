@@ -142,7 +142,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONDONTWRITEBYTECODE=
 
 say "Installing the locked packages"
 lock_of llama-cpp-python others >"$work/others.lock"
-"$venv/bin/python" -m pip install --progress-bar off --no-deps --require-hashes --only-binary :all: \
+# Python compiles a module when it is first imported; most of them never are.
+"$venv/bin/python" -m pip install --no-compile --progress-bar off --no-deps --require-hashes --only-binary :all: \
     -r "$work/others.lock" | sed -nE 's/^(Collecting|Processing) ([^ ]*\/)?([^ \/]+).*/    \3/p; s/^Installing .*/    unpacking/p' >&2
 install_llama
 
