@@ -177,19 +177,19 @@ def alter_a_licence(scene: Attacked) -> str:
 
 def roll_a_model_back(scene: Attacked) -> str:
     """Put an older version of a vendor's model back, with its licence."""
-    with _Sold.to(scene) as sold:
-        old = sold.licence_file(1).read_bytes()
-        sold.add(2)
-        _answers(sold)
-        sold.put(1, old)
-        return sold.refused()
+    return _rolled_back(scene, replaced_by=2)
 
 
 def roll_a_licence_back(scene: Attacked) -> str:
     """Put an older licence back, in place of the one that took its place."""
+    return _rolled_back(scene, replaced_by=1)
+
+
+def _rolled_back(scene: Attacked, *, replaced_by: int) -> str:
+    """Add version 1 and then version `replaced_by`, which answers; put the first one's licence back."""
     with _Sold.to(scene) as sold:
         old = sold.licence_file(1).read_bytes()
-        sold.add(1)
+        sold.add(replaced_by)
         _answers(sold)
         sold.put(1, old)
         return sold.refused()

@@ -55,7 +55,6 @@ class Form(abc.ABC):
 
     media_type = "text/event-stream"
     ending = b""  # what follows the last chunk of a stream that ends well
-    pace: Pace | None = None  # what a stream's chunks tell of it, where the client asked
 
     def encode(self, chunk: Json) -> bytes:
         """Return a chunk as it goes on the wire in a stream."""
@@ -83,10 +82,6 @@ class Form(abc.ABC):
     def chunks(self, delta: Delta) -> list[Json]:
         """Return the chunks for more text."""
 
-    def blank(self) -> Json:
-        """Return a chunk that adds nothing to the text, of a form that can have a pace."""
-        raise NotImplementedError("this API tells no pace")
-
     @abc.abstractmethod
     def closing(self, finished: Finished) -> list[Json]:
         """Return the last chunks: why it ended, and what it took."""
@@ -96,7 +91,17 @@ class Form(abc.ABC):
         """Return the answer as one object."""
 
 
-class NumberedForm(Form):
+class PacedForm(Form):
+    """The form of an API whose streams can tell how fast an answer comes."""
+
+    pace: Pace | None = None  # where the client asked
+
+    @abc.abstractmethod
+    def blank(self) -> Json:
+        """Return a chunk that adds nothing to the text."""
+
+
+class NumberedForm(PacedForm):
     """The form of an API that may give several answers to one request, each with its number."""
 
     @abc.abstractmethod
@@ -265,7 +270,7 @@ def _chunks_of(form: Form, message: AnswerMessage | None, first: AnswerMessage |
 
 def _read(form: Form, message: Started | Prefilled) -> list[Json]:
     """Return the chunks that say how much of the prompt is computed."""
-    if (pace := form.pace) is None:
+    if not isinstance(form, PacedForm) or (pace := form.pace) is None:
         return []
     if isinstance(message, Started):
         pace.began(message)
@@ -277,7 +282,7 @@ def _read(form: Form, message: Started | Prefilled) -> list[Json]:
 def _paced(form: Form, delta: Delta) -> list[Json]:
     """Return the chunks for more text; the last of them says how long the answer took so far."""
     chunks = form.chunks(delta) if delta.text or delta.choices else []
-    if (pace := form.pace) is not None:
+    if isinstance(form, PacedForm) and (pace := form.pace) is not None:
         pace.took(delta)
         if chunks:
             chunks[-1] |= pace.timings()

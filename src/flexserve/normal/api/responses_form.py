@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 
-from flexserve.normal.api.answering import Form, Json
+from flexserve.normal.api.answering import Json, PacedForm
 from flexserve.normal.api.errors import HttpError
 from flexserve.normal.api.forms import token_json
 from flexserve.normal.api.pace import timings_of
@@ -14,7 +14,7 @@ from flexserve.normal.api.sse import named_event
 from flexserve.protocol.answers import Choice, Delta, Finished, Started
 
 
-class ResponseForm(Form):
+class ResponseForm(PacedForm):
     """/v1/responses. `echo` is what the response repeats of its request."""
 
     def __init__(self, model: str, echo: Json, parts: Parts, *, with_logprobs: bool) -> None:

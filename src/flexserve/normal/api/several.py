@@ -25,6 +25,7 @@ from flexserve.normal.api.answering import (
     GenerationRequest,
     Json,
     NumberedForm,
+    PacedForm,
     begun,
     collected,
     events_of,
@@ -201,7 +202,7 @@ class _Several:
             answer.abandon()
 
 
-class _Placed(Form):
+class _Placed(PacedForm):
     """The form of one of several answers: its chunks have its number, and the head of the first one's."""
 
     def __init__(self, form: NumberedForm, index: int, head: Json, ends: list[Finished]) -> None:
