@@ -165,6 +165,7 @@ class FakeGraph:
         return Needs(self.nodes, np.array(nodes, dtype=np.int32), np.array(chunks, dtype=np.int32))
 
     def run(self, start: int, stop: int) -> None:
+        assert start < stop, "a slice of no nodes"
         weights, flexmem = self._machine.weights, self._machine.flexmem
         for node in range(start, stop):
             self.ran.append(node)

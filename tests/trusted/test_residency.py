@@ -276,6 +276,20 @@ def test_evicting_what_is_absent_returns_nothing(machine: Machine):
     assert machine.residency.evict(machine.weights, range(COUNT)) == 0
 
 
+def test_no_slice_is_empty_when_an_eviction_found_nothing_while_compute_waited(machine: Machine):
+    machine.source.hold.clear()
+    outcome: list[str] = []
+    thread = threading.Thread(target=lambda: outcome.append(machine.compute(READS)))
+    thread.start()
+    until(lambda: machine.flexmem.committed(machine.weights.parts[0].arena) > 0)
+    for _ in range(20):
+        assert machine.residency.evict(machine.weights, range(COUNT)) == 0
+        time.sleep(0.001)
+    machine.source.hold.set()
+    thread.join()
+    assert outcome == [machine.expected(READS)]
+
+
 def test_the_end_of_the_layers_is_evicted_first(machine: Machine):
     machine.compute(ALL)
     until(lambda: machine.weights.whole)

@@ -104,9 +104,12 @@ class Residency:
         return position
 
     def _slice_if(self, weights: Weights, epoch: int, graph: GraphRun, start: int, ready: int) -> int:
-        """Run one slice unless a recall came first; return the node reached."""
+        """Run one slice unless a recall came first; return the node reached.
+
+        A recall that found nothing to take ends the wait for a job, too: then nothing is ready yet.
+        """
         with self.gate.slice():
-            if weights.table.epoch != epoch:
+            if weights.table.epoch != epoch or ready <= start:
                 return start
             stop = min(ready, start + graph.stride)
             with self._loader.computing():
