@@ -19,6 +19,7 @@ _NUMBERED = ("state", "status", "call", "notice", "command", "event", "byte")
 _MEASURED = (
     "measured",
 )  # in a header of their own: a change leaves the one that the proved core reads as it is
+_RUN = ("run_answer",)  # for the same reason
 _OF_NPU = (
     "npu_state",
     "npu_register",
@@ -41,7 +42,7 @@ def load(path: Path = ROOT / "abi" / "flex.toml") -> Abi:
     """Read the description. Raises AbiError when it is not consistent."""
     with path.open("rb") as file:
         abi = tomllib.load(file)
-    for kind in _NUMBERED + _MEASURED + _OF_NPU:
+    for kind in _NUMBERED + _MEASURED + _RUN + _OF_NPU:
         for each in abi[kind]:
             each.setdefault("value", each.get("number"))
         for field in ("name", "value"):
@@ -55,6 +56,8 @@ def load(path: Path = ROOT / "abi" / "flex.toml") -> Abi:
     for move in abi["transition"]:
         if not {move["from"], move["to"]} <= states:
             raise AbiError(f"transition {move['event']} names an unknown state")
+    if abi["run"]["number"] in [call["number"] for call in abi["call"]]:
+        raise AbiError("RUN and another call share a number")
     _check_mailbox(abi)
     _end_of_fields(abi["npu_control"])
     return abi
@@ -130,6 +133,16 @@ def measured_header(abi: Abi) -> str:
     return "\n".join([*lines, "", "#endif", ""])
 
 
+def run_header(abi: Abi) -> str:
+    """Return the C header of RUN. Only macros: assembly includes it, too."""
+    lines = [f"/* How the OS lends a CPU. {NOTE} */", "#ifndef FLEX_RUN_H", "#define FLEX_RUN_H", ""]
+    lines += [f"#define FLEX_CALL_RUN {abi['run']['number']:#x} /* {abi['run']['success']} */"]
+    for each in abi["run_answer"]:
+        arguments = f"({', '.join(each['arguments'])}) " if each["arguments"] else ""
+        lines += [f"#define FLEX_RUN_{each['name']} {each['value']} /* {arguments}{each['doc']} */"]
+    return "\n".join([*lines, "", "#endif", ""])
+
+
 def _enumerator(kind: str, entry: dict[str, Any]) -> str:
     text = entry.get("doc") or f"({', '.join(entry['arguments'])}) {entry['success']}"
     return f"\tFLEX_{kind.upper()}_{entry['name']} = {entry['value']}, /* {text} */"
@@ -145,6 +158,7 @@ _CLASSES = {
     "command": ("Command", "What the secure world can ask for."),
     "event": ("Event", "What the monitor tells the secure world."),
     "byte": ("Byte", "What goes over the secure UART."),
+    "run_answer": ("RunAnswer", "Why a CPU that was lent is the normal world's again."),
     "measured": ("MeasuredByte", "What EL3 says of EL2, over the same wire."),
     "npu_state": ("NpuState", "Whose the NPU is."),
     "npu_register": ("NpuRegister", "The NPU's registers: bytes from the window's start."),
@@ -174,6 +188,7 @@ def python(abi: Abi) -> str:
         f"PAGE_BYTES = {abi['page_bytes']}",
         f"CALL_PAGES_MAX = {abi['call_pages_max']}",
         f"SMC_BASE = 0x{abi['smc_base']:X}",
+        f"CALL_RUN = 0x{abi['run']['number']:X}",
         f"HIDDEN_BYTES = 0x{abi['hidden_bytes']:X}",
         f"HIDDEN_STATES = 0x{abi['hidden_states']:X}",
         f"BOARD_MAGIC = 0x{abi['board_magic']:X}",
@@ -235,6 +250,15 @@ def page(abi: Abi) -> str:
         "A malformed argument gives INVALID, unmet needs give DENIED (BUSY for a full ring, HELD for memory "
         "that is not back); either way nothing was changed.",
         "",
+        "## RUN: a CPU is lent to the secure world",
+        "EL3 serves this call alone.",
+        "",
+        *_table(
+            ("call", "arguments", "results", "needs", "then"),
+            [{"name": "RUN", "value": f"{abi['run']['number']:#x}", **abi["run"]}],
+            _call_row,
+        ),
+        *_table(("answer", "x1", "x2", "meaning"), abi["run_answer"], _message_row),
         "## Statuses",
         *_table(("status", "x0", "meaning"), abi["status"], _plain_row),
         "## Notices (what POLL answers with)",
@@ -367,6 +391,7 @@ def _hexadecimal_row(entry: dict[str, Any]) -> Sequence[object]:
 PRODUCTS: dict[str, Callable[[Abi], str]] = {
     "abi/flex.h": header,
     "abi/flex_measured.h": measured_header,
+    "abi/flex_run.h": run_header,
     "src/flexserve/platforms/trustzone/abi.py": python,
     "docs/abi.md": page,
 }

@@ -45,5 +45,12 @@
 #define PLAT_SMC_RING 0xc2000001
 #define PLAT_SMC_RELAX 0xc2000002
 #define PLAT_SMC_PANIC 0xc2000003
+#define PLAT_SMC_RUN 0xc2000004 /* for the OS, which is answered by EL3 */
+#define PLAT_SMC_END 0xc2000005 /* no CPU is lent any more */
+
+/* What the secure OS asks of EL3: el3/secure_os.h says what it does. */
+#define PLAT_SMC_YIELD 0xc2000010
+#define PLAT_SMC_DOORBELL 0xc2000011
+#define PLAT_SMC_PROTECTION 0xc2000012
 
 #endif

@@ -48,8 +48,15 @@ def test_the_monitor_and_the_secure_world_share_one_ownership_table():
         ('to = "GRANTED"', 'to = "LIMBO"'),
         ("offset = 64", "offset = 44"),
         ("slots = 4096", "slots = 4095"),
+        ("number = 0x80", "number = 14"),
     ],
-    ids=["two states with one number", "an unknown state", "overlapping fields", "slots that do not wrap"],
+    ids=[
+        "two states with one number",
+        "an unknown state",
+        "overlapping fields",
+        "slots that do not wrap",
+        "RUN is another call",
+    ],
 )
 def test_a_description_that_contradicts_itself_is_refused(generator, tmp_path: Path, old: str, new: str):
     text = (ROOT / "abi" / "flex.toml").read_text()

@@ -8,6 +8,7 @@ VERSION = 3
 PAGE_BYTES = 4096
 CALL_PAGES_MAX = 512
 SMC_BASE = 0xC6000000
+CALL_RUN = 0x80
 HIDDEN_BYTES = 0x1800000
 HIDDEN_STATES = 0x120000
 BOARD_MAGIC = 0x4452414F42584C46
@@ -140,6 +141,14 @@ class Byte(enum.IntEnum):
     EVENT = 101
     ON = 80
     OFF = 85
+
+
+class RunAnswer(enum.IntEnum):
+    """Why a CPU that was lent is the normal world's again."""
+
+    INTERRUPTED = 1
+    IDLE = 2
+    ENDED = 3
 
 
 class MeasuredByte(enum.IntEnum):
