@@ -31,6 +31,11 @@ def pyplot() -> Any:
     return drawn
 
 
+def spread(rounds: int) -> str:
+    """Return what bars and lines show of so many rounds, for a title."""
+    return "one round" if rounds == 1 else f"medians and ranges of {rounds} interleaved rounds"
+
+
 def bars(axes: Any, places: Sequence[float], samples: Sequence[Sequence[float]], **how: Any) -> None:
     """Draw a bar as high as the median of each of `samples`, with its range. `how`: as matplotlib's bar."""
     middles = [statistics.median(each) for each in samples]

@@ -109,7 +109,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(
         f"{report['model']}, {report['cores']} cores, "
-        f"medians and ranges of {report['runs']} interleaved rounds"
+        f"{drawing.spread(report['runs'])}"
     )
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

@@ -38,7 +38,7 @@ def plot(report: dict[str, Any], path: Path) -> list[Path]:
         each.spines[["top", "right"]].set_visible(False)
     figure.suptitle(
         f"FlexServe and its baselines: {report['cores']} cores, {report['protection']}, "
-        f"medians and ranges of {report['rounds']} interleaved rounds"
+        f"{drawing.spread(report['rounds'])}"
     )
     files = [path.with_suffix(suffix) for suffix in (".png", ".svg")]
     for file in files:

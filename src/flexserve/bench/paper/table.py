@@ -20,7 +20,7 @@ def table(report: dict[str, Any]) -> str:
     """Return the whole report as Markdown."""
     label = report["protection"] if report["protected"] else f"{report['protection']}, UNPROTECTED"
     sections = [
-        f"{report['cores']} cores, memory: {label}; medians of {report['rounds']} interleaved rounds.",
+        f"{report['cores']} cores, memory: {label}; medians; interleaved rounds: {report['rounds']}.",
         _figures(report),
         "Time to first token, seconds, by what background pressure leaves of the weights in memory:",
         _ttft(report["ttft"]["cells"]),
