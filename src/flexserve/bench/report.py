@@ -107,10 +107,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
     latency.legend(frameon=False)
     for axes in (speed, latency):
         axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(
-        f"{report['model']}, {report['cores']} cores, "
-        f"{drawing.spread(report['runs'])}"
-    )
+    figure.suptitle(f"{report['model']}, {report['cores']} cores, {drawing.spread(report['runs'])}")
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 
