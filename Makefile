@@ -26,7 +26,7 @@ wheel: $(STAMP) ## dist/: wheels of FlexServe and of its hardened llama.cpp, for
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 	@ls -l dist
 
-check: $(STAMP) ## lint, types, import law, unit tests with their coverage, the monitor's core: about a minute
+check: $(STAMP) ## lint, types, import law, unit tests with their coverage, the cores of monitor and secure OS: about a minute
 	@$(MAKE) --no-print-directory --keep-going --output-sync=target --jobs=$(shell nproc) $(CHECKS)
 
 # What needs neither an engine nor a machine, and takes seconds.
@@ -39,7 +39,7 @@ UNITS := tests/attestation tests/policy tests/protocol tests/serving tests/simul
 COVERED := policy serving trusted
 COVERAGE := 90
 
-CHECKS := check-lint check-types check-imports check-units check-monitor
+CHECKS := check-lint check-types check-imports check-units check-monitor check-secure-os
 .PHONY: $(CHECKS)
 
 check-lint:
@@ -62,10 +62,10 @@ check-units:
 	@for package in $(COVERED); do \
 		$(BIN)/coverage report --fail-under=$(COVERAGE) --include="src/flexserve/$$package/*" || exit 1; done
 
-check-monitor:
+check-monitor check-secure-os: check-%:
 	@if echo 'int main(void) { return 0; }' | gcc -fsanitize=address,undefined -x c - -o /dev/null 2> /dev/null; \
-		then $(MAKE) --no-print-directory -C monitor check; \
-		else echo "The monitor's tests are left out: there is no gcc with sanitizers."; fi
+		then $(MAKE) --no-print-directory -C $* check; \
+		else echo "The tests of $*/ are left out: there is no gcc with sanitizers."; fi
 
 # These tests wait for a third of their time, for machines that boot, for the disk and for clocks.
 JOBS ?= $(shell echo $$(($(shell nproc) + 1)))
@@ -116,5 +116,5 @@ COMPILE = CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip-compile --quiet --upgrad
 	--allow-unsafe --no-emit-index-url --no-emit-trusted-host --no-emit-find-links
 
 clean: ## remove .venv and what tools left behind (not the wheel and model caches)
-	rm -rf $(VENV) build dist monitor/build bench-out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache mutants
+	rm -rf $(VENV) build dist monitor/build secure-os/build bench-out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache mutants
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -13,11 +13,12 @@ PAGES = [
     *sorted(ROOT.glob("[!C]*.md")),
     ROOT / "CONTRIBUTING.md",
     ROOT / "monitor" / "README.md",
+    ROOT / "secure-os" / "README.md",
 ]
 _QUOTED = re.compile(r"`((?:[\w.-]+/)*[\w.*-]*)`")
 _MODULE = re.compile(r"\bflexserve(?:\.[a-z_0-9]+){2,}")  # with one dot, it may be a field of the API
 _LOCK = re.compile(r"(\w+)(?:: [\w.]+)? = threading\.(?:Lock|RLock|Condition)\(")
-_FOLDERS = ("src", "tests", "monitor", "driver", "abi", "docs", "tools", "models")
+_FOLDERS = ("src", "tests", "monitor", "secure-os", "driver", "abi", "docs", "tools", "models")
 _ENDINGS = (".py", ".c", ".h")
 
 

@@ -1,0 +1,268 @@
+/* Where EL3 enters, where exceptions arrive at S-EL1, and the kernel's own map, which never changes. */
+
+#include "el3/secure_os.h"
+#include "flex.h"
+#include "flex_run.h"
+#include "plat/qemu_virt/secure_plat.h"
+
+#define PHYSICAL(symbol) symbol - OS_ADDRESSES
+#define MAIR 0xff00 /* 0: device, 1: normal, write-back */
+#define TCR 0x2b5193519 /* 39 bits of addresses twice, 4 KiB pages, cached walks, 40 bits of physical address */
+/* Translation and caches on, what can be written is never run, S-EL0's data are no kernel's; DC ZVA, CTR_EL0, WFE, WFI for S-EL0. */
+#define SCTLR 0x305dd81d
+#define VECTORS_USABLE (3 << 20)
+
+	.section .text.start, "ax"
+	.quad	SECURE_OS_MAGIC
+	.quad	secure_os_start - header
+	.quad	image_bytes
+	.set	header, . - 24
+	/* 32 bytes that nobody knows: put here by who starts the machine, as a board's generator would. */
+	.global	secure_os_seed
+secure_os_seed:
+	.quad	0, 0, 0, 0
+
+	.global	secure_os_start
+secure_os_start:
+	mov	x19, x0
+	cbz	x19, first
+
+	/* The others wait for the first one to have put everything in its place; the OS lends it when it likes. */
+1:	ldr	x1, =PHYSICAL(secure_os_ready)
+	ldr	w2, [x1]
+	cbnz	w2, translate
+	ldr	x0, =PLAT_SMC_YIELD
+	mov	x1, #FLEX_RUN_IDLE
+	ldr	x2, =1000000
+	smc	#0
+	b	1b
+
+first:
+	ldr	x0, =PHYSICAL(data_start)
+	ldr	x1, =PHYSICAL(data_end)
+	ldr	x2, =data_source
+2:	cmp	x0, x1
+	b.hs	3f
+	ldr	x3, [x2], #8
+	str	x3, [x0], #8
+	b	2b
+3:	ldr	x0, =PHYSICAL(bss_start)
+	ldr	x1, =PHYSICAL(bss_end)
+4:	cmp	x0, x1
+	b.hs	5f
+	str	xzr, [x0], #8
+	b	4b
+5:	ldr	x0, =PLAT_FLASH + FLEX_BOARD_OFFSET
+	ldr	x1, =PHYSICAL(secure_os_board)
+	mov	x2, #5
+6:	ldr	x3, [x0], #8
+	str	x3, [x1], #8
+	subs	x2, x2, #1
+	b.ne	6b
+
+translate:
+	ldr	x0, =MAIR
+	msr	mair_el1, x0
+	ldr	x0, =TCR
+	msr	tcr_el1, x0
+	ldr	x0, =PHYSICAL(passage1)
+	msr	ttbr0_el1, x0
+	ldr	x0, =PHYSICAL(level1)
+	msr	ttbr1_el1, x0
+	ldr	x0, =VECTORS_USABLE
+	msr	cpacr_el1, x0
+	ldr	x0, =vectors
+	msr	vbar_el1, x0
+	tlbi	vmalle1
+	ic	iallu
+	dsb	nsh
+	isb
+	ldr	x0, =SCTLR
+	msr	sctlr_el1, x0
+	isb
+	ldr	x0, =translated
+	br	x0
+translated:
+	msr	tpidr_el1, x19
+	ldr	x0, =stacks_end
+	mov	x1, #OS_STACK_BYTES
+	msub	x0, x19, x1, x0
+	mov	sp, x0
+	cbnz	x19, 7f
+	bl	secure_os_first
+7:	ldr	x0, =secure_os_root
+	ldr	x0, [x0]
+	msr	ttbr0_el1, x0
+	dsb	ish
+	isb
+	tlbi	vmalle1
+	dsb	nsh
+	isb
+	sub	sp, sp, #272
+	mov	x0, sp
+	mov	x1, x19
+	bl	secure_os_enter
+	b	resume
+
+	.macro	unexpected
+	.balign 128
+	mrs	x0, esr_el1
+	mrs	x1, elr_el1
+	bl	secure_os_unexpected
+	.endm
+
+	.balign 2048
+vectors:
+	.rept 8
+	unexpected
+	.endr
+	.balign 128
+	sub	sp, sp, #272
+	stp	x0, x1, [sp, #0]
+	stp	x2, x3, [sp, #16]
+	stp	x4, x5, [sp, #32]
+	stp	x6, x7, [sp, #48]
+	stp	x8, x9, [sp, #64]
+	stp	x10, x11, [sp, #80]
+	stp	x12, x13, [sp, #96]
+	stp	x14, x15, [sp, #112]
+	stp	x16, x17, [sp, #128]
+	stp	x18, x19, [sp, #144]
+	stp	x20, x21, [sp, #160]
+	stp	x22, x23, [sp, #176]
+	stp	x24, x25, [sp, #192]
+	stp	x26, x27, [sp, #208]
+	stp	x28, x29, [sp, #224]
+	b	arrive
+	.rept 7
+	unexpected
+	.endr
+
+arrive:
+	mrs	x0, sp_el0
+	stp	x30, x0, [sp, #240]
+	mrs	x0, elr_el1
+	mrs	x1, spsr_el1
+	stp	x0, x1, [sp, #256]
+	mov	x0, sp
+	mrs	x1, tpidr_el1
+	bl	secure_os_exception
+resume:
+	ldp	x0, x1, [sp, #256]
+	msr	elr_el1, x0
+	msr	spsr_el1, x1
+	ldp	x30, x0, [sp, #240]
+	msr	sp_el0, x0
+	ldp	x28, x29, [sp, #224]
+	ldp	x26, x27, [sp, #208]
+	ldp	x24, x25, [sp, #192]
+	ldp	x22, x23, [sp, #176]
+	ldp	x20, x21, [sp, #160]
+	ldp	x18, x19, [sp, #144]
+	ldp	x16, x17, [sp, #128]
+	ldp	x14, x15, [sp, #112]
+	ldp	x12, x13, [sp, #96]
+	ldp	x10, x11, [sp, #80]
+	ldp	x8, x9, [sp, #64]
+	ldp	x6, x7, [sp, #48]
+	ldp	x4, x5, [sp, #32]
+	ldp	x2, x3, [sp, #16]
+	ldp	x0, x1, [sp, #0]
+	add	sp, sp, #272
+	eret
+
+	/* The vector registers, which C code here never uses. */
+
+	.global	secure_os_save_vectors
+secure_os_save_vectors:
+	stp	q0, q1, [x0, #0]
+	stp	q2, q3, [x0, #32]
+	stp	q4, q5, [x0, #64]
+	stp	q6, q7, [x0, #96]
+	stp	q8, q9, [x0, #128]
+	stp	q10, q11, [x0, #160]
+	stp	q12, q13, [x0, #192]
+	stp	q14, q15, [x0, #224]
+	stp	q16, q17, [x0, #256]
+	stp	q18, q19, [x0, #288]
+	stp	q20, q21, [x0, #320]
+	stp	q22, q23, [x0, #352]
+	stp	q24, q25, [x0, #384]
+	stp	q26, q27, [x0, #416]
+	stp	q28, q29, [x0, #448]
+	stp	q30, q31, [x0, #480]
+	ret
+
+	.global	secure_os_load_vectors
+secure_os_load_vectors:
+	ldp	q0, q1, [x0, #0]
+	ldp	q2, q3, [x0, #32]
+	ldp	q4, q5, [x0, #64]
+	ldp	q6, q7, [x0, #96]
+	ldp	q8, q9, [x0, #128]
+	ldp	q10, q11, [x0, #160]
+	ldp	q12, q13, [x0, #192]
+	ldp	q14, q15, [x0, #224]
+	ldp	q16, q17, [x0, #256]
+	ldp	q18, q19, [x0, #288]
+	ldp	q20, q21, [x0, #320]
+	ldp	q22, q23, [x0, #352]
+	ldp	q24, q25, [x0, #384]
+	ldp	q26, q27, [x0, #416]
+	ldp	q28, q29, [x0, #448]
+	ldp	q30, q31, [x0, #480]
+	ret
+
+#define TABLE 3
+#define MEMORY 0x705 /* a block, attribute 1, shareable */
+#define PAGE_OF_MEMORY 0x707
+#define READ_ONLY 0x80
+#define NEVER_EL0 (1 << 54)
+#define NEVER_RUN (3 << 53)
+#define BLOCK 0x200000
+	.macro	blocks first, count, kind
+	.set	at, \first
+	.rept	\count
+	.quad	at | \kind
+	.set	at, at + BLOCK
+	.endr
+	.endm
+
+	.section .rodata, "a"
+	.balign	4096
+level3: /* the block that EL3's RAM begins */
+	.space	8 * 256
+	.set	at, SECURE_OS_RAM
+	.rept	256
+	.quad	at | PAGE_OF_MEMORY | NEVER_RUN
+	.set	at, at + 4096
+	.endr
+level2:
+	.space	8 * (SECURE_OS_IMAGE / BLOCK)
+	blocks	SECURE_OS_IMAGE, 1, MEMORY | READ_ONLY | NEVER_EL0
+	blocks	OS_CONSTANTS, (OS_APPLICATION_END - OS_CONSTANTS) / BLOCK, MEMORY | READ_ONLY | NEVER_RUN
+	.space	8 * (SECURE_OS_RAM / BLOCK - OS_APPLICATION_END / BLOCK)
+	.quad	PHYSICAL(level3) + TABLE
+	blocks	SECURE_OS_RAM + 0x100000, (SECURE_OS_RAM_END - SECURE_OS_RAM) / BLOCK, MEMORY | NEVER_RUN
+	.balign	4096
+windows2:
+	.quad	PHYSICAL(secure_os_windows) + TABLE
+	.balign	4096
+level1:
+	.quad	PHYSICAL(level2) + TABLE
+	.space	8 * 3
+	.quad	PHYSICAL(windows2) + TABLE
+	.balign	4096
+	/* While translation is switched on, we are still where we lie. */
+passage2:
+	.space	8 * (SECURE_OS_IMAGE / BLOCK)
+	blocks	SECURE_OS_IMAGE, 1, MEMORY | READ_ONLY | NEVER_EL0
+	.balign	4096
+passage1:
+	.quad	PHYSICAL(passage2) + TABLE
+	.balign	4096
+
+	.section .stacks, "aw", @nobits
+	.balign 16
+	.space	OS_STACK_BYTES * PLAT_CPUS
+stacks_end:

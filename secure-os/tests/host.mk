@@ -1,0 +1,16 @@
+# The portable core on this machine: its tests, with sanitizers.
+HOST := build/host
+HOST_FLAGS := -std=gnu11 -g -O1 -Wall -Wextra -Werror -fsanitize=address,undefined -fno-sanitize-recover=all \
+	-fno-omit-frame-pointer -I. -I../monitor -I../abi
+UNITS := $(wildcard core/*.c) ../monitor/core/sha256.c $(wildcard arch/fake_host/*.c) $(wildcard tests/*.c)
+
+check: $(HOST)/unit ## tests of the portable core: seconds
+	@$<
+
+$(HOST)/unit: $(UNITS) $(wildcard core/*.h arch/*.h arch/fake_host/*.h tests/*.h) ../abi/flex.h ../abi/flex_secure.h
+	@mkdir -p $(@D)
+	@echo "  CC   $@"
+	@gcc $(HOST_FLAGS) $(UNITS) -o $@
+
+lines: ## of the secure OS, without comments and blank lines
+	@find core arch/aarch64 arch/arch.h plat -name '*.[chS]' | xargs cat | gcc -fpreprocessed -dD -E -P -x c - 2> /dev/null | wc -l
