@@ -9,7 +9,7 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
-SOURCES = ("abi", "monitor", "driver")  # flexserve.emulator.build.sources_folder finds them
+SOURCES = ("abi", "monitor", "secure-os", "driver")  # flexserve.emulator.build.sources_folder finds them
 LEFT_OUT = shutil.ignore_patterns("__pycache__", "build", "tests", "*.o", "*.ko", ".*")
 
 

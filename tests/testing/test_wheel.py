@@ -15,6 +15,7 @@ PARTS = (
     "src",
     "abi",
     "monitor",
+    "secure-os",
     "driver",
     "pyproject.toml",
     "setup.py",
@@ -65,9 +66,12 @@ def test_the_emulated_machine_is_built_from_what_the_wheel_has(wheel: Path, tmp_
     found = subprocess.run(program, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=60)
     sources = Path(found.stdout.strip())
     assert sources.is_relative_to(tmp_path)
-    for needed in ("abi/flex.toml", "monitor/Makefile", "driver/flexmem/main.c"):
+    for needed in ("abi/flex.toml", "monitor/Makefile", "secure-os/Makefile", "driver/flexmem/main.c"):
         assert (sources / needed).is_file() == (ROOT / needed).is_file(), needed
-    for folder in ("monitor/core", "monitor/el3", "monitor/arch/aarch64", "driver/guest", "driver/flexnpu"):
+    for folder in (
+        *("monitor/core", "monitor/el3", "monitor/arch/aarch64", "driver/guest", "driver/flexnpu"),
+        *("secure-os/core", "secure-os/arch/aarch64"),
+    ):
         assert [
             path.name
             for path in (ROOT / folder).glob("*.[chS]")

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import flexserve
-from flexserve.emulator import boot_rom, packages, tools
+from flexserve.emulator import boot_rom, packages, secure_os, tools
 from flexserve.emulator.cpio import Archive
 from flexserve.emulator.devicetree import Board
 from flexserve.emulator.packages import Kernel, Progress
@@ -83,9 +83,12 @@ def build(
     cpus: int,
     progress: Progress,
     options: Options | None = None,
+    application: Path | None = None,
     sources: Path | None = None,
 ) -> Images:
     """Return the images of a machine, having made what is missing below `cache`.
+
+    An `application`, a static aarch64 program of Linux, is put into the firmware with the secure OS below it.
 
     Raises MissingToolError, NoKernelError, NoSourcesError, NormalWorldError when `cache` cannot be
     written; InternalError when a compiler fails.
@@ -96,7 +99,9 @@ def build(
     try:
         kernel = packages.kernel(cache, progress)
         with packages.locked(cache / "build.lock"):
-            return _Build(cache, sources, kernel, progress).images(ram_bytes, cpus, options or Options())
+            return _Build(cache, sources, kernel, progress).images(
+                ram_bytes, cpus, options or Options(), application
+            )
     except OSError as error:
         raise NormalWorldError(
             f"The machine's parts cannot be kept in {cache}: {error.strerror}.",
@@ -106,11 +111,11 @@ def build(
 
 
 def sources_folder() -> Path:
-    """Return the folder of abi/, monitor/ and driver/: the wheel's, or a checkout. Raises NoSourcesError."""
+    """Return the folder of the machine's sources: the wheel's, or a checkout's. Raises NoSourcesError."""
     package = Path(flexserve.__file__).parent
     packed = package / "emulator" / "sources"
     folder = packed if packed.is_dir() else package.parents[1]
-    missing = [name for name in ("abi", "monitor", "driver") if not (folder / name).is_dir()]
+    missing = [name for name in ("abi", "monitor", "secure-os", "driver") if not (folder / name).is_dir()]
     if missing:
         raise NoSourcesError(
             f"The machine is built from folders of FlexServe's source: {', '.join(missing)} not found.",
@@ -129,9 +134,11 @@ class _Build:
         self._sources, self._kernel, self._progress = sources, kernel, progress
         self._out.mkdir(parents=True, exist_ok=True)
 
-    def images(self, ram_bytes: int, cpus: int, options: Options) -> Images:
+    def images(self, ram_bytes: int, cpus: int, options: Options, application: Path | None) -> Images:
         """Make all parts."""
         firmware = self._firmware()
+        if application is not None:
+            firmware = self._firmware_inside(firmware, application)
         modules = {name: self._module(name, needed) for name, needed in _OUR_MODULES.items()}
         initrd = self._initrd(self._guest(), list(modules.values()))
         board = Board(ram_bytes, cpus, initrd.stat().st_size, **dataclasses.asdict(options))
@@ -152,6 +159,25 @@ class _Build:
             shutil.copyfile(tree / "monitor/build/fw.bin", target)
 
         return self._made("fw.bin", "the monitor", self._files("abi", "monitor"), make, self._sign)
+
+    def _secure_os(self) -> Path:
+        def make(target: Path) -> None:
+            tree = self._copied("abi", "monitor", "secure-os")
+            tools.run("make", "-C", tree / "secure-os", "image", f"CROSS_COMPILE={_CROSS}")
+            shutil.copyfile(tree / "secure-os/build/secure_os.bin", target)
+
+        files = self._files("abi", "monitor", "secure-os")
+        return self._made("secure_os.bin", "the secure OS", files, make)
+
+    def _firmware_inside(self, firmware: Path, application: Path) -> Path:
+        kernel = self._secure_os()
+
+        def make(target: Path) -> None:
+            parts = (path.read_bytes() for path in (firmware, kernel, application))
+            target.write_bytes(secure_os.firmware_with(*parts))
+
+        inputs = [firmware, kernel, application]
+        return self._made("fw-inside.bin", "the firmware with a secure OS", inputs, make, self._sign)
 
     def _sign(self, firmware: Path) -> None:
         boot_rom.sign(firmware, self._firmware_key)

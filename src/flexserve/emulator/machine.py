@@ -26,7 +26,7 @@ from typing import Self
 
 import msgspec
 
-from flexserve.emulator import boot_rom, npu, tools
+from flexserve.emulator import boot_rom, npu, secure_os, tools
 from flexserve.emulator.agent import Agent
 from flexserve.emulator.build import Images
 from flexserve.emulator.guest_memory import GuestMemory
@@ -228,7 +228,7 @@ class Machine:
         return ours, theirs
 
     def _patched_firmware(self) -> bytes:
-        """Return the firmware with this board's description in it, as fuses would tell it."""
+        """Return the firmware with this board's description, as fuses would tell it, and a fresh seed."""
         verified, self.firmware = boot_rom.verified(self._images.firmware, self._images.firmware_key)
         image = bytearray(verified)
         board = struct.pack(
@@ -243,6 +243,7 @@ class Machine:
                 hint="Delete it: `flexserve boot` builds another.",
             )
         image[place] = board
+        secure_os.seed(image)
         return bytes(image)
 
     def _loaded(self) -> tuple[tuple[Path, int], ...]:
