@@ -4,8 +4,18 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from scheduled import Server
+from sharing import Clock
 
+from flexserve.serving import memory_manager, model_manager
 from flexserve.testing.fake_app import CHUNK, FakeApp, FakeModel
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    for module in (memory_manager, model_manager):
+        monkeypatch.setattr(module, "time", clock)
+    return clock
 
 
 @pytest.fixture

@@ -16,13 +16,42 @@ def loaded(chunks: int, **how: Any) -> FakeModel:
     return FakeModel(chunks * CHUNK, is_open=True, weights=chunks * CHUNK, **how)
 
 
-def manager(app: FakeApp, policy: EvictionPolicy | None = None) -> MemoryManager:
+class Clock:
+    """The time that the managers see: it passes when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def manager(app: FakeApp, policy: EvictionPolicy | None = None, idle: float = 3600) -> MemoryManager:
     """A memory manager of models that were used one after the other."""
-    models = ModelManager(app, idle=3600)
+    models = ModelManager(app, idle)
     for name in app.models:
         models.used(name, None)
         time.sleep(0.001)
     return MemoryManager(app, models, policy)
+
+
+class SpareMemory:
+    """A normal world that says how much nobody needs, and remembers what it was for."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.reasons, self.sizes = size, list[str](), list[int]()
+
+    def __call__(self, size: int, reason: str) -> int:
+        self.reasons.append(reason)
+        self.sizes.append(size)
+        return min(size, self.size) // CHUNK * CHUNK
+
+
+def rewarming(app: FakeApp, spare: SpareMemory, idle: float = 3600) -> tuple[MemoryManager, ModelManager]:
+    models = ModelManager(app, idle)
+    for name in app.models:
+        models.used(name, None)
+    return MemoryManager(app, models, EvictionPolicy(app.chunk), spare), models
 
 
 def evicted(app: FakeApp) -> list[tuple[object, ...]]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 from sharing import evicted, loaded, manager
 
 from flexserve.errors import GrantRefusedError
 from flexserve.policy.eviction_policy import EvictionPolicy
 from flexserve.protocol.answers import Finished, Timings, Usage
+from flexserve.protocol.statuses import KvStatus
 from flexserve.protocol.trusted_app import IdleKv, Kind, Missing
 from flexserve.testing.fake_app import CHUNK, FakeApp, FakeModel
 
@@ -19,7 +18,7 @@ from flexserve.testing.fake_app import CHUNK, FakeApp, FakeModel
 def test_while_the_os_grants_nobody_makes_way() -> None:
     app = FakeApp(a=FakeModel(4 * CHUNK, is_open=True), b=loaded(4))
     manager(app).provide_weights("a")
-    assert app.granted == 4 * CHUNK
+    assert (app.granted, app.minimum) == (4 * CHUNK, CHUNK)
     assert evicted(app) == []
 
 
@@ -59,6 +58,23 @@ def test_a_running_model_and_a_pinned_one_do_not_make_way() -> None:
     assert memory.make_way("a", CHUNK) == 0
     memory.pin([])
     assert memory.make_way("a", CHUNK) == CHUNK
+
+
+def test_scratch_and_idle_conversations_of_a_pinned_model_make_way() -> None:
+    app = FakeApp(0, a=loaded(4, has_scratch=CHUNK, idle_kv=CHUNK), b=FakeModel(CHUNK, is_open=True))
+    memory = manager(app)
+    memory.pin(["a"])
+    assert memory.make_way("b", 8 * CHUNK) == 2 * CHUNK
+    assert [(kind, size) for _, kind, size, _ in evicted(app)] == [(Kind.SCRATCH, CHUNK), (Kind.KV, CHUNK)]
+    assert memory._models.statuses()[0].gone == "", "its weights are there"
+
+
+def test_a_single_byte_is_made_way_for_and_none_is_not() -> None:
+    app = FakeApp(0, a=loaded(4), b=FakeModel(CHUNK, is_open=True))
+    memory = manager(app)
+    assert [memory.make_way("b", size) for size in (-1, 0)] == [0, 0]
+    assert evicted(app) == []
+    assert memory.make_way("b", 1) == CHUNK
 
 
 def test_a_model_does_not_make_way_for_itself_but_its_idle_conversations_do() -> None:
@@ -103,7 +119,7 @@ def test_what_is_provided_comes_from_the_os_first_and_then_from_idle_models() ->
     app = FakeApp(5 * CHUNK, a=FakeModel(CHUNK, is_open=True), b=loaded(4))
     memory = manager(app)
     memory.provide("a", CHUNK)
-    assert evicted(app) == []
+    assert (evicted(app), app.minimum) == ([], 0)
     memory.provide("a", 3 * CHUNK)
     assert evicted(app) == [("b", Kind.WEIGHTS, 2 * CHUNK, "kept")]
     assert app.granted == 3 * CHUNK
@@ -122,74 +138,7 @@ def test_idle_kv_makes_way_with_all_that_is_granted_for_it() -> None:
     assert app.conversations == [("a", 0)]
 
 
-# ---- quiet moments -------------------------------------------------------------------------------------
-
-
-def test_idle_kv_is_sealed_once_it_was_left_alone_for_a_second() -> None:
-    app = FakeApp(a=loaded(4, idle_kv=CHUNK))
-    app.models["a"].sealed = False
-    app.models["a"].last_used = time.monotonic()
-    memory = manager(app)
-    wait = memory.tidy()
-    assert wait is not None
-    assert 0.5 < wait <= 1
-    app.models["a"].last_used -= 1
-    memory._models._used["a"] = (time.monotonic() - 1, None)
-    assert memory.tidy() == 0
-    assert ("seal", "a", 0) in app.calls
-
-
-def test_no_kv_is_sealed_right_after_a_request_when_the_next_one_often_comes() -> None:
-    app = FakeApp(a=loaded(4, idle_kv=CHUNK), b=loaded(4))
-    app.models["a"].sealed = False
-    memory = manager(app)
-    memory._models.used("b", None)
-    wait = memory.tidy()
-    assert wait is not None
-    assert 0 < wait <= 0.25
-    assert ("seal", "a", 0) not in app.calls
-
-
-def test_what_was_granted_for_a_graph_is_kept_for_a_moment_after_it_and_no_longer() -> None:
-    app = FakeApp(a=loaded(4))
-    memory = manager(app)
-    memory._models.used("a", None)
-    app.evict("a", Kind.WEIGHTS, CHUNK, keep=True)
-    wait = memory.tidy()
-    assert wait is not None
-    assert 1 < wait <= 2
-    assert app.granted == CHUNK
-    memory._models._used["a"] = (time.monotonic() - 3, None)
-    app.loading = True
-    assert memory.tidy() is not None
-    assert app.granted == CHUNK, "it is what is loaded into"
-    app.loading = False
-    memory.tidy()
-    assert (app.granted, app.reported) == (0, CHUNK)
-
-
-def test_what_lies_with_the_wrong_model_is_moved() -> None:
-    app = FakeApp(64 * CHUNK, busy=FakeModel(64 * CHUNK, is_open=True), idle=loaded(64))
-    memory = manager(app)
-    for _ in range(20):
-        memory.invoked("busy", 8, None)
-    assert memory.tidy() == 0, "nothing else is begun beside it"
-    assert app.models["busy"].weights == 64 * CHUNK
-    assert evicted(app) == [("idle", Kind.WEIGHTS, 64 * CHUNK, "kept")]
-
-
-def test_no_more_is_moved_than_is_held() -> None:
-    app = FakeApp(busy=FakeModel(64 * CHUNK, is_open=True), idle=FakeModel(64 * CHUNK, is_open=True))
-    app.models["idle"].weights = 32 * CHUNK
-    memory = manager(app)
-    for _ in range(20):
-        memory.invoked("busy", 8, None)
-    memory.tidy()
-    assert (app.models["busy"].weights, app.models["idle"].weights) == (32 * CHUNK, 0)
-
-
-def test_one_model_alone_is_never_rearranged() -> None:
-    assert manager(FakeApp(a=loaded(4))).tidy() is None
+# ---- what requests tell ----------------------------------------------------------------------------------
 
 
 def test_an_announced_model_comes_in_if_that_takes_no_more_than_a_moment() -> None:
@@ -238,6 +187,15 @@ def test_a_finished_request_tells_how_fast_its_prompt_was_and_whether_it_continu
     assert continued(cached=0) == pytest.approx(0.0, abs=1e-6)
     assert continued(cached=1) == pytest.approx(1.0)
     assert policy.profile("a", CHUNK, 1.0, pinned=False).speeds.prefill == pytest.approx(200.0, rel=1e-6)
+
+
+def test_what_was_resumed_from_sealed_copies_tells_how_long_that_takes() -> None:
+    app, policy = FakeApp(a=loaded(4)), EvictionPolicy(CHUNK)
+    memory = manager(app, policy)
+    app.kv = KvStatus(resumed_tokens=1000, resumed_ms=500)
+    memory.invoked("a", 8, None)
+    sealed = IdleKv("a", 0, CHUNK, CHUNK, 1000, 0.0, True, worth_sealing=False)
+    assert policy.conversations([sealed], 1.0)[0].seconds == pytest.approx(0.5)
 
 
 # ---- KV and weights ------------------------------------------------------------------------------------

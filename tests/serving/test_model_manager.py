@@ -8,7 +8,7 @@ import types
 import pytest
 
 from flexserve.errors import StoredDataError, UnknownModelError
-from flexserve.protocol.statuses import Abilities, Description, ModelStatus
+from flexserve.protocol.statuses import MAX_CHUNK_RUNS, Abilities, Description, ModelStatus
 from flexserve.protocol.trusted_app import Kind, Stored
 from flexserve.serving import model_manager
 from flexserve.serving.model_manager import ModelManager
@@ -55,6 +55,9 @@ def test_of_too_many_open_models_the_one_used_longest_ago_is_closed() -> None:
     app.models["m1"].users.add(1)
     models.fetch("m8")
     assert "m2" not in opened(app), "m0 was used since, m1 is in use"
+    assert {model.name: model.gone for model in models.statuses() if model.gone} == {
+        "m2": "8 others were used since"
+    }
     assert len(opened(app)) == 8
 
 
@@ -202,9 +205,10 @@ def test_a_status_says_how_much_is_there(weights: int, state: str) -> None:
 
 def test_chunks_in_too_many_pieces_are_not_told() -> None:
     app = FakeApp(a=FakeModel(4 * CHUNK, is_open=True))
-    app.chunks = lambda model: [(2, 1), (0, 1)] * 1000
-    [status] = ModelManager(app, idle=0).statuses()
-    assert status.chunks == ()
+    models, runs = ModelManager(app, idle=0), [(2, 1), (0, 1)] * (MAX_CHUNK_RUNS // 2)
+    for told, chunks in ((tuple(runs), runs), ((), [*runs, (2, 1)])):
+        app.chunks = lambda model, chunks=chunks: chunks  # type: ignore[misc]
+        assert models.statuses()[0].chunks == told
 
 
 def test_closing_closes_all() -> None:
@@ -269,8 +273,22 @@ def test_a_model_is_kept_to_the_last_moment(monkeypatch: pytest.MonkeyPatch) -> 
     models.used("a", None)
     clock.monotonic = lambda: 107.5
     assert (models.tidy(), app.used) == (0.5, CHUNK)
+    assert models.statuses()[0].leaves == 500.0
     clock.monotonic = lambda: 108.0
     assert (models.tidy(), app.used) == (None, 0)
+    assert app.reason == "a: idle for 8 s"
+
+
+def test_a_model_goes_as_long_after_its_last_request_as_that_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = types.SimpleNamespace(monotonic=lambda: 100.0)
+    monkeypatch.setattr(model_manager, "time", clock)
+    app = FakeApp(a=FakeModel(CHUNK, is_open=True, weights=CHUNK))
+    models = ModelManager(app, idle=8.0)
+    models.used("a", 5.0)
+    assert models.tidy() == 5.0
+    clock.monotonic = lambda: 105.0
+    assert (models.tidy(), app.used, app.reason) == (None, 0, "a: idle for 5 s")
+    assert models.statuses()[0].gone == "idle for 5 s"
 
 
 def test_what_is_granted_and_unused_goes_back_with_what_was_evicted() -> None:

@@ -30,6 +30,52 @@ def test_a_model_that_gave_weights_up_says_for_what() -> None:
     assert memory._models.statuses()[1].gone == "made way for a"
 
 
+def test_a_recall_without_a_reason_is_told_as_one() -> None:
+    memory = manager(FakeApp(a=loaded(8)))
+    memory.answer(recall(CHUNK))
+    assert memory._models.statuses()[0].gone == "recalled"
+
+
+def test_a_model_that_gave_up_scratch_and_conversations_has_its_weights() -> None:
+    app = FakeApp(a=loaded(8, has_scratch=CHUNK, idle_kv=CHUNK))
+    memory = manager(app)
+    answer = memory.answer(recall(2 * CHUNK))
+    assert answer.plan == ["scratch of a: 1.0 MiB", "kv of a: 1.0 MiB"]
+    assert memory._models.statuses()[0].gone == ""
+
+
+def test_weights_that_cannot_be_given_up_in_time_are_not_gone() -> None:
+    app = FakeApp(a=loaded(4))
+    app.models["a"].users.add(1)
+    memory = manager(app)
+    app.evict = lambda *_what, **_how: 0  # type: ignore[method-assign]
+    answer = memory.answer(recall(CHUNK))
+    assert (answer.returned, answer.plan) == (0, ["weights of a: 0 B"])
+    assert memory._models.statuses()[0].gone == ""
+
+
+def test_scratch_and_conversations_of_a_pinned_model_go_when_its_weights_stay() -> None:
+    app = FakeApp(a=loaded(4, has_scratch=CHUNK, idle_kv=CHUNK))
+    memory = manager(app)
+    memory.pin(["a"])
+    memory.answer(recall(None))
+    assert app.used == app.models["a"].weights == 4 * CHUNK
+
+
+def test_of_a_conversation_only_what_has_pages_counts_for_what_the_os_wants() -> None:
+    app = FakeApp(a=loaded(4, idle_kv=2 * CHUNK, untouched_kv=CHUNK))
+    manager(app).answer(recall(CHUNK))
+    assert evicted(app) == [("a", Kind.KV, CHUNK, "gone")]
+
+
+def test_the_cheaper_of_two_conversations_goes() -> None:
+    app = FakeApp(a=loaded(4, idle_kv=CHUNK, last_used=1.0), b=loaded(4, idle_kv=CHUNK, last_used=2.0))
+    memory = manager(app)
+    memory.invoked("a", 8, None)
+    memory.answer(recall(CHUNK))
+    assert evicted(app) == [("b", Kind.KV, CHUNK, "gone")]
+
+
 def test_what_is_granted_and_unused_goes_first() -> None:
     app = FakeApp(a=loaded(8))
     app.grant(2 * CHUNK, 0)

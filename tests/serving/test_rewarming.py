@@ -2,32 +2,13 @@
 
 from __future__ import annotations
 
-from sharing import evicted, loaded, manager, recall
+import pytest
+from sharing import SpareMemory, evicted, loaded, manager, recall, rewarming
 
-from flexserve.policy.eviction_policy import EvictionPolicy
+from flexserve.policy.rewarm import Reason, Rewarming
 from flexserve.protocol.trusted_app import Kind
-from flexserve.serving.memory_manager import MemoryManager
-from flexserve.serving.model_manager import ModelManager
+from flexserve.serving.rewarming import Rewarmer
 from flexserve.testing.fake_app import CHUNK, FakeApp, FakeModel
-
-
-class SpareMemory:
-    """A normal world that says how much nobody needs, and remembers what it was for."""
-
-    def __init__(self, size: int) -> None:
-        self.size, self.reasons, self.sizes = size, list[str](), list[int]()
-
-    def __call__(self, size: int, reason: str) -> int:
-        self.reasons.append(reason)
-        self.sizes.append(size)
-        return min(size, self.size) // CHUNK * CHUNK
-
-
-def rewarming(app: FakeApp, spare: SpareMemory, idle: float = 3600) -> tuple[MemoryManager, ModelManager]:
-    models = ModelManager(app, idle)
-    for name in app.models:
-        models.used(name, None)
-    return MemoryManager(app, models, EvictionPolicy(app.chunk), spare), models
 
 
 def test_a_model_that_is_asked_often_comes_back_piece_by_piece_and_says_why() -> None:
@@ -76,6 +57,7 @@ def test_what_is_pinned_is_not_the_first_to_be_recalled_though_no_request_asked(
     memory, _ = rewarming(app, SpareMemory(1 << 40))
     memory.pin(["a"])
     memory.tidy()
+    assert memory.rewarmed()["a"] == (8 * CHUNK, "a: it is pinned")
     memory.answer(recall(2 * CHUNK))
     assert evicted(app) == [("b", Kind.WEIGHTS, 2 * CHUNK, "gone")]
 
@@ -170,3 +152,29 @@ def test_of_a_model_that_came_back_without_a_request_its_weights_go_first() -> N
     memory.tidy()
     memory.answer(recall(CHUNK))
     assert evicted(app) == [("a", Kind.WEIGHTS, CHUNK, "gone")]
+
+
+def test_what_was_there_before_a_model_came_back_was_asked_for() -> None:
+    app = FakeApp(a=FakeModel(8 * CHUNK, is_open=True, weights=2 * CHUNK))
+    memory, _ = rewarming(app, SpareMemory(1 << 40))
+    memory.invoked("a", 8, None)
+    memory.tidy()
+    assert {name: size for name, (size, _) in memory.rewarmed().items()} == {"a": 6 * CHUNK}
+
+
+@pytest.mark.parametrize(("asked", "at_once"), [("a", True), ("b", False)])
+def test_after_a_restore_that_was_used_the_next_one_in_vain_is_the_first_again(
+    asked: str, at_once: bool
+) -> None:
+    app = FakeApp(a=FakeModel(8 * CHUNK, is_open=True))
+    rewarmer = Rewarmer(app, SpareMemory(1 << 40))
+
+    def comes_back(now: float, *, has: int) -> bool:
+        app.models["a"].weights = has * CHUNK
+        return rewarmer.bring_back(Rewarming("a", 8 * CHUNK, Reason.USED, 1.0), app.memory()[0], now)
+
+    rewarmer.undone(0.0)
+    assert [comes_back(now, has=0) for now in (10.0, 30.0)] == [False, True]
+    rewarmer.turn(asked)
+    rewarmer.undone(30.0)
+    assert comes_back(60.0, has=1) is at_once

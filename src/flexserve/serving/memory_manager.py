@@ -22,7 +22,7 @@ from flexserve.policy.recall import Holding, Part, Step, Victims
 from flexserve.policy.rewarm import Candidate
 from flexserve.protocol.answers import Finished
 from flexserve.protocol.memory import Recall, Recalled
-from flexserve.protocol.trusted_app import Kind, ModelMemory, TrustedApp
+from flexserve.protocol.trusted_app import IdleKv, Kind, ModelMemory, TrustedApp
 from flexserve.serving.model_manager import ModelManager
 from flexserve.serving.rewarming import AskSpare, Rewarmer
 from flexserve.units import format_size
@@ -94,9 +94,7 @@ class MemoryManager:
 
     def provide(self, model: str, size: int) -> None:
         """See to it that `size` bytes are granted for `model`, as far as the OS and idle models have them."""
-        have = self._app.grant(size, 0)
-        if have < size:
-            self.make_way(model, size - have)
+        self.make_way(model, size - self._app.grant(size, 0))
 
     def provide_weights(self, model: str, *, whole: bool = False) -> None:
         """See to it that what `model` lacks can come in.
@@ -106,9 +104,7 @@ class MemoryManager:
         missing = self._app.missing(model)
         if missing.size:
             have = self._app.grant(missing.size, missing.minimum)
-            needed = missing.size if whole else missing.needed
-            if have < needed:
-                self.make_way(model, needed - have)
+            self.make_way(model, (missing.size if whole else missing.needed) - have)
 
     def with_memory(self, model: str, work: Callable[[], R]) -> R:
         """Do `work` for `model`; when memory is refused to it and idle models have some, do it again."""
@@ -120,15 +116,22 @@ class MemoryManager:
                     raise
 
     def make_way(self, model: str, size: int) -> int:
-        """Take `size` bytes for `model` from what is idle, keeping the grants; return the bytes."""
+        """Take `size` bytes for `model` from what is idle, keeping the grants; return the bytes.
+
+        A `size` of 0 or less takes nothing.
+        """
+        return self._take(size, model, lambda it: it.model == model and it.kind is not Kind.KV)
+
+    def _take(self, size: int, model: str, spared: Callable[[Holding], bool]) -> int:
+        """Take `size` bytes for `model` from what is idle and not `spared`; return the bytes."""
         if size <= 0:
             return 0
         with self._lock:
             memory = self._app.memory()
             idle = [
-                h
-                for h in self._holdings(memory, granted=True)
-                if not (h.running or self._is_pinned(h) or (h.model == model and h.kind is not Kind.KV))
+                it
+                for it in self._holdings(memory, granted=True)
+                if not (it.running or self._is_pinned(it) or spared(it))
             ]
             steps = recall.plan(idle, size, victims=self._victims(memory))
             return sum(self._give_up(step, f"made way for {model}") for step in steps)
@@ -220,14 +223,23 @@ class MemoryManager:
             since = max(kv.last_used + _SEAL_AFTER, self._models.last_ended() + _QUIET)
             wait = since - time.monotonic()
             if wait <= 0:
-                self.provide(kv.model, self._app.sealing_size(kv.model, kv.sequence))
-                self._app.seal(kv.model, kv.sequence)
+                self._seal(kv)
                 return 0
             waits.append(wait)
         waits.append(self._models.tidy())
-        if 0 not in waits:
-            waits += [_LOADING] if self._app.loading else self._look_around()
+        waits += [_LOADING] if self._app.loading else self._look_around()
         return min((wait for wait in waits if wait is not None), default=None)
+
+    def _seal(self, kv: IdleKv) -> None:
+        """Seal idle KV, with room for its plaintext from the OS, or from what else is idle.
+
+        The next request will need the KV with the model's weights, so neither makes way.
+        """
+        needed = {Kind.KV: (kv.model, kv.sequence), Kind.WEIGHTS: (kv.model, None)}
+        size = self._app.sealing_size(kv.model, kv.sequence)
+        have = self._app.grant(size, 0)
+        self._take(size - have, kv.model, lambda it: it.part == needed.get(it.kind))
+        self._app.seal(kv.model, kv.sequence)
 
     def _look_around(self) -> list[float | None]:
         """Do what can be done while nothing is loaded; return the seconds until there may be more."""

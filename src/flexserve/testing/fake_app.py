@@ -81,6 +81,7 @@ class FakeApp:
         self.calls: list[tuple[object, ...]] = []
         self.conversations: list[tuple[str, int | None]] = []  # whose KV was asked for
         self.granted = 0
+        self.minimum = 0  # bytes of the last grant that a request cannot get on without
         self.ready = 0  # bytes that were evicted and kept; of those granted, what the OS counts as resident
         self.loading = False
         self.moved = 0.0
@@ -305,7 +306,7 @@ class FakeApp:
 
     def grant(self, size: int, minimum: int) -> int:
         """Grant up to the limit."""
-        del minimum
+        self.minimum = minimum
         self.granted += max(0, min(size - self.granted, self.limit - self.used - self.granted))
         return self.granted
 
