@@ -44,6 +44,14 @@ def test_short_prompts_of_many_are_all_computed_before_the_one_that_waits() -> N
     assert batching.next(pending) == ([1, 2, 3, 4], BATCH)
 
 
+def test_all_prompts_between_two_decodes_share_one_budget() -> None:
+    batching, pending = Batching(BATCH), {1: 1, 2: 1, 3: 1}
+    for prompt in (4, 5):
+        assert batching.next({**pending, prompt: 30}) == ([prompt], 30)
+        pending[prompt] = 1
+    assert batching.next({**pending, 6: 30}) == ([1, 2, 3, 4, 5], BATCH)
+
+
 def test_the_more_prompts_wait_beside_one_the_larger_are_their_pieces() -> None:
     assert Batching(BATCH).next({1: 1, 2: 900, 3: 900, 4: 900}) == ([2], 3 * 64)
     assert Batching(BATCH).next({1: 1, **dict.fromkeys(range(2, 30), 900)}) == ([2], BATCH)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from flexserve.errors import FlexServeError
 from flexserve.policy.eviction_policy import EvictionPolicy
 from flexserve.protocol.answers import Failed, Finished
 from flexserve.protocol.trusted_app import Work
@@ -35,11 +37,19 @@ class Server:
         self.scheduler.submit(request.ticket)
         return request
 
+    def receive(self) -> msgspec.Struct:
+        """Return what is sent next. Waits for 20 seconds, or for as long as there is an engine thread."""
+        for _ in range(100):
+            with contextlib.suppress(queue.Empty):
+                return self.sent.get(timeout=0.2)
+            assert self.scheduler._thread.is_alive(), "the engine thread ended"
+        raise AssertionError("nothing is sent")
+
     def ends(self, count: int) -> list[Finished | Failed]:
         """Return the next ends of requests that are sent."""
         found: list[Finished | Failed] = []
         while len(found) < count:
-            message = self.sent.get(timeout=20)
+            message = self.receive()
             if isinstance(message, Finished | Failed):
                 found.append(message)
         return found
@@ -57,6 +67,21 @@ class Server:
         assert begun.wait(timeout=20)
         self.app.inside = lambda: None
         return go_on.set
+
+
+class Preparation:
+    """Requests are prepared for as long as a test wants: until it calls `done`."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self.begun = threading.Event()
+        self.done: Callable[[FlexServeError | None], None]
+        server.app.prepare = self._prepare  # type: ignore[method-assign]
+
+    def _prepare(self, request: int, done: Callable[[FlexServeError | None], None]) -> None:
+        self._server.app.requests[request].prepared = True
+        self.done = done
+        self.begun.set()
 
 
 def steps(app: FakeApp) -> list[tuple[object, ...]]:

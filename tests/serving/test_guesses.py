@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import pytest
 
 from flexserve.errors import CallerError, FlexServeError, GrantRefusedError
 from flexserve.policy.guessing import MOST
 from flexserve.protocol.trusted_app import Progress, Ticket
+from flexserve.serving import guesses
 from flexserve.serving.guesses import Guesses
 from flexserve.serving.request import Request
 from flexserve.testing.fake_app import CHUNK, FakeApp, FakeModel, FakeRequest
+
+
+class Measured:
+    """A policy that has three tokens guessed before each graph, and what it was told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[object, ...]] = []
+
+    def count(self) -> int:
+        return 3
+
+    def checked(self, *what: float) -> None:
+        self.told.append(("checked", *what))
+
+    def computed(self, seconds: float) -> None:
+        self.told.append(("computed", seconds))
 
 
 class Rig:
@@ -116,6 +134,7 @@ def test_a_draft_that_cannot_guess_for_a_model_is_not_asked_again_and_it_is_said
         rig.step(request)
     assert len(rig.made) == 1
     assert rig.refusals == [("small", error)]
+    assert rig.guesses.checks == 0
 
 
 def test_memory_that_is_refused_ends_guessing_for_a_while_only() -> None:
@@ -126,6 +145,54 @@ def test_memory_that_is_refused_ends_guessing_for_a_while_only() -> None:
         rig.step(request)
     assert len(rig.made) == 1
     assert rig.refusals == []
+    assert rig.guesses.checks == 0
+
+
+def test_the_policy_hears_what_guesses_cost_and_what_they_brought(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, policy = 100.0, Measured()
+    monkeypatch.setattr(guesses, "Guessing", lambda: policy)
+    monkeypatch.setattr(guesses, "time", SimpleNamespace(monotonic=lambda: now))
+    rig = Rig(right=2)
+    request, _ = rig.request()
+    guess = rig.app.guess
+
+    def slow_guess(number: int, draft: str, count: int) -> int:
+        nonlocal now
+        now += 5
+        return guess(number, draft, count)
+
+    def slow_graph() -> None:
+        nonlocal now
+        now += 7
+
+    rig.app.guess, rig.app.inside = slow_guess, slow_graph  # type: ignore[method-assign]
+    rig.step(request)
+    rig.app.models["small"].weights = 0
+    rig.step(request)
+    assert policy.told == [("checked", 3, 2, 5.0, 7.0), ("computed", 7.0)]
+
+
+def test_a_draft_that_cannot_guess_now_costs_nothing_but_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = Measured()
+    monkeypatch.setattr(guesses, "Guessing", lambda: policy)
+    rig = Rig()
+    rig.app.guess = lambda _request, _draft, _count: 0  # type: ignore[method-assign]
+    rig.step(rig.request()[0])
+    assert [what[0] for what in policy.told] == ["computed"]
+    assert rig.guesses.checks == 0
+
+
+def test_each_pair_of_models_is_measured_for_itself() -> None:
+    rig = Rig()
+    rig.app.models["other"] = FakeModel(CHUNK, is_open=True, weights=CHUNK)
+    request, _ = rig.request()
+    for _ in range(3):
+        rig.step(request)
+    made = len(rig.made)
+    assert made > 0
+    rig.guesses.use({"big": "other"})
+    rig.step(request)
+    assert len(rig.made) == made, "nothing is known of this pair"
 
 
 @pytest.mark.parametrize("right", [0, 2])

@@ -12,7 +12,8 @@ from scheduled import Server, steps
 
 from flexserve.errors import CallerError, GrantRefusedError, InternalError
 from flexserve.protocol.answers import Failed, Finished, Timings
-from flexserve.protocol.trusted_app import Work
+from flexserve.protocol.statuses import ComputeStatus
+from flexserve.protocol.trusted_app import Kind, Missing, Work
 from flexserve.testing.fake_app import CHUNK, FakeApp, FakeModel
 
 
@@ -48,6 +49,64 @@ def test_other_models_make_way_for_a_request_and_not_its_own(
     assert {call[1] for call in app.calls if call[0] == "evict"} == {"b"}
 
 
+@pytest.mark.parametrize(
+    ("work", "how"),
+    [(Work.GENERATE, {}), (Work.EMBED, {"broken": GrantRefusedError("No memory.", missing=CHUNK)})],
+    ids=["generation", "vectors"],
+)
+def test_the_weights_of_its_own_model_do_not_make_way_for_a_request(
+    serve: Callable[..., Server], work: Work, how: dict[str, Any]
+):
+    server = serve(FakeApp(2 * CHUNK, a=FakeModel(2 * CHUNK)))
+    server.submit("a", Work.WARM)
+    server.submit("a", work, **how)
+    end = server.ends(2)[1]
+    assert isinstance(end, Failed)
+    assert end.failure.code == "memory_refused"
+    assert server.app.models["a"].weights == 2 * CHUNK
+
+
+def test_other_models_make_way_for_one_that_cannot_be_opened_otherwise(serve: Callable[..., Server]):
+    server = serve()
+    server.submit("b", Work.WARM)
+    server.ends(1)
+    server.app.models["a"].error = GrantRefusedError("No memory.", missing=CHUNK)
+    evict = server.app.evict
+
+    def evicting(*what: Any, **how: Any) -> int:
+        server.app.models["a"].error = None
+        return evict(*what, **how)
+
+    server.app.evict = evicting  # type: ignore[method-assign]
+    server.submit("a")
+    assert isinstance(server.ends(1)[0], Finished)
+    assert server.app.models["b"].weights == 3 * CHUNK
+
+
+@pytest.mark.parametrize(("work", "given_up"), [(Work.WARM, 3 * CHUNK), (Work.EMBED, CHUNK)])
+def test_others_make_way_for_all_of_a_model_only_where_all_of_it_is_wanted(
+    serve: Callable[..., Server], work: Work, given_up: int
+):
+    app = FakeApp(5 * CHUNK, a=FakeModel(4 * CHUNK), b=FakeModel(4 * CHUNK))
+    server = serve(app)
+    server.submit("b", Work.WARM)
+    server.ends(1)
+    app.missing = lambda _model: Missing(4 * CHUNK, 2 * CHUNK, CHUNK)  # type: ignore[method-assign]
+    server.submit("a", work)
+    server.ends(1)
+    assert [call[1:4] for call in app.calls if call[0] == "evict"] == [("b", Kind.WEIGHTS, given_up)]
+
+
+def test_texts_of_one_request_for_vectors_count_as_one_graph_and_warming_as_none(
+    serve: Callable[..., Server],
+):
+    server = serve()
+    for work, computed in ((Work.WARM, ComputeStatus(0, 0)), (Work.EMBED, ComputeStatus(1, 1))):
+        server.submit("a", work)
+        server.ends(1)
+        assert server.scheduler.computed() == computed
+
+
 def test_vectors_count_as_a_request_to_their_model(serve: Callable[..., Server]):
     server = serve()
     server.submit("a", Work.EMBED, prompt=12, next_model="b")
@@ -61,7 +120,8 @@ def test_a_generation_tells_how_fast_its_models_prompts_are(serve: Callable[...,
     server = serve()
     server.submit("a", prompt=100, timings=Timings(prefill=1000))
     server.ends(1)
-    assert server.policy.profile("a", CHUNK, time.monotonic(), pinned=False).speeds.prefill == 100.0
+    profile = server.policy.profile("a", CHUNK, time.monotonic(), pinned=False)
+    assert (profile.prompt, profile.speeds.prefill) == (100.0, 100.0)
 
 
 def trouble(server: Server, model: str) -> str | None:
@@ -82,6 +142,30 @@ def test_a_models_trouble_is_told_until_it_answers_again_and_a_callers_mistake_i
     server.submit("a")
     server.ends(1)
     assert trouble(server, "a") is None
+
+
+def test_a_draft_is_brought_in_and_guesses(serve: Callable[..., Server]):
+    server = serve()
+    server.scheduler.use_drafts({"a": "b"})
+    server.submit("a", answer=60, right=8)
+    server.ends(1)
+    calls = server.app.calls
+    assert ("load", "b", 4 * CHUNK) in calls
+    guesses = [call for call in calls if call[0] == "guess"]
+    assert server.scheduler.computed().checks == len(guesses) > 0
+
+
+def test_that_a_draft_cannot_guess_is_its_trouble(serve: Callable[..., Server]):
+    server = serve()
+
+    def guess(_request: int, _draft: str, _count: int) -> int:
+        raise CallerError("Their vocabularies differ.")
+
+    server.app.guess = guess  # type: ignore[method-assign]
+    server.scheduler.use_drafts({"a": "b"})
+    server.submit("a", answer=60)
+    assert isinstance(server.ends(1)[0], Finished)
+    assert trouble(server, "b") == "Their vocabularies differ."
 
 
 def test_a_generation_that_cannot_go_on_ends(serve: Callable[..., Server]):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
-from scheduled import Server, steps
+from scheduled import Preparation, Server, steps
 
 from flexserve.errors import CallerError, GrantRefusedError, InternalError, StoredDataError
 from flexserve.protocol.answers import Failed, Finished
-from flexserve.protocol.memory import Recall
 from flexserve.protocol.messages import Computing
 from flexserve.protocol.trusted_app import Work
 from flexserve.testing.fake_app import CHUNK, FakeApp, FakeModel
@@ -86,6 +86,8 @@ def test_a_full_queue_refuses_at_once_and_forgets(serve: Callable[..., Server]):
     [end] = server.ends(1)
     assert isinstance(end, Failed)
     assert (end.request, end.failure.code) == (refused, "queue_full")
+    assert end.failure.message == "1 requests are waiting."
+    assert end.failure.hint == "Try again in a few seconds."
     assert refused not in server.app.requests
     go_on()
     server.ends(2)
@@ -94,13 +96,17 @@ def test_a_full_queue_refuses_at_once_and_forgets(serve: Callable[..., Server]):
 def test_a_request_that_waits_is_cancelled_at_once(serve: Callable[..., Server]):
     server = serve()
     go_on = server.held_back("a")
-    number = server.submit("a").ticket.request
+    number, other = (server.submit("a").ticket.request for _ in range(2))
+    assert server.scheduler.counts() == (2, 1)
     server.scheduler.cancel(number)
     [end] = server.ends(1)
     assert isinstance(end, Failed)
     assert (end.request, end.failure.code) == (number, "cancelled")
+    assert end.failure.message == "The request was cancelled."
+    assert server.scheduler.counts() == (1, 1)
+    assert number not in server.app.requests
     go_on()
-    server.ends(1)
+    assert server.ends(2)[1].request == other
     assert ("begin", number) not in server.app.calls
 
 
@@ -113,6 +119,52 @@ def test_a_request_that_computes_is_stopped_and_the_others_go_on(serve: Callable
     by_number = {end.request: end for end in server.ends(3)}
     assert isinstance(by_number[stopped], Failed)
     assert isinstance(by_number[other], Finished)
+
+
+def test_a_request_that_the_application_cannot_break_off_ends_before_its_next_graph(
+    serve: Callable[..., Server],
+):
+    server = serve()
+    go_on = server.held_back("a")
+    stopped = server.submit("a", prompt=1, answer=1 << 40).ticket.request
+    server.app.stop = lambda _request: None  # type: ignore[method-assign]
+    server.app.inside = lambda: server.scheduler.cancel(stopped)
+    go_on()
+    end = server.ends(2)[1]
+    assert isinstance(end, Failed)
+    assert (end.request, end.failure.code) == (stopped, "cancelled")
+    assert len(steps(server.app)) == 1
+
+
+def test_the_application_hears_at_once_that_what_it_computes_is_cancelled(serve: Callable[..., Server]):
+    server = serve()
+    go_on = server.held_back("a")
+    ((number, request),) = server.app.requests.items()
+    server.scheduler.cancel(number)
+    assert request.stopped
+    go_on()
+    server.ends(1)
+
+
+def test_a_request_that_is_cancelled_while_it_is_prepared_does_not_begin(serve: Callable[..., Server]):
+    server = serve()
+    preparation = Preparation(server)
+    number = server.submit("a").ticket.request
+    assert preparation.begun.wait(timeout=20)
+    server.scheduler.cancel(number)
+    preparation.done(None)
+    [end] = server.ends(1)
+    assert isinstance(end, Failed)
+    assert end.failure.code == "cancelled"
+    assert ("begin", number) not in server.app.calls
+
+
+def test_the_model_whose_request_is_the_oldest_has_its_turn_first(serve: Callable[..., Server]):
+    server = serve(FakeApp(**{name: FakeModel(4 * CHUNK) for name in "abc"}))
+    go_on = server.held_back("c")
+    numbers = [server.submit(model, prompt=1, answer=1).ticket.request for model in "ab"]
+    go_on()
+    assert [end.request for end in server.ends(3)][1:] == numbers
 
 
 def test_a_cancelled_number_that_nobody_knows_changes_nothing(serve: Callable[..., Server]):
@@ -175,26 +227,6 @@ def test_what_breaks_a_step_ends_that_request_alone(serve: Callable[..., Server]
     assert isinstance(by_number[other], Finished)
 
 
-def test_there_is_no_housekeeping_while_a_request_is_prepared(serve: Callable[..., Server]):
-    server = serve()
-    begun, looked, waiting = threading.Event(), threading.Event(), list[Callable[[None], None]]()
-
-    def prepare(number: int, done: Callable[[None], None]) -> None:
-        server.memory.tidy = looked.set  # type: ignore[method-assign, assignment]
-        server.app.requests[number].prepared = True
-        waiting.append(done)
-        begun.set()
-
-    server.app.prepare = prepare  # type: ignore[method-assign, assignment]
-    server.submit("a")
-    assert begun.wait(timeout=20)
-    server.scheduler.memory_changed()
-    assert not looked.wait(0.1)
-    waiting[0](None)
-    assert looked.wait(timeout=20), "it is made up for"
-    assert isinstance(server.ends(1)[0], Finished)
-
-
 def test_an_exception_that_nobody_foresaw_is_told_by_its_type_only(serve: Callable[..., Server]):
     server = serve()
 
@@ -235,7 +267,7 @@ def test_the_normal_world_is_told_whose_turn_it_is(serve: Callable[..., Server])
     server.submit("a")
     told: list[str] = []
     while not told or told[-1]:
-        message = server.sent.get(timeout=20)
+        message = server.receive()
         if isinstance(message, Computing):
             told.append(message.model)
     assert told == ["a", ""]
@@ -264,7 +296,22 @@ def test_a_server_that_ends_lets_what_runs_end_and_turns_the_rest_away(serve: Ca
     end = server.ends(1)[0]
     assert isinstance(end, Failed)
     assert (end.request, end.failure.code) == (late, "cancelled")
+    assert end.failure.message == "The server is shutting down."
     assert not server.app.models["a"].is_open
+
+
+def test_a_server_that_ends_lets_what_is_prepared_end(serve: Callable[..., Server]):
+    server = serve()
+    preparation = Preparation(server)
+    server.submit("a")
+    assert preparation.begun.wait(timeout=20)
+    ended = threading.Thread(target=server.scheduler.drain, args=(20,))
+    ended.start()
+    while not server.scheduler._closing:
+        time.sleep(0.001)
+    preparation.done(None)
+    assert isinstance(server.ends(1)[0], Finished)
+    ended.join(timeout=20)
 
 
 def test_a_server_that_ends_stops_what_takes_too_long(serve: Callable[..., Server]):
@@ -293,6 +340,7 @@ def test_a_conversion_does_not_say_how_long_its_model_is_kept_unless_it_does(ser
         (Work.GENERATE, 0.0, False),
         (Work.CONVERT, None, False),
         (Work.CONVERT, -1.0, True),
+        (Work.GENERATE, None, None),
     ):
         server.submit("a", work, keep_alive=keep)
         server.ends(1)
@@ -305,21 +353,3 @@ def test_a_conversion_that_cannot_be_prepared_says_why(serve: Callable[..., Serv
     (end,) = server.ends(1)
     assert isinstance(end, Failed)
     assert end.failure.message == "It is too long."
-
-
-def test_a_model_comes_back_after_a_recall_though_no_request_comes(serve: Callable[..., Server]):
-    server = serve()
-    server.submit("a")
-    server.ends(1)
-    came_back = threading.Event()
-    bring_in = server.app.load
-
-    def load(model: str, size: int | None) -> None:
-        bring_in(model, size)
-        came_back.set()
-
-    server.app.load = load  # type: ignore[method-assign]
-    server.memory.answer(Recall(1, None, 100))
-    server.scheduler.memory_changed()
-    assert came_back.wait(timeout=20)
-    assert server.app.models["a"].weights == 4 * CHUNK

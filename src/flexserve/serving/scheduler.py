@@ -170,8 +170,8 @@ class Scheduler:
                     return True
                 if self._over():
                     return False
-                quiet = not self._preparing
-                self._look_again = self._look_again and not quiet
+                quiet = not self._preparing  # else there is housekeeping once nothing is prepared any more
+                self._look_again = False
             self._compute_with("")
             pause = self._memory.tidy() if quiet else None
             with self._changed:

@@ -20,7 +20,8 @@ class Watchdog:
     """Calls `cancel` when nothing moved for `patience` seconds of a turn, and `end` when that did not help.
 
     Long before, `tell` hears for how many seconds nothing moved, and 0 when something does again.
-    `last_moved` returns when something moved last, on the `clock` (seconds); `turn` is the engine thread's.
+    `last_moved` returns when something moved last, on the `clock` (seconds), of which `sleep` lets some pass;
+    `turn` is the engine thread's.
     """
 
     def __init__(
@@ -33,9 +34,10 @@ class Watchdog:
         patience: float,
         grace: float = GRACE,
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._last_moved, self._tell, self._cancel, self._end = last_moved, tell, cancel, end
-        self._patience, self._grace, self._clock = patience, min(grace, patience), clock
+        self._patience, self._grace, self._clock, self._sleep = patience, min(grace, patience), clock, sleep
         self._began: float | None = None  # the present turn (the clock's seconds); None: between turns
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
@@ -56,7 +58,7 @@ class Watchdog:
     def _watch(self) -> None:
         cancelled = told = False
         while True:
-            time.sleep(min(1.0, self._patience / 20, self._grace / 4))
+            self._sleep(min(1.0, self._patience / 20, self._grace / 4))
             still = self.still()
             if told != (still > _ALARM * self._patience):
                 told = not told
