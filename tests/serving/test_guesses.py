@@ -135,6 +135,10 @@ def test_a_draft_that_cannot_guess_for_a_model_is_not_asked_again_and_it_is_said
     assert len(rig.made) == 1
     assert rig.refusals == [("small", error)]
     assert rig.guesses.checks == 0
+    rig.app.models["small"].error = None
+    rig.guesses.use({"big": "small"})
+    rig.step(request)
+    assert rig.guesses.checks == 1, "by now another model may have its name"
 
 
 def test_memory_that_is_refused_ends_guessing_for_a_while_only() -> None:

@@ -32,7 +32,11 @@ class Guesses:
         self._unfit: set[tuple[str, str]] = set()
 
     def use(self, drafts: Mapping[str, str]) -> None:
-        """Have these models guess, by the names of those whose tokens they guess. Any thread."""
+        """Have these models guess, by the names of those whose tokens they guess. Any thread.
+
+        One that could not guess before is asked again: by now another model may have its name.
+        """
+        self._unfit = set()
         self._drafts = dict(drafts)
 
     def begun(self, model: str) -> None:
