@@ -169,7 +169,7 @@ def test_the_policy_hears_what_guesses_cost_and_what_they_brought(monkeypatch: p
         nonlocal now
         now += 7
 
-    rig.app.guess, rig.app.inside = slow_guess, slow_graph  # type: ignore[method-assign]
+    rig.app.guess, rig.app.inside = slow_guess, slow_graph  # type: ignore[method-assign, assignment]
     rig.step(request)
     rig.app.models["small"].weights = 0
     rig.step(request)
@@ -180,7 +180,7 @@ def test_a_draft_that_cannot_guess_now_costs_nothing_but_the_graph(monkeypatch: 
     policy = Measured()
     monkeypatch.setattr(guesses, "Guessing", lambda: policy)
     rig = Rig()
-    rig.app.guess = lambda _request, _draft, _count: 0  # type: ignore[method-assign]
+    rig.app.guess = lambda request, draft, count: 0  # type: ignore[method-assign]
     rig.step(rig.request()[0])
     assert [what[0] for what in policy.told] == ["computed"]
     assert rig.guesses.checks == 0

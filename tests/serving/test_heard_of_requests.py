@@ -91,7 +91,7 @@ def test_others_make_way_for_all_of_a_model_only_where_all_of_it_is_wanted(
     server = serve(app)
     server.submit("b", Work.WARM)
     server.ends(1)
-    app.missing = lambda _model: Missing(4 * CHUNK, 2 * CHUNK, CHUNK)  # type: ignore[method-assign]
+    app.missing = lambda model: Missing(4 * CHUNK, 2 * CHUNK, CHUNK)  # type: ignore[method-assign]
     server.submit("a", work)
     server.ends(1)
     assert [call[1:4] for call in app.calls if call[0] == "evict"] == [("b", Kind.WEIGHTS, given_up)]
@@ -161,7 +161,7 @@ def test_that_a_draft_cannot_guess_is_its_trouble(serve: Callable[..., Server]):
     def guess(_request: int, _draft: str, _count: int) -> int:
         raise CallerError("Their vocabularies differ.")
 
-    server.app.guess = guess  # type: ignore[method-assign]
+    server.app.guess = guess  # type: ignore[method-assign, assignment]
     server.scheduler.use_drafts({"a": "b"})
     server.submit("a", answer=60)
     assert isinstance(server.ends(1)[0], Finished)

@@ -184,7 +184,10 @@ def test_what_is_not_worth_a_move_stays_and_is_looked_at_again(clock: Clock) -> 
 
 
 def test_one_model_alone_is_never_rearranged_nor_are_models_without_weights(clock: Clock) -> None:
-    for app in (FakeApp(a=loaded(4)), FakeApp(**{name: FakeModel(CHUNK, is_open=True) for name in "ab"})):
+    for app in (
+        FakeApp(a=loaded(4)),
+        FakeApp(1 << 40, **{name: FakeModel(CHUNK, is_open=True) for name in "ab"}),
+    ):
         memory = manager(app)
         assert [memory.tidy(), memory.tidy()] == [None, None]
 

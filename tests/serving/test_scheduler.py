@@ -127,7 +127,7 @@ def test_a_request_that_the_application_cannot_break_off_ends_before_its_next_gr
     server = serve()
     go_on = server.held_back("a")
     stopped = server.submit("a", prompt=1, answer=1 << 40).ticket.request
-    server.app.stop = lambda _request: None  # type: ignore[method-assign]
+    server.app.stop = lambda request: None  # type: ignore[method-assign]
     server.app.inside = lambda: server.scheduler.cancel(stopped)
     go_on()
     end = server.ends(2)[1]
@@ -160,7 +160,7 @@ def test_a_request_that_is_cancelled_while_it_is_prepared_does_not_begin(serve: 
 
 
 def test_the_model_whose_request_is_the_oldest_has_its_turn_first(serve: Callable[..., Server]):
-    server = serve(FakeApp(**{name: FakeModel(4 * CHUNK) for name in "abc"}))
+    server = serve(FakeApp(1 << 40, **{name: FakeModel(4 * CHUNK) for name in "abc"}))
     go_on = server.held_back("c")
     numbers = [server.submit(model, prompt=1, answer=1).ticket.request for model in "ab"]
     go_on()
