@@ -81,6 +81,7 @@ def test_a_job_has_as_much_work_as_takes_about_ten_milliseconds():
     assert job_work(Pace(1e-9)) == pytest.approx(1e7, rel=1e-6)
     assert job_work(Pace(1e-6)) == job_work(Pace(1.0)) > 1 << 20, "a job that is too small is all overhead"
     assert job_work(Pace()) >= job_work(Pace(1.0)), "while nothing is known"
+    assert job_work(Pace(0.0)) == job_work(Pace()), "the clock could not tell how long the last one took"
 
 
 def test_products_are_shared_out_by_speed():

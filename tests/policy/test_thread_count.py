@@ -149,3 +149,11 @@ def test_as_many_threads_go_as_cores_were_lacking():
     for _ in range(2):
         threads.computed(0.5, 1.5, 0.0)
     assert threads.count == 5
+
+
+def test_a_trial_too_short_for_the_clock_that_lost_much_leaves_one_thread():
+    threads = ThreadCount(4)
+    for _ in range(2):
+        threads.begin(0.0)
+        threads.computed(0.0, 1.0, 0.0)
+    assert threads.count == 1

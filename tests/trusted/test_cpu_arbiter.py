@@ -39,18 +39,31 @@ def test_compute_can_begin_once_no_loader_is_on_its_cores(arbiter: CpuArbiter):
     arbiter.begin_loading()
     arbiter.begin_compute()
     assert arbiter.crowded
-    assert not arbiter.end_loading(1, idle=0)
-    assert arbiter.end_loading(1, idle=0)
+    assert not arbiter.end_loading(1, busy=1, took=1)
+    assert arbiter.end_loading(1, busy=1, took=1)
     assert not arbiter.crowded
 
 
 def test_a_loader_that_is_done_tells_nobody_when_nothing_computes(arbiter: CpuArbiter):
     arbiter.begin_loading()
-    assert not arbiter.end_loading(1, idle=0)
+    assert not arbiter.end_loading(1, busy=1, took=1)
 
 
 def test_how_long_loaders_wait_is_averaged(arbiter: CpuArbiter):
     for _ in range(200):
         arbiter.begin_loading()
-        arbiter.end_loading(1, idle=0.25)
+        arbiter.end_loading(1, busy=3, took=4)
     assert arbiter.idle == pytest.approx(0.25, abs=0.01)
+
+
+def test_clocks_that_are_too_coarse_for_a_chunk_tell_nothing(arbiter: CpuArbiter):
+    arbiter.begin_loading()
+    arbiter.end_loading(1, busy=0, took=0)
+    assert arbiter.idle == 1
+
+
+def test_a_clock_that_jumps_counts_as_busy_all_the_time_and_no_more(arbiter: CpuArbiter):
+    for _ in range(200):
+        arbiter.begin_loading()
+        arbiter.end_loading(1, busy=0.01, took=1e-9)
+    assert arbiter.idle == pytest.approx(0, abs=0.01)

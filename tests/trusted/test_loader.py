@@ -151,6 +151,32 @@ def test_retiring_waits_for_claimed_chunks_and_leaves_nothing(rig: Rig):
     assert rig.machine.flexmem.committed(rig.weights.parts[0].arena) == 0
 
 
+@pytest.mark.timeout(60)
+def test_retiring_hears_of_chunks_that_were_claimed_for_a_job_before_the_present_one(rig: Rig):
+    rig.start_held()
+    rig.start()
+    releaser = threading.Timer(0.05, rig.source.hold.set)
+    releaser.start()
+    rig.machine.budget.returned(rig.loader.retire(rig.weights))  # or this hangs
+    releaser.join()
+    assert set(rig.weights.states) == {ABSENT}
+
+
+@pytest.mark.timeout(60)
+def test_retiring_hears_of_chunks_that_were_claimed_for_a_prefetch_before_the_present_one(rig: Rig):
+    source = FakeSource()
+    source.hold.clear()
+    other = rig.machine.model((5,), source)
+    rig.loader.prefetch(other, range(5))
+    until(lambda: other.table.claimed)
+    rig.loader.prefetch(rig.weights, [])
+    releaser = threading.Timer(0.05, source.hold.set)
+    releaser.start()
+    rig.machine.budget.returned(rig.loader.retire(other))  # or this hangs
+    releaser.join()
+    assert set(other.states) == {ABSENT}
+
+
 def test_a_prefetch_waits_while_the_job_has_something_to_load(rig: Rig):
     other = rig.machine.model((5,), FakeSource())
     rig.start_held()

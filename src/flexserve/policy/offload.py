@@ -92,7 +92,7 @@ class Pace:
 
 def job_work(pace: Pace) -> int:
     """Return how many multiplications a job should have for somebody of this pace."""
-    if pace.seconds is None:
+    if not pace.seconds:  # unknown, or less than the clock can tell
         return _JOB_WORK
     return max(_JOB_LEAST, int(_JOB_SECONDS / pace.seconds))
 

@@ -50,7 +50,8 @@ class ThreadCount:
             again = now < self._resume + _LONGEST
             self._pause = min(2 * self._pause, _LONGEST) if again else _SHORTEST
             self._resume = now + self._pause
-        self._change(max(1, int(self.count - self._lost / self._wall)))
+        used = self._lost / self._wall if self._wall > 0 else self.count  # cores that others have
+        self._change(max(1, int(self.count - used)))
 
     def _change(self, count: int, *, trial: bool = False) -> None:
         self.count, self.trial = count, trial

@@ -17,6 +17,7 @@ from flexserve.errors import (
     InternalError,
 )
 from flexserve.platforms.ports import Arena
+from flexserve.policy.slice_length import SliceLength
 from flexserve.protocol.model_options import KvType
 from flexserve.trusted.engine import abi
 from flexserve.trusted.engine.graph import EngineGraph
@@ -37,8 +38,6 @@ _KV_TYPES: dict[KvType, int] = {
     "q8_0": lib.GGML_TYPE_Q8_0,
     "q4_0": lib.GGML_TYPE_Q4_0,
 }
-_SLICE_SECONDS = 0.05  # a recall waits for a slice at most; shorter ones cost over a percent of speed
-_MIN_STRIDE = 16  # nodes
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -84,7 +83,7 @@ class Context:
         self._cancelled = False
         self._stats = RestoreStats()
         self._tokens_in_graph = 0
-        self._pace: dict[int, float] = {}  # seconds per node, by size class of the batch
+        self._slices = SliceLength()
         self.size = min(context, model.trained_context)
         self.sequences, self.kv_type = sequences, kv_type
         self._vocabulary_size = lib.llama_vocab_n_tokens(model.vocabulary)
@@ -338,20 +337,13 @@ class Context:
             return abi.STATUS_ABORTED
         view, resting = abi.Graph.from_address(graph), self._residency.resting
         offload = self._engine.prepare(view, self._tokens_in_graph, resting)
-        run = EngineGraph(graph, self.model.map, 0, self._compute_slice, timed=self._pace_of, offload=offload)
-        run.stride = self._stride(run.nodes)
+        run = EngineGraph(graph, self.model.map, 0, self._compute_slice, timed=self._took, offload=offload)
+        run.stride = self._slices.nodes(self._tokens_in_graph, run.nodes)
         try:
             self._residency.compute(self.model.weights, run, self._stats)
         finally:
             self._stats.npu_products += offload.products if offload is not None else 0
         return abi.STATUS_SUCCESS
-
-    def _stride(self, nodes: int) -> int:
-        """Return how many nodes make a slice, by how long such graphs took lately."""
-        pace = self._pace.get(self._tokens_in_graph.bit_length())
-        if pace is None:
-            return _MIN_STRIDE if self._tokens_in_graph > 1 else nodes
-        return max(_MIN_STRIDE, int(_SLICE_SECONDS / pace))
 
     def _compute_slice(self, graph: abi.Graph) -> None:
         if self._cancelled:
@@ -359,10 +351,9 @@ class Context:
         self._engine.compute(graph)
         self._engine.heartbeat.beat()
 
-    def _pace_of(self, nodes: int, seconds: float) -> None:
+    def _took(self, nodes: int, seconds: float) -> None:
         """Record how long a slice took."""
-        pace, size = seconds / nodes, self._tokens_in_graph.bit_length()
-        self._pace[size] = (self._pace.get(size, pace) + pace) / 2
+        self._slices.took(self._tokens_in_graph, nodes, seconds)
 
 
 def _no_context(kv_type: KvType) -> FlexServeError:

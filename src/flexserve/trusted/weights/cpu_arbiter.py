@@ -52,12 +52,14 @@ class CpuArbiter:
         """Record that a loader claimed chunks."""
         self._loading += 1
 
-    def end_loading(self, chunks: int, idle: float) -> bool:
-        """Record that it is done with `chunks`, having waited for the part `idle` of the time.
+    def end_loading(self, chunks: int, *, busy: float, took: float) -> bool:
+        """Record that it is done with `chunks`, which took `took` seconds, `busy` of them on a core.
 
         Returns whether a slice that waits for its cores can begin.
         """
-        self.idle += (idle - self.idle) * min(1.0, chunks / _REMEMBERED)
+        if took > 0:  # the clocks are two, and may be coarse
+            idle = min(1.0, max(0.0, 1 - busy / took))
+            self.idle += (idle - self.idle) * min(1.0, chunks / _REMEMBERED)
         self._loading -= 1
         return self._computing and not self.crowded
 

@@ -267,9 +267,9 @@ class Loader:
             try:
                 self._claims.load(claim)
             finally:
-                idle = 1 - (time.thread_time() - busy) / (time.perf_counter() - began)
+                busy, took = time.thread_time() - busy, time.perf_counter() - began
                 with self._changed:
-                    if self._arbiter.end_loading(len(claim.positions), idle):
+                    if self._arbiter.end_loading(len(claim.positions), busy=busy, took=took):
                         self._changed.notify_all()
 
     def _claim(self) -> Claim | None:
@@ -309,9 +309,10 @@ class Loader:
         for each in (by, job):
             if each is not None:
                 each.advance()
-        # A wake-up costs more than a chunk's bookkeeping: only when somebody can go on.
+        # A wake-up costs more than a chunk's bookkeeping: only when somebody can go on. Of a job that nobody
+        # follows any more, each chunk may be the last one that `retire` waits for.
         waited_for = job is not None and job.waiting and job.done >= job.goal
-        ended = by is not None and (by.stale or by.error is not None or by.done >= by.end)
+        ended = by is not None and (by is not job or by.error is not None or by.done >= by.end)
         if overlooked or waited_for or ended:
             self._changed.notify_all()
 

@@ -91,6 +91,8 @@ class Prefetcher:
 
     def replace(self, prefetch: Prefetch) -> None:
         """Follow `prefetch` instead of the one before. Under the lock."""
+        if self._current is not None:
+            self._current.ended = True  # `retire` may wait for what is still claimed for it
         self._current = prefetch
         self._drop_if_over(prefetch)
 
