@@ -20,8 +20,8 @@ from flexserve.normal.api.keys import Key, Keys
 from flexserve.normal.world import supervised
 from flexserve.policy.pressure import Limits
 from flexserve.protocol.requests import Cancel, Convert, Generate
+from flexserve.testing.script import Behaviour, Fault, Script
 from flexserve.testing.scripted_link import AdjustableMemory, ScriptedLink
-from flexserve.testing.scripted_world import Behaviour, Fault, Script
 from flexserve.units import GIB, MIB
 
 MODELS = {

@@ -14,7 +14,7 @@ from servers import MODELS, Cli, ScriptedServer, Stranger
 from flexserve import folders
 from flexserve.normal import main as normal_main
 from flexserve.normal.main import ServeOptions
-from flexserve.testing.scripted_world import Script
+from flexserve.testing.script import Script
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from flexserve.cli import terminal
 from flexserve.normal import world
 from flexserve.protocol.prompts import ChatPrompt
 from flexserve.protocol.sampling import Sampling
+from flexserve.testing.script import Behaviour, Script
 from flexserve.testing.scripted_link import scripted_command
-from flexserve.testing.scripted_world import Behaviour, Script
 
 
 @pytest.fixture

@@ -110,10 +110,10 @@ def test_vectors_are_right_when_the_image_turns_out_to_be_damaged(
 ):
     world.recall(None)
     with library.store.open(model) as sealed:
-        (image,) = library.store.images(sealed.manifest)
+        (image,) = library.store.derived.images(sealed.manifest)
     size = image.stat().st_size
     os.truncate(image, size // 2)
     assert np.allclose(embed(world, model, TEXTS), expected, atol=2e-3)
     with library.store.open(model) as sealed:
-        (image,) = library.store.images(sealed.manifest)
+        (image,) = library.store.derived.images(sealed.manifest)
     assert image.stat().st_size == size

@@ -36,7 +36,7 @@ def healthy(library: Library) -> str:
 
 def image_of(library: Library, name: str) -> Path:
     with library.store.open(name) as sealed:
-        (image,) = library.store.images(sealed.manifest)
+        (image,) = library.store.derived.images(sealed.manifest)
     return image
 
 
@@ -294,7 +294,7 @@ def test_images_for_another_processor_or_llama_cpp_make_room_for_the_right_one(
     source = library.file(SHAPE, QUANT)
     name = library.add(source, "upgraded")
     with library.store.open(name) as sealed:
-        stale = library.store.image_path(sealed.manifest, "another processor")
+        stale = library.store.derived.image_path(sealed.manifest, "another processor")
     stale.write_bytes(b"stale")
     assert world.generate(name, PROMPT, TOKENS).text == library.answer(source, PROMPT, TOKENS)
     assert not stale.exists()

@@ -8,13 +8,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import httpx
 import pytest
 import structlog
+from brokers import LIMITS, Clock
 
 from flexserve.normal.api.app import create_app
+from flexserve.normal.memory import MemoryBroker
 from flexserve.normal.world import World, supervised
-from flexserve.policy.pressure import Limits
+from flexserve.testing.script import Behaviour, Fault, Script
 from flexserve.testing.scripted_link import AdjustableMemory, ScriptedLink
-from flexserve.testing.scripted_world import Behaviour, Fault, Script
-from flexserve.units import GIB, MIB
+from flexserve.units import MIB
 
 LONG = ["word "] * 2000
 
@@ -56,9 +57,27 @@ def link() -> ScriptedLink:
 
 
 @pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def broker(memory: AdjustableMemory, clock: Clock) -> MemoryBroker:
+    return MemoryBroker(memory, limits=LIMITS, clock=clock)
+
+
+@pytest.fixture
+async def attached(broker: MemoryBroker, link: ScriptedLink) -> AsyncIterator[MemoryBroker]:
+    await link.launch(broker)
+    assert link.channel is not None
+    broker.attach(link.channel)
+    yield broker
+    await link.stop(drain=0)
+
+
+@pytest.fixture
 async def world(link: ScriptedLink, memory: AdjustableMemory) -> AsyncIterator[World]:
-    limits = Limits(low=2 * GIB, high=3 * GIB, emergency=GIB)
-    async with supervised(link.launch, memory, drain=0, limits=limits) as world:
+    async with supervised(link.launch, memory, drain=0, limits=LIMITS) as world:
         yield world
 
 

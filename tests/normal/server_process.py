@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import openai
 
-from flexserve.testing.scripted_world import Behaviour, Fault, Script
+from flexserve.testing.script import Behaviour, Fault, Script
 
 SCRIPT = Script(
     models={

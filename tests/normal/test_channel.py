@@ -29,8 +29,8 @@ from flexserve.protocol.prompts import ChatMessage, ChatPrompt, TextPrompt
 from flexserve.protocol.requests import Cancel, Generate
 from flexserve.protocol.sampling import Sampling
 from flexserve.protocol.statuses import Failure
+from flexserve.testing.script import Behaviour, Script
 from flexserve.testing.scripted_link import ScriptedLink
-from flexserve.testing.scripted_world import Behaviour, Script
 
 pytestmark = pytest.mark.anyio
 PROMPT = TextPrompt("a prompt")

@@ -11,8 +11,8 @@ from flexserve.normal.guest import GuestBroker
 from flexserve.policy.pressure import Bound
 from flexserve.protocol.launch import SecureOptions
 from flexserve.protocol.memory import NeedMemory, Returned
+from flexserve.testing.script import Behaviour, Script
 from flexserve.testing.scripted_link import AdjustableMemory, ScriptedLink
-from flexserve.testing.scripted_world import Behaviour, Script
 from flexserve.units import GIB, MIB
 
 pytestmark = pytest.mark.anyio

@@ -14,8 +14,8 @@ from test_routes import said
 
 from flexserve.normal.api.app import create_app
 from flexserve.normal.world import supervised
+from flexserve.testing.script import Script
 from flexserve.testing.scripted_link import AdjustableMemory, ScriptedLink
-from flexserve.testing.scripted_world import Script
 
 PATHS = [
     *(

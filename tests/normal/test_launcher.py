@@ -17,8 +17,8 @@ from flexserve.protocol.launch import SecureOptions
 from flexserve.protocol.prompts import TextPrompt
 from flexserve.protocol.sampling import Sampling
 from flexserve.protocol.statuses import Failure
+from flexserve.testing.script import Behaviour, Fault, Script
 from flexserve.testing.scripted_link import AdjustableMemory, scripted_command
-from flexserve.testing.scripted_world import Behaviour, Fault, Script
 
 pytestmark = pytest.mark.anyio
 OPTIONS = SecureOptions(store=Path("/models here"), device_key=Path("/key"), threads=2)

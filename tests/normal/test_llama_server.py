@@ -11,8 +11,9 @@ import pytest
 
 from flexserve.protocol.prompts import ChatPrompt, InfillPrompt, Snippet, TextPrompt, TokenPrompt
 from flexserve.protocol.requests import Convert, Generate
+from flexserve.testing.script import Behaviour, Script
 from flexserve.testing.scripted_link import ScriptedLink
-from flexserve.testing.scripted_world import TEMPLATE, Behaviour, Script
+from flexserve.testing.scripted_world import TEMPLATE
 
 pytestmark = pytest.mark.anyio
 USER = [{"role": "user", "content": "Hi"}]

@@ -4,62 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
+from brokers import LIMITS, Clock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from flexserve.errors import NormalWorldError, PeerError, QueueFullError
+from flexserve.errors import NormalWorldError, PeerError
 from flexserve.normal import memory as memory_module
 from flexserve.normal.audit_log import Kind
 from flexserve.normal.memory import MemoryBroker
 from flexserve.normal.pins import Pins
 from flexserve.platforms.ports import MemorySample
 from flexserve.policy import pressure
-from flexserve.policy.pressure import MAX_RESERVATIONS, Limits
 from flexserve.protocol.memory import NeedMemory, Pin, Recall, Recalled, Returned, WantSpare
 from flexserve.protocol.prompts import TextPrompt
 from flexserve.protocol.sampling import Sampling
 from flexserve.simulator import recording
+from flexserve.testing.script import Behaviour, Script
 from flexserve.testing.scripted_link import AdjustableMemory, ScriptedLink
-from flexserve.testing.scripted_world import Behaviour, Script
 from flexserve.units import GIB, MIB
 
 pytestmark = pytest.mark.anyio
-LIMITS = Limits(low=2 * GIB, high=3 * GIB, emergency=GIB)
 Until = Callable[[Callable[[], bool]], Awaitable[None]]
-
-
-class Clock:
-    """A clock that moves a second at every look, unless it is stopped."""
-
-    def __init__(self) -> None:
-        self.now, self.step = 0.0, 1.0
-
-    def __call__(self) -> float:
-        self.now += self.step
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def broker(memory: AdjustableMemory, clock: Clock) -> MemoryBroker:
-    return MemoryBroker(memory, limits=LIMITS, clock=clock)
-
-
-@pytest.fixture
-async def attached(broker: MemoryBroker, link: ScriptedLink) -> AsyncIterator[MemoryBroker]:
-    await link.launch(broker)
-    assert link.channel is not None
-    broker.attach(link.channel)
-    yield broker
-    await link.stop(drain=0)
 
 
 def need(size: int, minimum: int = 0, serial: int = 1) -> NeedMemory:
@@ -249,64 +218,6 @@ async def test_a_lower_cap_recalls_what_is_beyond_it(
     await until(lambda: attached.granted == 16 * MIB)
     answer.abandon()
     watch.cancel()
-
-
-async def test_memory_that_others_asked_for_is_recalled_for_them_and_kept_from_grants(
-    attached: MemoryBroker, link: ScriptedLink, memory: AdjustableMemory, until: Until
-) -> None:
-    assert link.channel is not None
-    answer = await link.channel.generate("hungry", TextPrompt("x"), Sampling())
-    await until(lambda: attached.granted == 64 * MIB)
-    memory.available, memory.resident = 2 * GIB + MIB, 64 * MIB
-    room = await attached.make_room(32 * MIB, deadline=0.5, hold=60)
-    assert room.recall is not None
-    assert room.recall.claim.returned == 31 * MIB
-    assert link.scripted.last(Recall).deadline == 500
-    memory.available = 2 * GIB + 33 * MIB
-    refused = attached.need(need(4 * MIB))
-    assert refused.size == 0
-    assert "held for another program" in refused.reason
-    answer.abandon()
-
-
-async def test_memory_that_is_available_anyway_is_not_recalled_for_others(attached: MemoryBroker) -> None:
-    attached.need(need(GIB))
-    room = await attached.make_room(GIB, deadline=0.5, hold=0)
-    assert room.recall is None
-    assert room.freed == 0
-    assert attached.granted == GIB
-
-
-async def test_others_can_ask_for_memory_while_there_is_no_secure_world(attached: MemoryBroker) -> None:
-    attached.detach()
-    assert (await attached.make_room(GIB, deadline=0.5, hold=1)).recall is None
-
-
-async def test_holds_are_bounded(attached: MemoryBroker, clock: Clock) -> None:
-    clock.step = 0.0
-    for _ in range(MAX_RESERVATIONS):
-        await attached.make_room(1, deadline=0, hold=10)
-    with pytest.raises(QueueFullError):
-        await attached.make_room(1, deadline=0, hold=10)
-    clock.now += 10
-    await attached.make_room(1, deadline=0, hold=10)
-
-
-async def test_others_that_lack_memory_for_files_get_what_no_request_uses_within_two_looks(
-    attached: MemoryBroker, link: ScriptedLink, memory: AdjustableMemory, clock: Clock, until: Until
-) -> None:
-    assert link.channel is not None
-    answer = await link.channel.generate("hungry", TextPrompt("x"), Sampling())
-    await until(lambda: attached.granted == 64 * MIB)
-    memory.free, memory.refaulted, memory.resident = 0, 0, 64 * MIB
-    await attached._relieve()
-    memory.refaulted = 512 * MIB
-    await attached._relieve()
-    await until(lambda: attached.granted == 0)
-    assert link.scripted.last(Recall).gentle
-    line = [line for line in attached.audit_log.lines() if line.kind is Kind.RECALL][-1]
-    assert "read back" in line.reason
-    answer.abandon()
 
 
 async def test_pins_are_told_at_start_and_at_every_change(memory: AdjustableMemory, until: Until) -> None:

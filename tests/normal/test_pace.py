@@ -11,8 +11,9 @@ import pytest
 from flexserve.normal.api.pace import Pace
 from flexserve.protocol.answers import Delta, Started
 from flexserve.protocol.requests import Generate
+from flexserve.testing.script import Behaviour, Script
 from flexserve.testing.scripted_link import ScriptedLink
-from flexserve.testing.scripted_world import CACHED_TOKENS, PROMPT_TOKENS, Behaviour, Script
+from flexserve.testing.scripted_world import CACHED_TOKENS, PROMPT_TOKENS
 
 pytestmark = pytest.mark.anyio
 USER = [{"role": "user", "content": "Hi"}]

@@ -10,8 +10,8 @@ import pytest
 
 from flexserve.protocol.prompts import ChatMessage, ToolCall
 from flexserve.protocol.requests import Generate
+from flexserve.testing.script import Behaviour, Fault, Script
 from flexserve.testing.scripted_link import ScriptedLink
-from flexserve.testing.scripted_world import Behaviour, Fault, Script
 
 pytestmark = pytest.mark.anyio
 CALL = '<tool_call>{"name": "weather", "arguments": {"city": "Rome"}}</tool_call>'

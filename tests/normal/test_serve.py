@@ -18,7 +18,7 @@ from server_process import SCRIPT, Server, ask, until
 from flexserve.errors import CallerError
 from flexserve.normal.main import ServeOptions, listening, serve, tcp_socket
 from flexserve.protocol.launch import SecureOptions
-from flexserve.testing.scripted_world import Script
+from flexserve.testing.script import Script
 
 
 @pytest.fixture

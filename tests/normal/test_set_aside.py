@@ -18,8 +18,8 @@ from flexserve.protocol.prompts import TextPrompt
 from flexserve.protocol.requests import Terms
 from flexserve.protocol.sampling import Sampling
 from flexserve.protocol.statuses import ModelStatus
+from flexserve.testing.script import Behaviour, Fault, Script
 from flexserve.testing.scripted_link import AdjustableMemory, scripted_command
-from flexserve.testing.scripted_world import Behaviour, Fault, Script
 
 Until = Callable[[Callable[[], bool]], Awaitable[None]]
 DEATH = PeerError("The secure world was ended by SIGABRT.")

@@ -18,8 +18,8 @@ from flexserve.normal.world import World, supervised
 from flexserve.protocol.answers import Finished
 from flexserve.protocol.prompts import TextPrompt
 from flexserve.protocol.sampling import Sampling
+from flexserve.testing.script import Behaviour, Script
 from flexserve.testing.scripted_link import AdjustableMemory, ScriptedLink, scripted_command
-from flexserve.testing.scripted_world import Behaviour, Script
 
 pytestmark = pytest.mark.anyio
 Until = Callable[[Callable[[], bool]], Awaitable[None]]

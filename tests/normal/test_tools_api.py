@@ -13,8 +13,9 @@ import pytest
 from flexserve.normal.api import answering
 from flexserve.protocol.prompts import ToolCall
 from flexserve.protocol.requests import Embed, Generate
+from flexserve.testing.script import Behaviour, Script
 from flexserve.testing.scripted_link import ScriptedLink
-from flexserve.testing.scripted_world import Behaviour, Script, vector_of
+from flexserve.testing.scripted_world import vector_of
 
 pytestmark = pytest.mark.anyio
 

@@ -14,7 +14,7 @@ from servers import ScriptedServer
 from flexserve.testing import browser as chromium
 from flexserve.testing.accessibility import beside, faint, nameless
 from flexserve.testing.browser import Browser, Page
-from flexserve.testing.scripted_world import Behaviour, Script
+from flexserve.testing.script import Behaviour, Script
 from flexserve.units import MIB
 
 pytestmark = [

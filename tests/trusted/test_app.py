@@ -54,7 +54,7 @@ def test_a_model_opens_at_once_when_it_is_open_or_has_an_image(world: World) -> 
     assert world.app.opens_at_once("a")
     assert not world.app.opens_at_once("b")
     with world.store.open("b") as sealed:
-        world.store.image_path(sealed.manifest, world.engine.fingerprint).touch()
+        world.store.derived.image_path(sealed.manifest, world.engine.fingerprint).touch()
     assert world.app.opens_at_once("b")
 
 

@@ -35,7 +35,7 @@ def as_json(manifest: Manifest) -> dict[str, Any]:
 
 def abilities(store: Store, manifest: Manifest) -> dict[str, Any]:
     """Return what the model was found to be able to do; None: nobody tried."""
-    record = store.record(manifest)
+    record = store.derived.record(manifest)
     return {"abilities": None if record is None else msgspec.to_builtins(record.abilities)}
 
 
@@ -56,7 +56,7 @@ def served(settings: Settings, manifest: Manifest) -> dict[str, Any]:
 
 def makes(store: Store, manifest: Manifest) -> str:
     """Return what the model was found to make."""
-    record = store.record(manifest)
+    record = store.derived.record(manifest)
     if record is None:
         return f"not tried (`flexserve verify {manifest.name}`)"
     able = record.abilities
@@ -73,7 +73,7 @@ def makes_and_vendor(store: Store, manifest: Manifest) -> str:
 
 def lacks_template(store: Store, manifest: Manifest) -> bool:
     """Return whether a model that makes text was found to bring no chat template."""
-    record = store.record(manifest)
+    record = store.derived.record(manifest)
     return record is not None and record.abilities.text and not record.abilities.template
 
 

@@ -170,7 +170,7 @@ def show(
     settings = _settings(models, device_key)
     store = open_store(settings)
     manifest = store.manifest(model)
-    images = [{"path": str(path), "bytes": path.stat().st_size} for path in store.images(manifest)]
+    images = [{"path": str(path), "bytes": path.stat().st_size} for path in store.derived.images(manifest)]
     details = {
         **about_models.as_json(manifest),
         **about_models.abilities(store, manifest),

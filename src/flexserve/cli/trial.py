@@ -29,7 +29,7 @@ def try_model(settings: Settings, store: Store, name: str) -> str:
     """
     manifest = store.manifest(name)
     options = msgspec.structs.replace(settings.secure_options(), context=_CONTEXT, parallel=1)
-    before = store.record(manifest)
+    before = store.derived.record(manifest)
     try:
         death = asyncio.run(_try(options, name, _PATIENCE + 2 * manifest.size / _SLOW_DISK))
     except (StoredDataError, CallerError) as error:
@@ -43,7 +43,7 @@ def try_model(settings: Settings, store: Store, name: str) -> str:
     if death is None:
         return ""
     # It died. What it had found out before that holds: it makes text, and dies of making vectors.
-    record = store.record(manifest)
+    record = store.derived.record(manifest)
     if record is None or record == before or not record.abilities.text:
         raise _unusable(name, death.message)
     return ""

@@ -86,7 +86,7 @@ class _Bench:
         except FlexServeError as error:
             return f"refused by the reader: {_one_line(error.message)}"
         end = self._tried(name)
-        record = self._store.record(manifest)
+        record = self._store.derived.record(manifest)
         if record is None or not (record.abilities.text or record.abilities.vectors):
             return f"refused: {_one_line(end)}"
         with PlainProcess(source, 1, _CONTEXT) as plain:

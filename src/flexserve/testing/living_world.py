@@ -96,7 +96,7 @@ class LivingWorld:
         except FlexServeError:
             return None
         with self._store.open(_CHANGED) as sealed:
-            record = self._store.record(sealed.manifest)
+            record = self._store.derived.record(sealed.manifest)
         able = record is not None and (record.abilities.text or record.abilities.vectors)
         self.counts.admitted += able
         return record.abilities if record is not None and able else None

@@ -16,7 +16,8 @@ from flexserve.errors import FlexServeError, PeerError
 from flexserve.normal.channel import MemoryCounter, WorldChannel, open_channel
 from flexserve.normal.process import Command
 from flexserve.platforms.ports import MemorySample
-from flexserve.testing.scripted_world import Script, ScriptedWorld
+from flexserve.testing.script import Script
+from flexserve.testing.scripted_world import ScriptedWorld
 from flexserve.units import GIB
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import enum
 import os
 import socket
 import struct
@@ -43,7 +42,6 @@ from flexserve.protocol.evidence import Attest, Attested
 from flexserve.protocol.framing import FrameDecoder, encode
 from flexserve.protocol.memory import Grant, NeedMemory, Recall, Recalled, Returned
 from flexserve.protocol.messages import (
-    PROTOCOL_VERSION,
     Computing,
     Hello,
     Query,
@@ -65,6 +63,7 @@ from flexserve.protocol.statuses import (
     MemoryStatus,
     ModelStatus,
 )
+from flexserve.testing.script import Behaviour, Fault, Script
 from flexserve.trusted.identity.identity import Facts, Identity
 from flexserve.trusted.sessions.clock import steady_clock
 from flexserve.trusted.sessions.receipts import Receipts
@@ -92,43 +91,6 @@ COMPUTED = ComputeStatus(graphs=20, requests=30, checks=2)
 # Who it is: a root and a part of its own.
 IDENTITY = Identity(b"s" * 32, lambda: Measurement({"script": b"s" * 64}, 0.0), 1.0, {"program": "scripted"})
 FACTS = Facts("script", {"memory": "none"}, [AttestedModel(DESCRIPTION.digest)])
-
-
-class Fault(enum.Enum):
-    """How a request goes wrong, after the behaviour's tokens were sent."""
-
-    NONE = "none"
-    FAIL = "fail"  # Failed: the stored data is bad
-    DIE = "die"  # the process exits without a word
-    GARBAGE = "garbage"  # bytes that are no frame
-    OVERSIZED = "oversized"  # a frame that announces 4 GiB
-    UNASKED = "unasked"  # a Delta for a request that was never made
-    REPEATED = "repeated"  # Started twice
-    SILENCE = "silence"  # nothing more, for ever
-    STILL = "still"  # the same, and the watchdog tells of it
-
-
-class Behaviour(msgspec.Struct, frozen=True):
-    """What a request to one model does. Times in seconds, sizes in bytes."""
-
-    tokens: list[str] = msgspec.field(default_factory=lambda: ["Hello", ",", " world", "!"])
-    queue_delay: float = 0.0
-    prefill_delay: float = 0.0
-    token_delay: float = 0.0
-    reason: str = "stop"
-    memory: int = 0  # asked for before the first token, and returned after the last
-    fault: Fault = Fault.NONE
-    sizes: tuple[int, int, int, int] = (1000, 250, 30, 20)  # of its weights, what is in memory, KV, scratch
-
-
-class Script(msgspec.Struct, frozen=True):
-    """A scripted world: its models by name, and how it starts."""
-
-    models: dict[str, Behaviour] = msgspec.field(default_factory=lambda: {"tiny": Behaviour()})
-    max_queue: int = 8  # requests in flight beyond which it answers queue_full
-    version: int = PROTOCOL_VERSION
-    start_failure: Failure | None = None  # printed instead of starting, with exit status 3
-    dies_at_start: bool = False
 
 
 class ScriptedWorld:

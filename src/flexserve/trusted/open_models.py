@@ -66,7 +66,9 @@ class OpenModels:
         """Return whether a model is open, or has an image that it can be opened from."""
         store, fingerprint = self._services.store, self._services.engine.fingerprint
         files = store.files_of(self._manifest(name))
-        return self.is_current(name) or all(store.image_path(file, fingerprint).exists() for file in files)
+        return self.is_current(name) or all(
+            store.derived.image_path(file, fingerprint).exists() for file in files
+        )
 
     def stored(self) -> Sequence[Stored]:
         """Return what the store has, open or not."""
@@ -106,7 +108,7 @@ class OpenModels:
         entry.abilities = abilities
         trial = 1 + secrets.randbelow(1 << 52)
         identity = self._services.engine.identity
-        self._services.store.keep_record(
+        self._services.store.derived.keep_record(
             entry.manifest, Record(entry.manifest.model_id, identity, trial, abilities)
         )
 
@@ -115,7 +117,7 @@ class OpenModels:
 
     def _record(self, manifest: Manifest) -> Record | None:
         """Return what this engine found out about a model; None: it has not tried."""
-        record = self._services.store.record(manifest)
+        record = self._services.store.derived.record(manifest)
         return record if record is not None and record.engine == self._services.engine.identity else None
 
 

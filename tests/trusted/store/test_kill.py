@@ -134,7 +134,7 @@ class Place:
     def write_image(self, fingerprint: str) -> None:
         store = self.store()
         with store.open("a") as sealed:
-            path = store.image_path(sealed.manifest, "any")
+            path = store.derived.image_path(sealed.manifest, "any")
             with ImageWriter(path, sealed, fingerprint, [BufferSpec("CPU", 9000)], 4096) as writer:
                 content = memoryview((CANARY * 1000)[:9000])
                 for index in range(3):
@@ -145,7 +145,7 @@ class Place:
         store = self.store()
         with store.open("a") as sealed:
             try:
-                image = Image.open(store.image_path(sealed.manifest, "any"), sealed, fingerprint)
+                image = Image.open(store.derived.image_path(sealed.manifest, "any"), sealed, fingerprint)
             except FlexServeError:
                 return False
             with image:

@@ -22,7 +22,7 @@ def files(store: Store) -> list[str]:
 
 def add_image(store: Store, name: str, fingerprint: str = "cpu") -> Path:
     with store.open(name) as sealed:
-        path = store.image_path(sealed.manifest, fingerprint)
+        path = store.derived.image_path(sealed.manifest, fingerprint)
         with ImageWriter(path, sealed, fingerprint, [BufferSpec("CPU", 5000)], 4096) as writer:
             writer.write(0, 0, memoryview(CANARY * 1000)[:4096])
             writer.write(0, 1, memoryview(CANARY * 1000)[:904])
@@ -198,10 +198,10 @@ def test_images_go_with_their_model(store: Store, small: Path):
 def test_images_of_other_fingerprints_are_dropped_on_request(store: Store, small: Path):
     manifest = store.add(small, "a", quiet)
     old, new = add_image(store, "a", "old"), add_image(store, "a", "new")
-    assert store.images(manifest) == sorted([old, new])
-    assert store.drop_stale_images(manifest, "new") > 0
-    assert store.images(manifest) == [new]
-    assert store.drop_stale_images(manifest, "new") == 0
+    assert store.derived.images(manifest) == sorted([old, new])
+    assert store.derived.drop_stale_images(manifest, "new") > 0
+    assert store.derived.images(manifest) == [new]
+    assert store.derived.drop_stale_images(manifest, "new") == 0
 
 
 def test_orphaned_images_are_swept_when_the_store_is_opened(store: Store, small: Path, device: DeviceKey):

@@ -39,7 +39,7 @@ class SealedWeights:
         with opened(self._engine, self._store, self.manifest.name) as sealed:
             if sealed.manifest.model_id != self.manifest.model_id:
                 raise replaced(self.manifest.name)
-            self._store.drop_image(self.manifest, self._engine.fingerprint)
+            self._store.derived.drop_image(self.manifest, self._engine.fingerprint)
             damaged, self.image = self.image, self._made(sealed)
         damaged.close()
 
@@ -50,7 +50,9 @@ class SealedWeights:
     def _fitting(self, sealed: SealedModel) -> Image:
         fingerprint = self._engine.fingerprint
         try:
-            image = Image.open(self._store.image_path(self.manifest, fingerprint), sealed, fingerprint)
+            image = Image.open(
+                self._store.derived.image_path(self.manifest, fingerprint), sealed, fingerprint
+            )
             expected = [(kind, size) for kind, _, size in self.buffers]
             layout = [(buffer.name, buffer.size) for buffer in image.buffers]
             if layout == expected and image.chunk == self._engine.flexmem.chunk:
@@ -62,12 +64,12 @@ class SealedWeights:
 
     def _made(self, sealed: SealedModel) -> Image:
         fingerprint, store = self._engine.fingerprint, self._store
-        path = store.image_path(self.manifest, fingerprint)
+        path = store.derived.image_path(self.manifest, fingerprint)
         specs = [BufferSpec(kind, size) for kind, _, size in self.buffers]
         with ImageWriter(path, sealed, fingerprint, specs, self._engine.flexmem.chunk) as writer:
             ImageMaker(self._engine, sealed, self._infos, writer, self.tensors).make(self.buffers)
             writer.finish()
-        store.drop_stale_images(self.manifest, fingerprint)
+        store.derived.drop_stale_images(self.manifest, fingerprint)
         return Image.open(path, sealed, fingerprint)
 
 

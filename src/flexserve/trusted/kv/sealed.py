@@ -187,7 +187,7 @@ class SealedKv:
     def _write(self, label: _Label, plain: memoryview) -> Path:
         specs, extra = [BufferSpec("kv", len(plain))], msgspec.msgpack.encode(label)
         with self._store.open(self._model) as sealed:
-            path = self._store.kv_path(sealed.manifest, secrets.token_hex(16))
+            path = self._store.derived.kv_path(sealed.manifest, secrets.token_hex(16))
             with ImageWriter(path, sealed, self._key, specs, _CHUNK, extra=extra) as writer:
                 for index in range(-(-len(plain) // _CHUNK)):
                     writer.write(0, index, plain[index * _CHUNK : (index + 1) * _CHUNK])
@@ -198,7 +198,7 @@ class SealedKv:
         """Read the labels of all files; remove those that are of no use any more."""
         found: list[tuple[float, SealedSequence]] = []
         with self._store.open(self._model) as sealed:
-            for path in self._store.kv_paths(sealed.manifest):
+            for path in self._store.derived.kv_paths(sealed.manifest):
                 try:
                     with Image.open(path, sealed, self._key) as image:
                         label = msgspec.msgpack.decode(image.extra, type=_Label)

@@ -126,6 +126,22 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
+def on_disk(path: Path) -> int:
+    """Return the bytes of disk that `path` has; 0: it is gone."""
+    try:
+        return os.lstat(path).st_blocks * 512
+    except FileNotFoundError:
+        return 0
+
+
+def unlink(path: Path) -> int:
+    """Remove `path` if it is there; return the bytes of disk it had."""
+    size = on_disk(path)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    return size
+
+
 def read_exact(fd: int, parts: list[memoryview], offset: int, what: str) -> None:
     """Fill all of `parts` from `offset` of `fd`.
 

@@ -1,11 +1,9 @@
-"""The local store: sealed models by name, the images derived from them, and sealed KV.
+"""The local store: sealed models by name.
 
     ROOT/models/NAME.flex
     ROOT/models/NAME.part                     a model that is not whole yet (sealing.py)
     ROOT/models/NAME.ledger, MODEL_ID.licence   of a vendor's model (licences.py)
-    ROOT/images/MODEL_ID-FINGERPRINT.img
-    ROOT/images/MODEL_ID-record.able
-    ROOT/kv/MODEL_ID-RANDOM.kv
+    ROOT/images, ROOT/kv                        what is derived of models (derived.py)
 
 A model exists exactly as long as its .flex file has its name: adding publishes that one file,
 removing unlinks it. Everything else is left over and swept when a store is opened: temporary
@@ -17,7 +15,6 @@ from __future__ import annotations
 
 import builtins
 import contextlib
-import hashlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,16 +25,24 @@ from flexserve.attestation.licence import Licence
 from flexserve.errors import CallerError, NormalWorldError, StoredDataError, UnknownModelError
 from flexserve.private_files import refuse_shared
 from flexserve.trusted.store.container import Progress, SealedModel, read_manifest
-from flexserve.trusted.store.files import disk_errors, make_folder, open_locked, sweep, sync_folder
+from flexserve.trusted.store.derived import DerivedFiles
+from flexserve.trusted.store.files import (
+    disk_errors,
+    make_folder,
+    on_disk,
+    open_locked,
+    sweep,
+    sync_folder,
+    unlink,
+)
 from flexserve.trusted.store.keys import Device
 from flexserve.trusted.store.licences import LICENCE, licence_path, terms
 from flexserve.trusted.store.manifest import Manifest, check_name, is_name, name_from
-from flexserve.trusted.store.record import Record, read_record, write_record
 from flexserve.trusted.store.sealing import Base, name_taken, seal
 from flexserve.trusted.store.source import FileSource, Source
 from flexserve.trusted.store.split import JoinedSource, part_names, whole_name
 
-_MODEL, _PART, _IMAGE, _KV, _RECORD = ".flex", ".part", ".img", ".kv", ".able"
+_MODEL, _PART = ".flex", ".part"
 _NAMES_IN_HINT = 10
 _MANIFESTS = 256  # that are remembered
 _Stamp = tuple[int, int, int, int, int]
@@ -70,8 +75,9 @@ class Store:
         self._device = device
         self._manifests: dict[str, tuple[_Stamp, Manifest]] = {}  # that were verified, and of which file
         self._terms: dict[str, tuple[tuple[_Stamp, _Stamp | None], Licence | None]] = {}
-        self._models, self._images, self._kv = self.make_folders(root)
-        for folder in (self._models, self._images, self._kv):
+        self._models, images, kv = self.make_folders(root)
+        self.derived = DerivedFiles(images, kv, device)
+        for folder in (self._models, images, kv):
             sweep(folder)
         self._sweep_orphans()
 
@@ -251,9 +257,9 @@ class Store:
         """
         with disk_errors(f"Removing {name}"):
             unfinished = self._path(name).with_suffix(_PART) if name in self.unfinished() else None
-            freed = _unlink(unfinished) if unfinished is not None else 0
+            freed = unlink(unfinished) if unfinished is not None else 0
             if unfinished is None or os.path.lexists(self._path(name)):
-                freed += _unlink(self._existing(name))
+                freed += unlink(self._existing(name))
             sync_folder(self._models)
         return freed + self._sweep_orphans()
 
@@ -261,14 +267,14 @@ class Store:
         """Return what each model takes, by name; images and KV of damaged models are counted nowhere."""
         found = {
             name: Usage(
-                sealed=_on_disk(self._path(name)),
-                images=sum(map(_on_disk, self.images(entry))) if isinstance(entry, Manifest) else 0,
-                kv=sum(map(_on_disk, self.kv_paths(entry))) if isinstance(entry, Manifest) else 0,
+                sealed=on_disk(self._path(name)),
+                images=sum(map(on_disk, self.derived.images(entry))) if isinstance(entry, Manifest) else 0,
+                kv=sum(map(on_disk, self.derived.kv_paths(entry))) if isinstance(entry, Manifest) else 0,
             )
             for name, entry in self._scan()
         }
         for name in self.unfinished():
-            if part := _on_disk(self._path(name).with_suffix(_PART)):
+            if part := on_disk(self._path(name).with_suffix(_PART)):
                 found[name] = msgspec.structs.replace(found.get(name, Usage()), unfinished=part)
         return dict(sorted(found.items()))
 
@@ -278,53 +284,13 @@ class Store:
         Returns the bytes of disk freed. An unfinished model that somebody pulls now stays.
         """
         freed = self._sweep_orphans()
-        kinds = [(self._images, _IMAGE)] * images + [(self._kv, _KV)] * kv
         with disk_errors(f"Cleaning up {self.root}"):
-            freed += sum(_unlink(path) for folder, kind in kinds for path in folder.glob(f"*{kind}"))
+            freed += self.derived.drop_all(images=images, kv=kv)
         for name in self.unfinished() if unfinished else ():
             part = self._path(name).with_suffix(_PART)
             with contextlib.suppress(CallerError), open_locked(part), disk_errors(f"Removing {name}"):
-                freed += _unlink(part)
+                freed += unlink(part)
         return freed
-
-    def image_path(self, manifest: Manifest, fingerprint: str) -> Path:
-        """Return where the image of a model for one CPU and llama.cpp belongs."""
-        digest = hashlib.sha256(fingerprint.encode()).hexdigest()[:16]
-        return self._images / f"{manifest.model_id}-{digest}{_IMAGE}"
-
-    def images(self, manifest: Manifest) -> builtins.list[Path]:
-        """Return the images of a model that exist."""
-        return sorted(self._images.glob(f"{manifest.model_id}-*{_IMAGE}"))
-
-    def drop_image(self, manifest: Manifest, fingerprint: str) -> int:
-        """Remove a model's image for one fingerprint; return the bytes of disk freed."""
-        with disk_errors("Removing a damaged image"):
-            return _unlink(self.image_path(manifest, fingerprint))
-
-    def drop_stale_images(self, manifest: Manifest, fingerprint: str) -> int:
-        """Remove a model's images for other fingerprints; return the bytes of disk freed."""
-        keep = self.image_path(manifest, fingerprint)
-        with disk_errors("Removing stale images"):
-            return sum(_unlink(path) for path in self.images(manifest) if path != keep)
-
-    def record(self, manifest: Manifest) -> Record | None:
-        """Return what a model was found to be able to do; None: nobody tried, or it cannot be read."""
-        return read_record(self._record_path(manifest), self._device, manifest)
-
-    def keep_record(self, manifest: Manifest, record: Record) -> None:
-        """Write down what a model was found to be able to do. Raises NormalWorldError."""
-        write_record(self._record_path(manifest), self._device, record)
-
-    def _record_path(self, manifest: Manifest) -> Path:
-        return self._images / f"{manifest.model_id}-record{_RECORD}"
-
-    def kv_path(self, manifest: Manifest, name: str) -> Path:
-        """Return where sealed KV of a model belongs; `name` without "-"."""
-        return self._kv / f"{manifest.model_id}-{name}{_KV}"
-
-    def kv_paths(self, manifest: Manifest) -> builtins.list[Path]:
-        """Return all sealed KV of a model."""
-        return sorted(self._kv.glob(f"{manifest.model_id}-*{_KV}"))
 
     def _path(self, name: str) -> Path:
         return self._models / f"{name}{_MODEL}"
@@ -365,19 +331,14 @@ class Store:
         """
         # These first: the model of an image that exists now was added before, so it is listed.
         with disk_errors(f"Cleaning up {self.root}"):
-            derived = [
-                *self._images.glob(f"*{_IMAGE}"),
-                *self._images.glob(f"*{_RECORD}"),
-                *self._kv.glob(f"*{_KV}"),
-                *self._models.glob(f"*{LICENCE}"),
-            ]
-        entries = [entry for _, entry in self._scan()] if derived else []
+            owned = [*self.derived.all(), *self._models.glob(f"*{LICENCE}")]
+        entries = [entry for _, entry in self._scan()] if owned else []
         owners = {entry.model_id for entry in entries if isinstance(entry, Manifest)}
         if len(owners) < len(entries):
             return 0
-        orphans = [path for path in derived if path.stem.split("-")[0] not in owners]
+        orphans = [path for path in owned if path.stem.split("-")[0] not in owners]
         with disk_errors(f"Cleaning up {self.root}"):
-            return sum(_unlink(path) for path in orphans)
+            return sum(unlink(path) for path in orphans)
 
 
 def _stamp(path: Path) -> _Stamp:
@@ -389,22 +350,6 @@ def _stamp(path: Path) -> _Stamp:
 
 def _is_model(file: str) -> bool:
     return file.endswith(_MODEL) and is_name(file.removesuffix(_MODEL))
-
-
-def _on_disk(path: Path) -> int:
-    """Return the bytes of disk that `path` has; 0: it is gone."""
-    try:
-        return os.lstat(path).st_blocks * 512
-    except FileNotFoundError:
-        return 0
-
-
-def _unlink(path: Path) -> int:
-    """Remove `path` if it is there; return the bytes of disk it had."""
-    size = _on_disk(path)
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
-    return size
 
 
 def _name_after(source: Path) -> str:

@@ -1,0 +1,74 @@
+"""What is derived of models: images, records of what a model can do, sealed KV. All can be made again.
+
+ROOT/images/MODEL_ID-FINGERPRINT.img
+ROOT/images/MODEL_ID-record.able
+ROOT/kv/MODEL_ID-RANDOM.kv
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from flexserve.trusted.store.files import disk_errors, unlink
+from flexserve.trusted.store.keys import Device
+from flexserve.trusted.store.manifest import Manifest
+from flexserve.trusted.store.record import Record, read_record, write_record
+
+_IMAGE, _KV, _RECORD = ".img", ".kv", ".able"
+
+
+class DerivedFiles:
+    """The derived files of one store. Thread-safe: all state is files in its two folders."""
+
+    def __init__(self, images: Path, kv: Path, device: Device) -> None:
+        self._images, self._kv, self._device = images, kv, device
+
+    def image_path(self, manifest: Manifest, fingerprint: str) -> Path:
+        """Return where the image of a model for one CPU and llama.cpp belongs."""
+        digest = hashlib.sha256(fingerprint.encode()).hexdigest()[:16]
+        return self._images / f"{manifest.model_id}-{digest}{_IMAGE}"
+
+    def images(self, manifest: Manifest) -> list[Path]:
+        """Return the images of a model that exist."""
+        return sorted(self._images.glob(f"{manifest.model_id}-*{_IMAGE}"))
+
+    def drop_image(self, manifest: Manifest, fingerprint: str) -> int:
+        """Remove a model's image for one fingerprint; return the bytes of disk freed."""
+        with disk_errors("Removing a damaged image"):
+            return unlink(self.image_path(manifest, fingerprint))
+
+    def drop_stale_images(self, manifest: Manifest, fingerprint: str) -> int:
+        """Remove a model's images for other fingerprints; return the bytes of disk freed."""
+        keep = self.image_path(manifest, fingerprint)
+        with disk_errors("Removing stale images"):
+            return sum(unlink(path) for path in self.images(manifest) if path != keep)
+
+    def record(self, manifest: Manifest) -> Record | None:
+        """Return what a model was found to be able to do; None: nobody tried, or it cannot be read."""
+        return read_record(self._record_path(manifest), self._device, manifest)
+
+    def keep_record(self, manifest: Manifest, record: Record) -> None:
+        """Write down what a model was found to be able to do. Raises NormalWorldError."""
+        write_record(self._record_path(manifest), self._device, record)
+
+    def _record_path(self, manifest: Manifest) -> Path:
+        return self._images / f"{manifest.model_id}-record{_RECORD}"
+
+    def kv_path(self, manifest: Manifest, name: str) -> Path:
+        """Return where sealed KV of a model belongs; `name` without "-"."""
+        return self._kv / f"{manifest.model_id}-{name}{_KV}"
+
+    def kv_paths(self, manifest: Manifest) -> list[Path]:
+        """Return all sealed KV of a model."""
+        return sorted(self._kv.glob(f"{manifest.model_id}-*{_KV}"))
+
+    def all(self) -> list[Path]:
+        """Return the derived files of all models, and of models that are gone."""
+        kinds = ((self._images, _IMAGE), (self._images, _RECORD), (self._kv, _KV))
+        return [path for folder, kind in kinds for path in folder.glob(f"*{kind}")]
+
+    def drop_all(self, *, images: bool, kv: bool) -> int:
+        """Remove all images, all sealed KV, or both; return the bytes of disk freed."""
+        kinds = [(self._images, _IMAGE)] * images + [(self._kv, _KV)] * kv
+        return sum(unlink(path) for folder, kind in kinds for path in folder.glob(f"*{kind}"))
