@@ -80,6 +80,9 @@ def test_what_came_back_without_a_request_is_recalled_before_scratch_and_not_bro
     memory.tidy()
     memory.answer(recall(5 * CHUNK))
     assert evicted(app) == [("a", Kind.WEIGHTS, 5 * CHUNK, "gone")]
+    assert memory.rewarmed() == {"a": (3 * CHUNK, spare.reasons[0])}
+    memory.answer(recall(3 * CHUNK))
+    assert memory.rewarmed() == {}
     asked = len(spare.reasons)
     memory.tidy()
     assert len(spare.reasons) == asked
@@ -101,10 +104,17 @@ def test_a_request_ends_what_is_being_brought_back_and_not_what_was_announced() 
     app = FakeApp(a=FakeModel(8 * CHUNK, is_open=True), b=FakeModel(8 * CHUNK))
     memory, _ = rewarming(app, SpareMemory(1 << 40))
     memory.invoked("a", 8, None)
+    app.loading = True
+    memory.turn("b")
+    assert app.loading, "nothing is being brought back"
+    app.loading = False
     memory.tidy()
     app.loading = True
     memory.turn("b")
     assert not app.loading
+    app.loading = True
+    memory.turn("b")
+    assert app.loading, "it ended"
     memory.invoked("a", 8, "b")
     app.loading = True
     memory.turn("a")

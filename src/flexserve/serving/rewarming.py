@@ -25,7 +25,7 @@ class Rewarmer:
         self._loading = False  # what the application loads is ours
         self._tried: tuple[str, int] | None = None  # the model of the last piece, and the bytes it had then
         self._asked: dict[str, int] = {}  # bytes of each model brought back that were there before
-        self._reasons: dict[str, str] = {}
+        self._reasons: dict[str, str] = {}  # of each model that was ever brought back, the last one
 
     @property
     def enabled(self) -> bool:
@@ -41,8 +41,8 @@ class Rewarmer:
         if spare <= 0:
             return False
         self._tried = step.model, memory.weights
-        self._asked.setdefault(step.model, memory.weights)
         self._reasons[step.model] = str(step)
+        self._asked.setdefault(step.model, memory.weights)
         size = memory.weights + spare
         self._app.load(step.model, size if size < memory.size else None)
         self._loading = True
@@ -54,7 +54,6 @@ class Rewarmer:
             self._app.stop_loading()
             self._loading = False
         if self._asked.pop(model, None) is not None:
-            self._reasons.pop(model, None)
             self._pause.used()
 
     def others_load(self) -> None:
@@ -71,6 +70,5 @@ class Rewarmer:
 
     def reasons(self, memories: Iterable[ModelMemory]) -> Mapping[str, tuple[int, str]]:
         """Return (bytes, why) of each model that was brought back and not used yet. Any thread."""
-        reasons = dict(self._reasons)
-        found = {it.name: (self.unasked(it), reasons.get(it.name, "")) for it in memories}
-        return {name: each for name, each in found.items() if each[0]}
+        sizes = {it.name: self.unasked(it) for it in memories}
+        return {name: (size, self._reasons[name]) for name, size in sizes.items() if size}
