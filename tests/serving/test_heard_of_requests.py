@@ -152,7 +152,9 @@ def test_a_draft_is_brought_in_and_guesses(serve: Callable[..., Server]):
     calls = server.app.calls
     assert ("load", "b", 4 * CHUNK) in calls
     guesses = [call for call in calls if call[0] == "guess"]
-    assert server.scheduler.computed().checks == len(guesses) > 0
+    assert 0 < server.scheduler.computed().checks <= len(guesses), (
+        "there is nothing to guess of the last token"
+    )
 
 
 def test_that_a_draft_cannot_guess_is_its_trouble(serve: Callable[..., Server]):
