@@ -73,8 +73,7 @@ static bool is_sane(const struct program *program, u64 bytes)
 {
 	return program->offset <= bytes && program->file_bytes <= bytes - program->offset &&
 	       program->file_bytes <= program->memory_bytes && program->va >= IMAGE_FIRST && program->va < IMAGE_END &&
-	       program->memory_bytes <= IMAGE_END - program->va && program->memory_bytes > 0 &&
-	       !((program->flags & RUN) && (program->flags & WRITE));
+	       program->memory_bytes <= IMAGE_END - program->va && program->memory_bytes > 0;
 }
 
 /* Whether its pages can be mapped where they lie. */
@@ -100,7 +99,7 @@ static enum loaded copy_segment(const struct program *program, u64 pa)
 {
 	u64 start = down(program->va), end = up(program->va + program->memory_bytes);
 
-	if (program->flags & RUN) /* what is run lies in flash */
+	if (program->flags & RUN) /* what is run lies in flash, and is never written */
 		return LOADED_BAD;
 	if (areas_room(start, end, end - start) != start)
 		return LOADED_BAD;

@@ -9,8 +9,8 @@
 
 #define CORES 3
 #define WORDS 4
-#define NAMES 512
-#define STEPS 800
+#define NAMES 1024
+#define STEPS 2000
 #define ROUNDS 3
 
 enum model_state { ABSENT, CAN_RUN, WAITS };
@@ -28,6 +28,7 @@ static u32 on[CORES]; /* whom a core runs; 0: nobody */
 static u32 alive;
 static u32 now; /* the step */
 static u32 last; /* the number that was given last */
+static u32 woken, crowd; /* threads so far, and of them the most that a word had waiting */
 static bool called; /* the OS, and no core has come since */
 
 static u64 word_at(u32 word)
@@ -101,7 +102,7 @@ static u64 call_model(u32 cpu, u64 number, u64 a, u64 b, u64 c, u64 d)
 static void step_wait(u32 cpu, u32 word)
 {
 	u32 self = on[cpu];
-	bool timed = random() % 2, sleeps = word == WORDS;
+	bool timed = random() % 4 == 0 || can_run() == 1, sleeps = word == WORDS; /* somebody has to go on */
 	u64 span = 1 + (u64)random() % 50, time[2] = { 0, span };
 
 	CHECK(user_write(word_at(WORDS), time, sizeof(time)));
@@ -126,15 +127,19 @@ static u32 longest(u32 word)
 
 static void step_wake(u32 cpu, u32 word)
 {
-	u64 most = (u64)random() % 4, woken, answer;
-	u32 name;
+	u64 most = (u64)random() % 4, count, answer;
+	u32 name, waiting = 0;
 
 	answer = call_model(cpu, LINUX_FUTEX, word_at(word), 129, most, 0);
-	for (woken = 0; woken < most && (name = longest(word)); woken++) {
+	for (name = 1; name < NAMES; name++)
+		waiting += threads[name].state == WAITS && threads[name].word == word;
+	for (count = 0; count < most && (name = longest(word)); count++) {
 		threads[name].state = CAN_RUN;
 		threads[name].answer = 0;
 	}
-	CHECK_EQUAL(answer, woken);
+	CHECK_EQUAL(answer, count);
+	woken += (u32)count;
+	crowd = waiting > crowd ? waiting : crowd;
 }
 
 static void step_clone(u32 cpu)
@@ -158,7 +163,7 @@ static void step(u32 cpu)
 	if (on[cpu] == 0) {
 		pass_time();
 		lend(cpu);
-	} else if (what < 30) {
+	} else if (what < 40) {
 		step_wait(cpu, (u32)random() % (WORDS + 1));
 	} else if (what < 65) {
 		step_wake(cpu, (u32)random() % WORDS);
@@ -167,7 +172,7 @@ static void step(u32 cpu)
 		call_model(cpu, LINUX_SCHED_YIELD, 0, 0, 0, 0);
 	} else if (what < 90) {
 		step_clone(cpu);
-	} else if (alive > 1) {
+	} else if (can_run() > 1) {
 		threads[on[cpu]].state = ABSENT;
 		alive--;
 		call_model(cpu, LINUX_EXIT, 0, 0, 0, 0);
@@ -208,6 +213,7 @@ TEST(random_threads_do_what_the_model_says)
 		threads[1].state = CAN_RUN;
 		alive = on[0] = last = 1;
 		called = false;
+		woken = crowd = 0;
 		frames[0].x[19] = 1;
 		for (now = 0; now < STEPS && last < NAMES - 1; now++) {
 			host.now += (u64)random() % 20;
@@ -215,6 +221,6 @@ TEST(random_threads_do_what_the_model_says)
 			step((u32)random() % CORES);
 			answer_bell(bells);
 		}
-		CHECK(now > 200);
+		CHECK(woken > 50 && crowd > 2); /* the walk got somewhere */
 	}
 }

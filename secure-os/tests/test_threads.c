@@ -75,6 +75,22 @@ TEST(a_core_without_a_thread_goes_back_and_is_called_when_there_is_one)
 	CHECK_EQUAL(call(LINUX_SCHED_GETAFFINITY, 0, 8, DATA, 0), 8);
 	CHECK_EQUAL(host.doorbells, 1); /* once */
 	CHECK(lend(1));
+	thread(stack_of(2), WORD);
+	CHECK_EQUAL(host.doorbells, 1); /* both are busy */
+}
+
+TEST(who_has_waited_longest_is_woken_first)
+{
+	boot();
+	set(WORD, 0, 0);
+	thread(stack_of(1), WORD + 64);
+	CHECK(lend(1)); /* it began to run later, and waits earlier */
+	CHECK(!wait_on(1, WORD, 0, 0));
+	thread(stack_of(2), WORD + 64);
+	CHECK(!wait_on(0, WORD, 0, 0) || frames[0].sp == stack_of(2));
+	CHECK_EQUAL(wake(0, WORD, 1), 1);
+	CHECK(lend(1));
+	CHECK_EQUAL(frames[1].sp, stack_of(1));
 }
 
 TEST(who_waits_is_woken_by_who_wakes_and_keeps_its_registers)
