@@ -13,7 +13,9 @@ import pytest
 from fastapi import FastAPI
 
 from flexserve.normal import sampler as sampling
+from flexserve.normal.api.admission import Admission
 from flexserve.normal.api.app import create_app
+from flexserve.normal.api.keys import Key, Keys
 from flexserve.normal.request_log import MAX_REQUESTS, RequestLog
 from flexserve.normal.sampler import MAX_SAMPLES, Sampler
 from flexserve.normal.world import World
@@ -55,13 +57,13 @@ async def chat(client: httpx.AsyncClient, model: str = "tiny") -> int:
 class Watcher:
     """A client that reads GET /events?follow=true until it goes away."""
 
-    def __init__(self, app: FastAPI) -> None:
+    def __init__(self, app: FastAPI, key: str = "none") -> None:
         self.body = b""
         self.status = 0
         self.ended = False
         self._asked = False
         self._gone = asyncio.Event()
-        headers = [(b"host", b"127.0.0.1")]
+        headers = [(b"host", b"127.0.0.1"), (b"x-api-key", key.encode())]
         scope = {"type": "http", "method": "GET", "path": "/events", "query_string": b"follow=true"}
         more = {"headers": headers, "raw_path": b"/events", "scheme": "http", "http_version": "1.1"}
         served = app({**scope, **more, "root_path": "", "client": None}, self._receive, self._send)
@@ -91,6 +93,10 @@ class Watcher:
         else:
             self.body += message["body"]
             self.ended = not message.get("more_body", False)
+
+
+def keys_of(*keys: str) -> Keys:
+    return Keys(Key.of(key, key) for key in keys)
 
 
 class Watch(Protocol):
@@ -256,6 +262,21 @@ async def test_the_stream_ends_with_the_server(world: World, watch: Watch, until
     last = watcher.every("state")[-1]
     assert last["status"] == "stopped"
     assert last["error"]["message"]
+
+
+@pytest.mark.parametrize("before", [[], ["sk-of-ann", "sk-of-bob"]], ids=["no keys", "keys"])
+async def test_the_stream_ends_for_a_key_that_is_gone(world: World, until: Until, before: list[str]) -> None:
+    admission = Admission(keys=keys_of(*before))
+    app = create_app(world, admission)
+    app.state.sampler = Sampler(world, period=0.01)
+    ann, bob = Watcher(app, "sk-of-ann"), Watcher(app, "sk-of-bob")
+    await until(lambda: bool(ann.every("state") and bob.every("state")))
+    admission.become(Admission(keys=keys_of("sk-of-ann")))
+    await bob.task
+    assert bob.ended
+    seen = len(ann.every("state"))
+    await until(lambda: len(ann.every("state")) > seen)
+    await ann.leave()
 
 
 async def test_what_is_kept_is_bounded(world: World) -> None:

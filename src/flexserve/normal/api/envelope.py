@@ -26,7 +26,7 @@ import flexserve
 from flexserve.normal.api.admission import Admission
 from flexserve.normal.api.cors import granted, preflight
 from flexserve.normal.api.errors import ErrorForms, HttpError, invalid
-from flexserve.normal.api.keys import key_of
+from flexserve.normal.api.keys import Right, key_of
 from flexserve.normal.api.rights import needed
 from flexserve.normal.audit_file import AuditFile
 from flexserve.normal.models_world import ModelsWorld
@@ -83,7 +83,9 @@ class Envelope:
         exchange = _Exchange(scope, receive, send, protection=self._world.protection.name)
         headers = Headers(scope=scope)
         key = key_of(headers)
-        scope.setdefault("state", {}).update(note=exchange.note, key=key)
+        scope.setdefault("state", {}).update(
+            note=exchange.note, key=key, admitted=lambda: self._admits(headers, scope)
+        )
         request_id.set(exchange.id)
         origin = headers.get("origin")
         if origin is not None and self._admission.origins.admit(origin):
@@ -116,6 +118,11 @@ class Envelope:
             if asker is not None:
                 exchange.note["key"] = asker.name
         return self._app if refusal is None else self._errors.response(scope["path"], refusal)
+
+    def _admits(self, headers: Headers, scope: Scope) -> bool:
+        """Return whether the sender of a request may still read: an answer without an end asks this again."""
+        _, refusal = self._admission.judge(scope["state"]["key"], Right.READ)
+        return refusal is None and self._stranger(headers, scope) is None
 
     def _refusal(self, headers: Headers, scope: Scope) -> HttpError | None:
         if (refusal := self._stranger(headers, scope)) is not None:

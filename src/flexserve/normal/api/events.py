@@ -6,7 +6,7 @@ Names, sizes, counts and times; never what was asked or answered. It wakes no mo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -38,7 +38,8 @@ async def events(request: Request, follow: bool = False) -> Response:
         once = _Watcher(world).events(sampler.samples, sample)
         return Response(b"".join(once), headers={"Cache-Control": "no-cache"}, media_type=_EVENTS)
     sampler.enter()
-    return EventStream(_following(world, sampler), after=sampler.leave, media_type=_EVENTS)
+    following = _following(world, sampler, request.state.admitted)
+    return EventStream(following, after=sampler.leave, media_type=_EVENTS)
 
 
 def _sampler_of(request: Request) -> Sampler:
@@ -51,10 +52,13 @@ def _sampler_of(request: Request) -> Sampler:
     return sampler
 
 
-async def _following(world: World, sampler: Sampler) -> AsyncIterator[bytes]:
+async def _following(world: World, sampler: Sampler, admitted: Callable[[], bool]) -> AsyncIterator[bytes]:
+    """Yield what a watcher is shown, until the server ends or lets the watcher in no more."""
     watcher, number = _Watcher(world), 0
     while True:
         sample = await sampler.newer_than(number)
+        if not admitted():
+            return
         yield b"".join(watcher.events(sampler.samples, sample))
         if sample.last:
             return
