@@ -84,6 +84,45 @@ def test_one_that_stays_busy_ends_the_download_with_what_to_do(
     assert "goes on where it stopped" in failed.value.hint
 
 
+def test_each_try_that_is_made_again_is_told(hub: Hub, client: httpx.Client) -> None:
+    hub.files["/x.gguf"], hub.break_after, hub.busy = DATA, [100_000], ["7"]
+    told: list[str] = []
+    file = RemoteFile(f"{hub.url}/x.gguf")
+    with Download(file, client, tell=told.append, pause=lambda _seconds: None) as download:
+        assert read(download) == DATA
+    busy, broken = told
+    assert busy == "127.0.0.1 answers 429; trying again in 7 s"
+    assert broken.startswith(f"{hub.url.removeprefix('http://')} broke off: ")
+    assert broken.endswith("; trying again in 1 s")
+
+
+def test_where_nobody_listens_a_download_gives_up_soon(client: httpx.Client, pauses: list[float]) -> None:
+    with running_hub() as hub:
+        file = RemoteFile(f"{hub.url}/x.gguf")
+    told: list[str] = []
+    with pytest.raises(NormalWorldError, match=r"127\.0\.0\.1:\d+ cannot be reached: Connection refused"):
+        Download(file, client, tell=told.append, pause=pauses.append)
+    assert pauses == [1, 2]
+    assert [text.partition("; ")[2] for text in told] == ["trying again in 1 s", "trying again in 2 s"]
+
+
+def test_one_that_went_away_for_a_while_is_waited_for(pauses: list[float]) -> None:
+    asked: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        if 2 <= len(asked) <= 5:
+            raise httpx.ConnectError("[Errno -2] Name or service not known")
+        return httpx.Response(200, headers={"Content-Length": "5"}, stream=httpx.ByteStream(b"abcde"))
+
+    with httpx.Client(transport=httpx.MockTransport(answer)) as client:
+        download = Download(RemoteFile("https://hub.example/x"), client, pause=pauses.append)
+        data = bytearray(3)
+        download.read_into(2, memoryview(data))
+    assert data == b"cde"
+    assert pauses == [1, 2, 4, 8]
+
+
 def test_a_file_that_was_replaced_meanwhile_is_not_mixed(hub: Hub, start: Callable[..., Download]) -> None:
     hub.break_after = [100_000]
     with start() as download:

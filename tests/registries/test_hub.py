@@ -128,6 +128,6 @@ def test_a_host_that_cannot_be_reached_is_named(
     client: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
-    with pytest.raises(NormalWorldError, match=r"127\.0\.0\.1 cannot be reached") as failed:
+    with pytest.raises(NormalWorldError, match=r"127\.0\.0\.1:1 cannot be reached") as failed:
         find(parse_reference("hf:org/repo"), client)
     assert failed.value.code == "network_failed"

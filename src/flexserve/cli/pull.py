@@ -64,7 +64,8 @@ def pull(
         client = stack.enter_context(make_client())
         published = _with_digest(find(reference, client), sha256)
         title = name if name is not None else name_from(published.title)
-        parts = [stack.enter_context(Download(file, client)) for file in published.files]
+        tell = (lambda _text: None) if as_json else terminal.note
+        parts = [stack.enter_context(Download(file, client, tell=tell)) for file in published.files]
         source = JoinedSource(parts) if len(parts) > 1 else parts[0]
         with terminal.progress(f"pulling {title}", silent=as_json) as show_progress:
             manifest = store.receive(source, title, show_progress)

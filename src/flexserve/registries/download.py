@@ -16,6 +16,7 @@ from flexserve.trusted.store.source import check_digest
 
 _PATIENCE = httpx.Timeout(30.0)  # seconds without a byte
 _TRIES = 6  # in a row that bring nothing
+_FIRST_TRIES = 3  # while nobody ever answered: where nobody listens, there is no busy server
 _LONGEST = 120.0  # seconds between two of them, whatever the server wishes
 _BUSY = frozenset({429, 500, 502, 503, 504})
 _RANGE = re.compile(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18})")
@@ -35,11 +36,20 @@ class Download:
     """A Source (flexserve.trusted.store.source) over HTTP. A context manager."""
 
     def __init__(
-        self, file: RemoteFile, client: httpx.Client, *, pause: Callable[[float], None] = time.sleep
+        self,
+        file: RemoteFile,
+        client: httpx.Client,
+        *,
+        tell: Callable[[str], None] = lambda _text: None,
+        pause: Callable[[float], None] = time.sleep,
     ) -> None:
-        """Ask for the file. Raises CallerError when it is not there, NormalWorldError."""
-        self._file, self._client, self._pause = file, client, pause
+        """Ask for the file. Raises CallerError when it is not there, NormalWorldError.
+
+        `tell` is told of each try that failed and is made again, before `pause` waits for so many seconds.
+        """
+        self._file, self._client, self._tell, self._pause = file, client, tell, pause
         self._answer: httpx.Response | None = None
+        self._answered = False  # whether there ever was one
         self._pieces: Iterator[bytes] = iter(())
         self._rest = memoryview(b"")
         self._at = 0  # of the next byte
@@ -67,8 +77,8 @@ class Download:
             self._open_patiently(offset)
         while target:
             try:
-                self._rest = self._rest or memoryview(next(self._pieces))
-            except (StopIteration, httpx.HTTPError) as error:  # it ends early, or broke
+                self._rest = self._rest or self._next()
+            except httpx.HTTPError as error:
                 self._wait(unreachable(self._file.url, error))
                 self._open_patiently(self._at)
                 continue
@@ -122,7 +132,7 @@ class Download:
         if offset and self._tag:
             headers["If-Range"] = self._tag
         answer = self._client.send(self._client.build_request("GET", file.url, headers=headers), stream=True)
-        self._answer = answer
+        self._answer, self._answered = answer, True
         if file.url.startswith("https:") and answer.url.scheme != "https":
             raise CallerError(
                 f"{file.url} leads to http, where anybody could change what comes.",
@@ -149,22 +159,30 @@ class Download:
     def _skip(self, count: int) -> None:
         """Drop `count` bytes: a server that knows no ranges sends all of them."""
         while count:
-            try:
-                piece = next(self._pieces)
-            except StopIteration:
-                raise httpx.ReadError("the connection ended") from None
-            self._rest = memoryview(piece)[min(count, len(piece)) :]
+            piece = self._next()
+            self._rest = piece[min(count, len(piece)) :]
             count -= min(count, len(piece))
 
+    def _next(self) -> memoryview:
+        """Return the bytes that come next. Raises httpx.HTTPError where the answer breaks or ends early."""
+        try:
+            return memoryview(next(self._pieces))
+        except StopIteration:
+            raise httpx.ReadError("the connection ended") from None
+
     def _wait(self, why: NormalWorldError, wish: str = "") -> None:
-        """Wait before the next try; raise `why` when there were enough of them."""
+        """Say why, and wait before the next try; raise `why` when there were enough of them."""
         self._idle += 1
+        if not self._answered and self._idle >= _FIRST_TRIES:
+            raise why
         if self._idle >= _TRIES:
             raise NormalWorldError(
                 why.message, hint="Run the same command again: it goes on where it stopped.", code=why.code
             )
         wanted = float(wish) if _NUMBER.fullmatch(wish) else 0.0
-        self._pause(min(max(2.0 ** (self._idle - 1), wanted), _LONGEST))
+        seconds = min(max(2.0 ** (self._idle - 1), wanted), _LONGEST)
+        self._tell(f"{why.message.removesuffix('.')}; trying again in {seconds:g} s")
+        self._pause(seconds)
 
     def _replaced(self) -> CallerError:
         return CallerError(

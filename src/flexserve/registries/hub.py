@@ -195,9 +195,11 @@ def refuse(answer: httpx.Response, title: str, *, token: str = "") -> None:
 
 
 def unreachable(url: str, error: Exception) -> NormalWorldError:
-    """Return the error that says that a host could not be reached."""
+    """Return the error that says that a host could not be reached, or that its answer ended early."""
+    said = re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__
+    never = isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout))
     return NormalWorldError(
-        f"{urlsplit(url).hostname} cannot be reached: {str(error) or type(error).__name__}.",
+        f"{urlsplit(url).netloc.rpartition('@')[2]} {'cannot be reached' if never else 'broke off'}: {said}.",
         hint="Check the network and the proxy (HTTPS_PROXY), and try again.",
         code="network_failed",
     )
