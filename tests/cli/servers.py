@@ -94,11 +94,11 @@ class ScriptedServer:
 
 @contextlib.contextmanager
 def scripted_server(
-    monkeypatch: pytest.MonkeyPatch, models: dict[str, Behaviour]
+    monkeypatch: pytest.MonkeyPatch, models: dict[str, Behaviour], keys: Sequence[str] = ()
 ) -> Iterator[ScriptedServer]:
     sock = socket.create_server(("127.0.0.1", 0))
     monkeypatch.setenv("FLEXSERVE_PORT", str(sock.getsockname()[1]))
-    with ScriptedServer(sock, Script(models=models, max_queue=4)) as server:
+    with ScriptedServer(sock, Script(models=models, max_queue=4), keys) as server:
         yield server
 
 

@@ -149,7 +149,11 @@ def test_tune_searches_under_the_load_of_a_log(cli: Cli, gguf: Path, tmp_path: P
     counts = {"model": "small", "prompt_tokens": 9, "completion_tokens": 4, "ms": 5.0}
     request = {"event": "request", "timestamp": "2026-01-01T00:01:00Z", **counts}
     log.write_text(json.dumps(sample) + "\n" + json.dumps(request) + "\n")
-    arguments = ("--trials", "1", "--workers", "1", "--journal", str(tmp_path / "journal"), "--json")
+    arguments = ("--trials", "1", "--workers", "1", "--json")
     result = cli("tune", str(log), *arguments)
     assert result.exit_code == 0
     assert json.loads(result.stdout)["trials"][0]["requests"] == 1
+    log.write_text(log.read_text() + json.dumps(request) + "\n")  # days later
+    longer = cli("tune", str(log), *arguments)
+    assert longer.exit_code == 0, longer.stderr
+    assert json.loads(longer.stdout)["trials"][0]["requests"] == 2

@@ -53,6 +53,15 @@ def test_the_help_of_each_command_has_an_example_of_it(cli: Cli, command: str) -
     assert f"flexserve {command}" in " ".join(example.split())
 
 
+@pytest.mark.parametrize("words", [("vendor",), ("key", "--help"), ("api-key", "make")])
+def test_the_first_of_two_words_is_told_which_second_ones_there_are(cli: Cli, words: tuple[str, ...]) -> None:
+    result = cli(*words)
+    assert result.exit_code == Status.MISUSED
+    told = " ".join(result.stderr.replace("│", " ").split())
+    assert f"Which {words[0]} command? There are: " in told
+    assert all(command in told for command in COMMANDS if command.startswith(f"{words[0]} "))
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_names_for_values_and_words_for_ranges(cli: Cli, command: str) -> None:
     text = cli(*command.split(), "--help").stdout

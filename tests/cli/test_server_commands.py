@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import MODELS, Cli, ScriptedServer, Stranger
+from servers import MODELS, Cli, ScriptedServer, Stranger, scripted_server
 
 from flexserve import folders
 from flexserve.normal import main as normal_main
@@ -242,6 +242,18 @@ def test_the_status_of_the_server_is_the_commands(cli: Cli, monkeypatch: pytest.
 
     monkeypatch.setattr(normal_main, "serve", interrupted)
     assert cli("serve", "--port", "0").exit_code == 130
+
+
+def test_a_command_is_told_how_to_send_the_key_that_a_server_wants(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with scripted_server(monkeypatch, MODELS, ["sk-the-only-key"]):
+        for command in (("run", "tiny", "hello"), ("ps",), ("top", "--once")):
+            refused = cli(*command)
+            assert refused.exit_code == 1
+            assert "hint: Set FLEXSERVE_API_KEY" in refused.stderr
+        monkeypatch.setenv("FLEXSERVE_API_KEY", "sk-the-only-key")
+        assert cli("run", "tiny", "hello").exit_code == 0
 
 
 def test_serve_takes_keys_and_can_do_without_tcp(

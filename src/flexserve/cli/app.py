@@ -51,6 +51,10 @@ class Commands(TyperGroup):
         name = " ".join(args[:2])
         if len(args) > 1 and name in self.commands:
             return name, self.commands[name], args[2:]
+        if args and args[0] not in self.commands:
+            longer = [each for each in self.commands if each.startswith(f"{args[0]} ")]
+            if longer:
+                ctx.fail(f"Which {args[0]} command? There are: {', '.join(longer)}.")
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:

@@ -61,7 +61,8 @@ def free(
 
 def limit(
     size: Annotated[
-        str | None, typer.Argument(metavar="SIZE", show_default=False, help="As in 4G; none: no limit.")
+        str | None,
+        typer.Argument(metavar="SIZE", show_default=False, help="As in 4G, or the word none [show it]."),
     ] = None,
     *,
     host: Host = None,

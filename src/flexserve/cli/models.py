@@ -194,7 +194,9 @@ def show(
 
 
 def verify(
-    model: Annotated[str | None, typer.Argument(metavar="MODEL", show_default=False)] = None,
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", show_default=False, help="Which; or --all.")
+    ] = None,
     every: Annotated[bool, typer.Option("--all", help="Check all models.")] = False,
     models: ModelsFolder = None,
     device_key: DeviceKeyFile = None,

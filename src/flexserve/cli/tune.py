@@ -47,7 +47,7 @@ def tune(
     seed: Annotated[int, typer.Option(min=0, max=999, help="The same seed gives the same result.")] = 0,
     workers: Annotated[int, typer.Option(min=1, max=256, help="Processes that simulate.")] = 2,
     journal: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Where trials are kept; a search goes on from there.")
+        Path | None, typer.Option(metavar="FILE", help="Where trials are kept, for the same search to go on.")
     ] = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the trials, too.")] = None,
     as_json: AsJson = False,
@@ -59,13 +59,8 @@ def tune(
     Needs the extra: pip install 'flexserve[tune]'.
     """
     from flexserve.bench.tuning import main, report
-    from flexserve.folders import cache_folder
 
     load = _recorded(log) if log else None
-    if journal is None:
-        what = f"log-{load.name}" if load else f"{hours:g}-hours"
-        journal = cache_folder() / "tune" / f"{what}-{seed}.journal"
-        journal.parent.mkdir(parents=True, exist_ok=True)
     plan = main.Plan(trials, points, checks, hours, seed, workers, journal, load)
     found = main.run(plan, terminal.note, _progress())
     if plot:

@@ -348,6 +348,12 @@ def _not_ours() -> PeerError:
 
 def _error(status: int, error: _Error) -> FlexServeError:
     """Return the server's error as its own type again, with its hint apart from its message."""
+    if status == 401:  # its words are for programs: they name headers
+        return CallerError(
+            "This server wants one of its API keys.",
+            hint="Set FLEXSERVE_API_KEY to one.",
+            code="invalid_api_key",
+        )
     known = {blame.value: blame for blame in Blame}
     blame = known.get(error.blame, Blame.BUG)
     message = error.message.removesuffix(error.hint).rstrip() or error.message

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from flexserve.bench.tuning import search, sensitivity
 from flexserve.bench.tuning.knobs import DEFAULTS, KNOBS
 from flexserve.bench.tuning.search import Trial
 from flexserve.bench.tuning.trials import OBJECTIVES, Progress, Simulated, Workers
+from flexserve.folders import cache_folder
 from flexserve.simulator.host import Outcome
 from flexserve.simulator.load import Load, built_in
 
@@ -22,7 +23,10 @@ _UNSEEN = 1000  # seeds of the loads that the result is checked on begin so much
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Plan:
-    """What to do. `load`: a recorded one; None: the built-in ones, `hours` of each, drawn by `seed`."""
+    """What to do. `load`: a recorded one; None: the built-in ones, `hours` of each, drawn by `seed`.
+
+    `journal`: where trials are kept; None: in a file of the cache folder that is this search's own.
+    """
 
     trials: int
     points: int  # that sensitivities are measured from; 0: they are not
@@ -30,7 +34,7 @@ class Plan:
     hours: float
     seed: int
     workers: int
-    journal: Path
+    journal: Path | None
     load: Load | None = None
 
 
@@ -38,13 +42,13 @@ def run(plan: Plan, say: Say, progress: Progress) -> dict[str, Any]:
     """Do all of it and return the report, JSON-able. The same plan gives the same, whoever was killed."""
     loads = _loads(plan, plan.seed)
     hours = sum(load.hours for load in loads)
-    say(
-        f"{plan.trials} trials of {hours:g} simulated hours, {plan.workers} at a time; journal {plan.journal}"
-    )
+    digest = hashlib.sha256(repr(loads).encode()).hexdigest()[:16]
+    journal = plan.journal or _own_journal(f"{digest}-{plan.seed}")
+    many = f"{plan.trials} trials of {round(hours, 2):g} simulated hours"
+    say(f"{many}, {plan.workers} at a time; journal {journal}")
     with Workers(Simulated(loads), plan.workers, progress) as workers:
-        trials = search.search(
-            workers, trials=plan.trials, seed=plan.seed, journal=plan.journal, about=_digest(loads)
-        )
+        about = f"loads {digest}"
+        trials = search.search(workers, trials=plan.trials, seed=plan.seed, journal=journal, about=about)
         effects = []
         if plan.points:
             say(f"sensitivities from {plan.points} points: {plan.points * (len(KNOBS) + 1)} trials more")
@@ -74,8 +78,10 @@ def _loads(plan: Plan, seed: int) -> tuple[Load, ...]:
     return (plan.load,) if plan.load else tuple(built_in(plan.hours, seed))
 
 
-def _digest(loads: Sequence[Load]) -> str:
-    return "loads " + hashlib.sha256(repr(loads).encode()).hexdigest()[:16]
+def _own_journal(name: str) -> Path:
+    path = cache_folder() / "tune" / f"{name}.journal"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def _trial(trial: Trial) -> dict[str, Any]:
