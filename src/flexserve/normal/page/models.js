@@ -27,7 +27,8 @@ export class Models {
     this.chunk = state.memory.chunk;
     reconcile(byId("model-list"), this.models, { key: (model) => model.name, make: makeRow, update: (row, model) => this.updateRow(row, model) });
     show(byId("models-empty"), this.models.length === 0);
-    write(byId("models-sum"), this.models.length ? `a square is a chunk of ${size(this.chunk)}` : "");
+    show(byId("chunk-legend"), this.models.length > 0);
+    write(byId("chunk-size"), `a chunk of ${size(this.chunk)}`);
   }
 
   paint() {
