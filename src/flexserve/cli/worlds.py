@@ -77,11 +77,11 @@ class ServerResponder:
 
     def models(self) -> list[str]:
         """Return the names of the server's models."""
-        return [model.name for model in self._client.states().models]
+        return [model.id for model in self._client.cards()]
 
     def has_template(self, model: str) -> bool | None:
         """Return what the server says."""
-        found = (one.abilities for one in self._client.states().models if one.name == model)
+        found = (one.abilities for one in self._client.cards() if one.id == model)
         abilities = next(found, None)
         return None if abilities is None else abilities.template
 

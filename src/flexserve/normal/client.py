@@ -29,6 +29,8 @@ from flexserve.normal.reports import (
     Answer,
     Attestation,
     CapResult,
+    Card,
+    Cards,
     DecisionLog,
     Ending,
     Event,
@@ -83,6 +85,10 @@ class Client:
     def health(self) -> Health:
         """Return what serves there. Raises NoServerError, or PeerError while it cannot serve."""
         return self._whole("GET", "/health", Health)
+
+    def cards(self) -> list[Card]:
+        """Return the models that can be asked there, whose memory may be elsewhere (`flexserve connect`)."""
+        return self._whole("GET", "/v1/models", Cards).data
 
     def states(self) -> States:
         """Return where every byte is. Wakes no model."""

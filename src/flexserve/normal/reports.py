@@ -127,6 +127,19 @@ class States(msgspec.Struct, frozen=True, omit_defaults=True):
     npu: NpuState | None = None
 
 
+class Card(msgspec.Struct, frozen=True):
+    """A model of GET /v1/models."""
+
+    id: str
+    abilities: Able | None = None  # None: nobody tried it yet
+
+
+class Cards(msgspec.Struct, frozen=True):
+    """The answer of GET /v1/models, which `flexserve connect` has, too."""
+
+    data: list[Card]
+
+
 class Claimed(msgspec.Struct, frozen=True):
     """Secure memory around a recall, by the secure world's account."""
 
