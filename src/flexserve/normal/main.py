@@ -240,6 +240,12 @@ def listening(options: ServeOptions) -> Iterator[list[socket.socket]]:
         yield sockets
 
 
+def _reason(error: OSError) -> str:
+    """Return why an address cannot be had, without the address that `socket` adds."""
+    known = error.errno is not None and error.errno > 0
+    return os.strerror(error.errno) if known else error.strerror or str(error)
+
+
 def tcp_socket(host: str, port: int) -> socket.socket:
     """Listen on an address. Raises CallerError when it is taken or cannot be bound."""
     try:
@@ -247,7 +253,7 @@ def tcp_socket(host: str, port: int) -> socket.socket:
         listener = socket.create_server(address[:2], family=family, backlog=_BACKLOG)
     except OSError as error:
         raise CallerError(
-            f"Cannot listen on {host} port {port}: {error.strerror or error}.",
+            f"Cannot listen on {host} port {port}: {_reason(error)}.",
             hint="Choose another with --port, or stop the program that uses it.",
             code="address_unavailable",
         ) from None
@@ -268,7 +274,7 @@ def _unix_socket(path: Path) -> socket.socket:
     except OSError as error:
         sock.close()
         raise CallerError(
-            f"Cannot listen on {path}: {error.strerror or error}.",
+            f"Cannot listen on {path}: {_reason(error)}.",
             hint="Choose another path, or stop the program that uses it.",
             code="address_unavailable",
         ) from None

@@ -33,7 +33,7 @@ def why_nothing_moves() -> str:
         probe_secret_memory(64 * CHUNK)
     except NormalWorldError as error:
         return str(error)
-    if not secure_memory._locks_without_limit():
+    if not secure_memory.locks_without_limit():
         return "this process may lock so much memory and no more: nothing is parked"
     return ""
 
@@ -351,6 +351,6 @@ def test_the_capability_to_lock_is_as_good_as_no_limit():
     before = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     resource.setrlimit(resource.RLIMIT_MEMLOCK, (8 * MIB, before[1]))
     try:
-        assert secure_memory._locks_without_limit()
+        assert secure_memory.locks_without_limit()
     finally:
         resource.setrlimit(resource.RLIMIT_MEMLOCK, before)

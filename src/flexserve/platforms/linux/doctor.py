@@ -5,6 +5,7 @@ Everything is asked of the kernel itself, by trying where that is possible. Read
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import json
@@ -27,18 +28,22 @@ from flexserve.platforms.linux.attack_vectors import (
     yama_scope,
 )
 from flexserve.platforms.linux.normal_memory import LinuxNormalMemory
-from flexserve.platforms.linux.secure_memory import probe_secret_memory
+from flexserve.platforms.linux.secure_memory import locks_without_limit, probe_secret_memory
 from flexserve.units import GIB, MIB, format_size
 
 _SOME = 256 * MIB  # of secret memory: less runs no model worth serving
 _FAST = {"x86_64": ("avx2", "fma", "f16c", "aes"), "aarch64": ("asimd", "asimddp", "aes")}
 
-# Only root may: the limit that users can raise by themselves is raised already.
+# Only root may: the limit that users can raise by themselves is raised already. Root without CAP_SYS_RESOURCE
+# raises nobody's, and can lend the capability that knows no limit.
 _LIFT_LOCK_LIMIT = """now, in this shell:
     sudo prlimit --pid $$ --memlock=unlimited:unlimited
   for good, from the next login on:
     echo "$USER - memlock unlimited" | sudo tee /etc/security/limits.d/flexserve.conf
   without sudo: su -c "prlimit --pid $$ --memlock=unlimited:unlimited"
+  where that is not permitted, as to root in some containers, a shell that may lock all the same:
+    sudo env HOME="$HOME" PATH="$PATH" setpriv --reuid=$(id -u) --regid=$(id -g) --init-groups \\
+      --inh-caps=+ipc_lock --ambient-caps=+ipc_lock bash
   in a systemd unit: LimitMEMLOCK=infinity; of a container: --ulimit memlock=-1"""
 
 
@@ -95,8 +100,9 @@ def _locked_memory() -> Finding:
         remedy = _LIFT_LOCK_LIMIT if error.code == "locked_memory_limit" else error.hint
         return Finding("locked memory", State.MISSING, error.message, keeps, remedy)
     limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
-    if limit == resource.RLIM_INFINITY or os.geteuid() == 0:
-        return Finding("locked memory", State.GOOD, "as much as there is", keeps)
+    with contextlib.suppress(OSError):  # a limit beyond all addresses
+        if locks_without_limit():
+            return Finding("locked memory", State.GOOD, "as much as there is", keeps)
     state = State.GOOD if limit >= 4 * GIB else State.WEAK
     return Finding("locked memory", state, format_size(limit), keeps, _LIFT_LOCK_LIMIT)
 

@@ -241,14 +241,14 @@ def _place_to_park(chunk: int) -> ParkedChunks | None:
     The kernel counts a page as locked once more with each move. Under a limit, memory would soon be refused.
     """
     try:
-        if _locks_without_limit():
+        if locks_without_limit():
             return ParkedChunks(chunk, _RAM)
     except (OSError, NormalWorldError):
         pass  # no secret memory, or no addresses: whoever needs them is told why
     return None
 
 
-def _locks_without_limit() -> bool:
+def locks_without_limit() -> bool:
     """Return whether this process may lock as much memory as it likes. Raises OSError.
 
     CAP_IPC_LOCK counts only where the kernel says so: not in a namespace of users. So it is tried.
@@ -323,7 +323,7 @@ def _no_locked_memory(size: int, error: OSError) -> NormalWorldError:
     limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
     return NormalWorldError(
         f"{format_size(size)} of secret memory is more than this process may lock ({format_size(limit)}).",
-        hint=f"{LIFT_LOCK_LIMIT} `flexserve doctor` says how it is for good. "
+        hint=f"{LIFT_LOCK_LIMIT} `flexserve doctor` says how it is for good, and what else helps. "
         "Or use --memory plain, unprotected.",
         code="locked_memory_limit",
     )
