@@ -76,7 +76,7 @@ def test_it_shows_what_the_server_knows_and_complains_of_nothing(page: Page) -> 
     assert "FlexServe has" in page.text("#memory-sum")
     names = page.value("[...document.querySelectorAll('#chart .label')].map((text) => text.textContent)")
     assert {"weights", "KV", "scratch", "others", "free"} <= set(names)
-    assert "chunk of 1.0 MiB: in memory coming going on disk" in page.text("#chunk-legend")
+    assert "chunk of 2.0 MiB: in memory coming going on disk" in page.text("#chunk-legend")
     colour = "(part) => getComputedStyle(part, '::before').backgroundColor"
     colours = page.value(f"[...document.querySelectorAll('#chunk-legend [data-part]')].map({colour})")
     assert len(set(colours)) == 4
