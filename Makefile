@@ -92,6 +92,7 @@ $(CLIENTS): $(LIBRARIES)/requirements.txt $(LIBRARIES)/vercel/package-lock.json 
 
 test-trustzone: $(STAMP) packages ## test each API with a server on the emulated machine
 	$(BIN)/pytest --platform trustzone --timeout 1800 tests/conformance tests/clients
+	$(BIN)/pytest --slow-pages --timeout 1800 tests/e2e/test_pages.py -k trustzone
 
 readme: $(STAMP) ## type what the documents show, also what takes minutes or root
 	$(BIN)/pytest --slow-pages --timeout 3600 tests/e2e/test_pages.py
@@ -111,9 +112,14 @@ lock: $(STAMP) ## pin the newest packages that pyproject.toml allows
 	$(COMPILE) --output-file requirements.lock pyproject.toml
 	$(COMPILE) --extra bench --extra tune --extra dev --extra build --output-file requirements-dev.lock pyproject.toml
 	$(COMPILE) --output-file $(LIBRARIES)/requirements.txt $(LIBRARIES)/requirements.in
+	@if command -v npm > /dev/null; then $(NPM_LOCK); \
+		else echo "$(LIBRARIES)/vercel/package-lock.json stays as it is: there is no npm (apt install npm)."; fi
 
 COMPILE = CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip-compile --quiet --upgrade --generate-hashes --strip-extras \
 	--allow-unsafe --no-emit-index-url --no-emit-trusted-host --no-emit-find-links
+
+NPM_LOCK = npm update --prefix $(LIBRARIES)/vercel --package-lock-only --omit-lockfile-registry-resolved \
+	--ignore-scripts --no-audit --no-fund --silent
 
 clean: ## remove .venv and what tools left behind (not the wheel and model caches)
 	rm -rf $(VENV) build dist monitor/build secure-os/build bench-out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache mutants

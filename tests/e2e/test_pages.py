@@ -21,7 +21,7 @@ REPOSITORY = "bartowski/Llama-3.2-1B-Instruct-GGUF"  # of README.md
 PAGES = [
     page
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-    if any(block.language == "console" for block in blocks(page.read_text()))
+    if any(block.runs and block.language != "before" for block in blocks(page.read_text()))
 ]
 
 
@@ -46,8 +46,9 @@ def hub() -> Iterator[Hub]:
 def test_what_a_page_shows_is_what_is_printed(page: Path, hub: Hub, request: pytest.FixtureRequest) -> None:
     if not has_secret_memory():
         pytest.skip("this machine has no secret memory, and the pages are about it")
-    if "$ curl" in page.read_text() and shutil.which("curl") is None:
-        pytest.skip("there is no curl: apt install curl")
+    for program in ("curl", "openssl"):
+        if f"$ {program} " in page.read_text() and shutil.which(program) is None:
+            pytest.skip(f"there is no {program}: apt install {program}")
     marks = {SLOW, *([BY_ROOT] if os.geteuid() == 0 else [])} if request.config.option.slow_pages else set()
     environment = {"HF_ENDPOINT": hub.url}
     with tempfile.TemporaryDirectory(prefix="typed-") as folder:  # pytest's are too long for a socket

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -11,19 +12,29 @@ import typer
 
 from flexserve.cli.app import app
 from flexserve.testing import transcripts
-from flexserve.testing.transcripts import Block, Difference, Step, Terminal, alike, blocks, steps
+from flexserve.testing.transcripts import NEVER, Block, Difference, Step, Terminal, alike, blocks, steps
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("[!C]*.md")), ROOT / "CONTRIBUTING.md"]
-_FENCED = re.compile(r"^```\w*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+# What is fenced and is no command: pictures, configurations and what a log or an API says.
+NO_COMMANDS = {"mermaid", "text", "nginx", "toml", "json"}
+_INLINE = re.compile(r"`(flexserve [a-z][^`]+)`")  # not --install-completion: asked about, it is done
 GROUP = typer.main.get_command(app)
 
 
 def commands_of(page: str) -> list[str]:
     """Return the lines of code of a page that run flexserve."""
-    lines = [line for code in _FENCED.findall(page) for line in code.splitlines()]
+    lines = [line for block in blocks(page) for line in block.text.splitlines()]
     found = [re.sub(r"^(\$ )?(?:\w+=\S+ )*", "", line.strip()) for line in lines]
     return [line for line in found if line.startswith("flexserve ")]
+
+
+def named_in(page: str) -> list[str]:
+    """Return the commands that a page's sentences name, of which the arguments may be left out."""
+    for block in blocks(page):
+        page = page.replace(block.text, "")
+    found = [re.split(r" \| | …|\[", command)[0] for command in _INLINE.findall(page)]
+    return [re.sub(r" [A-Z]( |$)", r" 1\1", command) for command in found]
 
 
 def refusal_of(command: str) -> str:
@@ -52,6 +63,59 @@ def refusal_of(command: str) -> str:
 def test_every_command_of_a_document_is_one(page: Path) -> None:
     refused = {command: refusal_of(command) for command in commands_of(page.read_text())}
     assert not {command: why for command, why in refused.items() if why}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_that_a_sentence_names_is_one(page: Path) -> None:
+    refused = {command: refusal_of(command) for command in named_in(page.read_text())}
+    left_out = ("Missing", "Which ")  # an argument, or the second word of `flexserve vendor`
+    assert not {command: why for command, why in refused.items() if why and not why.startswith(left_out)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_a_page_shows_is_typed_or_its_page_says_why_not(page: Path) -> None:
+    fenced = [block for block in blocks(page.read_text()) if block.language not in NO_COMMANDS]
+    untyped = [block.line for block in fenced if not block.runs and not (block.mark == NEVER and block.why)]
+    assert not untyped, f"{page.name}: make a transcript of line {untyped}, or say why it is none"
+    unexplained = [block.line for block in fenced if block.mark and not block.why]
+    assert not unexplained, f"{page.name}: say why line {unexplained} is typed by `make readme` only"
+
+
+def test_a_block_that_is_neither_typed_nor_excused_is_noticed() -> None:
+    page = """```
+flexserve ps
+```
+<!-- transcript: none -->
+```sh
+flexserve ps
+```
+<!-- transcript: none: it takes a week -->
+```sh
+flexserve tune
+```
+```console
+$ flexserve ps
+```
+```mermaid
+graph
+```
+"""
+    assert [(block.runs, block.mark, block.why) for block in blocks(page)] == [
+        (False, "", ""),
+        (False, "none", ""),
+        (False, "none", "it takes a week"),
+        (True, "", ""),
+        (False, "", ""),
+    ]
+
+
+def test_a_container_runs_a_command_that_there_is_where_its_page_says() -> None:
+    text = (ROOT / "deploy" / "Containerfile").read_text().replace("\\\n", " ")
+    said = dict(line.split(None, 1) for line in text.splitlines() if line and line[0] != "#")
+    assert refusal_of(" ".join(json.loads(said["ENTRYPOINT"]) + json.loads(said["CMD"]))) == ""
+    page = (ROOT / "docs" / "operate.md").read_text()
+    assert f"--volume flexserve:{said['VOLUME']} " in page
+    assert f":{said['EXPOSE']} " in page
 
 
 def test_every_target_that_a_document_names_is_one() -> None:

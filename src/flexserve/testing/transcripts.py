@@ -5,9 +5,9 @@
 A block of ```console is a transcript: lines behind `$ ` are typed, the others are what they print. What ends
 with ` &` serves on behind it, and is interrupted at the page's end. A block of ```python is a program that
 has to end well. Numbers, sizes, times, digests and the user's folders may differ; `…` stands for anything, on
-a line of its own for any lines. A comment before a block says where it is not run:
-`<!-- transcript: slow -->` and `root` are run by `make readme` only, `none` is not run. What a page takes for
-granted is typed first: `<!-- typed before: flexserve add … -->`.
+a line of its own for any lines. A comment before a block says where it is not run, and why:
+`<!-- transcript: slow: WHY -->` and `root` are run by `make readme` only, `none` is not run. What a page
+takes for granted is typed first: `<!-- typed before: flexserve add … -->`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import dataclasses
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -30,10 +31,11 @@ from flexserve.harness.served import own_environment
 ROOT = Path(__file__).parents[3]
 SLOW, BY_ROOT, NEVER = "slow", "root", "none"
 _PATIENCE = 240.0  # seconds for one command: on a busy machine a secure world takes a while to start
-_PORT = "7077"  # which pages name, and which may be taken here
+_PORTS = ("7077", "7078", "7079")  # which pages name, and which may be taken here
+_PORT = re.compile(r"\b(?:" + "|".join(_PORTS) + r")\b")
 _BEFORE = re.compile(r"^<!-- typed before: (.*?) -->$", re.MULTILINE)
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_MARK = re.compile(r"<!-- transcript: (\w+).*?-->\s*\Z")
+_MARK = re.compile(r"<!-- transcript: (\w+)(?:: (.*?))? *-->\s*\Z")
 _MASKS = (
     (re.compile(r"\b[0-9a-f]{16,}\b"), "0"),
     (re.compile(r"\d+(?:[.,:]\d+)*"), "0"),
@@ -46,15 +48,21 @@ _MASKS = (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Block:
-    """A transcript (console) or a program (python) of a page, or what is typed before them.
+    """A transcript (console), a program (python) or another fenced text of a page; or what is typed before.
 
-    `line`: where its text begins; `mark`: where it is not run.
+    `line`: where its text begins; `mark`: where it is not run, and `why`.
     """
 
     line: int
     language: str
     text: str
     mark: str = ""
+    why: str = ""
+
+    @property
+    def runs(self) -> bool:
+        """Whether it can be run at all."""
+        return self.language in ("before", "console", "python") and self.mark != NEVER
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -86,14 +94,13 @@ class Difference:
 
 
 def blocks(page: str) -> Iterator[Block]:
-    """Yield what is typed before, the transcripts and the programs of a page."""
+    """Yield what is typed before, and all that is fenced in a page."""
     for match in _BEFORE.finditer(page):
         yield Block(page[: match.start()].count("\n") + 1, "before", match[1])
     for match in _FENCE.finditer(page):
-        if match[1] in ("console", "python"):
-            before = page[: match.start()]
-            mark = _MARK.search(before)
-            yield Block(before.count("\n") + 2, match[1], match[2], mark[1] if mark else "")
+        before = page[: match.start()]
+        mark, why = found.groups("") if (found := _MARK.search(before)) else ("", "")
+        yield Block(before.count("\n") + 2, match[1], match[2], mark, why.strip())
 
 
 def steps(block: Block) -> list[Step]:
@@ -149,22 +156,20 @@ class Terminal:
             if entry.name not in (".git", "build"):
                 (self._place / entry.name).symlink_to(entry)
         (folder / "run").mkdir(mode=0o700)
-        self._port = str(_free_port())
+        self._ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
         self._environment = {
             **own_environment(folder),
             "HOME": str(folder),
+            "XDG_CONFIG_HOME": str(folder / ".config"),
+            "XDG_DATA_HOME": str(folder / ".local" / "share"),
             "XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache")),
             "XDG_RUNTIME_DIR": str(folder / "run"),
-            "FLEXSERVE_PORT": self._port,
+            "FLEXSERVE_PORT": self._ports[_PORTS[0]],
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "NO_COLOR": "1",
             **(environment or {}),
         }
-        self._folders = {
-            str(folder / "config"): "~/.config",
-            str(folder / "data"): "~/.local/share",
-            f"{self._place}/": "",
-        }
+        self._folders = {f"{self._place}/": "", str(folder): "~"}
         self._serving: list[_Serving] = []
 
     def __enter__(self) -> Terminal:
@@ -180,17 +185,21 @@ class Terminal:
             self._serve(Step(block.text, [""]))
         elif block.language != "console":
             runs = {"python": sys.executable, "before": "bash"}[block.language]
-            printed, status = self._typed([runs, "-c", block.text.replace(_PORT, self._port)])
+            printed, status = self._typed([runs, "-c", self._here(block.text)])
             if status:
                 yield Difference(block.line, block.text.splitlines()[0], "(it ends well)\n", printed)
         for step in steps(block):
             if step.stays:
                 printed = self._serve(step)
             else:
-                printed, _ = self._typed(["bash", "-c", step.command.replace(_PORT, self._port)])
+                printed, _ = self._typed(["bash", "-c", self._here(step.command)])
             if not alike(step.expected, printed, self._folders):
                 expected = "".join(f"{line}\n" for line in step.expected)
                 yield Difference(block.line, step.command, expected, printed)
+
+    def _here(self, text: str) -> str:
+        """Return `text` with the ports that pages name as they are here."""
+        return _PORT.sub(lambda found: self._ports[found[0]], text)
 
     def _typed(self, command: Sequence[str]) -> tuple[str, int]:
         done = subprocess.run(
@@ -207,7 +216,8 @@ class Terminal:
         return done.stdout, done.returncode
 
     def _serve(self, step: Step) -> str:
-        self._serving.append(_Serving(step.command.removesuffix(" &"), self._place, self._environment))
+        command = self._here(step.command.removesuffix(" &"))
+        self._serving.append(_Serving(command, self._place, self._environment))
         return self._serving[-1].first(len(step.expected))
 
 
@@ -257,20 +267,19 @@ def differences(
 
     `folder` and `environment`: as Terminal's.
     """
-    found: list[Difference] = []
+    runs = [block for block in blocks(page.read_text()) if block.runs and block.mark in ("", *marks)]
+    if all(block.language == "before" for block in runs):
+        return []
     with Terminal(folder, environment) as terminal:
-        for block in blocks(page.read_text()):
-            if not block.mark or block.mark in marks:
-                found += terminal.run(block)
-    return found
+        return [each for block in runs for each in terminal.run(block)]
 
 
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _free_ports(count: int) -> list[str]:
+    with contextlib.ExitStack() as stack:  # all open at once: none is found twice
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [str(probe.getsockname()[1]) for probe in probes]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
