@@ -242,8 +242,9 @@ def listening(options: ServeOptions) -> Iterator[list[socket.socket]]:
 
 def _reason(error: OSError) -> str:
     """Return why an address cannot be had, without the address that `socket` adds."""
-    known = error.errno is not None and error.errno > 0
-    return os.strerror(error.errno) if known else error.strerror or str(error)
+    if error.errno is not None and error.errno > 0:
+        return os.strerror(error.errno)
+    return error.strerror or str(error)
 
 
 def tcp_socket(host: str, port: int) -> socket.socket:
