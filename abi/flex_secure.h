@@ -47,6 +47,9 @@
 /* (count, u64 *page) → how many free pages of those, in a row from `page` on, left the heap, overwritten. */
 #define FLEX_SECURE_TAKE 0x1009
 
+/* (u8 secret[32]): what the keys of this layer are derived from. Once: it is not kept here. ENOENT: there is none. */
+#define FLEX_SECURE_SECRET 0x100a
+
 #ifndef __ASSEMBLER__
 
 enum flex_secure_state {

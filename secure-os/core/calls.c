@@ -61,7 +61,6 @@ void calls_init(u64 end, u64 cpus)
 {
 	data_end = data_now = end;
 	cores = cpus;
-	flex_calls_init();
 }
 
 /* ---- memory ------------------------------------------------------------------------------------------------ */

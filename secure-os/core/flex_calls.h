@@ -4,13 +4,16 @@
 
 #include "core/types.h"
 
+#define SECRET_BYTES 32
+
 /* What the OS says to the secure world with a RUN: where the ring is. */
 struct said {
 	u64 ring_page;
 	u64 ring_pages; /* 0: there is none */
 };
 
-void flex_calls_init(void);
+/* The secret that the application may ask for, of SECRET_BYTES. */
+void flex_calls_init(const u8 *secret);
 
 /* The OS has lent a core. It may have written a message before: who waits for news looks, or who does next. */
 void flex_calls_hear(struct said said);

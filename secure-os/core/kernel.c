@@ -63,6 +63,7 @@ u64 kernel_init(const struct machine *machine)
 		return root;
 	}
 	calls_init(started.end, machine->board.cpus);
+	flex_calls_init(machine->secret);
 	thread = threads_new();
 	thread->context.frame.pc = started.pc;
 	thread->context.frame.sp = started.sp;

@@ -20,7 +20,8 @@ struct machine {
 	u64 application; /* of at most APPLICATION_BYTES_MAX bytes */
 	u64 free_first; /* secure RAM that is nobody's */
 	u64 free_end;
-	const u8 *seed;
+	const u8 *seed; /* of the generator, 32 bytes */
+	const u8 *secret; /* for the application, 32 bytes; zeros: there is none */
 };
 
 /* What a core does next. */

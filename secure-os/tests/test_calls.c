@@ -78,10 +78,29 @@ TEST(random_bytes_never_repeat_and_need_a_seed)
 	CHECK_EQUAL(call(LINUX_GETRANDOM, DATA, 32, 0, 0), ERROR_AGAIN);
 }
 
+TEST(the_secret_is_told_once)
+{
+	static const u8 none[32];
+	struct machine machine = host_machine();
+	char told[32] = "";
+
+	boot();
+	CHECK_EQUAL(call(FLEX_SECURE_SECRET, TEXT, 0, 0, 0), ERROR_FAULT);
+	CHECK_EQUAL(call(FLEX_SECURE_SECRET, DATA, 0, 0, 0), 0);
+	CHECK(user_read(told, DATA, sizeof(told)) && strcmp(told, "a secret of nobody") == 0);
+	CHECK_EQUAL(call(FLEX_SECURE_SECRET, DATA, 0, 0, 0), ERROR_NOENT);
+	host_make();
+	file_make();
+	machine.secret = none;
+	host.root = kernel_init(&machine);
+	CHECK(lend(0));
+	CHECK_EQUAL(call(FLEX_SECURE_SECRET, DATA, 0, 0, 0), ERROR_NOENT);
+}
+
 TEST(what_is_not_in_the_table_is_no_call)
 {
 	/* openat, read, close, rt_sigaction, rt_sigprocmask, tgkill, set_robust_list, rseq, clone3, execve, ptrace, … */
-	static const u64 numbers[] = { 56, 63, 57, 134, 135, 131, 99, 293, 435, 221, 117, 0, 29, 216, 0x100a, 0xfff, ~0ULL, 1ULL << 32 | 64 };
+	static const u64 numbers[] = { 56, 63, 57, 134, 135, 131, 99, 293, 435, 221, 117, 0, 29, 216, 0x100b, 0xfff, ~0ULL, 1ULL << 32 | 64 };
 	u32 i;
 
 	boot();

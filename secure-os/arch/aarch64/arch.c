@@ -38,7 +38,7 @@
 #define LEAF_READ_ONLY (1ULL << 7)
 #define MAILBOX_PAGES ((FLEX_MAILBOX_HEADER_BYTES + 2ULL * FLEX_MAILBOX_SLOTS * FLEX_MAILBOX_SLOT_BYTES + PAGE - 1) / PAGE)
 
-extern const u8 secure_os_seed[];
+extern const u8 secure_os_seed[], secure_os_secret[];
 extern u8 free_start[];
 void secure_os_save_vectors(u64 *to);
 void secure_os_load_vectors(const u64 *from);
@@ -258,6 +258,7 @@ void secure_os_first(void)
 		.free_first = (u64)free_start - OS_ADDRESSES,
 		.free_end = SECURE_OS_RAM_END,
 		.seed = secure_os_seed,
+		.secret = secure_os_secret,
 	};
 
 	map_windows();
@@ -267,10 +268,10 @@ void secure_os_first(void)
 	__asm__ volatile("dc cvac, %0\n\tdsb sy" ::"r"(&secure_os_ready) : "memory"); /* others look past their caches */
 }
 
-void secure_os_enter(struct frame *frame, u32 cpu)
+void secure_os_enter(struct frame *frame, u32 cpu, u64 ring_page, u64 ring_pages)
 {
 	*frame = (struct frame){ .pstate = 0 };
-	rest(cpu, frame, kernel_lent(cpu, (struct said){ 0, 0 }, frame));
+	rest(cpu, frame, kernel_lent(cpu, (struct said){ ring_page, ring_pages }, frame));
 }
 
 void secure_os_exception(struct frame *frame, u32 cpu)

@@ -21,10 +21,16 @@
 	.global	secure_os_seed
 secure_os_seed:
 	.quad	0, 0, 0, 0
+	/* And the secret of the layer above, as a boot ROM would hand it on; zeros: there is none. */
+	.global	secure_os_secret
+secure_os_secret:
+	.quad	0, 0, 0, 0
 
 	.global	secure_os_start
 secure_os_start:
 	mov	x19, x0
+	mov	x20, x1 /* where the ring is, as RUN says */
+	mov	x21, x2
 	cbz	x19, first
 
 	/* The others wait for the first one to have put everything in its place; the OS lends it when it likes. */
@@ -35,6 +41,8 @@ secure_os_start:
 	mov	x1, #FLEX_RUN_IDLE
 	ldr	x2, =1000000
 	smc	#0
+	mov	x20, x1
+	mov	x21, x2
 	b	1b
 
 first:
@@ -101,6 +109,8 @@ translated:
 	sub	sp, sp, #272
 	mov	x0, sp
 	mov	x1, x19
+	mov	x2, x20
+	mov	x3, x21
 	bl	secure_os_enter
 	b	resume
 

@@ -82,7 +82,7 @@ void host_make(void)
 
 struct machine host_machine(void)
 {
-	static const u8 seed[32] = "a seed that is known to all";
+	static const u8 seed[32] = "a seed that is known to all", secret[32] = "a secret of nobody";
 
 	return (struct machine){
 		.board = { FLEX_BOARD_MAGIC, HOST_RAM, HOST_RAM_BYTES, 2, 0 },
@@ -90,6 +90,7 @@ struct machine host_machine(void)
 		.free_first = HOST_SECURE,
 		.free_end = HOST_SECURE + HOST_SECURE_PAGES * PAGE,
 		.seed = seed,
+		.secret = secret,
 	};
 }
 

@@ -64,8 +64,8 @@ class Machine:
 
     With an `npu` it ends when that does. `devices` are more of QEMU's `-device`, for tests; `lines` are names
     of character devices for them, of which `self.lines` has the other ends. With `resets` it starts again
-    when its OS resets it, instead of ending. Start it from a thread that
-    lives as long as it should: the kernel kills it with that thread.
+    when its OS resets it, instead of ending. `secret`, 32 bytes, is for an application at S-EL0.
+    Start it from a thread that lives as long as it should: the kernel kills it with that thread.
     """
 
     def __init__(
@@ -78,6 +78,7 @@ class Machine:
         devices: Sequence[str] = (),
         lines: Sequence[str] = (),
         resets: bool = False,
+        secret: bytes = bytes(32),
     ) -> None:
         if not SMALLEST <= ram_bytes <= LARGEST or ram_bytes % STEP:
             raise CallerError(
@@ -89,7 +90,7 @@ class Machine:
         self._images, self.ram_bytes, self.cpus, self._devices = images, ram_bytes, cpus, devices
         self.has_npu = npu
         self._npu_status: int | None = None  # of its end, when it came by itself
-        self._resets = resets
+        self._resets, self._secret = resets, secret
         self._more_lines, self.lines = lines, dict[str, socket.socket]()
         self._console: collections.deque[str] = collections.deque(maxlen=_CONSOLE)
         self._stack = contextlib.ExitStack()
@@ -243,7 +244,7 @@ class Machine:
                 hint="Delete it: `flexserve boot` builds another.",
             )
         image[place] = board
-        secure_os.seed(image)
+        secure_os.provision(image, self._secret)
         return bytes(image)
 
     def _loaded(self) -> tuple[tuple[Path, int], ...]:

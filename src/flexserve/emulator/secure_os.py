@@ -1,7 +1,8 @@
-"""Where in the firmware's image a secure OS and its application lie; and the seed that each start puts there.
+"""Where in the firmware's image a secure OS and its application lie; and what each start puts there.
 
 The addresses are those of secure flash (monitor/el3/secure_os.h, secure-os/plat). A board would have a
-generator of random numbers; here whoever starts the machine writes 32 bytes behind the secure OS's header.
+generator of random numbers, and a ROM that hands on a secret; here whoever starts the machine writes 32 bytes
+of each behind the secure OS's header.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ _SECURE_OS, _APPLICATION, _END = 0x40_0000, 0x80_0000, 0x200_0000
 _MAGIC = b"FLEXSEOS"
 _HEADER = struct.Struct("<8s2Q")  # magic, where its first instruction is, bytes
 _SEED = slice(_SECURE_OS + _HEADER.size, _SECURE_OS + _HEADER.size + 32)
+_SECRET = slice(_SEED.stop, _SEED.stop + 32)
 
 
 def firmware_with(firmware: bytes, secure_os: bytes, application: bytes) -> bytes:
@@ -37,7 +39,11 @@ def firmware_with(firmware: bytes, secure_os: bytes, application: bytes) -> byte
     return bytes(image)
 
 
-def seed(image: bytearray) -> None:
-    """Write random bytes where the secure OS of a firmware's image, if it has one, looks for its seed."""
+def provision(image: bytearray, secret: bytes = bytes(32)) -> None:
+    """Write random bytes where the secure OS of a firmware's image, if it has one, looks for its seed.
+
+    And 32 bytes, of which its application derives keys; zeros: none.
+    """
     if image[_SECURE_OS : _SECURE_OS + len(_MAGIC)] == _MAGIC:
         image[_SEED] = os.urandom(_SEED.stop - _SEED.start)
+        image[_SECRET] = secret
