@@ -14,7 +14,7 @@ import msgspec
 from flexserve.errors import CallerError
 from flexserve.trusted.store.container import file_size
 from flexserve.trusted.store.files import disk_errors, write_all
-from flexserve.trusted.store.keys import WRAPPED_SIZE, Unlocked
+from flexserve.trusted.store.keys import WRAPPED_SIZE
 from flexserve.trusted.store.manifest import (
     BLOCK_SIZE,
     Manifest,
@@ -32,8 +32,8 @@ Progress = Callable[[int, int], None]  # bytes done, bytes in total
 _STEP = 1 << 20  # bytes
 
 
-class _Sealer:
-    """The Device that a content is sealed by: it notes the content key, and signs when it is asked to."""
+class _VendorSealer:
+    """The Sealer of a vendor: it keeps the content key itself, and names no device."""
 
     identity = "0" * 64
 
@@ -41,7 +41,7 @@ class _Sealer:
         self._keys, self.key = keys, b""
 
     def wrap(self, model_id: bytes, key: bytes) -> bytes:
-        """Note the content key: in the file there are zeros."""
+        """Keep the content key as `key`: in the file there are zeros."""
         del model_id
         self.key = key
         return bytes(WRAPPED_SIZE)
@@ -49,18 +49,6 @@ class _Sealer:
     def sign(self, data: bytes) -> bytes:
         """Return the vendor's signature."""
         return self._keys.signing.sign(data)
-
-    def unwrap(self, model_id: bytes, wrapped: bytes) -> bytes:
-        """Raise: nothing is opened while sealing."""
-        raise NotImplementedError
-
-    def unlock(self, block: bytes, licence: bytes, entry: bytes) -> Unlocked:
-        """Raise: nothing is opened while sealing."""
-        raise NotImplementedError
-
-    def verify(self, data: bytes, signature: bytes) -> None:
-        """Raise: of a vendor's own device nothing is verified."""
-        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -87,7 +75,7 @@ def seal_content(
     check_name(name)
     if os.path.lexists(output):
         raise CallerError(f"{output} exists already.", hint="Name another file with --output.")
-    sealer, unsigned = _Sealer(keys), output.with_name(f"{output.name}.unsigned")
+    sealer, unsigned = _VendorSealer(keys), output.with_name(f"{output.name}.unsigned")
     with contextlib.ExitStack() as stack:
         stack.callback(unsigned.unlink, missing_ok=True)
         parts = [stack.enter_context(FileSource(source.with_name(part))) for part in part_names(source.name)]

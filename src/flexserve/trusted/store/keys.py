@@ -47,24 +47,28 @@ class Unlocked(msgspec.Struct, frozen=True, tag=True):
     entry: bytes
 
 
-class Device(Protocol):
-    """What a store asks of the device key, whoever holds it. Each method is as DeviceKey's."""
+class Sealer(Protocol):
+    """Who seals a model: it keeps the content key, and signs the manifest."""
 
     @property
     def identity(self) -> str:
-        """What names the device; no secret."""
+        """What names the device that can open it; no secret."""
 
     def wrap(self, model_id: bytes, key: bytes) -> bytes:
-        """Return `key` encrypted for this device and bound to `model_id`."""
+        """Return what the manifest has of the content key: WRAPPED_SIZE bytes, bound to `model_id`."""
+
+    def sign(self, data: bytes) -> bytes:
+        """Return a signature of `data`: SIGNATURE_SIZE bytes."""
+
+
+class Device(Sealer, Protocol):
+    """What a store asks of the device key, whoever holds it. Each method is as DeviceKey's."""
 
     def unwrap(self, model_id: bytes, wrapped: bytes) -> bytes:
         """Return the key that `wrap` encrypted."""
 
     def unlock(self, block: bytes, licence: bytes, entry: bytes) -> Unlocked:
         """Return what a vendor's model is opened with, if its licence allows it. See licence.Licences."""
-
-    def sign(self, data: bytes) -> bytes:
-        """Return this device's signature of `data`."""
 
     def verify(self, data: bytes, signature: bytes) -> None:
         """Raise unless `signature` is this device's signature of `data`."""

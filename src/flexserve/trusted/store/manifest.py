@@ -29,7 +29,7 @@ from msgspec import Meta
 
 from flexserve.errors import CallerError, InternalError, StoredDataError
 from flexserve.trusted.store.aead import MODEL_ID_SIZE, SALT_SIZE
-from flexserve.trusted.store.keys import SIGNATURE_SIZE, WRAPPED_SIZE, Device
+from flexserve.trusted.store.keys import SIGNATURE_SIZE, WRAPPED_SIZE, Device, Sealer
 
 FORMAT_VERSION = 1
 BLOCK_SIZE = 8192  # bytes
@@ -123,7 +123,7 @@ def name_from(title: str) -> str:
     return name
 
 
-def write_block(manifest: Manifest, device: Device, *, unfinished: bool = False) -> bytes:
+def write_block(manifest: Manifest, sealer: Sealer, *, unfinished: bool = False) -> bytes:
     """Return the signed block of `manifest`: BLOCK_SIZE bytes. `unfinished`: of a file that ends early."""
     text = msgspec.json.encode(manifest)
     try:
@@ -132,7 +132,7 @@ def write_block(manifest: Manifest, device: Device, *, unfinished: bool = False)
         raise InternalError("A manifest is out of its own bounds.", hint="Report this.") from error
     magic = _UNFINISHED if unfinished else _MAGIC if manifest.vendor is None else _VENDORS
     signed = (_PRELUDE.pack(magic, FORMAT_VERSION, len(text)) + text).ljust(_SIGNED, b"\0")
-    return signed + device.sign(signed)
+    return signed + sealer.sign(signed)
 
 
 def read_block(block: bytes, device: Device, *, unfinished: bool = False) -> Manifest:

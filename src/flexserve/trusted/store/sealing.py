@@ -35,7 +35,7 @@ from flexserve.trusted.store.container import (
 )
 from flexserve.trusted.store.files import NewFile, disk_errors, open_locked, require_room, write_all
 from flexserve.trusted.store.gguf import GgufHeader, parse_gguf
-from flexserve.trusted.store.keys import Device
+from flexserve.trusted.store.keys import Device, Sealer
 from flexserve.trusted.store.manifest import (
     CHUNK,
     FORMAT_VERSION,
@@ -71,23 +71,31 @@ class Base:
         return Adapts(self.manifest.name, self.manifest.digest, self.scale)
 
 
-def seal_file(source: Path, destination: Path, name: str, device: Device, progress: Progress) -> Manifest:
+@dataclasses.dataclass(frozen=True, slots=True)
+class Part:
+    """Where an interrupted sealing is kept, and the device that can go on from it."""
+
+    path: Path
+    device: Device
+
+
+def seal_file(source: Path, destination: Path, name: str, sealer: Sealer, progress: Progress) -> Manifest:
     """Seal the GGUF file `source`; see `seal`."""
     with FileSource(source) as file:
-        return seal(file, destination, name, device, progress)
+        return seal(file, destination, name, sealer, progress)
 
 
 def seal(
     source: Source,
     destination: Path,
     name: str,
-    device: Device,
+    sealer: Sealer,
     progress: Progress,
     *,
-    part: Path | None = None,
+    part: Part | None = None,
     base: Base | None = None,
 ) -> Manifest:
-    """Seal the GGUF of `source` into the new file `destination`, readable by `device` only.
+    """Seal the GGUF of `source` into the new file `destination`, for whom `sealer` says.
 
     `progress(done, total)` is called after each chunk, in bytes. Whatever happens, `destination` is either
     complete or absent; what was sealed until then is kept in `part`, where one is named, and taken from
@@ -97,14 +105,14 @@ def seal(
     """
     check_name(name)
     header = parse_gguf(reader(source), source.size, base=base.header if base is not None else None)
-    draft, cipher = _draft(header, source, name, device)
+    draft, cipher = _draft(header, source, name, sealer)
     if base is not None:
         draft = msgspec.structs.replace(
             draft, adapts=base.adapts, context_length=base.manifest.context_length
         )
     action = f"Adding {name}"
     with contextlib.ExitStack() as stack:
-        earlier = stack.enter_context(_earlier(part, source, name, device)) if part is not None else None
+        earlier = stack.enter_context(_earlier(part, source, name)) if part is not None else None
         require_room(destination.parent, file_size(draft), action)
         stack.enter_context(disk_errors(action))
         file = stack.enter_context(NewFile(destination))
@@ -112,19 +120,19 @@ def seal(
         stack.callback(work.wipe)
         for index in range(draft.chunks):
             if earlier is None or not work.copy(earlier, index):
-                work.keep(part, device)
+                work.keep(part, sealer)
                 work.fetch(index)
             progress(index * CHUNK + chunk_length(draft, index), draft.size)
-        work.keep(part, device)  # in place of an earlier one that had all of it
-        return _publish(work, file, device)
+        work.keep(part, sealer)  # in place of an earlier one that had all of it
+        return _publish(work, file, sealer)
     raise AssertionError("an ExitStack swallows nothing here")
 
 
-def _publish(work: _Work, file: NewFile, device: Device) -> Manifest:
+def _publish(work: _Work, file: NewFile, sealer: Sealer) -> Manifest:
     """Check and sign what was sealed, and give its file its name; return its manifest."""
     file.kept = False  # whatever is wrong with it now, going on from it would not cure
     manifest = work.manifest()
-    write_all(file.fd, [memoryview(write_block(manifest, device))], 0)
+    write_all(file.fd, [memoryview(write_block(manifest, sealer))], 0)
     try:
         file.publish()
     except FileExistsError:
@@ -141,14 +149,14 @@ def name_taken(name: str) -> CallerError:
     )
 
 
-def _draft(header: GgufHeader, source: Source, name: str, device: Device) -> tuple[Manifest, ChunkCipher]:
+def _draft(header: GgufHeader, source: Source, name: str, sealer: Sealer) -> tuple[Manifest, ChunkCipher]:
     """Return the manifest of an unfinished sealing, and the cipher of a new one."""
     key, salt = secrets.token_bytes(KEY_SIZE), secrets.token_bytes(SALT_SIZE)
     model_id = secrets.token_bytes(MODEL_ID_SIZE)
     manifest = Manifest(
         name=name,
         model_id=model_id.hex(),
-        device=device.identity,
+        device=sealer.identity,
         size=source.size,
         chunk=CHUNK,
         digest=source.identity,
@@ -159,20 +167,20 @@ def _draft(header: GgufHeader, source: Source, name: str, device: Device) -> tup
         quantization=header.quantization,
         metadata_bytes=header.data_offset,
         salt=salt.hex(),
-        wrapped_key=device.wrap(model_id, key).hex(),
+        wrapped_key=sealer.wrap(model_id, key).hex(),
     )
     return manifest, ChunkCipher(key, salt, KIND, FORMAT_VERSION, model_id)
 
 
 @contextlib.contextmanager
-def _earlier(part: Path, source: Source, name: str, device: Device) -> Iterator[SealedModel | None]:
+def _earlier(part: Part, source: Source, name: str) -> Iterator[SealedModel | None]:
     """Yield what an interrupted sealing of the same source left; None: nothing that helps.
 
     Raises CallerError (code "pull_running") while somebody writes it.
     """
-    with disk_errors(f"Adding {name}"), open_locked(part) as fd:
+    with disk_errors(f"Adding {name}"), open_locked(part.path) as fd:
         try:
-            model = SealedModel.unfinished(fd, device)
+            model = SealedModel.unfinished(fd, part.device)
         except FlexServeError:  # empty, damaged, or another device's: it starts anew
             yield None
             return
@@ -208,11 +216,11 @@ class _Work:
         self._source.read_into(index * CHUNK, text)
         self._seal(index, text)
 
-    def keep(self, part: Path | None, device: Device) -> None:
+    def keep(self, part: Part | None, sealer: Sealer) -> None:
         """Keep what there is as `part`, in place of what an earlier try left; None: nothing is kept."""
         if part is not None and not self._file.kept:
-            write_all(self._file.fd, [memoryview(write_block(self._draft, device, unfinished=True))], 0)
-            self._file.keep_as(part)
+            write_all(self._file.fd, [memoryview(write_block(self._draft, sealer, unfinished=True))], 0)
+            self._file.keep_as(part.path)
 
     def manifest(self) -> Manifest:
         """Return the manifest of all that was sealed. Raises CallerError when it should not have come."""

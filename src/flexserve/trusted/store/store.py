@@ -38,7 +38,7 @@ from flexserve.trusted.store.files import (
 from flexserve.trusted.store.keys import Device
 from flexserve.trusted.store.licences import LICENCE, licence_path, terms
 from flexserve.trusted.store.manifest import Manifest, check_name, is_name, name_from
-from flexserve.trusted.store.sealing import Base, name_taken, seal
+from flexserve.trusted.store.sealing import Base, Part, name_taken, seal
 from flexserve.trusted.store.source import FileSource, Source
 from flexserve.trusted.store.split import JoinedSource, part_names, whole_name
 
@@ -130,7 +130,8 @@ class Store:
         Raises CallerError (code "pull_running") while another process receives a model of that name.
         """
         path = self._free(check_name(name))
-        return seal(source, path, name, self._device, progress, part=path.with_suffix(_PART))
+        part = Part(path.with_suffix(_PART), self._device)
+        return seal(source, path, name, self._device, progress, part=part)
 
     def unfinished(self) -> dict[str, int]:
         """Return the bytes on disk of each model that `receive` began and did not end, by name."""
