@@ -126,7 +126,7 @@ def test_a_model_without_a_draft_is_computed_as_ever() -> None:
     assert rig.fetched == []
 
 
-def test_a_draft_that_cannot_guess_for_a_model_is_not_asked_again_and_it_is_said_why() -> None:
+def test_a_draft_that_cannot_guess_for_a_model_is_asked_again_when_it_is_named_anew() -> None:
     rig = Rig()
     error = rig.app.models["small"].error = CallerError("Their vocabularies differ.")
     request, _ = rig.request()
@@ -139,6 +139,20 @@ def test_a_draft_that_cannot_guess_for_a_model_is_not_asked_again_and_it_is_said
     rig.guesses.use({"big": "small"})
     rig.step(request)
     assert rig.guesses.checks == 1, "by now another model may have its name"
+
+
+def test_a_draft_that_may_not_guess_is_asked_once_for_each_request_and_it_is_said_why() -> None:
+    rig = Rig()
+    error = rig.app.models["small"].error = CallerError("Its licence has expired.")
+    for number in (1, 2):
+        request, _ = rig.request()
+        for _ in range(6):
+            rig.step(request)
+        assert len(rig.made) == number
+        assert rig.refusals == [("small", error)] * number
+    rig.app.models["small"].error = None
+    rig.step(rig.request()[0])
+    assert len(rig.made) == 3, "the vendor's new licence lets it guess again"
 
 
 def test_memory_that_is_refused_ends_guessing_for_a_while_only() -> None:

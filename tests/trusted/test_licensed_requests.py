@@ -53,3 +53,19 @@ def test_a_licence_that_ended_allows_nothing_of_a_model_that_is_open(world: Worl
     terms[0] = licence("text", expires=NOW - 1)
     for request in (world.generate(), world.warm()):
         assert refused(world, request) == "licence_expired"
+
+
+@pytest.mark.parametrize("bad", [licence("text", expires=NOW - 1), licence("vectors")])
+def test_a_draft_guesses_for_no_request_that_begins_when_its_licence_does_not_allow_it(
+    world: World, bad: Licence
+):
+    terms[0] = licence("text")
+    world.app.open("a")
+    first, second = world.generate(model="b"), world.generate(model="b")
+    for request in (first, second):
+        world.begin(request)
+    world.app.guess(first, "a", 3)
+    terms[0] = bad
+    world.app.guess(first, "a", 3)
+    with pytest.raises(CallerError, match="licence of a"):
+        world.app.guess(second, "a", 3)

@@ -176,7 +176,8 @@ class TrustedApp(Protocol):
 
         Its next step checks them: the answer is the same as without. Returns how many there are, 0 also
         where the generation's model cannot check any, or the draft is still reading. Raises CallerError when
-        the two models have not the same vocabulary, GrantRefusedError, and what restoring weights raises.
+        the two models have not the same vocabulary or the draft's licence, judged once for a request, does
+        not allow it, GrantRefusedError, and what restoring weights raises.
         """
 
     def step(self, model: str, requests: Sequence[int], limit: int) -> Sequence[Progress]:

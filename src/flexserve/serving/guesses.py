@@ -29,14 +29,14 @@ class Guesses:
         self._drafts: Mapping[str, str] = {}
         self._policies: dict[tuple[str, str], Guessing] = {}  # by model and draft
         self.checks = 0  # graphs that checked guesses
-        self._unfit: set[tuple[str, str]] = set()
+        self._unfit: dict[tuple[str, str], int] = {}  # for which request a draft was refused to a model last
 
     def use(self, drafts: Mapping[str, str]) -> None:
         """Have these models guess, by the names of those whose tokens they guess. Any thread.
 
         One that could not guess before is asked again: by now another model may have its name.
         """
-        self._unfit = set()
+        self._unfit = {}
         self._drafts = dict(drafts)
 
     def begun(self, model: str) -> None:
@@ -50,7 +50,9 @@ class Guesses:
     ) -> Sequence[Progress]:
         """Do `step`, the next graph of `model` for `chosen`, after guesses where they pay."""
         draft = self._drafts.get(model)
-        if draft is None or (model, draft) in self._unfit or len(chosen) != 1 or chosen[0].pending != 1:
+        if draft is None or len(chosen) != 1 or chosen[0].pending != 1:
+            return step()
+        if self._unfit.get((model, draft)) == chosen[0].number:
             return step()
         policy, began = self._policies.setdefault((model, draft), Guessing()), time.monotonic()
         count = policy.count()
@@ -74,7 +76,7 @@ class Guesses:
             self._policies[model, draft].refused()
             return 0
         except FlexServeError as error:
-            self._unfit.add((model, draft))
+            self._unfit[model, draft] = request
             self._refused(draft, error)
             return 0
 

@@ -108,13 +108,16 @@ class LlamaApp:
 
     def require(self, request: int) -> None:
         message = self._requests[request].message
-        if terms := self._services.store.terms(message.model):
-            require_time(terms, self._clock() // 1000)
-            if (use := _use(message)) is not None:
-                require_use(terms, use)
+        self._require_licence(message.model, _use(message))
         abilities = self._open.abilities(message.model)
         if abilities is not None and isinstance(message, Generate | Embed | Warm):
             require(abilities, message)
+
+    def _require_licence(self, model: str, use: str | None) -> None:
+        if terms := self._services.store.terms(model):
+            require_time(terms, self._clock() // 1000)
+            if use is not None:
+                require_use(terms, use)
 
     def is_prepared(self, request: int) -> bool:
         it = self._requests[request]
@@ -185,6 +188,7 @@ class LlamaApp:
         if not room or not entry.context.goes_back:
             return 0
         if it.guesser is None or it.guesser.entry is not entry:
+            self._require_licence(draft, "text")
             require_same_words(generation.entry, entry)
             it.guesser = Guesser(entry, generation.request.owner)
             it.uses.callback(it.guesser.close)
