@@ -13,9 +13,14 @@ import pytest
 
 from flexserve import interpreter
 from flexserve.attestation import measurement
-from flexserve.attestation.measurement import Measurement, measure
+from flexserve.attestation.measurement import Measurement
 
 PACKAGE = Path(measurement.__file__).parents[1]
+
+
+def measure(roots: list[str]) -> Measurement:
+    """What a process of this test's could import: of the secure world's programs it has mapped none."""
+    return measurement.measure(roots, programs=())
 
 
 @pytest.fixture
@@ -116,11 +121,35 @@ def test_an_archive_on_the_import_path_counts(installation: Path, tmp_path: Path
 
 
 def test_the_library_that_holds_the_interpreter_counts():
-    named = {name: path for _, name, path in measurement._interpreter()}
+    named = {name: path for part, name, path in measurement._mapped([]) if part == "python"}
     assert named["python"] == os.path.realpath(sys.executable)
     with open("/proc/self/maps") as mappings:
         shared = "libpython" in mappings.read()
     assert any(name.startswith("libpython") for name in named) == shared
+
+
+def test_the_c_library_and_its_loader_count_and_no_file_below_the_import_path_does_twice():
+    libraries = {name: path for part, name, path in measurement._mapped(sys.path) if part == "libraries"}
+    assert any(name.startswith("libc") for name in libraries)
+    assert any(name.startswith("ld") for name in libraries)
+    assert not any(path.startswith(tuple(filter(None, sys.path))) for path in libraries.values())
+
+
+def test_a_library_that_a_program_maps_counts(installation: Path, tmp_path: Path):
+    library = tmp_path / "another.so"
+    shutil.copy(next(path for _, name, path in measurement._mapped([]) if name.startswith("libc")), library)
+    code = (
+        "import ctypes, sys\nfrom flexserve.attestation import measurement as m\n"
+        "print(m.measure([], programs=()).parts['libraries'].hex())\n"
+        "import mmap\nfile = open(sys.argv[1], 'rb')\n"
+        "kept = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ | mmap.PROT_EXEC)\n"
+        "print(m.measure([], programs=()).parts['libraries'].hex())"
+    )
+    printed = subprocess.run(
+        [sys.executable, "-c", code, str(library)], capture_output=True, text=True, check=True
+    ).stdout
+    before, after = printed.split()
+    assert before != after
 
 
 def test_a_file_that_moves_changes_the_digest(installation: Path):
@@ -149,13 +178,13 @@ def test_the_last_change_of_any_file_is_known_whatever_its_own_time_says(install
 def test_a_measurement_has_a_digest_of_64_bytes_for_each_part(installation: Path):
     found = measure([str(installation)])
     assert isinstance(found, Measurement)
-    assert set(found.parts) == {"python", "engine", "packages"}
+    assert set(found.parts) == {"python", "libraries", "engine", "packages"}
     assert {len(digest) for digest in found.parts.values()} == {64}
 
 
 MEASURE = (
     "import sys; sys.path.insert(0, sys.argv[1]); from flexserve.attestation.measurement import measure; "
-    "print(measure(sys.argv[1:]).parts['flexserve'].hex())"
+    "print(measure(sys.argv[1:], programs=()).parts['flexserve'].hex())"
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -11,6 +12,8 @@ from pathlib import Path
 import httpx
 import pytest
 from real_server import KEY, Server
+
+from flexserve import interpreter
 
 pytestmark = pytest.mark.engine
 
@@ -41,6 +44,44 @@ def test_a_server_is_what_was_measured_and_refused_when_one_digest_is_another(
     policy.write_text(policy.read_text().replace(engine, "0" * len(engine)))
     refused = flexserve(*attest, folder=tmp_path)
     assert f"measurement engine: expected {'0' * len(engine)}, found {engine}" in refused.stderr
+
+
+MEASURED = (
+    "import importlib, json, sys; from flexserve.attestation import measurement\n"
+    "for program in measurement.PROGRAMS: importlib.import_module(program)\n"
+    "print(json.dumps([sys.path, [path for _, _, path in measurement._mapped([])]]))"
+)
+
+
+def processes_of(root: int) -> set[int]:
+    """Return `root` and all processes below it."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    found = {root}
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found
+
+
+def code_of(pid: int) -> set[str]:
+    """Return the files of which a process has code mapped."""
+    fields = [line.split(maxsplit=5) for line in Path(f"/proc/{pid}/maps").read_text().splitlines()]
+    return {each[5] for each in fields if "x" in each[1] and each[5:] and each[5].startswith("/")}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root sees what a secure process has mapped")
+def test_all_code_that_a_secure_worlds_processes_have_mapped_is_measured(server: Server):
+    headers = {"Authorization": f"Bearer {KEY}"}
+    server.openai().completions.create(model="tiny", prompt="x", max_tokens=2)
+    secure = httpx.get(f"{server.url}/models", headers=headers).json()["os"]["secure_pid"]
+    command = [sys.executable, *interpreter.OPTIONS[:3], "-c", MEASURED]
+    roots, measured = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    folders = tuple(os.path.join(os.path.realpath(root), "") for root in roots if root)
+    mapped = set().union(*map(code_of, processes_of(secure)))
+    assert {path for path in mapped if "/libc" in path}, "it has the C library mapped at least"
+    assert {path for path in mapped if not path.startswith(folders)} <= set(measured)
 
 
 @pytest.mark.parametrize("nonce", ["", "00", "zz" * 16, "00" * 65])

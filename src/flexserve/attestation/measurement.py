@@ -1,19 +1,20 @@
-"""What a secure world consists of, as digests: every file that its process could import.
+"""What a secure world consists of, as digests: every file that its processes could import, or have mapped.
 
 `main`, run by flexserve.interpreter as a secure world is, prints them as JSON.
 
 By parts, so that a difference says where it is: our package, the engine (llama.cpp, built for one CPU), the
-other packages, and Python itself. Two installations of one commit have the same digests wherever they lie. So
-left out is what names a place: notes of installers, but for entry points; and of a `.pth` file the lines that
-name folders, since these folders are measured. Left out, too, are folders of compiled copies, since
-`interpreter` has Python run none of them. The order of folders counts, since it decides which of two modules
-of one name is imported.
+other packages, Python itself, and what all of them take of the system: shared libraries and their loader.
+Two installations of one commit have the same digests wherever they lie. So left out is what names a place:
+notes of installers, but for entry points; and of a `.pth` file the lines that name folders, since these
+folders are measured. Left out, too, are folders of compiled copies, since `interpreter` has Python run none
+of them. The order of folders counts, since it decides which of two modules of one name is imported.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib
 import json
 import os
 import platform
@@ -31,6 +32,13 @@ from flexserve.errors import CallerError
 
 _PACKAGE = Path(__file__).parents[1]
 PROGRAM = (*interpreter.OPTIONS, "flexserve.secure_world.main")  # as normal.process starts it
+PROGRAMS = (  # of all processes of a secure world
+    "flexserve.secure_world.program",
+    "flexserve.trusted.store.key_holder",
+    "flexserve.trusted.text.rendering.helper",
+    "flexserve.platforms.linux.companion",
+    "flexserve.platforms.trustzone.measured_boot",
+)
 _COMPILED = "__pycache__"
 _NOTED = (".dist-info", ".egg-info")
 _NOT_IMPORTED = ("site-packages", "dist-packages", "config-")  # in the folder of Python's own library
@@ -44,16 +52,18 @@ class Measurement:
     changed: float
 
 
-def measure(roots: Sequence[str] | None = None) -> Measurement:
-    """Return what a process with the import path `roots` (None: this one's) could import.
+def measure(roots: Sequence[str] | None = None, programs: Sequence[str] = PROGRAMS) -> Measurement:
+    """Return what a process with the import path `roots` (None: this one's) could import, and has mapped.
 
-    Raises OSError for a file that cannot be read.
+    Imports `programs`, so that what they map is mapped. Raises OSError for a file that cannot be read.
     """
-    parts = {part: hashlib.sha512() for part in ("python", "flexserve", "engine", "packages")}
+    for program in programs:
+        importlib.import_module(program)
+    parts = {part: hashlib.sha512() for part in ("python", "libraries", "flexserve", "engine", "packages")}
     found: set[str] = set()
     changed = 0.0
     paths = dict.fromkeys(os.path.realpath(root) for root in (sys.path if roots is None else roots))
-    for files in (_interpreter(), *(_files_below(root) for root in paths)):
+    for files in (_mapped(tuple(paths)), *(_files_below(root) for root in paths)):
         digests: dict[str, dict[str, bytes]] = {part: {} for part in parts}
         for part, name, path in files:
             with open(path, "rb") as file:
@@ -68,14 +78,19 @@ def measure(roots: Sequence[str] | None = None) -> Measurement:
     return Measurement({part: whole.digest() for part, whole in parts.items() if part in found}, changed)
 
 
-def _interpreter() -> Iterator[tuple[str, str, str]]:
-    """Yield the interpreter, and the library in which it is, if that is a file of its own."""
-    yield "python", "python", os.path.realpath(sys.executable)
+def _mapped(roots: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """Yield the interpreter, and each file not below `roots` of which this process has code mapped."""
+    executable = os.path.realpath(sys.executable)
+    yield "python", "python", executable
     with open("/proc/self/maps") as mappings:
-        mapped = {line.split(maxsplit=5)[-1].strip() for line in mappings}
-    for path in mapped:
-        if os.path.basename(path).startswith("libpython"):
-            yield "python", os.path.basename(path), path
+        fields = [line.rstrip("\n").split(maxsplit=5) for line in mappings]
+    mapped = {each[5] for each in fields if "x" in each[1] and each[5:] and each[5].startswith("/")}
+    below = tuple(os.path.join(root, "") for root in roots)
+    names: list[str] = []
+    for path in sorted(path for path in mapped - {executable} if not path.startswith(below)):
+        names.append(os.path.basename(path))
+        name = names[-1] + "+" * (names.count(names[-1]) - 1)  # no file hides another of its name
+        yield "python" if name.startswith("libpython") else "libraries", name, path
 
 
 def _files_below(root: str) -> Iterator[tuple[str, str, str]]:

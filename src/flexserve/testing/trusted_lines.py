@@ -20,15 +20,9 @@ from collections.abc import Collection
 from pathlib import Path
 
 from flexserve import interpreter
+from flexserve.attestation.measurement import PROGRAMS
 
 MOST = 1200
-PROGRAMS = (
-    "flexserve.secure_world.program",
-    "flexserve.trusted.store.key_holder",
-    "flexserve.trusted.text.rendering.helper",
-    "flexserve.platforms.linux.companion",
-    "flexserve.platforms.trustzone.measured_boot",
-)
 _PACKAGES = (
     "flexserve.attestation.",
     "flexserve.protocol.sealed_",
