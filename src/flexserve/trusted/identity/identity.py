@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 
@@ -70,7 +71,7 @@ class Identity:
         moment = time.time() if now is None else now
         measured = self._measurement()
         self._attested = self._layers(facts.machine, measured)
-        cdi, chain = self._chain(self._attested)
+        cdi = self._cdi(self._attested)
         sealing = self._keys.current(moment)
         token = Token(
             nonce,
@@ -85,7 +86,7 @@ class Identity:
             sealing,
             LicenceKey(cdi).public,
         )
-        return Evidence(chain, write_token(token, key_of(cdi)))
+        return Evidence(self._chain(self._attested), write_token(token, key_of(cdi)))
 
     def unseal(self, sealed: bytes, info: bytes) -> bytes:
         """Return what a client sealed to the key that a token showed. Raises CallerError."""
@@ -97,16 +98,14 @@ class Identity:
             raise CallerError(
                 "Nothing was attested yet.", hint="Ask for attestation first.", code="not_attested"
             )
-        cdi, _ = self._chain(self._attested)
-        return cose.sign(payload, key_of(cdi), RECEIPT)
+        return cose.sign(payload, key_of(self._cdi(self._attested)), RECEIPT)
 
     def licence_key(self, machine: Sequence[MachineLayer]) -> LicenceKey:
         """Return the key of licences; `machine`: the layers below. The first time takes as `attest`.
 
         Raises NormalWorldError when a file changed after the world had started.
         """
-        cdi, _ = self._chain(self._layers(machine, self._measurement()))
-        return LicenceKey(cdi)
+        return LicenceKey(self._cdi(self._layers(machine, self._measurement())))
 
     def _measurement(self) -> Measurement:
         if self._measured is None:
@@ -127,11 +126,15 @@ class Identity:
         code = world_digest(with_configuration(measured.parts, self._config))
         return [*layers, Layer(code, mode=Mode.DEBUG, code_descriptor=WORLD.encode())]
 
-    def _chain(self, layers: Sequence[Layer]) -> tuple[bytes | memoryview, list[bytes]]:
-        """Return the last layer's CDI, and the chain to its key. The first layer's issuer is the root."""
+    def _cdi(self, layers: Sequence[Layer]) -> bytes | memoryview:
+        """Return the secret of the last layer."""
+        return functools.reduce(next_cdi, layers, self._root)
+
+    def _chain(self, layers: Sequence[Layer]) -> list[bytes]:
+        """Return the root's key, which issues the first layer's certificate, and the certificates."""
         cdi = self._root
         chain = [cose.encode_key(key_of(cdi).public_key())]
         for layer in layers:
             issuer, cdi = key_of(cdi), next_cdi(cdi, layer)
             chain.append(certificate(issuer, layer, key_of(cdi).public_key()))
-        return cdi, chain
+        return chain
