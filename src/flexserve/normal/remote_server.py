@@ -7,7 +7,6 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-import httpcore
 import msgspec
 
 from flexserve.errors import (
@@ -17,11 +16,16 @@ from flexserve.errors import (
     QueueFullError,
     UnknownModelError,
 )
-from flexserve.normal.network import Network
+from flexserve.normal.kept_connections import (
+    Headers,
+    HttpAnswer,
+    KeptConnections,
+    TransportError,
+    UnreachableError,
+)
 
-MAX_CONNECTIONS = 256
-_CONNECT_SECONDS, _ANSWER_SECONDS = 10.0, 90.0  # the first attestation reads all that a world consists of
-_MAX_ERROR = 1 << 16  # bytes
+_ANSWER_SECONDS = 90.0  # the first attestation reads all that a world consists of
+_MAX_ATTESTATION, _MAX_ERROR = 1 << 22, 1 << 16  # bytes
 _BY_STATUS: dict[int, type[FlexServeError]] = {404: UnknownModelError, 429: QueueFullError}
 
 
@@ -40,31 +44,24 @@ class RemoteServer:
 
     def __init__(self, url: str, key: str = "") -> None:
         self.url = url.rstrip("/")
-        self._headers = [("Content-Type", "application/octet-stream")]
+        self._headers: Headers = [("Content-Type", "application/octet-stream")]
         if key:
-            self._headers.append(("Authorization", f"Bearer {key}"))
-        self._pool = httpcore.AsyncConnectionPool(
-            max_connections=MAX_CONNECTIONS,
-            max_keepalive_connections=MAX_CONNECTIONS,
-            network_backend=Network(),
-        )
+            self._headers = [*self._headers, ("Authorization", f"Bearer {key}")]
+        self._connections = KeptConnections(self.url)
 
     async def attestation(self, nonce: bytes) -> Attestation:
         """Return what the server says that its secure world answers to `nonce`.
 
         Raises PeerError when it does not answer so, CallerError when it refuses to.
         """
+        target = f"/v1/attestation?nonce={nonce.hex()}"
         with _network(self.url):
-            answer = await self._pool.request(
-                "GET",
-                f"{self.url}/v1/attestation?nonce={nonce.hex()}",
-                headers=self._headers,
-                extensions=_timeout(_ANSWER_SECONDS),
-            )
-        if answer.status != 200:
-            raise _refused(answer.status, answer.content)
+            async with self._connections.ask("GET", target, self._headers, seconds=_ANSWER_SECONDS) as answer:
+                if answer.status != 200:
+                    raise _refused(answer.status, await _beginning(answer, _MAX_ERROR))
+                content = await _beginning(answer, _MAX_ATTESTATION)
         try:
-            return msgspec.json.decode(answer.content, type=Attestation)
+            return msgspec.json.decode(content, type=Attestation)
         except msgspec.MsgspecError:
             raise PeerError("The server attests in no known form.", hint="Is it a FlexServe?") from None
 
@@ -72,31 +69,16 @@ class RemoteServer:
     async def sealed(self, body: bytes) -> AsyncIterator[AsyncIterator[bytes]]:
         """Send a sealed request; yield its sealed answer, piece by piece. Raises as `attestation`."""
         with _network(self.url):
-            async with self._pool.stream(
-                "POST",
-                f"{self.url}/v1/sealed",
-                headers=self._headers,
-                content=body,
-                extensions=_timeout(None),
+            async with self._connections.ask(
+                "POST", "/v1/sealed", self._headers, body, seconds=None
             ) as answer:
                 if answer.status != 200:
-                    raise _refused(answer.status, await _beginning(answer))
-                yield answer.aiter_stream()
+                    raise _refused(answer.status, await _beginning(answer, _MAX_ERROR))
+                yield answer.pieces()
 
     async def close(self) -> None:
         """Close its connections."""
-        await self._pool.aclose()
-
-
-def _timeout(read: float | None) -> dict[str, Any]:
-    return {
-        "timeout": {
-            "connect": _CONNECT_SECONDS,
-            "read": read,
-            "write": _ANSWER_SECONDS,
-            "pool": _ANSWER_SECONDS,
-        }
-    }
+        self._connections.close()
 
 
 @contextlib.contextmanager
@@ -104,25 +86,26 @@ def _network(url: str) -> Any:
     """Make what goes wrong on the way a PeerError."""
     try:
         yield
-    except httpcore.ConnectError:
+    except UnreachableError:
         raise PeerError(
             f"No server answers at {url}.",
             hint="Is it running, and is the port right?",
             code="server_unreachable",
         ) from None
-    except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException) as error:
+    except TransportError as error:
         raise PeerError(
-            f"The server at {url} cannot be asked ({type(error).__name__}).",
+            f"The server at {url} cannot be asked ({error}).",
             hint="Is it running? `flexserve connect URL` wants the address that it shows when it starts.",
             code="server_unreachable",
         ) from None
 
 
-async def _beginning(answer: httpcore.Response) -> bytes:
+async def _beginning(answer: HttpAnswer, most: int) -> bytes:
+    """Return the body of an answer, or somewhat more than the first `most` bytes of it."""
     content = b""
-    async for piece in answer.aiter_stream():
+    async for piece in answer.pieces():
         content += piece
-        if len(content) > _MAX_ERROR:
+        if len(content) > most:
             break
     return content
 

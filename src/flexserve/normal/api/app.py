@@ -40,8 +40,9 @@ from flexserve.normal.models_world import ModelsWorld
 
 # One module for each API: it translates its bodies to the internal request, and answers back.
 FOR_MODELS = (generation, responses, anthropic, ollama, llama_server, embeddings, rerank, models)
-# The page comes first: of those who ask for /, it is for browsers.
-FACADES = (page, *FOR_MODELS, attestation, sealed, operations, events, model_options, memory, metrics)
+# Routes are tried in this order, at some microseconds each. Sealed requests come first, since a client's own
+# server searched once before; then the page: of those who ask for /, it is for browsers.
+FACADES = (sealed, page, *FOR_MODELS, attestation, operations, events, model_options, memory, metrics)
 _ERRORS = ErrorForms({**anthropic.ERROR_FORMS, **ollama.ERROR_FORMS, **llama_server.ERROR_FORMS})
 
 
