@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from flexserve.errors import CallerError
 from flexserve.protocol import sealed_answer
-from flexserve.protocol.answers import Delta, Embedded, Failed, Finished, Prefilled, Started, Timings, Usage
+from flexserve.protocol.answers import Delta, Embedded, Failed, Finished, Started, Timings, Usage
 from flexserve.protocol.messages import Query
 from flexserve.protocol.prompts import ChatMessage, ChatPrompt
 from flexserve.protocol.requests import Embed, Generate
@@ -115,15 +115,6 @@ def test_the_progress_of_a_prompt_is_not_told_where_it_would_show_what_was_cache
 def test_an_answer_has_a_seed_that_a_receipt_can_name(place):
     assert place.begin(place.exchange()).asked.sampling.seed is not None
     assert place.begin(place.exchange(question(seed=5))).asked.sampling.seed == 5
-
-
-def test_the_progress_of_a_prompt_leaves_at_once_where_it_is_asked_for(place):
-    exchange = place.exchange(msgspec.structs.replace(question(), progress=True))
-    session = place.begin(exchange)
-    session.take(Started(session.number, 7))
-    session.take(Prefilled(session.number, 5))
-    messages = exchange.feed(place.wire(session.number))
-    assert messages == [Started(session.number, 7), Prefilled(session.number, 5)]
 
 
 def test_vectors_and_errors_are_sealed_too(place):

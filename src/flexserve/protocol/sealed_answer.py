@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from msgspec import Meta
 
-from flexserve.protocol.answers import Converted, Delta, Embedded, Failed, Finished, Prefilled, Started
+from flexserve.protocol.answers import Converted, Delta, Embedded, Failed, Finished, Started
 from flexserve.protocol.messages import Status
 from flexserve.protocol.requests import Generate
 from flexserve.protocol.sealed_request import Asked
@@ -43,7 +43,7 @@ class Receipt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True)
     signed: Annotated[bytes, Meta(max_length=1 << 14)]
 
 
-Answered = Started | Prefilled | Delta | Embedded | Converted | Receipt | Finished | Failed | Status
+Answered = Started | Delta | Embedded | Converted | Receipt | Finished | Failed | Status
 
 
 def frame_size(asked: Asked) -> int:

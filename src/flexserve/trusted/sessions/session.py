@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from flexserve.protocol.answers import Converted, Delta, Embedded, Failed, Finished, Prefilled, Started
+from flexserve.protocol.answers import Converted, Delta, Embedded, Failed, Finished, Started
 from flexserve.protocol.framing import encode
 from flexserve.protocol.messages import Query, Status
 from flexserve.protocol.requests import Convert, Embed, Generate, Warm
@@ -89,8 +89,6 @@ class Session:
                     self._tokens += message.tokens
                     if self._tokens >= BATCH or (self._tokens and self._is_due()):
                         self._leave()
-                case Prefilled():
-                    self._leave()
                 case Embedded():
                     for data in self._frames.full():
                         self._send(SealedPart(self.number, data))
