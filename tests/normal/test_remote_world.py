@@ -28,7 +28,7 @@ from flexserve.protocol.prompts import TextPrompt
 from flexserve.protocol.requests import Generate
 from flexserve.protocol.sampling import Sampling
 from flexserve.protocol.sealed_messages import Sealed, SealedPart
-from flexserve.protocol.sealed_request import header_of
+from flexserve.protocol.sealed_request import SEALED_SECRET, header_of
 from flexserve.testing.scripted_link import ScriptedLink
 
 pytestmark = pytest.mark.anyio
@@ -148,6 +148,19 @@ async def test_a_world_is_verified_once_and_again_when_its_key_is_gone(remote: R
     relay.refuses = 2
     with pytest.raises(CallerError):
         await said(remote)
+
+
+async def test_no_two_requests_share_a_secret_whatever_was_prepared_for_them(
+    remote: RemoteWorld, relay: Relay
+):
+    for _ in range(3):
+        await said(remote)
+        await asyncio.sleep(0)
+    await asyncio.gather(said(remote), said(remote))
+    secrets = {body[: len(header_of(body).encoded()) + SEALED_SECRET] for body in relay.bodies}
+    assert len(secrets) == len(relay.bodies) == 5
+    relay.refuses = 1
+    assert await said(remote) == "Hello, world!", "what was prepared for the earlier key is not used"
 
 
 CHANGES: dict[str, Callable[[list[bytes]], list[bytes]]] = {

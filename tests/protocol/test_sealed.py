@@ -19,7 +19,7 @@ from flexserve.protocol.requests import Embed, Generate
 from flexserve.protocol.sampling import Sampling
 from flexserve.protocol.sealed_answer import LARGE, LAST_SIZE, SMALL, FrameSealer, frame_size
 from flexserve.protocol.sealed_answer_reader import FrameOpener
-from flexserve.protocol.sealed_exchange import Exchange, padded_size, seal
+from flexserve.protocol.sealed_exchange import Exchange, padded_size, seal, sealed_secret
 from flexserve.protocol.sealed_request import (
     MAX_PADDED,
     MIN_PADDED,
@@ -64,6 +64,14 @@ def test_two_requests_share_neither_secret_nor_number():
     assert first.content.id != second.content.id
 
 
+def test_a_secret_that_was_sealed_before_its_request_opens_like_any_other():
+    secret = sealed_secret("tiny", PUBLIC, TOKEN)
+    exchange = Exchange(question(), bytes(32), PUBLIC, TOKEN, 1, secret=secret)
+    opened = open_request(exchange.body, KEY.unseal)
+    assert (opened.asked, opened.secret) == (question(), secret.secret)
+    assert secret.secret.hex() not in repr(secret)
+
+
 def test_another_key_opens_nothing():
     with pytest.raises(CallerError, match=REFUSED):
         open_request(Exchange(question(), bytes(32), PUBLIC, TOKEN, 1).body, OTHER.unseal)
@@ -79,7 +87,7 @@ def test_no_bit_of_a_request_can_be_changed(data):
 
 
 def test_a_request_names_its_model_outside_as_inside():
-    body, _ = seal(content(question()), "another", PUBLIC, TOKEN)
+    body = seal(content(question()), sealed_secret("another", PUBLIC, TOKEN))
     with pytest.raises(CallerError, match=REFUSED):
         open_request(body, KEY.unseal)
 
@@ -87,7 +95,7 @@ def test_a_request_names_its_model_outside_as_inside():
 def test_a_request_brings_no_number_of_its_own():
     numbered = msgspec.structs.replace(question(), request=5)
     with pytest.raises(CallerError, match=REFUSED):
-        open_request(seal(content(numbered), "tiny", PUBLIC, TOKEN)[0], KEY.unseal)
+        open_request(seal(content(numbered), sealed_secret("tiny", PUBLIC, TOKEN)), KEY.unseal)
 
 
 @given(first=st.text(max_size=600), second=st.text(max_size=600))

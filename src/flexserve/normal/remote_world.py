@@ -25,11 +25,12 @@ from flexserve.protocol.prompts import Entry, Prompt, Source, ToTokens
 from flexserve.protocol.requests import Convert, Embed, Generate, Terms, Warm
 from flexserve.protocol.sampling import Sampling
 from flexserve.protocol.sealed_answer import Receipt
-from flexserve.protocol.sealed_exchange import Exchange
-from flexserve.protocol.sealed_request import Asked, refusal
+from flexserve.protocol.sealed_exchange import Exchange, SealedSecret, sealed_secret
+from flexserve.protocol.sealed_request import Asked, model_of, refusal
 from flexserve.protocol.statuses import ModelStatus
 
 NONCE = 32  # bytes
+_AHEAD = 16  # models for whose next request a secret is ready
 _MARGIN = 60_000  # milliseconds before a key's end in which nothing is sealed to it any more
 
 
@@ -76,6 +77,7 @@ class RemoteWorld:
         self._owner = secrets.token_bytes(32)
         self._numbers = itertools.count(1)
         self._trust: Trust | None = None
+        self._ahead: dict[str, SealedSecret] = {}  # for the next request to a model, by this trust
         self._verifying = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -85,7 +87,7 @@ class RemoteWorld:
             if self._trust is None or self._trust.ends - _now() < _MARGIN:
                 nonce = secrets.token_bytes(NONCE)
                 said = await self._server.attestation(nonce)
-                self._trust = self._verify(said.chain, said.token, nonce)
+                self._trust, self._ahead = self._verify(said.chain, said.token, nonce), {}
             return self._trust
 
     @property
@@ -203,7 +205,9 @@ class RemoteWorld:
 
     async def _attempt(self, asked: Asked, name: str) -> AsyncIterator[Any]:
         trust = await self.trust()
-        exchange = Exchange(asked, self._owner, trust.public, trust.token_hash, _now())
+        model = model_of(asked)
+        secret = self._ahead.pop(model, None)
+        exchange = Exchange(asked, self._owner, trust.public, trust.token_hash, _now(), secret=secret)
         async with self._server.sealed(exchange.body) as pieces:
             async for piece in pieces:
                 for message in exchange.feed(piece):
@@ -212,6 +216,15 @@ class RemoteWorld:
                     else:
                         yield message
         exchange.end()
+        asyncio.get_running_loop().call_soon(self._prepare, model, trust)  # behind the answer's end
+
+    def _prepare(self, model: str, trust: Trust) -> None:
+        """Seal the secret of the next request to `model`, which need not wait for that then."""
+        if trust is not self._trust:
+            return
+        if len(self._ahead) >= _AHEAD:
+            del self._ahead[next(iter(self._ahead))]
+        self._ahead[model] = sealed_secret(model, trust.public, trust.token_hash)
 
 
 def _check(asked: Asked) -> None:

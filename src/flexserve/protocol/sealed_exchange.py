@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import secrets
 from typing import Any
@@ -31,21 +32,43 @@ _PUBLIC_KEM, _PUBLIC_CURVE = 1184, 32  # bytes of a public key: of ML-KEM-768, t
 _SUITE = hpke.Suite(hpke.KEM.MLKEM768_X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class SealedSecret:
+    """The secret of one request, as it stands in front of its content: with its header, sealed.
+
+    It depends on no content, so it can be made before there is one.
+    """
+
+    secret: bytes = dataclasses.field(repr=False)
+    clear: bytes
+
+
 class Exchange:
     """One request, sealed when it is made. `body` is what is sent; what comes back is fed to it.
 
     `asked`: with whatever number; it is sealed with 0. `owner`: a secret of 32 bytes that decides whose KV it
     may use. `public`, `token_hash`: of the attestation that was checked. `now`: milliseconds since 1970.
+    `secret`: one that was sealed to them for the model, and for no other request; None: it is made now.
 
     Raises CallerError for a request that is too long.
     """
 
-    def __init__(self, asked: Asked, owner: bytes, public: bytes, token_hash: bytes, now: int) -> None:
+    def __init__(
+        self,
+        asked: Asked,
+        owner: bytes,
+        public: bytes,
+        token_hash: bytes,
+        now: int,
+        *,
+        secret: SealedSecret | None = None,
+    ) -> None:
         number = {"serial": 0} if isinstance(asked, Query) else {"request": 0}
         asked = msgspec.structs.replace(asked, **number)
         self.asked = asked
         content = Content(secrets.token_bytes(16), now, owner, msgspec.msgpack.encode(asked))
-        self.body, self._secret = seal(content, model_of(asked), public, token_hash)
+        secret = secret or sealed_secret(model_of(asked), public, token_hash)
+        self.body, self._secret = seal(content, secret), secret.secret
         self._nonce = b""
         self._frames: FrameOpener | None = None
 
@@ -87,18 +110,22 @@ def padded_size(size: int) -> int:
     return max(MIN_PADDED, 1 << (size + 4 - 1).bit_length())
 
 
-def seal(content: Content, model: str, public: bytes, token_hash: bytes) -> tuple[bytes, bytes]:
-    """Return the body that asks `content` of `model` of who opens what is sealed to `public`, and the secret.
+def sealed_secret(model: str, public: bytes, token_hash: bytes) -> SealedSecret:
+    """Return a new secret for a request to `model` ("": none), sealed to `public`.
 
-    Raises CallerError for a request that is too long, ValueError for what is no public key.
+    `token_hash`: of the attestation that was checked. Raises ValueError for what is no public key.
     """
+    header = Header(token_hash, model).encoded()
+    secret = secrets.token_bytes(SECRET)
+    return SealedSecret(secret, header + _SUITE.encrypt(secret, public_key(public), info(header)))
+
+
+def seal(content: Content, secret: SealedSecret) -> bytes:
+    """Return the body that asks `content` of who opens `secret`. Raises CallerError if it is too long."""
     inner = msgspec.msgpack.encode(content)
     size = padded_size(len(inner))
     if size > MAX_PADDED:
         raise CallerError("The prompt is too long.", hint="Make it shorter.")
-    header = Header(token_hash, model).encoded()
-    secret = secrets.token_bytes(SECRET)
-    clear = header + _SUITE.encrypt(secret, public_key(public), info(header))
     plain = (len(inner).to_bytes(4, "little") + inner).ljust(size, b"\0")
-    aead, nonce = body_key(secret, clear)
-    return clear + aead.encrypt(nonce, plain, None), secret
+    aead, nonce = body_key(secret.secret, secret.clear)
+    return secret.clear + aead.encrypt(nonce, plain, None)

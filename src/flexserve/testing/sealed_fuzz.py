@@ -23,7 +23,7 @@ from flexserve.protocol.messages import Query
 from flexserve.protocol.prompts import ChatMessage, ChatPrompt
 from flexserve.protocol.requests import Embed, Generate
 from flexserve.protocol.sampling import Sampling
-from flexserve.protocol.sealed_exchange import seal
+from flexserve.protocol.sealed_exchange import seal, sealed_secret
 from flexserve.protocol.sealed_messages import Sealed
 from flexserve.protocol.sealed_request import OVERHEAD, Content, header_of, refusal
 from flexserve.testing.sealing_key import FixedKey
@@ -74,7 +74,8 @@ def _questions() -> list[Generate | Embed | Query]:
 
 def _sealed(asked: Any, rng: random.Random, model: str | None = None, now: int = NOW) -> bytes:
     content = Content(rng.randbytes(16), now, rng.randbytes(32), msgspec.msgpack.encode(asked))
-    return seal(content, getattr(asked, "model", "") if model is None else model, _KEY.public, bytes(32))[0]
+    model = getattr(asked, "model", "") if model is None else model
+    return seal(content, sealed_secret(model, _KEY.public, bytes(32)))
 
 
 def _flip(rng: random.Random, body: bytes) -> bytes:
@@ -115,7 +116,7 @@ def _renamed(rng: random.Random, _body: bytes) -> bytes:
 def _misaddressed(rng: random.Random, _body: bytes) -> bytes:
     """A right request, sealed to another world."""
     content = Content(rng.randbytes(16), NOW, rng.randbytes(32), msgspec.msgpack.encode(Query(0)))
-    return seal(content, "", _STRANGER.public, bytes(32))[0]
+    return seal(content, sealed_secret("", _STRANGER.public, bytes(32)))
 
 
 def _strange_content(rng: random.Random, _body: bytes) -> bytes:
