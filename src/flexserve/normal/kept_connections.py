@@ -77,8 +77,7 @@ class KeptConnections:
             connection = self._kept() or await self._opened()
             try:
                 fields = [("Host", self._authority), ("Content-Length", str(len(body))), *headers]
-                request = h11.Request(method=method, target=target, headers=fields)
-                await connection.send(request, body, self._bounds.send)
+                await connection.send(method, target, fields, body, self._bounds.send)
                 status = await connection.status(seconds)
                 yield HttpAnswer(connection, status, seconds)
             finally:
@@ -123,10 +122,11 @@ class _Connection:
         """Whether the server has closed it."""
         return self._reader.at_eof() or self._writer.is_closing()
 
-    async def send(self, request: h11.Request, body: bytes, seconds: float) -> None:
-        """Send a request in one piece. Raises TransportError after `seconds`."""
-        events = (request, h11.Data(body), h11.EndOfMessage())
+    async def send(self, method: str, target: str, headers: Headers, body: bytes, seconds: float) -> None:
+        """Send a request in one piece. Raises TransportError after `seconds`, and for what HTTP forbids."""
         with _transport_errors():
+            request = h11.Request(method=method, target=target, headers=headers)
+            events = (request, h11.Data(body), h11.EndOfMessage())
             self._writer.write(b"".join([self._http.send(event) or b"" for event in events]))
             async with asyncio.timeout(seconds):
                 await self._writer.drain()
