@@ -20,7 +20,7 @@ from flexserve.protocol.prompts import ChatMessage, ChatPrompt
 from flexserve.protocol.requests import Embed, Generate
 from flexserve.protocol.sampling import LogitBias, Sampling
 from flexserve.protocol.sealed_answer import LARGE, SMALL
-from flexserve.protocol.sealed_exchange import Exchange, seal
+from flexserve.protocol.sealed_exchange import Exchange, seal, sealed_secret
 from flexserve.protocol.sealed_messages import Sealed, SealedPart
 from flexserve.protocol.sealed_request import Content, Opened
 from flexserve.protocol.statuses import Failure
@@ -201,13 +201,11 @@ def test_every_refusal_is_the_same(place):
         "late": place.exchange(ago=WINDOW + 1).body,
         "early": place.exchange(ago=-WINDOW - 1).body,
         "to another key": Exchange(question(), OWNER, stranger, bytes(32), NOW).body,
-        "numbered": seal(named, "tiny", KEY.public, bytes(32))[0],
+        "numbered": seal(named, sealed_secret("tiny", KEY.public, bytes(32))),
         "not of its model": seal(
             msgspec.structs.replace(named, asked=msgspec.msgpack.encode(question())),
-            "big",
-            KEY.public,
-            bytes(32),
-        )[0],
+            sealed_secret("big", KEY.public, bytes(32)),
+        ),
         "cut": old.body[:-1],
         "changed": old.body[:-1] + bytes([old.body[-1] ^ 1]),
         "nothing": b"",
