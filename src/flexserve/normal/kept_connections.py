@@ -125,7 +125,7 @@ class _Connection:
     async def send(self, method: str, target: str, headers: Headers, body: bytes, seconds: float) -> None:
         """Send a request in one piece. Raises TransportError after `seconds`, and for what HTTP forbids."""
         with _transport_errors():
-            request = h11.Request(method=method, target=target, headers=headers)
+            request = h11.Request(method=method, target=target, headers=list(headers))
             events = (request, h11.Data(body), h11.EndOfMessage())
             self._writer.write(b"".join([self._http.send(event) or b"" for event in events]))
             async with asyncio.timeout(seconds):
