@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 from fake_world import World
@@ -19,9 +19,9 @@ def licence(*uses: str, expires: int = NOW + 3600) -> Licence:
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    """A world whose model "a" has the licence that a test puts into `terms`."""
-    made = World(tmp_path)
+def world(make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch) -> World:
+    """A world whose model "a" has the licence that a test puts into `terms`; "b" has none."""
+    made = make_world()
     monkeypatch.setattr(made.store, "terms", lambda name: terms[0] if name == "a" else None)
     terms[0] = licence("text", "vectors")
     return made
@@ -60,12 +60,14 @@ def test_a_draft_guesses_for_no_request_that_begins_when_its_licence_does_not_al
     world: World, bad: Licence
 ):
     terms[0] = licence("text")
-    world.app.open("a")
+    world.app.open("b")
     first, second = world.generate(model="b"), world.generate(model="b")
     for request in (first, second):
         world.begin(request)
-    world.app.guess(first, "a", 3)
+        while world.app.step("b", [request], 8)[0].pending != 1:
+            pass
+    assert world.app.guess(first, "a", 3)
     terms[0] = bad
-    world.app.guess(first, "a", 3)
+    assert world.app.guess(first, "a", 3), "as the model's own, it is judged when a request begins"
     with pytest.raises(CallerError, match="licence of a"):
         world.app.guess(second, "a", 3)
