@@ -80,8 +80,9 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         raise ClientGoneError
     finally:
         gone.cancel()
-        task.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
+        if not task.done():  # if it is, its result waits for no other task's end
+            task.cancel()
+            await asyncio.gather(task, gone, return_exceptions=True)
 
 
 async def _disconnect(receive: Receive) -> None:
