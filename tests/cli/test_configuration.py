@@ -48,6 +48,19 @@ def test_config_says_where_each_value_comes_from(
     assert "FLEXSERVE_HOST" in cli("config").stdout
 
 
+def test_config_shows_values_as_the_file_has_them(cli: Cli, file: Path) -> None:
+    file.write_text('rewarm = false\nallowed_hosts = ["a.example"]\n')
+    lines = [line.split() for line in cli("config").stdout.splitlines()]
+    shown = {words[0]: words[1] for words in lines if len(words) > 1}
+    assert {name: shown[name] for name in ("rewarm", "npu", "allowed_hosts", "keep_alive", "memory")} == {
+        "rewarm": "false",
+        "npu": "true",
+        "allowed_hosts": '["a.example"]',
+        "keep_alive": "300.0",
+        "memory": "secret",
+    }
+
+
 def test_config_shows_the_socket_that_a_server_listens_on(
     cli: Cli, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

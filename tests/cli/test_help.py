@@ -53,6 +53,13 @@ def test_the_help_of_each_command_has_an_example_of_it(cli: Cli, command: str) -
     assert f"flexserve {command}" in " ".join(example.split())
 
 
+def test_a_value_that_is_no_choice_is_told_the_choices_in_plain_words(cli: Cli) -> None:
+    result = cli("serve", "--memory", "secrt")
+    assert result.exit_code == Status.MISUSED
+    told = " ".join(result.stderr.replace("│", " ").split())
+    assert "Invalid value for '--memory': 'secrt' is not one of 'secret', 'plain'." in told
+
+
 @pytest.mark.parametrize("words", [("vendor",), ("key", "--help"), ("api-key", "make")])
 def test_the_first_of_two_words_is_told_which_second_ones_there_are(cli: Cli, words: tuple[str, ...]) -> None:
     result = cli(*words)

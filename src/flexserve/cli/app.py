@@ -69,6 +69,7 @@ class Commands(TyperGroup):
             terminal.show_error(error, as_json=as_json)
             raise typer.Exit(Status.FAILED) from None
         except typer.TyperException as error:
+            error.message = error.message.replace("Value error, ", "")  # pydantic's, which checks choices
             if not as_json:
                 raise  # it is shown with the command's usage
             misuse = CallerError(error.format_message(), hint="See --help.", code="misuse")

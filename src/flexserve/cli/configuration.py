@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+from typing import Annotated, Any
 
 import typer
 
@@ -34,9 +35,14 @@ def config(
         return terminal.show_json(
             {name: {"value": value, "from": settings.origin(name)} for name, value in values.items()}
         )
-    rows = [
-        [name, "" if value is None else str(value), settings.origin(name)] for name, value in values.items()
-    ]
+    rows = [[name, _as_in_the_file(value), settings.origin(name)] for name, value in values.items()]
     terminal.show_table(["SETTING", "VALUE", "FROM"], rows)
     terminal.note(f"file: {settings.config_file()}{'' if settings.config_file().exists() else ' (none)'}")
     return None
+
+
+def _as_in_the_file(value: Any) -> str:
+    """Return a value as config.toml has it, without the quotes of a text; "" for none."""
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value)

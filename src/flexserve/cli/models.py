@@ -187,6 +187,7 @@ def show(
     details["abilities"] = about_models.makes(store, manifest)
     details["size"] = f"{format_size(manifest.size)} ({manifest.size} bytes)"
     details["images"] = ", ".join(str(image["path"]) for image in images) or "none yet (made at first use)"
+    details["served_shift"] = "on" if details["served_shift"] else "off"
     for key, value in details.items():
         if value is not None:
             terminal.say(f"{key.replace('_', ' '):16} {value}")
