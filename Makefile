@@ -4,7 +4,7 @@ BIN   := $(VENV)/bin
 STAMP := $(VENV)/.setup-$(shell cat requirements-dev.lock pyproject.toml tools/setup.sh tools/llama.cmake | sha256sum | cut -c1-16)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages demo wheel test check test-real test-clients test-trustzone readme proofs mutants bench lock clean
+.PHONY: help setup packages demo wheel test check test-real test-clients test-trustzone trusted-app readme proofs mutants bench lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -93,6 +93,10 @@ $(CLIENTS): $(LIBRARIES)/requirements.txt $(LIBRARIES)/vercel/package-lock.json 
 test-trustzone: $(STAMP) packages ## test each API with a server on the emulated machine
 	$(BIN)/pytest --platform trustzone --timeout 1800 tests/conformance tests/clients
 	$(BIN)/pytest --slow-pages --timeout 1800 tests/e2e/test_pages.py -k trustzone
+
+trusted-app: $(STAMP) packages ## build the application of S-EL0 with its llama.cpp (some minutes, once), and test it under qemu-user
+	$(BIN)/python -m flexserve.emulator.trusted_app
+	$(BIN)/pytest tests/trusted_app
 
 readme: $(STAMP) ## type what the documents show, also what takes minutes or root
 	$(BIN)/pytest --slow-pages --timeout 3600 tests/e2e/test_pages.py

@@ -4,7 +4,7 @@
 set -euo pipefail
 
 packages="qemu-system-arm gcc-aarch64-linux-gnu libc6-dev-arm64-cross device-tree-compiler cpio make
-    clang libclang-rt-dev llvm"
+    g++-aarch64-linux-gnu qemu-user clang libclang-rt-dev llvm"
 
 say() { printf '\033[1m==> %s\033[0m\n' "$*" >&2; }
 

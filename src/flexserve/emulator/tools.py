@@ -10,6 +10,8 @@ from pathlib import Path
 from flexserve.errors import InternalError, NormalWorldError
 
 PACKAGES: dict[str, str] = {  # program → Debian package
+    "aarch64-linux-gnu-ar": "binutils-aarch64-linux-gnu",
+    "aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu",
     "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu libc6-dev-arm64-cross",
     "aarch64-linux-gnu-objcopy": "binutils-aarch64-linux-gnu",
     "aarch64-linux-gnu-readelf": "binutils-aarch64-linux-gnu",
@@ -21,6 +23,7 @@ PACKAGES: dict[str, str] = {  # program → Debian package
     "dtc": "device-tree-compiler",
     "make": "make",
     "gcc": "gcc",
+    "qemu-aarch64": "qemu-user",
     "qemu-system-aarch64": "qemu-system-arm",
 }
 _LAST_WORDS = 15  # lines of what a failed program said

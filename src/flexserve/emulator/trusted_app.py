@@ -1,0 +1,180 @@
+"""Builds the trusted application of S-EL0, and llama.cpp for it: `python -m flexserve.emulator.trusted_app`.
+
+llama.cpp's sources are those of the llama-cpp-python that the project pins: pip fetches its source
+distribution and checks its hash. They are built once for each state of that pin, of trusted-app/llama.mk and
+of the compiler. That takes minutes; what was interrupted goes on where it was. The application itself takes
+seconds. Like the machine's other parts it has a place of its own for each checkout.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import re
+import shutil
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import TextIO
+
+import flexserve
+from flexserve.emulator import tools
+from flexserve.emulator.packages import Progress, locked
+from flexserve.errors import FlexServeError, InternalError, NormalWorldError
+from flexserve.folders import cache_folder
+
+CROSS = "aarch64-linux-gnu-"
+_PIN = re.compile(r"^llama-cpp-python==[^\n]*\n(?:[ \t]+--hash[^\n]*\n)+", re.MULTILINE)
+_PARTS = ("include", "src", "ggml/include", "ggml/src")  # of llama.cpp
+_HOURS = 2 * 3600.0  # seconds: on a machine that does much else, too
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Programs:
+    """The application, and a plain user of the same llama.cpp that the tests compare it with."""
+
+    application: Path
+    plain: Path
+
+
+def build(cache: Path, progress: Progress) -> Programs:
+    """Return the programs, having built what is missing below `cache`.
+
+    Raises MissingToolError, NormalWorldError when llama.cpp's sources cannot be fetched, InternalError when a
+    compiler fails.
+    """
+    tools.require("make", f"{CROSS}gcc", f"{CROSS}g++", f"{CROSS}ar")
+    cache.mkdir(parents=True, exist_ok=True)
+    with locked(cache / "trusted-app.lock"):
+        library = cache / f"llama-{_library_key()}"
+        llama = library / "llama.cpp"
+        if not llama.is_dir():
+            progress("fetching llama.cpp's sources")
+            _fetch(llama)
+        programs, stamp = _programs(cache), _stamp(cache)
+        digest = _digest(library)
+        if not (stamp.exists() and stamp.read_text() == digest):
+            if not (library / "libllama.a").exists():
+                progress("building llama.cpp for the machine: some minutes")
+            _make(llama, library, "library")
+            progress("building the trusted application")
+            stamp.unlink(missing_ok=True)
+            shutil.rmtree(stamp.parent, ignore_errors=True)
+            stamp.parent.mkdir(parents=True)
+            _make(llama, library, "all", f"OUT={stamp.parent}")
+            stamp.write_text(digest)
+        return programs
+
+
+def built(cache: Path) -> Programs | None:
+    """Return the programs if they are built of what is here. Builds nothing."""
+    stamp = _stamp(cache)
+    if shutil.which(f"{CROSS}g++") is None or not stamp.exists():
+        return None
+    return _programs(cache) if stamp.read_text() == _digest(cache / f"llama-{_library_key()}") else None
+
+
+def default_cache() -> Path:
+    """Return where the machine's parts are built unless somebody says otherwise."""
+    return cache_folder() / "trustzone"
+
+
+def _checkout() -> Path:
+    return Path(flexserve.__file__).parents[2]
+
+
+def _sources() -> Path:
+    return _checkout() / "trusted-app"
+
+
+def _pin() -> str:
+    """Return the lines of the lock that name the source distribution."""
+    found = _PIN.search((_checkout() / "requirements.lock").read_text())
+    if found is None:
+        raise InternalError("requirements.lock pins no llama-cpp-python.", hint="Report this.")
+    return found[0].replace("\\\n", "\n").replace("\n", " ").strip() + "\n"
+
+
+def _library_key() -> str:
+    compiler = tools.run(f"{CROSS}g++", "--version").splitlines()[0]
+    parts = (_pin(), (_sources() / "llama.mk").read_text(), compiler)
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _stamp(cache: Path) -> Path:
+    checkout = hashlib.sha256(str(_checkout().resolve()).encode()).hexdigest()[:12]
+    return cache / "build" / checkout / "trusted-app" / "inputs"
+
+
+def _programs(cache: Path) -> Programs:
+    folder = _stamp(cache).parent
+    return Programs(folder / "trusted-app", folder / "plain")
+
+
+def _digest(library: Path) -> str:
+    digest = hashlib.sha256(library.name.encode())
+    sources = _sources()
+    files = sorted(path for path in sources.rglob("*") if path.suffix in (".cpp", ".h", ""))
+    for path in filter(Path.is_file, files):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(sources)}:{len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+def _make(llama: Path, library: Path, target: str, *settings: str) -> None:
+    tools.run(
+        *("make", "-C", _sources(), f"-j{os.cpu_count()}", target, *settings),
+        *(f"LLAMA={llama}", f"LIBRARY={library}", f"CROSS_COMPILE={CROSS}"),
+        seconds=_HOURS,
+    )
+
+
+def _fetch(target: Path) -> None:
+    """Have the parts of llama.cpp that are built in `target`, whole or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix="fetching-") as name:
+        folder = Path(name)
+        (folder / "pin").write_text(_pin())
+        pip = ("-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps")
+        source = ("--require-hashes", "--no-binary", ":all:", "--no-build-isolation", "--dest", folder)
+        try:
+            tools.run(sys.executable, *pip, *source, "--requirement", folder / "pin")
+        except FlexServeError as error:
+            raise NormalWorldError(
+                f"pip could not fetch llama.cpp's sources: {error.message}",
+                hint="See to the network and run this again.",
+            ) from error
+        whole = folder / "llama.cpp"
+        with tarfile.open(next(folder.glob("*.tar.gz"))) as archive:
+            _extract(archive, whole)
+        whole.rename(target)
+
+
+def _extract(archive: tarfile.TarFile, whole: Path) -> None:
+    """Write the source files of the parts, and no other members, below `whole`."""
+    wanted = tuple(f"{part}/" for part in _PARTS)
+    for member in archive:
+        _, _, place = member.name.partition("/vendor/llama.cpp/")
+        content = archive.extractfile(member) if member.isfile() else None
+        if content is None or not place.startswith(wanted) or ".." in Path(place).parts:
+            continue
+        path = whole / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.read())
+
+
+def main() -> None:
+    """Build, and say where the application is."""
+    programs = build(default_cache(), lambda what: _say(sys.stderr, f"==> {what}"))
+    _say(sys.stdout, str(programs.application))
+
+
+def _say(stream: TextIO, text: str) -> None:
+    stream.write(f"{text}\n")
+    stream.flush()
+
+
+if __name__ == "__main__":
+    main()

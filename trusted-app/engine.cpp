@@ -1,0 +1,226 @@
+#include "engine.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+
+#include "ggml-impl.h"
+#include "hooks.h"
+
+Engine::Engine(FlexMem &memory) : flexmem(memory) { Hooks::install(*this); }
+
+void Engine::use(int threads) {
+    if (pool_ != nullptr) ggml_threadpool_free(pool_);
+    ggml_threadpool_params parameters = ggml_threadpool_params_default(threads);
+    pool_ = ggml_threadpool_new(&parameters);
+    threads_ = threads;
+}
+
+bool Engine::prepare(size_t work) {
+    if (work == 0) return true;
+    if (work_ == nullptr || work > work_->chunks() * chunk_bytes) {
+        if (work_ != nullptr) flexmem.free(std::move(work_));
+        work_ = flexmem.reserve(work);
+    }
+    return work_ != nullptr && flexmem.commit(*work_, 0, work_->chunks());
+}
+
+ggml_status Engine::compute(ggml_cgraph *graph) {
+    if (current_ == nullptr) return GGML_STATUS_FAILED;
+    current_->missing_ = current_->count_missing(graph);
+    if (current_->missing_ != 0) return GGML_STATUS_ABORTED;
+    ggml_cplan plan = ggml_graph_plan(graph, threads_, pool_);
+    if (!prepare(plan.work_size)) return GGML_STATUS_ABORTED;
+    plan.work_data = work_ == nullptr ? nullptr : reinterpret_cast<uint8_t *>(work_->base());
+    return ggml_graph_compute(graph, &plan);
+}
+
+// ---- opening ----------------------------------------------------------------------------------------------------
+
+namespace {
+
+// A file of which only the first part is there; the rest reads as zeros.
+struct Hollow {
+    const std::byte *data;
+    size_t bytes, file_bytes, at;
+
+    static ssize_t read(void *cookie, char *target, size_t size) {
+        auto &file = *static_cast<Hollow *>(cookie);
+        size = std::min(size, file.file_bytes - std::min(file.at, file.file_bytes));
+        const size_t there = std::min(size, file.bytes - std::min(file.at, file.bytes));
+        if (there != 0) std::memcpy(target, file.data + file.at, there);
+        std::memset(target + there, 0, size - there);
+        file.at += size;
+        return static_cast<ssize_t>(size);
+    }
+
+    static int seek(void *cookie, off64_t *offset, int whence) {
+        auto &file = *static_cast<Hollow *>(cookie);
+        const size_t from = whence == SEEK_SET ? 0 : whence == SEEK_CUR ? file.at : file.file_bytes;
+        const off64_t target = static_cast<off64_t>(from) + *offset;
+        if (target < 0 || static_cast<size_t>(target) > file.file_bytes) return -1;
+        file.at = static_cast<size_t>(target);
+        *offset = target;
+        return 0;
+    }
+};
+
+}  // namespace
+
+std::unique_ptr<Model> Model::open(Engine &engine, const std::byte *metadata, size_t bytes, size_t file_bytes,
+                                   uint32_t context, uint32_t sequences) {
+    std::unique_ptr<Model> model(new Model(engine));
+    Hooks::Owner owner(engine, model.get());
+    if (!model->load(metadata, bytes, file_bytes) || !model->make_context(context, sequences)) return nullptr;
+    return model;
+}
+
+bool Model::load(const std::byte *metadata, size_t bytes, size_t file_bytes) {
+    Hollow file{metadata, bytes, file_bytes, 0};
+    FILE *stream = fopencookie(&file, "rb", {Hollow::read, nullptr, Hollow::seek, nullptr});
+    if (stream == nullptr) return false;
+    llama_model_params parameters = llama_model_default_params();
+    parameters.n_gpu_layers = 0;
+    parameters.load_mode = LLAMA_LOAD_MODE_NONE;
+    parameters.lazy_mode = LLAMA_LAZY_MODE_OFF;
+    model_ = llama_model_load_from_file_ptr(stream, parameters);
+    fclose(stream);
+    if (model_ == nullptr) return false;
+    Hooks::settle(*this);
+    number_chunks();
+    state_ = State::making_context;
+    return true;
+}
+
+void Model::number_chunks() {
+    for (const auto &each : buffers_) {
+        each->first = chunks_.size();
+        for (size_t index = 0; index < each->region->chunks(); index++) {
+            const size_t rest = each->buffer->size - index * chunk_bytes;
+            chunks_.push_back({each.get(), index, std::min(rest, chunk_bytes)});
+        }
+    }
+}
+
+bool Model::make_context(uint32_t context, uint32_t sequences) {
+    sequences_ = sequences;
+    context_tokens_ = std::min(context, static_cast<uint32_t>(llama_model_n_ctx_train(model_)));
+    llama_context_params parameters = llama_context_default_params();
+    parameters.n_ctx = context_tokens_ * sequences;
+    parameters.n_batch = parameters.n_ubatch = std::max(std::min(batch_tokens, context_tokens_), sequences);
+    parameters.n_seq_max = sequences;
+    parameters.n_outputs_max = std::max(sequences, std::min(most_outputs, context_tokens_));
+    parameters.kv_unified = false;  // a stream for each sequence: the same logits as if it were alone
+    parameters.n_threads = parameters.n_threads_batch = engine_.threads_;
+    parameters.no_perf = true;
+    context_ = llama_init_from_model(model_, parameters);
+    if (context_ == nullptr) return false;
+    for (const auto &each : buffers_) {
+        if (each->kind != Kind::weights) each->buffer->iface.init_tensor = nullptr;  // graphs place tensors all the time
+    }
+    state_ = State::ready;
+    return true;
+}
+
+Model::~Model() {
+    Hooks::Owner owner(engine_, this);
+    if (pieces_ != nullptr) engine_.flexmem.free(std::move(pieces_));
+    if (context_ != nullptr) llama_free(context_);
+    if (model_ != nullptr) llama_model_free(model_);
+}
+
+Buffer *Model::find(ggml_backend_buffer_t buffer) {
+    for (const auto &each : buffers_) {
+        if (each->buffer == buffer) return each.get();
+    }
+    return nullptr;
+}
+
+// ---- weights ----------------------------------------------------------------------------------------------------
+
+void Model::reach(const Weight &weight, size_t &first, size_t &end) const {
+    first = end = 0;
+    for (const auto &each : buffers_) {
+        if (each->kind != Kind::weights || !each->region->contains(weight.tensor->data)) continue;
+        const auto offset = static_cast<size_t>(static_cast<std::byte *>(weight.tensor->data) - each->region->base());
+        first = each->first + offset / chunk_bytes;
+        end = each->first + (offset + weight.bytes + chunk_bytes - 1) / chunk_bytes;
+    }
+}
+
+bool Model::write(const Weight &weight, size_t offset, const std::byte *piece, size_t bytes) {
+    FlexMem &flexmem = engine_.flexmem;
+    if (pieces_ == nullptr || pieces_->chunks() * chunk_bytes < weight.bytes) {
+        if (pieces_ != nullptr) flexmem.free(std::move(pieces_));
+        pieces_ = flexmem.reserve(weight.bytes);
+    }
+    if (pieces_ == nullptr || !flexmem.commit(*pieces_, 0, pieces_->chunks())) return false;
+    std::memcpy(pieces_->base() + offset, piece, bytes);
+    if (offset + bytes < weight.bytes) return true;
+    size_t first, end;
+    reach(weight, first, end);
+    if (first < end) {
+        Buffer &buffer = *chunks_[first].buffer;
+        if (!flexmem.commit(*buffer.region, chunks_[first].index, chunks_[end - 1].index + 1)) return false;
+    }
+    ggml_backend_tensor_set(weight.tensor, pieces_->base(), 0, weight.bytes);
+    flexmem.free(std::move(pieces_));
+    return true;
+}
+
+size_t Model::count_missing(const ggml_cgraph *graph) const {
+    std::vector<bool> needed(chunks_.size());
+    for (int node = 0; node < graph->n_nodes; node++) {
+        for (const ggml_tensor *source : graph->nodes[node]->src) {
+            if (source == nullptr || source->data == nullptr) continue;
+            size_t first, end;
+            reach({const_cast<ggml_tensor *>(source), ggml_nbytes(source), 0}, first, end);
+            for (size_t chunk = first; chunk < end; chunk++) needed[chunk] = true;
+        }
+    }
+    size_t count = 0;
+    for (size_t chunk = 0; chunk < chunks_.size(); chunk++) count += needed[chunk] && !chunks_[chunk].loaded();
+    return count;
+}
+
+// ---- memory -----------------------------------------------------------------------------------------------------
+
+size_t Model::size(Kind kind) const {
+    size_t chunks = 0;
+    for (const auto &each : buffers_) chunks += each->kind == kind ? each->region->chunks() : 0;
+    return chunks;
+}
+
+size_t Model::committed(Kind kind) const {
+    size_t chunks = 0;
+    for (const auto &each : buffers_) chunks += each->kind == kind ? each->region->committed() : 0;
+    return chunks;
+}
+
+bool Model::prepare() {
+    for (const auto &each : buffers_) {
+        if (each->kind == Kind::weights) continue;
+        if (!engine_.flexmem.commit(*each->region, 0, each->region->chunks())) return false;
+    }
+    return true;
+}
+
+size_t Model::release(Kind kind) {
+    Hooks::Owner owner(engine_, this);
+    if (kind == Kind::kv) llama_memory_clear(llama_get_memory(context_), false);
+    size_t chunks = 0;
+    for (const auto &each : buffers_) chunks += each->kind == kind ? engine_.flexmem.release_all(*each->region) : 0;
+    return chunks;
+}
+
+// ---- computing --------------------------------------------------------------------------------------------------
+
+int Model::decode(const llama_batch &batch) {
+    Hooks::Owner owner(engine_, this);
+    return llama_decode(context_, batch);
+}
+
+void Model::forget(uint32_t sequence) {
+    Hooks::Owner owner(engine_, this);
+    llama_memory_seq_rm(llama_get_memory(context_), static_cast<llama_seq_id>(sequence), -1, -1);
+}

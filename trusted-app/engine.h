@@ -1,0 +1,132 @@
+// llama.cpp with all of its memory in Flex-Mem: models that are opened from their metadata, and compute what they have.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "flexmem.h"
+#include "ggml-backend-impl.h"
+#include "ggml-cpu.h"
+#include "llama.h"
+
+constexpr uint32_t batch_tokens = 512;  // that one graph takes in, at most
+constexpr uint32_t most_outputs = 16;   // logits that one graph makes, at most
+constexpr int most_threads = 8;
+
+class Model;
+
+// The library's hooks, the threads that compute, and their work area. There is one, used by one thread.
+class Engine {
+   public:
+    explicit Engine(FlexMem &flexmem);
+
+    // Have graphs computed by so many threads, from 1 to most_threads.
+    void use(int threads);
+
+    FlexMem &flexmem;
+
+   private:
+    friend class Model;
+    friend struct Hooks;
+    ggml_status compute(ggml_cgraph *graph);
+    bool prepare(size_t work);  // memory for a work area of so many bytes
+
+    int threads_ = 0;
+    ggml_threadpool *pool_ = nullptr;
+    std::unique_ptr<Region> work_;
+    Model *current_ = nullptr;  // on whose behalf llama.cpp runs now
+};
+
+enum class Kind : uint32_t { scratch = 0, kv = 1, weights = 2 };  // the port's, in the order in which they are given up
+
+// One of llama.cpp's buffers.
+struct Buffer {
+    Kind kind;
+    std::unique_ptr<Region> region;
+    ggml_backend_buffer_t buffer;
+    size_t first;  // for weights: the number of its first chunk among all chunks of the model
+    decltype(ggml_backend_buffer_i::init_tensor) init_tensor;
+    decltype(ggml_backend_buffer_i::set_tensor) set_tensor;
+};
+
+// A weight: where it is, and the size of its form in the GGUF.
+struct Weight {
+    ggml_tensor *tensor;
+    size_t bytes;
+    int64_t elements;  // of its first dimension
+};
+
+// A chunk of weights: its place, and how much of it is used.
+struct Chunk {
+    Buffer *buffer;
+    size_t index;  // in its buffer
+    size_t bytes;
+    std::byte *address() const { return buffer->region->at(index); }
+    bool loaded() const { return buffer->region->has(index); }
+};
+
+class Model {
+   public:
+    // Open a model of `file_bytes` from its GGUF's first part, without its tensors' data. It has no memory then. `context`
+    // is in tokens, for each sequence. Null: llama.cpp cannot open it.
+    static std::unique_ptr<Model> open(Engine &engine, const std::byte *metadata, size_t bytes, size_t file_bytes,
+                                       uint32_t context, uint32_t sequences);
+    ~Model();
+
+    const llama_vocab *vocabulary() const { return llama_model_get_vocab(model_); }
+    uint32_t context_tokens() const { return context_tokens_; }
+    uint32_t sequences() const { return sequences_; }
+
+    // ---- weights ----
+    const std::vector<Weight> &weights() const { return weights_; }
+    const std::vector<Chunk> &chunks() const { return chunks_; }
+
+    // The chunks [first, end) that a weight touches.
+    void reach(const Weight &weight, size_t &first, size_t &end) const;
+
+    // Take a piece of a weight's form in the GGUF. With the last one it is written into its chunks, which get memory.
+    // False: too little is granted, and all is as it was.
+    bool write(const Weight &weight, size_t offset, const std::byte *piece, size_t bytes);
+
+    // Chunks that the last refused graph read and that were not there.
+    size_t missing() const { return missing_; }
+
+    // ---- memory ----
+    size_t size(Kind kind) const;       // chunks that it can have
+    size_t committed(Kind kind) const;  // chunks that it has
+    bool prepare();                     // memory for scratch and KV; false: too little is granted
+    size_t release(Kind kind);          // all of a kind; for KV, its tokens are forgotten
+
+    // ---- computing ----
+    // Take in a batch. 0; 2: weights are missing, and the cache is as it was; negative: it failed.
+    int decode(const llama_batch &batch);
+    llama_context *context() const { return context_; }
+
+    // Forget the tokens of a sequence.
+    void forget(uint32_t sequence);
+
+   private:
+    friend class Engine;
+    friend struct Hooks;
+    explicit Model(Engine &engine) : engine_(engine) {}
+    bool load(const std::byte *metadata, size_t bytes, size_t file_bytes);
+    bool make_context(uint32_t context, uint32_t sequences);
+    void number_chunks();
+    Buffer *find(ggml_backend_buffer_t buffer);
+    size_t count_missing(const ggml_cgraph *graph) const;
+
+    Engine &engine_;
+    enum class State { loading, making_context, ready } state_ = State::loading;
+    std::vector<std::unique_ptr<Buffer>> buffers_;
+    std::vector<Weight> weights_;
+    std::vector<Chunk> chunks_;
+    std::unique_ptr<Region> pieces_;  // of the weight that is being written
+    llama_model *model_ = nullptr;
+    llama_context *context_ = nullptr;
+    uint32_t context_tokens_ = 0, sequences_ = 0;
+    size_t missing_ = 0;
+};

@@ -1,0 +1,38 @@
+// The trusted application: it answers the normal world's requests until there are none any more.
+#include <unistd.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+#include "channel.h"
+#include "service.h"
+
+namespace {
+
+// What llama.cpp says of itself may quote what it is given, and the console is the normal world's.
+void say_nothing(ggml_log_level, const char *, void *) {}
+
+// It cannot go on. What it says is the place in its source, and may go out; its own way would start a debugger.
+void give_up(const char *message) {
+    const char *end = strchr(message, '\n');
+    const size_t length = end == nullptr ? strlen(message) : static_cast<size_t>(end - message);
+    if (write(STDERR_FILENO, message, length) < 0) _exit(2);
+    _exit(1);
+}
+
+}  // namespace
+
+int main() {
+    llama_log_set(say_nothing, nullptr);
+    ggml_set_abort_callback(give_up);
+    Channel channel;
+    Service service;
+    Request request;
+    Service::Bytes payload, said;
+    while (channel.receive(request, payload)) {
+        const Answer answer = service.answer(request, payload, said);
+        if (!channel.send(answer, said.data(), said.size())) break;
+    }
+    _exit(0);
+}

@@ -1,0 +1,277 @@
+#include "service.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "secure_os.h"
+
+namespace {
+
+constexpr size_t most_models = 8;
+constexpr uint64_t most_sequences = 16;
+constexpr uint64_t most_context = 1 << 20;        // tokens
+constexpr uint64_t most_file = uint64_t{1} << 40;  // bytes
+
+// Numbers of a payload. None: its length is not that of whole ones.
+bool numbers(const Service::Bytes &payload, std::vector<uint32_t> &target) {
+    if (payload.size() % sizeof(uint32_t) != 0) return false;
+    target.resize(payload.size() / sizeof(uint32_t));
+    std::memcpy(target.data(), payload.data(), payload.size());
+    return true;
+}
+
+template <typename Item>
+void put(const std::vector<Item> &items, Service::Bytes &target) {
+    target.resize(items.size() * sizeof(Item));
+    std::memcpy(target.data(), items.data(), target.size());
+}
+
+}  // namespace
+
+Answer Service::answer(const Request &request, const Bytes &payload, Bytes &said) {
+    Answer answer{};
+    said.clear();
+    answer.status = static_cast<uint32_t>(carry_out({request, payload, said, answer.values}));
+    return answer;
+}
+
+Status Service::carry_out(Call call) {
+    const auto kind = static_cast<Ask>(call.request.kind);
+    if (!greeted_ && kind != Ask::hello) return Status::bad;
+    switch (kind) {
+        case Ask::hello: return hello(call);
+        case Ask::grant: return flexmem_.grant(call.argument(0), call.argument(1)) ? Status::done : Status::bad;
+        case Ask::give_back: return give_back(call);
+        case Ask::pool: call.values[0] = flexmem_.unused(); return Status::done;
+        case Ask::open: return open(call);
+        default: break;
+    }
+    const auto found = models_.find(call.argument(0));
+    return found == models_.end() ? Status::bad : of_model(found->second, call);
+}
+
+Status Service::of_model(Open &open, Call call) {
+    switch (static_cast<Ask>(call.request.kind)) {
+        case Ask::close:
+            open.generations.reset();
+            models_.erase(call.argument(0));
+            return Status::done;
+        case Ask::weight: return weight(*open.model, call);
+        case Ask::write: return write(*open.model, call);
+        case Ask::read: return read(*open.model, call);
+        case Ask::load: return load(*open.model, call);
+        case Ask::evict: return evict(open, call);
+        case Ask::resident: return resident(*open.model, call);
+        case Ask::tokenise: return tokenise(*open.model, call);
+        case Ask::detokenise: return detokenise(*open.model, call);
+        case Ask::begin: return begin(open, call);
+        case Ask::step: return step(open, call);
+        case Ask::said: return said(open, call);
+        case Ask::end: return end(open, call);
+        default: return Status::bad;
+    }
+}
+
+Status Service::hello(Call call) {
+    if (greeted_ || call.argument(0) < 1 || call.argument(0) > most_threads) return Status::bad;
+    engine_.use(static_cast<int>(call.argument(0)));
+    greeted_ = true;
+    call.values[0] = protocol_version;
+    call.values[1] = chunk_bytes;
+    call.values[2] = batch_tokens;
+    call.values[3] = secure_os::inside();
+    return Status::done;
+}
+
+// ---- memory -----------------------------------------------------------------------------------------------------
+
+Status Service::refused(size_t chunks, Call call) const {
+    call.values[0] = chunks - std::min(chunks, flexmem_.unused());
+    return Status::refused;
+}
+
+Status Service::give_back(Call call) {
+    return flexmem_.give_back(call.values[0]) ? Status::done : refused(1, call);
+}
+
+Status Service::evict(Open &open, Call call) {
+    Model &model = *open.model;
+    const uint64_t kind = call.argument(1), first = call.argument(2), end = call.argument(3);
+    if (kind == static_cast<uint64_t>(Kind::weights)) {
+        if (first > end || end > model.chunks().size()) return Status::bad;
+        for (size_t chunk = first; chunk < end; chunk++) {
+            const Chunk &each = model.chunks()[chunk];
+            call.values[0] += flexmem_.release(*each.buffer->region, each.index);
+        }
+        return Status::done;
+    }
+    if (kind > static_cast<uint64_t>(Kind::kv) || !open.generations->empty()) return Status::bad;
+    call.values[0] = model.release(static_cast<Kind>(kind));
+    return Status::done;
+}
+
+Status Service::resident(const Model &model, Call call) {
+    for (const Kind kind : {Kind::scratch, Kind::kv, Kind::weights}) {
+        call.values[static_cast<size_t>(kind)] = model.committed(kind);
+    }
+    for (const Chunk &chunk : model.chunks()) call.said.push_back(static_cast<std::byte>(chunk.loaded()));
+    return Status::done;
+}
+
+// ---- models -----------------------------------------------------------------------------------------------------
+
+Status Service::open(Call call) {
+    const uint64_t file = call.argument(1), context = call.argument(2), sequences = call.argument(3);
+    if (models_.count(call.argument(0)) != 0 || models_.size() == most_models) return Status::bad;
+    if (file > most_file || file < call.payload.size() || call.payload.empty()) return Status::bad;
+    if (context < 1 || context > most_context || sequences < 1 || sequences > most_sequences) return Status::bad;
+    auto model = Model::open(engine_, call.payload.data(), call.payload.size(), file, static_cast<uint32_t>(context),
+                             static_cast<uint32_t>(sequences));
+    if (model == nullptr) return Status::unsupported;
+    call.values[0] = model->chunks().size();
+    call.values[1] = model->size(Kind::kv);
+    call.values[2] = model->size(Kind::scratch);
+    call.values[3] = model->weights().size();
+    call.values[4] = model->context_tokens();
+    auto generations = std::make_unique<Generations>(*model);
+    models_[call.argument(0)] = {std::move(model), std::move(generations)};
+    return Status::done;
+}
+
+Status Service::weight(Model &model, Call call) {
+    if (call.argument(1) >= model.weights().size()) return Status::bad;
+    const Weight &weight = model.weights()[call.argument(1)];
+    size_t first, end;
+    model.reach(weight, first, end);
+    call.values[0] = weight.bytes;
+    call.values[1] = first;
+    call.values[2] = end;
+    const auto *name = reinterpret_cast<const std::byte *>(ggml_get_name(weight.tensor));
+    call.said.assign(name, name + std::strlen(ggml_get_name(weight.tensor)));
+    return Status::done;
+}
+
+Status Service::write(Model &model, Call call) {
+    if (call.argument(1) >= model.weights().size()) return Status::bad;
+    const Weight &weight = model.weights()[call.argument(1)];
+    const uint64_t offset = call.argument(2);
+    if (offset > weight.bytes || call.payload.size() > weight.bytes - offset) return Status::bad;
+    if (model.write(weight, offset, call.payload.data(), call.payload.size())) return Status::done;
+    return refused(2 * (weight.bytes / chunk_bytes + 2), call);
+}
+
+Status Service::read(Model &model, Call call) {
+    if (call.argument(1) >= model.chunks().size()) return Status::bad;
+    const Chunk &chunk = model.chunks()[call.argument(1)];
+    if (!chunk.loaded()) return Status::bad;
+    call.said.assign(chunk.address(), chunk.address() + chunk.bytes);
+    return Status::done;
+}
+
+Status Service::load(Model &model, Call call) {
+    if (call.argument(1) >= model.chunks().size()) return Status::bad;
+    const Chunk &chunk = model.chunks()[call.argument(1)];
+    if (chunk.loaded() || call.payload.size() != chunk.bytes) return Status::bad;
+    if (!flexmem_.commit(*chunk.buffer->region, chunk.index, chunk.index + 1)) return refused(1, call);
+    std::memcpy(chunk.address(), call.payload.data(), chunk.bytes);
+    return Status::done;
+}
+
+// ---- text -------------------------------------------------------------------------------------------------------
+
+Status Service::tokenise(const Model &model, Call call) {
+    const auto *text = reinterpret_cast<const char *>(call.payload.data());
+    const auto length = static_cast<int32_t>(call.payload.size());  // most_payload fits
+    std::vector<llama_token> tokens(call.payload.size() + 16);      // no vocabulary has tokens of no bytes
+    const int32_t count = llama_tokenize(model.vocabulary(), text, length, tokens.data(),
+                                         static_cast<int32_t>(tokens.size()), true, call.argument(1) == 1);
+    if (count < 0) return Status::failed;
+    tokens.resize(static_cast<size_t>(count));
+    put(tokens, call.said);
+    return Status::done;
+}
+
+Status Service::detokenise(const Model &model, Call call) {
+    std::vector<uint32_t> tokens;
+    if (!numbers(call.payload, tokens)) return Status::bad;
+    const auto words = static_cast<uint32_t>(llama_vocab_n_tokens(model.vocabulary()));
+    for (const uint32_t token : tokens) {
+        if (token >= words) return Status::bad;
+        char piece[512];
+        const int32_t length =
+            llama_token_to_piece(model.vocabulary(), static_cast<llama_token>(token), piece, sizeof piece, 0, false);
+        if (length < 0) return Status::failed;
+        const auto *bytes = reinterpret_cast<const std::byte *>(piece);
+        call.said.insert(call.said.end(), bytes, bytes + length);
+    }
+    return Status::done;
+}
+
+// ---- generations ------------------------------------------------------------------------------------------------
+
+Status Service::begin(Open &open, Call call) {
+    std::vector<uint32_t> prompt;
+    if (!numbers(call.payload, prompt)) return Status::bad;
+    const Model &model = *open.model;
+    const uint64_t sequence = call.argument(1), most = call.argument(2);
+    if (sequence >= model.sequences() || open.generations->has(static_cast<uint32_t>(sequence))) return Status::bad;
+    if (prompt.empty() || prompt.size() >= model.context_tokens() || most < 1) return Status::bad;
+    const auto words = static_cast<uint32_t>(llama_vocab_n_tokens(model.vocabulary()));
+    if (std::any_of(prompt.begin(), prompt.end(), [&](uint32_t token) { return token >= words; })) return Status::bad;
+    const auto bits = static_cast<uint32_t>(call.argument(3));
+    float temperature;
+    std::memcpy(&temperature, &bits, sizeof temperature);
+    if (!std::isfinite(temperature) || temperature < 0) return Status::bad;
+    open.generations->begin(static_cast<uint32_t>(sequence), {prompt.begin(), prompt.end()}, most, temperature,
+                            static_cast<uint32_t>(call.argument(4)));
+    return Status::done;
+}
+
+Status Service::step(Open &open, Call call) {
+    std::vector<uint32_t> sequences;
+    const uint64_t limit = call.argument(1);
+    if (!numbers(call.payload, sequences) || sequences.empty() || sequences.size() > most_outputs || limit < 1) {
+        return Status::bad;
+    }
+    std::vector<uint32_t> once = sequences;
+    std::sort(once.begin(), once.end());
+    if (std::adjacent_find(once.begin(), once.end()) != once.end()) return Status::bad;
+    for (const uint32_t sequence : sequences) {
+        if (!open.generations->has(sequence)) return Status::bad;
+        if (open.generations->at(sequence).finished != Finish::no) return Status::bad;
+    }
+    Model &model = *open.model;
+    if (!model.prepare()) {
+        return refused(model.size(Kind::kv) + model.size(Kind::scratch) - model.committed(Kind::kv) -
+                           model.committed(Kind::scratch), call);
+    }
+    const int status = open.generations->step(sequences, limit);
+    if (status == 2 && model.missing() == 0) return refused(flexmem_.unused() + 1, call);  // for the work area
+    if (status == 2) call.values[0] = model.missing();
+    if (status != 0) return status == 2 ? Status::missing : Status::failed;
+    std::vector<Progress> progress;
+    for (const uint32_t sequence : sequences) {
+        const Generation &each = open.generations->at(sequence);
+        progress.push_back({sequence, static_cast<uint32_t>(each.pending()), static_cast<uint32_t>(each.said()),
+                            static_cast<uint32_t>(each.finished)});
+    }
+    put(progress, call.said);
+    return Status::done;
+}
+
+Status Service::said(Open &open, Call call) {
+    const uint64_t sequence = call.argument(1);
+    if (sequence >= open.model->sequences() || !open.generations->has(static_cast<uint32_t>(sequence))) return Status::bad;
+    Generation &generation = open.generations->at(static_cast<uint32_t>(sequence));
+    const auto first = generation.tokens.begin() + static_cast<ptrdiff_t>(generation.prompt + generation.taken);
+    put(std::vector<llama_token>(first, generation.tokens.end()), call.said);
+    generation.taken = generation.said();
+    return Status::done;
+}
+
+Status Service::end(Open &open, Call call) {
+    if (call.argument(1) >= open.model->sequences()) return Status::bad;
+    open.generations->end(static_cast<uint32_t>(call.argument(1)));
+    return Status::done;
+}
