@@ -3,10 +3,13 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdlib>
+
+#include "secure_os.h"
 
 namespace {
 
-// Read or write all of a range.
+// Move all of a range through a file.
 template <typename Move, typename Byte>
 bool whole(Move move, int file, Byte *data, size_t bytes) {
     while (bytes != 0) {
@@ -21,15 +24,31 @@ bool whole(Move move, int file, Byte *data, size_t bytes) {
 
 }  // namespace
 
+Channel::Channel(const char *file) {
+    if (!secure_os::inside() && file == nullptr) return;
+    std::byte *base;
+    size_t bytes;
+    if (!secure_os::ring(file, base, bytes) || bytes < 3 * secure_os::page) abort();
+    ring_ = std::make_unique<Ring>(base, bytes);
+}
+
+bool Channel::read(void *target, size_t bytes) {
+    auto *data = static_cast<std::byte *>(target);
+    return ring_ != nullptr ? ring_->read(data, bytes) : whole(::read, STDIN_FILENO, data, bytes);
+}
+
+bool Channel::write(const void *source, size_t bytes) {
+    const auto *data = static_cast<const std::byte *>(source);
+    return ring_ != nullptr ? ring_->write(data, bytes) : whole(::write, STDOUT_FILENO, data, bytes);
+}
+
 bool Channel::receive(Request &request, std::vector<std::byte> &payload) {
-    if (!whole(read, STDIN_FILENO, reinterpret_cast<std::byte *>(&request), sizeof request)) return false;
-    if (request.bytes > most_payload) return false;
+    if (!read(&request, sizeof request) || request.bytes > most_payload) return false;
     payload.resize(request.bytes);
-    return whole(read, STDIN_FILENO, payload.data(), payload.size());
+    return read(payload.data(), payload.size());
 }
 
 bool Channel::send(Answer answer, const std::byte *payload, size_t bytes) {
     answer.bytes = static_cast<uint32_t>(bytes);
-    return whole(write, STDOUT_FILENO, reinterpret_cast<const std::byte *>(&answer), sizeof answer) &&
-           whole(write, STDOUT_FILENO, payload, bytes);
+    return write(&answer, sizeof answer) && write(payload, bytes);
 }

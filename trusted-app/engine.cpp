@@ -97,7 +97,7 @@ void Model::number_chunks() {
         each->first = chunks_.size();
         for (size_t index = 0; index < each->region->chunks(); index++) {
             const size_t rest = each->buffer->size - index * chunk_bytes;
-            chunks_.push_back({each.get(), index, std::min(rest, chunk_bytes)});
+            chunks_.push_back({each.get(), index, std::min(rest, chunk_bytes), false});
         }
     }
 }
@@ -124,7 +124,6 @@ bool Model::make_context(uint32_t context, uint32_t sequences) {
 
 Model::~Model() {
     Hooks::Owner owner(engine_, this);
-    if (pieces_ != nullptr) engine_.flexmem.free(std::move(pieces_));
     if (context_ != nullptr) llama_free(context_);
     if (model_ != nullptr) llama_model_free(model_);
 }
@@ -148,24 +147,20 @@ void Model::reach(const Weight &weight, size_t &first, size_t &end) const {
     }
 }
 
-bool Model::write(const Weight &weight, size_t offset, const std::byte *piece, size_t bytes) {
-    FlexMem &flexmem = engine_.flexmem;
-    if (pieces_ == nullptr || pieces_->chunks() * chunk_bytes < weight.bytes) {
-        if (pieces_ != nullptr) flexmem.free(std::move(pieces_));
-        pieces_ = flexmem.reserve(weight.bytes);
-    }
-    if (pieces_ == nullptr || !flexmem.commit(*pieces_, 0, pieces_->chunks())) return false;
-    std::memcpy(pieces_->base() + offset, piece, bytes);
-    if (offset + bytes < weight.bytes) return true;
+bool Model::commit(const Weight &weight) {
     size_t first, end;
     reach(weight, first, end);
-    if (first < end) {
-        Buffer &buffer = *chunks_[first].buffer;
-        if (!flexmem.commit(*buffer.region, chunks_[first].index, chunks_[end - 1].index + 1)) return false;
-    }
-    ggml_backend_tensor_set(weight.tensor, pieces_->base(), 0, weight.bytes);
-    flexmem.free(std::move(pieces_));
-    return true;
+    if (first == end) return true;
+    return engine_.flexmem.commit(*chunks_[first].buffer->region, chunks_[first].index, chunks_[end - 1].index + 1);
+}
+
+void Model::set_ready(size_t first, size_t end) {
+    for (size_t chunk = first; chunk < end; chunk++) chunks_[chunk].ready = chunks_[chunk].loaded();
+}
+
+bool Model::evict(size_t chunk) {
+    chunks_[chunk].ready = false;
+    return engine_.flexmem.release(*chunks_[chunk].buffer->region, chunks_[chunk].index);
 }
 
 size_t Model::count_missing(const ggml_cgraph *graph) const {
@@ -179,7 +174,7 @@ size_t Model::count_missing(const ggml_cgraph *graph) const {
         }
     }
     size_t count = 0;
-    for (size_t chunk = 0; chunk < chunks_.size(); chunk++) count += needed[chunk] && !chunks_[chunk].loaded();
+    for (size_t chunk = 0; chunk < chunks_.size(); chunk++) count += needed[chunk] && !chunks_[chunk].ready;
     return count;
 }
 

@@ -65,6 +65,7 @@ struct Chunk {
     Buffer *buffer;
     size_t index;  // in its buffer
     size_t bytes;
+    bool ready;  // the weights in it are whole
     std::byte *address() const { return buffer->region->at(index); }
     bool loaded() const { return buffer->region->has(index); }
 };
@@ -88,9 +89,14 @@ class Model {
     // The chunks [first, end) that a weight touches.
     void reach(const Weight &weight, size_t &first, size_t &end) const;
 
-    // Take a piece of a weight's form in the GGUF. With the last one it is written into its chunks, which get memory.
-    // False: too little is granted, and all is as it was.
-    bool write(const Weight &weight, size_t offset, const std::byte *piece, size_t bytes);
+    // Have memory behind the chunks of a weight. False: too little is granted.
+    bool commit(const Weight &weight);
+
+    // The weights in the chunks from `first` to before `end` that have memory are whole.
+    void set_ready(size_t first, size_t end);
+
+    // Take the memory of a chunk. False: it has none.
+    bool evict(size_t chunk);
 
     // Chunks that the last refused graph read and that were not there.
     size_t missing() const { return missing_; }
@@ -124,7 +130,6 @@ class Model {
     std::vector<std::unique_ptr<Buffer>> buffers_;
     std::vector<Weight> weights_;
     std::vector<Chunk> chunks_;
-    std::unique_ptr<Region> pieces_;  // of the weight that is being written
     llama_model *model_ = nullptr;
     llama_context *context_ = nullptr;
     uint32_t context_tokens_ = 0, sequences_ = 0;

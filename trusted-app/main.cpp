@@ -23,10 +23,10 @@ void give_up(const char *message) {
 
 }  // namespace
 
-int main() {
+int main(int count, char **words) {
     llama_log_set(say_nothing, nullptr);
     ggml_set_abort_callback(give_up);
-    Channel channel;
+    Channel channel(count > 1 ? words[1] : nullptr);
     Service service;
     Request request;
     Service::Bytes payload, said;

@@ -21,37 +21,46 @@ struct Answer {
     uint64_t values[6];
 };
 
-// What is asked. Beside each: arguments and payload → values and payload. Memory is in chunks.
+// What is asked. Beside each: arguments; payload → values; payload. Memory is in chunks of chunk_bytes.
 enum class Ask : uint32_t {
-    hello = 1,       // threads → version, bytes of a chunk, tokens of a batch, 1 inside the secure OS
-    grant = 2,       // first page, chunks: they may be used from here on
-    give_back = 3,   // → first page of a chunk that is not used any more; refused: there is none
-    pool = 4,        // → chunks granted and unused
-    open = 5,        // model, bytes of the file, context, sequences; GGUF up to its data
-                     // → chunks of weights, of KV, of scratch; weights (tensors); context
-    close = 6,       // model
-    weight = 7,      // model, number → bytes, first chunk, end chunk; name
-    write = 8,       // model, number, offset; a piece of the weight as the GGUF has it, from its first to its last. With the
-                     // last one its chunks get memory
-    read = 9,        // model, chunk → its contents as they are in memory
-    load = 10,       // model, chunk; its contents. It gets memory
-    evict = 11,      // model, kind, first chunk, end chunk (of weights; of other kinds all go) → chunks that went
-    resident = 12,   // model → chunks of scratch, KV, weights; a byte for each chunk of weights, 1: it is there
-    tokenise = 13,   // model, 1: control tokens by name; text → tokens (u32 each)
-    detokenise = 14, // model; tokens → text
-    begin = 15,      // model, sequence, tokens to say at most, bits of a float: temperature, seed; tokens of the prompt
-    step = 16,       // model, tokens of each sequence at most; sequences (u32 each) → a Progress for each
-    said = 17,       // model, sequence → tokens said since the last time
-    end = 18,        // model, sequence: it is forgotten
+    hello = 1,        // threads → version, bytes of a chunk, tokens of a batch, 1 inside the secure OS
+    grant = 2,        // first page, chunks: they may be used from here on
+    give_back = 3,    // → first page of a chunk that is not used any more; refused: there is none
+    pool = 4,         // → chunks granted and unused
+    secret = 5,       // outside the secure OS only, once: the device's root secret
+    open = 6,         // model, bytes of the GGUF, context, sequences, bytes of its metadata; Sealed, and the chunks of the
+                      // .flex file that have the metadata, each with its tag
+                      // → chunks of weights, of KV, of scratch; weights; context
+    close = 7,        // model
+    write = 8,        // model, number; chunk of the .flex file with its tag, the next one
+    seal = 9,         // model, chunk → the image's salt in four values; the chunk, sealed, with its tag
+    image = 10,       // model; salt: chunks are loaded from this image from here on
+    load = 11,        // model, chunk; sealed, with its tag
+    evict = 12,       // model, kind, first chunk, end chunk (of weights; of other kinds all go) → chunks that went
+    resident = 13,    // model → chunks of scratch, KV, weights; a byte for each chunk of weights, 1: it is whole
+    tokenise = 14,    // model, 1: control tokens by name; text → tokens (u32 each)
+    detokenise = 15,  // model; tokens → text
+    begin = 16,       // model, sequence, tokens to say at most, bits of a float: temperature, seed; tokens of the prompt
+    step = 17,        // model, tokens of each sequence at most; sequences (u32 each) → a Progress for each
+    said = 18,        // model, sequence → tokens said since the last time
+    end = 19,         // model, sequence: it is forgotten
+};
+
+// What the manifest of a .flex file says of its sealing.
+struct Sealed {
+    uint8_t model[16];
+    uint8_t salt[32];
+    uint8_t wrapped_key[60];
 };
 
 enum class Status : uint32_t {
     done = 0,
-    refused = 1,      // memory is missing: values[0] chunks more have to be granted. All is as it was
-    missing = 2,      // values[0] chunks of weights are missing. All is as it was
-    bad = 3,          // the request is none, or not for now. All is as it was
+    refused = 1,      // memory is missing: values[0] chunks more, at least, have to be granted. Nothing was done
+    missing = 2,      // values[0] chunks of weights are missing. Nothing was done
+    bad = 3,          // the request is none, or not for now. Nothing was done
     unsupported = 4,  // llama.cpp cannot open this
     failed = 5,       // llama.cpp could not compute
+    damaged = 6,      // it is not what was sealed: of what came, nothing is left
 };
 
 struct Progress {

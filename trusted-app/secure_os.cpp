@@ -1,17 +1,20 @@
 #include "secure_os.h"
 
+#include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 
 namespace secure_os {
 namespace {
 
-enum Call : long { flex_reserve = 0x1000, flex_map = 0x1001, flex_unmap = 0x1002 };
+enum Call : long { flex_reserve = 0x1000, flex_map = 0x1001, flex_unmap = 0x1002, flex_wait = 0x1005, flex_ring = 0x1006 };
 
 }  // namespace
 
@@ -40,6 +43,33 @@ void unmap(std::byte *address, size_t count) {
                                : madvise(address, count * page, MADV_DONTNEED) == 0 &&
                                      mprotect(address, count * page, PROT_NONE) == 0;
     if (!done) abort();  // a page that may still be mapped must not be given away
+}
+
+bool ring(const char *file, std::byte *&base, size_t &bytes) {
+    if (inside()) {
+        uint64_t address, size;
+        if (syscall(flex_ring, &address, &size) != 0) return false;
+        base = reinterpret_cast<std::byte *>(address);
+        bytes = size;
+        return true;
+    }
+    const int opened = open(file, O_RDWR | O_CLOEXEC);
+    struct stat status;
+    if (opened == -1 || fstat(opened, &status) != 0) return false;
+    bytes = static_cast<size_t>(status.st_size);
+    void *range = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, opened, 0);
+    close(opened);
+    base = static_cast<std::byte *>(range);
+    return range != MAP_FAILED;
+}
+
+void wait(uint64_t nanoseconds) {
+    const timespec time{static_cast<time_t>(nanoseconds / 1'000'000'000), static_cast<long>(nanoseconds % 1'000'000'000)};
+    if (!inside()) {
+        nanosleep(&time, nullptr);
+    } else {
+        syscall(flex_wait, nanoseconds);
+    }
 }
 
 }  // namespace secure_os

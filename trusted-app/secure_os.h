@@ -22,4 +22,10 @@ bool map(std::byte *address, uint64_t first, size_t count);
 // Take them away, from all CPUs, so that they may be recalled. Their contents are gone.
 void unmap(std::byte *address, size_t count);
 
+// Memory that is shared with the normal world: elsewhere, the whole of `file`. False: there is none.
+bool ring(const char *file, std::byte *&base, size_t &bytes);
+
+// Wait for a message, or for so many nanoseconds.
+void wait(uint64_t nanoseconds);
+
 }  // namespace secure_os

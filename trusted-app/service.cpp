@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstring>
 
 #include "secure_os.h"
@@ -29,7 +30,7 @@ void put(const std::vector<Item> &items, Service::Bytes &target) {
 
 }  // namespace
 
-Answer Service::answer(const Request &request, const Bytes &payload, Bytes &said) {
+Answer Service::answer(const Request &request, Bytes &payload, Bytes &said) {
     Answer answer{};
     said.clear();
     answer.status = static_cast<uint32_t>(carry_out({request, payload, said, answer.values}));
@@ -44,6 +45,7 @@ Status Service::carry_out(Call call) {
         case Ask::grant: return flexmem_.grant(call.argument(0), call.argument(1)) ? Status::done : Status::bad;
         case Ask::give_back: return give_back(call);
         case Ask::pool: call.values[0] = flexmem_.unused(); return Status::done;
+        case Ask::secret: return secret(call);
         case Ask::open: return open(call);
         default: break;
     }
@@ -54,13 +56,15 @@ Status Service::carry_out(Call call) {
 Status Service::of_model(Open &open, Call call) {
     switch (static_cast<Ask>(call.request.kind)) {
         case Ask::close:
-            open.generations.reset();
             models_.erase(call.argument(0));
             return Status::done;
-        case Ask::weight: return weight(*open.model, call);
-        case Ask::write: return write(*open.model, call);
-        case Ask::read: return read(*open.model, call);
-        case Ask::load: return load(*open.model, call);
+        case Ask::write: return write(open, call);
+        case Ask::seal: return seal(*open.image, call);
+        case Ask::image: return use(*open.image, call);
+        case Ask::load: {
+            const Status status = open.image->load(call.argument(1), call.payload);
+            return status == Status::refused ? refused(1, call) : status;
+        }
         case Ask::evict: return evict(open, call);
         case Ask::resident: return resident(*open.model, call);
         case Ask::tokenise: return tokenise(*open.model, call);
@@ -99,11 +103,8 @@ Status Service::evict(Open &open, Call call) {
     Model &model = *open.model;
     const uint64_t kind = call.argument(1), first = call.argument(2), end = call.argument(3);
     if (kind == static_cast<uint64_t>(Kind::weights)) {
-        if (first > end || end > model.chunks().size()) return Status::bad;
-        for (size_t chunk = first; chunk < end; chunk++) {
-            const Chunk &each = model.chunks()[chunk];
-            call.values[0] += flexmem_.release(*each.buffer->region, each.index);
-        }
+        if (first > end || end > model.chunks().size() || open.image->writing()) return Status::bad;
+        for (size_t chunk = first; chunk < end; chunk++) call.values[0] += model.evict(chunk);
         return Status::done;
     }
     if (kind > static_cast<uint64_t>(Kind::kv) || !open.generations->empty()) return Status::bad;
@@ -115,66 +116,71 @@ Status Service::resident(const Model &model, Call call) {
     for (const Kind kind : {Kind::scratch, Kind::kv, Kind::weights}) {
         call.values[static_cast<size_t>(kind)] = model.committed(kind);
     }
-    for (const Chunk &chunk : model.chunks()) call.said.push_back(static_cast<std::byte>(chunk.loaded()));
+    for (const Chunk &chunk : model.chunks()) call.said.push_back(static_cast<std::byte>(chunk.ready));
     return Status::done;
 }
 
 // ---- models -----------------------------------------------------------------------------------------------------
 
+Status Service::secret(Call call) {
+    if (secure_os::inside() || root_ || call.payload.size() != key_bytes) return Status::bad;
+    root_.emplace();
+    std::memcpy(root_->data(), call.payload.data(), key_bytes);
+    explicit_bzero(call.payload.data(), key_bytes);
+    return Status::done;
+}
+
 Status Service::open(Call call) {
     const uint64_t file = call.argument(1), context = call.argument(2), sequences = call.argument(3);
-    if (models_.count(call.argument(0)) != 0 || models_.size() == most_models) return Status::bad;
-    if (file > most_file || file < call.payload.size() || call.payload.empty()) return Status::bad;
+    if (!root_ || models_.count(call.argument(0)) != 0 || models_.size() == most_models) return Status::bad;
+    if (file > most_file || call.payload.size() < sizeof(Sealed)) return Status::bad;
     if (context < 1 || context > most_context || sequences < 1 || sequences > most_sequences) return Status::bad;
-    auto model = Model::open(engine_, call.payload.data(), call.payload.size(), file, static_cast<uint32_t>(context),
+    Id id;
+    Salt salt;
+    std::array<uint8_t, wrapped_bytes> wrapped;
+    static_assert(sizeof(Sealed) == sizeof id + sizeof salt + sizeof wrapped);
+    const std::byte *sealed = call.payload.data();
+    std::memcpy(id.data(), sealed + offsetof(Sealed, model), sizeof id);
+    std::memcpy(salt.data(), sealed + offsetof(Sealed, salt), sizeof salt);
+    std::memcpy(wrapped.data(), sealed + offsetof(Sealed, wrapped_key), sizeof wrapped);
+    const std::optional<Key> key = unwrap(*root_, id, wrapped);
+    if (!key) return Status::damaged;
+    auto image = std::make_unique<Image>(flexmem_, *key, salt, id, file);
+    Bytes metadata(call.payload.begin() + sizeof(Sealed), call.payload.end());
+    const Status status = image->metadata(metadata, call.argument(4));
+    if (status != Status::done) return status;
+    auto model = Model::open(engine_, metadata.data(), metadata.size(), file, static_cast<uint32_t>(context),
                              static_cast<uint32_t>(sequences));
     if (model == nullptr) return Status::unsupported;
+    image->belong(*model, metadata);
     call.values[0] = model->chunks().size();
     call.values[1] = model->size(Kind::kv);
     call.values[2] = model->size(Kind::scratch);
     call.values[3] = model->weights().size();
     call.values[4] = model->context_tokens();
     auto generations = std::make_unique<Generations>(*model);
-    models_[call.argument(0)] = {std::move(model), std::move(generations)};
+    models_[call.argument(0)] = {std::move(image), std::move(model), std::move(generations)};
     return Status::done;
 }
 
-Status Service::weight(Model &model, Call call) {
-    if (call.argument(1) >= model.weights().size()) return Status::bad;
-    const Weight &weight = model.weights()[call.argument(1)];
-    size_t first, end;
-    model.reach(weight, first, end);
-    call.values[0] = weight.bytes;
-    call.values[1] = first;
-    call.values[2] = end;
-    const auto *name = reinterpret_cast<const std::byte *>(ggml_get_name(weight.tensor));
-    call.said.assign(name, name + std::strlen(ggml_get_name(weight.tensor)));
-    return Status::done;
+Status Service::write(Open &open, Call call) {
+    const Status status = open.image->write(call.argument(1), call.payload);
+    explicit_bzero(call.payload.data(), call.payload.size());
+    return status == Status::refused ? refused(flexmem_.unused() + 1, call) : status;
 }
 
-Status Service::write(Model &model, Call call) {
-    if (call.argument(1) >= model.weights().size()) return Status::bad;
-    const Weight &weight = model.weights()[call.argument(1)];
-    const uint64_t offset = call.argument(2);
-    if (offset > weight.bytes || call.payload.size() > weight.bytes - offset) return Status::bad;
-    if (model.write(weight, offset, call.payload.data(), call.payload.size())) return Status::done;
-    return refused(2 * (weight.bytes / chunk_bytes + 2), call);
+Status Service::seal(Image &image, Call call) {
+    Salt salt;
+    const Status status = image.seal(call.argument(1), call.said, salt);
+    if (status == Status::done) std::memcpy(call.values, salt.data(), sizeof salt);
+    return status;
 }
 
-Status Service::read(Model &model, Call call) {
-    if (call.argument(1) >= model.chunks().size()) return Status::bad;
-    const Chunk &chunk = model.chunks()[call.argument(1)];
-    if (!chunk.loaded()) return Status::bad;
-    call.said.assign(chunk.address(), chunk.address() + chunk.bytes);
-    return Status::done;
-}
-
-Status Service::load(Model &model, Call call) {
-    if (call.argument(1) >= model.chunks().size()) return Status::bad;
-    const Chunk &chunk = model.chunks()[call.argument(1)];
-    if (chunk.loaded() || call.payload.size() != chunk.bytes) return Status::bad;
-    if (!flexmem_.commit(*chunk.buffer->region, chunk.index, chunk.index + 1)) return refused(1, call);
-    std::memcpy(chunk.address(), call.payload.data(), chunk.bytes);
+Status Service::use(Image &image, Call call) {
+    Salt salt;
+    if (call.payload.size() != sizeof salt) return Status::bad;
+    std::memcpy(salt.data(), call.payload.data(), sizeof salt);
+    image.use(salt);
     return Status::done;
 }
 

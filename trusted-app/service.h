@@ -4,11 +4,13 @@
 #include <cstddef>
 #include <map>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "engine.h"
 #include "flexmem.h"
 #include "generation.h"
+#include "image.h"
 #include "messages.h"
 
 class Service {
@@ -19,16 +21,17 @@ class Service {
 
     // Carry a request out. What it answers is checked by nobody else, so each number and length of the request is
     // checked here, once, from our own copy of it.
-    Answer answer(const Request &request, const Bytes &payload, Bytes &said);
+    Answer answer(const Request &request, Bytes &payload, Bytes &said);
 
    private:
     struct Open {
+        std::unique_ptr<Image> image;
         std::unique_ptr<Model> model;
         std::unique_ptr<Generations> generations;  // goes before its model
     };
     struct Call {
         const Request &request;
-        const Bytes &payload;
+        Bytes &payload;  // ours: what is sealed is decrypted in it
         Bytes &said;
         uint64_t (&values)[6];
         uint64_t argument(size_t number) const { return request.arguments[number]; }
@@ -37,12 +40,12 @@ class Service {
     Status carry_out(Call call);
     Status hello(Call call);
     Status give_back(Call call);
+    Status secret(Call call);
     Status open(Call call);
     Status of_model(Open &open, Call call);
-    Status weight(Model &model, Call call);
-    Status write(Model &model, Call call);
-    Status read(Model &model, Call call);
-    Status load(Model &model, Call call);
+    Status write(Open &open, Call call);
+    Status seal(Image &image, Call call);
+    Status use(Image &image, Call call);
     Status evict(Open &open, Call call);
     Status resident(const Model &model, Call call);
     Status tokenise(const Model &model, Call call);
@@ -57,4 +60,5 @@ class Service {
     Engine engine_;
     std::map<uint64_t, Open> models_;
     bool greeted_ = false;
+    std::optional<Key> root_;
 };

@@ -6,10 +6,12 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from inner_application import MODEL, Application, Opened, Start, grant_plenty
+from inner_application import MODEL, ROOT, Application, Image, Opened, SealedFile, Start, provide
 
 from flexserve.emulator import trusted_app
 from flexserve.emulator.trusted_app import Programs
+from flexserve.trusted.store.keys import DeviceKey
+from flexserve.trusted.store.sealing import seal_file
 
 
 @pytest.fixture(scope="session")
@@ -45,29 +47,47 @@ def start(emulator: str, programs: Programs) -> Iterator[Start]:
         each.end()
 
 
+@pytest.fixture(scope="session")
+def sealed(tmp_path_factory: pytest.TempPathFactory) -> SealedFile:
+    """The demo's model, sealed as the store does it."""
+    device = DeviceKey(ROOT)
+    path = tmp_path_factory.mktemp("sealed") / "tiny.flex"
+    seal_file(MODEL, path, "tiny", device, lambda _done, _total: None)
+    return SealedFile.read(path, device)
+
+
 @pytest.fixture
-def opened(start: Start) -> Opened:
+def opened(start: Start, sealed: SealedFile) -> Opened:
     """The demo's model, open without weights in an application with much memory."""
     app = start()
-    grant_plenty(app)
-    return Opened(app, MODEL, sequences=2)
+    provide(app)
+    return Opened(app, sealed, sequences=2)
 
 
 @pytest.fixture
-def loaded(opened: Opened, image: list[bytes]) -> Opened:
+def loaded(opened: Opened, image: Image) -> Opened:
     """The same with its weights."""
     opened.load(image)
     return opened
 
 
+@pytest.fixture(scope="module")
+def listening(emulator: str, programs: Programs, sealed: SealedFile) -> Iterator[Opened]:
+    """An open model as `opened`, for tests that change nothing."""
+    app = Application([emulator, "-cpu", "cortex-a76", programs.application])
+    provide(app)
+    yield Opened(app, sealed)
+    app.end()
+
+
 @pytest.fixture(scope="session")
-def image(emulator: str, programs: Programs) -> list[bytes]:
-    """The chunks of the demo's model."""
+def image(emulator: str, programs: Programs, sealed: SealedFile) -> Image:
+    """The image of the demo's model."""
     app = Application([emulator, "-cpu", "cortex-a76", programs.application])
     try:
-        grant_plenty(app)
-        model = Opened(app, MODEL)
+        provide(app)
+        model = Opened(app, sealed)
         model.write_weights()
-        return model.image()
+        return model.seal()
     finally:
         app.end()

@@ -1,7 +1,7 @@
 """The normal world's side of the trusted application of trusted-app/, for tests.
 
-It runs as a process, under qemu-aarch64, and is driven through a pipe each way. The structs are those of
-trusted-app/messages.h.
+It runs as a process, under qemu-aarch64, and is driven through a pipe each way, or through a ring in a file.
+The structs are those of trusted-app/messages.h and ring.h.
 """
 
 from __future__ import annotations
@@ -9,20 +9,24 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import enum
+import mmap
 import struct
 import subprocess
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO
 
-from flexserve.trusted.store.gguf import GgufHeader, parse_gguf
+from flexserve.trusted.store.aead import TAG_SIZE
+from flexserve.trusted.store.container import chunk_length, chunk_offset, read_manifest
+from flexserve.trusted.store.keys import DeviceKey
+from flexserve.trusted.store.manifest import CHUNK, Manifest
 
 MODEL = Path(__file__).parents[2] / "models/tiny/flexserve-tiny.gguf"
 MOST_PAYLOAD = 16 << 20  # bytes
 NUMBERS = 6
 _MESSAGE = struct.Struct(f"<II{NUMBERS}Q")
 _PROGRESS = struct.Struct("<IIII")
-_PIECE = 1 << 20  # bytes of a weight that go over at once
+ROOT = bytes(range(32))  # the device's root secret
 _PLENTY = 64  # chunks: enough for the model of the tests, with its KV and scratch
 
 
@@ -33,20 +37,21 @@ class Ask(enum.IntEnum):
     GRANT = 2
     GIVE_BACK = 3
     POOL = 4
-    OPEN = 5
-    CLOSE = 6
-    WEIGHT = 7
+    SECRET = 5
+    OPEN = 6
+    CLOSE = 7
     WRITE = 8
-    READ = 9
-    LOAD = 10
-    EVICT = 11
-    RESIDENT = 12
-    TOKENISE = 13
-    DETOKENISE = 14
-    BEGIN = 15
-    STEP = 16
-    SAID = 17
-    END = 18
+    SEAL = 9
+    IMAGE = 10
+    LOAD = 11
+    EVICT = 12
+    RESIDENT = 13
+    TOKENISE = 14
+    DETOKENISE = 15
+    BEGIN = 16
+    STEP = 17
+    SAID = 18
+    END = 19
 
 
 class Status(enum.IntEnum):
@@ -58,6 +63,7 @@ class Status(enum.IntEnum):
     BAD = 3
     UNSUPPORTED = 4
     FAILED = 5
+    DAMAGED = 6
 
 
 class Kind(enum.IntEnum):
@@ -119,14 +125,14 @@ class Application:
 
     def ask(self, kind: int, *arguments: int, payload: bytes = b"") -> Reply:
         """Ask, and return what it answers. Raises Gone when it ends instead."""
-        numbers = [*arguments, *[0] * (NUMBERS - len(arguments))]
-        try:
-            self._stdin.write(_MESSAGE.pack(kind, len(payload), *numbers) + payload)
-            self._stdin.flush()
-        except BrokenPipeError:
-            raise Gone from None
+        self.send(kind, *arguments, payload=payload)
         status, size, *values = _MESSAGE.unpack(self._read(_MESSAGE.size))
         return Reply(Status(status), tuple(values), self._read(size))
+
+    def send(self, kind: int, *arguments: int, payload: bytes = b"") -> None:
+        """Ask, and do not wait for an answer."""
+        numbers = [*arguments, *[0] * (NUMBERS - len(arguments))]
+        self._write(_MESSAGE.pack(kind, len(payload), *numbers) + payload)
 
     def do(self, kind: Ask, *arguments: int, payload: bytes = b"") -> Reply:
         """Ask for what is granted."""
@@ -134,10 +140,13 @@ class Application:
         assert reply.status is Status.DONE, (kind, reply)
         return reply
 
-    @property
-    def _stdin(self) -> IO[bytes]:
+    def _write(self, data: bytes) -> None:
         assert self.process.stdin is not None
-        return self.process.stdin
+        try:
+            self.process.stdin.write(data)
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            raise Gone from None
 
     def _read(self, size: int) -> bytes:
         assert self.process.stdout is not None
@@ -150,39 +159,119 @@ class Application:
 Start = Callable[..., Application]  # with how many threads, and whether to say hello
 
 
+class RingApplication(Application):
+    """One that is driven through a ring, in a file of `size` bytes at `path`."""
+
+    REQUESTS_WRITTEN, REQUESTS_READ, ANSWERS_WRITTEN, ANSWERS_READ = range(4)
+
+    def __init__(self, command: Sequence[str | Path], path: Path, size: int) -> None:
+        path.write_bytes(bytes(size))
+        with path.open("r+b") as file:
+            self._memory = mmap.mmap(file.fileno(), size)
+        self.area = 1 << ((size - mmap.PAGESIZE) // 2).bit_length() - 1
+        super().__init__([*command, path])
+
+    def count(self, number: int) -> int:
+        """Return a count of the ring."""
+        return int.from_bytes(self._memory[64 * number : 64 * number + 4], "little")
+
+    def set_count(self, number: int, value: int) -> None:
+        """Set a count of the ring."""
+        self._memory[64 * number : 64 * number + 4] = (value % (1 << 32)).to_bytes(4, "little")
+
+    def _write(self, data: bytes) -> None:
+        while data:
+            written = self.count(self.REQUESTS_WRITTEN)
+            room = self.area - (written - self.count(self.REQUESTS_READ)) % (1 << 32)
+            at = written % self.area
+            part = data[: min(room, self.area - at)]
+            self._memory[mmap.PAGESIZE + at : mmap.PAGESIZE + at + len(part)] = part
+            self.set_count(self.REQUESTS_WRITTEN, written + len(part))
+            data = data[len(part) :]
+            self._rest(bool(part))
+
+    def _read(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            read = self.count(self.ANSWERS_READ)
+            there = (self.count(self.ANSWERS_WRITTEN) - read) % (1 << 32)
+            at = read % self.area
+            first = mmap.PAGESIZE + self.area + at
+            part = self._memory[first : first + min(there, self.area - at, size - len(data))]
+            self.set_count(self.ANSWERS_READ, read + len(part))
+            data += part
+            self._rest(bool(part))
+        return data
+
+    def _rest(self, moved: bool) -> None:
+        if not moved:
+            if self.process.poll() is not None:
+                raise Gone
+            time.sleep(0.0005)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SealedFile:
+    """A .flex file of the store."""
+
+    manifest: Manifest
+    content: bytes
+
+    @classmethod
+    def read(cls, path: Path, device: DeviceKey) -> SealedFile:
+        """Read it."""
+        return cls(read_manifest(path, device), path.read_bytes())
+
+    def chunk(self, number: int) -> bytes:
+        """Return a chunk of ciphertext, with its tag."""
+        start = chunk_offset(number)
+        return self.content[start : start + chunk_length(self.manifest, number) + TAG_SIZE]
+
+    @property
+    def data(self) -> range:
+        """Numbers of the chunks that have weights."""
+        return range(self.manifest.metadata_bytes // CHUNK, self.manifest.chunks)
+
+    def opening(self) -> bytes:
+        """Return the payload that opens it."""
+        manifest = self.manifest
+        sealed = manifest.id_bytes + bytes.fromhex(manifest.salt) + bytes.fromhex(manifest.wrapped_key)
+        return sealed + b"".join(self.chunk(number) for number in range(-(-manifest.metadata_bytes // CHUNK)))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Image:
+    """A sealed image of a model's weights."""
+
+    salt: bytes
+    chunks: list[bytes]
+
+
 class Opened:
     """A model that is open in an application, without memory."""
 
-    def __init__(self, app: Application, path: Path, *, number: int = 0, sequences: int = 1) -> None:
-        self.app, self.number, self._data = app, number, path.read_bytes()
-        self.header: GgufHeader = parse_gguf(self._part, len(self._data))
-        metadata = self._data[: self.header.data_offset]
-        reply = app.do(Ask.OPEN, number, len(self._data), 1024, sequences, payload=metadata)
+    def __init__(self, app: Application, file: SealedFile, *, number: int = 0, sequences: int = 1) -> None:
+        self.app, self.number, self.file = app, number, file
+        sizes = (file.manifest.size, 1024, sequences, file.manifest.metadata_bytes)
+        reply = app.do(Ask.OPEN, number, *sizes, payload=file.opening())
         self.chunks, self.kv, self.scratch, self.weights, self.context, _ = reply.values
-
-    def _part(self, offset: int, size: int) -> bytes:
-        return self._data[offset : offset + size]
 
     def write_weights(self) -> None:
         """Write all weights from the file."""
-        places = {info.name: info for info in self.header.tensors}
-        for number in range(self.weights):
-            reply = self.do(Ask.WEIGHT, number)
-            info = places[reply.payload.decode()]
-            assert info.size == reply.values[0]
-            for offset in range(0, info.size, _PIECE):
-                piece = self._part(info.offset + offset, min(_PIECE, info.size - offset))
-                self.do(Ask.WRITE, number, offset, payload=piece)
+        for number in self.file.data:
+            self.do(Ask.WRITE, number, payload=self.file.chunk(number))
 
-    def image(self) -> list[bytes]:
-        """Return the chunks of the weights as they are in memory."""
-        return [self.do(Ask.READ, chunk).payload for chunk in range(self.chunks)]
+    def seal(self) -> Image:
+        """Return the weights as they are in memory, sealed."""
+        replies = [self.do(Ask.SEAL, chunk) for chunk in range(self.chunks)]
+        return Image(struct.pack("<4Q", *replies[0].values[:4]), [reply.payload for reply in replies])
 
-    def load(self, image: Sequence[bytes]) -> None:
+    def load(self, image: Image) -> None:
         """Load the chunks that are not there."""
+        self.do(Ask.IMAGE, payload=image.salt)
         for chunk, there in enumerate(self.do(Ask.RESIDENT).payload):
             if not there:
-                self.do(Ask.LOAD, chunk, payload=image[chunk])
+                self.do(Ask.LOAD, chunk, payload=image.chunks[chunk])
 
     def do(self, kind: Ask, *arguments: int, payload: bytes = b"") -> Reply:
         """Ask for what is granted, of this model."""
@@ -243,6 +332,7 @@ def unpacked(payload: bytes) -> list[int]:
     return list(struct.unpack(f"<{len(payload) // 4}I", payload))
 
 
-def grant_plenty(app: Application) -> None:
-    """Grant as much memory as the tests need."""
+def provide(app: Application) -> None:
+    """Give it the secret, and as much memory as the tests need."""
+    app.do(Ask.SECRET, payload=ROOT)
     app.do(Ask.GRANT, 1 << 20, _PLENTY)

@@ -90,7 +90,7 @@ def build(
 
     An `application`, a static aarch64 program of Linux, is put into the firmware with the secure OS below it.
 
-    Raises MissingToolError, NoKernelError, NoSourcesError, NormalWorldError when `cache` cannot be
+    Raises MissingToolError, NoPackageError, NoSourcesError, NormalWorldError when `cache` cannot be
     written; InternalError when a compiler fails.
     """
     sources = sources or sources_folder()

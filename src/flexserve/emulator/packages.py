@@ -1,4 +1,4 @@
-"""The Debian packages that the guest is made of: a stock arm64 kernel, its modules and its headers.
+"""The Debian packages that the machine is made of: a stock arm64 kernel, its modules and headers; libraries.
 
 They come from the apt sources of this machine (a Debian 12), checked by apt against its archive keys,
 without root and without a trace in the system: apt is given a state of its own. Which kernel is
@@ -47,10 +47,10 @@ Dir::Log "{apt}/log";
 """
 
 
-class NoKernelError(NormalWorldError):
-    """The apt sources of this machine do not lead to the kernel we need."""
+class NoPackageError(NormalWorldError):
+    """The apt sources of this machine do not deliver a package that we need."""
 
-    default_code = "no_kernel"
+    default_code = "no_package"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -79,11 +79,28 @@ class Kernel:
 def kernel(cache: Path, progress: Progress) -> Kernel:
     """Return the kernel that `cache` holds, fetched first when there is none.
 
-    Raises MissingToolError, or NoKernelError when this machine's apt sources do not have it.
+    Raises MissingToolError, or NoPackageError when this machine's apt sources do not have it.
     """
     cache.mkdir(parents=True, exist_ok=True)
     with locked(cache / "packages.lock"):
         return _held(cache) or _fetch(cache, progress)
+
+
+def library(cache: Path, name: str, progress: Progress) -> Path:
+    """Return the folder with the contents of the arm64 package `name`, fetched first when `cache` lacks it.
+
+    Raises MissingToolError, or NoPackageError when this machine's apt sources do not have it.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    target = cache / f"arm64-{name}"
+    with locked(cache / "packages.lock"):
+        if not target.is_dir():
+            tools.require("apt-get", "dpkg", "dpkg-deb")
+            apt = _Apt(cache / "apt")
+            progress(f"downloading {name}")
+            apt.update()
+            _unpack(apt, [f"{name}:arm64"], target)
+    return target
 
 
 @contextlib.contextmanager
@@ -112,17 +129,23 @@ def _fetch(cache: Path, progress: Progress) -> Kernel:
     release = apt.current_release()
     names = apt.packages_of(release)
     progress(f"downloading Linux {release}")
-    files = apt.download(names)
-    progress(f"unpacking Linux {release}")
     target = cache / f"linux-{release}"
-    with tempfile.TemporaryDirectory(dir=cache, prefix="unpacking-") as name:
-        whole = Path(name) / "linux"
+    _unpack(apt, names, target, lambda whole: _settle_headers(whole, release, target))
+    return Kernel(release, target)
+
+
+def _unpack(
+    apt: _Apt, names: list[str], target: Path, settle: Callable[[Path], None] = lambda _whole: None
+) -> None:
+    """Download packages, and have what is in them in `target`, changed by `settle` before that appears."""
+    files = apt.download(names)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix="unpacking-") as name:
+        whole = Path(name) / "whole"
         for file in files:
             tools.run("dpkg-deb", "--extract", file, whole)
-        _settle_headers(whole, release, target)
+        settle(whole)
         os.rename(whole, target)
     shutil.rmtree(apt.debs)
-    return Kernel(release, target)
 
 
 def _settle_headers(whole: Path, release: str, target: Path) -> None:
@@ -158,7 +181,7 @@ class _Apt:
         found = re.search(rf"linux-image-({re.escape(_SERIES)}\S*-cloud-arm64)", self._depends(_META))
         if found is None:
             missing = f"The apt sources of this machine have no Linux {_SERIES}x for arm64."
-            raise NoKernelError(
+            raise NoPackageError(
                 f"{missing} {self._complaint}".strip(),
                 hint="Use a Debian 12, or one whose apt sources list Debian 12, with access to its mirror.",
             )
@@ -171,7 +194,7 @@ class _Apt:
         parts = re.findall(r"(linux-headers-\S+-common|linux-kbuild-\S+)", depends)
         common, kbuild = sorted(parts) if len(parts) == 2 else ("", "")
         if not kbuild:
-            raise NoKernelError(f"{headers} is not what it was: {depends}.", hint="Report this.")
+            raise NoPackageError(f"{headers} is not what it was: {depends}.", hint="Report this.")
         return [f"linux-image-{release}:arm64", f"{headers}:arm64", common, f"{kbuild}:{self._host}"]
 
     def download(self, names: list[str]) -> list[Path]:
@@ -179,8 +202,8 @@ class _Apt:
         try:
             self._run("apt-get", "download", *names, cwd=self.debs, seconds=_DOWNLOAD)
         except FlexServeError as error:
-            raise NoKernelError(
-                f"apt could not download the kernel: {error.message}",
+            raise NoPackageError(
+                f"apt could not download {', '.join(names)}: {error.message}",
                 hint="See to the network and run this again: what came is kept.",
             ) from error
         found = [sorted(self.debs.glob(f"{name.partition(':')[0]}_*.deb")) for name in names]

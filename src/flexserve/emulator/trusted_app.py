@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TextIO
 
 import flexserve
-from flexserve.emulator import tools
+from flexserve.emulator import packages, tools
 from flexserve.emulator.packages import Progress, locked
 from flexserve.errors import FlexServeError, InternalError, NormalWorldError
 from flexserve.folders import cache_folder
@@ -28,6 +28,7 @@ from flexserve.folders import cache_folder
 CROSS = "aarch64-linux-gnu-"
 _PIN = re.compile(r"^llama-cpp-python==[^\n]*\n(?:[ \t]+--hash[^\n]*\n)+", re.MULTILINE)
 _PARTS = ("include", "src", "ggml/include", "ggml/src")  # of llama.cpp
+_CRYPTO = "nettle-dev"  # Debian's: AES-GCM with the CPU's instructions where it has them, and no allocation
 _HOURS = 2 * 3600.0  # seconds: on a machine that does much else, too
 
 
@@ -42,19 +43,19 @@ class Programs:
 def build(cache: Path, progress: Progress) -> Programs:
     """Return the programs, having built what is missing below `cache`.
 
-    Raises MissingToolError, NormalWorldError when llama.cpp's sources cannot be fetched, InternalError when a
-    compiler fails.
+    Raises MissingToolError, NormalWorldError when llama.cpp's sources or a package cannot be fetched,
+    InternalError when a compiler fails.
     """
     tools.require("make", f"{CROSS}gcc", f"{CROSS}g++", f"{CROSS}ar")
-    cache.mkdir(parents=True, exist_ok=True)
+    packages.library(cache, _CRYPTO, progress)
     with locked(cache / "trusted-app.lock"):
-        library = cache / f"llama-{_library_key()}"
+        library = _library(cache)
         llama = library / "llama.cpp"
         if not llama.is_dir():
             progress("fetching llama.cpp's sources")
             _fetch(llama)
         programs, stamp = _programs(cache), _stamp(cache)
-        digest = _digest(library)
+        digest = _digest(cache)
         if not (stamp.exists() and stamp.read_text() == digest):
             if not (library / "libllama.a").exists():
                 progress("building llama.cpp for the machine: some minutes")
@@ -63,7 +64,7 @@ def build(cache: Path, progress: Progress) -> Programs:
             stamp.unlink(missing_ok=True)
             shutil.rmtree(stamp.parent, ignore_errors=True)
             stamp.parent.mkdir(parents=True)
-            _make(llama, library, "all", f"OUT={stamp.parent}")
+            _make(llama, library, "all", f"OUT={stamp.parent}", f"CRYPTO={_crypto(cache)}")
             stamp.write_text(digest)
         return programs
 
@@ -73,7 +74,7 @@ def built(cache: Path) -> Programs | None:
     stamp = _stamp(cache)
     if shutil.which(f"{CROSS}g++") is None or not stamp.exists():
         return None
-    return _programs(cache) if stamp.read_text() == _digest(cache / f"llama-{_library_key()}") else None
+    return _programs(cache) if stamp.read_text() == _digest(cache) else None
 
 
 def default_cache() -> Path:
@@ -97,10 +98,16 @@ def _pin() -> str:
     return found[0].replace("\\\n", "\n").replace("\n", " ").strip() + "\n"
 
 
-def _library_key() -> str:
+def _library(cache: Path) -> Path:
+    """Return where llama.cpp is built: a folder for each state of what it is made of."""
     compiler = tools.run(f"{CROSS}g++", "--version").splitlines()[0]
     parts = (_pin(), (_sources() / "llama.mk").read_text(), compiler)
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+    return cache / f"llama-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}"
+
+
+def _crypto(cache: Path) -> Path:
+    """Return where Nettle's headers and library are."""
+    return cache / f"arm64-{_CRYPTO}" / "usr"
 
 
 def _stamp(cache: Path) -> Path:
@@ -113,8 +120,10 @@ def _programs(cache: Path) -> Programs:
     return Programs(folder / "trusted-app", folder / "plain")
 
 
-def _digest(library: Path) -> str:
-    digest = hashlib.sha256(library.name.encode())
+def _digest(cache: Path) -> str:
+    digest = hashlib.sha256(_library(cache).name.encode())
+    archive = _crypto(cache) / "lib/aarch64-linux-gnu/libnettle.a"
+    digest.update(archive.read_bytes() if archive.exists() else b"")
     sources = _sources()
     files = sorted(path for path in sources.rglob("*") if path.suffix in (".cpp", ".h", ""))
     for path in filter(Path.is_file, files):

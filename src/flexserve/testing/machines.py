@@ -10,7 +10,7 @@ import pytest
 
 from flexserve.emulator.build import Images, NoSourcesError, Options, build
 from flexserve.emulator.machine import Machine
-from flexserve.emulator.packages import NoKernelError
+from flexserve.emulator.packages import NoPackageError
 from flexserve.emulator.tools import MissingToolError, require
 from flexserve.folders import cache_folder
 from flexserve.units import MIB
@@ -27,7 +27,7 @@ def images_of(ram_bytes: int, cpus: int, options: Options | None = None) -> Imag
             progress=lambda _what: None,
             options=options,
         )
-    except (MissingToolError, NoKernelError, NoSourcesError) as error:
+    except (MissingToolError, NoPackageError, NoSourcesError) as error:
         pytest.skip(str(error))
 
 

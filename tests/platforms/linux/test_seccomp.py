@@ -81,7 +81,7 @@ def booted_with(folder: Path) -> str:
     try:
         require("qemu-system-aarch64", COMPILERS["aarch64"])
         kernel = packages.kernel(cache_folder() / "trustzone", lambda _what: None)
-    except (MissingToolError, packages.NoKernelError) as error:
+    except (MissingToolError, packages.NoPackageError) as error:
         pytest.skip(str(error))
     program = folder / "init"
     source = Path(__file__).with_name("seccomp_guest.c")

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from flexserve.emulator.build import NoSourcesError, Options, build
-from flexserve.emulator.packages import NoKernelError
+from flexserve.emulator.packages import NoPackageError
 from flexserve.emulator.tools import MissingToolError, require
 from flexserve.folders import cache_folder
 from flexserve.platforms.trustzone import abi
@@ -50,7 +50,7 @@ def booted(ram: int = RAM, cpus: int = 2, **kinds: Any) -> Iterator[Any]:
             progress=lambda _: None,
             options=Options(**kinds),
         )
-    except (MissingToolError, NoKernelError, NoSourcesError) as error:
+    except (MissingToolError, NoPackageError, NoSourcesError) as error:
         pytest.skip(str(error))
     npu = kinds.get("npu", False)
     with machine.Machine(images, ram_bytes=ram, cpus=cpus, npu=npu, devices=devices) as it:

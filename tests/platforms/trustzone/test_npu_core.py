@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from flexserve.emulator.build import Images, NoSourcesError, build
-from flexserve.emulator.packages import NoKernelError
+from flexserve.emulator.packages import NoPackageError
 from flexserve.emulator.tools import MissingToolError
 from flexserve.folders import cache_folder
 from flexserve.units import MIB
@@ -27,7 +27,7 @@ SECTION = ".npu_core"
 def images() -> Images:
     try:
         return build(cache_folder() / "trustzone", ram_bytes=256 * MIB, cpus=1, progress=lambda _: None)
-    except (MissingToolError, NoKernelError, NoSourcesError) as error:
+    except (MissingToolError, NoPackageError, NoSourcesError) as error:
         pytest.skip(str(error))
 
 

@@ -1,0 +1,70 @@
+#include "ring.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "secure_os.h"
+
+namespace {
+
+constexpr size_t stride = 64;
+constexpr uint64_t patience = 1'000'000;  // ns: the longest time for which a count that changed goes unseen
+
+enum Count : size_t { requests_written, requests_read, answers_written, answers_read };
+
+uint32_t largest_area(size_t bytes) {
+    uint32_t area = static_cast<uint32_t>(secure_os::page);
+    while (2 * (2 * size_t{area}) + secure_os::page <= bytes && area < 1u << 30) area *= 2;
+    return area;
+}
+
+}  // namespace
+
+Ring::Ring(std::byte *base, size_t bytes) : base_(base), area_(largest_area(bytes)) {
+    count(requests_read).store(0, std::memory_order_relaxed);
+    count(answers_written).store(0, std::memory_order_release);
+}
+
+std::atomic<uint32_t> &Ring::count(size_t number) const {
+    return *reinterpret_cast<std::atomic<uint32_t> *>(base_ + number * stride);
+}
+
+bool Ring::read(std::byte *target, size_t bytes) {
+    const std::byte *area = base_ + secure_os::page;
+    while (bytes != 0) {
+        const uint32_t there = count(requests_written).load(std::memory_order_acquire) - requests_read_;
+        if (there > area_) return false;
+        if (there == 0) {
+            secure_os::wait(patience);
+            continue;
+        }
+        const uint32_t at = requests_read_ % area_;
+        const size_t moved = std::min<size_t>({bytes, there, area_ - at});
+        std::memcpy(target, area + at, moved);
+        target += moved;
+        bytes -= moved;
+        requests_read_ += static_cast<uint32_t>(moved);
+        count(requests_read).store(requests_read_, std::memory_order_release);
+    }
+    return true;
+}
+
+bool Ring::write(const std::byte *source, size_t bytes) {
+    std::byte *area = base_ + secure_os::page + area_;
+    while (bytes != 0) {
+        const uint32_t waiting = answers_written_ - count(answers_read).load(std::memory_order_acquire);
+        if (waiting > area_) return false;
+        if (waiting == area_) {
+            secure_os::wait(patience);
+            continue;
+        }
+        const uint32_t at = answers_written_ % area_;
+        const size_t moved = std::min<size_t>({bytes, area_ - waiting, area_ - at});
+        std::memcpy(area + at, source, moved);
+        source += moved;
+        bytes -= moved;
+        answers_written_ += static_cast<uint32_t>(moved);
+        count(answers_written).store(answers_written_, std::memory_order_release);
+    }
+    return true;
+}
