@@ -1,5 +1,6 @@
 #include "channel.h"
 
+#include <poll.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -46,6 +47,12 @@ bool Channel::receive(Request &request, std::vector<std::byte> &payload) {
     if (!read(&request, sizeof request) || request.bytes > most_payload) return false;
     payload.resize(request.bytes);
     return read(payload.data(), payload.size());
+}
+
+bool Channel::waiting() const {
+    if (ring_ != nullptr) return ring_->waiting();
+    pollfd input{STDIN_FILENO, POLLIN, 0};
+    return poll(&input, 1, 0) > 0;
 }
 
 bool Channel::send(Answer answer, const std::byte *payload, size_t bytes) {

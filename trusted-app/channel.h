@@ -17,6 +17,9 @@ class Channel {
     // The next request, with its payload in `payload`. False: there will be none any more, or what came is none.
     bool receive(Request &request, std::vector<std::byte> &payload);
 
+    // Whether a request, or its beginning, has come.
+    bool waiting() const;
+
     // Answer it. False: nobody listens any more.
     bool send(Answer answer, const std::byte *payload, size_t bytes);
 

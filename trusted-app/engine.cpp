@@ -1,11 +1,18 @@
 #include "engine.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <cstring>
 
 #include "ggml-impl.h"
 #include "hooks.h"
+
+namespace {
+
+constexpr int first_slice = 16;  // nodes, while the pace of the graph is unknown
+
+}  // namespace
 
 Engine::Engine(FlexMem &memory) : flexmem(memory) { Hooks::install(*this); }
 
@@ -27,12 +34,28 @@ bool Engine::prepare(size_t work) {
 
 ggml_status Engine::compute(ggml_cgraph *graph) {
     if (current_ == nullptr) return GGML_STATUS_FAILED;
-    current_->missing_ = current_->count_missing(graph);
-    if (current_->missing_ != 0) return GGML_STATUS_ABORTED;
-    ggml_cplan plan = ggml_graph_plan(graph, threads_, pool_);
+    for (int start = 0, stride = first_slice, end; start < graph->n_nodes; start = end) {
+        ggml_cgraph rest = ggml_graph_view(graph, start, graph->n_nodes);
+        if (start > 0 && !between_slices()) return GGML_STATUS_ABORTED;
+        current_->missing_ = current_->count_missing(&rest);
+        if (current_->missing_ != 0) return GGML_STATUS_ABORTED;
+        end = std::min(start + stride, graph->n_nodes);
+        ggml_cgraph slice = ggml_graph_view(graph, start, end);
+        const auto began = std::chrono::steady_clock::now();
+        const ggml_status status = compute_slice(&slice);
+        if (status != GGML_STATUS_SUCCESS) return status;
+        const std::chrono::duration<double> took = std::chrono::steady_clock::now() - began;
+        const double next = (end - start) * slice_time / std::max(took.count(), 1e-6);
+        stride = static_cast<int>(std::clamp(next, 1.0, static_cast<double>(graph->n_nodes)));
+    }
+    return GGML_STATUS_SUCCESS;
+}
+
+ggml_status Engine::compute_slice(ggml_cgraph *slice) {
+    ggml_cplan plan = ggml_graph_plan(slice, threads_, pool_);
     if (!prepare(plan.work_size)) return GGML_STATUS_ABORTED;
     plan.work_data = work_ == nullptr ? nullptr : reinterpret_cast<uint8_t *>(work_->base());
-    return ggml_graph_compute(graph, &plan);
+    return ggml_graph_compute(slice, &plan);
 }
 
 // ---- opening ----------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -16,6 +17,7 @@
 constexpr uint32_t batch_tokens = 512;  // that one graph takes in, at most
 constexpr uint32_t most_outputs = 16;   // logits that one graph makes, at most
 constexpr int most_threads = 8;
+constexpr double slice_time = 0.05;  // seconds: a recall waits for a slice at most
 
 class Model;
 
@@ -29,10 +31,15 @@ class Engine {
 
     FlexMem &flexmem;
 
+    // Called between two slices of a graph, of slice_time each or of one node. What it evicts is missed by the rest of the
+    // graph. False: the graph is to end.
+    std::function<bool()> between_slices;
+
    private:
     friend class Model;
     friend struct Hooks;
     ggml_status compute(ggml_cgraph *graph);
+    ggml_status compute_slice(ggml_cgraph *slice);
     bool prepare(size_t work);  // memory for a work area of so many bytes
 
     int threads_ = 0;

@@ -1,9 +1,7 @@
 // The trusted application: it answers the normal world's requests until there are none any more.
 #include <unistd.h>
 
-#include <cstdlib>
 #include <cstring>
-#include <new>
 
 #include "channel.h"
 #include "service.h"
@@ -27,12 +25,7 @@ int main(int count, char **words) {
     llama_log_set(say_nothing, nullptr);
     ggml_set_abort_callback(give_up);
     Channel channel(count > 1 ? words[1] : nullptr);
-    Service service;
-    Request request;
-    Service::Bytes payload, said;
-    while (channel.receive(request, payload)) {
-        const Answer answer = service.answer(request, payload, said);
-        if (!channel.send(answer, said.data(), said.size())) break;
-    }
+    Service service(channel);
+    service.serve();
     _exit(0);
 }

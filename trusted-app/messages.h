@@ -1,7 +1,8 @@
 // The messages between the normal world and the trusted application. Both take the other for hostile.
 //
-// A request is a Request and `bytes` of payload; its answer is an Answer and a payload. All numbers are little-endian.
-// One request is under way at a time. tests/trusted_app/messages.py has the same in Python.
+// A request is a Request and `bytes` of payload; its answer, with the same tag, is an Answer and a payload. All numbers are
+// little-endian. Answers come in the order of requests, but for a step: between two slices of its graph, what was asked
+// meanwhile is answered, if it is about memory; if not, it is refused as `busy`.
 #pragma once
 
 #include <cstdint>
@@ -12,13 +13,15 @@ constexpr uint32_t most_payload = 16 << 20;  // bytes
 struct Request {
     uint32_t kind;
     uint32_t bytes;
-    uint64_t arguments[6];
+    uint64_t tag;
+    uint64_t arguments[5];
 };
 
 struct Answer {
     uint32_t status;
     uint32_t bytes;
-    uint64_t values[6];
+    uint64_t tag;
+    uint64_t values[5];
 };
 
 // What is asked. Beside each: arguments; payload → values; payload. Memory is in chunks of chunk_bytes.
@@ -61,6 +64,7 @@ enum class Status : uint32_t {
     unsupported = 4,  // llama.cpp cannot open this
     failed = 5,       // llama.cpp could not compute
     damaged = 6,      // it is not what was sealed: of what came, nothing is left
+    busy = 7,         // a step is under way
 };
 
 struct Progress {

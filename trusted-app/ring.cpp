@@ -29,6 +29,10 @@ std::atomic<uint32_t> &Ring::count(size_t number) const {
     return *reinterpret_cast<std::atomic<uint32_t> *>(base_ + number * stride);
 }
 
+bool Ring::waiting() const {
+    return count(requests_written).load(std::memory_order_acquire) != requests_read_;
+}
+
 bool Ring::read(std::byte *target, size_t bytes) {
     const std::byte *area = base_ + secure_os::page;
     while (bytes != 0) {

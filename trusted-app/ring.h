@@ -17,6 +17,9 @@ class Ring {
     // `bytes` of memory at `base`, which is page-aligned; three pages at least.
     Ring(std::byte *base, size_t bytes);
 
+    // Whether there is something to read.
+    bool waiting() const;
+
     // Move a whole range. False: the normal world's counts cannot be.
     bool read(std::byte *target, size_t bytes);
     bool write(const std::byte *source, size_t bytes);

@@ -14,6 +14,11 @@ constexpr uint64_t most_sequences = 16;
 constexpr uint64_t most_context = 1 << 20;        // tokens
 constexpr uint64_t most_file = uint64_t{1} << 40;  // bytes
 
+// What can be done between two slices of a graph.
+bool is_about_memory(Ask kind) {
+    return kind == Ask::grant || kind == Ask::give_back || kind == Ask::pool || kind == Ask::evict || kind == Ask::resident;
+}
+
 // Numbers of a payload. None: its length is not that of whole ones.
 bool numbers(const Service::Bytes &payload, std::vector<uint32_t> &target) {
     if (payload.size() % sizeof(uint32_t) != 0) return false;
@@ -30,16 +35,34 @@ void put(const std::vector<Item> &items, Service::Bytes &target) {
 
 }  // namespace
 
-Answer Service::answer(const Request &request, Bytes &payload, Bytes &said) {
+Service::Service(Channel &channel) : channel_(channel), engine_(flexmem_) {
+    engine_.between_slices = [this] {
+        Bytes payload;
+        while (!alone_ && channel_.waiting()) alone_ = !answer_next(payload);
+        return !alone_;
+    };
+}
+
+void Service::serve() {
+    Bytes payload;
+    while (!alone_ && answer_next(payload)) {
+    }
+}
+
+bool Service::answer_next(Bytes &payload) {
+    Request request;
     Answer answer{};
-    said.clear();
+    Bytes said;
+    if (!channel_.receive(request, payload)) return false;
     answer.status = static_cast<uint32_t>(carry_out({request, payload, said, answer.values}));
-    return answer;
+    answer.tag = request.tag;
+    return !alone_ && channel_.send(answer, said.data(), said.size());
 }
 
 Status Service::carry_out(Call call) {
     const auto kind = static_cast<Ask>(call.request.kind);
     if (!greeted_ && kind != Ask::hello) return Status::bad;
+    if (stepping_ && !is_about_memory(kind)) return Status::busy;
     switch (kind) {
         case Ask::hello: return hello(call);
         case Ask::grant: return flexmem_.grant(call.argument(0), call.argument(1)) ? Status::done : Status::bad;
@@ -252,7 +275,9 @@ Status Service::step(Open &open, Call call) {
         return refused(model.size(Kind::kv) + model.size(Kind::scratch) - model.committed(Kind::kv) -
                            model.committed(Kind::scratch), call);
     }
+    stepping_ = true;
     const int status = open.generations->step(sequences, limit);
+    stepping_ = false;
     if (status == 2 && model.missing() == 0) return refused(flexmem_.unused() + 1, call);  // for the work area
     if (status == 2) call.values[0] = model.missing();
     if (status != 0) return status == 2 ? Status::missing : Status::failed;

@@ -7,6 +7,7 @@
 #include <optional>
 #include <vector>
 
+#include "channel.h"
 #include "engine.h"
 #include "flexmem.h"
 #include "generation.h"
@@ -17,11 +18,10 @@ class Service {
    public:
     using Bytes = std::vector<std::byte>;
 
-    Service() : engine_(flexmem_) {}
+    explicit Service(Channel &channel);
 
-    // Carry a request out. What it answers is checked by nobody else, so each number and length of the request is
-    // checked here, once, from our own copy of it.
-    Answer answer(const Request &request, Bytes &payload, Bytes &said);
+    // Answer requests until there are none any more.
+    void serve();
 
    private:
     struct Open {
@@ -33,9 +33,13 @@ class Service {
         const Request &request;
         Bytes &payload;  // ours: what is sealed is decrypted in it
         Bytes &said;
-        uint64_t (&values)[6];
+        uint64_t (&values)[5];
         uint64_t argument(size_t number) const { return request.arguments[number]; }
     };
+
+    // Receive a request and answer it. Each number and length of it is checked here, once, in our own copy. False: there is
+    // none any more.
+    bool answer_next(Bytes &payload);
 
     Status carry_out(Call call);
     Status hello(Call call);
@@ -56,9 +60,10 @@ class Service {
     Status end(Open &open, Call call);
     Status refused(size_t chunks, Call call) const;
 
+    Channel &channel_;
     FlexMem flexmem_;
     Engine engine_;
     std::map<uint64_t, Open> models_;
-    bool greeted_ = false;
+    bool greeted_ = false, stepping_ = false, alone_ = false;
     std::optional<Key> root_;
 };

@@ -23,8 +23,8 @@ from flexserve.trusted.store.manifest import CHUNK, Manifest
 
 MODEL = Path(__file__).parents[2] / "models/tiny/flexserve-tiny.gguf"
 MOST_PAYLOAD = 16 << 20  # bytes
-NUMBERS = 6
-_MESSAGE = struct.Struct(f"<II{NUMBERS}Q")
+NUMBERS = 5
+_MESSAGE = struct.Struct(f"<IIQ{NUMBERS}Q")
 _PROGRESS = struct.Struct("<IIII")
 ROOT = bytes(range(32))  # the device's root secret
 _PLENTY = 64  # chunks: enough for the model of the tests, with its KV and scratch
@@ -64,6 +64,7 @@ class Status(enum.IntEnum):
     UNSUPPORTED = 4
     FAILED = 5
     DAMAGED = 6
+    BUSY = 7
 
 
 class Kind(enum.IntEnum):
@@ -110,6 +111,7 @@ class Application:
 
     def __init__(self, command: Sequence[str | Path], *, threads: int = 1, hello: bool = True) -> None:
         """Start it. Without `hello` nothing was said to it yet."""
+        self._tag = 0
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         if hello:
             self.version, self.chunk, self.batch, *_ = self.do(Ask.HELLO, threads).values
@@ -125,14 +127,22 @@ class Application:
 
     def ask(self, kind: int, *arguments: int, payload: bytes = b"") -> Reply:
         """Ask, and return what it answers. Raises Gone when it ends instead."""
-        self.send(kind, *arguments, payload=payload)
-        status, size, *values = _MESSAGE.unpack(self._read(_MESSAGE.size))
-        return Reply(Status(status), tuple(values), self._read(size))
+        tag = self.send(kind, *arguments, payload=payload)
+        answered, reply = self.receive()
+        assert answered == tag
+        return reply
 
-    def send(self, kind: int, *arguments: int, payload: bytes = b"") -> None:
-        """Ask, and do not wait for an answer."""
+    def receive(self) -> tuple[int, Reply]:
+        """Return the next answer, and the tag of what it answers. Raises Gone."""
+        status, size, tag, *values = _MESSAGE.unpack(self._read(_MESSAGE.size))
+        return tag, Reply(Status(status), tuple(values), self._read(size))
+
+    def send(self, kind: int, *arguments: int, payload: bytes = b"") -> int:
+        """Ask, and do not wait for an answer; return the tag."""
         numbers = [*arguments, *[0] * (NUMBERS - len(arguments))]
-        self._write(_MESSAGE.pack(kind, len(payload), *numbers) + payload)
+        self._tag += 1
+        self._write(_MESSAGE.pack(kind, len(payload), self._tag, *numbers) + payload)
+        return self._tag
 
     def do(self, kind: Ask, *arguments: int, payload: bytes = b"") -> Reply:
         """Ask for what is granted."""
@@ -254,7 +264,7 @@ class Opened:
         self.app, self.number, self.file = app, number, file
         sizes = (file.manifest.size, 1024, sequences, file.manifest.metadata_bytes)
         reply = app.do(Ask.OPEN, number, *sizes, payload=file.opening())
-        self.chunks, self.kv, self.scratch, self.weights, self.context, _ = reply.values
+        self.chunks, self.kv, self.scratch, self.weights, self.context = reply.values
 
     def write_weights(self) -> None:
         """Write all weights from the file."""

@@ -124,6 +124,24 @@ def test_weights_that_went_in_the_middle_of_an_answer_come_back(loaded: Opened, 
     assert unpacked(loaded.do(Ask.SAID, 0).payload) == whole
 
 
+def test_weights_go_between_two_slices_of_a_graph(loaded: Opened, image: Image) -> None:
+    prompt = loaded.tokenise(QUESTION * 20)
+    undisturbed = loaded.answer(prompt, most=5)
+    loaded.begin(prompt, most=5)
+    app = loaded.app
+    step = app.send(Ask.STEP, 0, 512, payload=packed([0]))
+    evict = app.send(Ask.EVICT, 0, Kind.WEIGHTS, 0, loaded.chunks)
+    other = app.send(Ask.TOKENISE, 0, payload=b"now?")
+    answers = [app.receive() for _ in range(3)]
+    assert [tag for tag, _ in answers] == [evict, other, step]
+    assert [reply.status for _, reply in answers] == [Status.DONE, Status.BUSY, Status.MISSING]
+    assert answers[0][1].values[0] == loaded.chunks
+    loaded.load(image)
+    while loaded.step(0)[0].finished is Finish.NO:
+        pass
+    assert unpacked(loaded.do(Ask.SAID, 0).payload) == undisturbed
+
+
 def test_what_goes_is_unused_and_can_be_given_back(loaded: Opened) -> None:
     app = loaded.app
     loaded.answer(loaded.tokenise(QUESTION), most=3)
