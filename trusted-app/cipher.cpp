@@ -5,7 +5,10 @@
 #include <nettle/memops.h>
 #include <nettle/sha2.h>
 
+#include <sys/random.h>
+
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <string>
 
@@ -66,6 +69,12 @@ std::optional<Key> unwrap(const Key &root, const Id &model, const std::array<uin
     explicit_bzero(&state, sizeof state);
     if (!memeql_sec(expected.data(), tag, tag_bytes)) return std::nullopt;
     return key;
+}
+
+Salt random_salt() {
+    Salt salt;
+    if (getrandom(salt.data(), salt.size(), 0) != static_cast<ssize_t>(salt.size())) abort();
+    return salt;
 }
 
 Salt digest(const Salt &first, const void *second, size_t bytes) {

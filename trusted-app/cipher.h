@@ -29,6 +29,7 @@ Key derive(const Key &secret, const uint8_t *salt, size_t bytes, std::string_vie
 // A model's key, of the form in which the device with this root secret keeps it. None: it is another device's or model's.
 std::optional<Key> unwrap(const Key &root, const Id &model, const std::array<uint8_t, wrapped_bytes> &wrapped);
 
+Salt random_salt();  // ends the process when there is no randomness
 Salt digest(const Salt &first, const void *second, size_t bytes);  // SHA-256 of both
 
 // The chunks of one file. A chunk is bound to the file's kind, version and model, and to its place in its stream.

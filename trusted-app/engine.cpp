@@ -238,7 +238,30 @@ int Model::decode(const llama_batch &batch) {
     return llama_decode(context_, batch);
 }
 
-void Model::forget(uint32_t sequence) {
+// Of layers with a window the cache may hold the last window only, and of recurrent layers there is the latest state.
+size_t Model::cut(uint32_t sequence, size_t keep, size_t has) {
     Hooks::Owner owner(engine_, this);
-    llama_memory_seq_rm(llama_get_memory(context_), static_cast<llama_seq_id>(sequence), -1, -1);
+    llama_memory_t memory = llama_get_memory(context_);
+    const auto id = static_cast<llama_seq_id>(sequence);
+    const bool goes_back =
+        llama_model_n_swa(model_) == 0 && !llama_model_is_recurrent(model_) && !llama_model_is_hybrid(model_);
+    if ((keep == has || goes_back) && llama_memory_seq_rm(memory, id, static_cast<llama_pos>(keep), -1)) return keep;
+    llama_memory_seq_rm(memory, id, -1, -1);
+    return 0;
+}
+
+size_t Model::state_bytes(uint32_t sequence) {
+    return llama_state_seq_get_size(context_, static_cast<llama_seq_id>(sequence));
+}
+
+bool Model::save_state(uint32_t sequence, std::byte *target, size_t bytes) {
+    Hooks::Owner owner(engine_, this);
+    return llama_state_seq_get_data(context_, reinterpret_cast<uint8_t *>(target), bytes,
+                                    static_cast<llama_seq_id>(sequence)) == bytes;
+}
+
+bool Model::load_state(uint32_t sequence, const std::byte *source, size_t bytes) {
+    Hooks::Owner owner(engine_, this);
+    return llama_state_seq_set_data(context_, reinterpret_cast<const uint8_t *>(source), bytes,
+                                    static_cast<llama_seq_id>(sequence)) == bytes;
 }

@@ -119,8 +119,13 @@ class Model {
     int decode(const llama_batch &batch);
     llama_context *context() const { return context_; }
 
-    // Forget the tokens of a sequence.
-    void forget(uint32_t sequence);
+    // Have a sequence whose KV is of `has` tokens forget those from `keep` on; how many are left: 0 where it cannot go back.
+    size_t cut(uint32_t sequence, size_t keep, size_t has);
+
+    // A sequence's KV as bytes, in llama.cpp's own form.
+    size_t state_bytes(uint32_t sequence);
+    bool save_state(uint32_t sequence, std::byte *target, size_t bytes);
+    bool load_state(uint32_t sequence, const std::byte *source, size_t bytes);
 
    private:
     friend class Engine;

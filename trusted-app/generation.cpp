@@ -2,8 +2,6 @@
 
 #include <algorithm>
 
-#include "hooks.h"
-
 Generations::Generations(Model &model)
     : model_(model), batch_(llama_batch_init(static_cast<int32_t>(batch_tokens), 0, 1)) {}
 
@@ -14,6 +12,10 @@ Generations::~Generations() {
 
 void Generations::begin(uint32_t sequence, std::vector<llama_token> prompt, size_t most, float temperature, uint32_t seed) {
     Generation &generation = running_[sequence];
+    const std::vector<llama_token> &has = cached_[sequence];
+    const auto differs = std::mismatch(has.begin(), has.end(), prompt.begin(), prompt.end()).first;
+    const size_t same = std::min(static_cast<size_t>(differs - has.begin()), prompt.size() - 1);  // logits need a token
+    generation.computed = model_.cut(sequence, same, has.size());
     generation.prompt = prompt.size();
     generation.tokens = std::move(prompt);
     generation.most = most;
@@ -74,7 +76,9 @@ void Generations::choose(Generation &generation, int32_t row) {
 void Generations::end(uint32_t sequence) {
     const auto found = running_.find(sequence);
     if (found == running_.end()) return;
-    llama_sampler_free(found->second.sampler);
+    Generation &generation = found->second;
+    llama_sampler_free(generation.sampler);
+    generation.tokens.resize(generation.computed);
+    cached_[sequence] = std::move(generation.tokens);
     running_.erase(found);
-    model_.forget(sequence);
 }

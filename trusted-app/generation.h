@@ -32,14 +32,20 @@ class Generations {
     bool empty() const { return running_.empty(); }
     Generation &at(uint32_t sequence) { return running_.at(sequence); }
 
+    // Tokens whose KV a sequence that says nothing has.
+    const std::vector<llama_token> &cached(uint32_t sequence) { return cached_[sequence]; }
+    void set_cached(uint32_t sequence, std::vector<llama_token> tokens) { cached_[sequence] = std::move(tokens); }
+    void forget_cached() { cached_.clear(); }  // their KV has gone
+
     // Begin to say up to `most` tokens after a prompt that is shorter than the context. Temperature 0: the likeliest.
+    // What the sequence's KV has of the prompt stays.
     void begin(uint32_t sequence, std::vector<llama_token> prompt, size_t most, float temperature, uint32_t seed);
 
     // Compute one graph, with at most `limit` tokens of each of these sequences, each of which is named once and goes on.
     // Then each of which nothing is pending says a token. What Model::decode answers.
     int step(const std::vector<uint32_t> &sequences, size_t limit);
 
-    void end(uint32_t sequence);
+    void end(uint32_t sequence);  // its KV stays
 
    private:
     void choose(Generation &generation, int32_t row);
@@ -47,4 +53,5 @@ class Generations {
     Model &model_;
     llama_batch batch_;
     std::map<uint32_t, Generation> running_;
+    std::map<uint32_t, std::vector<llama_token>> cached_;
 };

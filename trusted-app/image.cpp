@@ -1,7 +1,5 @@
 #include "image.h"
 
-#include <sys/random.h>
-
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -101,8 +99,7 @@ void Image::place(size_t first, size_t end, const std::byte *data) {
 
 // ---- the image --------------------------------------------------------------------------------------------------
 
-// An image is of use to the same layout only, so its key depends on that, too.
-std::unique_ptr<ChunkCipher> Image::cipher(const Salt &salt) const {
+std::unique_ptr<ChunkCipher> Image::cipher(const Salt &salt, const char *kind) const {
     std::vector<uint64_t> layout;
     for (const Chunk &chunk : model_->chunks()) layout.push_back(chunk.bytes);
     for (const Weight &weight : model_->weights()) {
@@ -110,15 +107,15 @@ std::unique_ptr<ChunkCipher> Image::cipher(const Salt &salt) const {
         model_->reach(weight, begin, end);
         layout.insert(layout.end(), {begin, reinterpret_cast<uintptr_t>(weight.tensor->data) % chunk_bytes, weight.bytes});
     }
-    return std::make_unique<ChunkCipher>(key_, digest(salt, layout.data(), layout.size() * sizeof layout[0]), "image",
+    return std::make_unique<ChunkCipher>(key_, digest(salt, layout.data(), layout.size() * sizeof layout[0]), kind,
                                          image_version, id_);
 }
 
 Status Image::seal(size_t number, Bytes &sealed, Salt &salt) {
     if (number >= sealed_.size() || sealed_[number] || !model_->chunks()[number].ready) return Status::bad;
     if (sealing_ == nullptr) {
-        if (getrandom(sealing_salt_.data(), salt_bytes, 0) != static_cast<ssize_t>(salt_bytes)) abort();
-        sealing_ = cipher(sealing_salt_);
+        sealing_salt_ = random_salt();
+        sealing_ = cipher(sealing_salt_, "image");
     }
     const Chunk &chunk = model_->chunks()[number];
     sealed.assign(chunk.address(), chunk.address() + chunk.bytes);
@@ -129,7 +126,7 @@ Status Image::seal(size_t number, Bytes &sealed, Salt &salt) {
     return Status::done;
 }
 
-void Image::use(const Salt &salt) { loading_ = cipher(salt); }
+void Image::use(const Salt &salt) { loading_ = cipher(salt, "image"); }
 
 Status Image::load(size_t number, const Bytes &sealed) {
     if (loading_ == nullptr || number >= model_->chunks().size()) return Status::bad;

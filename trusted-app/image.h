@@ -38,6 +38,9 @@ class Image {
     void use(const Salt &salt);
     Status load(size_t chunk, const Bytes &sealed);
 
+    // A cipher for what depends on the layout of this model in memory.
+    std::unique_ptr<ChunkCipher> cipher(const Salt &salt, const char *kind) const;
+
    private:
     struct Source {
         size_t offset;                   // in the GGUF
@@ -46,8 +49,6 @@ class Image {
     bool decrypt_file_chunk(size_t number, std::byte *data, size_t bytes);
     bool prepare(size_t first, size_t end);
     void place(size_t first, size_t end, const std::byte *data);
-    std::unique_ptr<ChunkCipher> cipher(const Salt &salt) const;
-
     FlexMem &flexmem_;
     Key key_;
     Id id_;

@@ -43,11 +43,18 @@ enum class Ask : uint32_t {
     resident = 13,    // model → chunks of scratch, KV, weights; a byte for each chunk of weights, 1: it is whole
     tokenise = 14,    // model, 1: control tokens by name; text → tokens (u32 each)
     detokenise = 15,  // model; tokens → text
-    begin = 16,       // model, sequence, tokens to say at most, bits of a float: temperature, seed; tokens of the prompt
+    begin = 16,       // model, sequence, tokens to say at most, bits of a float: temperature, seed; tokens of the prompt.
+                      // What the sequence's KV has of them is not computed again → tokens to compute
     step = 17,        // model, tokens of each sequence at most; sequences (u32 each) → a Progress for each
     said = 18,        // model, sequence → tokens said since the last time
-    end = 19,         // model, sequence: it is forgotten
+    end = 19,         // model, sequence: it says no more; its KV stays
+    keep = 20,        // model, sequence that says nothing: seal a copy of its KV → bytes; salt
+    kept = 21,        // model, part of kept_part bytes, the next one → sealed, with its tag. With the last one the copy goes
+    resume = 22,      // model, sequence that says nothing, bytes of its KV; salt
+    resumed = 23,     // model, part, the next one; sealed, with its tag. With the last one the sequence has that KV
 };
+
+constexpr uint32_t kept_part_bytes = 1 << 20;
 
 // What the manifest of a .flex file says of its sealing.
 struct Sealed {

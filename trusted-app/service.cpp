@@ -96,6 +96,10 @@ Status Service::of_model(Open &open, Call call) {
         case Ask::step: return step(open, call);
         case Ask::said: return said(open, call);
         case Ask::end: return end(open, call);
+        case Ask::keep: return keep(open, call);
+        case Ask::kept: return open.kv->kept(call.argument(1), call.said);
+        case Ask::resume: return resume(open, call);
+        case Ask::resumed: return open.kv->resumed(call.argument(1), call.payload);
         default: return Status::bad;
     }
 }
@@ -131,6 +135,7 @@ Status Service::evict(Open &open, Call call) {
         return Status::done;
     }
     if (kind > static_cast<uint64_t>(Kind::kv) || !open.generations->empty()) return Status::bad;
+    if (kind == static_cast<uint64_t>(Kind::kv)) open.generations->forget_cached();
     call.values[0] = model.release(static_cast<Kind>(kind));
     return Status::done;
 }
@@ -182,7 +187,8 @@ Status Service::open(Call call) {
     call.values[3] = model->weights().size();
     call.values[4] = model->context_tokens();
     auto generations = std::make_unique<Generations>(*model);
-    models_[call.argument(0)] = {std::move(image), std::move(model), std::move(generations)};
+    auto kv = std::make_unique<SealedKv>(flexmem_, *model, *generations, *image);
+    models_[call.argument(0)] = {std::move(image), std::move(model), std::move(generations), std::move(kv)};
     return Status::done;
 }
 
@@ -254,6 +260,7 @@ Status Service::begin(Open &open, Call call) {
     if (!std::isfinite(temperature) || temperature < 0) return Status::bad;
     open.generations->begin(static_cast<uint32_t>(sequence), {prompt.begin(), prompt.end()}, most, temperature,
                             static_cast<uint32_t>(call.argument(4)));
+    call.values[0] = open.generations->at(static_cast<uint32_t>(sequence)).pending();
     return Status::done;
 }
 
@@ -305,4 +312,30 @@ Status Service::end(Open &open, Call call) {
     if (call.argument(1) >= open.model->sequences()) return Status::bad;
     open.generations->end(static_cast<uint32_t>(call.argument(1)));
     return Status::done;
+}
+
+// ---- KV ---------------------------------------------------------------------------------------------------------
+
+bool Service::is_idle(Open &open, uint64_t sequence) const {
+    return sequence < open.model->sequences() && !open.generations->has(static_cast<uint32_t>(sequence));
+}
+
+Status Service::keep(Open &open, Call call) {
+    if (!is_idle(open, call.argument(1))) return Status::bad;
+    Salt salt;
+    size_t bytes = 0;
+    const Status status = open.kv->keep(static_cast<uint32_t>(call.argument(1)), bytes, salt);
+    if (status == Status::refused) return refused(flexmem_.unused() + 1, call);
+    if (status != Status::done) return status;
+    call.values[0] = bytes;
+    put(std::vector<uint8_t>(salt.begin(), salt.end()), call.said);
+    return Status::done;
+}
+
+Status Service::resume(Open &open, Call call) {
+    Salt salt;
+    if (!is_idle(open, call.argument(1)) || call.payload.size() != sizeof salt) return Status::bad;
+    std::memcpy(salt.data(), call.payload.data(), sizeof salt);
+    const Status status = open.kv->resume(static_cast<uint32_t>(call.argument(1)), call.argument(2), salt);
+    return status == Status::refused ? refused(flexmem_.unused() + 1, call) : status;
 }

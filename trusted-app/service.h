@@ -13,6 +13,7 @@
 #include "generation.h"
 #include "image.h"
 #include "messages.h"
+#include "sealed_kv.h"
 
 class Service {
    public:
@@ -27,7 +28,8 @@ class Service {
     struct Open {
         std::unique_ptr<Image> image;
         std::unique_ptr<Model> model;
-        std::unique_ptr<Generations> generations;  // goes before its model
+        std::unique_ptr<Generations> generations;  // these go before their model
+        std::unique_ptr<SealedKv> kv;
     };
     struct Call {
         const Request &request;
@@ -58,6 +60,9 @@ class Service {
     Status step(Open &open, Call call);
     Status said(Open &open, Call call);
     Status end(Open &open, Call call);
+    Status keep(Open &open, Call call);
+    Status resume(Open &open, Call call);
+    bool is_idle(Open &open, uint64_t sequence) const;
     Status refused(size_t chunks, Call call) const;
 
     Channel &channel_;

@@ -22,11 +22,13 @@ from flexserve.trusted.store.keys import DeviceKey
 from flexserve.trusted.store.manifest import CHUNK, Manifest
 
 MODEL = Path(__file__).parents[2] / "models/tiny/flexserve-tiny.gguf"
+QUESTION = "<|im_start|>user\nWhat is Flex-Mem?<|im_end|>\n<|im_start|>assistant\n"
 MOST_PAYLOAD = 16 << 20  # bytes
 NUMBERS = 5
 _MESSAGE = struct.Struct(f"<IIQ{NUMBERS}Q")
 _PROGRESS = struct.Struct("<IIII")
 ROOT = bytes(range(32))  # the device's root secret
+_KEPT_PART = 1 << 20  # bytes
 _PLENTY = 64  # chunks: enough for the model of the tests, with its KV and scratch
 
 
@@ -52,6 +54,10 @@ class Ask(enum.IntEnum):
     STEP = 17
     SAID = 18
     END = 19
+    KEEP = 20
+    KEPT = 21
+    RESUME = 22
+    RESUMED = 23
 
 
 class Status(enum.IntEnum):
@@ -257,6 +263,15 @@ class Image:
     chunks: list[bytes]
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class SealedKv:
+    """A sequence's tokens and KV."""
+
+    size: int  # bytes of plaintext
+    salt: bytes
+    parts: list[bytes]
+
+
 class Opened:
     """A model that is open in an application, without memory."""
 
@@ -305,10 +320,10 @@ class Opened:
         most: int = 100,
         temperature: float = 0,
         seed: int = 0,
-    ) -> None:
-        """Begin a generation."""
+    ) -> int:
+        """Begin a generation; return the tokens to compute."""
         bits = struct.unpack("<I", struct.pack("<f", temperature))[0]
-        self.do(Ask.BEGIN, sequence, most, bits, seed, payload=packed(tokens))
+        return self.do(Ask.BEGIN, sequence, most, bits, seed, payload=packed(tokens)).values[0]
 
     def step(self, *sequences: int, limit: int = 512) -> list[Progress]:
         """Compute a graph."""
@@ -322,6 +337,24 @@ class Opened:
         said = unpacked(self.do(Ask.SAID, 0).payload)
         self.do(Ask.END, 0)
         return said
+
+    # ---- KV ----------------------------------------------------------------------------------------
+
+    def keep(self, sequence: int) -> SealedKv:
+        """Return what a sequence has, sealed."""
+        reply = self.do(Ask.KEEP, sequence)
+        size = reply.values[0]
+        parts = [self.do(Ask.KEPT, part).payload for part in range(-(-size // _KEPT_PART))]
+        return SealedKv(size, reply.payload, parts)
+
+    def resume(self, sequence: int, kv: SealedKv) -> Status:
+        """Have a sequence go on from it; return how it went."""
+        self.do(Ask.RESUME, sequence, kv.size, payload=kv.salt)
+        for number, part in enumerate(kv.parts):
+            reply = self.app.ask(Ask.RESUMED, self.number, number, payload=part)
+            if reply.status is not Status.DONE:
+                return reply.status
+        return Status.DONE
 
 
 def progress(reply: Reply) -> list[Progress]:
