@@ -54,19 +54,16 @@ def build(cache: Path, progress: Progress) -> Programs:
         if not llama.is_dir():
             progress("fetching llama.cpp's sources")
             _fetch(llama)
-        programs, stamp = _programs(cache), _stamp(cache)
-        digest = _digest(cache)
-        if not (stamp.exists() and stamp.read_text() == digest):
+        if built(cache) is None:
             if not (library / "libllama.a").exists():
                 progress("building llama.cpp for the machine: some minutes")
             _make(llama, library, "library")
             progress("building the trusted application")
-            stamp.unlink(missing_ok=True)
-            shutil.rmtree(stamp.parent, ignore_errors=True)
-            stamp.parent.mkdir(parents=True)
-            _make(llama, library, "all", f"OUT={stamp.parent}", f"CRYPTO={_crypto(cache)}")
-            stamp.write_text(digest)
-        return programs
+            out = _stamp(cache).parent
+            shutil.rmtree(out, ignore_errors=True)
+            _make(llama, library, "all", f"OUT={out}", f"CRYPTO={_crypto(cache)}")
+            record(cache)
+        return _programs(cache)
 
 
 def built(cache: Path) -> Programs | None:
@@ -75,6 +72,13 @@ def built(cache: Path) -> Programs | None:
     if shutil.which(f"{CROSS}g++") is None or not stamp.exists():
         return None
     return _programs(cache) if stamp.read_text() == _digest(cache) else None
+
+
+def record(cache: Path) -> None:
+    """Record that the programs are built of what is here."""
+    stamp = _stamp(cache)
+    stamp.parent.mkdir(parents=True, exist_ok=True)
+    stamp.write_text(_digest(cache))
 
 
 def default_cache() -> Path:
@@ -90,7 +94,7 @@ def _sources() -> Path:
     return _checkout() / "trusted-app"
 
 
-def _pin() -> str:
+def pin() -> str:
     """Return the lines of the lock that name the source distribution."""
     found = _PIN.search((_checkout() / "requirements.lock").read_text())
     if found is None:
@@ -101,7 +105,7 @@ def _pin() -> str:
 def _library(cache: Path) -> Path:
     """Return where llama.cpp is built: a folder for each state of what it is made of."""
     compiler = tools.run(f"{CROSS}g++", "--version").splitlines()[0]
-    parts = (_pin(), (_sources() / "llama.mk").read_text(), compiler)
+    parts = (pin(), (_sources() / "llama.mk").read_text(), compiler)
     return cache / f"llama-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}"
 
 
@@ -145,7 +149,7 @@ def _fetch(target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix="fetching-") as name:
         folder = Path(name)
-        (folder / "pin").write_text(_pin())
+        (folder / "pin").write_text(pin())
         pip = ("-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps")
         source = ("--require-hashes", "--no-binary", ":all:", "--no-build-isolation", "--dest", folder)
         try:
@@ -157,11 +161,11 @@ def _fetch(target: Path) -> None:
             ) from error
         whole = folder / "llama.cpp"
         with tarfile.open(next(folder.glob("*.tar.gz"))) as archive:
-            _extract(archive, whole)
+            extract(archive, whole)
         whole.rename(target)
 
 
-def _extract(archive: tarfile.TarFile, whole: Path) -> None:
+def extract(archive: tarfile.TarFile, whole: Path) -> None:
     """Write the source files of the parts, and no other members, below `whole`."""
     wanted = tuple(f"{part}/" for part in _PARTS)
     for member in archive:
