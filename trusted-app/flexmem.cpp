@@ -1,33 +1,51 @@
 #include "flexmem.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
-
-#include "secure_os.h"
 
 namespace {
 
 constexpr size_t chunk_pages = chunk_bytes / secure_os::page;
-constexpr uint64_t most_pages = uint64_t{1} << 36;  // of 48 bits of address
-constexpr size_t most_chunks = size_t{1} << 16;     // 128 GiB
+constexpr size_t most_chunks = size_t{1} << 16;  // 128 GiB
 
 }  // namespace
 
 size_t Region::committed() const {
-    return pages_.size() - static_cast<size_t>(std::count(pages_.begin(), pages_.end(), none));
+    return static_cast<size_t>(std::count_if(pages_.begin(), pages_.end(), [](const auto &runs) { return !runs.empty(); }));
 }
 
-bool FlexMem::grant(uint64_t first, uint64_t chunks) {
-    if (chunks > most_chunks - std::min(most_chunks, granted_.size()) || first > most_pages) return false;
-    for (uint64_t chunk = 0; chunk < chunks; chunk++) granted_.push_back(first + chunk * chunk_pages);
-    return true;
+size_t FlexMem::unused() const { return unused_pages_ / chunk_pages; }
+
+void FlexMem::grant(size_t chunks, size_t minimum) {
+    chunks = std::min(chunks, most_chunks);
+    if (chunks == 0) return;
+    for (const secure_os::Run &run : secure_os::want(chunks * chunk_pages, std::min(minimum, chunks) * chunk_pages)) {
+        unused_.push_back(run);
+        unused_pages_ += run.count;
+    }
 }
 
-bool FlexMem::give_back(uint64_t &first) {
-    if (granted_.empty()) return false;
-    first = granted_.back();
-    granted_.pop_back();
-    return true;
+size_t FlexMem::give_back(size_t most) {
+    size_t chunks = 0;
+    for (; chunks < most && unused() > 0; chunks++) {
+        for (const secure_os::Run &run : take()) secure_os::recall(run);
+    }
+    return chunks;
+}
+
+std::vector<secure_os::Run> FlexMem::take() {
+    std::vector<secure_os::Run> taken;
+    for (size_t missing = chunk_pages; missing > 0;) {
+        secure_os::Run &last = unused_.back();
+        const uint64_t count = std::min<uint64_t>(missing, last.count);
+        last.count -= count;
+        taken.push_back({last.first + last.count, count});
+        if (last.count == 0) unused_.pop_back();
+        missing -= count;
+    }
+    unused_pages_ -= chunk_pages;
+    return taken;
 }
 
 std::unique_ptr<Region> FlexMem::reserve(size_t bytes) {
@@ -58,18 +76,28 @@ bool FlexMem::commit(Region &region, size_t first, size_t end) {
 }
 
 bool FlexMem::commit_one(Region &region, size_t chunk) {
-    if (granted_.empty() || !secure_os::map(region.at(chunk), granted_.back(), chunk_pages)) return false;
+    if (unused() == 0) return false;
+    std::vector<secure_os::Run> &behind = region.pages_[chunk];
+    size_t pages = 0;
+    for (const secure_os::Run &run : take()) {
+        if (!secure_os::map(region.at(chunk) + pages * secure_os::page, run)) abort();  // the monitor said that it is ours
+        behind.push_back(run);
+        pages += run.count;
+    }
     if (secure_os::inside()) std::memset(region.at(chunk), 0, chunk_bytes);  // it holds what the OS had there
-    region.pages_[chunk] = granted_.back();
-    granted_.pop_back();
     return true;
 }
 
 bool FlexMem::release(Region &region, size_t chunk) {
     if (!region.has(chunk)) return false;
-    secure_os::unmap(region.at(chunk), chunk_pages);
-    granted_.push_back(region.pages_[chunk]);
-    region.pages_[chunk] = Region::none;
+    std::byte *address = region.at(chunk);
+    for (const secure_os::Run &run : region.pages_[chunk]) {
+        secure_os::unmap(address, run.count);
+        address += run.count * secure_os::page;
+        unused_.push_back(run);
+    }
+    unused_pages_ += chunk_pages;
+    region.pages_[chunk].clear();
     return true;
 }
 

@@ -7,17 +7,19 @@
 #include <memory>
 #include <vector>
 
+#include "secure_os.h"
+
 constexpr size_t chunk_bytes = 2 << 20;
 
 // A range of addresses, of which each chunk has memory or not. Belongs to the FlexMem that made it.
 class Region {
    public:
-    Region(std::byte *base, size_t chunks) : base_(base), pages_(chunks, none) {}
+    Region(std::byte *base, size_t chunks) : base_(base), pages_(chunks) {}
 
     std::byte *base() const { return base_; }
     size_t chunks() const { return pages_.size(); }
     std::byte *at(size_t chunk) const { return base_ + chunk * chunk_bytes; }
-    bool has(size_t chunk) const { return pages_[chunk] != none; }
+    bool has(size_t chunk) const { return !pages_[chunk].empty(); }
     bool contains(const void *address) const {
         const auto *byte = static_cast<const std::byte *>(address);
         return byte >= base_ && byte < base_ + chunks() * chunk_bytes;
@@ -26,22 +28,20 @@ class Region {
 
    private:
     friend class FlexMem;
-    static constexpr uint64_t none = UINT64_MAX;
     std::byte *base_;
-    std::vector<uint64_t> pages_;  // the first page of each chunk's memory
+    std::vector<std::vector<secure_os::Run>> pages_;  // behind each chunk, in order
 };
 
 // What is granted, and what of it is behind which region. One thread uses it.
 class FlexMem {
    public:
-    // Take `chunks` that the OS granted: consecutive pages from `first` on. False: there are too many, or the numbers
-    // are none. Whether they are secure is seen when they are mapped.
-    bool grant(uint64_t first, uint64_t chunks);
+    // Ask the OS for so many more chunks, fewer than `minimum` of which are of no use.
+    void grant(size_t chunks, size_t minimum);
 
-    // Give a granted and unused chunk back. Its first page; false: there is none.
-    bool give_back(uint64_t &first);
+    // Give granted and unused chunks back, `most` at most. How many.
+    size_t give_back(size_t most);
 
-    size_t unused() const { return granted_.size(); }
+    size_t unused() const;  // chunks granted and unused
 
     // Addresses for `bytes`, without memory. Null: there are none left.
     std::unique_ptr<Region> reserve(size_t bytes);
@@ -59,7 +59,9 @@ class FlexMem {
 
    private:
     bool commit_one(Region &region, size_t chunk);
+    std::vector<secure_os::Run> take();  // pages of a chunk, of those that are unused
 
-    std::vector<uint64_t> granted_;                   // first pages
+    std::vector<secure_os::Run> unused_;
+    size_t unused_pages_ = 0;
     std::multimap<size_t, std::byte *> addresses_;  // of regions that were freed, by chunks
 };

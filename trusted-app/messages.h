@@ -27,10 +27,10 @@ struct Answer {
 // What is asked. Beside each: arguments; payload → values; payload. Memory is in chunks of chunk_bytes.
 enum class Ask : uint32_t {
     hello = 1,        // threads → version, bytes of a chunk, tokens of a batch, 1 inside the secure OS
-    grant = 2,        // first page, chunks: they may be used from here on
-    give_back = 3,    // → first page of a chunk that is not used any more; refused: there is none
+    grant = 2,        // more chunks, fewer than which are of no use: the OS is asked → chunks granted and unused
+    give_back = 3,    // chunks at most, of the unused ones → chunks that went back to the OS
     pool = 4,         // → chunks granted and unused
-    secret = 5,       // outside the secure OS only, once: the device's root secret
+    secret = 5,       // once, where no secure OS has it: the device's root secret
     open = 6,         // model, bytes of the GGUF, context, sequences, bytes of its metadata; Sealed, and the chunks of the
                       // .flex file that have the metadata, each with its tag
                       // → chunks of weights, of KV, of scratch; weights; context

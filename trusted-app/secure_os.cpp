@@ -2,19 +2,117 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
 #include <ctime>
 
+#include "flex.h"
+
 namespace secure_os {
 namespace {
 
-enum Call : long { flex_reserve = 0x1000, flex_map = 0x1001, flex_unmap = 0x1002, flex_wait = 0x1005, flex_ring = 0x1006 };
+enum Call : long {
+    flex_reserve = 0x1000,
+    flex_map = 0x1001,
+    flex_unmap = 0x1002,
+    flex_command = 0x1003,
+    flex_event = 0x1004,
+    flex_wait = 0x1005,
+    flex_ring = 0x1006,
+    flex_secret = 0x100a,
+};
+
+constexpr uint64_t patience = 1'000'000;  // ns between two looks at what has come
+
+// The monitor's mailbox, in which one command waits for its answer at a time.
+class Mailbox {
+   public:
+    std::vector<Run> want(uint64_t pages, uint64_t minimum) {
+        attach();
+        const uint64_t serial = ++serial_;
+        send(FLEX_COMMAND_WANT, serial, pages, minimum);
+        await([&] { return answered_ >= serial; });
+        std::vector<Run> committed;
+        for (size_t next = 0; next < granted_.size(); next++) {  // more may come meanwhile
+            if (done(FLEX_COMMAND_COMMIT, granted_[next])) committed.push_back(granted_[next]);
+        }
+        granted_.clear();
+        return committed;
+    }
+
+    // Have a command carried out. Whether it was.
+    bool done(uint64_t command, Run run) {
+        const uint64_t serial = ++serial_;
+        done_ = 0;
+        send(command, run.first * page, run.count, serial);
+        await([&] { return done_ == serial; });
+        return status_ == FLEX_STATUS_OK;
+    }
+
+   private:
+    void attach() {
+        if (epoch_ != 0) return;
+        if (getrandom(&epoch_, sizeof epoch_, 0) != sizeof epoch_) abort();
+        epoch_ |= 1;
+        send(FLEX_COMMAND_ATTACH, epoch_, 0, 0);
+        await([&] { return attached_; });
+    }
+
+    static void send(uint64_t command, uint64_t a, uint64_t b, uint64_t c) {
+        while (syscall(flex_command, command, a, b, c) != 0) {
+            if (errno != EAGAIN) abort();
+            wait(patience);
+        }
+    }
+
+    template <typename Condition>
+    void await(Condition condition) {
+        uint64_t event[4];
+        while (!condition()) {
+            if (syscall(flex_event, event) == 1) {
+                hear(event);
+            } else {
+                wait(patience);
+            }
+        }
+    }
+
+    // What it does not know of is for the policy, to which the OS itself tells it.
+    void hear(const uint64_t (&event)[4]) {
+        switch (event[0]) {
+            case FLEX_EVENT_GRANTED:
+                for (uint64_t first = event[1] / page, rest = event[2]; rest != 0;) {
+                    const uint64_t count = std::min<uint64_t>(rest, most_pages);
+                    granted_.push_back({first, count});
+                    first += count;
+                    rest -= count;
+                }
+                break;
+            case FLEX_EVENT_ANSWER: answered_ = event[1]; break;
+            case FLEX_EVENT_ATTACHED: attached_ = event[1] == epoch_; break;
+            case FLEX_EVENT_DONE:
+                done_ = event[1];
+                status_ = static_cast<int64_t>(event[2]);
+                break;
+            default: break;
+        }
+    }
+
+    uint64_t epoch_ = 0, serial_ = 0, answered_ = 0, done_ = 0;
+    int64_t status_ = 0;
+    bool attached_ = false;
+    std::vector<Run> granted_;
+};
+
+Mailbox mailbox;
+
 
 }  // namespace
 
@@ -32,9 +130,20 @@ std::byte *reserve(size_t bytes) {
     return range == MAP_FAILED ? nullptr : static_cast<std::byte *>(range);
 }
 
-bool map(std::byte *address, uint64_t first, size_t count) {
-    if (inside()) return syscall(flex_map, address, first, count) == 0;
-    return mprotect(address, count * page, PROT_READ | PROT_WRITE) == 0;
+std::vector<Run> want(uint64_t pages, uint64_t minimum) {
+    static uint64_t next = 0;  // elsewhere a page is a number, and there are enough of them
+    if (inside()) return mailbox.want(pages, minimum);
+    next += pages;
+    return {{next - pages, pages}};
+}
+
+void recall(Run run) {
+    if (inside() && !mailbox.done(FLEX_COMMAND_RECALL, run)) abort();
+}
+
+bool map(std::byte *address, Run run) {
+    if (inside()) return syscall(flex_map, address, run.first, run.count) == 0;
+    return mprotect(address, run.count * page, PROT_READ | PROT_WRITE) == 0;
 }
 
 void unmap(std::byte *address, size_t count) {
@@ -62,6 +171,8 @@ bool ring(const char *file, std::byte *&base, size_t &bytes) {
     base = static_cast<std::byte *>(range);
     return range != MAP_FAILED;
 }
+
+bool secret(std::array<uint8_t, 32> &target) { return inside() && syscall(flex_secret, target.data()) == 0; }
 
 void wait(uint64_t nanoseconds) {
     const timespec time{static_cast<time_t>(nanoseconds / 1'000'000'000), static_cast<long>(nanoseconds % 1'000'000'000)};

@@ -2,10 +2,17 @@
 // the same file runs as a process of the guest and under qemu-aarch64.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 namespace secure_os {
+
+// Consecutive physical pages: the number of the first one, and how many.
+struct Run {
+    uint64_t first, count;
+};
 
 constexpr size_t page = 4096;
 
@@ -15,15 +22,26 @@ bool inside();
 // Addresses for `bytes`, with nothing behind them: whatever touches them ends the process. Null: there are none left.
 std::byte *reserve(size_t bytes);
 
-// Put `count` physical pages from number `first` on behind `address`. False: they are not the secure world's, or are
-// mapped already. Elsewhere the pages are new ones, of zeros.
-bool map(std::byte *address, uint64_t first, size_t count);
+// Ask the OS for `pages`, of which fewer than `minimum` are of no use, and wait for its answer. What it granted, in runs
+// that are the secure world's now. Elsewhere all of it.
+std::vector<Run> want(uint64_t pages, uint64_t minimum);
+
+// Have the OS take pages back, which are not mapped.
+void recall(Run run);
+
+// Put a run of most_pages at most behind `address`. False: it is not the secure world's, or is mapped already. Elsewhere
+// the pages are new ones, of zeros.
+constexpr size_t most_pages = 512;
+bool map(std::byte *address, Run run);
 
 // Take them away, from all CPUs, so that they may be recalled. Their contents are gone.
 void unmap(std::byte *address, size_t count);
 
 // Memory that is shared with the normal world: elsewhere, the whole of `file`. False: there is none.
 bool ring(const char *file, std::byte *&base, size_t &bytes);
+
+// The secret from which this layer's keys are derived. False: nobody handed it over, as elsewhere.
+bool secret(std::array<uint8_t, 32> &target);
 
 // Wait for a message, or for so many nanoseconds.
 void wait(uint64_t nanoseconds);

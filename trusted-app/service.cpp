@@ -36,6 +36,8 @@ void put(const std::vector<Item> &items, Service::Bytes &target) {
 }  // namespace
 
 Service::Service(Channel &channel) : channel_(channel), engine_(flexmem_) {
+    Key root;
+    if (secure_os::secret(root)) root_ = root;
     engine_.between_slices = [this] {
         Bytes payload;
         while (!alone_ && channel_.waiting()) alone_ = !answer_next(payload);
@@ -65,8 +67,8 @@ Status Service::carry_out(Call call) {
     if (stepping_ && !is_about_memory(kind)) return Status::busy;
     switch (kind) {
         case Ask::hello: return hello(call);
-        case Ask::grant: return flexmem_.grant(call.argument(0), call.argument(1)) ? Status::done : Status::bad;
-        case Ask::give_back: return give_back(call);
+        case Ask::grant: return grant(call);
+        case Ask::give_back: call.values[0] = flexmem_.give_back(call.argument(0)); return Status::done;
         case Ask::pool: call.values[0] = flexmem_.unused(); return Status::done;
         case Ask::secret: return secret(call);
         case Ask::open: return open(call);
@@ -122,8 +124,10 @@ Status Service::refused(size_t chunks, Call call) const {
     return Status::refused;
 }
 
-Status Service::give_back(Call call) {
-    return flexmem_.give_back(call.values[0]) ? Status::done : refused(1, call);
+Status Service::grant(Call call) {
+    flexmem_.grant(call.argument(0), call.argument(1));
+    call.values[0] = flexmem_.unused();
+    return Status::done;
 }
 
 Status Service::evict(Open &open, Call call) {
@@ -151,7 +155,8 @@ Status Service::resident(const Model &model, Call call) {
 // ---- models -----------------------------------------------------------------------------------------------------
 
 Status Service::secret(Call call) {
-    if (secure_os::inside() || root_ || call.payload.size() != key_bytes) return Status::bad;
+    if (root_ || call.payload.size() != key_bytes) return Status::bad;
+    if (secure_os::inside()) return Status::bad;  // it is the normal world's word
     root_.emplace();
     std::memcpy(root_->data(), call.payload.data(), key_bytes);
     explicit_bzero(call.payload.data(), key_bytes);

@@ -45,7 +45,7 @@ class Service {
 
     Status carry_out(Call call);
     Status hello(Call call);
-    Status give_back(Call call);
+    Status grant(Call call);
     Status secret(Call call);
     Status open(Call call);
     Status of_model(Open &open, Call call);

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import enum
 import mmap
+import os
 import struct
 import subprocess
 import time
@@ -118,7 +119,10 @@ class Application:
     def __init__(self, command: Sequence[str | Path], *, threads: int = 1, hello: bool = True) -> None:
         """Start it. Without `hello` nothing was said to it yet."""
         self._tag = 0
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        environment = {**os.environ, "FLEX_RING": str(command[-1])}  # tests/fake_secure_os.cpp reads it
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+        )
         if hello:
             self.version, self.chunk, self.batch, *_ = self.do(Ask.HELLO, threads).values
 
@@ -375,7 +379,7 @@ def unpacked(payload: bytes) -> list[int]:
     return list(struct.unpack(f"<{len(payload) // 4}I", payload))
 
 
-def provide(app: Application) -> None:
+def provide(app: Application, *, chunks: int = _PLENTY) -> None:
     """Give it the secret, and as much memory as the tests need."""
     app.do(Ask.SECRET, payload=ROOT)
-    app.do(Ask.GRANT, 1 << 20, _PLENTY)
+    app.do(Ask.GRANT, chunks)

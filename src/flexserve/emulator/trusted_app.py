@@ -34,10 +34,11 @@ _HOURS = 2 * 3600.0  # seconds: on a machine that does much else, too
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Programs:
-    """The application, and a plain user of the same llama.cpp that the tests compare it with."""
+    """The application; for its tests, a plain user of the same llama.cpp, and another one, as if inside."""
 
     application: Path
     plain: Path
+    as_if_inside: Path
 
 
 def build(cache: Path, progress: Progress) -> Programs:
@@ -121,7 +122,7 @@ def _stamp(cache: Path) -> Path:
 
 def _programs(cache: Path) -> Programs:
     folder = _stamp(cache).parent
-    return Programs(folder / "trusted-app", folder / "plain")
+    return Programs(folder / "trusted-app", folder / "plain", folder / "as-if-inside")
 
 
 def _digest(cache: Path) -> str:
@@ -130,9 +131,9 @@ def _digest(cache: Path) -> str:
     digest.update(archive.read_bytes() if archive.exists() else b"")
     sources = _sources()
     files = sorted(path for path in sources.rglob("*") if path.suffix in (".cpp", ".h", ""))
-    for path in filter(Path.is_file, files):
+    for path in filter(Path.is_file, [*files, sources.parent / "abi" / "flex.h"]):
         content = path.read_bytes()
-        digest.update(f"{path.relative_to(sources)}:{len(content)}\n".encode() + content)
+        digest.update(f"{path.relative_to(sources.parent)}:{len(content)}\n".encode() + content)
     return digest.hexdigest()
 
 

@@ -1,0 +1,185 @@
+// A secure OS, a monitor and an OS in the place of the C library's `syscall`: linked with the application, they have it run
+// as if inside, in a process of its own. The OS grants what it has, in short runs that are full of old contents. A page that
+// is mapped when it must not be, or comes back with something in it, ends the process.
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdarg>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <map>
+#include <vector>
+
+#include "flex.h"
+
+namespace {
+
+constexpr uint64_t page = 4096, pages = 1 << 16, first_page = 0x40000, run = 300;
+
+struct Event {
+    uint64_t words[4];
+};
+
+int memory = -1;
+std::vector<flex_state> states(pages, FLEX_STATE_NORMAL);
+std::map<uint64_t, uint64_t> mapped;  // by address: the page
+std::deque<Event> events;
+
+int contents() {
+    if (memory == -1) {
+        memory = memfd_create("physical", 0);
+        if (memory == -1 || ftruncate(memory, pages * page) != 0) abort();
+    }
+    return memory;
+}
+
+long fail(int error) {
+    errno = error;
+    return -1;
+}
+
+bool all(uint64_t first, uint64_t count, flex_state state) {
+    if (first < first_page || count == 0 || count > FLEX_CALL_PAGES_MAX || first - first_page + count > pages) return false;
+    for (uint64_t each = first; each < first + count; each++) {
+        if (states[each - first_page] != state) return false;
+    }
+    return true;
+}
+
+void set(uint64_t first, uint64_t count, flex_state state) {
+    for (uint64_t each = first; each < first + count; each++) states[each - first_page] = state;
+}
+
+bool is_mapped(uint64_t first, uint64_t count) {
+    for (const auto &[address, each] : mapped) {
+        if (each >= first && each < first + count) return true;
+    }
+    return false;
+}
+
+void fill(uint64_t number, const std::vector<char> &with) {
+    if (pwrite(contents(), with.data(), page, static_cast<off_t>((number - first_page) * page)) != (ssize_t)page) abort();
+}
+
+const std::vector<char> old(page, '\xaa'), zeros(page);
+
+void grant(uint64_t wanted, uint64_t serial) {
+    uint64_t granted = 0, count = 0;
+    for (uint64_t each = first_page; each < first_page + pages && granted < wanted; each++) {
+        const bool gap = each % (run + 1) == run;
+        if (!gap && states[each - first_page] == FLEX_STATE_NORMAL) {
+            fill(each, old);
+            set(each, 1, FLEX_STATE_GRANTED);
+            granted++;
+            count++;
+            if (granted < wanted) continue;
+            each++;
+        }
+        if (count != 0) events.push_back({{FLEX_EVENT_GRANTED, (each - count) * page, count, 0}});
+        count = 0;
+    }
+    events.push_back({{FLEX_EVENT_ANSWER, serial, granted, 0}});
+}
+
+void recall(uint64_t first, uint64_t count) {
+    std::vector<char> found(page);
+    if (is_mapped(first, count)) abort();
+    for (uint64_t each = first; each < first + count; each++) {
+        if (pread(contents(), found.data(), page, static_cast<off_t>((each - first_page) * page)) != (ssize_t)page) abort();
+        if (found != zeros && found != old) abort();  // old: it was never used
+    }
+}
+
+long command(uint64_t kind, uint64_t a, uint64_t b, uint64_t c) {
+    static unsigned full = 0;
+    if (++full % 5 == 0) return fail(EAGAIN);
+    if (kind == FLEX_COMMAND_ATTACH) events.push_back({{FLEX_EVENT_ATTACHED, a, 0, 0}});
+    if (kind == FLEX_COMMAND_WANT) grant(b, a);
+    if (kind != FLEX_COMMAND_COMMIT && kind != FLEX_COMMAND_RECALL) return 0;
+    const bool commits = kind == FLEX_COMMAND_COMMIT;
+    const bool right = a % page == 0 && all(a / page, b, commits ? FLEX_STATE_GRANTED : FLEX_STATE_SECURE);
+    if (right && !commits) recall(a / page, b);
+    if (right) set(a / page, b, commits ? FLEX_STATE_SECURE : FLEX_STATE_NORMAL);
+    const auto status = static_cast<uint64_t>(right ? FLEX_STATUS_OK : FLEX_STATUS_DENIED);
+    events.push_back({{FLEX_EVENT_DONE, c, status, 0}});
+    return 0;
+}
+
+long map(uint64_t address, uint64_t first, uint64_t count) {
+    if (!all(first, count, FLEX_STATE_SECURE) || is_mapped(first, count)) return fail(EPERM);
+    const auto offset = static_cast<off_t>((first - first_page) * page);
+    void *target = reinterpret_cast<void *>(address);
+    if (mmap(target, count * page, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, contents(), offset) != target) abort();
+    for (uint64_t each = 0; each < count; each++) mapped[address + each * page] = first + each;
+    return 0;
+}
+
+long unmap(uint64_t address, uint64_t count) {
+    for (uint64_t each = 0; each < count; each++) {
+        if (mapped.erase(address + each * page) == 0) return fail(EINVAL);
+    }
+    void *target = reinterpret_cast<void *>(address);
+    return mmap(target, count * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == target ? 0 : fail(EINVAL);
+}
+
+long ring(uint64_t *address, uint64_t *bytes) {
+    const char *name = getenv("FLEX_RING");
+    const int file = name == nullptr ? -1 : open(name, O_RDWR);
+    struct stat status;
+    if (file == -1 || fstat(file, &status) != 0) return fail(ENOENT);
+    *bytes = static_cast<uint64_t>(status.st_size);
+    *address = reinterpret_cast<uint64_t>(mmap(nullptr, *bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0));
+    return 0;
+}
+
+long secret(uint8_t *target) {
+    for (uint8_t each = 0; each < 32; each++) target[each] = each;
+    return 0;
+}
+
+long reserve(uint64_t bytes) {
+    if (bytes == 0) return fail(EINVAL);
+    return reinterpret_cast<long>(mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+}
+
+long event(uint64_t *target) {
+    if (events.empty()) return 0;
+    std::memcpy(target, events.front().words, sizeof events.front().words);
+    events.pop_front();
+    return 1;
+}
+
+long linux_call(long number, const long (&x)[6]) {
+    register long x8 asm("x8") = number, x0 asm("x0") = x[0], x1 asm("x1") = x[1], x2 asm("x2") = x[2], x3 asm("x3") = x[3],
+                                 x4 asm("x4") = x[4], x5 asm("x5") = x[5];
+    asm volatile("svc #0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5) : "memory");
+    return x0 < 0 && x0 > -4096 ? fail(static_cast<int>(-x0)) : x0;
+}
+
+}  // namespace
+
+extern "C" long syscall(long number, ...) {
+    long x[6];
+    va_list list;
+    va_start(list, number);
+    for (long &each : x) each = va_arg(list, long);
+    va_end(list);
+    const auto a = static_cast<uint64_t>(x[0]), b = static_cast<uint64_t>(x[1]), c = static_cast<uint64_t>(x[2]);
+    switch (number) {
+        case 0x1000: return reserve(a);
+        case 0x1001: return map(a, b, c);
+        case 0x1002: return unmap(a, b);
+        case 0x1003: return command(a, b, c, static_cast<uint64_t>(x[3]));
+        case 0x1004: return event(reinterpret_cast<uint64_t *>(x[0]));
+        case 0x1005: usleep(200); return 0;
+        case 0x1006: return ring(reinterpret_cast<uint64_t *>(x[0]), reinterpret_cast<uint64_t *>(x[1]));
+        case 0x100a: return secret(reinterpret_cast<uint8_t *>(x[0]));
+        default: return linux_call(number, x);
+    }
+}
