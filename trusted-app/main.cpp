@@ -11,10 +11,11 @@ namespace {
 // What llama.cpp says of itself may quote what it is given, and the console is the normal world's.
 void say_nothing(ggml_log_level, const char *, void *) {}
 
-// It cannot go on. What it says is the place in its source, and may go out; its own way would start a debugger.
+// It cannot go on. The place in the source may go out; what follows it may quote what it was given. llama.cpp's own way would
+// start a debugger.
 void give_up(const char *message) {
-    const char *end = strchr(message, '\n');
-    const size_t length = end == nullptr ? strlen(message) : static_cast<size_t>(end - message);
+    const char *end = strstr(message, ": ");
+    const size_t length = end == nullptr ? 0 : static_cast<size_t>(end - message);
     if (write(STDERR_FILENO, message, length) < 0) _exit(2);
     _exit(1);
 }
