@@ -7,6 +7,7 @@
 namespace {
 
 constexpr size_t chunk_pages = chunk_bytes / secure_os::page;
+constexpr uint64_t most_page = uint64_t{1} << 36;  // of 48 bits of address
 constexpr size_t most_chunks = size_t{1} << 16;  // 128 GiB
 
 }  // namespace
@@ -77,15 +78,40 @@ bool FlexMem::commit(Region &region, size_t first, size_t end) {
 
 bool FlexMem::commit_one(Region &region, size_t chunk) {
     if (unused() == 0) return false;
-    std::vector<secure_os::Run> &behind = region.pages_[chunk];
-    size_t pages = 0;
-    for (const secure_os::Run &run : take()) {
-        if (!secure_os::map(region.at(chunk) + pages * secure_os::page, run)) abort();  // the monitor said that it is ours
-        behind.push_back(run);
-        pages += run.count;
-    }
+    if (!map(region, chunk, take())) abort();  // the monitor said that they are ours
     if (secure_os::inside()) std::memset(region.at(chunk), 0, chunk_bytes);  // it holds what the OS had there
     return true;
+}
+
+// Put pages that are ours behind a chunk.
+bool FlexMem::map(Region &region, size_t chunk, const std::vector<secure_os::Run> &runs) {
+    std::byte *address = region.at(chunk);
+    for (const secure_os::Run &run : runs) {
+        if (!secure_os::map(address, run)) return false;
+        region.pages_[chunk].push_back(run);
+        address += run.count * secure_os::page;
+    }
+    return true;
+}
+
+bool FlexMem::adopt(Region &region, size_t chunk, const std::vector<secure_os::Run> &runs) {
+    uint64_t pages = 0;
+    for (const secure_os::Run &run : runs) {
+        if (run.count < 1 || run.count > chunk_pages || run.first > most_page) return false;
+        pages += run.count;
+    }
+    if (region.has(chunk) || pages != chunk_pages) return false;
+    size_t committed = 0;  // runs: the monitor commits no page twice, so they do not overlap
+    while (committed < runs.size() && secure_os::commit(runs[committed])) committed++;
+    if (committed == runs.size()) {
+        if (!map(region, chunk, runs)) abort();  // the monitor said that they are ours
+        return true;
+    }
+    for (size_t number = 0; number < committed; number++) {
+        unused_.push_back(runs[number]);
+        unused_pages_ += runs[number].count;
+    }
+    return false;
 }
 
 bool FlexMem::release(Region &region, size_t chunk) {

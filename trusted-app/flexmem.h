@@ -53,12 +53,17 @@ class FlexMem {
     // was granted is not secure; then all is as it was.
     bool commit(Region &region, size_t first, size_t end);
 
+    // Put these pages, as many as a chunk has, behind a chunk without memory, with what is in them. False: the OS has not
+    // granted them, or they are none.
+    bool adopt(Region &region, size_t chunk, const std::vector<secure_os::Run> &runs);
+
     // Take the memory of a chunk, if it has any, which is then granted and unused, and zeros.
     bool release(Region &region, size_t chunk);
     size_t release_all(Region &region);  // chunks that went
 
    private:
     bool commit_one(Region &region, size_t chunk);
+    bool map(Region &region, size_t chunk, const std::vector<secure_os::Run> &runs);
     std::vector<secure_os::Run> take();  // pages of a chunk, of those that are unused
 
     std::vector<secure_os::Run> unused_;

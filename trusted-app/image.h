@@ -37,6 +37,7 @@ class Image {
     // Load from the image with this salt from now on.
     void use(const Salt &salt);
     Status load(size_t chunk, const Bytes &sealed);
+    Status load_pages(size_t chunk, const std::byte *tag, const std::vector<secure_os::Run> &runs);
 
     // A cipher for what depends on the layout of this model in memory.
     std::unique_ptr<ChunkCipher> cipher(const Salt &salt, const char *kind) const;
@@ -46,6 +47,8 @@ class Image {
         size_t offset;                   // in the GGUF
         std::unique_ptr<Region> pieces;  // what is there of it already
     };
+    bool is_absent(size_t chunk) const;
+    Status decrypt(size_t chunk, const std::byte *tag);
     bool decrypt_file_chunk(size_t number, std::byte *data, size_t bytes);
     bool prepare(size_t first, size_t end);
     void place(size_t first, size_t end, const std::byte *data);

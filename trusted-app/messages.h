@@ -52,6 +52,8 @@ enum class Ask : uint32_t {
     kept = 21,        // model, part of kept_part bytes, the next one → sealed, with its tag. With the last one the copy goes
     resume = 22,      // model, sequence that says nothing, bytes of its KV; salt
     resumed = 23,     // model, part, the next one; sealed, with its tag. With the last one the sequence has that KV
+    load_pages = 24,  // model, chunk; its tag, then the pages that have it, sealed: pairs (u64 each) of the first one and how
+                      // many, 512 in all, which the OS has granted. They are its memory from here on
 };
 
 constexpr uint32_t kept_part_bytes = 1 << 20;

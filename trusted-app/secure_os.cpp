@@ -49,6 +49,7 @@ class Mailbox {
 
     // Have a command carried out. Whether it was.
     bool done(uint64_t command, Run run) {
+        attach();
         const uint64_t serial = ++serial_;
         done_ = 0;
         send(command, run.first * page, run.count, serial);
@@ -136,6 +137,8 @@ std::vector<Run> want(uint64_t pages, uint64_t minimum) {
     next += pages;
     return {{next - pages, pages}};
 }
+
+bool commit(Run run) { return inside() && mailbox.done(FLEX_COMMAND_COMMIT, run); }
 
 void recall(Run run) {
     if (inside() && !mailbox.done(FLEX_COMMAND_RECALL, run)) abort();

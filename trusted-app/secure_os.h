@@ -26,6 +26,9 @@ std::byte *reserve(size_t bytes);
 // that are the secure world's now. Elsewhere all of it.
 std::vector<Run> want(uint64_t pages, uint64_t minimum);
 
+// Make pages the secure world's that the OS granted unasked. False: they are not granted, or this is not inside.
+bool commit(Run run);
+
 // Have the OS take pages back, which are not mapped.
 void recall(Run run);
 

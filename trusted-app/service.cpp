@@ -90,6 +90,7 @@ Status Service::of_model(Open &open, Call call) {
             const Status status = open.image->load(call.argument(1), call.payload);
             return status == Status::refused ? refused(1, call) : status;
         }
+        case Ask::load_pages: return load_pages(*open.image, call);
         case Ask::evict: return evict(open, call);
         case Ask::resident: return resident(*open.model, call);
         case Ask::tokenise: return tokenise(*open.model, call);
@@ -208,6 +209,14 @@ Status Service::seal(Image &image, Call call) {
     const Status status = image.seal(call.argument(1), call.said, salt);
     if (status == Status::done) std::memcpy(call.values, salt.data(), sizeof salt);
     return status;
+}
+
+Status Service::load_pages(Image &image, Call call) {
+    const size_t bytes = call.payload.size();
+    if (bytes < tag_bytes || (bytes - tag_bytes) % sizeof(secure_os::Run) != 0) return Status::bad;
+    std::vector<secure_os::Run> runs((bytes - tag_bytes) / sizeof(secure_os::Run));
+    std::memcpy(runs.data(), call.payload.data() + tag_bytes, bytes - tag_bytes);
+    return image.load_pages(call.argument(1), call.payload.data(), runs);
 }
 
 Status Service::use(Image &image, Call call) {

@@ -52,6 +52,7 @@ class Service {
     Status write(Open &open, Call call);
     Status seal(Image &image, Call call);
     Status use(Image &image, Call call);
+    Status load_pages(Image &image, Call call);
     Status evict(Open &open, Call call);
     Status resident(const Model &model, Call call);
     Status tokenise(const Model &model, Call call);

@@ -14,7 +14,7 @@ import os
 import struct
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from flexserve.trusted.store.aead import TAG_SIZE
@@ -59,6 +59,7 @@ class Ask(enum.IntEnum):
     KEPT = 21
     RESUME = 22
     RESUMED = 23
+    LOAD_PAGES = 24
 
 
 class Status(enum.IntEnum):
@@ -116,12 +117,18 @@ class Gone(Exception):
 class Application:
     """A running trusted application."""
 
-    def __init__(self, command: Sequence[str | Path], *, threads: int = 1, hello: bool = True) -> None:
+    def __init__(
+        self,
+        command: Sequence[str | Path],
+        *,
+        threads: int = 1,
+        hello: bool = True,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         """Start it. Without `hello` nothing was said to it yet."""
         self._tag = 0
-        environment = {**os.environ, "FLEX_RING": str(command[-1])}  # tests/fake_secure_os.cpp reads it
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **(environment or {})}
         )
         if hello:
             self.version, self.chunk, self.batch, *_ = self.do(Ask.HELLO, threads).values
@@ -180,16 +187,20 @@ Start = Callable[..., Application]  # with how many threads, and whether to say 
 
 
 class RingApplication(Application):
-    """One that is driven through a ring, in a file of `size` bytes at `path`."""
+    """One that is driven through a ring, in a file of `size` bytes at `path`; `ram`: a file of its memory."""
 
     REQUESTS_WRITTEN, REQUESTS_READ, ANSWERS_WRITTEN, ANSWERS_READ = range(4)
 
-    def __init__(self, command: Sequence[str | Path], path: Path, size: int) -> None:
+    def __init__(
+        self, command: Sequence[str | Path], path: Path, size: int, *, ram: Path | None = None
+    ) -> None:
         path.write_bytes(bytes(size))
         with path.open("r+b") as file:
             self._memory = mmap.mmap(file.fileno(), size)
         self.area = 1 << ((size - mmap.PAGESIZE) // 2).bit_length() - 1
-        super().__init__([*command, path])
+        # The variables are for trusted-app/tests/fake_secure_os.cpp.
+        environment = {"FLEX_RING": str(path)} | ({"FLEX_RAM": str(ram)} if ram is not None else {})
+        super().__init__([*command, path], environment=environment)
 
     def count(self, number: int) -> int:
         """Return a count of the ring."""

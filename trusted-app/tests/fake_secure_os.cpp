@@ -1,6 +1,7 @@
 // A secure OS, a monitor and an OS in the place of the C library's `syscall`: linked with the application, they have it run
 // as if inside, in a process of its own. The OS grants what it has, in short runs that are full of old contents. A page that
-// is mapped when it must not be, or comes back with something in it, ends the process.
+// is mapped when it must not be, or comes back with something in it, ends the process. The file FLEX_RAM, if it is named, is
+// the memory: a byte for each page's state, then the pages. So a test can play the OS, too.
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -27,17 +28,20 @@ struct Event {
 };
 
 int memory = -1;
-std::vector<flex_state> states(pages, FLEX_STATE_NORMAL);
+uint8_t *states;
 std::map<uint64_t, uint64_t> mapped;  // by address: the page
 std::deque<Event> events;
 
-int contents() {
-    if (memory == -1) {
-        memory = memfd_create("physical", 0);
-        if (memory == -1 || ftruncate(memory, pages * page) != 0) abort();
-    }
-    return memory;
+__attribute__((constructor)) void start() {
+    const char *name = getenv("FLEX_RAM");
+    memory = name == nullptr ? memfd_create("ram", 0) : open(name, O_RDWR);
+    if (memory == -1 || ftruncate(memory, static_cast<off_t>(pages + pages * page)) != 0) abort();
+    states = static_cast<uint8_t *>(mmap(nullptr, pages, PROT_READ | PROT_WRITE, MAP_SHARED, memory, 0));
+    if (states == MAP_FAILED) abort();
 }
+
+// Where a page is in the file.
+off_t place(uint64_t number) { return static_cast<off_t>(pages + (number - first_page) * page); }
 
 long fail(int error) {
     errno = error;
@@ -45,7 +49,7 @@ long fail(int error) {
 }
 
 bool all(uint64_t first, uint64_t count, flex_state state) {
-    if (first < first_page || count == 0 || count > FLEX_CALL_PAGES_MAX || first - first_page + count > pages) return false;
+    if (first < first_page || count == 0 || count > FLEX_CALL_PAGES_MAX || first - first_page > pages - count) return false;
     for (uint64_t each = first; each < first + count; each++) {
         if (states[each - first_page] != state) return false;
     }
@@ -53,7 +57,7 @@ bool all(uint64_t first, uint64_t count, flex_state state) {
 }
 
 void set(uint64_t first, uint64_t count, flex_state state) {
-    for (uint64_t each = first; each < first + count; each++) states[each - first_page] = state;
+    for (uint64_t each = first; each < first + count; each++) states[each - first_page] = static_cast<uint8_t>(state);
 }
 
 bool is_mapped(uint64_t first, uint64_t count) {
@@ -64,7 +68,7 @@ bool is_mapped(uint64_t first, uint64_t count) {
 }
 
 void fill(uint64_t number, const std::vector<char> &with) {
-    if (pwrite(contents(), with.data(), page, static_cast<off_t>((number - first_page) * page)) != (ssize_t)page) abort();
+    if (pwrite(memory, with.data(), page, place(number)) != (ssize_t)page) abort();
 }
 
 const std::vector<char> old(page, '\xaa'), zeros(page);
@@ -91,7 +95,7 @@ void recall(uint64_t first, uint64_t count) {
     std::vector<char> found(page);
     if (is_mapped(first, count)) abort();
     for (uint64_t each = first; each < first + count; each++) {
-        if (pread(contents(), found.data(), page, static_cast<off_t>((each - first_page) * page)) != (ssize_t)page) abort();
+        if (pread(memory, found.data(), page, place(each)) != (ssize_t)page) abort();
         if (found != zeros && found != old) abort();  // old: it was never used
     }
 }
@@ -113,9 +117,8 @@ long command(uint64_t kind, uint64_t a, uint64_t b, uint64_t c) {
 
 long map(uint64_t address, uint64_t first, uint64_t count) {
     if (!all(first, count, FLEX_STATE_SECURE) || is_mapped(first, count)) return fail(EPERM);
-    const auto offset = static_cast<off_t>((first - first_page) * page);
     void *target = reinterpret_cast<void *>(address);
-    if (mmap(target, count * page, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, contents(), offset) != target) abort();
+    if (mmap(target, count * page, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, memory, place(first)) != target) abort();
     for (uint64_t each = 0; each < count; each++) mapped[address + each * page] = first + each;
     return 0;
 }
