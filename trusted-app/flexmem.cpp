@@ -22,9 +22,36 @@ void FlexMem::grant(size_t chunks, size_t minimum) {
     chunks = std::min(chunks, most_chunks);
     if (chunks == 0) return;
     for (const secure_os::Run &run : secure_os::want(chunks * chunk_pages, std::min(minimum, chunks) * chunk_pages)) {
-        unused_.push_back(run);
-        unused_pages_ += run.count;
+        put(run);
     }
+}
+
+void FlexMem::put(secure_os::Run run) {
+    unused_.push_back(run);
+    unused_pages_ += run.count;
+}
+
+size_t FlexMem::give_heap(size_t most) {
+    size_t chunks = 0;
+    for (bool given = true; given && chunks < most && unused() > 0; chunks += given) {
+        for (const secure_os::Run &run : take()) {
+            given = given && secure_os::give(run);
+            if (!given) put(run);
+        }
+    }
+    return chunks;
+}
+
+size_t FlexMem::take_heap(size_t most) {
+    uint64_t pages = 0;
+    const uint64_t wanted = std::min(most, most_chunks) * chunk_pages;
+    while (pages < wanted) {
+        const secure_os::Run run = secure_os::take(wanted - pages);
+        if (run.count == 0) break;
+        put(run);
+        pages += run.count;
+    }
+    return pages / chunk_pages;
 }
 
 size_t FlexMem::give_back(size_t most) {
@@ -107,10 +134,7 @@ bool FlexMem::adopt(Region &region, size_t chunk, const std::vector<secure_os::R
         if (!map(region, chunk, runs)) abort();  // the monitor said that they are ours
         return true;
     }
-    for (size_t number = 0; number < committed; number++) {
-        unused_.push_back(runs[number]);
-        unused_pages_ += runs[number].count;
-    }
+    for (size_t number = 0; number < committed; number++) put(runs[number]);
     return false;
 }
 
@@ -120,9 +144,8 @@ bool FlexMem::release(Region &region, size_t chunk) {
     for (const secure_os::Run &run : region.pages_[chunk]) {
         secure_os::unmap(address, run.count);
         address += run.count * secure_os::page;
-        unused_.push_back(run);
+        put(run);
     }
-    unused_pages_ += chunk_pages;
     region.pages_[chunk].clear();
     return true;
 }

@@ -43,6 +43,10 @@ class FlexMem {
 
     size_t unused() const;  // chunks granted and unused
 
+    // Have unused chunks be a part of the heap, `most` at most; how many. And have free ones of them be unused again.
+    size_t give_heap(size_t most);
+    size_t take_heap(size_t most);
+
     // Addresses for `bytes`, without memory. Null: there are none left.
     std::unique_ptr<Region> reserve(size_t bytes);
 
@@ -64,6 +68,7 @@ class FlexMem {
    private:
     bool commit_one(Region &region, size_t chunk);
     bool map(Region &region, size_t chunk, const std::vector<secure_os::Run> &runs);
+    void put(secure_os::Run run);
     std::vector<secure_os::Run> take();  // pages of a chunk, of those that are unused
 
     std::vector<secure_os::Run> unused_;

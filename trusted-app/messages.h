@@ -54,6 +54,8 @@ enum class Ask : uint32_t {
     resumed = 23,     // model, part, the next one; sealed, with its tag. With the last one the sequence has that KV
     load_pages = 24,  // model, chunk; its tag, then the pages that have it, sealed: pairs (u64 each) of the first one and how
                       // many, 512 in all, which the OS has granted. They are its memory from here on
+    heap = 25,        // chunks, 1: of the unused ones, at most, to be heap from here on; 0: of the heap, free ones, to be unused
+                      // → how many. Outside the secure OS: 0
 };
 
 constexpr uint32_t kept_part_bytes = 1 << 20;

@@ -14,22 +14,22 @@
 #include <ctime>
 
 #include "flex.h"
+#include "flex_secure.h"
 
 namespace secure_os {
 namespace {
 
-enum Call : long {
-    flex_reserve = 0x1000,
-    flex_map = 0x1001,
-    flex_unmap = 0x1002,
-    flex_command = 0x1003,
-    flex_event = 0x1004,
-    flex_wait = 0x1005,
-    flex_ring = 0x1006,
-    flex_secret = 0x100a,
-};
-
 constexpr uint64_t patience = 1'000'000;  // ns between two looks at what has come
+
+// Make a call until it is not put off any more. Whether it was done.
+template <typename... Arguments>
+bool call(long number, Arguments... arguments) {
+    while (syscall(number, arguments...) == -1) {
+        if (errno != EAGAIN) return false;
+        wait(patience);
+    }
+    return true;
+}
 
 // The monitor's mailbox, in which one command waits for its answer at a time.
 class Mailbox {
@@ -67,17 +67,14 @@ class Mailbox {
     }
 
     static void send(uint64_t command, uint64_t a, uint64_t b, uint64_t c) {
-        while (syscall(flex_command, command, a, b, c) != 0) {
-            if (errno != EAGAIN) abort();
-            wait(patience);
-        }
+        if (!call(FLEX_SECURE_COMMAND, command, a, b, c)) abort();
     }
 
     template <typename Condition>
     void await(Condition condition) {
         uint64_t event[4];
         while (!condition()) {
-            if (syscall(flex_event, event) == 1) {
+            if (syscall(FLEX_SECURE_EVENT, event) == 1) {
                 hear(event);
             } else {
                 wait(patience);
@@ -118,13 +115,13 @@ Mailbox mailbox;
 }  // namespace
 
 bool inside() {
-    static const bool answer = syscall(flex_reserve, size_t{0}) != -1 || errno != ENOSYS;
+    static const bool answer = syscall(FLEX_SECURE_RESERVE, size_t{0}) != -1 || errno != ENOSYS;
     return answer;
 }
 
 std::byte *reserve(size_t bytes) {
     if (inside()) {
-        const long address = syscall(flex_reserve, bytes);
+        const long address = syscall(FLEX_SECURE_RESERVE, bytes);
         return address == -1 ? nullptr : reinterpret_cast<std::byte *>(address);
     }
     void *range = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -144,14 +141,23 @@ void recall(Run run) {
     if (inside() && !mailbox.done(FLEX_COMMAND_RECALL, run)) abort();
 }
 
+bool give(Run run) { return inside() && call(FLEX_SECURE_GIVE, run.first, run.count); }
+
+Run take(uint64_t most) {
+    Run run{0, 0};
+    const long pages = inside() ? syscall(FLEX_SECURE_TAKE, std::min<uint64_t>(most, most_pages), &run.first) : 0;
+    run.count = pages > 0 ? static_cast<uint64_t>(pages) : 0;
+    return run;
+}
+
 bool map(std::byte *address, Run run) {
-    if (inside()) return syscall(flex_map, address, run.first, run.count) == 0;
+    if (inside()) return call(FLEX_SECURE_MAP, address, run.first, run.count);
     return mprotect(address, run.count * page, PROT_READ | PROT_WRITE) == 0;
 }
 
 void unmap(std::byte *address, size_t count) {
     std::memset(address, 0, count * page);
-    const bool done = inside() ? syscall(flex_unmap, address, count) == 0
+    const bool done = inside() ? call(FLEX_SECURE_UNMAP, address, count)
                                : madvise(address, count * page, MADV_DONTNEED) == 0 &&
                                      mprotect(address, count * page, PROT_NONE) == 0;
     if (!done) abort();  // a page that may still be mapped must not be given away
@@ -160,7 +166,7 @@ void unmap(std::byte *address, size_t count) {
 bool ring(const char *file, std::byte *&base, size_t &bytes) {
     if (inside()) {
         uint64_t address, size;
-        if (syscall(flex_ring, &address, &size) != 0) return false;
+        if (syscall(FLEX_SECURE_RING, &address, &size) != 0) return false;
         base = reinterpret_cast<std::byte *>(address);
         bytes = size;
         return true;
@@ -175,14 +181,14 @@ bool ring(const char *file, std::byte *&base, size_t &bytes) {
     return range != MAP_FAILED;
 }
 
-bool secret(std::array<uint8_t, 32> &target) { return inside() && syscall(flex_secret, target.data()) == 0; }
+bool secret(std::array<uint8_t, 32> &target) { return inside() && syscall(FLEX_SECURE_SECRET, target.data()) == 0; }
 
 void wait(uint64_t nanoseconds) {
     const timespec time{static_cast<time_t>(nanoseconds / 1'000'000'000), static_cast<long>(nanoseconds % 1'000'000'000)};
     if (!inside()) {
         nanosleep(&time, nullptr);
     } else {
-        syscall(flex_wait, nanoseconds);
+        syscall(FLEX_SECURE_WAIT, nanoseconds);
     }
 }
 

@@ -32,6 +32,12 @@ bool commit(Run run);
 // Have the OS take pages back, which are not mapped.
 void recall(Run run);
 
+// Have pages be a part of the heap. False: they cannot; elsewhere the heap needs none.
+bool give(Run run);
+
+// Take free ones of them back, `most` at most. None: a run of no pages.
+Run take(uint64_t most);
+
 // Put a run of most_pages at most behind `address`. False: it is not the secure world's, or is mapped already. Elsewhere
 // the pages are new ones, of zeros.
 constexpr size_t most_pages = 512;

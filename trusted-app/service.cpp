@@ -69,6 +69,9 @@ Status Service::carry_out(Call call) {
         case Ask::hello: return hello(call);
         case Ask::grant: return grant(call);
         case Ask::give_back: call.values[0] = flexmem_.give_back(call.argument(0)); return Status::done;
+        case Ask::heap:
+            call.values[0] = call.argument(1) == 1 ? flexmem_.give_heap(call.argument(0)) : flexmem_.take_heap(call.argument(0));
+            return Status::done;
         case Ask::pool: call.values[0] = flexmem_.unused(); return Status::done;
         case Ask::secret: return secret(call);
         case Ask::open: return open(call);

@@ -60,6 +60,7 @@ class Ask(enum.IntEnum):
     RESUME = 22
     RESUMED = 23
     LOAD_PAGES = 24
+    HEAP = 25
 
 
 class Status(enum.IntEnum):

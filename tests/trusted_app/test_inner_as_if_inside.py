@@ -111,6 +111,16 @@ def test_an_os_that_has_no_more_memory_grants_what_it_has(inside: RingApplicatio
     assert inside.do(Ask.POOL).values[0] == 0
 
 
+def test_the_heap_grows_by_what_was_granted_and_gives_it_back(inside: RingApplication) -> None:
+    inside.do(Ask.GRANT, 4)
+    assert inside.do(Ask.HEAP, 3, 1).values[0] == 3
+    assert inside.do(Ask.HEAP, 3, 1).values[0] == 1
+    assert inside.do(Ask.POOL).values[0] == 0
+    assert inside.do(Ask.HEAP, 1).values[0] == 1
+    assert inside.do(Ask.HEAP, 100).values[0] == 3
+    assert inside.do(Ask.GIVE_BACK, 100).values[0] == 4
+
+
 def test_a_chunk_is_decrypted_in_the_pages_that_the_disk_wrote_to(
     inside: RingApplication, machine_os: Os, sealed: SealedFile, loaded: Opened, image: Image
 ) -> None:

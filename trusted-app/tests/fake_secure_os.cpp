@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "flex.h"
+#include "flex_secure.h"
 
 namespace {
 
@@ -30,6 +31,7 @@ struct Event {
 int memory = -1;
 uint8_t *states;
 std::map<uint64_t, uint64_t> mapped;  // by address: the page
+std::vector<uint64_t> heap;
 std::deque<Event> events;
 
 __attribute__((constructor)) void start() {
@@ -60,8 +62,11 @@ void set(uint64_t first, uint64_t count, flex_state state) {
     for (uint64_t each = first; each < first + count; each++) states[each - first_page] = static_cast<uint8_t>(state);
 }
 
-bool is_mapped(uint64_t first, uint64_t count) {
+bool in_use(uint64_t first, uint64_t count) {
     for (const auto &[address, each] : mapped) {
+        if (each >= first && each < first + count) return true;
+    }
+    for (const uint64_t each : heap) {
         if (each >= first && each < first + count) return true;
     }
     return false;
@@ -93,7 +98,7 @@ void grant(uint64_t wanted, uint64_t serial) {
 
 void recall(uint64_t first, uint64_t count) {
     std::vector<char> found(page);
-    if (is_mapped(first, count)) abort();
+    if (in_use(first, count)) abort();
     for (uint64_t each = first; each < first + count; each++) {
         if (pread(memory, found.data(), page, place(each)) != (ssize_t)page) abort();
         if (found != zeros && found != old) abort();  // old: it was never used
@@ -102,7 +107,7 @@ void recall(uint64_t first, uint64_t count) {
 
 long command(uint64_t kind, uint64_t a, uint64_t b, uint64_t c) {
     static unsigned full = 0;
-    if (++full % 5 == 0) return fail(EAGAIN);
+    if (++full % 5 == 0) return fail(EAGAIN);  // the mailbox is full
     if (kind == FLEX_COMMAND_ATTACH) events.push_back({{FLEX_EVENT_ATTACHED, a, 0, 0}});
     if (kind == FLEX_COMMAND_WANT) grant(b, a);
     if (kind != FLEX_COMMAND_COMMIT && kind != FLEX_COMMAND_RECALL) return 0;
@@ -116,7 +121,7 @@ long command(uint64_t kind, uint64_t a, uint64_t b, uint64_t c) {
 }
 
 long map(uint64_t address, uint64_t first, uint64_t count) {
-    if (!all(first, count, FLEX_STATE_SECURE) || is_mapped(first, count)) return fail(EPERM);
+    if (!all(first, count, FLEX_STATE_SECURE) || in_use(first, count)) return fail(EPERM);
     void *target = reinterpret_cast<void *>(address);
     if (mmap(target, count * page, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, memory, place(first)) != target) abort();
     for (uint64_t each = 0; each < count; each++) mapped[address + each * page] = first + each;
@@ -129,6 +134,25 @@ long unmap(uint64_t address, uint64_t count) {
     }
     void *target = reinterpret_cast<void *>(address);
     return mmap(target, count * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == target ? 0 : fail(EINVAL);
+}
+
+long give(uint64_t first, uint64_t count) {
+    if (!all(first, count, FLEX_STATE_SECURE) || in_use(first, count)) return fail(EPERM);
+    for (uint64_t each = first; each < first + count; each++) {
+        fill(each, zeros);
+        heap.push_back(each);
+    }
+    return 0;
+}
+
+long take(uint64_t most, uint64_t *first) {
+    long count = 0;
+    for (; count < static_cast<long>(most) && !heap.empty(); count++) {
+        if (count != 0 && heap.back() != *first - 1) break;
+        *first = heap.back();
+        heap.pop_back();
+    }
+    return count;
 }
 
 long ring(uint64_t *address, uint64_t *bytes) {
@@ -175,14 +199,16 @@ extern "C" long syscall(long number, ...) {
     va_end(list);
     const auto a = static_cast<uint64_t>(x[0]), b = static_cast<uint64_t>(x[1]), c = static_cast<uint64_t>(x[2]);
     switch (number) {
-        case 0x1000: return reserve(a);
-        case 0x1001: return map(a, b, c);
-        case 0x1002: return unmap(a, b);
-        case 0x1003: return command(a, b, c, static_cast<uint64_t>(x[3]));
-        case 0x1004: return event(reinterpret_cast<uint64_t *>(x[0]));
-        case 0x1005: usleep(200); return 0;
-        case 0x1006: return ring(reinterpret_cast<uint64_t *>(x[0]), reinterpret_cast<uint64_t *>(x[1]));
-        case 0x100a: return secret(reinterpret_cast<uint8_t *>(x[0]));
+        case FLEX_SECURE_RESERVE: return reserve(a);
+        case FLEX_SECURE_MAP: return map(a, b, c);
+        case FLEX_SECURE_UNMAP: return unmap(a, b);
+        case FLEX_SECURE_COMMAND: return command(a, b, c, static_cast<uint64_t>(x[3]));
+        case FLEX_SECURE_EVENT: return event(reinterpret_cast<uint64_t *>(x[0]));
+        case FLEX_SECURE_WAIT: usleep(200); return 0;
+        case FLEX_SECURE_RING: return ring(reinterpret_cast<uint64_t *>(x[0]), reinterpret_cast<uint64_t *>(x[1]));
+        case FLEX_SECURE_GIVE: return give(a, b);
+        case FLEX_SECURE_TAKE: return take(a, reinterpret_cast<uint64_t *>(x[1]));
+        case FLEX_SECURE_SECRET: return secret(reinterpret_cast<uint8_t *>(x[0]));
         default: return linux_call(number, x);
     }
 }

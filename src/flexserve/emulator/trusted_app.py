@@ -131,7 +131,8 @@ def _digest(cache: Path) -> str:
     digest.update(archive.read_bytes() if archive.exists() else b"")
     sources = _sources()
     files = sorted(path for path in sources.rglob("*") if path.suffix in (".cpp", ".h", ""))
-    for path in filter(Path.is_file, [*files, sources.parent / "abi" / "flex.h"]):
+    abi = [sources.parent / "abi" / name for name in ("flex.h", "flex_secure.h")]
+    for path in filter(Path.is_file, [*files, *abi]):
         content = path.read_bytes()
         digest.update(f"{path.relative_to(sources.parent)}:{len(content)}\n".encode() + content)
     return digest.hexdigest()
