@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """A compiler of which only the version matters."""
     said = {"version": "g++ 12"}
     monkeypatch.setattr(tools, "run", lambda *_words, **_options: said["version"])
-    monkeypatch.setattr(trusted_app.shutil, "which", lambda program: f"/usr/bin/{program}")
+    monkeypatch.setattr(shutil, "which", lambda program: f"/usr/bin/{program}")
     return said
 
 

@@ -32,7 +32,7 @@ CHUNK_PAGES = 512
 @pytest.fixture
 def inside(emulator: str, programs: Programs, tmp_path: Path) -> Iterator[RingApplication]:
     """An application that finds itself inside."""
-    command = [emulator, "-cpu", "cortex-a76", programs.as_if_inside]
+    command = [emulator, "-cpu", "cortex-a76", str(programs.as_if_inside)]
     (tmp_path / "ram").touch()
     app = RingApplication(command, tmp_path / "ring", 256 * PAGESIZE, ram=tmp_path / "ram")
     yield app

