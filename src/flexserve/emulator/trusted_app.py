@@ -140,7 +140,7 @@ def _digest(cache: Path) -> str:
 
 def _make(llama: Path, library: Path, target: str, *settings: str) -> None:
     tools.run(
-        *("make", "-C", _sources(), f"-j{os.cpu_count()}", target, *settings),
+        *("make", "-C", str(_sources()), f"-j{os.cpu_count()}", target, *settings),
         *(f"LLAMA={llama}", f"LIBRARY={library}", f"CROSS_COMPILE={CROSS}"),
         seconds=_HOURS,
     )
