@@ -105,7 +105,9 @@ std::unique_ptr<ChunkCipher> Image::cipher(const Salt &salt, const char *kind) c
     for (const Weight &weight : model_->weights()) {
         size_t begin, end;
         model_->reach(weight, begin, end);
-        layout.insert(layout.end(), {begin, reinterpret_cast<uintptr_t>(weight.tensor->data) % chunk_bytes, weight.bytes});
+        const auto *data = static_cast<const std::byte *>(weight.tensor->data);
+        const ptrdiff_t offset = begin < end ? data - model_->chunks()[begin].address() : 0;
+        layout.insert(layout.end(), {begin, static_cast<uint64_t>(offset), weight.bytes});
     }
     return std::make_unique<ChunkCipher>(key_, digest(salt, layout.data(), layout.size() * sizeof layout[0]), kind,
                                          image_version, id_);

@@ -27,10 +27,10 @@ bool numbers(const Service::Bytes &payload, std::vector<uint32_t> &target) {
     return true;
 }
 
-template <typename Item>
-void put(const std::vector<Item> &items, Service::Bytes &target) {
-    target.resize(items.size() * sizeof(Item));
-    std::memcpy(target.data(), items.data(), target.size());
+template <typename Items>
+void put(const Items &items, Service::Bytes &target) {
+    const auto *bytes = reinterpret_cast<const std::byte *>(items.data());
+    target.assign(bytes, bytes + items.size() * sizeof *items.data());
 }
 
 }  // namespace
@@ -345,7 +345,7 @@ Status Service::keep(Open &open, Call call) {
     if (status == Status::refused) return refused(flexmem_.unused() + 1, call);
     if (status != Status::done) return status;
     call.values[0] = bytes;
-    put(std::vector<uint8_t>(salt.begin(), salt.end()), call.said);
+    put(salt, call.said);
     return Status::done;
 }
 

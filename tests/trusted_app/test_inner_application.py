@@ -27,9 +27,9 @@ from flexserve.emulator.trusted_app import Programs
 OTHER = "<|im_start|>user\nWhat is a granule?<|im_end|>\n<|im_start|>assistant\n"
 
 
-def plain(emulator: str, programs: Programs, prompt: str, threads: int) -> list[int]:
+def plain(emulator: str, programs: Programs, prompt: str, threads: int, most: int) -> list[int]:
     """Return the tokens that llama.cpp itself says."""
-    command = (emulator, "-cpu", "cortex-a76", programs.plain, MODEL, str(threads), "100", prompt)
+    command = (emulator, "-cpu", "cortex-a76", programs.plain, MODEL, str(threads), str(most), prompt)
     done = subprocess.run(command, capture_output=True, check=True, text=True)
     return [int(line) for line in done.stdout.split()]
 
@@ -37,15 +37,17 @@ def plain(emulator: str, programs: Programs, prompt: str, threads: int) -> list[
 # ---- what it computes ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+# On a machine that does much else, two threads wait for each other for most of the time.
+@pytest.mark.parametrize(("threads", "most"), [(1, 100), (2, 10)])
 def test_says_the_tokens_that_llama_cpp_says(
-    start: Start, sealed: SealedFile, image: Image, emulator: str, programs: Programs, threads: int
+    start: Start, sealed: SealedFile, image: Image, emulator: str, programs: Programs, threads: int, most: int
 ) -> None:
     app = start(threads=threads)
     provide(app)
     model = Opened(app, sealed)
     model.load(image)
-    assert model.answer(model.tokenise(QUESTION)) == plain(emulator, programs, QUESTION, threads)
+    said = model.answer(model.tokenise(QUESTION), most=most)
+    assert said == plain(emulator, programs, QUESTION, threads, most)
 
 
 def test_answers_the_question_of_the_demo(loaded: Opened) -> None:
@@ -117,7 +119,7 @@ def test_weights_that_went_in_the_middle_of_an_answer_come_back(loaded: Opened, 
 
 
 def test_weights_go_between_two_slices_of_a_graph(loaded: Opened, image: Image) -> None:
-    prompt = loaded.tokenise(QUESTION * 30)
+    prompt = loaded.tokenise(QUESTION * 8)
     undisturbed = loaded.answer(prompt, most=5)
     loaded.begin(prompt, sequence=1, most=5)
     app = loaded.app
@@ -174,7 +176,7 @@ def test_a_conversation_goes_on_where_it_was(loaded: Opened) -> None:
 @pytest.fixture
 def answered(loaded: Opened) -> list[int]:
     """A long prompt and the beginning of its answer: the first sequence has KV of all but the last token."""
-    prompt = loaded.tokenise(QUESTION * 30)
+    prompt = loaded.tokenise(QUESTION * 8)
     return [*prompt, *loaded.answer(prompt, most=8)]
 
 

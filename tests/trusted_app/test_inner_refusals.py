@@ -129,20 +129,28 @@ def test_a_damaged_chunk_of_the_file_leaves_nothing(opened: Opened) -> None:
 
 def test_a_damaged_chunk_of_the_image_is_not_loaded(opened: Opened, image: Image) -> None:
     unused = opened.app.do(Ask.POOL)
+
+    def load(chunk: bytes) -> Status:
+        return opened.app.ask(Ask.LOAD, 0, 0, payload=chunk).status
+
     opened.do(Ask.IMAGE, payload=image.salt)
-    for place in (0, 1 << 20, len(image.chunks[0]) - 1):
+    for place in (0, len(image.chunks[0]) // 2, len(image.chunks[0]) - 1):
         damaged = bytearray(image.chunks[0])
         damaged[place] ^= 1
-        assert opened.app.ask(Ask.LOAD, 0, 0, payload=bytes(damaged)).status is Status.DAMAGED
-    assert (
-        opened.app.ask(Ask.LOAD, 0, 0, payload=image.chunks[1]).status is Status.DAMAGED
-    )  # of another place
+        assert load(bytes(damaged)) is Status.DAMAGED
     opened.do(Ask.IMAGE, payload=bytes(32))
-    assert (
-        opened.app.ask(Ask.LOAD, 0, 0, payload=image.chunks[0]).status is Status.DAMAGED
-    )  # of another image
+    assert load(image.chunks[0]) is Status.DAMAGED  # another image's
     assert opened.do(Ask.RESIDENT).values[Kind.WEIGHTS] == 0
     assert opened.app.do(Ask.POOL) == unused
+
+
+def test_a_chunk_is_loaded_in_its_own_place_only(opened: Opened, image: Image) -> None:
+    sizes = [len(chunk) for chunk in image.chunks]
+    first = next(number for number, size in enumerate(sizes) if sizes.count(size) > 1)
+    other = sizes.index(sizes[first], first + 1)
+    opened.do(Ask.IMAGE, payload=image.salt)
+    swapped = opened.app.ask(Ask.LOAD, 0, first, payload=image.chunks[other])
+    assert swapped.status is Status.DAMAGED
 
 
 def test_weights_that_are_not_whole_are_not_computed_with_nor_evicted(opened: Opened) -> None:
