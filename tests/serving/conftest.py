@@ -28,4 +28,4 @@ def serve() -> Iterator[Callable[..., Server]]:
 
     yield start
     for server in servers:
-        server.scheduler.drain(5)
+        server.close()

@@ -25,6 +25,7 @@ class Server:
 
     def __init__(self, app: FakeApp, limit: int = 16, sequences: int = 4) -> None:
         self.app, self.sent = app, queue.SimpleQueue[msgspec.Struct]()
+        self._held: list[threading.Event] = []
         self.models = ModelManager(app, idle=3600)
         self.policy = EvictionPolicy(app.chunk)
         self.memory = MemoryManager(app, self.models, self.policy, spare=lambda size, _reason: size)
@@ -63,10 +64,17 @@ class Server:
             assert go_on.wait(timeout=20)
 
         self.app.inside = inside
+        self._held.append(go_on)
         self.submit(model, Work.WARM)
         assert begun.wait(timeout=20)
         self.app.inside = lambda: None
         return go_on.set
+
+    def close(self) -> None:
+        """End, however a test left it."""
+        for go_on in self._held:
+            go_on.set()
+        self.scheduler.drain(0.1)
 
 
 class Preparation:

@@ -81,6 +81,27 @@ def test_other_models_make_way_for_one_that_cannot_be_opened_otherwise(serve: Ca
     server.submit("a")
     assert isinstance(server.ends(1)[0], Finished)
     assert server.app.models["b"].weights == 3 * CHUNK
+    assert server.models.statuses()[1].gone == "made way for a"
+
+
+def test_others_make_way_again_for_a_generation_that_is_refused_memory_as_it_goes_on(
+    serve: Callable[..., Server],
+):
+    server = serve()
+    server.submit("b", Work.WARM)
+    server.ends(1)
+    refusals = [GrantRefusedError("No memory.", missing=CHUNK)]
+
+    def resume(request: int) -> int:
+        if refusals:
+            raise refusals.pop()
+        return server.app.requests[request].pending
+
+    server.app.resume = resume  # type: ignore[method-assign]
+    server.submit("a", broken=GrantRefusedError("No memory.", missing=CHUNK))
+    assert isinstance(server.ends(1)[0], Finished)
+    assert server.app.models["b"].weights == 2 * CHUNK
+    assert server.models.statuses()[1].gone == "made way for a"
 
 
 @pytest.mark.parametrize(("work", "given_up"), [(Work.WARM, 3 * CHUNK), (Work.EMBED, CHUNK)])

@@ -81,6 +81,7 @@ def test_what_is_to_be_sealed_and_its_models_weights_do_not_make_way_for_it(cloc
     clock.now += 1
     memory.tidy()
     assert evicted(app) == [("b", Kind.WEIGHTS, CHUNK, "kept")]
+    assert memory._models.statuses()[1].gone == "made way for a"
 
 
 # ---- giving back ---------------------------------------------------------------------------------------

@@ -251,7 +251,8 @@ def test_memory_that_a_step_was_refused_is_taken_from_idle_models_and_it_goes_on
     request = server.submit("a", broken=GrantRefusedError("No memory.", missing=CHUNK))
     assert isinstance(server.ends(1)[0], Finished)
     assert ("resume", request.ticket.request) in server.app.calls
-    assert server.app.models["b"].weights < 4 * CHUNK
+    assert server.app.models["b"].weights == 3 * CHUNK
+    assert server.models.statuses()[1].gone == "made way for a"
 
 
 def test_memory_that_nobody_has_ends_the_request(serve: Callable[..., Server]):

@@ -384,8 +384,7 @@ class FakeApp:
 
     def sealing_size(self, model: str, sequence: int) -> int:
         """Return the size of a sequence."""
-        del sequence
-        return self.models[model].kv
+        return {0: self.models[model].kv}[sequence]
 
     def seal(self, model: str, sequence: int) -> None:
         """Seal it."""
