@@ -62,11 +62,12 @@ def test_a_running_model_and_a_pinned_one_do_not_make_way() -> None:
 
 def test_scratch_and_idle_conversations_of_a_pinned_model_make_way() -> None:
     app = FakeApp(0, a=loaded(4, has_scratch=CHUNK, idle_kv=CHUNK), b=FakeModel(CHUNK, is_open=True))
+    app.models["a"].size = 5 * CHUNK
     memory = manager(app)
     memory.pin(["a"])
     assert memory.make_way("b", 8 * CHUNK) == 2 * CHUNK
     assert [(kind, size) for _, kind, size, _ in evicted(app)] == [(Kind.SCRATCH, CHUNK), (Kind.KV, CHUNK)]
-    assert memory._models.statuses()[0].gone == "", "its weights are there"
+    assert memory._models.statuses()[0].gone == "", "no weights went"
 
 
 def test_a_single_byte_is_made_way_for_and_none_is_not() -> None:

@@ -98,6 +98,12 @@ def test_what_was_granted_for_a_graph_is_kept_for_two_seconds_after_it_and_no_lo
     assert (memory.tidy(), app.granted, app.reported) == (None, 0, CHUNK)
 
 
+def test_what_is_granted_and_unused_goes_back_when_no_model_is_open(clock: Clock) -> None:
+    app = FakeApp()
+    app.granted = CHUNK
+    assert (manager(app).tidy(), app.reported) == (None, CHUNK)
+
+
 def test_what_is_loaded_into_is_not_given_back_and_is_looked_at_again_soon(clock: Clock) -> None:
     app = FakeApp(a=loaded(4))
     memory = manager(app)

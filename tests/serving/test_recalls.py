@@ -36,8 +36,9 @@ def test_a_recall_without_a_reason_is_told_as_one() -> None:
     assert memory._models.statuses()[0].gone == "recalled"
 
 
-def test_a_model_that_gave_up_scratch_and_conversations_has_its_weights() -> None:
+def test_a_model_that_gave_up_scratch_and_conversations_gave_up_no_weights() -> None:
     app = FakeApp(a=loaded(8, has_scratch=CHUNK, idle_kv=CHUNK))
+    app.models["a"].size = 9 * CHUNK
     memory = manager(app)
     answer = memory.answer(recall(2 * CHUNK))
     assert answer.plan == ["scratch of a: 1.0 MiB", "kv of a: 1.0 MiB"]
@@ -46,6 +47,7 @@ def test_a_model_that_gave_up_scratch_and_conversations_has_its_weights() -> Non
 
 def test_weights_that_cannot_be_given_up_in_time_are_not_gone() -> None:
     app = FakeApp(a=loaded(4))
+    app.models["a"].size = 5 * CHUNK
     app.models["a"].users.add(1)
     memory = manager(app)
     app.evict = lambda *_what, **_how: 0  # type: ignore[method-assign]

@@ -174,7 +174,8 @@ class MemoryManager:
                 done[step] = after - now
                 after = now
                 if step.kind is Kind.WEIGHTS and done[step]:
-                    self._models.went(step.model, f"recalled: {message.reason}".rstrip(": "))
+                    why = f"recalled: {message.reason}" if message.reason else "recalled"
+                    self._models.went(step.model, why)
             if any(step.unasked and freed for step, freed in done.items()):
                 self._rewarmer.undone(time.monotonic())
             kept = recall.protected(self._holdings())
