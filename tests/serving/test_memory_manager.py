@@ -30,10 +30,10 @@ def test_what_the_os_does_not_grant_idle_models_give_up_and_the_grants_stay() ->
 
 
 def test_idle_models_make_way_for_what_graphs_read_and_if_told_to_for_a_whole_model() -> None:
-    for whole, given_up in ((False, CHUNK), (True, 3 * CHUNK)):
+    for how, given_up in (({}, CHUNK), ({"whole": True}, 3 * CHUNK)):
         app = FakeApp(5 * CHUNK, a=FakeModel(4 * CHUNK, is_open=True), b=loaded(4))
         app.missing = lambda model: Missing(4 * CHUNK, 2 * CHUNK, CHUNK)  # type: ignore[method-assign]
-        manager(app).provide_weights("a", whole=whole)
+        manager(app).provide_weights("a", **how)
         assert evicted(app) == [("b", Kind.WEIGHTS, given_up, "kept")]
 
 
@@ -130,6 +130,12 @@ def test_what_is_provided_for_a_model_does_not_come_from_its_own_weights() -> No
     app = FakeApp(0, a=loaded(4), b=loaded(4))
     manager(app).provide("a", 8 * CHUNK)
     assert [(name, size) for name, _, size, _ in evicted(app)] == [("b", 4 * CHUNK)]
+
+
+def test_the_weights_that_a_model_has_do_not_make_way_for_those_that_it_lacks() -> None:
+    app = FakeApp(0, a=FakeModel(4 * CHUNK, is_open=True, weights=2 * CHUNK, has_scratch=CHUNK))
+    manager(app).provide_weights("a")
+    assert evicted(app) == []
 
 
 def test_idle_kv_makes_way_with_all_that_is_granted_for_it() -> None:

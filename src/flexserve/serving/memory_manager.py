@@ -178,7 +178,7 @@ class MemoryManager:
                     self._models.went(step.model, why)
             if any(step.unasked and freed for step, freed in done.items()):
                 self._rewarmer.undone(time.monotonic())
-            kept = recall.protected(self._holdings())
+            kept = recall.protected(self._holdings(self._app.memory()))
         return Recalled(
             serial=message.serial,
             returned=returned,
@@ -331,12 +331,10 @@ class MemoryManager:
     def _is_pinned(self, holding: Holding) -> bool:
         return holding.kind is Kind.WEIGHTS and holding.model in self._pinned
 
-    def _holdings(
-        self, memory: Sequence[ModelMemory] | None = None, *, granted: bool = False
-    ) -> list[Holding]:
+    def _holdings(self, memory: Sequence[ModelMemory], *, granted: bool = False) -> list[Holding]:
         """Return what models hold. Of idle KV what has pages, which the OS gets, or all that is `granted`."""
         found: list[Holding] = []
-        for it in self._app.memory() if memory is None else memory:
+        for it in memory:
             sizes = [
                 (Kind.SCRATCH, it.scratch, it.running),
                 (Kind.KV, it.used_kv, True),
