@@ -78,18 +78,20 @@ class Server:
 
 
 class Preparation:
-    """Requests are prepared for as long as a test wants: until it calls `done`."""
+    """Requests are prepared for as long as a test wants."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self.begun = threading.Event()
-        self.done: Callable[[FlexServeError | None], None]
+        self._begun = queue.SimpleQueue[Callable[[FlexServeError | None], None]]()
         server.app.prepare = self._prepare  # type: ignore[method-assign]
 
     def _prepare(self, request: int, done: Callable[[FlexServeError | None], None]) -> None:
         self._server.app.requests[request].prepared = True
-        self.done = done
-        self.begun.set()
+        self._begun.put(done)
+
+    def begun(self) -> Callable[[FlexServeError | None], None]:
+        """Return what ends the next preparation, once it began."""
+        return self._begun.get(timeout=20)
 
 
 def steps(app: FakeApp) -> list[tuple[object, ...]]:

@@ -16,13 +16,27 @@ def test_there_is_no_housekeeping_while_a_request_is_prepared(serve: Callable[..
     server = serve()
     preparation, looked = Preparation(server), threading.Event()
     server.submit("a")
-    assert preparation.begun.wait(timeout=20)
+    done = preparation.begun()
     server.memory.tidy = looked.set  # type: ignore[method-assign, assignment]
     server.scheduler.memory_changed()
     assert not looked.wait(0.1)
-    preparation.done(None)
+    done(None)
     assert looked.wait(timeout=20), "it is made up for"
     assert isinstance(server.ends(1)[0], Finished)
+
+
+def test_there_is_no_housekeeping_while_another_request_is_prepared(serve: Callable[..., Server]):
+    server = serve()
+    preparation, looked = Preparation(server), threading.Event()
+    server.submit("a")
+    server.submit("a")
+    first, second = preparation.begun(), preparation.begun()
+    server.memory.tidy = looked.set  # type: ignore[method-assign, assignment]
+    first(None)
+    server.ends(1)
+    assert not looked.wait(0.1)
+    second(None)
+    assert looked.wait(timeout=20)
 
 
 def test_there_is_housekeeping_after_a_request_that_is_cancelled_as_soon_as_it_is_prepared(
@@ -31,10 +45,10 @@ def test_there_is_housekeeping_after_a_request_that_is_cancelled_as_soon_as_it_i
     server = serve()
     preparation, looked = Preparation(server), threading.Event()
     number = server.submit("a").ticket.request
-    assert preparation.begun.wait(timeout=20)
+    done = preparation.begun()
     server.memory.tidy = looked.set  # type: ignore[method-assign, assignment]
     with server.scheduler._changed:  # so the engine thread does not take it meanwhile
-        preparation.done(None)
+        done(None)
         server.scheduler.cancel(number)
     assert looked.wait(timeout=20)
 

@@ -313,6 +313,12 @@ def test_a_status_tells_what_the_store_knows_of_a_model() -> None:
     assert (status.abilities, status.trial, status.description) == (able, 9, about)
 
 
+def test_the_size_of_an_open_model_is_that_of_its_weights_in_memory() -> None:
+    app = FakeApp(a=FakeModel(CHUNK, is_open=True), b=FakeModel(CHUNK))
+    app.stored = lambda: [Stored("a", CHUNK + 7), Stored("b", CHUNK + 7)]  # type: ignore[method-assign]
+    assert [model.weights for model in ModelManager(app, idle=0).statuses()] == [CHUNK, CHUNK + 7]
+
+
 def test_a_status_says_when_what_is_kept_goes_and_why_it_went() -> None:
     app = FakeApp(
         a=FakeModel(4 * CHUNK, is_open=True, weights=4 * CHUNK, idle_kv=CHUNK),

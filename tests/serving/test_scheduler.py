@@ -150,9 +150,9 @@ def test_a_request_that_is_cancelled_while_it_is_prepared_does_not_begin(serve: 
     server = serve()
     preparation = Preparation(server)
     number = server.submit("a").ticket.request
-    assert preparation.begun.wait(timeout=20)
+    done = preparation.begun()
     server.scheduler.cancel(number)
-    preparation.done(None)
+    done(None)
     [end] = server.ends(1)
     assert isinstance(end, Failed)
     assert end.failure.code == "cancelled"
@@ -305,12 +305,12 @@ def test_a_server_that_ends_lets_what_is_prepared_end(serve: Callable[..., Serve
     server = serve()
     preparation = Preparation(server)
     server.submit("a")
-    assert preparation.begun.wait(timeout=20)
+    done = preparation.begun()
     ended = threading.Thread(target=server.scheduler.drain, args=(20,))
     ended.start()
     while not server.scheduler._closing:
         time.sleep(0.001)
-    preparation.done(None)
+    done(None)
     assert isinstance(server.ends(1)[0], Finished)
     ended.join(timeout=20)
 

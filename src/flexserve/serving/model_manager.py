@@ -154,7 +154,7 @@ class ModelManager:
             error, gone = self._failed.get(model.name), self._gone.get(model.name, "")
         wait = self._wait(memory) if memory is not None else None
         state = "loading" if model.name == self._opening else "unloaded"
-        chunks = self._app.chunks(model.name) if memory is not None else ()
+        chunks = self._app.chunks(model.name)
         if memory is not None and memory.weights:
             state = "loaded" if memory.whole else "partial"
         return ModelStatus(
