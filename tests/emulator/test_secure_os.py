@@ -8,6 +8,7 @@ from flexserve.emulator.secure_os import firmware_with, provision
 from flexserve.errors import NormalWorldError
 
 HEADER = b"FLEXSEOS" + bytes(16)
+CODE = HEADER + bytes(32) + b"code" * 20
 
 
 def test_each_part_lies_where_it_is_linked_for() -> None:
@@ -26,7 +27,7 @@ def test_what_is_too_large_for_its_place_is_refused(large: int) -> None:
 
 
 def test_each_start_has_another_seed_and_nothing_else_changes() -> None:
-    image = firmware_with(b"el3", HEADER + bytes(100), b"\x7fELF")
+    image = firmware_with(b"el3", CODE, b"\x7fELF")
     first, second = bytearray(image), bytearray(image)
     provision(first)
     provision(second)

@@ -78,7 +78,7 @@ class Machine:
         devices: Sequence[str] = (),
         lines: Sequence[str] = (),
         resets: bool = False,
-        secret: bytes = bytes(32),
+        secret: bytes = b"",
     ) -> None:
         if not SMALLEST <= ram_bytes <= LARGEST or ram_bytes % STEP:
             raise CallerError(

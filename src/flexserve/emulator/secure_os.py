@@ -39,11 +39,11 @@ def firmware_with(firmware: bytes, secure_os: bytes, application: bytes) -> byte
     return bytes(image)
 
 
-def provision(image: bytearray, secret: bytes = bytes(32)) -> None:
+def provision(image: bytearray, secret: bytes = b"") -> None:
     """Write random bytes where the secure OS of a firmware's image, if it has one, looks for its seed.
 
-    And 32 bytes, of which its application derives keys; zeros: none.
+    And the 32 bytes of `secret`, if there is one: of these its application derives keys.
     """
     if image[_SECURE_OS : _SECURE_OS + len(_MAGIC)] == _MAGIC:
         image[_SEED] = os.urandom(_SEED.stop - _SEED.start)
-        image[_SECRET] = secret
+        image[_SECRET] = secret or image[_SECRET]
