@@ -15,6 +15,7 @@ from flexserve.attestation.kept_receipt import KeptReceipt, verify_receipt
 from flexserve.attestation.policy import Policy
 from flexserve.attestation.verification import AttestationRefusedError
 from flexserve.errors import CallerError, FlexServeError, PeerError, UnknownModelError
+from flexserve.normal import remote_world
 from flexserve.normal.api import verification
 from flexserve.normal.api.app import FOR_MODELS, create_app
 from flexserve.normal.connect import Verifier
@@ -28,7 +29,7 @@ from flexserve.protocol.prompts import TextPrompt
 from flexserve.protocol.requests import Generate
 from flexserve.protocol.sampling import Sampling
 from flexserve.protocol.sealed_messages import Sealed, SealedPart
-from flexserve.protocol.sealed_request import SEALED_SECRET, header_of
+from flexserve.protocol.sealed_request import CONTINUED, MAGIC, SEALED_SECRET, header_of
 from flexserve.testing.scripted_link import ScriptedLink
 
 pytestmark = pytest.mark.anyio
@@ -159,8 +160,25 @@ async def test_no_two_requests_share_a_secret_whatever_was_prepared_for_them(
     await asyncio.gather(said(remote), said(remote))
     secrets = {body[: len(header_of(body).encoded()) + SEALED_SECRET] for body in relay.bodies}
     assert len(secrets) == len(relay.bodies) == 5
+    forms = [header_of(body).magic for body in relay.bodies]
+    assert forms == [MAGIC, CONTINUED, CONTINUED, CONTINUED, MAGIC], "one secret is known, two ask at once"
+
+
+async def test_what_was_prepared_for_an_earlier_key_is_not_used(remote: RemoteWorld, relay: Relay):
+    await said(remote)
     relay.refuses = 1
-    assert await said(remote) == "Hello, world!", "what was prepared for the earlier key is not used"
+    assert await said(remote) == "Hello, world!"
+    assert [header_of(body).magic for body in relay.bodies] == [MAGIC, CONTINUED, MAGIC]
+
+
+async def test_a_secret_that_the_world_may_have_forgotten_is_not_named(
+    remote: RemoteWorld, relay: Relay, monkeypatch: pytest.MonkeyPatch
+):
+    await said(remote)
+    now = remote_world._now()
+    monkeypatch.setattr(remote_world, "_now", lambda: now + 240_001)
+    await said(remote)
+    assert [header_of(body).magic for body in relay.bodies] == [MAGIC, MAGIC]
 
 
 CHANGES: dict[str, Callable[[list[bytes]], list[bytes]]] = {

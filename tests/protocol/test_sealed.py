@@ -19,13 +19,16 @@ from flexserve.protocol.requests import Embed, Generate
 from flexserve.protocol.sampling import Sampling
 from flexserve.protocol.sealed_answer import LARGE, LAST_SIZE, SMALL, FrameSealer, frame_size
 from flexserve.protocol.sealed_answer_reader import FrameOpener
-from flexserve.protocol.sealed_exchange import Exchange, padded_size, seal, sealed_secret
+from flexserve.protocol.sealed_exchange import Exchange, named_secret, padded_size, seal, sealed_secret
 from flexserve.protocol.sealed_request import (
     MAX_PADDED,
     MIN_PADDED,
+    NAME,
     OVERHEAD,
+    SEALED_SECRET,
     Content,
     header_of,
+    name_of,
     open_request,
 )
 from flexserve.testing.sealing_key import FixedKey
@@ -70,6 +73,22 @@ def test_a_secret_that_was_sealed_before_its_request_opens_like_any_other():
     opened = open_request(exchange.body, KEY.unseal)
     assert (opened.asked, opened.secret) == (question(), secret.secret)
     assert secret.secret.hex() not in repr(secret)
+
+
+def test_a_request_names_the_secret_that_an_earlier_one_brought_and_is_as_well_bound():
+    first = Exchange(question(), bytes(32), PUBLIC, TOKEN, 1)
+    secret = open_request(first.body, KEY.unseal).content.next
+    known = {name_of(secret): secret}
+    named = named_secret(first.next, "tiny", TOKEN)
+    second = Exchange(question("And now?"), bytes(32), PUBLIC, TOKEN, 1, secret=named)
+    assert open_request(second.body, lambda name, _info: known[name]).asked == question("And now?")
+    assert len(first.body) - len(second.body) == SEALED_SECRET - NAME
+    assert secret not in second.body
+    for place in range(len(second.body)):
+        changed = bytearray(second.body)
+        changed[place] ^= 1
+        with pytest.raises(CallerError, match=REFUSED):
+            open_request(bytes(changed), lambda name, _info: known.get(name, bytes(32)))
 
 
 def test_another_key_opens_nothing():

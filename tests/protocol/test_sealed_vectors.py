@@ -46,6 +46,20 @@ def test_the_request_opens_as_it_is_documented():
     assert not any(plain[4 + length :])
 
 
+def test_a_request_that_names_its_secret_opens_as_it_is_documented():
+    body, secret = (bytes.fromhex(VECTORS[f"continued_{name}"]) for name in ("body", "secret"))
+    header, name, ciphertext = body[:42], body[42:74], body[74:]
+    assert header == b"FXS2" + bytes(range(32, 64)) + b"\x04\x00tiny"
+    assert name == hashlib.sha256(b"flexserve next secret 1\0" + secret).digest()
+    salt = hashlib.sha256(header + name).digest()
+    both = HKDF(SHA256(), 44, salt, b"flexserve sealed request 1\0").derive(secret)
+    plain = AESGCM(both[:32]).decrypt(both[32:], ciphertext, None)
+    content = msgspec.msgpack.decode(plain[4 : 4 + int.from_bytes(plain[:4], "little")])
+    assert content["next"] == bytes.fromhex(VECTORS["continued_next"])
+    assert content["id"] == bytes.fromhex(VECTORS["continued_id"])
+    assert open_request(body, lambda _name, _info: secret).content.next == content["next"]
+
+
 def test_the_answer_opens_as_it_is_documented():
     nonce, frames = ANSWER[:32], ANSWER[32:]
     aead, base = derived(hashlib.sha256(BODY).digest() + nonce, b"flexserve sealed answer 1\0")

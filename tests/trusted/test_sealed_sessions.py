@@ -20,12 +20,14 @@ from flexserve.protocol.prompts import ChatMessage, ChatPrompt
 from flexserve.protocol.requests import Embed, Generate
 from flexserve.protocol.sampling import LogitBias, Sampling
 from flexserve.protocol.sealed_answer import LARGE, SMALL
-from flexserve.protocol.sealed_exchange import Exchange, seal, sealed_secret
+from flexserve.protocol.sealed_exchange import Exchange, named_secret, seal, sealed_secret
 from flexserve.protocol.sealed_messages import Sealed, SealedPart
-from flexserve.protocol.sealed_request import Content, Opened
+from flexserve.protocol.sealed_request import Content, Opened, name_of
 from flexserve.protocol.statuses import Failure
 from flexserve.testing.sealing_key import FixedKey
 from flexserve.trusted.sessions import session as session_module
+from flexserve.trusted.sessions.next_secrets import LIFE, NextSecrets
+from flexserve.trusted.sessions.next_secrets import MOST as MOST_NEXT
 from flexserve.trusted.sessions.receipts import Receipts
 from flexserve.trusted.sessions.seen import MOST, WINDOW, SeenRequests
 from flexserve.trusted.sessions.session import BATCH, INTERVAL, Session
@@ -188,30 +190,69 @@ def refused(place: Place, body: bytes) -> Failure:
     return told.failure
 
 
+def brought(place: Place) -> Exchange:
+    """Return a request that was opened, and brought a secret for the next one."""
+    exchange = place.exchange()
+    assert place.open(exchange.body) is not None
+    return exchange
+
+
+def continued(place: Place, earlier: Exchange) -> Exchange:
+    """Return a request by the secret that `earlier` brought."""
+    named = named_secret(earlier.next, "tiny", bytes(32))
+    return Exchange(question(), OWNER, KEY.public, bytes(32), place.now, secret=named)
+
+
 def test_every_refusal_is_the_same(place):
-    seen = place.exchange()
-    place.open(seen.body)
+    late = continued(place, brought(place))
+    place.now += LIFE + 1
+    again = continued(place, brought(place))
+    assert place.open(again.body) is not None
+    seen = brought(place)
     stranger = FixedKey(bytes(range(1, 97))).public
     named = Content(
-        bytes(16), NOW, OWNER, msgspec.msgpack.encode(msgspec.structs.replace(question(), request=5))
+        bytes(16), place.now, OWNER, msgspec.msgpack.encode(msgspec.structs.replace(question(), request=5))
     )
     old = place.exchange()
     bodies = {
         "seen": seen.body,
         "late": place.exchange(ago=WINDOW + 1).body,
         "early": place.exchange(ago=-WINDOW - 1).body,
-        "to another key": Exchange(question(), OWNER, stranger, bytes(32), NOW).body,
+        "to another key": Exchange(question(), OWNER, stranger, bytes(32), place.now).body,
         "numbered": seal(named, sealed_secret("tiny", KEY.public, bytes(32))),
         "not of its model": seal(
             msgspec.structs.replace(named, asked=msgspec.msgpack.encode(question())),
             sealed_secret("big", KEY.public, bytes(32)),
         ),
+        "of a secret that nobody brought": continued(place, place.exchange()).body,
+        "of a secret that was used": again.body,
+        "of a secret that is old": late.body,
         "cut": old.body[:-1],
         "changed": old.body[:-1] + bytes([old.body[-1] ^ 1]),
         "nothing": b"",
         "zeros": bytes(3000),
     }
     assert len({refused(place, body) for body in bodies.values()}) == 1
+
+
+def test_a_request_brings_the_secret_of_the_next_one_which_takes_no_private_key(place):
+    first = brought(place)
+    place.sessions._unseal = None
+    second = continued(place, first)
+    assert place.open(second.body) is not None
+    third = continued(place, second)
+    place.now += LIFE
+    assert place.open(third.body) is not None
+
+
+def test_secrets_are_kept_up_to_a_bound_and_the_oldest_go_first():
+    secrets = NextSecrets()
+    brought = [number.to_bytes(32) for number in range(MOST_NEXT + 1)]
+    for secret in brought:
+        secrets.keep(secret, NOW)
+    with pytest.raises(CallerError, match="refused"):
+        secrets.take(name_of(brought[0]), NOW)
+    assert secrets.take(name_of(brought[1]), NOW) == brought[1]
 
 
 def test_a_request_is_answered_once_as_long_as_its_time_will_do(place):

@@ -25,12 +25,13 @@ from flexserve.protocol.prompts import Entry, Prompt, Source, ToTokens
 from flexserve.protocol.requests import Convert, Embed, Generate, Terms, Warm
 from flexserve.protocol.sampling import Sampling
 from flexserve.protocol.sealed_answer import Receipt
-from flexserve.protocol.sealed_exchange import Exchange, SealedSecret, sealed_secret
+from flexserve.protocol.sealed_exchange import Exchange, SealedSecret, named_secret, sealed_secret
 from flexserve.protocol.sealed_request import Asked, model_of, refusal
 from flexserve.protocol.statuses import ModelStatus
 
 NONCE = 32  # bytes
-_AHEAD = 16  # models for whose next request a secret is ready
+_AHEAD = 16  # secrets that are ready for requests to come, of each kind
+_FRESH = 240_000  # milliseconds for which the secure world knows a secret for sure: it forgets it after more
 _MARGIN = 60_000  # milliseconds before a key's end in which nothing is sealed to it any more
 
 
@@ -77,7 +78,8 @@ class RemoteWorld:
         self._owner = secrets.token_bytes(32)
         self._numbers = itertools.count(1)
         self._trust: Trust | None = None
-        self._ahead: dict[str, SealedSecret] = {}  # for the next request to a model, by this trust
+        self._next: list[tuple[bytes, int]] = []  # secrets that this secure world knows, and since when
+        self._ahead: dict[str, SealedSecret] = {}  # where there is none: for a request to a model
         self._verifying = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -87,7 +89,8 @@ class RemoteWorld:
             if self._trust is None or self._trust.ends - _now() < _MARGIN:
                 nonce = secrets.token_bytes(NONCE)
                 said = await self._server.attestation(nonce)
-                self._trust, self._ahead = self._verify(said.chain, said.token, nonce), {}
+                self._trust = self._verify(said.chain, said.token, nonce)
+                self._next, self._ahead = [], {}
             return self._trust
 
     @property
@@ -205,9 +208,9 @@ class RemoteWorld:
 
     async def _attempt(self, asked: Asked, name: str) -> AsyncIterator[Any]:
         trust = await self.trust()
-        model = model_of(asked)
-        secret = self._ahead.pop(model, None)
-        exchange = Exchange(asked, self._owner, trust.public, trust.token_hash, _now(), secret=secret)
+        model, now = model_of(asked), _now()
+        secret = self._known(trust, model, now) or self._ahead.pop(model, None)
+        exchange = Exchange(asked, self._owner, trust.public, trust.token_hash, now, secret=secret)
         async with self._server.sealed(exchange.body) as pieces:
             async for piece in pieces:
                 for message in exchange.feed(piece):
@@ -216,11 +219,21 @@ class RemoteWorld:
                     else:
                         yield message
         exchange.end()
-        asyncio.get_running_loop().call_soon(self._prepare, model, trust)  # behind the answer's end
+        if trust is self._trust:
+            self._next = [*self._next[1 - _AHEAD :], (exchange.next, now)]
+            asyncio.get_running_loop().call_soon(self._prepare, model, trust)  # behind the answer's end
+
+    def _known(self, trust: Trust, model: str, now: int) -> SealedSecret | None:
+        """Return a secret that an earlier request brought; None: the secure world may have forgotten it."""
+        while self._next:
+            secret, since = self._next.pop()
+            if now - since < _FRESH:
+                return named_secret(secret, model, trust.token_hash)
+        return None
 
     def _prepare(self, model: str, trust: Trust) -> None:
-        """Seal the secret of the next request to `model`, which need not wait for that then."""
-        if trust is not self._trust:
+        """Seal a secret for a request to `model` that comes beside another, or after a while."""
+        if trust is not self._trust or model in self._ahead:
             return
         if len(self._ahead) >= _AHEAD:
             del self._ahead[next(iter(self._ahead))]

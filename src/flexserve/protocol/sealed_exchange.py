@@ -17,6 +17,7 @@ from flexserve.protocol.messages import Query
 from flexserve.protocol.sealed_answer import SERVER_NONCE, frame_size, hash_of
 from flexserve.protocol.sealed_answer_reader import FrameOpener, forged
 from flexserve.protocol.sealed_request import (
+    CONTINUED,
     MAX_PADDED,
     MIN_PADDED,
     SECRET,
@@ -26,6 +27,7 @@ from flexserve.protocol.sealed_request import (
     body_key,
     info,
     model_of,
+    name_of,
 )
 
 _PUBLIC_KEM, _PUBLIC_CURVE = 1184, 32  # bytes of a public key: of ML-KEM-768, then of X25519
@@ -34,7 +36,7 @@ _SUITE = hpke.Suite(hpke.KEM.MLKEM768_X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AE
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SealedSecret:
-    """The secret of one request, as it stands in front of its content: with its header, sealed.
+    """The secret of one request, as it stands in front of its content: with its header, sealed or named.
 
     It depends on no content, so it can be made before there is one.
     """
@@ -66,7 +68,8 @@ class Exchange:
         number = {"serial": 0} if isinstance(asked, Query) else {"request": 0}
         asked = msgspec.structs.replace(asked, **number)
         self.asked = asked
-        content = Content(secrets.token_bytes(16), now, owner, msgspec.msgpack.encode(asked))
+        self.next = secrets.token_bytes(SECRET)  # is the secret of one request more, once the answer is here
+        content = Content(secrets.token_bytes(16), now, owner, msgspec.msgpack.encode(asked), self.next)
         secret = secret or sealed_secret(model_of(asked), public, token_hash)
         self.body, self._secret = seal(content, secret), secret.secret
         self._nonce = b""
@@ -118,6 +121,11 @@ def sealed_secret(model: str, public: bytes, token_hash: bytes) -> SealedSecret:
     header = Header(token_hash, model).encoded()
     secret = secrets.token_bytes(SECRET)
     return SealedSecret(secret, header + _SUITE.encrypt(secret, public_key(public), info(header)))
+
+
+def named_secret(secret: bytes, model: str, token_hash: bytes) -> SealedSecret:
+    """Return the secret of a request to `model` that an earlier request brought (`Exchange.next`)."""
+    return SealedSecret(secret, Header(token_hash, model, CONTINUED).encoded() + name_of(secret))
 
 
 def seal(content: Content, secret: SealedSecret) -> bytes:

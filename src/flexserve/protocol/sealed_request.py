@@ -7,6 +7,8 @@ on it. The token hash is the SHA-256 of the attestation that the sender checked.
 
 - The secret is 32 random bytes, sealed by HPKE (RFC 9180, base mode) with MLKEM768-X25519, HKDF-SHA-256 and
   AES-256-GCM; its `info` is INFO and the SHA-256 of the header. Who has the private key opens this alone.
+- Who asked before may put 32 bytes in the place of the sealed secret, behind the magic FXS2: the name of the
+  secret that an earlier request brought for a later one (`Content.next`). It is good once, and soon.
 - The ciphertext is AES-256-GCM's. Its key (32 bytes) and nonce (12) are HKDF-SHA-256 over the secret, with
   BODY_INFO; the salt is the SHA-256 of the header and the sealed secret. The plaintext is a 4-byte length,
   so many bytes of MessagePack (`Content`), and zeros up to a power of two.
@@ -34,10 +36,12 @@ from flexserve.protocol.bounds import Struct
 from flexserve.protocol.messages import Query
 from flexserve.protocol.requests import Convert, Embed, Generate, Warm
 
-MAGIC = b"FXS1"
+MAGIC, CONTINUED = b"FXS1", b"FXS2"
 INFO = b"flexserve sealed secret 1\0"
 BODY_INFO = b"flexserve sealed request 1\0"
+NAME_INFO = b"flexserve next secret 1\0"
 SECRET = 32  # bytes
+NAME = 32  # bytes
 TOKEN_HASH = 32  # bytes
 MIN_PADDED, MAX_PADDED = 1 << 10, 1 << 22  # bytes of the plaintext
 _MAX_NAME = 512  # bytes; 128 characters
@@ -45,9 +49,10 @@ _FIXED = len(MAGIC) + TOKEN_HASH + 2
 _TAG = 16
 SEALED_SECRET = hpke.KEM.MLKEM768_X25519.enc_length() + SECRET + _TAG
 OVERHEAD = SEALED_SECRET + _TAG
+_BEFORE_CIPHERTEXT = {MAGIC: SEALED_SECRET, CONTINUED: NAME}  # bytes behind the header
 
 Asked = Generate | Embed | Convert | Warm | Query
-Unseal = Callable[[bytes, bytes], bytes]  # what was sealed with an `info`. Raises CallerError
+Unseal = Callable[[bytes, bytes], bytes]  # what was sealed with an `info`, or named. Raises CallerError
 
 
 class Content(Struct, frozen=True):
@@ -55,12 +60,14 @@ class Content(Struct, frozen=True):
 
     `id`: no other request has it. `time`: when it was made, in milliseconds since 1970. `owner`: a secret of
     the sender, who shares KV with nobody else. `asked`: MessagePack of a message (`Asked`) with the number 0.
+    `next`: the secret of a request to come ("": there is none), which is named then.
     """
 
     id: Annotated[bytes, Meta(min_length=16, max_length=16)]
     time: Annotated[int, Meta(ge=0, le=1 << 53)]
     owner: Annotated[bytes, Meta(min_length=32, max_length=32)]
     asked: bytes
+    next: Annotated[bytes, Meta(max_length=SECRET)] = b""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -74,15 +81,16 @@ class Opened:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Header:
-    """What of a sealed request is in the clear. `model` is empty where none is asked."""
+    """What of a sealed request is in the clear. `model` is empty where none is asked. `magic`: which form."""
 
     token_hash: bytes
     model: str
+    magic: bytes = MAGIC
 
     def encoded(self) -> bytes:
         """Return it as it stands at the beginning of a body."""
         name = self.model.encode()
-        return MAGIC + self.token_hash + len(name).to_bytes(2, "little") + name
+        return self.magic + self.token_hash + len(name).to_bytes(2, "little") + name
 
 
 def refusal() -> CallerError:
@@ -101,15 +109,16 @@ def header_of(body: bytes) -> Header:
         model = body[_FIXED : _FIXED + length].decode()
     except UnicodeDecodeError:
         raise refusal() from None
-    padded = len(body) - _FIXED - length - OVERHEAD
+    magic = bytes(body[: len(MAGIC)])
+    padded = len(body) - _FIXED - length - _BEFORE_CIPHERTEXT.get(magic, 0) - _TAG
     if (
-        body[: len(MAGIC)] != MAGIC
+        magic not in _BEFORE_CIPHERTEXT
         or length > _MAX_NAME
         or not MIN_PADDED <= padded <= MAX_PADDED
         or padded & (padded - 1)
     ):
         raise refusal()
-    return Header(body[len(MAGIC) : _FIXED - 2], model)
+    return Header(body[len(MAGIC) : _FIXED - 2], model, magic)
 
 
 def open_request(body: bytes, unseal: Unseal) -> Opened:
@@ -119,7 +128,7 @@ def open_request(body: bytes, unseal: Unseal) -> Opened:
     """
     header = header_of(body)
     encoded = header.encoded()
-    end = len(encoded) + SEALED_SECRET
+    end = len(encoded) + _BEFORE_CIPHERTEXT[header.magic]
     try:
         secret = unseal(body[len(encoded) : end], info(encoded))
         aead, nonce = body_key(secret, body[:end])
@@ -139,6 +148,11 @@ def open_request(body: bytes, unseal: Unseal) -> Opened:
 def info(header: bytes) -> bytes:
     """Return HPKE's `info` of the secret of a request with this header."""
     return INFO + hashlib.sha256(header).digest()
+
+
+def name_of(secret: bytes) -> bytes:
+    """Return by which NAME bytes a request names the secret that an earlier one brought."""
+    return hashlib.sha256(NAME_INFO + secret).digest()
 
 
 def body_key(secret: bytes, clear: bytes) -> tuple[AESGCM, bytes]:

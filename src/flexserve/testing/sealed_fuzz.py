@@ -9,6 +9,7 @@ with status 1 at the first one that is answered otherwise, having printed it in 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import random
 import sys
 import time
@@ -25,7 +26,7 @@ from flexserve.protocol.requests import Embed, Generate
 from flexserve.protocol.sampling import Sampling
 from flexserve.protocol.sealed_exchange import seal, sealed_secret
 from flexserve.protocol.sealed_messages import Sealed
-from flexserve.protocol.sealed_request import OVERHEAD, Content, header_of, refusal
+from flexserve.protocol.sealed_request import CONTINUED, NAME, OVERHEAD, Content, header_of, refusal
 from flexserve.testing.sealing_key import FixedKey
 from flexserve.trusted.sessions.sessions import Sessions
 
@@ -40,7 +41,7 @@ def bodies(seed: int) -> Iterator[bytes]:
     good = [_sealed(asked, rng) for asked in _questions()]
     makers: list[Callable[[random.Random, bytes], bytes]] = [
         *(_flip, _flip, _flip, _cut, _extend, _join, _noise),
-        *(_framed_noise, _renamed, _misaddressed, _strange_content),
+        *(_framed_noise, _continued_noise, _renamed, _misaddressed, _strange_content),
     ]
     while True:
         yield rng.choice(makers)(rng, rng.choice(good))
@@ -107,6 +108,12 @@ def _framed_noise(rng: random.Random, body: bytes) -> bytes:
     """Noise of a right form."""
     header = header_of(body).encoded()
     return header + rng.randbytes(OVERHEAD + (1 << rng.randrange(10, 13)))
+
+
+def _continued_noise(rng: random.Random, body: bytes) -> bytes:
+    """Noise of the form of a request that names its secret."""
+    header = dataclasses.replace(header_of(body), magic=CONTINUED).encoded()
+    return header + rng.randbytes(NAME + 16 + (1 << rng.randrange(10, 13)))
 
 
 def _renamed(rng: random.Random, _body: bytes) -> bytes:

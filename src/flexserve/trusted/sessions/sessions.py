@@ -12,8 +12,9 @@ from flexserve.protocol.answers import Failed, Finished
 from flexserve.protocol.failures import failure_of
 from flexserve.protocol.messages import Status
 from flexserve.protocol.sealed_messages import Sealed
-from flexserve.protocol.sealed_request import Unseal, open_request, refusal
+from flexserve.protocol.sealed_request import NAME, Unseal, open_request, refusal
 from flexserve.trusted.sessions.clock import Clock
+from flexserve.trusted.sessions.next_secrets import NextSecrets
 from flexserve.trusted.sessions.receipts import Receipts
 from flexserve.trusted.sessions.seen import SeenRequests
 from flexserve.trusted.sessions.session import INTERVAL, Send, Session
@@ -28,10 +29,10 @@ class Sessions:
 
     def __init__(self, unseal: Unseal, send: Send, clock: Clock, receipts: Receipts | None) -> None:
         self._unseal, self._send, self._clock, self._receipts = unseal, send, clock, receipts
-        self._lock = threading.Lock()  # guards the next three
+        self._lock = threading.Lock()  # guards the next four
         self._sessions: dict[int, Session] = {}
         self._refused: list[int] = []
-        self._seen = SeenRequests()
+        self._seen, self._next = SeenRequests(), NextSecrets()
         self._begun = threading.Event()
 
     def start(self) -> None:
@@ -45,9 +46,10 @@ class Sessions:
         """
         self._begun.set()
         try:
-            opened = open_request(message.body, self._unseal)
+            opened = open_request(message.body, self._secret)
             with self._lock:
-                self._seen.admit(opened.content, self._clock())
+                self._seen.admit(opened.content, now := self._clock())
+                self._next.keep(opened.content.next, now)
         except CallerError:
             with self._lock:
                 self._refused.append(message.request)
@@ -58,6 +60,13 @@ class Sessions:
             self._sessions[session.number] = session
         self._begun.set()
         return session
+
+    def _secret(self, sealed: bytes, info: bytes) -> bytes:
+        """Return the secret of a request, which is sealed, or named. Raises CallerError."""
+        if len(sealed) != NAME:
+            return self._unseal(sealed, info)
+        with self._lock:
+            return self._next.take(sealed, self._clock())
 
     def send(self, message: msgspec.Struct) -> None:
         """Send a message; one that ends an answer is sealed, if its request was."""
