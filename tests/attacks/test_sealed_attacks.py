@@ -18,6 +18,7 @@ from flexserve.protocol.sealed_messages import Sealed, SealedPart
 from flexserve.testing.scripted_world import FACTS, IDENTITY
 from flexserve.trusted.sessions import session
 from flexserve.trusted.sessions.clock import steady_clock
+from flexserve.trusted.sessions.next_secrets import NextSecrets
 from flexserve.trusted.sessions.seen import SeenRequests
 from flexserve.trusted.sessions.sessions import Sessions
 
@@ -69,6 +70,12 @@ def test_each_attack_is_stopped_and_says_by_what(attack):
 def test_a_world_that_forgets_requests_answers_them_again(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(SeenRequests, "admit", lambda *_: None)
     assert made(sealed.send_a_request_again).verdict is Verdict.SUCCEEDED
+
+
+def test_a_world_that_gives_secrets_twice_answers_again_what_names_them(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(SeenRequests, "admit", lambda *_: None)
+    monkeypatch.setattr(NextSecrets, "take", lambda kept, name, _now: kept._secrets[name][0])
+    assert made(sealed.send_a_request_again_whose_secret_was_named).verdict is Verdict.SUCCEEDED
 
 
 def test_a_client_that_wants_no_last_frame_is_cut_off(monkeypatch: pytest.MonkeyPatch):

@@ -21,7 +21,7 @@ from flexserve.protocol.prompts import TextPrompt
 from flexserve.protocol.requests import Generate
 from flexserve.protocol.sampling import Sampling
 from flexserve.protocol.sealed_answer import SERVER_NONCE, SMALL
-from flexserve.protocol.sealed_exchange import Exchange
+from flexserve.protocol.sealed_exchange import Exchange, named_secret
 from flexserve.protocol.sealed_request import Header, header_of
 
 _CANARY = "Nobody between may read of the canary in the coal mine, nor of its song. " * 3
@@ -59,6 +59,14 @@ def send_a_request_again(scene: Attacked) -> str:
     """Have a client's request answered a second time."""
     exchange, _ = _passed(scene)
     return _refused(scene, exchange.body)
+
+
+def send_a_request_again_whose_secret_was_named(scene: Attacked) -> str:
+    """Have a request answered a second time that needed no key agreement."""
+    first, _ = _passed(scene)
+    second = _exchange(scene, named=first)
+    _answered(scene, second)
+    return _refused(scene, second.body)
 
 
 def change_the_model(scene: Attacked) -> str:
@@ -106,6 +114,7 @@ def merge_two_owners(scene: Attacked) -> str:
 ATTACKS = (
     read_a_sealed_request,
     send_a_request_again,
+    send_a_request_again_whose_secret_was_named,
     change_the_model,
     cut_an_answer_off,
     reorder_an_answer,
@@ -118,13 +127,15 @@ ATTACKS = (
 # ---- the client ----------------------------------------------------------------------------------
 
 
-def _exchange(scene: Attacked, owner: bytes = bytes(32)) -> Exchange:
-    """Return a request that a client sealed to the world that it verified."""
+def _exchange(scene: Attacked, owner: bytes = bytes(32), named: Exchange | None = None) -> Exchange:
+    """Return a request, sealed to the world that its client verified or by the secret that `named` brought."""
     nonce = secrets.token_bytes(32)
     said = scene.secret.attest(nonce)
     sealing = verify(said.chain, said.token, nonce, Policy(emulated="allow")).sealing
     asked = Generate(0, MODEL, TextPrompt(_CANARY), Sampling(max_tokens=4, temperature=0))
-    return Exchange(asked, owner, sealing.public, bytes(32), time.time_ns() // 1_000_000)
+    secret = named_secret(named.next, MODEL, bytes(32)) if named is not None else None
+    now = time.time_ns() // 1_000_000
+    return Exchange(asked, owner, sealing.public, bytes(32), now, secret=secret)
 
 
 def _passed(scene: Attacked) -> tuple[Exchange, bytes]:
