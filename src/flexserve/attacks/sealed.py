@@ -128,7 +128,7 @@ ATTACKS = (
 
 
 def _exchange(scene: Attacked, owner: bytes = bytes(32), named: Exchange | None = None) -> Exchange:
-    """Return a request, sealed to the world that its client verified or by the secret that `named` brought."""
+    """Return a request, sealed to the world that its client verified, or by what `named` brought for it."""
     nonce = secrets.token_bytes(32)
     said = scene.secret.attest(nonce)
     sealing = verify(said.chain, said.token, nonce, Policy(emulated="allow")).sealing
