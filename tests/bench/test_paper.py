@@ -20,7 +20,7 @@ pytestmark = pytest.mark.engine
 
 PLAN = Plan(
     shapes=("small-llama", "small-qwen2"),
-    prompts=(8, 16),
+    prompts=(8,),
     kept=(1.0, 0.5, 0.0),
     workflows=(
         Workflow("loop", (0, 1), hints=True),

@@ -17,6 +17,6 @@ def test_no_client_hears_a_wrong_word_while_memory_comes_and_goes():
 
 
 def test_a_dying_secure_world_fails_requests_and_corrupts_none():
-    report = run(Plan(seconds=12, clients=6, kill=2, memory=MEMORY))
+    report = run(Plan(seconds=8, clients=6, kill=2, memory=MEMORY))
     assert report["good"], report
     assert report["kills"] >= 1
