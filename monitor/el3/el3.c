@@ -1,6 +1,8 @@
 /* Who gets what arrives at EL3. */
 
 #include "el3/el3.h"
+#include "el3/world.h"
+#include "flex_run.h"
 
 #define CLASS_SMC 0x17
 #define CLASS_UNKNOWN 0
@@ -12,6 +14,7 @@ void el3_first(struct frame *frame)
 	gic_init();
 	gic_init_cpu(0);
 	power_booted();
+	world_boot();
 	modes_boot(frame);
 }
 
@@ -44,6 +47,13 @@ static void serve_el2(struct frame *frame)
 	case PLAT_SMC_RELAX:
 		modes_switch_off(frame);
 		break;
+	case PLAT_SMC_RUN:
+		modes_leave_el2(frame);
+		world_run(frame);
+		break;
+	case PLAT_SMC_END:
+		power_end(frame);
+		break;
 	case PLAT_SMC_PANIC:
 		modes_panic(frame);
 	default:
@@ -60,6 +70,8 @@ static void serve_os(struct frame *frame)
 		power_serve(frame);
 	else if (modes_protection() == PROTECTION_BROKEN)
 		frame->x[0] = (u64)FLEX_STATUS_TAMPERED;
+	else if (function == FLEX_SMC_BASE + FLEX_CALL_RUN)
+		world_run(frame);
 	else
 		modes_switch_on(frame);
 }
@@ -78,11 +90,13 @@ void el3_smc(struct frame *frame)
 {
 	bool call = read_register("esr_el3") >> 26 == CLASS_SMC;
 
-	if (call && from_el2(frame))
+	if (call && world_is_secure())
+		world_serve(frame);
+	else if (call && from_el2(frame))
 		serve_el2(frame);
 	else if (call)
 		serve_os(frame);
-	else if (from_el2(frame))
+	else if (world_is_secure() || from_el2(frame))
 		el3_unexpected(frame);
 	else
 		refuse_instruction(frame);
@@ -96,6 +110,7 @@ void el3_interrupt(struct frame *frame)
 		doorbell_answer();
 	if (intid < 1020)
 		gic_end(intid);
+	world_interrupted(frame, intid); /* first: who ends it may be waited for by who gathers */
 	if (intid == GATHER_INTID)
 		modes_join(frame);
 }

@@ -58,8 +58,14 @@ void modes_boot(struct frame *frame);
 /* EL2 has built everything (`result` 0) or cannot: continue where we were going. */
 void modes_booted(struct frame *frame, u64 result);
 
-/* Set this CPU's registers of EL2 as protection has them now. */
+/* Set what of EL3's registers confines the normal world on this CPU, as protection has it now. */
+void modes_confine(void);
+
+/* Set this CPU's registers of EL2, and of EL3, as protection has them now. */
 void modes_apply(void);
+
+/* EL2 does nothing more for the OS's call that it is in the midst of: `frame` becomes the OS's. */
+void modes_leave_el2(struct frame *frame);
 
 /* Switch on for a call that was made at EL1; the call is then made again. */
 void modes_switch_on(struct frame *frame);
@@ -88,6 +94,9 @@ void power_serve(struct frame *frame); /* a PSCI call */
 void power_park(struct frame *frame, u32 cpu); /* wait to be turned on, then start the normal world */
 _Noreturn void power_off(void);
 
+/* The machine is about to be switched off or reset: EL2 overwrites secure pages next, and the secure world is none. */
+void power_end(struct frame *frame);
+
 /* Make `frame` start the normal world at `entry`. */
 void power_enter(struct frame *frame, u64 entry, u64 argument);
 
@@ -110,6 +119,8 @@ bool devices_confine(const struct layout *layout);
 bool devices_reset_npu(const struct layout *layout);
 
 /* ---- scrub.c ---- */
+
+void scrub(u64 at, u64 end); /* overwrite memory with zeros */
 
 /* Overwrite RAM, but for what was loaded into it for this start. */
 void scrub_ram(const struct layout *layout);

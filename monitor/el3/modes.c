@@ -8,6 +8,7 @@
 
 #include "el3/el3.h"
 #include "el3/measured.h"
+#include "el3/world.h"
 
 #define SCR 0x435 /* below: non-secure, 64 bits; FIQs come here */
 #define SCR_FIQ 0x4
@@ -115,15 +116,25 @@ static void release(void)
 
 /* ---- this CPU ---- */
 
-void modes_apply(void)
+void modes_confine(void)
 {
-	bool on = modes_protection() == PROTECTION_ON;
-	u64 stack = PLAT_EL2_BASE + PLAT_EL2_STACKS + (this_cpu() + 1ULL) * PLAT_EL2_STACK_BYTES;
-
-	write_register("scr_el3", SCR | (on ? SCR_HVC : 0));
+	write_register("scr_el3", SCR | (modes_protection() == PROTECTION_ON ? SCR_HVC : 0));
 	write_register("cptr_el3", 0);
 	write_register("mdcr_el3", 0);
 	barrier();
+}
+
+/* The end of this CPU's stack, from the beginning of hidden memory. */
+static u64 stack_of_el2(void)
+{
+	return PLAT_EL2_STACKS + (this_cpu() + 1ULL) * PLAT_EL2_STACK_BYTES;
+}
+
+void modes_apply(void)
+{
+	bool on = modes_protection() == PROTECTION_ON;
+
+	modes_confine(); /* non-secure: these registers and translations are the normal world's */
 	write_register("s3_4_c12_c9_5", 0xf); /* ICC_SRE_EL2 */
 	write_register("hcr_el2", HCR_64_BITS | (on ? HCR_TRAP_SMC | HCR_TRAP_MAKERS | HCR_STAGE2 : 0));
 	write_register("vtcr_el2", VTCR_EL2);
@@ -133,7 +144,7 @@ void modes_apply(void)
 	write_register("tcr_el2", TCR_EL2);
 	write_register("mair_el2", MAIR_EL2);
 	write_register("sctlr_el2", SCTLR_EL2);
-	write_register("sp_el2", stack);
+	write_register("sp_el2", PLAT_EL2_BASE + stack_of_el2());
 	write_register("cptr_el2", CPTR_EL2);
 	write_register("hstr_el2", 0);
 	write_register("mdcr_el2", MDCR_NOT_HERE | (read_register("pmcr_el0") >> 11 & 0x1f));
@@ -145,6 +156,7 @@ void modes_apply(void)
 	write_register("vpidr_el2", read_register("midr_el1"));
 	write_register("vmpidr_el2", read_register("mpidr_el1"));
 	__asm__ volatile("tlbi alle1\n\ttlbi alle2\n\tic iallu\n\tdsb sy\n\tisb" ::: "memory");
+	world_confine();
 }
 
 /* ---- starting EL2 ---- */
@@ -260,12 +272,11 @@ enum flex_measured modes_measure(struct digest *image)
 	return now == PROTECTION_ON && whole ? FLEX_MEASURED_ON : FLEX_MEASURED_TAMPERED;
 }
 
-/* What EL2's vectors saved of the OS when it called: at the top of this CPU's stack. The call itself is done. */
-static const struct frame *frame_of_os(void)
+/* What EL2's vectors saved of the OS when it called lies at the top of this CPU's stack. The call itself is done. */
+void modes_leave_el2(struct frame *frame)
 {
-	u64 top = layout.hidden_base + PLAT_EL2_STACKS + (this_cpu() + 1ULL) * PLAT_EL2_STACK_BYTES;
-
-	return (const struct frame *)top - 1;
+	*frame = *((const struct frame *)(layout.hidden_base + stack_of_el2()) - 1);
+	write_register("sp_el2", PLAT_EL2_BASE + stack_of_el2());
 }
 
 /*
@@ -283,7 +294,7 @@ void modes_switch_off(struct frame *frame)
 		frozen = hash_image();
 		doorbell_tell(PROTECTION_OFF);
 		__atomic_store_n(&protection, PROTECTION_OFF, __ATOMIC_RELEASE);
-		*frame = *frame_of_os();
+		modes_leave_el2(frame);
 		frame->x[0] = FLEX_STATUS_OK;
 		modes_apply();
 	} else {

@@ -1,6 +1,7 @@
 /* PSCI 1.0: turning CPUs on and off, and the machine; and what SMCCC 1.1 asks for. The caller is hostile. */
 
 #include "el3/el3.h"
+#include "el3/world.h"
 
 #define WIDE 0x40000000U
 #define SMCCC_VERSION 0x80000000
@@ -199,12 +200,21 @@ static u64 serve(u32 function, const u64 *x)
 	case PSCI_FEATURES:
 		return features((u32)x[1]);
 	case PSCI_SYSTEM_OFF:
+		world_end();
 		pull(0);
 	case PSCI_SYSTEM_RESET:
+		world_end();
 		pull(1);
 	default:
 		return NOT_SUPPORTED;
 	}
+}
+
+void power_end(struct frame *frame)
+{
+	modes_lock(frame);
+	world_end();
+	modes_unlock();
 }
 
 void power_serve(struct frame *frame)

@@ -17,7 +17,7 @@ struct kept {
 /* How long the kernel, the device tree and the first file system are; patched as el3_board is. */
 extern const u64 el3_loaded[3];
 
-static void zero(u64 at, u64 end)
+void scrub(u64 at, u64 end)
 {
 	for (; at < end && at % STRETCH != 0; at++)
 		*(volatile u8 *)at = 0;
@@ -43,9 +43,9 @@ void scrub_ram(const struct layout *layout)
 	for (i = 0; i < sizeof(kept) / sizeof(kept[0]); i++) {
 		if (kept[i].from < at || kept[i].bytes > layout->control + FLEX_PAGE_BYTES - kept[i].from)
 			panic("what was loaded overlaps", kept[i].from, kept[i].bytes);
-		zero(at, kept[i].from);
+		scrub(at, kept[i].from);
 		at = kept[i].from + kept[i].bytes;
 	}
-	zero(at, end);
+	scrub(at, end);
 	barrier();
 }

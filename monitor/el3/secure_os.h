@@ -3,7 +3,8 @@
  * includes this, too. ../../docs/decisions/0033-the-secure-world-inside-the-machine.md says why.
  *
  * The image lies in secure flash and begins with a header of three u64: SECURE_OS_MAGIC, the bytes from the image's
- * beginning to its first instruction (a multiple of 4), the bytes of the image. No magic: there is no secure OS.
+ * beginning to its first instruction (a multiple of 4), the bytes of the image. No magic: there is no secure OS. Behind
+ * that are 32 bytes of room for a seed of random numbers, which each start of the machine writes.
  *
  * Each CPU enters it once after each start of the machine, at that instruction, with its first RUN: at EL1h in AArch64,
  * x0 its number, all other registers 0 (SCTLR_EL1 as after a reset: MMU and caches off, little-endian), interrupts
@@ -26,6 +27,7 @@
 #define SECURE_OS_AT_ENTRY 8
 #define SECURE_OS_AT_BYTES 16
 #define SECURE_OS_HEADER_BYTES 24
+#define SECURE_OS_SEED_BYTES 32
 
 /* Secure RAM that is the secure OS's; what lies below is EL3's. */
 #define SECURE_OS_RAM (PLAT_SECURE_RAM + 0x100000)
@@ -37,7 +39,7 @@
  *
  *   PLAT_SMC_YIELD (answer, argument): the CPU goes back to the OS, whose RUN is answered so: FLEX_RUN_IDLE, ns or
  *     FLEX_RUN_ENDED, why (flex_run.h). INVALID: another answer. OK: a RUN came. After ENDED none comes, on no CPU.
- *   PLAT_SMC_DOORBELL: the OS's driver is interrupted, and POLLs.
+ *   PLAT_SMC_DOORBELL: the OS's driver is interrupted, and POLLs; then it lends the CPUs again that were idle.
  *   PLAT_SMC_PROTECTION: x1 is FLEX_MEASURED_ON, OFF or TAMPERED (flex_measured.h), x2 to x5 the SHA-256 of the image
  *     that EL2 is started from: its 32 bytes in the order of memory, eight in each, the first one lowest.
  */

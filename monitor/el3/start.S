@@ -1,6 +1,7 @@
 /* Reset, and where exceptions arrive at EL3. */
 
 #include "arch/aarch64/frame.S.h"
+#include "el3/secure_os.h"
 #include "flex.h"
 #include "plat/qemu_virt/plat.h"
 
@@ -70,11 +71,12 @@ reset:
 	ldr	x3, [x2], #8
 	str	x3, [x0], #8
 	b	1b
+	/* And overwrites the rest of secure RAM: a reset asks nobody, and the secure world's lies there, too. */
 2:	ldr	x0, =bss_start
-	ldr	x1, =bss_end
+	ldr	x1, =PLAT_SECURE_RAM + PLAT_SECURE_RAM_BYTES
 3:	cmp	x0, x1
 	b.hs	4f
-	str	xzr, [x0], #8
+	stp	xzr, xzr, [x0], #16
 	b	3b
 4:	sub	sp, sp, #272
 	mov	x0, sp
@@ -143,7 +145,9 @@ el3_return:
 	.balign	4096
 level2:
 	blocks	PLAT_FLASH, 1, MEMORY | READ_ONLY
-	.space	8 * (PLAT_GICD / BLOCK - 1)
+	.space	8 * (SECURE_OS_IMAGE / BLOCK - 1)
+	blocks	SECURE_OS_IMAGE, 1, MEMORY | READ_ONLY | NEVER_RUN /* its header */
+	.space	8 * (PLAT_GICD / BLOCK - SECURE_OS_IMAGE / BLOCK - 1)
 	blocks	PLAT_GICD, 16, REGISTERS | NEVER_RUN
 	.space	8 * (PLAT_SECURE_RAM / BLOCK - PLAT_GICD / BLOCK - 16)
 	blocks	PLAT_SECURE_RAM, PLAT_SECURE_RAM_BYTES / BLOCK, MEMORY | NEVER_RUN

@@ -7,6 +7,7 @@
 #include "core/layout.h"
 #include "core/monitor.h"
 #include "core/redistributor.h"
+#include "flex_run.h"
 
 #define CLASS_HVC 0x16
 #define CLASS_SMC 0x17
@@ -104,13 +105,17 @@ static void serve(struct frame *frame)
 {
 	u64 function = frame->x[0] & 0xffffffff;
 
-	if ((function & ~0xffULL) == FLEX_SMC_BASE) {
+	if (function == FLEX_SMC_BASE + FLEX_CALL_RUN) {
+		smc(PLAT_SMC_RUN, 0, 0, 0); /* EL3 answers the OS, and does not come back to us */
+	} else if ((function & ~0xffULL) == FLEX_SMC_BASE) {
 		frame->x[0] = function;
 		monitor_call(frame->x);
 	} else if (((function & ~(u64)WIDE) >= PSCI_FIRST && (function & ~(u64)WIDE) <= PSCI_LAST) ||
 		   (function >= SMCCC_FIRST && function <= SMCCC_LAST)) {
-		if ((function & ~(u64)WIDE) == PSCI_SYSTEM_OFF || (function & ~(u64)WIDE) == PSCI_SYSTEM_RESET)
+		if ((function & ~(u64)WIDE) == PSCI_SYSTEM_OFF || (function & ~(u64)WIDE) == PSCI_SYSTEM_RESET) {
+			smc(PLAT_SMC_END, 0, 0, 0); /* nobody writes to secure pages any more */
 			monitor_end();
+		}
 		frame->x[0] = smc(function, frame->x[1], frame->x[2], frame->x[3]);
 	} else {
 		frame->x[0] = (u64)FLEX_STATUS_UNKNOWN;

@@ -7,7 +7,7 @@ FW_FLAGS := -std=gnu11 -O2 -Wall -Wextra -Werror -ffreestanding -fno-builtin -fn
 FW_LINK := -nostdlib -static -no-pie -Wl,--build-id=none -Wl,--no-warn-rwx-segments -Wl,-z,noexecstack
 
 EL2_OBJECTS := $(patsubst %,$(FW)/%.o,$(wildcard core/*.c) $(wildcard arch/aarch64/*.c) arch/aarch64/sandbox.S arch/aarch64/vectors.S)
-EL3_OBJECTS := $(patsubst %,$(FW)/%.o,$(wildcard el3/*.c) el3/start.S el3/image.S) $(FW)/el3/layout.o $(FW)/el3/sha256.o \
+EL3_OBJECTS := $(patsubst %,$(FW)/%.o,$(wildcard el3/*.c) el3/start.S el3/world.S el3/image.S) $(FW)/el3/layout.o $(FW)/el3/sha256.o \
 	$(FW)/el3/memory.o $(FW)/el3/image_offsets.o
 
 fw: build/fw.bin ## the firmware
