@@ -5,14 +5,15 @@
  *
  * `find STATE [SKIP]`: a run of pages in that state, after SKIP others: "ipa" and "pages", 0 for none.
  *
- * `cost CALL ROUNDS PAGES`: "ns" of one call on average: CALL is `empty` (an unknown one), `version`,
- * or `grant` (then "return_ns", too: each round grants and returns pages of our own), or `protect`
+ * `cost CALL ROUNDS PAGES`: "ns" of one call on average: CALL is `empty` (an unknown one), `version`, `run`
+ * (until an idle secure world gives the CPU back; the driver lends none meanwhile), or `grant` (then "return_ns", too: each round grants and returns pages of our own), or `protect`
  * ("off_ns", "on_ns": each round switches protection off and on).
  */
 #include <linux/mm.h>
 #include <linux/slab.h>
 #include <linux/timekeeping.h>
 
+#include "flex_run.h"
 #include "flexattack.h"
 
 void call(void *argument)
@@ -126,7 +127,7 @@ void cost(struct attack *attack)
 {
 	const char *what = attack->words[1] ?: "";
 	u64 rounds = clamp_t(u64, word(attack, 2), 1, 1000000), pages = clamp_t(u64, word(attack, 3), 1, 512);
-	u64 number = !strcmp(what, "version") ? FLEX_CALL_VERSION : 0xff, start;
+	u64 number = !strcmp(what, "version") ? FLEX_CALL_VERSION : !strcmp(what, "run") ? FLEX_CALL_RUN : 0xff, start;
 
 	if (!strcmp(what, "grant"))
 		return cost_of_grant(attack, rounds, pages);

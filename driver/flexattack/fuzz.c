@@ -6,6 +6,7 @@
  */
 #include <linux/mm.h>
 
+#include "flex_run.h"
 #include "flexattack.h"
 
 struct dice {
@@ -47,7 +48,9 @@ static u64 hostile_function(struct dice *dice)
 		return psci[roll(dice, ARRAY_SIZE(psci))];
 	case 1: /* neither of PSCI nor ours */
 		return 0x80000000 | (roll(dice, 64) << 24 & ~0x44000000UL) | roll(dice, 1 << 16);
-	case 2: /* ours, with bits above that do not belong there */
+	case 2:
+		return FLEX_SMC_BASE + FLEX_CALL_RUN;
+	case 3: /* ours, with bits above that do not belong there */
 		return (roll(dice, 1 << 16) << 32 | FLEX_SMC_BASE) + roll(dice, 16);
 	default:
 		return FLEX_SMC_BASE + roll(dice, 16);

@@ -20,6 +20,10 @@ static const char *const names[FLEX_COUNTERS] = {
 	[FLEX_COUNT_OOM_WAITS] = "oom_waits",
 	[FLEX_COUNT_OOM_PAGES] = "oom_pages",
 	[FLEX_COUNT_RELAXES] = "relaxes",
+	[FLEX_COUNT_RUNS] = "runs",
+	[FLEX_COUNT_INTERRUPTED] = "interrupted",
+	[FLEX_COUNT_IDLES] = "idles",
+	[FLEX_COUNT_LENT_NS] = "lent_ns",
 };
 
 void flex_count(struct flex_counters *counters, enum flex_counter counter, u64 amount)

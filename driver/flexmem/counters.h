@@ -26,6 +26,10 @@ enum flex_counter {
 	FLEX_COUNT_OOM_WAITS,		/* times that the OOM killer waited for us */
 	FLEX_COUNT_OOM_PAGES,		/* what came in them */
 	FLEX_COUNT_RELAXES,		/* times that protection went off */
+	FLEX_COUNT_RUNS,		/* times that a CPU was lent */
+	FLEX_COUNT_INTERRUPTED,		/* of these, given back because of an interrupt of ours */
+	FLEX_COUNT_IDLES,		/* of these, given back because the secure world had nothing to do */
+	FLEX_COUNT_LENT_NS,		/* time in RUN, of all CPUs together */
 	FLEX_COUNTERS,
 };
 

@@ -8,6 +8,7 @@
  *   service.c     notices of the monitor: interrupt → POLL → what they ask for
  *   shrinker.c    memory pressure of this kernel → PRESSURE
  *   contiguous.c  another allocator, for baselines: the CMA area
+ *   lend.c        CPU time for the secure world: a thread on each CPU, RUN
  *   ondemand.c    nothing handed over for a while → RELAX
  *   debugfs.c     what is going on
  *   counters.c    what was counted
@@ -31,6 +32,7 @@
 #include <linux/platform_device.h>
 #include <linux/shrinker.h>
 #include <linux/types.h>
+#include <linux/wait.h>
 #include <linux/workqueue.h>
 
 #include "counters.h"
@@ -73,12 +75,26 @@ struct flex_pressure {
 	unsigned long step;	  /* what the next one asks for at least; a race loses a doubling */
 };
 
+enum flex_lending_state {
+	FLEX_LENDING_POSSIBLE, /* as far as is known: each RUN was served */
+	FLEX_LENDING_NOBODY,   /* there is no secure OS, or it is not protected */
+	FLEX_LENDING_ENDED,
+};
+
+struct flex_lending {
+	bool on; /* by who tests; all of this is written by one and read by anybody */
+	enum flex_lending_state state;
+	atomic_t said; /* how often something was said to the secure world; wraps */
+	wait_queue_head_t idle;
+};
+
 struct flexmem {
 	struct flex_counters counters;
 	struct flex_contiguous contiguous;
 	struct flex_pool pool;
 	struct flex_service service;
 	struct flex_pressure pressure;
+	struct flex_lending lending;
 	struct delayed_work relax; /* ondemand.c */
 	struct dentry *folder;	   /* debugfs.c */
 };
@@ -148,6 +164,16 @@ void flex_service_open(struct flexmem *fm);
 
 int flex_shrinker_init(struct flexmem *fm);
 void flex_shrinker_exit(struct flexmem *fm);
+
+/* ---- lend.c ---- */
+
+void flex_lend_init(struct flexmem *fm);
+/* From the first to the second this kernel's CPUs are lent, if there is a secure OS. The second may wait. */
+int flex_lend_start(struct flexmem *fm);
+void flex_lend_stop(struct flexmem *fm);
+bool flex_lends(struct flexmem *fm); /* whether CPUs are lent, as far as is known */
+void flex_lend_said(struct flexmem *fm); /* something was said to the secure world; any context */
+void flex_lend_switch(struct flexmem *fm, bool on); /* for tests: whether they are lent; may sleep */
 
 /* ---- ondemand.c ---- */
 

@@ -3,7 +3,7 @@
  * Flex-Mem's driver. The normal world's: the monitor believes nothing it says, and it believes the
  * monitor everything.
  *
- * Up: first everything is made, then the doors are opened: reclaim (the shrinker), the monitor's
+ * Up: first everything is made, then the doors are opened: reclaim (the shrinker), CPU time, the monitor's
  * interrupt, user space, other modules. Until the interrupt is heard nothing can be handed over, and
  * nothing after it can fail, so a ladder that breaks off has no pages out.
  *
@@ -52,6 +52,7 @@ static int probe(struct platform_device *device)
 	fm = devm_kzalloc(&device->dev, sizeof(*fm), GFP_KERNEL);
 	if (!fm)
 		return -ENOMEM;
+	flex_lend_init(fm); /* a call tells it that something was said */
 	error = ask_layout(fm, &layout);
 	if (error)
 		return error;
@@ -69,6 +70,9 @@ static int probe(struct platform_device *device)
 	error = flex_shrinker_init(fm);
 	if (error)
 		goto no_shrinker;
+	error = flex_lend_start(fm);
+	if (error)
+		goto no_lend;
 	error = flex_service_start(fm, device);
 	if (error)
 		goto no_start;
@@ -78,6 +82,8 @@ static int probe(struct platform_device *device)
 	return 0;
 
 no_start:
+	flex_lend_stop(fm);
+no_lend:
 	flex_shrinker_exit(fm);
 no_shrinker:
 	flex_service_exit(fm);
@@ -95,6 +101,7 @@ static int remove(struct platform_device *device)
 	WRITE_ONCE(instance, NULL);
 	flex_debugfs_exit(fm);
 	flex_service_stop(fm);
+	flex_lend_stop(fm);
 	flex_shrinker_exit(fm);
 
 	/* What is under way. */

@@ -3,6 +3,7 @@
 #include <linux/delay.h>
 #include <linux/export.h>
 
+#include "flex_run.h"
 #include "flexmem.h"
 
 int flex_call(struct flexmem *fm, enum flex_call call, u64 a, u64 b, u64 c, struct flex_results *results)
@@ -11,6 +12,8 @@ int flex_call(struct flexmem *fm, enum flex_call call, u64 a, u64 b, u64 c, stru
 	struct arm_smccc_1_2_regs out;
 
 	arm_smccc_1_2_smc(&in, &out);
+	if ((u32)call != FLEX_CALL_RUN)
+		flex_lend_said(fm);
 	if (results)
 		*results = (struct flex_results){ { out.a1, out.a2, out.a3, out.a4 } };
 	if ((int)out.a0 == FLEX_STATUS_DENIED)
