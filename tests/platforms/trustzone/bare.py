@@ -20,11 +20,12 @@ import pytest
 
 import flexserve
 from flexserve.emulator import packages
+from flexserve.emulator.secure_os import firmware_with
 from flexserve.emulator.tools import MissingToolError, require
 from flexserve.folders import cache_folder
 from flexserve.platforms.linux import parent_death
 from flexserve.platforms.trustzone import abi, layout
-from flexserve.platforms.trustzone.abi import Call, Command, Event, Notice, NpuState, Status
+from flexserve.platforms.trustzone.abi import Call, Command, Event, Notice, NpuState, RunAnswer, Status
 from flexserve.units import MIB
 
 BASE, PAGE = 0x4000_0000, 4096
@@ -159,9 +160,23 @@ class Bare:
 
     def call(self, call: Call, *arguments: int, tick: int = 0) -> tuple[Status, int]:
         """Return the status, and what x1 said."""
-        x = self.wish(CALL, abi.SMC_BASE + call, *arguments, tick=tick)
+        status, (x1, _) = self._call(abi.SMC_BASE + call, *arguments, tick=tick)
+        return status, x1
+
+    def run_call(self, *arguments: int, tick: int = 0) -> tuple[Status, tuple[int, int]]:
+        """Make RUN; return the status, and what x1 and x2 said."""
+        return self._call(abi.SMC_BASE + abi.CALL_RUN, *arguments, tick=tick)
+
+    def lend(self, *, tick: int = 0) -> tuple[RunAnswer, int]:
+        """Lend the CPU; return why it is back, and what else was said."""
+        status, (answer, argument) = self.run_call(tick=tick)
+        assert status == Status.OK
+        return RunAnswer(answer), argument
+
+    def _call(self, function: int, *arguments: int, tick: int) -> tuple[Status, tuple[int, int]]:
+        x = self.wish(CALL, function, *arguments, tick=tick)
         assert x[7] == 0, "a call altered a register of the normal world"
-        return Status(x[0] - (1 << 64) if x[0] >> 63 else x[0]), x[1]
+        return Status(x[0] - (1 << 64) if x[0] >> 63 else x[0]), (x[1], x[2])
 
     def reaches(self, address: int) -> bool:
         """Whether the normal world reads it as it is."""
@@ -227,7 +242,7 @@ class Bare:
 
 
 @contextlib.contextmanager
-def bare(folder: Path, *, npus: int = 1, resets: bool = False) -> Iterator[Bare]:
+def bare(folder: Path, *, npus: int = 1, resets: bool = False, secure_os: bytes = b"") -> Iterator[Bare]:
     """A machine that runs until the context ends; what it needs it puts into `folder`."""
     try:
         require("qemu-system-aarch64", f"{_CROSS}gcc")
@@ -239,7 +254,7 @@ def bare(folder: Path, *, npus: int = 1, resets: bool = False) -> Iterator[Bare]
     board = (abi.BOARD_MAGIC, BASE, RAM, 1, npus, len(code), 0, 0)
     struct.pack_into("<8Q", image, abi.BOARD_OFFSET, *board)
     firmware, kernel, ram = folder / "fw.bin", folder / "bare.bin", folder / "ram"
-    firmware.write_bytes(image)
+    firmware.write_bytes(firmware_with(bytes(image), secure_os, b"") if secure_os else image)
     kernel.write_bytes(code)
     ram.write_bytes(b"")
     os.truncate(ram, RAM)

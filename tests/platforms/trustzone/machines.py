@@ -39,8 +39,11 @@ _RING = abi.SLOTS * _SLOT.size
 
 @contextlib.contextmanager
 def booted(ram: int = RAM, cpus: int = 2, **kinds: Any) -> Iterator[Any]:
-    """A machine; `devices` and the fields of `Options` may be given. Skips where none can be built."""
-    devices = kinds.pop("devices", ())
+    """A machine; `devices` and the fields of `Options` may be given. Skips where none can be built.
+
+    `alter` returns the images to boot from, of those that were built.
+    """
+    devices, alter = kinds.pop("devices", ()), kinds.pop("alter", lambda images: images)
     try:
         require("qemu-system-aarch64")
         images = build(
@@ -53,7 +56,7 @@ def booted(ram: int = RAM, cpus: int = 2, **kinds: Any) -> Iterator[Any]:
     except (MissingToolError, NoPackageError, NoSourcesError) as error:
         pytest.skip(str(error))
     npu = kinds.get("npu", False)
-    with machine.Machine(images, ram_bytes=ram, cpus=cpus, npu=npu, devices=devices) as it:
+    with machine.Machine(alter(images), ram_bytes=ram, cpus=cpus, npu=npu, devices=devices) as it:
         yield it
 
 
