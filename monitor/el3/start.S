@@ -84,10 +84,13 @@ reset:
 	b	el3_return
 
 secondary:
-	/* RAM may hold anything after a reset, the GIC cannot: the first CPU sets it up once its data are in place. */
+	/*
+	 * RAM may hold anything after a reset, the GIC cannot: no group is enabled, and the first CPU enables them once
+	 * its data are in place. Before, this CPU's stack would be overwritten under it.
+	 */
 	ldr	x0, =PLAT_GICD
 5:	ldr	w1, [x0]
-	tbnz	w1, #4, 6f
+	tbnz	w1, #0, 6f
 	yield
 	b	5b
 	.global	el3_repark
