@@ -95,3 +95,7 @@ def test_check_finds_a_lost_chunk():
     table._counts[PageState.NORMAL] = 2
     with pytest.raises(AssertionError):
         table.check()
+
+
+def test_an_event_has_one_row() -> None:
+    assert len({event for _, event in TRANSITIONS}) == len(TRANSITIONS) == len(PageEvent)
