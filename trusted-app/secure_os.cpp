@@ -166,7 +166,10 @@ void unmap(std::byte *address, size_t count) {
 bool ring(const char *file, std::byte *&base, size_t &bytes) {
     if (inside()) {
         uint64_t address, size;
-        if (syscall(FLEX_SECURE_RING, &address, &size) != 0) return false;
+        while (syscall(FLEX_SECURE_RING, &address, &size) != 0) {
+            if (errno != ENOENT) return false;
+            wait(patience);  // the OS has named none yet
+        }
         base = reinterpret_cast<std::byte *>(address);
         bytes = size;
         return true;

@@ -197,11 +197,23 @@ class RingApplication(Application):
     ) -> None:
         path.write_bytes(bytes(size))
         with path.open("r+b") as file:
-            self._memory = mmap.mmap(file.fileno(), size)
-        self.area = 1 << ((size - mmap.PAGESIZE) // 2).bit_length() - 1
+            memory = memoryview(mmap.mmap(file.fileno(), size))
         # The variables are for trusted-app/tests/fake_secure_os.cpp.
         environment = {"FLEX_RING": str(path)} | ({"FLEX_RAM": str(ram)} if ram is not None else {})
-        super().__init__([*command, path], environment=environment)
+        self.start_in(memory, [*command, path], environment=environment)
+
+    def start_in(
+        self,
+        memory: memoryview,
+        command: Sequence[str | Path],
+        *,
+        threads: int = 1,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """Start it with its ring in this memory."""
+        self._memory = memory
+        self.area = 1 << ((len(memory) - mmap.PAGESIZE) // 2).bit_length() - 1
+        super().__init__(command, threads=threads, environment=environment)
 
     def count(self, number: int) -> int:
         """Return a count of the ring."""
@@ -229,7 +241,7 @@ class RingApplication(Application):
             there = (self.count(self.ANSWERS_WRITTEN) - read) % (1 << 32)
             at = read % self.area
             first = mmap.PAGESIZE + self.area + at
-            part = self._memory[first : first + min(there, self.area - at, size - len(data))]
+            part = self._memory[first : first + min(there, self.area - at, size - len(data))].tobytes()
             self.set_count(self.ANSWERS_READ, read + len(part))
             data += part
             self._rest(bool(part))
