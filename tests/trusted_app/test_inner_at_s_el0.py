@@ -1,7 +1,7 @@
 """The trusted application at S-EL0, over the secure OS, on an emulated CPU of two cores.
 
-EL3 is secure-os/tests/boot/shim.S, which lends both cores all the time. The monitor and the OS are played by a
-thread of the test.
+EL3 is secure-os/tests/boot/shim.S, which lends both cores all the time. A thread of the test plays the
+monitor and the OS.
 """
 
 from __future__ import annotations
