@@ -2,7 +2,8 @@
 /*
  * /sys/kernel/debug/flexmem: `state` (pages handed over, by the order of their block),
  * `counters`, each a line "name value"; `detach`: writing 1 has everything given back and nothing
- * granted any more, or fails; 0 grants again; `lend`: writing 0 stops lending CPU time, 1 goes on. Reading makes no call, so it never switches protection on.
+ * granted any more, or fails; 0 grants again; `lend`: writing 0 stops lending CPU time, 1 goes on; `said`: writing
+ * lends idle CPUs, since there is a message in the ring. Reading makes no call, so it never switches protection on.
  */
 #include <linux/debugfs.h>
 #include <linux/module.h>
@@ -22,6 +23,8 @@ static int state_show(struct seq_file *file, void *unused)
 	seq_printf(file, "attached %d\n", flex_service_attached(fm));
 	seq_printf(file, "lending %d\n", flex_lends(fm));
 	seq_printf(file, "ended %d\n", READ_ONCE(fm->lending.state) == FLEX_LENDING_ENDED);
+	seq_printf(file, "ring_page %llu\n", fm->ring.page);
+	seq_printf(file, "ring_pages %llu\n", fm->ring.pages);
 	seq_printf(file, "contiguous %d\n", flex_contiguous_chosen());
 	for (unsigned int order = 0; order < FLEX_ORDERS; order++)
 		seq_printf(file, "order%u %lu\n", order, flex_pool_held_of(fm, order));
@@ -60,6 +63,13 @@ static int lend_set(void *fm, u64 value)
 }
 DEFINE_DEBUGFS_ATTRIBUTE(lend_fops, lend_get, lend_set, "%llu\n");
 
+static int said_set(void *fm, u64 value)
+{
+	flex_lend_said(fm);
+	return 0;
+}
+DEFINE_DEBUGFS_ATTRIBUTE(said_fops, NULL, said_set, "%llu\n");
+
 void flex_debugfs_init(struct flexmem *fm)
 {
 	fm->folder = debugfs_create_dir("flexmem", NULL);
@@ -67,6 +77,7 @@ void flex_debugfs_init(struct flexmem *fm)
 	debugfs_create_file("counters", 0444, fm->folder, fm, &counters_fops);
 	debugfs_create_file_unsafe("detach", 0200, fm->folder, fm, &detach_fops);
 	debugfs_create_file_unsafe("lend", 0600, fm->folder, fm, &lend_fops);
+	debugfs_create_file_unsafe("said", 0200, fm->folder, fm, &said_fops);
 }
 
 void flex_debugfs_exit(struct flexmem *fm)

@@ -8,6 +8,7 @@
  *   service.c     notices of the monitor: interrupt → POLL → what they ask for
  *   shrinker.c    memory pressure of this kernel → PRESSURE
  *   contiguous.c  another allocator, for baselines: the CMA area
+ *   ring.c        messages between the secure world and user space: where they lie
  *   lend.c        CPU time for the secure world: a thread on each CPU, RUN
  *   ondemand.c    nothing handed over for a while → RELAX
  *   debugfs.c     what is going on
@@ -88,6 +89,11 @@ struct flex_lending {
 	wait_queue_head_t idle;
 };
 
+struct flex_ring {
+	u64 page; /* the number of the first one */
+	u64 pages;
+};
+
 struct flexmem {
 	struct flex_counters counters;
 	struct flex_contiguous contiguous;
@@ -95,6 +101,7 @@ struct flexmem {
 	struct flex_service service;
 	struct flex_pressure pressure;
 	struct flex_lending lending;
+	struct flex_ring ring;
 	struct delayed_work relax; /* ondemand.c */
 	struct dentry *folder;	   /* debugfs.c */
 };
@@ -164,6 +171,10 @@ void flex_service_open(struct flexmem *fm);
 
 int flex_shrinker_init(struct flexmem *fm);
 void flex_shrinker_exit(struct flexmem *fm);
+
+/* ---- ring.c ---- */
+
+int flex_ring_init(struct flexmem *fm);
 
 /* ---- lend.c ---- */
 

@@ -39,7 +39,7 @@ static void stop(struct flexmem *fm, enum flex_lending_state state)
 static int run(struct flexmem *fm, struct flex_results *results)
 {
 	u64 began = ktime_get_ns();
-	int status = flex_call(fm, FLEX_CALL_RUN, 0, 0, 0, results);
+	int status = flex_call(fm, FLEX_CALL_RUN, fm->ring.page, fm->ring.pages, 0, results);
 
 	if (!status) {
 		flex_count(&fm->counters, FLEX_COUNT_RUNS, 1);

@@ -27,6 +27,11 @@
 /* Doubled with each WAIT, so often: a device that is slow costs a POLL each 3.2 ms at most. */
 #define FLEX_WAITS_MAX 6U
 
+/* ---- messages (ring.c) ---- */
+
+/* 512 KiB in all: some long prompts each way. The secure OS takes 256 at most. */
+#define FLEX_RING_PAGES 128
+
 /* ---- the driver's end (debugfs.c) ---- */
 
 /* How long `detach` waits for everything: the secure world may first finish what it is at. */

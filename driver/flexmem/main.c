@@ -70,6 +70,9 @@ static int probe(struct platform_device *device)
 	error = flex_shrinker_init(fm);
 	if (error)
 		goto no_shrinker;
+	error = flex_ring_init(fm);
+	if (error)
+		goto no_lend;
 	error = flex_lend_start(fm);
 	if (error)
 		goto no_lend;

@@ -48,6 +48,7 @@ enum protection {
 };
 
 enum protection modes_protection(void);
+u64 modes_switches(void); /* how often it changed; not while this CPU is here */
 
 /* Put the digest of the image that EL2 is started from into `image`; say whether that is what runs. */
 enum flex_measured modes_measure(struct digest *image);

@@ -36,6 +36,7 @@ static struct layout layout;
 static struct digest frozen;
 static struct frame afterwards; /* where to go once EL2 has built everything */
 static enum protection protection;
+static u64 switches;
 
 static u32 lock;
 static u32 gathering;
@@ -45,6 +46,18 @@ static u32 within; /* of them, those that were in EL2 */
 enum protection modes_protection(void)
 {
 	return __atomic_load_n(&protection, __ATOMIC_ACQUIRE);
+}
+
+u64 modes_switches(void)
+{
+	return switches;
+}
+
+/* All other CPUs stand still. */
+static void set_protection(enum protection now)
+{
+	switches++;
+	__atomic_store_n(&protection, now, __ATOMIC_RELEASE);
 }
 
 /* ---- one at a time, and all together ---- */
@@ -207,7 +220,7 @@ static void start_el2(struct frame *frame)
 {
 	copy_image();
 	map_el2();
-	__atomic_store_n(&protection, PROTECTION_ON, __ATOMIC_RELEASE);
+	set_protection(PROTECTION_ON);
 	barrier();
 	modes_apply();
 	/* While EL2 runs for us we hold the lock: no doorbell comes that would wait for it. */
@@ -293,7 +306,7 @@ void modes_switch_off(struct frame *frame)
 	if (alone) {
 		frozen = hash_image();
 		doorbell_tell(PROTECTION_OFF);
-		__atomic_store_n(&protection, PROTECTION_OFF, __ATOMIC_RELEASE);
+		set_protection(PROTECTION_OFF);
 		modes_leave_el2(frame);
 		frame->x[0] = FLEX_STATUS_OK;
 		modes_apply();
@@ -325,7 +338,7 @@ void modes_switch_on(struct frame *frame)
 	}
 	gather();
 	if (!image_is_whole()) {
-		__atomic_store_n(&protection, PROTECTION_BROKEN, __ATOMIC_RELEASE);
+		set_protection(PROTECTION_BROKEN);
 		frame->x[0] = (u64)FLEX_STATUS_TAMPERED;
 		release();
 		modes_unlock();

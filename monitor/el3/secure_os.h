@@ -7,7 +7,7 @@
  * that are 32 bytes of room for a seed of random numbers, which each start of the machine writes.
  *
  * Each CPU enters it once after each start of the machine, at that instruction, with its first RUN: at EL1h in AArch64,
- * x0 its number, all other registers 0 (SCTLR_EL1 as after a reset: MMU and caches off, little-endian), interrupts
+ * x0 its number, x1 and x2 what RUN was given, all other registers 0 (SCTLR_EL1 as after a reset: MMU and caches off, little-endian), interrupts
  * masked. Secure RAM below is zeros then, whatever was there before a reset. From then on RUN continues where the CPU
  * was. The board's description lies at PLAT_FLASH + FLEX_BOARD_OFFSET.
  *
@@ -35,13 +35,16 @@
 
 /*
  * What it asks, with the function in x0. x0 of the answer is FLEX_STATUS_OK, UNKNOWN or INVALID (flex.h); no other
- * register changes, but for what PROTECTION answers.
+ * register changes, but for what is said here.
  *
  *   PLAT_SMC_YIELD (answer, argument): the CPU goes back to the OS, whose RUN is answered so: FLEX_RUN_IDLE, ns or
- *     FLEX_RUN_ENDED, why (flex_run.h). INVALID: another answer. OK: a RUN came. After ENDED none comes, on no CPU.
+ *     FLEX_RUN_ENDED, why (flex_run.h). INVALID: another answer. OK: a RUN came, and x1 and x2 are what it
+ *     was given: where the ring of messages is. After ENDED none comes, on no CPU.
  *   PLAT_SMC_DOORBELL: the OS's driver is interrupted, and POLLs; then it lends the CPUs again that were idle.
  *   PLAT_SMC_PROTECTION: x1 is FLEX_MEASURED_ON, OFF or TAMPERED (flex_measured.h), x2 to x5 the SHA-256 of the image
  *     that EL2 is started from: its 32 bytes in the order of memory, eight in each, the first one lowest.
+ *   PLAT_SMC_SWITCHES: x1 is what protection is, without looking at EL2's memory, and x2 how often that changed. So what
+ *     was read of the monitor's memory between two of them that say ON, and the same number, is what the monitor wrote.
  */
 
 #endif

@@ -55,6 +55,7 @@ void vectors_load(const struct vectors *vectors);
 
 static struct context contexts[PLAT_CPUS][WORLDS];
 static enum world on[PLAT_CPUS];
+static bool yielded[PLAT_CPUS]; /* the secure OS waits for the answer of a YIELD, or begins */
 static bool exists;
 static u32 lent; /* CPUs */
 static bool ended; /* for ever */
@@ -120,6 +121,16 @@ static bool has_ended(void)
 	return __atomic_load_n(&ended, __ATOMIC_SEQ_CST);
 }
 
+/* The secure OS hears what RUN was given only when it asks: who is interrupted has other things in its registers. */
+static void tell_run(const struct frame *frame)
+{
+	u32 cpu = this_cpu();
+
+	yielded[cpu] = false;
+	contexts[cpu][SECURE].frame.x[1] = frame->x[1];
+	contexts[cpu][SECURE].frame.x[2] = frame->x[2];
+}
+
 /* It counts as lent before it looks: whoever ends it all either is seen here, or waits for this CPU. */
 void world_run(struct frame *frame)
 {
@@ -133,6 +144,8 @@ void world_run(struct frame *frame)
 		answer(frame, FLEX_STATUS_OK, FLEX_RUN_ENDED, why);
 		return;
 	}
+	if (yielded[this_cpu()])
+		tell_run(frame);
 	enter(SECURE, frame);
 }
 
@@ -186,6 +199,7 @@ static void yield(struct frame *frame)
 		__atomic_store_n(&ended, true, __ATOMIC_SEQ_CST);
 	}
 	frame->x[0] = FLEX_STATUS_OK;
+	yielded[this_cpu()] = true;
 	give_back(frame, kind, argument);
 }
 
@@ -200,6 +214,15 @@ static void tell_protection(struct frame *frame)
 	frame->x[0] = FLEX_STATUS_OK;
 }
 
+static void tell_switches(struct frame *frame)
+{
+	static const enum flex_measured states[] = { FLEX_MEASURED_OFF, FLEX_MEASURED_ON, FLEX_MEASURED_TAMPERED };
+
+	frame->x[0] = FLEX_STATUS_OK;
+	frame->x[1] = states[modes_protection()];
+	frame->x[2] = modes_switches();
+}
+
 void world_serve(struct frame *frame)
 {
 	switch ((u32)frame->x[0]) {
@@ -212,6 +235,9 @@ void world_serve(struct frame *frame)
 		break;
 	case PLAT_SMC_PROTECTION:
 		tell_protection(frame);
+		break;
+	case PLAT_SMC_SWITCHES:
+		tell_switches(frame);
 		break;
 	default:
 		frame->x[0] = (u64)FLEX_STATUS_UNKNOWN;
@@ -236,5 +262,6 @@ void world_boot(void)
 		first->frame.elr = SECURE_OS_IMAGE + entry;
 		first->frame.spsr = SPSR_MASKED | SPSR_EL1H;
 		first->system.sctlr_el1 = SCTLR_EL1_START;
+		yielded[cpu] = true; /* as if: it hears what its first RUN is given */
 	}
 }

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 MONITOR = ROOT / "monitor"
-TRUSTED_LINES = 2500 + 600  # of C and assembly, without comments and blank lines; the second for the NPU
+TRUSTED_LINES = 2500 + 600 + 700  # of C and assembly, without comments: besides, the NPU, lending CPUs
 BRANCHES = 95.0  # percent
 FUZZ_SECONDS = 5
 

@@ -6,8 +6,6 @@
 #define OS_APPLICATION 0x00800000
 #define OS_APPLICATION_END 0x02000000
 
-#define PLAT_SMC_SWITCHES 0xc2000013
-
 #define OS_STACK_BYTES 0x2000
 
 /* The kernel's addresses: secure memory and flash, as they lie, from here on; and what it maps one page at a time. */

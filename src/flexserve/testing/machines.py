@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +17,9 @@ from flexserve.folders import cache_folder
 from flexserve.units import MIB
 
 
-def images_of(ram_bytes: int, cpus: int, options: Options | None = None) -> Images:
+def images_of(
+    ram_bytes: int, cpus: int, options: Options | None = None, application: Path | None = None
+) -> Images:
     """Return what such a machine boots from; skip the test, saying why, where that cannot be had."""
     try:
         require("qemu-system-aarch64")
@@ -26,6 +29,7 @@ def images_of(ram_bytes: int, cpus: int, options: Options | None = None) -> Imag
             cpus=cpus,
             progress=lambda _what: None,
             options=options,
+            application=application,
         )
     except (MissingToolError, NoPackageError, NoSourcesError) as error:
         pytest.skip(str(error))
@@ -39,8 +43,13 @@ def booted(
     npu: bool = False,
     devices: Sequence[str] = (),
     options: Options | None = None,
+    application: Path | None = None,
+    secret: bytes = b"",
 ) -> Iterator[Machine]:
-    """Boot a machine for the length of the block; skip the test, saying why, where that is impossible."""
-    images = images_of(ram_bytes, cpus, dataclasses.replace(options or Options(), npu=npu))
-    with Machine(images, ram_bytes=ram_bytes, cpus=cpus, npu=npu, devices=devices) as machine:
+    """Boot a machine for the length of the block; skip the test, saying why, where that is impossible.
+
+    An `application` runs at S-EL0, and gets the `secret`.
+    """
+    images = images_of(ram_bytes, cpus, dataclasses.replace(options or Options(), npu=npu), application)
+    with Machine(images, ram_bytes=ram_bytes, cpus=cpus, npu=npu, devices=devices, secret=secret) as machine:
         yield machine

@@ -242,7 +242,9 @@ class Bare:
 
 
 @contextlib.contextmanager
-def bare(folder: Path, *, npus: int = 1, resets: bool = False, secure_os: bytes = b"") -> Iterator[Bare]:
+def bare(
+    folder: Path, *, npus: int = 1, resets: bool = False, secure_os: bytes = b"", application: bytes = b""
+) -> Iterator[Bare]:
     """A machine that runs until the context ends; what it needs it puts into `folder`."""
     try:
         require("qemu-system-aarch64", f"{_CROSS}gcc")
@@ -254,7 +256,7 @@ def bare(folder: Path, *, npus: int = 1, resets: bool = False, secure_os: bytes 
     board = (abi.BOARD_MAGIC, BASE, RAM, 1, npus, len(code), 0, 0)
     struct.pack_into("<8Q", image, abi.BOARD_OFFSET, *board)
     firmware, kernel, ram = folder / "fw.bin", folder / "bare.bin", folder / "ram"
-    firmware.write_bytes(firmware_with(bytes(image), secure_os, b"") if secure_os else image)
+    firmware.write_bytes(firmware_with(bytes(image), secure_os, application) if secure_os else image)
     kernel.write_bytes(code)
     ram.write_bytes(b"")
     os.truncate(ram, RAM)

@@ -41,9 +41,10 @@ _RING = abi.SLOTS * _SLOT.size
 def booted(ram: int = RAM, cpus: int = 2, **kinds: Any) -> Iterator[Any]:
     """A machine; `devices` and the fields of `Options` may be given. Skips where none can be built.
 
-    `alter` returns the images to boot from, of those that were built.
+    `alter` returns the images to boot from, of those that were built. An `application` runs at S-EL0.
     """
     devices, alter = kinds.pop("devices", ()), kinds.pop("alter", lambda images: images)
+    application, secret = kinds.pop("application", None), kinds.pop("secret", b"")
     try:
         require("qemu-system-aarch64")
         images = build(
@@ -52,11 +53,14 @@ def booted(ram: int = RAM, cpus: int = 2, **kinds: Any) -> Iterator[Any]:
             cpus=cpus,
             progress=lambda _: None,
             options=Options(**kinds),
+            application=application,
         )
     except (MissingToolError, NoPackageError, NoSourcesError) as error:
         pytest.skip(str(error))
     npu = kinds.get("npu", False)
-    with machine.Machine(alter(images), ram_bytes=ram, cpus=cpus, npu=npu, devices=devices) as it:
+    with machine.Machine(
+        alter(images), ram_bytes=ram, cpus=cpus, npu=npu, devices=devices, secret=secret
+    ) as it:
         yield it
 
 

@@ -1,0 +1,72 @@
+"""The trusted application at S-EL0 of the emulated machine, in memory that a stock kernel grants to it."""
+
+from __future__ import annotations
+
+import mmap
+import time
+from collections.abc import Iterator
+
+import pytest
+from inner_application import QUESTION, ROOT, Ask, Kind, Opened, RingApplication, SealedFile
+
+from flexserve.emulator.machine import Machine
+from flexserve.emulator.trusted_app import Programs
+from flexserve.platforms.trustzone.ram import BASE, PAGE
+from flexserve.testing.machines import booted
+from flexserve.testing.trustzone import eventually
+from flexserve.units import MIB
+
+pytestmark = [pytest.mark.vm, pytest.mark.engine]
+
+RAM = 512 * MIB
+CHUNKS = 40  # for the model of the tests, and half of them for the heap
+SAID = "/sys/kernel/debug/flexmem/said"
+
+
+class AtSEl0(RingApplication):
+    """The application of a machine, driven through the ring in its RAM: the test plays its user space."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine, self._tag = machine, 0
+        state = machine.agent.ask("flexmem")
+        size = state["ring_pages"] * PAGE
+        ring = mmap.mmap(machine.ram_fd, size, offset=state["ring_page"] * PAGE - BASE)
+        self._memory = memoryview(ring)
+        self.area = 1 << ((size - PAGE) // 2).bit_length() - 1
+        self.version, self.chunk, self.batch, self.inside, *_ = self.do(Ask.HELLO, 1).values
+
+    def send(self, kind: int, *arguments: int, payload: bytes = b"") -> int:
+        tag = super().send(kind, *arguments, payload=payload)
+        self._machine.agent.ask("write", SAID, "1")
+        return tag
+
+    def _rest(self, moved: bool) -> None:
+        if not moved:
+            self._machine.require_alive()
+            time.sleep(0.0005)
+
+
+@pytest.fixture
+def machine(programs: Programs) -> Iterator[Machine]:
+    with booted(RAM, application=programs.application, secret=ROOT) as machine:
+        yield machine
+
+
+def test_the_demos_model_answers_from_s_el0_and_its_memory_goes_back(
+    machine: Machine, sealed: SealedFile
+) -> None:
+    app = AtSEl0(machine)
+    assert app.inside == 1
+    assert app.do(Ask.GRANT, CHUNKS).values[0] == CHUNKS
+    assert app.do(Ask.HEAP, CHUNKS // 2, 1).values[0] == CHUNKS // 2
+    model = Opened(app, sealed)
+    model.write_weights()
+    assert machine.monitor().pages["SECURE"] == CHUNKS * app.chunk
+    said = model.answer(model.tokenise(QUESTION), most=12)
+    assert model.detokenise(said).startswith("Flex-Mem is recallable secure memory.")
+    gone = model.do(Ask.EVICT, Kind.WEIGHTS, 0, model.chunks).values[0]
+    assert gone > 0
+    back = app.do(Ask.GIVE_BACK, CHUNKS).values[0]
+    assert back >= gone
+    assert eventually(lambda: machine.monitor().pages["SECURE"] == (CHUNKS - back) * app.chunk)
+    assert sum(machine.monitor().pages.values()) == RAM
