@@ -69,7 +69,7 @@ check-monitor check-secure-os: check-%:
 		then $(MAKE) --no-print-directory -C $* check; \
 		else echo "The tests of $*/ are left out: there is no gcc with sanitizers."; fi
 
-# These tests wait for a third of their time, for machines that boot, for the disk and for clocks.
+# These tests wait now and then: for machines that boot, for the disk and for clocks.
 JOBS ?= $(shell echo $$(($(shell nproc) + 1)))
 test: packages check ## check, then every other test, in JOBS processes (else one more than there are cores)
 	$(BIN)/pytest $(UNITS:%=--ignore=%) --numprocesses=$(JOBS) --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
