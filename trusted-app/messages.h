@@ -58,7 +58,7 @@ enum class Ask : uint32_t {
                       // → how many. Outside the secure OS: 0
 };
 
-constexpr uint32_t kept_part_bytes = 1 << 18;
+constexpr uint32_t kept_part_bytes = 1 << 16;
 
 // What the manifest of a .flex file says of its sealing.
 struct Sealed {

@@ -29,7 +29,7 @@ NUMBERS = 5
 _MESSAGE = struct.Struct(f"<IIQ{NUMBERS}Q")
 _PROGRESS = struct.Struct("<IIII")
 ROOT = bytes(range(32))  # the device's root secret
-_KEPT_PART = 1 << 18  # bytes
+_KEPT_PART = 1 << 16  # bytes
 _PLENTY = 64  # chunks: enough for the model of the tests, with its KV and scratch
 
 

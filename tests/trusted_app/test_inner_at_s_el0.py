@@ -156,7 +156,7 @@ def firmware(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> by
 class InnerMachine(RingApplication):
     """The application of a machine that starts from `firmware`, with its RAM in a file."""
 
-    def __init__(self, firmware: bytes, folder: Path, *, threads: int) -> None:
+    def __init__(self, firmware: bytes, folder: Path) -> None:
         ram, flash = folder / "ram", folder / "flash"
         flash.write_bytes(firmware)
         with ram.open("w+b") as file:
@@ -168,7 +168,7 @@ class InnerMachine(RingApplication):
         command = ["qemu-system-aarch64", "-machine", MACHINE, "-cpu", "cortex-a76", "-smp", "2"]
         size = ["-m", str(RAM_BYTES // MIB), "-object", backend, "-bios", str(flash)]
         ring = memoryview(self.ram)[RING_PAGE * mmap.PAGESIZE :][: RING_PAGES * mmap.PAGESIZE]
-        self.start_in(ring, [*command, *size, *QUIET], threads=threads)
+        self.start_in(ring, [*command, *size, *QUIET], threads=2)
 
     def end(self) -> None:
         """End it. Always safe."""
@@ -176,13 +176,11 @@ class InnerMachine(RingApplication):
         self.monitor.end()
 
 
-@pytest.fixture(params=[1, 2])
-def machine(
-    request: pytest.FixtureRequest, emulator: str, firmware: bytes, tmp_path: Path
-) -> Iterator[InnerMachine]:
-    """A machine of two cores, whose application computes with one thread or two."""
+@pytest.fixture
+def machine(emulator: str, firmware: bytes, tmp_path: Path) -> Iterator[InnerMachine]:
+    """A machine of two cores."""
     del emulator  # another program computes what the answers are compared with
-    app = InnerMachine(firmware, tmp_path, threads=request.param)
+    app = InnerMachine(firmware, tmp_path)
     yield app
     app.end()
     (tmp_path / "ram").unlink()
@@ -192,13 +190,13 @@ def test_at_s_el0_it_says_what_it_says_elsewhere_also_after_its_memory_was_recal
     machine: InnerMachine, sealed: SealedFile, loaded: Opened, image: Image
 ) -> None:
     prompt = loaded.tokenise(QUESTION)
-    elsewhere = loaded.answer(prompt, most=12)
+    elsewhere = loaded.answer(prompt, most=4)
     assert machine.ask(Ask.SECRET, payload=ROOT).status is Status.BAD  # it has one
     machine.do(Ask.GRANT, 30)
     machine.do(Ask.HEAP, 12, 1)
     model = Opened(machine, sealed)
     model.load(image)
-    assert model.answer(prompt, most=12) == elsewhere
+    assert model.answer(prompt, most=4) == elsewhere
     for kind in Kind:
         model.do(Ask.EVICT, kind, 0, model.chunks)
     back = machine.do(Ask.GIVE_BACK, 100).values[0]
@@ -206,4 +204,4 @@ def test_at_s_el0_it_says_what_it_says_elsewhere_also_after_its_memory_was_recal
     assert machine.monitor.dirty == 0
     machine.do(Ask.GRANT, back)
     model.load(image)
-    assert model.answer(prompt, most=12) == elsewhere
+    assert model.answer(prompt, most=4) == elsewhere
