@@ -22,7 +22,8 @@ def store_of(*, template: bool, text: bool = True) -> Any:
         template=template,
         tools="none",
     )
-    return types.SimpleNamespace(record=lambda _manifest: types.SimpleNamespace(abilities=able))
+    derived = types.SimpleNamespace(record=lambda _manifest: types.SimpleNamespace(abilities=able))
+    return types.SimpleNamespace(derived=derived)
 
 
 def test_list_and_show_say_that_a_model_brings_no_template() -> None:
