@@ -26,14 +26,14 @@ SAID = "/sys/kernel/debug/flexmem/said"
 class AtSEl0(RingApplication):
     """The application of a machine, driven through the ring in its RAM: the test plays its user space."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, *, threads: int = 1) -> None:
         self._machine, self._tag = machine, 0
         state = machine.agent.ask("flexmem")
         size = state["ring_pages"] * PAGE
         ring = mmap.mmap(machine.ram_fd, size, offset=state["ring_page"] * PAGE - BASE)
         self._memory = memoryview(ring)
         self.area = 1 << ((size - PAGE) // 2).bit_length() - 1
-        self.version, self.chunk, self.batch, self.inside, *_ = self.do(Ask.HELLO, 1).values
+        self.version, self.chunk, self.batch, self.inside, *_ = self.do(Ask.HELLO, threads).values
 
     def send(self, kind: int, *arguments: int, payload: bytes = b"") -> int:
         tag = super().send(kind, *arguments, payload=payload)
