@@ -1,7 +1,7 @@
 """How fast the secure world inside the machine is: `python tests/trusted_app/inner_speed.py [ROUNDS]`.
 
-On a quiet host, after `make trusted-app`. Emulated: it says how the emulator does. A round boots a machine and
-asks the demo's model at S-EL0, with one thread and with two; and asks the same file under qemu-aarch64.
+On a quiet host, after `make trusted-app`. Emulated: it says how the emulator does. A round boots a machine
+and asks the demo's model at S-EL0, with one thread and with two. It asks the same file under qemu-aarch64.
 """
 
 from __future__ import annotations
