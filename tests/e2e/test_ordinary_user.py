@@ -94,7 +94,11 @@ def interpreter(folder: Path) -> Path:
     (packages,) = own.glob("lib/python*/site-packages")
     here = sysconfig.get_path("purelib")
     (packages / "here.pth").write_text(f"import site; site.addsitedir({here!r})")
-    return own / "bin" / "python"
+    made = own / "bin" / "python"
+    reads = f"import flexserve.cli, llama_cpp; open({str(MODEL)!r}, 'rb')"
+    if subprocess.run([*AS_NOBODY, made, "-c", reads], cwd=folder, check=False).returncode != 0:
+        pytest.skip(f"other users may not read {here} or {MODEL}")
+    return made
 
 
 @pytest.fixture
