@@ -111,7 +111,6 @@ class Mailbox {
 
 Mailbox mailbox;
 
-
 }  // namespace
 
 bool inside() {

@@ -5,9 +5,10 @@
  *
  * `find STATE [SKIP]`: a run of pages in that state, after SKIP others: "ipa" and "pages", 0 for none.
  *
- * `cost CALL ROUNDS PAGES`: "ns" of one call on average: CALL is `empty` (an unknown one), `version`, `run`
- * (until an idle secure world gives the CPU back; the driver lends none meanwhile), or `grant` (then "return_ns", too: each round grants and returns pages of our own), or `protect`
- * ("off_ns", "on_ns": each round switches protection off and on).
+ * `cost CALL ROUNDS PAGES`: "ns" of one call on average: CALL is `empty` (an unknown one), `version`,
+ * `run` (until an idle secure world gives the CPU back; the driver lends none meanwhile), or `grant` (then
+ * "return_ns", too: each round grants and returns pages of our own), or `protect` ("off_ns", "on_ns": each
+ * round switches protection off and on).
  */
 #include <linux/mm.h>
 #include <linux/slab.h>

@@ -7,9 +7,9 @@
  * that are 32 bytes of room for a seed of random numbers, which each start of the machine writes.
  *
  * Each CPU enters it once after each start of the machine, at that instruction, with its first RUN: at EL1h in AArch64,
- * x0 its number, x1 and x2 what RUN was given, all other registers 0 (SCTLR_EL1 as after a reset: MMU and caches off, little-endian), interrupts
- * masked. Secure RAM below is zeros then, whatever was there before a reset. From then on RUN continues where the CPU
- * was. The board's description lies at PLAT_FLASH + FLEX_BOARD_OFFSET.
+ * x0 its number, x1 and x2 what RUN was given, all other registers 0 (SCTLR_EL1 as after a reset: MMU and caches off,
+ * little-endian), interrupts masked. Secure RAM below is zeros then, whatever was there before a reset. From then on RUN
+ * continues where the CPU was. The board's description lies at PLAT_FLASH + FLEX_BOARD_OFFSET.
  *
  * Interrupts never arrive at S-EL1: they take the CPU away. What it may not touch arrives at EL3, and ends the machine:
  * registers of the interrupt controller, of the PMU and of debug, secure timers, and an SError. Instructions are

@@ -1,6 +1,7 @@
 /* Reset, and where exceptions arrive at EL3. */
 
 #include "arch/aarch64/frame.S.h"
+#include "arch/aarch64/tables.S.h"
 #include "el3/secure_os.h"
 #include "flex.h"
 #include "plat/qemu_virt/plat.h"
@@ -128,21 +129,12 @@ el3_return:
 	 * Our own map: memory where it is. RAM is cached, as it is for EL2 and the normal world: what is
 	 * hashed must be what they would run.
 	 */
-#define TABLE 3
 #define MEMORY 0x745 /* a block, attribute 1, shareable */
 #define REGISTERS 0x441
 #define READ_ONLY 0x80
 #define NORMAL_WORLDS 0x20
 #define NEVER_RUN (1 << 54)
-#define BLOCK 0x200000
 #define GIB 0x40000000
-	.macro	blocks first, count, kind
-	.set	at, \first
-	.rept	\count
-	.quad	at | \kind
-	.set	at, at + BLOCK
-	.endr
-	.endm
 
 	.section .rodata, "a"
 	.balign	4096

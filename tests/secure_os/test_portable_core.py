@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
+
+from flexserve.emulator import tools
 
 SECURE_OS = Path(__file__).resolve().parents[2] / "secure-os"
 TRUSTED_LINES = 3000  # of C and assembly, without comments and blank lines
 MORE_THAN = 50  # tests
 
 
-def make(*targets: str) -> str:
-    """Run targets of secure-os/Makefile; return what they print. Skips when a compiler is not there."""
-    missing = [tool for tool in ("make", "gcc") if shutil.which(tool) is None]
-    if missing:
-        pytest.skip(f"apt-get install {' '.join(missing)}")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
-    done = subprocess.run(
-        ["make", "-C", str(SECURE_OS), "--no-print-directory", *targets],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout
+def make(target: str) -> str:
+    """Make a target of secure-os/Makefile; return what is printed. Skips when a compiler is not there."""
+    try:
+        tools.require("make", "gcc")
+    except tools.MissingToolError as error:
+        pytest.skip(error.hint)
+    return tools.run("make", "-C", SECURE_OS, "--no-print-directory", target)
 
 
 def test_the_core_passes_its_tests_on_a_machine_of_arrays():

@@ -6,7 +6,8 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from inner_application import MODEL, ROOT, Application, Image, Opened, SealedFile, Start, provide
+from inner_application import MODEL, ROOT, Application, Start, provide
+from inner_models import Image, Opened, SealedFile
 
 from flexserve.emulator import trusted_app
 from flexserve.emulator.trusted_app import Programs

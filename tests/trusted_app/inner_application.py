@@ -17,19 +17,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from flexserve.trusted.store.aead import TAG_SIZE
-from flexserve.trusted.store.container import chunk_length, chunk_offset, read_manifest
-from flexserve.trusted.store.keys import DeviceKey
-from flexserve.trusted.store.manifest import CHUNK, Manifest
-
 MODEL = Path(__file__).parents[2] / "models/tiny/flexserve-tiny.gguf"
 QUESTION = "<|im_start|>user\nWhat is Flex-Mem?<|im_end|>\n<|im_start|>assistant\n"
 MOST_PAYLOAD = 16 << 20  # bytes
 NUMBERS = 5
 _MESSAGE = struct.Struct(f"<IIQ{NUMBERS}Q")
-_PROGRESS = struct.Struct("<IIII")
 ROOT = bytes(range(32))  # the device's root secret
-_KEPT_PART = 1 << 16  # bytes
 _PLENTY = 64  # chunks: enough for the model of the tests, with its KV and scratch
 
 
@@ -99,16 +92,6 @@ class Reply:
     status: Status
     values: tuple[int, ...]
     payload: bytes
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Progress:
-    """Where a generation is after a step."""
-
-    sequence: int
-    pending: int
-    said: int
-    finished: Finish
 
 
 class Gone(Exception):
@@ -252,155 +235,6 @@ class RingApplication(Application):
             if self.process.poll() is not None:
                 raise Gone
             time.sleep(0.0005)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class SealedFile:
-    """A .flex file of the store."""
-
-    manifest: Manifest
-    content: bytes
-
-    @classmethod
-    def read(cls, path: Path, device: DeviceKey) -> SealedFile:
-        """Read it."""
-        return cls(read_manifest(path, device), path.read_bytes())
-
-    def chunk(self, number: int) -> bytes:
-        """Return a chunk of ciphertext, with its tag."""
-        start = chunk_offset(number)
-        return self.content[start : start + chunk_length(self.manifest, number) + TAG_SIZE]
-
-    @property
-    def data(self) -> range:
-        """Numbers of the chunks that have weights."""
-        return range(self.manifest.metadata_bytes // CHUNK, self.manifest.chunks)
-
-    def opening(self) -> bytes:
-        """Return the payload that opens it."""
-        manifest = self.manifest
-        sealed = manifest.id_bytes + bytes.fromhex(manifest.salt) + bytes.fromhex(manifest.wrapped_key)
-        return sealed + b"".join(self.chunk(number) for number in range(-(-manifest.metadata_bytes // CHUNK)))
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Image:
-    """A sealed image of a model's weights."""
-
-    salt: bytes
-    chunks: list[bytes]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class SealedKv:
-    """A sequence's tokens and KV."""
-
-    size: int  # bytes of plaintext
-    salt: bytes
-    parts: list[bytes]
-
-
-class Opened:
-    """A model that is open in an application, without memory."""
-
-    def __init__(self, app: Application, file: SealedFile, *, number: int = 0, sequences: int = 1) -> None:
-        self.app, self.number, self.file = app, number, file
-        sizes = (file.manifest.size, 1024, sequences, file.manifest.metadata_bytes)
-        reply = app.do(Ask.OPEN, number, *sizes, payload=file.opening())
-        self.chunks, self.kv, self.scratch, self.weights, self.context = reply.values
-
-    def write_weights(self) -> None:
-        """Write all weights from the file."""
-        for number in self.file.data:
-            self.do(Ask.WRITE, number, payload=self.file.chunk(number))
-
-    def seal(self) -> Image:
-        """Return the weights as they are in memory, sealed."""
-        replies = [self.do(Ask.SEAL, chunk) for chunk in range(self.chunks)]
-        return Image(struct.pack("<4Q", *replies[0].values[:4]), [reply.payload for reply in replies])
-
-    def load(self, image: Image) -> None:
-        """Load the chunks that are not there."""
-        self.do(Ask.IMAGE, payload=image.salt)
-        for chunk, there in enumerate(self.do(Ask.RESIDENT).payload):
-            if not there:
-                self.do(Ask.LOAD, chunk, payload=image.chunks[chunk])
-
-    def do(self, kind: Ask, *arguments: int, payload: bytes = b"") -> Reply:
-        """Ask for what is granted, of this model."""
-        return self.app.do(kind, self.number, *arguments, payload=payload)
-
-    # ---- text --------------------------------------------------------------------------------------
-
-    def tokenise(self, text: str) -> list[int]:
-        """Return the tokens of a text, with control tokens by name."""
-        return unpacked(self.do(Ask.TOKENISE, 1, payload=text.encode()).payload)
-
-    def detokenise(self, tokens: Sequence[int]) -> str:
-        """Return the text of tokens."""
-        return self.do(Ask.DETOKENISE, payload=packed(tokens)).payload.decode()
-
-    def begin(
-        self,
-        tokens: Sequence[int],
-        *,
-        sequence: int = 0,
-        most: int = 100,
-        temperature: float = 0,
-        seed: int = 0,
-    ) -> int:
-        """Begin a generation; return the tokens to compute."""
-        bits = struct.unpack("<I", struct.pack("<f", temperature))[0]
-        return self.do(Ask.BEGIN, sequence, most, bits, seed, payload=packed(tokens)).values[0]
-
-    def step(self, *sequences: int, limit: int = 512) -> list[Progress]:
-        """Compute a graph."""
-        return progress(self.do(Ask.STEP, limit, payload=packed(sequences)))
-
-    def answer(self, tokens: Sequence[int], *, most: int = 100) -> list[int]:
-        """Return the tokens that it says after a prompt, to its end."""
-        self.begin(tokens, most=most)
-        while self.step(0)[0].finished is Finish.NO:
-            pass
-        said = unpacked(self.do(Ask.SAID, 0).payload)
-        self.do(Ask.END, 0)
-        return said
-
-    # ---- KV ----------------------------------------------------------------------------------------
-
-    def keep(self, sequence: int) -> SealedKv:
-        """Return what a sequence has, sealed."""
-        reply = self.do(Ask.KEEP, sequence)
-        size = reply.values[0]
-        parts = [self.do(Ask.KEPT, part).payload for part in range(-(-size // _KEPT_PART))]
-        return SealedKv(size, reply.payload, parts)
-
-    def resume(self, sequence: int, kv: SealedKv) -> Status:
-        """Have a sequence go on from it; return how it went."""
-        self.do(Ask.RESUME, sequence, kv.size, payload=kv.salt)
-        for number, part in enumerate(kv.parts):
-            reply = self.app.ask(Ask.RESUMED, self.number, number, payload=part)
-            if reply.status is not Status.DONE:
-                return reply.status
-        return Status.DONE
-
-
-def progress(reply: Reply) -> list[Progress]:
-    """Return what a step answers."""
-    return [
-        Progress(sequence, pending, said, Finish(finished))
-        for sequence, pending, said, finished in _PROGRESS.iter_unpack(reply.payload)
-    ]
-
-
-def packed(numbers: Sequence[int]) -> bytes:
-    """Return numbers as a payload."""
-    return struct.pack(f"<{len(numbers)}I", *numbers)
-
-
-def unpacked(payload: bytes) -> list[int]:
-    """Return the numbers of a payload."""
-    return list(struct.unpack(f"<{len(payload) // 4}I", payload))
 
 
 def provide(app: Application, *, chunks: int = _PLENTY) -> None:

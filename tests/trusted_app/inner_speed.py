@@ -13,7 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from inner_application import MODEL, QUESTION, ROOT, Application, Ask, Finish, Opened, SealedFile, provide
+from inner_application import MODEL, QUESTION, ROOT, Application, Ask, Finish, provide
+from inner_models import Opened, SealedFile
 from test_inner_on_a_machine import CHUNKS, RAM, AtSEl0
 
 from flexserve.emulator import trusted_app

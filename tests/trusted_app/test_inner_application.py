@@ -6,21 +6,8 @@ import dataclasses
 import subprocess
 
 import pytest
-from inner_application import (
-    MODEL,
-    QUESTION,
-    Ask,
-    Finish,
-    Image,
-    Kind,
-    Opened,
-    SealedFile,
-    Start,
-    Status,
-    packed,
-    provide,
-    unpacked,
-)
+from inner_application import MODEL, QUESTION, Ask, Finish, Kind, Start, Status, provide
+from inner_models import Image, Opened, SealedFile, packed, unpacked
 
 from flexserve.emulator.trusted_app import Programs
 

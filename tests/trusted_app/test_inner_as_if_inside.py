@@ -8,17 +8,8 @@ from mmap import PAGESIZE
 from pathlib import Path
 
 import pytest
-from inner_application import (
-    QUESTION,
-    ROOT,
-    Ask,
-    Image,
-    Kind,
-    Opened,
-    RingApplication,
-    SealedFile,
-    Status,
-)
+from inner_application import QUESTION, ROOT, Ask, Kind, RingApplication, Status
+from inner_models import Image, Opened, SealedFile
 
 from flexserve.emulator.trusted_app import Programs
 

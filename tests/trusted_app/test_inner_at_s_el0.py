@@ -15,17 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from inner_application import (
-    QUESTION,
-    ROOT,
-    Ask,
-    Image,
-    Kind,
-    Opened,
-    RingApplication,
-    SealedFile,
-    Status,
-)
+from inner_application import QUESTION, ROOT, Ask, Kind, RingApplication, Status
+from inner_models import Image, Opened, SealedFile
 
 from flexserve.emulator import secure_os, tools
 from flexserve.emulator.trusted_app import CROSS, Programs

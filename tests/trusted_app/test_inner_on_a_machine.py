@@ -7,7 +7,8 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from inner_application import QUESTION, ROOT, Ask, Kind, Opened, RingApplication, SealedFile
+from inner_application import QUESTION, ROOT, Ask, Kind, RingApplication
+from inner_models import Opened, SealedFile
 
 from flexserve.emulator.machine import Machine
 from flexserve.emulator.trusted_app import Programs

@@ -15,16 +15,13 @@ from inner_application import (
     ROOT,
     Ask,
     Gone,
-    Image,
     Kind,
-    Opened,
     RingApplication,
-    SealedFile,
     Start,
     Status,
-    packed,
     provide,
 )
+from inner_models import Image, Opened, SealedFile, packed
 
 from flexserve.emulator.trusted_app import Programs
 from flexserve.trusted.store.manifest import CHUNK

@@ -1,5 +1,7 @@
 /* Where EL3 enters, where exceptions arrive at S-EL1, and the kernel's own map, which never changes. */
 
+#include "arch/aarch64/registers.S.h"
+#include "arch/aarch64/tables.S.h"
 #include "el3/secure_os.h"
 #include "flex.h"
 #include "flex_run.h"
@@ -128,21 +130,7 @@ vectors:
 	.endr
 	.balign 128
 	sub	sp, sp, #272
-	stp	x0, x1, [sp, #0]
-	stp	x2, x3, [sp, #16]
-	stp	x4, x5, [sp, #32]
-	stp	x6, x7, [sp, #48]
-	stp	x8, x9, [sp, #64]
-	stp	x10, x11, [sp, #80]
-	stp	x12, x13, [sp, #96]
-	stp	x14, x15, [sp, #112]
-	stp	x16, x17, [sp, #128]
-	stp	x18, x19, [sp, #144]
-	stp	x20, x21, [sp, #160]
-	stp	x22, x23, [sp, #176]
-	stp	x24, x25, [sp, #192]
-	stp	x26, x27, [sp, #208]
-	stp	x28, x29, [sp, #224]
+	store_general
 	b	arrive
 	.rept 7
 	unexpected
@@ -163,21 +151,7 @@ resume:
 	msr	spsr_el1, x1
 	ldp	x30, x0, [sp, #240]
 	msr	sp_el0, x0
-	ldp	x28, x29, [sp, #224]
-	ldp	x26, x27, [sp, #208]
-	ldp	x24, x25, [sp, #192]
-	ldp	x22, x23, [sp, #176]
-	ldp	x20, x21, [sp, #160]
-	ldp	x18, x19, [sp, #144]
-	ldp	x16, x17, [sp, #128]
-	ldp	x14, x15, [sp, #112]
-	ldp	x12, x13, [sp, #96]
-	ldp	x10, x11, [sp, #80]
-	ldp	x8, x9, [sp, #64]
-	ldp	x6, x7, [sp, #48]
-	ldp	x4, x5, [sp, #32]
-	ldp	x2, x3, [sp, #16]
-	ldp	x0, x1, [sp, #0]
+	load_general
 	add	sp, sp, #272
 	eret
 
@@ -185,58 +159,19 @@ resume:
 
 	.global	secure_os_save_vectors
 secure_os_save_vectors:
-	stp	q0, q1, [x0, #0]
-	stp	q2, q3, [x0, #32]
-	stp	q4, q5, [x0, #64]
-	stp	q6, q7, [x0, #96]
-	stp	q8, q9, [x0, #128]
-	stp	q10, q11, [x0, #160]
-	stp	q12, q13, [x0, #192]
-	stp	q14, q15, [x0, #224]
-	stp	q16, q17, [x0, #256]
-	stp	q18, q19, [x0, #288]
-	stp	q20, q21, [x0, #320]
-	stp	q22, q23, [x0, #352]
-	stp	q24, q25, [x0, #384]
-	stp	q26, q27, [x0, #416]
-	stp	q28, q29, [x0, #448]
-	stp	q30, q31, [x0, #480]
+	store_vectors
 	ret
 
 	.global	secure_os_load_vectors
 secure_os_load_vectors:
-	ldp	q0, q1, [x0, #0]
-	ldp	q2, q3, [x0, #32]
-	ldp	q4, q5, [x0, #64]
-	ldp	q6, q7, [x0, #96]
-	ldp	q8, q9, [x0, #128]
-	ldp	q10, q11, [x0, #160]
-	ldp	q12, q13, [x0, #192]
-	ldp	q14, q15, [x0, #224]
-	ldp	q16, q17, [x0, #256]
-	ldp	q18, q19, [x0, #288]
-	ldp	q20, q21, [x0, #320]
-	ldp	q22, q23, [x0, #352]
-	ldp	q24, q25, [x0, #384]
-	ldp	q26, q27, [x0, #416]
-	ldp	q28, q29, [x0, #448]
-	ldp	q30, q31, [x0, #480]
+	load_vectors
 	ret
 
-#define TABLE 3
 #define MEMORY 0x705 /* a block, attribute 1, shareable */
 #define PAGE_OF_MEMORY 0x707
 #define READ_ONLY 0x80
 #define NEVER_EL0 (1 << 54)
 #define NEVER_RUN (3 << 53)
-#define BLOCK 0x200000
-	.macro	blocks first, count, kind
-	.set	at, \first
-	.rept	\count
-	.quad	at | \kind
-	.set	at, at + BLOCK
-	.endr
-	.endm
 
 	.section .rodata, "a"
 	.balign	4096
