@@ -1,105 +1,63 @@
-"""The normal world's side of the trusted application of trusted-app/, for tests.
+"""The trusted application of trusted-app/ as a process of tests.
 
-It runs as a process, under qemu-aarch64, and is driven through a pipe each way, or through a ring in a file.
-The structs are those of trusted-app/messages.h and ring.h.
+It runs under qemu-aarch64, and is driven through a pipe each way, or through a ring in a file.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import enum
+import itertools
 import mmap
 import os
-import struct
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from flexserve.errors import PeerError
+from flexserve.tee_client.link import Link, Wire
+from flexserve.tee_client.messages import HEADER, Ask, Reply, Status, request
+from flexserve.tee_client.ring import Ring
+
 MODEL = Path(__file__).parents[2] / "models/tiny/flexserve-tiny.gguf"
 QUESTION = "<|im_start|>user\nWhat is Flex-Mem?<|im_end|>\n<|im_start|>assistant\n"
-MOST_PAYLOAD = 16 << 20  # bytes
-NUMBERS = 5
-_MESSAGE = struct.Struct(f"<IIQ{NUMBERS}Q")
 ROOT = bytes(range(32))  # the device's root secret
 _PLENTY = 64  # chunks: enough for the model of the tests, with its KV and scratch
+_OWN_TAGS = 1 << 32  # from here on: tags of what is sent beside the link
 
 
-class Ask(enum.IntEnum):
-    """What is asked."""
-
-    HELLO = 1
-    GRANT = 2
-    GIVE_BACK = 3
-    POOL = 4
-    SECRET = 5
-    OPEN = 6
-    CLOSE = 7
-    WRITE = 8
-    SEAL = 9
-    IMAGE = 10
-    LOAD = 11
-    EVICT = 12
-    RESIDENT = 13
-    TOKENISE = 14
-    DETOKENISE = 15
-    BEGIN = 16
-    STEP = 17
-    SAID = 18
-    END = 19
-    KEEP = 20
-    KEPT = 21
-    RESUME = 22
-    RESUMED = 23
-    LOAD_PAGES = 24
-    HEAP = 25
-
-
-class Status(enum.IntEnum):
-    """How it went."""
-
-    DONE = 0
-    REFUSED = 1
-    MISSING = 2
-    BAD = 3
-    UNSUPPORTED = 4
-    FAILED = 5
-    DAMAGED = 6
-    BUSY = 7
-
-
-class Kind(enum.IntEnum):
-    """What memory is used for."""
-
-    SCRATCH = 0
-    KV = 1
-    WEIGHTS = 2
-
-
-class Finish(enum.IntEnum):
-    """Why a generation ended."""
-
-    NO = 0
-    STOP = 1
-    LENGTH = 2
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Reply:
-    """An answer."""
-
-    status: Status
-    values: tuple[int, ...]
-    payload: bytes
-
-
-class Gone(Exception):
+class Gone(PeerError):
     """The application has ended."""
+
+
+class Pipes:
+    """A wire to a process."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+
+    def write(self, data: bytes) -> None:
+        """Write all of `data`."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(data)
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise Gone("It has ended.") from None
+
+    def read(self, size: int) -> bytes:
+        """Return the next `size` bytes."""
+        assert self._process.stdout is not None
+        data = self._process.stdout.read(size)
+        if len(data) < size:
+            raise Gone("It has ended.")
+        return data
 
 
 class Application:
     """A running trusted application."""
+
+    process: subprocess.Popen[bytes]
 
     def __init__(
         self,
@@ -110,12 +68,21 @@ class Application:
         environment: Mapping[str, str] | None = None,
     ) -> None:
         """Start it. Without `hello` nothing was said to it yet."""
-        self._tag = 0
+        self.start(command, environment)
+        self.drive(Pipes(self.process), threads=threads, hello=hello)
+
+    def start(self, command: Sequence[str | Path], environment: Mapping[str, str] | None = None) -> None:
+        """Start its process."""
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **(environment or {})}
         )
+
+    def drive(self, wire: Wire, *, threads: int = 1, hello: bool = True) -> None:
+        """Drive it by this wire."""
+        self._wire, self.link = wire, Link(wire)
+        self._tags = itertools.count(_OWN_TAGS)
         if hello:
-            self.version, self.chunk, self.batch, *_ = self.do(Ask.HELLO, threads).values
+            self.version, self.chunk, self.batch, self.inside, *_ = self.do(Ask.HELLO, threads).values
 
     def end(self) -> None:
         """End it. Always safe."""
@@ -128,22 +95,7 @@ class Application:
 
     def ask(self, kind: int, *arguments: int, payload: bytes = b"") -> Reply:
         """Ask, and return what it answers. Raises Gone when it ends instead."""
-        tag = self.send(kind, *arguments, payload=payload)
-        answered, reply = self.receive()
-        assert answered == tag
-        return reply
-
-    def receive(self) -> tuple[int, Reply]:
-        """Return the next answer, and the tag of what it answers. Raises Gone."""
-        status, size, tag, *values = _MESSAGE.unpack(self._read(_MESSAGE.size))
-        return tag, Reply(Status(status), tuple(values), self._read(size))
-
-    def send(self, kind: int, *arguments: int, payload: bytes = b"") -> int:
-        """Ask, and do not wait for an answer; return the tag."""
-        numbers = [*arguments, *[0] * (NUMBERS - len(arguments))]
-        self._tag += 1
-        self._write(_MESSAGE.pack(kind, len(payload), self._tag, *numbers) + payload)
-        return self._tag
+        return self.link.ask(kind, *arguments, payload=payload)
 
     def do(self, kind: Ask, *arguments: int, payload: bytes = b"") -> Reply:
         """Ask for what is granted."""
@@ -151,20 +103,18 @@ class Application:
         assert reply.status is Status.DONE, (kind, reply)
         return reply
 
-    def _write(self, data: bytes) -> None:
-        assert self.process.stdin is not None
-        try:
-            self.process.stdin.write(data)
-            self.process.stdin.flush()
-        except BrokenPipeError:
-            raise Gone from None
+    # ---- beside the link, which asks one thing at a time ---------------------------------------------
 
-    def _read(self, size: int) -> bytes:
-        assert self.process.stdout is not None
-        data = self.process.stdout.read(size)
-        if len(data) < size:
-            raise Gone
-        return data
+    def send(self, kind: int, *arguments: int, payload: bytes = b"") -> int:
+        """Ask, and do not wait for an answer; return the tag."""
+        tag = next(self._tags)
+        self._wire.write(request(kind, tag, arguments, payload))
+        return tag
+
+    def receive(self) -> tuple[int, Reply]:
+        """Return the next answer, and the tag of what it answers. Raises Gone."""
+        status, size, tag, *values = HEADER.unpack(self._wire.read(HEADER.size))
+        return tag, Reply(Status(status), tuple(values), self._wire.read(size))
 
 
 Start = Callable[..., Application]  # with how many threads, and whether to say hello
@@ -172,8 +122,6 @@ Start = Callable[..., Application]  # with how many threads, and whether to say 
 
 class RingApplication(Application):
     """One that is driven through a ring, in a file of `size` bytes at `path`; `ram`: a file of its memory."""
-
-    REQUESTS_WRITTEN, REQUESTS_READ, ANSWERS_WRITTEN, ANSWERS_READ = range(4)
 
     def __init__(
         self, command: Sequence[str | Path], path: Path, size: int, *, ram: Path | None = None
@@ -183,58 +131,24 @@ class RingApplication(Application):
             memory = memoryview(mmap.mmap(file.fileno(), size))
         # The variables are for trusted-app/tests/fake_secure_os.cpp.
         environment = {"FLEX_RING": str(path)} | ({"FLEX_RAM": str(ram)} if ram is not None else {})
-        self.start_in(memory, [*command, path], environment=environment)
+        self.start([*command, path], environment)
+        self.drive_in(memory)
 
-    def start_in(
-        self,
-        memory: memoryview,
-        command: Sequence[str | Path],
-        *,
-        threads: int = 1,
-        environment: Mapping[str, str] | None = None,
-    ) -> None:
-        """Start it with its ring in this memory."""
+    def drive_in(self, memory: memoryview, *, threads: int = 1) -> None:
+        """Drive it by a ring in this memory."""
         self._memory = memory
-        self.area = 1 << ((len(memory) - mmap.PAGESIZE) // 2).bit_length() - 1
-        super().__init__(command, threads=threads, environment=environment)
+        self.drive(Ring(memory, self._rest), threads=threads)
 
-    def count(self, number: int) -> int:
-        """Return a count of the ring."""
-        return int.from_bytes(self._memory[64 * number : 64 * number + 4], "little")
+    def add_to_count(self, number: int, lie: int) -> None:
+        """Change a count of the ring, behind its back."""
+        place = slice(64 * number, 64 * number + 4)
+        value = int.from_bytes(self._memory[place], "little") + lie
+        self._memory[place] = (value % (1 << 32)).to_bytes(4, "little")
 
-    def set_count(self, number: int, value: int) -> None:
-        """Set a count of the ring."""
-        self._memory[64 * number : 64 * number + 4] = (value % (1 << 32)).to_bytes(4, "little")
-
-    def _write(self, data: bytes) -> None:
-        while data:
-            written = self.count(self.REQUESTS_WRITTEN)
-            room = self.area - (written - self.count(self.REQUESTS_READ)) % (1 << 32)
-            at = written % self.area
-            part = data[: min(room, self.area - at)]
-            self._memory[mmap.PAGESIZE + at : mmap.PAGESIZE + at + len(part)] = part
-            self.set_count(self.REQUESTS_WRITTEN, written + len(part))
-            data = data[len(part) :]
-            self._rest(bool(part))
-
-    def _read(self, size: int) -> bytes:
-        data = b""
-        while len(data) < size:
-            read = self.count(self.ANSWERS_READ)
-            there = (self.count(self.ANSWERS_WRITTEN) - read) % (1 << 32)
-            at = read % self.area
-            first = mmap.PAGESIZE + self.area + at
-            part = self._memory[first : first + min(there, self.area - at, size - len(data))].tobytes()
-            self.set_count(self.ANSWERS_READ, read + len(part))
-            data += part
-            self._rest(bool(part))
-        return data
-
-    def _rest(self, moved: bool) -> None:
-        if not moved:
-            if self.process.poll() is not None:
-                raise Gone
-            time.sleep(0.0005)
+    def _rest(self) -> None:
+        if self.process.poll() is not None:
+            raise Gone("It has ended.")
+        time.sleep(0.0005)
 
 
 def provide(app: Application, *, chunks: int = _PLENTY) -> None:

@@ -7,25 +7,23 @@ import struct
 from collections.abc import Sequence
 from pathlib import Path
 
-from inner_application import Application, Ask, Finish, Reply, Status
+from inner_application import Application
 
+from flexserve.tee_client.messages import (
+    KEPT_PART,
+    Ask,
+    Finish,
+    Progress,
+    Reply,
+    Status,
+    packed,
+    progress,
+    unpacked,
+)
 from flexserve.trusted.store.aead import TAG_SIZE
 from flexserve.trusted.store.container import chunk_length, chunk_offset, read_manifest
 from flexserve.trusted.store.keys import DeviceKey
 from flexserve.trusted.store.manifest import CHUNK, Manifest
-
-_PROGRESS = struct.Struct("<IIII")
-_KEPT_PART = 1 << 16  # bytes
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Progress:
-    """Where a generation is after a step."""
-
-    sequence: int
-    pending: int
-    said: int
-    finished: Finish
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -146,7 +144,7 @@ class Opened:
         """Return what a sequence has, sealed."""
         reply = self.do(Ask.KEEP, sequence)
         size = reply.values[0]
-        parts = [self.do(Ask.KEPT, part).payload for part in range(-(-size // _KEPT_PART))]
+        parts = [self.do(Ask.KEPT, part).payload for part in range(-(-size // KEPT_PART))]
         return SealedKv(size, reply.payload, parts)
 
     def resume(self, sequence: int, kv: SealedKv) -> Status:
@@ -157,21 +155,3 @@ class Opened:
             if reply.status is not Status.DONE:
                 return reply.status
         return Status.DONE
-
-
-def progress(reply: Reply) -> list[Progress]:
-    """Return what a step answers."""
-    return [
-        Progress(sequence, pending, said, Finish(finished))
-        for sequence, pending, said, finished in _PROGRESS.iter_unpack(reply.payload)
-    ]
-
-
-def packed(numbers: Sequence[int]) -> bytes:
-    """Return numbers as a payload."""
-    return struct.pack(f"<{len(numbers)}I", *numbers)
-
-
-def unpacked(payload: bytes) -> list[int]:
-    """Return the numbers of a payload."""
-    return list(struct.unpack(f"<{len(payload) // 4}I", payload))

@@ -13,11 +13,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from inner_application import MODEL, QUESTION, ROOT, Application, Ask, Finish, provide
+from inner_application import MODEL, QUESTION, ROOT, Application, provide
 from inner_models import Opened, SealedFile
 from test_inner_on_a_machine import CHUNKS, RAM, AtSEl0
 
 from flexserve.emulator import trusted_app
+from flexserve.tee_client.messages import Ask, Finish
 from flexserve.testing.machines import booted
 from flexserve.trusted.store.keys import DeviceKey
 from flexserve.trusted.store.sealing import seal_file

@@ -6,10 +6,12 @@ import dataclasses
 import subprocess
 
 import pytest
-from inner_application import MODEL, QUESTION, Ask, Finish, Kind, Start, Status, provide
-from inner_models import Image, Opened, SealedFile, packed, unpacked
+from inner_application import MODEL, QUESTION, Start, provide
+from inner_models import Image, Opened, SealedFile
 
 from flexserve.emulator.trusted_app import Programs
+from flexserve.protocol.trusted_app import Kind
+from flexserve.tee_client.messages import Ask, Finish, Status, packed, unpacked
 
 OTHER = "<|im_start|>user\nWhat is a granule?<|im_end|>\n<|im_start|>assistant\n"
 

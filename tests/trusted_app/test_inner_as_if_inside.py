@@ -8,10 +8,12 @@ from mmap import PAGESIZE
 from pathlib import Path
 
 import pytest
-from inner_application import QUESTION, ROOT, Ask, Kind, RingApplication, Status
+from inner_application import QUESTION, ROOT, RingApplication
 from inner_models import Image, Opened, SealedFile
 
 from flexserve.emulator.trusted_app import Programs
+from flexserve.protocol.trusted_app import Kind
+from flexserve.tee_client.messages import Ask, Status
 
 # What trusted-app/tests/fake_secure_os.cpp plays.
 PLAYED_CHUNKS = 128  # that its OS has, nearly

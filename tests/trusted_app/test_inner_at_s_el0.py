@@ -15,12 +15,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from inner_application import QUESTION, ROOT, Ask, Kind, RingApplication, Status
+from inner_application import QUESTION, ROOT, RingApplication
 from inner_models import Image, Opened, SealedFile
 
 from flexserve.emulator import secure_os, tools
 from flexserve.emulator.trusted_app import CROSS, Programs
 from flexserve.platforms.trustzone import abi, layout
+from flexserve.protocol.trusted_app import Kind
+from flexserve.tee_client.messages import Ask, Status
 from flexserve.units import MIB
 
 SOURCES = Path(__file__).parents[2]
@@ -159,7 +161,8 @@ class InnerMachine(RingApplication):
         command = ["qemu-system-aarch64", "-machine", MACHINE, "-cpu", "cortex-a76", "-smp", "2"]
         size = ["-m", str(RAM_BYTES // MIB), "-object", backend, "-bios", str(flash)]
         ring = memoryview(self.ram)[RING_PAGE * mmap.PAGESIZE :][: RING_PAGES * mmap.PAGESIZE]
-        self.start_in(ring, [*command, *size, *QUIET], threads=2)
+        self.start([*command, *size, *QUIET])
+        self.drive_in(ring, threads=2)
 
     def end(self) -> None:
         """End it. Always safe."""

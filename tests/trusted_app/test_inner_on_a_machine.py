@@ -7,12 +7,15 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from inner_application import QUESTION, ROOT, Ask, Kind, RingApplication
+from inner_application import QUESTION, ROOT, Application
 from inner_models import Opened, SealedFile
 
 from flexserve.emulator.machine import Machine
 from flexserve.emulator.trusted_app import Programs
 from flexserve.platforms.trustzone.ram import BASE, PAGE
+from flexserve.protocol.trusted_app import Kind
+from flexserve.tee_client.messages import Ask
+from flexserve.tee_client.ring import Ring
 from flexserve.testing.machines import booted
 from flexserve.testing.trustzone import eventually
 from flexserve.units import MIB
@@ -24,27 +27,22 @@ CHUNKS = 40  # for the model of the tests, and half of them for the heap
 SAID = "/sys/kernel/debug/flexmem/said"
 
 
-class AtSEl0(RingApplication):
+class AtSEl0(Application):
     """The application of a machine, driven through the ring in its RAM: the test plays its user space."""
 
     def __init__(self, machine: Machine, *, threads: int = 1) -> None:
-        self._machine, self._tag = machine, 0
+        self._machine = machine
         state = machine.agent.ask("flexmem")
         size = state["ring_pages"] * PAGE
-        ring = mmap.mmap(machine.ram_fd, size, offset=state["ring_page"] * PAGE - BASE)
-        self._memory = memoryview(ring)
-        self.area = 1 << ((size - PAGE) // 2).bit_length() - 1
-        self.version, self.chunk, self.batch, self.inside, *_ = self.do(Ask.HELLO, threads).values
+        memory = memoryview(mmap.mmap(machine.ram_fd, size, offset=state["ring_page"] * PAGE - BASE))
+        self.drive(Ring(memory, self._rest, self._told), threads=threads)
 
-    def send(self, kind: int, *arguments: int, payload: bytes = b"") -> int:
-        tag = super().send(kind, *arguments, payload=payload)
+    def _told(self) -> None:
         self._machine.agent.ask("write", SAID, "1")
-        return tag
 
-    def _rest(self, moved: bool) -> None:
-        if not moved:
-            self._machine.require_alive()
-            time.sleep(0.0005)
+    def _rest(self) -> None:
+        self._machine.require_alive()
+        time.sleep(0.0005)
 
 
 @pytest.fixture

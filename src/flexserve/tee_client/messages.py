@@ -1,0 +1,129 @@
+"""The messages of trusted-app/messages.h: requests to the trusted application, and its answers."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import struct
+from collections.abc import Sequence
+
+from flexserve.errors import PeerError
+
+VERSION = 1
+MOST_PAYLOAD = 16 << 20  # bytes
+KEPT_PART = 1 << 16  # bytes of plaintext
+NUMBERS = 5
+HEADER = struct.Struct(f"<IIQ{NUMBERS}Q")  # of a request and of an answer
+_PROGRESS = struct.Struct("<IIII")
+
+
+class Ask(enum.IntEnum):
+    """What is asked. The header says what each takes and gives."""
+
+    HELLO = 1
+    GRANT = 2
+    GIVE_BACK = 3
+    POOL = 4
+    SECRET = 5
+    OPEN = 6
+    CLOSE = 7
+    WRITE = 8
+    SEAL = 9
+    IMAGE = 10
+    LOAD = 11
+    EVICT = 12
+    RESIDENT = 13
+    TOKENISE = 14
+    DETOKENISE = 15
+    BEGIN = 16
+    STEP = 17
+    SAID = 18
+    END = 19
+    KEEP = 20
+    KEPT = 21
+    RESUME = 22
+    RESUMED = 23
+    LOAD_PAGES = 24
+    HEAP = 25
+
+
+# What is answered between two slices of a step. All else is refused as busy then.
+ABOUT_MEMORY = frozenset({Ask.GRANT, Ask.GIVE_BACK, Ask.POOL, Ask.EVICT, Ask.RESIDENT})
+
+
+class Status(enum.IntEnum):
+    """How it went."""
+
+    DONE = 0
+    REFUSED = 1
+    MISSING = 2
+    BAD = 3
+    UNSUPPORTED = 4
+    FAILED = 5
+    DAMAGED = 6
+    BUSY = 7
+
+
+class Finish(enum.IntEnum):
+    """Why a generation ended."""
+
+    NO = 0
+    STOP = 1
+    LENGTH = 2
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer."""
+
+    status: Status
+    values: tuple[int, ...]
+    payload: bytes
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a generation is after a step."""
+
+    sequence: int
+    pending: int  # tokens to compute before the next one can be chosen
+    said: int  # tokens said so far
+    finished: Finish
+
+
+def request(kind: int, tag: int, arguments: Sequence[int], payload: bytes) -> bytes:
+    """Return a request as it is sent: a header, then its payload."""
+    numbers = [*arguments, *[0] * (NUMBERS - len(arguments))]
+    return HEADER.pack(kind, len(payload), tag, *numbers) + payload
+
+
+def progress(reply: Reply) -> list[Progress]:
+    """Return what a step answers. Raises PeerError for what is none."""
+    try:
+        return [
+            Progress(sequence, pending, said, Finish(finished))
+            for sequence, pending, said, finished in _PROGRESS.iter_unpack(reply.payload)
+        ]
+    except (struct.error, ValueError):
+        raise broken("what it says of a step is none") from None
+
+
+def packed(numbers: Sequence[int]) -> bytes:
+    """Return numbers as a payload, 32 bits each."""
+    return struct.pack(f"<{len(numbers)}I", *numbers)
+
+
+def unpacked(payload: bytes) -> list[int]:
+    """Return the numbers of a payload. Raises PeerError when it is not made of whole ones."""
+    if len(payload) % 4:
+        raise broken("numbers are cut off")
+    return list(struct.unpack(f"<{len(payload) // 4}I", payload))
+
+
+def broken(what: str) -> PeerError:
+    """Return the error for an answer that cannot be."""
+    return PeerError(
+        f"The trusted application broke the protocol: {what}.",
+        hint="Restart flexserve.",
+        code="trusted_app_broken",
+    )
