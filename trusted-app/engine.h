@@ -85,6 +85,7 @@ class Model {
                                        uint32_t context, uint32_t sequences);
     ~Model();
 
+    const llama_model *llama() const { return model_; }
     const llama_vocab *vocabulary() const { return llama_model_get_vocab(model_); }
     uint32_t context_tokens() const { return context_tokens_; }
     uint32_t sequences() const { return sequences_; }

@@ -41,7 +41,7 @@ enum class Ask : uint32_t {
     load = 11,        // model, chunk; sealed, with its tag
     evict = 12,       // model, kind, first chunk, end chunk (of weights; of other kinds all go) → chunks that went
     resident = 13,    // model → chunks of scratch, KV, weights; a byte for each chunk of weights, 1: it is whole
-    tokenise = 14,    // model, 1: control tokens by name; text → tokens (u32 each)
+    tokenise = 14,    // model, 1: control tokens by name, 1: it does not begin a sequence; text → tokens (u32 each)
     detokenise = 15,  // model; tokens → text
     begin = 16,       // model, sequence, tokens to say at most, bits of a float: temperature, seed; tokens of the prompt.
                       // What the sequence's KV has of them is not computed again → tokens to compute
@@ -56,6 +56,9 @@ enum class Ask : uint32_t {
                       // many, 512 in all, which the OS has granted. They are its memory from here on
     heap = 25,        // chunks, 1: of the unused ones, at most, to be heap from here on; 0: of the heap, free ones, to be unused
                       // → how many. Outside the secure OS: 0
+    describe = 60,    // model; key of its metadata → the value as text, nothing where there is none or it is a list
+    words = 61,       // model, first → tokens in all, 1: one begins a sequence, which; a Word and its text for each token from
+                      // the first on, as many as one answer takes
 };
 
 constexpr uint32_t kept_part_bytes = 1 << 16;
@@ -65,6 +68,13 @@ struct Sealed {
     uint8_t model[16];
     uint8_t salt[32];
     uint8_t wrapped_key[60];
+};
+
+// A token, before its text.
+struct Word {
+    uint32_t attributes;  // llama.cpp's
+    uint32_t ends;        // 1: it ends an answer
+    uint32_t bytes;
 };
 
 enum class Status : uint32_t {

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "secure_os.h"
+#include "vocabulary.h"
 
 namespace {
 
@@ -98,6 +99,8 @@ Status Service::of_model(Open &open, Call call) {
         case Ask::resident: return resident(*open.model, call);
         case Ask::tokenise: return tokenise(*open.model, call);
         case Ask::detokenise: return detokenise(*open.model, call);
+        case Ask::describe: describe(*open.model, call.payload, call.said); return Status::done;
+        case Ask::words: return words(*open.model, call.argument(1), call.said, call.values);
         case Ask::begin: return begin(open, call);
         case Ask::step: return step(open, call);
         case Ask::said: return said(open, call);
@@ -237,7 +240,7 @@ Status Service::tokenise(const Model &model, Call call) {
     const auto length = static_cast<int32_t>(call.payload.size());  // most_payload fits
     std::vector<llama_token> tokens(call.payload.size() + 16);      // no vocabulary has tokens of no bytes
     const int32_t count = llama_tokenize(model.vocabulary(), text, length, tokens.data(),
-                                         static_cast<int32_t>(tokens.size()), true, call.argument(1) == 1);
+                                         static_cast<int32_t>(tokens.size()), call.argument(2) == 0, call.argument(1) == 1);
     if (count < 0) return Status::failed;
     tokens.resize(static_cast<size_t>(count));
     put(tokens, call.said);

@@ -24,7 +24,6 @@ from flexserve.protocol.statuses import Abilities
 from flexserve.trusted import open_model
 from flexserve.trusted.engine.context import Span
 from flexserve.trusted.engine.kv import KvCache
-from flexserve.trusted.engine.vocabulary import Gap
 from flexserve.trusted.heartbeat import Heartbeat
 from flexserve.trusted.memory.flexmem import FlexMem
 from flexserve.trusted.requests import embedding, trial
@@ -32,6 +31,7 @@ from flexserve.trusted.store import Store
 from flexserve.trusted.store.image import DamagedImageError
 from flexserve.trusted.text.grammar import TokenTree
 from flexserve.trusted.text.markers import Markers
+from flexserve.trusted.text.tokenizer import Gap
 from flexserve.trusted.weights.chunks import Part, Weights
 from flexserve.trusted.weights.job import RestoreStats
 from flexserve.trusted.weights.residency import Residency

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import types
 from typing import Any
 
 from flexserve.trusted.sidecar import start_helper
@@ -19,5 +18,4 @@ def renderer() -> Renderer:
 
 def template_of(source: str, vocabulary: Any) -> ChatTemplate:
     """Return `source` as the template of a model with that vocabulary."""
-    model: Any = types.SimpleNamespace(header=types.SimpleNamespace(chat_template=source))
-    return ChatTemplate(model, vocabulary, renderer())
+    return ChatTemplate(source, vocabulary, renderer())

@@ -262,6 +262,7 @@ def test_a_raw_prompt_has_the_tokens_of_llama_cpp_which_reads_control_tokens(
     entry: Any = types.SimpleNamespace(
         vocabulary=vocabulary, template=None, context=types.SimpleNamespace(size=999)
     )
-    tokens = Preparation(renderer()).prepare(entry, Generate(1, "m", TextPrompt(text), Sampling())).tokens
+    request = Generate(1, "m", TextPrompt(text), Sampling())
+    tokens = Preparation(renderer()).prepare(entry, request).prompt.tokens
     assert tokens == plain.tokenize(text.encode(), add_bos=True, special=True)
     assert controls(vocabulary, tokens)

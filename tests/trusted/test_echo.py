@@ -88,7 +88,7 @@ def test_what_was_scored_before_a_graph_broke_off_is_not_said_twice(world: World
 
 def test_a_prompt_may_be_tokens_with_texts_among_them(world: World) -> None:
     made = prepared(world, TokenPrompt([104, "ell", 111, 62]))
-    assert (made.tokens, made.echo) == ([*b"hello>"], "hello>")
+    assert (made.prompt.tokens, made.prompt.echo) == ([*b"hello>"], "hello>")
 
 
 def test_a_token_that_there_is_not_is_the_callers_mistake(world: World) -> None:
@@ -121,5 +121,5 @@ def test_a_text_without_a_prompt_of_text_is_the_same_as_its_tokens(world: World)
         Preparation(world.services.renderer).prepare(world.entry(), Generate(1, "a", prompt, Sampling()))
         for prompt in (TextPrompt("hello>"), TokenPrompt([*b"hello>"]))
     ]
-    assert made[0].tokens == made[1].tokens
-    assert made[0].echo == made[1].echo == ""
+    assert made[0].prompt.tokens == made[1].prompt.tokens
+    assert made[0].prompt.echo == made[1].prompt.echo == ""

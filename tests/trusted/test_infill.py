@@ -9,13 +9,13 @@ from flexserve.errors import CallerError
 from flexserve.protocol.prompts import InfillPrompt, Snippet
 from flexserve.protocol.requests import Generate
 from flexserve.protocol.sampling import Sampling
-from flexserve.trusted.engine.vocabulary import Gap
 from flexserve.trusted.text.preparation import Preparation
+from flexserve.trusted.text.tokenizer import Gap
 
 
 def tokens(world: World, prompt: InfillPrompt) -> list[int]:
     request = Generate(1, "a", prompt, Sampling())
-    return Preparation(world.services.renderer).prepare(world.entry(), request).tokens
+    return Preparation(world.services.renderer).prepare(world.entry(), request).prompt.tokens
 
 
 def test_what_is_before_comes_first_then_what_is_behind_then_the_middle(world: World) -> None:

@@ -22,12 +22,13 @@ def prepare(world: World, prompt: str | ChatPrompt, **sampling: object) -> Prepa
 
 def test_a_text_is_its_tokens(world: World) -> None:
     prepared = prepare(world, "text")
-    assert (prepared.tokens, prepared.begun, prepared.echo) == ([*b"text"], "", "")
+    prompt = prepared.prompt
+    assert (prompt.tokens, prompt.begun, prompt.echo) == ([*b"text"], "", "")
     assert prepared.entry is world.entry()
 
 
 def test_a_conversation_is_rendered(world: World) -> None:
-    assert prepare(world, ChatPrompt([ChatMessage("user", "hi")])).tokens == [*b"user: hi>"]
+    assert prepare(world, ChatPrompt([ChatMessage("user", "hi")])).prompt.tokens == [*b"user: hi>"]
 
 
 def test_an_answer_with_a_schema_is_confined(world: World) -> None:
@@ -46,7 +47,7 @@ def test_a_schema_that_cannot_be_followed_is_the_callers_mistake(world: World) -
 @pytest.mark.parametrize(("length", "fits"), [(511, True), (512, False)])
 def test_a_prompt_leaves_room_for_an_answer(world: World, length: int, fits: bool) -> None:
     if fits:
-        assert len(prepare(world, "x" * length).tokens) == length
+        assert len(prepare(world, "x" * length).prompt.tokens) == length
     else:
         with pytest.raises(CallerError, match="available context size of 512"):
             prepare(world, "x" * length)

@@ -6,6 +6,7 @@ import dataclasses
 import enum
 import struct
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from flexserve.errors import PeerError
 
@@ -15,6 +16,7 @@ KEPT_PART = 1 << 16  # bytes of plaintext
 NUMBERS = 5
 HEADER = struct.Struct(f"<IIQ{NUMBERS}Q")  # of a request and of an answer
 _PROGRESS = struct.Struct("<IIII")
+_WORD = struct.Struct("<III")
 
 
 class Ask(enum.IntEnum):
@@ -45,6 +47,8 @@ class Ask(enum.IntEnum):
     RESUMED = 23
     LOAD_PAGES = 24
     HEAP = 25
+    DESCRIBE = 60
+    WORDS = 61
 
 
 # What is answered between two slices of a step. All else is refused as busy then.
@@ -81,6 +85,14 @@ class Reply:
     payload: bytes
 
 
+class Word(NamedTuple):
+    """A token of a vocabulary. `attributes` are llama.cpp's; `ends`: it ends an answer."""
+
+    attributes: int
+    ends: bool
+    text: bytes
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Progress:
     """Where a generation is after a step."""
@@ -106,6 +118,23 @@ def progress(reply: Reply) -> list[Progress]:
         ]
     except (struct.error, ValueError):
         raise broken("what it says of a step is none") from None
+
+
+def words(payload: bytes) -> list[Word]:
+    """Return a part of a vocabulary. Raises PeerError for what is none."""
+    found, place = [], 0
+    while place < len(payload):
+        try:
+            attributes, ends, size = _WORD.unpack_from(payload, place)
+        except struct.error:
+            raise broken("its vocabulary is cut off") from None
+        place += _WORD.size
+        text = payload[place : place + size]
+        if len(text) < size:
+            raise broken("its vocabulary is cut off")
+        found.append(Word(attributes, ends != 0, text))
+        place += size
+    return found
 
 
 def packed(numbers: Sequence[int]) -> bytes:

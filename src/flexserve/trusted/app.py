@@ -155,7 +155,7 @@ class LlamaApp:
         prepared, message = it.prepared, it.message
         assert prepared is not None, "it is not prepared"
         assert isinstance(message, Generate)
-        return prepared.entry.conversations.plaintext(message.owner, _known(message, prepared.tokens))
+        return prepared.entry.conversations.plaintext(message.owner, _known(message, prepared.prompt.tokens))
 
     def begin(self, request: int) -> Progress | None:
         it, began = self._requests[request], time.monotonic()
@@ -164,8 +164,8 @@ class LlamaApp:
         assert isinstance(message, Generate)
         entry = prepared.entry
         with entry.using():
-            known = _known(message, prepared.tokens)
-            claimed = entry.conversations.claim(message.owner, prepared.tokens, known)
+            known = _known(message, prepared.prompt.tokens)
+            claimed = entry.conversations.claim(message.owner, prepared.prompt.tokens, known)
         if claimed is None:
             return None
         slot, cached = claimed

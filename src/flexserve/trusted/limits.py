@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 from flexserve.protocol.launch import SecureOptions
 from flexserve.protocol.model_options import MAX_CONTEXT, KvType, ModelOptions
+from flexserve.protocol.statuses import Description
+from flexserve.trusted.store.manifest import Manifest
 
 _DEFAULT_CONTEXT = 4096  # tokens
 
@@ -61,3 +63,23 @@ class ModelLimits:
     def draft_of(self, model: str) -> str:
         """Return the smaller model that guesses the next tokens of `model`; "": none does."""
         return self._options.get(model, ModelOptions()).draft or ""
+
+
+def described(manifest: Manifest, limits: Limits, draft: str) -> Description:
+    """Return what clients may know of a model that is or is not open; `draft` guesses its next tokens."""
+    trained = manifest.context_length
+    return Description(
+        digest=manifest.digest,
+        size=manifest.size,
+        created=manifest.created,
+        architecture=manifest.architecture,
+        parameters=manifest.parameters,
+        quantization=manifest.quantization,
+        trained_context=trained,
+        context=limits.context_of(trained),
+        sequences=limits.sequences,
+        adapter_of=manifest.adapts.name if manifest.adapts is not None else "",
+        kv=limits.kv,
+        shift=limits.shift,
+        draft=draft,
+    )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from flexserve.errors import CallerError, GrantRefusedError
-from flexserve.protocol.statuses import Abilities, Description, KvStatus
+from flexserve.protocol.statuses import Abilities, KvStatus
 from flexserve.trusted.engine.abilities import abilities_of
 from flexserve.trusted.engine.context import Context
 from flexserve.trusted.engine.model import Model
@@ -19,7 +19,7 @@ from flexserve.trusted.engine.runtime import Engine
 from flexserve.trusted.engine.vocabulary import Vocabulary
 from flexserve.trusted.kv.conversations import Conversations
 from flexserve.trusted.kv.sealed import SealedKv
-from flexserve.trusted.limits import Limits, ModelLimits
+from flexserve.trusted.limits import ModelLimits
 from flexserve.trusted.memory.flexmem import REFUSED_HINT
 from flexserve.trusted.store.image import DamagedImageError
 from flexserve.trusted.store.manifest import Manifest
@@ -73,7 +73,7 @@ class OpenModel:
         self._model = Model(engine, services.store, name)
         try:
             self.vocabulary = Vocabulary(self._model)
-            self.template = ChatTemplate(self._model, self.vocabulary, services.renderer)
+            self.template = ChatTemplate(self._model.header.chat_template, self.vocabulary, services.renderer)
             self.possible = abilities_of(self._model)  # before anything was computed
             self.abilities = abilities or self.possible
             sealed = SealedKv(
@@ -201,26 +201,6 @@ class OpenModel:
 
 def _heap_of(manifest: Manifest) -> int:
     return _HEAP_OF_HEADER * manifest.metadata_bytes
-
-
-def described(manifest: Manifest, limits: Limits, draft: str) -> Description:
-    """Return what clients may know of a model that is or is not open; `draft` guesses its next tokens."""
-    trained = manifest.context_length
-    return Description(
-        digest=manifest.digest,
-        size=manifest.size,
-        created=manifest.created,
-        architecture=manifest.architecture,
-        parameters=manifest.parameters,
-        quantization=manifest.quantization,
-        trained_context=trained,
-        context=limits.context_of(trained),
-        sequences=limits.sequences,
-        adapter_of=manifest.adapts.name if manifest.adapts is not None else "",
-        kv=limits.kv,
-        shift=limits.shift,
-        draft=draft,
-    )
 
 
 def require_room(manifest: Manifest) -> None:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from flexserve.protocol.statuses import Abilities
 from flexserve.protocol.trusted_app import Stored
-from flexserve.trusted.open_model import OpenModel, Services, described, require_heap, require_room
+from flexserve.trusted.limits import described
+from flexserve.trusted.open_model import OpenModel, Services, require_heap, require_room
 from flexserve.trusted.store.manifest import Manifest
 from flexserve.trusted.store.record import Record
 

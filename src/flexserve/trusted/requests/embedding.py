@@ -13,7 +13,7 @@ from flexserve.protocol.answers import Embedded, Finished, Started, Usage
 from flexserve.protocol.requests import Embed
 from flexserve.trusted.engine.embedder import Embedder
 from flexserve.trusted.open_model import OpenModel
-from flexserve.trusted.text.preparation import numbered
+from flexserve.trusted.text.prompt import numbered
 from flexserve.trusted.weights.job import RestoreStats
 
 _TOGETHER = 64  # vectors of a message: far below what a frame holds, for any model

@@ -15,12 +15,12 @@ from flexserve.protocol.sampling import Sampling
 from flexserve.protocol.trusted_app import Progress
 from flexserve.trusted.engine.context import Span
 from flexserve.trusted.engine.sampler import log_probabilities
-from flexserve.trusted.engine.vocabulary import TextStream
 from flexserve.trusted.kv.slots import Slot
 from flexserve.trusted.open_model import OpenModel
 from flexserve.trusted.requests.context_shift import ContextShift, shift_of
 from flexserve.trusted.text.preparation import Prepared
 from flexserve.trusted.text.stops import StopScanner
+from flexserve.trusted.text.tokenizer import TextStream
 from flexserve.trusted.weights.job import RestoreStats
 
 Send = Callable[[msgspec.Struct], None]
@@ -38,7 +38,7 @@ class Generation:
         self.entry, self.request = entry, request
         self._received, self._send = received, send
         self._sampling = request.sampling
-        self.tokens = list(prepared.tokens)
+        self.tokens = list(prepared.prompt.tokens)
         self._prompt_size, self._prepared = len(self.tokens), prepared
         self.slot: Slot | None = None
         self.done = self._cached = self._count = 0
@@ -46,9 +46,9 @@ class Generation:
         self._shift = _shift_of(entry, self._sampling, self._prompt_size)
         self._shifted = False
         self._limit = self._answer_limit()
-        self._stream = TextStream(entry.vocabulary, prepared.shown)
+        self._stream = TextStream(entry.vocabulary, prepared.prompt.shown)
         self._scanner = StopScanner(self._sampling.stop)
-        self._sampler, self._thoughts, self._echo = prepared.sampler, prepared.thoughts, prepared.echo
+        self._sampler, self._thoughts = prepared.sampler, prepared.thoughts
         self._reason: str | None = None  # why the answer ended
         self._thrown = 0  # tokens that were computed after its end
         self._said = 0  # tokens of the prompt whose probabilities were sent
@@ -64,13 +64,11 @@ class Generation:
         self.slot, self._cached, self._began = slot, cached, began
         self.done = cached
         slot.tokens = self.tokens[:cached]
-        prepared = self._prepared
-        self._send(
-            Started(self.request.request, self._prompt_size, prepared.notation, prepared.begun, cached)
-        )
+        prompt = self._prepared.prompt
+        self._send(Started(self.request.request, self._prompt_size, prompt.notation, prompt.begun, cached))
         self._told = cached
-        if self._echo:
-            self._send(Delta(self.request.request, self._echo, 0))
+        if prompt.echo:
+            self._send(Delta(self.request.request, prompt.echo, 0))
 
     @property
     def number(self) -> int:

@@ -18,6 +18,7 @@ differ), to rename a model, or to bring one from another device.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import struct
 from typing import Annotated
@@ -161,6 +162,20 @@ def read_block(block: bytes, device: Device, *, unfinished: bool = False) -> Man
         return msgspec.json.decode(text, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         raise bad("its manifest is not one this program writes") from None
+
+
+def read_label(block: bytes) -> Manifest:
+    """Return what the manifest in `block` says, which nobody verified: for who has no key, and opens nothing.
+
+    Raises StoredDataError for what is none.
+    """
+    if len(block) == BLOCK_SIZE:
+        magic, version, length = _PRELUDE.unpack_from(block)
+        if magic in (_MAGIC, _VENDORS) and version == FORMAT_VERSION:
+            with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+                text = block[_PRELUDE.size : _PRELUDE.size + min(length, _MAX_TEXT)]
+                return msgspec.json.decode(text, type=Manifest)
+    raise bad("it does not start as one")
 
 
 def read_vendor_block(block: bytes) -> Manifest:

@@ -12,12 +12,11 @@ import msgspec
 from flexserve.errors import CallerError, StoredDataError
 from flexserve.protocol.notation import HERMES, CallNotation, Notation, Style
 from flexserve.protocol.prompts import ChatMessage, ChatPrompt
-from flexserve.trusted.engine.model import Model
-from flexserve.trusted.engine.vocabulary import Vocabulary
 from flexserve.trusted.text import conversation
 from flexserve.trusted.text.markers import Markers
 from flexserve.trusted.text.rendering.jobs import Result
 from flexserve.trusted.text.rendering.renderer import Renderer
+from flexserve.trusted.text.tokenizer import Tokenizer
 
 # For models without a template. `flexserve add`, `show` and `run` say that theirs is none of the model's.
 _DEFAULT_TEMPLATE = (
@@ -33,8 +32,9 @@ FUNCTIONARY = ">>>"  # everything that its models say has a recipient; "all" is 
 class ChatTemplate:
     """The model's own chat template: code of a stranger, run by the secure world's helper. Thread-safe."""
 
-    def __init__(self, model: Model, vocabulary: Vocabulary, renderer: Renderer) -> None:
-        self._source = model.header.chat_template or _DEFAULT_TEMPLATE
+    def __init__(self, source: str | None, vocabulary: Tokenizer, renderer: Renderer) -> None:
+        """`source`: what the model's file has; None or "": it brings none."""
+        self._source = source or _DEFAULT_TEMPLATE
         self._vocabulary, self._renderer = vocabulary, renderer
         self.beginning = vocabulary.text_of("tokenizer.ggml.bos_token_id")
         self.end = vocabulary.text_of("tokenizer.ggml.eos_token_id")

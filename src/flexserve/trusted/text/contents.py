@@ -24,9 +24,9 @@ import msgspec
 
 from flexserve.errors import CallerError
 from flexserve.protocol.prompts import ChatMessage, ChatPrompt
-from flexserve.trusted.engine.vocabulary import Vocabulary
 from flexserve.trusted.text.chat_template import ChatTemplate
 from flexserve.trusted.text.markers import Markers, Span
+from flexserve.trusted.text.tokenizer import Tokenizer
 
 # Characters for private use, in the order in which they are tried.
 _PLACEHOLDERS = (*range(0x100000, 0x10FFFE), *range(0xF0000, 0xFFFFE))
@@ -42,7 +42,7 @@ class ChatTokens(NamedTuple):
 
 
 def chat_tokens(
-    prompt: ChatPrompt, template: ChatTemplate, vocabulary: Vocabulary, *, confined: bool = False
+    prompt: ChatPrompt, template: ChatTemplate, vocabulary: Tokenizer, *, confined: bool = False
 ) -> ChatTokens:
     """Return the tokens of a conversation; `confined` and errors are those of rendering it."""
     text, tokens = rendered(prompt, template, vocabulary, confined=confined)
@@ -50,7 +50,7 @@ def chat_tokens(
 
 
 def rendered(
-    prompt: ChatPrompt, template: ChatTemplate, vocabulary: Vocabulary, *, confined: bool = False
+    prompt: ChatPrompt, template: ChatTemplate, vocabulary: Tokenizer, *, confined: bool = False
 ) -> tuple[str, list[int]]:
     """Return the text that a template makes of a conversation, and its tokens; the rest as `chat_tokens`."""
     contents = Contents(prompt, vocabulary.markers, template.structure)

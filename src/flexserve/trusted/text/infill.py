@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from flexserve.errors import CallerError
 from flexserve.protocol.prompts import InfillPrompt
-from flexserve.trusted.engine.vocabulary import Gap, Vocabulary
+from flexserve.trusted.text.tokenizer import Gap, Tokenizer
 
 
-def infill_tokens(prompt: InfillPrompt, vocabulary: Vocabulary) -> list[int]:
+def infill_tokens(prompt: InfillPrompt, vocabulary: Tokenizer) -> list[int]:
     """Return the tokens of `prompt`: other texts of its project, what is before the gap, what is behind it.
 
     Raises CallerError (code "infill_unsupported") for a model that knows no gaps.
@@ -29,7 +29,7 @@ def infill_tokens(prompt: InfillPrompt, vocabulary: Vocabulary) -> list[int]:
     return [*_snippets(prompt, gap, vocabulary), *tokens, *before, *behind, gap.middle]
 
 
-def _snippets(prompt: InfillPrompt, gap: Gap, vocabulary: Vocabulary) -> list[int]:
+def _snippets(prompt: InfillPrompt, gap: Gap, vocabulary: Tokenizer) -> list[int]:
     tokens: list[int] = []
     for snippet in prompt.snippets:
         heading = f"{snippet.name}\n" if gap.file is not None else "\n\n--- snippet ---\n\n"

@@ -1,0 +1,55 @@
+#include "vocabulary.h"
+
+#include <string>
+
+#include "llama.h"
+
+namespace {
+
+constexpr size_t most_words_bytes = 1 << 20;  // of one answer; a word may go beyond it
+
+void add(const void *data, size_t bytes, std::vector<std::byte> &target) {
+    const auto *first = static_cast<const std::byte *>(data);
+    target.insert(target.end(), first, first + bytes);
+}
+
+// What a token stands for, those of control by name.
+std::string piece(const llama_vocab *vocabulary, llama_token token) {
+    std::string text(64, '\0');
+    int32_t length = llama_token_to_piece(vocabulary, token, text.data(), static_cast<int32_t>(text.size()), 0, true);
+    if (length < 0) {
+        text.resize(static_cast<size_t>(-length));
+        length = llama_token_to_piece(vocabulary, token, text.data(), -length, 0, true);
+    }
+    text.resize(length < 0 ? 0 : static_cast<size_t>(length));
+    return text;
+}
+
+}  // namespace
+
+void describe(const Model &model, const std::vector<std::byte> &key, std::vector<std::byte> &said) {
+    const std::string name(reinterpret_cast<const char *>(key.data()), key.size());
+    const int32_t length = llama_model_meta_val_str(model.llama(), name.c_str(), nullptr, 0);
+    if (length <= 0 || static_cast<uint32_t>(length) > most_payload - 1) return;
+    said.resize(static_cast<size_t>(length) + 1);
+    llama_model_meta_val_str(model.llama(), name.c_str(), reinterpret_cast<char *>(said.data()), said.size());
+    said.pop_back();
+}
+
+Status words(const Model &model, uint64_t first, std::vector<std::byte> &said, uint64_t (&values)[5]) {
+    const llama_vocab *vocabulary = model.vocabulary();
+    const auto count = static_cast<uint64_t>(llama_vocab_n_tokens(vocabulary));
+    if (first > count) return Status::bad;
+    for (uint64_t number = first; number < count && said.size() < most_words_bytes; number++) {
+        const auto token = static_cast<llama_token>(number);
+        const std::string text = piece(vocabulary, token);
+        const Word word{static_cast<uint32_t>(llama_vocab_get_attr(vocabulary, token)),
+                        llama_vocab_is_eog(vocabulary, token), static_cast<uint32_t>(text.size())};
+        add(&word, sizeof word, said);
+        add(text.data(), text.size(), said);
+    }
+    values[0] = count;
+    values[1] = llama_vocab_get_add_bos(vocabulary);
+    values[2] = static_cast<uint32_t>(llama_vocab_bos(vocabulary));
+    return Status::done;
+}
