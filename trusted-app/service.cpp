@@ -10,7 +10,7 @@
 
 namespace {
 
-constexpr size_t most_models = 8;
+constexpr size_t most_models = 9;  // one more than policy keeps open: another one goes when it is there
 constexpr uint64_t most_sequences = 16;
 constexpr uint64_t most_context = 1 << 20;        // tokens
 constexpr uint64_t most_file = uint64_t{1} << 40;  // bytes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import enum
 import re
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -15,6 +14,7 @@ import msgspec
 import pytest
 
 from flexserve.protocol.answers import Delta, Failed, Finished, Timings, Usage
+from flexserve.testing.port_recorder import Recorder
 
 pytestmark = pytest.mark.engine
 
@@ -32,60 +32,6 @@ class Crossed:
     answers: list[str]
     ends: list[Finished]  # what policy heard of two answers that different stop strings ended
     stops: list[int]  # what their clients heard
-
-
-class Recorder:
-    """Passes calls on to an application, and keeps all that goes in and comes out, as text."""
-
-    def __init__(self, app: Any) -> None:
-        self._app = app
-        self.crossed: list[str] = []
-        self.methods: set[str] = set()
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self._app, name)
-        if not callable(value):
-            self._keep(name, value)
-            return value
-
-        def passed_on(*arguments: Any, **named: Any) -> Any:
-            self.methods.add(name)
-            watched = [self._callback(it) if callable(it) else it for it in arguments]
-            self._keep(name, arguments, named)
-            try:
-                result = value(*watched, **named)
-            except BaseException as error:
-                self._keep(name, error)
-                raise
-            self._keep(name, result)
-            return result
-
-        return passed_on
-
-    def _callback(self, callback: Any) -> Any:
-        def called(*arguments: Any) -> None:
-            self._keep("callback", arguments)
-            callback(*arguments)
-
-        return called
-
-    def _keep(self, *values: Any) -> None:
-        self.crossed.append(repr([_plain(value) for value in values]))
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as data: whatever a policy could find by looking into it."""
-    if isinstance(value, BaseException):
-        return [type(value).__name__, value.args, _plain(vars(value)), _plain(value.__cause__)]
-    if isinstance(value, enum.Enum) or callable(value):
-        return str(value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +91,7 @@ def _serve(folder: Path) -> Crossed:
 
     def ask(message: Any) -> Finished | None:
         ticket = app.admit(message)
-        recorder._keep("ticket", ticket)
+        recorder.keep("ticket", ticket)
         scheduler.submit(ticket)
         while True:
             answer = sent.get(timeout=SECONDS)
@@ -189,8 +135,8 @@ def _serve(folder: Path) -> Crossed:
     for number, source in enumerate(sources, 104):
         ask(Convert(number, "tiny", source))
     ask(Convert(107, "tiny", ToText([1 << 40])))  # is refused
-    recorder._keep("answer", memory.answer(Recall(1, demand=1 << 20, deadline=1000)))
-    recorder._keep("statuses", models.statuses())
+    recorder.keep("answer", memory.answer(Recall(1, demand=1 << 20, deadline=1000)))
+    recorder.keep("statuses", models.statuses())
     scheduler.drain(10)
     return Crossed(recorder.crossed, recorder.methods, answers, [end for end in ends if end], stops)
 

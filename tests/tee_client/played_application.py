@@ -1,12 +1,34 @@
-"""A trusted application that is played in Python, for tests of who drives it."""
+"""A trusted application that is played in Python, for tests of who drives it.
+
+Its model has a token for each byte and one that ends answers; it answers a prompt with the first characters
+of its digest, and needs all of its weights for that. Its OS grants up to `memory` chunks.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import queue
-from collections.abc import Callable
+import secrets
+import struct
+import threading
+from collections.abc import Callable, Sequence
 
 from flexserve.errors import PeerError
-from flexserve.tee_client.messages import HEADER, Status
+from flexserve.protocol.trusted_app import Kind
+from flexserve.tee_client.messages import HEADER, KEPT_PART, VERSION, Ask, Finish, Status, packed, unpacked
+
+CHUNK = 4096  # bytes
+BATCH = 64  # tokens
+WEIGHTS, KV, SCRATCH = 4, 2, 1  # chunks of a model
+CONTEXT = 512  # tokens
+END = 256  # the token that ends an answer
+TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}>{% endfor %}"
+_CONTROL, _NORMAL = 8, 4
+
+
+def answer_to(prompt: str) -> str:
+    """Return what the model says to `prompt`."""
+    return hashlib.sha256(prompt.encode()).hexdigest()[:8]
 
 
 def answer(tag: int, status: int = Status.DONE, payload: bytes = b"", *values: int) -> bytes:
@@ -43,3 +65,274 @@ class PlayedWire:
             self._rest += more
         data, self._rest = self._rest[:size], self._rest[size:]
         return data
+
+
+class PlayedModel:
+    """An open model."""
+
+    def __init__(self, sequences: int) -> None:
+        self.ready = [False] * WEIGHTS
+        self.kv = self.scratch = 0
+        self.image = b""
+        self.cached: list[list[int]] = [[] for _ in range(sequences)]
+        self.running: dict[int, PlayedGeneration] = {}
+        self.kept: bytes = b""
+
+
+class PlayedGeneration:
+    """What a sequence says."""
+
+    def __init__(self, prompt: list[int], done: int, most: int) -> None:
+        self.tokens, self.prompt, self.done, self.most = prompt, len(prompt), done, most
+        self.given = 0
+        text = answer_to(bytes(token for token in prompt if token < END).decode())
+        self.answer = [*text.encode(), END]
+        self.finished = Finish.NO
+
+    @property
+    def said(self) -> int:
+        return len(self.tokens) - self.prompt
+
+    def choose(self) -> None:
+        token = self.answer[self.said]
+        if token == END:
+            self.finished = Finish.STOP
+            return
+        self.tokens.append(token)
+        if self.said >= self.most:
+            self.finished = Finish.LENGTH
+
+
+class PlayedApplication:
+    """It hears requests in a thread of its own. `between_slices` is called in each step."""
+
+    def __init__(self, memory: int = 1 << 20, *, inside: bool = False) -> None:
+        self.memory, self.granted, self.inside = memory, 0, inside  # chunks
+        self.unused = self.heap = 0
+        self.models: dict[int, PlayedModel] = {}
+        self.between_slices: Callable[[], None] = lambda: None
+        self.asked: list[Ask] = []
+        self.lies: dict[Ask, tuple[Status, bytes, tuple[int, ...]]] = {}  # what is answered instead
+        self.damaged = False  # nothing that comes from the disk authenticates
+        self._stepping = False
+        self._heard: queue.SimpleQueue[tuple[int, int, tuple[int, ...], bytes]] = queue.SimpleQueue()
+        self.wire = PlayedWire(self._hear)
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    @property
+    def held(self) -> int:
+        """The chunks that models, heap and nobody have."""
+        used = sum(sum(model.ready) + model.kv + model.scratch for model in self.models.values())
+        return used + self.unused + self.heap
+
+    def _hear(self, *request: object) -> bytes:
+        self._heard.put(request)  # type: ignore[arg-type]
+        return b""
+
+    def _serve(self) -> None:
+        while True:
+            self._answer(*self._heard.get())
+
+    def answer_waiting(self) -> None:
+        """Answer what was asked meanwhile, as between two slices."""
+        while not self._heard.empty():
+            self._answer(*self._heard.get())
+
+    def _answer(self, number: int, tag: int, arguments: tuple[int, ...], payload: bytes) -> None:
+        kind = Ask(number)
+        self.asked.append(kind)
+        if kind in self.lies:
+            status, said, values = self.lies[kind]
+        else:
+            status, said, values = self._carry_out(kind, arguments, payload)
+        self.wire.say(answer(tag, status, said, *values))
+
+    def _carry_out(
+        self, kind: Ask, arguments: tuple[int, ...], payload: bytes
+    ) -> tuple[Status, bytes, tuple[int, ...]]:
+        memory = {Ask.GRANT, Ask.GIVE_BACK, Ask.POOL, Ask.EVICT, Ask.RESIDENT}
+        if self._stepping and kind not in memory:
+            return Status.BUSY, b"", ()
+        if kind in {Ask.HELLO, Ask.GRANT, Ask.GIVE_BACK, Ask.POOL, Ask.OPEN, Ask.HEAP}:
+            return self._without_model(kind, arguments)
+        model = self.models.get(arguments[0])
+        if model is None:
+            return Status.BAD, b"", ()
+        if kind is Ask.CLOSE:
+            self.unused += sum(model.ready) + model.kv + model.scratch
+            del self.models[arguments[0]]
+            return Status.DONE, b"", ()
+        for part in (self._memory, self._text, self._generations, self._kv):
+            found = part(kind, model, arguments, payload)
+            if found is not None:
+                return found
+        return Status.BAD, b"", ()
+
+    def _without_model(self, kind: Ask, arguments: Sequence[int]) -> tuple[Status, bytes, tuple[int, ...]]:
+        match kind:
+            case Ask.HELLO:
+                return Status.DONE, b"", (VERSION, CHUNK, BATCH, int(self.inside))
+            case Ask.GRANT:
+                more = min(arguments[0], self.memory - self.granted)
+                self.granted += more
+                self.unused += more
+            case Ask.GIVE_BACK:
+                gone = min(arguments[0], self.unused)
+                self.granted -= gone
+                self.unused -= gone
+                return Status.DONE, b"", (gone,)
+            case Ask.OPEN:
+                self.models[arguments[0]] = PlayedModel(arguments[3])
+                return Status.DONE, b"", (WEIGHTS, KV, SCRATCH, 1, CONTEXT)
+            case Ask.HEAP:
+                moved = min(arguments[0], self.unused if arguments[1] else self.heap)
+                self.heap += moved if arguments[1] else -moved
+                self.unused -= moved if arguments[1] else -moved
+                return Status.DONE, b"", (moved,)
+        return Status.DONE, b"", (self.unused,)
+
+    def _take(self, chunks: int) -> bool:
+        if self.unused < chunks:
+            return False
+        self.unused -= chunks
+        return True
+
+    def _memory(
+        self, kind: Ask, model: PlayedModel, arguments: Sequence[int], payload: bytes
+    ) -> tuple[Status, bytes, tuple[int, ...]] | None:
+        match kind:
+            case Ask.WRITE:
+                if self.damaged:
+                    return Status.DAMAGED, b"", ()
+                if not self._take(WEIGHTS):
+                    return Status.REFUSED, b"", (1,)
+                model.ready = [True] * WEIGHTS
+            case Ask.SEAL:
+                model.image = model.image or secrets.token_bytes(32)
+                return Status.DONE, _sealed(model.image, arguments[1]), struct.unpack("<4Q", model.image)
+            case Ask.IMAGE:
+                model.image = payload
+            case Ask.LOAD:
+                if model.ready[arguments[1]]:
+                    return Status.BAD, b"", ()
+                if self.damaged or payload != _sealed(model.image, arguments[1]):
+                    return Status.DAMAGED, b"", ()
+                if not self._take(1):
+                    return Status.REFUSED, b"", (1,)
+                model.ready[arguments[1]] = True
+            case Ask.EVICT:
+                return self._evict(model, *arguments[1:4])
+            case Ask.RESIDENT:
+                return Status.DONE, bytes(model.ready), (model.scratch, model.kv, sum(model.ready))
+            case _:
+                return None
+        return Status.DONE, b"", ()
+
+    def _evict(
+        self, model: PlayedModel, kind: int, first: int, end: int
+    ) -> tuple[Status, bytes, tuple[int, ...]]:
+        if kind == Kind.WEIGHTS:
+            went = sum(model.ready[first:end])
+            model.ready[first:end] = [False] * (end - first)
+        elif model.running:
+            return Status.BAD, b"", ()
+        elif kind == Kind.KV:
+            went, model.kv = model.kv, 0
+            model.cached = [[] for _ in model.cached]
+        else:
+            went, model.scratch = model.scratch, 0
+        self.unused += went
+        return Status.DONE, b"", (went,)
+
+    def _text(
+        self, kind: Ask, _model: PlayedModel, arguments: Sequence[int], payload: bytes
+    ) -> tuple[Status, bytes, tuple[int, ...]] | None:
+        match kind:
+            case Ask.TOKENISE:
+                return Status.DONE, packed(list(payload)), ()
+            case Ask.DESCRIBE:
+                known = {
+                    b"tokenizer.chat_template": TEMPLATE.encode(),
+                    b"tokenizer.ggml.eos_token_id": b"256",
+                }
+                return Status.DONE, known.get(payload, b""), ()
+            case Ask.WORDS:
+                words = [struct.pack("<III", _NORMAL, 0, 1) + bytes([token]) for token in range(END)]
+                words.append(struct.pack("<III", _CONTROL, 1, 5) + b"<end>")
+                return Status.DONE, b"".join(words[arguments[1] :][:100]), (END + 1, 0, 0)
+        return None
+
+    def _generations(
+        self, kind: Ask, model: PlayedModel, arguments: Sequence[int], payload: bytes
+    ) -> tuple[Status, bytes, tuple[int, ...]] | None:
+        match kind:
+            case Ask.BEGIN:
+                prompt, cached = unpacked(payload), model.cached[arguments[1]]
+                same = next((n for n, (a, b) in enumerate(zip(cached, prompt, strict=False)) if a != b), None)
+                shared = min(len(cached), len(prompt)) if same is None else same
+                done = min(shared, len(prompt) - 1)
+                model.running[arguments[1]] = PlayedGeneration(prompt, done, arguments[2])
+                return Status.DONE, b"", (len(prompt) - done,)
+            case Ask.STEP:
+                return self._step(model, arguments[1], unpacked(payload))
+            case Ask.SAID:
+                it = model.running[arguments[1]]
+                said, it.given = it.tokens[it.prompt + it.given :], it.said
+                return Status.DONE, packed(said), ()
+            case Ask.END:
+                if (ended := model.running.pop(arguments[1], None)) is not None:
+                    model.cached[arguments[1]] = ended.tokens[: ended.done]
+                return Status.DONE, b"", ()
+        return None
+
+    def _step(
+        self, model: PlayedModel, limit: int, sequences: Sequence[int]
+    ) -> tuple[Status, bytes, tuple[int, ...]]:
+        lacks = KV + SCRATCH - model.kv - model.scratch
+        if not self._take(lacks):
+            return Status.REFUSED, b"", (lacks - self.unused,)
+        model.kv, model.scratch = KV, SCRATCH
+        self._stepping = True
+        self.between_slices()
+        self.answer_waiting()
+        self._stepping = False
+        if not all(model.ready):
+            return Status.MISSING, b"", (model.ready.count(False),)
+        progress = b""
+        for sequence in sequences:
+            it = model.running[sequence]
+            it.done += min(limit, len(it.tokens) - it.done)
+            if it.done == len(it.tokens):
+                it.choose()
+            progress += struct.pack("<IIII", sequence, len(it.tokens) - it.done, it.said, it.finished)
+        return Status.DONE, progress, ()
+
+    def _kv(
+        self, kind: Ask, model: PlayedModel, arguments: Sequence[int], payload: bytes
+    ) -> tuple[Status, bytes, tuple[int, ...]] | None:
+        match kind:
+            case Ask.KEEP:
+                if not self.unused:
+                    return Status.REFUSED, b"", (1,)
+                model.kept = packed(model.cached[arguments[1]])
+                return Status.DONE, bytes(32), (len(model.kept),)
+            case Ask.KEPT:
+                part = model.kept[arguments[1] * KEPT_PART :][:KEPT_PART]
+                return Status.DONE, _hidden(part) + bytes(16), ()
+            case Ask.RESUME:
+                self._resuming = arguments[1]
+            case Ask.RESUMED:
+                if self.damaged:
+                    return Status.DAMAGED, b"", ()
+                model.cached[self._resuming] = unpacked(_hidden(payload[:-16]))
+            case _:
+                return None
+        return Status.DONE, b"", ()
+
+
+def _sealed(salt: bytes, chunk: int) -> bytes:
+    return hashlib.sha256(salt + bytes([chunk])).digest() + bytes(16)
+
+
+def _hidden(data: bytes) -> bytes:
+    return bytes(byte ^ 0x5A for byte in data)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from flexserve.emulator.trusted_app import Programs
 from flexserve.errors import PeerError
 from flexserve.tee_client.link import Link, Wire
 from flexserve.tee_client.messages import HEADER, Ask, Reply, Status, request
@@ -155,3 +156,10 @@ def provide(app: Application, *, chunks: int = _PLENTY) -> None:
     """Give it the secret, and as much memory as the tests need."""
     app.do(Ask.SECRET, payload=ROOT)
     app.do(Ask.GRANT, chunks)
+
+
+def plain(emulator: str, programs: Programs, prompt: str, threads: int, most: int) -> list[int]:
+    """Return the tokens that llama.cpp itself says."""
+    command = (emulator, "-cpu", "cortex-a76", programs.plain, MODEL, str(threads), str(most), prompt)
+    done = subprocess.run(command, capture_output=True, check=True, text=True)
+    return [int(line) for line in done.stdout.split()]

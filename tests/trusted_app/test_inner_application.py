@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
 
 import pytest
-from inner_application import MODEL, QUESTION, Start, provide
+from inner_application import QUESTION, Start, plain, provide
 from inner_models import Image, Opened, SealedFile
 
 from flexserve.emulator.trusted_app import Programs
@@ -14,13 +13,6 @@ from flexserve.protocol.trusted_app import Kind
 from flexserve.tee_client.messages import Ask, Finish, Status, packed, unpacked
 
 OTHER = "<|im_start|>user\nWhat is a granule?<|im_end|>\n<|im_start|>assistant\n"
-
-
-def plain(emulator: str, programs: Programs, prompt: str, threads: int, most: int) -> list[int]:
-    """Return the tokens that llama.cpp itself says."""
-    command = (emulator, "-cpu", "cortex-a76", programs.plain, MODEL, str(threads), str(most), prompt)
-    done = subprocess.run(command, capture_output=True, check=True, text=True)
-    return [int(line) for line in done.stdout.split()]
 
 
 # ---- what it computes ----------------------------------------------------------------------------

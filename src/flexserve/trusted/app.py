@@ -133,7 +133,7 @@ class LlamaApp:
 
         def work() -> Prepared | Converted:
             if isinstance(message, Convert):
-                return convert(entry, message)
+                return convert(message, entry.template, entry.vocabulary)
             assert isinstance(message, Generate)
             return self._preparation.prepare(entry, message)
 

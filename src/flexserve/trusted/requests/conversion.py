@@ -12,31 +12,32 @@ from flexserve.protocol.answers import Converted, Finished, Started, Timings, Us
 from flexserve.protocol.bounds import MAX_TOKENS
 from flexserve.protocol.prompts import AskTemplate, ChatPrompt, ToTokens
 from flexserve.protocol.requests import Convert
-from flexserve.trusted.open_model import OpenModel
+from flexserve.trusted.text.chat_template import ChatTemplate
 from flexserve.trusted.text.contents import rendered
+from flexserve.trusted.text.tokenizer import Tokenizer
 
 _MAX_SIZE = 3 << 20  # bytes of an answer: less than a frame holds
 _COST = 6  # bytes around a token or a piece, at most
 
 
-def convert(entry: OpenModel, request: Convert) -> Converted:
+def convert(request: Convert, template: ChatTemplate, vocabulary: Tokenizer) -> Converted:
     """Return what `request` asks for. Beside the engine's thread: a template is a stranger's code.
 
     Raises CallerError for tokens that the model has not and for what is too long, and what rendering a
     conversation raises.
     """
-    source, vocabulary = request.source, entry.vocabulary
+    source = request.source
     text = ""
     tokens: list[int] = []
     pieces: list[bytes] = []
     if isinstance(source, ChatPrompt):
-        text, tokens = rendered(source, entry.template, vocabulary)
+        text, tokens = rendered(source, template, vocabulary)
     elif isinstance(source, ToTokens):
         tokens = vocabulary.encode(source.text, special=source.special, start=source.start)
         pieces = [vocabulary.piece(token, special=True) for token in tokens] if source.pieces else []
     elif isinstance(source, AskTemplate):
-        text = entry.template.own
-        pieces = [entry.template.beginning.encode(), entry.template.end.encode()]
+        text = template.own
+        pieces = [template.beginning.encode(), template.end.encode()]
     else:
         _check(source.tokens, vocabulary.size)
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")

@@ -1,0 +1,338 @@
+"""The trusted application at S-EL0 behind the port that policy sees (protocol.trusted_app).
+
+It does what it is told by messages over a link. What the requests say, and what is answered, is here: this
+process renders the templates of unsealed requests. Weights, keys and KV it has as ciphertext only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from flexserve.errors import CancelledError, FlexServeError, PeerError
+from flexserve.protocol.answers import Finished, Started, Timings, Usage
+from flexserve.protocol.failures import foreseen
+from flexserve.protocol.requests import Convert, Generate, Warm
+from flexserve.protocol.statuses import KvStatus
+from flexserve.protocol.trusted_app import (
+    IdleKv,
+    Kind,
+    Missing,
+    ModelMemory,
+    Pool,
+    Progress,
+    Stored,
+    Ticket,
+)
+from flexserve.tee_client import steps
+from flexserve.tee_client.abilities import Message, cannot, require
+from flexserve.tee_client.application import Application
+from flexserve.tee_client.files import SealedFiles
+from flexserve.tee_client.generation import Generation, Send, known
+from flexserve.tee_client.link import Link
+from flexserve.tee_client.loading import Loading
+from flexserve.tee_client.memory import Memory
+from flexserve.tee_client.open_models import OpenModels
+from flexserve.tee_client.pulse import Pulse
+from flexserve.tee_client.request import Request
+from flexserve.tee_client.services import Services
+from flexserve.trusted.limits import ModelLimits
+from flexserve.trusted.requests.conversion import convert, give
+from flexserve.trusted.text.prompt import tokenized
+from flexserve.trusted.text.rendering.renderer import Renderer
+
+_THREADS = 4  # that prepare requests: most of them wait for the helper, or for their turn on the link
+_PATIENCE = 0.25  # part of a recall's time that it waits for a step under way, at most
+
+
+class InsideApp:
+    """A TrustedApp; see there for what its methods do. `send`: where answers go."""
+
+    def __init__(
+        self,
+        link: Link,
+        files: SealedFiles,
+        renderer: Renderer,
+        limits: ModelLimits,
+        send: Send,
+        *,
+        threads: int,
+    ) -> None:
+        """Greet the application behind `link`, which computes with so many `threads`.
+
+        Raises PeerError and MachineGoneError.
+        """
+        self._app = Application(link, threads)
+        self._memory = Memory(self._app)
+        self._services = Services(self._app, self._memory, files, renderer, limits, KvStatus())
+        self._send = send
+        self._open = OpenModels(self._services)
+        self._loading = Loading(self._memory)
+        self._pulse = Pulse(self._app)
+        self._lock = threading.Lock()
+        self._requests: dict[int, Request] = {}
+        self._preparation = ThreadPoolExecutor(_THREADS, thread_name_prefix="preparation")
+        self.chunk, self.batch = self._app.chunk, self._app.batch
+
+    # ---- models ----------------------------------------------------------------------------------
+
+    def stored(self) -> Sequence[Stored]:
+        return self._open.stored()
+
+    def is_open(self, model: str) -> bool:
+        return self._open.is_current(model)
+
+    def opens_at_once(self, model: str) -> bool:
+        return self._open.opens_at_once(model)
+
+    def open(self, model: str) -> None:
+        manifest = self._services.files.manifest(model)
+        if manifest.vendor is not None:
+            raise cannot("open a vendor's model")
+        if manifest.adapts is not None:
+            raise cannot("use an adapter")
+        with self._pulse.beating():
+            self._open.open(model)
+
+    def close(self, model: str, seal_until: float) -> None:
+        self._loading.end()
+        self._open.close(model, seal_until)
+
+    # ---- requests --------------------------------------------------------------------------------
+
+    def admit(self, message: Message, send: Send | None = None) -> Ticket:
+        """Take a request in; return what policy may know of it. Any thread.
+
+        `send`: where its answer goes, up to its end, if not where all do. Raises PeerError for a number that
+        another request has: it would be answered in that one's place.
+        """
+        request = Request(message, time.monotonic(), send or self._send)
+        with self._lock:
+            if message.request in self._requests:
+                raise PeerError("Two requests have one number.", hint="Restart flexserve.")
+            self._requests[message.request] = request
+        return request.ticket
+
+    def require(self, request: int) -> None:
+        require(self._requests[request].message)
+
+    def is_prepared(self, request: int) -> bool:
+        it = self._requests[request]
+        if isinstance(it.message, Convert):
+            return it.converted is not None
+        return it.prompt is not None and it.entry is self._open.get(it.message.model)
+
+    def prepare(self, request: int, done: Callable[[FlexServeError | None], None]) -> None:
+        it = self._requests[request]
+        held = contextlib.ExitStack()
+        it.entry = self._open[it.message.model]
+        held.enter_context(it.entry.holding())
+        self._preparation.submit(_prepare, it, held, done)
+
+    def plaintext(self, request: int) -> int:
+        it, message = self._requests[request], self._generate(request)
+        entry, prompt = it.opened, it.prepared
+        tokens = known(message, prompt.tokens)
+        size = entry.conversations.plaintext(message.owner, tokens, entry.largest_kv)
+        return size + entry.lacks() if size else 0
+
+    def begin(self, request: int) -> Progress | None:
+        it, message, began = self._requests[request], self._generate(request), time.monotonic()
+        entry, prompt = it.opened, it.prepared
+        with self._app.turn(), entry.holding():
+            slot = entry.conversations.claim(message.owner, prompt.tokens, known(message, prompt.tokens))
+            if slot is None:
+                return None
+            generation = Generation(self._services, entry, message, prompt, slot)
+            try:
+                generation.begin(it.received, began, it.send)
+            except BaseException:
+                generation.close()
+                raise
+        it.uses.callback(generation.close)
+        it.generation = generation
+        return Progress(request, generation.pending)
+
+    def _generate(self, request: int) -> Generate:
+        message = self._requests[request].message
+        assert isinstance(message, Generate), "it is no generation"
+        return message
+
+    def guess(self, request: int, draft: str, count: int) -> int:
+        del request, draft, count
+        raise cannot("check what a smaller model guesses")
+
+    def step(self, model: str, requests: Sequence[int], limit: int) -> Sequence[Progress]:
+        generations = [self._generation(request) for request in requests]
+        entry = self._open[model]
+        with self._memory.engaged(), entry.holding(), self._pulse.beating():
+            return steps.step(self._services, entry, generations, limit)
+
+    def resume(self, request: int) -> int:
+        return self._generation(request).pending  # a step that breaks off leaves all as it was
+
+    def run(self, request: int) -> Finished:
+        it, began = self._requests[request], time.monotonic()
+        message, entry = it.message, self._open[it.message.model]
+        with self._memory.engaged(), entry.holding(), self._pulse.beating():
+            if it.stopped:
+                raise CancelledError("The request was cancelled.")
+            if it.converted is not None:
+                return give(it.converted, it.send)
+            it.send(Started(request, 0))
+            loaded, seconds = entry.weights.loaded, entry.weights.seconds
+            entry.weights.load()
+            if isinstance(message, Warm):
+                timings = Timings(
+                    queue=1000 * max(0.0, began - it.received),
+                    restore=1000 * (entry.weights.seconds - seconds),
+                    restored_bytes=entry.weights.loaded - loaded,
+                )
+                return Finished(request, "stop", Usage(0, 0), timings)
+            self._open.keep_abilities(entry, steps.tried(self._services, entry))
+            return Finished(request, "stop", Usage(0, 0), Timings())
+
+    def _generation(self, request: int) -> Generation:
+        generation = self._requests[request].generation
+        assert generation is not None, "it has not begun"
+        return generation
+
+    def stop(self, request: int) -> None:
+        with self._lock:
+            it = self._requests.get(request)
+        if it is not None:
+            it.stopped = True
+
+    def end(self, request: int) -> None:
+        with self._lock:
+            it = self._requests.pop(request, None)
+        self._memory.unreserve()
+        if it is not None:
+            with contextlib.suppress(FlexServeError):  # an application that has ended holds nothing any more
+                it.uses.close()
+
+    # ---- memory ----------------------------------------------------------------------------------
+
+    def pool(self) -> Pool:
+        return self._memory.pool()
+
+    def memory(self) -> Sequence[ModelMemory]:
+        found = []
+        for entry in self._open.all():
+            try:
+                found.append(entry.memory())
+            except FlexServeError:
+                if self._open.get(entry.name) is entry:  # not merely closed since
+                    raise
+        return found
+
+    def chunks(self, model: str) -> Sequence[tuple[int, int]]:
+        entry = self._open.get(model)
+        return entry.weights.states() if entry is not None else ()
+
+    def missing(self, model: str) -> Missing:
+        entry = self._open.get(model)
+        size = entry.weights.size - entry.weights.resident if entry is not None else 0
+        return Missing(size, size, size)  # a graph is begun with all of them
+
+    def grant(self, size: int, minimum: int) -> int:
+        self._memory.reserve()
+        return self._memory.grant(size, minimum)
+
+    def evict(
+        self,
+        model: str,
+        kind: Kind,
+        size: int,
+        *,
+        keep: bool,
+        until: float = 0.0,
+        sequence: int | None = None,
+    ) -> int:
+        del sequence  # KV goes as one
+        entry = self._open.get(model)
+        if entry is None:
+            return 0
+        if kind is not Kind.WEIGHTS:
+            return entry.release(kind, keep=keep)
+        if entry.running and time.monotonic() >= until:
+            return 0
+        return entry.weights.evict(size, keep=keep)
+
+    def unused(self) -> int:
+        return self._memory.unused()
+
+    def return_unused(self) -> int:
+        return self._memory.give_back()
+
+    def report_returned(self, size: int, reason: str = "") -> None:
+        """Say nothing: the machine's OS has its pages when they are given back."""
+
+    def load(self, model: str, size: int | None) -> None:
+        self._memory.unreserve()
+        weights = self._open[model].weights
+        self._loading.begin(weights, weights.count if size is None else self._memory.chunks(size))
+
+    def stop_loading(self) -> None:
+        self._loading.end()
+
+    @property
+    def loading(self) -> bool:
+        return self._loading.under_way
+
+    # ---- KV --------------------------------------------------------------------------------------
+
+    def idle_kv(self) -> Sequence[IdleKv]:
+        found = []
+        for entry in self._open.all():
+            with contextlib.suppress(FlexServeError):  # it was closed since
+                idle = entry.conversations.idle(entry.name, entry.kv())
+                found += [idle] if idle is not None else []
+        return found
+
+    def kv_status(self) -> KvStatus:
+        return self._services.counters
+
+    def sealing_size(self, model: str, sequence: int) -> int:
+        del sequence
+        entry = self._open[model]
+        return entry.largest_kv // entry.limits.sequences + self.chunk
+
+    def seal(self, model: str, sequence: int) -> None:
+        del sequence  # the one used longest ago goes first
+        with self._app.turn():
+            self._open[model].conversations.seal_idle()
+        self._memory.unreserve()
+
+    def seal_before(self, deadline: float) -> None:
+        patience = (deadline - time.monotonic()) * _PATIENCE
+        with self._app.turn(within=max(0.0, patience)) as ours:
+            if not ours:
+                return
+            for entry in self._open.all():
+                if not entry.running and entry.conversations.unsealed():
+                    entry.release(Kind.SCRATCH, keep=True)  # the plaintext goes where idle scratch was
+                    entry.conversations.seal_before(deadline)
+
+    # ---- life ------------------------------------------------------------------------------------
+
+    def last_moved(self) -> float:
+        return self._app.last_answer
+
+
+def _prepare(it: Request, held: contextlib.ExitStack, done: Callable[[FlexServeError | None], None]) -> None:
+    """Prepare a request beside the engine's thread; its model stays open until it is."""
+    error: FlexServeError | None = None
+    with held:
+        entry, message = it.opened, it.message
+        try:
+            if isinstance(message, Convert):
+                it.converted = convert(message, entry.template, entry.vocabulary)
+            elif isinstance(message, Generate):
+                it.prompt = tokenized(message, entry.template, entry.vocabulary, entry.context)
+        except BaseException as caught:  # whatever it is, the client hears of it
+            error = foreseen(caught)
+    done(error)

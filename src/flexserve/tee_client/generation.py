@@ -1,0 +1,149 @@
+"""One generation: its tokens as the application says them, its text, its times."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from flexserve.protocol.answers import Delta, Finished, Prefilled, Started, Timings, Usage
+from flexserve.protocol.requests import Generate
+from flexserve.tee_client.abilities import choice
+from flexserve.tee_client.messages import Ask, Finish, Progress, broken, packed, unpacked
+from flexserve.tee_client.open_model import OpenModel
+from flexserve.tee_client.services import Services
+from flexserve.trusted.kv.slots import Slot
+from flexserve.trusted.text.prompt import Prompt
+from flexserve.trusted.text.stops import StopScanner
+from flexserve.trusted.text.tokenizer import TextStream
+
+Send = Callable[[msgspec.Struct], None]
+
+
+class Generation:
+    """A request on its way in a sequence of its model. Belongs to the engine thread."""
+
+    def __init__(
+        self, services: Services, entry: OpenModel, request: Generate, prompt: Prompt, slot: Slot
+    ) -> None:
+        self.entry, self.request, self.slot = entry, request, slot
+        self._app, self._prompt = services.app, prompt
+        self.tokens = list(prompt.tokens)
+        self._size = len(self.tokens)
+        self.pending = self._size  # tokens to compute before the next one can be chosen
+        self._cached = self._count = self._told = 0
+        self._limit = self._answer_limit()
+        self._stream = TextStream(entry.vocabulary, prompt.shown)
+        self._scanner = StopScanner(request.sampling.stop)
+        self._send: Send = lambda _message: None
+        self._received = self._began = self._first = 0.0
+        self._loaded, self._waited = entry.weights.loaded, entry.weights.seconds
+        self._first_waited = 0.0
+
+    def begin(self, received: float, began: float, send: Send) -> None:
+        """Begin it; `received`, `began`: when it came in, and left the queue (monotonic seconds)."""
+        self._received, self._began, self._send = received, began, send
+        request, prompt = self.request, self._prompt
+        numbers = (max(1, self._limit), *choice(request.sampling, secrets.randbits(32)))
+        where = (self.entry.number, self.slot.number)
+        reply = self._app.do(Ask.BEGIN, *where, *numbers, payload=packed(self.tokens))
+        self.pending = reply.values[0]
+        if not 0 < self.pending <= self._size:
+            raise broken("it computes what was not asked")
+        self._cached = self._told = self._size - self.pending
+        send(Started(request.request, self._size, prompt.notation, prompt.begun, self._cached))
+        if prompt.echo:
+            send(Delta(request.request, prompt.echo, 0))
+
+    def took(self, progress: Progress) -> Finished | None:
+        """Take in what a step brought; return the end, if that was it."""
+        done = self._size - progress.pending
+        if self.request.progress and not progress.said and self._told < done:
+            self._told = done
+            self._send(Prefilled(self.request.request, done))
+        self.pending = progress.pending
+        reason = self._said() if progress.said > self._count or progress.finished is not Finish.NO else None
+        if reason is None and progress.finished is not Finish.NO:
+            self._finish_text()
+            reason = "stop" if progress.finished is Finish.STOP else "length"
+        return self._finished(reason) if reason is not None else None
+
+    def close(self) -> None:
+        """End it in the application; its KV stays in its sequence, if that is to be used again."""
+        self._app.do(Ask.END, self.entry.number, self.slot.number)
+        self.slot.tokens = self.tokens[: len(self.tokens) - self.pending]
+        self.slot.sealed = False
+        self.entry.conversations.release(self.slot, keep=self.request.reuse)
+
+    # ---- inside --------------------------------------------------------------------------------
+
+    def _answer_limit(self) -> int:
+        asked, room = self.request.sampling.max_tokens, self.entry.context - self._size
+        return room if asked is None else min(asked, room)
+
+    def _said(self) -> str | None:
+        """Take in the tokens that were said; return why one of them was the last."""
+        reply = self._app.do(Ask.SAID, self.entry.number, self.slot.number)
+        for token in unpacked(reply.payload):
+            if token >= self.entry.vocabulary.size:
+                raise broken("a token is none")
+            if (reason := self._take(token)) is not None:
+                return reason
+        if not self._first:
+            self._at_first()
+        return None
+
+    def _take(self, token: int) -> str | None:
+        if not self._first:
+            self._at_first()
+        self.tokens.append(token)
+        if not self._limit:
+            return "length"
+        if token in self.request.sampling.stop_token_ids:
+            self._finish_text()
+            return "stop"
+        self._count += 1
+        text = self._scanner.feed(self._stream.feed(token))
+        self._send(Delta(self.request.request, text, 1, [], self._scanner.found, [token]))
+        if self._scanner.stopped:
+            return "stop"
+        if self._count >= self._limit:
+            self._finish_text()
+            return "length"
+        return None
+
+    def _at_first(self) -> None:
+        self._first = time.monotonic()
+        self._first_waited = self.entry.weights.seconds - self._waited
+
+    def _finish_text(self) -> None:
+        text = self._scanner.feed(self._stream.finish()) + self._scanner.finish()
+        if text or self._scanner.stopped:
+            self._send(Delta(self.request.request, text, 0, stop=self._scanner.found))
+
+    def _finished(self, reason: str) -> Finished:
+        ended, weights = time.monotonic(), self.entry.weights
+        waited = weights.seconds - self._waited
+        first = self._first or ended
+        timings = Timings(
+            queue=_millis(self._began - self._received),
+            restore=_millis(waited),
+            load=_millis(waited),
+            prefill=_millis(first - self._began - self._first_waited),
+            decode=_millis(ended - first - (waited - self._first_waited)),
+            ttft=_millis(first - self._received),
+            restored_bytes=weights.loaded - self._loaded,
+        )
+        usage = Usage(self._size, self._count, self._cached)
+        return Finished(self.request.request, reason, usage, timings)
+
+
+def known(request: Generate, tokens: Sequence[int]) -> Sequence[int]:
+    """Return the prompt's tokens whose KV may be used again: the last one is always computed."""
+    return tokens[:-1] if request.reuse else []
+
+
+def _millis(seconds: float) -> float:
+    return max(0.0, 1000 * seconds)

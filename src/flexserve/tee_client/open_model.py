@@ -1,0 +1,181 @@
+"""A model that the trusted application has open: what it is asked with, and who uses it."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+
+from flexserve.errors import GrantRefusedError
+from flexserve.protocol.statuses import Abilities
+from flexserve.protocol.trusted_app import Kind, ModelMemory
+from flexserve.tee_client.application import REFUSED_HINT
+from flexserve.tee_client.conversations import Conversations
+from flexserve.tee_client.files import SealedFile
+from flexserve.tee_client.messages import Ask, broken
+from flexserve.tee_client.sealed_kv import SealedKv
+from flexserve.tee_client.services import Services
+from flexserve.tee_client.vocabulary import Vocabulary
+from flexserve.tee_client.weights import Weights
+from flexserve.trusted.text.chat_template import ChatTemplate
+from flexserve.units import MIB, format_size
+
+# Heap that opening a model takes: of any model, and for each byte of its metadata (llama.cpp's copy of them,
+# and its maps of the vocabulary).
+_HEAP, _HEAP_OF_METADATA = 24 * MIB, 18
+_MOST_CHUNKS = 1 << 16
+_MOST_CONTEXT = 1 << 20  # tokens
+
+
+class OpenModel:
+    """A model ready for use. `lock` guards who uses it, and is held while idle memory of it is given up."""
+
+    def __init__(self, services: Services, number: int, name: str) -> None:
+        """Open model `name` as `number`. Its weights are in memory if they had to be written.
+
+        Raises UnknownModelError, StoredDataError, GrantRefusedError and NormalWorldError; nothing stays open.
+        """
+        self._services, self.number, self.name = services, number, name
+        self.limits = services.limits.of(name)
+        self.lock = threading.RLock()
+        self._users = 0  # beside the sequences in use
+        self.last_used = time.monotonic()
+        with services.files.open(name) as file:
+            self.manifest = file.manifest
+            self.heap = self._take_heap()
+            try:
+                self._open(file)
+            except BaseException:
+                self._give_heap()
+                raise
+
+    def _open(self, file: SealedFile) -> None:
+        services, manifest, limits = self._services, file.manifest, self.limits
+        context = limits.context_of(manifest.context_length)
+        sizes = (manifest.size, context, limits.sequences, manifest.metadata_bytes)
+        reply = services.app.do(Ask.OPEN, self.number, *sizes, payload=file.opening())
+        chunks, self._kv, self._scratch, _, self.context = reply.values
+        self.weights = Weights(services, manifest, self.number, chunks)
+        try:
+            if max(self._kv, self._scratch) > _MOST_CHUNKS or not 0 < self.context <= _MOST_CONTEXT:
+                raise broken("what it says of a model's memory is none")
+            self.vocabulary = Vocabulary(services.app, self.number)
+            own = self.vocabulary.described("tokenizer.chat_template")
+            self.template = ChatTemplate(own, self.vocabulary, services.renderer)
+            self.abilities = Abilities(
+                *(True, False, False, True, 0, False),  # whoever tried knows better
+                template=bool(own),
+                tools="none",
+            )
+            sealed = SealedKv(services, manifest, self.number, limits.sealed_kv)
+            self.conversations = Conversations(sealed, self.number, limits.sequences, self.lock)
+            self.weights.open_image(file)
+        except BaseException:
+            self.weights.close()
+            services.app.do(Ask.CLOSE, self.number)
+            raise
+
+    def close(self, seal_until: float) -> None:
+        """Close it, and give its memory back, having sealed its KV as far as `seal_until` allows."""
+        with self._services.app.turn():
+            self.conversations.seal_before(seal_until)
+        self.conversations.close()
+        self.weights.close()
+        before = self._services.memory.unused()
+        self._services.app.do(Ask.CLOSE, self.number)
+        self._give_heap()
+        self._services.memory.give_back(max(0, self._services.memory.unused() - before))
+
+    # ---- its heap ------------------------------------------------------------------------------------
+
+    def _take_heap(self) -> int:
+        """Have heap for it, inside the secure OS; return the bytes. Raises GrantRefusedError."""
+        if not self._services.app.inside:
+            return 0
+        memory = self._services.memory
+        size = memory.chunks(_HEAP + _HEAP_OF_METADATA * self.manifest.metadata_bytes) * memory.chunk
+        had = memory.grant(size, size)
+        if had < size:
+            raise GrantRefusedError(
+                f"Opening {self.name} takes {format_size(size)} of memory, which were not granted.",
+                hint=REFUSED_HINT,
+                missing=size - had,
+            )
+        given = memory.give_heap(size)
+        if given < size:
+            memory.take_heap(given)
+            raise GrantRefusedError(
+                "The memory was wanted elsewhere.", hint=REFUSED_HINT, missing=size - given
+            )
+        return size
+
+    def _give_heap(self) -> None:
+        if self.heap:
+            self._services.memory.take_heap(self.heap)
+
+    # ---- use -----------------------------------------------------------------------------------------
+
+    @property
+    def running(self) -> bool:
+        """Whether a request uses it now."""
+        return self._users > 0 or self.conversations.busy
+
+    @contextlib.contextmanager
+    def holding(self) -> Iterator[None]:
+        """Keep it open inside the block. Left in any thread."""
+        with self.lock:
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self._users -= 1
+                self.last_used = time.monotonic()
+
+    # ---- memory --------------------------------------------------------------------------------------
+
+    def memory(self) -> ModelMemory:
+        """Return what it has in memory. Any thread."""
+        scratch, kv, _ = self._committed()
+        with self.lock:
+            running, used = self.running, self.conversations.busy
+        return ModelMemory(
+            *(self.name, self.weights.size, self.weights.resident, self.weights.whole),
+            scratch=scratch,
+            idle_kv=0 if used else kv,
+            used_kv=kv if used else 0,
+            heap=self.heap,
+            running=running,
+        )
+
+    def kv(self) -> int:
+        """Return the bytes of KV in memory. Any thread."""
+        return self._committed()[1]
+
+    @property
+    def largest_kv(self) -> int:
+        """Bytes of KV that it has while it computes."""
+        return self._kv * self._services.memory.chunk
+
+    def lacks(self) -> int:
+        """Return the bytes of KV and scratch that it has not, and needs to compute."""
+        scratch, kv, _ = self._committed()
+        return (self._kv + self._scratch) * self._services.memory.chunk - scratch - kv
+
+    def _committed(self) -> tuple[int, int, int]:
+        scratch, kv, weights, *_ = self._services.app.do(Ask.RESIDENT, self.number).values
+        if scratch > self._scratch or kv > self._kv or weights > self.weights.count:
+            raise broken("what it says of a model's memory is none")
+        chunk = self._services.memory.chunk
+        return scratch * chunk, kv * chunk, weights * chunk
+
+    def release(self, kind: Kind, *, keep: bool) -> int:
+        """Give scratch or idle KV up, unless a request uses it; return the bytes. Any thread."""
+        with self.lock:
+            if self.running:
+                return 0
+            went = self._services.memory.evict(self.number, kind, keep=keep)
+            if kind is Kind.KV and went:
+                self.conversations.gone()
+            return went

@@ -1,0 +1,63 @@
+"""A request to the trusted application: what was asked, and what came of it so far."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+
+from flexserve.protocol.answers import Converted
+from flexserve.protocol.requests import Convert, Embed, Generate, Try, Warm
+from flexserve.protocol.trusted_app import Ticket, Work
+from flexserve.tee_client.abilities import Message
+from flexserve.tee_client.generation import Generation, Send
+from flexserve.tee_client.open_model import OpenModel
+from flexserve.trusted.text.prompt import Prompt
+
+_WORK = {
+    Generate: Work.GENERATE,
+    Embed: Work.EMBED,
+    Convert: Work.CONVERT,
+    Warm: Work.WARM,
+    Try: Work.TRY,
+}
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Request:
+    """One request from its admission to its end. Fields belong to the engine thread, but for `stopped`."""
+
+    message: Message
+    received: float  # monotonic seconds
+    send: Send
+    entry: OpenModel | None = None  # that it was prepared for
+    prompt: Prompt | None = None
+    converted: Converted | None = None
+    generation: Generation | None = None
+    stopped: bool = False
+    uses: contextlib.ExitStack = dataclasses.field(default_factory=contextlib.ExitStack)
+
+    @property
+    def opened(self) -> OpenModel:
+        """The model that it was prepared for."""
+        assert self.entry is not None, "it is not prepared"
+        return self.entry
+
+    @property
+    def prepared(self) -> Prompt:
+        """Its prompt."""
+        assert self.prompt is not None, "it is not prepared"
+        return self.prompt
+
+    @property
+    def ticket(self) -> Ticket:
+        """What policy learns of it."""
+        message = self.message
+        return Ticket(
+            message.request,
+            message.model,
+            _WORK[type(message)],
+            self.received,
+            priority=message.priority if isinstance(message, Generate) else 0,
+            next_model=message.next_model if isinstance(message, Generate | Embed) else None,
+            keep_alive=None if isinstance(message, Try) else message.keep_alive,
+        )

@@ -1,0 +1,133 @@
+"""Conversations that left memory: sealed by the application, in the store's folder, found by their tokens.
+
+Which tokens a file stands for is known here alone, in memory: they are what somebody said, so no file has
+them in clear. What an earlier process has sealed is therefore of no use, and removed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from flexserve.errors import FlexServeError
+from flexserve.tee_client.messages import KEPT_PART, Ask, Status, broken
+from flexserve.tee_client.services import Services
+from flexserve.trusted.kv.slots import common_prefix
+from flexserve.trusted.store.aead import SALT_SIZE, TAG_SIZE
+from flexserve.trusted.store.manifest import Manifest
+
+WORTHWHILE = 32  # tokens; fewer are computed as fast as they are read
+_MOST_FILES = 256  # of one model
+_MOST_BYTES = 1 << 36  # of one conversation
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class SealedSequence:
+    """One sealed conversation."""
+
+    path: Path
+    owner: str
+    tokens: Sequence[int]
+    size: int  # bytes of plaintext
+    salt: bytes
+
+
+class SealedKv:
+    """The sealed conversations of one open model. Belongs to who has the link's turn."""
+
+    def __init__(self, services: Services, manifest: Manifest, number: int, quota: int) -> None:
+        """`number`: of the open model; `quota`: bytes on disk, the newest are kept when it is reached."""
+        self.app, self._files, self.counters = services.app, services.files, services.counters
+        self._manifest, self._number, self._quota = manifest, number, quota
+        self._entries: list[SealedSequence] = []  # the oldest first
+        self._files.sweep_kv(manifest)
+
+    def find(self, owner: str, tokens: Sequence[int]) -> SealedSequence | None:
+        """Return what is sealed that `tokens` go on from; None: nothing that saves much."""
+        best = max(
+            (entry for entry in self._entries if entry.owner == owner),
+            key=lambda entry: common_prefix(entry.tokens, tokens),
+            default=None,
+        )
+        if best is None or common_prefix(best.tokens, tokens) < WORTHWHILE:
+            return None
+        return best
+
+    def save(self, sequence: int, owner: str, tokens: Sequence[int]) -> bool:
+        """Seal the KV of an idle sequence, which is that of `tokens`; return whether it was done.
+
+        It takes memory that is granted and unused. Never raises for want of memory or disk.
+        """
+        reply = self.app.ask(Ask.KEEP, self._number, sequence)
+        if reply.status is not Status.DONE:
+            return False
+        size, salt = reply.values[0], reply.payload
+        if not 0 < size <= _MOST_BYTES or len(salt) != SALT_SIZE:
+            raise broken("what it says of sealed KV is none")
+        try:
+            path = self._files.write_kv(self._manifest, self._parts(size))
+        except FlexServeError:
+            return False  # the disk is full
+        entry = SealedSequence(path, owner, tuple(tokens), size, salt)
+        for old in list(self._entries):
+            if old.owner == owner and common_prefix(old.tokens, tokens) == len(old.tokens):
+                self.forget(old)
+        self._entries.append(entry)
+        while len(self._entries) > 1 and (
+            sum(each.size for each in self._entries) > self._quota or len(self._entries) > _MOST_FILES
+        ):
+            self.forget(self._entries[0])
+        self.counters.sealed += 1
+        return True
+
+    def _parts(self, size: int) -> Iterator[bytes]:
+        for number, length in enumerate(_lengths(size)):
+            reply = self.app.do(Ask.KEPT, self._number, number)
+            if len(reply.payload) != length:
+                raise broken("a part of sealed KV is none")
+            yield reply.payload
+
+    def load(self, sequence: int, entry: SealedSequence) -> bool:
+        """Have an idle sequence go on from a sealed one; return whether it does.
+
+        What does not authenticate or fit is forgotten and counted; where memory is short nothing is.
+        """
+        began = time.monotonic()
+        reply = self.app.ask(Ask.RESUME, self._number, sequence, entry.size, payload=entry.salt)
+        if reply.status is Status.REFUSED:
+            return False
+        taken = reply.status is Status.DONE
+        try:
+            for number, part in enumerate(self._files.read_kv(entry.path, list(_lengths(entry.size)))):
+                taken = taken and (
+                    self.app.ask(Ask.RESUMED, self._number, number, payload=part).status is Status.DONE
+                )
+        except FlexServeError:
+            taken = False
+        if taken:
+            self.counters.resumed += 1
+            self.counters.resumed_tokens += len(entry.tokens)
+            self.counters.resumed_ms += 1000 * (time.monotonic() - began)
+        else:
+            self.counters.damaged += 1
+            self.forget(entry)
+        return taken
+
+    def forget(self, entry: SealedSequence) -> None:
+        """Remove a sealed conversation. Always safe."""
+        if entry in self._entries:
+            self._entries.remove(entry)
+        self._files.forget_kv(entry.path)
+
+    def close(self) -> None:
+        """Remove what nobody knows the tokens of any more. Always safe."""
+        for entry in list(self._entries):
+            self.forget(entry)
+
+
+def _lengths(size: int) -> Iterator[int]:
+    """Yield the bytes of each part of sealed KV, with its tag."""
+    for first in range(0, size, KEPT_PART):
+        yield min(KEPT_PART, size - first) + TAG_SIZE

@@ -1,0 +1,24 @@
+"""What models of the trusted application are opened and used with."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from flexserve.protocol.statuses import KvStatus
+from flexserve.tee_client.application import Application
+from flexserve.tee_client.files import SealedFiles
+from flexserve.tee_client.memory import Memory
+from flexserve.trusted.limits import ModelLimits
+from flexserve.trusted.text.rendering.renderer import Renderer
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Services:
+    """One application, its memory, the store, who renders templates, limits of models, and KV's counts."""
+
+    app: Application
+    memory: Memory
+    files: SealedFiles
+    renderer: Renderer
+    limits: ModelLimits
+    counters: KvStatus

@@ -1,0 +1,180 @@
+"""The weights of one model: which of their chunks are in secure memory, and how they come and go."""
+
+from __future__ import annotations
+
+import itertools
+import struct
+import threading
+import time
+from collections.abc import Iterator, Sequence
+
+from flexserve.errors import GrantRefusedError, StoredDataError
+from flexserve.protocol.trusted_app import Kind
+from flexserve.tee_client.files import ImageFile, SealedFile
+from flexserve.tee_client.messages import Ask, Status, broken
+from flexserve.tee_client.services import Services
+from flexserve.trusted.store.manifest import Manifest
+
+_ABSENT, _RESIDENT = 0, 2  # places in CHUNK_STATES
+_MOST_CHUNKS = 1 << 16
+_SALT = struct.Struct("<4Q")
+_MOST_DOUBLED = 5
+
+
+class Weights:
+    """Chunks of weights, numbered in the order in which graphs read them. Any thread, but for `open_image`.
+
+    Sizes are bytes, in whole chunks. What is there is counted here; the application is asked only when it
+    says otherwise.
+    """
+
+    def __init__(self, services: Services, manifest: Manifest, number: int, count: int) -> None:
+        """`number`: of the open model, which has `count` chunks and none of them in memory."""
+        if count > _MOST_CHUNKS:
+            raise broken("a model has more chunks than any")
+        self._app, self._memory, self._files = services.app, services.memory, services.files
+        self._manifest, self._number = manifest, number
+        self.count, self.size = count, count * services.memory.chunk
+        self._lock = threading.Lock()
+        self._there = bytearray(count)
+        self._changes = 0  # evictions so far: what is loaded meanwhile may have gone at once
+        self._image: ImageFile | None = None
+        self.damaged = False  # its image is not what was sealed: the model has to be opened again
+        self.loaded, self.seconds = 0, 0.0  # bytes that were loaded so far, and how long that took
+
+    # ---- where they come from ----------------------------------------------------------------------
+
+    def open_image(self, file: SealedFile) -> None:
+        """Have an image of them; make it from the model's file where there is none.
+
+        They are in memory then. Raises GrantRefusedError, StoredDataError and NormalWorldError.
+        """
+        image = self._files.open_image(file.manifest)
+        if image is None or image.count != self.count:
+            self._write(file)
+            self._files.write_image(file.manifest, self.count, self._sealed())
+            image = self._files.open_image(file.manifest)
+        if image is None or image.count != self.count:
+            raise StoredDataError("The image of a model's weights cannot be read.", hint="Check the disk.")
+        self._image = image
+        self._app.do(Ask.IMAGE, self._number, payload=image.salt)
+
+    def _write(self, file: SealedFile) -> None:
+        self._memory.grant(self.size)
+        for number in file.data:
+            chunk = file.chunk(number)
+            self._granted(Ask.WRITE, number, payload=chunk)
+        self._look()
+        if not all(self._there):
+            raise broken("weights that were written are not there")
+
+    def _sealed(self) -> Iterator[tuple[bytes, bytes]]:
+        for chunk in range(self.count):
+            reply = self._app.do(Ask.SEAL, self._number, chunk)
+            yield _SALT.pack(*reply.values[:4]), reply.payload
+
+    def close(self) -> None:
+        """Let go of the image. Always safe."""
+        if self._image is not None:
+            self._image.close()
+
+    # ---- what is there -----------------------------------------------------------------------------
+
+    @property
+    def resident(self) -> int:
+        """Bytes that are in memory."""
+        return sum(self._there) * self._memory.chunk
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of them are in memory."""
+        return all(self._there)
+
+    def states(self) -> Sequence[tuple[int, int]]:
+        """Return the states of the chunks, in their order, as pairs of a state and a count."""
+        return [
+            (_RESIDENT if there else _ABSENT, len(list(run)))
+            for there, run in itertools.groupby(bytes(self._there))
+        ]
+
+    def _look(self) -> None:
+        """Ask what is there."""
+        with self._lock:
+            before = self._changes
+        there = self._app.do(Ask.RESIDENT, self._number).payload
+        if len(there) != self.count:
+            raise broken("what it says of a model's chunks is none")
+        with self._lock:
+            if before == self._changes:
+                self._there[:] = bytes(each == 1 for each in there)
+
+    # ---- loading and eviction ----------------------------------------------------------------------
+
+    def load(self) -> None:
+        """Bring in what is not there, asking the OS for memory.
+
+        Raises GrantRefusedError, what came before stays; StoredDataError for an image that is damaged, and
+        which is removed: the model has to be opened again.
+        """
+        for chunk in range(self.count):
+            if not self._there[chunk]:
+                self._load(chunk)
+
+    def load_next(self, count: int) -> bool:
+        """Bring in the first of the first `count` chunks that is not there; False: they are.
+
+        Raises as `load`, and asks the OS for nothing.
+        """
+        chunk = self._there.find(0, 0, count)
+        if chunk >= 0:
+            self._load(chunk, ask=False)
+        return chunk >= 0
+
+    def after_miss(self) -> None:
+        """Look again at what is there: a graph missed some."""
+        self._look()
+
+    def _load(self, chunk: int, *, ask: bool = True) -> None:
+        assert self._image is not None, "it has no image"
+        began, before = time.monotonic(), self._changes
+        try:
+            self._granted(Ask.LOAD, chunk, payload=self._image.chunk(chunk), ask=ask)
+        except StoredDataError:
+            self.damaged = True
+            self._files.drop_image(self._manifest)
+            raise
+        with self._lock:
+            if before == self._changes:
+                self._there[chunk] = 1
+            self.loaded += self._memory.chunk
+            self.seconds += time.monotonic() - began
+        if before != self._changes:
+            self._look()
+
+    def _granted(self, kind: Ask, chunk: int, *, payload: bytes, ask: bool = True) -> None:
+        """Ask for what takes memory; what is not granted is asked of the OS. Raises GrantRefusedError."""
+        for tries in itertools.count():
+            reply = self._app.ask(kind, self._number, chunk, payload=payload)
+            if reply.status is Status.DONE or (kind is Ask.LOAD and reply.status is Status.BAD):
+                return  # another thread has loaded it
+            error = self._app.error(kind, reply)
+            if not (ask and isinstance(error, GrantRefusedError)):
+                raise error
+            unused = self._memory.unused()  # each time more is asked for: it says what it lacks at least
+            more = error.missing << min(tries, _MOST_DOUBLED)
+            if self._memory.grant(unused + more, unused + error.missing) <= unused:
+                raise error
+
+    def evict(self, size: int, *, keep: bool) -> int:
+        """Give about `size` bytes up, from the end of their order; return the bytes. `keep`: stay granted."""
+        with self._lock:
+            count = self._memory.chunks(min(size, self.size))
+            first = self.count
+            while count > 0 and first > 0:
+                first -= 1
+                count -= self._there[first]
+            self._changes += 1
+            went = self._memory.evict(self._number, Kind.WEIGHTS, first, self.count, keep=keep)
+            if went:
+                self._there[first:] = bytes(self.count - first)
+        return went

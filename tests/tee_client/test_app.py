@@ -1,0 +1,365 @@
+"""The port over a trusted application that is reached by messages: what policy has it do, it does."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from inside_world import InsideWorld, Unanswered
+from played_application import CHUNK, CONTEXT, KV, SCRATCH, WEIGHTS, PlayedApplication, answer_to
+
+from flexserve.errors import CallerError, PeerError, StoredDataError, UnknownModelError
+from flexserve.protocol.answers import Delta
+from flexserve.protocol.prompts import (
+    AskTemplate,
+    ChatMessage,
+    ChatPrompt,
+    InfillPrompt,
+    TextPrompt,
+    ToText,
+    ToTokens,
+)
+from flexserve.protocol.requests import Convert, Embed, Generate, Try
+from flexserve.protocol.sampling import LogitBias, Sampling
+from flexserve.protocol.trusted_app import Kind
+from flexserve.tee_client.app import InsideApp
+from flexserve.tee_client.files import SealedFiles
+from flexserve.tee_client.link import Link
+from flexserve.tee_client.messages import Ask, Status
+from flexserve.testing.trustzone import eventually
+from flexserve.trusted.limits import Limits, ModelLimits
+from flexserve.trusted.text.rendering.renderer import Renderer
+
+WHOLE = WEIGHTS + KV + SCRATCH  # chunks of a model that computes
+MakeWorld = Callable[..., InsideWorld]
+
+
+# ---- answers -------------------------------------------------------------------------------------
+
+
+def test_a_text_is_answered_token_by_token(world: InsideWorld) -> None:
+    finished = world.ask(world.generation("hello>"))
+    assert world.text() == answer_to("hello>")
+    assert (finished.reason, finished.usage.prompt_tokens, finished.usage.completion_tokens) == ("stop", 6, 8)
+    first = next(answer for answer in world.answers if isinstance(answer, Delta))
+    assert (first.text, first.ids) == (world.text()[0], [ord(world.text()[0])])
+
+
+def test_a_conversation_is_rendered_outside(world: InsideWorld) -> None:
+    assert world.say(ChatPrompt([ChatMessage("user", "hi")])) == answer_to("user: hi>")
+
+
+def test_an_answer_ends_at_its_limit_at_a_stop_string_and_at_a_token(world: InsideWorld) -> None:
+    whole = answer_to("hello>")
+    assert world.ask(world.generation(max_tokens=3)).reason == "length"
+    assert world.text() == whole[:3]
+    assert world.ask(world.generation(stop=["never", whole[2:4]])).reason == "stop"
+    assert world.text() == whole[:2]
+    assert world.ask(world.generation(stop_token_ids=[ord(whole[4])])).reason == "stop"
+    assert world.text() == whole[: whole.index(whole[4])]
+    assert world.ask(world.generation(max_tokens=0)).usage.completion_tokens == 0
+
+
+def test_what_holds_back_a_stop_string_comes_out_in_the_end(world: InsideWorld) -> None:
+    whole = answer_to("hello>")
+    assert world.say(stop=[whole[-1] + "!"]) == whole
+
+
+def test_the_next_turn_of_a_conversation_computes_only_what_is_new(world: InsideWorld) -> None:
+    answered = world.say("a longer prompt>")
+    world.say(f"a longer prompt>{answered} and more>")
+    assert world.started().cached_tokens == len("a longer prompt>") + len(answered)
+
+
+def test_kv_is_used_again_by_its_owner_only_and_by_nobody_who_wants_none(world: InsideWorld) -> None:
+    world.say("a longer prompt>", owner="one")
+    world.say("a longer prompt>", owner="two")
+    assert world.started().cached_tokens == 0
+    world.say("a longer prompt>", owner="one", reuse=False)
+    assert world.started().cached_tokens == 0
+
+
+def test_requests_at_once_are_answered_each_with_its_own(world: InsideWorld) -> None:
+    requests = [world.generation(f"prompt {number}>") for number in range(4)]
+    for request in requests:
+        world.submit(request)
+    answers = []
+    for _ in requests:
+        world.ended()
+        answers = list(world.answers)
+    for number, request in enumerate(requests):
+        said = (it.text for it in answers if isinstance(it, Delta) and it.request == request.request)
+        assert "".join(said) == answer_to(f"prompt {number}>")
+
+
+def test_texts_and_tokens_are_converted_without_weights(make_world: MakeWorld) -> None:
+    world = make_world(memory=WEIGHTS)
+    world.ask(Convert(world.number(), "a", ToTokens("abc", pieces=True)))
+    assert (world.converted().tokens, world.converted().pieces) == ([97, 98, 99], [b"a", b"b", b"c"])
+    world.ask(Convert(world.number(), "a", ToText([97, 98])))
+    assert world.converted().text == "ab"
+    world.ask(Convert(world.number(), "a", AskTemplate()))
+    assert world.converted().text.startswith("{% for m in messages")
+    with pytest.raises(Unanswered, match="no such token"):
+        world.ask(Convert(world.number(), "a", ToText([1 << 20])))
+
+
+def test_a_trial_finds_out_that_a_model_makes_text(world: InsideWorld) -> None:
+    assert {stored.trial for stored in world.app.stored()} == {0}
+    world.ask(Try(world.number(), "a"))
+    tried = next(stored for stored in world.app.stored() if stored.name == "a")
+    assert tried.trial
+    assert tried.abilities is not None
+    assert tried.abilities.text
+
+
+# ---- what it cannot do ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("logprobs", 2),
+        ("schema", "{}"),
+        ("logit_bias", [LogitBias(1, 2.0)]),
+        ("mirostat", 1),
+        ("repeat_penalty", 1.5),
+    ],
+)
+def test_what_a_request_asks_for_that_there_is_not_is_refused_by_name(
+    world: InsideWorld, field: str, value: Any
+) -> None:
+    with pytest.raises(Unanswered, match=f"cannot follow {field}") as refused:
+        world.say(**{field: value})
+    assert refused.value.code == "secure_world_inside"
+    assert "--secure-world host" in refused.value.hint
+
+
+def test_vectors_gaps_and_guesses_are_refused_by_name(world: InsideWorld) -> None:
+    with pytest.raises(Unanswered, match="vectors"):
+        world.ask(Embed(world.number(), "a", ["text"]))
+    with pytest.raises(Unanswered, match="gaps"):
+        world.say(InfillPrompt("a", "b"))  # type: ignore[arg-type]
+    with pytest.raises(CallerError, match="guesses"):
+        world.app.guess(1, "c", 4)
+
+
+def test_a_prompt_that_does_not_fit_is_the_callers_mistake(world: InsideWorld) -> None:
+    with pytest.raises(Unanswered) as refused:
+        world.say("x" * CONTEXT)
+    assert refused.value.code == "context_length_exceeded"
+
+
+def test_a_model_that_there_is_not_is_unknown(world: InsideWorld) -> None:
+    with pytest.raises(UnknownModelError):
+        world.app.is_open("nobody")
+    with pytest.raises(UnknownModelError):
+        world.app.open("../a")
+
+
+# ---- memory --------------------------------------------------------------------------------------
+
+
+def test_a_model_that_was_recalled_comes_back_and_says_the_same(world: InsideWorld) -> None:
+    before = world.say()
+    recalled = world.recall()
+    assert recalled.returned == WHOLE * CHUNK
+    assert world.played.granted == 0
+    assert [memory.weights for memory in world.app.memory()] == [0]
+    assert world.say() == before
+    assert world.played.granted == WHOLE
+
+
+def test_weights_that_go_in_the_middle_of_an_answer_come_in_again(world: InsideWorld) -> None:
+    world.say("other>")
+    went: list[int] = []
+
+    def recall() -> None:
+        world.played.between_slices = lambda: None
+        model = next(iter(world.played.models.values()))
+        went.append(sum(model.ready))
+        world.played._evict(model, Kind.WEIGHTS, 1, WEIGHTS)
+
+    world.played.between_slices = recall
+    assert world.say() == answer_to("hello>")
+    assert went == [WEIGHTS]
+
+
+def test_a_part_is_recalled_from_the_end_of_the_weights(world: InsideWorld) -> None:
+    world.warm()
+    assert world.app.chunks("a") == [(2, WEIGHTS)]
+    assert world.recall(demand=CHUNK).returned == CHUNK
+    assert world.app.chunks("a") == [(2, WEIGHTS - 1), (0, 1)]
+    assert world.app.missing("a").size == CHUNK
+
+
+def test_an_os_that_has_no_memory_is_told_of_and_nothing_is_lost(make_world: MakeWorld) -> None:
+    world = make_world(memory=WEIGHTS + 1)
+    with pytest.raises(Unanswered) as refused:
+        world.say()
+    assert (refused.value.code, refused.value.blame) == ("memory_refused", "normal_world")
+    world.played.memory = WHOLE
+    assert world.say() == answer_to("hello>")
+    assert world.played.held == world.played.granted == WHOLE
+
+
+def test_an_idle_model_makes_way(make_world: MakeWorld) -> None:
+    world = make_world(memory=WHOLE)
+    assert world.say(model="a") == world.say(model="c")
+    assert world.say(model="a") == answer_to("hello>")
+    assert world.played.granted <= WHOLE
+
+
+def test_what_is_granted_and_unused_goes_back(world: InsideWorld) -> None:
+    assert world.app.grant(3 * CHUNK - 1, 0) == 3 * CHUNK
+    pool = world.app.pool()
+    assert (pool.granted, pool.secure, pool.resident) == (3 * CHUNK, 0, 3 * CHUNK)
+    assert world.app.return_unused() == 3 * CHUNK
+    assert world.played.granted == 0
+
+
+def test_weights_are_brought_in_ahead_of_need_in_granted_memory_only(world: InsideWorld) -> None:
+    world.app.open("a")
+    world.app.evict("a", Kind.WEIGHTS, 1 << 30, keep=True)
+    world.app.return_unused()
+    world.app.grant(2 * CHUNK, 0)
+    world.app.load("a", None)
+    assert eventually(lambda: world.app.memory()[0].weights == 2 * CHUNK and not world.app.loading)
+    world.app.stop_loading()
+
+
+def test_inside_the_secure_os_a_models_heap_is_granted_and_goes_back_with_it(make_world: MakeWorld) -> None:
+    world = make_world(inside=True)
+    world.say()
+    [memory] = world.app.memory()
+    assert memory.heap == world.played.heap * CHUNK > 0
+    world.app.close("a", 0.0)
+    assert world.played.heap == 0
+    world.app.return_unused()
+    assert world.played.granted == 0
+
+
+# ---- KV ------------------------------------------------------------------------------------------
+
+
+def test_sealed_kv_is_taken_in_after_a_recall(world: InsideWorld) -> None:
+    prompt = "a prompt that is longer than thirty-two tokens>"
+    world.say(prompt)
+    world.app.grant(world.app.sealing_size("a", 0), 0)
+    world.app.seal("a", 0)
+    [path] = (world.store / "kv").iterdir()
+    assert b"longer" not in path.read_bytes()
+    world.recall()
+    world.say(prompt)
+    assert world.started().cached_tokens > 32
+    assert world.app.kv_status().resumed == 1
+
+
+def test_damaged_kv_is_computed_anew(world: InsideWorld) -> None:
+    prompt = "a prompt that is longer than thirty-two tokens>"
+    world.say(prompt)
+    world.app.grant(world.app.sealing_size("a", 0), 0)
+    world.app.seal("a", 0)
+    world.recall()
+    [path] = (world.store / "kv").iterdir()
+    path.write_bytes(path.read_bytes()[:-1])
+    assert world.say(prompt) == answer_to(prompt)
+    assert world.started().cached_tokens == 0
+    assert world.app.kv_status().damaged == 1
+    assert list((world.store / "kv").iterdir()) == []
+
+
+def test_kv_in_use_stays_and_idle_kv_goes(world: InsideWorld) -> None:
+    assert world.app.idle_kv() == []
+    world.say()
+    [idle] = world.app.idle_kv()
+    assert (idle.size, idle.tokens) == (KV * CHUNK, len("hello>") + 8)
+    during: list[int] = []
+
+    def evict() -> None:
+        world.played.between_slices = lambda: None
+        during.append(world.app.evict("a", Kind.KV, 1, keep=False))
+
+    world.played.between_slices = evict
+    world.say()
+    assert during == [0]
+    assert world.app.evict("a", Kind.KV, 1, keep=False) == KV * CHUNK
+    assert world.app.idle_kv() == []
+
+
+# ---- what is damaged, gone or hostile ------------------------------------------------------------
+
+
+def test_a_damaged_image_fails_a_request_and_is_made_anew(world: InsideWorld) -> None:
+    world.say()
+    world.recall()
+    [image] = (world.store / "images").iterdir()
+    damaged = bytearray(image.read_bytes())
+    damaged[-20] ^= 1
+    image.write_bytes(damaged)
+    with pytest.raises(Unanswered) as refused:
+        world.say()
+    assert refused.value.blame == "stored_data"
+    assert world.say() == answer_to("hello>")
+
+
+def test_a_damaged_model_is_not_opened_and_leaves_nothing(world: InsideWorld) -> None:
+    world.played.damaged = True
+    with pytest.raises(StoredDataError, match="damaged"):
+        world.app.open("a")
+    assert world.played.models == {}
+    assert list((world.store / "images").iterdir()) == []
+
+
+def test_a_file_that_is_none_is_no_model(world: InsideWorld) -> None:
+    (world.store / "models/d.flex").write_bytes(b"FLEXSEAL" + os.urandom(20000))
+    with pytest.raises(StoredDataError):
+        world.app.open("d")
+    assert [stored.name for stored in world.app.stored()] == ["a", "c"]
+
+
+def test_who_asks_an_application_that_has_ended_hears_of_it(store: Path, renderer: Renderer) -> None:
+    played, limits = PlayedApplication(), ModelLimits(Limits(512, 2, 0))
+    app = InsideApp(Link(played.wire), SealedFiles(store), renderer, limits, print, threads=1)
+    app.open("a")
+    app.admit(Generate(1, "a", TextPrompt("hello>"), Sampling()))
+    played.wire.say(None)
+    for _ in range(2):
+        with pytest.raises(PeerError, match="ended"):
+            app.memory()
+    app.end(1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "lie"),
+    [
+        (Ask.WORDS, (Status.DONE, b"", (1 << 40, 0, 0))),
+        (Ask.WORDS, (Status.DONE, bytes(11), (4, 0, 0))),
+        (Ask.WORDS, (Status.DONE, b"\xff" * 12, (4, 0, 0))),
+        (Ask.OPEN, (Status.DONE, b"", (1 << 40, 1, 1, 1, 512))),
+        (Ask.OPEN, (Status.DONE, b"", (1, 1 << 40, 1, 1, 512))),
+        (Ask.OPEN, (Status.DONE, b"", (1, 1, 1, 1, 1 << 40))),
+        (Ask.TOKENISE, (Status.DONE, b"odd", ())),
+        (Ask.TOKENISE, (Status.DONE, b"\xff" * 4, ())),
+        (Ask.BEGIN, (Status.DONE, b"", (1000,))),
+        (Ask.BEGIN, (Status.DONE, b"", (0,))),
+        (Ask.STEP, (Status.DONE, b"", ())),
+        (Ask.STEP, (Status.DONE, b"odd", ())),
+        (Ask.SAID, (Status.DONE, b"\xff" * 4, ())),
+        (Ask.RESIDENT, (Status.DONE, b"", (0, 0, 0))),
+        (Ask.STEP, (Status.BUSY, b"", ())),
+        (Ask.STEP, (Status.FAILED, b"", ())),
+    ],
+)
+def test_answers_that_cannot_be_fail_a_request_and_nothing_else(
+    world: InsideWorld, kind: Ask, lie: tuple[Status, bytes, tuple[int, ...]]
+) -> None:
+    world.played.lies[kind] = lie
+    with pytest.raises(Unanswered) as failed:
+        world.say()
+    assert failed.value.code in {"trusted_app_broken", "trusted_app_failed"}
+    del world.played.lies[kind]
+    assert world.say() == answer_to("hello>")

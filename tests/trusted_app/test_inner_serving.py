@@ -1,0 +1,135 @@
+"""Policy drives the trusted application of S-EL0 over the port, as it drives the host's."""
+
+from __future__ import annotations
+
+import dataclasses
+import queue
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from inner_application import MODEL, QUESTION, ROOT, Application, plain
+
+from flexserve.emulator.trusted_app import Programs
+from flexserve.policy.eviction_policy import EvictionPolicy
+from flexserve.protocol.answers import Delta, Failed, Finished, Started
+from flexserve.protocol.memory import Recall, Recalled
+from flexserve.protocol.prompts import ChatMessage, ChatPrompt, TextPrompt
+from flexserve.protocol.requests import Generate
+from flexserve.protocol.sampling import Sampling
+from flexserve.serving.memory_manager import MemoryManager
+from flexserve.serving.model_manager import ModelManager
+from flexserve.serving.scheduler import Scheduler
+from flexserve.tee_client.app import InsideApp
+from flexserve.tee_client.files import SealedFiles
+from flexserve.tee_client.messages import Ask
+from flexserve.trusted.limits import Limits, ModelLimits
+from flexserve.trusted.sidecar import start_helper
+from flexserve.trusted.store import DeviceKey, Store
+from flexserve.trusted.text.rendering.renderer import Renderer
+
+CHAT = ChatPrompt([ChatMessage("user", "What is Flex-Mem?")])
+PATIENCE = 120  # seconds, on a machine that does much else
+
+
+@dataclasses.dataclass
+class Answer:
+    """What a request got."""
+
+    text: str
+    tokens: list[int]
+    started: Started
+    finished: Finished
+
+
+class Served:
+    """The application with all of policy over it."""
+
+    def __init__(self, application: Application, store: Path, renderer: Renderer) -> None:
+        self._sent: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        limits = ModelLimits(Limits(1024, 2, 1 << 30))
+        self.app = InsideApp(
+            application.link, SealedFiles(store), renderer, limits, self._sent.put, threads=1
+        )
+        application.do(Ask.SECRET, payload=ROOT)
+        self.models = ModelManager(self.app, idle=3600)
+        self.memory = MemoryManager(self.app, self.models, EvictionPolicy(self.app.chunk))
+        send = self._sent.put
+        self.scheduler = Scheduler(
+            *(self.app, self.models, self.memory, send), limit=8, sequences=2, patience=600.0
+        )
+        self._serial = 0
+
+    def ask(
+        self,
+        prompt: ChatPrompt | TextPrompt,
+        most: int = 100,
+        during: Callable[[], object] | None = None,
+    ) -> Answer:
+        """Ask; `during` is done when the first token is there."""
+        self._serial += 1
+        sampling = Sampling(temperature=0, max_tokens=most)
+        self.scheduler.submit(self.app.admit(Generate(self._serial, "tiny", prompt, sampling)))
+        answer, answers = None, list[Any]()
+        while not isinstance(answer, Finished):
+            answer = self._sent.get(timeout=PATIENCE)
+            assert not isinstance(answer, Failed), answer
+            answers.append(answer)
+            if isinstance(answer, Delta) and during is not None:
+                during()
+                during = None
+        deltas = [each for each in answers if isinstance(each, Delta)]
+        return Answer(
+            "".join(delta.text for delta in deltas),
+            [token for delta in deltas for token in delta.ids],
+            next(each for each in answers if isinstance(each, Started)),
+            answer,
+        )
+
+    def recall(self, demand: int | None = None) -> Recalled:
+        """Have the OS ask for memory."""
+        return self.memory.answer(Recall(1, demand=demand, deadline=10_000))
+
+
+@pytest.fixture(scope="module")
+def served(emulator: str, programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("served")
+    Store(folder / "store", DeviceKey(ROOT)).add(MODEL, "tiny", lambda _done, _total: None)
+    renderer = Renderer(start_helper())
+    application = Application([emulator, "-cpu", "cortex-a76", programs.application], hello=False)
+    served = Served(application, folder / "store", renderer)
+    yield served
+    served.scheduler.drain(5)
+    application.end()
+    renderer.close()
+
+
+def test_the_demos_model_answers_before_during_and_after_recalls_with_the_tokens_of_llama_cpp(
+    served: Served, emulator: str, programs: Programs
+) -> None:
+    undisturbed = served.ask(CHAT)
+    assert undisturbed.text.startswith("Flex-Mem is recallable secure memory.")
+    assert undisturbed.tokens == plain(emulator, programs, QUESTION, 1, 100)
+    weights = served.app.memory()[0].size
+    during = served.ask(CHAT, during=lambda: served.recall(weights))
+    assert during.tokens == undisturbed.tokens
+    assert during.finished.timings.restored_bytes >= weights
+    recalled = served.recall()
+    assert recalled.os_before - recalled.os_after == recalled.returned >= weights
+    [memory] = served.app.memory()
+    assert (memory.weights, memory.scratch, memory.idle_kv) == (0, 0, 0)
+    assert served.ask(CHAT).tokens == undisturbed.tokens
+
+
+def test_a_conversation_goes_on_from_sealed_kv(served: Served) -> None:
+    prompt = TextPrompt(QUESTION * 3)
+    before = served.ask(prompt, most=6)
+    while served.app.idle_kv()[0].worth_sealing:
+        served.app.grant(served.app.sealing_size("tiny", 0), 0)
+        served.app.seal("tiny", 0)
+    served.recall()
+    after = served.ask(prompt, most=6)
+    assert after.tokens == before.tokens
+    assert after.started.cached_tokens == after.started.prompt_tokens - 1
+    assert served.app.kv_status().resumed == 1
