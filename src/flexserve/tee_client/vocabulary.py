@@ -20,6 +20,7 @@ class Vocabulary(Tokenizer):
 
     def __init__(self, app: Application, model: int) -> None:
         """`model`: the number of an open one. Raises PeerError."""
+        super().__init__()
         self._app, self._model = app, model
         self._words: list[Word] = []
         while not self._words or len(self._words) < self.size:

@@ -6,13 +6,9 @@ import ctypes
 import functools
 import hashlib
 import re
-import threading
-from collections.abc import Mapping
-from types import MappingProxyType
 
 from flexserve.trusted.engine.library import lib
 from flexserve.trusted.engine.model import Model
-from flexserve.trusted.text.grammar import TokenTree
 from flexserve.trusted.text.tokenizer import Gap, Tokenizer
 
 _RANK_TEMPLATE = "tokenizer.chat_template.rerank"  # in the metadata of models that rank in words of their own
@@ -23,10 +19,9 @@ class Vocabulary(Tokenizer):
     """The tokens of a model, as llama.cpp has them: they do not change."""
 
     def __init__(self, model: Model) -> None:
+        super().__init__()
         self.address = model.vocabulary  # of llama.cpp's own
         self._metadata = model.header.metadata
-        self._trees: dict[frozenset[int], TokenTree] = {}
-        self._making = threading.Lock()
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -121,11 +116,3 @@ class Vocabulary(Tokenizer):
 
     def metadata(self, key: str) -> object:
         return self._metadata.get(key)
-
-    def tree(self, shown: Mapping[int, bytes] = MappingProxyType({})) -> TokenTree:
-        """Return the tokens as grammars see them, `shown` control tokens as their texts; made once."""
-        key = frozenset(shown)
-        with self._making:
-            if key not in self._trees:
-                self._trees[key] = TokenTree(self, self.size, shown)
-            return self._trees[key]

@@ -11,16 +11,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from flexserve.protocol.prompts import ChatPrompt
 from flexserve.protocol.requests import Generate
 from flexserve.trusted.engine.sampler import Sampler
 from flexserve.trusted.open_model import OpenModel
-from flexserve.trusted.text.constraint import constraint
+from flexserve.trusted.text import confining
 from flexserve.trusted.text.grammar import Confinement
 from flexserve.trusted.text.prompt import Prompt, tokenized
 from flexserve.trusted.text.rendering.renderer import Renderer
-from flexserve.trusted.text.thoughts import Thoughts, thought_end
-from flexserve.trusted.text.tokenizer import Tokenizer
+from flexserve.trusted.text.thoughts import Thoughts
 
 T = TypeVar("T")
 
@@ -66,24 +64,10 @@ class Preparation:
         """
         vocabulary, size = entry.vocabulary, entry.context.size
         prompt = tokenized(request, entry.template, vocabulary, size)
-        confinement = self._confinement(entry, request, prompt.begun)
-        thoughts = _thoughts(request.prompt, vocabulary, prompt, must_end=confinement is not None)
+        confinement = confining.confinement(request, prompt, entry.template, vocabulary, self._renderer)
+        thoughts = confining.thoughts(request, prompt, vocabulary, must_end=confinement is not None)
         sampler = Sampler(
             *(request.sampling, vocabulary, prompt.tokens, size),
             confinement=None if thoughts.inside else confinement,
         )
         return Prepared(entry, prompt, sampler, thoughts, confinement)
-
-    def _confinement(self, entry: OpenModel, request: Generate, begun: str) -> Confinement | None:
-        grammar = constraint(request, entry.template, self._renderer.translate, begun)
-        if grammar is None:
-            return None
-        self._renderer.compile(grammar.text)
-        return Confinement(entry.vocabulary.tree(entry.template.shown if grammar.shown else {}), grammar.text)
-
-
-def _thoughts(asked: object, vocabulary: Tokenizer, prompt: Prompt, *, must_end: bool) -> Thoughts:
-    notation = prompt.notation
-    end = [] if notation is None else vocabulary.encode(thought_end(notation), special=True, start=False)
-    most = asked.thought_tokens if isinstance(asked, ChatPrompt) else None
-    return Thoughts(notation, prompt.begun, end, most=most, must_end=must_end)

@@ -11,9 +11,11 @@ import codecs
 import dataclasses
 import functools
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
+from flexserve.trusted.text.grammar import TokenTree
 from flexserve.trusted.text.markers import Markers
 
 # llama.cpp's attributes of tokens.
@@ -36,6 +38,10 @@ class Gap:
 
 class Tokenizer(abc.ABC):
     """The tokens of a model, from 0 to before `size`. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._trees: dict[frozenset[int], TokenTree] = {}
+        self._making = threading.Lock()
 
     # ---- what its vocabulary says -----------------------------------------------------------------
 
@@ -167,6 +173,14 @@ class Tokenizer(abc.ABC):
             if self.attributes(token) & CONTROLS:
                 found[self.name(token)] = token
         return found
+
+    def tree(self, shown: Mapping[int, bytes] = MappingProxyType({})) -> TokenTree:
+        """Return the tokens as grammars see them, `shown` control tokens as their texts; made once."""
+        key = frozenset(shown)
+        with self._making:
+            if key not in self._trees:
+                self._trees[key] = TokenTree(self, self.size, shown)
+            return self._trees[key]
 
     def text_of(self, key: str) -> str:
         """Return the text of the special token whose number is at metadata key `key` ("" if none)."""
