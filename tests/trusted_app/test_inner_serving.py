@@ -112,7 +112,7 @@ def test_the_demos_model_answers_before_during_and_after_recalls_with_the_tokens
     assert undisturbed.text.startswith("Flex-Mem is recallable secure memory.")
     assert undisturbed.tokens == plain(emulator, programs, QUESTION, 1, 100)
     weights = served.app.memory()[0].size
-    during = served.ask(CHAT, during=lambda: served.recall(weights))
+    during = served.ask(CHAT, during=lambda: served.recall(served.app.pool().resident))
     assert during.tokens == undisturbed.tokens
     assert during.finished.timings.restored_bytes >= weights
     recalled = served.recall()
