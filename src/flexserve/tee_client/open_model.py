@@ -18,6 +18,7 @@ from flexserve.tee_client.sealed_kv import SealedKv
 from flexserve.tee_client.services import Services
 from flexserve.tee_client.vocabulary import Vocabulary
 from flexserve.tee_client.weights import Weights
+from flexserve.trusted.requests.tasks import ENCODERS, NO_TEXTS, NO_VECTORS
 from flexserve.trusted.text.chat_template import ChatTemplate
 from flexserve.units import MIB, format_size
 
@@ -63,11 +64,7 @@ class OpenModel:
             self.vocabulary = Vocabulary(services.app, self.number)
             own = self.vocabulary.described("tokenizer.chat_template")
             self.template = ChatTemplate(own, self.vocabulary, services.renderer)
-            self.abilities = Abilities(
-                *(True, False, False, True, 0, False),  # whoever tried knows better
-                template=bool(own),
-                tools="none",
-            )
+            self.abilities = self._abilities(template=bool(own))
             sealed = SealedKv(services, manifest, self.number, limits.sealed_kv)
             self.conversations = Conversations(sealed, self.number, limits.sequences, self.lock)
             self.weights.open_image(file)
@@ -75,6 +72,23 @@ class OpenModel:
             self.weights.close()
             services.app.do(Ask.CLOSE, self.number)
             raise
+
+    def _abilities(self, *, template: bool) -> Abilities:
+        """Return what its metadata say that it can do; whoever tried knows better."""
+        architecture = self.manifest.architecture
+        causal = self.vocabulary.described(f"{architecture}.attention.causal") != "false"
+        window = self.vocabulary.described(f"{architecture}.attention.sliding_window")
+        encodes, usable = architecture in ENCODERS, architecture not in NO_TEXTS
+        return Abilities(
+            text=usable and causal and not encodes,
+            vectors=usable and architecture not in NO_VECTORS,
+            encoder=encodes,
+            causal=causal,
+            window=int(window[:9]) if window.isdecimal() else 0,
+            recurrent=False,
+            template=template,
+            tools="none",
+        )
 
     def close(self, seal_until: float) -> None:
         """Close it, and give its memory back, having sealed its KV as far as `seal_until` allows."""

@@ -28,7 +28,6 @@ from flexserve.protocol.trusted_app import (
     Stored,
     Ticket,
 )
-from flexserve.trusted.engine.abilities import require
 from flexserve.trusted.engine.context import BATCH
 from flexserve.trusted.memory.ownership import PageState
 from flexserve.trusted.open_model import OpenModel, Services
@@ -39,6 +38,7 @@ from flexserve.trusted.requests.embedding import Embedding
 from flexserve.trusted.requests.generation import Generation, scores_prompt
 from flexserve.trusted.requests.guesser import Guesser, require_same_words
 from flexserve.trusted.requests.request import Message, Request
+from flexserve.trusted.requests.tasks import require
 from flexserve.trusted.requests.trial import try_model
 from flexserve.trusted.sessions.clock import steady_clock
 from flexserve.trusted.store.licences import require_time, require_use

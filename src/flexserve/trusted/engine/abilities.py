@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-from flexserve.errors import CallerError
-from flexserve.protocol.requests import Embed, Generate, Warm
 from flexserve.protocol.statuses import Abilities
 from flexserve.trusted.engine.library import lib
 from flexserve.trusted.engine.model import Model
-
-# Architectures whose graphs end in states and not in scores of tokens (llama.cpp's src/models), whether
-# or not their header says that attention is not causal.
-_ENCODERS = frozenset(
-    {"bert", "modern-bert", "nomic-bert", "nomic-bert-moe", "neo-bert", "jina-bert-v2", "jina-bert-v3",
-     "eurobert", "gemma-embedding", "llama-embed", "t5encoder"}
-)  # fmt: skip
-# Those whose vectors llama.cpp takes to be longer than they are: reading one would end the process.
-_NO_VECTORS = frozenset({"deepseek4", "qwen4exp"})
-# Those that take in or give out something other than text, or are a part of another model.
-_NO_TEXTS = frozenset({"wavtokenizer-dec", "pockettts", "eagle3", "dflash", "gemma4-assistant", "clip"})
+from flexserve.trusted.requests.tasks import ENCODERS, NO_TEXTS, NO_VECTORS
 
 
 def abilities_of(model: Model) -> Abilities:
     """Return what an opened model can do, as far as can be told without computing."""
     address, metadata, architecture = model.address, model.header.metadata, model.header.architecture
     encoder = bool(lib.llama_model_has_encoder(address))
-    causal = metadata.get(f"{architecture}.attention.causal") is not False and architecture not in _ENCODERS
+    causal = metadata.get(f"{architecture}.attention.causal") is not False and architecture not in ENCODERS
     diffusion = bool(lib.llama_model_is_diffusion(address))
-    usable = architecture not in _NO_TEXTS
+    usable = architecture not in NO_TEXTS
     ranks = metadata.get(f"{architecture}.pooling_type") == lib.LLAMA_POOLING_TYPE_RANK
     return Abilities(
         text=usable and causal and not encoder and not diffusion,
-        vectors=usable and architecture not in _NO_VECTORS and not ranks,
-        encoder=encoder or architecture in _ENCODERS,
+        vectors=usable and architecture not in NO_VECTORS and not ranks,
+        encoder=encoder or architecture in ENCODERS,
         causal=causal and not diffusion,
         window=max(0, int(lib.llama_model_n_swa(address))),
         recurrent=bool(lib.llama_model_is_recurrent(address) or lib.llama_model_is_hybrid(address)),
@@ -39,28 +27,3 @@ def abilities_of(model: Model) -> Abilities:
         tools="none",  # who has read the template knows better
         ranks=usable and ranks,
     )
-
-
-def require(abilities: Abilities, request: Generate | Embed | Warm) -> None:
-    """Raise CallerError when a request asks for what the model cannot do."""
-    if isinstance(request, Generate) and not abilities.text:
-        raise CallerError(
-            "This model cannot generate text.",
-            hint="Ask /v1/embeddings for vectors, or name a model that generates."
-            if abilities.vectors
-            else "Name a model that generates.",
-            code="generation_unsupported",
-        )
-    if isinstance(request, Embed) and request.query is not None:
-        if not abilities.ranks:
-            raise CallerError(
-                "This model does not rank texts.",
-                hint="Use a reranker; or ask POST /v1/embeddings for vectors, and compare them.",
-                code="rerank_unsupported",
-            )
-    elif isinstance(request, Embed) and not abilities.vectors:
-        raise CallerError(
-            "This model makes no vectors of texts.",
-            hint="Ask POST /v1/rerank: it ranks texts." if abilities.ranks else "Use an embedding model.",
-            code="embeddings_unsupported",
-        )
