@@ -24,7 +24,7 @@ def test_a_generation_is_prepared_computed_to_its_end_and_forgotten(serve: Calla
     assert isinstance(end, Finished)
     assert end.request == number
     # 20 tokens in graphs of 8, then two more graphs for the second and third token of the answer.
-    assert steps(server.app) == [("a", (number,), 8)] * 5
+    assert steps(server.app) == [("a", (number,), limit) for limit in (8, 8, 4, 8, 8)]
     assert server.app.requests == {}
     assert server.scheduler.counts() == (0, 0)
 

@@ -160,6 +160,8 @@ class FakeModel:
 class FakeContext:
     """Sequences of tokens whose KV is in Flex-Mem."""
 
+    prompts_apart = False
+
     def __init__(
         self, model: FakeModel, residency: Residency, context: int, sequences: int, *, kv_type: str = "f16"
     ) -> None:

@@ -82,9 +82,12 @@ class Families:
         """Have a request of ours: a prompt, then the tokens of its answer one by one."""
         return self._ours.submit(_ask, tokens, list(answer)).result()
 
-    def ask_together(self, first: list[int], second: list[int], steps: int) -> tuple[Logprobs, Logprobs]:
-        """Have two prompts in two slots, whose last `steps` tokens are computed in common graphs."""
-        return self._ours.submit(_ask_together, first, second, steps).result()
+    def ask_together(
+        self, first: list[int], second: list[int], piece: int, steps: int
+    ) -> tuple[Logprobs, Logprobs]:
+        """Have two prompts in two slots: the first `piece` tokens of both, if they may, and the last
+        `steps` are computed in common graphs."""
+        return self._ours.submit(_ask_together, first, second, piece, steps).result()
 
     def plain_vector(self, tokens: list[int], pooling: int) -> Vector:
         """Return the vector that plain llama.cpp makes of a text in one go, of length 1."""
@@ -240,17 +243,21 @@ def _ask(tokens: list[int], answer: list[int]) -> list[Said]:
     return said
 
 
-def _ask_together(first: list[int], second: list[int], steps: int) -> tuple[Logprobs, Logprobs]:
+def _ask_together(first: list[int], second: list[int], piece: int, steps: int) -> tuple[Logprobs, Logprobs]:
     from flexserve.trusted.engine.context import Span
 
     context = _world.context
     context.prepare()
-    for sequence, tokens in enumerate((first, second)):
+    prompts = [*enumerate((first, second))]
+    for sequence, _ in prompts:
         context.take(sequence, 0)
-        context.decode([Span(sequence, 0, tokens[:-steps])])
-    for step in range(-steps, 0):
-        spans = [Span(i, len(t) + step, [t[step]]) for i, t in enumerate((first, second))]
+    begun = [Span(sequence, 0, tokens[:piece]) for sequence, tokens in prompts]
+    for spans in [[span] for span in begun] if context.prompts_apart else [begun]:
         context.decode(spans)
+    for sequence, tokens in prompts:
+        context.decode([Span(sequence, piece, tokens[piece:-steps])])
+    for step in range(-steps, 0):
+        context.decode([Span(i, len(tokens) + step, [tokens[step]]) for i, tokens in prompts])
     found = _logprobs(context.logits(0)), _logprobs(context.logits(1))
     context.release([0, 1])
     return found

@@ -180,9 +180,10 @@ def test_a_sealed_conversation_that_fits_in_the_window_can_still_be_edited(talk:
 def test_sequences_computed_together_do_not_mix(families: Families, name: str) -> None:
     families.open(name)
     talk = Talk(families, seed=8)
-    first, second, steps = talk.words(100), talk.words(90), 4
-    for ours, tokens in zip(families.ask_together(first, second, steps), (first, second), strict=True):
-        plain = families.plain(tokens, [len(tokens) - steps, *[1] * steps])
+    first, second, piece, steps = talk.words(100), talk.words(90), 70, 4
+    together = families.ask_together(first, second, piece, steps)
+    for ours, tokens in zip(together, (first, second), strict=True):
+        plain = families.plain(tokens, [piece, len(tokens) - piece - steps, *[1] * steps])
         assert np.abs(ours - plain).max() <= TOLERANCE
 
 

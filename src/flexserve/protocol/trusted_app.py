@@ -60,6 +60,8 @@ class Progress:
     right: int = 0  # of the guesses that the step checked
     finished: Finished | None = None
     error: FlexServeError | None = None
+    sequence: int = 0  # where its KV lies; what neighbours compute in one graph costs least
+    apart: bool = False  # its prompt has to have graphs of its own
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -15,6 +15,8 @@ class Request:
     ticket: Ticket
     cancelled: bool = False  # set by any thread, and never taken back
     pending: int = 0  # tokens to compute before its next one; 0: it is no generation that began
+    sequence: int = 0  # of its KV, once it began …
+    apart: bool = False  # … and whether its prompt has to have graphs of its own
     error: FlexServeError | None = (
         None  # of its preparation, whose thread sets it before it queues the request again
     )

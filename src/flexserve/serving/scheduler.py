@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import msgspec
 
 from flexserve.errors import CallerError, CancelledError, FlexServeError, GrantRefusedError, QueueFullError
-from flexserve.policy.batching import Batching
+from flexserve.policy.batching import Batching, Part
 from flexserve.policy.schedule import Lane, Turns
 from flexserve.protocol.answers import Failed, Finished
 from flexserve.protocol.failures import failure_of, foreseen
@@ -261,7 +261,7 @@ class Scheduler:
             with self._changed:
                 self._requests.put_back(request)
             return False
-        request.pending = begun.pending
+        request.pending, request.sequence, request.apart = begun.pending, begun.sequence, begun.apart
         self._batches.setdefault(model, {})[number] = request
         self._memory.invoked(model, begun.pending, request.ticket.next_model)
         self._guesses.begun(model)
@@ -296,7 +296,8 @@ class Scheduler:
             self._leave(request)
             self._fail(request, _cancelled())
         batching = self._batching.setdefault(model, Batching(self._app.batch))
-        chosen, limit = batching.next({number: request.pending for number, request in batch.items()})
+        parts = {number: Part(it.pending, it.sequence, it.apart) for number, it in batch.items()}
+        chosen, limit = batching.next(parts)
         if chosen:
 
             def step() -> Sequence[Progress]:

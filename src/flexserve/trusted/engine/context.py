@@ -115,6 +115,8 @@ class Context:
         self._recurrent = lib.llama_model_is_recurrent(model.address) or lib.llama_model_is_hybrid(
             model.address
         )
+        # llama.cpp's plamo2 mixes the states of sequences that have several tokens each in a graph.
+        self.prompts_apart = self._recurrent
         self._batch = lib.llama_batch_init(parameters.n_batch, 0, 1)
         self._reserving = model.change(self.address)
         if self._reserving:

@@ -108,7 +108,9 @@ class Generation:
 
     def progress(self) -> Progress:
         """Return where it is."""
-        return Progress(self.number, self.pending)
+        return Progress(
+            self.number, self.pending, sequence=self.sequence, apart=self.entry.context.prompts_apart
+        )
 
     @property
     def pending(self) -> int:
