@@ -111,7 +111,6 @@ bool Model::load(const std::byte *metadata, size_t bytes, size_t file_bytes) {
     if (model_ == nullptr) return false;
     Hooks::settle(*this);
     number_chunks();
-    state_ = State::making_context;
     return true;
 }
 
@@ -134,15 +133,20 @@ bool Model::make_context(uint32_t context, uint32_t sequences) {
     parameters.n_seq_max = sequences;
     parameters.n_outputs_max = std::max(sequences, std::min(most_outputs, context_tokens_));
     parameters.kv_unified = false;  // a stream for each sequence: the same logits as if it were alone
+    context_ = new_context(parameters);
+    return context_ != nullptr;
+}
+
+llama_context *Model::new_context(llama_context_params parameters) {
     parameters.n_threads = parameters.n_threads_batch = engine_.threads_;
     parameters.no_perf = true;
-    context_ = llama_init_from_model(model_, parameters);
-    if (context_ == nullptr) return false;
+    state_ = State::making_context;
+    llama_context *context = llama_init_from_model(model_, parameters);
     for (const auto &each : buffers_) {
         if (each->kind != Kind::weights) each->buffer->iface.init_tensor = nullptr;  // graphs place tensors all the time
     }
     state_ = State::ready;
-    return true;
+    return context;
 }
 
 Model::~Model() {
@@ -236,6 +240,38 @@ size_t Model::release(Kind kind) {
 int Model::decode(const llama_batch &batch) {
     Hooks::Owner owner(engine_, this);
     return llama_decode(context_, batch);
+}
+
+int Model::embed(const std::vector<llama_token> &text, uint32_t at_once, bool ranks, std::vector<float> &vector,
+                 size_t &lacks) {
+    Hooks::Owner owner(engine_, this);
+    const auto size = static_cast<uint32_t>(text.size()), step = std::min({size, at_once, batch_tokens});
+    llama_context_params parameters = llama_context_default_params();
+    parameters.n_ctx = size;
+    parameters.n_batch = parameters.n_ubatch = parameters.n_outputs_max = step;
+    parameters.embeddings = true;
+    parameters.pooling_type = std::max(llama_pooling_type(context_), LLAMA_POOLING_TYPE_MEAN);  // those below are none
+    if ((parameters.pooling_type == LLAMA_POOLING_TYPE_RANK) != ranks) return -1;
+    const size_t others = buffers_.size();
+    const std::unique_ptr<llama_context, decltype(&llama_free)> context(new_context(parameters), llama_free);
+    if (context == nullptr) return -1;
+    for (size_t each = others; each < buffers_.size(); each++) lacks += buffers_[each]->region->chunks();
+    for (size_t each = others; each < buffers_.size(); each++) {
+        if (!engine_.flexmem.commit(*buffers_[each]->region, 0, buffers_[each]->region->chunks())) return 3;
+    }
+    vector.assign(ranks ? 1 : static_cast<size_t>(llama_model_n_embd_out(model_)), 0);
+    for (uint32_t at = 0; at < size; at += step) {
+        const uint32_t count = std::min(step, size - at);
+        const llama_batch batch = llama_batch_get_one(const_cast<llama_token *>(&text[at]), static_cast<int32_t>(count));
+        const int status = (llama_model_has_encoder(model_) ? llama_encode : llama_decode)(context.get(), batch);
+        const float *pooled = status == 0 ? llama_get_embeddings_seq(context.get(), 0) : nullptr;
+        if (pooled == nullptr) return status == 0 ? -1 : status;
+        const bool is_mean = parameters.pooling_type == LLAMA_POOLING_TYPE_MEAN;
+        const bool counts = parameters.pooling_type == LLAMA_POOLING_TYPE_CLS ? at == 0 : at + count == size;
+        const float weight = is_mean ? static_cast<float>(count) / static_cast<float>(size) : counts;
+        for (size_t each = 0; each < vector.size(); each++) vector[each] += weight * pooled[each];
+    }
+    return 0;
 }
 
 // Of layers with a window the cache may hold the last window only, and of recurrent layers there is the latest state.

@@ -119,6 +119,13 @@ class Model {
     // Take in a batch. 0; 2: weights are missing, and the cache is as it was; negative: it failed.
     int decode(const llama_batch &batch);
     llama_context *context() const { return context_; }
+    bool computes() const { return engine_.current_ == this; }  // a graph, now
+    bool generates() const { return llama_get_memory(context_) != nullptr && !llama_model_has_encoder(model_); }
+
+    // Pool what the model makes of a text, as it says itself, or the mean; or its rank, by a model that ranks. At most
+    // `at_once` tokens go through one graph. In a context of its own, which lives for this call. As decode; 3: `lacks` chunks
+    // have to be unused for it.
+    int embed(const std::vector<llama_token> &text, uint32_t at_once, bool ranks, std::vector<float> &vector, size_t &lacks);
 
     // Have a sequence whose KV is of `has` tokens forget those from `keep` on; how many are left: 0 where it cannot go back.
     size_t cut(uint32_t sequence, size_t keep, size_t has);
@@ -134,6 +141,7 @@ class Model {
     explicit Model(Engine &engine) : engine_(engine) {}
     bool load(const std::byte *metadata, size_t bytes, size_t file_bytes);
     bool make_context(uint32_t context, uint32_t sequences);
+    llama_context *new_context(llama_context_params parameters);
     void number_chunks();
     Buffer *find(ggml_backend_buffer_t buffer);
     size_t count_missing(const ggml_cgraph *graph) const;

@@ -10,22 +10,28 @@ Generations::~Generations() {
     llama_batch_free(batch_);
 }
 
-void Generations::begin(uint32_t sequence, std::vector<llama_token> prompt, size_t most, float temperature, uint32_t seed) {
-    Generation &generation = running_[sequence];
-    const std::vector<llama_token> &has = cached_[sequence];
-    const auto differs = std::mismatch(has.begin(), has.end(), prompt.begin(), prompt.end()).first;
-    const size_t same = std::min(static_cast<size_t>(differs - has.begin()), prompt.size() - 1);  // logits need a token
-    generation.computed = model_.cut(sequence, same, has.size());
+void Generations::begin(uint32_t sequence, const Owner &owner, std::vector<llama_token> prompt, size_t most) {
+    Generation generation;
+    const Cached &has = cached_[sequence];
+    const auto differs = std::mismatch(has.tokens.begin(), has.tokens.end(), prompt.begin(), prompt.end()).first;
+    const size_t same = has.owner == owner ? static_cast<size_t>(differs - has.tokens.begin()) : 0;
+    const Sampling usual;
+    generation.sampler = Sampler::make(model_, reinterpret_cast<const std::byte *>(&usual), sizeof usual);
+    generation.computed = model_.cut(sequence, std::min(same, prompt.size() - 1), has.tokens.size());  // logits need a token
     generation.prompt = prompt.size();
     generation.tokens = std::move(prompt);
     generation.most = most;
-    generation.sampler = llama_sampler_chain_init(llama_sampler_chain_default_params());
-    if (temperature > 0) {
-        llama_sampler_chain_add(generation.sampler, llama_sampler_init_temp(temperature));
-        llama_sampler_chain_add(generation.sampler, llama_sampler_init_dist(seed));
-    } else {
-        llama_sampler_chain_add(generation.sampler, llama_sampler_init_greedy());
-    }
+    generation.owner = owner;
+    running_[sequence] = std::move(generation);
+}
+
+bool Generations::choose_by(uint32_t sequence, const std::vector<std::byte> &settings) {
+    Generation &generation = running_.at(sequence);
+    auto sampler = Sampler::make(model_, settings.data(), settings.size());
+    if (sampler == nullptr) return false;
+    for (const llama_token token : generation.tokens) sampler->accept(token);
+    generation.sampler = std::move(sampler);
+    return true;
 }
 
 int Generations::step(const std::vector<uint32_t> &sequences, size_t limit) {
@@ -62,11 +68,14 @@ int Generations::step(const std::vector<uint32_t> &sequences, size_t limit) {
 }
 
 void Generations::choose(Generation &generation, int32_t row) {
-    const llama_token token = llama_sampler_sample(generation.sampler, model_.context(), row);
-    if (llama_vocab_is_eog(model_.vocabulary(), token)) {
-        generation.finished = Finish::stop;
+    const float *logits = llama_get_logits_ith(model_.context(), row);
+    const llama_token token = logits == nullptr ? -1 : generation.sampler->choose(logits, generation.said());
+    if (token < 0 || generation.sampler->ends(token)) {
+        generation.finished = token < 0 ? Finish::stuck : Finish::stop;
         return;
     }
+    generation.sampler->accept(token);
+    generation.sampler->tell(logits, token, generation.scores);
     generation.tokens.push_back(token);
     if (generation.said() >= generation.most || generation.tokens.size() >= model_.context_tokens()) {
         generation.finished = Finish::length;
@@ -77,8 +86,7 @@ void Generations::end(uint32_t sequence) {
     const auto found = running_.find(sequence);
     if (found == running_.end()) return;
     Generation &generation = found->second;
-    llama_sampler_free(generation.sampler);
     generation.tokens.resize(generation.computed);
-    cached_[sequence] = std::move(generation.tokens);
+    cached_[sequence] = {generation.owner, std::move(generation.tokens)};
     running_.erase(found);
 }

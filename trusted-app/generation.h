@@ -5,8 +5,18 @@
 #include <map>
 #include <vector>
 
+#include "cipher.h"
 #include "engine.h"
 #include "messages.h"
+#include "sampler.h"
+
+using Owner = Id;  // of KV: any bytes, by which nobody else's are taken for one's own
+
+// Tokens whose KV a sequence has that says nothing, and whose it is.
+struct Cached {
+    Owner owner{};
+    std::vector<llama_token> tokens;
+};
 
 // What one sequence of a model says.
 struct Generation {
@@ -15,7 +25,9 @@ struct Generation {
     size_t computed = 0;              // tokens whose KV is there
     size_t taken = 0;                 // tokens said that were given out
     size_t most = 0;                  // tokens to say at most
-    llama_sampler *sampler = nullptr;
+    Owner owner{};
+    std::unique_ptr<Sampler> sampler;
+    std::vector<Score> scores;  // of tokens said, until they are given out
     Finish finished = Finish::no;
 
     size_t said() const { return tokens.size() - prompt; }
@@ -32,14 +44,15 @@ class Generations {
     bool empty() const { return running_.empty(); }
     Generation &at(uint32_t sequence) { return running_.at(sequence); }
 
-    // Tokens whose KV a sequence that says nothing has.
-    const std::vector<llama_token> &cached(uint32_t sequence) { return cached_[sequence]; }
-    void set_cached(uint32_t sequence, std::vector<llama_token> tokens) { cached_[sequence] = std::move(tokens); }
+    Cached &cached(uint32_t sequence) { return cached_[sequence]; }
     void forget_cached() { cached_.clear(); }  // their KV has gone
 
-    // Begin to say up to `most` tokens after a prompt that is shorter than the context. Temperature 0: the likeliest.
-    // What the sequence's KV has of the prompt stays.
-    void begin(uint32_t sequence, std::vector<llama_token> prompt, size_t most, float temperature, uint32_t seed);
+    // Begin to say up to `most` tokens, the likeliest ones, after a prompt that is shorter than the context. What the
+    // sequence's KV has of the prompt stays, if it is this owner's.
+    void begin(uint32_t sequence, const Owner &owner, std::vector<llama_token> prompt, size_t most);
+
+    // Choose the tokens of a sequence that has said nothing yet as a payload says. False: it says nothing that is right.
+    bool choose_by(uint32_t sequence, const std::vector<std::byte> &settings);
 
     // Compute one graph, with at most `limit` tokens of each of these sequences, each of which is named once and goes on.
     // Then each of which nothing is pending says a token. What Model::decode answers.
@@ -53,5 +66,5 @@ class Generations {
     Model &model_;
     llama_batch batch_;
     std::map<uint32_t, Generation> running_;
-    std::map<uint32_t, std::vector<llama_token>> cached_;
+    std::map<uint32_t, Cached> cached_;
 };

@@ -7,7 +7,7 @@
 
 #include <cstdint>
 
-constexpr uint64_t protocol_version = 1;
+constexpr uint64_t protocol_version = 2;
 constexpr uint32_t most_payload = 16 << 20;  // bytes
 
 struct Request {
@@ -43,22 +43,55 @@ enum class Ask : uint32_t {
     resident = 13,    // model → chunks of scratch, KV, weights; a byte for each chunk of weights, 1: it is whole
     tokenise = 14,    // model, 1: control tokens by name, 1: it does not begin a sequence; text → tokens (u32 each)
     detokenise = 15,  // model; tokens → text
-    begin = 16,       // model, sequence, tokens to say at most, bits of a float: temperature, seed; tokens of the prompt.
-                      // What the sequence's KV has of them is not computed again → tokens to compute
+    begin = 16,       // model, sequence, tokens to say at most, owner (two values); tokens of the prompt. What the sequence's
+                      // KV has of them, if it is this owner's, is not computed again → tokens to compute
     step = 17,        // model, tokens of each sequence at most; sequences (u32 each) → a Progress for each
-    said = 18,        // model, sequence → tokens said since the last time
+    said = 18,        // model, sequence → how many tokens were said since the last time; they, and for each of them
+                      // Sampling.logprobs Scores: its own, and the likeliest. Where fewer are left, they are of no token
     end = 19,         // model, sequence: it says no more; its KV stays
     keep = 20,        // model, sequence that says nothing: seal a copy of its KV → bytes; salt
     kept = 21,        // model, part of kept_part bytes, the next one → sealed, with its tag. With the last one the copy goes
-    resume = 22,      // model, sequence that says nothing, bytes of its KV; salt
+    resume = 22,      // model, sequence that says nothing, bytes of its KV, owner of the KV (two values); salt
     resumed = 23,     // model, part, the next one; sealed, with its tag. With the last one the sequence has that KV
     load_pages = 24,  // model, chunk; its tag, then the pages that have it, sealed: pairs (u64 each) of the first one and how
                       // many, 512 in all, which the OS has granted. They are its memory from here on
     heap = 25,        // chunks, 1: of the unused ones, at most, to be heap from here on; 0: of the heap, free ones, to be unused
                       // → how many. Outside the secure OS: 0
+    sampling = 30,    // model, sequence that has begun and said nothing; a Sampling and its lists. Without it: the likeliest
+    admit = 31,       // model, sequence; a bit for each token of the vocabulary: the next token is one of these. Once
+    embed = 32,       // model, 1: a rank, tokens of one graph at most; tokens of a text → what the model pools of it: floats
     describe = 60,    // model; key of its metadata → the value as text, nothing where there is none or it is a list
     words = 61,       // model, first → tokens in all, 1: one begins a sequence, which; a Word and its text for each token from
                       // the first on, as many as one answer takes
+};
+
+// Samplers.
+enum class Choice : uint8_t {
+    none, penalties, dry, top_n_sigma, top_k, typ_p, top_p, min_p, xtc, temperature,  // as protocol/sampling.py has them
+    likeliest, any, mirostat, mirostat_v2  // each chooses a token; the last one has to
+};
+
+// How tokens are chosen: protocol/sampling.py says what the numbers mean. Behind it come `biases` Scores, and the texts at which
+// a repetition ends for `dry`, each with a zero byte behind it.
+struct Sampling {
+    uint32_t seed = UINT32_MAX;   // all ones: another one each time
+    uint32_t ignore_eos = 0;      // 1: no token of the model's own ends the answer
+    uint32_t min_tokens = 0;      // before these, no token ends it
+    uint32_t logprobs = 0;        // 0: none; otherwise one more than how many of the likeliest
+    uint32_t after_samplers = 0;  // 1: of the tokens that the samplers left, as they left them
+    uint32_t min_keep = 0, biases = 0;
+    int32_t top_k = 0, repeat_last_n = 0, dry_allowed_length = 2, dry_penalty_last_n = 0;
+    float temperature = 0, dynatemp_range = 0, dynatemp_exponent = 1, top_p = 1, min_p = 0, typical_p = 1, top_n_sigma = -1;
+    float xtc_probability = 0, xtc_threshold = 0.1F, repeat_penalty = 1, frequency_penalty = 0, presence_penalty = 0;
+    float dry_multiplier = 0, dry_base = 1.75F, mirostat_tau = 5, mirostat_eta = 0.1F;
+    Choice samplers[12] = {Choice::likeliest};  // in the order in which they are applied
+};
+
+// A token, and the natural logarithm of its probability. Of what is asked: what is added to its score; minus infinity: it never
+// comes; infinity: it ends the answer.
+struct Score {
+    uint32_t token;
+    float value;
 };
 
 constexpr uint32_t kept_part_bytes = 1 << 16;
@@ -95,4 +128,5 @@ struct Progress {
     uint32_t finished;  // Finish
 };
 
-enum class Finish : uint32_t { no = 0, stop = 1, length = 2 };
+// stuck: no token can come next.
+enum class Finish : uint32_t { no = 0, stop = 1, length = 2, stuck = 3 };

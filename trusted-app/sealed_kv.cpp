@@ -9,7 +9,7 @@ constexpr size_t most_bytes = size_t{1} << 36;
 
 }  // namespace
 
-bool SealedKv::start(uint32_t sequence, size_t bytes, const Salt &salt) {
+bool SealedKv::start(uint32_t sequence, size_t bytes, const Salt &salt, const Owner &owner) {
     stop();
     plain_ = flexmem_.reserve(bytes);
     if (plain_ == nullptr || !flexmem_.commit(*plain_, 0, plain_->chunks())) {
@@ -19,7 +19,8 @@ bool SealedKv::start(uint32_t sequence, size_t bytes, const Salt &salt) {
     sequence_ = sequence;
     bytes_ = bytes;
     next_ = 0;
-    cipher_ = image_.cipher(salt, "kv");
+    owner_ = owner;
+    cipher_ = image_.cipher(digest(salt, owner.data(), owner.size()), "kv");  // so another owner's does not authenticate
     return true;
 }
 
@@ -30,11 +31,11 @@ void SealedKv::stop() {
 }
 
 Status SealedKv::keep(uint32_t sequence, size_t &bytes, Salt &salt) {
-    const std::vector<llama_token> &tokens = generations_.cached(sequence);
+    const auto &[owner, tokens] = generations_.cached(sequence);
     if (tokens.empty() || model_.committed(Kind::kv) < model_.size(Kind::kv)) return Status::bad;
     const size_t head = (1 + tokens.size()) * sizeof(uint32_t), state = model_.state_bytes(sequence);
     salt = random_salt();
-    if (!start(sequence, head + state, salt)) return Status::refused;
+    if (!start(sequence, head + state, salt, owner)) return Status::refused;
     const auto count = static_cast<uint32_t>(tokens.size());
     std::memcpy(plain_->base(), &count, sizeof count);
     std::memcpy(plain_->base() + sizeof count, tokens.data(), head - sizeof count);
@@ -57,9 +58,9 @@ Status SealedKv::kept(size_t number, Bytes &sealed) {
     return Status::done;
 }
 
-Status SealedKv::resume(uint32_t sequence, size_t bytes, const Salt &salt) {
+Status SealedKv::resume(uint32_t sequence, size_t bytes, const Salt &salt, const Owner &owner) {
     if (bytes == 0 || bytes > most_bytes) return Status::bad;
-    if (!model_.prepare() || !start(sequence, bytes, salt)) return Status::refused;
+    if (!model_.prepare() || !start(sequence, bytes, salt, owner)) return Status::refused;
     way_ = Way::in;
     return Status::done;
 }
@@ -85,14 +86,14 @@ Status SealedKv::take_in() {
     bool fits = count != 0 && count <= model_.context_tokens() && head < bytes_ && !generations_.has(sequence_) &&
                 model_.committed(Kind::kv) == model_.size(Kind::kv);
     if (fits) {
-        generations_.set_cached(sequence_, {});
+        generations_.cached(sequence_) = {};
         model_.cut(sequence_, 0, 0);
         fits = model_.load_state(sequence_, plain_->base() + head, bytes_ - head);
     }
     if (fits) {
         std::vector<llama_token> tokens(count);
         std::memcpy(tokens.data(), plain_->base() + sizeof count, count * sizeof tokens[0]);
-        generations_.set_cached(sequence_, std::move(tokens));
+        generations_.cached(sequence_) = {owner_, std::move(tokens)};
     }
     stop();
     return fits ? Status::done : Status::unsupported;

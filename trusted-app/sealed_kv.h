@@ -24,14 +24,14 @@ class SealedKv {
     // Seal the next part, `number`.
     Status kept(size_t number, Bytes &sealed);
 
-    // Begin to take in `bytes` for a sequence that says nothing.
-    Status resume(uint32_t sequence, size_t bytes, const Salt &salt);
+    // Begin to take in `bytes` of an owner's for a sequence that says nothing.
+    Status resume(uint32_t sequence, size_t bytes, const Salt &salt, const Owner &owner);
 
     // Take the next part, `number`. With the last one the sequence has it.
     Status resumed(size_t number, const Bytes &sealed);
 
    private:
-    bool start(uint32_t sequence, size_t bytes, const Salt &salt);
+    bool start(uint32_t sequence, size_t bytes, const Salt &salt, const Owner &owner);
     void stop();
     size_t parts() const { return (bytes_ + kept_part_bytes - 1) / kept_part_bytes; }
     Status take_in();
@@ -44,6 +44,7 @@ class SealedKv {
     // What is under way: one at a time.
     enum class Way { none, out, in } way_ = Way::none;
     uint32_t sequence_ = 0;
+    Owner owner_{};
     size_t bytes_ = 0, next_ = 0;
     std::unique_ptr<Region> plain_;  // a count of tokens, the tokens (u32 each), llama.cpp's state
     std::unique_ptr<ChunkCipher> cipher_;

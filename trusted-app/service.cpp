@@ -1,9 +1,9 @@
 #include "service.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstddef>
 #include <cstring>
+#include <exception>
 
 #include "secure_os.h"
 #include "vocabulary.h"
@@ -14,6 +14,7 @@ constexpr size_t most_models = 9;  // one more than policy keeps open: another o
 constexpr uint64_t most_sequences = 16;
 constexpr uint64_t most_context = 1 << 20;        // tokens
 constexpr uint64_t most_file = uint64_t{1} << 40;  // bytes
+constexpr size_t most_scores = 1 << 16;            // of a sequence, that nobody took
 
 // What can be done between two slices of a graph.
 bool is_about_memory(Ask kind) {
@@ -21,17 +22,32 @@ bool is_about_memory(Ask kind) {
 }
 
 // Numbers of a payload. None: its length is not that of whole ones.
-bool numbers(const Service::Bytes &payload, std::vector<uint32_t> &target) {
-    if (payload.size() % sizeof(uint32_t) != 0) return false;
-    target.resize(payload.size() / sizeof(uint32_t));
-    std::memcpy(target.data(), payload.data(), payload.size());
+template <typename Number>
+bool numbers(const Service::Bytes &payload, std::vector<Number> &target) {
+    if (payload.size() % sizeof(Number) != 0) return false;
+    target.resize(payload.size() / sizeof(Number));
+    std::copy(payload.begin(), payload.end(), reinterpret_cast<std::byte *>(target.data()));
     return true;
+}
+
+// They, as tokens of a model.
+bool tokens_of(const Service::Bytes &payload, const Model &model, std::vector<llama_token> &target) {
+    const llama_token words = llama_vocab_n_tokens(model.vocabulary());
+    const auto is_token = [&](llama_token number) { return number >= 0 && number < words; };
+    return numbers(payload, target) && std::all_of(target.begin(), target.end(), is_token);
+}
+
+// The last two numbers of a request.
+Owner owner(const Request &request) {
+    Owner bytes;
+    std::memcpy(bytes.data(), &request.arguments[3], sizeof bytes);
+    return bytes;
 }
 
 template <typename Items>
 void put(const Items &items, Service::Bytes &target) {
     const auto *bytes = reinterpret_cast<const std::byte *>(items.data());
-    target.assign(bytes, bytes + items.size() * sizeof *items.data());
+    target.insert(target.end(), bytes, bytes + items.size() * sizeof *items.data());
 }
 
 }  // namespace
@@ -57,7 +73,16 @@ bool Service::answer_next(Bytes &payload) {
     Answer answer{};
     Bytes said;
     if (!channel_.receive(request, payload)) return false;
-    answer.status = static_cast<uint32_t>(carry_out({request, payload, said, answer.values}));
+    const bool stepping = stepping_;
+    try {
+        const Status status = carry_out({request, payload, said, answer.values});
+        if (status == Status::refused) answer.values[0] = std::max<uint64_t>(answer.values[0], 1);
+        answer.status = static_cast<uint32_t>(status);
+    } catch (const std::exception &) {  // llama.cpp's, or no heap is left. What it says may quote what it was given
+        answer.status = static_cast<uint32_t>(Status::failed);
+        stepping_ = stepping;
+        said.clear();
+    }
     answer.tag = request.tag;
     return !alone_ && channel_.send(answer, said.data(), said.size());
 }
@@ -90,10 +115,7 @@ Status Service::of_model(Open &open, Call call) {
         case Ask::write: return write(open, call);
         case Ask::seal: return seal(*open.image, call);
         case Ask::image: return use(*open.image, call);
-        case Ask::load: {
-            const Status status = open.image->load(call.argument(1), call.payload);
-            return status == Status::refused ? refused(1, call) : status;
-        }
+        case Ask::load: return open.image->load(call.argument(1), call.payload);
         case Ask::load_pages: return load_pages(*open.image, call);
         case Ask::evict: return evict(open, call);
         case Ask::resident: return resident(*open.model, call);
@@ -109,6 +131,9 @@ Status Service::of_model(Open &open, Call call) {
         case Ask::kept: return open.kv->kept(call.argument(1), call.said);
         case Ask::resume: return resume(open, call);
         case Ask::resumed: return open.kv->resumed(call.argument(1), call.payload);
+        case Ask::sampling:
+        case Ask::admit: return sampling(open, call);
+        case Ask::embed: return embed(open, call);
         default: return Status::bad;
     }
 }
@@ -145,7 +170,7 @@ Status Service::evict(Open &open, Call call) {
         for (size_t chunk = first; chunk < end; chunk++) call.values[0] += model.evict(chunk);
         return Status::done;
     }
-    if (kind > static_cast<uint64_t>(Kind::kv) || !open.generations->empty()) return Status::bad;
+    if (kind > static_cast<uint64_t>(Kind::kv) || !open.generations->empty() || model.computes()) return Status::bad;
     if (kind == static_cast<uint64_t>(Kind::kv)) open.generations->forget_cached();
     call.values[0] = model.release(static_cast<Kind>(kind));
     return Status::done;
@@ -207,7 +232,7 @@ Status Service::open(Call call) {
 Status Service::write(Open &open, Call call) {
     const Status status = open.image->write(call.argument(1), call.payload);
     explicit_bzero(call.payload.data(), call.payload.size());
-    return status == Status::refused ? refused(flexmem_.unused() + 1, call) : status;
+    return status;
 }
 
 Status Service::seal(Image &image, Call call) {
@@ -248,14 +273,11 @@ Status Service::tokenise(const Model &model, Call call) {
 }
 
 Status Service::detokenise(const Model &model, Call call) {
-    std::vector<uint32_t> tokens;
-    if (!numbers(call.payload, tokens)) return Status::bad;
-    const auto words = static_cast<uint32_t>(llama_vocab_n_tokens(model.vocabulary()));
-    for (const uint32_t token : tokens) {
-        if (token >= words) return Status::bad;
+    std::vector<llama_token> tokens;
+    if (!tokens_of(call.payload, model, tokens)) return Status::bad;
+    for (const llama_token token : tokens) {
         char piece[512];
-        const int32_t length =
-            llama_token_to_piece(model.vocabulary(), static_cast<llama_token>(token), piece, sizeof piece, 0, false);
+        const int32_t length = llama_token_to_piece(model.vocabulary(), token, piece, sizeof piece, 0, false);
         if (length < 0) return Status::failed;
         const auto *bytes = reinterpret_cast<const std::byte *>(piece);
         call.said.insert(call.said.end(), bytes, bytes + length);
@@ -266,21 +288,16 @@ Status Service::detokenise(const Model &model, Call call) {
 // ---- generations ------------------------------------------------------------------------------------------------
 
 Status Service::begin(Open &open, Call call) {
-    std::vector<uint32_t> prompt;
-    if (!numbers(call.payload, prompt)) return Status::bad;
+    std::vector<llama_token> prompt;
     const Model &model = *open.model;
-    const uint64_t sequence = call.argument(1), most = call.argument(2);
-    if (sequence >= model.sequences() || open.generations->has(static_cast<uint32_t>(sequence))) return Status::bad;
-    if (prompt.empty() || prompt.size() >= model.context_tokens() || most < 1) return Status::bad;
-    const auto words = static_cast<uint32_t>(llama_vocab_n_tokens(model.vocabulary()));
-    if (std::any_of(prompt.begin(), prompt.end(), [&](uint32_t token) { return token >= words; })) return Status::bad;
-    const auto bits = static_cast<uint32_t>(call.argument(3));
-    float temperature;
-    std::memcpy(&temperature, &bits, sizeof temperature);
-    if (!std::isfinite(temperature) || temperature < 0) return Status::bad;
-    open.generations->begin(static_cast<uint32_t>(sequence), {prompt.begin(), prompt.end()}, most, temperature,
-                            static_cast<uint32_t>(call.argument(4)));
-    call.values[0] = open.generations->at(static_cast<uint32_t>(sequence)).pending();
+    if (!tokens_of(call.payload, model, prompt) || !is_idle(open, call.argument(1)) || prompt.empty() ||
+        prompt.size() >= model.context_tokens() || call.argument(2) < 1) {
+        return Status::bad;
+    }
+    if (!model.generates()) return Status::unsupported;
+    const auto sequence = static_cast<uint32_t>(call.argument(1));
+    open.generations->begin(sequence, owner(call.request), std::move(prompt), call.argument(2));
+    call.values[0] = open.generations->at(sequence).pending();
     return Status::done;
 }
 
@@ -295,7 +312,8 @@ Status Service::step(Open &open, Call call) {
     if (std::adjacent_find(once.begin(), once.end()) != once.end()) return Status::bad;
     for (const uint32_t sequence : sequences) {
         if (!open.generations->has(sequence)) return Status::bad;
-        if (open.generations->at(sequence).finished != Finish::no) return Status::bad;
+        const Generation &each = open.generations->at(sequence);
+        if (each.finished != Finish::no || each.scores.size() >= most_scores) return Status::bad;
     }
     Model &model = *open.model;
     if (!model.prepare()) {
@@ -305,9 +323,6 @@ Status Service::step(Open &open, Call call) {
     stepping_ = true;
     const int status = open.generations->step(sequences, limit);
     stepping_ = false;
-    if (status == 2 && model.missing() == 0) return refused(flexmem_.unused() + 1, call);  // for the work area
-    if (status == 2) call.values[0] = model.missing();
-    if (status != 0) return status == 2 ? Status::missing : Status::failed;
     std::vector<Progress> progress;
     for (const uint32_t sequence : sequences) {
         const Generation &each = open.generations->at(sequence);
@@ -315,16 +330,61 @@ Status Service::step(Open &open, Call call) {
                             static_cast<uint32_t>(each.finished)});
     }
     put(progress, call.said);
-    return Status::done;
+    return computed(status, model, call);
+}
+
+// What llama.cpp answers, as a status. Unless it is done, nothing is said.
+Status Service::computed(int status, const Model &model, Call call) {
+    if (status == 0) return Status::done;
+    call.said.clear();
+    if (status == 2 && model.missing() == 0) return Status::refused;  // for the work area
+    if (status == 2) call.values[0] = model.missing();
+    return status == 2 ? Status::missing : Status::failed;
+}
+
+Status Service::embed(Open &open, Call call) {
+    std::vector<llama_token> text;
+    Model &model = *open.model;
+    const auto at_once = static_cast<uint32_t>(std::min<uint64_t>(call.argument(2), batch_tokens));
+    if (!tokens_of(call.payload, model, text) || text.empty() || text.size() > model.context_tokens() || at_once == 0) {
+        return Status::bad;
+    }
+    std::vector<float> vector;
+    size_t lacks = 0;
+    stepping_ = true;
+    const int status = model.embed(text, at_once, call.argument(1) == 1, vector, lacks);
+    stepping_ = false;
+    if (status == 3) return refused(lacks, call);
+    put(vector, call.said);
+    return computed(status, model, call);
+}
+
+Generation *Service::running(Open &open, Call call) {
+    const uint64_t sequence = call.argument(1);
+    if (sequence >= open.model->sequences() || !open.generations->has(static_cast<uint32_t>(sequence))) return nullptr;
+    return &open.generations->at(static_cast<uint32_t>(sequence));
+}
+
+Status Service::sampling(Open &open, Call call) {
+    const Generation *generation = running(open, call);
+    if (generation == nullptr) return Status::bad;
+    const bool admits = static_cast<Ask>(call.request.kind) == Ask::admit;
+    if (!admits && generation->said() != 0) return Status::bad;
+    const bool right = admits ? generation->sampler->admit(call.payload)
+                              : open.generations->choose_by(static_cast<uint32_t>(call.argument(1)), call.payload);
+    return right ? Status::done : Status::bad;
 }
 
 Status Service::said(Open &open, Call call) {
-    const uint64_t sequence = call.argument(1);
-    if (sequence >= open.model->sequences() || !open.generations->has(static_cast<uint32_t>(sequence))) return Status::bad;
-    Generation &generation = open.generations->at(static_cast<uint32_t>(sequence));
-    const auto first = generation.tokens.begin() + static_cast<ptrdiff_t>(generation.prompt + generation.taken);
-    put(std::vector<llama_token>(first, generation.tokens.end()), call.said);
-    generation.taken = generation.said();
+    Generation *generation = running(open, call);
+    if (generation == nullptr) return Status::bad;
+    const auto first = generation->tokens.begin() + static_cast<ptrdiff_t>(generation->prompt + generation->taken);
+    const std::vector<llama_token> tokens(first, generation->tokens.end());
+    put(tokens, call.said);
+    put(generation->scores, call.said);
+    call.values[0] = tokens.size();
+    generation->taken = generation->said();
+    generation->scores.clear();
     return Status::done;
 }
 
@@ -345,7 +405,6 @@ Status Service::keep(Open &open, Call call) {
     Salt salt;
     size_t bytes = 0;
     const Status status = open.kv->keep(static_cast<uint32_t>(call.argument(1)), bytes, salt);
-    if (status == Status::refused) return refused(flexmem_.unused() + 1, call);
     if (status != Status::done) return status;
     call.values[0] = bytes;
     put(salt, call.said);
@@ -356,6 +415,5 @@ Status Service::resume(Open &open, Call call) {
     Salt salt;
     if (!is_idle(open, call.argument(1)) || call.payload.size() != sizeof salt) return Status::bad;
     std::memcpy(salt.data(), call.payload.data(), sizeof salt);
-    const Status status = open.kv->resume(static_cast<uint32_t>(call.argument(1)), call.argument(2), salt);
-    return status == Status::refused ? refused(flexmem_.unused() + 1, call) : status;
+    return open.kv->resume(static_cast<uint32_t>(call.argument(1)), call.argument(2), salt, owner(call.request));
 }

@@ -59,10 +59,14 @@ class Service {
     Status detokenise(const Model &model, Call call);
     Status begin(Open &open, Call call);
     Status step(Open &open, Call call);
+    static Status computed(int status, const Model &model, Call call);
+    Status embed(Open &open, Call call);
+    Status sampling(Open &open, Call call);
     Status said(Open &open, Call call);
     Status end(Open &open, Call call);
     Status keep(Open &open, Call call);
     Status resume(Open &open, Call call);
+    static Generation *running(Open &open, Call call);  // that of the request's sequence; null: it says nothing
     bool is_idle(Open &open, uint64_t sequence) const;
     Status refused(size_t chunks, Call call) const;
 

@@ -7,6 +7,7 @@ of its digest, and needs all of its weights for that. Its OS grants up to `memor
 from __future__ import annotations
 
 import hashlib
+import math
 import queue
 import secrets
 import struct
@@ -16,6 +17,7 @@ from collections.abc import Callable, Sequence
 from flexserve.errors import PeerError
 from flexserve.protocol.trusted_app import Kind
 from flexserve.tee_client.messages import HEADER, KEPT_PART, VERSION, Ask, Finish, Status, packed, unpacked
+from flexserve.tee_client.sampling import SCORE, SETTINGS, WORDS
 
 CHUNK = 4096  # bytes
 BATCH = 64  # tokens
@@ -84,7 +86,7 @@ class PlayedGeneration:
 
     def __init__(self, prompt: list[int], done: int, most: int) -> None:
         self.tokens, self.prompt, self.done, self.most = prompt, len(prompt), done, most
-        self.given = 0
+        self.given, self.width, self.ends = 0, 0, {END}  # scores of a token, tokens that end the answer
         text = answer_to(bytes(token for token in prompt if token < END).decode())
         self.answer = [*text.encode(), END]
         self.finished = Finish.NO
@@ -93,9 +95,16 @@ class PlayedGeneration:
     def said(self) -> int:
         return len(self.tokens) - self.prompt
 
+    def choose_by(self, payload: bytes) -> None:
+        """Take in what a Sampling says of these."""
+        values = SETTINGS.unpack_from(payload)
+        self.width, biases = values[WORDS.index("logprobs")], values[WORDS.index("biases")]
+        pairs = SCORE.iter_unpack(payload[SETTINGS.size : SETTINGS.size + biases * SCORE.size])
+        self.ends |= {token for token, bias in pairs if bias == math.inf}
+
     def choose(self) -> None:
         token = self.answer[self.said]
-        if token == END:
+        if token in self.ends:
             self.finished = Finish.STOP
             return
         self.tokens.append(token)
@@ -278,7 +287,11 @@ class PlayedApplication:
             case Ask.SAID:
                 it = model.running[arguments[1]]
                 said, it.given = it.tokens[it.prompt + it.given :], it.said
-                return Status.DONE, packed(said), ()
+                scores = [SCORE.pack(token, -0.25) * it.width for token in said]
+                return Status.DONE, packed(said) + b"".join(scores), (len(said),)
+            case Ask.SAMPLING:
+                model.running[arguments[1]].choose_by(payload)
+                return Status.DONE, b"", ()
             case Ask.END:
                 if (ended := model.running.pop(arguments[1], None)) is not None:
                     model.cached[arguments[1]] = ended.tokens[: ended.done]

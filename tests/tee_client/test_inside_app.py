@@ -63,6 +63,24 @@ def test_an_answer_ends_at_its_limit_at_a_stop_string_and_at_a_token(world: Insi
     assert world.ask(world.generation(max_tokens=0)).usage.completion_tokens == 0
 
 
+def test_a_text_ends_no_answer_before_so_many_tokens(world: InsideWorld) -> None:
+    whole = answer_to("hello>")
+    assert world.say(stop=[whole[0]], min_tokens=2).startswith(whole[:1])
+
+
+def test_log_probabilities_come_with_their_tokens(world: InsideWorld) -> None:
+    world.say(logprobs=2, max_tokens=1)
+    [told] = [choice for answer in world.answers if isinstance(answer, Delta) for choice in answer.choices]
+    first = answer_to("hello>")[0].encode()
+    assert (told.token.piece, told.token.logprob, len(told.top)) == (first, -0.25, 2)
+
+
+def test_tokens_that_the_model_does_not_have_are_told(world: InsideWorld) -> None:
+    with pytest.raises(Unanswered, match="no token of that number"):
+        world.say(logit_bias=[LogitBias(1 << 20, 2.0)])
+    assert world.say() == answer_to("hello>")
+
+
 def test_what_holds_back_a_stop_string_comes_out_in_the_end(world: InsideWorld) -> None:
     whole = answer_to("hello>")
     assert world.say(stop=[whole[-1] + "!"]) == whole
@@ -122,11 +140,8 @@ def test_a_trial_finds_out_that_a_model_makes_text(world: InsideWorld) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("logprobs", 2),
         ("schema", "{}"),
-        ("logit_bias", [LogitBias(1, 2.0)]),
-        ("mirostat", 1),
-        ("repeat_penalty", 1.5),
+        ("grammar", 'root ::= "a"'),
     ],
 )
 def test_what_a_request_asks_for_that_there_is_not_is_refused_by_name(

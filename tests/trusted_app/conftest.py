@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from inner_application import MODEL, ROOT, Application, Start, provide
+from inner_judge import Judge
 from inner_models import Image, Opened, SealedFile
 
 from flexserve.emulator import trusted_app
@@ -30,6 +31,12 @@ def programs() -> Programs:
     if found is None:
         pytest.skip("the trusted application is not built of these sources: `make trusted-app`")
     return found
+
+
+@pytest.fixture(scope="session")
+def judge(emulator: str, programs: Programs) -> Judge:
+    """What the application is compared with."""
+    return Judge(emulator, programs)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from flexserve.emulator import trusted_app
 from flexserve.emulator.trusted_app import Programs
 from flexserve.errors import PeerError
 from flexserve.tee_client.link import Link, Wire
@@ -160,6 +161,12 @@ def provide(app: Application, *, chunks: int = _PLENTY) -> None:
 
 def plain(emulator: str, programs: Programs, prompt: str, threads: int, most: int) -> list[int]:
     """Return the tokens that llama.cpp itself says."""
-    command = (emulator, "-cpu", "cortex-a76", programs.plain, MODEL, str(threads), str(most), prompt)
+    command = (emulator, "-cpu", "cortex-a76", programs.plain, MODEL, str(threads), "say", str(most), prompt)
     done = subprocess.run(command, capture_output=True, check=True, text=True)
     return [int(line) for line in done.stdout.split()]
+
+
+def checked(emulator: str, programs: Programs) -> list[str]:
+    """Return the command of the application that checks what it does with memory and numbers."""
+    libraries = str(trusted_app.CROSS_LIBRARIES)
+    return [emulator, "-cpu", "cortex-a76", "-L", libraries, str(programs.checked)]

@@ -20,6 +20,7 @@ from flexserve.tee_client.messages import (
     progress,
     unpacked,
 )
+from flexserve.tee_client.sampling import Said, said
 from flexserve.trusted.store.aead import TAG_SIZE
 from flexserve.trusted.store.container import chunk_length, chunk_offset, read_manifest
 from flexserve.trusted.store.keys import DeviceKey
@@ -72,6 +73,9 @@ class SealedKv:
     parts: list[bytes]
 
 
+NOBODY = bytes(16)  # the owner of KV unless a test says otherwise
+
+
 class Opened:
     """A model that is open in an application, without memory."""
 
@@ -118,25 +122,40 @@ class Opened:
         *,
         sequence: int = 0,
         most: int = 100,
-        temperature: float = 0,
-        seed: int = 0,
+        sampling: bytes = b"",
+        owner: bytes = NOBODY,
     ) -> int:
-        """Begin a generation; return the tokens to compute."""
-        bits = struct.unpack("<I", struct.pack("<f", temperature))[0]
-        return self.do(Ask.BEGIN, sequence, most, bits, seed, payload=packed(tokens)).values[0]
+        """Begin a generation; return the tokens to compute. Without `sampling` it says the likeliest ones."""
+        arguments = (sequence, most, *struct.unpack("<2Q", owner))
+        pending = self.do(Ask.BEGIN, *arguments, payload=packed(tokens)).values[0]
+        if sampling:
+            self.do(Ask.SAMPLING, sequence, payload=sampling)
+        return pending
 
     def step(self, *sequences: int, limit: int = 512) -> list[Progress]:
         """Compute a graph."""
         return progress(self.do(Ask.STEP, limit, payload=packed(sequences)))
 
-    def answer(self, tokens: Sequence[int], *, most: int = 100) -> list[int]:
+    def answer(self, tokens: Sequence[int], *, most: int = 100, sampling: bytes = b"") -> list[int]:
         """Return the tokens that it says after a prompt, to its end."""
-        self.begin(tokens, most=most)
-        while self.step(0)[0].finished is Finish.NO:
+        self.begin(tokens, most=most, sampling=sampling)
+        return self.rest().tokens
+
+    def rest(self, sequence: int = 0, *, logprobs: int | None = None) -> Said:
+        """Return what a generation says to its end."""
+        while self.step(sequence)[0].finished is Finish.NO:
             pass
-        said = unpacked(self.do(Ask.SAID, 0).payload)
-        self.do(Ask.END, 0)
-        return said
+        answered = said(self.do(Ask.SAID, sequence), logprobs)
+        self.do(Ask.END, sequence)
+        return answered
+
+    def embed(self, tokens: Sequence[int], *, ranks: bool = False, at_once: int = 512) -> list[float]:
+        """Return the vector of a text, or its rank, having granted what that takes."""
+        arguments, payload = (self.number, int(ranks), at_once), packed(tokens)
+        while (reply := self.app.ask(Ask.EMBED, *arguments, payload=payload)).status is Status.REFUSED:
+            self.app.do(Ask.GRANT, reply.values[0])
+        assert reply.status is Status.DONE, reply
+        return list(struct.unpack(f"<{len(reply.payload) // 4}f", reply.payload))
 
     # ---- KV ----------------------------------------------------------------------------------------
 
@@ -147,11 +166,16 @@ class Opened:
         parts = [self.do(Ask.KEPT, part).payload for part in range(-(-size // KEPT_PART))]
         return SealedKv(size, reply.payload, parts)
 
-    def resume(self, sequence: int, kv: SealedKv) -> Status:
+    def resume(self, sequence: int, kv: SealedKv, *, owner: bytes = NOBODY) -> Status:
         """Have a sequence go on from it; return how it went."""
-        self.do(Ask.RESUME, sequence, kv.size, payload=kv.salt)
+        self.do(Ask.RESUME, sequence, kv.size, *struct.unpack("<2Q", owner), payload=kv.salt)
         for number, part in enumerate(kv.parts):
             reply = self.app.ask(Ask.RESUMED, self.number, number, payload=part)
             if reply.status is not Status.DONE:
                 return reply.status
         return Status.DONE
+
+
+def no_tokens(_text: str) -> list[int]:
+    """Return the tokens of texts where there are none to be told."""
+    return []

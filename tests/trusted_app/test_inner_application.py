@@ -6,11 +6,13 @@ import dataclasses
 
 import pytest
 from inner_application import QUESTION, Start, plain, provide
-from inner_models import Image, Opened, SealedFile
+from inner_models import Image, Opened, SealedFile, no_tokens
 
 from flexserve.emulator.trusted_app import Programs
+from flexserve.protocol.sampling import Sampling
 from flexserve.protocol.trusted_app import Kind
 from flexserve.tee_client.messages import Ask, Finish, Status, packed, unpacked
+from flexserve.tee_client.sampling import settings
 
 OTHER = "<|im_start|>user\nWhat is a granule?<|im_end|>\n<|im_start|>assistant\n"
 
@@ -60,12 +62,8 @@ def test_a_prompt_that_is_taken_in_by_parts_has_the_same_answer(loaded: Opened) 
 
 def test_a_seed_repeats_what_was_drawn(loaded: Opened) -> None:
     def drawn(seed: int) -> list[int]:
-        loaded.begin(loaded.tokenise(QUESTION), most=12, temperature=3.0, seed=seed)
-        while loaded.step(0)[0].finished is Finish.NO:
-            pass
-        said = unpacked(loaded.do(Ask.SAID, 0).payload)
-        loaded.do(Ask.END, 0)
-        return said
+        sampling = settings(Sampling(temperature=3.0, samplers=["temperature"], seed=seed), no_tokens)
+        return loaded.answer(loaded.tokenise(QUESTION), most=12, sampling=sampling)
 
     assert drawn(1) == drawn(1)
     assert drawn(1) != drawn(2)
@@ -186,6 +184,38 @@ def test_damaged_kv_leaves_a_sequence_as_it_was(loaded: Opened) -> None:
     assert loaded.resume(1, dataclasses.replace(kv, salt=bytes(32))) is Status.DAMAGED
     assert loaded.keep(0).size == kv.size
     assert loaded.app.ask(Ask.KEEP, 0, 1).status is Status.BAD  # it has nothing
+
+
+def test_kv_of_another_owner_is_not_continued(loaded: Opened) -> None:
+    prompt = loaded.tokenise(QUESTION)
+    loaded.begin(prompt, owner=b"first owner.....")
+    loaded.step(0)
+    loaded.do(Ask.END, 0)
+    assert loaded.begin(prompt, owner=b"second owner....") == len(prompt)
+    loaded.step(0)
+    loaded.do(Ask.END, 0)
+    assert loaded.begin(prompt, owner=b"second owner....") == 1
+    loaded.do(Ask.END, 0)
+
+
+def test_sealed_kv_is_taken_in_for_its_owner_only(loaded: Opened) -> None:
+    prompt, owner = loaded.tokenise(QUESTION), b"first owner....."
+    loaded.begin(prompt, owner=owner)
+    loaded.step(0)
+    loaded.do(Ask.END, 0)
+    kv = loaded.keep(0)
+    assert loaded.resume(1, kv, owner=b"second owner....") is Status.DAMAGED
+    assert loaded.resume(1, kv, owner=owner) is Status.DONE
+    assert loaded.begin(prompt, sequence=1, owner=b"second owner....") == len(prompt)
+    loaded.do(Ask.END, 1)
+
+
+def test_several_answers_to_a_prompt_share_its_kv(loaded: Opened) -> None:
+    prompt = loaded.tokenise(QUESTION)
+    first = loaded.answer(prompt, most=6)
+    assert loaded.resume(1, loaded.keep(0)) is Status.DONE
+    assert loaded.begin(prompt, sequence=1, most=6) == 1
+    assert loaded.rest(1).tokens == first
 
 
 def test_evicted_kv_is_computed_anew(loaded: Opened) -> None:

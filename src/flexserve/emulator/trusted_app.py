@@ -26,6 +26,7 @@ from flexserve.errors import FlexServeError, InternalError, NormalWorldError
 from flexserve.folders import cache_folder
 
 CROSS = "aarch64-linux-gnu-"
+CROSS_LIBRARIES = Path("/usr/aarch64-linux-gnu")
 _PIN = re.compile(r"^llama-cpp-python==[^\n]*\n(?:[ \t]+--hash[^\n]*\n)+", re.MULTILINE)
 _PARTS = ("include", "src", "ggml/include", "ggml/src")  # of llama.cpp
 _CRYPTO = "nettle-dev"  # Debian's: AES-GCM with the CPU's instructions where it has them, and no allocation
@@ -34,11 +35,12 @@ _HOURS = 2 * 3600.0  # seconds: on a machine that does much else, too
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Programs:
-    """The application; for its tests, a plain user of the same llama.cpp, and another one, as if inside."""
+    """The application; for its tests, a plain user of the same llama.cpp, and two built otherwise."""
 
     application: Path
     plain: Path
     as_if_inside: Path
+    checked: Path  # by a sanitizer: it needs the cross compiler's libraries (CROSS_LIBRARIES)
 
 
 def build(cache: Path, progress: Progress) -> Programs:
@@ -122,7 +124,7 @@ def _stamp(cache: Path) -> Path:
 
 def _programs(cache: Path) -> Programs:
     folder = _stamp(cache).parent
-    return Programs(folder / "trusted-app", folder / "plain", folder / "as-if-inside")
+    return Programs(*(folder / name for name in ("trusted-app", "plain", "as-if-inside", "checked")))
 
 
 def _digest(cache: Path) -> str:

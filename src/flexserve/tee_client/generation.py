@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-import secrets
+import functools
 import time
 from collections.abc import Callable, Sequence
 
 import msgspec
 
-from flexserve.protocol.answers import Delta, Finished, Prefilled, Started, Timings, Usage
+from flexserve.errors import CallerError
+from flexserve.protocol.answers import (
+    Choice,
+    Delta,
+    Finished,
+    Prefilled,
+    Started,
+    Timings,
+    TokenLogprob,
+    Usage,
+)
 from flexserve.protocol.requests import Generate
-from flexserve.tee_client.abilities import choice
-from flexserve.tee_client.messages import Ask, Finish, Progress, broken, packed, unpacked
+from flexserve.tee_client.messages import Ask, Finish, Progress, broken, owner_numbers, packed
 from flexserve.tee_client.open_model import OpenModel
+from flexserve.tee_client.sampling import Said, Score, said, settings
 from flexserve.tee_client.services import Services
 from flexserve.trusted.kv.slots import Slot
 from flexserve.trusted.text.prompt import Prompt
 from flexserve.trusted.text.stops import StopScanner
 from flexserve.trusted.text.tokenizer import TextStream
+
+_MOST_LOGPROB = 1e-3  # what rounding makes of 0
 
 Send = Callable[[msgspec.Struct], None]
 
@@ -46,12 +58,15 @@ class Generation:
         """Begin it; `received`, `began`: when it came in, and left the queue (monotonic seconds)."""
         self._received, self._began, self._send = received, began, send
         request, prompt = self.request, self._prompt
-        numbers = (max(1, self._limit), *choice(request.sampling, secrets.randbits(32)))
-        where = (self.entry.number, self.slot.number)
+        vocabulary, where = self.entry.vocabulary, (self.entry.number, self.slot.number)
+        encode = functools.partial(vocabulary.encode, special=False, start=False)
+        sampling = settings(request.sampling, encode, vocabulary.size)
+        numbers = (max(1, self._limit), *owner_numbers(request.owner))
         reply = self._app.do(Ask.BEGIN, *where, *numbers, payload=packed(self.tokens))
         self.pending = reply.values[0]
         if not 0 < self.pending <= self._size:
             raise broken("it computes what was not asked")
+        self._app.do(Ask.SAMPLING, *where, payload=sampling)
         self._cached = self._told = self._size - self.pending
         send(Started(request.request, self._size, prompt.notation, prompt.begun, self._cached))
         if prompt.echo:
@@ -64,6 +79,8 @@ class Generation:
             self._told = done
             self._send(Prefilled(self.request.request, done))
         self.pending = progress.pending
+        if progress.finished is Finish.STUCK:
+            raise CallerError("No token is left to come next.", hint="Forbid fewer tokens.")
         reason = self._said() if progress.said > self._count or progress.finished is not Finish.NO else None
         if reason is None and progress.finished is not Finish.NO:
             self._finish_text()
@@ -86,27 +103,39 @@ class Generation:
     def _said(self) -> str | None:
         """Take in the tokens that were said; return why one of them was the last."""
         reply = self._app.do(Ask.SAID, self.entry.number, self.slot.number)
-        for token in unpacked(reply.payload):
+        heard = said(reply, self.request.sampling.logprobs)
+        for place, token in enumerate(heard.tokens):
             if token >= self.entry.vocabulary.size:
                 raise broken("a token is none")
-            if (reason := self._take(token)) is not None:
+            if (reason := self._take(token, self._choices(heard, place))) is not None:
                 return reason
         if not self._first:
             self._at_first()
         return None
 
-    def _take(self, token: int) -> str | None:
+    def _choices(self, heard: Said, place: int) -> list[Choice]:
+        """Return what is told of a token, where that was asked for."""
+        if not heard.scores:
+            return []
+        own, likeliest = heard.scores[place]
+        return [Choice(self._scored(own), [self._scored(each) for each in likeliest])]
+
+    def _scored(self, score: Score) -> TokenLogprob:
+        if score.token >= self.entry.vocabulary.size or not score.value <= _MOST_LOGPROB:
+            raise broken("a log-probability is none")
+        return TokenLogprob(self.entry.vocabulary.piece(score.token), min(score.value, 0.0), score.token)
+
+    def _take(self, token: int, choices: list[Choice]) -> str | None:
         if not self._first:
             self._at_first()
         self.tokens.append(token)
         if not self._limit:
             return "length"
-        if token in self.request.sampling.stop_token_ids:
-            self._finish_text()
-            return "stop"
         self._count += 1
-        text = self._scanner.feed(self._stream.feed(token))
-        self._send(Delta(self.request.request, text, 1, [], self._scanner.found, [token]))
+        text = self._stream.feed(token)
+        if self._count >= self.request.sampling.min_tokens:
+            text = self._scanner.feed(text)
+        self._send(Delta(self.request.request, text, 1, choices, self._scanner.found, [token]))
         if self._scanner.stopped:
             return "stop"
         if self._count >= self._limit:

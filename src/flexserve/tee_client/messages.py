@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import hashlib
 import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from flexserve.errors import PeerError
 
-VERSION = 1
+VERSION = 2
 MOST_PAYLOAD = 16 << 20  # bytes
 KEPT_PART = 1 << 16  # bytes of plaintext
 NUMBERS = 5
@@ -47,6 +48,9 @@ class Ask(enum.IntEnum):
     RESUMED = 23
     LOAD_PAGES = 24
     HEAP = 25
+    SAMPLING = 30
+    ADMIT = 31
+    EMBED = 32
     DESCRIBE = 60
     WORDS = 61
 
@@ -74,6 +78,7 @@ class Finish(enum.IntEnum):
     NO = 0
     STOP = 1
     LENGTH = 2
+    STUCK = 3
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -147,6 +152,11 @@ def unpacked(payload: bytes) -> list[int]:
     if len(payload) % 4:
         raise broken("numbers are cut off")
     return list(struct.unpack(f"<{len(payload) // 4}I", payload))
+
+
+def owner_numbers(owner: str) -> tuple[int, ...]:
+    """Return what stands for an owner of KV in a request."""
+    return struct.unpack("<2Q", hashlib.sha256(owner.encode()).digest()[:16])
 
 
 def broken(what: str) -> PeerError:

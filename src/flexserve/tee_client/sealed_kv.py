@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from flexserve.errors import FlexServeError
-from flexserve.tee_client.messages import KEPT_PART, Ask, Status, broken
+from flexserve.tee_client.messages import KEPT_PART, Ask, Status, broken, owner_numbers
 from flexserve.tee_client.services import Services
 from flexserve.trusted.kv.slots import common_prefix
 from flexserve.trusted.store.aead import SALT_SIZE, TAG_SIZE
@@ -95,7 +95,8 @@ class SealedKv:
         What does not authenticate or fit is forgotten and counted; where memory is short nothing is.
         """
         began = time.monotonic()
-        reply = self.app.ask(Ask.RESUME, self._number, sequence, entry.size, payload=entry.salt)
+        numbers = (sequence, entry.size, *owner_numbers(entry.owner))
+        reply = self.app.ask(Ask.RESUME, self._number, *numbers, payload=entry.salt)
         if reply.status is Status.REFUSED:
             return False
         taken = reply.status is Status.DONE
