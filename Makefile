@@ -36,7 +36,8 @@ check: $(STAMP) ## lint, types, import law, unit tests with their coverage, the 
 TRUSTED := $(shell grep -L pytest.mark.engine tests/trusted/test_*.py tests/trusted/store/test_*.py)
 LONG := $(addprefix tests/trusted/,test_engine_threads.py test_grammar.py test_grammar_bounds.py test_random_schemas.py test_rendering.py store/test_kill.py \
 	store/test_damaged_container.py)
-UNITS := tests/attestation tests/policy tests/protocol tests/serving tests/simulator $(filter-out $(LONG),$(TRUSTED))
+UNITS := tests/attestation tests/policy tests/protocol tests/serving tests/simulator tests/testing/test_trusted_lines.py \
+	$(filter-out $(LONG),$(TRUSTED))
 
 # Each of these has so many per cent of its branches taken by the units alone: none hides behind another.
 COVERED := policy serving trusted

@@ -11,14 +11,6 @@ import pytest
 
 from flexserve.emulator import tools, trusted_app
 
-SOURCES = Path(__file__).parents[2] / "trusted-app"
-TRUSTED_LINES = 2500  # of C++, without comments and blank lines
-
-
-def test_the_application_stays_small() -> None:
-    lines = [line.strip() for path in SOURCES.glob("*.[ch]*") for line in path.read_text().splitlines()]
-    assert 0 < sum(bool(line) and not line.startswith("//") for line in lines) <= TRUSTED_LINES
-
 
 def test_only_the_parts_that_are_built_leave_the_archive(tmp_path: Path) -> None:
     packed = io.BytesIO()

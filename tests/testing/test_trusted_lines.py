@@ -1,4 +1,4 @@
-"""How much attestation and sealed sessions add to what is trusted, and that clients' code is not among it."""
+"""How much code is trusted, and that clients' code is not among it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from flexserve.emulator import tools
 from flexserve.testing import trusted_lines
 
 CLIENTS = (
@@ -22,6 +23,15 @@ CLIENTS = (
 @pytest.fixture(scope="module")
 def modules() -> dict[str, Path]:
     return trusted_lines.imported()
+
+
+@pytest.mark.parametrize("part", trusted_lines.PARTS, ids=lambda part: part.folder)
+def test_what_is_trusted_can_be_read_in_a_day(part: trusted_lines.Part):
+    try:
+        tools.require("make", "gcc")
+    except tools.MissingToolError as error:
+        pytest.skip(error.hint)
+    assert 1000 < trusted_lines.lines_of(part) <= part.most
 
 
 def test_the_trusted_side_grew_by_few_lines(modules: dict[str, Path]):
