@@ -21,7 +21,7 @@ pytestmark = pytest.mark.engine
 PLAN = Plan(
     shapes=("small-llama", "small-qwen2"),
     prompts=(8,),
-    kept=(1.0, 0.5, 0.0),
+    kept=(1.0, 0.0),
     workflows=(
         Workflow("loop", (0, 1), hints=True),
         Workflow("pressed", (1, 0, 1), kept=0.4),
@@ -35,7 +35,7 @@ PLAN = Plan(
     decode_prompt=16,
     decode_tokens=4,
     pipeline_prompts=(8,),
-    recalled=(50, 100),
+    recalled=(100,),
     context=256,
     chunk=65536,
 )
