@@ -37,13 +37,17 @@ class Mailbox {
     std::vector<Run> want(uint64_t pages, uint64_t minimum) {
         attach();
         const uint64_t serial = ++serial_;
+        granted_.clear();
+        wanting_ = true;
         send(FLEX_COMMAND_WANT, serial, pages, minimum);
         await([&] { return answered_ >= serial; });
+        // The OS answers right after it granted. What it granted before that is for who names it (load_pages).
+        auto first = granted_.end();
+        for (uint64_t rest = answer_; first != granted_.begin() && (first - 1)->count <= rest; first--) rest -= (first - 1)->count;
         std::vector<Run> committed;
-        for (size_t next = 0; next < granted_.size(); next++) {  // more may come meanwhile
-            if (done(FLEX_COMMAND_COMMIT, granted_[next])) committed.push_back(granted_[next]);
+        for (; first != granted_.end(); first++) {
+            if (done(FLEX_COMMAND_COMMIT, *first)) committed.push_back(*first);
         }
-        granted_.clear();
         return committed;
     }
 
@@ -86,14 +90,18 @@ class Mailbox {
     void hear(const uint64_t (&event)[4]) {
         switch (event[0]) {
             case FLEX_EVENT_GRANTED:
-                for (uint64_t first = event[1] / page, rest = event[2]; rest != 0;) {
+                for (uint64_t first = event[1] / page, rest = wanting_ ? event[2] : 0; rest != 0;) {
                     const uint64_t count = std::min<uint64_t>(rest, most_pages);
                     granted_.push_back({first, count});
                     first += count;
                     rest -= count;
                 }
                 break;
-            case FLEX_EVENT_ANSWER: answered_ = event[1]; break;
+            case FLEX_EVENT_ANSWER:
+                answered_ = event[1];
+                answer_ = event[2];
+                wanting_ = false;
+                break;
             case FLEX_EVENT_ATTACHED: attached_ = event[1] == epoch_; break;
             case FLEX_EVENT_DONE:
                 done_ = event[1];
@@ -103,9 +111,9 @@ class Mailbox {
         }
     }
 
-    uint64_t epoch_ = 0, serial_ = 0, answered_ = 0, done_ = 0;
+    uint64_t epoch_ = 0, serial_ = 0, answered_ = 0, answer_ = 0, done_ = 0;
     int64_t status_ = 0;
-    bool attached_ = false;
+    bool attached_ = false, wanting_ = false;
     std::vector<Run> granted_;
 };
 

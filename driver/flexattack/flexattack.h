@@ -11,6 +11,7 @@
  *   fuzz.c   random calls
  *   race.c   two CPUs at once
  *   dma.c    a device that reads and writes any address
+ *   disk.c   a disk, by whose requests it reads and writes memory
  *   virtio.c another, by the buffers of its queues
  *   pci.c    what can be programmed of PCI devices
  *   npu.c    the NPU, past its driver
@@ -85,6 +86,7 @@ void race_double(struct attack *attack);
 void race_take(struct attack *attack);
 void dma_read(struct attack *attack);
 void dma_write(struct attack *attack);
+void disk_read(struct attack *attack);
 void virtio_read(struct attack *attack);
 void virtio_write(struct attack *attack);
 void pci_move(struct attack *attack);

@@ -96,7 +96,7 @@ static const struct {
 	{ "find", find },	{ "smc", raw_smc },	{ "hvc", raw_hvc },
 	{ "fuzz", fuzz },	{ "cost", cost },	{ "race-touch", race_touch },
 	{ "race-double", race_double }, { "race-take", race_take }, { "dma-read", dma_read },
-	{ "dma-write", dma_write }, { "virtio-read", virtio_read }, { "virtio-write", virtio_write },
+	{ "dma-write", dma_write }, { "disk-read", disk_read }, { "virtio-read", virtio_read }, { "virtio-write", virtio_write },
 	{ "pci-move", pci_move }, { "pci-configure", pci_configure }, { "npu-run", npu_run },
 	{ "npu-hang", npu_hang }, { "npu-registers", npu_registers }, { "npu-storm", npu_storm },
 	{ "lpi-block", lpi_block }, { "lpi-arm", lpi_arm }, { "lpi-take", lpi_take }, { "own", own_page },

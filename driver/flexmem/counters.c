@@ -24,6 +24,9 @@ static const char *const names[FLEX_COUNTERS] = {
 	[FLEX_COUNT_INTERRUPTED] = "interrupted",
 	[FLEX_COUNT_IDLES] = "idles",
 	[FLEX_COUNT_LENT_NS] = "lent_ns",
+	[FLEX_COUNT_DISK_PAGES] = "disk_pages",
+	[FLEX_COUNT_DISK_NS] = "disk_ns",
+	[FLEX_COUNT_DISK_ERRORS] = "disk_errors",
 };
 
 void flex_count(struct flex_counters *counters, enum flex_counter counter, u64 amount)

@@ -30,6 +30,9 @@ enum flex_counter {
 	FLEX_COUNT_INTERRUPTED,		/* of these, given back because of an interrupt of ours */
 	FLEX_COUNT_IDLES,		/* of these, given back because the secure world had nothing to do */
 	FLEX_COUNT_LENT_NS,		/* time in RUN, of all CPUs together */
+	FLEX_COUNT_DISK_PAGES,		/* pages that a disk read or wrote */
+	FLEX_COUNT_DISK_NS,		/* time in which it did */
+	FLEX_COUNT_DISK_ERRORS,		/* commands that it did not carry out */
 	FLEX_COUNTERS,
 };
 

@@ -3,11 +3,14 @@
  * /sys/kernel/debug/flexmem: `state` (pages handed over, by the order of their block),
  * `counters`, each a line "name value"; `detach`: writing 1 has everything given back and nothing
  * granted any more, or fails; 0 grants again; `lend`: writing 0 stops lending CPU time, 1 goes on; `said`: writing
- * lends idle CPUs, since there is a message in the ring. Reading makes no call, so it never switches protection on.
+ * lends idle CPUs, since there is a message in the ring; `disk`: writing a line is a command (disk.c), reading from the
+ * same open file says what came of it. Reading makes no call, so it never switches protection on.
  */
 #include <linux/debugfs.h>
 #include <linux/module.h>
 #include <linux/seq_file.h>
+#include <linux/slab.h>
+#include <linux/uaccess.h>
 
 #include "flexmem.h"
 
@@ -70,6 +73,55 @@ static int said_set(void *fm, u64 value)
 }
 DEFINE_DEBUGFS_ATTRIBUTE(said_fops, NULL, said_set, "%llu\n");
 
+/* ---- the disk ---- */
+
+struct said {
+	ssize_t length;
+	char text[2 * PAGE_SIZE]; /* runs of 512 pages, each by itself */
+};
+
+static int disk_open(struct inode *inode, struct file *file)
+{
+	file->private_data = kzalloc(sizeof(struct said), GFP_KERNEL);
+	return file->private_data ? 0 : -ENOMEM;
+}
+
+static int disk_release(struct inode *inode, struct file *file)
+{
+	kfree(file->private_data);
+	return 0;
+}
+
+static ssize_t disk_write(struct file *file, const char __user *text, size_t size, loff_t *at)
+{
+	struct said *said = file->private_data;
+	char line[64];
+
+	if (size >= sizeof(line))
+		return -EINVAL;
+	if (copy_from_user(line, text, size))
+		return -EFAULT;
+	line[size] = 0;
+	said->length = 0;
+	said->length = flex_disk_command(file_inode(file)->i_private, line, said->text, sizeof(said->text));
+	return said->length < 0 ? said->length : size;
+}
+
+static ssize_t disk_read(struct file *file, char __user *text, size_t size, loff_t *at)
+{
+	struct said *said = file->private_data;
+
+	return simple_read_from_buffer(text, size, at, said->text, max_t(ssize_t, said->length, 0));
+}
+
+static const struct file_operations disk_fops = {
+	.owner = THIS_MODULE,
+	.open = disk_open,
+	.release = disk_release,
+	.write = disk_write,
+	.read = disk_read,
+};
+
 void flex_debugfs_init(struct flexmem *fm)
 {
 	fm->folder = debugfs_create_dir("flexmem", NULL);
@@ -77,6 +129,7 @@ void flex_debugfs_init(struct flexmem *fm)
 	debugfs_create_file("counters", 0444, fm->folder, fm, &counters_fops);
 	debugfs_create_file_unsafe("detach", 0200, fm->folder, fm, &detach_fops);
 	debugfs_create_file_unsafe("lend", 0600, fm->folder, fm, &lend_fops);
+	debugfs_create_file("disk", 0600, fm->folder, fm, &disk_fops);
 	debugfs_create_file_unsafe("said", 0200, fm->folder, fm, &said_fops);
 }
 

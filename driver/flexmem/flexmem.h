@@ -4,11 +4,13 @@
  *
  *   main.c        the ladder up and down
  *   smc.c         calls of the monitor (abi/flex.h says what they do)
+ *   blocks.c      pages to be handed over: the allocator
  *   pool.c        the pages handed over: allocate → GRANT, TAKE or RETURN → free
  *   service.c     notices of the monitor: interrupt → POLL → what they ask for
  *   shrinker.c    memory pressure of this kernel → PRESSURE
  *   contiguous.c  another allocator, for baselines: the CMA area
  *   ring.c        messages between the secure world and user space: where they lie
+ *   disk.c        what a disk has: read into pages → GRANT; and a buffer of user space's
  *   lend.c        CPU time for the secure world: a thread on each CPU, RUN
  *   ondemand.c    nothing handed over for a while → RELAX
  *   debugfs.c     what is going on
@@ -21,7 +23,8 @@
  * part of the struct only.
  *
  * Locks. `service.lock` is held while a notice is handled, and so serialises everything that grants,
- * takes or frees. Nothing that holds it waits for the secure world. Counters are atomic.
+ * takes or frees. Nothing that holds it waits for the secure world, or for a disk. `disk.lock` is held while
+ * the disk is at work; `service.lock` is taken under it. Counters are atomic.
  */
 #ifndef FLEXMEM_H
 #define FLEXMEM_H
@@ -50,7 +53,6 @@ struct flex_pool { /* under service.lock, but for what is atomic */
 	unsigned long *heads;	    /* a bit for each: a block begins here, whose order its private word holds */
 	atomic_long_t pages;
 	atomic_long_t of_order[FLEX_ORDERS];
-	struct task_struct *granting; /* who is inside flex_pool_grant(); read by anybody */
 };
 
 struct flex_service {
@@ -94,14 +96,23 @@ struct flex_ring {
 	u64 pages;
 };
 
+struct flex_disk {
+	struct mutex lock;
+	struct block_device *device; /* from the first command on */
+	struct page *buffer;	     /* likewise */
+	bool silent;		     /* it left something undone in its time */
+};
+
 struct flexmem {
 	struct flex_counters counters;
+	struct task_struct *allocating; /* who is inside flex_blocks_alloc(): blocks.c; read by anybody */
 	struct flex_contiguous contiguous;
 	struct flex_pool pool;
 	struct flex_service service;
 	struct flex_pressure pressure;
 	struct flex_lending lending;
 	struct flex_ring ring;
+	struct flex_disk disk;
 	struct delayed_work relax; /* ondemand.c */
 	struct dentry *folder;	   /* debugfs.c */
 };
@@ -110,6 +121,13 @@ struct flexmem {
 
 /* Makes a call again for as long as it is BUSY, sleeping in between, for about FLEX_PATIENCE_MS. */
 int flex_call_patiently(struct flexmem *fm, enum flex_call call, u64 a, u64 b);
+
+/* ---- blocks.c: under service.lock, but for the last one ---- */
+
+/* Adds blocks of together at most `pages` pages to `blocks`, by address; returns how many pages. May sleep. */
+unsigned long flex_blocks_alloc(struct flexmem *fm, unsigned long pages, struct list_head *blocks);
+void flex_blocks_free(struct list_head *blocks); /* any context that may free pages; no lock */
+bool flex_blocks_allocating(struct flexmem *fm); /* whether the caller is inside flex_blocks_alloc() */
 
 /* ---- pool.c: under service.lock, but for what is atomic ---- */
 
@@ -125,6 +143,9 @@ void flex_pool_exit(struct flexmem *fm); /* only while nothing is held */
  */
 unsigned long flex_pool_grant(struct flexmem *fm, unsigned long pages, unsigned long minimum);
 
+/* The same with pages that are allocated. What is not handed over stays in `blocks`. The caller holds the module. */
+unsigned long flex_pool_grant_blocks(struct flexmem *fm, struct list_head *blocks);
+
 /*
  * Gets pages back by TAKE (what the secure world used) or RETURN (what it never did) and frees them.
  * Those of the range that are not held, or that the monitor does not give, are left as they are.
@@ -138,7 +159,6 @@ unsigned long flex_pool_recover(struct flexmem *fm);
 
 unsigned long flex_pool_held(struct flexmem *fm);		     /* pages; any context */
 unsigned long flex_pool_held_of(struct flexmem *fm, unsigned int order); /* pages in blocks of that order */
-bool flex_pool_is_granting(struct flexmem *fm); /* whether the caller is inside flex_pool_grant() */
 bool flex_pool_holds_any(struct flexmem *fm, unsigned long pfn, unsigned long pages);
 
 /* ---- contiguous.c ---- */
@@ -175,6 +195,18 @@ void flex_shrinker_exit(struct flexmem *fm);
 /* ---- ring.c ---- */
 
 int flex_ring_init(struct flexmem *fm);
+
+/* ---- disk.c ---- */
+
+void flex_disk_init(struct flexmem *fm);
+void flex_disk_exit(struct flexmem *fm); /* while nobody commands it */
+
+/*
+ * Carries a command out, which is a line of words (disk.c has them). Returns the length of what is to be said, as
+ * lines "name value" in `text`, or -errno: -EINVAL for none of them, -ENOMEM when there are no pages to read
+ * to, -EIO and the like for what the disk says, -ETIMEDOUT when it says nothing. May sleep.
+ */
+ssize_t flex_disk_command(struct flexmem *fm, const char *line, char *text, size_t room);
 
 /* ---- lend.c ---- */
 

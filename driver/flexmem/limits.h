@@ -32,6 +32,13 @@
 /* 512 KiB in all: some long prompts each way. The secure OS takes 256 at most. */
 #define FLEX_RING_PAGES 128
 
+/* ---- a disk (disk.c) ---- */
+
+/* 512 KiB, for what user space reads and writes: one block that a kernel that runs for long still has. */
+#define FLEX_DISK_BUFFER_ORDER 7
+/* How long a disk has for a command of 2 MiB at most. One that takes longer is not used any more. */
+#define FLEX_DISK_MS 5000
+
 /* ---- the driver's end (debugfs.c) ---- */
 
 /* How long `detach` waits for everything: the secure world may first finish what it is at. */

@@ -63,6 +63,7 @@ static int probe(struct platform_device *device)
 	if (error)
 		return error;
 	flex_ondemand_init(fm);
+	flex_disk_init(fm);
 	error = flex_service_init(fm);
 	if (error)
 		goto no_service;
@@ -91,6 +92,7 @@ no_lend:
 no_shrinker:
 	flex_service_exit(fm);
 no_service:
+	flex_disk_exit(fm);
 	flex_ondemand_exit(fm);
 	flex_pool_exit(fm);
 	return error;
@@ -109,6 +111,7 @@ static int remove(struct platform_device *device)
 
 	/* What is under way. */
 	flex_service_exit(fm);
+	flex_disk_exit(fm);
 	flex_ondemand_exit(fm);
 	flex_pool_exit(fm);
 	return 0;

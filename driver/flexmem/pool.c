@@ -1,26 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0 OR Apache-2.0
 /*
- * The pages handed over. They are allocated in blocks, as large as the buddy allocator has them at
- * hand, and freed in the same blocks where a block comes back in one piece. The secure world gives
- * back what it likes, so a block that comes back in parts is split then, into pages of their own.
+ * The pages handed over, in the blocks in which they were allocated (blocks.c). They are freed in the same
+ * blocks where a block comes back in one piece. The secure world gives back what it likes, so a block that
+ * comes back in parts is split then, into pages of their own.
  * A page belongs to us from the allocator until it is freed: it is on no LRU list, cannot be moved
  * or swapped, and nobody but us knows it. Between GRANT and TAKE nobody may touch it.
  *
  * A page that the monitor does not give back is never freed. The module cannot be unloaded then.
  */
 #include <linux/bitmap.h>
-#include <linux/list_sort.h>
 #include <linux/mm.h>
 #include <linux/module.h>
-#include <linux/sched.h>
 #include <linux/timekeeping.h>
 #include <linux/vmalloc.h>
 
 #include "flexmem.h"
-
-static unsigned int reserve_percent = FLEX_RESERVE_PERCENT_DEFAULT;
-module_param(reserve_percent, uint, 0644);
-MODULE_PARM_DESC(reserve_percent, "of RAM: what a grant leaves available to this kernel");
 
 int flex_pool_init(struct flexmem *fm, const struct flex_layout *layout)
 {
@@ -48,11 +42,6 @@ unsigned long flex_pool_held(struct flexmem *fm)
 unsigned long flex_pool_held_of(struct flexmem *fm, unsigned int order)
 {
 	return atomic_long_read(&fm->pool.of_order[order]);
-}
-
-bool flex_pool_is_granting(struct flexmem *fm)
-{
-	return READ_ONCE(fm->pool.granting) == current;
 }
 
 bool flex_pool_holds_any(struct flexmem *fm, unsigned long pfn, unsigned long pages)
@@ -139,78 +128,6 @@ static unsigned long let_all_go(struct flexmem *fm, unsigned long index, unsigne
 	return pages;
 }
 
-/* ---- allocating ---- */
-
-/* Pages that a grant may take now: an OS decides, and keeps some for itself. */
-static unsigned long spare(void)
-{
-	long reserve = totalram_pages() * min(reserve_percent, 100U) / 100;
-
-	/* Free pages of the CMA area are for what can be moved. */
-	reserve += global_zone_page_state(NR_FREE_CMA_PAGES);
-	return max(si_mem_available() - reserve, 0L);
-}
-
-/*
- * Large blocks only as they lie there: looking for them by compaction or reclaim, here or in kswapd,
- * costs more than small ones do, and would press on the secure world for its own sake. Single pages
- * may come out of the page cache; they never wake the OOM killer.
- */
-static struct page *alloc_block(unsigned int order)
-{
-	gfp_t flags = GFP_KERNEL | __GFP_NOWARN | __GFP_NORETRY;
-
-	return alloc_pages(order ? flags & ~__GFP_RECLAIM : flags, order);
-}
-
-/*
- * Adds blocks of together at most `pages` pages to `blocks`; returns how many pages. Their LRU links
- * are ours to use, and their private word holds the order.
- */
-static unsigned long alloc_blocks(unsigned long pages, struct list_head *blocks)
-{
-	unsigned int order = FLEX_ORDER_MAX;
-	unsigned long got = 0;
-
-	pages = min(pages, spare());
-	while (got < pages) {
-		struct page *block = NULL;
-
-		if (1UL << order <= pages - got)
-			block = alloc_block(order);
-		if (block) {
-			set_page_private(block, order);
-			list_add_tail(&block->lru, blocks);
-			got += 1UL << order;
-		} else if (order-- == 0) {
-			break;
-		}
-		if (!order && !(got % FLEX_CALL_PAGES_MAX)) {
-			cond_resched();
-			pages = min(pages, got + spare()); /* others allocate, too */
-		}
-	}
-	return got;
-}
-
-static int by_address(void *unused, const struct list_head *a, const struct list_head *b)
-{
-	return list_entry(a, struct page, lru) > list_entry(b, struct page, lru);
-}
-
-static void free_blocks(struct list_head *blocks)
-{
-	struct page *block, *next;
-
-	list_for_each_entry_safe(block, next, blocks, lru) {
-		unsigned int order = page_private(block);
-
-		list_del(&block->lru);
-		set_page_private(block, 0);
-		__free_pages(block, order);
-	}
-}
-
 /* ---- handing over ---- */
 
 /* Moves the blocks at the head of `blocks` that lie side by side, one call's worth, to `run`. */
@@ -244,37 +161,36 @@ static bool grant_run(struct flexmem *fm, struct list_head *run, unsigned long p
 	return true;
 }
 
-unsigned long flex_pool_grant(struct flexmem *fm, unsigned long pages, unsigned long minimum)
+unsigned long flex_pool_grant_blocks(struct flexmem *fm, struct list_head *blocks)
 {
-	LIST_HEAD(blocks);
 	LIST_HEAD(run);
-	unsigned long got, granted = 0;
-	u64 start = ktime_get_ns(), allocated;
+	unsigned long granted = 0;
+	u64 start = ktime_get_ns();
 
-	if (!try_module_get(THIS_MODULE))
-		return 0; /* it is being unloaded */
-	WRITE_ONCE(fm->pool.granting, current);
-	if (!flex_contiguous_chosen())
-		got = alloc_blocks(pages, &blocks);
-	else
-		got = flex_contiguous_alloc(fm, pages, &blocks) ? 0 : pages;
-	WRITE_ONCE(fm->pool.granting, NULL);
-	list_sort(NULL, &blocks, by_address);
-	allocated = ktime_get_ns();
-	flex_count(&fm->counters, FLEX_COUNT_ALLOCATE_NS, allocated - start);
-
-	while (got >= minimum && !list_empty(&blocks)) {
-		unsigned long size = cut_run(&blocks, &run);
+	while (!list_empty(blocks)) {
+		unsigned long size = cut_run(blocks, &run);
 
 		if (!grant_run(fm, &run, size))
 			break;
 		granted += size;
 		cond_resched();
 	}
-	list_splice(&run, &blocks);
-	free_blocks(&blocks);
-	flex_count(&fm->counters, FLEX_COUNT_GRANT_NS, ktime_get_ns() - allocated);
+	list_splice(&run, blocks);
+	flex_count(&fm->counters, FLEX_COUNT_GRANT_NS, ktime_get_ns() - start);
 	flex_count(&fm->counters, FLEX_COUNT_GRANTED, granted);
+	return granted;
+}
+
+unsigned long flex_pool_grant(struct flexmem *fm, unsigned long pages, unsigned long minimum)
+{
+	LIST_HEAD(blocks);
+	unsigned long granted = 0;
+
+	if (!try_module_get(THIS_MODULE))
+		return 0; /* it is being unloaded */
+	if (flex_blocks_alloc(fm, pages, &blocks) >= minimum)
+		granted = flex_pool_grant_blocks(fm, &blocks);
+	flex_blocks_free(&blocks);
 	module_put(THIS_MODULE);
 	return granted;
 }

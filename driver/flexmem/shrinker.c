@@ -76,7 +76,7 @@ static unsigned long scan(struct shrinker *shrinker, struct shrink_control *cont
 	unsigned long came;
 
 	/* Taking from the secure world what is being allocated for it helps nobody. */
-	if (flex_pool_is_granting(fm))
+	if (flex_blocks_allocating(fm))
 		return SHRINK_STOP;
 	flex_count(&fm->counters, FLEX_COUNT_SCANS, 1);
 	came = flex_service_reap(fm, control->nr_to_scan);
@@ -107,7 +107,7 @@ static int on_oom(struct notifier_block *block, unsigned long unused, void *free
 	unsigned long end = jiffies + msecs_to_jiffies(oom_wait_ms), held = flex_pool_held(fm), came;
 	unsigned long free = global_zone_page_state(NR_FREE_PAGES);
 
-	if (!held || flex_pool_is_granting(fm) || fatal_signal_pending(current))
+	if (!held || flex_blocks_allocating(fm) || fatal_signal_pending(current))
 		return NOTIFY_OK;
 	flex_count(&fm->counters, FLEX_COUNT_OOM_WAITS, 1);
 	do {

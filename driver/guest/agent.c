@@ -17,6 +17,7 @@
  *   stop N                        kills it; {}
  *   run PROGRAM WORDS…            start, wait, job
  *   attack WORDS…                 what the attack module says (driver/flexattack)
+ *   disk WORDS…                   what a disk was told to do, and what came of it (driver/flexmem/disk.c)
  *   poweroff                      no answer
  *
  * It is bounded in all it keeps: lines, words, jobs and what jobs say.
@@ -148,17 +149,17 @@ static void unload(char **words)
 	say("{}");
 }
 
-/* ---- attacks ---- */
+/* ---- modules that are told something, and say what came of it ---- */
 
-static void attack(char **words)
+static void tell(const char *file, char **words)
 {
 	char line[LINE], result[SAID];
-	int fd = open("/dev/flexattack", O_RDWR | O_CLOEXEC);
+	int fd = open(file, O_RDWR | O_CLOEXEC);
 	ssize_t got;
 
 	if (fd < 0)
 		return fail_errno();
-	join(words + 1, line, sizeof(line));
+	join(words, line, sizeof(line));
 	if (write(fd, line, strlen(line)) < 0 || (got = read(fd, result, sizeof(result) - 1)) < 0) {
 		fail_errno();
 	} else {
@@ -168,6 +169,16 @@ static void attack(char **words)
 		say("}");
 	}
 	close(fd);
+}
+
+static void attack(char **words)
+{
+	tell("/dev/flexattack", words + 1);
+}
+
+static void disk(char **words)
+{
+	tell("/sys/kernel/debug/flexmem/disk", words + 1);
 }
 
 static void power_off(char **words)
@@ -185,7 +196,7 @@ static const struct {
 	{ "ping", ping },     { "meminfo", memory }, { "flexmem", driver }, { "flexnpu", driver },
 	{ "read", read_file }, { "write", write_file }, { "load", load },   { "unload", unload },
 	{ "start", start_job }, { "run", run_job },  { "job", ask_job },    { "stop", stop_job },
-	{ "attack", attack }, { "poweroff", power_off },
+	{ "attack", attack }, { "disk", disk }, { "poweroff", power_off },
 };
 
 static void reply(char *line)

@@ -26,7 +26,10 @@ from flexserve.errors import InternalError, NormalWorldError
 
 _CROSS = "aarch64-linux-gnu-"
 _PRODUCTS = ("build", "__pycache__")  # folders of what is made of the sources
-_FOREIGN_MODULES = ("virtio_pci", "virtio_console", "loop")  # the agent's port; a disk for workloads
+_FOREIGN_MODULES = (  # the agent's port, disks, a disk for workloads
+    *("virtio_pci", "virtio_console"),
+    *("virtio_blk", "loop"),
+)
 _OUR_MODULES = {  # and those that each one uses; flexattack only for tests, and only loaded by them
     "flexmem": (),
     "flexnpu": ("flexmem",),

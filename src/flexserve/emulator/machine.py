@@ -19,7 +19,7 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -62,9 +62,10 @@ class MonitorState:
 class Machine:
     """A machine of `ram_bytes` and `cpus`, from `__enter__` until `__exit__` or its own end.
 
-    With an `npu` it ends when that does. `devices` are more of QEMU's `-device`, for tests; `lines` are names
-    of character devices for them, of which `self.lines` has the other ends. With `resets` it starts again
-    when its OS resets it, instead of ending. `secret`, 32 bytes, is for an application at S-EL0.
+    With an `npu` it ends when that does. `disks` are files of whole pages, as /dev/vda and so on; they must
+    not grow or shrink while it runs. `devices` are more of QEMU's `-device`, for tests; `lines` are names of
+    character devices for them, of which `self.lines` has the other ends. With `resets` it starts again when
+    its OS resets it, instead of ending. `secret`, 32 bytes, is for an application at S-EL0.
     Start it from a thread that lives as long as it should: the kernel kills it with that thread.
     """
 
@@ -75,6 +76,7 @@ class Machine:
         ram_bytes: int = GIB,
         cpus: int = 2,
         npu: bool = False,
+        disks: Sequence[Path] = (),
         devices: Sequence[str] = (),
         lines: Sequence[str] = (),
         resets: bool = False,
@@ -88,7 +90,7 @@ class Machine:
         if not 1 <= cpus <= MOST_CPUS:
             raise CallerError(f"The machine cannot have {cpus} CPUs.", hint=f"Give it 1 to {MOST_CPUS}.")
         self._images, self.ram_bytes, self.cpus, self._devices = images, ram_bytes, cpus, devices
-        self.has_npu = npu
+        self.has_npu, self._disks = npu, disks
         self._npu_status: int | None = None  # of its end, when it came by itself
         self._resets, self._secret = resets, secret
         self._more_lines, self.lines = lines, dict[str, socket.socket]()
@@ -205,8 +207,10 @@ class Machine:
             for name in ("secure", "agent", *self._more_lines):
                 self.lines[name], end = self._pair()
                 wires[name] = theirs.enter_context(end).fileno()
-            words = [_QEMU, *self._arguments(self.ram_fd, firmware, wires)]
-            self._process, self._reader = self._started(words, (self.ram_fd, firmware, *wires.values()))
+            disks = [theirs.enter_context(_opened(path)) for path in self._disks]
+            words = [_QEMU, *self._arguments(self.ram_fd, firmware, wires), *_disk_arguments(disks)]
+            fds = (self.ram_fd, firmware, *wires.values(), *disks)
+            self._process, self._reader = self._started(words, fds)
         self.doorbell = self.lines["secure"]
         if self.has_npu:
             self._start_npu()
@@ -339,6 +343,32 @@ class Machine:
             hint="`flexserve boot` builds its parts again.",
             code="no_boot",
         )
+
+
+@contextlib.contextmanager
+def _opened(disk: Path) -> Iterator[int]:
+    """Open a disk's file for the emulator. Raises NormalWorldError when that cannot be done."""
+    try:
+        fd = os.open(disk, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise NormalWorldError(
+            f"The machine's disk {disk} cannot be opened: {error.strerror}.",
+            hint="Delete it: it is made again from the store.",
+        ) from None
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _disk_arguments(fds: Sequence[int]) -> list[str]:
+    """Return the words by which the emulator plays disks; each sits behind the SMMU as other devices do."""
+    words: list[str] = []
+    for number, fd in enumerate(fds):
+        file = f"file.driver=file,file.locking=off,file.filename=/proc/self/fd/{fd}"  # its owner may read it
+        words += ["-blockdev", f"driver=raw,node-name=disk{number},discard=unmap,{file}"]
+        words += ["-device", f"virtio-blk-pci,drive=disk{number},iommu_platform=on,disable-legacy=on"]
+    return words
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

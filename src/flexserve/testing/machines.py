@@ -41,6 +41,7 @@ def booted(
     cpus: int = 2,
     *,
     npu: bool = False,
+    disks: Sequence[Path] = (),
     devices: Sequence[str] = (),
     options: Options | None = None,
     application: Path | None = None,
@@ -51,5 +52,7 @@ def booted(
     An `application` runs at S-EL0, and gets the `secret`.
     """
     images = images_of(ram_bytes, cpus, dataclasses.replace(options or Options(), npu=npu), application)
-    with Machine(images, ram_bytes=ram_bytes, cpus=cpus, npu=npu, devices=devices, secret=secret) as machine:
+    with Machine(
+        images, ram_bytes=ram_bytes, cpus=cpus, npu=npu, disks=disks, devices=devices, secret=secret
+    ) as machine:
         yield machine

@@ -1,0 +1,104 @@
+"""A disk of a guest that is played in Python: the guest may be out of memory, the disk may lie."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+
+from flexserve.errors import NormalWorldError
+from flexserve.platforms.trustzone.ram import PAGE
+from flexserve.tee_client.disk_image import SLOT_PAGES
+
+BUFFER, BUFFER_PAGES = 16, 128  # a page's number, how many
+
+
+class MemoryBlocks:
+    """A disk that forgets what was not flushed when its power goes."""
+
+    def __init__(self, pages: int) -> None:
+        self.data = bytearray(pages * PAGE)
+        self.after: list[tuple[int, bytes]] = []  # writes since the last flush
+        self.most_writes: int | None = None  # then power goes
+
+    def read(self, page: int, pages: int) -> bytes:
+        return bytes(self.data[page * PAGE : (page + pages) * PAGE])
+
+    def write(self, page: int, data: bytes) -> None:
+        if self.most_writes is not None:
+            if self.most_writes == 0:
+                raise PowerGoneError
+            self.most_writes -= 1
+        place = slice(page * PAGE, page * PAGE + len(data))
+        self.after.append((page, bytes(self.data[place])))
+        self.data[place] = data
+
+    def flush(self) -> None:
+        if self.most_writes == 0:
+            raise PowerGoneError
+        self.after = []
+
+    def lose_power(self, torn: int) -> None:
+        """Undo what was not flushed; of the last write, its first `torn` bytes stay."""
+        if self.after:
+            page, before = self.after.pop()
+            self.data[page * PAGE + torn : page * PAGE + len(before)] = before[torn:]
+        for page, before in reversed(self.after):
+            self.data[page * PAGE : page * PAGE + len(before)] = before
+        self.after, self.most_writes = [], None
+
+
+class PowerGoneError(Exception):
+    """The disk has no power."""
+
+
+class PlayedGuest:
+    """A guest with this disk. Pages that it hands over are numbered from 1000 on."""
+
+    def __init__(self, blocks: MemoryBlocks) -> None:
+        self.blocks = blocks
+        self.buffer = bytearray(BUFFER_PAGES * PAGE)
+        self.granted: dict[int, bytes] = {}  # by the first page; what was read to there
+        self.memory_left = 1 << 30  # slots
+        self.answers: Mapping[str, object] | None = None  # instead of the truth
+        self._next = 1000
+        self._one = threading.Lock()
+
+    def memory(self, page: int, pages: int) -> memoryview:
+        assert (page, pages) == (BUFFER, BUFFER_PAGES)
+        return memoryview(self.buffer)
+
+    def disk(self, *words: str) -> Mapping[str, object]:
+        name, *rest = words
+        numbers = [int(word) for word in rest]
+        with self._one:
+            if self.answers is not None:
+                return self.answers
+            match name:
+                case "buffer":
+                    return {"page": BUFFER, "pages": BUFFER_PAGES}
+                case "read":
+                    data = self.blocks.read(*numbers)
+                    self.buffer[: len(data)] = data
+                case "write":
+                    page, pages = numbers
+                    self.blocks.write(page, bytes(self.buffer[: pages * PAGE]))
+                case "flush":
+                    self.blocks.flush()
+                case "grant":
+                    return self._grant(*numbers)
+                case "return":
+                    self.granted.pop(numbers[0])
+            return {}
+
+    def _grant(self, page: int, pages: int) -> Mapping[str, object]:
+        assert pages == SLOT_PAGES
+        if not self.memory_left:
+            raise NormalWorldError(
+                "The guest cannot do 'disk': Cannot allocate memory.", code="guest_refused"
+            )
+        self.memory_left -= 1
+        first, half = self._next, pages // 2
+        self._next += 3 * pages
+        self.granted[first] = self.blocks.read(page, half)
+        self.granted[first + pages] = self.blocks.read(page + half, half)
+        return {str(first): half, str(first + pages): half}
