@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from played_application import PlayedApplication
+from played_application import END, PlayedApplication
 
 from flexserve.policy.eviction_policy import EvictionPolicy
 from flexserve.protocol.answers import Converted, Delta, Failed, Finished, Started
@@ -23,6 +23,7 @@ from flexserve.tee_client.files import SealedFiles
 from flexserve.tee_client.link import Link
 from flexserve.trusted.limits import Limits, ModelLimits
 from flexserve.trusted.text.rendering.renderer import Renderer
+from flexserve.trusted.text.tokenizer import Tokenizer
 
 PATIENCE = 20  # seconds
 
@@ -117,6 +118,33 @@ class InsideWorld:
     def recall(self, demand: int | None = None) -> Recalled:
         """Have the OS ask for memory back."""
         return self.memory.answer(Recall(1, demand=demand, deadline=5000))
+
+
+class ByteVocabulary(Tokenizer):
+    """A token for each byte, and one that ends answers."""
+
+    size = END + 1
+    begins = False
+    beginning = 0
+    gap = None
+
+    def encode(self, text: str, *, special: bool, start: bool = True) -> list[int]:
+        return list(text.encode())
+
+    def piece(self, token: int, *, special: bool = False) -> bytes:
+        return bytes([token]) if token < END else b""
+
+    def ends(self, token: int) -> bool:
+        return token == END
+
+    def attributes(self, token: int) -> int:
+        return 0
+
+    def name(self, token: int) -> str:
+        return ""
+
+    def metadata(self, key: str) -> object:
+        return None
 
 
 class Unanswered(Exception):

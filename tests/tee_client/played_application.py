@@ -77,6 +77,7 @@ class PlayedModel:
         self.kv = self.scratch = 0
         self.image = b""
         self.cached: list[list[int]] = [[] for _ in range(sequences)]
+        self.owners = [(0, 0)] * sequences  # of these
         self.running: dict[int, PlayedGeneration] = {}
         self.kept: bytes = b""
 
@@ -90,6 +91,7 @@ class PlayedGeneration:
         text = answer_to(bytes(token for token in prompt if token < END).decode())
         self.answer = [*text.encode(), END]
         self.finished = Finish.NO
+        self.admitted: set[int] = set()  # of the next tokens; none: any
 
     @property
     def said(self) -> int:
@@ -103,7 +105,10 @@ class PlayedGeneration:
         self.ends |= {token for token, bias in pairs if bias == math.inf}
 
     def choose(self) -> None:
-        token = self.answer[self.said]
+        token = self.answer[self.said] if self.said < len(self.answer) else END
+        if self.admitted and token not in self.admitted:
+            token = min(self.admitted)
+        self.admitted = set()
         if token in self.ends:
             self.finished = Finish.STOP
             return
@@ -279,7 +284,9 @@ class PlayedApplication:
                 prompt, cached = unpacked(payload), model.cached[arguments[1]]
                 same = next((n for n, (a, b) in enumerate(zip(cached, prompt, strict=False)) if a != b), None)
                 shared = min(len(cached), len(prompt)) if same is None else same
-                done = min(shared, len(prompt) - 1)
+                owner = arguments[3], arguments[4]
+                done = min(shared, len(prompt) - 1) if owner == model.owners[arguments[1]] else 0
+                model.owners[arguments[1]] = owner
                 model.running[arguments[1]] = PlayedGeneration(prompt, done, arguments[2])
                 return Status.DONE, b"", (len(prompt) - done,)
             case Ask.STEP:
@@ -289,6 +296,14 @@ class PlayedApplication:
                 said, it.given = it.tokens[it.prompt + it.given :], it.said
                 scores = [SCORE.pack(token, -0.25) * it.width for token in said]
                 return Status.DONE, packed(said) + b"".join(scores), (len(said),)
+            case Ask.ADMIT:
+                bits = int.from_bytes(payload, "little")
+                model.running[arguments[1]].admitted = {n for n in range(END + 1) if bits >> n & 1}
+                return Status.DONE, b"", ()
+            case Ask.EMBED:
+                if not all(model.ready):
+                    return Status.MISSING, b"", (1,)
+                return Status.DONE, struct.pack("<2f", 3.0, 4.0), ()
             case Ask.SAMPLING:
                 model.running[arguments[1]].choose_by(payload)
                 return Status.DONE, b"", ()
@@ -333,10 +348,11 @@ class PlayedApplication:
                 part = model.kept[arguments[1] * KEPT_PART :][:KEPT_PART]
                 return Status.DONE, _hidden(part) + bytes(16), ()
             case Ask.RESUME:
-                self._resuming = arguments[1]
+                self._resuming, self._owner = arguments[1], (arguments[3], arguments[4])
             case Ask.RESUMED:
                 if self.damaged:
                     return Status.DAMAGED, b"", ()
+                model.owners[self._resuming] = self._owner
                 model.cached[self._resuming] = unpacked(_hidden(payload[:-16]))
             case _:
                 return None

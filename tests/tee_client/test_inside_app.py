@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from inside_world import InsideWorld, Unanswered
 from played_application import CHUNK, CONTEXT, KV, SCRATCH, WEIGHTS, PlayedApplication, answer_to
 
 from flexserve.errors import CallerError, PeerError, StoredDataError, UnknownModelError
-from flexserve.protocol.answers import Delta
+from flexserve.protocol.answers import Delta, Embedded
 from flexserve.protocol.prompts import (
     AskTemplate,
     ChatMessage,
@@ -134,28 +136,44 @@ def test_a_trial_finds_out_that_a_model_makes_text(world: InsideWorld) -> None:
     assert tried.abilities.text
 
 
+def test_an_answer_keeps_to_a_schema_and_to_a_grammar(world: InsideWorld) -> None:
+    assert re.fullmatch(r"-?[0-9]*", world.say(schema='{"type": "integer"}', max_tokens=4))
+    assert world.say(grammar='root ::= "yes" | "no"') in {"yes", "no"}
+    with pytest.raises(Unanswered) as refused:
+        world.say(grammar="root ::= nothing")
+    assert refused.value.code == "grammar_unsupported"
+
+
+def test_texts_become_vectors_of_length_one(world: InsideWorld) -> None:
+    finished = world.ask(Embed(world.number(), "a", ["one", [97, "b"]]))
+    [embedded] = [answer for answer in world.answers if isinstance(answer, Embedded)]
+    assert [struct.unpack("<2f", vector) for vector in embedded.vectors] == [pytest.approx((0.6, 0.8))] * 2
+    assert finished.usage.prompt_tokens == 5
+    for text in ("x" * (CONTEXT + 1), ""):
+        with pytest.raises(Unanswered) as refused:
+            world.ask(Embed(world.number(), "a", [text]))
+        assert refused.value.code == "context_length_exceeded"
+
+
 # ---- what it cannot do ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("schema", "{}"),
-        ("grammar", 'root ::= "a"'),
-    ],
+    ("fields", "what"),
+    [({"echo": True, "logprobs": 1}, "probabilities of a prompt"), ({"rounding": 8}, "round the length")],
 )
 def test_what_a_request_asks_for_that_there_is_not_is_refused_by_name(
-    world: InsideWorld, field: str, value: Any
+    world: InsideWorld, fields: dict[str, Any], what: str
 ) -> None:
-    with pytest.raises(Unanswered, match=f"cannot follow {field}") as refused:
-        world.say(**{field: value})
+    with pytest.raises(Unanswered, match=what) as refused:
+        world.say(**fields)
     assert refused.value.code == "secure_world_inside"
     assert "--secure-world host" in refused.value.hint
 
 
-def test_vectors_gaps_and_guesses_are_refused_by_name(world: InsideWorld) -> None:
-    with pytest.raises(Unanswered, match="vectors"):
-        world.ask(Embed(world.number(), "a", ["text"]))
+def test_ranks_gaps_and_guesses_are_refused_by_name(world: InsideWorld) -> None:
+    with pytest.raises(Unanswered, match="rank"):
+        world.ask(Embed(world.number(), "a", ["text"], query="what?"))
     with pytest.raises(Unanswered, match="gaps"):
         world.say(InfillPrompt("a", "b"))  # type: ignore[arg-type]
     with pytest.raises(CallerError, match="guesses"):
@@ -367,6 +385,7 @@ def test_who_asks_an_application_that_has_ended_hears_of_it(store: Path, rendere
         (Ask.RESIDENT, (Status.DONE, b"", (0, 0, 0))),
         (Ask.STEP, (Status.BUSY, b"", ())),
         (Ask.STEP, (Status.FAILED, b"", ())),
+        (Ask.SAID, (Status.DONE, b"", (3,))),
     ],
 )
 def test_answers_that_cannot_be_fail_a_request_and_nothing_else(

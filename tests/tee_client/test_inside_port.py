@@ -27,8 +27,10 @@ def test_no_piece_of_a_request_crosses_the_port(make_world: Callable[..., Inside
     for refused in (CANARY * CONTEXT, ""):
         with pytest.raises(Unanswered):
             world.say(refused)
+    world.ask(Embed(world.number(), "a", [CANARY], owner=CANARY))
+    world.say(turn, schema=f'{{"type": "object", "required": ["{CANARY}"]}}', max_tokens=20)
     with pytest.raises(Unanswered):
-        world.ask(Embed(world.number(), "a", [CANARY]))
+        world.say(turn, schema=f'{{"type": "{CANARY}"}}')
     world.warm()
     world.ask(Try(world.number(), "a"))
     for source in (ToTokens(CANARY, pieces=True), ToText([*CANARY.encode()]), turn):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import queue
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -66,10 +67,11 @@ class Served:
         prompt: ChatPrompt | TextPrompt,
         most: int = 100,
         during: Callable[[], object] | None = None,
+        schema: str | None = None,
     ) -> Answer:
         """Ask; `during` is done when the first token is there."""
         self._serial += 1
-        sampling = Sampling(temperature=0, max_tokens=most)
+        sampling = Sampling(temperature=0, max_tokens=most, schema=schema)
         self.scheduler.submit(self.app.admit(Generate(self._serial, "tiny", prompt, sampling)))
         answer, answers = None, list[Any]()
         while not isinstance(answer, Finished):
@@ -133,3 +135,9 @@ def test_a_conversation_goes_on_from_sealed_kv(served: Served) -> None:
     assert after.tokens == before.tokens
     assert after.started.cached_tokens == after.started.prompt_tokens - 1
     assert served.app.kv_status().resumed == 1
+
+
+def test_an_answer_keeps_to_a_schema(served: Served) -> None:
+    schema = '{"type": "object", "properties": {"size": {"type": "integer"}}, "required": ["size"]}'
+    answer = served.ask(CHAT, most=40, schema=schema)
+    assert list(json.loads(answer.text)) == ["size"]

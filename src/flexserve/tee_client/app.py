@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from flexserve.errors import CancelledError, FlexServeError, PeerError
 from flexserve.protocol.answers import Finished, Started, Timings, Usage
 from flexserve.protocol.failures import foreseen
-from flexserve.protocol.requests import Convert, Generate, Warm
+from flexserve.protocol.requests import Convert, Embed, Generate, Warm
 from flexserve.protocol.statuses import KvStatus
 from flexserve.protocol.trusted_app import (
     IdleKv,
@@ -30,8 +30,9 @@ from flexserve.protocol.trusted_app import (
 from flexserve.tee_client import steps
 from flexserve.tee_client.abilities import Message, cannot, require
 from flexserve.tee_client.application import Application
+from flexserve.tee_client.embedding import Embedding
 from flexserve.tee_client.files import SealedFiles
-from flexserve.tee_client.generation import Generation, Send, known
+from flexserve.tee_client.generation import Generation, Send, known, prepared
 from flexserve.tee_client.link import Link
 from flexserve.tee_client.loading import Loading
 from flexserve.tee_client.memory import Memory
@@ -39,9 +40,10 @@ from flexserve.tee_client.open_models import OpenModels
 from flexserve.tee_client.pulse import Pulse
 from flexserve.tee_client.request import Request
 from flexserve.tee_client.services import Services
+from flexserve.tee_client.trial import try_model
 from flexserve.trusted.limits import ModelLimits
+from flexserve.trusted.requests import tasks
 from flexserve.trusted.requests.conversion import convert, give
-from flexserve.trusted.text.prompt import tokenized
 from flexserve.trusted.text.rendering.renderer import Renderer
 
 _THREADS = 4  # that prepare requests: most of them wait for the helper, or for their turn on the link
@@ -117,36 +119,56 @@ class InsideApp:
         return request.ticket
 
     def require(self, request: int) -> None:
-        require(self._requests[request].message)
+        message = self._requests[request].message
+        require(message)
+        abilities = self._open.abilities(message.model)
+        if abilities is not None and isinstance(message, Generate | Embed | Warm):
+            tasks.require(abilities, message)
 
     def is_prepared(self, request: int) -> bool:
         it = self._requests[request]
         if isinstance(it.message, Convert):
             return it.converted is not None
-        return it.prompt is not None and it.entry is self._open.get(it.message.model)
+        return it.prepared is not None and it.entry is self._open.get(it.message.model)
 
     def prepare(self, request: int, done: Callable[[FlexServeError | None], None]) -> None:
         it = self._requests[request]
         held = contextlib.ExitStack()
         it.entry = self._open[it.message.model]
         held.enter_context(it.entry.holding())
-        self._preparation.submit(_prepare, it, held, done)
+        self._preparation.submit(self._prepare, it, held, done)
+
+    def _prepare(
+        self, it: Request, held: contextlib.ExitStack, done: Callable[[FlexServeError | None], None]
+    ) -> None:
+        """Prepare a request beside the engine's thread; its model stays open until it is."""
+        error: FlexServeError | None = None
+        with held:
+            entry, message = it.opened, it.message
+            try:
+                if isinstance(message, Convert):
+                    it.converted = convert(message, entry.template, entry.vocabulary)
+                elif isinstance(message, Generate):
+                    it.prepared = prepared(message, entry, self._services.renderer)
+            except BaseException as caught:  # whatever it is, the client hears of it
+                error = foreseen(caught)
+        done(error)
 
     def plaintext(self, request: int) -> int:
         it, message = self._requests[request], self._generate(request)
-        entry, prompt = it.opened, it.prepared
+        entry, prompt = it.opened, it.ready.prompt
         tokens = known(message, prompt.tokens)
         size = entry.conversations.plaintext(message.owner, tokens, entry.largest_kv)
         return size + entry.lacks() if size else 0
 
     def begin(self, request: int) -> Progress | None:
         it, message, began = self._requests[request], self._generate(request), time.monotonic()
-        entry, prompt = it.opened, it.prepared
+        entry, tokens = it.opened, it.ready.prompt.tokens
         with self._app.turn(), entry.holding():
-            slot = entry.conversations.claim(message.owner, prompt.tokens, known(message, prompt.tokens))
+            slot = entry.conversations.claim(message.owner, tokens, known(message, tokens))
             if slot is None:
                 return None
-            generation = Generation(self._services, entry, message, prompt, slot)
+            generation = Generation(self._services, entry, message, it.ready, slot)
             try:
                 generation.begin(it.received, began, it.send)
             except BaseException:
@@ -182,6 +204,14 @@ class InsideApp:
                 raise CancelledError("The request was cancelled.")
             if it.converted is not None:
                 return give(it.converted, it.send)
+            if isinstance(message, Embed):
+                it.embedding = it.embedding or Embedding(
+                    *(self._services, entry, message),
+                    received=it.received,
+                    send=it.send,
+                    stopped=lambda: it.stopped,
+                )
+                return it.embedding.run()
             it.send(Started(request, 0))
             loaded, seconds = entry.weights.loaded, entry.weights.seconds
             entry.weights.load()
@@ -192,7 +222,7 @@ class InsideApp:
                     restored_bytes=entry.weights.loaded - loaded,
                 )
                 return Finished(request, "stop", Usage(0, 0), timings)
-            self._open.keep_abilities(entry, steps.tried(self._services, entry))
+            self._open.keep_abilities(entry, try_model(self._services, entry))
             return Finished(request, "stop", Usage(0, 0), Timings())
 
     def _generation(self, request: int) -> Generation:
@@ -321,18 +351,3 @@ class InsideApp:
 
     def last_moved(self) -> float:
         return self._app.last_answer
-
-
-def _prepare(it: Request, held: contextlib.ExitStack, done: Callable[[FlexServeError | None], None]) -> None:
-    """Prepare a request beside the engine's thread; its model stays open until it is."""
-    error: FlexServeError | None = None
-    with held:
-        entry, message = it.opened, it.message
-        try:
-            if isinstance(message, Convert):
-                it.converted = convert(message, entry.template, entry.vocabulary)
-            elif isinstance(message, Generate):
-                it.prompt = tokenized(message, entry.template, entry.vocabulary, entry.context)
-        except BaseException as caught:  # whatever it is, the client hears of it
-            error = foreseen(caught)
-    done(error)

@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 
 from flexserve.protocol.trusted_app import IdleKv
-from flexserve.tee_client.messages import Ask
 from flexserve.tee_client.sealed_kv import WORTHWHILE, SealedKv
 from flexserve.trusted.kv.slots import Slot, choose, common_prefix, sharing
 
@@ -20,9 +19,8 @@ class Conversations:
     The application has the KV of all sequences in one, and gives it up as one, while no sequence is in use.
     """
 
-    def __init__(self, sealed: SealedKv, number: int, sequences: int, lock: threading.RLock) -> None:
-        """`number`: of the open model."""
-        self._app, self._sealed, self._number, self._lock = sealed.app, sealed, number, lock
+    def __init__(self, sealed: SealedKv, sequences: int, lock: threading.RLock) -> None:
+        self._sealed, self._lock = sealed, lock
         self._slots = [Slot(each) for each in range(sequences)]
 
     @property
@@ -35,8 +33,7 @@ class Conversations:
     def claim(self, owner: str, prompt: Sequence[int], known: Sequence[int]) -> Slot | None:
         """Have a sequence for a request; None: all are in use, or one is about to have its prompt's KV.
 
-        `known` are the tokens of `prompt` whose KV may be used again: what the sequence has of others is
-        forgotten. Give it back with `release`.
+        `known` are the tokens of `prompt` whose KV may be used again. Give it back with `release`.
         """
         with self._lock:
             found = choose(self._slots, owner, known)
@@ -58,7 +55,7 @@ class Conversations:
         return slot
 
     def _ready(self, slot: Slot, owner: str, known: Sequence[int], kept: int) -> None:
-        """Have a sequence hold nothing but what `known` begins with, as much of that as there is."""
+        """Have a sequence hold as much of `known` as there is, and seal what it held of somebody else's."""
         if len(slot.tokens) - kept > (_END if kept else 0):
             self._seal(slot)  # it is somebody's conversation
         entry = self._sealed.find(owner, known)
@@ -68,14 +65,6 @@ class Conversations:
             and self._sealed.load(slot.number, entry)
         ):
             slot.tokens, slot.sealed = list(entry.tokens), True
-        elif not kept and slot.tokens:
-            self._forget(slot)
-
-    def _forget(self, slot: Slot) -> None:
-        """Have a sequence that says nothing have no KV."""
-        self._app.do(Ask.BEGIN, self._number, slot.number, 1, 0, 0, payload=bytes(4))
-        self._app.do(Ask.END, self._number, slot.number)
-        slot.tokens, slot.sealed = [], False
 
     def plaintext(self, owner: str, known: Sequence[int], size: int) -> int:
         """Return the bytes that `claim` seals, or takes in; `size`: of the KV of all sequences."""
@@ -92,12 +81,10 @@ class Conversations:
 
     def release(self, slot: Slot, *, keep: bool = True) -> None:
         """Take a sequence back that says nothing any more; with `keep` its KV stays for the next request."""
-        try:
+        with self._lock:
             if not keep:
-                self._forget(slot)
-        finally:
-            with self._lock:
-                slot.busy, slot.coming, slot.last_used = False, (), time.monotonic()
+                slot.tokens, slot.sealed = [], False
+            slot.busy, slot.coming, slot.last_used = False, (), time.monotonic()
 
     def seal_idle(self) -> None:
         """Seal the idle sequence that was used longest ago, as far as granted memory allows."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import secrets
 import time
 from collections.abc import Callable, Sequence
 
@@ -20,12 +22,15 @@ from flexserve.protocol.answers import (
     Usage,
 )
 from flexserve.protocol.requests import Generate
+from flexserve.tee_client.bounds import Bounds
 from flexserve.tee_client.messages import Ask, Finish, Progress, broken, owner_numbers, packed
 from flexserve.tee_client.open_model import OpenModel
 from flexserve.tee_client.sampling import Said, Score, said, settings
 from flexserve.tee_client.services import Services
 from flexserve.trusted.kv.slots import Slot
-from flexserve.trusted.text.prompt import Prompt
+from flexserve.trusted.text import confining
+from flexserve.trusted.text.prompt import Prompt, tokenized
+from flexserve.trusted.text.rendering.renderer import Renderer
 from flexserve.trusted.text.stops import StopScanner
 from flexserve.trusted.text.tokenizer import TextStream
 
@@ -34,14 +39,23 @@ _MOST_LOGPROB = 1e-3  # what rounding makes of 0
 Send = Callable[[msgspec.Struct], None]
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request ready to be computed."""
+
+    prompt: Prompt
+    bounds: Bounds
+
+
 class Generation:
     """A request on its way in a sequence of its model. Belongs to the engine thread."""
 
     def __init__(
-        self, services: Services, entry: OpenModel, request: Generate, prompt: Prompt, slot: Slot
+        self, services: Services, entry: OpenModel, request: Generate, prepared: Prepared, slot: Slot
     ) -> None:
         self.entry, self.request, self.slot = entry, request, slot
-        self._app, self._prompt = services.app, prompt
+        self._app, self._bounds = services.app, prepared.bounds
+        self._prompt = prompt = prepared.prompt
         self.tokens = list(prompt.tokens)
         self._size = len(self.tokens)
         self.pending = self._size  # tokens to compute before the next one can be chosen
@@ -59,9 +73,10 @@ class Generation:
         self._received, self._began, self._send = received, began, send
         request, prompt = self.request, self._prompt
         vocabulary, where = self.entry.vocabulary, (self.entry.number, self.slot.number)
+        whose = request.owner if request.reuse else secrets.token_hex(16)  # else it is nobody's
         encode = functools.partial(vocabulary.encode, special=False, start=False)
         sampling = settings(request.sampling, encode, vocabulary.size)
-        numbers = (max(1, self._limit), *owner_numbers(request.owner))
+        numbers = (max(1, self._limit), *owner_numbers(whose))
         reply = self._app.do(Ask.BEGIN, *where, *numbers, payload=packed(self.tokens))
         self.pending = reply.values[0]
         if not 0 < self.pending <= self._size:
@@ -72,8 +87,17 @@ class Generation:
         if prompt.echo:
             send(Delta(request.request, prompt.echo, 0))
 
+    def bound(self) -> None:
+        """Tell the application what the next token may be, if that is not any."""
+        admitted = self._bounds.next()
+        if admitted is not None:
+            self._app.do(Ask.ADMIT, self.entry.number, self.slot.number, payload=admitted)
+
     def took(self, progress: Progress) -> Finished | None:
-        """Take in what a step brought; return the end, if that was it."""
+        """Take in what a step brought; return the end, if that was it.
+
+        Raises CallerError when no token can come next, or nothing may come behind one.
+        """
         done = self._size - progress.pending
         if self.request.progress and not progress.said and self._told < done:
             self._told = done
@@ -133,6 +157,7 @@ class Generation:
             return "length"
         self._count += 1
         text = self._stream.feed(token)
+        self._bounds.took(token, text)
         if self._count >= self.request.sampling.min_tokens:
             text = self._scanner.feed(text)
         self._send(Delta(self.request.request, text, 1, choices, self._scanner.found, [token]))
@@ -167,6 +192,20 @@ class Generation:
         )
         usage = Usage(self._size, self._count, self._cached)
         return Finished(self.request.request, reason, usage, timings)
+
+
+def prepared(request: Generate, entry: OpenModel, renderer: Renderer) -> Prepared:
+    """Return `request` prepared: its prompt in tokens, and what its answer may be.
+
+    Raises CallerError for a prompt that is empty or does not fit, and for what cannot be rendered or
+    enforced; StoredDataError for a template that is wrong.
+    """
+    template, vocabulary = entry.template, entry.vocabulary
+    prompt = tokenized(request, template, vocabulary, entry.context)
+    confinement = confining.confinement(request, prompt, template, vocabulary, renderer)
+    must_end = confinement is not None
+    thoughts = confining.thoughts(request, prompt, vocabulary, must_end=must_end)
+    return Prepared(prompt, Bounds(vocabulary, thoughts, confinement))
 
 
 def known(request: Generate, tokens: Sequence[int]) -> Sequence[int]:

@@ -66,7 +66,7 @@ class OpenModel:
             self.template = ChatTemplate(own, self.vocabulary, services.renderer)
             self.abilities = self._abilities(template=bool(own))
             sealed = SealedKv(services, manifest, self.number, limits.sealed_kv)
-            self.conversations = Conversations(sealed, self.number, limits.sequences, self.lock)
+            self.conversations = Conversations(sealed, limits.sequences, self.lock)
             self.weights.open_image(file)
         except BaseException:
             self.weights.close()
@@ -171,6 +171,16 @@ class OpenModel:
     def largest_kv(self) -> int:
         """Bytes of KV that it has while it computes."""
         return self._kv * self._services.memory.chunk
+
+    @property
+    def reads_whole(self) -> bool:
+        """Whether it takes a text that is to be a vector in by one graph."""
+        return self.abilities.encoder or not self.abilities.causal
+
+    @property
+    def largest_text(self) -> int:
+        """Tokens of a text that is to be a vector, at most."""
+        return min(self.context, self._services.app.batch) if self.reads_whole else self.context
 
     def lacks(self) -> int:
         """Return the bytes of KV and scratch that it has not, and needs to compute."""

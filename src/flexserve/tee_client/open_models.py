@@ -76,6 +76,12 @@ class OpenModels:
             found.append(Stored(manifest.name, manifest.size, abilities, trial, about))
         return found
 
+    def abilities(self, name: str) -> Abilities | None:
+        """Return what a model can do; None: it is not open, and nobody tried."""
+        entry = self.get(name)
+        known = self._tried.get(self._services.files.manifest(name).model_id)
+        return known[0] if known is not None else entry.abilities if entry is not None else None
+
     def keep_abilities(self, entry: OpenModel, abilities: Abilities) -> None:
         """Record what a model was found to be able to do, while this process lives."""
         self._tried[entry.manifest.model_id] = abilities, secrets.randbelow(1 << 53)

@@ -9,9 +9,9 @@ from flexserve.protocol.answers import Converted
 from flexserve.protocol.requests import Convert, Embed, Generate, Try, Warm
 from flexserve.protocol.trusted_app import Ticket, Work
 from flexserve.tee_client.abilities import Message
-from flexserve.tee_client.generation import Generation, Send
+from flexserve.tee_client.embedding import Embedding
+from flexserve.tee_client.generation import Generation, Prepared, Send
 from flexserve.tee_client.open_model import OpenModel
-from flexserve.trusted.text.prompt import Prompt
 
 _WORK = {
     Generate: Work.GENERATE,
@@ -30,9 +30,10 @@ class Request:
     received: float  # monotonic seconds
     send: Send
     entry: OpenModel | None = None  # that it was prepared for
-    prompt: Prompt | None = None
+    prepared: Prepared | None = None
     converted: Converted | None = None
     generation: Generation | None = None
+    embedding: Embedding | None = None
     stopped: bool = False
     uses: contextlib.ExitStack = dataclasses.field(default_factory=contextlib.ExitStack)
 
@@ -43,10 +44,10 @@ class Request:
         return self.entry
 
     @property
-    def prepared(self) -> Prompt:
-        """Its prompt."""
-        assert self.prompt is not None, "it is not prepared"
-        return self.prompt
+    def ready(self) -> Prepared:
+        """What came of its preparation."""
+        assert self.prepared is not None, "it is not prepared"
+        return self.prepared
 
     @property
     def ticket(self) -> Ticket:
