@@ -6,14 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from flexserve.bench.paper import plots, runner
 from flexserve.bench.paper.models import Models
 from flexserve.bench.paper.plan import Plan, System, Workflow, full, quick
 from flexserve.bench.paper.reasons import reasons
-from flexserve.bench.paper.samples import PARTS, Cells, Request
+from flexserve.bench.paper.samples import PARTS, Cells, Request, Samples
 from flexserve.bench.paper.table import markdown, table
+from flexserve.errors import CallerError
 from flexserve.protocol.answers import Timings
 
 pytestmark = pytest.mark.engine
@@ -43,8 +45,12 @@ NAMES = {system.value for system in System}
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("paper")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("paper")
+
+
+@pytest.fixture(scope="module")
+def report(folder: Path) -> dict[str, Any]:
     measured = runner.measure(PLAN, folder, lambda _what: None)
     assert json.loads((folder / "report.json").read_text()) == json.loads(json.dumps(measured))
     # As the command adds it.
@@ -96,6 +102,24 @@ def test_the_report_is_json_with_the_documented_keys(report: dict[str, Any]):
         part, key = path.split(".")
         assert read[part][key] > 0
         assert read[part]["paper"][key] > 0
+
+
+def test_a_run_that_was_stopped_goes_on_after_its_last_whole_round(report: dict[str, Any], folder: Path):
+    said: list[str] = []
+    again = runner.measure(PLAN, folder, said.append, resume=True)
+    assert again | {"normal_world": report["normal_world"]} == report
+    assert not [words for words in said if words.startswith("round")]
+
+
+def test_a_run_of_another_plan_or_of_none_is_not_gone_on_with(tmp_path: Path):
+    file = tmp_path / "samples.json"
+    with pytest.raises(CallerError, match="nothing to go on with"):
+        Samples.of(PLAN, file, resume=True)
+    for damaged in (b"", b"{}", msgspec.json.encode(Samples(full(2, "plain")))):
+        file.write_bytes(damaged)
+        with pytest.raises(CallerError, match="another plan"):
+            Samples.of(PLAN, file, resume=True)
+    assert Samples.of(PLAN, file, resume=False) == Samples(PLAN)
 
 
 def test_the_table_has_the_papers_numbers_beside_ours(report: dict[str, Any]):

@@ -112,9 +112,10 @@ def plot(report: dict[str, Any], path: Path) -> None:
     pyplot.close(figure)
 
 
-def keep(found: dict[str, Any], path: Path, say: Callable[[str], None]) -> None:
+def keep(found: dict[str, Any], path: Path, say: Callable[[str], None] | None = None) -> None:
     """Write what is known so far, a JSON-able object, to `path`; an older one stays until it is whole."""
     fresh = path.with_suffix(".new")
     fresh.write_text(json.dumps(found))
     fresh.replace(path)
-    say(f"what is known so far is in {path}")
+    if say is not None:
+        say(f"what is known so far is in {path}")

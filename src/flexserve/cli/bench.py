@@ -107,6 +107,9 @@ def bench_paper(
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the results, as PNG and as SVG.")
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on after the last whole round of a run that was stopped.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure FlexServe against the paper's three baselines, beside the paper's numbers.
@@ -130,6 +133,7 @@ def bench_paper(
         memory=chosen.memory,
         as_json=as_json,
         plot=plot,
+        resume=resume,
     )
     raise typer.Exit(run(options))
 

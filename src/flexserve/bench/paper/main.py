@@ -27,12 +27,15 @@ class PaperOptions:
     memory: Memory = "secret"
     as_json: bool = False
     plot: Path | None = None
+    resume: bool = False  # go on where a run was stopped
 
 
 def run(options: PaperOptions) -> int:
     """Print the report to standard output and progress to standard error; return 0."""
     if options.platform != "linux" and options.plot is not None:
         raise CallerError("There are plots of this machine only.", hint="Leave --plot away.")
+    if options.platform != "linux" and options.resume:
+        raise CallerError("Only a run with --platform linux can be resumed.", hint="Leave --resume away.")
     if options.platform == "sim":
         from flexserve.bench.paper import simulated
 
@@ -69,7 +72,8 @@ def _measure(options: PaperOptions) -> dict[str, Any]:
     from flexserve.bench.paper import runner
 
     chosen = plan.quick if options.quick else plan.full
-    report = runner.measure(chosen(_threads(options), options.memory), options.folder, _say)
+    wanted = chosen(_threads(options), options.memory)
+    report = runner.measure(wanted, options.folder, _say, resume=options.resume)
     report["normal_world"] = _application(quick=options.quick)
     return report
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import statistics
 import time
 from collections.abc import Callable
 
@@ -12,14 +11,14 @@ from flexserve.bench.paper.measured_system import MeasuredSystem
 from flexserve.bench.paper.models import Models
 from flexserve.bench.paper.plan import Plan, System
 from flexserve.bench.paper.requests import Subject
+from flexserve.bench.paper.samples import Restored, Samples
 
 
 class Pipeline:
-    """Measures FlexServe alone: `samples` has (time to first token, bound) by (prompt, percent)."""
+    """Measures FlexServe alone, and adds to `samples.pipeline`."""
 
-    def __init__(self, plan: Plan, models: Models) -> None:
-        self._plan, self._models = plan, models
-        self.samples: dict[tuple[int, int], list[tuple[float, float]]] = {}
+    def __init__(self, plan: Plan, models: Models, samples: Samples) -> None:
+        self._plan, self._models, self._samples = plan, models, samples
 
     def round(self, subject: Subject) -> None:
         """Measure every prompt at every fraction, `pipeline_times` times.
@@ -47,23 +46,7 @@ class Pipeline:
                     measured_system.press(kept)
                     cores = len(os.sched_getaffinity(0))
                     bound = max(restore, compute, (restore_cpu + compute_cpu) / cores)
-                    self.samples.setdefault((length, percent), []).append((ask(), bound))
-
-    def cells(self, shape: str) -> list[dict[str, object]]:
-        """Return one cell for each prompt and fraction; ratios are medians of ratios within a round."""
-        return [
-            {
-                "model": shape,
-                "prompt": length,
-                "recalled": percent,
-                "seconds": statistics.median(ttft for ttft, _ in found),
-                "bound": statistics.median(bound for _, bound in found),
-                "over_bound": statistics.median(ttft / bound for ttft, bound in found),
-                "samples": [ttft for ttft, _ in found],
-                "bounds": [bound for _, bound in found],
-            }
-            for (length, percent), found in self.samples.items()
-        ]
+                    self._samples.pipeline.append(Restored(length, percent, ask(), bound))
 
 
 def _timed(measured_system: MeasuredSystem, work: Callable[[], float]) -> tuple[float, float]:

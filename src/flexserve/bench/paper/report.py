@@ -6,11 +6,8 @@ import os
 import statistics
 from typing import Any
 
-from flexserve.bench.paper.pipeline import Pipeline
-from flexserve.bench.paper.plan import Plan, System
-from flexserve.bench.paper.requests import Requests
-from flexserve.bench.paper.samples import Cell, largest_speedup, mean_speedup
-from flexserve.bench.paper.workflows import Workflows
+from flexserve.bench.paper.plan import System
+from flexserve.bench.paper.samples import Cell, Restored, Samples, largest_speedup, mean_speedup
 from flexserve.protocol.messages import Welcome
 
 PAPER: dict[str, dict[str, float]] = {
@@ -26,10 +23,9 @@ PAPER: dict[str, dict[str, float]] = {
 }
 
 
-def assemble(
-    plan: Plan, welcome: Welcome, requests: Requests, workflows: Workflows, pipeline: Pipeline
-) -> dict[str, Any]:
+def assemble(samples: Samples, welcome: Welcome) -> dict[str, Any]:
     """Return the report of what was measured here, but for the normal world's application."""
+    plan = samples.plan
     return {
         "platform": "linux",
         "protection": welcome.protection,
@@ -37,14 +33,14 @@ def assemble(
         "engine": welcome.engine,
         "cores": len(os.sched_getaffinity(0)),
         "threads": plan.threads,
-        "rounds": plan.rounds,
-        "ttft": _ttft(requests.cells.all()),
-        "workflow": _workflow(workflows.cells.all()),
-        "pipeline": _pipeline(pipeline.cells(plan.shapes[plan.pipeline_shape])),
-        "decode": _decode(requests.decode),
+        "rounds": samples.rounds,
+        "ttft": _ttft(samples.requests.all()),
+        "workflow": _workflow(samples.workflows.all()),
+        "pipeline": _pipeline(plan.shapes[plan.pipeline_shape], samples.pipeline),
+        "decode": _decode(samples.decode),
         "restarted_strawman": {
             "prompt": plan.decode_prompt,
-            "seconds": {model: statistics.median(found) for model, found in requests.restarted.items()},
+            "seconds": {model: statistics.median(found) for model, found in samples.restarted.items()},
         },
     }
 
@@ -96,7 +92,10 @@ def _workflow_limit(cell: Cell, system: System) -> float:
     return cell.seconds(system) / min(parts["compute"] + parts["decode"] for parts in alone)
 
 
-def _pipeline(cells: list[dict[str, Any]]) -> dict[str, Any]:
+def _pipeline(model: str, samples: list[Restored]) -> dict[str, Any]:
+    cells = [
+        _restored(model, *key, samples) for key in dict.fromkeys((s.prompt, s.recalled) for s in samples)
+    ]
     return {
         "over_bound_max": max(cell["over_bound"] for cell in cells),
         "paper": PAPER["pipeline"],
@@ -104,16 +103,31 @@ def _pipeline(cells: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _decode(samples: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
+def _restored(model: str, prompt: int, recalled: int, samples: list[Restored]) -> dict[str, Any]:
+    """Return one cell; its ratio is the median of ratios within a round."""
+    found = [sample for sample in samples if (sample.prompt, sample.recalled) == (prompt, recalled)]
+    return {
+        "model": model,
+        "prompt": prompt,
+        "recalled": recalled,
+        "seconds": statistics.median(sample.ttft for sample in found),
+        "bound": statistics.median(sample.bound for sample in found),
+        "over_bound": statistics.median(sample.ttft / sample.bound for sample in found),
+        "samples": [sample.ttft for sample in found],
+        "bounds": [sample.bound for sample in found],
+    }
+
+
+def _decode(samples: dict[str, dict[System, list[float]]]) -> dict[str, Any]:
     cells = [
-        {"model": model, "speed": {name: statistics.median(found) for name, found in by_system.items()}}
+        {"model": model, "speed": {each.value: statistics.median(found) for each, found in by_system.items()}}
         for model, by_system in samples.items()
     ]
     ratios = [
         ours / theirs
         for by_system in samples.values()
         for ours, theirs in zip(
-            by_system.get(System.FLEXSERVE.value, []), by_system.get(System.NW_BASE.value, []), strict=False
+            by_system.get(System.FLEXSERVE, []), by_system.get(System.NW_BASE, []), strict=False
         )
     ]
     over = {"speed_over_nw_base": statistics.median(ratios)} if ratios else {}

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from flexserve.bench.paper.measured_system import MeasuredSystem, fresh_request
 from flexserve.bench.paper.models import Models
 from flexserve.bench.paper.plan import Plan, System
-from flexserve.bench.paper.samples import Cell, Cells, Request
+from flexserve.bench.paper.samples import Cell, Request, Samples
 
 Say = Callable[[str], None]
 
@@ -24,13 +24,10 @@ class Subject:
 
 
 class Requests:
-    """Measures, and keeps what it measured in cells of (model, prompt, kept)."""
+    """Measures, and adds to `samples`: `requests`, `decode` and `restarted`."""
 
-    def __init__(self, plan: Plan, models: Models, say: Say) -> None:
-        self._plan, self._models, self._say = plan, models, say
-        self.cells = Cells()
-        self.decode: dict[str, dict[str, list[float]]] = {}  # tokens per second by model and measured_system
-        self.restarted: dict[str, list[float]] = {}  # seconds by model
+    def __init__(self, plan: Plan, models: Models, samples: Samples, say: Say) -> None:
+        self._plan, self._models, self._samples, self._say = plan, models, samples, say
 
     def round(self, subject: Subject, number: int) -> None:
         """Measure everything of one model once, with processes of their own.
@@ -72,7 +69,7 @@ class Requests:
             self._cell(subject, length, kept).add(measured_system.system, request)
 
     def _cell(self, subject: Subject, length: int, kept: float) -> Cell:
-        return self.cells.at(model=subject.shape, prompt=length, kept=kept)
+        return self._samples.requests.at(model=subject.shape, prompt=length, kept=kept)
 
     def _ask(self, measured_system: MeasuredSystem, subject: Subject, length: int) -> Request:
         finished = measured_system.ask(subject.model, subject.prompts[length], 1)
@@ -83,10 +80,10 @@ class Requests:
         finished = measured_system.ask(subject.model, prompt, self._plan.decode_tokens)
         steps = finished.usage.completion_tokens - 1
         if steps > 0:
-            speeds = self.decode.setdefault(subject.shape, {}).setdefault(measured_system.system.value, [])
-            speeds.append(steps / finished.timings.decode * 1000)
+            speeds = self._samples.decode.setdefault(subject.shape, {})
+            speeds.setdefault(measured_system.system, []).append(steps / finished.timings.decode * 1000)
 
     def _measure_restart(self, subject: Subject) -> None:
         length = self._plan.decode_prompt
         seconds = fresh_request(self._plan, self._models, subject.model, subject.prompts[length])
-        self.restarted.setdefault(subject.shape, []).append(seconds)
+        self._samples.restarted.setdefault(subject.shape, []).append(seconds)

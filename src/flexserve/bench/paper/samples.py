@@ -5,8 +5,12 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from collections.abc import Iterable
+from pathlib import Path
 
-from flexserve.bench.paper.plan import System
+import msgspec
+
+from flexserve.bench.paper.plan import Plan, System
+from flexserve.errors import CallerError
 from flexserve.protocol.answers import Timings
 
 PARTS = ("allocate", "load", "decrypt", "compute", "waited", "hidden")
@@ -69,19 +73,64 @@ class Cell:
         }
 
 
+@dataclasses.dataclass(slots=True)
 class Cells:
     """Cells in the order in which they were first met."""
 
-    def __init__(self) -> None:
-        self._cells: dict[tuple[str | int | float, ...], Cell] = {}
+    found: list[Cell] = dataclasses.field(default_factory=list)
 
     def at(self, **key: str | int | float) -> Cell:
         """Return the cell that `key` names."""
-        return self._cells.setdefault(tuple(key.values()), Cell(key))
+        cell = next((cell for cell in self.found if cell.key == key), None)
+        if cell is None:
+            cell = Cell(key)
+            self.found.append(cell)
+        return cell
 
     def all(self) -> list[Cell]:
         """Return all cells."""
-        return list(self._cells.values())
+        return list(self.found)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Restored:
+    """A first token whose prompt found so many per cent of the weights recalled: seconds."""
+
+    prompt: int  # tokens
+    recalled: int
+    ttft: float
+    bound: float  # that no pipeline can beat
+
+
+@dataclasses.dataclass(slots=True)
+class Samples:
+    """All that whole rounds of a plan measured, as it lies in a file between two runs."""
+
+    plan: Plan
+    rounds: int = 0
+    requests: Cells = dataclasses.field(default_factory=Cells)  # by model, prompt, kept
+    workflows: Cells = dataclasses.field(default_factory=Cells)  # by workflow
+    pipeline: list[Restored] = dataclasses.field(default_factory=list)
+    decode: dict[str, dict[System, list[float]]] = dataclasses.field(default_factory=dict)  # tokens a second
+    restarted: dict[str, list[float]] = dataclasses.field(default_factory=dict)  # seconds by model
+
+    @classmethod
+    def of(cls, plan: Plan, file: Path, *, resume: bool) -> Samples:
+        """Return none, or with `resume` those of `file`. Raises CallerError when they are another plan's."""
+        if not resume:
+            return cls(plan)
+        try:
+            found = msgspec.json.decode(file.read_bytes(), type=cls)
+        except FileNotFoundError:
+            raise CallerError("There is nothing to go on with.", hint="Leave --resume away.") from None
+        except msgspec.MsgspecError:
+            found = None
+        if found is None or found.plan != plan:
+            raise CallerError(
+                "What was measured so far is of another plan.",
+                hint="Give the options of that run, or leave --resume away.",
+            )
+        return found
 
 
 def mean_speedup(cells: Iterable[Cell], over: System) -> float:

@@ -10,7 +10,7 @@ from flexserve.bench.paper.measured_system import MeasuredSystem
 from flexserve.bench.paper.models import Models
 from flexserve.bench.paper.plan import Plan, System, Workflow
 from flexserve.bench.paper.requests import Subject
-from flexserve.bench.paper.samples import Cells, Request
+from flexserve.bench.paper.samples import Request, Samples
 
 Say = Callable[[str], None]
 
@@ -18,9 +18,8 @@ Say = Callable[[str], None]
 class Workflows:
     """Measures workflows; a cell's "request" is a whole workflow, its parts the sums over its calls."""
 
-    def __init__(self, plan: Plan, models: Models, say: Say) -> None:
-        self._plan, self._models, self._say = plan, models, say
-        self.cells = Cells()
+    def __init__(self, plan: Plan, models: Models, samples: Samples, say: Say) -> None:
+        self._plan, self._models, self._samples, self._say = plan, models, samples, say
 
     def round(self, subjects: Sequence[Subject], number: int) -> None:
         """Run every workflow once on every measured_system, with processes of their own."""
@@ -37,7 +36,8 @@ class Workflows:
                 turn = number % len(measured_systems)
                 for measured_system in measured_systems[turn:] + measured_systems[:turn]:
                     request = self._run(measured_system, workflow, subjects, used)
-                    self.cells.at(workflow=workflow.name).add(measured_system.system, request)
+                    cell = self._samples.workflows.at(workflow=workflow.name)
+                    cell.add(measured_system.system, request)
 
     def _run(
         self,
