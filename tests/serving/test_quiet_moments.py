@@ -30,6 +30,15 @@ def test_idle_kv_is_sealed_once_it_was_left_alone_for_a_second(clock: Clock) -> 
     assert seals(app) == [("a", 0)]
 
 
+def test_kv_that_goes_back_sooner_than_it_would_be_sealed_is_sealed_before(clock: Clock) -> None:
+    app = FakeApp(a=unsealed(4, clock.now))
+    memory = manager(app, idle=0)
+    assert memory.tidy() == 0
+    memory.tidy()
+    assert [call[0] for call in app.calls if call[0] in ("seal", "evict")][:2] == ["seal", "evict"]
+    assert app.models["a"].idle_kv == 0
+
+
 def test_no_kv_is_sealed_right_after_a_request_when_the_next_one_often_comes(clock: Clock) -> None:
     app = FakeApp(a=unsealed(4, 0.0), b=loaded(4))
     memory = manager(app)

@@ -222,7 +222,7 @@ class MemoryManager:
             if not kv.worth_sealing:
                 continue
             since = max(kv.last_used + _SEAL_AFTER, self._models.last_ended() + _QUIET)
-            wait = since - time.monotonic()
+            wait = min(since, self._models.due(kv.model)) - time.monotonic()  # it goes back sealed
             if wait <= 0:
                 self._seal(kv)
                 return 0

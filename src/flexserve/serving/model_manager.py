@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 
@@ -101,11 +102,11 @@ class ModelManager:
     def _wait(self, memory: ModelMemory) -> float | None:
         """Return the seconds until what a model keeps goes back unasked; None: nothing of it does."""
         with self._lock:
-            last, keep = self._used.get(memory.name, (0.0, None))
+            _, keep = self._used.get(memory.name, (0.0, None))
         weights = memory.weights if keep is not None else 0
         if memory.running or keep == -1 or memory.idle_kv + memory.scratch + weights == 0:
             return None
-        return last + (self._idle if keep is None else keep) - time.monotonic()
+        return self.due(memory.name) - time.monotonic()
 
     def close(self) -> None:
         """Close every model; seal its KV first, within a moment."""
@@ -114,6 +115,12 @@ class ModelManager:
             self._close(memory.name, deadline)
 
     # ---- any thread -------------------------------------------------------------------------------
+
+    def due(self, model: str) -> float:
+        """Return when what a model keeps goes back unasked (monotonic seconds; infinite: never)."""
+        with self._lock:
+            last, keep = self._used.get(model, (0.0, None))
+        return math.inf if keep == -1 else last + (self._idle if keep is None else keep)
 
     def last_used(self, model: str) -> float:
         """Return when a request of `model` ended last (monotonic seconds)."""
