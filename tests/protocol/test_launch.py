@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flexserve.errors import CallerError
-from flexserve.protocol.launch import SecureOptions
+from flexserve.protocol.launch import SecureOptions, descriptors
 
 NEEDED = ["--store", "/models", "--device-key", "/key"]
 PATHS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1).map(Path)
@@ -55,3 +55,8 @@ def test_words_that_are_not_clear_are_the_callers_mistake(words: list[str]) -> N
 def test_the_descriptors_that_are_inherited_are_those_that_are_given() -> None:
     options = SecureOptions(Path(), Path(), channel_fd=5, ram_fd=0)
     assert options.fds == (5, 0)
+
+
+def test_every_descriptor_on_the_command_line_is_kept_open():
+    words = ["--channel-fd", "5", "--store", "/9", "--ram-fd", "-1", "--options-fd", "6"]
+    assert descriptors(words) == {5, 6}

@@ -13,6 +13,7 @@ from flexserve.platforms.trustzone.secure_memory import TrustZoneMemory
 from flexserve.protocol.memory import Recall
 from flexserve.secure_world.guest import GuestDemands, GuestGranter
 from flexserve.secure_world.resources import Guest
+from flexserve.serving.demands import Demand
 from flexserve.testing.trustzone import FakeMachine, eventually
 from flexserve.trusted.memory import ownership as pages
 from flexserve.trusted.memory.flexmem import FlexMem
@@ -108,7 +109,7 @@ def test_demands_that_pile_up_are_one(world: World) -> None:
     for size, deadline in ((1, 500), (4, 50), (2, 900)):
         world.machine.monitor.pressure(size * PAGES, deadline)
     assert eventually(lambda: not world.idle())
-    eventually(lambda: world.guest._asked is not None and world.guest._asked.deadline_ms == 50)
+    eventually(lambda: world.guest.demands.asked == Demand(4 * CHUNK, 0.05))
     world.work()
     assert [(message.demand, message.deadline) for message in world.asked] == [(4 * CHUNK, 50)]
     assert world.idle()

@@ -32,8 +32,3 @@ def test_a_world_whose_options_never_come_ends():
 
 def test_a_command_line_that_has_them_all_stays_as_it_is():
     assert main._complete(OPTIONS.words()) == OPTIONS.words()
-
-
-def test_every_descriptor_on_the_command_line_is_kept_open():
-    words = ["--channel-fd", "5", "--store", "/9", "--ram-fd", "-1", "--options-fd", "6"]
-    assert main._descriptors(words) == {5, 6}

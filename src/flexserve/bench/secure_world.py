@@ -13,7 +13,8 @@ import sys
 from flexserve.bench.baselines import BASELINES, make_residency
 from flexserve.platforms.linux.secure_memory import MemfdSecretMemory
 from flexserve.platforms.ports import Arena
-from flexserve.secure_world.main import leave, main
+from flexserve.protocol.ending import leave
+from flexserve.secure_world.main import main
 from flexserve.secure_world.program import LINUX_MEMORIES
 
 _FREED = "freed"

@@ -7,6 +7,7 @@ a socket from which they come later: `--options-fd N`. When it cannot start it p
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from flexserve.protocol.model_options import KvType
 from flexserve.units import GIB
 
 SECURE_WORLD = "flexserve.secure_world.main"
+TEE_CLIENT = "flexserve.tee_client.main"  # in its place where the secure world is inside of the machine
 EXIT_CANNOT_START = 3
 
 LinuxMemory = Literal["secret", "plain"]
@@ -50,7 +52,9 @@ class SecureOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, ren
     channel_fd: int = -1  # the secure world's end of the channel; whoever starts it fills this in
     options_fd: int = -1  # whence more options come, see above
     ram_fd: int = -1  # trustzone: the machine's RAM …
-    doorbell_fd: int = -1  # … the secure core's end of its secure UART …
+    doorbell_fd: int = -1  # … the secure core's end of its secure UART, or whoever rings for TEE_CLIENT …
+    ring_offset: int = 0  # … where in RAM its messages lie …
+    ring_bytes: int = 0
     npu_driver: bytes = b""  # … SHA-256 of what may drive its NPU; empty: it has none …
     firmware: bytes = b""  # … SHA-512 of the firmware that was verified and started …
     firmware_authority: bytes = b""  # … and of the key that signed it …
@@ -77,6 +81,13 @@ class SecureOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, ren
             return msgspec.convert(named, cls, strict=False, dec_hook=_path)
         except msgspec.ValidationError as error:
             raise _unclear(str(error)) from None
+
+
+def descriptors(words: Sequence[str]) -> set[int]:
+    """Return the descriptors that `words` name, before anything else about them is known."""
+    return {
+        int(value) for name, value in itertools.pairwise(words) if name.endswith("-fd") and value.isdecimal()
+    }
 
 
 def _path(kind: type, value: Any) -> Path:

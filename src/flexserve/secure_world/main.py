@@ -9,17 +9,17 @@ The key holder and the helper are started first. This process imports its librar
 from __future__ import annotations
 
 import itertools
-import os
 import signal
 import socket
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from flexserve.errors import FlexServeError
 from flexserve.platforms.linux.hardening import die_with_parent, harden
 from flexserve.platforms.linux.sandbox import isolate
-from flexserve.protocol.launch import EXIT_CANNOT_START, SecureOptions
+from flexserve.protocol.ending import leave, say_why_not
+from flexserve.protocol.launch import EXIT_CANNOT_START, SecureOptions, descriptors
 from flexserve.trusted.sidecar import start_helper, start_key_holder
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def main(
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the normal world's to handle
         sys.setswitchinterval(_SWITCH_INTERVAL)
         not_isolated = isolate()
-        harden(keep=_descriptors(words))
+        harden(keep=descriptors(words))
         die_with_parent(signal.SIGKILL)
         holder, helper = start_key_holder(), start_helper()
         from flexserve.secure_world import program
@@ -53,18 +53,11 @@ def main(
             options, holder, helper, not_isolated, make_residency=make_residency, memories=memories
         )
     except FlexServeError as error:
-        _say_why_not(error)
+        say_why_not(error)
         return EXIT_CANNOT_START
     except EOFError:
         return 0  # the normal world went away before it said anything
     return program.serve(world)
-
-
-def _descriptors(words: Sequence[str]) -> set[int]:
-    """Return the descriptors that `words` name, before anything else about them is known."""
-    return {
-        int(value) for name, value in itertools.pairwise(words) if name.endswith("-fd") and value.isdecimal()
-    }
 
 
 def _complete(words: Sequence[str]) -> list[str]:
@@ -80,20 +73,6 @@ def _complete(words: Sequence[str]) -> list[str]:
     if not text:
         raise EOFError
     return [*text.decode(errors="surrogateescape").split("\0"), *words]
-
-
-def _say_why_not(error: FlexServeError) -> None:
-    import msgspec
-
-    from flexserve.protocol.failures import failure_of
-
-    sys.stderr.write(msgspec.json.encode(failure_of(error)).decode() + "\n")
-
-
-def leave(status: int) -> NoReturn:
-    """End the process, not through the interpreter's end: engine and loader threads may be inside C."""
-    sys.stderr.flush()
-    os._exit(status)
 
 
 if __name__ == "__main__":

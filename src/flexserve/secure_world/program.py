@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import functools
 import importlib
-import os
 import socket
 import sys
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -17,9 +15,10 @@ from flexserve.errors import PeerError
 from flexserve.platforms.linux import secure_memory as linux
 from flexserve.platforms.linux.sandbox import Sandbox, confine
 from flexserve.platforms.ports import SecureMemory
+from flexserve.protocol.ending import end, end_with_any_thread
 from flexserve.protocol.launch import LinuxMemory, SecureOptions
+from flexserve.protocol.link import Link
 from flexserve.secure_world.attester import machine_layers
-from flexserve.secure_world.link import Link
 from flexserve.secure_world.resources import Guest, Host, PlatformResources
 from flexserve.secure_world.world import MakeResidency, SecureWorld
 from flexserve.trusted.memory.flexmem import FlexMem
@@ -96,7 +95,7 @@ def prepare(
 
 def serve(world: SecureWorld) -> int:
     """Serve until the normal world goes away; return the process's exit status."""
-    threading.excepthook = _end_with
+    end_with_any_thread()
     try:
         world.serve()
     except PeerError as error:
@@ -110,15 +109,6 @@ def _own_residency(flexmem: FlexMem, threads: int, folder: Path) -> Residency:  
     return Residency(flexmem, threads)
 
 
-def _end_with(death: threading.ExceptHookArgs) -> None:
-    """End the process when one of its threads dies: half a secure world would look alive and be useless.
-
-    Says which thread and which type of exception; its text may quote a prompt.
-    """
-    name = death.thread.name if death.thread is not None else "a thread"
-    _end(f"{name} died of {death.exc_type.__name__}")
-
-
 def _resources(options: SecureOptions, host: Host, sandbox: Sandbox, memories: Memories) -> PlatformResources:
     """Return the memory that was asked for. Raises NormalWorldError where it cannot be had."""
     if options.memory == "trustzone":
@@ -129,7 +119,7 @@ def _resources(options: SecureOptions, host: Host, sandbox: Sandbox, memories: M
         memory = trustzone.TrustZoneMemory(pages, options.chunk or trustzone.DEFAULT_CHUNK)
         npu = TrustZoneNpu(pages, memory, options.npu_driver) if options.npu_driver else None
         firmware = (options.firmware, options.firmware_authority)
-        guest = Guest(pages, npu, lambda: _end("the machine is gone"), *firmware)
+        guest = Guest(pages, npu, lambda: end("the machine is gone"), *firmware)
         return PlatformResources(memory, pages.ram.size, host, sandbox, guest)
     own = memories[options.memory](options.chunk or linux.DEFAULT_CHUNK)
     return PlatformResources(own, host.ram, host, sandbox)
@@ -137,15 +127,9 @@ def _resources(options: SecureOptions, host: Host, sandbox: Sandbox, memories: M
 
 def _end_without_helper() -> None:
     """End the process when its helper is gone: there is no starting another from the sandbox."""
-    _end("the helper that renders templates is gone")
+    end("the helper that renders templates is gone")
 
 
 def _end_without_key() -> None:
     """End the process when the one that holds the device key is gone: no model can be opened any more."""
-    _end("the process that holds the device key is gone")
-
-
-def _end(why: str) -> None:
-    sys.stderr.write(f"{why}\n")
-    sys.stderr.flush()
-    os._exit(1)
+    end("the process that holds the device key is gone")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from flexserve.platforms.linux.attack_vectors import DESCRIBED, assess, describe
+from flexserve.platforms.linux.own_memory import OwnMemory
 from flexserve.platforms.linux.sandbox import Sandbox
 from flexserve.platforms.ports import Npu, SecureMemory
 
@@ -21,20 +22,14 @@ class Host:
     """What is asked of the host's kernel before the sandbox closes."""
 
     ram: int  # bytes
-    statm: int  # descriptor of this process's memory, as the OS counts it
+    own: OwnMemory
     reach: str  # what of root it keeps out, in the label's words
 
     @classmethod
     def now(cls) -> Host:
         """Ask."""
         ram = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return cls(
-            ram, os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC), describe(assess(vectors=DESCRIBED))
-        )
-
-    def resident(self) -> int:
-        """Return the bytes that the OS counts as resident for this process."""
-        return int(os.pread(self.statm, 256, 0).split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return cls(ram, OwnMemory(), describe(assess(vectors=DESCRIBED)))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from flexserve.errors import PeerError
 from flexserve.protocol.framing import MAX_FRAME, FrameDecoder, encode
+from flexserve.protocol.link import Link
 from flexserve.protocol.memory import Grant, NeedMemory, Returned, Spare, WantSpare
 from flexserve.protocol.messages import PROTOCOL_VERSION, Hello, Query, ToNormal
 from flexserve.protocol.requests import Cancel
-from flexserve.secure_world.link import Link
 
 
 def hear(data: bytes, *, greeted: bool = True) -> list[msgspec.Struct]:

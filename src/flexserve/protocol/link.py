@@ -1,4 +1,4 @@
-"""The secure world's end of the world channel: blocking reads, serialised writes, grants."""
+"""The end of the world channel at which requests are answered: blocking reads, serialised writes, grants."""
 
 from __future__ import annotations
 
