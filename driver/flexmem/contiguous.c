@@ -23,7 +23,8 @@ bool flex_contiguous_chosen(void)
 
 int flex_contiguous_init(struct flexmem *fm, struct device_node *node)
 {
-	struct device_node *area = of_parse_phandle(node, "memory-region", 0);
+	int index = of_property_match_string(node, "memory-region-names", "contiguous");
+	struct device_node *area = index < 0 ? NULL : of_parse_phandle(node, "memory-region", index);
 	struct reserved_mem *memory = area ? of_reserved_mem_lookup(area) : NULL;
 
 	if (memory) {

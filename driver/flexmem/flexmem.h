@@ -9,7 +9,7 @@
  *   service.c     notices of the monitor: interrupt → POLL → what they ask for
  *   shrinker.c    memory pressure of this kernel → PRESSURE
  *   contiguous.c  another allocator, for baselines: the CMA area
- *   ring.c        messages between the secure world and user space: where they lie
+ *   ring.c        messages between the secure world and user space: where they lie; what is wanted back
  *   disk.c        what a disk has: read into pages → GRANT; and a buffer of user space's
  *   lend.c        CPU time for the secure world: a thread on each CPU, RUN
  *   ondemand.c    nothing handed over for a while → RELAX
@@ -35,6 +35,7 @@
 #include <linux/notifier.h>
 #include <linux/platform_device.h>
 #include <linux/shrinker.h>
+#include <linux/spinlock.h>
 #include <linux/types.h>
 #include <linux/wait.h>
 #include <linux/workqueue.h>
@@ -91,9 +92,13 @@ struct flex_lending {
 	wait_queue_head_t idle;
 };
 
+struct flexmem_ring_demand;
+
 struct flex_ring {
 	u64 page; /* the number of the first one */
 	u64 pages;
+	spinlock_t lock; /* of the next; taken in any context */
+	struct flexmem_ring_demand *demand;
 };
 
 struct flex_disk {
@@ -194,7 +199,9 @@ void flex_shrinker_exit(struct flexmem *fm);
 
 /* ---- ring.c ---- */
 
-int flex_ring_init(struct flexmem *fm);
+int flex_ring_init(struct flexmem *fm, struct device_node *node);
+/* Says there that so many pages are wanted within that time. */
+void flex_ring_demand(struct flexmem *fm, unsigned long pages, unsigned int ms);
 
 /* ---- disk.c ---- */
 

@@ -27,11 +27,6 @@
 /* Doubled with each WAIT, so often: a device that is slow costs a POLL each 3.2 ms at most. */
 #define FLEX_WAITS_MAX 6U
 
-/* ---- messages (ring.c) ---- */
-
-/* 512 KiB in all: some long prompts each way. The secure OS takes 256 at most. */
-#define FLEX_RING_PAGES 128
-
 /* ---- a disk (disk.c) ---- */
 
 /* 512 KiB, for what user space reads and writes: one block that a kernel that runs for long still has. */

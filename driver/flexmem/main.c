@@ -59,6 +59,9 @@ static int probe(struct platform_device *device)
 	error = flex_contiguous_init(fm, device->dev.of_node);
 	if (error)
 		return error;
+	error = flex_ring_init(fm, device->dev.of_node);
+	if (error)
+		return error;
 	error = flex_pool_init(fm, &layout);
 	if (error)
 		return error;
@@ -71,9 +74,6 @@ static int probe(struct platform_device *device)
 	error = flex_shrinker_init(fm);
 	if (error)
 		goto no_shrinker;
-	error = flex_ring_init(fm);
-	if (error)
-		goto no_lend;
 	error = flex_lend_start(fm);
 	if (error)
 		goto no_lend;

@@ -189,6 +189,7 @@ int flex_service_close(struct flexmem *fm, unsigned int ms)
 	unsigned long end = jiffies + msecs_to_jiffies(ms);
 
 	WRITE_ONCE(fm->service.closing, true);
+	flex_ring_demand(fm, ULONG_MAX, ms);
 	if (flex_service_attached(fm))
 		flex_call_patiently(fm, FLEX_CALL_DETACH, 0, 0);
 	while (flex_pool_held(fm) && time_before(jiffies, end)) {

@@ -62,6 +62,7 @@ static void demand(struct flexmem *fm, unsigned long pages)
 	atomic_long_set(&pressure->held_after, held - pages);
 	flex_count(&fm->counters, FLEX_COUNT_PRESSURES, 1);
 	flex_count(&fm->counters, FLEX_COUNT_PRESSURE_PAGES, pages);
+	flex_ring_demand(fm, pages, deadline_ms);
 	flex_call(fm, FLEX_CALL_PRESSURE, pages, deadline_ms, 0, NULL);
 }
 

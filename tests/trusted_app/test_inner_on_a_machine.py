@@ -69,3 +69,11 @@ def test_the_demos_model_answers_from_s_el0_and_its_memory_goes_back(
     assert back >= gone
     assert eventually(lambda: machine.monitor().pages["SECURE"] == (CHUNKS - back) * app.chunk)
     assert sum(machine.monitor().pages.values()) == RAM
+
+
+def test_the_ring_lasts_beyond_the_driver(machine: Machine) -> None:
+    app = AtSEl0(machine)
+    machine.agent.ask("unload", "flexmem", seconds=60)
+    machine.agent.ask("load", "flexmem")
+    assert app.do(Ask.GRANT, 2).values[0] == 2
+    assert app.do(Ask.GIVE_BACK, 2).values[0] == 2

@@ -15,10 +15,13 @@ from flexserve.platforms.trustzone.abi import (
     NPU_WINDOW_BYTES,
     NPU_WINDOW_OFFSET,
 )
-from flexserve.units import MIB
+from flexserve.units import KIB, MIB
 
 RAM_BASE = 0x4000_0000
 INITRD = 0x4800_0000  # where the machine loads it
+# The ring of messages with the secure world lies below the kernel. 512 KiB in all are some long prompts each
+# way; the secure OS takes twice as much at most.
+RING, RING_BYTES = RAM_BASE, 512 * KIB
 # The kernel's own tests of its cryptography take a seventh of a boot.
 _BOOT = "console=ttyAMA0 loglevel=4 panic=-1 cryptomgr.notests"
 _FIRST_SHARED = 32  # interrupt numbers below are of one CPU each
@@ -43,6 +46,7 @@ class Board:
     def source(self) -> str:
         """Return the device tree's source."""
         carve = RAM_BASE + self.ram_bytes - HIDDEN_BYTES
+        areas = ("ring", *(["contiguous"] if self.contiguous else []))
         return _TREE.format(
             bootargs=f"{_BOOT} {self.bootargs}".strip(),
             initrd=_cell(INITRD),
@@ -52,7 +56,10 @@ class Board:
             carve_at=f"{carve:x}",
             carve=f"{_cell(carve)} {_cell(HIDDEN_BYTES)}",
             contiguous=self._area(carve),
-            flexmem_area="memory-region = <&contiguous>;" if self.contiguous else "",
+            ring_at=f"{RING:x}",
+            ring=f"{_cell(RING)} {_cell(RING_BYTES)}",
+            areas=", ".join(f"<&{name}>" for name in areas),
+            area_names=", ".join(f'"{name}"' for name in areas),
             doorbell=DOORBELL_INTID - _FIRST_SHARED,
             interrupt_map="\n\t\t\t".join(_interrupts()),
             npu=self._npu(carve + NPU_WINDOW_OFFSET),
@@ -151,6 +158,11 @@ _TREE = """/dts-v1/;
 			no-map;
 			reg = <{carve}>;
 		}};
+
+		/* Messages with the secure world. */
+		ring: ring@{ring_at} {{
+			reg = <{ring}>;
+		}};
 {contiguous}
 	}};
 
@@ -204,7 +216,8 @@ _TREE = """/dts-v1/;
 	flexmem {{
 		compatible = "flexserve,flexmem";
 		interrupts = <0 {doorbell} 1>;
-		{flexmem_area}
+		memory-region = {areas};
+		memory-region-names = {area_names};
 	}};
 {npu}}};
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import secrets
 import time
@@ -14,6 +15,7 @@ from machines import BASE, PAGE, RAM, Run, SecureWorld, ask, booted
 
 from flexserve.errors import NormalWorldError
 from flexserve.platforms.trustzone.abi import Byte, Command, Event, PageState
+from flexserve.tee_client.ring_demands import ALL, LAYOUT, OFFSET
 from flexserve.units import GIB, MIB
 
 pytestmark = pytest.mark.vm
@@ -160,6 +162,13 @@ def finish(machine: Any, world: SecureWorld, cache: Cache, program: str) -> dict
     return outcome
 
 
+def demand_in_the_ring(machine: Any) -> tuple[int, int, int]:
+    """Return what the driver says in the ring: how many demands there were, milliseconds, pages."""
+    place = ask(machine, "flexmem")["ring_page"] * PAGE - BASE
+    demand: tuple[int, int, int] = LAYOUT.unpack(os.pread(machine.ram_fd, LAYOUT.size, place + OFFSET))
+    return demand
+
+
 @pytest.mark.parametrize("ram", [256 * MIB, GIB])
 def test_a_program_that_takes_most_of_memory_finishes(ram: int) -> None:
     with booted(ram) as machine:
@@ -172,7 +181,11 @@ def test_a_program_that_takes_most_of_memory_finishes(ram: int) -> None:
         assert outcome["signal"] == 0, "the OOM killer came"
         assert outcome["result"]["wrong"] == 0
         assert world.held() < before
-        assert ask(machine, "flexmem")["pressures"] > 0
+        pressures = ask(machine, "flexmem")["pressures"]
+        assert pressures > 0
+        demands, deadline, wanted = demand_in_the_ring(machine)
+        assert demands == pressures, "what the monitor is told, user space finds in the ring"
+        assert (deadline, 0 < wanted <= before) == (100, True)
 
 
 def test_a_page_cache_that_grows_does_not_kill_anybody(machine: Any, world: SecureWorld) -> None:
@@ -245,8 +258,11 @@ def test_the_driver_leaves_only_when_it_has_everything_back() -> None:
         world.recall(runs)
         world.each(Command.REFUSE, world.granted)
         world.wait(lambda: world.held() == 0)
+        place = ask(machine, "flexmem")["ring_page"]
         ask(machine, "unload flexmem", 30)
         ask(machine, "load flexmem")
+        assert ask(machine, "flexmem")["ring_page"] == place, "who maps the ring does so once"
+        assert demand_in_the_ring(machine)[2] == ALL, "it asked for everything before it left"
         assert pages(world.want(512)) == 512
 
 
