@@ -9,8 +9,9 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
-SOURCES = ("abi", "monitor", "secure-os", "driver")  # flexserve.emulator.build.sources_folder finds them
-LEFT_OUT = shutil.ignore_patterns("__pycache__", "build", "tests", "*.o", "*.ko", ".*")
+# flexserve.emulator.build.sources_folder finds them.
+SOURCES = ("abi", "monitor", "secure-os", "trusted-app", "driver")
+MADE = ("__pycache__", "build", "*.o", "*.ko", ".*")
 
 
 class WithSources(build_py):
@@ -24,7 +25,9 @@ class WithSources(build_py):
         target = Path(self.build_lib) / "flexserve" / "emulator" / "sources"
         shutil.rmtree(target, ignore_errors=True)
         for name in SOURCES:
-            shutil.copytree(HERE / name, target / name, ignore=LEFT_OUT)
+            tests = () if name == "trusted-app" else ("tests",)  # it is made with its own
+            shutil.copytree(HERE / name, target / name, ignore=shutil.ignore_patterns(*MADE, *tests))
+        shutil.copy(HERE / "requirements.lock", target)  # which pins llama.cpp
 
 
 setup(cmdclass={"build_py": WithSources})

@@ -16,9 +16,11 @@ PARTS = (
     "abi",
     "monitor",
     "secure-os",
+    "trusted-app",
     "driver",
     "pyproject.toml",
     "setup.py",
+    "requirements.lock",
     "MANIFEST.in",
     "README.md",
     "LICENSE",
@@ -66,14 +68,14 @@ def test_the_emulated_machine_is_built_from_what_the_wheel_has(wheel: Path, tmp_
     found = subprocess.run(program, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=60)
     sources = Path(found.stdout.strip())
     assert sources.is_relative_to(tmp_path)
-    for needed in ("abi/flex.toml", "monitor/Makefile", "secure-os/Makefile", "driver/flexmem/main.c"):
+    for needed in ("abi/flex.toml", "monitor/Makefile", "secure-os/Makefile", "requirements.lock"):
         assert (sources / needed).is_file() == (ROOT / needed).is_file(), needed
     for folder in (
         *("monitor/core", "monitor/el3", "monitor/arch/aarch64", "driver/guest", "driver/flexnpu"),
-        *("secure-os/core", "secure-os/arch/aarch64"),
+        *("secure-os/core", "secure-os/arch/aarch64", "trusted-app", "trusted-app/tests"),
     ):
         assert [
             path.name
-            for path in (ROOT / folder).glob("*.[chS]")
+            for path in (ROOT / folder).glob("*.[chS]*")
             if not (sources / folder / path.name).is_file()
         ] == []

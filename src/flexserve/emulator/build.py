@@ -25,6 +25,7 @@ from flexserve.emulator.packages import Kernel, Progress
 from flexserve.errors import InternalError, NormalWorldError
 
 _CROSS = "aarch64-linux-gnu-"
+_SOURCES = ("abi", "monitor", "secure-os", "trusted-app", "driver")
 _PRODUCTS = ("build", "__pycache__")  # folders of what is made of the sources
 _FOREIGN_MODULES = (  # the agent's port, disks, a disk for workloads
     *("virtio_pci", "virtio_console"),
@@ -118,7 +119,7 @@ def sources_folder() -> Path:
     package = Path(flexserve.__file__).parent
     packed = package / "emulator" / "sources"
     folder = packed if packed.is_dir() else package.parents[1]
-    missing = [name for name in ("abi", "monitor", "secure-os", "driver") if not (folder / name).is_dir()]
+    missing = [name for name in _SOURCES if not (folder / name).is_dir()]
     if missing:
         raise NoSourcesError(
             f"The machine is built from folders of FlexServe's source: {', '.join(missing)} not found.",

@@ -19,8 +19,8 @@ import tempfile
 from pathlib import Path
 from typing import TextIO
 
-import flexserve
 from flexserve.emulator import packages, tools
+from flexserve.emulator.build import sources_folder
 from flexserve.emulator.packages import Progress, locked
 from flexserve.errors import FlexServeError, InternalError, NormalWorldError
 from flexserve.folders import cache_folder
@@ -89,17 +89,13 @@ def default_cache() -> Path:
     return cache_folder() / "trustzone"
 
 
-def _checkout() -> Path:
-    return Path(flexserve.__file__).parents[2]
-
-
 def _sources() -> Path:
-    return _checkout() / "trusted-app"
+    return sources_folder() / "trusted-app"
 
 
 def pin() -> str:
     """Return the lines of the lock that name the source distribution."""
-    found = _PIN.search((_checkout() / "requirements.lock").read_text())
+    found = _PIN.search((sources_folder() / "requirements.lock").read_text())
     if found is None:
         raise InternalError("requirements.lock pins no llama-cpp-python.", hint="Report this.")
     return found[0].replace("\\\n", "\n").replace("\n", " ").strip() + "\n"
@@ -118,7 +114,7 @@ def _crypto(cache: Path) -> Path:
 
 
 def _stamp(cache: Path) -> Path:
-    checkout = hashlib.sha256(str(_checkout().resolve()).encode()).hexdigest()[:12]
+    checkout = hashlib.sha256(str(sources_folder().resolve()).encode()).hexdigest()[:12]
     return cache / "build" / checkout / "trusted-app" / "inputs"
 
 
