@@ -8,7 +8,7 @@
 namespace {
 
 constexpr size_t stride = 64;
-constexpr uint64_t patience = 1'000'000;  // ns: the longest time for which a count that changed goes unseen
+constexpr uint64_t patience = 1'000'000, longest = 128 * patience;  // ns for which a count that changed goes unseen, at most
 
 enum Count : size_t { requests_written, requests_read, answers_written, answers_read };
 
@@ -35,13 +35,16 @@ bool Ring::waiting() const {
 
 bool Ring::read(std::byte *target, size_t bytes) {
     const std::byte *area = base_ + secure_os::page;
+    uint64_t rest = patience;  // longer each time: who has nothing to do is not lent a CPU again and again
     while (bytes != 0) {
         const uint32_t there = count(requests_written).load(std::memory_order_acquire) - requests_read_;
         if (there > area_) return false;
         if (there == 0) {
-            secure_os::wait(patience);
+            secure_os::wait(rest);
+            rest = std::min(2 * rest, longest);
             continue;
         }
+        rest = patience;
         const uint32_t at = requests_read_ % area_;
         const size_t moved = std::min<size_t>({bytes, there, area_ - at});
         std::memcpy(target, area + at, moved);

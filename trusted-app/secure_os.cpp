@@ -61,6 +61,14 @@ class Mailbox {
         return status_ == FLEX_STATUS_OK;
     }
 
+    // Take in the events that have come. Whether there were any.
+    bool look() {
+        uint64_t event[4];
+        bool any = false;
+        for (; syscall(FLEX_SECURE_EVENT, event) == 1; any = true) hear(event);
+        return any;
+    }
+
    private:
     void attach() {
         if (epoch_ != 0) return;
@@ -76,13 +84,8 @@ class Mailbox {
 
     template <typename Condition>
     void await(Condition condition) {
-        uint64_t event[4];
         while (!condition()) {
-            if (syscall(FLEX_SECURE_EVENT, event) == 1) {
-                hear(event);
-            } else {
-                wait(patience);
-            }
+            if (!look()) wait(patience);
         }
     }
 
@@ -197,7 +200,7 @@ void wait(uint64_t nanoseconds) {
     const timespec time{static_cast<time_t>(nanoseconds / 1'000'000'000), static_cast<long>(nanoseconds % 1'000'000'000)};
     if (!inside()) {
         nanosleep(&time, nullptr);
-    } else {
+    } else if (!mailbox.look()) {  // while there is an event, nobody waits
         syscall(FLEX_SECURE_WAIT, nanoseconds);
     }
 }
