@@ -137,6 +137,10 @@ class Settings(BaseSettings):
         "linux",
         description="linux: this machine. trustzone: an emulated Arm machine, whose kernel is kept out.",
     )
+    secure_world: Literal["host", "inside"] = Field(
+        "host",
+        description="Where models compute. host: in a process beside that machine. inside: on its CPUs.",
+    )
     guest_memory: Annotated[int, BeforeValidator(_parse_guest_memory)] = Field(
         GIB, ge=_GUEST_LEAST, le=_GUEST_MOST, multiple_of=_GUEST_STEP, description="RAM of that machine."
     )
@@ -312,6 +316,20 @@ def load(**flags: object) -> Settings:
             f"{origin('memory', given)}: plain memory is the linux platform's. The emulated machine "
             f"({origin('platform', given)}) keeps models in its own, which is protected.",
             hint="Leave --memory plain out, or give --platform linux.",
+            code="bad_setting",
+        )
+    if chosen.platform == "linux" and given.get("secure_world") == "inside":
+        raise CallerError(
+            f"--secure-world: models compute inside of the emulated machine only, and the platform is linux "
+            f"({origin('platform', given)}).",
+            hint="Give --platform trustzone, or leave --secure-world out.",
+            code="bad_setting",
+        )
+    if chosen.secure_world == "inside" and given.get("npu"):
+        raise CallerError(
+            f"--npu: models that compute inside of the machine do not use its NPU "
+            f"({origin('secure_world', given)}).",
+            hint="Leave --npu out, or give --secure-world host.",
             code="bad_setting",
         )
     return chosen

@@ -210,3 +210,24 @@ def test_measurements_of_this_machine_may_use_plain_memory_whatever_is_configure
     assert settings.load(platform="linux", memory="plain").memory == "plain"
     with pytest.raises(CallerError, match="FLEXSERVE_PLATFORM"):
         settings.load(memory="plain")
+
+
+@pytest.mark.parametrize("words", [("serve",), ("run", "tiny", "Hello"), ("chat", "tiny")], ids=" ".join)
+def test_a_secure_world_inside_of_no_machine_is_the_callers_error(cli: Cli, words: tuple[str, ...]) -> None:
+    refused = cli(*words, "--secure-world", "inside")
+    assert refused.exit_code == 1
+    assert "--secure-world: models compute inside of the emulated machine only" in refused.stderr
+    assert "hint: Give --platform trustzone" in refused.stderr
+
+
+def test_where_models_compute_on_the_machine_is_no_matter_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLEXSERVE_SECURE_WORLD", "inside")
+    assert settings.load(platform="linux").platform == "linux"
+    assert settings.load(platform="trustzone").secure_world == "inside"
+
+
+def test_an_npu_is_not_for_models_that_compute_inside() -> None:
+    inside = {"platform": "trustzone", "secure_world": "inside"}
+    assert settings.load(**inside, npu=False).npu is False
+    with pytest.raises(CallerError, match="--npu"):
+        settings.load(**inside, npu=True)

@@ -9,16 +9,25 @@ import openai
 import pytest
 from real_server import Server
 
+from flexserve.emulator import trusted_app
 from flexserve.testing.machines import images_of
 from flexserve.units import MIB
 
 pytestmark = [pytest.mark.vm, pytest.mark.engine]
 
 
-def test_a_chat_is_the_same_in_a_stream_and_after_its_memory_was_taken(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("platform", "label"),
+    [("trustzone", "trustzone-emulated"), ("trustzone-inside", "trustzone-emulated-inside")],
+)
+def test_a_chat_is_the_same_in_a_stream_and_after_its_memory_was_taken(
+    tmp_path: Path, platform: str, label: str
+) -> None:
+    if platform.endswith("inside") and trusted_app.built(trusted_app.default_cache()) is None:
+        pytest.skip("the trusted application is not built of these sources: `make trusted-app`")
     images_of(512 * MIB, 2)
-    server = Server(tmp_path, platform="trustzone")
-    assert httpx.get(f"{server.url}/health", timeout=60).json()["protection"]["name"] == "trustzone-emulated"
+    server = Server(tmp_path, platform=platform)
+    assert httpx.get(f"{server.url}/health", timeout=60).json()["protection"]["name"] == label
     with server.openai() as client:
         answers = [_asked(client), _streamed(client)]
         server.recall_all()

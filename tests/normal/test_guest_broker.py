@@ -9,7 +9,7 @@ import pytest
 from flexserve.errors import CallerError, NormalWorldError
 from flexserve.normal.guest import GuestBroker
 from flexserve.policy.pressure import Bound
-from flexserve.protocol.launch import SecureOptions
+from flexserve.protocol.launch import SECURE_WORLD, SecureOptions
 from flexserve.protocol.memory import NeedMemory, Returned
 from flexserve.testing.script import Behaviour, Script
 from flexserve.testing.scripted_link import AdjustableMemory, ScriptedLink
@@ -26,6 +26,8 @@ class Guest(AdjustableMemory):
 
 
 class Core:
+    program = SECURE_WORLD
+
     def __init__(self) -> None:
         self.guest = Guest(total=GIB, available=600 * MIB)
         self.resets = 0
@@ -34,7 +36,7 @@ class Core:
     def secure_options(self, options: SecureOptions) -> SecureOptions:
         return options
 
-    def require_alive(self) -> None:
+    def renew(self) -> None:
         pass
 
     def reset_secure_core(self) -> None:

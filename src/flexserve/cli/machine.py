@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -15,6 +15,8 @@ from flexserve.units import format_size
 
 if TYPE_CHECKING:
     from flexserve.emulator.machine import Machine
+    from flexserve.emulator.packages import Progress
+    from flexserve.normal.guest import SecureCore
     from flexserve.settings import Settings
 
 _POLL = 0.5  # seconds between two looks whether the machine lives
@@ -42,7 +44,6 @@ def boot(
 
     chosen = settings.load(platform="trustzone", guest_memory=guest_memory, guest_cpus=guest_cpus, npu=npu)
     with machine_for(chosen, silent=as_json) as machine, contextlib.suppress(KeyboardInterrupt):
-        assert machine is not None
         state = _state(machine)
         if as_json:
             terminal.show_json(state)
@@ -55,31 +56,86 @@ def boot(
 
 
 @contextlib.contextmanager
-def machine_for(settings: Settings, *, silent: bool = False) -> Iterator[Machine | None]:
-    """Boot the machine that `settings` ask for, for the length of the block; None for this machine.
+def machine_for(settings: Settings, *, silent: bool = False) -> Iterator[Machine]:
+    """Boot the machine that `settings` ask for, for the length of the block. Nothing runs inside of it.
 
     Call it from the main thread: the kernel ends the emulator with the thread that started it. Raises
     NormalWorldError when something it needs is missing or it does not come up.
     """
+    tell = _Teller(silent=silent)
+    with _maker(settings, tell)() as machine:
+        _tell_of_boot(machine, tell)
+        yield machine
+
+
+@contextlib.contextmanager
+def core_for(settings: Settings) -> Iterator[SecureCore | None]:
+    """Boot what a secure world runs on, for the length of the block; None for this machine.
+
+    As `machine_for`; of a secure world inside, what that consists of is built, too. Raises CallerError when
+    there is no device key for it.
+    """
     if settings.platform == "linux":
         yield None
-        return
+    elif settings.secure_world == "host":
+        with machine_for(settings) as machine:
+            yield machine
+    else:
+        from flexserve.emulator.inner_core import InnerCore
+
+        tell = _Teller()
+        with InnerCore(_maker(settings, tell, inside=True)) as core:
+            _tell_of_boot(core.machine, tell)
+            yield core
+
+
+def _tell_of_boot(machine: Machine, tell: Progress) -> None:
+    tell(f"the machine booted in {machine.boot_seconds:.1f} s")
+
+
+class _Teller:
+    """Tells at the terminal what is done meanwhile, unless it is silent."""
+
+    def __init__(self, *, silent: bool = False) -> None:
+        self._silent = silent
+
+    def __call__(self, text: str) -> None:
+        if not self._silent:
+            terminal.note(text)
+
+
+def _maker(settings: Settings, tell: Progress, *, inside: bool = False) -> Callable[[], Machine]:
+    """Build what is missing, and return what makes a machine that is not booted yet."""
+    from flexserve.emulator import trusted_app
     from flexserve.emulator.build import Options, build
     from flexserve.emulator.machine import Machine
     from flexserve.folders import cache_folder
 
-    def tell(text: str) -> None:
-        if not silent:
-            terminal.note(text)
-
-    ram_bytes, cpus, npu = settings.guest_memory, settings.guest_cpus, settings.npu
-    options = Options(npu=npu)
+    cache, ram_bytes, cpus = cache_folder() / "trustzone", settings.guest_memory, settings.guest_cpus
+    npu = settings.npu and not inside
+    secret = _root_secret(settings) if inside else b""
+    application = trusted_app.build(cache, tell).application if inside else None
     images = build(
-        cache_folder() / "trustzone", ram_bytes=ram_bytes, cpus=cpus, progress=tell, options=options
+        cache,
+        ram_bytes=ram_bytes,
+        cpus=cpus,
+        progress=tell,
+        options=Options(npu=npu),
+        application=application,
     )
-    with Machine(images, ram_bytes=ram_bytes, cpus=cpus, npu=npu) as machine:
-        tell(f"the machine booted in {machine.boot_seconds:.1f} s")
-        yield machine
+    return lambda: Machine(images, ram_bytes=ram_bytes, cpus=cpus, npu=npu, secret=secret)
+
+
+def _root_secret(settings: Settings) -> bytes:
+    """Return the device's root secret, which the machine has as a board has it in fuses.
+
+    Raises as DeviceKey.load.
+    """
+    from flexserve.platforms.linux.secret_page import SecretPage
+    from flexserve.trusted.store.keys import read_root
+
+    page = SecretPage()
+    return bytes(read_root(settings.device_key, page))
 
 
 def _state(machine: Machine) -> dict[str, Any]:

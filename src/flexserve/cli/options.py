@@ -50,6 +50,12 @@ Platform = Annotated[
     Literal["linux", "trustzone"] | None,
     typer.Option("--platform", help="linux: this machine [linux]. trustzone: an emulated Arm machine."),
 ]
+SecureWorld = Annotated[
+    Literal["host", "inside"] | None,
+    typer.Option(
+        "--secure-world", help="On trustzone: models compute beside the machine [host], or inside of it."
+    ),
+]
 GuestMemory = Annotated[
     str | None,
     typer.Option("--guest-memory", metavar="SIZE", help="RAM of the emulated machine, 256M to 3G [1GiB]."),

@@ -23,6 +23,7 @@ from flexserve.cli.options import (
     Npu,
     Platform,
     Port,
+    SecureWorld,
     Threads,
     UnixSocket,
 )
@@ -70,6 +71,7 @@ def serve(
         bool | None, typer.Option("--insecure", help="Serve other machines though there are no keys.")
     ] = None,
     platform: Platform = None,
+    secure_world: SecureWorld = None,
     guest_memory: GuestMemory = None,
     guest_cpus: GuestCpus = None,
     npu: Npu = None,
@@ -147,7 +149,7 @@ def serve(
     between reads keys and conversations. Put a proxy that speaks HTTPS before it.
     """
     from flexserve import settings
-    from flexserve.cli.machine import machine_for
+    from flexserve.cli.machine import core_for
     from flexserve.cli.worlds import begin
 
     flags: dict[str, object] = {
@@ -160,6 +162,7 @@ def serve(
         "allowed_origins": allow_origin or None,
         "insecure": insecure,
         "platform": platform,
+        "secure_world": secure_world,
         "guest_memory": guest_memory,
         "guest_cpus": guest_cpus,
         "npu": npu,
@@ -192,10 +195,10 @@ def serve(
     early = begin(ctx.obj, chosen.secure_options() if chosen.platform == "linux" else None)
     from flexserve.normal import main
 
-    with machine_for(chosen) as machine:
+    with core_for(chosen) as core:
         options = dataclasses.replace(
             _serve_options(chosen),
-            core=machine,
+            core=core,
             early=early,
             reread=lambda: _serve_options(settings.load(**flags)),
         )

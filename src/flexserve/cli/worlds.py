@@ -15,7 +15,7 @@ from collections.abc import Coroutine, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
-from flexserve.cli.machine import machine_for
+from flexserve.cli.machine import core_for
 from flexserve.errors import InternalError
 from flexserve.normal.address import NoServerError
 from flexserve.normal.api.parts import Part, Parts, Said, Thought
@@ -244,10 +244,10 @@ def responder(settings: Settings, early: EarlyWorld | None, *, named: bool = Fal
                 begin(early, None)
                 yield server
                 return
-    with machine_for(settings) as machine:
+    with core_for(settings) as core:
         options = settings.secure_options()
-        early = begin(early, options if machine is None else None)
-        with PrivateWorld(options, machine, early, model_options=settings.model_options) as world:
+        early = begin(early, options if core is None else None)
+        with PrivateWorld(options, core, early, model_options=settings.model_options) as world:
             yield world
 
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
-from flexserve.emulator.agent import Agent
 from flexserve.errors import NormalWorldError
 from flexserve.platforms.ports import MemorySample
 
 _PATIENCE = 2.0  # seconds; an event loop may be waiting
 
 
+class Asked(Protocol):
+    """Who answers for the guest (emulator.agent.Agent)."""
+
+    def ask(self, *words: str, seconds: float) -> dict[str, Any]:
+        """Return the answer to a question. Raises NormalWorldError when there is none, or a refusal."""
+
+
 class GuestMemory:
     """What the guest's kernel has free, and what it handed over to the secure world."""
 
-    def __init__(self, agent: Agent) -> None:
+    def __init__(self, agent: Asked) -> None:
         self._agent = agent
 
     def sample(self) -> MemorySample:

@@ -35,7 +35,7 @@ from flexserve.platforms.linux import parent_death
 from flexserve.platforms.trustzone import abi
 from flexserve.platforms.trustzone.mailbox import Mailbox
 from flexserve.platforms.trustzone.ram import BASE, PAGE, Ram
-from flexserve.protocol.launch import SecureOptions
+from flexserve.protocol.launch import SECURE_WORLD, SecureOptions
 from flexserve.units import GIB, MIB, format_size
 
 SMALLEST, LARGEST, STEP = 256 * MIB, 3 * GIB, 2 * MIB  # of RAM
@@ -68,6 +68,8 @@ class Machine:
     its OS resets it, instead of ending. `secret`, 32 bytes, is for an application at S-EL0.
     Start it from a thread that lives as long as it should: the kernel kills it with that thread.
     """
+
+    program = SECURE_WORLD  # what answers on it, as a normal.guest.SecureCore has it
 
     def __init__(
         self,
@@ -139,6 +141,10 @@ class Machine:
                 f"The machine {self._how_it_ended()}. {self.last_words()}",
                 hint="Start it again; if it ends again, report this as a bug.",
             )
+
+    def renew(self) -> None:
+        """Return if another secure world can run here, else raise MachineGoneError."""
+        self.require_alive()
 
     def last_words(self) -> str:
         """Return the end of the console, for people; of a machine that is ending, all that it still says."""

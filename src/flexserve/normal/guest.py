@@ -31,13 +31,20 @@ _log = structlog.get_logger(__name__)
 
 
 class SecureCore(Protocol):
-    """A machine whose secure core runs the secure world (emulator.machine.Machine)."""
+    """A machine whose secure core runs the secure world (emulator.machine.Machine, emulator.inner_core)."""
+
+    @property
+    def program(self) -> str:
+        """The module that answers for the secure world: it, or the client of one that is inside."""
+
+    def renew(self) -> None:
+        """Have the machine ready for the next secure world. May take seconds.
+
+        Raises MachineGoneError when the machine has ended for good, NormalWorldError when it does not boot.
+        """
 
     def secure_options(self, options: SecureOptions) -> SecureOptions:
         """Return `options` of a secure world on this machine: those by which it finds it are added."""
-
-    def require_alive(self) -> None:
-        """Raise MachineGoneError when the machine has ended."""
 
     def reset_secure_core(self) -> None:
         """Have the guest get back what a dead secure world held. Raises NormalWorldError."""

@@ -338,25 +338,24 @@ async def running_world(
     """
     journal.configure_if_unset()
     if core is not None:
-        options = core.secure_options(options)
-    command = functools.partial(secure_command, options, program=program)
-    launcher = Launcher(command, fds=options.fds, early=early)
-    if core is not None:
-        launch = _launch_on(core, launcher)
+        launch = _launch_on(core, options)
         broker: Broker = GuestBroker(core, pins=pins)
     else:
-        launch = launcher.launch
+        command = functools.partial(secure_command, options, program=program)
+        launch = Launcher(command, fds=options.fds, early=early).launch
         broker = MemoryBroker(memory or LinuxNormalMemory(), limits=limits, cap=cap, pins=pins)
     async with _kept_alive(launch, broker, choices, drain=drain) as world:
         yield world
 
 
-def _launch_on(core: SecureCore, launcher: Launcher) -> Launch:
+def _launch_on(core: SecureCore, usual: SecureOptions) -> Launch:
     """Return how a secure world is started on a machine, for as long as there is one."""
 
     async def launch(memory: MemoryCounter) -> SecureWorld:
-        core.require_alive()
-        return await launcher.launch(memory)
+        await asyncio.to_thread(core.renew)
+        options = core.secure_options(usual)
+        command = functools.partial(secure_command, options, program=core.program)
+        return await Launcher(command, fds=options.fds).launch(memory)
 
     return launch
 

@@ -27,7 +27,7 @@ from flexserve.platforms.trustzone.abi import Byte, Notice, PageState
 from flexserve.platforms.trustzone.guest_pages import GuestPages, Subscriber
 from flexserve.platforms.trustzone.mailbox import Mailbox
 from flexserve.platforms.trustzone.ram import PAGE, Ram
-from flexserve.protocol.launch import SecureOptions
+from flexserve.protocol.launch import SECURE_WORLD, SecureOptions
 from flexserve.testing.fake_monitor import FakeMonitor
 from flexserve.testing.fake_os import Driver
 from flexserve.units import MIB
@@ -82,6 +82,8 @@ class FakeMachine:
 
     # ---- what a secure world process is started with: normal.guest.SecureCore
 
+    program = SECURE_WORLD
+
     @property
     def secure_fds(self) -> tuple[int, int]:
         return self.fd, self.doorbell.fileno()
@@ -90,7 +92,7 @@ class FakeMachine:
         ram, doorbell = self.secure_fds
         return msgspec.structs.replace(options, memory="trustzone", ram_fd=ram, doorbell_fd=doorbell)
 
-    def require_alive(self) -> None:
+    def renew(self) -> None:
         if not self._os.is_alive():
             raise MachineGoneError("The fake machine ended.", hint="Make another.")
 

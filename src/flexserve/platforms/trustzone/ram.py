@@ -31,14 +31,26 @@ class Ram:
 
         Raises MonitorError for a range outside RAM: only the monitor tells such offsets.
         """
-        if not self.holds(BASE + offset, length // PAGE):
-            raise MonitorError(
-                f"The monitor speaks of {length} bytes at {offset:#x}, outside of RAM.",
-                hint="Rebuild the monitor: it and this program disagree.",
-            )
+        self._require(offset, length)
         return memoryview(mmap.mmap(self._fd, length, mmap.MAP_SHARED, offset=offset))
+
+    def part(self, offset: int, length: int) -> memoryview:
+        """Return a range as `window` does, mapped for good and by no descriptor of its own.
+
+        Who closes the others keeps this part of RAM and reaches no other. Raises MonitorError and OSError.
+        """
+        self._require(offset, length)
+        address = mman.mmap(0, length, _READ_WRITE, mman.MAP_SHARED, self._fd, offset=offset)
+        return mman.view(address, length)
 
     def map(self, ipa: int, address: int, length: int) -> None:
         """Put `length` bytes of RAM from `ipa` on behind `address`. Raises OSError."""
         flags = mman.MAP_SHARED | mman.MAP_FIXED
         mman.mmap(address, length, _READ_WRITE, flags, self._fd, offset=ipa - BASE)
+
+    def _require(self, offset: int, length: int) -> None:
+        if not self.holds(BASE + offset, length // PAGE):
+            raise MonitorError(
+                f"The monitor speaks of {length} bytes at {offset:#x}, outside of RAM.",
+                hint="Rebuild the monitor: it and this program disagree.",
+            )

@@ -1,0 +1,151 @@
+"""The secure core of a machine whose secure world is inside: its client is a process of the host.
+
+The client gets RAM, of which it maps the ring of messages only, and a line by which it has the driver told
+that it wrote there. What it says to the guest is said here: it asks the guest's agent nothing.
+
+A client that ended may have left half a message behind. So the next one gets a machine that was just booted,
+whose RAM was overwritten.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import socket
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+
+from flexserve.emulator.devicetree import RING, RING_BYTES
+from flexserve.emulator.guest_memory import GuestMemory
+from flexserve.emulator.machine import Machine
+from flexserve.errors import NormalWorldError
+from flexserve.platforms.trustzone.ram import BASE
+from flexserve.protocol.launch import TEE_CLIENT, SecureOptions
+
+_SAID = "/sys/kernel/debug/flexmem/said"
+_LOOK = 0.5  # seconds between two looks whether the application lives, while its client says nothing
+_MOST = 4096  # bytes taken at a time
+_LAST = 500  # characters of the console, in the report of an end
+
+
+class Bell:
+    """Tells the driver when `line` says that something was said; says on it why nobody listens any more."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.line, self._ours = socket.socketpair()
+        self._machine = machine
+        self._ours.settimeout(_LOOK)
+        self._thread = threading.Thread(target=self._listen, name="inner-bell", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End. Always safe."""
+        with contextlib.suppress(OSError):
+            self.line.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self.line.close()
+
+    def _listen(self) -> None:
+        with self._ours:
+            try:
+                while not self._is_over():
+                    pass
+                why = self._why()
+            except NormalWorldError as error:
+                why = error.message
+            except OSError:
+                return
+            with contextlib.suppress(OSError):
+                self._ours.sendall(why.encode())
+
+    def _is_over(self) -> bool:
+        """Pass on what was said next; return, when nothing was for a while, whether the application ended."""
+        agent = self._machine.agent
+        try:
+            if not self._ours.recv(_MOST):
+                raise BrokenPipeError
+        except TimeoutError:
+            return agent.ask("flexmem").get("ended") == 1
+        agent.ask("write", _SAID, "1")
+        return False
+
+    def _why(self) -> str:
+        said = " | ".join(line for line in self._machine.console() if line.strip())
+        return f"the trusted application has ended: {said[-_LAST:]}"
+
+
+class InnerCore:
+    """Machines, one after the other, made by `make`; a normal.guest.SecureCore.
+
+    A context manager: the first one is booted by `__enter__`, which raises as Machine's.
+    """
+
+    program = TEE_CLIENT
+
+    def __init__(self, make: Callable[[], Machine]) -> None:
+        self._make = make
+        # The kernel ends an emulator with the thread that started it.
+        self._starter = concurrent.futures.ThreadPoolExecutor(1, "inner-core")
+        self._life = contextlib.ExitStack()  # of the present machine and its bell
+        self._used = False
+        self.machine: Machine
+        self._bell: Bell
+
+    def __enter__(self) -> Self:
+        """Boot."""
+        try:
+            self._starter.submit(self._boot).result()
+        except BaseException:
+            self._starter.shutdown()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._starter.submit(self._life.close).result()
+        self._starter.shutdown()
+
+    def renew(self) -> None:
+        """Have a machine whose application nobody has spoken to yet. Raises NormalWorldError."""
+        if self._used:
+            self._starter.submit(self._boot).result()
+        self._used = True
+
+    def secure_options(self, options: SecureOptions) -> SecureOptions:
+        """Return `options` of a client on the present machine."""
+        return msgspec.structs.replace(
+            options,
+            memory="trustzone",
+            threads=options.threads or self.machine.cpus,
+            ram_fd=self.machine.ram_fd,
+            doorbell_fd=self._bell.line.fileno(),
+            ring_offset=RING - BASE,
+            ring_bytes=RING_BYTES,
+            firmware=self.machine.firmware.digest,
+            firmware_authority=self.machine.firmware.authority,
+        )
+
+    def reset_secure_core(self) -> None:
+        """Do nothing: the guest that would get memory back ends with its secure world."""
+
+    def memory(self) -> GuestMemory:
+        """Return the view that the present machine's guest has of its memory."""
+        return GuestMemory(self)
+
+    def ask(self, *words: str, seconds: float) -> dict[str, Any]:
+        """Ask the agent of the present machine's guest."""
+        return self.machine.agent.ask(*words, seconds=seconds)
+
+    def _boot(self) -> None:
+        self._life.close()
+        machine = self._make()
+        with contextlib.ExitStack() as life:
+            self.machine = life.enter_context(machine)
+            self._bell = Bell(self.machine)
+            life.callback(self._bell.close)
+            self._life = life.pop_all()

@@ -1,0 +1,34 @@
+"""The line to who plays the hardware: it has the application's CPUs lent, and says when that has ended."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable
+
+_MOST = 4096  # bytes of a reason
+
+
+class Doorbell:
+    """The client's end of emulator.inner_core.Bell. Thread-safe."""
+
+    def __init__(self, line: socket.socket, end: Callable[[str], None]) -> None:
+        """`end` is called, with the reason, when there is nobody any more who could answer."""
+        self._line, self._end = line, end
+        threading.Thread(target=self._listen, name="doorbell", daemon=True).start()
+
+    def ring(self) -> None:
+        """Say that something was said. Always safe."""
+        try:
+            self._line.send(b"\1", socket.MSG_DONTWAIT)
+        except OSError:  # it rings still, or is gone, which `end` hears of
+            return
+
+    def _listen(self) -> None:
+        said = b""
+        try:
+            while len(said) < _MOST and (part := self._line.recv(_MOST)):
+                said += part
+        except OSError:
+            pass
+        self._end(said.decode(errors="replace") or "the machine is gone")

@@ -1,0 +1,124 @@
+"""The secure core of a machine whose secure world is inside, with machines that are told what to answer."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Self
+
+import pytest
+
+from flexserve.emulator import inner_core
+from flexserve.emulator.inner_core import InnerCore
+from flexserve.errors import NormalWorldError
+from flexserve.protocol.launch import TEE_CLIENT, SecureOptions
+
+
+class PlayedMachine:
+    """A machine that boots at once; `ended`: its application has."""
+
+    def __init__(self) -> None:
+        self.ram_fd, self.firmware = 0, SimpleNamespace(digest=b"d", authority=b"a")
+        self.cpus = 2
+        self.said, self.closed = threading.Semaphore(0), False
+        self.ended, self.gone = False, False
+        self.agent = self
+        self.booted_by: threading.Thread | None = None
+
+    def ask(self, *words: str, seconds: float = 10.0) -> dict[str, Any]:
+        del seconds
+        if self.gone:
+            raise NormalWorldError("The guest's agent is of no help: the machine is gone.")
+        if words[0] == "write":
+            self.said.release()
+        return {"ended": int(self.ended), "total": 5, "available": 3, "free": 1, "flexmem": 2}
+
+    def console(self) -> list[str]:
+        return ["", "secure world: the application faulted, class 24"]
+
+    def __enter__(self) -> Self:
+        self.booted_by = threading.current_thread()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def machines() -> list[PlayedMachine]:
+    return []
+
+
+@pytest.fixture
+def core(machines: list[PlayedMachine], monkeypatch: pytest.MonkeyPatch) -> Iterator[InnerCore]:
+    monkeypatch.setattr(inner_core, "_LOOK", 0.01)
+
+    def make() -> Any:
+        machines.append(PlayedMachine())
+        return machines[-1]
+
+    with InnerCore(make) as core:
+        yield core
+
+
+def line_of(core: InnerCore) -> Any:
+    """The client's end of the bell."""
+    core.renew()
+    return core._bell.line
+
+
+def test_what_the_client_says_it_said_the_driver_is_told(
+    core: InnerCore, machines: list[PlayedMachine]
+) -> None:
+    line_of(core).send(b"\1")
+    assert machines[0].said.acquire(timeout=5)
+
+
+def test_a_client_is_told_that_its_application_has_ended_and_what_the_machine_said(
+    core: InnerCore, machines: list[PlayedMachine]
+) -> None:
+    line = line_of(core)
+    machines[0].ended = True
+    said = b"".join(iter(lambda: line.recv(4096), b"")).decode()
+    assert said == "the trusted application has ended: secure world: the application faulted, class 24"
+
+
+def test_a_client_is_told_that_its_machine_is_gone(core: InnerCore, machines: list[PlayedMachine]) -> None:
+    line = line_of(core)
+    machines[0].gone = True
+    assert b"the machine is gone" in b"".join(iter(lambda: line.recv(4096), b""))
+
+
+def test_the_next_client_gets_another_machine_started_by_a_thread_that_stays(
+    core: InnerCore, machines: list[PlayedMachine]
+) -> None:
+    core.renew()
+    assert len(machines) == 1
+    core.renew()
+    first, second = machines
+    assert first.closed
+    assert not second.closed
+    assert first.booted_by is second.booted_by
+    assert second.booted_by is not None
+    assert second.booted_by.is_alive()
+    assert core.memory().charged(0) == 2
+
+
+def test_a_client_finds_the_ring_and_gets_nothing_else(core: InnerCore) -> None:
+    core.renew()
+    options = core.secure_options(SecureOptions(Path(), Path()))
+    assert core.program == TEE_CLIENT
+    assert (options.ring_offset, options.ring_bytes) == (0, 512 << 10)
+    assert options.fds == (0, core._bell.line.fileno())
+    assert not options.npu_driver
+    assert options.threads == 2
+
+
+def test_the_last_machine_ends_with_it() -> None:
+    machine: Any = PlayedMachine()
+    with InnerCore(lambda: machine) as core:
+        core.renew()
+        assert not machine.closed
+    assert machine.closed
