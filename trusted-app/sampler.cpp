@@ -4,7 +4,7 @@
 #include <cfloat>
 #include <cmath>
 #include <cstring>
-#include <functional>
+#include <tuple>
 #include <utility>
 
 #include "cipher.h"
@@ -56,11 +56,11 @@ bool Sampler::build(const Model &model, std::vector<const char *> breakers) {
     const Sampling &s = settings_;
     const auto words = static_cast<int32_t>(endings_.size()), context = static_cast<int32_t>(model.context_tokens());
     const auto window = [&](int32_t count) { return count < 0 ? context : std::min(count, context); };
+    const int32_t repeats = window(s.repeat_last_n), dries = window(s.dry_penalty_last_n);
     uint32_t seed = s.seed;
     if (seed == UINT32_MAX) std::memcpy(&seed, random_salt().data(), sizeof seed);
     seed %= UINT32_MAX;  // by which llama.cpp would choose one itself
     const auto made = [&](Choice choice) -> llama_sampler * {
-        const int32_t repeats = window(s.repeat_last_n), dries = window(s.dry_penalty_last_n);
         switch (choice) {
             case Choice::penalties:
                 return llama_sampler_init_penalties(words, repeats, s.repeat_penalty, s.frequency_penalty, s.presence_penalty);
@@ -83,22 +83,20 @@ bool Sampler::build(const Model &model, std::vector<const char *> breakers) {
         }
     };
     chain_.reset(llama_sampler_chain_init(llama_sampler_chain_default_params()));
-    for (const Choice choice : s.samplers) {
+    return std::all_of(s.samplers, std::end(s.samplers), [&](Choice choice) {
         llama_sampler *part = made(choice);
         if (part != nullptr) llama_sampler_chain_add(chain_.get(), part);
-        if (part == nullptr && choice != Choice::none) return false;
-    }
-    return true;
+        return part != nullptr || choice == Choice::none;
+    });
 }
 
 llama_token Sampler::choose(const float *logits, size_t said) {
     std::vector<float> biased(logits, logits + endings_.size());
     for (const Score &each : biases_) biased[each.token] += std::isinf(each.value) ? 0 : each.value;
     const Tokens admitted = std::exchange(admitted_, {});
+    const bool early = said < settings_.min_tokens;
     Tokens out = never_;
-    if (said < settings_.min_tokens) {
-        std::transform(out.begin(), out.end(), endings_.begin(), out.begin(), std::logical_or<>());
-    }
+    for (size_t token = 0; early && token < out.size(); token++) out[token] = out[token] || endings_[token];
     llama_token token = draw(biased, out, {});
     if (token < 0 || admitted.empty() || admitted[static_cast<size_t>(token)]) return token;
     token = draw(biased, out, admitted);
@@ -140,9 +138,7 @@ void Sampler::tell(const float *logits, llama_token token, std::vector<Score> &t
     std::vector<llama_token_data> all = is_of_all ? decltype(left_){} : left_;
     const auto words = static_cast<llama_token>(endings_.size());
     for (llama_token each = 0; is_of_all && each < words; each++) all.push_back({each, logits[each], 0});
-    const auto is_likelier = [](const llama_token_data &a, const llama_token_data &b) {
-        return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
-    };
+    const auto is_likelier = [](const auto &a, const auto &b) { return std::tie(b.logit, a.id) < std::tie(a.logit, b.id); };
     const auto end = all.begin() + static_cast<ptrdiff_t>(std::min<size_t>(settings_.logprobs, all.size()));
     std::partial_sort(all.begin(), end, all.end(), is_likelier);
     double sum = 0;

@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstring>
 #include <exception>
+#include <set>
+#include <string_view>
 
 #include "secure_os.h"
 #include "vocabulary.h"
@@ -279,8 +281,7 @@ Status Service::detokenise(const Model &model, Call call) {
         char piece[512];
         const int32_t length = llama_token_to_piece(model.vocabulary(), token, piece, sizeof piece, 0, false);
         if (length < 0) return Status::failed;
-        const auto *bytes = reinterpret_cast<const std::byte *>(piece);
-        call.said.insert(call.said.end(), bytes, bytes + length);
+        put(std::string_view(piece, static_cast<size_t>(length)), call.said);
     }
     return Status::done;
 }
@@ -290,10 +291,8 @@ Status Service::detokenise(const Model &model, Call call) {
 Status Service::begin(Open &open, Call call) {
     std::vector<llama_token> prompt;
     const Model &model = *open.model;
-    if (!tokens_of(call.payload, model, prompt) || !is_idle(open, call.argument(1)) || prompt.empty() ||
-        prompt.size() >= model.context_tokens() || call.argument(2) < 1) {
-        return Status::bad;
-    }
+    if (!tokens_of(call.payload, model, prompt) || !is_idle(open, call.argument(1))) return Status::bad;
+    if (prompt.empty() || prompt.size() >= model.context_tokens() || call.argument(2) < 1) return Status::bad;
     if (!model.generates()) return Status::unsupported;
     const auto sequence = static_cast<uint32_t>(call.argument(1));
     open.generations->begin(sequence, owner(call.request), std::move(prompt), call.argument(2));
@@ -307,9 +306,7 @@ Status Service::step(Open &open, Call call) {
     if (!numbers(call.payload, sequences) || sequences.empty() || sequences.size() > most_outputs || limit < 1) {
         return Status::bad;
     }
-    std::vector<uint32_t> once = sequences;
-    std::sort(once.begin(), once.end());
-    if (std::adjacent_find(once.begin(), once.end()) != once.end()) return Status::bad;
+    if (std::set<uint32_t>(sequences.begin(), sequences.end()).size() != sequences.size()) return Status::bad;
     for (const uint32_t sequence : sequences) {
         if (!open.generations->has(sequence)) return Status::bad;
         const Generation &each = open.generations->at(sequence);
@@ -346,9 +343,8 @@ Status Service::embed(Open &open, Call call) {
     std::vector<llama_token> text;
     Model &model = *open.model;
     const auto at_once = static_cast<uint32_t>(std::min<uint64_t>(call.argument(2), batch_tokens));
-    if (!tokens_of(call.payload, model, text) || text.empty() || text.size() > model.context_tokens() || at_once == 0) {
-        return Status::bad;
-    }
+    if (!tokens_of(call.payload, model, text) || text.empty() || at_once == 0) return Status::bad;
+    if (text.size() > model.context_tokens()) return Status::bad;
     std::vector<float> vector;
     size_t lacks = 0;
     stepping_ = true;
@@ -379,10 +375,9 @@ Status Service::said(Open &open, Call call) {
     Generation *generation = running(open, call);
     if (generation == nullptr) return Status::bad;
     const auto first = generation->tokens.begin() + static_cast<ptrdiff_t>(generation->prompt + generation->taken);
-    const std::vector<llama_token> tokens(first, generation->tokens.end());
-    put(tokens, call.said);
+    put(std::vector<llama_token>(first, generation->tokens.end()), call.said);
     put(generation->scores, call.said);
-    call.values[0] = tokens.size();
+    call.values[0] = generation->said() - generation->taken;
     generation->taken = generation->said();
     generation->scores.clear();
     return Status::done;
