@@ -248,7 +248,7 @@ Status Service::load_pages(Image &image, Call call) {
     const size_t bytes = call.payload.size();
     if (bytes < tag_bytes || (bytes - tag_bytes) % sizeof(secure_os::Run) != 0) return Status::bad;
     std::vector<secure_os::Run> runs((bytes - tag_bytes) / sizeof(secure_os::Run));
-    std::memcpy(runs.data(), call.payload.data() + tag_bytes, bytes - tag_bytes);
+    std::copy(call.payload.begin() + tag_bytes, call.payload.end(), reinterpret_cast<std::byte *>(runs.data()));
     return image.load_pages(call.argument(1), call.payload.data(), runs);
 }
 

@@ -65,6 +65,7 @@ def test_nothing_is_done_before_the_first_word(start: Start) -> None:
         (Ask.RESUME, (0, 0, 1 << 40), bytes(32)),
         (Ask.RESUME, (0, 0, 100), bytes(31)),
         (Ask.RESUMED, (0, 0), bytes(100)),
+        (Ask.LOAD_PAGES, (0, 0), bytes(16)),  # a tag, and no pages
         (Ask.WORDS, (0, 1 << 40), b""),
         (Ask.DESCRIBE, (7,), b"general.name"),
     ],
