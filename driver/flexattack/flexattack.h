@@ -16,6 +16,8 @@
  *   pci.c    what can be programmed of PCI devices
  *   npu.c    the NPU, past its driver
  *   lpi.c    the interrupt controller, which reads and writes tables
+ *   lend.c   CPU time for the secure world, with registers.S
+ *   lines.c  lines of caches, and translations that the CPU tells
  */
 #ifndef FLEXATTACK_H
 #define FLEXATTACK_H
@@ -99,5 +101,12 @@ void lpi_block(struct attack *attack);
 void lpi_arm(struct attack *attack);
 void lpi_take(struct attack *attack);
 void lpi_end(void);
+void run_registers(struct attack *attack);
+void run_storm(struct attack *attack);
+void run_nested(struct attack *attack);
+void starve(struct attack *attack);
+void count(struct attack *attack);
+void line(struct attack *attack);
+void translate(struct attack *attack);
 
 #endif

@@ -14,6 +14,7 @@
 static const unsigned int patience_ms = 60000;
 
 static struct page *own;
+static struct page *block; /* never freed: it may be granted still */
 
 struct page *victim(void)
 {
@@ -88,6 +89,14 @@ static void own_page(struct attack *attack)
 	tell(attack, "ipa", page_to_phys(own));
 }
 
+/* Pages of our own in one piece, as many as a call may name; the same each time, 0 when there are none. */
+static void own_block(struct attack *attack)
+{
+	if (!block)
+		block = alloc_pages(GFP_KERNEL | __GFP_ZERO, get_order(FLEX_CALL_PAGES_MAX * PAGE_SIZE));
+	tell(attack, "ipa", block ? page_to_phys(block) : 0);
+}
+
 static const struct {
 	const char *name;
 	void (*make)(struct attack *attack);
@@ -100,6 +109,9 @@ static const struct {
 	{ "pci-move", pci_move }, { "pci-configure", pci_configure }, { "npu-run", npu_run },
 	{ "npu-hang", npu_hang }, { "npu-registers", npu_registers }, { "npu-storm", npu_storm },
 	{ "lpi-block", lpi_block }, { "lpi-arm", lpi_arm }, { "lpi-take", lpi_take }, { "own", own_page },
+	{ "run-registers", run_registers }, { "run-storm", run_storm }, { "run-nested", run_nested },
+	{ "starve", starve },	{ "count", count },	{ "line", line },
+	{ "translate", translate }, { "block", own_block },
 };
 
 static DEFINE_MUTEX(one_at_a_time);

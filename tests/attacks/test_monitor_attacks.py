@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -19,6 +20,7 @@ from flexserve.attacks.trustzone import (
     reach,
 )
 from flexserve.attacks.trustzone.answers import Conversation
+from flexserve.attacks.trustzone.inside.dump import places
 from flexserve.attacks.trustzone.scene import Scene
 from flexserve.emulator.build import Images
 from flexserve.errors import NormalWorldError
@@ -60,6 +62,8 @@ class Unprotected(Scene):
         reach.execute_as_kernel,
         reach.map_into_program,
         reach.trace_program,
+        reach.overwrite_lines,
+        reach.translate_through_it,
         devices.copy_by_device,
         devices.lend_buffers_to_virtio,
         devices.move_registers,
@@ -95,3 +99,10 @@ def test_a_reset_gives_nothing_away(attack: Callable[[Scene], str]):
 def test_no_kernel_has_a_model_say_something_else(attack: Callable[[Conversation], str], talk: Conversation):
     made = attempt(attack, talk)
     assert made.verdict is Verdict.STOPPED, made.detail
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="to dump another process needs root")
+def test_a_dump_finds_the_weights_where_the_secure_world_is_a_process(talk: Conversation):
+    talk.ask()
+    found = places({"the weights": talk.target.canary}, pid=talk.world.pid, machine=talk.machine)
+    assert found == {"the weights": ["the process"]}

@@ -16,7 +16,7 @@ from flexserve.protocol.launch import Memory, SecureOptions
 from flexserve.trusted.store.keys import DeviceKey, derived_keys
 from flexserve.trusted.store.store import Store
 
-MODEL = "canary"
+MODEL, SHAPE = "canary", "small-llama"
 _FINE = 65536  # bytes
 
 
@@ -32,7 +32,7 @@ class Target:
     def make(cls, folder: Path) -> Target:
         """Write the model and seal it into a store in `folder`; nothing is left in clear."""
         source = folder / "source.gguf"
-        write_synthetic(source, SHAPES["small-llama"], "f16")
+        write_synthetic(source, SHAPES[SHAPE], "f16")
         # Norms are kept as they are. Eight numbers near one, that no other tensor has, change no sense.
         numbers = (1 + np.random.default_rng().random(8) / 16).astype(np.float32)
         norm = next(t for t in GGUFReader(source, "r+").tensors if t.name == "blk.1.attn_norm.weight")

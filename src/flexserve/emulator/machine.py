@@ -65,7 +65,8 @@ class Machine:
     With an `npu` it ends when that does. `disks` are files of whole pages, as /dev/vda and so on; they must
     not grow or shrink while it runs. `devices` are more of QEMU's `-device`, for tests; `lines` are names of
     character devices for them, of which `self.lines` has the other ends. With `resets` it starts again when
-    its OS resets it, instead of ending. `secret`, 32 bytes, is for an application at S-EL0.
+    its OS resets it, instead of ending. `secret`, 32 bytes, is for an application at S-EL0. `ram` is that of
+    a machine that has ended, as it left it: a descriptor, which stays the caller's.
     Start it from a thread that lives as long as it should: the kernel kills it with that thread.
     """
 
@@ -83,6 +84,7 @@ class Machine:
         lines: Sequence[str] = (),
         resets: bool = False,
         secret: bytes = b"",
+        ram: int | None = None,
     ) -> None:
         if not SMALLEST <= ram_bytes <= LARGEST or ram_bytes % STEP:
             raise CallerError(
@@ -95,6 +97,7 @@ class Machine:
         self.has_npu, self._disks = npu, disks
         self._npu_status: int | None = None  # of its end, when it came by itself
         self._resets, self._secret = resets, secret
+        self._ram = ram
         self._more_lines, self.lines = lines, dict[str, socket.socket]()
         self._console: collections.deque[str] = collections.deque(maxlen=_CONSOLE)
         self._stack = contextlib.ExitStack()
@@ -205,7 +208,7 @@ class Machine:
     def _boot(self) -> None:
         began = time.monotonic()
         tools.require(_QEMU)
-        self.ram_fd = self._memory("ram", self.ram_bytes)
+        self.ram_fd = self._memory("ram", self.ram_bytes) if self._ram is None else self._kept(self._ram)
         firmware = self._memory("firmware", 0)
         os.write(firmware, self._patched_firmware())
         with contextlib.ExitStack() as theirs:
@@ -231,6 +234,11 @@ class Machine:
         fd = os.memfd_create(name, os.MFD_CLOEXEC)
         self._stack.callback(os.close, fd)
         os.ftruncate(fd, size)
+        return fd
+
+    def _kept(self, memory: int) -> int:
+        fd = os.dup(memory)
+        self._stack.callback(os.close, fd)
         return fd
 
     def _pair(self) -> tuple[socket.socket, socket.socket]:

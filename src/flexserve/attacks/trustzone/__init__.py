@@ -28,6 +28,8 @@ ATTACKS: tuple[Callable[[Scene], str], ...] = (
     reach.reach_granted,
     reach.map_into_program,
     reach.trace_program,
+    reach.overwrite_lines,
+    reach.translate_through_it,
     reach.reach_hidden,
     calls.grant_what_is_not_its_own,
     calls.take_what_is_not_offered,

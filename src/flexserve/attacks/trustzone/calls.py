@@ -7,7 +7,7 @@ import threading
 import time
 
 from flexserve.attacks.attempt import Gained, Pointless
-from flexserve.attacks.trustzone.scene import HIDDEN, RAM_BYTES, UART, Scene, demand, expect
+from flexserve.attacks.trustzone.scene import HIDDEN, RAM_BYTES, UART, Attacked, Scene, demand, expect
 from flexserve.platforms.trustzone import abi
 from flexserve.platforms.trustzone.exchange import Commit, Recall
 from flexserve.platforms.trustzone.ram import BASE, PAGE
@@ -18,7 +18,7 @@ _RACE_MS = 4000
 _DRIVER = 0.5  # seconds in which it takes what it can
 
 
-def grant_what_is_not_its_own(scene: Scene) -> str:
+def grant_what_is_not_its_own(scene: Attacked) -> str:
     """Grant a page twice; grant the monitor's pages, a device's, addresses outside of RAM."""
     own, grant = scene.own(), abi.Call.GRANT
     demand(scene.call(grant, own, 1), abi.Status.OK, "a page of its own was refused")
@@ -40,7 +40,7 @@ def grant_what_is_not_its_own(scene: Scene) -> str:
     return "the monitor looks into its own table of page states before it does anything"
 
 
-def take_what_is_not_offered(scene: Scene) -> str:
+def take_what_is_not_offered(scene: Attacked) -> str:
     """Take, or return, a page that the secure world uses, or that the attacker has."""
     own, secure = scene.own(), scene.secure()
     for call in (abi.Call.TAKE, abi.Call.RETURN):
@@ -88,7 +88,7 @@ def replay_old_grant(scene: Scene) -> str:
     return "each call and each command is judged by the page's present state alone"
 
 
-def call_at_random(scene: Scene) -> str:
+def call_at_random(scene: Attacked) -> str:
     """Call the monitor ten thousand times with hostile registers, by SMC and by HVC."""
     before = scene.machine.monitor().pages
     for conduit in ("smc", "hvc"):

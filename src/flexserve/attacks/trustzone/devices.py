@@ -14,7 +14,7 @@ from flexserve.attacks.trustzone.scene import (
     SECURE_RAM,
     SECURE_UART,
     SMMU,
-    Scene,
+    Attacked,
 )
 from flexserve.platforms.trustzone.ram import PAGE
 
@@ -25,7 +25,7 @@ _SMMU_CONTROL = SMMU + 0x20
 _REASON = "the SMMU's table, which is the monitor's, has no mapping of these pages"
 
 
-def copy_by_device(scene: Scene) -> str:
+def copy_by_device(scene: Attacked) -> str:
     """Have a device copy from and to secure pages and the monitor, and into the SMMU's registers."""
     own = scene.own() + PAGE // 2
     scene.attack("poke", "direct", own, MARK)
@@ -41,7 +41,7 @@ def copy_by_device(scene: Scene) -> str:
     return _REASON
 
 
-def lend_buffers_to_virtio(scene: Scene) -> str:
+def lend_buffers_to_virtio(scene: Attacked) -> str:
     """Point the queues of a virtio-serial, as every machine has one, at secure pages and the monitor."""
     own = scene.own()
     scene.attack("poke", "direct", own, MARK)
@@ -61,7 +61,7 @@ def lend_buffers_to_virtio(scene: Scene) -> str:
     return _REASON
 
 
-def move_registers(scene: Scene) -> str:
+def move_registers(scene: Attacked) -> str:
     """Move a device's registers over secure pages, the monitor, the SMMU, fw_cfg, secure RAM and UART."""
     made = scene.attack("pci-move", _ELSEWHERE)
     if made["fault"] or made["value"] != made["mark"]:
@@ -81,7 +81,7 @@ def move_registers(scene: Scene) -> str:
     return "what is hidden stays hidden, whatever lies there; and RAM is found before a device's registers"
 
 
-def configure_devices(scene: Scene) -> str:
+def configure_devices(scene: Attacked) -> str:
     """Set every bit of every device's configuration, bus mastering too; then have them copy again."""
     made = scene.attack("pci-configure")
     if made["devices"] < _DEVICES or not made["bits"]:
@@ -91,11 +91,11 @@ def configure_devices(scene: Scene) -> str:
     return f"{made['bits']} bits of {made['devices']} devices change nothing: {_REASON}"
 
 
-def _victims(scene: Scene) -> list[tuple[str, int]]:
+def _victims(scene: Attacked) -> list[tuple[str, int]]:
     return [("a secure page", scene.secure()), ("the monitor", HIDDEN)]
 
 
-def _copy(scene: Scene, name: str, ipa: int, how: str) -> None:
+def _copy(scene: Attacked, name: str, ipa: int, how: str) -> None:
     """Have the copying device read a page and write to it."""
     before = scene.word(ipa)
     got = scene.attack("dma-read", ipa)["value"] % 2**64
@@ -106,7 +106,7 @@ def _copy(scene: Scene, name: str, ipa: int, how: str) -> None:
         raise Gained(f"a device wrote to {name} ({how})")
 
 
-def _sent(scene: Scene, ipa: int) -> bytes:
+def _sent(scene: Attacked, ipa: int) -> bytes:
     """Have the virtio-serial send 8 bytes of a page; return what came out of it."""
     line = scene.machine.lines[LINE]
     scene.attack("virtio-read", ipa, 8)
@@ -115,7 +115,7 @@ def _sent(scene: Scene, ipa: int) -> bytes:
     return line.recv(4096) if poll.poll(_PATIENCE_MS) else b""
 
 
-def _received(scene: Scene, ipa: int) -> bytes:
+def _received(scene: Attacked, ipa: int) -> bytes:
     """Have the virtio-serial receive 8 bytes into a page; return them."""
     word = secrets.token_bytes(8)
     scene.machine.lines[LINE].send(word)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from flexserve.attacks.attempt import Gained, Pointless
-from flexserve.attacks.trustzone.scene import MARK, UART, Scene, hidden_places
+from flexserve.attacks.trustzone.scene import MARK, UART, Attacked, Scene, hidden_places
 from flexserve.platforms.trustzone import abi
 
 _WAYS = ("direct", "table", "device", "code", "tree", "walk")  # driver/flexattack/window.c
 _RUNNING_WAYS = ("opened", "code", "tree")
 _TOUCHES = ("read", "write", "execute", "send", "receive", "copy")  # driver/guest/reach.c
 _TRACES = ("vm", "mem", "peek", "poke")
+_MAINTENANCE = ("civac", "cvac", "ivac", "ivau")  # driver/flexattack/lines.c
+_FAILED, _ADDRESS = 1, 0xFFFF_FFFF_F000  # of PAR_EL1
 _RETURN = 0xD65F03C0  # the instruction
 
 
-def read_as_kernel(scene: Scene) -> str:
+def read_as_kernel(scene: Attacked) -> str:
     """Read a secure page through the kernel's map of RAM, entries and tables of the attacker's own."""
     own, secure = scene.own(), scene.secure()
     for way in _WAYS:
@@ -26,7 +28,7 @@ def read_as_kernel(scene: Scene) -> str:
     return "Stage-2 has no mapping of the page; the kernel gets a fault, its fix-ups run"
 
 
-def write_as_kernel(scene: Scene) -> str:
+def write_as_kernel(scene: Attacked) -> str:
     """Write to a secure page in the same ways."""
     own, secure = scene.own(), scene.secure()
     for way in _WAYS:
@@ -37,7 +39,7 @@ def write_as_kernel(scene: Scene) -> str:
     return "Stage-2 has no mapping of the page, not even for the CPU's own walk of page tables"
 
 
-def execute_as_kernel(scene: Scene) -> str:
+def execute_as_kernel(scene: Attacked) -> str:
     """Jump into a secure page through the kernel's map of RAM, an entry and tables of the attacker's own."""
     own, secure = scene.own(), scene.secure()
     for way in _RUNNING_WAYS:
@@ -61,17 +63,41 @@ def reach_granted(scene: Scene) -> str:
     return "a page leaves Stage-2 with its grant, before the secure world hears of it"
 
 
-def map_into_program(scene: Scene) -> str:
+def map_into_program(scene: Attacked) -> str:
     """Map a secure page into a program: it reads, writes, executes; system calls copy from and to it."""
     return _by_program(scene, "touch", _TOUCHES)
 
 
-def trace_program(scene: Scene) -> str:
+def trace_program(scene: Attacked) -> str:
     """Look at a program that has a secure page mapped: ptrace, /proc/PID/mem, process_vm_readv."""
     return _by_program(scene, "trace", _TRACES)
 
 
-def reach_hidden(scene: Scene) -> str:
+def overwrite_lines(scene: Attacked) -> str:
+    """Overwrite, clean and invalidate lines of a secure page by virtual address."""
+    own, secure = scene.own(), scene.secure()
+    for way in ("direct", "table"):
+        scene.attack("poke", "direct", own, MARK)
+        if scene.attack("line", "zva", way, own)["fault"] or scene.word(own) != bytes(8):
+            raise Pointless(f"a line of the attacker's own page cannot be overwritten either ({way})")
+        scene.expect_fault(f"overwritten ({way})", "line", "zva", way, secure)
+        for operation in _MAINTENANCE:
+            scene.attack("line", operation, way, secure)
+    scene.check_canary()
+    return "what writes needs a mapping in Stage-2; what cleans or invalidates alters nothing that is secure"
+
+
+def translate_through_it(scene: Attacked) -> str:
+    """Have the CPU translate (AT) by a secure page, as if that were a table, and say what it found."""
+    own, secure = scene.own(), scene.secure()
+    made = scene.attack("translate", "walk", own)
+    if made["fault"] or made["par"] & _FAILED or made["par"] & _ADDRESS != own:
+        raise Pointless("it does not translate by the attacker's own page either")
+    scene.expect_fault("read as a table", "translate", "walk", secure)
+    return "the CPU's own walk passes Stage-2, too, also when nobody accesses what is translated"
+
+
+def reach_hidden(scene: Attacked) -> str:
     """Read, write and execute what is hidden: the monitor, its tables, secure RAM and UART, SMMU, fw_cfg."""
     if scene.attack("peek", "device", UART)["fault"] != 0:
         raise Pointless("not even the UART can be read in this way")
@@ -84,7 +110,7 @@ def reach_hidden(scene: Scene) -> str:
     return f"{len(places)} places are in no table: Stage-2 lists what may be reached, and nothing else"
 
 
-def _by_program(scene: Scene, program: str, ways: tuple[str, ...]) -> str:
+def _by_program(scene: Attacked, program: str, ways: tuple[str, ...]) -> str:
     """Have a program reach for a page in all `ways`."""
     own, secure = scene.own(), scene.secure()
     ends: dict[str, list[str]] = {}
@@ -101,7 +127,7 @@ def _by_program(scene: Scene, program: str, ways: tuple[str, ...]) -> str:
     return "; ".join(f"{end} ({', '.join(hows)})" for end, hows in ends.items())
 
 
-def _end(scene: Scene, program: str, ipa: int, how: str) -> str | None:
+def _end(scene: Attacked, program: str, ipa: int, how: str) -> str | None:
     """Return what stopped a program that reached for a page; None: nothing did."""
     job = scene.run(program, ipa, how)
     came = job["result"]

@@ -1,8 +1,8 @@
 """The machine under attack: its kernel's hands, and eyes that see all of RAM.
 
-The guest's kernel runs a module that attacks (driver/flexattack); this process plays the secure world,
-holds pages with a canary in them, and can see all of RAM, so it knows what the attacker got. What the
-monitor is said to have stopped is what it counted itself as stopped.
+The guest's kernel runs a module that attacks (driver/flexattack). This process can see all of RAM, so it
+knows what the attacker got. In a `Scene` it also plays the secure world, and holds pages with a canary. What
+the monitor is said to have stopped is what it counted itself as stopped.
 """
 
 from __future__ import annotations
@@ -72,65 +72,24 @@ class Audience(Subscriber):
 
 
 @dataclasses.dataclass(slots=True)
-class Scene:
-    """A booted machine whose secure world holds `arena`, full of `canary`."""
+class Attacked:
+    """A booted machine whose secure world holds a canary: its kernel's hands, and eyes on all of RAM."""
 
     machine: Machine
-    memory: TrustZoneMemory
-    pages: GuestPages
     mailbox: Mailbox
-    arena: Arena
     canary: bytes
-    core: bytes  # what must drive the NPU
-    audience: Audience
-    serials: Iterator[int] = dataclasses.field(default_factory=lambda: itertools.count(1 << 40))
-
-    @classmethod
-    @contextlib.contextmanager
-    def set(cls, images: Images, *, resets: bool = False) -> Iterator[Scene]:
-        """Boot, load the attacker, and fill secure memory. With `resets` it starts again after a reset."""
-        with Machine(
-            images, ram_bytes=RAM_BYTES, cpus=CPUS, npu=True, devices=DEVICES, lines=(LINE,), resets=resets
-        ) as machine:
-            machine.agent.ask("load", "flexattack")
-            machine.agent.ask("write", "/sys/module/flexmem/parameters/idle_ms", "0")  # we switch it off
-            ram, doorbell = (os.dup(fd) for fd in machine.secure_fds)
-            mailbox = Mailbox(Ram(ram), socket.socket(fileno=doorbell))
-            pages = GuestPages(Ram(ram), mailbox)
-            audience = Audience()
-            pages.start(audience)
-            memory = TrustZoneMemory(pages)
-            arena, canary = memory.reserve(_SECRET), secrets.token_bytes(32)
-            scene = cls(
-                machine, memory, pages, mailbox, arena, canary, images.npu_core.read_bytes(), audience
-            )
-            scene.hold()
-            yield scene
-
-    # ---- the secure world ------------------------------------------------------------------------------
 
     def hold(self) -> None:
-        """Have secure memory, full of the canary."""
-        self.memory.commit(self.arena, 0, _SECRET)
-        with self.memory.view(self.arena, 0, _SECRET) as view:
-            if any(view):
-                raise Pointless("the secure world was handed words that are not its own")
-            view[:] = self.canary * (_SECRET // len(self.canary))
+        """Have secure memory that contains the canary."""
+        raise NotImplementedError
 
     def release(self) -> None:
-        """Offer all secure memory to the OS, and wait until it has it."""
-        self.memory.release(self.arena, 0, _SECRET)
+        """Have the secure world give back all memory that contains it, and wait until the OS has it."""
+        raise NotImplementedError
 
-    def give_back(self) -> None:
-        """Release all there is, the unused too, so that the secure world soon leaves."""
-        self.release()
-        self.pages.trim(0)
-        until(lambda: not self.machine.monitor().pages["SECURE"], "the OS does not take what it is offered")
-
-    def say(self, *commands: Command) -> None:
-        """Say something as the secure world, and have it carried out."""
-        self.mailbox.put(*commands)
-        until(lambda: not self.mailbox.waiting, "the OS does not serve the mailbox")
+    def check_canary(self) -> None:
+        """Raise Gained when secure memory is not what the secure world wrote."""
+        raise NotImplementedError
 
     def state(self, ipa: int) -> abi.PageState:
         """Return the state of a page, by the monitor's own table."""
@@ -198,16 +157,73 @@ class Scene:
         with Ram(self.machine.ram_fd).window(page * PAGE, PAGE) as view:
             view[offset : offset + len(data)] = data
 
+    def canaries(self) -> int:
+        """Return how often the canary is in RAM, wherever that is."""
+        with Ram(self.machine.ram_fd).window(0, self.machine.ram_bytes) as view:
+            return len(re.findall(re.escape(self.canary), view))
+
+
+@dataclasses.dataclass(slots=True)
+class Scene(Attacked):
+    """A machine whose secure world is played here: it holds `arena`, full of the canary."""
+
+    memory: TrustZoneMemory
+    pages: GuestPages
+    arena: Arena
+    core: bytes  # what must drive the NPU
+    audience: Audience
+    serials: Iterator[int] = dataclasses.field(default_factory=lambda: itertools.count(1 << 40))
+
+    @classmethod
+    @contextlib.contextmanager
+    def set(cls, images: Images, *, resets: bool = False) -> Iterator[Scene]:
+        """Boot, load the attacker, and fill secure memory. With `resets` it starts again after a reset."""
+        with Machine(
+            images, ram_bytes=RAM_BYTES, cpus=CPUS, npu=True, devices=DEVICES, lines=(LINE,), resets=resets
+        ) as machine:
+            machine.agent.ask("load", "flexattack")
+            machine.agent.ask("write", "/sys/module/flexmem/parameters/idle_ms", "0")  # we switch it off
+            ram, doorbell = (os.dup(fd) for fd in machine.secure_fds)
+            mailbox = Mailbox(Ram(ram), socket.socket(fileno=doorbell))
+            pages = GuestPages(Ram(ram), mailbox)
+            audience = Audience()
+            pages.start(audience)
+            memory = TrustZoneMemory(pages)
+            arena, canary = memory.reserve(_SECRET), secrets.token_bytes(32)
+            scene = cls(
+                machine, mailbox, canary, memory, pages, arena, images.npu_core.read_bytes(), audience
+            )
+            scene.hold()
+            yield scene
+
+    def hold(self) -> None:
+        """Have secure memory, full of the canary."""
+        self.memory.commit(self.arena, 0, _SECRET)
+        with self.memory.view(self.arena, 0, _SECRET) as view:
+            if any(view):
+                raise Pointless("the secure world was handed words that are not its own")
+            view[:] = self.canary * (_SECRET // len(self.canary))
+
+    def release(self) -> None:
+        """Offer all secure memory to the OS, and wait until it has it."""
+        self.memory.release(self.arena, 0, _SECRET)
+
+    def give_back(self) -> None:
+        """Release all there is, the unused too, so that the secure world soon leaves."""
+        self.release()
+        self.pages.trim(0)
+        until(lambda: not self.machine.monitor().pages["SECURE"], "the OS does not take what it is offered")
+
+    def say(self, *commands: Command) -> None:
+        """Say something as the secure world, and have it carried out."""
+        self.mailbox.put(*commands)
+        until(lambda: not self.mailbox.waiting, "the OS does not serve the mailbox")
+
     def check_canary(self) -> None:
         """Raise Gained when secure memory is not what the secure world wrote."""
         with self.memory.view(self.arena, 0, _SECRET) as view:
             if bytes(view) != self.canary * (_SECRET // len(self.canary)):
                 raise Gained("secure memory was altered")
-
-    def canaries(self) -> int:
-        """Return how often the canary is in RAM, wherever that is."""
-        with Ram(self.machine.ram_fd).window(0, RAM_BYTES) as view:
-            return len(re.findall(re.escape(self.canary), view))
 
 
 def hidden_places() -> dict[str, int]:

@@ -8,7 +8,17 @@ import time
 
 from flexserve.attacks.attempt import Gained, Pointless
 from flexserve.attacks.trustzone.devices import copy_by_device
-from flexserve.attacks.trustzone.scene import FW_CFG, HIDDEN, MARK, SLOT, SMMU, Scene, demand, expect
+from flexserve.attacks.trustzone.scene import (
+    FW_CFG,
+    HIDDEN,
+    MARK,
+    SLOT,
+    SMMU,
+    Attacked,
+    Scene,
+    demand,
+    expect,
+)
 from flexserve.errors import MonitorError, NormalWorldError
 from flexserve.platforms.trustzone import abi
 from flexserve.platforms.trustzone.measured_boot import started_el2
@@ -26,7 +36,7 @@ _SIGNATURE = 0x0000_000A  # a command: select item 0, which is "QEMU", and read 
 _SOON = 5.0  # seconds
 
 
-def turn_cpus_off_and_on(scene: Scene) -> str:
+def turn_cpus_off_and_on(scene: Attacked) -> str:
     """Turn a CPU off and on, look from there; start one in the monitor's memory."""
     expect(scene.smc(_CPU_ON, 1, HIDDEN, 0), _INVALID_ADDRESS, "a CPU was started in hidden memory")
     for _ in range(3):
@@ -37,7 +47,7 @@ def turn_cpus_off_and_on(scene: Scene) -> str:
     return "EL3 sets all of EL2 before a CPU enters the normal world, and refuses such entry points"
 
 
-def read_after_recall(scene: Scene) -> str:
+def read_after_recall(scene: Attacked) -> str:
     """Read pages right after the secure world gave them back."""
     secure = scene.secure()
     if not scene.canaries():

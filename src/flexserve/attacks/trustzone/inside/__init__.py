@@ -1,0 +1,138 @@
+"""A compromised kernel on the emulated TrustZone machine, against a secure world inside it (S-EL1 and S-EL0).
+
+A model answers at S-EL0 while the attacks are made, and has to say what it says when nobody interferes. What
+must not be reached is first reached where nothing forbids it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import secrets
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from flexserve.attacks.attempt import Attempt, attempt
+from flexserve.attacks.trustzone import calls, devices, reach, switching
+from flexserve.attacks.trustzone.inside import ciphertext, faults, lending, messages, restarts
+from flexserve.attacks.trustzone.inside.restarts import Driven
+from flexserve.attacks.trustzone.inside.scene import Inside
+from flexserve.attacks.trustzone.scene import CPUS, RAM_BYTES
+from flexserve.emulator import trusted_app
+from flexserve.emulator.build import Images, build
+from flexserve.emulator.machine import Machine
+from flexserve.errors import NormalWorldError
+
+S = TypeVar("S", Inside, Driven)
+
+
+def meanwhile(attack: Callable[[Inside], str]) -> Callable[[Inside], str]:
+    """Return the attack made while the model answers over and over."""
+
+    @functools.wraps(attack)
+    def made(scene: Inside) -> str:
+        with scene.computing():
+            return attack(scene)
+
+    return made
+
+
+#: While the application holds nothing: protection may go off.
+ATTACKS_BEFORE: tuple[Callable[[Inside], str], ...] = (lending.toggle_protection,)
+
+#: On memory that it has, while it computes in that.
+ATTACKS_ON_PAGES: tuple[Callable[[Inside], str], ...] = tuple(
+    meanwhile(attack)
+    for attack in (
+        reach.read_as_kernel,
+        reach.write_as_kernel,
+        reach.execute_as_kernel,
+        reach.map_into_program,
+        reach.trace_program,
+        reach.overwrite_lines,
+        reach.translate_through_it,
+        reach.reach_hidden,
+        devices.copy_by_device,
+        devices.lend_buffers_to_virtio,
+        devices.move_registers,
+        devices.configure_devices,
+        calls.grant_what_is_not_its_own,
+        calls.take_what_is_not_offered,
+        calls.call_at_random,
+        switching.turn_cpus_off_and_on,
+    )
+)
+
+#: On its CPU time, its messages, its ciphertext.
+ATTACKS: tuple[Callable[[Inside], str], ...] = (
+    lending.lend_with_hostile_registers,
+    lending.lend_from_all_cpus,
+    lending.lend_in_an_interrupt,
+    lending.lend_from_a_program,
+    lending.starve_a_core,
+    lending.keep_all_cpus,
+    lending.count_what_it_does,
+    lending.manage_power_meanwhile,
+    messages.change_between_check_and_use,
+    messages.change_sealed_kv_meanwhile,
+    messages.write_behind_and_ahead,
+    ciphertext.load_other_weights,
+    ciphertext.seal_again,
+    ciphertext.resume_other_conversations,
+    ciphertext.lie_as_a_disk,
+    switching.read_after_recall,
+)
+
+#: The end of it.
+ATTACKS_LAST: tuple[Callable[[Inside], str], ...] = (faults.have_it_fault,)
+
+#: In this order, on a machine that ends and starts again.
+ATTACKS_ON_DRIVEN = restarts.ATTACKS
+
+
+def images(say: Callable[[str], None]) -> Images:
+    """Return what a machine under attack boots from, having built what is missing: minutes, once."""
+    from flexserve.folders import cache_folder
+
+    cache = cache_folder() / "trustzone"
+    application = trusted_app.build(cache, say).application
+    return build(cache, ram_bytes=RAM_BYTES, cpus=CPUS, progress=say, application=application)
+
+
+def run(say: Callable[[str], None]) -> Iterator[Attempt]:
+    """Set the scene and make every attack.
+
+    Raises NormalWorldError where no machine can be had, and with the machine's last words when an attack
+    ends it.
+    """
+    parts = images(say)
+    say("booting the machine under attack")
+    with _folder() as folder, Inside.set(parts, folder) as scene:
+        for attack in ATTACKS_BEFORE:
+            yield _survived(attack, scene, scene.machine)
+        scene.hold()
+        for attack in (*ATTACKS_ON_PAGES, *ATTACKS, *ATTACKS_LAST):
+            yield _survived(attack, scene, scene.machine)
+    say("booting a machine that is reset, killed and switched off")
+    with _folder() as folder, Driven.set(parts, folder, seed=secrets.randbits(32)) as driven:
+        for hostile in ATTACKS_ON_DRIVEN:
+            yield _survived(hostile, driven, driven.machine)
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="flexserve-attack-") as folder:
+        yield Path(folder)
+
+
+def _survived(attack: Callable[[S], str], scene: S, machine: Machine) -> Attempt:
+    try:
+        return attempt(attack, scene)
+    except NormalWorldError as error:
+        raise NormalWorldError(
+            f"The attack {attack.__name__!r} broke the machine: {error.message} {machine.last_words()}",
+            hint="Report this as a bug.",
+            code="machine_broken",
+        ) from error

@@ -1,0 +1,66 @@
+"""Everything that the normal world has of a conversation, searched for what is secret.
+
+That is: the memory of the process that drives the guest, the guest's RAM but what is SECURE (or was, and is
+not overwritten yet), which has the ring of messages, too, and the guest's storage.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from flexserve.emulator.machine import Machine
+from flexserve.platforms.linux import kernel_views
+from flexserve.platforms.trustzone import abi
+from flexserve.platforms.trustzone.layout import states_offset
+from flexserve.platforms.trustzone.ram import PAGE, Ram
+
+_OUT_OF_REACH = frozenset({abi.PageState.SECURE, abi.PageState.RECALLING})
+
+
+def in_process(secret: bytes, pid: int) -> bool:
+    """Whether it is anywhere in what a process has mapped. Raises OSError where nobody may look."""
+    return bool(kernel_views.places_of(secret, pid))
+
+
+def in_ram(secret: bytes, machine: Machine) -> bool:
+    """Whether it is in the guest's RAM, in a page that is within the OS's reach."""
+    ram = Ram(machine.ram_fd)
+    with (
+        ram.window(0, ram.size) as memory,
+        ram.window(states_offset(ram.size), ram.pages) as states,
+    ):
+        return any(
+            any(
+                states[page] not in _OUT_OF_REACH
+                for page in (found.start() // PAGE, (found.end() - 1) // PAGE)
+            )
+            for found in re.finditer(re.escape(secret), memory)
+        )
+
+
+def in_files(secret: bytes, folders: Iterable[Path]) -> bool:
+    """Whether a file below any of these folders has it."""
+    return any(
+        secret in path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()
+    )
+
+
+def places(
+    secrets: Mapping[str, bytes], *, pid: int | None, machine: Machine, folders: Iterable[Path] = ()
+) -> dict[str, list[str]]:
+    """Return where each secret was found: the process `pid` (None: it has ended), "RAM", "storage"."""
+    folders = list(folders)
+    found: dict[str, list[str]] = {}
+    for name, secret in secrets.items():
+        found[name] = [
+            place
+            for place, is_there in (
+                ("the process", pid is not None and in_process(secret, pid)),
+                ("RAM", in_ram(secret, machine)),
+                ("storage", in_files(secret, folders)),
+            )
+            if is_there
+        ]
+    return found

@@ -1,0 +1,195 @@
+"""Messages that change while they are read. The guest may write to the ring whenever it likes."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import struct
+import threading
+from collections.abc import Callable, Iterator
+
+from flexserve.attacks.attempt import Gained, Pointless
+from flexserve.attacks.trustzone.inside.scene import PROMPT, TOKENS, Inside
+from flexserve.platforms.trustzone.ram import PAGE
+from flexserve.tee_client.messages import HEADER, Ask, Reply, Status, packed, unpacked
+
+_ROUNDS, _FEW = 40, 8
+_KIND, _FIRST_ARGUMENT = 0, 16  # where in a request they are
+_NONSENSE = 0xFFFF_FFFF
+_REQUESTS_WRITTEN = 0  # where in the ring the normal world counts, in bytes
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Doubtful:
+    """A request whose bytes at `place` are now its own and now `other`, and then it gets `refusal`."""
+
+    kind: Ask
+    arguments: tuple[int, ...]
+    payload: bytes
+    place: int
+    other: bytes
+    refusal: Status
+    right: Callable[[Reply], bool]  # whether a DONE is what is due to its own bytes
+
+
+def change_between_check_and_use(scene: Inside) -> str:
+    """Alter requests all the time while they are read: a token, what is asked, of which model."""
+    right = refused = 0
+    for doubtful in (_token(scene), _kind(scene), _model(scene)):
+        for _ in range(_ROUNDS):
+            done = _made(scene, doubtful)
+            right, refused = right + done, refused + (not done)
+    scene.check_canary()
+    if not right or not refused:
+        raise Pointless(f"{right} requests came as they were, {refused} altered: it hit no window")
+    return (
+        f"a request is copied out of the ring before anybody looks at it: {right} right answers, "
+        f"{refused} refusals, nothing between"
+    )
+
+
+def change_sealed_kv_meanwhile(scene: Inside) -> str:
+    """Alter the ciphertext of a conversation all the time while the application takes it in."""
+    model = scene.opened
+    scene.answer()
+    kept = model.keep()
+    part = kept.parts[0]
+    place = HEADER.size + len(part) // 2
+    other = bytes((part[len(part) // 2] ^ 1,))
+    right = refused = rounds = 0
+    while rounds < _FEW or (rounds < _ROUNDS and not (right and refused)):
+        rounds += 1
+        model.do(Ask.RESUME, 1, kept.size, payload=kept.salt)
+        arguments = (model.number, 0)
+        doubtful = Doubtful(Ask.RESUMED, arguments, part, place, other, Status.DAMAGED, lambda _reply: True)
+        if not _made(scene, doubtful):
+            refused += 1
+            continue
+        right += 1
+        for number, rest in enumerate(kept.parts[1:], 1):
+            model.do(Ask.RESUMED, number, payload=rest)
+        if model.answer(scene.prompt, most=TOKENS, sequence=1) != scene.expected:
+            raise Gained("the conversation goes on with words that are not its own")
+    if not right or not refused:
+        raise Pointless(f"{right} parts came as they were, {refused} altered: it hit no window")
+    return f"it is decrypted from a copy: {right} times it was whole, {refused} times it was refused"
+
+
+def write_behind_and_ahead(scene: Inside) -> str:
+    """Overwrite, all the time, what of the ring was read already and what is not written yet."""
+    with _scribbling(scene.app.memory):
+        for _ in range(_ROUNDS):
+            if unpacked(scene.opened.do(Ask.TOKENISE, 0, payload=PROMPT.encode()).payload) != scene.prompt:
+                raise Gained("it read what was not said")
+    scene.check_canary()
+    return "its own counts are where the OS cannot write: it reads what was said, once, and nothing else"
+
+
+# ---- requests ------------------------------------------------------------------------------------------
+
+
+def _token(scene: Inside) -> Doubtful:
+    """A token that is one, and one that is beyond the vocabulary."""
+    arguments, payload = (scene.opened.number,), packed(scene.prompt)
+    text = scene.opened.do(Ask.DETOKENISE, payload=payload).payload
+    last = HEADER.size + len(payload) - 4
+    nonsense = packed([_NONSENSE])
+    return Doubtful(
+        Ask.DETOKENISE, arguments, payload, last, nonsense, Status.BAD, lambda reply: reply.payload == text
+    )
+
+
+def _kind(scene: Inside) -> Doubtful:
+    """The tokens of a text, and nothing that can be asked."""
+    return Doubtful(
+        Ask.TOKENISE,
+        (scene.opened.number, 0),
+        PROMPT.encode(),
+        _KIND,
+        struct.pack("<I", 0x4444),
+        Status.BAD,
+        lambda reply: unpacked(reply.payload) == scene.prompt,
+    )
+
+
+def _model(scene: Inside) -> Doubtful:
+    """What is in memory of a model that is open, and of one that is not."""
+    chunks, number = scene.opened.chunks, scene.opened.number
+    other = struct.pack("<Q", 1 << 63 | 7)
+    return Doubtful(
+        Ask.RESIDENT, (number,), b"", _FIRST_ARGUMENT, other, Status.BAD, lambda it: len(it.payload) == chunks
+    )
+
+
+def _made(scene: Inside, doubtful: Doubtful) -> bool:
+    """Make a request; return whether it came as it was. Raises Gained for an answer to anything else."""
+    with _alternating(scene.app.memory, doubtful):
+        reply = scene.app.ask(doubtful.kind, *doubtful.arguments, payload=doubtful.payload)
+    if reply.status is Status.DONE:
+        if not doubtful.right(reply):
+            raise Gained(f"{doubtful.kind.name} did what was not asked")
+        return True
+    if reply.status is not doubtful.refusal:
+        raise Gained(f"{doubtful.kind.name} was answered {reply.status.name}")
+    return False
+
+
+# ---- the second hand -----------------------------------------------------------------------------------
+
+
+def _area(memory: memoryview) -> int:
+    """Bytes of the ring of requests, which begins behind the first page."""
+    return 1 << ((len(memory) - PAGE) // 2).bit_length() - 1
+
+
+def _written(memory: memoryview) -> int:
+    return int.from_bytes(memory[_REQUESTS_WRITTEN : _REQUESTS_WRITTEN + 4], "little")
+
+
+@contextlib.contextmanager
+def _alternating(memory: memoryview, doubtful: Doubtful) -> Iterator[None]:
+    """Write both values to where the next request has `place`, in turn, as fast as this process can."""
+    numbers = (*doubtful.arguments, *[0] * (5 - len(doubtful.arguments)))
+    request = HEADER.pack(doubtful.kind, len(doubtful.payload), 0, *numbers) + doubtful.payload
+    one = request[doubtful.place : doubtful.place + len(doubtful.other)]
+    at = PAGE + (_written(memory) + doubtful.place) % _area(memory)
+    first, end = memory[at : at + len(one)], threading.Event()
+    if len(first) < len(one) or at + len(one) > PAGE + _area(memory):
+        yield  # it lies at the ring's end: once it comes as it is
+        return
+
+    def go_on() -> None:
+        while not end.is_set():
+            for _ in range(64):
+                first[:] = doubtful.other
+                first[:] = one
+
+    with _beside(go_on, end):
+        yield
+
+
+@contextlib.contextmanager
+def _scribbling(memory: memoryview) -> Iterator[None]:
+    """Write nonsense wherever in the ring of requests none is under way."""
+    area, noise, end = _area(memory), b"\xff" * PAGE, threading.Event()
+
+    def go_on() -> None:
+        while not end.is_set():
+            written = _written(memory)
+            for eighth in range(2, 7):  # a request of this attack has far less than that
+                at = PAGE + (written + eighth * area // 8) % area // PAGE * PAGE
+                memory[at : at + PAGE] = noise
+
+    with _beside(go_on, end):
+        yield
+
+
+@contextlib.contextmanager
+def _beside(body: Callable[[], None], end: threading.Event) -> Iterator[None]:
+    thread = threading.Thread(target=body, name="second hand")
+    thread.start()
+    try:
+        yield
+    finally:
+        end.set()
+        thread.join()

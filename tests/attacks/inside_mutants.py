@@ -1,0 +1,157 @@
+"""Are the attacks on a secure world inside able to succeed? `python tests/attacks/inside_mutants.py [NAME…]`.
+
+After `make trusted-app`. Each mutant takes one guard away, in a copy of the sources; then the attack that it
+stops must succeed, and with all guards it must not (test_inside_attacks.py). A minute for each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import flexserve
+from flexserve.attacks.attempt import Verdict, attempt
+from flexserve.attacks.trustzone import switching
+from flexserve.attacks.trustzone.inside import ciphertext, faults, lending, restarts
+from flexserve.attacks.trustzone.inside.restarts import Driven
+from flexserve.attacks.trustzone.inside.scene import Inside
+from flexserve.attacks.trustzone.scene import CPUS, RAM_BYTES
+from flexserve.emulator import tools, trusted_app
+from flexserve.emulator.build import Images, build
+
+SOURCES = Path(flexserve.__file__).parents[2]
+PARTS = ("abi", "monitor", "secure-os", "driver", "trusted-app")
+CACHE = trusted_app.default_cache()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Mutant:
+    """Sources with one guard less: by file, what is replaced and by what."""
+
+    name: str
+    changes: dict[str, tuple[str, str]]
+    attack: Callable[[Inside], str] | Callable[[Driven], str]
+
+
+MUTANTS = (
+    Mutant(
+        "vectors",  # EL3 leaves them as they are
+        {"monitor/el3/world.c": ("\tvectors_load(&entered->vectors);\n", "")},
+        lending.lend_with_hostile_registers,
+    ),
+    Mutant(
+        "counters",  # EL3 has events of the secure world counted
+        {"monitor/el3/world.c": ("#define MDCR_SECURE 0x18640", "#define MDCR_SECURE 0x38640")},
+        lending.count_what_it_does,
+    ),
+    Mutant(
+        "end",  # the secure OS does not overwrite what it had, and the OS may not have it back before we look
+        {
+            "secure-os/core/flexmem.c": (
+                "\tif (asked && is_protected()",
+                "\tif (!asked && is_protected()",
+            ),
+            "secure-os/arch/aarch64/arch.c": (
+                'dc zva, %0" ::"r"(at) : "memory");\n}\n\nvoid arch_flush',
+                'nop" ::"r"(at) : "memory");\n}\n\nvoid arch_flush',
+            ),
+        },
+        faults.have_it_fault,
+    ),
+    Mutant(
+        "tags",  # what was decrypted passes for genuine
+        {
+            "trusted-app/cipher.cpp": (
+                "    if (memeql_sec(expected.data(), tag, tag_bytes)) return true;",
+                "    return true;",
+            )
+        },
+        ciphertext.load_other_weights,
+    ),
+    Mutant(
+        "taken",  # the monitor does not overwrite what goes back, nor does the application
+        {
+            "monitor/core/calls.c": ("\tarch_scrub(call->a[0], range.count);\n", ""),
+            "trusted-app/secure_os.cpp": ("    std::memset(address, 0, count * page);\n", ""),
+        },
+        switching.read_after_recall,
+    ),
+    Mutant(
+        "boot",  # EL3 leaves RAM as it is when the machine starts
+        {"monitor/el3/scrub.c": ("\t\tscrub(at, kept[i].from);\n", "")},
+        restarts.lose_power,
+    ),
+)
+
+
+def main(names: list[str]) -> int:
+    """Make the attacks that must succeed; return how many did not."""
+    alive = 0
+    with tempfile.TemporaryDirectory(prefix="flexserve-mutants-") as folder:
+        sources = Path(folder) / "sources"
+        try:
+            for mutant in MUTANTS:
+                if names and mutant.name not in names:
+                    continue
+                made = _made(mutant, _images(mutant, sources), Path(folder) / mutant.name)
+                alive += made is not Verdict.SUCCEEDED
+        finally:
+            built = hashlib.sha256(str(sources.resolve()).encode()).hexdigest()[:12]
+            shutil.rmtree(CACHE / "build" / built, ignore_errors=True)
+    return alive
+
+
+def _images(mutant: Mutant, sources: Path) -> Images:
+    for part in PARTS:
+        shutil.rmtree(sources / part, ignore_errors=True)
+        shutil.copytree(SOURCES / part, sources / part, ignore=shutil.ignore_patterns("build"))
+    for name, (old, new) in mutant.changes.items():
+        text = (sources / name).read_text()
+        if old not in text:
+            sys.exit(f"{name} has no {old!r} any more")
+        (sources / name).write_text(text.replace(old, new))
+    return build(
+        CACHE,
+        ram_bytes=RAM_BYTES,
+        cpus=CPUS,
+        progress=lambda _what: None,
+        application=_application(sources),
+        sources=sources,
+    )
+
+
+def _application(sources: Path) -> Path:
+    """Build the application of these sources, with the llama.cpp that is built."""
+    library = max(
+        (path.parent for path in CACHE.glob("llama-*/libllama.a")), key=lambda it: it.stat().st_mtime
+    )
+    out = sources / "out"
+    tools.run(
+        *("make", "-C", str(sources / "trusted-app"), "all", f"OUT={out}", f"LIBRARY={library}"),
+        *(f"LLAMA={library / 'llama.cpp'}", f"CRYPTO={CACHE / 'arm64-nettle-dev/usr'}"),
+        f"CROSS_COMPILE={trusted_app.CROSS}",
+    )
+    return out / "trusted-app"
+
+
+def _made(mutant: Mutant, images: Images, folder: Path) -> Verdict:
+    folder.mkdir()
+    if mutant.attack in restarts.ATTACKS:
+        with Driven.set(images, folder, seed=1) as driven:
+            made = attempt(mutant.attack, driven)  # type: ignore[arg-type]
+    else:
+        with Inside.set(images, folder) as scene:
+            scene.hold()
+            made = attempt(mutant.attack, scene)  # type: ignore[arg-type]
+    sys.stdout.write(f"{mutant.name:10} {made.verdict.value:10} {made.name}: {made.detail}\n")
+    sys.stdout.flush()
+    return made.verdict
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
