@@ -51,12 +51,12 @@ class Mailbox {
         return committed;
     }
 
-    // Have a command carried out. Whether it was.
+    // Have a command carried out. Whether it was: the secure OS refuses what is no page of the OS's, or is in use.
     bool done(uint64_t command, Run run) {
         attach();
         const uint64_t serial = ++serial_;
         done_ = 0;
-        send(command, run.first * page, run.count, serial);
+        if (!call(FLEX_SECURE_COMMAND, command, run.first * page, run.count, serial)) return false;
         await([&] { return done_ == serial; });
         return status_ == FLEX_STATUS_OK;
     }

@@ -142,6 +142,9 @@ def test_what_a_disk_or_an_os_lies_about_is_not_loaded(
     model.do(Ask.IMAGE, payload=image.salt)
     first, tag = FIRST_PAGE + 20_000, image.chunks[0][-16:]
     machine_os.grant(first, image.chunks[0][:-17] + b"?", CHUNK_PAGES)
+    used = first + 4 * CHUNK_PAGES
+    machine_os.grant(used, image.chunks[1][:-16], CHUNK_PAGES)
+    model.do(Ask.LOAD_PAGES, 1, payload=pages_payload(image.chunks[1][-16:], (used, CHUNK_PAGES)))
 
     def load(*runs: tuple[int, int]) -> Status:
         return inside.ask(Ask.LOAD_PAGES, 0, 0, payload=pages_payload(tag, *runs)).status
@@ -151,6 +154,8 @@ def test_what_a_disk_or_an_os_lies_about_is_not_loaded(
         ((first, CHUNK_PAGES - 1),),
         ((first, CHUNK_PAGES + 1),),
         ((1 << 60, CHUNK_PAGES),),
+        ((FIRST_PAGE - CHUNK_PAGES, CHUNK_PAGES),),  # no RAM
+        ((used, 1), *[(first, 1)] * (CHUNK_PAGES - 1)),
         ((first, 0), (first, CHUNK_PAGES)),
         (),
     ):

@@ -50,8 +50,12 @@ long fail(int error) {
     return -1;
 }
 
+bool are_pages(uint64_t first, uint64_t count) {
+    return first >= first_page && count != 0 && count <= FLEX_CALL_PAGES_MAX && first - first_page <= pages - count;
+}
+
 bool all(uint64_t first, uint64_t count, flex_state state) {
-    if (first < first_page || count == 0 || count > FLEX_CALL_PAGES_MAX || first - first_page > pages - count) return false;
+    if (!are_pages(first, count)) return false;
     for (uint64_t each = first; each < first + count; each++) {
         if (states[each - first_page] != state) return false;
     }
@@ -98,7 +102,6 @@ void grant(uint64_t wanted, uint64_t serial) {
 
 void recall(uint64_t first, uint64_t count) {
     std::vector<char> found(page);
-    if (in_use(first, count)) abort();
     for (uint64_t each = first; each < first + count; each++) {
         if (pread(memory, found.data(), page, place(each)) != (ssize_t)page) abort();
         if (found != zeros && found != old) abort();  // old: it was never used
@@ -111,8 +114,10 @@ long command(uint64_t kind, uint64_t a, uint64_t b, uint64_t c) {
     if (kind == FLEX_COMMAND_ATTACH) events.push_back({{FLEX_EVENT_ATTACHED, a, 0, 0}});
     if (kind == FLEX_COMMAND_WANT) grant(b, a);
     if (kind != FLEX_COMMAND_COMMIT && kind != FLEX_COMMAND_RECALL) return 0;
+    if (a % page != 0 || !are_pages(a / page, b)) return fail(EINVAL);
+    if (in_use(a / page, b)) return fail(EBUSY);
     const bool commits = kind == FLEX_COMMAND_COMMIT;
-    const bool right = a % page == 0 && all(a / page, b, commits ? FLEX_STATE_GRANTED : FLEX_STATE_SECURE);
+    const bool right = all(a / page, b, commits ? FLEX_STATE_GRANTED : FLEX_STATE_SECURE);
     if (right && !commits) recall(a / page, b);
     if (right) set(a / page, b, commits ? FLEX_STATE_SECURE : FLEX_STATE_NORMAL);
     const auto status = static_cast<uint64_t>(right ? FLEX_STATUS_OK : FLEX_STATUS_DENIED);
