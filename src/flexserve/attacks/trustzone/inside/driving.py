@@ -23,7 +23,7 @@ from flexserve.platforms.trustzone.ram import Ram
 from flexserve.tee_client.messages import Ask, packed
 from flexserve.trusted.store.manifest import Manifest
 
-CHUNKS, HEAP, THREADS, TOKENS = 56, 24, 2, 24
+CHUNKS, HEAP, THREADS, TOKENS = 56, 24, 2, 8
 
 
 class Session:

@@ -130,6 +130,7 @@ class Inside(Attacked):
         self.model = Model(self.app, self.file, sequences=2)
         self.model.write()
         self.image = self.model.seal()
+        self.model.do(Ask.IMAGE, payload=self.image.salt)
         self.prompt = self.model.tokenise(PROMPT)
         self.expected = self.model.answer(self.prompt, most=TOKENS)
 
