@@ -39,14 +39,15 @@ class InsideWorld:
         memory: int = 1 << 16,
         sequences: int = 2,
         inside: bool = False,
+        limits: dict[str, Any] | None = None,
         watch: Any = lambda app: app,
     ) -> None:
         self.played = PlayedApplication(memory, inside=inside)
         self.store = store
-        limits = ModelLimits(Limits(512, sequences, 1 << 20))
+        self.limits = ModelLimits(Limits(512, sequences, 1 << 20, **(limits or {})))
         self.sent: queue.SimpleQueue[Any] = queue.SimpleQueue()
         files = SealedFiles(store)
-        self.app = InsideApp(Link(self.played.wire), files, renderer, limits, self.sent.put, threads=1)
+        self.app = InsideApp(Link(self.played.wire), files, renderer, self.limits, self.sent.put, threads=1)
         self.watched = watch(self.app)
         self.models = ModelManager(self.watched, idle=3600)
         self.memory = MemoryManager(self.watched, self.models, EvictionPolicy(self.app.chunk))

@@ -171,6 +171,21 @@ def test_what_a_request_asks_for_that_there_is_not_is_refused_by_name(
     assert "--secure-world host" in refused.value.hint
 
 
+@pytest.mark.parametrize(
+    ("limits", "what"),
+    [
+        ({"limits": {"kv": "q8_0"}}, "keep KV in q8_0"),
+        ({"limits": {"shift": True}}, "context is full"),
+        ({"sequences": 17}, "more than 16"),
+    ],
+)
+def test_what_a_model_is_to_have_that_there_is_not_is_refused_by_name(
+    make_world: MakeWorld, limits: dict[str, Any], what: str
+) -> None:
+    with pytest.raises(Unanswered, match=what):
+        make_world(**limits).say()
+
+
 def test_ranks_gaps_and_guesses_are_refused_by_name(world: InsideWorld) -> None:
     with pytest.raises(Unanswered, match="rank"):
         world.ask(Embed(world.number(), "a", ["text"], query="what?"))

@@ -28,7 +28,7 @@ from flexserve.protocol.trusted_app import (
     Ticket,
 )
 from flexserve.tee_client import steps
-from flexserve.tee_client.abilities import Message, cannot, require
+from flexserve.tee_client.abilities import Message, cannot, require, require_open
 from flexserve.tee_client.application import Application
 from flexserve.tee_client.embedding import Embedding
 from flexserve.tee_client.files import SealedFiles
@@ -91,11 +91,7 @@ class InsideApp:
         return self._open.opens_at_once(model)
 
     def open(self, model: str) -> None:
-        manifest = self._services.files.manifest(model)
-        if manifest.vendor is not None:
-            raise cannot("open a vendor's model")
-        if manifest.adapts is not None:
-            raise cannot("use an adapter")
+        require_open(self._services.files.manifest(model), self._services.limits.of(model))
         with self._pulse.beating():
             self._open.open(model)
 
@@ -120,7 +116,7 @@ class InsideApp:
 
     def require(self, request: int) -> None:
         message = self._requests[request].message
-        require(message)
+        require(message, self._services.limits.of(message.model))
         abilities = self._open.abilities(message.model)
         if abilities is not None and isinstance(message, Generate | Embed | Warm):
             tasks.require(abilities, message)
