@@ -320,6 +320,35 @@ def test_damaged_kv_is_computed_anew(world: InsideWorld) -> None:
     assert list((world.store / "kv").iterdir()) == []
 
 
+def test_kv_that_an_earlier_process_had_sealed_is_taken_in(make_world: MakeWorld) -> None:
+    prompt = "a prompt that is longer than thirty-two tokens>"
+    before = make_world()
+    answered = before.say(prompt, owner="one")
+    before.app.grant(before.app.sealing_size("a", 0), 0)
+    before.app.seal("a", 0)
+    before.end()
+    world = make_world()
+    world.say(prompt, owner="two")
+    assert world.started().cached_tokens == 0
+    world.app.evict("a", Kind.KV, 1, keep=False)
+    world.say(f"{prompt}{answered} and>", owner="one")
+    assert world.started().cached_tokens == len(prompt) + len(answered)
+    assert world.app.kv_status().resumed_tokens == len(prompt) + len(answered)
+
+
+def test_kv_that_nobody_goes_on_from_is_not_tried_for_ever(make_world: MakeWorld) -> None:
+    before = make_world()
+    before.say("a prompt that is longer than thirty-two tokens>")
+    before.app.grant(before.app.sealing_size("a", 0), 0)
+    before.app.seal("a", 0)
+    before.end()
+    world = make_world()
+    for left in (1, 1, 0):
+        assert world.say("another prompt that is longer than thirty-two tokens>")
+        assert len(list((world.store / "kv").iterdir())) == left
+        world.app.evict("a", Kind.KV, 1, keep=False)
+
+
 def test_kv_in_use_stays_and_idle_kv_goes(world: InsideWorld) -> None:
     assert world.app.idle_kv() == []
     world.say()

@@ -89,22 +89,39 @@ class Served:
             answer,
         )
 
+    def seal(self) -> None:
+        """Seal all idle conversations."""
+        while self.app.idle_kv()[0].worth_sealing:
+            self.app.grant(self.app.sealing_size("tiny", 0), 0)
+            self.app.seal("tiny", 0)
+
     def recall(self, demand: int | None = None) -> Recalled:
         """Have the OS ask for memory."""
         return self.memory.answer(Recall(1, demand=demand, deadline=10_000))
 
 
 @pytest.fixture(scope="module")
-def served(emulator: str, programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    folder = tmp_path_factory.mktemp("served")
-    Store(folder / "store", DeviceKey(ROOT)).add(MODEL, "tiny", lambda _done, _total: None)
-    renderer = Renderer(start_helper())
+def sealed_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("served") / "store"
+    Store(folder, DeviceKey(ROOT)).add(MODEL, "tiny", lambda _done, _total: None)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def renderer() -> Iterator[Renderer]:
+    made = Renderer(start_helper())
+    made.wait_until_ready()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def served(emulator: str, programs: Programs, sealed_store: Path, renderer: Renderer) -> Iterator[Served]:
     application = Application([emulator, "-cpu", "cortex-a76", programs.application], hello=False)
-    served = Served(application, folder / "store", renderer)
+    served = Served(application, sealed_store, renderer)
     yield served
     served.scheduler.drain(5)
     application.end()
-    renderer.close()
 
 
 def test_the_demos_model_answers_before_during_and_after_recalls_with_the_tokens_of_llama_cpp(
@@ -127,14 +144,27 @@ def test_the_demos_model_answers_before_during_and_after_recalls_with_the_tokens
 def test_a_conversation_goes_on_from_sealed_kv(served: Served) -> None:
     prompt = TextPrompt(QUESTION * 3)
     before = served.ask(prompt, most=6)
-    while served.app.idle_kv()[0].worth_sealing:
-        served.app.grant(served.app.sealing_size("tiny", 0), 0)
-        served.app.seal("tiny", 0)
+    served.seal()
     served.recall()
     after = served.ask(prompt, most=6)
     assert after.tokens == before.tokens
     assert after.started.cached_tokens == after.started.prompt_tokens - 1
     assert served.app.kv_status().resumed == 1
+
+
+def test_a_conversation_goes_on_in_another_process(
+    served: Served, emulator: str, programs: Programs, sealed_store: Path, renderer: Renderer
+) -> None:
+    prompt = TextPrompt(QUESTION * 3 + "again")
+    before = served.ask(prompt, most=4)
+    served.seal()
+    application = Application([emulator, "-cpu", "cortex-a76", programs.application], hello=False)
+    try:
+        after = Served(application, sealed_store, renderer).ask(prompt, most=4)
+    finally:
+        application.end()
+    assert after.tokens == before.tokens
+    assert after.started.cached_tokens > 32
 
 
 def test_an_answer_keeps_to_a_schema(served: Served) -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from flexserve.protocol.trusted_app import IdleKv
-from flexserve.tee_client.sealed_kv import WORTHWHILE, SealedKv
+from flexserve.tee_client.sealed_kv import WORTHWHILE, SealedKv, SealedSequence
 from flexserve.trusted.kv.slots import Slot, choose, common_prefix, sharing
 
 _END = 64  # tokens; a conversation that goes on without so many would wait longer for them to be sealed
@@ -21,6 +21,7 @@ class Conversations:
 
     def __init__(self, sealed: SealedKv, sequences: int, lock: threading.RLock) -> None:
         self._sealed, self._lock = sealed, lock
+        self._strangers: dict[int, SealedSequence] = {}  # that sequences have, whose generation begins
         self._slots = [Slot(each) for each in range(sequences)]
 
     @property
@@ -65,6 +66,21 @@ class Conversations:
             and self._sealed.load(slot.number, entry)
         ):
             slot.tokens, slot.sealed = list(entry.tokens), True
+            return
+        stranger = self._sealed.stranger(owner)
+        if (
+            stranger is not None
+            and not slot.tokens
+            and len(known) >= WORTHWHILE
+            and self._sealed.load(slot.number, stranger)
+        ):
+            self._strangers[slot.number] = stranger
+
+    def began(self, slot: Slot, cached: Sequence[int]) -> None:
+        """Record that the KV of a sequence began with `cached` when its generation did."""
+        stranger = self._strangers.pop(slot.number, None)
+        if stranger is not None:
+            self._sealed.met(stranger, cached)
 
     def plaintext(self, owner: str, known: Sequence[int], size: int) -> int:
         """Return the bytes that `claim` seals, or takes in; `size`: of the KV of all sequences."""
@@ -75,9 +91,10 @@ class Conversations:
             slot, kept = found
             seals = len(slot.tokens) - kept > (_END if kept else 0) and _is_worth_sealing(slot)
         entry = self._sealed.find(owner, known)
-        resumes = entry is not None and common_prefix(entry.tokens, known) > kept + WORTHWHILE
+        if entry is None or common_prefix(entry.tokens, known) <= kept + WORTHWHILE:
+            entry = None if slot.tokens or len(known) < WORTHWHILE else self._sealed.stranger(owner)
         own = size // len(self._slots)
-        return max(own if seals else 0, entry.size if resumes and entry is not None else 0)
+        return max(own if seals else 0, entry.size if entry is not None else 0)
 
     def release(self, slot: Slot, *, keep: bool = True) -> None:
         """Take a sequence back that says nothing any more; with `keep` its KV stays for the next request."""
@@ -114,10 +131,6 @@ class Conversations:
             if not slots:
                 return
             self._seal(slots[0])
-
-    def close(self) -> None:
-        """Forget all of them. Always safe."""
-        self._sealed.close()
 
     # ---- any thread --------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ Nothing here is verified: who has the key does that, and refuses what is not gen
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import secrets
 import stat
@@ -37,6 +38,8 @@ _MAGIC = b"FLEXINIM"
 _PRELUDE = struct.Struct(f"<8sI{SALT_SIZE}s")
 _LENGTH = struct.Struct("<I")
 _MOST_CHUNKS = 1 << 16
+_KV_MAGIC = b"FLEXINKV"
+KV_HEAD = 8 + SALT_SIZE + 16  # bytes
 _READ_ONLY = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -207,23 +210,40 @@ class SealedFiles:
 
     # ---- conversations ------------------------------------------------------------------------------
 
-    def write_kv(self, manifest: Manifest, parts: Iterator[bytes]) -> Path:
-        """Write a sealed conversation; return where. What is torn does not authenticate later."""
+    def write_kv(self, manifest: Manifest, head: bytes, parts: Iterator[bytes]) -> Path:
+        """Write a sealed conversation; return where. What is torn does not authenticate later.
+
+        `head`: KV_HEAD bytes that say how it is taken in again.
+        """
         path = self._kv / f"{manifest.model_id}-{secrets.token_hex(16)}.kv"
         with disk_errors("Sealing KV"), NewFile(path) as file:
             place = 0
-            for part in parts:
+            for part in itertools.chain([_KV_MAGIC + head], parts):
                 write_all(file.fd, [memoryview(part)], place)
                 place += len(part)
             file.publish_over(durable=False)
         return path
+
+    def kv_heads(self, manifest: Manifest) -> list[tuple[Path, bytes]]:
+        """Return where a model's sealed conversations are, and the head of each, the newest first."""
+        found = []
+        for path in self._kv.glob(f"{manifest.model_id}-*.kv"):
+            with contextlib.suppress(OSError):
+                fd = os.open(path, _READ_ONLY)
+                try:
+                    data, written = os.read(fd, len(_KV_MAGIC) + KV_HEAD), os.fstat(fd).st_mtime_ns
+                finally:
+                    os.close(fd)
+                if data.startswith(_KV_MAGIC) and len(data) == len(_KV_MAGIC) + KV_HEAD:
+                    found.append((written, path, data[len(_KV_MAGIC) :]))
+        return [(path, head) for _, path, head in sorted(found, reverse=True)]
 
     def read_kv(self, path: Path, sizes: Sequence[int]) -> Iterator[bytes]:
         """Yield the parts of a sealed conversation. Raises StoredDataError and NormalWorldError."""
         with disk_errors("Reading sealed KV"):
             fd = os.open(path, _READ_ONLY)
         try:
-            place = 0
+            place = len(_KV_MAGIC) + KV_HEAD
             for size in sizes:
                 yield _read(fd, size, place, "sealed KV")
                 place += size
@@ -234,11 +254,6 @@ class SealedFiles:
         """Remove a sealed conversation. Always safe."""
         with contextlib.suppress(OSError):
             path.unlink()
-
-    def sweep_kv(self, manifest: Manifest) -> None:
-        """Remove what is sealed of a model's conversations: nobody knows what it is of. Always safe."""
-        for path in self._kv.glob(f"{manifest.model_id}-*.kv"):
-            self.forget_kv(path)
 
 
 def _read(fd: int, size: int, offset: int, what: str) -> bytes:

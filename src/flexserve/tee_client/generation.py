@@ -83,6 +83,7 @@ class Generation:
             raise broken("it computes what was not asked")
         self._app.do(Ask.SAMPLING, *where, payload=sampling)
         self._cached = self._told = self._size - self.pending
+        self.entry.conversations.began(self.slot, self.tokens[: self._cached])
         send(Started(request.request, self._size, prompt.notation, prompt.begun, self._cached))
         if prompt.echo:
             send(Delta(request.request, prompt.echo, 0))

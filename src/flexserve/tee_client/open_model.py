@@ -94,7 +94,6 @@ class OpenModel:
         """Close it, and give its memory back, having sealed its KV as far as `seal_until` allows."""
         with self._services.app.turn():
             self.conversations.seal_before(seal_until)
-        self.conversations.close()
         self.weights.close()
         before = self._services.memory.unused()
         self._services.app.do(Ask.CLOSE, self.number)

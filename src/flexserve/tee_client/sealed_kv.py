@@ -1,12 +1,14 @@
 """Conversations that left memory: sealed by the application, in the store's folder, found by their tokens.
 
 Which tokens a file stands for is known here alone, in memory: they are what somebody said, so no file has
-them in clear. What an earlier process has sealed is therefore of no use, and removed.
+them in clear. Of what an earlier process has sealed only the owner is known, as a digest. Such a stranger is
+taken in when its owner asks. How much of the prompt the application does not compute then tells what it is.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import struct
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,6 +22,8 @@ from flexserve.trusted.store.manifest import Manifest
 
 WORTHWHILE = 32  # tokens; fewer are computed as fast as they are read
 _MOST_FILES = 256  # of one model
+_TRIES = 3  # to find that a stranger is of use
+_HEAD = struct.Struct(f"<Q{SALT_SIZE}s2Q")  # bytes of plaintext, salt, owner
 _MOST_BYTES = 1 << 36  # of one conversation
 
 
@@ -28,10 +32,11 @@ class SealedSequence:
     """One sealed conversation."""
 
     path: Path
-    owner: str
+    owner: tuple[int, ...]  # as the application has it
     tokens: Sequence[int]
     size: int  # bytes of plaintext
     salt: bytes
+    tries: int = 0  # of a stranger, in vain
 
 
 class SealedKv:
@@ -42,18 +47,42 @@ class SealedKv:
         self.app, self._files, self.counters = services.app, services.files, services.counters
         self._manifest, self._number, self._quota = manifest, number, quota
         self._entries: list[SealedSequence] = []  # the oldest first
-        self._files.sweep_kv(manifest)
+        self._strangers = list(self._scan())  # the next one to be tried first
 
     def find(self, owner: str, tokens: Sequence[int]) -> SealedSequence | None:
         """Return what is sealed that `tokens` go on from; None: nothing that saves much."""
         best = max(
-            (entry for entry in self._entries if entry.owner == owner),
+            (entry for entry in self._entries if entry.owner == owner_numbers(owner)),
             key=lambda entry: common_prefix(entry.tokens, tokens),
             default=None,
         )
         if best is None or common_prefix(best.tokens, tokens) < WORTHWHILE:
             return None
         return best
+
+    def stranger(self, owner: str) -> SealedSequence | None:
+        """Return what an earlier process has sealed for `owner` that was tried least; None: nothing."""
+        return next((each for each in self._strangers if each.owner == owner_numbers(owner)), None)
+
+    def met(self, stranger: SealedSequence, tokens: Sequence[int]) -> None:
+        """Record that a stranger was taken in, and begins with `tokens`, as far as is known."""
+        if stranger in self._strangers:
+            self._strangers.remove(stranger)
+            self.counters.resumed_tokens += len(tokens)
+            if len(tokens) >= WORTHWHILE:
+                self._entries.append(dataclasses.replace(stranger, tokens=tuple(tokens)))
+            elif stranger.tries + 1 < _TRIES:
+                self._strangers.append(dataclasses.replace(stranger, tries=stranger.tries + 1))
+            else:
+                self._files.forget_kv(stranger.path)
+
+    def _scan(self) -> Iterator[SealedSequence]:
+        for place, (path, head) in enumerate(self._files.kv_heads(self._manifest)):
+            size, salt, *whose = _HEAD.unpack(head)
+            if place < _MOST_FILES and 0 < size <= _MOST_BYTES:
+                yield SealedSequence(path, tuple(whose), (), size, salt)
+            else:
+                self._files.forget_kv(path)
 
     def save(self, sequence: int, owner: str, tokens: Sequence[int]) -> bool:
         """Seal the KV of an idle sequence, which is that of `tokens`; return whether it was done.
@@ -66,21 +95,24 @@ class SealedKv:
         size, salt = reply.values[0], reply.payload
         if not 0 < size <= _MOST_BYTES or len(salt) != SALT_SIZE:
             raise broken("what it says of sealed KV is none")
+        whose = owner_numbers(owner)
         try:
-            path = self._files.write_kv(self._manifest, self._parts(size))
+            path = self._files.write_kv(self._manifest, _HEAD.pack(size, salt, *whose), self._parts(size))
         except FlexServeError:
             return False  # the disk is full
-        entry = SealedSequence(path, owner, tuple(tokens), size, salt)
+        entry = SealedSequence(path, whose, tuple(tokens), size, salt)
         for old in list(self._entries):
-            if old.owner == owner and common_prefix(old.tokens, tokens) == len(old.tokens):
+            if old.owner == whose and common_prefix(old.tokens, tokens) == len(old.tokens):
                 self.forget(old)
         self._entries.append(entry)
-        while len(self._entries) > 1 and (
-            sum(each.size for each in self._entries) > self._quota or len(self._entries) > _MOST_FILES
-        ):
-            self.forget(self._entries[0])
+        while self._is_too_much():
+            self.forget(self._strangers[-1] if self._strangers else self._entries[0])
         self.counters.sealed += 1
         return True
+
+    def _is_too_much(self) -> bool:
+        kept = [*self._strangers, *self._entries]
+        return len(kept) > 1 and (sum(each.size for each in kept) > self._quota or len(kept) > _MOST_FILES)
 
     def _parts(self, size: int) -> Iterator[bytes]:
         for number, length in enumerate(_lengths(size)):
@@ -95,7 +127,7 @@ class SealedKv:
         What does not authenticate or fit is forgotten and counted; where memory is short nothing is.
         """
         began = time.monotonic()
-        numbers = (sequence, entry.size, *owner_numbers(entry.owner))
+        numbers = (sequence, entry.size, *entry.owner)
         reply = self.app.ask(Ask.RESUME, self._number, *numbers, payload=entry.salt)
         if reply.status is Status.REFUSED:
             return False
@@ -118,14 +150,10 @@ class SealedKv:
 
     def forget(self, entry: SealedSequence) -> None:
         """Remove a sealed conversation. Always safe."""
-        if entry in self._entries:
-            self._entries.remove(entry)
+        for kept in (self._entries, self._strangers):
+            if entry in kept:
+                kept.remove(entry)
         self._files.forget_kv(entry.path)
-
-    def close(self) -> None:
-        """Remove what nobody knows the tokens of any more. Always safe."""
-        for entry in list(self._entries):
-            self.forget(entry)
 
 
 def _lengths(size: int) -> Iterator[int]:
