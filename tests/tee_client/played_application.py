@@ -187,7 +187,7 @@ class PlayedApplication:
             case Ask.HELLO:
                 return Status.DONE, b"", (VERSION, CHUNK, BATCH, int(self.inside))
             case Ask.GRANT:
-                more = min(arguments[0], self.memory - self.granted)
+                more = max(0, min(arguments[0], self.memory - self.granted))
                 self.granted += more
                 self.unused += more
             case Ask.GIVE_BACK:

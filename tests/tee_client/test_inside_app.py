@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import struct
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from flexserve.protocol.prompts import (
 from flexserve.protocol.requests import Convert, Embed, Generate, Try
 from flexserve.protocol.sampling import LogitBias, Sampling
 from flexserve.protocol.trusted_app import Kind
+from flexserve.tee_client import steps
 from flexserve.tee_client.app import InsideApp
 from flexserve.tee_client.files import SealedFiles
 from flexserve.tee_client.link import Link
@@ -238,13 +240,17 @@ def test_weights_that_go_in_the_middle_of_an_answer_come_in_again(world: InsideW
 
 def test_a_part_is_recalled_from_the_end_of_the_weights(world: InsideWorld) -> None:
     world.warm()
+    world.app.return_unused()
     assert world.app.chunks("a") == [(2, WEIGHTS)]
     assert world.recall(demand=CHUNK).returned == CHUNK
     assert world.app.chunks("a") == [(2, WEIGHTS - 1), (0, 1)]
-    assert world.app.missing("a").size == CHUNK
+    assert world.app.missing("a").size == (1 + KV + SCRATCH) * CHUNK
 
 
-def test_an_os_that_has_no_memory_is_told_of_and_nothing_is_lost(make_world: MakeWorld) -> None:
+def test_an_os_that_has_no_memory_is_told_of_and_nothing_is_lost(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps, "_PATIENCE", 0.1)
     world = make_world(memory=WEIGHTS + 1)
     with pytest.raises(Unanswered) as refused:
         world.say()
@@ -252,6 +258,21 @@ def test_an_os_that_has_no_memory_is_told_of_and_nothing_is_lost(make_world: Mak
     world.played.memory = WHOLE
     assert world.say() == answer_to("hello>")
     assert world.played.held == world.played.granted == WHOLE
+
+
+def test_memory_that_the_os_took_for_a_moment_breaks_no_answer_off(make_world: MakeWorld) -> None:
+    world = make_world(memory=WHOLE)
+
+    def take() -> None:
+        world.played.between_slices = lambda: None
+        model = next(iter(world.played.models.values()))
+        world.played._evict(model, Kind.WEIGHTS, 1, WEIGHTS)
+        world.played._without_model(Ask.GIVE_BACK, (WHOLE,))
+        world.played.memory = 0
+        threading.Timer(0.2, setattr, (world.played, "memory", WHOLE)).start()
+
+    world.played.between_slices = take
+    assert world.say() == answer_to("hello>")
 
 
 def test_an_idle_model_makes_way(make_world: MakeWorld) -> None:

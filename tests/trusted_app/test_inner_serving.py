@@ -159,9 +159,11 @@ def test_a_conversation_goes_on_in_another_process(
     before = served.ask(prompt, most=4)
     served.seal()
     application = Application([emulator, "-cpu", "cortex-a76", programs.application], hello=False)
+    other = Served(application, sealed_store, renderer)
     try:
-        after = Served(application, sealed_store, renderer).ask(prompt, most=4)
+        after = other.ask(prompt, most=4)
     finally:
+        other.scheduler.drain(5)
         application.end()
     assert after.tokens == before.tokens
     assert after.started.cached_tokens > 32

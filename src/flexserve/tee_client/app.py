@@ -155,7 +155,7 @@ class InsideApp:
         entry, prompt = it.opened, it.ready.prompt
         tokens = known(message, prompt.tokens)
         size = entry.conversations.plaintext(message.owner, tokens, entry.largest_kv)
-        return size + entry.lacks() if size else 0
+        return size + entry.lacks if size else 0
 
     def begin(self, request: int) -> Progress | None:
         it, message, began = self._requests[request], self._generate(request), time.monotonic()
@@ -261,8 +261,10 @@ class InsideApp:
 
     def missing(self, model: str) -> Missing:
         entry = self._open.get(model)
-        size = entry.weights.size - entry.weights.resident if entry is not None else 0
-        return Missing(size, size, size)  # a graph is begun with all of them
+        if entry is None:
+            return Missing(0, 0, 0)
+        size = entry.weights.size - entry.weights.resident + entry.lacks
+        return Missing(size, size, size)  # a graph is begun with all weights, with KV and with scratch
 
     def grant(self, size: int, minimum: int) -> int:
         self._memory.reserve()

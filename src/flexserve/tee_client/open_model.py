@@ -57,6 +57,7 @@ class OpenModel:
         sizes = (manifest.size, context, limits.sequences, manifest.metadata_bytes)
         reply = services.app.do(Ask.OPEN, self.number, *sizes, payload=file.opening())
         chunks, self._kv, self._scratch, _, self.context = reply.values
+        self._lacks = {Kind.KV: self._kv, Kind.SCRATCH: self._scratch}  # chunks
         self.weights = Weights(services, manifest, self.number, chunks)
         try:
             if max(self._kv, self._scratch) > _MOST_CHUNKS or not 0 < self.context <= _MOST_CONTEXT:
@@ -181,10 +182,14 @@ class OpenModel:
         """Tokens of a text that is to be a vector, at most."""
         return min(self.context, self._services.app.batch) if self.reads_whole else self.context
 
+    @property
     def lacks(self) -> int:
-        """Return the bytes of KV and scratch that it has not, and needs to compute."""
-        scratch, kv, _ = self._committed()
-        return (self._kv + self._scratch) * self._services.memory.chunk - scratch - kv
+        """Bytes of KV and scratch that it has not, as far as is known, and needs to compute."""
+        return sum(self._lacks.values()) * self._services.memory.chunk
+
+    def computed(self) -> None:
+        """Record that it computed: it has KV and scratch."""
+        self._lacks.clear()
 
     def _committed(self) -> tuple[int, int, int]:
         scratch, kv, weights, *_ = self._services.app.do(Ask.RESIDENT, self.number).values
@@ -199,6 +204,8 @@ class OpenModel:
             if self.running:
                 return 0
             went = self._services.memory.evict(self.number, kind, keep=keep)
+            if went:
+                self._lacks[kind] = self._kv if kind is Kind.KV else self._scratch
             if kind is Kind.KV and went:
                 self.conversations.gone()
             return went

@@ -13,7 +13,7 @@ from flexserve.tee_client.messages import Ask, Progress, Reply, Status, broken, 
 from flexserve.tee_client.open_model import OpenModel
 from flexserve.tee_client.services import Services
 
-_PATIENCE = 1.0  # seconds for which a graph waits for memory that the OS took a moment ago
+_PATIENCE = 5.0  # seconds for which a graph waits for memory that the OS took a moment ago
 _PAUSE = 0.05
 
 
@@ -57,6 +57,8 @@ def computed(services: Services, entry: OpenModel, kind: Ask, *arguments: int, p
             entry.weights.load()
             reply = services.app.ask(kind, *arguments, payload=payload)
             if reply.status is Status.DONE:
+                if kind is Ask.STEP:
+                    entry.computed()
                 return reply
             error = services.app.error(kind, reply)
             if reply.status is Status.MISSING:
