@@ -40,6 +40,7 @@ class InsideWorld:
         sequences: int = 2,
         inside: bool = False,
         limits: dict[str, Any] | None = None,
+        disk: Any = None,
         watch: Any = lambda app: app,
     ) -> None:
         self.played = PlayedApplication(memory, inside=inside)
@@ -47,7 +48,9 @@ class InsideWorld:
         self.limits = ModelLimits(Limits(512, sequences, 1 << 20, **(limits or {})))
         self.sent: queue.SimpleQueue[Any] = queue.SimpleQueue()
         files = SealedFiles(store)
-        self.app = InsideApp(Link(self.played.wire), files, renderer, self.limits, self.sent.put, threads=1)
+        link = Link(self.played.wire)
+        self.disk: Any = disk(self.played, link) if disk is not None else None
+        self.app = InsideApp(*(link, files, renderer, self.limits, self.sent.put), threads=1, disk=self.disk)
         self.watched = watch(self.app)
         self.models = ModelManager(self.watched, idle=3600)
         self.memory = MemoryManager(self.watched, self.models, EvictionPolicy(self.app.chunk))

@@ -23,6 +23,7 @@ from flexserve.serving.memory_manager import MemoryManager
 from flexserve.serving.model_manager import ModelManager
 from flexserve.serving.scheduler import Scheduler
 from flexserve.tee_client.app import InsideApp
+from flexserve.tee_client.disk import Disk
 from flexserve.tee_client.files import SealedFiles
 from flexserve.tee_client.messages import Ask
 from flexserve.trusted.limits import Limits, ModelLimits
@@ -47,13 +48,16 @@ class Answer:
 class Served:
     """The application with all of policy over it."""
 
-    def __init__(self, application: Application, store: Path, renderer: Renderer) -> None:
+    def __init__(
+        self, application: Application, store: Path, renderer: Renderer, *, disk: Disk | None = None
+    ) -> None:
         self._sent: queue.SimpleQueue[Any] = queue.SimpleQueue()
         limits = ModelLimits(Limits(1024, 2, 1 << 30))
+        files = SealedFiles(store)
         self.app = InsideApp(
-            application.link, SealedFiles(store), renderer, limits, self._sent.put, threads=1
+            *(application.link, files, renderer, limits, self._sent.put), threads=1, disk=disk
         )
-        application.do(Ask.SECRET, payload=ROOT)
+        application.ask(Ask.SECRET, payload=ROOT)  # which is refused at S-EL0: there is one
         self.models = ModelManager(self.app, idle=3600)
         self.memory = MemoryManager(self.app, self.models, EvictionPolicy(self.app.chunk))
         send = self._sent.put

@@ -30,9 +30,11 @@ from flexserve.protocol.trusted_app import (
 from flexserve.tee_client import steps
 from flexserve.tee_client.abilities import Message, cannot, require, require_open
 from flexserve.tee_client.application import Application
+from flexserve.tee_client.disk import Disk
 from flexserve.tee_client.embedding import Embedding
 from flexserve.tee_client.files import SealedFiles
 from flexserve.tee_client.generation import Generation, Send, known, prepared
+from flexserve.tee_client.images import DiskImages, FileImages
 from flexserve.tee_client.link import Link
 from flexserve.tee_client.loading import Loading
 from flexserve.tee_client.memory import Memory
@@ -62,14 +64,18 @@ class InsideApp:
         send: Send,
         *,
         threads: int,
+        disk: Disk | None = None,
     ) -> None:
         """Greet the application behind `link`, which computes with so many `threads`.
+
+        `disk`: of the guest's, for images of weights; None: they are in the store's folder.
 
         Raises PeerError and MachineGoneError.
         """
         self._app = Application(link, threads)
         self._memory = Memory(self._app)
-        self._services = Services(self._app, self._memory, files, renderer, limits, KvStatus())
+        images = FileImages(self._app, files) if disk is None else DiskImages(disk, self._memory)
+        self._services = Services(self._app, self._memory, files, images, renderer, limits, KvStatus())
         self._send = send
         self._open = OpenModels(self._services)
         self._loading = Loading(self._memory)

@@ -62,6 +62,11 @@ class Memory:
         with self._lock:
             return self._give_back(_ALL if size is None else self.chunks(size)) * self.chunk
 
+    def adopted(self) -> None:
+        """Record that the application has taken a chunk of pages in, which the OS handed over by itself."""
+        with self._lock:
+            self._held += 1
+
     def evict(self, model: int, kind: Kind, first: int = 0, end: int = 0, *, keep: bool) -> int:
         """Have a model's chunks go; return the bytes. With `keep` they stay granted.
 

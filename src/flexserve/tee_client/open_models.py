@@ -62,7 +62,7 @@ class OpenModels:
 
     def opens_at_once(self, name: str) -> bool:
         """Return whether a model is open, or has an image that it can be opened from."""
-        return self.is_current(name) or self._services.files.has_image(self._services.files.manifest(name))
+        return self.is_current(name) or self._services.images.has(self._services.files.manifest(name))
 
     def stored(self) -> Sequence[Stored]:
         """Return what the store has, open or not."""

@@ -7,6 +7,7 @@ import dataclasses
 from flexserve.protocol.statuses import KvStatus
 from flexserve.tee_client.application import Application
 from flexserve.tee_client.files import SealedFiles
+from flexserve.tee_client.images import Images
 from flexserve.tee_client.memory import Memory
 from flexserve.trusted.limits import ModelLimits
 from flexserve.trusted.text.rendering.renderer import Renderer
@@ -14,11 +15,15 @@ from flexserve.trusted.text.rendering.renderer import Renderer
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Services:
-    """One application, its memory, the store, who renders templates, limits of models, and KV's counts."""
+    """One application and its memory, the store, images of weights, who renders templates, models' limits.
+
+    `counters`: of KV.
+    """
 
     app: Application
     memory: Memory
     files: SealedFiles
+    images: Images
     renderer: Renderer
     limits: ModelLimits
     counters: KvStatus

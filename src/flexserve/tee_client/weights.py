@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-import struct
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from flexserve.errors import GrantRefusedError, StoredDataError
 from flexserve.protocol.trusted_app import Kind
-from flexserve.tee_client.files import ImageFile, SealedFile
-from flexserve.tee_client.messages import Ask, Status, broken
+from flexserve.tee_client.files import SealedFile
+from flexserve.tee_client.images import Image
+from flexserve.tee_client.messages import Ask, Reply, Status, broken
 from flexserve.tee_client.services import Services
 from flexserve.trusted.store.manifest import Manifest
 
 _ABSENT, _RESIDENT = 0, 2  # places in CHUNK_STATES
 _MOST_CHUNKS = 1 << 16
-_SALT = struct.Struct("<4Q")
 _MOST_DOUBLED = 5
 
 
@@ -32,13 +32,13 @@ class Weights:
         """`number`: of the open model, which has `count` chunks and none of them in memory."""
         if count > _MOST_CHUNKS:
             raise broken("a model has more chunks than any")
-        self._app, self._memory, self._files = services.app, services.memory, services.files
+        self._app, self._memory, self._images = services.app, services.memory, services.images
         self._manifest, self._number = manifest, number
         self.count, self.size = count, count * services.memory.chunk
         self._lock = threading.Lock()
         self._there = bytearray(count)
         self._changes = 0  # evictions so far: what is loaded meanwhile may have gone at once
-        self._image: ImageFile | None = None
+        self._image: Image | None = None
         self.damaged = False  # its image is not what was sealed: the model has to be opened again
         self.loaded, self.seconds = 0, 0.0  # bytes that were loaded so far, and how long that took
 
@@ -49,11 +49,11 @@ class Weights:
 
         They are in memory then. Raises GrantRefusedError, StoredDataError and NormalWorldError.
         """
-        image = self._files.open_image(file.manifest)
+        image = self._images.open(file.manifest)
         if image is None or image.count != self.count:
             self._write(file)
-            self._files.write_image(file.manifest, self.count, self._sealed())
-            image = self._files.open_image(file.manifest)
+            self._images.make(file.manifest, self._number, self.count)
+            image = self._images.open(file.manifest)
         if image is None or image.count != self.count:
             raise StoredDataError("The image of a model's weights cannot be read.", hint="Check the disk.")
         self._image = image
@@ -62,16 +62,13 @@ class Weights:
     def _write(self, file: SealedFile) -> None:
         self._memory.grant(self.size)
         for number in file.data:
-            chunk = file.chunk(number)
-            self._granted(Ask.WRITE, number, payload=chunk)
+            write = functools.partial(
+                self._app.ask, Ask.WRITE, self._number, number, payload=file.chunk(number)
+            )
+            self._granted(Ask.WRITE, write)
         self._look()
         if not all(self._there):
             raise broken("weights that were written are not there")
-
-    def _sealed(self) -> Iterator[tuple[bytes, bytes]]:
-        for chunk in range(self.count):
-            reply = self._app.do(Ask.SEAL, self._number, chunk)
-            yield _SALT.pack(*reply.values[:4]), reply.payload
 
     def close(self) -> None:
         """Let go of the image. Always safe."""
@@ -136,12 +133,12 @@ class Weights:
 
     def _load(self, chunk: int, *, ask: bool = True) -> None:
         assert self._image is not None, "it has no image"
-        began, before = time.monotonic(), self._changes
+        image, began, before = self._image, time.monotonic(), self._changes
         try:
-            self._granted(Ask.LOAD, chunk, payload=self._image.chunk(chunk), ask=ask)
+            self._granted(Ask.LOAD, lambda: image.load(self._number, chunk, ask=ask), ask=ask)
         except StoredDataError:
             self.damaged = True
-            self._files.drop_image(self._manifest)
+            self._images.drop(self._manifest)
             raise
         with self._lock:
             if before == self._changes:
@@ -151,10 +148,10 @@ class Weights:
         if before != self._changes:
             self._look()
 
-    def _granted(self, kind: Ask, chunk: int, *, payload: bytes, ask: bool = True) -> None:
-        """Ask for what takes memory; what is not granted is asked of the OS. Raises GrantRefusedError."""
+    def _granted(self, kind: Ask, work: Callable[[], Reply], *, ask: bool = True) -> None:
+        """Do what takes memory; what is not granted is asked of the OS. Raises GrantRefusedError."""
         for tries in itertools.count():
-            reply = self._app.ask(kind, self._number, chunk, payload=payload)
+            reply = work()
             if reply.status is Status.DONE or (kind is Ask.LOAD and reply.status is Status.BAD):
                 return  # another thread has loaded it
             error = self._app.error(kind, reply)
