@@ -2,8 +2,8 @@
 /*
  * A virtio disk, asked as the kernel itself asks it. `disk-read ADDRESS DISK PAGES`: it reads its first pages to
  * there. "answered" is whether it did so, or said that it cannot, in a while; "errno" what it said; "broken" whether
- * it stopped working, which is what a device does whose access was refused. (QEMU's lets one page fall under the
- * table without a word, and stops at two.)
+ * it stopped working, which is what a device does whose access was refused. (QEMU's drops one page without a word, and
+ * stops at two.)
  */
 #include <linux/bio.h>
 #include <linux/blkdev.h>

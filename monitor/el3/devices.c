@@ -24,8 +24,10 @@ extern const struct board el3_board;
 #define STREAM_BASE (PLAT_SMMU + 0x80)
 #define STREAM_CONFIG (PLAT_SMMU + 0x88)
 #define QUEUE_BASE (PLAT_SMMU + 0x90)
+#define STOPPED_BASE (PLAT_SMMU + 0xa0)
 
 #define CR0_ENABLE 1
+#define CR0_STOPPED 4
 #define CR0_QUEUE 8
 #define CR0_CHECK 0x10 /* a device that says that it translated by itself is looked up all the same */
 #define CR1_CACHED 0xd75 /* tables and queues: inner shareable, write-back */
@@ -95,7 +97,7 @@ static void control(u32 value)
 		;
 }
 
-/* As after a reset, whatever the OS programmed while it could: no event queue, no messages, no errors. */
+/* As after a reset, whatever the OS programmed while it could: what is stopped is for EL2, no messages, no errors. */
 static void program(u64 streams, u64 queue)
 {
 	set_register32(GBPA, GBPA_UPDATE);
@@ -109,7 +111,10 @@ static void program(u64 streams, u64 queue)
 	set_register64(QUEUE_BASE, queue | SMMU_QUEUE_LOG2);
 	set_register32(SMMU_QUEUE_PRODUCED, 0);
 	set_register32(SMMU_QUEUE_CONSUMED, 0);
-	control(CR0_ENABLE | CR0_QUEUE | CR0_CHECK);
+	set_register64(STOPPED_BASE, (queue + SMMU_STOPPED_AT) | SMMU_STOPPED_LOG2);
+	set_register32(SMMU_STOPPED_PRODUCED, 0);
+	set_register32(SMMU_STOPPED_CONSUMED, 0);
+	control(CR0_ENABLE | CR0_STOPPED | CR0_QUEUE | CR0_CHECK);
 }
 
 /*

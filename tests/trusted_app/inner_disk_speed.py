@@ -32,7 +32,7 @@ from flexserve.units import MIB
 
 CPUS = 2
 BESIDE = 256 * MIB  # for the guest and its kernel
-HEAP = 40  # chunks
+HEAP = 40  # chunks: for a vocabulary of some thousand words
 
 
 def main(rounds: int, gguf: Path, folder: Path) -> None:

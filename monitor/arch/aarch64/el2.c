@@ -101,6 +101,18 @@ void el2_unexpected(const struct frame *frame)
 	arch_panic("an exception that cannot be");
 }
 
+/* What devices were kept from counts as what CPUs are. */
+static void count_stopped(void)
+{
+	u64 stopped;
+
+	arch_lock();
+	stopped = smmu_stopped();
+	arch_unlock();
+	while (stopped-- != 0)
+		monitor_fault(NOWHERE);
+}
+
 static void serve(struct frame *frame)
 {
 	u64 function = frame->x[0] & 0xffffffff;
@@ -109,6 +121,8 @@ static void serve(struct frame *frame)
 		smc(PLAT_SMC_RUN, 0, 0, 0); /* EL3 answers the OS, and does not come back to us */
 	} else if ((function & ~0xffULL) == FLEX_SMC_BASE) {
 		frame->x[0] = function;
+		if (function == FLEX_SMC_BASE + FLEX_CALL_POLL)
+			count_stopped();
 		monitor_call(frame->x);
 	} else if (((function & ~(u64)WIDE) >= PSCI_FIRST && (function & ~(u64)WIDE) <= PSCI_LAST) ||
 		   (function >= SMCCC_FIRST && function <= SMCCC_LAST)) {

@@ -19,3 +19,12 @@ void smmu_flush(void)
 {
 	smmu_order(queue, SMMU_FORGET_TRANSLATIONS);
 }
+
+u64 smmu_stopped(void)
+{
+	u32 produced = register32(SMMU_STOPPED_PRODUCED), consumed = register32(SMMU_STOPPED_CONSUMED);
+
+	if (produced != consumed)
+		set_register32(SMMU_STOPPED_CONSUMED, produced);
+	return (produced - consumed) % (2U << SMMU_STOPPED_LOG2);
+}

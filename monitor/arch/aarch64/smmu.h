@@ -13,12 +13,18 @@
 
 #define SMMU_QUEUE_PRODUCED (PLAT_SMMU + 0x98)
 #define SMMU_QUEUE_CONSUMED (PLAT_SMMU + 0x9c)
+#define SMMU_STOPPED_PRODUCED (PLAT_SMMU + 0x100a8)
+#define SMMU_STOPPED_CONSUMED (PLAT_SMMU + 0x100ac)
 
 /* The queue has two places: an order, and the request to tell when it is done. */
 #define SMMU_QUEUE_LOG2 1
 #define SMMU_FORGET_CONFIGURATION 0x04, 31 /* of all streams */
 #define SMMU_FORGET_TRANSLATIONS 0x30, 0
 #define SMMU_SYNCHRONISE 0x46
+
+/* Accesses that it stopped: as many as the other queue has room for behind its orders. More are dropped. */
+#define SMMU_STOPPED_LOG2 4
+#define SMMU_STOPPED_AT 0x800 /* in the same page */
 
 /* Which word of the context descriptor points to the tables. */
 #define SMMU_CONTEXT_TABLES 1
@@ -42,6 +48,9 @@ static inline void smmu_order(volatile u64 *queue, u64 what, u64 argument)
 
 /* EL2: have devices reach what their tables map. */
 void smmu_open(const struct layout *layout);
+
+/* EL2: how many accesses of devices were stopped since the last time, 16 at most. Callers hold the lock. */
+u64 smmu_stopped(void);
 
 /* EL2: forget all translations; returns when that is done. Callers hold the lock. */
 void smmu_flush(void);
