@@ -25,9 +25,9 @@ void Generations::begin(uint32_t sequence, const Owner &owner, std::vector<llama
     running_[sequence] = std::move(generation);
 }
 
-bool Generations::choose_by(uint32_t sequence, const std::vector<std::byte> &settings) {
+bool Generations::choose_by(uint32_t sequence, std::string_view settings) {
     Generation &generation = running_.at(sequence);
-    auto sampler = Sampler::make(model_, settings.data(), settings.size());
+    auto sampler = Sampler::make(model_, reinterpret_cast<const std::byte *>(settings.data()), settings.size());
     if (sampler == nullptr) return false;
     for (const llama_token token : generation.tokens) sampler->accept(token);
     generation.sampler = std::move(sampler);

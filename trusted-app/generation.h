@@ -12,6 +12,9 @@
 
 using Owner = Id;  // of KV: any bytes, by which nobody else's are taken for one's own
 
+// Those of sealed requests are marked.
+inline bool is_of_sealed(const Owner &owner) { return owner.back() >> 7 != 0; }
+
 // Tokens whose KV a sequence has that says nothing, and whose it is.
 struct Cached {
     Owner owner{};
@@ -26,6 +29,7 @@ struct Generation {
     size_t taken = 0;                 // tokens said that were given out
     size_t most = 0;                  // tokens to say at most
     Owner owner{};
+    uint64_t session = 0;  // the sealed request that it answers; 0: none
     std::unique_ptr<Sampler> sampler;
     std::vector<Score> scores;  // of tokens said, until they are given out
     Finish finished = Finish::no;
@@ -52,7 +56,7 @@ class Generations {
     void begin(uint32_t sequence, const Owner &owner, std::vector<llama_token> prompt, size_t most);
 
     // Choose the tokens of a sequence that has said nothing yet as a payload says. False: it says nothing that is right.
-    bool choose_by(uint32_t sequence, const std::vector<std::byte> &settings);
+    bool choose_by(uint32_t sequence, std::string_view settings);
 
     // Compute one graph, with at most `limit` tokens of each of these sequences, each of which is named once and goes on.
     // Then each of which nothing is pending says a token. What Model::decode answers.

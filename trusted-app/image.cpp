@@ -109,14 +109,13 @@ std::unique_ptr<ChunkCipher> Image::cipher(const Salt &salt, const char *kind) c
         const ptrdiff_t offset = begin < end ? data - model_->chunks()[begin].address() : 0;
         layout.insert(layout.end(), {begin, static_cast<uint64_t>(offset), weight.bytes});
     }
-    return std::make_unique<ChunkCipher>(key_, digest(salt, layout.data(), layout.size() * sizeof layout[0]), kind,
-                                         image_version, id_);
+    return std::make_unique<ChunkCipher>(key_, digest_of(salt, layout), kind, image_version, id_);
 }
 
 Status Image::seal(size_t number, Bytes &sealed, Salt &salt) {
     if (number >= sealed_.size() || sealed_[number] || !model_->chunks()[number].ready) return Status::bad;
     if (sealing_ == nullptr) {
-        sealing_salt_ = random_salt();
+        sealing_salt_ = random<Salt>();
         sealing_ = cipher(sealing_salt_, "image");
     }
     const Chunk &chunk = model_->chunks()[number];

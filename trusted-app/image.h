@@ -16,6 +16,8 @@ class Image {
    public:
     using Bytes = std::vector<std::byte>;
 
+    const Id &id() const { return id_; }
+
     // `file_bytes` are those of the GGUF.
     Image(FlexMem &flexmem, const Key &model_key, const Salt &salt, const Id &id, size_t file_bytes);
     ~Image();

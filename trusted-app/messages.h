@@ -5,9 +5,10 @@
 // meanwhile is answered, if it is about memory; if not, it is refused as `busy`.
 #pragma once
 
+#include <array>
 #include <cstdint>
 
-constexpr uint64_t protocol_version = 2;
+constexpr uint64_t protocol_version = 3;
 constexpr uint32_t most_payload = 16 << 20;  // bytes
 
 struct Request {
@@ -30,7 +31,8 @@ enum class Ask : uint32_t {
     grant = 2,        // more chunks, fewer than which are of no use: the OS is asked → chunks granted and unused
     give_back = 3,    // chunks at most, of the unused ones → chunks that went back to the OS
     pool = 4,         // → chunks granted and unused
-    secret = 5,       // once, where no secure OS has it: the device's root secret
+    secret = 5,       // once, where no secure OS has it: the device's root secret; and the seed of the first key that clients seal to, or
+                      // none
     open = 6,         // model, bytes of the GGUF, context, sequences, bytes of its metadata; Sealed, and the chunks of the
                       // .flex file that have the metadata, each with its tag
                       // → chunks of weights, of KV, of scratch; weights; context
@@ -60,6 +62,15 @@ enum class Ask : uint32_t {
     sampling = 30,    // model, sequence that has begun and said nothing; a Sampling and its lists. Without it: the likeliest
     admit = 31,       // model, sequence; a bit for each token of the vocabulary: the next token is one of these. Once
     embed = 32,       // model, 1: a rank, tokens of one graph at most; tokens of a text → what the model pools of it: floats
+    attest = 40,      // milliseconds since 1970, the first of which counts, bytes of the nonce; nonce, measurements → a token
+    know = 41,        // the first block of a .flex file of this device: its name and digest are in tokens from here on
+    unseal = 42,      // model; a sealed request. `damaged`: it cannot be opened, or is for another model
+                      // → session, tokens of its prompt, tokens to say at most, owner (two values); the 32 bytes before
+                      // the first frame of its answer, and what the normal world is told
+    frame = 43,       // session → one frame, with what was said since the last time, as far as it fits
+    finish = 44,      // session → the last frames, if it has said all. Otherwise the payload is its answer, if the normal world
+                      // is to answer, or a Failure, in MessagePack; none: nobody waits. It has gone
+    begin_sealed = 45,  // model, sequence, session → tokens to compute. What it says leaves by `frame` alone
     describe = 60,    // model; key of its metadata → the value as text, nothing where there is none or it is a list
     words = 61,       // model, first → tokens in all, 1: one begins a sequence, which; a Word and its text for each token from
                       // the first on, as many as one answer takes
@@ -108,6 +119,17 @@ struct Word {
     uint32_t attributes;  // llama.cpp's
     uint32_t ends;        // 1: it ends an answer
     uint32_t bytes;
+};
+
+// What a sealed request asks (protocol/rendered.py). Behind it: how many bytes each part of the prompt has (u32 each), the model's
+// name, a Sampling with its lists, what the normal world is told, and the parts.
+struct Asked {
+    // magic: "FXR1". most: tokens to say; 0: it asks nothing of the model, and the normal world answers what it is told. start: 1: the token that
+    // begins a text goes first, where the model has one. parts: control tokens are meant by name in the first one, the third one, …
+    uint32_t magic, most, start, model_bytes, sampling_bytes, told_bytes, parts;
+    // SHA-256 of what the sender rendered by: the chat template; and for each token that is a control, unknown or declared by the
+    // file, a zero byte and what it stands for. Zeros: it does not matter.
+    std::array<uint8_t, 32> shape;
 };
 
 enum class Status : uint32_t {

@@ -58,7 +58,7 @@ bool Sampler::build(const Model &model, std::vector<const char *> breakers) {
     const auto window = [&](int32_t count) { return count < 0 ? context : std::min(count, context); };
     const int32_t repeats = window(s.repeat_last_n), dries = window(s.dry_penalty_last_n);
     uint32_t seed = s.seed;
-    if (seed == UINT32_MAX) std::memcpy(&seed, random_salt().data(), sizeof seed);
+    if (seed == UINT32_MAX) std::memcpy(&seed, random<Salt>().data(), sizeof seed);
     seed %= UINT32_MAX;  // by which llama.cpp would choose one itself
     const auto made = [&](Choice choice) -> llama_sampler * {
         switch (choice) {

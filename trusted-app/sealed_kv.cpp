@@ -20,7 +20,7 @@ bool SealedKv::start(uint32_t sequence, size_t bytes, const Salt &salt, const Ow
     bytes_ = bytes;
     next_ = 0;
     owner_ = owner;
-    cipher_ = image_.cipher(digest(salt, owner.data(), owner.size()), "kv");  // so another owner's does not authenticate
+    cipher_ = image_.cipher(digest_of(salt, owner), "kv");  // so another owner's does not authenticate
     return true;
 }
 
@@ -34,7 +34,7 @@ Status SealedKv::keep(uint32_t sequence, size_t &bytes, Salt &salt) {
     const auto &[owner, tokens] = generations_.cached(sequence);
     if (tokens.empty() || model_.committed(Kind::kv) < model_.size(Kind::kv)) return Status::bad;
     const size_t head = (1 + tokens.size()) * sizeof(uint32_t), state = model_.state_bytes(sequence);
-    salt = random_salt();
+    salt = random<Salt>();
     if (!start(sequence, head + state, salt, owner)) return Status::refused;
     const auto count = static_cast<uint32_t>(tokens.size());
     std::memcpy(plain_->base(), &count, sizeof count);

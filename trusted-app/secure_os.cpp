@@ -196,6 +196,11 @@ bool ring(const char *file, std::byte *&base, size_t &bytes) {
 
 bool secret(std::array<uint8_t, 32> &target) { return inside() && syscall(FLEX_SECURE_SECRET, target.data()) == 0; }
 
+bool isolated() {
+    flex_secure_protection report;
+    return inside() && syscall(FLEX_SECURE_PROTECTION, &report) == FLEX_SECURE_ON;
+}
+
 void wait(uint64_t nanoseconds) {
     const timespec time{static_cast<time_t>(nanoseconds / 1'000'000'000), static_cast<long>(nanoseconds % 1'000'000'000)};
     if (!inside()) {

@@ -52,6 +52,9 @@ bool ring(const char *file, std::byte *&base, size_t &bytes);
 // The secret from which this layer's keys are derived. False: nobody handed it over, as elsewhere.
 bool secret(std::array<uint8_t, 32> &target);
 
+// Whether the OS cannot reach pages of the secure world: EL3 answers. Elsewhere it can.
+bool isolated();
+
 // Wait for a message, or for so many nanoseconds.
 void wait(uint64_t nanoseconds);
 

@@ -46,17 +46,11 @@ Owner owner(const Request &request) {
     return bytes;
 }
 
-template <typename Items>
-void put(const Items &items, Service::Bytes &target) {
-    const auto *bytes = reinterpret_cast<const std::byte *>(items.data());
-    target.insert(target.end(), bytes, bytes + items.size() * sizeof *items.data());
-}
-
 }  // namespace
 
 Service::Service(Channel &channel) : channel_(channel), engine_(flexmem_) {
     Key root;
-    if (secure_os::secret(root)) root_ = root;
+    if (secure_os::secret(root)) sessions_.emplace(*(root_ = root));
     engine_.between_slices = [this] {
         Bytes payload;
         while (!alone_ && channel_.waiting()) alone_ = !answer_next(payload);
@@ -93,6 +87,7 @@ Status Service::carry_out(Call call) {
     const auto kind = static_cast<Ask>(call.request.kind);
     if (!greeted_ && kind != Ask::hello) return Status::bad;
     if (stepping_ && !is_about_memory(kind)) return Status::busy;
+    if (kind >= Ask::attest && kind <= Ask::finish) return about_sealed(call);
     switch (kind) {
         case Ask::hello: return hello(call);
         case Ask::grant: return grant(call);
@@ -126,6 +121,7 @@ Status Service::of_model(Open &open, Call call) {
         case Ask::describe: describe(*open.model, call.payload, call.said); return Status::done;
         case Ask::words: return words(*open.model, call.argument(1), call.said, call.values);
         case Ask::begin: return begin(open, call);
+        case Ask::begin_sealed: return begin_sealed(open, call);
         case Ask::step: return step(open, call);
         case Ask::said: return said(open, call);
         case Ask::end: return end(open, call);
@@ -189,11 +185,13 @@ Status Service::resident(const Model &model, Call call) {
 // ---- models -----------------------------------------------------------------------------------------------------
 
 Status Service::secret(Call call) {
-    if (root_ || call.payload.size() != key_bytes) return Status::bad;
+    const size_t bytes = call.payload.size();
+    if (root_ || (bytes != key_bytes && bytes != key_bytes + sizeof(SealingKey::Seed))) return Status::bad;
     if (secure_os::inside()) return Status::bad;  // it is the normal world's word
-    root_.emplace();
-    std::memcpy(root_->data(), call.payload.data(), key_bytes);
-    explicit_bzero(call.payload.data(), key_bytes);
+    root_ = taken<Key>(std::string(view(call.payload)));
+    const std::string_view seed = view(call.payload).substr(key_bytes);  // of the first key that clients seal to
+    sessions_.emplace(*root_, seed.empty() ? random<SealingKey::Seed>() : taken<SealingKey::Seed>(std::string(seed)));
+    explicit_bzero(call.payload.data(), bytes);
     return Status::done;
 }
 
@@ -262,27 +260,25 @@ Status Service::use(Image &image, Call call) {
 
 // ---- text -------------------------------------------------------------------------------------------------------
 
+bool tokens(const Model &model, std::string_view text, bool start, bool control, std::vector<llama_token> &target) {
+    std::vector<llama_token> found(text.size() + 16);  // no vocabulary has tokens of no bytes
+    const int32_t count = llama_tokenize(model.vocabulary(), text.data(), static_cast<int32_t>(text.size()), found.data(),
+                                         static_cast<int32_t>(found.size()), start, control);  // most_payload fits
+    if (count > 0) target.insert(target.end(), found.begin(), found.begin() + count);
+    return count >= 0;
+}
+
 Status Service::tokenise(const Model &model, Call call) {
-    const auto *text = reinterpret_cast<const char *>(call.payload.data());
-    const auto length = static_cast<int32_t>(call.payload.size());  // most_payload fits
-    std::vector<llama_token> tokens(call.payload.size() + 16);      // no vocabulary has tokens of no bytes
-    const int32_t count = llama_tokenize(model.vocabulary(), text, length, tokens.data(),
-                                         static_cast<int32_t>(tokens.size()), call.argument(2) == 0, call.argument(1) == 1);
-    if (count < 0) return Status::failed;
-    tokens.resize(static_cast<size_t>(count));
-    put(tokens, call.said);
+    std::vector<llama_token> found;
+    if (!tokens(model, view(call.payload), call.argument(2) == 0, call.argument(1) == 1, found)) return Status::failed;
+    put(found, call.said);
     return Status::done;
 }
 
 Status Service::detokenise(const Model &model, Call call) {
-    std::vector<llama_token> tokens;
-    if (!tokens_of(call.payload, model, tokens)) return Status::bad;
-    for (const llama_token token : tokens) {
-        char piece[512];
-        const int32_t length = llama_token_to_piece(model.vocabulary(), token, piece, sizeof piece, 0, false);
-        if (length < 0) return Status::failed;
-        put(std::string_view(piece, static_cast<size_t>(length)), call.said);
-    }
+    std::vector<llama_token> said;
+    if (!tokens_of(call.payload, model, said)) return Status::bad;
+    for (const llama_token token : said) put(piece(model.vocabulary(), token, false), call.said);
     return Status::done;
 }
 
@@ -293,6 +289,7 @@ Status Service::begin(Open &open, Call call) {
     const Model &model = *open.model;
     if (!tokens_of(call.payload, model, prompt) || !is_idle(open, call.argument(1))) return Status::bad;
     if (prompt.empty() || prompt.size() >= model.context_tokens() || call.argument(2) < 1) return Status::bad;
+    if (is_of_sealed(owner(call.request))) return Status::bad;
     if (!model.generates()) return Status::unsupported;
     const auto sequence = static_cast<uint32_t>(call.argument(1));
     open.generations->begin(sequence, owner(call.request), std::move(prompt), call.argument(2));
@@ -358,7 +355,8 @@ Status Service::embed(Open &open, Call call) {
 Generation *Service::running(Open &open, Call call) {
     const uint64_t sequence = call.argument(1);
     if (sequence >= open.model->sequences() || !open.generations->has(static_cast<uint32_t>(sequence))) return nullptr;
-    return &open.generations->at(static_cast<uint32_t>(sequence));
+    Generation &generation = open.generations->at(static_cast<uint32_t>(sequence));
+    return generation.session == 0 ? &generation : nullptr;
 }
 
 Status Service::sampling(Open &open, Call call) {
@@ -367,7 +365,7 @@ Status Service::sampling(Open &open, Call call) {
     const bool admits = static_cast<Ask>(call.request.kind) == Ask::admit;
     if (!admits && generation->said() != 0) return Status::bad;
     const bool right = admits ? generation->sampler->admit(call.payload)
-                              : open.generations->choose_by(static_cast<uint32_t>(call.argument(1)), call.payload);
+                              : open.generations->choose_by(static_cast<uint32_t>(call.argument(1)), view(call.payload));
     return right ? Status::done : Status::bad;
 }
 

@@ -14,6 +14,7 @@
 #include "image.h"
 #include "messages.h"
 #include "sealed_kv.h"
+#include "sessions.h"
 
 class Service {
    public:
@@ -68,6 +69,12 @@ class Service {
     Status resume(Open &open, Call call);
     static Generation *running(Open &open, Call call);  // that of the request's sequence; null: it says nothing
     bool is_idle(Open &open, uint64_t sequence) const;
+    Status about_sealed(Call call);
+    Status unseal(Call call);
+    Status begin_sealed(Open &open, Call call);
+    Status finish(Session &session, Call call);
+    // What says the answer to a request, after what it said since the last time has gone to the next frame. Null: nothing does.
+    Generation *hear(Session &session);
     Status refused(size_t chunks, Call call) const;
 
     Channel &channel_;
@@ -76,4 +83,18 @@ class Service {
     std::map<uint64_t, Open> models_;
     bool greeted_ = false, stepping_ = false, alone_ = false;
     std::optional<Key> root_;
+    std::optional<Sessions> sessions_;
+    std::map<uint64_t, std::unique_ptr<Session>> opened_;  // by number
+    uint64_t last_session_ = 0;
 };
+
+// Have items go with an answer, behind others.
+template <typename Items>
+void put(const Items &items, Service::Bytes &target) {
+    const auto *bytes = reinterpret_cast<const std::byte *>(items.data());
+    target.insert(target.end(), bytes, bytes + items.size() * sizeof *items.data());
+}
+
+// The tokens of a text, behind others. `start`: with the one that begins a text, where the model has one; `control`: control
+// tokens are meant by name.
+bool tokens(const Model &model, std::string_view text, bool start, bool control, std::vector<llama_token> &target);

@@ -1,31 +1,26 @@
 #include "vocabulary.h"
 
-#include <string>
+#include <array>
 
 #include "llama.h"
+#include "service.h"
 
 namespace {
 
 constexpr size_t most_words_bytes = 1 << 20;  // of one answer; a word may go beyond it
 
-void add(const void *data, size_t bytes, std::vector<std::byte> &target) {
-    const auto *first = static_cast<const std::byte *>(data);
-    target.insert(target.end(), first, first + bytes);
-}
+}  // namespace
 
-// What a token stands for, those of control by name.
-std::string piece(const llama_vocab *vocabulary, llama_token token) {
+std::string piece(const llama_vocab *vocabulary, llama_token token, bool control) {
     std::string text(64, '\0');
-    int32_t length = llama_token_to_piece(vocabulary, token, text.data(), static_cast<int32_t>(text.size()), 0, true);
+    int32_t length = llama_token_to_piece(vocabulary, token, text.data(), static_cast<int32_t>(text.size()), 0, control);
     if (length < 0) {
         text.resize(static_cast<size_t>(-length));
-        length = llama_token_to_piece(vocabulary, token, text.data(), -length, 0, true);
+        length = llama_token_to_piece(vocabulary, token, text.data(), -length, 0, control);
     }
     text.resize(length < 0 ? 0 : static_cast<size_t>(length));
     return text;
 }
-
-}  // namespace
 
 void describe(const Model &model, const std::vector<std::byte> &key, std::vector<std::byte> &said) {
     const std::string name(reinterpret_cast<const char *>(key.data()), key.size());
@@ -42,11 +37,11 @@ Status words(const Model &model, uint64_t first, std::vector<std::byte> &said, u
     if (first > count) return Status::bad;
     for (uint64_t number = first; number < count && said.size() < most_words_bytes; number++) {
         const auto token = static_cast<llama_token>(number);
-        const std::string text = piece(vocabulary, token);
+        const std::string text = piece(vocabulary, token, true);
         const Word word{static_cast<uint32_t>(llama_vocab_get_attr(vocabulary, token)),
                         llama_vocab_is_eog(vocabulary, token), static_cast<uint32_t>(text.size())};
-        add(&word, sizeof word, said);
-        add(text.data(), text.size(), said);
+        put(std::array<Word, 1>{word}, said);
+        put(text, said);
     }
     values[0] = count;
     values[1] = llama_vocab_get_add_bos(vocabulary);

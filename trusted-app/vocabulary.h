@@ -3,10 +3,14 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "engine.h"
 #include "messages.h"
+
+// What a token stands for: with `control`, those of control by name; without, those stand for nothing.
+std::string piece(const llama_vocab *vocabulary, llama_token token, bool control);
 
 // The value of a key of the metadata, as text; nothing, where there is none or it is a list.
 void describe(const Model &model, const std::vector<std::byte> &key, std::vector<std::byte> &said);

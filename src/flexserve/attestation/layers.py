@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import cbor2
@@ -108,6 +109,16 @@ def certificate(issuer: Ed25519PrivateKey, layer: Layer, key: Ed25519PublicKey) 
     if layer.profile:
         claims[PROFILE] = layer.profile
     return sign(cbor2.dumps(claims), issuer)
+
+
+def chain_of(root: bytes | memoryview, layers: Sequence[Layer]) -> tuple[list[bytes], bytes | memoryview]:
+    """Return the root's key, the certificates of the layers that it starts, and the last one's CDI."""
+    cdi = root
+    chain = [encode_key(key_of(cdi).public_key())]
+    for layer in layers:
+        issuer, cdi = key_of(cdi), next_cdi(cdi, layer)
+        chain.append(certificate(issuer, layer, key_of(cdi).public_key()))
+    return chain, cdi
 
 
 def _derive(secret: bytes | memoryview, salt: bytes, purpose: bytes, size: int) -> bytes:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from flexserve.cli.attestation import PolicyFile, PolicySigner, known_roots_file, policy_of
 from flexserve.errors import CallerError
+
+if TYPE_CHECKING:
+    from flexserve.normal.remote_world import Rendering
 
 
 def register(app: typer.Typer) -> None:
@@ -63,6 +66,18 @@ def connect(
         api_keys=read_keys(api_key_file) if api_key_file is not None else (),
         receipts=receipts,
         rounding=round_answers,
+        rendering=_rendering,
         log_level=log_level,
     )
     raise typer.Exit(connecting.connect(options))
+
+
+def _rendering() -> Rendering:
+    """Return what renders prompts for a secure world that renders none, with a sandbox of its own."""
+    from flexserve.tee_client.rendering import PromptRenderer
+    from flexserve.trusted.sidecar import start_helper
+    from flexserve.trusted.text.rendering.renderer import Renderer
+
+    renderer = Renderer(start_helper())
+    renderer.wait_until_ready()
+    return PromptRenderer(renderer)

@@ -39,6 +39,16 @@ def firmware_with(firmware: bytes, secure_os: bytes, application: bytes) -> byte
     return bytes(image)
 
 
+def kernel_of(image: bytes) -> bytes:
+    """Return the secure OS of an image, and what is between it and its application."""
+    return image[_SECURE_OS:_APPLICATION]
+
+
+def application_of(image: bytes) -> bytes:
+    """Return the application of an image."""
+    return image[_APPLICATION:]
+
+
 def provision(image: bytearray, secret: bytes = b"") -> None:
     """Write random bytes where the secure OS of a firmware's image, if it has one, looks for its seed.
 

@@ -1,9 +1,10 @@
 """Builds the trusted application of S-EL0, and llama.cpp for it: `python -m flexserve.emulator.trusted_app`.
 
-llama.cpp's sources are those of the llama-cpp-python that the project pins: pip fetches its source
-distribution and checks its hash. They are built once for each state of that pin, of trusted-app/llama.mk and
-of the compiler. That takes minutes; what was interrupted goes on where it was. The application itself takes
-seconds. Like the machine's other parts it has a place of its own for each checkout.
+llama.cpp's sources are those of the llama-cpp-python that the project pins, mlkem-native's those of the
+distribution that trusted-app/crypto pins: pip fetches both and checks their hashes. llama.cpp is built once
+for each state of its pin, of trusted-app/llama.mk and of the compiler. That takes minutes; what was
+interrupted goes on where it was. The application itself takes seconds. Like the machine's other parts it has
+a place of its own for each checkout.
 """
 
 from __future__ import annotations
@@ -28,8 +29,11 @@ from flexserve.folders import cache_folder
 CROSS = "aarch64-linux-gnu-"
 CROSS_LIBRARIES = Path("/usr/aarch64-linux-gnu")
 _PIN = re.compile(r"^llama-cpp-python==[^\n]*\n(?:[ \t]+--hash[^\n]*\n)+", re.MULTILINE)
+_LLAMA = "/vendor/llama.cpp/"  # in the source distribution
 _PARTS = ("include", "src", "ggml/include", "ggml/src")  # of llama.cpp
+_MLKEM = "/crypto/fipsmodule/ml_kem/mlkem/"
 _CRYPTO = "nettle-dev"  # Debian's: AES-GCM with the CPU's instructions where it has them, and no allocation
+_NUMBERS = "libgmp-dev"  # Debian's: Nettle's elliptic curves compute with it
 _HOURS = 2 * 3600.0  # seconds: on a machine that does much else, too
 
 
@@ -51,12 +55,17 @@ def build(cache: Path, progress: Progress) -> Programs:
     """
     tools.require("make", f"{CROSS}gcc", f"{CROSS}g++", f"{CROSS}ar")
     packages.library(cache, _CRYPTO, progress)
+    packages.library(cache, _NUMBERS, progress)
     with locked(cache / "trusted-app.lock"):
         library = _library(cache)
         llama = library / "llama.cpp"
         if not llama.is_dir():
             progress("fetching llama.cpp's sources")
-            _fetch(llama)
+            _fetch(pin(), llama, _LLAMA, _PARTS)
+        mlkem = _mlkem(cache)
+        if not mlkem.is_dir():
+            progress("fetching mlkem-native's sources")
+            _fetch(_mlkem_pin(), mlkem, _MLKEM, ("",))
         if built(cache) is None:
             if not (library / "libllama.a").exists():
                 progress("building llama.cpp for the machine: some minutes")
@@ -64,7 +73,12 @@ def build(cache: Path, progress: Progress) -> Programs:
             progress("building the trusted application")
             out = _stamp(cache).parent
             shutil.rmtree(out, ignore_errors=True)
-            _make(llama, library, "all", f"OUT={out}", f"CRYPTO={_crypto(cache)}")
+            crypto = (
+                f"CRYPTO={_crypto(cache)}",
+                f"NUMBERS={cache / f'arm64-{_NUMBERS}' / 'usr'}",
+                f"MLKEM={mlkem}",
+            )
+            _make(llama, library, "all", f"OUT={out}", *crypto)
             record(cache)
         return _programs(cache)
 
@@ -108,6 +122,17 @@ def _library(cache: Path) -> Path:
     return cache / f"llama-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}"
 
 
+def _mlkem_pin() -> str:
+    """Return the line that names the source distribution with mlkem-native."""
+    lines = (_sources() / "crypto/mlkem/requirements.txt").read_text().splitlines(keepends=True)
+    return "".join(line for line in lines if not line.startswith("#"))
+
+
+def _mlkem(cache: Path) -> Path:
+    """Return where mlkem-native's sources are."""
+    return cache / f"mlkem-{hashlib.sha256(_mlkem_pin().encode()).hexdigest()[:16]}"
+
+
 def _crypto(cache: Path) -> Path:
     """Return where Nettle's headers and library are."""
     return cache / f"arm64-{_CRYPTO}" / "usr"
@@ -124,7 +149,7 @@ def _programs(cache: Path) -> Programs:
 
 
 def _digest(cache: Path) -> str:
-    digest = hashlib.sha256(_library(cache).name.encode())
+    digest = hashlib.sha256(f"{_library(cache).name} {_mlkem(cache).name}".encode())
     archive = _crypto(cache) / "lib/aarch64-linux-gnu/libnettle.a"
     digest.update(archive.read_bytes() if archive.exists() else b"")
     sources = _sources()
@@ -144,36 +169,38 @@ def _make(llama: Path, library: Path, target: str, *settings: str) -> None:
     )
 
 
-def _fetch(target: Path) -> None:
-    """Have the parts of llama.cpp that are built in `target`, whole or not at all."""
+def _fetch(requirement: str, target: Path, place: str, parts: tuple[str, ...]) -> None:
+    """Have the `parts` of a source distribution that lie below `place` in `target`, whole or not at all."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix="fetching-") as name:
         folder = Path(name)
-        (folder / "pin").write_text(pin())
+        (folder / "pin").write_text(requirement)
         pip = (sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps")
         source = ("--require-hashes", "--no-binary", ":all:", "--no-build-isolation")
         try:
             tools.run(*pip, *source, "--dest", folder, "--requirement", folder / "pin")
         except FlexServeError as error:
             raise NormalWorldError(
-                f"pip could not fetch llama.cpp's sources: {error.message}",
+                f"pip could not fetch {target.name}'s sources: {error.message}",
                 hint="See to the network and run this again.",
             ) from error
-        whole = folder / "llama.cpp"
+        whole = folder / "whole"
         with tarfile.open(next(folder.glob("*.tar.gz"))) as archive:
-            extract(archive, whole)
+            extract(archive, whole, place, parts)
         whole.rename(target)
 
 
-def extract(archive: tarfile.TarFile, whole: Path) -> None:
-    """Write the source files of the parts, and no other members, below `whole`."""
-    wanted = tuple(f"{part}/" for part in _PARTS)
+def extract(
+    archive: tarfile.TarFile, whole: Path, place: str = _LLAMA, parts: tuple[str, ...] = _PARTS
+) -> None:
+    """Write the source files of the `parts` that lie below `place`, and no other members, below `whole`."""
+    wanted = tuple(f"{part}/" if part else "" for part in parts)
     for member in archive:
-        _, _, place = member.name.partition("/vendor/llama.cpp/")
-        content = archive.extractfile(member) if member.isfile() else None
-        if content is None or not place.startswith(wanted) or ".." in Path(place).parts:
+        _, below, name = member.name.partition(place)
+        content = archive.extractfile(member) if member.isfile() and below else None
+        if content is None or not name.startswith(wanted) or ".." in Path(name).parts:
             continue
-        path = whole / place
+        path = whole / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content.read())
 

@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -28,10 +28,11 @@ from flexserve.normal.known_roots import KnownRoots
 from flexserve.normal.main import address_of, http_server, stop_on_signals, tcp_socket
 from flexserve.normal.receipts import Receipts
 from flexserve.normal.remote_server import RemoteServer
-from flexserve.normal.remote_world import Evidence, RemoteWorld, Trust
+from flexserve.normal.remote_world import Evidence, RemoteWorld, Rendering, Trust
 from flexserve.platforms.ports import Protection
 
 PORT = 7078
+INSIDE = "application"  # the last layer of a secure world inside the machine, which renders no prompts
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -47,6 +48,9 @@ class ConnectOptions:
     api_keys: Sequence[Key] = ()  # that clients of this machine send
     receipts: Path | None = None  # folder to keep them in
     rounding: int = 1  # tokens: the secure world computes answers to a multiple of them
+    rendering: Callable[[], Rendering] | None = (
+        None  # makes what renders prompts, if the secure world does not
+    )
     drain_seconds: float = 10.0
     log_level: str = "info"
 
@@ -77,6 +81,7 @@ class Verifier:
                 **described(verified),
             },
             evidence=Evidence(chain, token, nonce.hex()),
+            renders=verified.layers[-1].name != INSIDE,
         )
 
 
@@ -101,6 +106,7 @@ async def _connect(options: ConnectOptions) -> int:
         Verifier(options.url, options.policy, KnownRoots(options.known_roots)),
         receipts.keep,
         rounding=options.rounding,
+        rendering=options.rendering,
     )
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(world.close)

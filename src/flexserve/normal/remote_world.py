@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import itertools
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -21,7 +22,8 @@ from flexserve.normal.remote_server import RemoteServer
 from flexserve.platforms.ports import Protection
 from flexserve.protocol.answers import Converted
 from flexserve.protocol.messages import Query, Status
-from flexserve.protocol.prompts import Entry, Prompt, Source, ToTokens
+from flexserve.protocol.prompts import AskTemplate, Entry, Prompt, Source, ToTokens
+from flexserve.protocol.rendered import Rendered, passed
 from flexserve.protocol.requests import Convert, Embed, Generate, Terms, Warm
 from flexserve.protocol.sampling import Sampling
 from flexserve.protocol.sealed_answer import Receipt
@@ -49,6 +51,7 @@ class Trust:
     """A secure world that was verified: what to seal to, until when (milliseconds since 1970), and who it is.
 
     `shown` is for people and programs, as JSON has it: what was verified. `evidence`: what proves it.
+    `renders`: whether it renders templates by itself.
     """
 
     public: bytes
@@ -58,6 +61,24 @@ class Trust:
     protection: Protection
     shown: dict[str, Any]
     evidence: Evidence
+    renders: bool = True
+
+
+class RenderedPrompt(Protocol):
+    """A prompt for a secure world that renders none, and what its answer's messages are for who asked."""
+
+    rendered: Rendered
+    ended: bool  # the answer; whatever else comes is of no interest
+
+    def take(self, message: Any) -> list[Any]:
+        """Return what a message is for who asked."""
+
+
+class Rendering(Protocol):
+    """Renders prompts (tee_client.rendering)."""
+
+    def prompt(self, asked: Generate, shape: Converted) -> RenderedPrompt:
+        """Return the prompt of `asked`, by what the server says of its model. Takes a while."""
 
 
 Verify = Callable[[list[bytes], bytes, bytes], Trust]  # (chain, token, nonce). Raises PeerError
@@ -69,10 +90,21 @@ class RemoteWorld:
 
     `keep` gets the receipt of each answer. One event loop. Whose KV is whose is decided by a secret of this
     object, so nobody else who uses the server shares any of it. `rounding`: of answers, see Generate.
+    `rendering`: makes what renders prompts, if the secure world does not.
     """
 
-    def __init__(self, server: RemoteServer, verify: Verify, keep: Keep, *, rounding: int = 1) -> None:
+    def __init__(
+        self,
+        server: RemoteServer,
+        verify: Verify,
+        keep: Keep,
+        *,
+        rounding: int = 1,
+        rendering: Callable[[], Rendering] | None = None,
+    ) -> None:
         self.metrics = Metrics()
+        self._rendering = functools.cache(rendering) if rendering is not None else None
+        self._shapes: dict[str, Converted] = {}  # what prompts of a model are rendered by
         self._rounding = rounding
         self._server, self._verify, self._keep = server, verify, keep
         self._owner = secrets.token_bytes(32)
@@ -90,7 +122,7 @@ class RemoteWorld:
                 nonce = secrets.token_bytes(NONCE)
                 said = await self._server.attestation(nonce)
                 self._trust = self._verify(said.chain, said.token, nonce)
-                self._next, self._ahead = [], {}
+                self._next, self._ahead, self._shapes = [], {}, {}
             return self._trust
 
     @property
@@ -208,20 +240,36 @@ class RemoteWorld:
 
     async def _attempt(self, asked: Asked, name: str) -> AsyncIterator[Any]:
         trust = await self.trust()
+        sealed, prompt = (asked, None) if trust.renders else await self._rendered(asked)
         model, now = model_of(asked), _now()
         secret = self._known(trust, model, now) or self._ahead.pop(model, None)
-        exchange = Exchange(asked, self._owner, trust.public, trust.token_hash, now, secret=secret)
+        exchange = Exchange(sealed, self._owner, trust.public, trust.token_hash, now, secret=secret)
         async with self._server.sealed(exchange.body) as pieces:
             async for piece in pieces:
                 for message in exchange.feed(piece):
                     if isinstance(message, Receipt):
                         self._keep(name, message.signed, trust)
-                    else:
-                        yield message
+                        continue
+                    for shown in [message] if prompt is None else prompt.take(message):
+                        yield shown
+                    if prompt is not None and prompt.ended:
+                        return
         exchange.end()
         if trust is self._trust:
             self._next = [*self._next[1 - _AHEAD :], (exchange.next, now)]
             asyncio.get_running_loop().call_soon(self._prepare, model, trust)  # behind the answer's end
+
+    async def _rendered(self, asked: Asked) -> tuple[Rendered, RenderedPrompt | None]:
+        """Return what is asked as a secure world takes it that renders no prompt. Raises CallerError."""
+        if isinstance(asked, Embed):
+            raise CallerError("The secure world inside the machine makes no sealed vectors.")
+        if not isinstance(asked, Generate):
+            return passed(asked), None
+        if asked.model not in self._shapes:
+            self._shapes[asked.model] = await self.convert(asked.model, AskTemplate())
+        assert self._rendering is not None, "nothing renders here"
+        prompt = await asyncio.to_thread(self._rendering().prompt, asked, self._shapes[asked.model])
+        return prompt.rendered, prompt
 
     def _known(self, trust: Trust, model: str, now: int) -> SealedSecret | None:
         """Return a secret that an earlier request brought; None: the secure world may have forgotten it."""

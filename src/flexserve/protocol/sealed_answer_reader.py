@@ -8,6 +8,7 @@ from cryptography.exceptions import InvalidTag
 
 from flexserve.errors import PeerError
 from flexserve.protocol.framing import FrameDecoder
+from flexserve.protocol.rendered import Pieces
 from flexserve.protocol.sealed_answer import LAST, Answered, Frames
 
 
@@ -19,7 +20,7 @@ class FrameOpener(Frames):
 
     def __init__(self, secret: bytes, body_hash: bytes, server_nonce: bytes, size: int) -> None:
         super().__init__(secret, body_hash, server_nonce, size)
-        self._decoder: FrameDecoder[Any] = FrameDecoder(Answered)
+        self._decoder: FrameDecoder[Any] = FrameDecoder(Answered | Pieces)
         self._wire = bytearray()
         self.ended = False
 

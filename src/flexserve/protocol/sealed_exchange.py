@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import functools
 import secrets
@@ -13,8 +14,10 @@ from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 
 from flexserve.errors import CallerError
+from flexserve.protocol.answers import Delta, Finished
 from flexserve.protocol.messages import Query
-from flexserve.protocol.sealed_answer import SERVER_NONCE, frame_size, hash_of
+from flexserve.protocol.rendered import Pieces, Rendered
+from flexserve.protocol.sealed_answer import LARGE, SERVER_NONCE, SMALL, frame_size, hash_of
 from flexserve.protocol.sealed_answer_reader import FrameOpener, forged
 from flexserve.protocol.sealed_request import (
     CONTINUED,
@@ -57,7 +60,7 @@ class Exchange:
 
     def __init__(
         self,
-        asked: Asked,
+        asked: Asked | Rendered,
         owner: bytes,
         public: bytes,
         token_hash: bytes,
@@ -65,15 +68,15 @@ class Exchange:
         *,
         secret: SealedSecret | None = None,
     ) -> None:
-        number = {"serial": 0} if isinstance(asked, Query) else {"request": 0}
-        asked = msgspec.structs.replace(asked, **number)
-        self.asked = asked
+        self.asked, encoded, self._frame_size = _encoded(asked)
         self.next = secrets.token_bytes(SECRET)  # is the secret of one request more, once the answer is here
-        content = Content(secrets.token_bytes(16), now, owner, msgspec.msgpack.encode(asked), self.next)
-        secret = secret or sealed_secret(model_of(asked), public, token_hash)
+        content = Content(secrets.token_bytes(16), now, owner, encoded, self.next)
+        model = asked.model if isinstance(asked, Rendered) else model_of(asked)
+        secret = secret or sealed_secret(model, public, token_hash)
         self.body, self._secret = seal(content, secret), secret.secret
         self._nonce = b""
         self._frames: FrameOpener | None = None
+        self._text = codecs.getincrementaldecoder("utf-8")("replace")  # of pieces
 
     def feed(self, data: bytes) -> list[Any]:
         """Return the messages that `data` completes. Raises PeerError as FrameOpener.feed does."""
@@ -82,8 +85,17 @@ class Exchange:
             if len(self._nonce) < SERVER_NONCE:
                 return []
             nonce, data = self._nonce[:SERVER_NONCE], self._nonce[SERVER_NONCE:]
-            self._frames = FrameOpener(self._secret, hash_of(self.body), nonce, frame_size(self.asked))
-        return self._frames.feed(data)
+            self._frames = FrameOpener(self._secret, hash_of(self.body), nonce, self._frame_size)
+        return [each for message in self._frames.feed(data) for each in self._whole(message)]
+
+    def _whole(self, message: Any) -> list[Any]:
+        """Return what a message is for who asked: pieces are text, as soon as their characters are whole."""
+        match message:
+            case Pieces():
+                return [Delta(message.request, self._text.decode(message.data), message.tokens)]
+            case Finished() if rest := self._text.decode(b"", final=True):
+                return [Delta(message.request, rest, 0), message]
+        return [message]
 
     @property
     def ended(self) -> bool:
@@ -95,6 +107,15 @@ class Exchange:
         if self._frames is None:
             raise forged("it did not begin")
         self._frames.end()
+
+
+def _encoded(asked: Asked | Rendered) -> tuple[Asked | Rendered, bytes, int]:
+    """Return what is asked with the number 0, as it is sealed, and the bytes of a frame of its answer."""
+    if isinstance(asked, Rendered):
+        return asked, asked.encoded(), SMALL if asked.most else LARGE
+    number = {"serial": 0} if isinstance(asked, Query) else {"request": 0}
+    asked = msgspec.structs.replace(asked, **number)
+    return asked, msgspec.msgpack.encode(asked), frame_size(asked)
 
 
 @functools.lru_cache(maxsize=4)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from flexserve.errors import PeerError
 
-VERSION = 2
+VERSION = 3
 MOST_PAYLOAD = 16 << 20  # bytes
 KEPT_PART = 1 << 16  # bytes of plaintext
 NUMBERS = 5
@@ -51,6 +51,12 @@ class Ask(enum.IntEnum):
     SAMPLING = 30
     ADMIT = 31
     EMBED = 32
+    ATTEST = 40
+    KNOW = 41
+    UNSEAL = 42
+    FRAME = 43
+    FINISH = 44
+    BEGIN_SEALED = 45
     DESCRIBE = 60
     WORDS = 61
 

@@ -56,15 +56,23 @@ class Part:
 
     folder: str
     most: int
+    target: str = "lines"  # of its makefile
 
 
+# Ours around the libraries in the application: HPKE, COSE, sealed chunks and frames, SHA-3 for ML-KEM.
+CRYPTOGRAPHY = Part("trusted-app", 600, "lines-of-cryptography")
 MONITOR_BEFORE = 3048  #: when EL3 began to switch a CPU between the worlds; 700 are for that
-PARTS = (Part("monitor", MONITOR_BEFORE + 700), Part("secure-os", 3000), Part("trusted-app", 2500))
+PARTS = (
+    Part("monitor", MONITOR_BEFORE + 700),
+    Part("secure-os", 3000),
+    Part("trusted-app", 2500),
+    CRYPTOGRAPHY,
+)
 
 
 def lines_of(part: Part) -> int:
     """Return the lines of a part, as its makefile counts them. Needs make and gcc, and the sources."""
-    command = ["make", "--no-print-directory", "-s", "-C", str(_ROOT / part.folder), "lines"]
+    command = ["make", "--no-print-directory", "-s", "-C", str(_ROOT / part.folder), part.target]
     return int(subprocess.run(command, capture_output=True, check=True).stdout)
 
 
@@ -102,7 +110,7 @@ def main() -> int:
     """Print the lines of each part and module; return 1 when there are too many of any kind."""
     sizes = [(part, lines_of(part)) for part in PARTS]
     for part, lines in sizes:
-        sys.stdout.write(f"{lines:5}  of {part.most} at most: {part.folder}/\n")
+        sys.stdout.write(f"{lines:5}  of {part.most} at most: {part.folder}/ ({part.target})\n")
     modules = imported()
     counted = {name: lines_of_code(modules[name].read_text()) for name in added(modules)}
     for name, lines in counted.items():

@@ -10,7 +10,7 @@ import msgspec
 
 from flexserve import __version__
 from flexserve.attestation import cose
-from flexserve.attestation.layers import Layer, Mode, certificate, key_of, next_cdi
+from flexserve.attestation.layers import Layer, Mode, chain_of, key_of, next_cdi
 from flexserve.attestation.measurement import Measurement, with_configuration, world_digest
 from flexserve.attestation.token import RECEIPT, AttestedModel, Token, write_token
 from flexserve.errors import CallerError, NormalWorldError
@@ -71,7 +71,7 @@ class Identity:
         moment = time.time() if now is None else now
         measured = self._measurement()
         self._attested = self._layers(facts.machine, measured)
-        cdi = self._cdi(self._attested)
+        chain, cdi = chain_of(self._root, self._attested)
         sealing = self._keys.current(moment)
         token = Token(
             nonce,
@@ -86,7 +86,7 @@ class Identity:
             sealing,
             LicenceKey(cdi).public,
         )
-        return Evidence(self._chain(self._attested), write_token(token, key_of(cdi)))
+        return Evidence(chain, write_token(token, key_of(cdi)))
 
     def unseal(self, sealed: bytes, info: bytes) -> bytes:
         """Return what a client sealed to the key that a token showed. Raises CallerError."""
@@ -129,12 +129,3 @@ class Identity:
     def _cdi(self, layers: Sequence[Layer]) -> bytes | memoryview:
         """Return the secret of the last layer."""
         return functools.reduce(next_cdi, layers, self._root)
-
-    def _chain(self, layers: Sequence[Layer]) -> list[bytes]:
-        """Return the root's key, which issues the first layer's certificate, and the certificates."""
-        cdi = self._root
-        chain = [cose.encode_key(key_of(cdi).public_key())]
-        for layer in layers:
-            issuer, cdi = key_of(cdi), next_cdi(cdi, layer)
-            chain.append(certificate(issuer, layer, key_of(cdi).public_key()))
-        return chain

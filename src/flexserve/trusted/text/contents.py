@@ -41,6 +41,14 @@ class ChatTokens(NamedTuple):
     begun: str = ""
 
 
+class Parts(NamedTuple):
+    """A text in parts, each with whether control tokens in it are meant; `start`: the one that begins a text
+    goes first."""
+
+    texts: list[tuple[str, bool]]
+    start: bool
+
+
 def chat_tokens(
     prompt: ChatPrompt, template: ChatTemplate, vocabulary: Tokenizer, *, confined: bool = False
 ) -> ChatTokens:
@@ -53,11 +61,19 @@ def rendered(
     prompt: ChatPrompt, template: ChatTemplate, vocabulary: Tokenizer, *, confined: bool = False
 ) -> tuple[str, list[int]]:
     """Return the text that a template makes of a conversation, and its tokens; the rest as `chat_tokens`."""
+    text, parts = parts_of(prompt, template, vocabulary, confined=confined)
+    return text, vocabulary.encode_parts(parts.texts, start=parts.start)
+
+
+def parts_of(
+    prompt: ChatPrompt, template: ChatTemplate, vocabulary: Tokenizer, *, confined: bool = False
+) -> tuple[str, Parts]:
+    """Return the text that a template makes of a conversation, and its parts; the rest as `chat_tokens`."""
     contents = Contents(prompt, vocabulary.markers, template.structure)
     text, hidden = contents.shown(template.render(contents.hidden, confined=confined))
     start = not (template.beginning and text.startswith(template.beginning))
     plain = list(_common(template.structure.occurrences(text), hidden)) if hidden else []
-    return text, vocabulary.encode_parts(list(_parts(text, plain)), start=start)
+    return text, Parts(list(_parts(text, plain)), start)
 
 
 class Contents:

@@ -21,6 +21,7 @@ from flexserve.trusted.text.markers import Markers
 # llama.cpp's attributes of tokens.
 _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 8, 16
 CONTROLS = _CONTROL | _UNKNOWN
+ADDED = CONTROLS | _USER_DEFINED  # beside the words of its text
 
 _MARKER = re.compile(r"<[|｜].*[|｜]>", re.DOTALL)  # of tokens that files do not always declare as controls
 _TAG = re.compile(r"[<\[{(]\S+[>\]})]")  # of tokens that may be structure: where a template writes them
@@ -141,7 +142,7 @@ class Tokenizer(abc.ABC):
         controls, tags = [], []
         for token in range(self.size):
             attributes = self.attributes(token)
-            if attributes & (CONTROLS | _USER_DEFINED):
+            if attributes & ADDED:
                 text = self.name(token)
                 if attributes & CONTROLS or _MARKER.fullmatch(text):
                     controls.append(text)
