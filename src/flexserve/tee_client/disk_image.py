@@ -270,12 +270,12 @@ class DiskImage:
 
 
 def name_of(kind: str, model: str, *more: str) -> str:
-    """Return the name of an object that belongs to a model of the store."""
+    """Return the name of an object that belongs to a model of the store; `model` is its id."""
     return "/".join([kind, model, *more])
 
 
 def sync(image: DiskImage, files: Mapping[str, Path], head_bytes: int) -> None:
-    """Have `image` hold the sealed `files` of the store's models, by name, as objects of kind "file".
+    """Have `image` hold the sealed `files` of the store's models, by their ids, as objects of kind "file".
 
     What belongs to other models is removed, and to those whose file is another one: its first `head_bytes`
     bytes, where its manifest is, tell. Raises OSError and what `put` raises; what was written by then stays.
