@@ -118,7 +118,8 @@ llama_token Sampler::draw(const std::vector<float> &logits, const Tokens &out, c
         if (array.size == 0 || std::any_of(array.data, array.data + array.size, is_none)) return -1;
         llama_sampler_apply(llama_sampler_chain_get(chain_.get(), part), &array);
     }
-    left_ = std::vector<llama_token_data>(array.data, array.data + array.size);  // a sampler may have left out the first ones
+    left_.resize(static_cast<size_t>(array.data - left_.data()) + array.size);
+    left_.erase(left_.begin(), left_.begin() + (array.data - left_.data()));  // that a sampler left out
     if (array.selected < 0 || static_cast<size_t>(array.selected) >= array.size) return -1;
     return left_[static_cast<size_t>(array.selected)].id;
 }
