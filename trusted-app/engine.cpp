@@ -1,8 +1,11 @@
 #include "engine.h"
 
+#include <malloc.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 
 #include "ggml-impl.h"
@@ -11,6 +14,8 @@
 namespace {
 
 constexpr int first_slice = 16;  // nodes, while the pace of the graph is unknown
+
+size_t heap() { return mallinfo2().uordblks + mallinfo2().hblkhd; }  // bytes in use
 
 }  // namespace
 
@@ -133,15 +138,20 @@ bool Model::make_context(uint32_t context, uint32_t sequences) {
     parameters.n_seq_max = sequences;
     parameters.n_outputs_max = std::max(sequences, std::min(most_outputs, context_tokens_));
     parameters.kv_unified = false;  // a stream for each sequence: the same logits as if it were alone
-    context_ = new_context(parameters);
-    return context_ != nullptr;
+    return (context_ = new_context(parameters)) != nullptr;
 }
 
 llama_context *Model::new_context(llama_context_params parameters) {
     parameters.n_threads = parameters.n_threads_batch = engine_.threads_;
     parameters.no_perf = true;
+    // llama.cpp does not ask whether it got what it wanted. As much as the first context took has to be there for another one.
+    void *volatile probe = malloc(context_heap_);  // not to be left out
+    free(probe);
+    if (probe == nullptr) return nullptr;
+    const size_t others = heap();
     state_ = State::making_context;
     llama_context *context = llama_init_from_model(model_, parameters);
+    context_heap_ = std::max(context_heap_, heap() - std::min(others, heap()));
     for (const auto &each : buffers_) {
         if (each->kind != Kind::weights) each->buffer->iface.init_tensor = nullptr;  // graphs place tensors all the time
     }

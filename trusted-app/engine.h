@@ -154,5 +154,5 @@ class Model {
     llama_model *model_ = nullptr;
     llama_context *context_ = nullptr;
     uint32_t context_tokens_ = 0, sequences_ = 0;
-    size_t missing_ = 0;
+    size_t missing_ = 0, context_heap_ = 1;  // bytes that a context takes of the heap
 };

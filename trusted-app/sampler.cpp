@@ -137,8 +137,7 @@ void Sampler::tell(const float *logits, llama_token token, std::vector<Score> &t
     if (settings_.logprobs == 0) return;
     const bool is_of_all = settings_.after_samplers != 1;
     std::vector<llama_token_data> all = is_of_all ? decltype(left_){} : left_;
-    const auto words = static_cast<llama_token>(endings_.size());
-    for (llama_token each = 0; is_of_all && each < words; each++) all.push_back({each, logits[each], 0});
+    for (llama_token each = 0; is_of_all && all.size() < endings_.size(); each++) all.push_back({each, logits[each], 0});
     const auto is_likelier = [](const auto &a, const auto &b) { return std::tie(b.logit, a.id) < std::tie(a.logit, b.id); };
     const auto end = all.begin() + static_cast<ptrdiff_t>(std::min<size_t>(settings_.logprobs, all.size()));
     std::partial_sort(all.begin(), end, all.end(), is_likelier);

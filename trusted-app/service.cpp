@@ -361,9 +361,8 @@ Generation *Service::running(Open &open, Call call) {
 
 Status Service::sampling(Open &open, Call call) {
     const Generation *generation = running(open, call);
-    if (generation == nullptr) return Status::bad;
     const bool admits = static_cast<Ask>(call.request.kind) == Ask::admit;
-    if (!admits && generation->said() != 0) return Status::bad;
+    if (generation == nullptr || (!admits && generation->said() != 0)) return Status::bad;
     const bool right = admits ? generation->sampler->admit(call.payload)
                               : open.generations->choose_by(static_cast<uint32_t>(call.argument(1)), view(call.payload));
     return right ? Status::done : Status::bad;

@@ -68,7 +68,8 @@ class Embedding:
             for tokens in self._texts[self._sent : self._sent + _TOGETHER]:
                 if self._stopped():
                     raise CancelledError("The request was cancelled.")
-                vectors.append(self._vector(tokens))
+                with self._entry.more_heap():
+                    vectors.append(self._vector(tokens))
             self._send(Embedded(self._request.request, vectors))
             self._sent += len(vectors)
         ended, waited = time.monotonic(), self._entry.weights.seconds - self._waited

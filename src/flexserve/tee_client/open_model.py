@@ -44,7 +44,7 @@ class OpenModel:
         self.last_used = time.monotonic()
         with services.files.open(name) as file:
             self.manifest = file.manifest
-            self.heap = self._take_heap()
+            self.heap = self._take_heap(_HEAP + _HEAP_OF_METADATA * self.manifest.metadata_bytes)
             try:
                 self._open(file)
             except BaseException:
@@ -103,16 +103,26 @@ class OpenModel:
 
     # ---- its heap ------------------------------------------------------------------------------------
 
-    def _take_heap(self) -> int:
-        """Have heap for it, inside the secure OS; return the bytes. Raises GrantRefusedError."""
+    @contextlib.contextmanager
+    def more_heap(self) -> Iterator[None]:
+        """Have heap for one more context of llama.cpp's inside the block. Raises GrantRefusedError."""
+        given = self._take_heap(self.heap)
+        try:
+            yield
+        finally:
+            if given:
+                self._services.memory.take_heap(given)
+
+    def _take_heap(self, size: int) -> int:
+        """Have so much heap, inside the secure OS; return the bytes. Raises GrantRefusedError."""
         if not self._services.app.inside:
             return 0
         memory = self._services.memory
-        size = memory.chunks(_HEAP + _HEAP_OF_METADATA * self.manifest.metadata_bytes) * memory.chunk
+        size = memory.chunks(size) * memory.chunk
         had = memory.grant(size, size)
         if had < size:
             raise GrantRefusedError(
-                f"Opening {self.name} takes {format_size(size)} of memory, which were not granted.",
+                f"{self.name} takes {format_size(size)} of memory beside its own, which were not granted.",
                 hint=REFUSED_HINT,
                 missing=size - had,
             )
