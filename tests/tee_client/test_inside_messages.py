@@ -11,7 +11,16 @@ import pytest
 from flexserve.errors import PeerError
 from flexserve.protocol.trusted_app import Kind
 from flexserve.tee_client import messages
-from flexserve.tee_client.messages import Ask, Finish, Reply, Status, packed, progress, unpacked
+from flexserve.tee_client.messages import (
+    Ask,
+    Finish,
+    Reply,
+    Status,
+    owner_numbers,
+    packed,
+    progress,
+    unpacked,
+)
 
 APPLICATION = Path(__file__).parents[2] / "trusted-app"
 HEADER = (APPLICATION / "messages.h").read_text()
@@ -71,3 +80,9 @@ def test_a_progress_that_is_none_breaks_the_protocol(payload: bytes) -> None:
 def test_numbers_that_are_cut_off_break_the_protocol() -> None:
     with pytest.raises(PeerError, match="cut off"):
         unpacked(b"12345")
+
+
+def test_no_owner_passes_for_one_of_sealed_requests() -> None:
+    owners = [owner_numbers(f"owner {number}") for number in range(64)]
+    assert len(set(owners)) == len(owners)
+    assert max(second for _, second in owners) < 1 << 63

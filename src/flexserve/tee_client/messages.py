@@ -16,6 +16,7 @@ MOST_PAYLOAD = 16 << 20  # bytes
 KEPT_PART = 1 << 16  # bytes of plaintext
 NUMBERS = 5
 HEADER = struct.Struct(f"<IIQ{NUMBERS}Q")  # of a request and of an answer
+_OF_SEALED = 1 << 63  # of the second number of an owner
 _PROGRESS = struct.Struct("<IIII")
 _WORD = struct.Struct("<III")
 
@@ -161,8 +162,9 @@ def unpacked(payload: bytes) -> list[int]:
 
 
 def owner_numbers(owner: str) -> tuple[int, ...]:
-    """Return what stands for an owner of KV in a request."""
-    return struct.unpack("<2Q", hashlib.sha256(owner.encode()).digest()[:16])
+    """Return what stands for an owner of KV in a request; the last bit marks those of sealed requests."""
+    first, second = struct.unpack("<2Q", hashlib.sha256(owner.encode()).digest()[:16])
+    return first, second & ~_OF_SEALED
 
 
 def broken(what: str) -> PeerError:
