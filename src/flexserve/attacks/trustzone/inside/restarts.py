@@ -83,7 +83,9 @@ class Driven:
                 raise Gained(f"{name}: found in {' and '.join(where)}")
 
     def moment(self) -> None:
-        """Have the driver ask for ever, and let a random time pass."""
+        """Have the driver ask for ever, if it lives, and let a random time pass."""
+        if self.driver.process.poll() is not None:
+            return
         self.driver.say(f"go on {PROMPT}")
         time.sleep(self.dice.random() * _MOMENT)
 
@@ -147,6 +149,7 @@ def kill_the_driver(scene: Driven) -> str:
 
 def lose_power(scene: Driven) -> str:
     """Cut the machine off from power, and start another one with the RAM as it was left."""
+    scene.moment()
     ram = os.dup(scene.machine.ram_fd)
     try:
         os.kill(scene.machine.pid, signal.SIGKILL)
