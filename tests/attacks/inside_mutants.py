@@ -66,7 +66,7 @@ MUTANTS = (
     Mutant(
         "tags",  # what was decrypted passes for genuine
         {
-            "trusted-app/cipher.cpp": (
+            "trusted-app/crypto/cipher.cpp": (
                 "    if (memeql_sec(expected.data(), tag, tag_bytes)) return true;",
                 "    return true;",
             )
@@ -126,17 +126,17 @@ def _images(mutant: Mutant, sources: Path) -> Images:
 
 
 def _application(sources: Path) -> Path:
-    """Build the application of these sources, with the llama.cpp that is built."""
-    library = max(
-        (path.parent for path in CACHE.glob("llama-*/libllama.a")), key=lambda it: it.stat().st_mtime
+    """Build the application of these sources, with the libraries that are built."""
+    llama, mlkem = (
+        max((path.parent for path in CACHE.glob(pattern)), key=lambda it: it.stat().st_mtime)
+        for pattern in ("llama-*/libllama.a", "mlkem-*/cbmc.h")
     )
-    out = sources / "out"
     tools.run(
-        *("make", "-C", str(sources / "trusted-app"), "all", f"OUT={out}", f"LIBRARY={library}"),
-        *(f"LLAMA={library / 'llama.cpp'}", f"CRYPTO={CACHE / 'arm64-nettle-dev/usr'}"),
-        f"CROSS_COMPILE={trusted_app.CROSS}",
+        *("make", "-C", str(sources / "trusted-app"), "all", f"OUT={sources / 'out'}", f"LIBRARY={llama}"),
+        *(f"LLAMA={llama / 'llama.cpp'}", f"MLKEM={mlkem}", f"CROSS_COMPILE={trusted_app.CROSS}"),
+        *(f"CRYPTO={CACHE / 'arm64-nettle-dev/usr'}", f"NUMBERS={CACHE / 'arm64-libgmp-dev/usr'}"),
     )
-    return out / "trusted-app"
+    return sources / "out/trusted-app"
 
 
 def _made(mutant: Mutant, images: Images, folder: Path) -> Verdict:
