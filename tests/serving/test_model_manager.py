@@ -211,6 +211,21 @@ def test_chunks_in_too_many_pieces_are_not_told() -> None:
         assert models.statuses()[0].chunks == told
 
 
+def test_when_the_os_wants_everything_idle_models_close_and_others_stay() -> None:
+    app = FakeApp(a=FakeModel(CHUNK), b=FakeModel(CHUNK))
+    models = ModelManager(app, idle=60)
+    for name in ("a", "b"):
+        models.fetch(name)
+    app.models["b"].users.add(1)
+    models.close_idle()
+    assert opened(app) == ["a", "b"]
+    models.tidy()
+    assert opened(app) == ["b"]
+    app.models["b"].users.clear()
+    models.tidy()
+    assert opened(app) == ["b"]
+
+
 def test_closing_closes_all() -> None:
     app = FakeApp(a=FakeModel(CHUNK, is_open=True), b=FakeModel(CHUNK, is_open=True))
     ModelManager(app, idle=0).close()

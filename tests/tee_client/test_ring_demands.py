@@ -23,7 +23,7 @@ class Guest:
 
     def __init__(self) -> None:
         self.memory = bytearray(PAGE)
-        self.held = 8 * MIB
+        self.held, self.opened = 8 * MIB, 1 * MIB  # which goes only when models close
         self.recalled: list[Recall] = []
         self.later: list[Callable[[], None]] = []
         demands = Demands(
@@ -32,6 +32,7 @@ class Guest:
             return_unused=lambda: 0,
             recall=self.give,
             later=self.later.append,
+            close_idle=self.close_idle,
         )
         self.reader = RingDemands(memoryview(self.memory), demands)
         self.count = 0
@@ -39,7 +40,10 @@ class Guest:
     def give(self, message: Recall) -> None:
         self.recalled.append(message)
         assert message.demand is not None
-        self.held -= min(self.held, message.demand)
+        self.held -= min(self.held - self.opened, message.demand)
+
+    def close_idle(self) -> None:
+        self.opened = 0
 
     def want(self, pages: int, milliseconds: int = 100) -> None:
         self.count += 1

@@ -121,7 +121,8 @@ class InnerCore:
         return msgspec.structs.replace(
             options,
             memory="trustzone",
-            threads=options.threads or self.machine.cpus,
+            # They wait for each other by spinning: what else runs has a CPU, or they would wait for it.
+            threads=options.threads or max(1, self.machine.cpus - 1),
             ram_fd=self.machine.ram_fd,
             doorbell_fd=self._bell.line.fileno(),
             ring_offset=RING - BASE,

@@ -40,9 +40,11 @@ class Demands:
         return_unused: Callable[[], int],
         recall: Callable[[Recall], object],
         later: Later,
+        close_idle: Callable[[], None] = lambda: None,
     ) -> None:
+        """`close_idle` has models closed that nobody uses, where opening one took memory of the OS."""
         self._most, self._held, self._return_unused = most, held, return_unused
-        self._recall, self._later = recall, later
+        self._recall, self._later, self._close_idle = recall, later, close_idle
         self._lock = threading.Lock()
         self.asked: Demand | None = None  # and not yet met
 
@@ -69,6 +71,8 @@ class Demands:
     def _give_everything(self) -> None:
         """Give until nothing is left, or running requests hold on for too long."""
         end = time.monotonic() + _EVERYTHING
+        self._give(self._most, _LONGEST_DEADLINE)
+        self._close_idle()
         while self._held() and time.monotonic() < end:
             self._give(self._most, _LONGEST_DEADLINE)
             time.sleep(_PAUSE)

@@ -28,6 +28,7 @@ class ModelManager:
         self._failed: dict[str, FlexServeError] = {}
         self._gone: dict[str, str] = {}  # why weights of models went, in words
         self._opening = ""
+        self._all_to_close = False
         self._lock = threading.Lock()  # guards these four
 
     # ---- the engine thread ------------------------------------------------------------------------
@@ -79,6 +80,9 @@ class ModelManager:
 
     def tidy(self) -> float | None:
         """Give back what was kept long enough; return the seconds until there is more (None: nothing)."""
+        if self._all_to_close:
+            self._all_to_close = False
+            self._close_idle()
         waits = [self._let_go(memory) for memory in self._app.memory() if not memory.running]
         return min((wait for wait in waits if wait is not None), default=None)
 
@@ -114,7 +118,18 @@ class ModelManager:
         for memory in self._app.memory():
             self._close(memory.name, deadline)
 
+    def _close_idle(self) -> None:
+        deadline = time.monotonic() + _SEAL_AT_END
+        for memory in self._app.memory():
+            if not memory.running:
+                self.went(memory.name, "the OS wanted everything")
+                self._close(memory.name, deadline)
+
     # ---- any thread -------------------------------------------------------------------------------
+
+    def close_idle(self) -> None:
+        """Have every model that no request uses closed at the next `tidy`: what opening it took goes, too."""
+        self._all_to_close = True
 
     def due(self, model: str) -> float:
         """Return when what a model keeps goes back unasked (monotonic seconds; infinite: never)."""

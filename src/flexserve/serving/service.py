@@ -94,6 +94,11 @@ class Service:
         """Give memory up; return what went. In the thread of `later`."""
         return self._memory.answer(message)
 
+    def close_idle(self) -> None:
+        """Have models that no request uses closed, when the engine is quiet next."""
+        self._models.close_idle()
+        self._scheduler.memory_changed()
+
     def obey(self, message: Command) -> None:
         """Do what the normal world asks, and answer it if there is an answer."""
         match message:

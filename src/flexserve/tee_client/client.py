@@ -70,6 +70,7 @@ class Client:
             return_unused=app.return_unused,
             recall=self._service.recall,
             later=self._service.later,
+            close_idle=self._service.close_idle,
         )
         RingDemands(ring, demands).start()
 
