@@ -188,3 +188,11 @@ async def asked(world: World, model: str) -> str:
             return "".join([message.text async for message in answer if isinstance(message, Delta)])
     except FlexServeError as error:
         return str(error)
+
+
+def test_it_makes_vectors_and_goes_on_to_answer(inner: DrivenWorld, tiny: str) -> None:
+    before = inner.chat(tiny, QUESTION, TOKENS).text
+    first, second = inner.vectors(inner.start_embedding(tiny, ["Flex-Mem", "Flex-Mem"]))
+    assert first == second
+    assert len(first) > 4
+    assert inner.chat(tiny, QUESTION, TOKENS).text == before
