@@ -69,7 +69,8 @@ enum class Ask : uint32_t {
                       // the first frame of its answer, and what the normal world is told
     frame = 43,       // session → one frame, with what was said since the last time, as far as it fits
     finish = 44,      // session → the last frames, if it has said all. Otherwise the payload is its answer, if the normal world
-                      // is to answer, or a Failure, in MessagePack; none: nobody waits. It has gone
+                      // is to answer: messages as protocol/framing has them; or a Failure, in MessagePack; none: nobody waits.
+                      // It has gone
     begin_sealed = 45,  // model, sequence, session → tokens to compute. What it says leaves by `frame` alone
     describe = 60,    // model; key of its metadata → the value as text, nothing where there is none or it is a list
     words = 61,       // model, first → tokens in all, 1: one begins a sequence, which; a Word and its text for each token from

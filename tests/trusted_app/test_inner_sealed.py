@@ -157,8 +157,8 @@ def test_what_is_not_about_text_is_answered_by_who_passes_it_on(client: Client) 
     exchange = client.exchange(passed(Query(0)))
     opened = client.requests.unseal(0, exchange.body)
     assert (opened.most, opened.told) == (0, passed(Query(0)).told)
-    answer = Failed(0, Failure("CallerError", "no", "No."))
-    assert client.messages(exchange, opened.begin, client.requests.answer(opened.session, answer)) == [answer]
+    answer = [Started(0, 0), Failed(0, Failure("CallerError", "no", "No."))]
+    assert client.messages(exchange, opened.begin, client.requests.answer(opened.session, answer)) == answer
 
 
 def test_an_answer_that_breaks_off_says_why(model: Opened, client: Client) -> None:

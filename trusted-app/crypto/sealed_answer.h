@@ -13,6 +13,7 @@ class SealedAnswer {
 
     std::string_view nonce() const { return view(nonce_); }  // goes before the first frame
     void add(std::string_view message);                      // MessagePack, to go with the next frames
+    void add_all(std::string_view messages) { waiting_ += messages; }  // each with its length before it
     std::string frame() { return sealed('\0'); }             // one, with as much of what waits as it holds
     std::string end();                                       // the last ones, with all that waits
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
 
 import msgspec
 
 from flexserve.errors import CallerError, FlexServeError, NormalWorldError
+from flexserve.protocol.framing import encode
 from flexserve.protocol.sealed_answer import SERVER_NONCE
 from flexserve.protocol.sealed_request import refusal
 from flexserve.protocol.statuses import Failure
@@ -103,9 +105,9 @@ class SealedRequests:
         """Return the last frames of an answer that said all; b"" of others. The session has gone."""
         return _done(self._link.ask(Ask.FINISH, session)).payload
 
-    def answer(self, session: int, answer: msgspec.Struct) -> bytes:
-        """Return the frames of a question that is answered here. The session has gone."""
-        return _done(self._link.ask(Ask.FINISH, session, payload=msgspec.msgpack.encode(answer))).payload
+    def answer(self, session: int, answer: Sequence[msgspec.Struct]) -> bytes:
+        """Return the frames of a question that these messages answer. The session has gone."""
+        return _done(self._link.ask(Ask.FINISH, session, payload=b"".join(map(encode, answer)))).payload
 
     def fail(self, session: int, failure: Failure) -> bytes:
         """Return the last frames of an answer that breaks off. The session has gone."""
