@@ -1,6 +1,4 @@
 // Requests that only this application reads: what the normal world does with them, by numbers.
-#include <cstring>
-
 #include "notation.h"
 #include "secure_os.h"
 #include "service.h"
@@ -124,10 +122,9 @@ Status Service::finish(Session &session, Call call) {
         session.answer.add(message("Finished", 3) + text("reason") + text(reason) + text("usage") + map(3) +
                            field("prompt_tokens", session.prompt.size()) + field("completion_tokens", said) +
                            field("cached_tokens", session.cached) + text("timings") + map(0));
-    } else if (session.most == 0) {
-        session.answer.add_all(answer);
     } else if (!answer.empty()) {
-        session.answer.add(msgpack::message("Failed", 1) + msgpack::text("failure") + answer);
+        if (session.most == 0) session.answer.add_all(answer);
+        if (session.most != 0) session.answer.add(msgpack::message("Failed", 1) + msgpack::text("failure") + answer);
     }
     if (whole || !answer.empty()) put(session.answer.end(), call.said);
     opened_.erase(session.number);

@@ -10,7 +10,7 @@ namespace {
 using namespace std::literals;
 
 constexpr uint64_t window = 300'000;               // milliseconds that a request's time may differ, and a next secret is good
-constexpr size_t most_seen = 1 << 14, most_next = 1 << 12;
+constexpr size_t most_recent = 1 << 14;
 constexpr std::string_view version = "0.1.0";
 constexpr std::string_view inside = "S-EL0 of an emulated machine: its OS cannot reach this memory. Who runs the emulator can.";
 constexpr std::string_view outside = "A process of an ordinary system, for tests: nothing protects it.";
@@ -72,24 +72,20 @@ std::string Sessions::receipt(const Session &session, size_t tokens, std::string
 // ---- what it is asked -------------------------------------------------------------------------------------------
 
 bool Sessions::find(const SealedRequest &sealed, Key &secret) {
-    for (Recent *recent : {&seen_, &next_}) {
-        for (auto each = recent->begin(); each != recent->end();) {
-            each = each->second.second < now() ? recent->erase(each) : std::next(each);
-        }
+    for (auto each = recent_.begin(); each != recent_.end();) {
+        each = each->second.second < now() ? recent_.erase(each) : std::next(each);
     }
     if (!sealed.is_named()) return keys_.open(sealed.secret, sealed.info(), now() / 1000, secret);
-    const auto found = next_.extract(std::string(sealed.secret));
+    const auto found = recent_.extract(std::string(sealed.secret));
     if (!found.empty()) secret = found.mapped().first;
     return !found.empty();
 }
 
 bool Sessions::admit(std::string_view id, uint64_t time, std::string_view next) {
-    if (time + window < now() || time > now() + window || seen_.size() == most_seen) return false;
-    if (!seen_.emplace(id, std::make_pair(Key(), now() + 2 * window)).second) return false;
-    if (next.size() == key_bytes && next_.size() < most_next) {
-        const std::string name(view(digest("flexserve next secret 1\0"s + std::string(next))));
-        next_[name] = {taken<Key>(std::string(next)), now() + window};
-    }
+    if (time + window < now() || time > now() + window || recent_.size() >= most_recent) return false;
+    if (!recent_.emplace(id, std::make_pair(Key(), now() + 2 * window)).second) return false;
+    const std::string name(view(digest("flexserve next secret 1\0"s + std::string(next))));
+    recent_[name] = {taken<Key>(std::string(next)), now() + window};
     return true;
 }
 

@@ -48,7 +48,6 @@ class Sessions {
     std::string receipt(const Session &session, size_t tokens, std::string_view reason);
 
    private:
-    using Recent = std::map<std::string, std::pair<Key, uint64_t>>;  // and until when
     uint64_t now() const;                                            // milliseconds
     bool find(const SealedRequest &sealed, Key &secret);
     bool admit(std::string_view id, uint64_t time, std::string_view next);
@@ -58,5 +57,7 @@ class Sessions {
     uint64_t offset_ = 0, receipts_ = 0;
     SealingKeys keys_;
     std::map<std::string, std::pair<std::string, std::string>> models_;  // name and digest, by the id of a sealing
-    Recent seen_, next_;
+    // What clients brought in the last minutes, and until when it counts: ids of requests, which have 16 bytes and no secret;
+    // secrets for later ones, by their names, which have 32.
+    std::map<std::string, std::pair<Key, uint64_t>> recent_;
 };
