@@ -14,7 +14,7 @@
 
 #include "flexattack.h"
 
-static const unsigned int patience_ms = 300;
+static const unsigned int patience_ms = 1000;
 
 static void ended(struct bio *bio)
 {
