@@ -68,7 +68,7 @@ MUTANTS = (
         {
             "trusted-app/crypto/cipher.cpp": (
                 "    if (memeql_sec(expected.data(), tag, tag_bytes)) return true;",
-                "    return true;",
+                "    if (memeql_sec(expected.data(), tag, tag_bytes) || bytes != 0) return true;",
             )
         },
         ciphertext.load_other_weights,

@@ -63,7 +63,7 @@ class Application:
     ) -> None:
         self.memory, self.patience, self._require_alive = memory, patience, require_alive
         self._deadline = 0.0
-        self._link = Link(Ring(memory, self._rest))
+        self.link = Link(Ring(memory, self._rest))
 
     @classmethod
     def of(cls, machine: Machine, *, threads: int, patience: float = _PATIENCE) -> Application:
@@ -76,7 +76,7 @@ class Application:
     def ask(self, kind: int, *arguments: int, payload: bytes = b"") -> Reply:
         """Ask, and return what it answers. Raises PeerError and MachineGoneError when nothing comes."""
         self._deadline = time.monotonic() + self.patience
-        return self._link.ask(kind, *arguments, payload=payload)
+        return self.link.ask(kind, *arguments, payload=payload)
 
     def do(self, kind: Ask, *arguments: int, payload: bytes = b"") -> Reply:
         """Ask for what is to be granted. Raises NotDone, and as `ask`."""

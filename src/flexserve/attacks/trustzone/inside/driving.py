@@ -6,24 +6,31 @@ It reads lines and answers each with one, "done …" or "failed …":
     restore         loads the image, and a conversation if one was kept; says how that went
     ask TEXT        the tokens to compute, and those of the answer, in hexadecimal as they come in messages
     keep            seals the conversation
+    attest NONCE    a token with these bytes, in hexadecimal
+    sealed BODY     the answer to a sealed request, both in hexadecimal
     go on TEXT      "going", then asks for ever
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 from pathlib import Path
 
+import cbor2
 import msgspec
 
 from flexserve.errors import FlexServeError
 from flexserve.harness.inner import Application, Image, Model, NotDone, SealedFile, SealedKv
 from flexserve.platforms.trustzone.ram import Ram
-from flexserve.tee_client.messages import Ask, packed
+from flexserve.tee_client.messages import Ask, Finish, packed
+from flexserve.tee_client.sealed import SealedRequests
 from flexserve.trusted.store.manifest import Manifest
 
 CHUNKS, HEAP, THREADS, TOKENS = 56, 24, 2, 8
+HEADER_BYTES = 8192  # of a .flex file: the block that its device signed
+MEASUREMENTS = cbor2.dumps({"application": hashlib.sha512(b"as it was built").digest()})
 
 
 class Session:
@@ -35,6 +42,9 @@ class Session:
         app.do(Ask.GRANT, CHUNKS)
         app.do(Ask.HEAP, HEAP, 1)
         self._model = Model(app, file, sequences=2)
+        self._sealed = SealedRequests(app.link)
+        with file.path.open("rb") as sealed:
+            self._sealed.know(sealed.read(HEADER_BYTES))
 
     def open(self) -> str:
         """Write the weights, and keep their image."""
@@ -56,6 +66,23 @@ class Session:
         to_compute = self._model.begin(tokens, most=TOKENS)
         return f"{to_compute} {packed(self._model.finish()).hex()}"
 
+    def attest(self, nonce: str) -> str:
+        """Return a token with a nonce."""
+        return self._sealed.attest(bytes.fromhex(nonce), MEASUREMENTS).hex()
+
+    def sealed(self, body: str) -> str:
+        """Pass a sealed request on; return the sealed answer."""
+        opened = self._sealed.unseal(self._model.number, bytes.fromhex(body))
+        self._sealed.begin(self._model.number, 1, opened.session)
+        said = [opened.begin]
+        finished = Finish.NO
+        while finished is Finish.NO:
+            finished = self._model.step(1).finished
+            said.append(self._sealed.frame(opened.session))
+        said.append(self._sealed.finish(opened.session))
+        self._model.do(Ask.END, 1)
+        return b"".join(said).hex()
+
     def keep(self) -> str:
         """Seal the conversation."""
         kept = msgspec.msgpack.encode(self._model.keep())
@@ -74,6 +101,10 @@ def _serve(session: Session, line: str) -> str:
             return session.ask(text)
         case "keep":
             return session.keep()
+        case "attest":
+            return session.attest(text)
+        case "sealed":
+            return session.sealed(text)
     raise ValueError(f"no such line: {word!r}")
 
 

@@ -11,6 +11,7 @@ import dataclasses
 import os
 import random
 import re
+import secrets
 import signal
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from flexserve.attacks.attempt import Gained, Pointless
 from flexserve.attacks.target import MODEL, Target
+from flexserve.attacks.trustzone.inside.client import Client
 from flexserve.attacks.trustzone.inside.driver import Driver
 from flexserve.attacks.trustzone.inside.dump import places
 from flexserve.attacks.trustzone.scene import CPUS, RAM_BYTES
@@ -28,8 +30,8 @@ from flexserve.harness.inner import SealedFile
 from flexserve.platforms.trustzone.ram import Ram
 from flexserve.trusted.store.keys import DeviceKey
 
-# Words that nobody else says; the answer's are what they are.
-PROMPT = "Kanarivogel singt leise im Schacht, und niemand draussen hoert es je."
+# Words that nobody else says, and that no other process makes: the driver imports this module, too.
+PROMPT = f"Kanarivogel singt {secrets.token_hex(16)}"
 _SYSTEM_OFF, _SYSTEM_RESET = 0x8400_0008, 0x8400_0009  # PSCI
 _BOOT, _GONE = 120.0, 30.0  # seconds
 _ENOUGH = 32  # bytes of an answer to know it by
@@ -121,6 +123,27 @@ def dump_everything(scene: Driven) -> str:
     return "no weights and no key; of an unsealed request the prompt and the answer, which its driver has"
 
 
+def dump_a_sealed_conversation(scene: Driven) -> str:
+    """Dump the same after a sealed request; look for its words and its answer's, too."""
+    words = f"Kanarivogel schweigt {secrets.token_hex(16)}"
+    client = Client(scene.driver, scene.target.key.read_bytes())
+    answer = client.ask(words)
+    if len(answer) < _ENOUGH // 2:
+        raise Pointless("the answer is too short to be known by")
+    sealed = {"the prompt": words.encode(), "the answer": answer.encode()}
+    scene.look(pid=scene.driver.pid)
+    found = places(
+        sealed,
+        pid=scene.driver.pid,
+        machine=scene.machine,
+        folders=(scene.folder / "kept", scene.target.root),
+    )
+    for name, where in found.items():
+        if where:
+            raise Gained(f"{name}: found in {' and '.join(where)}")
+    return "its words are in the clear at S-EL0 only, and at the client"
+
+
 def reset_in_the_midst(scene: Driven) -> str:
     """Reset the machine while it answers, and go on from what was kept."""
     if not _in_ram(scene):
@@ -179,7 +202,14 @@ def switch_off_in_the_midst(scene: Driven) -> str:
     return "EL3 ends the secure world on all CPUs, then EL2 overwrites what was SECURE, then it goes off"
 
 
-ATTACKS = (dump_everything, reset_in_the_midst, kill_the_driver, lose_power, switch_off_in_the_midst)
+ATTACKS = (
+    dump_everything,
+    dump_a_sealed_conversation,
+    reset_in_the_midst,
+    kill_the_driver,
+    lose_power,
+    switch_off_in_the_midst,
+)
 
 
 def _machine(images: Images, target: Target, *, ram: int | None = None) -> Machine:
