@@ -53,9 +53,14 @@ bool mailbox_command(struct message *command)
 	arch_barrier();
 	from = slot(0, command_tail);
 	*command = (struct message){ from[0], from[1], from[2], from[3] };
-	arch_barrier();
-	*word(FLEX_AT_COMMAND_TAIL) = ++command_tail;
+	command_tail++;
 	return true;
+}
+
+void mailbox_carried_out(void)
+{
+	arch_barrier();
+	*word(FLEX_AT_COMMAND_TAIL) = command_tail;
 }
 
 u32 mailbox_room(void)

@@ -20,8 +20,11 @@ struct message {
 /* Empty rings, and a header that tells where everything is. */
 void mailbox_init(const struct layout *layout);
 
-/* Take the oldest command; false when there is none. */
+/* Read the oldest command; false when there is none. */
 bool mailbox_command(struct message *command);
+
+/* What was read has been carried out: only now the secure world sees that it is gone, and what it changed before. */
+void mailbox_carried_out(void);
 
 /* How many events there is room for. */
 u32 mailbox_room(void);

@@ -154,6 +154,7 @@ static void carry_out(const struct message *command)
 		status = attached ? on_pages(command) : FLEX_STATUS_DENIED;
 		mailbox_event(FLEX_EVENT_DONE, command->c, (u64)status);
 	}
+	mailbox_carried_out();
 }
 
 bool secure_work(void)

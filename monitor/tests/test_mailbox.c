@@ -29,9 +29,30 @@ TEST(commands_come_in_order_and_once)
 	for (i = 0; i < FLEX_MAILBOX_SLOTS; i++) {
 		CHECK(mailbox_command(&got));
 		CHECK(got.kind == i && got.a == i + 1 && got.b == i + 2 && got.c == i + 3);
+		CHECK_EQUAL(*field(FLEX_AT_COMMAND_TAIL), i); /* until it was carried out, it lies there */
+		mailbox_carried_out();
 	}
 	CHECK(!mailbox_command(&got));
 	CHECK_EQUAL(*field(FLEX_AT_COMMAND_TAIL), FLEX_MAILBOX_SLOTS);
+}
+
+/* While a RECALL is carried out, others look at the mailbox and the page states. */
+static void whoever_sees_that_a_recall_is_gone_sees_what_it_did(enum host_moment moment)
+{
+	(void)moment;
+	if (*field(FLEX_AT_COMMAND_TAIL) == *field(FLEX_AT_COMMAND_HEAD))
+		CHECK_EQUAL(pages_state(page_number(8)), FLEX_STATE_RECALLING);
+}
+
+TEST(a_command_is_gone_only_when_it_was_carried_out)
+{
+	boot_and_attach();
+	secure_pages(page_at(8), 4);
+	secure_npu(); /* whose translations are flushed in the midst of it */
+	command(FLEX_COMMAND_RECALL, page_at(8), 4, 7);
+	host.watcher = whoever_sees_that_a_recall_is_gone_sees_what_it_did;
+	os(FLEX_CALL_POLL, 0, 0);
+	CHECK_EQUAL(*field(FLEX_AT_COMMAND_TAIL), *field(FLEX_AT_COMMAND_HEAD));
 }
 
 TEST(rings_go_on_where_their_counters_wrap)
@@ -95,6 +116,7 @@ TEST(the_counters_in_the_mailbox_are_not_read_back)
 	command(5, 0, 0, 0);
 	*field(FLEX_AT_COMMAND_TAIL) = 12345;
 	CHECK(mailbox_command(&got) && got.kind == 5);
+	mailbox_carried_out();
 	CHECK_EQUAL(*field(FLEX_AT_COMMAND_TAIL), 1);
 	*field(FLEX_AT_EVENT_HEAD) = 12345;
 	mailbox_event(9, 0, 0);
