@@ -3,10 +3,12 @@
  * /sys/kernel/debug/flexmem: `state` (pages handed over, by the order of their block),
  * `counters`, each a line "name value"; `detach`: writing 1 has everything given back and nothing
  * granted any more, or fails; 0 grants again; `lend`: writing 0 stops lending CPU time, 1 goes on; `said`: writing
- * lends idle CPUs, since there is a message in the ring; `disk`: writing a line is a command (disk.c), reading from the
- * same open file says what came of it. Reading makes no call, so it never switches protection on.
+ * lends idle CPUs, since there is a message in the ring; `ring`: the ring's pages, to be mapped; `disk`: writing a line is
+ * a command (disk.c), reading from the same open file says what came of it. Reading makes no call, so it never switches
+ * protection on.
  */
 #include <linux/debugfs.h>
+#include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/seq_file.h>
 #include <linux/slab.h>
@@ -122,8 +124,26 @@ static const struct file_operations disk_fops = {
 	.read = disk_read,
 };
 
+/* ---- the ring ---- */
+
+static int ring_mmap(struct file *file, struct vm_area_struct *vma)
+{
+	struct flexmem *fm = file->private_data;
+
+	return vm_iomap_memory(vma, PFN_PHYS(fm->ring.page), fm->ring.pages * PAGE_SIZE);
+}
+
+/* Its memory is nobody else's, so who has it mapped may outlive the module. */
+static const struct file_operations ring_fops = {
+	.owner = THIS_MODULE,
+	.open = simple_open,
+	.mmap = ring_mmap,
+};
+
 void flex_debugfs_init(struct flexmem *fm)
 {
+	struct dentry *ring;
+
 	fm->folder = debugfs_create_dir("flexmem", NULL);
 	debugfs_create_file("state", 0444, fm->folder, fm, &state_fops);
 	debugfs_create_file("counters", 0444, fm->folder, fm, &counters_fops);
@@ -131,6 +151,9 @@ void flex_debugfs_init(struct flexmem *fm)
 	debugfs_create_file_unsafe("lend", 0600, fm->folder, fm, &lend_fops);
 	debugfs_create_file("disk", 0600, fm->folder, fm, &disk_fops);
 	debugfs_create_file_unsafe("said", 0200, fm->folder, fm, &said_fops);
+	ring = debugfs_create_file_unsafe("ring", 0600, fm->folder, fm, &ring_fops);
+	if (!IS_ERR(ring))
+		i_size_write(d_inode(ring), fm->ring.pages * PAGE_SIZE);
 }
 
 void flex_debugfs_exit(struct flexmem *fm)

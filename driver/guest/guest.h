@@ -27,6 +27,7 @@ int touch_main(int argc, char **argv);
 int npu_main(int argc, char **argv);
 int trace_main(int argc, char **argv);
 int call_main(int argc, char **argv);
+int application_main(int argc, char **argv);
 
 /* small.c: small files, whole. Both return -1 with errno. */
 long read_whole(const char *path, char *text, size_t room); /* bytes; always ends text with 0 */

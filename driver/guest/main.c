@@ -12,7 +12,7 @@ static const struct {
 	{ "hog", hog_main },	       { "churn", churn_main }, { "memory", memory_main },
 	{ "syscalls", syscalls_main }, { "btree", btree_main }, { "touch", touch_main },
 	{ "npu", npu_main },
-	{ "trace", trace_main },	       { "call", call_main },
+	{ "trace", trace_main },	       { "call", call_main },	{ "application", application_main },
 };
 
 int main(int argc, char **argv)

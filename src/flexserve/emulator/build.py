@@ -88,11 +88,13 @@ def build(
     progress: Progress,
     options: Options | None = None,
     application: Path | None = None,
+    unprotected: Path | None = None,
     sources: Path | None = None,
 ) -> Images:
     """Return the images of a machine, having made what is missing below `cache`.
 
     An `application`, a static aarch64 program of Linux, is put into the firmware with the secure OS below it.
+    One that is to run `unprotected` is put into the first file system (driver/guest: application).
 
     Raises MissingToolError, NoPackageError, NoSourcesError, NormalWorldError when `cache` cannot be
     written; InternalError when a compiler fails.
@@ -104,7 +106,7 @@ def build(
         kernel = packages.kernel(cache, progress)
         with packages.locked(cache / "build.lock"):
             return _Build(cache, sources, kernel, progress).images(
-                ram_bytes, cpus, options or Options(), application
+                ram_bytes, cpus, options or Options(), application, unprotected
             )
     except OSError as error:
         raise NormalWorldError(
@@ -138,13 +140,20 @@ class _Build:
         self._sources, self._kernel, self._progress = sources, kernel, progress
         self._out.mkdir(parents=True, exist_ok=True)
 
-    def images(self, ram_bytes: int, cpus: int, options: Options, application: Path | None) -> Images:
+    def images(
+        self,
+        ram_bytes: int,
+        cpus: int,
+        options: Options,
+        application: Path | None,
+        unprotected: Path | None,
+    ) -> Images:
         """Make all parts."""
         firmware = self._firmware()
         if application is not None:
             firmware = self._firmware_inside(firmware, application)
         modules = {name: self._module(name, needed) for name, needed in _OUR_MODULES.items()}
-        initrd = self._initrd(self._guest(), list(modules.values()))
+        initrd = self._initrd(self._guest(), list(modules.values()), unprotected)
         board = Board(ram_bytes, cpus, initrd.stat().st_size, **dataclasses.asdict(options))
         npu_core = self._npu_core(modules["flexnpu"])
         devicetree = self._devicetree(board)
@@ -244,8 +253,9 @@ class _Build:
         files = self._files("driver/guest", "driver/flexnpu/uapi")
         return self._made("guest", "the guest's programs", files, make)
 
-    def _initrd(self, guest: Path, modules: list[Path]) -> Path:
+    def _initrd(self, guest: Path, modules: list[Path], unprotected: Path | None) -> Path:
         foreign = _with_dependencies(self._kernel.modules, _FOREIGN_MODULES)
+        programs = [unprotected] if unprotected is not None else []
 
         def make(target: Path) -> None:
             archive = Archive()
@@ -254,13 +264,16 @@ class _Build:
             archive.character_device("dev/console", 5, 1)
             archive.file("bin/guest", guest.read_bytes(), executable=True)
             archive.link("init", "bin/guest")
+            for program in programs:
+                archive.file("bin/trusted-app", program.read_bytes(), executable=True)
             order = [path.name for path in foreign]
             archive.file("modules/order", "".join(f"{name}\n" for name in order).encode())
             for path in [*foreign, *modules]:
                 archive.file(f"modules/{path.name}", path.read_bytes())
             target.write_bytes(archive.closed())
 
-        return self._made("initrd.cpio", "the first file system", [guest, *modules, *foreign], make)
+        name = "initrd-unprotected.cpio" if programs else "initrd.cpio"
+        return self._made(name, "the first file system", [guest, *modules, *foreign, *programs], make)
 
     def _devicetree(self, board: Board) -> Path:
         source = board.source()

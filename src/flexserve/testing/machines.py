@@ -18,7 +18,11 @@ from flexserve.units import MIB
 
 
 def images_of(
-    ram_bytes: int, cpus: int, options: Options | None = None, application: Path | None = None
+    ram_bytes: int,
+    cpus: int,
+    options: Options | None = None,
+    application: Path | None = None,
+    unprotected: Path | None = None,
 ) -> Images:
     """Return what such a machine boots from; skip the test, saying why, where that cannot be had."""
     try:
@@ -30,6 +34,7 @@ def images_of(
             progress=lambda _what: None,
             options=options,
             application=application,
+            unprotected=unprotected,
         )
     except (MissingToolError, NoPackageError, NoSourcesError) as error:
         pytest.skip(str(error))
@@ -45,13 +50,16 @@ def booted(
     devices: Sequence[str] = (),
     options: Options | None = None,
     application: Path | None = None,
+    unprotected: Path | None = None,
     secret: bytes = b"",
 ) -> Iterator[Machine]:
     """Boot a machine for the length of the block; skip the test, saying why, where that is impossible.
 
-    An `application` runs at S-EL0, and gets the `secret`.
+    An `application` runs at S-EL0, and gets the `secret`. One that is to run `unprotected` is a program of
+    the guest's.
     """
-    images = images_of(ram_bytes, cpus, dataclasses.replace(options or Options(), npu=npu), application)
+    options = dataclasses.replace(options or Options(), npu=npu)
+    images = images_of(ram_bytes, cpus, options, application, unprotected)
     with Machine(
         images, ram_bytes=ram_bytes, cpus=cpus, npu=npu, disks=disks, devices=devices, secret=secret
     ) as machine:
