@@ -55,7 +55,7 @@ check-lint:
 check-types:
 	@rm -rf build/types && mkdir -p build/types && for each in $$(find tests -name conftest.py); do \
 		ln -s ../../$$each build/types/$$(dirname $$each | tr / _)_conftest.py; done
-	$(BIN)/mypy src tests abi monitor/tests models build/types/*
+	$(BIN)/mypy src tests abi monitor/tests secure-os/tests models build/types/*
 
 check-imports:
 	$(BIN)/lint-imports
@@ -104,8 +104,9 @@ trusted-app: $(STAMP) packages ## build the application of S-EL0 with its llama.
 readme: $(STAMP) ## type what the documents show, also what takes minutes or root
 	$(BIN)/pytest --slow-pages --timeout 3600 tests/e2e/test_pages.py
 
-proofs: ## prove the monitor's core and try its small machines in full, and record it: when their sources changed
+proofs: ## prove the cores of monitor and secure OS and try small machines in full, and record it: when their sources changed
 	@$(MAKE) --no-print-directory -C monitor proofs
+	@$(MAKE) --no-print-directory -C secure-os proofs
 
 MUTANTS ?= flexserve.policy.* flexserve.serving.*
 mutants: $(STAMP) ## put faults into policy/ and serving/, each of which a test must notice (docs/mutants.md): hours

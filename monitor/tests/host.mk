@@ -76,7 +76,7 @@ fuzz: $(HOST)/fuzz ## random walks of both worlds through a small machine, for S
 
 # ---- the core as it is: tests with two compilers and their sanitizers, threads, coverage -----------------------
 
-UNITS := $(wildcard tests/test_*.c) tests/unit.c arch/fake_host/fake_host.c
+UNITS := $(wildcard tests/test_*.c) tests/unit.c tests/check.c arch/fake_host/fake_host.c
 # Seen by the tests alone: where the rings' counters stand.
 SHOWN := --globalize-symbol=command_tail --globalize-symbol=event_head
 
@@ -84,7 +84,7 @@ SHOWN := --globalize-symbol=command_tail --globalize-symbol=event_head
 unit = mkdir -p $(1).o && for file in $(CORE); do $(2) -I. -I../abi -c core/$$file.c -o $(1).o/$$file.o || exit 1; done && \
 	ld -r -T tests/core_state.lds $(CORE:%=$(1).o/%.o) -o $(1).o/core-all && objcopy $(SHOWN) $(1).o/core-all && \
 	$(2) -I. -I../abi $(UNITS) $(1).o/core-all -o $(1) -pthread
-UNIT_NEEDS := $(UNITS) $(wildcard core/*) tests/unit.h arch/arch.h arch/fake_host/fake_host.h tests/core_state.lds ../abi/flex.h
+UNIT_NEEDS := $(UNITS) $(wildcard core/*) tests/unit.h tests/check.h arch/arch.h arch/fake_host/fake_host.h tests/core_state.lds ../abi/flex.h
 
 $(HOST)/unit-gcc: $(UNIT_NEEDS)
 	@echo "  CC   $@"

@@ -174,7 +174,7 @@ MUTANTS = (
         EVENT_SLOT,
         EVENT_SLOT + "\n\t*word(FLEX_AT_EVENT_HEAD) = event_head + 1;\n\tarch_barrier();",
     ),
-    Mutant("a command is done twice", MAILBOX, "= ++command_tail", "= command_tail + 1"),
+    Mutant("a command is done twice", MAILBOX, "\tcommand_tail++;\n", ""),
     Mutant("no bell", MAILBOX, "\t\tarch_ring_secure();", "\t\treturn;"),
     Mutant("a bell for nothing", MAILBOX, "\tif (fresh == 0)\n\t\treturn;\n", ""),
     Mutant(

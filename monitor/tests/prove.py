@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cbmc import Cbmc, NoCbmcError, find
-from variant import MONITOR, SMALL, Replacement, make
+from variant import ABI, MONITOR, SMALL, Replacement, make
 
 PROOFS = MONITOR / "tests" / "proofs"
 PARTS = tuple(sorted(PROOFS.glob("*_part.c")))
@@ -61,7 +61,8 @@ class Proof:
     loops: str = "zero_registers.0:1024,mailbox_npu_driver.0:33"  # that go round more often
     instrument: tuple[str, ...] = ("--nondet-volatile",)
     options: tuple[str, ...] = ("--max-field-sensitivity-array-size", "1024")
-    bounded: bool = True
+    bounds: tuple[Replacement, ...] = BOUNDED
+    tree: Path = MONITOR  # whose core it is
 
 
 def calls() -> dict[str, str]:
@@ -75,7 +76,7 @@ REAL = {
     "instrument": (),
     "loops": "",
     "options": (),
-    "bounded": False,
+    "bounds": (),
 }
 ALL = (
     Proof("range", "prove_range.c", core=(), **REAL),
@@ -136,11 +137,13 @@ def ask(
 ) -> Answer:
     """Try a proof of the core, with faults if any; `cover`: instead, look for what must be possible."""
     folder = out / proof.name.replace(" ", "-")
-    make(folder, (*(BOUNDED if proof.bounded else ()), *faults))
-    sources = [PROOFS / proof.source, *proof.helpers, *(folder / f"core/{name}.c" for name in proof.core)]
+    make(folder, (*proof.bounds, *faults), proof.tree)
+    harness = proof.tree / "tests" / "proofs" / proof.source
+    sources = [harness, *proof.helpers, *(folder / f"core/{name}.c" for name in proof.core)]
+    found = [folder, proof.tree, MONITOR, ABI.parent, proof.tree / "core"]  # the last: for ../../monitor
     program = folder / "program"
     defines = (*proof.defines, *(("-DCOVER",) if cover else ()))
-    run(cbmc.command("goto-cc", *defines, f"-I{folder}", f"-I{MONITOR}", *sources, "-o", program))
+    run(cbmc.command("goto-cc", *defines, *(f"-I{each}" for each in found), *sources, "-o", program))
     # Checked first: a read of volatile memory that became "anything" could no longer be.
     run(cbmc.command("goto-instrument", *CHECKS, program, program))
     if proof.instrument:
@@ -174,10 +177,10 @@ def run(command: list[str], fine: tuple[int, ...] = (0,)) -> tuple[str, float]:
     return printed, usage.ru_utime + usage.ru_stime
 
 
-def main(out: Path, names: list[str]) -> int:
-    """Try the proofs; return 1 when one of them fails."""
+def main(out: Path, names: list[str], known: tuple[Proof, ...] = ALL) -> int:
+    """Try the proofs of `known` that have these names, or all; return 1 when one of them fails."""
     cbmc = find()
-    proofs = [proof for proof in ALL if not names or proof.name in names]
+    proofs = [proof for proof in known if not names or proof.name in names]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         answers = pool.map(lambda proof: ask(cbmc, proof, out), proofs)
         failed = 0

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Run what takes minutes in full, and record it: proofs.lock.
 
-record.py SUITE    runs `make run-SUITE`, and records what it found when all of it holds
+record.py SUITE    runs the suite's target `run-…`, and records what it found when all of it holds
 
 A digest of all that a suite reads stands beside what came of it, so that the tests can tell whether these
 sources were proved without proving them again. Tools are recorded, not compared with those that are here:
@@ -39,6 +39,18 @@ WORLDS = (
     *(f"monitor/tests/{name}.[ch]" for name in ("exhaustive", "laws", "model*", "places", "world")),
 )
 PROOFS = (*CORE, "monitor/arch/arch.h", "monitor/tests/prove.py", "monitor/tests/proofs/*")
+SECURE_OS = (
+    "secure-os/core/*.[ch]",
+    "secure-os/arch/arch.h",
+    "secure-os/tests/proofs/*",
+    "secure-os/tests/secure_os_proofs.py",
+    "abi/flex.h",
+    "abi/flex_secure.h",
+    "monitor/core/*.h",
+    "monitor/tests/prove.py",
+    "monitor/tests/variant.py",
+    "monitor/tests/proofs/cbmc.h",
+)
 
 
 class NotHeldError(Exception):
@@ -47,12 +59,14 @@ class NotHeldError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """A target of the Makefile: patterns of its inputs from the repository's root, and of what it says."""
+    """A target of a makefile: patterns of its inputs from the repository's root, and of what it says."""
 
     name: str
     inputs: tuple[str, ...]
     found: str
     tool: Callable[[], str]
+    target: str
+    folder: str = "monitor"
 
 
 def version_of_cbmc() -> str:
@@ -65,10 +79,14 @@ def version_of_gcc() -> str:
     return f"GCC {_said(['gcc', '-dumpfullversion']).strip()}"
 
 
+PROVED = r"^  (\S.*?) +\d+ properties "
 SUITES = (
-    Suite("prove", PROOFS, r"^  (\S.*?) +\d+ properties ", version_of_cbmc),
-    Suite("exhaustive", WORLDS, r"^(\d+ pages.* states), .*$", version_of_gcc),
-    Suite("mutants", (*WORLDS, "monitor/tests/mutants.py"), r"^(\d+ of \d+) faults", version_of_gcc),
+    Suite("prove", PROOFS, PROVED, version_of_cbmc, "prove"),
+    Suite("exhaustive", WORLDS, r"^(\d+ pages.* states), .*$", version_of_gcc, "exhaustive"),
+    Suite(
+        "mutants", (*WORLDS, "monitor/tests/mutants.py"), r"^(\d+ of \d+) faults", version_of_gcc, "mutants"
+    ),
+    Suite("secure_os_prove", SECURE_OS, PROVED, version_of_cbmc, "prove", "secure-os"),
 )
 
 
@@ -104,7 +122,8 @@ def run(suite: Suite) -> dict[str, object]:
     printed = ""
     # What a surrounding make says about its own jobs and variables is not for this one.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
-    command = ["make", "-C", str(MONITOR), "--no-print-directory", f"run-{suite.name}"]
+    folder = MONITOR.parent / suite.folder
+    command = ["make", "-C", str(folder), "--no-print-directory", f"run-{suite.target}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         for line in process.stdout:

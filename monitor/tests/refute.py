@@ -251,10 +251,9 @@ def cleared(cbmc: Cbmc, doubt: Doubt, out: Path) -> bool:
     return bool(ask(cbmc, doubt.proof, out, (fault,)).failed)
 
 
-def main(out: Path) -> int:
+def main(out: Path, tried: list[Doubt]) -> int:
     """Try everything; return 1 when a proof stands that should not, or says nothing."""
     cbmc = find()
-    tried = doubts()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         fine = list(pool.map(lambda each: cleared(cbmc, each[1], out / str(each[0])), enumerate(tried)))
     for doubt, seen in zip(tried, fine, strict=True):
@@ -268,6 +267,6 @@ def main(out: Path) -> int:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main(Path(sys.argv[1])))
+        sys.exit(main(Path(sys.argv[1]), doubts()))
     except (NoCbmcError, ProofError) as error:
         sys.exit(f"nothing was tried: {error}")

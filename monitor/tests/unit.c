@@ -1,12 +1,7 @@
-/* unit            run every test
- * unit --list     name them
- * unit NAME       run those whose names begin so
- */
 #include "core/npu.h"
 #include "core/tables.h"
 #include "tests/unit.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -16,18 +11,7 @@ extern u8 __start_core_state[], __stop_core_state[];
 
 u64 answer[4];
 
-static struct test *tests;
-static const struct test *running;
 static u8 *remembered;
-
-void unit_register(struct test *test)
-{
-	struct test **last = &tests;
-
-	while (*last)
-		last = &(*last)->next;
-	*last = test;
-}
 
 /* Whoever is not the OS's is out of its reach, at each moment. */
 static void watch(enum host_moment moment)
@@ -268,26 +252,8 @@ void refused(u64 call, u64 a, u64 b, int status)
 	CHECK(answer[0] == 0 && answer[1] == 0 && answer[2] == 0 && answer[3] == 0);
 }
 
-static void tell_which(void)
-{
-	fprintf(stderr, "in %s\n", running->name);
-}
-
 int main(int count, char **arguments)
 {
-	const char *wanted = count > 1 ? arguments[1] : "";
-	bool list = strcmp(wanted, "--list") == 0;
-	u32 ran = 0;
-
-	host.witness = tell_which;
-	for (running = tests; running; running = running->next)
-		if (list) {
-			puts(running->name);
-		} else if (strncmp(running->name, wanted, strlen(wanted)) == 0) {
-			running->run();
-			ran++;
-		}
-	if (!list)
-		printf("%u tests passed\n", ran);
-	return 0;
+	host.witness = check_witness;
+	return check_run(count, arguments);
 }

@@ -7,46 +7,15 @@
 #include "core/mailbox.h"
 #include "core/monitor.h"
 #include "core/pages.h"
+#include "tests/check.h"
 
 #define RAM_BASE 0x40000000ULL
 #define RAM_SMALL 0x10000000ULL
 #define RAM_LARGE 0xc0000000ULL
 
-struct test {
-	const char *name;
-	void (*run)(void);
-	struct test *next;
-};
-
 /* Pages of a small machine: all of them, and the monitor's own. */
 #define ALL (RAM_SMALL / FLEX_PAGE_BYTES)
 #define MONITORS (FLEX_HIDDEN_BYTES / FLEX_PAGE_BYTES)
-
-void unit_register(struct test *test);
-
-/* TEST(a_name_that_is_a_sentence) { ... } */
-#define TEST(what) \
-	static void test_##what(void); \
-	__attribute__((constructor)) static void register_##what(void) \
-	{ \
-		static struct test test = { #what, test_##what, NULL }; \
-		unit_register(&test); \
-	} \
-	static void test_##what(void)
-
-#define CHECK(condition) \
-	do { \
-		if (!(condition)) \
-			host_fail("%s:%d: %s", __FILE__, __LINE__, #condition); \
-	} while (0)
-
-#define CHECK_EQUAL(actual, wanted) \
-	do { \
-		u64 actual_ = (u64)(actual), wanted_ = (u64)(wanted); \
-		if (actual_ != wanted_) \
-			host_fail("%s:%d: %s is %#llx, not %#llx", __FILE__, __LINE__, #actual, \
-				  (unsigned long long)actual_, (unsigned long long)wanted_); \
-	} while (0)
 
 /* The results of the last call: what x1.. held. */
 extern u64 answer[4];

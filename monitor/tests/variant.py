@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MONITOR = Path(__file__).resolve().parents[1]
+SECURE_OS = MONITOR.parent / "secure-os"
 ABI = MONITOR.parent / "abi" / "flex.h"
 LIMITS = "core/limits.h"
 
@@ -40,10 +41,10 @@ SMALL = (
 )
 
 
-def make(target: Path, replacements: tuple[Replacement, ...]) -> None:
-    """Write core/ and flex.h to `target`. Raises ValueError for a text that is not there once."""
+def make(target: Path, replacements: tuple[Replacement, ...], tree: Path = MONITOR) -> None:
+    """Write `tree`'s core/ and flex.h to `target`. Raises ValueError for a text that is not there once."""
     shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(MONITOR / "core", target / "core")
+    shutil.copytree(tree / "core", target / "core")
     shutil.copy(ABI, target)
     for each in replacements:
         path = target / each.file

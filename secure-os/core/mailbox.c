@@ -6,6 +6,7 @@ static u32 command_head;
 static u32 event_tail;
 static u32 last_leaving; /* the head behind the last RECALL or GONE */
 static bool leaving;
+static bool gone; /* that was a GONE: it is carried out when the command behind it is read */
 
 static volatile u32 *word(u32 offset)
 {
@@ -20,16 +21,21 @@ static volatile u64 *slot(u32 ring, u32 count)
 	return (volatile u64 *)(arch_mailbox() + at);
 }
 
-void mailbox_reset(void)
-{
-	command_head = event_tail = 0;
-	leaving = false;
-}
-
 /* Commands that the monitor has not taken; more than there can be: what it says is nonsense. */
 static u32 waiting(void)
 {
 	return command_head - *word(FLEX_AT_COMMAND_TAIL);
+}
+
+void mailbox_reset(void)
+{
+	command_head = *word(FLEX_AT_COMMAND_HEAD);
+	if (waiting() > FLEX_MAILBOX_SLOTS)
+		command_head = *word(FLEX_AT_COMMAND_TAIL);
+	event_tail = *word(FLEX_AT_EVENT_TAIL);
+	if (*word(FLEX_AT_EVENT_HEAD) - event_tail > FLEX_MAILBOX_SLOTS)
+		*word(FLEX_AT_EVENT_TAIL) = event_tail = *word(FLEX_AT_EVENT_HEAD);
+	leaving = gone = false;
 }
 
 bool mailbox_put(struct message command)
@@ -46,6 +52,7 @@ bool mailbox_put(struct message command)
 	*word(FLEX_AT_COMMAND_HEAD) = ++command_head;
 	if (command.kind == FLEX_COMMAND_RECALL || command.kind == FLEX_COMMAND_GONE) {
 		leaving = true;
+		gone = command.kind == FLEX_COMMAND_GONE;
 		last_leaving = command_head;
 	}
 	return true;
@@ -73,10 +80,10 @@ bool mailbox_take(struct message *event)
 
 bool mailbox_settled(void)
 {
-	u32 left = waiting();
+	u64 left = waiting();
 
 	/* What was put behind the last one that leaves may still wait. */
-	if (leaving && left <= command_head - last_leaving)
+	if (leaving && left + gone <= command_head - last_leaving)
 		leaving = false;
 	arch_barrier();
 	return !leaving;

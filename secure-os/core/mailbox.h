@@ -14,7 +14,11 @@ struct message {
 	u64 c;
 };
 
-/* Protection has come on: the rings are empty. */
+/*
+ * Protection was switched. The rings were emptied when it came on; if we wrote to them at that very time, what we wrote
+ * lies there. Either way our ends are where the mailbox says, which nobody else can write to while protection is on; but
+ * for an end that cannot be, which was written at that time: nothing was put there then.
+ */
 void mailbox_reset(void);
 
 /* Put a command; false: there is no room. */
@@ -26,7 +30,10 @@ bool mailbox_take(struct message *event);
 /* Whether one waits. */
 bool mailbox_waits(void);
 
-/* Whether every RECALL and GONE that was put has been taken out by the monitor. */
+/*
+ * Whether every RECALL and GONE that was put has been carried out by the monitor. It reads a command's end from the
+ * counter; of a GONE, which it carries out in steps, that counter tells the beginning, and the next command's the end.
+ */
 bool mailbox_settled(void);
 
 #endif

@@ -2,15 +2,28 @@
 HOST := build/host
 HOST_FLAGS := -std=gnu11 -g -O1 -Wall -Wextra -Werror -fsanitize=address,undefined -fno-sanitize-recover=all \
 	-fno-omit-frame-pointer -I. -I../monitor -I../abi
-UNITS := $(wildcard core/*.c) ../monitor/core/sha256.c $(wildcard arch/fake_host/*.c) $(wildcard tests/*.c)
+UNITS := $(wildcard core/*.c) ../monitor/core/sha256.c $(wildcard arch/fake_host/*.c) $(wildcard tests/*.c) \
+	../monitor/tests/check.c
 
 check: $(HOST)/unit ## tests of the portable core: seconds
 	@$<
 
-$(HOST)/unit: $(UNITS) $(wildcard core/*.h arch/*.h arch/fake_host/*.h tests/*.h) ../abi/flex.h ../abi/flex_secure.h
+$(HOST)/unit: $(UNITS) $(wildcard core/*.h arch/*.h arch/fake_host/*.h tests/*.h) ../monitor/tests/check.h ../abi/flex.h ../abi/flex_secure.h
 	@mkdir -p $(@D)
 	@echo "  CC   $@"
 	@gcc $(HOST_FLAGS) $(UNITS) -o $@
+
+PROOFS = PYTHONPATH=../monitor/tests python3 tests/secure_os_proofs.py
+
+.PHONY: prove run-prove refute
+prove: ## by CBMC, for any state and any arguments: the laws of tests/proofs hold (a minute); recorded beside the monitor's
+	@python3 ../monitor/tests/record.py secure_os_prove
+
+run-prove:
+	@$(PROOFS) prove $(HOST)/prove
+
+refute: ## put faults into the core, one at a time: the proofs must notice; and they speak of what can be (some minutes)
+	@$(PROOFS) refute $(HOST)/refute
 
 lines: ## of the secure OS, without comments and blank lines
 	@find core arch/aarch64 arch/arch.h plat -name '*.[chS]' | xargs cat | gcc -fpreprocessed -dD -E -P -x c - 2> /dev/null | wc -l

@@ -197,6 +197,23 @@ TEST(nothing_is_mapped_while_a_recall_is_under_way)
 	CHECK_EQUAL(map(va, SOME + 1, 1), 0);
 }
 
+/* The monitor begins a GONE, and recalls what is SECURE in the POLLs that follow. It reads the next command afterwards. */
+TEST(nothing_is_mapped_after_a_gone_until_the_command_behind_it_was_read)
+{
+	u64 va;
+
+	boot();
+	va = chunks(1);
+	set_state(SOME, 1, FLEX_STATE_SECURE);
+	CHECK_EQUAL(command(FLEX_COMMAND_GONE, 0, 0), 0);
+	monitor_obeys();
+	CHECK_EQUAL(map(va, SOME, 1), ERROR_AGAIN);
+	CHECK_EQUAL(command(FLEX_COMMAND_ATTACH, 0, 0), 0);
+	CHECK_EQUAL(map(va, SOME, 1), ERROR_AGAIN);
+	monitor_obeys();
+	CHECK_EQUAL(map(va, SOME, 1), 0);
+}
+
 static void switched_off(void)
 {
 	host.protection.state = FLEX_SECURE_OFF;
@@ -260,6 +277,18 @@ TEST(the_rings_begin_anew_when_protection_has_come_on)
 	CHECK(user_read(told, DATA, sizeof(told)) && told[0] == FLEX_EVENT_ATTACHED && told[1] == 77);
 	CHECK_EQUAL(call(FLEX_SECURE_PROTECTION, DATA, 0, 0, 0), FLEX_SECURE_ON);
 	CHECK(user_read(&protection, DATA, sizeof(protection)) && protection.switches == 3);
+}
+
+TEST(what_was_put_while_protection_was_switched_lies_in_the_new_rings_and_the_next_command_behind_it)
+{
+	boot();
+	CHECK_EQUAL(command(FLEX_COMMAND_WANT, 7, 1), 0);
+	memset(host.mailbox, 0, FLEX_MAILBOX_HEADER_BYTES);
+	host.protection.switches += 2;
+	*word(FLEX_AT_COMMAND_HEAD) = 3; /* as mailbox_put, that asked before the switch, leaves it */
+	CHECK_EQUAL(command(FLEX_COMMAND_WANT, 9, 1), 0);
+	CHECK_EQUAL(slot(0, 3)[1], page(9) * PAGE);
+	CHECK_EQUAL(*word(FLEX_AT_COMMAND_HEAD), 4);
 }
 
 TEST(counters_of_the_mailbox_that_cannot_be_are_no_events_and_no_room)

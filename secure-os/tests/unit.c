@@ -1,26 +1,9 @@
-/* unit            run every test
- * unit --list     name them
- * unit NAME       run those whose names begin so
- */
 #include "tests/unit.h"
 
-#include <stdio.h>
 #include <string.h>
 
 struct frame frames[CPUS_MAX];
 struct next nexts[CPUS_MAX];
-
-static struct test *tests;
-static const struct test *running;
-
-void unit_register(struct test *test)
-{
-	struct test **last = &tests;
-
-	while (*last)
-		last = &(*last)->next;
-	*last = test;
-}
 
 u8 *file_header(void)
 {
@@ -111,25 +94,8 @@ void set_state(u64 index, u64 count, enum flex_state state)
 	memset(host.states + index, (int)state, count);
 }
 
-static void tell_which(void)
-{
-	fprintf(stderr, "in %s\n", running->name);
-}
-
 int main(int count, char **arguments)
 {
-	const char *wanted = count > 1 ? arguments[1] : "";
-	u32 ran = 0;
-
-	host_witness = tell_which;
-	for (running = tests; running; running = running->next)
-		if (strcmp(wanted, "--list") == 0) {
-			puts(running->name);
-		} else if (strncmp(running->name, wanted, strlen(wanted)) == 0) {
-			running->run();
-			ran++;
-		}
-	if (ran)
-		printf("%u tests passed\n", ran);
-	return 0;
+	host_witness = check_witness;
+	return check_run(count, arguments);
 }

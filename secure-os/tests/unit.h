@@ -9,37 +9,7 @@
 #include "core/threads.h"
 #include "core/user.h"
 #include "flex_secure.h"
-
-struct test {
-	const char *name;
-	void (*run)(void);
-	struct test *next;
-};
-
-void unit_register(struct test *test);
-
-/* TEST(a_name_that_is_a_sentence) { ... } */
-#define TEST(what) \
-	static void test_##what(void); \
-	__attribute__((constructor)) static void register_##what(void) \
-	{ \
-		static struct test test = { #what, test_##what, NULL }; \
-		unit_register(&test); \
-	} \
-	static void test_##what(void)
-
-#define CHECK(condition) \
-	do { \
-		if (!(condition)) \
-			host_fail("%s:%d: %s", __FILE__, __LINE__, #condition); \
-	} while (0)
-
-#define CHECK_EQUAL(actual, wanted) \
-	do { \
-		long long actual_ = (long long)(actual), wanted_ = (long long)(wanted); \
-		if (actual_ != wanted_) \
-			host_fail("%s:%d: %s is %lld, not %lld", __FILE__, __LINE__, #actual, actual_, wanted_); \
-	} while (0)
+#include "tests/check.h"
 
 /* An ELF file in flash as the tests want it: code, data of two pages and a page of zeros behind them. */
 #define TEXT 0x400000ULL

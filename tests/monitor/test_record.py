@@ -16,6 +16,7 @@ import mutants
 import prove
 import pytest
 import record
+import secure_os_proofs
 from record import SUITES, Suite
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,16 +78,29 @@ def test_each_fault_put_into_the_core_is_noticed() -> None:
     assert found("mutants") == [f"{len(mutants.MUTANTS)} of {len(mutants.MUTANTS)}"]
 
 
+@pytest.mark.timeout(3600)
+def test_the_laws_of_the_secure_os_are_proved_for_any_arguments_in_any_state() -> None:
+    assert set(found("secure_os_prove")) == {proof.name for proof in secure_os_proofs.ALL}
+    about = {path.stem.removeprefix("prove_") for path in (ROOT / "secure-os/tests/proofs").glob("prove_*.c")}
+    assert {"pages", "tables", "areas", "user", "flexmem", "mailbox", "calls"} <= about
+    assert {name.split()[0] for name in found("secure_os_prove")} == about
+
+
+def test_a_fault_is_known_that_each_proof_of_the_secure_os_must_notice() -> None:
+    """`make -C secure-os refute` tries them, in minutes."""
+    noticed = {doubt.proof.name for doubt in secure_os_proofs.doubts() if doubt.fault is not None}
+    assert {name.split()[0] for name in noticed} == {proof.name.split()[0] for proof in secure_os_proofs.ALL}
+
+
 @pytest.mark.proof
 @pytest.mark.timeout(1200)
 def test_the_proof_whose_turn_it_is_today_holds(tmp_path: Path) -> None:
     if why_not():
         pytest.skip(why_not())
-    proof = prove.ALL[datetime.datetime.now(datetime.UTC).toordinal() % len(prove.ALL)]
+    known = (*prove.ALL, *secure_os_proofs.ALL)
+    proof = known[datetime.datetime.now(datetime.UTC).toordinal() % len(known)]
     answer = prove.ask(prove.find(), proof, tmp_path)
-    assert answer.failed == (), (
-        f"{proof.name} does not hold: python monitor/tests/prove.py build '{proof.name}'"
-    )
+    assert answer.failed == (), f"{proof.name} does not hold: make -C {proof.tree.name} run-prove"
 
 
 @pytest.fixture
@@ -122,11 +136,12 @@ def test_what_is_compiled_and_included_is_among_the_inputs(suite: Suite) -> None
         name
         for path in map(ROOT.joinpath, sorted(known))
         if path.suffix in (".c", ".h")
-        for name in re.findall(r'^#include "([^"]+)"', path.read_text(), re.MULTILINE)
+        for name in re.findall(r'^#include "(?:\.\./\.\./monitor/)?([^"]+)"', path.read_text(), re.MULTILINE)
     }
     assert len(included) > 10
-    if suite.name != "prove":
+    if suite.target in {"exhaustive", "mutants"}:
         world = re.search(r"^WORLD := (.*)$", (MONITOR / "tests/host.mk").read_text(), re.MULTILINE)
         assert world is not None
         included |= set(world[1].split())
-    assert [name for name in sorted(included) if f"monitor/{name}" not in known and name != "flex.h"] == []
+    folders = ("abi", "monitor", *({suite.folder} - {"monitor"}))
+    assert [name for name in sorted(included) if not {f"{each}/{name}" for each in folders} & known] == []

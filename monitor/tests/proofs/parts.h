@@ -35,24 +35,10 @@
 #include "core/npu.h"
 #include "core/pages.h"
 #include "core/secure.h"
+#include "tests/proofs/cbmc.h"
 
 #define MAILBOX_WORDS (MAILBOX_BYTES / sizeof(u64))
 #define STATES (FLEX_STATE_MONITOR + 1)
-
-/* CBMC's: a value that may be any; what is taken for granted; what is to be proved. */
-bool nondet_bool(void);
-u8 nondet_u8(void);
-u32 nondet_u32(void);
-u64 nondet_u64(void);
-#define assume(condition) __CPROVER_assume(condition)
-#define prove(condition, law) __CPROVER_assert(condition, law)
-
-/* What must be possible, or a proof would say nothing: looked for by refute.py. */
-#ifdef COVER
-#define possible(condition) __CPROVER_cover(condition)
-#else
-#define possible(condition) ((void)(condition))
-#endif
 
 /* The machine: where its RAM lies, how many pages it has, how many of them, the first, are not the monitor's. */
 struct small {
