@@ -7,6 +7,7 @@ import contextlib
 import os
 import re
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -142,7 +143,9 @@ def test_an_application_that_ends_takes_its_client_along_and_the_next_machine_an
         answer = world.chat(tiny, QUESTION, TOKENS).text
         machine = mortal.machine
         assert machine.monitor().pages["SECURE"] > 0
-        break_off(machine)
+        while not machine.agent.ask("flexmem")["ended"]:  # what the client writes may come in between
+            break_off(machine)
+            time.sleep(0.1)
         assert world.wait() == 1
         assert re.search("trusted application (has ended|broke the protocol)", str(world._death()))
         assert eventually(lambda: machine.monitor().pages["SECURE"] == 0), "its memory is the kernel's again"
@@ -188,11 +191,3 @@ async def asked(world: World, model: str) -> str:
             return "".join([message.text async for message in answer if isinstance(message, Delta)])
     except FlexServeError as error:
         return str(error)
-
-
-def test_it_makes_vectors_and_goes_on_to_answer(inner: DrivenWorld, tiny: str) -> None:
-    before = inner.chat(tiny, QUESTION, TOKENS).text
-    first, second = inner.vectors(inner.start_embedding(tiny, ["Flex-Mem", "Flex-Mem"]))
-    assert first == second
-    assert len(first) > 4
-    assert inner.chat(tiny, QUESTION, TOKENS).text == before
