@@ -145,7 +145,7 @@ llama_context *Model::new_context(llama_context_params parameters) {
     parameters.n_threads = parameters.n_threads_batch = engine_.threads_;
     parameters.no_perf = true;
     // llama.cpp does not ask whether it got what it wanted. As much as the first context took has to be there for another one.
-    void *volatile probe = malloc(context_heap_);  // not to be left out
+    void *volatile probe = malloc(context_heap_ + context_heap_ / 2);  // not to be left out; more is in use for a moment
     free(probe);
     if (probe == nullptr) return nullptr;
     const size_t others = heap();
