@@ -94,10 +94,11 @@ ALL = (
 
 
 def doubts() -> list[Doubt]:
-    """Return the faults, each with the proof that must notice it, and the proofs: each must say something."""
+    """Return the faults, each with the proof that must notice it, and proofs that must say something."""
     proofs = {each.name: each for each in ALL}
     planted = [Doubt(proofs[name], fault) for name, faults in NOTICED.items() for fault in faults]
-    return planted + [Doubt(each) for each in ALL]
+    # What must be possible is looked for in a whole harness: one of several cases never does all of it.
+    return planted + [Doubt(proofs[name]) for name in ("user", "calls")]
 
 
 if __name__ == "__main__":

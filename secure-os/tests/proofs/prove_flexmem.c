@@ -29,6 +29,7 @@ static bool scrubbed;
 /* What was seen, in this order, since EL3 said that protection is on and counted `count`. */
 static struct protection last;
 static u64 on_count; /* when the states were read */
+static bool asked_after; /* EL3, since they were */
 static bool settled; /* after that answer */
 static bool seen_secure; /* of the watched page, after that */
 static u64 resets;
@@ -75,6 +76,7 @@ struct protection arch_protection(void)
 	if (now.state != FLEX_SECURE_ON || now.switches != last.switches)
 		settled = seen_secure = false;
 	last = now;
+	asked_after = true;
 	return now;
 }
 
@@ -83,6 +85,7 @@ u8 arch_page_state(u64 page)
 	u8 state = nondet_u8();
 
 	prove(page < PAGES, "only states of pages that there are are read");
+	asked_after = false;
 	if (page + ram_first == watched && last.state == FLEX_SECURE_ON && settled) {
 		seen_secure = state == FLEX_STATE_SECURE;
 		on_count = last.switches;
@@ -118,6 +121,7 @@ bool mailbox_take(struct message *event)
 	prove(last.state == FLEX_SECURE_ON && last.switches == switches, "events are read while protection is on");
 	*event = (struct message){ nondet_u64(), nondet_u64(), nondet_u64(), nondet_u64() };
 	on_count = last.switches;
+	asked_after = false;
 	return nondet_bool();
 }
 
@@ -298,7 +302,7 @@ static void prove_map(bool give)
 	if (result == 0) {
 		prove(!named || !was, "what is mapped or given was used for nothing");
 		prove(!named || (seen_secure && settled), "its state was read as SECURE, with no RECALL under way");
-		prove(last.state == FLEX_SECURE_ON && (!named || last.switches == on_count), "with protection on before and after, not switched");
+		prove(asked_after && last.state == FLEX_SECURE_ON && (!named || last.switches == on_count), "with protection on before and after, not switched");
 		prove(!named || (give ? in_heap() : is_mapped()), "and is used then");
 		possible(named && count == 2);
 	} else {
@@ -342,7 +346,7 @@ static void prove_event(void)
 	struct message event;
 
 	if (flexmem_event(&event) == 1) {
-		prove(last.state == FLEX_SECURE_ON && last.switches == on_count, "an event was read while protection was on");
+		prove(asked_after && last.state == FLEX_SECURE_ON && last.switches == on_count, "an event was read while protection was on");
 		possible(true);
 	}
 }

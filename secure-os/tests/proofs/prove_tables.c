@@ -176,6 +176,7 @@ int main(void)
 	switch (CASE) {
 	case 0:
 		tables_map(va, pa, use);
+		prove(!may_panic, "nothing is mapped where a page is");
 		prove_page(walk(va), pa, use);
 		prove(tables_page(va) == pa, "the page is kept, whatever its use");
 		possible(taken == 2);
