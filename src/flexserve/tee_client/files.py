@@ -4,7 +4,7 @@ Nothing here is verified: who has the key does that, and refuses what is not gen
 
     ROOT/models/NAME.flex                       as trusted/store has them
     ROOT/images/MODEL_ID-inside.img             weights, as the trusted application has them in memory
-    ROOT/kv/MODEL_ID-RANDOM.kv                  a conversation
+    ROOT/kv/MODEL_ID-inside-RANDOM.kv           a conversation
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ class SealedFiles:
 
         `head`: KV_HEAD bytes that say how it is taken in again.
         """
-        path = self._kv / f"{manifest.model_id}-{secrets.token_hex(16)}.kv"
+        path = self._kv / f"{manifest.model_id}-inside-{secrets.token_hex(16)}.kv"
         with disk_errors("Sealing KV"), NewFile(path) as file:
             place = 0
             for part in itertools.chain([_KV_MAGIC + head], parts):
@@ -227,7 +227,7 @@ class SealedFiles:
     def kv_heads(self, manifest: Manifest) -> list[tuple[Path, bytes]]:
         """Return where a model's sealed conversations are, and the head of each, the newest first."""
         found = []
-        for path in self._kv.glob(f"{manifest.model_id}-*.kv"):
+        for path in self._kv.glob(f"{manifest.model_id}-inside-*.kv"):
             with contextlib.suppress(OSError):
                 fd = os.open(path, _READ_ONLY)
                 try:

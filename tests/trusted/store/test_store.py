@@ -204,6 +204,19 @@ def test_images_of_other_fingerprints_are_dropped_on_request(store: Store, small
     assert store.derived.drop_stale_images(manifest, "new") == 0
 
 
+def test_what_a_world_inside_a_machine_made_goes_with_its_model_and_not_before(store: Store, small: Path):
+    manifest = store.add(small, "a", quiet)
+    made = [store.root / "images" / f"{manifest.model_id}-inside.img"]
+    made.append(store.root / "kv" / f"{manifest.model_id}-inside-00.kv")
+    for path in made:
+        path.write_bytes(b"of the other one")
+    assert store.derived.drop_stale_images(manifest, "new") == 0
+    assert store.derived.usable_kv_paths(manifest) == []
+    assert all(path.exists() for path in made)
+    store.remove("a")
+    assert files(store) == []
+
+
 def test_orphaned_images_are_swept_when_the_store_is_opened(store: Store, small: Path, device: DeviceKey):
     store.add(small, "a", quiet)
     add_image(store, "a")

@@ -198,7 +198,7 @@ class SealedKv:
         """Read the labels of all files; remove those that are of no use any more."""
         found: list[tuple[float, SealedSequence]] = []
         with self._store.open(self._model) as sealed:
-            for path in self._store.derived.kv_paths(sealed.manifest):
+            for path in self._store.derived.usable_kv_paths(sealed.manifest):
                 try:
                     with Image.open(path, sealed, self._key) as image:
                         label = msgspec.msgpack.decode(image.extra, type=_Label)

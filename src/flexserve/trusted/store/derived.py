@@ -3,6 +3,9 @@
 ROOT/images/MODEL_ID-FINGERPRINT.img
 ROOT/images/MODEL_ID-record.able
 ROOT/kv/MODEL_ID-RANDOM.kv
+
+A secure world inside a machine has others beside them, by flexserve.tee_client.files: MODEL_ID-inside.img
+and MODEL_ID-inside-RANDOM.kv. They go with their model, and are neither used nor stale here.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from flexserve.trusted.store.manifest import Manifest
 from flexserve.trusted.store.record import Record, read_record, write_record
 
 _IMAGE, _KV, _RECORD = ".img", ".kv", ".able"
+_INSIDE = "-inside"
 
 
 class DerivedFiles:
@@ -42,7 +46,8 @@ class DerivedFiles:
         """Remove a model's images for other fingerprints; return the bytes of disk freed."""
         keep = self.image_path(manifest, fingerprint)
         with disk_errors("Removing stale images"):
-            return sum(unlink(path) for path in self.images(manifest) if path != keep)
+            stale = (path for path in self.images(manifest) if path != keep and not _is_inside(path))
+            return sum(map(unlink, stale))
 
     def record(self, manifest: Manifest) -> Record | None:
         """Return what a model was found to be able to do; None: nobody tried, or it cannot be read."""
@@ -63,6 +68,10 @@ class DerivedFiles:
         """Return all sealed KV of a model."""
         return sorted(self._kv.glob(f"{manifest.model_id}-*{_KV}"))
 
+    def usable_kv_paths(self, manifest: Manifest) -> list[Path]:
+        """Return the sealed KV of a model that no secure world inside a machine sealed."""
+        return [path for path in self.kv_paths(manifest) if not _is_inside(path)]
+
     def all(self) -> list[Path]:
         """Return the derived files of all models, and of models that are gone."""
         kinds = ((self._images, _IMAGE), (self._images, _RECORD), (self._kv, _KV))
@@ -72,3 +81,7 @@ class DerivedFiles:
         """Remove all images, all sealed KV, or both; return the bytes of disk freed."""
         kinds = [(self._images, _IMAGE)] * images + [(self._kv, _KV)] * kv
         return sum(unlink(path) for folder, kind in kinds for path in folder.glob(f"*{kind}"))
+
+
+def _is_inside(path: Path) -> bool:
+    return _INSIDE in path.name
