@@ -30,11 +30,13 @@ DATES = {
 VALIDITY = {
     "attacks/relay.py",
     "attacks/sealed.py",
+    "attacks/trustzone/inside/client.py",
     "attestation/verification.py",
     "bench/classifier.py",
     "cli/vendor.py",
     "cli/vendor_models.py",
     "normal/remote_world.py",
+    "tee_client/sealed.py",
     "testing/licensed_device.py",
     "trusted/identity/identity.py",
     "trusted/identity/measurer.py",
