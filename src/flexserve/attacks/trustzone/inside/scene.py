@@ -26,7 +26,7 @@ from flexserve.harness.synth import write_synthetic
 from flexserve.platforms.trustzone import abi
 from flexserve.platforms.trustzone.mailbox import Mailbox
 from flexserve.platforms.trustzone.ram import BASE, PAGE, Ram
-from flexserve.tee_client.messages import Ask
+from flexserve.tee_client.messages import Ask, Status
 from flexserve.trusted.store.keys import DeviceKey
 from flexserve.trusted.store.sealing import seal_file
 from flexserve.units import MIB
@@ -122,7 +122,13 @@ class Inside(Attacked):
         if missing > 0:
             self.app.do(Ask.GRANT, missing)
         if self.model is not None:
-            self.opened.load(self.sealed)
+            try:
+                self.opened.load(self.sealed)
+            except NotDone as refusal:  # what is SECURE may be in use for something else
+                if refusal.reply.status is not Status.REFUSED:
+                    raise
+                self.app.do(Ask.GRANT, refusal.reply.values[0])
+                self.opened.load(self.sealed)
             return
         self.app.do(Ask.HEAP, HEAP, 1)
         self.older = self._opened_once(self.file)
