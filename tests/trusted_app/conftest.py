@@ -8,10 +8,11 @@ from collections.abc import Iterator
 import pytest
 from inner_application import MODEL, ROOT, Application, Start, provide
 from inner_judge import Judge
-from inner_models import Image, Opened, SealedFile
+from inner_models import Opened
 
 from flexserve.emulator import trusted_app
 from flexserve.emulator.trusted_app import Programs
+from flexserve.harness.inner import Image, SealedFile
 from flexserve.trusted.store.keys import DeviceKey
 from flexserve.trusted.store.sealing import seal_file
 
@@ -95,7 +96,7 @@ def image(emulator: str, programs: Programs, sealed: SealedFile) -> Image:
     try:
         provide(app)
         model = Opened(app, sealed)
-        model.write_weights()
+        model.write()
         return model.seal()
     finally:
         app.end()

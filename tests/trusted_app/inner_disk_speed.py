@@ -14,11 +14,12 @@ import time
 from pathlib import Path
 
 from inner_application import MODEL, ROOT, Application
-from inner_models import Image, Opened, SealedFile
+from inner_models import Opened
 from test_inner_on_a_machine import AtSEl0
 
 from flexserve.emulator import trusted_app
 from flexserve.emulator.guest_disk import GuestDisk
+from flexserve.harness.inner import Image, SealedFile
 from flexserve.harness.shapes import SHAPES
 from flexserve.harness.synth import write_synthetic
 from flexserve.protocol.trusted_app import Kind
@@ -82,7 +83,7 @@ def _image(programs: trusted_app.Programs, sealed: SealedFile) -> Image:
         app.do(Ask.SECRET, payload=ROOT)
         app.do(Ask.GRANT, 2 * sealed.manifest.size // SLOT + 64)
         model = Opened(app, sealed)
-        model.write_weights()
+        model.write()
         return model.seal()
     finally:
         app.end()

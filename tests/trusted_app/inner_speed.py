@@ -14,10 +14,11 @@ import time
 from pathlib import Path
 
 from inner_application import MODEL, QUESTION, ROOT, Application, provide
-from inner_models import Opened, SealedFile
+from inner_models import Opened
 from test_inner_on_a_machine import CHUNKS, RAM, AtSEl0
 
 from flexserve.emulator import trusted_app
+from flexserve.harness.inner import SealedFile
 from flexserve.tee_client.messages import Ask, Finish
 from flexserve.testing.machines import booted
 from flexserve.trusted.store.keys import DeviceKey
@@ -63,7 +64,7 @@ def main(rounds: int) -> None:
 def _timed(app: Application, sealed: SealedFile) -> tuple[float, float]:
     """Return when the first token was there, and how many more there were a second."""
     model = Opened(app, sealed)
-    model.write_weights()
+    model.write()
     model.begin(model.tokenise(QUESTION), most=MOST)
     model.step(0)
     first = time.perf_counter()

@@ -6,9 +6,10 @@ import dataclasses
 
 import pytest
 from inner_application import QUESTION, Start, plain, provide
-from inner_models import Image, Opened, SealedFile, no_tokens
+from inner_models import Opened, no_tokens
 
 from flexserve.emulator.trusted_app import Programs
+from flexserve.harness.inner import Image, SealedFile
 from flexserve.protocol.sampling import Sampling
 from flexserve.protocol.trusted_app import Kind
 from flexserve.tee_client.messages import Ask, Finish, Status, packed, unpacked
@@ -119,7 +120,7 @@ def test_what_goes_is_unused_and_can_be_given_back(loaded: Opened) -> None:
     app = loaded.app
     loaded.answer(loaded.tokenise(QUESTION), most=3)
     went = sum(loaded.do(Ask.EVICT, kind, 0, loaded.chunks).values[0] for kind in Kind)
-    assert went == loaded.chunks + loaded.kv + loaded.scratch
+    assert went == loaded.chunks + loaded.kv_chunks + loaded.scratch_chunks
     loaded.do(Ask.CLOSE)
     unused = app.do(Ask.POOL).values[0]
     assert app.do(Ask.GIVE_BACK, 1).values[0] == 1
@@ -140,7 +141,7 @@ def test_a_step_says_how_much_memory_it_lacks(start: Start, sealed: SealedFile, 
         assert app.do(Ask.POOL).values[0] == 0
         app.do(Ask.GRANT, reply.values[0])
     assert reply.status is Status.DONE
-    assert lacks >= model.kv + model.scratch
+    assert lacks >= model.kv_chunks + model.scratch_chunks
 
 
 def test_a_conversation_goes_on_where_it_was(loaded: Opened) -> None:
@@ -221,7 +222,7 @@ def test_several_answers_to_a_prompt_share_its_kv(loaded: Opened) -> None:
 def test_evicted_kv_is_computed_anew(loaded: Opened) -> None:
     prompt = loaded.tokenise(QUESTION)
     before = loaded.answer(prompt, most=6)
-    assert loaded.do(Ask.EVICT, Kind.KV).values[0] == loaded.kv
+    assert loaded.do(Ask.EVICT, Kind.KV).values[0] == loaded.kv_chunks
     assert loaded.begin(prompt) == len(prompt)
     loaded.do(Ask.END, 0)
     assert loaded.answer(prompt, most=6) == before

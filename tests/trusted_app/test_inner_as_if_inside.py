@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 from inner_application import QUESTION, ROOT, RingApplication
-from inner_models import Image, Opened, SealedFile
+from inner_models import Opened
 
 from flexserve.emulator.trusted_app import Programs
+from flexserve.harness.inner import Image, SealedFile
 from flexserve.protocol.trusted_app import Kind
 from flexserve.tee_client.messages import Ask, Status
 
@@ -85,7 +86,7 @@ def test_inside_it_says_what_it_says_elsewhere_also_after_all_its_memory_went(
     elsewhere = loaded.answer(prompt, most=5)
     inside.do(Ask.GRANT, 20)
     model = Opened(inside, sealed)
-    model.write_weights()
+    model.write()
     assert model.answer(prompt, most=5) == elsewhere
     for kind in Kind:
         model.do(Ask.EVICT, kind, 0, model.chunks)

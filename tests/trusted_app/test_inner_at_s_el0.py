@@ -16,10 +16,11 @@ from pathlib import Path
 
 import pytest
 from inner_application import QUESTION, ROOT, RingApplication
-from inner_models import Image, Opened, SealedFile, no_tokens
+from inner_models import Opened, no_tokens
 
 from flexserve.emulator import secure_os, tools
 from flexserve.emulator.trusted_app import CROSS, Programs
+from flexserve.harness.inner import Image, SealedFile
 from flexserve.platforms.trustzone import abi, layout
 from flexserve.protocol.sampling import Sampling
 from flexserve.protocol.trusted_app import Kind

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 
 import pytest
 from inner_application import QUESTION, ROOT, Application, provide
-from inner_models import Image, Opened, SealedFile
+from inner_models import Opened
 from inner_unprotected import Unprotected
 from test_inner_on_a_machine import CHUNKS, RAM, AtSEl0
 
 from flexserve.emulator.machine import Machine
 from flexserve.emulator.trusted_app import Programs
+from flexserve.harness.inner import Image, SealedFile
 from flexserve.protocol.trusted_app import Kind
 from flexserve.tee_client.messages import Ask, Finish, Status, packed, unpacked
 from flexserve.testing.machines import booted

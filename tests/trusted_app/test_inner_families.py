@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from inner_application import MODEL, QUESTION, ROOT, Start, provide
 from inner_judge import Judge
-from inner_models import Image, Opened, SealedFile, no_tokens
+from inner_models import Opened, no_tokens
 
+from flexserve.harness.inner import Image, SealedFile
 from flexserve.protocol.sampling import Sampling
 from flexserve.protocol.trusted_app import Kind
 from flexserve.tee_client.messages import Ask, Status, packed
@@ -38,7 +39,7 @@ def made(start: Start, tmp_path: Path) -> Made:
         app = start()
         provide(app, chunks=256)
         model = Opened(app, SealedFile.read(tmp_path / "model.flex", device))
-        model.write_weights()
+        model.write()
         return model
 
     return opened

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 from inner_application import QUESTION, ROOT
-from inner_models import Image, Opened, SealedFile
+from inner_models import Opened
 from test_inner_on_a_machine import RAM, AtSEl0
 
 from flexserve.emulator.guest_disk import GuestDisk
 from flexserve.emulator.machine import Machine
 from flexserve.emulator.trusted_app import Programs
 from flexserve.errors import StoredDataError
+from flexserve.harness.inner import Image, SealedFile
 from flexserve.platforms.trustzone.ram import BASE, PAGE, Ram
 from flexserve.tee_client.disk import Disk, Run
 from flexserve.tee_client.disk_image import SLOT, TAG, DiskImage, FileBlocks, StoredObject
@@ -157,7 +158,7 @@ def truncated(scene: Scene, places: list[int]) -> dict[int, bytes]:
 def stale(scene: Scene, places: list[int]) -> dict[int, bytes]:
     """The same weights, as an earlier image of them had them: another salt."""
     with scene.opened() as model:
-        model.write_weights()
+        model.write()
         return {places[1]: model.seal().chunks[1][:-TAG].ljust(SLOT, b"\0")}
 
 

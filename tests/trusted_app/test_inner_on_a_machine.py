@@ -8,10 +8,11 @@ from collections.abc import Iterator
 
 import pytest
 from inner_application import QUESTION, ROOT, Application
-from inner_models import Opened, SealedFile
+from inner_models import Opened
 
 from flexserve.emulator.machine import Machine
 from flexserve.emulator.trusted_app import Programs
+from flexserve.harness.inner import SealedFile
 from flexserve.platforms.trustzone.ram import BASE, PAGE
 from flexserve.protocol.trusted_app import Kind
 from flexserve.tee_client.messages import Ask
@@ -59,7 +60,7 @@ def test_the_demos_model_answers_from_s_el0_and_its_memory_goes_back(
     assert app.do(Ask.GRANT, CHUNKS).values[0] == CHUNKS
     assert app.do(Ask.HEAP, CHUNKS // 2, 1).values[0] == CHUNKS // 2
     model = Opened(app, sealed)
-    model.write_weights()
+    model.write()
     assert machine.monitor().pages["SECURE"] == CHUNKS * app.chunk
     said = model.answer(model.tokenise(QUESTION), most=12)
     assert model.detokenise(said).startswith("Flex-Mem is recallable secure memory.")

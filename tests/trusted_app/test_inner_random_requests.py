@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from inner_application import QUESTION, Application, checked, provide
-from inner_models import Image, Opened, SealedFile
+from inner_models import Opened
 
 from flexserve.emulator.trusted_app import Programs
+from flexserve.harness.inner import Image, SealedFile
 from flexserve.tee_client.messages import Ask, Reply
 
 # What is about the machine's memory stays as the test has it, and the model stays open.

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 from inner_application import MODEL, QUESTION, ROOT, Gone, RingApplication, Start, provide
-from inner_models import Image, Opened, SealedFile
+from inner_models import Opened
 
 from flexserve.emulator.trusted_app import Programs
+from flexserve.harness.inner import Image, SealedFile
 from flexserve.protocol.trusted_app import Kind
 from flexserve.tee_client import ring
 from flexserve.tee_client.messages import MOST_PAYLOAD, Ask, Status, packed
@@ -113,7 +114,7 @@ def test_a_damaged_chunk_of_the_file_leaves_nothing(opened: Opened) -> None:
     assert opened.app.ask(Ask.WRITE, 0, first, payload=bytes(damaged)).status is Status.DAMAGED
     stranger = opened.file.chunk(second)  # it is genuine, and of another place
     assert opened.app.ask(Ask.WRITE, 0, first, payload=stranger).status is Status.DAMAGED
-    opened.write_weights()  # it goes on where it was
+    opened.write()  # it goes on where it was
     assert opened.detokenise(opened.answer(opened.tokenise(QUESTION), most=8)).startswith("Flex-Mem")
 
 
@@ -164,7 +165,7 @@ def test_writing_waits_for_memory_and_goes_on(start: Start, sealed: SealedFile) 
 
 
 def test_a_chunk_is_sealed_once(opened: Opened) -> None:
-    opened.write_weights()
+    opened.write()
     sealed = opened.do(Ask.SEAL, 0)
     assert opened.app.ask(Ask.SEAL, 0, 0).status is Status.BAD
     assert MODEL.read_bytes()[-4096:] not in sealed.payload
@@ -192,7 +193,7 @@ def in_ring(emulator: str, programs: Programs, tmp_path: Path) -> Iterator[RingA
 def test_through_a_ring_it_says_the_same(in_ring: RingApplication, sealed: SealedFile) -> None:
     provide(in_ring)
     model = Opened(in_ring, sealed)
-    model.write_weights()  # chunks are many times larger than the ring
+    model.write()  # chunks are many times larger than the ring
     assert model.detokenise(model.answer(model.tokenise(QUESTION), most=8)).startswith("Flex-Mem")
 
 

@@ -16,10 +16,11 @@ from hypothesis import settings as trying
 from hypothesis import strategies as st
 from inner_application import MODEL, QUESTION, Application, checked, provide
 from inner_judge import Judge
-from inner_models import Image, Opened, SealedFile, no_tokens
+from inner_models import Opened, no_tokens
 from llama_cpp import llama_cpp as lib
 
 from flexserve.emulator.trusted_app import Programs
+from flexserve.harness.inner import Image, SealedFile
 from flexserve.protocol.sampling import SAMPLERS, LogitBias, SamplerName, Sampling
 from flexserve.protocol.trusted_app import Kind
 from flexserve.tee_client.messages import Ask, Finish, Status

@@ -16,13 +16,14 @@ import msgspec
 import pytest
 from inner_application import MODEL, ROOT, Application, Start, provide
 from inner_application import QUESTION as WHOLE
-from inner_models import Image, Opened, SealedFile
+from inner_models import Opened
 from sealed_client import Client, asked, certified, frames
 
 from flexserve.attestation.kept_receipt import KeptReceipt, verify_receipt
 from flexserve.attestation.policy import Policy
 from flexserve.emulator.trusted_app import Programs
 from flexserve.errors import CallerError, PeerError
+from flexserve.harness.inner import Image, SealedFile
 from flexserve.protocol.answers import Converted, Delta, Failed, Finished, Started
 from flexserve.protocol.messages import Query
 from flexserve.protocol.prompts import ChatMessage, ChatPrompt
@@ -61,7 +62,7 @@ def model(
     provide(app)
     opened = Opened(app, sealed, sequences=2)
     opened.load(image)
-    app.do(Ask.KNOW, payload=sealed.content[:8192])
+    app.do(Ask.KNOW, payload=sealed.path.read_bytes()[:8192])
     yield opened
     app.end()
 
@@ -95,7 +96,7 @@ def test_it_shows_the_key_that_other_implementations_make_of_a_seed(start: Start
 
 
 def test_a_block_that_the_device_did_not_sign_is_not_believed(client: Client, sealed: SealedFile) -> None:
-    block = sealed.content[:8192].replace(b'"tiny"', b'"tinz"')
+    block = sealed.path.read_bytes()[:8192].replace(b'"tiny"', b'"tinz"')
     assert not client.requests.know(block)
     assert not client.requests.know(block[:100])
 

@@ -10,6 +10,7 @@ import struct
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Generic, Protocol, TypeVar
 
 from flexserve.emulator.machine import Machine
 from flexserve.errors import PeerError
@@ -112,6 +113,11 @@ class SealedFile:
             file.seek(chunk_offset(number))
             return file.read(chunk_length(self.manifest, number) + TAG_SIZE)
 
+    @property
+    def data(self) -> range:
+        """Numbers of the chunks that have weights."""
+        return range(self.manifest.metadata_bytes // CHUNK, self.manifest.chunks)
+
     def opening(self) -> bytes:
         """Return the payload of OPEN."""
         manifest = self.manifest
@@ -136,14 +142,24 @@ class SealedKv:
     parts: list[bytes]
 
 
-class Model:
-    """A model that is open in the application, without memory at first.
+class Asked(Protocol):
+    """An application, wherever it runs."""
 
-    What asks for something raises NotDone when that is refused.
-    """
+    def ask(self, kind: int, *arguments: int, payload: bytes = b"") -> Reply:
+        """Ask, and return what it answers."""
+
+    def do(self, kind: Ask, *arguments: int, payload: bytes = b"") -> Reply:
+        """Ask for what is to be granted; raise when it is not."""
+
+
+_App = TypeVar("_App", bound=Asked)
+
+
+class OpenModel(Generic[_App]):
+    """The memory of a model that is open in an application: none at first."""
 
     def __init__(
-        self, app: Application, file: SealedFile, *, number: int = 0, context: int = 1024, sequences: int = 1
+        self, app: _App, file: SealedFile, *, number: int = 0, context: int = 1024, sequences: int = 1
     ) -> None:
         self.app, self.number, self.file = app, number, file
         sizes = (file.manifest.size, context, sequences, file.manifest.metadata_bytes)
@@ -158,8 +174,7 @@ class Model:
 
     def write(self) -> None:
         """Write all weights from the file."""
-        manifest = self.file.manifest
-        for number in range(manifest.metadata_bytes // CHUNK, manifest.chunks):
+        for number in self.file.data:
             self.do(Ask.WRITE, number, payload=self.file.chunk(number))
 
     def seal(self) -> Image:
@@ -179,7 +194,18 @@ class Model:
         for kind in (0, 1, WEIGHTS):
             self.do(Ask.EVICT, kind, 0, self.chunks)
 
-    # ---- text --------------------------------------------------------------------------------------
+    # ---- KV ----------------------------------------------------------------------------------------
+
+    def keep(self, sequence: int = 0) -> SealedKv:
+        """Return what a sequence that says nothing has, sealed."""
+        reply = self.do(Ask.KEEP, sequence)
+        size = reply.values[0]
+        parts = [self.do(Ask.KEPT, part).payload for part in range(-(-size // KEPT_PART))]
+        return SealedKv(size, reply.payload, parts)
+
+
+class Model(OpenModel[Application]):
+    """An open model that is asked as a client would. What is refused raises NotDone."""
 
     def tokenise(self, text: str) -> list[int]:
         """Return the tokens of a text."""
@@ -205,16 +231,6 @@ class Model:
         """Return the tokens that it says after a prompt."""
         self.begin(tokens, sequence=sequence, most=most)
         return self.finish(sequence)
-
-    # ---- KV ----------------------------------------------------------------------------------------
-
-    def keep(self, sequence: int = 0) -> SealedKv:
-        """Return what a sequence that says nothing has, sealed."""
-        reply = self.do(Ask.KEEP, sequence)
-        size = reply.values[0]
-        return SealedKv(
-            size, reply.payload, [self.do(Ask.KEPT, n).payload for n in range(-(-size // KEPT_PART))]
-        )
 
     def resume(self, kv: SealedKv, sequence: int = 0) -> Status:
         """Have a sequence go on from it; return how it went."""

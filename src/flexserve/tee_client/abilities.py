@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from flexserve.errors import CallerError
 from flexserve.protocol.prompts import InfillPrompt
-from flexserve.protocol.requests import Convert, Embed, Generate, Try, Warm
+from flexserve.protocol.requests import Embed, Generate
 from flexserve.trusted.limits import Limits
+from flexserve.trusted.requests.tasks import Message
 from flexserve.trusted.store.manifest import Manifest
-
-Message = Generate | Embed | Convert | Warm | Try
-
 
 _MOST_SEQUENCES = 16  # as trusted-app/service.cpp has it
 

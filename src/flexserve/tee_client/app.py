@@ -28,7 +28,7 @@ from flexserve.protocol.trusted_app import (
     Ticket,
 )
 from flexserve.tee_client import steps
-from flexserve.tee_client.abilities import Message, cannot, require, require_open
+from flexserve.tee_client.abilities import cannot, require, require_open
 from flexserve.tee_client.application import Application
 from flexserve.tee_client.disk import Disk
 from flexserve.tee_client.embedding import Embedding
@@ -46,6 +46,7 @@ from flexserve.tee_client.trial import try_model
 from flexserve.trusted.limits import ModelLimits
 from flexserve.trusted.requests import tasks
 from flexserve.trusted.requests.conversion import convert, give
+from flexserve.trusted.requests.tasks import Message
 from flexserve.trusted.text.rendering.renderer import Renderer
 
 _THREADS = 4  # that prepare requests: most of them wait for the helper, or for their turn on the link

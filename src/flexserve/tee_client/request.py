@@ -6,20 +6,11 @@ import contextlib
 import dataclasses
 
 from flexserve.protocol.answers import Converted
-from flexserve.protocol.requests import Convert, Embed, Generate, Try, Warm
-from flexserve.protocol.trusted_app import Ticket, Work
-from flexserve.tee_client.abilities import Message
+from flexserve.protocol.trusted_app import Ticket
 from flexserve.tee_client.embedding import Embedding
 from flexserve.tee_client.generation import Generation, Prepared, Send
 from flexserve.tee_client.open_model import OpenModel
-
-_WORK = {
-    Generate: Work.GENERATE,
-    Embed: Work.EMBED,
-    Convert: Work.CONVERT,
-    Warm: Work.WARM,
-    Try: Work.TRY,
-}
+from flexserve.trusted.requests.tasks import Message, ticket_of
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -52,13 +43,4 @@ class Request:
     @property
     def ticket(self) -> Ticket:
         """What policy learns of it."""
-        message = self.message
-        return Ticket(
-            message.request,
-            message.model,
-            _WORK[type(message)],
-            self.received,
-            priority=message.priority if isinstance(message, Generate) else 0,
-            next_model=message.next_model if isinstance(message, Generate | Embed) else None,
-            keep_alive=None if isinstance(message, Try) else message.keep_alive,
-        )
+        return ticket_of(self.message, self.received)

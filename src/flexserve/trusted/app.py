@@ -37,8 +37,8 @@ from flexserve.trusted.requests.conversion import convert, give
 from flexserve.trusted.requests.embedding import Embedding
 from flexserve.trusted.requests.generation import Generation, scores_prompt
 from flexserve.trusted.requests.guesser import Guesser, require_same_words
-from flexserve.trusted.requests.request import Message, Request
-from flexserve.trusted.requests.tasks import require
+from flexserve.trusted.requests.request import Request
+from flexserve.trusted.requests.tasks import Message, require
 from flexserve.trusted.requests.trial import try_model
 from flexserve.trusted.sessions.clock import steady_clock
 from flexserve.trusted.store.licences import require_time, require_use

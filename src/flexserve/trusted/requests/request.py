@@ -9,21 +9,12 @@ from collections.abc import Callable
 import msgspec
 
 from flexserve.protocol.answers import Converted
-from flexserve.protocol.requests import Convert, Embed, Generate, Try, Warm
-from flexserve.protocol.trusted_app import Ticket, Work
+from flexserve.protocol.trusted_app import Ticket
 from flexserve.trusted.requests.embedding import Embedding
 from flexserve.trusted.requests.generation import Generation
 from flexserve.trusted.requests.guesser import Guesser
+from flexserve.trusted.requests.tasks import Message, ticket_of
 from flexserve.trusted.text.preparation import Prepared
-
-Message = Generate | Embed | Convert | Warm | Try
-_WORK = {
-    Generate: Work.GENERATE,
-    Embed: Work.EMBED,
-    Convert: Work.CONVERT,
-    Warm: Work.WARM,
-    Try: Work.TRY,
-}
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -45,16 +36,7 @@ class Request:
     @property
     def ticket(self) -> Ticket:
         """What policy learns of it."""
-        message = self.message
-        return Ticket(
-            message.request,
-            message.model,
-            _WORK[type(message)],
-            self.received,
-            priority=message.priority if isinstance(message, Generate) else 0,
-            next_model=message.next_model if isinstance(message, Generate | Embed) else None,
-            keep_alive=None if isinstance(message, Try) else message.keep_alive,
-        )
+        return ticket_of(self.message, self.received)
 
     def stop(self) -> None:
         """Have it end soon. Any thread."""

@@ -1,10 +1,20 @@
-"""What models can be asked for: what is known of architectures, and what a request needs."""
+"""What models can be asked for: what policy learns, what a request needs, what architectures are."""
 
 from __future__ import annotations
 
 from flexserve.errors import CallerError
-from flexserve.protocol.requests import Embed, Generate, Warm
+from flexserve.protocol.requests import Convert, Embed, Generate, Try, Warm
 from flexserve.protocol.statuses import Abilities
+from flexserve.protocol.trusted_app import Ticket, Work
+
+Message = Generate | Embed | Convert | Warm | Try
+_WORK = {
+    Generate: Work.GENERATE,
+    Embed: Work.EMBED,
+    Convert: Work.CONVERT,
+    Warm: Work.WARM,
+    Try: Work.TRY,
+}
 
 # Architectures whose graphs end in states and not in scores of tokens (llama.cpp's src/models), whether
 # or not their header says that attention is not causal.
@@ -16,6 +26,19 @@ ENCODERS = frozenset(
 NO_VECTORS = frozenset({"deepseek4", "qwen4exp"})
 # Those that take in or give out something other than text, or are a part of another model.
 NO_TEXTS = frozenset({"wavtokenizer-dec", "pockettts", "eagle3", "dflash", "gemma4-assistant", "clip"})
+
+
+def ticket_of(message: Message, received: float) -> Ticket:
+    """Return what policy learns of a request that came in at `received` (monotonic seconds)."""
+    return Ticket(
+        message.request,
+        message.model,
+        _WORK[type(message)],
+        received,
+        priority=message.priority if isinstance(message, Generate) else 0,
+        next_model=message.next_model if isinstance(message, Generate | Embed) else None,
+        keep_alive=None if isinstance(message, Try) else message.keep_alive,
+    )
 
 
 def require(abilities: Abilities, request: Generate | Embed | Warm) -> None:
