@@ -78,10 +78,15 @@ def test_all_prompts_between_two_decodes_share_one_budget() -> None:
     assert batching.next(parts({**pending, 6: 30})) == ([1, 2, 3, 4, 5], BATCH)
 
 
-def test_the_more_prompts_wait_beside_one_the_larger_are_their_pieces() -> None:
-    assert Batching(BATCH).next(parts({1: 1, 2: 900, 3: 900, 4: 900})) == ([2], 3 * 64)
-    assert Batching(BATCH).next(parts({1: 1, **dict.fromkeys(range(2, 30), 900)})) == ([2], BATCH)
-    assert Batching(BATCH).next(parts({1: 1, 2: 1, 3: 1, 4: 900, 5: 900})) == ([4], 64)
+def test_the_more_prompts_wait_beside_others_the_larger_are_their_pieces() -> None:
+    def piece(ready: int, prompts: int) -> int:
+        pending = {number: 1 if number < ready else 900 for number in range(ready + prompts)}
+        chosen, limit = Batching(BATCH).next(parts(pending))
+        assert chosen == [ready], "a prompt, the lowest"
+        return limit
+
+    assert [piece(1, prompts) for prompts in (1, 2, 3, 30)] == [64, 256, BATCH, BATCH]
+    assert [piece(8, prompts) for prompts in (1, 2, 4, 8)] == [64, 64, 128, BATCH]
 
 
 @given(

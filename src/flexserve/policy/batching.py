@@ -3,9 +3,9 @@
 A decode reads every weight once, however many sequences it is for, so those that wait for their next
 token are computed together. Prompts have graphs of their own, in which short ones share a graph. While
 prompts and others wait, a budget of prompt tokens is computed between two decodes. It grows with the
-number of prompts beside that of the others: each of those that wait counts alike, whatever it waits for.
-So when many ask at once, few decodes are computed for few sequences, and a prompt that comes alone holds
-up many others only in small pieces.
+square of the number of prompts, beside that of the others: were it in proportion to the prompts, as many
+decodes would come between few as between many. So when many ask at once, few decodes are computed for few
+sequences, and a prompt that comes alone holds up others only in small pieces.
 
 llama.cpp computes sequences in one go only where they are neighbours: a decode for sequences 0, 1, 5 and 6
 is two graphs. So prompts have their turns as an elevator has its floors, by their sequences, upwards and
@@ -19,7 +19,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
-_PIECE = 64  # tokens of prompts between two decodes, for each prompt beside one of the others
+_PIECE = 64  # tokens of a prompt between two decodes, when it is the only one
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Batching:
         if not prompts:
             return ready, self._batch
         first = min(prompts, key=lambda request: self._floors_up_to(parts[request].sequence))
-        share = math.ceil(len(prompts) / len(ready)) * _PIECE if ready else self._batch
+        share = math.ceil(len(prompts) ** 2 / len(ready)) * _PIECE if ready else self._batch
         budget = min(share, self._batch)
         piece = min(parts[first].pending, budget)
         most = (budget - self._since_decode) // piece
