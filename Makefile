@@ -20,8 +20,11 @@ $(STAMP): requirements-dev.lock pyproject.toml tools/setup.sh tools/llama.cmake
 packages: ## what the emulated machine is made with, from Debian: asks first; APT=yes or APT=no answers
 	@tools/packages.sh
 
-demo: $(STAMP) ## see it work: seal, serve, press for memory, restore
-	$(BIN)/python -m flexserve.bench.demo
+# make demo PLATFORM=trustzone SECURE_WORLD=inside: on the emulated machine.
+PLATFORM :=
+SECURE_WORLD :=
+demo: $(STAMP) ## see it work: seal, serve, press for memory, restore; PLATFORM=trustzone: on the emulated machine
+	$(BIN)/python -m flexserve.bench.demo $(PLATFORM:%=--platform %) $(SECURE_WORLD:%=--secure-world %)
 
 wheel: $(STAMP) ## dist/: wheels of FlexServe and of its hardened llama.cpp, for this kind of CPU
 	rm -rf dist build/lib && mkdir -p dist

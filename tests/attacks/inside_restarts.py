@@ -13,23 +13,22 @@ import tempfile
 from pathlib import Path
 
 from flexserve.attacks.attempt import Verdict, attempt
-from flexserve.attacks.trustzone import inside
 from flexserve.attacks.trustzone.inside.restarts import (
     Driven,
     kill_the_driver,
     lose_power,
     reset_in_the_midst,
 )
+from flexserve.attacks.trustzone.scene import CPUS, RAM_BYTES
+from flexserve.emulator.images import images_for
 
 
 def main(rounds: int, seed: int) -> int:
     """Make the rounds; return how many attacks were not stopped."""
     dice = random.Random(seed)
     broken = 0
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        Driven.set(inside.images(_say), Path(folder), seed=seed) as driven,
-    ):
+    images = images_for(ram_bytes=RAM_BYTES, cpus=CPUS, progress=_say, inside=True)
+    with tempfile.TemporaryDirectory() as folder, Driven.set(images, Path(folder), seed=seed) as driven:
         for number in range(rounds):
             ends = [dice.choice((reset_in_the_midst, lose_power))]
             if dice.random() < 1 / 3:

@@ -15,14 +15,14 @@ from flexserve.attacks.trustzone import (
     ATTACKS_BY_RESET,
     ATTACKS_ON_ANSWERS,
     devices,
-    images,
     npu,
     reach,
 )
 from flexserve.attacks.trustzone.answers import Conversation
 from flexserve.attacks.trustzone.inside.dump import places
-from flexserve.attacks.trustzone.scene import Scene
+from flexserve.attacks.trustzone.scene import CPUS, RAM_BYTES, Scene
 from flexserve.emulator.build import Images
+from flexserve.emulator.images import images_for
 from flexserve.errors import NormalWorldError
 
 pytestmark = pytest.mark.vm
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.vm
 
 def parts(*, npu: bool) -> Images:
     try:
-        return images(lambda _what: None, npu=npu)
+        return images_for(ram_bytes=RAM_BYTES, cpus=CPUS, progress=lambda _what: None, npu=npu)
     except NormalWorldError as error:
         pytest.skip(str(error))
 

@@ -212,7 +212,9 @@ def test_measurements_of_this_machine_may_use_plain_memory_whatever_is_configure
         settings.load(memory="plain")
 
 
-@pytest.mark.parametrize("words", [("serve",), ("run", "tiny", "Hello"), ("chat", "tiny")], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [("serve",), ("run", "tiny", "Hello"), ("chat", "tiny"), ("attack",)], ids=" ".join
+)
 def test_a_secure_world_inside_of_no_machine_is_the_callers_error(cli: Cli, words: tuple[str, ...]) -> None:
     refused = cli(*words, "--secure-world", "inside")
     assert refused.exit_code == 1

@@ -5,21 +5,25 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from flexserve.bench import demo
+from flexserve.emulator import images
 from flexserve.errors import NormalWorldError, PeerError
 
 
 class Played(demo.Demo):
     """A demo whose commands are answered from `answers`; `commands` are those it ran."""
 
-    def __init__(self, folder: Path, console: Console, answers: list[str]) -> None:
-        super().__init__(folder, console)
+    def __init__(
+        self, folder: Path, console: Console, answers: list[str], machine: str | None = None
+    ) -> None:
+        super().__init__(folder, console, machine)
         self.commands: list[str] = []
         self._answers = iter(answers)
 
@@ -42,9 +46,9 @@ class Played(demo.Demo):
         self.commands.append("stop")
 
 
-def play(folder: Path, *answers: str) -> tuple[int, str, Played]:
+def play(folder: Path, *answers: str, machine: str | None = None) -> tuple[int, str, Played]:
     output = io.StringIO()
-    played = Played(folder, Console(file=output, width=200), list(answers))
+    played = Played(folder, Console(file=output, width=200), list(answers), machine)
     status = played.run(Path("model.gguf"))
     return status, output.getvalue(), played
 
@@ -88,6 +92,34 @@ def test_without_secret_memory_it_says_so_and_is_labelled_unprotected(
     assert "This kernel offers no secret memory. Boot another [one]." in output
     assert "UNPROTECTED" in output
     assert played.environment["FLEXSERVE_MEMORY"] == "plain"
+
+
+@pytest.mark.parametrize("where", ["host", "inside"])
+def test_on_the_emulated_machine_its_parts_are_built_before_anything_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    built: list[dict[str, Any]] = []
+
+    def build(*, progress: Callable[[str], None], **what: Any) -> None:
+        progress("building the monitor")
+        built.append(what)
+
+    monkeypatch.setattr(images, "images_for", build)
+    status, output, played = play(tmp_path, "same", "same", machine=where)
+    assert status == 0
+    assert output.index("building the monitor") < output.index("Seal the model")
+    assert [what["inside"] for what in built] == [where == "inside"]
+    assert played.environment["FLEXSERVE_PLATFORM"] == "trustzone"
+    assert played.environment["FLEXSERVE_SECURE_WORLD"] == where
+    assert "FLEXSERVE_MEMORY" not in played.environment
+
+
+def test_where_models_compute_on_the_machine_is_misuse_elsewhere(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        demo.main(["--secure-world", "inside"])
+    assert "--secure-world is of --platform trustzone" in capsys.readouterr().err
 
 
 def test_it_sees_nothing_of_the_configuration_around_it(

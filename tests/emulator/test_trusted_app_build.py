@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import shutil
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from flexserve.emulator import tools, trusted_app
+from flexserve.emulator.images import images_for
 
 
 def test_only_the_parts_that_are_built_leave_the_archive(tmp_path: Path) -> None:
@@ -62,3 +64,40 @@ def test_what_was_built_of_other_sources_does_not_count(compiler: dict[str, str]
     assert programs.application.parent == programs.plain.parent
     compiler["version"] = "g++ 13"
     assert trusted_app.built(tmp_path) is None
+
+
+def test_how_far_llama_cpp_is_built_is_said_ten_times(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    parts = [f"g++ -c {number}.cpp -o {number}.o\n" for number in range(40)]
+
+    def follow(*_words: str, heard: Callable[[str], None], seconds: float) -> None:
+        for line in ("mkdir -p ggml\n", *parts):
+            heard(line)
+
+    said: list[str] = []
+    monkeypatch.setattr(tools, "run", lambda *_words: "".join(parts))
+    monkeypatch.setattr(tools, "follow", follow)
+    trusted_app.build_library(tmp_path / "llama.cpp", tmp_path, said.append)
+    assert "40 parts, about 6 minutes on two cores" in said[0]
+    assert said[1:] == [f"building llama.cpp: part {number} of 40" for number in range(4, 41, 4)]
+
+
+def test_what_is_built_of_llama_cpp_is_not_announced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(tools, "run", lambda *_words: "make: Nothing to be done for 'library'.\n")
+    monkeypatch.setattr(tools, "follow", lambda *_words, **_options: None)
+    trusted_app.build_library(tmp_path / "llama.cpp", tmp_path, said.append)
+    assert said == []
+
+
+def test_all_missing_programs_are_named_with_the_command_that_brings_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _program: None)
+    with pytest.raises(tools.MissingToolError) as refused:
+        images_for(ram_bytes=512 << 20, cpus=2, progress=lambda _what: None, inside=True)
+    assert "aarch64-linux-gnu-g++" in refused.value.message
+    assert "qemu-system-aarch64" in refused.value.message
+    assert "apt-get install" in refused.value.hint
+    assert "g++-aarch64-linux-gnu" in refused.value.hint

@@ -1,6 +1,6 @@
 """`make demo`: a sealed model answers, the OS takes its memory back, and it answers the same again.
 
-    python -m flexserve.bench.demo [MODEL.gguf]
+    python -m flexserve.bench.demo [MODEL.gguf] [--platform trustzone [--secure-world host|inside]]
 
 Every step is a command that could be typed, run on a store and a key that are made for this and
 removed afterwards. Exits with 0 if both answers are the same, 1 if not.
@@ -26,6 +26,7 @@ from flexserve.attestation.policy import ALLOW_EMULATED
 from flexserve.errors import FlexServeError, NormalWorldError, PeerError
 from flexserve.harness.served import FLEXSERVE, Served, own_environment
 from flexserve.platforms.linux.secure_memory import probe_secret_memory
+from flexserve.settings import Settings
 from flexserve.units import MIB, format_size
 
 DEFAULT_MODEL = Path(__file__).parents[3] / "models" / "tiny" / "flexserve-tiny.gguf"
@@ -33,22 +34,29 @@ QUESTION = "What is Flex-Mem?"
 MAX_TOKENS = 80  # of an answer; keeps the demo short with any model
 _NAME = "demo"
 _NEEDED = 256 * MIB  # of secret memory; the secure world does not start with less
-_PATIENCE = 60.0  # seconds that one command may take
+_PATIENCE = 180.0  # seconds that one command may take; an emulated CPU is slow
 _WARNING = "bold yellow"
 
 
 class Demo:
-    """The demo in one temporary folder. `environment` is all the configuration its commands see."""
+    """The demo in one temporary folder. `environment` is all the configuration its commands see.
 
-    def __init__(self, folder: Path, console: Console) -> None:
+    `machine`: "host" or "inside", where models compute on the emulated machine; none: they do on this one.
+    """
+
+    def __init__(self, folder: Path, console: Console, machine: str | None = None) -> None:
         self._folder = folder
         self._console = console
+        self._machine = machine
         self.environment = own_environment(folder)
 
     def run(self, model: Path) -> int:
         """Show everything; return the exit status. Raises FlexServeError when a step fails."""
         self._heading("FlexServe: a sealed model, in memory that the OS can take back and cannot read")
-        self._choose_memory()
+        if self._machine is None:
+            self._choose_memory()
+        else:
+            self._build_machine(self._machine)
         self._step("Seal the model for this device")
         self._show("add", _short(model), "--name", _NAME)
         self._step("Serve it")
@@ -68,7 +76,8 @@ class Demo:
             self._console.print(
                 f"(first token after {_ttft(second)}, from a cold start: {restored} restored)"
             )
-            self._ask_sealed()
+            if self._machine != "inside":  # which answers none yet
+                self._ask_sealed()
             self._step("Stop the server (Ctrl-C)")
         return self._compare(first["answer"], second["answer"])
 
@@ -120,6 +129,21 @@ class Demo:
                 f"{error}\nSo this demo runs with --memory plain: UNPROTECTED.", markup=False, style=_WARNING
             )
             self.environment["FLEXSERVE_MEMORY"] = "plain"
+
+    def _build_machine(self, secure_world: str) -> None:
+        """Build what the emulated machine lacks, and have the commands use it."""
+        from flexserve.emulator.images import images_for
+
+        chosen = Settings.model_construct()  # as by default: nothing of the configuration around it
+        inside = secure_world == "inside"
+        images_for(
+            ram_bytes=chosen.guest_memory,
+            cpus=chosen.guest_cpus,
+            progress=lambda what: self._console.print(f"==> {what}", markup=False),
+            npu=chosen.npu and not inside,
+            inside=inside,
+        )
+        self.environment |= {"FLEXSERVE_PLATFORM": "trustzone", "FLEXSERVE_SECURE_WORLD": secure_world}
 
     @contextlib.contextmanager
     def _server(self) -> Iterator[None]:
@@ -185,7 +209,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo; return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m flexserve.bench.demo", description=main.__doc__)
     parser.add_argument("model", type=Path, nargs="?", default=DEFAULT_MODEL, help="a GGUF file")
-    model: Path = parser.parse_args(arguments).model
+    parser.add_argument("--platform", choices=("linux", "trustzone"), default="linux", help="what it runs on")
+    parser.add_argument(
+        "--secure-world", choices=("host", "inside"), help="on trustzone: where models compute [host]"
+    )
+    given = parser.parse_args(arguments)
+    if given.platform == "linux" and given.secure_world is not None:
+        parser.error("--secure-world is of --platform trustzone.")
+    model: Path = given.model
+    machine = (given.secure_world or "host") if given.platform == "trustzone" else None
     console = Console(highlight=False, soft_wrap=True)
     if model == DEFAULT_MODEL and not model.is_file():
         console.print(
@@ -194,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     try:
         with tempfile.TemporaryDirectory(prefix="flexserve-demo-") as folder:
-            return Demo(Path(folder), console).run(model)
+            return Demo(Path(folder), console, machine).run(model)
     except FlexServeError as error:
         console.print(f"\nerror: {error.message}\n{error.hint}", markup=False, style="red")
         return 1

@@ -106,23 +106,13 @@ class _Teller:
 
 def _maker(settings: Settings, tell: Progress, *, inside: bool = False) -> Callable[[], Machine]:
     """Build what is missing, and return what makes a machine that is not booted yet."""
-    from flexserve.emulator import trusted_app
-    from flexserve.emulator.build import Options, build
+    from flexserve.emulator.images import images_for
     from flexserve.emulator.machine import Machine
-    from flexserve.folders import cache_folder
 
-    cache, ram_bytes, cpus = cache_folder() / "trustzone", settings.guest_memory, settings.guest_cpus
+    ram_bytes, cpus = settings.guest_memory, settings.guest_cpus
     npu = settings.npu and not inside
     secret = _root_secret(settings) if inside else b""
-    application = trusted_app.build(cache, tell).application if inside else None
-    images = build(
-        cache,
-        ram_bytes=ram_bytes,
-        cpus=cpus,
-        progress=tell,
-        options=Options(npu=npu),
-        application=application,
-    )
+    images = images_for(ram_bytes=ram_bytes, cpus=cpus, progress=tell, npu=npu, inside=inside)
     return lambda: Machine(images, ram_bytes=ram_bytes, cpus=cpus, npu=npu, secret=secret)
 
 

@@ -25,6 +25,7 @@ from flexserve.emulator.packages import Kernel, Progress
 from flexserve.errors import InternalError, NormalWorldError
 
 _CROSS = "aarch64-linux-gnu-"
+NEEDED = ("qemu-system-aarch64", "make", f"{_CROSS}gcc", "dtc")  # programs: what runs a machine, too
 _SOURCES = ("abi", "monitor", "secure-os", "trusted-app", "driver")
 _PRODUCTS = ("build", "__pycache__")  # folders of what is made of the sources
 _FOREIGN_MODULES = (  # the agent's port, disks, a disk for workloads
@@ -100,11 +101,11 @@ def build(
     written; InternalError when a compiler fails.
     """
     sources = sources or sources_folder()
-    tools.require("qemu-system-aarch64", "make", f"{_CROSS}gcc", "dtc")  # what runs it, too: all at once
+    tools.require(*NEEDED)
     cache = cache.absolute()
     try:
         kernel = packages.kernel(cache, progress)
-        with packages.locked(cache / "build.lock"):
+        with packages.locked(cache / "build.lock", progress):
             return _Build(cache, sources, kernel, progress).images(
                 ram_bytes, cpus, options or Options(), application, unprotected
             )

@@ -82,7 +82,7 @@ def kernel(cache: Path, progress: Progress) -> Kernel:
     Raises MissingToolError, or NoPackageError when this machine's apt sources do not have it.
     """
     cache.mkdir(parents=True, exist_ok=True)
-    with locked(cache / "packages.lock"):
+    with locked(cache / "packages.lock", progress):
         return _held(cache) or _fetch(cache, progress)
 
 
@@ -93,7 +93,7 @@ def library(cache: Path, name: str, progress: Progress) -> Path:
     """
     cache.mkdir(parents=True, exist_ok=True)
     target = cache / f"arm64-{name}"
-    with locked(cache / "packages.lock"):
+    with locked(cache / "packages.lock", progress):
         if not target.is_dir():
             tools.require("apt-get", "dpkg", "dpkg-deb")
             apt = _Apt(cache / "apt")
@@ -104,10 +104,14 @@ def library(cache: Path, name: str, progress: Progress) -> Path:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Keep other processes that want the same lock waiting. It ends with the process, too."""
+def locked(path: Path, progress: Progress) -> Iterator[None]:
+    """Keep other processes that want the same lock waiting, which say so. It ends with the process, too."""
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress("waiting for another command, which builds the same")
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

@@ -28,12 +28,15 @@ from flexserve.folders import cache_folder
 
 CROSS = "aarch64-linux-gnu-"
 CROSS_LIBRARIES = Path("/usr/aarch64-linux-gnu")
+NEEDED = ("make", f"{CROSS}gcc", f"{CROSS}g++", f"{CROSS}ar")  # programs
 _PIN = re.compile(r"^llama-cpp-python==[^\n]*\n(?:[ \t]+--hash[^\n]*\n)+", re.MULTILINE)
 _LLAMA = "/vendor/llama.cpp/"  # in the source distribution
 _PARTS = ("include", "src", "ggml/include", "ggml/src")  # of llama.cpp
 _MLKEM = "/crypto/fipsmodule/ml_kem/mlkem/"
 _CRYPTO = "nettle-dev"  # Debian's: AES-GCM with the CPU's instructions where it has them, and no allocation
 _NUMBERS = "libgmp-dev"  # Debian's: Nettle's elliptic curves compute with it
+_COMPILES = " -c "  # in each line of make's that compiles a part
+_TOLD = 10  # times that progress is told
 _HOURS = 2 * 3600.0  # seconds: on a machine that does much else, too
 
 
@@ -53,10 +56,10 @@ def build(cache: Path, progress: Progress) -> Programs:
     Raises MissingToolError, NormalWorldError when llama.cpp's sources or a package cannot be fetched,
     InternalError when a compiler fails.
     """
-    tools.require("make", f"{CROSS}gcc", f"{CROSS}g++", f"{CROSS}ar")
+    tools.require(*NEEDED)
     packages.library(cache, _CRYPTO, progress)
     packages.library(cache, _NUMBERS, progress)
-    with locked(cache / "trusted-app.lock"):
+    with locked(cache / "trusted-app.lock", progress):
         library = _library(cache)
         llama = library / "llama.cpp"
         if not llama.is_dir():
@@ -67,9 +70,7 @@ def build(cache: Path, progress: Progress) -> Programs:
             progress("fetching mlkem-native's sources")
             _fetch(_mlkem_pin(), mlkem, _MLKEM, ("",))
         if built(cache) is None:
-            if not (library / "libllama.a").exists():
-                progress("building llama.cpp for the machine: some minutes")
-            _make(llama, library, "library")
+            build_library(llama, library, progress)
             progress("building the trusted application")
             out = _stamp(cache).parent
             shutil.rmtree(out, ignore_errors=True)
@@ -161,11 +162,35 @@ def _digest(cache: Path) -> str:
     return digest.hexdigest()
 
 
+def build_library(llama: Path, library: Path, progress: Progress) -> None:
+    """Build llama.cpp, or what of it is not built yet, and say how far that is."""
+    words = _make_words(llama, library, "library")
+    wanted = sum(_COMPILES in line for line in tools.run(*words, "--dry-run").splitlines())
+    if wanted:
+        progress(
+            f"building llama.cpp for the machine, once: {wanted} parts, about 6 minutes on two cores. "
+            "Ctrl-C stops it, and the next start goes on with what is missing"
+        )
+    begun, told = 0, 0
+
+    def heard(line: str) -> None:
+        nonlocal begun, told
+        begun += _COMPILES in line
+        if wanted and begun * _TOLD // wanted > told:
+            told = begun * _TOLD // wanted
+            progress(f"building llama.cpp: part {begun} of {wanted}")
+
+    tools.follow(*words, heard=heard, seconds=_HOURS)
+
+
 def _make(llama: Path, library: Path, target: str, *settings: str) -> None:
-    tools.run(
+    tools.follow(*_make_words(llama, library, target, *settings), heard=lambda _line: None, seconds=_HOURS)
+
+
+def _make_words(llama: Path, library: Path, target: str, *settings: str) -> tuple[str, ...]:
+    return (
         *("make", "-C", str(_sources()), f"-j{os.cpu_count()}", target, *settings),
         *(f"LLAMA={llama}", f"LIBRARY={library}", f"CROSS_COMPILE={CROSS}"),
-        seconds=_HOURS,
     )
 
 

@@ -56,7 +56,7 @@ def _firmware() -> bytes:
     """Return what the monitor's sources make; one process that runs tests builds it at a time."""
     monitor, lock = _SOURCES / "monitor", cache_folder() / "trustzone" / "firmware.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with packages.locked(lock):
+    with packages.locked(lock, lambda _what: None):
         subprocess.run(("make", "-s", "-C", monitor, "fw"), check=True, capture_output=True)
         return (monitor / "build/fw.bin").read_bytes()
 

@@ -15,7 +15,7 @@ from flexserve.attacks.attempt import Attempt, attempt
 from flexserve.attacks.trustzone import answers, calls, devices, lpi, npu, reach, switching
 from flexserve.attacks.trustzone.answers import Conversation
 from flexserve.attacks.trustzone.scene import CPUS, RAM_BYTES, Scene
-from flexserve.emulator.build import Images, Options, build
+from flexserve.emulator.images import images_for
 from flexserve.emulator.machine import Machine
 from flexserve.errors import NormalWorldError
 
@@ -70,21 +70,15 @@ ATTACKS_ON_ANSWERS: tuple[Callable[[Conversation], str], ...] = (
 )
 
 
-def images(say: Callable[[str], None], *, npu: bool) -> Images:
-    """Return what a machine under attack boots from, having built what is missing."""
-    from flexserve.folders import cache_folder
-
-    folder, options = cache_folder() / "trustzone", Options(npu=npu)
-    return build(folder, ram_bytes=RAM_BYTES, cpus=CPUS, progress=say, options=options)
-
-
 def run(say: Callable[[str], None]) -> Iterator[Attempt]:
     """Set the scene and make every attack.
 
     Raises NormalWorldError where no machine can be had, and with the machine's last words when an attack
     ends it.
     """
-    parts, plain = images(say, npu=True), images(say, npu=False)
+    parts, plain = (
+        images_for(ram_bytes=RAM_BYTES, cpus=CPUS, progress=say, npu=npu) for npu in (True, False)
+    )
     say("booting the machine under attack")
     with Scene.set(parts) as scene:
         for attack in ATTACKS:

@@ -20,8 +20,7 @@ from flexserve.attacks.trustzone.inside import ciphertext, faults, lending, mess
 from flexserve.attacks.trustzone.inside.restarts import Driven
 from flexserve.attacks.trustzone.inside.scene import Inside
 from flexserve.attacks.trustzone.scene import CPUS, RAM_BYTES
-from flexserve.emulator import trusted_app
-from flexserve.emulator.build import Images, build
+from flexserve.emulator.images import images_for
 from flexserve.emulator.machine import Machine
 from flexserve.errors import NormalWorldError
 
@@ -92,22 +91,13 @@ ATTACKS_LAST: tuple[Callable[[Inside], str], ...] = (faults.have_it_fault,)
 ATTACKS_ON_DRIVEN = restarts.ATTACKS
 
 
-def images(say: Callable[[str], None]) -> Images:
-    """Return what a machine under attack boots from, having built what is missing: minutes, once."""
-    from flexserve.folders import cache_folder
-
-    cache = cache_folder() / "trustzone"
-    application = trusted_app.build(cache, say).application
-    return build(cache, ram_bytes=RAM_BYTES, cpus=CPUS, progress=say, application=application)
-
-
 def run(say: Callable[[str], None]) -> Iterator[Attempt]:
     """Set the scene and make every attack.
 
     Raises NormalWorldError where no machine can be had, and with the machine's last words when an attack
     ends it.
     """
-    parts = images(say)
+    parts = images_for(ram_bytes=RAM_BYTES, cpus=CPUS, progress=say, inside=True)
     say("booting the machine under attack")
     with _folder() as folder, Inside.set(parts, folder) as scene:
         for attack in ATTACKS_BEFORE:
