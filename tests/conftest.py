@@ -19,14 +19,14 @@ settings.register_profile(
     "mutants", deadline=None, max_examples=30, derandomize=True, phases=(Phase.explicit, Phase.generate)
 )
 
-DEAREST_FIRST = ("vm", "engine")
+DEAREST_FIRST = ("vm", "engine", "proof")
 FETCHED = ("real", "libraries")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     platforms = ("linux", "trustzone", "trustzone-inside")
     parser.addoption("--slow-pages", action="store_true", help="also what documents mark as slow, or root's")
-    parser.addoption("--platform", choices=platforms, default="linux", help="of the servers that clients ask")
+    parser.addoption("--platform", choices=platforms, default="linux", help="of servers and benchmarks")
 
 
 @pytest.hookimpl(trylast=True)  # then Hypothesis has marked what is its own

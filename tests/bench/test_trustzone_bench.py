@@ -1,4 +1,7 @@
-"""`flexserve bench paper --platform trustzone`, small, on a real machine; and how its figures are made."""
+"""`flexserve bench paper --platform trustzone`, small, and how its figures are made.
+
+The machine is played; with `--platform trustzone`, as `make test-trustzone` has it, it is the emulated one.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from played_machine import play
 
 from flexserve.bench.paper import main
 from flexserve.bench.paper.main import PaperOptions
@@ -20,8 +24,6 @@ from flexserve.bench.trustzone.table import table
 from flexserve.errors import CallerError
 from flexserve.testing.machines import images_of
 from flexserve.units import MIB
-
-pytestmark = [pytest.mark.vm, pytest.mark.engine]
 
 PARTS = ("memory", "calls", "programs", "npu", "ttft", "workflow")
 
@@ -50,10 +52,14 @@ def small() -> plan.Plan:
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    images_of(512 * MIB, 2)  # skips where no machine can be had
+def measured(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("trustzone")
-    found = runner.measure(small(), folder, lambda _what: None)
+    with pytest.MonkeyPatch.context() as patch:
+        if pytestconfig.getoption("platform") == "trustzone":
+            images_of(512 * MIB, 2)  # skips where no machine can be had
+        else:
+            play(patch)
+        found = runner.measure(small(), folder, lambda _what: None)
     assert json.loads((folder / "report.json").read_text()) == json.loads(json.dumps(found))
     return found
 
