@@ -15,10 +15,12 @@ COMMON := $(MACHINE) $(HARDENING) -fno-pie -pthread -ffunction-sections -fdata-s
 C := $(CC) -std=gnu11 $(COMMON)
 CPP := $(CXX) -std=gnu++17 $(COMMON)
 
-# Of others' code, warnings are not for us to act on. It is built for one CPU, has no OpenMP, and loads no library.
+# Of others' code, warnings are not for us to act on. It is built for one CPU, has no OpenMP, and loads no library. Its scheduler
+# keeps room for so many tensors at each node that another backend computed. Here is one backend, so there is none of them.
 GGML := $(LLAMA)/ggml/src
 FOREIGN := -w -I$(LIBRARY)/include -I$(LLAMA)/include -I$(LLAMA)/src -I$(LLAMA)/ggml/include -I$(GGML) -I$(GGML)/ggml-cpu \
-	-D_GNU_SOURCE -D_XOPEN_SOURCE=600 -DGGML_SCHED_MAX_COPIES=4 -DGGML_USE_CPU -DGGML_USE_CPU_REPACK
+	-D_GNU_SOURCE -D_XOPEN_SOURCE=600 -DGGML_SCHED_MAX_COPIES=4 \
+	-DGGML_SCHED_MAX_SPLIT_INPUTS=1 -DGGML_USE_CPU -DGGML_USE_CPU_REPACK
 
 # ---- what of llama.cpp ------------------------------------------------------------------------------------------
 # ggml-backend-dl.cpp (libraries loaded at run time) and ggml.cpp (a debugger for a crash) are left out.

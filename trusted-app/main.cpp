@@ -3,7 +3,7 @@
 
 #include <cstring>
 
-#include "channel.h"
+#include "ring.h"
 #include "service.h"
 
 namespace {
@@ -25,8 +25,8 @@ void give_up(const char *message) {
 int main(int count, char **words) {
     llama_log_set(say_nothing, nullptr);
     ggml_set_abort_callback(give_up);
-    Channel channel(count > 1 ? words[1] : nullptr);
-    Service service(channel);
+    Ring ring(count > 1 ? words[1] : "");
+    Service service(ring);
     service.serve();
     _exit(0);
 }

@@ -1,6 +1,7 @@
 #include "ring.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 
 #include "secure_os.h"
@@ -12,15 +13,12 @@ constexpr uint64_t patience = 1'000'000, longest = 128 * patience;  // ns for wh
 
 enum Count : size_t { requests_written, requests_read, answers_written, answers_read };
 
-uint32_t largest_area(size_t bytes) {
-    uint32_t area = static_cast<uint32_t>(secure_os::page);
-    while (2 * (2 * size_t{area}) + secure_os::page <= bytes && area < 1u << 30) area *= 2;
-    return area;
-}
-
 }  // namespace
 
-Ring::Ring(std::byte *base, size_t bytes) : base_(base), area_(largest_area(bytes)) {
+Ring::Ring(const char *file) {
+    size_t bytes;
+    if (!secure_os::ring(file, base_, bytes) || bytes < 3 * secure_os::page) abort();
+    while (2 * (2 * size_t{area_}) + secure_os::page <= bytes && area_ < 1u << 30) area_ *= 2;
     count(requests_read).store(0, std::memory_order_relaxed);
     count(answers_written).store(0, std::memory_order_release);
 }
@@ -33,7 +31,18 @@ bool Ring::waiting() const {
     return count(requests_written).load(std::memory_order_acquire) != requests_read_;
 }
 
-bool Ring::read(std::byte *target, size_t bytes) {
+bool Ring::receive(Request &request, std::vector<std::byte> &payload) {
+    if (!read(&request, sizeof request) || request.bytes > most_payload) return false;
+    payload.resize(request.bytes);
+    return read(payload.data(), payload.size());
+}
+
+bool Ring::send(const Answer &answer, const std::vector<std::byte> &payload) {
+    return write(&answer, sizeof answer) && write(payload.data(), payload.size());
+}
+
+bool Ring::read(void *data, size_t bytes) {
+    auto *target = static_cast<std::byte *>(data);
     const std::byte *area = base_ + secure_os::page;
     uint64_t rest = patience;  // longer each time: who has nothing to do is not lent a CPU again and again
     while (bytes != 0) {
@@ -56,7 +65,8 @@ bool Ring::read(std::byte *target, size_t bytes) {
     return true;
 }
 
-bool Ring::write(const std::byte *source, size_t bytes) {
+bool Ring::write(const void *data, size_t bytes) {
+    const auto *source = static_cast<const std::byte *>(data);
     std::byte *area = base_ + secure_os::page + area_;
     while (bytes != 0) {
         const uint32_t waiting = answers_written_ - count(answers_read).load(std::memory_order_acquire);

@@ -1,4 +1,5 @@
-// Two streams of bytes in memory that is shared with the normal world: its requests, and our answers.
+// Messages in memory that is shared with the normal world: a stream of its requests, and one of our answers. Over the secure OS
+// the ring is the one that it maps; elsewhere, a file.
 //
 //     0       u32 × 4, each at the start of 64 bytes: requests written, requests read, answers written, answers read;
 //             bytes since the beginning, modulo 2^32. The normal world writes the first and the last one
@@ -11,23 +12,30 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <vector>
+
+#include "messages.h"
 
 class Ring {
    public:
-    // `bytes` of memory at `base`, which is page-aligned; three pages at least.
-    Ring(std::byte *base, size_t bytes);
+    // `file` has the ring, if this is not the secure OS. Ends the process when it cannot be used.
+    explicit Ring(const char *file);
 
-    // Whether there is something to read.
+    // Whether a request, or its beginning, has come.
     bool waiting() const;
 
-    // Move a whole range. False: the normal world's counts cannot be.
-    bool read(std::byte *target, size_t bytes);
-    bool write(const std::byte *source, size_t bytes);
+    // The next request, with its payload in `payload`. False: the normal world's counts cannot be, or what came is none.
+    bool receive(Request &request, std::vector<std::byte> &payload);
+
+    // Answer it. False: the normal world's counts cannot be.
+    bool send(const Answer &answer, const std::vector<std::byte> &payload);
 
    private:
     std::atomic<uint32_t> &count(size_t number) const;
+    bool read(void *target, size_t bytes);
+    bool write(const void *source, size_t bytes);
 
     std::byte *base_;
-    uint32_t area_;  // bytes of each
+    uint32_t area_ = 4096;  // bytes of each
     uint32_t requests_read_ = 0, answers_written_ = 0;
 };

@@ -48,12 +48,12 @@ Owner owner(const Request &request) {
 
 }  // namespace
 
-Service::Service(Channel &channel) : channel_(channel), engine_(flexmem_) {
+Service::Service(Ring &ring) : ring_(ring), engine_(flexmem_) {
     Key root;
     if (secure_os::secret(root)) sessions_.emplace(*(root_ = root));
     engine_.between_slices = [this] {
         Bytes payload;
-        while (!alone_ && channel_.waiting()) alone_ = !answer_next(payload);
+        while (!alone_ && ring_.waiting()) alone_ = !answer_next(payload);
         return !alone_;
     };
 }
@@ -68,7 +68,7 @@ bool Service::answer_next(Bytes &payload) {
     Request request;
     Answer answer{};
     Bytes said;
-    if (!channel_.receive(request, payload)) return false;
+    if (!ring_.receive(request, payload)) return false;
     const bool stepping = stepping_;
     try {
         const Status status = carry_out({request, payload, said, answer.values});
@@ -80,7 +80,8 @@ bool Service::answer_next(Bytes &payload) {
         said.clear();
     }
     answer.tag = request.tag;
-    return !alone_ && channel_.send(answer, said.data(), said.size());
+    answer.bytes = static_cast<uint32_t>(said.size());
+    return !alone_ && ring_.send(answer, said);
 }
 
 Status Service::carry_out(Call call) {

@@ -7,12 +7,12 @@
 #include <optional>
 #include <vector>
 
-#include "channel.h"
 #include "engine.h"
 #include "flexmem.h"
 #include "generation.h"
 #include "image.h"
 #include "messages.h"
+#include "ring.h"
 #include "sealed_kv.h"
 #include "sessions.h"
 
@@ -20,7 +20,7 @@ class Service {
    public:
     using Bytes = std::vector<std::byte>;
 
-    explicit Service(Channel &channel);
+    explicit Service(Ring &ring);
 
     // Answer requests until there are none any more.
     void serve();
@@ -77,7 +77,7 @@ class Service {
     Generation *hear(Session &session);
     Status refused(size_t chunks, Call call) const;
 
-    Channel &channel_;
+    Ring &ring_;
     FlexMem flexmem_;
     Engine engine_;
     std::map<uint64_t, Open> models_;

@@ -1,15 +1,15 @@
 """The trusted application of trusted-app/ as a process of tests.
 
-It runs under qemu-aarch64, and is driven through a pipe each way, or through a ring in a file.
+It runs under qemu-aarch64, and is driven through a ring in a file.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import mmap
 import os
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +25,7 @@ MODEL = Path(__file__).parents[2] / "models/tiny/flexserve-tiny.gguf"
 QUESTION = "<|im_start|>user\nWhat is Flex-Mem?<|im_end|>\n<|im_start|>assistant\n"
 ROOT = bytes(range(32))  # the device's root secret
 _PLENTY = 64  # chunks: enough for the model of the tests, with its KV and scratch
+_RING = 1 << 22  # bytes
 _OWN_TAGS = 1 << 32  # from here on: tags of what is sent beside the link
 
 
@@ -32,52 +33,31 @@ class Gone(PeerError):
     """The application has ended."""
 
 
-class Pipes:
-    """A wire to a process."""
-
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
-
-    def write(self, data: bytes) -> None:
-        """Write all of `data`."""
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(data)
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            raise Gone("It has ended.") from None
-
-    def read(self, size: int) -> bytes:
-        """Return the next `size` bytes."""
-        assert self._process.stdout is not None
-        data = self._process.stdout.read(size)
-        if len(data) < size:
-            raise Gone("It has ended.")
-        return data
-
-
 class Application:
     """A running trusted application."""
 
     process: subprocess.Popen[bytes]
 
-    def __init__(
-        self,
-        command: Sequence[str | Path],
-        *,
-        threads: int = 1,
-        hello: bool = True,
-        environment: Mapping[str, str] | None = None,
-    ) -> None:
-        """Start it. Without `hello` nothing was said to it yet."""
-        self.start(command, environment)
-        self.drive(Pipes(self.process), threads=threads, hello=hello)
+    def __init__(self, command: Sequence[str | Path], *, threads: int = 1, hello: bool = True) -> None:
+        """Start it with a ring of its own. Without `hello` nothing was said to it yet."""
+        self._file = tempfile.NamedTemporaryFile()  # noqa: SIM115  # it goes with the test
+        self._file.truncate(_RING)
+        self.start([*command, self._file.name])
+        self.drive_in(memoryview(mmap.mmap(self._file.fileno(), _RING)), threads=threads, hello=hello)
 
     def start(self, command: Sequence[str | Path], environment: Mapping[str, str] | None = None) -> None:
         """Start its process."""
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **(environment or {})}
-        )
+        self.process = subprocess.Popen(command, env={**os.environ, **(environment or {})})
+
+    def drive_in(self, memory: memoryview, *, threads: int = 1, hello: bool = True) -> None:
+        """Drive it by a ring in this memory."""
+        self._memory = memory
+        self.drive(Ring(memory, self._rest), threads=threads, hello=hello)
+
+    def _rest(self) -> None:
+        if self.process.poll() is not None:
+            raise Gone("It has ended.")
+        time.sleep(0.0005)
 
     def drive(self, wire: Wire, *, threads: int = 1, hello: bool = True) -> None:
         """Drive it by this wire."""
@@ -88,10 +68,6 @@ class Application:
 
     def end(self) -> None:
         """End it. Always safe."""
-        for stream in (self.process.stdin, self.process.stdout):
-            if stream is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    stream.close()
         self.process.kill()
         self.process.wait()
 
@@ -136,21 +112,11 @@ class RingApplication(Application):
         self.start([*command, path], environment)
         self.drive_in(memory)
 
-    def drive_in(self, memory: memoryview, *, threads: int = 1) -> None:
-        """Drive it by a ring in this memory."""
-        self._memory = memory
-        self.drive(Ring(memory, self._rest), threads=threads)
-
     def add_to_count(self, number: int, lie: int) -> None:
         """Change a count of the ring, behind its back."""
         place = slice(64 * number, 64 * number + 4)
         value = int.from_bytes(self._memory[place], "little") + lie
         self._memory[place] = (value % (1 << 32)).to_bytes(4, "little")
-
-    def _rest(self) -> None:
-        if self.process.poll() is not None:
-            raise Gone("It has ended.")
-        time.sleep(0.0005)
 
 
 def provide(app: Application, *, chunks: int = _PLENTY) -> None:

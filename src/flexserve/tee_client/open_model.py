@@ -24,7 +24,7 @@ from flexserve.units import MIB, format_size
 
 # Heap that opening a model takes: of any model, and for each byte of its metadata (llama.cpp's copy of them,
 # and its maps of the vocabulary).
-_HEAP, _HEAP_OF_METADATA = 24 * MIB, 18
+_HEAP, _HEAP_OF_METADATA = 8 * MIB, 18
 _MOST_CHUNKS = 1 << 16
 _MOST_CONTEXT = 1 << 20  # tokens
 
