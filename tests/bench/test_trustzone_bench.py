@@ -215,12 +215,15 @@ def test_the_command_measures_on_the_machine_and_prints_json(
         return {"folder": folder.name}
 
     monkeypatch.setattr(runner, "measure", measure)
-    options = PaperOptions(tmp_path, platform="trustzone", quick=True, threads=3, as_json=True)
+    options = PaperOptions(
+        tmp_path, platform="trustzone", secure_world="host", quick=True, threads=3, as_json=True
+    )
     assert main.run(options) == 0
     assert json.loads(capsys.readouterr().out) == {"folder": "trustzone"}
     assert asked == [plan.quick(3)]
 
 
-def test_there_are_no_plots_of_the_machine(tmp_path: Path):
+def test_there_are_no_plots_of_a_secure_world_on_the_host(tmp_path: Path):
+    plot = tmp_path / "plot.png"
     with pytest.raises(CallerError):
-        main.run(PaperOptions(tmp_path, platform="trustzone", plot=tmp_path / "plot.png"))
+        main.run(PaperOptions(tmp_path, platform="trustzone", secure_world="host", plot=plot))

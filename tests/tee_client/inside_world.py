@@ -29,7 +29,7 @@ PATIENCE = 20  # seconds
 
 
 class InsideWorld:
-    """An InsideApp with a scheduler. `watch` may put something between the two."""
+    """An InsideApp, or what `make_app` makes, with a scheduler. `watch` may put something between the two."""
 
     def __init__(
         self,
@@ -42,6 +42,7 @@ class InsideWorld:
         limits: dict[str, Any] | None = None,
         disk: Any = None,
         watch: Any = lambda app: app,
+        make_app: Any = InsideApp,
     ) -> None:
         self.played = PlayedApplication(memory, inside=inside)
         self.store = store
@@ -50,7 +51,7 @@ class InsideWorld:
         files = SealedFiles(store)
         link = Link(self.played.wire)
         self.disk: Any = disk(self.played, link) if disk is not None else None
-        self.app = InsideApp(*(link, files, renderer, self.limits, self.sent.put), threads=1, disk=self.disk)
+        self.app = make_app(*(link, files, renderer, self.limits, self.sent.put), threads=1, disk=self.disk)
         self.watched = watch(self.app)
         self.models = ModelManager(self.watched, idle=3600)
         self.memory = MemoryManager(self.watched, self.models, EvictionPolicy(self.app.chunk))

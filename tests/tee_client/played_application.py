@@ -128,6 +128,7 @@ class PlayedApplication:
         self.asked: list[Ask] = []
         self.lies: dict[Ask, tuple[Status, bytes, tuple[int, ...]]] = {}  # what is answered instead
         self.damaged = False  # nothing that comes from the disk authenticates
+        self.secret = b""  # that it was told
         self._stepping = False
         self._heard: queue.SimpleQueue[tuple[int, int, tuple[int, ...], bytes]] = queue.SimpleQueue()
         self.wire = PlayedWire(self._hear)
@@ -167,6 +168,9 @@ class PlayedApplication:
         memory = {Ask.GRANT, Ask.GIVE_BACK, Ask.POOL, Ask.EVICT, Ask.RESIDENT}
         if self._stepping and kind not in memory:
             return Status.BUSY, b"", ()
+        if kind is Ask.SECRET:
+            self.secret = payload
+            return Status.DONE, b"", ()
         if kind in {Ask.HELLO, Ask.GRANT, Ask.GIVE_BACK, Ask.POOL, Ask.OPEN, Ask.HEAP}:
             return self._without_model(kind, arguments)
         model = self.models.get(arguments[0])

@@ -99,6 +99,13 @@ def bench_paper(
             help="linux: measured here. sim: the paper's board, modelled. trustzone: an emulated machine."
         ),
     ] = "linux",
+    secure_world: Annotated[
+        Literal["inside", "host"],
+        typer.Option(
+            help="On trustzone. inside: four systems compute on the machine's CPUs. host: one process of the "
+            "host computes; memory, calls and the NPU are measured, too."
+        ),
+    ] = "inside",
     quick: Annotated[
         bool, typer.Option("--quick", help="Some minutes instead of half an hour; two models, one round.")
     ] = False,
@@ -128,6 +135,7 @@ def bench_paper(
     options = PaperOptions(
         folder=cache_folder() / "paper",
         platform=platform,
+        secure_world=secure_world,
         quick=quick,
         threads=chosen.threads,
         memory=chosen.memory,

@@ -119,6 +119,7 @@ class SealedFiles:
 
     def __init__(self, root: Path) -> None:
         self._models, self._images, self._kv = (root / name for name in ("models", "images", "kv"))
+        self.image_file: type[ImageFile] = ImageFile  # what an image is opened as
 
     # ---- models -----------------------------------------------------------------------------------
 
@@ -177,7 +178,7 @@ class SealedFiles:
                 table = _read(fd, _LENGTH.size * count, _PRELUDE.size, "an image of weights")
                 sizes = [size for (size,) in _LENGTH.iter_unpack(table)]
                 if all(size <= MOST_PAYLOAD for size in sizes):
-                    return ImageFile(fd, salt, sizes)
+                    return self.image_file(fd, salt, sizes)
         except FlexServeError:
             pass
         os.close(fd)

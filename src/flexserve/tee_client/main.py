@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from flexserve.errors import FlexServeError
 from flexserve.platforms.linux.hardening import die_with_parent, harden
@@ -19,9 +20,12 @@ from flexserve.protocol.ending import leave, say_why_not
 from flexserve.protocol.launch import EXIT_CANNOT_START, SecureOptions, descriptors
 from flexserve.trusted.sidecar import start_helper
 
+if TYPE_CHECKING:
+    from flexserve.tee_client.app import InsideApp
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run it; return its exit status."""
+
+def main(arguments: Sequence[str] | None = None, make_app: Callable[..., InsideApp] | None = None) -> int:
+    """Run it; return its exit status. `make_app`: what drives the application, if it is not InsideApp."""
     try:
         words = sys.argv[1:] if arguments is None else arguments
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the normal world's to handle
@@ -31,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         helper = start_helper()
         from flexserve.tee_client import program
 
-        client = program.prepare(SecureOptions.parse(words), helper, not_isolated)
+        client = program.prepare(SecureOptions.parse(words), helper, not_isolated, make_app)
     except FlexServeError as error:
         say_why_not(error)
         return EXIT_CANNOT_START

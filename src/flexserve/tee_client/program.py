@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
@@ -35,9 +36,15 @@ _REST = 0.0005  # seconds between two looks for an answer
 _IMPORTED_LATER = ("encodings.ascii", "encodings.latin_1", "encodings.unicode_escape")
 
 
-def prepare(options: SecureOptions, helper: Sidecar, not_isolated: str) -> Client:
+def prepare(
+    options: SecureOptions,
+    helper: Sidecar,
+    not_isolated: str,
+    make_app: Callable[..., InsideApp] | None = None,
+) -> Client:
     """Enter the sandbox, shake hands, and return the client. `not_isolated`: what `isolate` returned.
 
+    `make_app` is called as InsideApp, in its place: for measurements.
     Raises FlexServeError for what keeps it from starting.
     """
     for module in _IMPORTED_LATER:
@@ -57,7 +64,7 @@ def prepare(options: SecureOptions, helper: Sidecar, not_isolated: str) -> Clien
     bell = Doorbell(socket.socket(fileno=options.doorbell_fd), end)
     limits = ModelLimits(Limits.usual(options))
     wire = Ring(ring, _rest, bell.ring)
-    app = InsideApp(
+    app = (make_app or InsideApp)(
         *(Link(wire), SealedFiles(options.store), renderer, limits, channel.send), threads=options.threads
     )
     client = Client(

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ class PaperOptions:
 
     folder: Path  # of models that are kept from run to run
     platform: str = "linux"  # or "sim", or "trustzone"
+    secure_world: str = "inside"  # of "trustzone"; or "host"
     quick: bool = False
     threads: int = 0  # 0: one for each core
     memory: Memory = "secret"
@@ -32,8 +34,11 @@ class PaperOptions:
 
 def run(options: PaperOptions) -> int:
     """Print the report to standard output and progress to standard error; return 0."""
-    if options.platform != "linux" and options.plot is not None:
-        raise CallerError("There are plots of this machine only.", hint="Leave --plot away.")
+    inside = options.platform == "trustzone" and options.secure_world == "inside"
+    if options.plot is not None:
+        if options.platform != "linux" and not inside:
+            raise CallerError("There are no plots of this.", hint="Leave --plot away.")
+        drawing.pyplot()  # before an hour is spent
     if options.platform != "linux" and options.resume:
         raise CallerError("Only a run with --platform linux can be resumed.", hint="Leave --resume away.")
     if options.platform == "sim":
@@ -41,6 +46,13 @@ def run(options: PaperOptions) -> int:
 
         report = simulated.run()
         text = "" if options.as_json else simulated.table(report)
+    elif inside:
+        from flexserve.bench.trustzone import inside_plots, inside_report
+
+        report = _measure_inside(options)
+        text = "" if options.as_json else inside_report.table(report)
+        if options.plot is not None:
+            _drew(inside_plots.plot(report, options.plot))
     elif options.platform == "trustzone":
         from flexserve.bench.trustzone import table as emulated
 
@@ -49,15 +61,19 @@ def run(options: PaperOptions) -> int:
     else:
         from flexserve.bench.paper import plots, table
 
-        if options.plot is not None:
-            drawing.pyplot()  # before an hour is spent
         report = _measure(options)
         text = "" if options.as_json else table.table(report)
         if options.plot is not None:
-            for file in plots.plot(report, options.plot):
-                _say(f"drew {file}")
+            _drew(plots.plot(report, options.plot))
     sys.stdout.write((json.dumps(report) if options.as_json else text).rstrip("\n") + "\n")
     return 0
+
+
+def _measure_inside(options: PaperOptions) -> dict[str, Any]:
+    from flexserve.bench.trustzone import inside, inside_plan
+
+    chosen = inside_plan.quick() if options.quick else inside_plan.full()
+    return inside.measure(chosen, options.folder / "trustzone", _say)
 
 
 def _emulate(options: PaperOptions) -> dict[str, Any]:
@@ -88,6 +104,11 @@ def _application(*, quick: bool) -> dict[str, Any]:
         _say(f"the normal world's application was not measured: {error.message}")
         found = {"kept_fraction": None, "reason": error.message}
     return {**found, "paper": PAPER["normal_world"]}
+
+
+def _drew(files: Sequence[Path]) -> None:
+    for file in files:
+        _say(f"drew {file}")
 
 
 def _threads(options: PaperOptions) -> int:

@@ -7,8 +7,8 @@ from types import TracebackType
 
 from flexserve.bench.paper.models import Models
 from flexserve.bench.paper.plan import Plan, System
-from flexserve.emulator.machine import Machine
 from flexserve.harness.worlds import DrivenWorld
+from flexserve.normal.guest import SecureCore
 from flexserve.protocol.answers import Finished
 from flexserve.protocol.launch import SecureOptions
 from flexserve.protocol.prompts import TextPrompt
@@ -19,10 +19,18 @@ _TRIES = 8  # recalls until no more is kept than may be
 class MeasuredSystem:
     """One system under measurement. A context manager; closing it ends its process.
 
-    Its memory is that of the emulated `machine`, if one is given.
+    Its memory is that of the emulated `machine`, if one is given. `program`: what it is there, if that is
+    not what it is here.
     """
 
-    def __init__(self, system: System, plan: Plan, models: Models, machine: Machine | None = None) -> None:
+    def __init__(
+        self,
+        system: System,
+        plan: Plan,
+        models: Models,
+        machine: SecureCore | None = None,
+        program: tuple[str, ...] | None = None,
+    ) -> None:
         self.system = system
         options = SecureOptions(
             models.root,
@@ -35,7 +43,7 @@ class MeasuredSystem:
         )
         if machine is not None:
             options = machine.secure_options(options)
-        self.world = DrivenWorld(options, program=system.program)
+        self.world = DrivenWorld(options, program=program or system.program)
 
     def open(self, model: str) -> None:
         """Have `model` open, as a server that was used before has it; and in memory, if it keeps any."""

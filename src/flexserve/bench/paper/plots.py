@@ -7,18 +7,13 @@ from typing import Any
 
 from flexserve.bench import drawing
 from flexserve.bench.paper.samples import PARTS
+from flexserve.bench.paper.table import NAMES
 
 _COLOURS = {
     "flexserve": drawing.FLEXSERVE,
     "strawman": drawing.STRAWMAN,
     "strawman_opt": drawing.STRAWMAN_OPT,
     "nw_base": drawing.PLAIN,
-}
-_NAMES = {
-    "flexserve": "FlexServe",
-    "strawman": "Strawman",
-    "strawman_opt": "Strawman-OPT",
-    "nw_base": "NW-Base",
 }
 _STACKED = {  # parts of a time: none has the colour of a system
     **{"allocate": "#2f855a", "load": "#9ae6b4", "decrypt": "#b794f4", "waited": "#d53f8c"},
@@ -51,13 +46,13 @@ def _latency(axes: Any, cells: list[dict[str, Any]]) -> None:
     """One group of bars for each model and prompt, at the middle pressure."""
     levels = sorted({cell["kept"] for cell in cells})
     shown = [cell for cell in cells if cell["kept"] == levels[len(levels) // 2]]
-    _bars(axes, shown, _grouped(shown))
+    bars(axes, shown, grouped(shown))
     axes.set_yscale("log")
     axes.set_ylabel("time to first token, seconds")
     axes.set_title(f"{shown[0]['kept']:.0%} of the weights kept")
 
 
-def _grouped(cells: list[dict[str, Any]]) -> list[str]:
+def grouped(cells: list[dict[str, Any]]) -> list[str]:
     """Label each cell with its prompt, and the middle one of each model with that, too: names are long."""
     labels = []
     for cell in cells:
@@ -68,20 +63,21 @@ def _grouped(cells: list[dict[str, Any]]) -> list[str]:
 
 
 def _workflows(axes: Any, cells: list[dict[str, Any]]) -> None:
-    _bars(axes, cells, [cell["workflow"].replace(", ", "\n") for cell in cells])
+    bars(axes, cells, [cell["workflow"].replace(", ", "\n") for cell in cells])
     axes.set_ylabel("end to end, seconds")
     axes.set_title("Agent workflows")
 
 
-def _bars(axes: Any, cells: list[dict[str, Any]], labels: list[str]) -> None:
-    width = 0.8 / len(_NAMES)
-    for number, (system, name) in enumerate(_NAMES.items()):
+def bars(axes: Any, cells: list[dict[str, Any]], labels: list[str]) -> None:
+    """Draw a group of bars for each cell: its samples, by system."""
+    width = 0.8 / len(NAMES)
+    for number, (system, name) in enumerate(NAMES.items()):
         places = [place + (number - 1.5) * width for place in range(len(cells))]
         samples = [cell["samples"][system] for cell in cells]
         drawing.bars(axes, places, samples, width=width, label=name, color=_COLOURS[system])
     axes.set_xticks(range(len(cells)), labels, fontsize=7)
     axes.margins(y=0.25)  # room for the legend
-    axes.legend(frameon=False, fontsize=8, ncols=len(_NAMES), loc="upper center")
+    axes.legend(frameon=False, fontsize=8, ncols=len(NAMES), loc="upper center")
 
 
 def _breakdown(axes: Any, cells: list[dict[str, Any]]) -> None:
@@ -89,7 +85,7 @@ def _breakdown(axes: Any, cells: list[dict[str, Any]]) -> None:
     model = cells[-1]["model"]
     prompts = sorted({cell["prompt"] for cell in cells})
     shown = [c for c in cells if c["model"] == model and c["prompt"] == prompts[len(prompts) // 2]]
-    columns = [(name, shown[-1]["parts"][name], _NAMES[name]) for name in ("strawman", "strawman_opt")]
+    columns = [(name, shown[-1]["parts"][name], NAMES[name]) for name in ("strawman", "strawman_opt")]
     columns += [
         ("flexserve", cell["parts"]["flexserve"], f"FlexServe\n{cell['kept']:.0%} kept") for cell in shown
     ]

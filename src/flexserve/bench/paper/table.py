@@ -8,7 +8,7 @@ from typing import Any
 from flexserve.bench.paper.reasons import reasons
 from flexserve.bench.paper.samples import PARTS
 
-_NAMES = {
+NAMES = {
     "flexserve": "FlexServe",
     "strawman": "Strawman",
     "strawman_opt": "Strawman-OPT",
@@ -43,8 +43,8 @@ def _figures(report: dict[str, Any]) -> str:
     systems = ("strawman", "strawman_opt")
     rows = [
         ("figure", "paper", "here", "limit here"),
-        *(_speedup(ttft, f"TTFT over {_NAMES[n]}, mean", f"speedup_over_{n}_mean") for n in systems),
-        *(_speedup(flow, f"workflows over {_NAMES[n]}, up to", f"speedup_over_{n}_max") for n in systems),
+        *(_speedup(ttft, f"TTFT over {NAMES[n]}, mean", f"speedup_over_{n}_mean") for n in systems),
+        *(_speedup(flow, f"workflows over {NAMES[n]}, up to", f"speedup_over_{n}_max") for n in systems),
     ]
     rows.append(_change(ttft, "TTFT against NW-Base, mean", "over_nw_base_mean"))
     rows.append(_change(decode, "decode speed against NW-Base", "speed_over_nw_base"))
@@ -66,9 +66,9 @@ def _change(part: dict[str, Any], label: str, key: str) -> tuple[str, str, str, 
 
 
 def _ttft(cells: Sequence[dict[str, Any]]) -> str:
-    systems = list(_NAMES)
+    systems = list(NAMES)
     rows: list[Sequence[str]] = [
-        ("model", "prompt", "kept", *(_NAMES[s] for s in systems), "× Strawman", "× OPT")
+        ("model", "prompt", "kept", *(NAMES[s] for s in systems), "× Strawman", "× OPT")
     ]
     for cell in cells:
         seconds = [f"{cell['seconds'][system]:.3f}" for system in systems]
@@ -88,14 +88,14 @@ def _breakdown(cells: Sequence[dict[str, Any]]) -> str:
                 continue  # they keep nothing: the same request stands in every cell
             kept = "nothing" if system.startswith("strawman") else f"{cell['kept']:.0%}"
             numbers = [f"{parts[part]:.3f}" for part in PARTS]
-            rows.append((cell["model"], kept, _NAMES[system], f"{cell['seconds'][system]:.3f}", *numbers))
+            rows.append((cell["model"], kept, NAMES[system], f"{cell['seconds'][system]:.3f}", *numbers))
     return markdown(rows)
 
 
 def _workflows(cells: Sequence[dict[str, Any]]) -> str:
-    rows: list[Sequence[str]] = [("workflow", *_NAMES.values(), "× Strawman", "× OPT")]
+    rows: list[Sequence[str]] = [("workflow", *NAMES.values(), "× Strawman", "× OPT")]
     for cell in cells:
-        seconds = [f"{cell['seconds'][system]:.2f}" for system in _NAMES]
+        seconds = [f"{cell['seconds'][system]:.2f}" for system in NAMES]
         gains = [f"{cell[f'speedup_over_{name}']:.2f}" for name in ("strawman", "strawman_opt")]
         rows.append((cell["workflow"], *seconds, *gains))
     return markdown(rows)

@@ -70,6 +70,11 @@ class MeasuredMachine:
         """Return what the driver holds and has counted; times are nanoseconds of the guest."""
         return self.machine.agent.ask("flexmem", seconds=_LONG)
 
+    def allocating(self) -> float:
+        """Return the seconds of the guest in which the driver has allocated and handed over so far."""
+        counters = self.counters()
+        return (counters["allocate_ns"] + counters["grant_ns"]) / 1e9
+
     def npu_counters(self) -> dict[str, int]:
         """Return what the NPU's driver does and has counted; times are nanoseconds of the guest."""
         return self.machine.agent.ask("flexnpu", seconds=_LONG)

@@ -80,7 +80,7 @@ class Plan:
 # the paper's board are not known; its 271 ns a page leave no time for clearing. Without huge pages nobody
 # needs the compaction ahead that goes with them: kcompactd would work for them whenever free memory is in
 # pieces, on the guest's other core, for which this host has none to spare.
-_NO_CLEARING = "init_on_alloc=0 transparent_hugepage=never sysctl.vm.compaction_proactiveness=0"
+NO_CLEARING = "init_on_alloc=0 transparent_hugepage=never sysctl.vm.compaction_proactiveness=0"
 
 
 def full(threads: int) -> Plan:
@@ -90,7 +90,7 @@ def full(threads: int) -> Plan:
         background=50,
         kernels=(
             Kernel(
-                "no clearing, 4 KiB", _NO_CLEARING, tuple(size * MIB for size in (64, 128, 256, 512, 1024))
+                "no clearing, 4 KiB", NO_CLEARING, tuple(size * MIB for size in (64, 128, 256, 512, 1024))
             ),
             Kernel("Debian's defaults", "", (256 * MIB,)),
         ),
@@ -107,7 +107,7 @@ def quick(threads: int) -> Plan:
     return Plan(
         ram_bytes=2 * GIB,
         background=50,
-        kernels=(Kernel("no clearing, 4 KiB", _NO_CLEARING, (128 * MIB, 512 * MIB)),),
+        kernels=(Kernel("no clearing, 4 KiB", NO_CLEARING, (128 * MIB, 512 * MIB)),),
         repeats=3,
         seconds=1,
         rounds=1,

@@ -16,7 +16,7 @@ from flexserve.bench.trustzone.npu import Handovers
 from flexserve.bench.trustzone.npu_use import NpuUse
 from flexserve.bench.trustzone.plan import Plan
 from flexserve.bench.trustzone.programs import Programs
-from flexserve.bench.trustzone.requests import Requests
+from flexserve.bench.trustzone.requests import on_the_host
 
 Say = Callable[[str], None]
 
@@ -36,7 +36,7 @@ def measure(plan: Plan, folder: Path, say: Say) -> dict[str, Any]:
     shape, lengths = plan.npu.shape, plan.npu.prompts
     client = Subject(shape, *models.make(shape, "q8_0", lengths, paper.threads))
     memory, calls = Memory(plan, say), Calls(plan, say)
-    programs, requests = Programs(plan, models, say), Requests(plan, models, say)
+    programs, requests = Programs(plan, models, say), on_the_host(plan, models, say)
     handovers, npu_use = Handovers(plan, say), NpuUse(plan, models, say)
     for number in range(plan.rounds):
         memory.round(number)
