@@ -17,7 +17,7 @@ from flexserve.bench.paper.plan import System, Workflow
 from flexserve.bench.paper.report import PAPER
 from flexserve.bench.paper.requests import Subject
 from flexserve.bench.trustzone import inside, inside_plan, inside_plots, inside_report
-from flexserve.bench.trustzone.inside import InsideRequests, decoding, program_of
+from flexserve.bench.trustzone.inside import InsideRequests, decoding, measured_rounds, program_of
 from flexserve.emulator import trusted_app
 from flexserve.protocol.answers import Finished, Timings, Usage
 from flexserve.protocol.launch import TEE_CLIENT
@@ -90,18 +90,23 @@ def log() -> list[str]:
     return []
 
 
+def played(plan: inside_plan.InsidePlan, log: list[str]) -> InsideRequests:
+    """What measures played systems."""
+
+    @contextlib.contextmanager
+    def stand(system: System) -> Iterator[Any]:
+        it = PlayedSystem(system, log)
+        yield it, it
+
+    return InsideRequests(plan, stand, lambda _what: None)
+
+
 @pytest.fixture
 def report(log: list[str]) -> dict[str, Any]:
     """The report of two rounds of played systems."""
     plan = inside_plan.quick()
-
-    @contextlib.contextmanager
-    def stand(system: System) -> Iterator[Any]:
-        played = PlayedSystem(system, log)
-        yield played, played
-
-    requests = InsideRequests(plan, stand, lambda _what: None)
-    subjects = [Subject(shape, shape, {8: "p8", 32: "p32"}) for shape in plan.requests.shapes]
+    requests = played(plan, log)
+    subjects = [Subject(shape, shape, {8: "p8"}) for shape in plan.requests.shapes]
     for number in range(2):
         requests.round(subjects, number)
     return inside_report.assemble(plan, 2, requests.report())
@@ -133,6 +138,17 @@ def test_every_request_is_asked_beside_others_memory_and_another_system_begins_e
     assert {line.partition(": ")[2] for line in log} == {"1 beside load", "16 beside nothing"}
     assert log[0].startswith("flexserve: ")
     assert log[len(log) // 2].startswith("strawman: ")
+
+
+@pytest.mark.parametrize(("seconds", "rounds"), [(10.0, 1), (19.0, 1), (20.0, 2), (1000.0, 3)])
+def test_no_round_begins_that_would_probably_end_too_late(seconds: float, rounds: int) -> None:
+    plan = dataclasses.replace(inside_plan.full(), seconds=seconds)
+    subjects = [Subject(shape, shape, {8: "p8", 32: "p32"}) for shape in plan.requests.shapes]
+    kept: list[dict[str, Any]] = []
+    times = iter(range(0, 1000, 10))
+    found = measured_rounds(plan, played(plan, []), subjects, kept.append, lambda: float(next(times)))
+    assert [report["rounds"] for report in kept] == list(range(1, rounds + 1))
+    assert found == kept[-1]
 
 
 def test_of_decoding_the_ratios_within_a_round_count() -> None:
@@ -195,8 +211,7 @@ def test_four_systems_answer_on_real_machines_and_strawmen_have_contiguous_memor
         quick.requests,
         shapes=("small-llama",),
         kept=(0.0,),
-        workflows=(Workflow("one call", (0,), prompt=8, tokens=1),),
-        call_prompt=8,
+        workflows=(Workflow("one call", (0,), tokens=1),),
         decode_tokens=2,
     )
     plan = dataclasses.replace(quick, requests=requests, ram_bytes=512 * MIB, background=8)

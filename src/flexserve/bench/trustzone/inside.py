@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import statistics
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -132,14 +133,34 @@ def measure(plan: InsidePlan, folder: Path, say: Say) -> dict[str, Any]:
     One machine runs at a time. In each round everything is measured once. What is known after each round is
     in `folder`/inside-report.json. Raises NormalWorldError when a machine cannot be had.
     """
-    paper, models = plan.requests, Models(folder, say)
+    paper, models, file = plan.requests, Models(folder, say), folder / "inside-report.json"
     subjects = [
         Subject(shape, *models.make(shape, paper.quant, paper.lengths, paper.threads))
         for shape in paper.shapes
     ]
     requests = InsideRequests(plan, standing(plan, models, say), say)
-    for number in range(paper.rounds):
+    return measured_rounds(plan, requests, subjects, lambda found: keep(found, file, say))
+
+
+def measured_rounds(
+    plan: InsidePlan,
+    requests: InsideRequests,
+    subjects: Sequence[Subject],
+    keep_report: Callable[[dict[str, Any]], None],
+    clock: Callable[[], float] = time.monotonic,
+) -> dict[str, Any]:
+    """Measure one round, and more of them while there is time for one as long as the last; return the report.
+
+    `clock`: seconds.
+    """
+    found: dict[str, Any] = {}
+    began = ended = clock()
+    for number in range(plan.requests.rounds):
+        before = ended
         requests.round(subjects, number)
         found = inside_report.assemble(plan, number + 1, requests.report())
-        keep(found, folder / "inside-report.json", say)
+        keep_report(found)
+        ended = clock()
+        if ended - began + ended - before > plan.seconds:
+            break
     return found

@@ -22,6 +22,7 @@ class InsidePlan:
     cpus: int = 2
     background: int = 40  # percent of RAM in anonymous memory beside each request
     bootargs: str = NO_CLEARING
+    seconds: float = 720.0  # after which no round begins that would probably end later
 
     @property
     def area(self) -> int:
@@ -30,15 +31,15 @@ class InsidePlan:
 
 
 def full() -> InsidePlan:
-    """Return the plan whose figures are worth quoting: some twelve minutes on two quiet cores."""
+    """Return the plan whose figures are worth quoting: as many rounds, up to three, as the time allows."""
     return _plan(
         shapes=("medium-qwen2", "medium-llama"),
         prompts=(8, 32),
         workflows=(
             Workflow("two-model loop", (0, 1) * 2, hints=True),
-            Workflow("two-model loop, short", (0, 1) * 2, hints=True, prompt=8, tokens=1),
+            Workflow("two-model loop, short", (0, 1) * 2, hints=True, tokens=1),
         ),
-        rounds=2,
+        rounds=3,
     )
 
 
@@ -47,7 +48,7 @@ def quick() -> InsidePlan:
     return _plan(
         shapes=("small-qwen2", "medium-qwen2"),
         prompts=(8,),
-        workflows=(Workflow("two-model loop, short", (0, 1) * 2, hints=True, prompt=8, tokens=1),),
+        workflows=(Workflow("two-model loop, short", (0, 1) * 2, hints=True, tokens=1),),
         rounds=1,
     )
 
@@ -64,7 +65,7 @@ def _plan(
             rounds=rounds,
             threads=_THREADS,
             memory="trustzone",
-            call_prompt=32,
+            call_prompt=8,
             call_tokens=4,
             decode_prompt=8,
             decode_tokens=16,

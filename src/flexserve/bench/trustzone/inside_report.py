@@ -136,4 +136,6 @@ def _reading(cells: Sequence[dict[str, Any]]) -> list[str]:
         "Ciphertext comes from the host's page cache, in messages.",
         "NW-Base is the same application as a process of the guest: UNPROTECTED. It decrypts the same sealed "
         "image, which unprotected weights would not need. With all weights kept, it decrypts nothing.",
+        "Each interrupt of the guest switches worlds, and QEMU then forgets its translations. Silicon does "
+        "not. Most of what separates FlexServe from NW-Base is probably that; it was not taken apart.",
     ]
