@@ -96,7 +96,8 @@ test-clients: $(CLIENTS) ## test with the libraries that people ask servers with
 $(CLIENTS): $(LIBRARIES)/requirements.txt $(LIBRARIES)/vercel/package-lock.json tools/fetch_clients.sh | $(STAMP)
 	@tools/fetch_clients.sh $(@D)
 
-test-trustzone: $(STAMP) packages ## test each API with a server on the emulated machine, and measure it as the paper does
+test-trustzone: $(STAMP) packages ## test each API with servers on the emulated machine, inside of it and beside it, and measure it as the paper does
+	$(BIN)/pytest --platform trustzone-inside --timeout 1800 tests/conformance tests/clients
 	$(BIN)/pytest --platform trustzone --timeout 1800 tests/conformance tests/clients tests/bench/test_trustzone_bench.py
 	$(BIN)/pytest --slow-pages --timeout 1800 tests/e2e/test_pages.py -k trustzone
 

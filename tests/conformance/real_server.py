@@ -55,7 +55,7 @@ class Server:
         command = [python, "-m", "flexserve.cli", "serve", "--port", "0", "--socket", str(self.unix)]
         command += ["--models", str(folder / "store"), "--device-key", str(folder / "device.key")]
         command += ["--threads", "1", "--context", "512", "--log-level", "error", "--platform", platform]
-        machine = ["--guest-memory", "512M", "--no-npu", *(["--secure-world", "inside"] if inside else [])]
+        machine = ["--guest-memory", "512M", "--no-npu", "--secure-world", inside or "host"]
         command += ["--memory", _memory()] if platform == "linux" else machine
         command = group.command(command) if group else command
         environment = {**os.environ, "XDG_CONFIG_HOME": str(folder), "FLEXSERVE_API_KEY": KEY}

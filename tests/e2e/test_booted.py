@@ -138,4 +138,5 @@ def test_one_command_answers_from_the_machine_as_it_does_without(tmp_path: Path,
 
     run("add", str(DEFAULT_MODEL), "--name", "tiny")
     question = ("run", "tiny", "What is FlexServe?", "--temperature", "0", "--threads", "1")
-    assert run(*question, "--platform", "trustzone", "--guest-memory", "256M") == run(*question) != ""
+    booted = ("--platform", "trustzone", "--secure-world", "host", "--guest-memory", "256M")
+    assert run(*question, *booted) == run(*question) != ""

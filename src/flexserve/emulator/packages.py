@@ -17,8 +17,10 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 from flexserve.emulator import tools
 from flexserve.errors import FlexServeError, NormalWorldError
@@ -28,6 +30,7 @@ Progress = Callable[[str], None]  # is told what begins, in a few words
 _META = "linux-image-cloud-arm64"  # depends on the current kernel
 _SERIES = "6.1."  # the kernel whose interfaces driver/ is written for
 _DOWNLOAD = 300.0  # seconds
+_SOON, _POLL = 1.0, 0.05  # seconds
 _APT = """
 APT::Architecture "{host}";
 APT::Architectures {{ "{host}"; "arm64"; }};
@@ -105,14 +108,28 @@ def library(cache: Path, name: str, progress: Progress) -> Path:
 
 @contextlib.contextmanager
 def locked(path: Path, progress: Progress) -> Iterator[None]:
-    """Keep other processes that want the same lock waiting, which say so. It ends with the process, too."""
+    """Keep other processes that want the same lock waiting. It ends with the process, too.
+
+    Who waits for longer than it takes to see that all is built says so.
+    """
     with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _taken_soon(file):
             progress("waiting for another command, which builds the same")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def _taken_soon(file: TextIO) -> bool:
+    deadline = time.monotonic() + _SOON
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_POLL)
+        else:
+            return True
 
 
 def _held(cache: Path) -> Kernel | None:

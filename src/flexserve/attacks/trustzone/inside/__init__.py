@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from flexserve.attacks.attempt import Attempt, attempt
+from flexserve.attacks.attempt import Attempt, Pointless, attempt
 from flexserve.attacks.trustzone import calls, devices, reach, switching
 from flexserve.attacks.trustzone.inside import ciphertext, faults, lending, messages, restarts
 from flexserve.attacks.trustzone.inside.restarts import Driven
@@ -23,6 +23,7 @@ from flexserve.attacks.trustzone.scene import CPUS, RAM_BYTES
 from flexserve.emulator.images import images_for
 from flexserve.emulator.machine import Machine
 from flexserve.errors import NormalWorldError
+from flexserve.harness.inner import NotDone
 
 S = TypeVar("S", Inside, Driven)
 
@@ -119,10 +120,23 @@ def _folder() -> Iterator[Path]:
 
 def _survived(attack: Callable[[S], str], scene: S, machine: Machine) -> Attempt:
     try:
-        return attempt(attack, scene)
+        return attempt(_made(attack), scene)
     except NormalWorldError as error:
         raise NormalWorldError(
             f"The attack {attack.__name__!r} broke the machine: {error.message} {machine.last_words()}",
             hint="Report this as a bug.",
             code="machine_broken",
         ) from error
+
+
+def _made(attack: Callable[[S], str]) -> Callable[[S], str]:
+    """Return the attack, which is pointless when the application does not do what it needs to begin with."""
+
+    @functools.wraps(attack)
+    def made(scene: S) -> str:
+        try:
+            return attack(scene)
+        except NotDone as refusal:
+            raise Pointless(f"the application does not do what this needs: {refusal}") from refusal
+
+    return made

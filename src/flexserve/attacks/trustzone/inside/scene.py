@@ -122,13 +122,7 @@ class Inside(Attacked):
         if missing > 0:
             self.app.do(Ask.GRANT, missing)
         if self.model is not None:
-            try:
-                self.opened.load(self.sealed)
-            except NotDone as refusal:  # what is SECURE may be in use for something else
-                if refusal.reply.status is not Status.REFUSED:
-                    raise
-                self.app.do(Ask.GRANT, refusal.reply.values[0])
-                self.opened.load(self.sealed)
+            self._load()
             return
         self.app.do(Ask.HEAP, HEAP, 1)
         self.older = self._opened_once(self.file)
@@ -139,6 +133,17 @@ class Inside(Attacked):
         self.model.do(Ask.IMAGE, payload=self.image.salt)
         self.prompt = self.model.tokenise(PROMPT)
         self.expected = self.model.answer(self.prompt, most=TOKENS)
+
+    def _load(self) -> None:
+        """Load the weights. What is SECURE may be in use for something else: then as much is granted anew."""
+        for _ in range(self.opened.chunks):  # each may lack its own
+            try:
+                return self.opened.load(self.sealed)
+            except NotDone as refusal:
+                if refusal.reply.status is not Status.REFUSED:
+                    raise
+                self.app.do(Ask.GRANT, refusal.reply.values[0])
+        return self.opened.load(self.sealed)
 
     def _opened_once(self, file: SealedFile) -> tuple[Image, SealedKv]:
         """Open a model and close it again; return what was sealed of it meanwhile."""
