@@ -1,6 +1,7 @@
 #include "sessions.h"
 
 #include <chrono>
+#include <set>
 
 #include "notation.h"
 #include "secure_os.h"
@@ -31,8 +32,10 @@ std::string Sessions::attest(uint64_t time, std::string_view nonce, std::string_
     const uint64_t second = now() / 1000;
     const auto &[key, end] = keys_.shown(second);
     using namespace cbor;
-    std::string models = map(models_.size());
-    for (const auto &[id, model] : models_) models += text(model.second) + list(2) + text("") + number(0);
+    std::set<std::string> digests;  // a model may have two names
+    for (const auto &[id, model] : models_) digests.insert(model.second);
+    std::string models = map(digests.size());
+    for (const auto &each : digests) models += text(each) + list(2) + text("") + number(0);
     return identity_.sign(
         map(11) + number(4) + number(end) + number(6) + number(second) + number(10) + bytes(nonce) + number(259) +
             bytes("qemu-virt") + number(263) + number(0) + number(265) + text("urn:x-flexserve:attestation:1") + number(266) +

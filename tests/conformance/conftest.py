@@ -3,10 +3,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import httpx
 import openai
 import pytest
-from real_server import KEY, Connected, Server
+from real_server import Connected, Server
 
 
 @pytest.fixture(scope="session")
@@ -23,18 +22,7 @@ def client(server: Server) -> Iterator[openai.OpenAI]:
 
 
 @pytest.fixture(scope="session")
-def attested(server: Server) -> None:
-    """Skip what needs a server that can be attested, where it says by name that it cannot be."""
-    headers, nonce = {"Authorization": f"Bearer {KEY}"}, {"nonce": "00" * 32}
-    answer = httpx.get(f"{server.url}/v1/attestation", params=nonce, headers=headers, timeout=60)
-    if answer.is_error and answer.json()["error"]["code"] == "not_inside":
-        pytest.skip(answer.json()["error"]["message"])
-
-
-@pytest.fixture(scope="session")
-def connected(
-    server: Server, attested: None, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Connected]:
+def connected(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Connected]:
     connected = Connected(server, tmp_path_factory.mktemp("connected"))
     yield connected
     assert connected.end() == 0

@@ -24,7 +24,6 @@ def flexserve(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
-@pytest.mark.usefixtures("attested")
 def test_a_server_is_what_was_measured_and_refused_when_one_digest_is_another(
     server: Server, pytestconfig: pytest.Config, tmp_path: Path
 ):
@@ -73,7 +72,6 @@ def code_of(pid: int) -> set[str]:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root sees what a secure process has mapped")
-@pytest.mark.usefixtures("attested")
 def test_all_code_that_a_secure_worlds_processes_have_mapped_is_measured(server: Server):
     headers = {"Authorization": f"Bearer {KEY}"}
     server.openai().completions.create(model="tiny", prompt="x", max_tokens=2)

@@ -62,7 +62,6 @@ def test_what_was_verified_is_shown(connected: Connected) -> None:
     assert httpx.get(f"{connected.url}/receipts/req-none").status_code == 400
 
 
-@pytest.mark.usefixtures("attested")
 def test_a_secure_world_that_the_policy_does_not_allow_gets_nothing(server: Server, tmp_path: Path) -> None:
     policy = tmp_path / "strict.toml"
     policy.write_text("")

@@ -15,6 +15,7 @@ import pytest
 from library import Library
 
 from flexserve.emulator import trusted_app
+from flexserve.emulator.device import Device
 from flexserve.emulator.devicetree import RING, RING_BYTES
 from flexserve.emulator.inner_core import InnerCore
 from flexserve.emulator.machine import Machine
@@ -43,8 +44,8 @@ def machines(library: Library) -> Iterator[InnerCore]:
     if programs is None:
         pytest.skip("the trusted application is not built of these sources: `make trusted-app`")
     images = images_of(RAM, 2, application=programs.application)
-    secret = library.key.read_bytes()
-    with InnerCore(lambda: Machine(images, ram_bytes=RAM, secret=secret)) as core:
+    device = Device(library.key, library.root)
+    with InnerCore(lambda: Machine(images, ram_bytes=RAM, device=device)) as core:
         yield core
 
 

@@ -13,7 +13,7 @@ import pytest
 from flexserve.emulator import inner_core
 from flexserve.emulator.inner_core import InnerCore
 from flexserve.errors import NormalWorldError
-from flexserve.protocol.launch import TEE_CLIENT, SecureOptions
+from flexserve.protocol.launch import NEW_MODELS, SOMETHING_SAID, TEE_CLIENT, SecureOptions
 
 
 class PlayedMachine:
@@ -21,7 +21,8 @@ class PlayedMachine:
 
     def __init__(self) -> None:
         self.ram_fd, self.firmware = 0, SimpleNamespace(digest=b"d", authority=b"a")
-        self.cpus = 2
+        self.cpus, self.provisioned = 2, SimpleNamespace(identity=b"chain")
+        self.provided = threading.Semaphore(0)
         self.said, self.closed = threading.Semaphore(0), False
         self.ended, self.gone = False, False
         self.agent = self
@@ -34,6 +35,9 @@ class PlayedMachine:
         if words[0] == "write":
             self.said.release()
         return {"ended": int(self.ended), "total": 5, "available": 3, "free": 1, "flexmem": 2}
+
+    def provide_models(self) -> None:
+        self.provided.release()
 
     def console(self) -> list[str]:
         return ["", "secure world: the application faulted, class 24"]
@@ -76,6 +80,16 @@ def test_what_the_client_says_it_said_the_driver_is_told(
     assert machines[0].said.acquire(timeout=5)
 
 
+def test_models_that_the_store_got_meanwhile_are_made_ready_when_the_client_wants_them(
+    core: InnerCore, machines: list[PlayedMachine]
+) -> None:
+    line_of(core).send(NEW_MODELS)
+    assert machines[0].provided.acquire(timeout=5)
+    line_of(core).send(SOMETHING_SAID)
+    assert machines[1].said.acquire(timeout=5)
+    assert not machines[1].provided.acquire(blocking=False)
+
+
 def test_a_client_is_told_that_its_application_has_ended_and_what_the_machine_said(
     core: InnerCore, machines: list[PlayedMachine]
 ) -> None:
@@ -113,6 +127,7 @@ def test_a_client_finds_the_ring_and_gets_nothing_else(core: InnerCore) -> None:
     assert (options.ring_offset, options.ring_bytes) == (0, 512 << 10)
     assert options.fds == (0, core._bell.line.fileno())
     assert not options.npu_driver
+    assert options.identity == b"chain"
     assert options.threads == 1, "the guest's kernel and its programs have the other CPU"
 
 

@@ -14,6 +14,8 @@ import struct
 import threading
 from collections.abc import Callable, Sequence
 
+from played_sealed import PlayedSealed
+
 from flexserve.errors import PeerError
 from flexserve.protocol.trusted_app import Kind
 from flexserve.tee_client.messages import HEADER, KEPT_PART, VERSION, Ask, Finish, Status, packed, unpacked
@@ -129,6 +131,7 @@ class PlayedApplication:
         self.lies: dict[Ask, tuple[Status, bytes, tuple[int, ...]]] = {}  # what is answered instead
         self.damaged = False  # nothing that comes from the disk authenticates
         self.secret = b""  # that it was told
+        self.sealed = PlayedSealed()
         self._stepping = False
         self._heard: queue.SimpleQueue[tuple[int, int, tuple[int, ...], bytes]] = queue.SimpleQueue()
         self.wire = PlayedWire(self._hear)
@@ -171,6 +174,8 @@ class PlayedApplication:
         if kind is Ask.SECRET:
             self.secret = payload
             return Status.DONE, b"", ()
+        if kind in range(Ask.ATTEST, Ask.BEGIN_SEALED):
+            return self.sealed.answer(kind, arguments, payload)
         if kind in {Ask.HELLO, Ask.GRANT, Ask.GIVE_BACK, Ask.POOL, Ask.OPEN, Ask.HEAP}:
             return self._without_model(kind, arguments)
         model = self.models.get(arguments[0])
@@ -293,6 +298,15 @@ class PlayedApplication:
                 model.owners[arguments[1]] = owner
                 model.running[arguments[1]] = PlayedGeneration(prompt, done, arguments[2])
                 return Status.DONE, b"", (len(prompt) - done,)
+            case Ask.BEGIN_SEALED:
+                found = self.sealed.begun(arguments[2])
+                if found is None:
+                    return Status.BAD, b"", ()
+                prompt, whose, most = found
+                begun = (Ask.BEGIN, model, (*arguments[:2], most, *whose), packed(prompt))
+                answered = self._generations(*begun)
+                self.sealed.running(arguments[2], model.running[arguments[1]])
+                return answered
             case Ask.STEP:
                 return self._step(model, arguments[1], unpacked(payload))
             case Ask.SAID:

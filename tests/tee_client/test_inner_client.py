@@ -7,16 +7,18 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
+from played_application import PlayedWire
 
 from flexserve.platforms.trustzone.ram import PAGE
 from flexserve.protocol import framing
 from flexserve.protocol.answers import Failed, Finished
 from flexserve.protocol.evidence import Attest, Attested
 from flexserve.protocol.launch import SecureOptions
-from flexserve.protocol.link import Link
+from flexserve.protocol.link import Link as Channel
 from flexserve.protocol.memory import Recall, Recalled
 from flexserve.protocol.messages import (
     PROTOCOL_VERSION,
@@ -29,12 +31,16 @@ from flexserve.protocol.messages import (
 )
 from flexserve.protocol.model_options import ModelOptions
 from flexserve.protocol.prompts import TextPrompt
-from flexserve.protocol.requests import Convert, Embed, Generate, Try, Warm
+from flexserve.protocol.requests import Generate
 from flexserve.protocol.sampling import Sampling
 from flexserve.protocol.sealed_messages import Sealed
 from flexserve.protocol.trusted_app import Ticket, Work
 from flexserve.tee_client.client import Client
+from flexserve.tee_client.files import SealedFiles
+from flexserve.tee_client.link import Link
 from flexserve.tee_client.ring_demands import LAYOUT, OFFSET
+from flexserve.tee_client.sealed import SealedRequests
+from flexserve.tee_client.witness import Witness
 from flexserve.testing.fake_app import CHUNK, FakeApp, FakeModel, FakeRequest
 from flexserve.testing.trustzone import eventually
 from flexserve.trusted.limits import Limits, ModelLimits
@@ -45,8 +51,9 @@ class Inside(FakeApp):
 
     def __init__(self) -> None:
         super().__init__(tiny=FakeModel(8 * CHUNK))
+        self.sealed = SealedRequests(Link(PlayedWire(lambda *_: None)))
 
-    def admit(self, message: Generate | Embed | Convert | Warm | Try) -> Ticket:
+    def admit(self, message: Any, send: Any = None) -> Ticket:
         ticket = Ticket(message.request, message.model, Work.GENERATE, time.monotonic())
         self.requests[message.request] = FakeRequest(ticket)
         return ticket
@@ -63,8 +70,10 @@ class NormalWorld:
         self._waiting: list[ToNormal] = []
         options = SecureOptions(Path(), Path())
         self.limits = ModelLimits(Limits.usual(options))
+        channel = Channel(theirs)
         client = Client(
-            *(Link(theirs), self.app, self.limits, options),
+            *(channel, self.app, self.limits, options),
+            Witness(self.app.sealed, SealedFiles(Path()), b"", channel.send),
             ring=memoryview(self.ring),
             ram=1 << 30,
             rss=lambda: 77,
@@ -146,13 +155,13 @@ def test_how_models_are_to_be_served_reaches_the_application(greeted: NormalWorl
     assert eventually(lambda: greeted.limits.of("tiny").context == 256)
 
 
-def test_what_is_not_there_yet_is_refused_with_what_to_do(greeted: NormalWorld) -> None:
+def test_sealed_requests_and_questions_who_it_is_go_to_who_answers_them(greeted: NormalWorld) -> None:
     greeted.say(Sealed(3, b"x" * 64))
     refused = greeted.hear()
     assert isinstance(refused, Failed)
-    assert (refused.request, refused.failure.code) == (3, "not_inside")
+    assert (refused.request, refused.failure.code) == (3, "sealed_refused")
     greeted.say(Attest(4, bytes(32)))
     said = greeted.hear()
     assert isinstance(said, Attested)
     assert said.failure is not None
-    assert "--secure-world host" in said.failure.hint
+    assert said.failure.code == "not_certified"

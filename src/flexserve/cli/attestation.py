@@ -11,9 +11,11 @@ import typer
 from flexserve.cli import terminal
 from flexserve.cli.options import AsJson, Host, Port, UnixSocket
 from flexserve.cli.server import client
+from flexserve.errors import CallerError
 
 if TYPE_CHECKING:
     from flexserve.attestation.policy import Policy
+    from flexserve.emulator.build import Images
     from flexserve.normal.attested_server import AttestedServer
 
 PolicyFile = Annotated[
@@ -85,6 +87,10 @@ def measure(
         Literal["linux", "trustzone"],
         typer.Option(help="trustzone: with the layers of the emulated machine, built if need be."),
     ] = "linux",
+    secure_world: Annotated[
+        Literal["host", "inside"],
+        typer.Option(help="inside: of one whose models compute on the emulated machine's CPUs."),
+    ] = "host",
     policy: Annotated[
         Path | None, typer.Option("--policy", metavar="FILE", help="Write a policy that asks for these.")
     ] = None,
@@ -99,11 +105,14 @@ def measure(
     its CPU is another one, since llama.cpp is built for it, and `python` if its Python is. Models are those
     of this store, by the SHA-256 of their GGUF.
     """
-    from flexserve.attestation.measurement import reference, world_digest
     from flexserve.attestation.policy import ModelRule, Policy, write_policy
 
-    measurements, models = reference(), _models()
-    layers = {**(_machine_layers() if platform == "trustzone" else {}), "world": world_digest(measurements)}
+    if secure_world == "inside" and platform != "trustzone":
+        raise CallerError(
+            "Models compute inside of the emulated machine only.", hint="Add --platform trustzone."
+        )
+    layers, measurements = _inside() if secure_world == "inside" else _beside(platform)
+    models = _models()
     if policy is not None:
         good = Policy(
             layers={name: [digest.hex()] for name, digest in layers.items()},
@@ -168,15 +177,33 @@ def _models() -> dict[str, str]:
     return {manifest.name: manifest.digest for manifest in open_store(here).list()}
 
 
-def _machine_layers() -> dict[str, bytes]:
-    """Return the digests of what the emulated machine starts below the secure world."""
+def _beside(platform: str) -> tuple[dict[str, bytes], dict[str, bytes]]:
+    """Return the digests of the layers up to a secure world of this host, and of what it consists of."""
+    from flexserve.attestation.measurement import reference, world_digest
     from flexserve.emulator.boot_rom import reference_layers
-    from flexserve.emulator.build import build
-    from flexserve.folders import cache_folder
+
+    measurements, layers = reference(), dict[str, bytes]()
+    if platform == "trustzone":
+        images = _images()
+        layers = reference_layers(images.firmware, images.el2)
+    return {**layers, "world": world_digest(measurements)}, measurements
+
+
+def _inside() -> tuple[dict[str, bytes], dict[str, bytes]]:
+    """Return the digests of the layers up to an application inside the machine, and of that itself."""
+    from flexserve.emulator.handed_on import reference_layers, reference_measurements
+
+    images = _images(inside=True)
+    image = images.firmware.read_bytes()
+    return reference_layers(image, images.el2.read_bytes()), reference_measurements(image)
+
+
+def _images(*, inside: bool = False) -> Images:
+    """Return what the emulated machine starts from, built if need be."""
+    from flexserve.emulator.images import images_for
     from flexserve.units import GIB
 
-    images = build(cache_folder() / "trustzone", ram_bytes=GIB, cpus=2, progress=terminal.note)
-    return reference_layers(images.firmware, images.el2)
+    return images_for(ram_bytes=GIB, cpus=2, progress=terminal.note, inside=inside)
 
 
 def _show(found: AttestedServer) -> None:
@@ -202,8 +229,6 @@ def _show(found: AttestedServer) -> None:
 
 
 def _write(path: Path, text: str, option: str = "--policy") -> None:
-    from flexserve.errors import CallerError
-
     try:
         path.write_text(text)
     except OSError as error:

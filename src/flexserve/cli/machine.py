@@ -106,26 +106,15 @@ class _Teller:
 
 def _maker(settings: Settings, tell: Progress, *, inside: bool = False) -> Callable[[], Machine]:
     """Build what is missing, and return what makes a machine that is not booted yet."""
+    from flexserve.emulator.device import Device
     from flexserve.emulator.images import images_for
     from flexserve.emulator.machine import Machine
 
     ram_bytes, cpus = settings.guest_memory, settings.guest_cpus
     npu = settings.npu and not inside
-    secret = _root_secret(settings) if inside else b""
+    device = Device(settings.device_key, settings.models) if inside else None
     images = images_for(ram_bytes=ram_bytes, cpus=cpus, progress=tell, npu=npu, inside=inside)
-    return lambda: Machine(images, ram_bytes=ram_bytes, cpus=cpus, npu=npu, secret=secret)
-
-
-def _root_secret(settings: Settings) -> bytes:
-    """Return the device's root secret, which the machine has as a board has it in fuses.
-
-    Raises as DeviceKey.load.
-    """
-    from flexserve.platforms.linux.secret_page import SecretPage
-    from flexserve.trusted.store.keys import read_root
-
-    page = SecretPage()
-    return bytes(read_root(settings.device_key, page))
+    return lambda: Machine(images, ram_bytes=ram_bytes, cpus=cpus, npu=npu, device=device)
 
 
 def _state(machine: Machine) -> dict[str, Any]:

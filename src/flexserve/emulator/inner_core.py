@@ -12,6 +12,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from types import TracebackType
@@ -22,9 +23,9 @@ import msgspec
 from flexserve.emulator.devicetree import RING, RING_BYTES
 from flexserve.emulator.guest_memory import GuestMemory
 from flexserve.emulator.machine import Machine
-from flexserve.errors import NormalWorldError
+from flexserve.errors import FlexServeError, NormalWorldError
 from flexserve.platforms.trustzone.ram import BASE
-from flexserve.protocol.launch import TEE_CLIENT, SecureOptions
+from flexserve.protocol.launch import NEW_MODELS, TEE_CLIENT, SecureOptions
 
 _SAID = "/sys/kernel/debug/flexmem/said"
 _LOOK = 0.5  # seconds between two looks whether the application lives, while its client says nothing
@@ -33,20 +34,30 @@ _LAST = 500  # characters of the console, in the report of an end
 
 
 class Bell:
-    """Tells the driver when `line` says that something was said; says on it why nobody listens any more."""
+    """Tells the driver when `line` says that something was said; says on it why nobody listens any more.
+
+    And has models made ready for the application that the store got meanwhile, when it says that.
+    """
 
     def __init__(self, machine: Machine) -> None:
         self.line, self._ours = socket.socketpair()
         self._machine = machine
+        self._wanted = threading.Event()
         self._ours.settimeout(_LOOK)
         self._thread = threading.Thread(target=self._listen, name="inner-bell", daemon=True)
         self._thread.start()
+        self._ended = False
+        self._provider = threading.Thread(target=self._provide_models, name="inner-models", daemon=True)
+        self._provider.start()
 
     def close(self) -> None:
         """End. Always safe."""
         with contextlib.suppress(OSError):
             self.line.shutdown(socket.SHUT_RDWR)
         self._thread.join()
+        self._ended = True
+        self._wanted.set()
+        self._provider.join()
         self.line.close()
 
     def _listen(self) -> None:
@@ -66,12 +77,23 @@ class Bell:
         """Pass on what was said next; return, when nothing was for a while, whether the application ended."""
         agent = self._machine.agent
         try:
-            if not self._ours.recv(_MOST):
-                raise BrokenPipeError
+            said = self._ours.recv(_MOST)
         except TimeoutError:
             return agent.ask("flexmem").get("ended") == 1
+        if not said:
+            raise BrokenPipeError
+        if NEW_MODELS in said:
+            self._wanted.set()
         agent.ask("write", _SAID, "1")
         return False
+
+    def _provide_models(self) -> None:
+        while self._wanted.wait() and not self._ended:
+            self._wanted.clear()
+            try:
+                self._machine.provide_models()
+            except FlexServeError as error:  # the client waits in vain, and says so
+                sys.stderr.write(f"{error}\n")
 
     def _why(self) -> str:
         said = " | ".join(line for line in self._machine.console() if line.strip())
@@ -129,6 +151,7 @@ class InnerCore:
             ring_bytes=RING_BYTES,
             firmware=self.machine.firmware.digest,
             firmware_authority=self.machine.firmware.authority,
+            identity=self.machine.provisioned.identity if self.machine.provisioned is not None else b"",
         )
 
     def reset_secure_core(self) -> None:

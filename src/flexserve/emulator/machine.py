@@ -29,6 +29,7 @@ import msgspec
 from flexserve.emulator import boot_rom, npu, secure_os, tools
 from flexserve.emulator.agent import Agent
 from flexserve.emulator.build import Images
+from flexserve.emulator.device import Device, Provisioned
 from flexserve.emulator.guest_memory import GuestMemory
 from flexserve.errors import CallerError, MachineGoneError, NormalWorldError
 from flexserve.platforms.linux import parent_death
@@ -65,8 +66,9 @@ class Machine:
     With an `npu` it ends when that does. `disks` are files of whole pages, as /dev/vda and so on; they must
     not grow or shrink while it runs. `devices` are more of QEMU's `-device`, for tests; `lines` are names of
     character devices for them, of which `self.lines` has the other ends. With `resets` it starts again when
-    its OS resets it, instead of ending. `secret`, 32 bytes, is for an application at S-EL0. `ram` is that of
-    a machine that has ended, as it left it: a descriptor, which stays the caller's.
+    its OS resets it, instead of ending. An application at S-EL0 has a secret: `secret`, 32 bytes, or what
+    `device` hands on (then `provisioned` says more). `ram` is that of a machine that has ended, as it left
+    it: a descriptor, which stays the caller's.
     Start it from a thread that lives as long as it should: the kernel kills it with that thread.
     """
 
@@ -84,6 +86,7 @@ class Machine:
         lines: Sequence[str] = (),
         resets: bool = False,
         secret: bytes = b"",
+        device: Device | None = None,
         ram: int | None = None,
     ) -> None:
         if not SMALLEST <= ram_bytes <= LARGEST or ram_bytes % STEP:
@@ -96,7 +99,8 @@ class Machine:
         self._images, self.ram_bytes, self.cpus, self._devices = images, ram_bytes, cpus, devices
         self.has_npu, self._disks = npu, disks
         self._npu_status: int | None = None  # of its end, when it came by itself
-        self._resets, self._secret = resets, secret
+        self._resets, self._secret, self._device = resets, secret, device
+        self.provisioned: Provisioned | None = None
         self._ram = ram
         self._more_lines, self.lines = lines, dict[str, socket.socket]()
         self._console: collections.deque[str] = collections.deque(maxlen=_CONSOLE)
@@ -211,6 +215,8 @@ class Machine:
         self.ram_fd = self._memory("ram", self.ram_bytes) if self._ram is None else self._kept(self._ram)
         firmware = self._memory("firmware", 0)
         os.write(firmware, self._patched_firmware())
+        if self._device is not None:
+            self.provisioned = self._device.provision(self._images, firmware, self.firmware)
         with contextlib.ExitStack() as theirs:
             wires: dict[str, int] = {}
             for name in ("secure", "agent", *self._more_lines):
@@ -264,6 +270,11 @@ class Machine:
         image[place] = board
         secure_os.provision(image, self._secret)
         return bytes(image)
+
+    def provide_models(self) -> None:
+        """Ready the models that its device's store got meanwhile. Raises what Device.provision raises."""
+        if self._device is not None:
+            self._device.provision(self._images, -1, self.firmware)
 
     def _loaded(self) -> tuple[tuple[Path, int], ...]:
         """Return the files that are in RAM when the machine starts, and where."""

@@ -49,11 +49,21 @@ def application_of(image: bytes) -> bytes:
     return image[_APPLICATION:]
 
 
+def has_one(image: bytes | bytearray) -> bool:
+    """Return whether a firmware's image has a secure OS."""
+    return image[_SECURE_OS : _SECURE_OS + len(_MAGIC)] == _MAGIC
+
+
+def hand_on(image: int, secret: bytes) -> None:
+    """Write the application's secret into the file of an image that is about to start. Raises OSError."""
+    os.pwrite(image, secret, _SECRET.start)
+
+
 def provision(image: bytearray, secret: bytes = b"") -> None:
     """Write random bytes where the secure OS of a firmware's image, if it has one, looks for its seed.
 
     And the 32 bytes of `secret`, if there is one: of these its application derives keys.
     """
-    if image[_SECURE_OS : _SECURE_OS + len(_MAGIC)] == _MAGIC:
+    if has_one(image):
         image[_SEED] = os.urandom(_SEED.stop - _SEED.start)
         image[_SECRET] = secret or image[_SECRET]

@@ -14,10 +14,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol, Self
 
-from flexserve.errors import Blame, CallerError, CancelledError, FlexServeError, PeerError, rebuild
+from flexserve.errors import CallerError, CancelledError, FlexServeError, PeerError
 from flexserve.protocol.answers import Converted, Delta, Embedded, Failed, Finished, Prefilled, Started
+from flexserve.protocol.failures import revive
 from flexserve.protocol.sealed_messages import SealedPart
-from flexserve.protocol.statuses import Failure
 
 MAX_BACKLOG = 4 << 20  # cost of what waits for one client, in bytes of its text and structure
 _MESSAGE_COST = 256  # bytes of Python objects around a message, roughly
@@ -150,17 +150,6 @@ class Answer:
         )
         self.abandon()
         self._error = error
-
-
-def revive(failure: Failure) -> FlexServeError:
-    """Return the error that crossed the boundary. Raises PeerError for a blame nobody knows."""
-    try:
-        blame = Blame(failure.blame)
-    except ValueError:
-        raise PeerError(
-            "The secure world sent an error that blames nobody known.", hint="Restart the secure world."
-        ) from None
-    return rebuild(blame, failure.code, failure.message, failure.hint, dict(failure.counts))
 
 
 def cancelled() -> CancelledError:

@@ -18,10 +18,11 @@ from typing import Any, Protocol
 import msgspec
 
 from flexserve.errors import CallerError, FlexServeError, PeerError, QueueFullError
-from flexserve.normal.answer import Answer, AnswerMessage, Observer, revive
+from flexserve.normal.answer import Answer, AnswerMessage, Observer
 from flexserve.normal.questions import A, Questions, Told
 from flexserve.protocol.answers import Converted, Delta, Embedded, Failed, Finished, Prefilled, Started
 from flexserve.protocol.evidence import Attest, Attested
+from flexserve.protocol.failures import revive
 from flexserve.protocol.framing import FrameDecoder, encode
 from flexserve.protocol.memory import Grant, NeedMemory, Pin, Recall, Recalled, Returned, Spare, WantSpare
 from flexserve.protocol.messages import (

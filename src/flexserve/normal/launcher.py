@@ -14,9 +14,9 @@ from collections.abc import Sequence
 import msgspec
 
 from flexserve.errors import FlexServeError, PeerError
-from flexserve.normal.answer import revive
 from flexserve.normal.channel import MemoryCounter, WorldChannel, open_channel
 from flexserve.normal.process import Command, Started, program_command, start
+from flexserve.protocol.failures import revive
 from flexserve.protocol.launch import EXIT_CANNOT_START, SECURE_WORLD, SecureOptions
 from flexserve.protocol.statuses import Failure
 

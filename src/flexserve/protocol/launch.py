@@ -20,6 +20,7 @@ from flexserve.units import GIB
 
 SECURE_WORLD = "flexserve.secure_world.main"
 TEE_CLIENT = "flexserve.tee_client.main"  # in its place where the secure world is inside of the machine
+SOMETHING_SAID, NEW_MODELS = b"\1", b"\2"  # what that one tells whoever rings for it
 EXIT_CANNOT_START = 3
 
 LinuxMemory = Literal["secret", "plain"]
@@ -58,6 +59,7 @@ class SecureOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, ren
     npu_driver: bytes = b""  # … SHA-256 of what may drive its NPU; empty: it has none …
     firmware: bytes = b""  # … SHA-512 of the firmware that was verified and started …
     firmware_authority: bytes = b""  # … and of the key that signed it …
+    identity: bytes = b""  # … for TEE_CLIENT: the application's chain, and what is measured of it …
     npu_patience: float = 2.0  # … and the seconds for a job of it, whose start the OS has to carry out
 
     @property

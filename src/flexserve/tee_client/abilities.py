@@ -6,7 +6,6 @@ from flexserve.errors import CallerError
 from flexserve.protocol.prompts import InfillPrompt
 from flexserve.protocol.requests import Embed, Generate
 from flexserve.trusted.limits import Limits
-from flexserve.trusted.requests.tasks import Message
 from flexserve.trusted.store.manifest import Manifest
 
 _MOST_SEQUENCES = 16  # as trusted-app/service.cpp has it
@@ -24,7 +23,7 @@ def require_open(manifest: Manifest, limits: Limits) -> None:
         raise cannot(f"compute more than {_MOST_SEQUENCES} answers of a model at once")
 
 
-def require(message: Message, limits: Limits) -> None:
+def require(message: object, limits: Limits) -> None:
     """Raise CallerError (code "secure_world_inside") for what the application cannot do."""
     if isinstance(message, Embed) and message.query is not None:
         raise cannot("rank texts")

@@ -12,9 +12,12 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import msgspec
+
 from flexserve.errors import CancelledError, FlexServeError, PeerError
 from flexserve.protocol.answers import Finished, Started, Timings, Usage
 from flexserve.protocol.failures import foreseen
+from flexserve.protocol.prompts import AskTemplate
 from flexserve.protocol.requests import Convert, Embed, Generate, Warm
 from flexserve.protocol.statuses import KvStatus
 from flexserve.protocol.trusted_app import (
@@ -38,15 +41,18 @@ from flexserve.tee_client.images import DiskImages, FileImages
 from flexserve.tee_client.link import Link
 from flexserve.tee_client.loading import Loading
 from flexserve.tee_client.memory import Memory
+from flexserve.tee_client.messages import owner_numbers, pseudonym
 from flexserve.tee_client.open_models import OpenModels
 from flexserve.tee_client.pulse import Pulse
-from flexserve.tee_client.request import Request
+from flexserve.tee_client.rendering import shown_shape
+from flexserve.tee_client.request import Admitted, Request
+from flexserve.tee_client.sealed import SealedRequests
+from flexserve.tee_client.sealed_generation import Opening, SealedGenerate, SealedGeneration
 from flexserve.tee_client.services import Services
 from flexserve.tee_client.trial import try_model
 from flexserve.trusted.limits import ModelLimits
 from flexserve.trusted.requests import tasks
 from flexserve.trusted.requests.conversion import convert, give
-from flexserve.trusted.requests.tasks import Message
 from flexserve.trusted.text.rendering.renderer import Renderer
 
 _THREADS = 4  # that prepare requests: most of them wait for the helper, or for their turn on the link
@@ -76,7 +82,10 @@ class InsideApp:
         self._app = Application(link, threads)
         self._memory = Memory(self._app)
         images = FileImages(self._app, files) if disk is None else DiskImages(disk, self._memory)
-        self._services = Services(self._app, self._memory, files, images, renderer, limits, KvStatus())
+        self.sealed = SealedRequests(self._app)
+        self._services = Services(
+            *(self._app, self._memory, self.sealed, files, images, renderer, limits, KvStatus())
+        )
         self._send = send
         self._open = OpenModels(self._services)
         self._loading = Loading(self._memory)
@@ -108,7 +117,7 @@ class InsideApp:
 
     # ---- requests --------------------------------------------------------------------------------
 
-    def admit(self, message: Message, send: Send | None = None) -> Ticket:
+    def admit(self, message: Admitted, send: Send | None = None) -> Ticket:
         """Take a request in; return what policy may know of it. Any thread.
 
         `send`: where its answer goes, up to its end, if not where all do. Raises PeerError for a number that
@@ -125,13 +134,17 @@ class InsideApp:
         message = self._requests[request].message
         require(message, self._services.limits.of(message.model))
         abilities = self._open.abilities(message.model)
-        if abilities is not None and isinstance(message, Generate | Embed | Warm):
+        if abilities is not None and isinstance(message, SealedGenerate):
+            tasks.require_text(abilities)
+        elif abilities is not None and isinstance(message, Generate | Embed | Warm):
             tasks.require(abilities, message)
 
     def is_prepared(self, request: int) -> bool:
         it = self._requests[request]
         if isinstance(it.message, Convert):
             return it.converted is not None
+        if isinstance(it.message, Opening | SealedGenerate):
+            return it.message.unsealed is not None
         return it.prepared is not None and it.entry is self._open.get(it.message.model)
 
     def prepare(self, request: int, done: Callable[[FlexServeError | None], None]) -> None:
@@ -149,29 +162,39 @@ class InsideApp:
         with held:
             entry, message = it.opened, it.message
             try:
-                if isinstance(message, Convert):
+                if isinstance(message, Convert) and isinstance(message.source, AskTemplate):
+                    shown = shown_shape(entry.vocabulary)
+                    it.converted = msgspec.structs.replace(shown, request=message.request)
+                elif isinstance(message, Convert):
                     it.converted = convert(message, entry.template, entry.vocabulary)
                 elif isinstance(message, Generate):
                     it.prepared = prepared(message, entry, self._services.renderer)
+                elif isinstance(message, Opening):
+                    message.unsealed = self.sealed.unseal(entry.number, message.body)
             except BaseException as caught:  # whatever it is, the client hears of it
                 error = foreseen(caught)
         done(error)
 
     def plaintext(self, request: int) -> int:
-        it, message = self._requests[request], self._generate(request)
-        entry, prompt = it.opened, it.ready.prompt
-        tokens = known(message, prompt.tokens)
-        size = entry.conversations.plaintext(message.owner, tokens, entry.largest_kv)
+        it = self._requests[request]
+        entry = self._open[it.message.model]
+        owner, _, tokens = _prompt_of(it)
+        size = entry.conversations.plaintext(owner, tokens, entry.largest_kv)
         return size + entry.lacks if size else 0
 
     def begin(self, request: int) -> Progress | None:
-        it, message, began = self._requests[request], self._generate(request), time.monotonic()
-        entry, tokens = it.opened, it.ready.prompt.tokens
+        it, began = self._requests[request], time.monotonic()
+        message, entry = it.message, self._open[it.message.model]
         with self._app.turn(), entry.holding():
-            slot = entry.conversations.claim(message.owner, tokens, known(message, tokens))
+            slot = entry.conversations.claim(*_prompt_of(it))
             if slot is None:
                 return None
-            generation = Generation(self._services, entry, message, it.ready, slot)
+            generation: Generation | SealedGeneration
+            if isinstance(message, SealedGenerate):
+                generation = SealedGeneration(self._services, entry, message, slot)
+            else:
+                assert isinstance(message, Generate), "it is no generation"
+                generation = Generation(self._services, entry, message, it.ready, slot)
             try:
                 generation.begin(it.received, began, it.send)
             except BaseException:
@@ -180,11 +203,6 @@ class InsideApp:
         it.uses.callback(generation.close)
         it.generation = generation
         return Progress(request, generation.pending)
-
-    def _generate(self, request: int) -> Generate:
-        message = self._requests[request].message
-        assert isinstance(message, Generate), "it is no generation"
-        return message
 
     def guess(self, request: int, draft: str, count: int) -> int:
         del request, draft, count
@@ -207,6 +225,8 @@ class InsideApp:
                 raise CancelledError("The request was cancelled.")
             if it.converted is not None:
                 return give(it.converted, it.send)
+            if isinstance(message, Opening):
+                return Finished(request, "stop", Usage(0, 0), Timings())
             if isinstance(message, Embed):
                 it.embedding = it.embedding or Embedding(
                     *(self._services, entry, message),
@@ -228,7 +248,7 @@ class InsideApp:
             self._open.keep_abilities(entry, try_model(self._services, entry))
             return Finished(request, "stop", Usage(0, 0), Timings())
 
-    def _generation(self, request: int) -> Generation:
+    def _generation(self, request: int) -> Generation | SealedGeneration:
         generation = self._requests[request].generation
         assert generation is not None, "it has not begun"
         return generation
@@ -356,3 +376,13 @@ class InsideApp:
 
     def last_moved(self) -> float:
         return self._app.last_answer
+
+
+def _prompt_of(it: Request) -> tuple[str, Sequence[int], Sequence[int]]:
+    """Return the owner of a generation, its prompt as others may wait for it, and what may be used again."""
+    message = it.message
+    if isinstance(message, SealedGenerate):
+        return pseudonym(message.unsealed.owner), (), message.known
+    assert isinstance(message, Generate), "it is no generation"
+    tokens = it.ready.prompt.tokens
+    return pseudonym(owner_numbers(message.owner)), tokens, known(message, tokens)

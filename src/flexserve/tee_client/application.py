@@ -65,12 +65,17 @@ class Application:
                     code="model_unusable",
                 )
             case Status.DAMAGED:
-                return StoredDataError(
-                    "The sealed model is damaged, or was sealed for another device.",
-                    hint="Remove it and add the model again.",
-                )
+                return foreign()
         return InternalError(
             f"The trusted application did not do what it was asked: {kind.name}, {reply.status.name}.",
             hint="Please report this as a bug.",
             code="trusted_app_failed",
         )
+
+
+def foreign() -> StoredDataError:
+    """Return the error for a model that the application has no key for."""
+    return StoredDataError(
+        "The sealed model is damaged, or was sealed for another device.",
+        hint="Remove it and add the model again.",
+    )

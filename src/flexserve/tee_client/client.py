@@ -6,11 +6,8 @@ import os
 from collections.abc import Callable
 from typing import Protocol
 
-from flexserve.errors import CallerError
 from flexserve.platforms.ports import Protection
-from flexserve.protocol.answers import Failed
-from flexserve.protocol.evidence import Attest, Attested
-from flexserve.protocol.failures import failure_of
+from flexserve.protocol.evidence import Attest
 from flexserve.protocol.launch import SecureOptions
 from flexserve.protocol.link import Link
 from flexserve.protocol.memory import Pin, Recall
@@ -20,7 +17,11 @@ from flexserve.protocol.sealed_messages import Sealed
 from flexserve.protocol.trusted_app import Ticket, TrustedApp
 from flexserve.serving.demands import Demands
 from flexserve.serving.service import Service
+from flexserve.tee_client.request import Admitted
 from flexserve.tee_client.ring_demands import RingDemands
+from flexserve.tee_client.sealed import SealedRequests
+from flexserve.tee_client.sealed_sessions import SealedSessions, Send
+from flexserve.tee_client.witness import Witness
 from flexserve.trusted.limits import ModelLimits
 
 PROTECTION = Protection(
@@ -28,8 +29,8 @@ PROTECTION = Protection(
     protected=True,
     summary=(
         "Models compute at S-EL0 of the emulated machine: its kernel, its programs and its devices cannot "
-        "reach their memory. Prompts and answers pass through a process of the host; whoever controls the "
-        "host that emulates the machine can reach everything."
+        "reach their memory. Prompts and answers that are not sealed pass through a process of the host; "
+        "whoever controls the host that emulates the machine can reach everything."
     ),
 )
 
@@ -37,7 +38,9 @@ PROTECTION = Protection(
 class Application(TrustedApp, Protocol):
     """A trusted application, and what takes requests in for it (tee_client.app.InsideApp)."""
 
-    def admit(self, message: Generate | Embed | Convert | Warm | Try) -> Ticket:
+    sealed: SealedRequests  # what passes sealed requests to it
+
+    def admit(self, message: Admitted, send: Send | None = None) -> Ticket:
         """Take a request in; return what policy may know of it. Any thread. Raises PeerError."""
 
 
@@ -50,6 +53,7 @@ class Client:
         app: Application,
         limits: ModelLimits,
         options: SecureOptions,
+        witness: Witness,
         *,
         ring: memoryview,
         ram: int,
@@ -59,11 +63,14 @@ class Client:
     ) -> None:
         """`limits` are those that `app` goes by. `ram`: bytes of the machine. `rss` as Service has it.
 
-        `sandbox`: the label's words for it, `engine`: what computes, for people.
+        `witness` asks the application who it is. `sandbox` is the label's word for that, `engine` what
+        computes, for people.
         """
-        self._channel, self._app, self._limits = channel, app, limits
+        self._channel, self._app, self._limits, self._witness = channel, app, limits, witness
         self._sandbox, self._engine = sandbox, engine
-        self._service = Service(app, options, channel.send, report=channel.send, rss=rss)
+        self._sealed = SealedSessions(app.sealed, app.admit, channel.send)
+        self._service = Service(app, options, channel.send, report=self._sealed.report, rss=rss)
+        self._sealed.start(self._service)
         demands = Demands(
             most=ram,
             held=self._held,
@@ -97,22 +104,16 @@ class Client:
                 case Configure():
                     self._limits.configure(message.models)
                     self._service.obey(message)
-                case Cancel() | Recall() | Pin() | Query() | Shutdown():
+                case Cancel():
+                    self._sealed.cancel(message.request)
+                    self._service.obey(message)
+                case Recall() | Pin() | Query() | Shutdown():
                     self._service.obey(message)
                 case Sealed():
-                    self._channel.send(Failed(message.request, failure_of(_not_inside("sealed requests"))))
+                    self._sealed.open(message)
                 case Attest():
-                    failure = failure_of(_not_inside("attestation"))
-                    self._channel.send(Attested(message.serial, [], b"", failure))
+                    self._witness.ask(message)
 
     def _held(self) -> int:
         pool = self._app.pool()
         return pool.resident + pool.granted
-
-
-def _not_inside(what: str) -> CallerError:
-    return CallerError(
-        f"A secure world inside of the machine has no {what} yet.",
-        hint="Start the server with --secure-world host.",
-        code="not_inside",
-    )

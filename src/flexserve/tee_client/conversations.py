@@ -17,6 +17,8 @@ class Conversations:
     """Slots are the model's sequences. `lock` guards them; it is not held while the application is asked.
 
     The application has the KV of all sequences in one, and gives it up as one, while no sequence is in use.
+    Tokens of sealed requests are not known here: each is UNTOLD. So of an owner's conversations the longest
+    is taken for the one that goes on; what of it is used again, the application decides.
     """
 
     def __init__(self, sealed: SealedKv, sequences: int, lock: threading.RLock) -> None:

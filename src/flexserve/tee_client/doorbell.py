@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from collections.abc import Callable
+
+from flexserve.protocol.launch import NEW_MODELS, SOMETHING_SAID
 
 _MOST = 4096  # bytes of a reason
 
@@ -20,9 +23,14 @@ class Doorbell:
     def ring(self) -> None:
         """Say that something was said. Always safe."""
         try:
-            self._line.send(b"\1", socket.MSG_DONTWAIT)
+            self._line.send(SOMETHING_SAID, socket.MSG_DONTWAIT)
         except OSError:  # it rings still, or is gone, which `end` hears of
             return
+
+    def want_models(self) -> None:
+        """Say that the store has models that the application cannot open yet. Always safe."""
+        with contextlib.suppress(OSError):
+            self._line.send(NEW_MODELS)
 
     def _listen(self) -> None:
         said = b""

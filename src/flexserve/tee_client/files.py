@@ -3,6 +3,7 @@
 Nothing here is verified: who has the key does that, and refuses what is not genuine.
 
     ROOT/models/NAME.flex                       as trusted/store has them
+    ROOT/images/MODEL_ID-inside.block           the first block of such a file, as the application wants it
     ROOT/images/MODEL_ID-inside.img             weights, as the trusted application has them in memory
     ROOT/kv/MODEL_ID-inside-RANDOM.kv           a conversation
 """
@@ -15,7 +16,8 @@ import os
 import secrets
 import stat
 import struct
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -23,6 +25,7 @@ from flexserve.errors import FlexServeError, StoredDataError, UnknownModelError
 from flexserve.tee_client.messages import MOST_PAYLOAD
 from flexserve.trusted.store.aead import SALT_SIZE, TAG_SIZE
 from flexserve.trusted.store.container import chunk_length, chunk_offset, file_size
+from flexserve.trusted.store.derived import block_name
 from flexserve.trusted.store.files import (
     NewFile,
     disk_errors,
@@ -40,14 +43,16 @@ _LENGTH = struct.Struct("<I")
 _MOST_CHUNKS = 1 << 16
 _KV_MAGIC = b"FLEXINKV"
 KV_HEAD = 8 + SALT_SIZE + 16  # bytes
+_PATIENCE, _PAUSE = 10.0, 0.05  # seconds: for blocks to be made, and between two looks
 _READ_ONLY = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class SealedFile:
-    """An open .flex file."""
+    """An open .flex file. `blocks`: its first one, for the keys that may want it; `block`: the one to use."""
 
-    def __init__(self, fd: int, manifest: Manifest) -> None:
-        self._fd, self.manifest = fd, manifest
+    def __init__(self, fd: int, manifest: Manifest, blocks: Sequence[bytes]) -> None:
+        self._fd, self.manifest, self.blocks = fd, manifest, blocks
+        self.block = blocks[0]
 
     def opening(self) -> bytes:
         """Return what the application opens the model with: how it is sealed, and its metadata, sealed.
@@ -55,7 +60,8 @@ class SealedFile:
         Raises StoredDataError when the metadata are more than one message has.
         """
         manifest = self.manifest
-        sealed = manifest.id_bytes + bytes.fromhex(manifest.salt) + bytes.fromhex(manifest.wrapped_key)
+        wrapped = read_label(self.block).wrapped_key
+        sealed = manifest.id_bytes + bytes.fromhex(manifest.salt) + bytes.fromhex(wrapped)
         count = -(-manifest.metadata_bytes // CHUNK)
         if len(sealed) + count * (CHUNK + TAG_SIZE) > MOST_PAYLOAD:
             raise bad("its metadata are longer than the secure world takes in")
@@ -117,9 +123,11 @@ class ImageFile:
 class SealedFiles:
     """The files of one store. Any thread: all state is files."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, want_models: Callable[[], None] = lambda: None) -> None:
+        """`want_models` has blocks made for models that the application cannot open yet."""
         self._models, self._images, self._kv = (root / name for name in ("models", "images", "kv"))
         self.image_file: type[ImageFile] = ImageFile  # what an image is opened as
+        self._want_models = want_models
 
     # ---- models -----------------------------------------------------------------------------------
 
@@ -152,13 +160,34 @@ class SealedFiles:
             if not stat.S_ISREG(info.st_mode):
                 raise bad("it is not a regular file")
             with read_errors("a sealed model"):
-                manifest = read_label(os.pread(fd, BLOCK_SIZE, 0))
+                manifest = read_label(own := os.pread(fd, BLOCK_SIZE, 0))
             if info.st_size != file_size(manifest) or manifest.name != name:
                 raise bad("its size, or its name, is not what it says")
         except BaseException:
             os.close(fd)
             raise
-        return SealedFile(fd, manifest)
+        made = self._block(manifest)
+        return SealedFile(fd, manifest, [own] if made is None else [made, own])
+
+    def _block(self, manifest: Manifest) -> bytes | None:
+        try:
+            block = (self._images / block_name(manifest.model_id)).read_bytes()
+            return block if read_label(block).model_id == manifest.model_id else None
+        except (OSError, StoredDataError):
+            return None
+
+    def other_block(self, refused: SealedFile) -> bool:
+        """Have a block made for a model whose one the application refused; return whether there is another.
+
+        Takes seconds at most.
+        """
+        self._want_models()
+        deadline = time.monotonic() + _PATIENCE
+        while time.monotonic() < deadline:
+            if self._block(refused.manifest) not in (None, *refused.blocks):
+                return True
+            time.sleep(_PAUSE)
+        return False
 
     # ---- images -----------------------------------------------------------------------------------
 

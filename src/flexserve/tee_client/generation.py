@@ -183,12 +183,12 @@ class Generation:
         waited = weights.seconds - self._waited
         first = self._first or ended
         timings = Timings(
-            queue=_millis(self._began - self._received),
-            restore=_millis(waited),
-            load=_millis(waited),
-            prefill=_millis(first - self._began - self._first_waited),
-            decode=_millis(ended - first - (waited - self._first_waited)),
-            ttft=_millis(first - self._received),
+            queue=milliseconds(self._began - self._received),
+            restore=milliseconds(waited),
+            load=milliseconds(waited),
+            prefill=milliseconds(first - self._began - self._first_waited),
+            decode=milliseconds(ended - first - (waited - self._first_waited)),
+            ttft=milliseconds(first - self._received),
             restored_bytes=weights.loaded - self._loaded,
         )
         usage = Usage(self._size, self._count, self._cached)
@@ -214,5 +214,6 @@ def known(request: Generate, tokens: Sequence[int]) -> Sequence[int]:
     return tokens[:-1] if request.reuse else []
 
 
-def _millis(seconds: float) -> float:
+def milliseconds(seconds: float) -> float:
+    """Return a time as answers have it."""
     return max(0.0, 1000 * seconds)

@@ -161,10 +161,21 @@ def unpacked(payload: bytes) -> list[int]:
     return list(struct.unpack(f"<{len(payload) // 4}I", payload))
 
 
-def owner_numbers(owner: str) -> tuple[int, ...]:
+def owner_numbers(owner: str) -> tuple[int, int]:
     """Return what stands for an owner of KV in a request; the last bit marks those of sealed requests."""
     first, second = struct.unpack("<2Q", hashlib.sha256(owner.encode()).digest()[:16])
     return first, second & ~_OF_SEALED
+
+
+def pseudonym(numbers: tuple[int, int]) -> str:
+    """Return what we call an owner of KV by that stands for it in requests, of sealed ones, too."""
+    return struct.pack("<2Q", *numbers).hex()
+
+
+def numbers_of(name: str) -> tuple[int, int]:
+    """Return the numbers of which `name` is the pseudonym."""
+    first, second = struct.unpack("<2Q", bytes.fromhex(name))
+    return first, second
 
 
 def broken(what: str) -> PeerError:

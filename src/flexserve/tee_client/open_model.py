@@ -42,7 +42,7 @@ class OpenModel:
         self.lock = threading.RLock()
         self._users = 0  # beside the sequences in use
         self.last_used = time.monotonic()
-        with services.files.open(name) as file:
+        with services.sealed.opened(services.files, name) as file:
             self.manifest = file.manifest
             self.heap = self._take_heap(_HEAP + _HEAP_OF_METADATA * self.manifest.metadata_bytes)
             try:

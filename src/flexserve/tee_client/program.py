@@ -26,6 +26,7 @@ from flexserve.tee_client.doorbell import Doorbell
 from flexserve.tee_client.files import SealedFiles
 from flexserve.tee_client.link import Link
 from flexserve.tee_client.ring import Ring
+from flexserve.tee_client.witness import Witness
 from flexserve.trusted.limits import Limits, ModelLimits
 from flexserve.trusted.sidecar import Sidecar
 from flexserve.trusted.store.store import Store
@@ -64,11 +65,12 @@ def prepare(
     bell = Doorbell(socket.socket(fileno=options.doorbell_fd), end)
     limits = ModelLimits(Limits.usual(options))
     wire = Ring(ring, _rest, bell.ring)
+    files = SealedFiles(options.store, bell.want_models)
     app = (make_app or InsideApp)(
-        *(Link(wire), SealedFiles(options.store), renderer, limits, channel.send), threads=options.threads
+        *(Link(wire), files, renderer, limits, channel.send), threads=options.threads
     )
     client = Client(
-        *(channel, app, limits, options),
+        *(channel, app, limits, options, Witness(app.sealed, files, options.identity, channel.send)),
         ring=ring,
         ram=ram.size,
         rss=own.resident,

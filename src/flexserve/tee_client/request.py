@@ -10,20 +10,23 @@ from flexserve.protocol.trusted_app import Ticket
 from flexserve.tee_client.embedding import Embedding
 from flexserve.tee_client.generation import Generation, Prepared, Send
 from flexserve.tee_client.open_model import OpenModel
+from flexserve.tee_client.sealed_generation import Opening, SealedGenerate, SealedGeneration
 from flexserve.trusted.requests.tasks import Message, ticket_of
+
+Admitted = Message | Opening | SealedGenerate
 
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Request:
     """One request from its admission to its end. Fields belong to the engine thread, but for `stopped`."""
 
-    message: Message
+    message: Admitted
     received: float  # monotonic seconds
     send: Send
     entry: OpenModel | None = None  # that it was prepared for
     prepared: Prepared | None = None
     converted: Converted | None = None
-    generation: Generation | None = None
+    generation: Generation | SealedGeneration | None = None
     embedding: Embedding | None = None
     stopped: bool = False
     uses: contextlib.ExitStack = dataclasses.field(default_factory=contextlib.ExitStack)
@@ -43,4 +46,6 @@ class Request:
     @property
     def ticket(self) -> Ticket:
         """What policy learns of it."""
+        if isinstance(self.message, Opening | SealedGenerate):
+            return self.message.ticket(self.received)
         return ticket_of(self.message, self.received)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
+from typing import Protocol
 
 import msgspec
 
@@ -13,7 +14,8 @@ from flexserve.protocol.framing import encode
 from flexserve.protocol.sealed_answer import SERVER_NONCE
 from flexserve.protocol.sealed_request import refusal
 from flexserve.protocol.statuses import Failure
-from flexserve.tee_client.link import Link
+from flexserve.tee_client.application import foreign
+from flexserve.tee_client.files import SealedFile, SealedFiles
 from flexserve.tee_client.messages import Ask, Reply, Status, broken
 
 
@@ -34,14 +36,23 @@ class Unsealed:
     told: bytes
 
 
+class Asked(Protocol):
+    """Who is asked: the application (application.Application), or a link to it."""
+
+    def ask(self, kind: Ask, *arguments: int, payload: bytes = b"") -> Reply:
+        """As Link.ask."""
+
+
 class SealedRequests:
     """Passes sealed requests to the application behind `link`, and frames of their answers back.
 
     Thread-safe. Each method raises what Link.ask raises, too.
     """
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Asked) -> None:
         self._link = link
+        self._known: dict[str, bytes] = {}  # by which block the application knows a model, by its id …
+        self._foreign: set[str] = set()  # … and ids of those for which nobody makes it one
 
     def attest(self, nonce: bytes, measurements: bytes, now: float | None = None) -> bytes:
         """Return a token with `nonce`. `measurements`: what the application's certificate is about, in CBOR.
@@ -65,6 +76,36 @@ class SealedRequests:
         False: the device whose secret it has did not sign that.
         """
         return self._link.ask(Ask.KNOW, payload=block).status is Status.DONE
+
+    def opened(self, files: SealedFiles, name: str) -> SealedFile:
+        """Open a model's file, and tell the application of it, if it does not know it yet. Close the file.
+
+        Raises as SealedFiles.open; StoredDataError for a model that was sealed for another device.
+        """
+        file = files.open(name)
+        try:
+            number = file.manifest.model_id
+            if not self._is_told_of(file):
+                if number in self._foreign or not files.other_block(file):
+                    self._foreign.add(number)
+                    raise foreign()
+                file.close()
+                file = files.open(name)
+                if not self._is_told_of(file):
+                    raise foreign()
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    def _is_told_of(self, file: SealedFile) -> bool:
+        """Have the application know a model by one of its blocks, which is used from then on."""
+        number = file.manifest.model_id
+        for block in file.blocks:
+            if self._known.get(number) == block or self.know(block):
+                self._known[number] = file.block = block
+                return True
+        return False
 
     def unseal(self, model: int, body: bytes) -> Unsealed:
         """Have a request opened that asks the open model of number `model`; any number if it asks none.

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from flexserve.errors import FlexServeError
-from flexserve.tee_client.messages import KEPT_PART, Ask, Status, broken, owner_numbers
+from flexserve.tee_client.messages import KEPT_PART, Ask, Status, broken, numbers_of, pseudonym
 from flexserve.tee_client.services import Services
 from flexserve.trusted.kv.slots import common_prefix
 from flexserve.trusted.store.aead import SALT_SIZE, TAG_SIZE
@@ -23,6 +23,7 @@ from flexserve.trusted.store.manifest import Manifest
 WORTHWHILE = 32  # tokens; fewer are computed as fast as they are read
 _MOST_FILES = 256  # of one model
 _TRIES = 3  # to find that a stranger is of use
+UNTOLD = -1  # a token that the application alone knows, of a sealed request
 _HEAD = struct.Struct(f"<Q{SALT_SIZE}s2Q")  # bytes of plaintext, salt, owner
 _MOST_BYTES = 1 << 36  # of one conversation
 
@@ -32,7 +33,7 @@ class SealedSequence:
     """One sealed conversation."""
 
     path: Path
-    owner: tuple[int, ...]  # as the application has it
+    owner: str  # a pseudonym, as all owners here
     tokens: Sequence[int]
     size: int  # bytes of plaintext
     salt: bytes
@@ -52,7 +53,7 @@ class SealedKv:
     def find(self, owner: str, tokens: Sequence[int]) -> SealedSequence | None:
         """Return what is sealed that `tokens` go on from; None: nothing that saves much."""
         best = max(
-            (entry for entry in self._entries if entry.owner == owner_numbers(owner)),
+            (entry for entry in self._entries if entry.owner == owner),
             key=lambda entry: common_prefix(entry.tokens, tokens),
             default=None,
         )
@@ -62,7 +63,7 @@ class SealedKv:
 
     def stranger(self, owner: str) -> SealedSequence | None:
         """Return what an earlier process has sealed for `owner` that was tried least; None: nothing."""
-        return next((each for each in self._strangers if each.owner == owner_numbers(owner)), None)
+        return next((each for each in self._strangers if each.owner == owner), None)
 
     def met(self, stranger: SealedSequence, tokens: Sequence[int]) -> None:
         """Record that a stranger was taken in, and begins with `tokens`, as far as is known."""
@@ -80,7 +81,7 @@ class SealedKv:
         for place, (path, head) in enumerate(self._files.kv_heads(self._manifest)):
             size, salt, *whose = _HEAD.unpack(head)
             if place < _MOST_FILES and 0 < size <= _MOST_BYTES:
-                yield SealedSequence(path, tuple(whose), (), size, salt)
+                yield SealedSequence(path, pseudonym((whose[0], whose[1])), (), size, salt)
             else:
                 self._files.forget_kv(path)
 
@@ -95,14 +96,16 @@ class SealedKv:
         size, salt = reply.values[0], reply.payload
         if not 0 < size <= _MOST_BYTES or len(salt) != SALT_SIZE:
             raise broken("what it says of sealed KV is none")
-        whose = owner_numbers(owner)
         try:
-            path = self._files.write_kv(self._manifest, _HEAD.pack(size, salt, *whose), self._parts(size))
+            path = self._files.write_kv(
+                self._manifest, _HEAD.pack(size, salt, *numbers_of(owner)), self._parts(size)
+            )
         except FlexServeError:
             return False  # the disk is full
-        entry = SealedSequence(path, whose, tuple(tokens), size, salt)
+        entry = SealedSequence(path, owner, tuple(tokens), size, salt)
         for old in list(self._entries):
-            if old.owner == whose and common_prefix(old.tokens, tokens) == len(old.tokens):
+            is_known = UNTOLD not in old.tokens[:1]  # else nobody knows whether it is the same conversation
+            if is_known and old.owner == owner and common_prefix(old.tokens, tokens) == len(old.tokens):
                 self.forget(old)
         self._entries.append(entry)
         while self._is_too_much():
@@ -127,7 +130,7 @@ class SealedKv:
         What does not authenticate or fit is forgotten and counted; where memory is short nothing is.
         """
         began = time.monotonic()
-        numbers = (sequence, entry.size, *entry.owner)
+        numbers = (sequence, entry.size, *numbers_of(entry.owner))
         reply = self.app.ask(Ask.RESUME, self._number, *numbers, payload=entry.salt)
         if reply.status is Status.REFUSED:
             return False

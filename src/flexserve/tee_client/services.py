@@ -9,6 +9,7 @@ from flexserve.tee_client.application import Application
 from flexserve.tee_client.files import SealedFiles
 from flexserve.tee_client.images import Images
 from flexserve.tee_client.memory import Memory
+from flexserve.tee_client.sealed import SealedRequests
 from flexserve.trusted.limits import ModelLimits
 from flexserve.trusted.text.rendering.renderer import Renderer
 
@@ -17,11 +18,12 @@ from flexserve.trusted.text.rendering.renderer import Renderer
 class Services:
     """One application and its memory, the store, images of weights, who renders templates, models' limits.
 
-    `counters`: of KV.
+    `sealed`: what passes requests to it that it alone reads. `counters`: of KV.
     """
 
     app: Application
     memory: Memory
+    sealed: SealedRequests
     files: SealedFiles
     images: Images
     renderer: Renderer

@@ -4,21 +4,48 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Protocol
 
 from flexserve.errors import FlexServeError, GrantRefusedError
 from flexserve.protocol import trusted_app
+from flexserve.protocol.answers import Finished
 from flexserve.protocol.failures import foreseen
-from flexserve.tee_client.generation import Generation
 from flexserve.tee_client.messages import Ask, Progress, Reply, Status, broken, packed, progress
 from flexserve.tee_client.open_model import OpenModel
 from flexserve.tee_client.services import Services
+from flexserve.trusted.kv.slots import Slot
 
 _PATIENCE = 5.0  # seconds for which a graph waits for memory that the OS took a moment ago
 _PAUSE = 0.05
 
 
+class Asked(Protocol):
+    """A request of a generation."""
+
+    @property
+    def request(self) -> int:
+        """Its number."""
+
+
+class Running(Protocol):
+    """A generation that has begun (generation.Generation, sealed_generation.SealedGeneration)."""
+
+    slot: Slot
+    pending: int  # tokens to compute before the next one can be chosen
+
+    @property
+    def request(self) -> Asked:
+        """What it answers."""
+
+    def bound(self) -> None:
+        """Tell the application what the next token may be, if that is not any."""
+
+    def took(self, progress: Progress) -> Finished | None:
+        """Take in what a step brought; return the end, if that was it. Raises FlexServeError."""
+
+
 def step(
-    services: Services, entry: OpenModel, generations: Sequence[Generation], limit: int
+    services: Services, entry: OpenModel, generations: Sequence[Running], limit: int
 ) -> list[trusted_app.Progress]:
     """Compute at most `limit` pending tokens of each generation, and choose those that follow.
 
@@ -37,7 +64,7 @@ def step(
     return [_advanced(each, found[each.slot.number]) for each in generations]
 
 
-def _advanced(generation: Generation, brought: Progress) -> trusted_app.Progress:
+def _advanced(generation: Running, brought: Progress) -> trusted_app.Progress:
     number = generation.request.request
     try:
         finished = generation.took(brought)

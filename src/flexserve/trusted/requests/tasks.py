@@ -41,9 +41,9 @@ def ticket_of(message: Message, received: float) -> Ticket:
     )
 
 
-def require(abilities: Abilities, request: Generate | Embed | Warm) -> None:
-    """Raise CallerError when a request asks for what the model cannot do."""
-    if isinstance(request, Generate) and not abilities.text:
+def require_text(abilities: Abilities) -> None:
+    """Raise CallerError when a model cannot generate text."""
+    if not abilities.text:
         raise CallerError(
             "This model cannot generate text.",
             hint="Ask /v1/embeddings for vectors, or name a model that generates."
@@ -51,6 +51,12 @@ def require(abilities: Abilities, request: Generate | Embed | Warm) -> None:
             else "Name a model that generates.",
             code="generation_unsupported",
         )
+
+
+def require(abilities: Abilities, request: Generate | Embed | Warm) -> None:
+    """Raise CallerError when a request asks for what the model cannot do."""
+    if isinstance(request, Generate):
+        require_text(abilities)
     if isinstance(request, Embed) and request.query is not None:
         if not abilities.ranks:
             raise CallerError(

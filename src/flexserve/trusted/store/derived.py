@@ -5,7 +5,8 @@ ROOT/images/MODEL_ID-record.able
 ROOT/kv/MODEL_ID-RANDOM.kv
 
 A secure world inside a machine has others beside them, by flexserve.tee_client.files: MODEL_ID-inside.img
-and MODEL_ID-inside-RANDOM.kv. They go with their model, and are neither used nor stale here.
+and MODEL_ID-inside-RANDOM.kv; and MODEL_ID-inside.block (for_application). They go with their model, and are
+neither used nor stale here.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from flexserve.trusted.store.keys import Device
 from flexserve.trusted.store.manifest import Manifest
 from flexserve.trusted.store.record import Record, read_record, write_record
 
-_IMAGE, _KV, _RECORD = ".img", ".kv", ".able"
+_IMAGE, _KV, _RECORD, _BLOCK = ".img", ".kv", ".able", ".block"
 _INSIDE = "-inside"
 
 
@@ -74,13 +75,18 @@ class DerivedFiles:
 
     def all(self) -> list[Path]:
         """Return the derived files of all models, and of models that are gone."""
-        kinds = ((self._images, _IMAGE), (self._images, _RECORD), (self._kv, _KV))
+        kinds = ((self._images, _IMAGE), (self._images, _RECORD), (self._images, _BLOCK), (self._kv, _KV))
         return [path for folder, kind in kinds for path in folder.glob(f"*{kind}")]
 
     def drop_all(self, *, images: bool, kv: bool) -> int:
         """Remove all images, all sealed KV, or both; return the bytes of disk freed."""
-        kinds = [(self._images, _IMAGE)] * images + [(self._kv, _KV)] * kv
+        kinds = [(self._images, _IMAGE), (self._images, _BLOCK)] * images + [(self._kv, _KV)] * kv
         return sum(unlink(path) for folder, kind in kinds for path in folder.glob(f"*{kind}"))
+
+
+def block_name(model_id: str) -> str:
+    """Return the name, in ROOT/images, of a model's first block as the application at S-EL0 wants it."""
+    return f"{model_id}{_INSIDE}{_BLOCK}"
 
 
 def _is_inside(path: Path) -> bool:
