@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from real_server import KEY, Server
+from real_server import KEY, Server, skip_if_refused_inside
 
 pytestmark = pytest.mark.engine
 
@@ -25,6 +25,7 @@ def complete(server: Server, prompt: Any, **more: Any) -> Any:
         headers={"Authorization": f"Bearer {KEY}"},
         timeout=120,
     )
+    skip_if_refused_inside(response)
     assert response.status_code == 200, response.text
     return response.json()
 

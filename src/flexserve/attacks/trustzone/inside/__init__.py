@@ -120,7 +120,7 @@ def _folder() -> Iterator[Path]:
 
 def _survived(attack: Callable[[S], str], scene: S, machine: Machine) -> Attempt:
     try:
-        return attempt(_made(attack), scene)
+        return attempt(possible(attack), scene)
     except NormalWorldError as error:
         raise NormalWorldError(
             f"The attack {attack.__name__!r} broke the machine: {error.message} {machine.last_words()}",
@@ -129,8 +129,8 @@ def _survived(attack: Callable[[S], str], scene: S, machine: Machine) -> Attempt
         ) from error
 
 
-def _made(attack: Callable[[S], str]) -> Callable[[S], str]:
-    """Return the attack, which is pointless when the application does not do what it needs to begin with."""
+def possible(attack: Callable[[S], str]) -> Callable[[S], str]:
+    """Return the attack, pointless where the application or this host refuses what it needs to begin with."""
 
     @functools.wraps(attack)
     def made(scene: S) -> str:
@@ -138,5 +138,7 @@ def _made(attack: Callable[[S], str]) -> Callable[[S], str]:
             return attack(scene)
         except NotDone as refusal:
             raise Pointless(f"the application does not do what this needs: {refusal}") from refusal
+        except PermissionError:
+            raise Pointless("this user may not look into a process of its own: run it as root") from None
 
     return made
