@@ -28,7 +28,8 @@ def test_a_server_is_what_was_measured_and_refused_when_one_digest_is_another(
     server: Server, pytestconfig: pytest.Config, tmp_path: Path
 ):
     policy = tmp_path / "policy.toml"
-    measure = ("measure", "--json", "--platform", pytestconfig.getoption("platform"))
+    platform, _, inside = pytestconfig.getoption("platform").partition("-")
+    measure = ("measure", "--json", "--platform", platform, "--secure-world", inside or "host")
     measured = flexserve(*measure, "--policy", str(policy), folder=tmp_path)
     assert measured.returncode == 0, measured.stderr
     attest = ("attest", "--json", "--policy", str(policy), "--socket", str(server.unix))
@@ -40,10 +41,11 @@ def test_a_server_is_what_was_measured_and_refused_when_one_digest_is_another(
     shown = json.loads(good.stdout)
     assert shown["measurements"] == json.loads(measured.stdout)["measurements"]
     assert shown["unchecked"] == ["root", "models"]
-    engine = shown["measurements"]["engine"]
-    policy.write_text(policy.read_text().replace(engine, "0" * len(engine)))
+    name = "application" if inside else "engine"
+    digest = shown["measurements"][name]
+    policy.write_text(policy.read_text().replace(digest, "0" * len(digest)))
     refused = flexserve(*attest, folder=tmp_path)
-    assert f"measurement engine: expected {'0' * len(engine)}, found {engine}" in refused.stderr
+    assert f"measurement {name}: expected {'0' * len(digest)}, found {digest}" in refused.stderr
 
 
 MEASURED = (

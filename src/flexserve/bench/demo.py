@@ -85,7 +85,8 @@ class Demo:
         self._step("Ask so that only the secure world can read it: verify it, and seal the question to it")
         policy, receipts = self._folder / "policy.toml", self._folder / "receipts"
         receipts.mkdir()
-        self._show("measure", "--policy", str(policy))
+        machine = ("--platform", "trustzone", "--secure-world", self._machine) if self._machine else ()
+        self._show("measure", *machine, "--policy", str(policy))
         answer, receipt = self._answer_through_connect(policy, receipts)
         self._console.print(answer.strip(), markup=False, style="cyan")
         self._step("See which weights answered, by the receipt that the secure world signed")

@@ -262,7 +262,11 @@ class RemoteWorld:
     async def _rendered(self, asked: Asked) -> tuple[Rendered, RenderedPrompt | None]:
         """Return what is asked as a secure world takes it that renders no prompt. Raises CallerError."""
         if isinstance(asked, Embed):
-            raise CallerError("The secure world inside the machine makes no sealed vectors.")
+            raise CallerError(
+                "The secure world inside the machine makes no sealed vectors.",
+                hint="Start the server with `--secure-world host`, which does.",
+                code="secure_world_inside",
+            )
         if not isinstance(asked, Generate):
             return passed(asked), None
         if asked.model not in self._shapes:
