@@ -18,6 +18,7 @@ from flexserve.attacks.trustzone.inside import (
     ATTACKS_ON_DRIVEN,
     ATTACKS_ON_PAGES,
 )
+from flexserve.attacks.trustzone.inside.exposure import Exposed, dump_a_server
 from flexserve.attacks.trustzone.inside.restarts import Driven
 from flexserve.attacks.trustzone.inside.scene import Inside
 from flexserve.attacks.trustzone.scene import CPUS, RAM_BYTES
@@ -26,6 +27,9 @@ from flexserve.emulator.build import Images
 from flexserve.testing.machines import images_of
 
 pytestmark = [pytest.mark.vm, pytest.mark.engine]
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="to dump another process needs root")
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +96,7 @@ def test_an_application_that_faults_leaves_nothing(
     assert made.verdict is Verdict.STOPPED, made.detail
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="to dump another process needs root")
+@needs_root
 def test_nothing_leaks_when_the_driver_is_dumped_and_killed_and_the_machine_reset_and_cut_off(
     parts: Images, tmp_path: Path
 ):
@@ -100,3 +104,20 @@ def test_nothing_leaks_when_the_driver_is_dumped_and_killed_and_the_machine_rese
         for attack in ATTACKS_ON_DRIVEN:
             made = attempt(attack, driven)
             assert made.verdict is Verdict.STOPPED, f"{made.name}: {made.detail}"
+
+
+@needs_root
+@pytest.mark.usefixtures("parts")
+def test_of_a_sealed_request_a_servers_processes_have_no_word_and_no_key(tmp_path: Path):
+    with Exposed.set(tmp_path, "inside") as server:
+        made = attempt(dump_a_server, server)
+    assert made.verdict is Verdict.STOPPED, made.detail
+
+
+@needs_root
+@pytest.mark.usefixtures("parts")
+def test_where_models_compute_in_a_process_of_the_host_all_of_it_is_found_there(tmp_path: Path):
+    with Exposed.set(tmp_path, "host") as server:
+        found = server.found()
+    for name in ("the weights", "the prompt", "the answer", "a secret of the request"):
+        assert "secure_world.main" in found[name], (name, found)

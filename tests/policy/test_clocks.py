@@ -31,6 +31,7 @@ VALIDITY = {
     "attacks/relay.py",
     "attacks/sealed.py",
     "attacks/trustzone/inside/client.py",
+    "attacks/trustzone/inside/exposure.py",
     "attestation/verification.py",
     "bench/classifier.py",
     "cli/vendor.py",

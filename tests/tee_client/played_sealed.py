@@ -87,7 +87,7 @@ class PlayedSealed:
 
 def body(prompt: str, *, model: str = "a", owner: str = "me", most: int = 100, told: Any = None) -> bytes:
     """Return a request; `told`: what the normal world reads."""
-    said = msgspec.msgpack.encode({} if told is None else told)
+    said = b"" if told is None else msgspec.msgpack.encode(told)
     content = msgspec.msgpack.encode([prompt.encode(), owner.encode(), most, said])
     return (
         Header(bytes(32), model).encoded()

@@ -149,7 +149,7 @@ class SealedSessions:
         try:
             asked: Query | Admitted
             if unsealed.most:
-                told = _TOLD.decode(unsealed.told)
+                told = _TOLD.decode(unsealed.told) if unsealed.told else Told()
                 asked = SealedGenerate(number, model, unsealed, told, functools.partial(self.heard, session))
             else:
                 asked = _ASKED.decode(unsealed.told)

@@ -17,6 +17,7 @@ from typing import TypeVar
 from flexserve.attacks.attempt import Attempt, Pointless, attempt
 from flexserve.attacks.trustzone import calls, devices, reach, switching
 from flexserve.attacks.trustzone.inside import ciphertext, faults, lending, messages, restarts
+from flexserve.attacks.trustzone.inside.exposure import Exposed, dump_a_server
 from flexserve.attacks.trustzone.inside.restarts import Driven
 from flexserve.attacks.trustzone.inside.scene import Inside
 from flexserve.attacks.trustzone.scene import CPUS, RAM_BYTES
@@ -110,6 +111,9 @@ def run(say: Callable[[str], None]) -> Iterator[Attempt]:
     with _folder() as folder, Driven.set(parts, folder, seed=secrets.randbits(32)) as driven:
         for hostile in ATTACKS_ON_DRIVEN:
             yield _survived(hostile, driven, driven.machine)
+    say("booting a machine that a server runs on")
+    with _folder() as folder, Exposed.set(folder, "inside") as exposed:
+        yield attempt(dump_a_server, exposed)
 
 
 @contextlib.contextmanager

@@ -24,9 +24,9 @@ def in_process(secret: bytes, pid: int) -> bool:
     return bool(kernel_views.places_of(secret, pid))
 
 
-def in_ram(secret: bytes, machine: Machine) -> bool:
-    """Whether it is in the guest's RAM, in a page that is within the OS's reach."""
-    ram = Ram(machine.ram_fd)
+def in_ram(secret: bytes, ram_fd: int) -> bool:
+    """Whether it is in a guest's RAM, which `ram_fd` is, in a page that is within the OS's reach."""
+    ram = Ram(ram_fd)
     with (
         ram.window(0, ram.size) as memory,
         ram.window(states_offset(ram.size), ram.pages) as states,
@@ -58,7 +58,7 @@ def places(
             place
             for place, is_there in (
                 ("the process", pid is not None and in_process(secret, pid)),
-                ("RAM", in_ram(secret, machine)),
+                ("RAM", in_ram(secret, machine.ram_fd)),
                 ("storage", in_files(secret, folders)),
             )
             if is_there
