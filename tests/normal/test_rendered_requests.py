@@ -19,7 +19,7 @@ from flexserve.protocol.answers import Converted, Delta, Finished, Started, Timi
 from flexserve.protocol.framing import encode
 from flexserve.protocol.prompts import AskTemplate, ChatMessage, ChatPrompt, TextPrompt, ToTokens
 from flexserve.protocol.rendered import Pieces, shape_of
-from flexserve.protocol.requests import Convert
+from flexserve.protocol.requests import Convert, Terms
 from flexserve.protocol.sampling import Sampling
 from flexserve.protocol.sealed_answer import LARGE, SMALL, FrameSealer, hash_of
 from flexserve.protocol.sealed_request import (
@@ -51,6 +51,7 @@ class Inside(RemoteServer):
     def __init__(self) -> None:
         super().__init__("http://inside.example")
         self._next: dict[bytes, bytes] = {}  # secrets that requests brought, by name
+        self.owners: list[bytes] = []  # of KV, as requests have them
         self.asked: list[Any] = []  # questions that the server read
         self.prompts: list[
             tuple[list[bytes], bytes]
@@ -70,6 +71,7 @@ class Inside(RemoteServer):
         plain = aead.decrypt(nonce, body[end:], None)
         content = msgspec.msgpack.decode(plain[4 : 4 + int.from_bytes(plain[:4], "little")], type=Content)
         self._next[name_of(content.next)] = content.next
+        self.owners.append(content.owner)
         messages, size = self._answer(content.asked)
         frames = FrameSealer(secret, hash_of(body), NONCE, size)
         for message in messages:
@@ -141,6 +143,14 @@ async def test_a_conversation_leaves_rendered_by_the_models_template(remote: Rem
     whole = b"<|s|>user\nWhich?<|e|><|s|>assistant"
     assert server.prompts == [([whole], shape_of(TEMPLATE, ["<|s|>", "<|e|>"]))] * 2
     assert server.asked == [Convert(0, "tiny", AskTemplate())]
+
+
+async def test_people_who_ask_through_one_connect_share_no_kv(remote: RemoteWorld, server: Inside):
+    for owner in ("ada", "bob", "ada"):
+        async with await remote.generate("tiny", TextPrompt("Hi"), Sampling(), Terms(owner=owner)) as answer:
+            assert [message async for message in answer]
+    _, ada, bob, again = server.owners
+    assert ada == again != bob
 
 
 async def test_what_somebody_wrote_is_apart_where_it_looks_like_a_turn(remote: RemoteWorld, server: Inside):

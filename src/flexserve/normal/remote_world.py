@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
+import hashlib
 import itertools
 import secrets
 import time
@@ -243,7 +244,9 @@ class RemoteWorld:
         sealed, prompt = (asked, None) if trust.renders else await self._rendered(asked)
         model, now = model_of(asked), _now()
         secret = self._known(trust, model, now) or self._ahead.pop(model, None)
-        exchange = Exchange(sealed, self._owner, trust.public, trust.token_hash, now, secret=secret)
+        exchange = Exchange(
+            sealed, self._owner_of(sealed, asked), trust.public, trust.token_hash, now, secret=secret
+        )
         async with self._server.sealed(exchange.body) as pieces:
             async for piece in pieces:
                 for message in exchange.feed(piece):
@@ -258,6 +261,12 @@ class RemoteWorld:
         if trust is self._trust:
             self._next = [*self._next[1 - _AHEAD :], (exchange.next, now)]
             asyncio.get_running_loop().call_soon(self._prepare, model, trust)  # behind the answer's end
+
+    def _owner_of(self, sealed: Asked | Rendered, asked: Asked) -> bytes:
+        """Return the secret that decides whose KV is used: a rendered prompt does not say whose it is."""
+        if isinstance(sealed, Rendered) and isinstance(asked, Generate):
+            return hashlib.sha256(self._owner + asked.owner.encode()).digest()
+        return self._owner
 
     async def _rendered(self, asked: Asked) -> tuple[Rendered, RenderedPrompt | None]:
         """Return what is asked as a secure world takes it that renders no prompt. Raises CallerError."""
