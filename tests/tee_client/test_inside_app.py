@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from inside_world import InsideWorld, Unanswered
+from inside_world import PATIENCE, InsideWorld, Unanswered
 from played_application import CHUNK, CONTEXT, KV, SCRATCH, WEIGHTS, PlayedApplication, answer_to
 
 from flexserve.errors import CallerError, PeerError, StoredDataError, UnknownModelError
@@ -115,6 +115,22 @@ def test_requests_at_once_are_answered_each_with_its_own(world: InsideWorld) -> 
     for number, request in enumerate(requests):
         said = (it.text for it in answers if isinstance(it, Delta) and it.request == request.request)
         assert "".join(said) == answer_to(f"prompt {number}>")
+
+
+def test_policy_learns_which_sequence_a_request_computes_in(world: InsideWorld) -> None:
+    world.app.open("a")
+    begun = []
+    for number in range(2):
+        request, ready = world.generation(f"prompt {number}>"), threading.Event()
+        world.app.admit(request)
+        world.app.prepare(request.request, lambda _error, ready=ready: ready.set())
+        assert ready.wait(PATIENCE)
+        begun.append(world.app.begin(request.request))
+    assert {it.sequence for it in begun if it is not None} == {0, 1}
+    for it in begun:
+        assert it is not None
+        world.app.end(it.request)
+    world.recall()
 
 
 def test_texts_and_tokens_are_converted_without_weights(make_world: MakeWorld) -> None:

@@ -202,7 +202,7 @@ class InsideApp:
                 raise
         it.uses.callback(generation.close)
         it.generation = generation
-        return Progress(request, generation.pending)
+        return Progress(request, generation.pending, sequence=slot.number)
 
     def guess(self, request: int, draft: str, count: int) -> int:
         del request, draft, count
