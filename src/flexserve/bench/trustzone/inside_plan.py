@@ -22,7 +22,7 @@ class InsidePlan:
     cpus: int = 2
     background: int = 40  # percent of RAM in anonymous memory beside each request
     bootargs: str = NO_CLEARING
-    seconds: float = 720.0  # after which no round begins that would probably end later
+    seconds: float = 900.0  # after which no round begins that would probably end later
 
     @property
     def area(self) -> int:
