@@ -40,7 +40,7 @@ class Mailbox {
         granted_.clear();
         wanting_ = true;
         send(FLEX_COMMAND_WANT, serial, pages, minimum);
-        await([&] { return answered_ >= serial; });
+        await([&] { return !wanting_; });
         // The OS answers right after it granted. What it granted before that is for who names it (load_pages).
         auto first = granted_.end();
         for (uint64_t rest = answer_; first != granted_.begin() && (first - 1)->count <= rest; first--) rest -= (first - 1)->count;
@@ -100,8 +100,8 @@ class Mailbox {
                     rest -= count;
                 }
                 break;
-            case FLEX_EVENT_ANSWER:
-                answered_ = event[1];
+            case FLEX_EVENT_ANSWER:  // the OS may say it of anything: what was not asked must not pass for what is
+                if (event[1] != serial_) break;
                 answer_ = event[2];
                 wanting_ = false;
                 break;
@@ -114,7 +114,7 @@ class Mailbox {
         }
     }
 
-    uint64_t epoch_ = 0, serial_ = 0, answered_ = 0, answer_ = 0, done_ = 0;
+    uint64_t epoch_ = 0, serial_ = 0, answer_ = 0, done_ = 0;
     int64_t status_ = 0;
     bool attached_ = false, wanting_ = false;
     std::vector<Run> granted_;

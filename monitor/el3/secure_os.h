@@ -39,7 +39,8 @@
  *
  *   PLAT_SMC_YIELD (answer, argument): the CPU goes back to the OS, whose RUN is answered so: FLEX_RUN_IDLE, ns or
  *     FLEX_RUN_ENDED, why (flex_run.h). INVALID: another answer. OK: a RUN came, and x1 and x2 are what it
- *     was given: where the ring of messages is. After ENDED none comes, on no CPU.
+ *     was given: where the ring of messages is. After ENDED none comes, on no CPU. OK is also what the first FLEX_RUN_IDLE
+ *     is answered at once when the RUN that is under way found this CPU interrupted: what was said in between may be news.
  *   PLAT_SMC_DOORBELL: the OS's driver is interrupted, and POLLs; then it lends the CPUs again that were idle.
  *   PLAT_SMC_PROTECTION: x1 is FLEX_MEASURED_ON, OFF or TAMPERED (flex_measured.h), x2 to x5 the SHA-256 of the image
  *     that EL2 is started from: its 32 bytes in the order of memory, eight in each, the first one lowest.

@@ -56,6 +56,7 @@ void vectors_load(const struct vectors *vectors);
 static struct context contexts[PLAT_CPUS][WORLDS];
 static enum world on[PLAT_CPUS];
 static bool yielded[PLAT_CPUS]; /* the secure OS waits for the answer of a YIELD, or begins */
+static bool resumed[PLAT_CPUS]; /* this RUN goes on with what was interrupted: nothing was looked for since it began */
 static bool exists;
 static u32 lent; /* CPUs */
 static bool ended; /* for ever */
@@ -122,18 +123,17 @@ static bool has_ended(void)
 }
 
 /* The secure OS hears what RUN was given only when it asks: who is interrupted has other things in its registers. */
-static void tell_run(const struct frame *frame)
+static void tell_run(struct frame *to, const struct frame *run)
 {
-	u32 cpu = this_cpu();
-
-	yielded[cpu] = false;
-	contexts[cpu][SECURE].frame.x[1] = frame->x[1];
-	contexts[cpu][SECURE].frame.x[2] = frame->x[2];
+	to->x[1] = run->x[1];
+	to->x[2] = run->x[2];
 }
 
 /* It counts as lent before it looks: whoever ends it all either is seen here, or waits for this CPU. */
 void world_run(struct frame *frame)
 {
+	u32 cpu = this_cpu();
+
 	if (!exists) {
 		answer(frame, FLEX_STATUS_UNKNOWN, 0, 0);
 		return;
@@ -144,8 +144,10 @@ void world_run(struct frame *frame)
 		answer(frame, FLEX_STATUS_OK, FLEX_RUN_ENDED, why);
 		return;
 	}
-	if (yielded[this_cpu()])
-		tell_run(frame);
+	if (yielded[cpu])
+		tell_run(&contexts[cpu][SECURE].frame, frame);
+	resumed[cpu] = !yielded[cpu];
+	yielded[cpu] = false;
 	enter(SECURE, frame);
 }
 
@@ -186,6 +188,21 @@ void world_end(void)
 
 /* ---- the secure OS's side ---- */
 
+/*
+ * Who was interrupted on its way to be idle knows nothing of what was said since. The OS, which made RUN after it was said,
+ * takes IDLE for an answer to it, and would not lend this CPU again. So it is not believed before it has looked once more.
+ */
+static bool looks_again(struct frame *frame)
+{
+	u32 cpu = this_cpu();
+
+	if (!resumed[cpu])
+		return false;
+	resumed[cpu] = false;
+	tell_run(frame, &contexts[cpu][NORMAL].frame);
+	return true;
+}
+
 static void yield(struct frame *frame)
 {
 	u64 kind = frame->x[1], argument = frame->x[2];
@@ -199,6 +216,8 @@ static void yield(struct frame *frame)
 		__atomic_store_n(&ended, true, __ATOMIC_SEQ_CST);
 	}
 	frame->x[0] = FLEX_STATUS_OK;
+	if (kind == FLEX_RUN_IDLE && looks_again(frame))
+		return;
 	yielded[this_cpu()] = true;
 	give_back(frame, kind, argument);
 }

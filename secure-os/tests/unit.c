@@ -93,9 +93,3 @@ void set_state(u64 index, u64 count, enum flex_state state)
 {
 	memset(host.states + index, (int)state, count);
 }
-
-int main(int count, char **arguments)
-{
-	host_witness = check_witness;
-	return check_run(count, arguments);
-}

@@ -1,7 +1,8 @@
 // A secure OS, a monitor and an OS in the place of the C library's `syscall`: linked with the application, they have it run
-// as if inside, in a process of its own. The OS grants what it has, in short runs that are full of old contents. A page that
-// is mapped when it must not be, or comes back with something in it, ends the process. The file FLEX_RAM, if it is named, is
-// the memory: a byte for each page's state, then the pages. So a test can play the OS, too.
+// as if inside, in a process of its own. The OS grants what it has, in short runs that are full of old contents, and answers
+// what was not asked, too. A page that is mapped when it must not be, or comes back with something in it, ends the process.
+// The file FLEX_RAM, if it is named, is the memory: a byte for each page's state, then the pages. So a test can play the OS,
+// too.
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -98,6 +99,7 @@ void grant(uint64_t wanted, uint64_t serial) {
         count = 0;
     }
     events.push_back({{FLEX_EVENT_ANSWER, serial, granted, 0}});
+    for (const uint64_t other : {serial - 1, serial + 1, ~uint64_t{0}}) events.push_back({{FLEX_EVENT_ANSWER, other, 0, 0}});
 }
 
 void recall(uint64_t first, uint64_t count) {

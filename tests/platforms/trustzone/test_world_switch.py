@@ -127,6 +127,16 @@ def test_a_busy_one_is_interrupted_and_goes_on_where_it_was(lent: Bare) -> None:
         assert block.beats > before
 
 
+def test_who_was_interrupted_hears_of_the_next_run_before_it_is_idle(lent: Bare) -> None:
+    block = block_of(lent)
+    block.wish(Wish.BUSY, TICK)
+    assert lent.lend(tick=TICK) == (RunAnswer.INTERRUPTED, 0)
+    block.wish(Wish.CALL, FUNCTION["yield"], RunAnswer.IDLE)  # as it would have, if it had been on its way
+    assert lent.run_call(0x1234, 5)[1][0] == RunAnswer.IDLE
+    assert block.wished is Wish.IDLE  # and that was looked at
+    assert block.got[:3] == (Status.OK, 0x1234, 5)
+
+
 def test_neither_world_finds_a_register_other_than_it_left_it(lent: Bare, tmp_path: Path) -> None:
     at, block, (ours, theirs) = REGISTERS, block_of(lent), images()
     code = assembled(OS.macros() + NORMAL_WORLD, tmp_path)
