@@ -161,7 +161,7 @@ def test_ten_thousand_changed_headers_end_few_processes_that_try_them_and_no_wor
     assert len(drafts) == len(FAMILIES)
     with LivingWorld(MODEL) as world:
         # Raises what the reader must not raise.
-        tally = fuzz(drafts, 10_000, seed=7, serve=Server(world, every=40).serve)
+        tally = fuzz(drafts, 10_000, seed=7, serve=Server(world, every=80).serve)
         assert world.counts.admitted > 10
         assert (world.counts.deaths_of_servers, world.counts.wrong) == (Counter(), 0)
     assert tally.headers == 10_000
