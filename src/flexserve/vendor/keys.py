@@ -7,6 +7,7 @@ KEYS/contents/ID.json    a content: its key, private, and what it is the key of
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from pathlib import Path
@@ -98,21 +99,22 @@ class VendorKeys:
 
 def parse_public(text: str) -> str:
     """Return the public key that `text` says, or that is in the file of that name. Raises CallerError."""
-    word = text
-    if len(text) != 2 * _SEED:
-        try:
-            with open(text, encoding="ascii") as file:
-                word = file.read(_MOST).strip()
-        except (OSError, ValueError):
-            word = ""
-    try:
-        if len(bytes.fromhex(word)) == _SEED:
-            return word.lower()
-    except ValueError:
-        pass
+    for word in (text, _first_of(text)):  # a file's name may be as long as a key
+        with contextlib.suppress(ValueError):
+            if len(bytes.fromhex(word)) == _SEED:
+                return word.lower()
     raise CallerError(
         f"{text[:64]!r} is no vendor's key.", hint="Give its 64 hexadecimal digits, or its file vendor.pub."
     )
+
+
+def _first_of(path: str) -> str:
+    """Return the first words of a file; nothing where there is none, or no text in it."""
+    try:
+        with open(path, encoding="ascii") as file:
+            return file.read(_MOST).strip()
+    except (OSError, ValueError):
+        return ""
 
 
 def _put(path: Path, data: bytes) -> None:
