@@ -29,9 +29,9 @@ class ScatteringLender(Lender, Scattering):
 
 
 class SecureWorld:
-    def __init__(self, machine: NpuMachine, *, driver: bytes = DRIVER) -> None:
+    def __init__(self, machine: NpuMachine, *, driver: bytes = DRIVER, patience: float = 1.0) -> None:
         self.machine = machine
-        self.pages = machine.unbegun(patience=1.0)
+        self.pages = machine.unbegun(patience=patience)
         self.memory = TrustZoneMemory(self.pages, CHUNK)
         self.npu = TrustZoneNpu(self.pages, self.memory, driver)
         self.pages.start(self.npu)
@@ -77,7 +77,7 @@ def world(machine: NpuMachine) -> SecureWorld:
 
 def test_products_of_memory_in_pieces_are_right():
     with NpuMachine(64 * MIB, ScatteringLender()) as machine:
-        world = SecureWorld(machine)
+        world = SecureWorld(machine, patience=30)  # each of 2,048 pages is a command of its own
         products = [world.bench.product(33, 130, 256), world.bench.product(100, 40, 96, padding=20)]
         expected = [world.bench.expected(product) for product in products]
         world.hold()
