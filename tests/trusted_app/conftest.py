@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from inner_application import MODEL, ROOT, Application, Start, provide
@@ -13,8 +14,11 @@ from inner_models import Opened
 from flexserve.emulator import trusted_app
 from flexserve.emulator.trusted_app import Programs
 from flexserve.harness.inner import Image, SealedFile
+from flexserve.trusted.sidecar import start_helper
 from flexserve.trusted.store.keys import DeviceKey
 from flexserve.trusted.store.sealing import seal_file
+from flexserve.trusted.store.store import Store
+from flexserve.trusted.text.rendering.renderer import Renderer
 
 
 @pytest.fixture(scope="session")
@@ -100,3 +104,18 @@ def image(emulator: str, programs: Programs, sealed: SealedFile) -> Image:
         return model.seal()
     finally:
         app.end()
+
+
+@pytest.fixture(scope="module")
+def sealed_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("served") / "store"
+    Store(folder, DeviceKey(ROOT)).add(MODEL, "tiny", lambda _done, _total: None)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def renderer() -> Iterator[Renderer]:
+    made = Renderer(start_helper())
+    made.wait_until_ready()
+    yield made
+    made.close()

@@ -15,7 +15,7 @@ from typing import Any
 import cbor2
 import msgspec
 import pytest
-from inner_application import MODEL, QUESTION, ROOT, Application, plain, provide
+from inner_application import QUESTION, ROOT, Application, plain, provide
 from sealed_client import MEASUREMENTS, certified
 
 from flexserve.attestation.kept_receipt import KeptReceipt, verify_receipt
@@ -41,7 +41,6 @@ from flexserve.tee_client.rendering import PromptRenderer
 from flexserve.tee_client.sealed_sessions import SealedSessions
 from flexserve.tee_client.witness import Witness
 from flexserve.trusted.limits import Limits, ModelLimits
-from flexserve.trusted.sidecar import start_helper
 from flexserve.trusted.store import DeviceKey, Store
 from flexserve.trusted.text.rendering.renderer import Renderer
 
@@ -167,21 +166,6 @@ class Person:
         messages = self.do(asked)
         text = "".join(message.text for message in messages if isinstance(message, Delta))
         return Answer(text, messages[0], messages[-1])
-
-
-@pytest.fixture(scope="module")
-def sealed_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("served") / "store"
-    Store(folder, DeviceKey(ROOT)).add(MODEL, "tiny", lambda _done, _total: None)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def renderer() -> Iterator[Renderer]:
-    made = Renderer(start_helper())
-    made.wait_until_ready()
-    yield made
-    made.close()
 
 
 @contextlib.contextmanager

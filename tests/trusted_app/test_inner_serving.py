@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from inner_application import MODEL, QUESTION, ROOT, Application, plain
+from inner_application import QUESTION, ROOT, Application, plain
 
 from flexserve.emulator.trusted_app import Programs
 from flexserve.policy.eviction_policy import EvictionPolicy
@@ -27,8 +27,6 @@ from flexserve.tee_client.disk import Disk
 from flexserve.tee_client.files import SealedFiles
 from flexserve.tee_client.messages import Ask
 from flexserve.trusted.limits import Limits, ModelLimits
-from flexserve.trusted.sidecar import start_helper
-from flexserve.trusted.store import DeviceKey, Store
 from flexserve.trusted.text.rendering.renderer import Renderer
 
 CHAT = ChatPrompt([ChatMessage("user", "What is Flex-Mem?")])
@@ -102,21 +100,6 @@ class Served:
     def recall(self, demand: int | None = None) -> Recalled:
         """Have the OS ask for memory."""
         return self.memory.answer(Recall(1, demand=demand, deadline=10_000))
-
-
-@pytest.fixture(scope="module")
-def sealed_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("served") / "store"
-    Store(folder, DeviceKey(ROOT)).add(MODEL, "tiny", lambda _done, _total: None)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def renderer() -> Iterator[Renderer]:
-    made = Renderer(start_helper())
-    made.wait_until_ready()
-    yield made
-    made.close()
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from flexserve.errors import CallerError
@@ -29,6 +30,17 @@ def pyplot() -> Any:
     from matplotlib import pyplot as drawn
 
     return drawn
+
+
+def save(figure: Any, path: Path) -> list[Path]:
+    """Write a figure as PNG and as SVG, whatever the suffix of `path`, and close it; return both files."""
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+    files = [path.with_suffix(suffix) for suffix in (".png", ".svg")]
+    for file in files:
+        figure.savefig(file, dpi=120)
+    pyplot().close(figure)
+    return files
 
 
 def spread(rounds: int) -> str:

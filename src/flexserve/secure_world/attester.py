@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -11,14 +9,11 @@ import msgspec
 
 from flexserve.attestation.layers import DIGEST_SIZE
 from flexserve.attestation.token import AttestedModel
-from flexserve.errors import FlexServeError, QueueFullError
 from flexserve.protocol.evidence import Attest, Attested
-from flexserve.protocol.failures import failure_of
 from flexserve.secure_world.resources import Guest, PlatformResources
+from flexserve.serving.attestations import Attestations
 from flexserve.trusted.identity.identity import Evidence, Facts, MachineLayer
 from flexserve.trusted.store.manifest import Manifest
-
-_MAX_WAITING = 64
 
 
 class Witness(Protocol):
@@ -35,7 +30,7 @@ class Witness(Protocol):
 
 
 class Attester:
-    """Answers each Attest, one after the other, in a thread of its own: the first takes a second.
+    """Answers each Attest (serving.attestations): the first takes a second.
 
     `stored` returns the manifests of the store's models. `send` sends to the normal world.
     """
@@ -47,28 +42,12 @@ class Attester:
         resources: PlatformResources,
         send: Callable[[msgspec.Struct], None],
     ) -> None:
-        self._witness, self._stored, self._resources, self._send = witness, stored, resources, send
-        self._waiting: queue.Queue[Attest] = queue.Queue(_MAX_WAITING)
-        threading.Thread(target=self._work, name="attester", daemon=True).start()
+        self._witness, self._stored, self._resources = witness, stored, resources
+        self.ask = Attestations(self._answer, send).ask
 
-    def ask(self, message: Attest) -> None:
-        """Have `message` answered; at once, with a failure, when too many wait."""
-        try:
-            self._waiting.put_nowait(message)
-        except queue.Full:
-            self._refuse(message, QueueFullError("Too many ask for attestation.", hint="Retry in a moment."))
-
-    def _work(self) -> None:
-        while True:
-            message = self._waiting.get()
-            try:
-                said = self._witness.attest(message.nonce, self._facts())
-                self._send(Attested(message.serial, said.chain, said.token))
-            except FlexServeError as error:
-                self._refuse(message, error)
-
-    def _refuse(self, message: Attest, error: FlexServeError) -> None:
-        self._send(Attested(message.serial, [], b"", failure_of(error)))
+    def _answer(self, message: Attest) -> Attested:
+        said = self._witness.attest(message.nonce, self._facts())
+        return Attested(message.serial, said.chain, said.token)
 
     def _facts(self) -> Facts:
         protection = self._resources.memory.protection

@@ -23,23 +23,16 @@ _STACKED = {  # parts of a time: none has the colour of a system
 
 def plot(report: dict[str, Any], path: Path) -> list[Path]:
     """Draw the report into `path`, as PNG and as SVG whatever its suffix; return both files."""
-    pyplot = drawing.pyplot()
-    figure, axes = pyplot.subplots(2, 2, figsize=(15, 10), layout="constrained")
+    figure, axes = drawing.pyplot().subplots(2, 2, figsize=(15, 10), layout="constrained")
     _latency(axes[0][0], report["ttft"]["cells"])
     _breakdown(axes[0][1], report["ttft"]["cells"])
     _workflows(axes[1][0], report["workflow"]["cells"])
     _pipeline(axes[1][1], report["pipeline"]["cells"])
-    for each in axes.flat:
-        each.spines[["top", "right"]].set_visible(False)
     figure.suptitle(
         f"FlexServe and its baselines: {report['cores']} cores, {report['protection']}, "
         f"{drawing.spread(report['rounds'])}"
     )
-    files = [path.with_suffix(suffix) for suffix in (".png", ".svg")]
-    for file in files:
-        figure.savefig(file, dpi=120)
-    pyplot.close(figure)
-    return files
+    return drawing.save(figure, path)
 
 
 def _latency(axes: Any, cells: list[dict[str, Any]]) -> None:

@@ -15,8 +15,7 @@ _STACKED = {"allocate": "#2f855a", "restore": "#b794f4", "compute": "#4a5568"}  
 
 def plot(report: dict[str, Any], path: Path) -> list[Path]:
     """Draw the report into `path`, as PNG and as SVG whatever its suffix; return both files."""
-    pyplot = drawing.pyplot()
-    figure, axes = pyplot.subplots(2, 2, figsize=(15, 10), layout="constrained")
+    figure, axes = drawing.pyplot().subplots(2, 2, figsize=(15, 10), layout="constrained")
     cells = report["ttft"]["cells"]
     for axis, kept in zip(axes[0], (0.0, 1.0), strict=True):
         shown = [cell for cell in cells if cell["kept"] == kept]
@@ -28,17 +27,11 @@ def plot(report: dict[str, Any], path: Path) -> list[Path]:
     bars(axes[1][1], flows, [cell["workflow"].replace(", ", "\n") for cell in flows])
     axes[1][1].set_ylabel("end to end, seconds")
     axes[1][1].set_title("Agent workflows")
-    for each in axes.flat:
-        each.spines[["top", "right"]].set_visible(False)
     figure.suptitle(
         "FlexServe inside of the machine and its baselines, EMULATED (QEMU's TCG: only ratios count); "
         f"{drawing.spread(report['rounds'])}"
     )
-    files = [path.with_suffix(suffix) for suffix in (".png", ".svg")]
-    for file in files:
-        figure.savefig(file, dpi=120)
-    pyplot.close(figure)
-    return files
+    return drawing.save(figure, path)
 
 
 def _breakdown(axes: Any, cells: list[dict[str, Any]]) -> None:

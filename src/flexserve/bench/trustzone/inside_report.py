@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from flexserve.bench.paper.report import PAPER
 from flexserve.bench.paper.table import NAMES, markdown
 from flexserve.bench.trustzone.inside_plan import InsidePlan
+from flexserve.bench.trustzone.report import head
 from flexserve.units import format_size
 
 PARTS = {"allocate": "allocate", "restore": "load and decrypt", "compute": "compute"}
@@ -19,14 +19,8 @@ _STRAWMEN = ("strawman", "strawman_opt")
 def assemble(plan: InsidePlan, rounds: int, parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Return the report of what was measured in `rounds` rounds: `parts` as InsideRequests has them."""
     return {
-        "platform": "trustzone",
+        **head(plan, rounds),
         "secure_world": "inside",
-        "label": "emulated",
-        "machine": {"ram": plan.ram_bytes, "cpus": plan.cpus, "background_percent": plan.background},
-        "cores": len(os.sched_getaffinity(0)),
-        "load": os.getloadavg()[1],
-        "threads": plan.requests.threads,
-        "rounds": rounds,
         **{name: {**part, "paper": PAPER[name]} for name, part in parts.items()},
     }
 

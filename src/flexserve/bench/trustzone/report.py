@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from flexserve.bench.paper.report import PAPER as BOARD
+from flexserve.bench.trustzone.inside_plan import InsidePlan
 from flexserve.bench.trustzone.plan import Plan
 from flexserve.simulator.machine import RK3588
 from flexserve.units import GIB
@@ -36,6 +37,18 @@ SHARE_BAR = 0.95  # of its speed that the guest's user of the NPU keeps beside a
 def assemble(plan: Plan, rounds: int, parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Return the report of what was measured in `rounds` rounds: `parts` as PAPER has them."""
     return {
+        **head(plan, rounds),
+        **{name: {**part, "paper": PAPER[name]} for name, part in parts.items()},
+        "bars": [
+            *_bars(plan.kernels[0].name, parts["memory"]["cells"], parts["calls"]["ns"]),
+            *_npu_bars(parts["npu"]),
+        ],
+    }
+
+
+def head(plan: Plan | InsidePlan, rounds: int) -> dict[str, Any]:
+    """Return what a report says of the machines, emulated and real, that were measured in `rounds` rounds."""
+    return {
         "platform": "trustzone",
         "label": "emulated",
         "machine": {"ram": plan.ram_bytes, "cpus": plan.cpus, "background_percent": plan.background},
@@ -43,11 +56,6 @@ def assemble(plan: Plan, rounds: int, parts: dict[str, dict[str, Any]]) -> dict[
         "load": os.getloadavg()[1],
         "threads": plan.requests.threads,
         "rounds": rounds,
-        **{name: {**part, "paper": PAPER[name]} for name, part in parts.items()},
-        "bars": [
-            *_bars(plan.kernels[0].name, parts["memory"]["cells"], parts["calls"]["ns"]),
-            *_npu_bars(parts["npu"]),
-        ],
     }
 
 
