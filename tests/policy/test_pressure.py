@@ -313,8 +313,10 @@ def test_under_a_constant_load_ordinary_grants_cost_at_most_one_recall(
 @settings(max_examples=200)
 @given(
     free=st.integers(0, 8000),
-    # Within the calm time, for which a grant of the minimum lowers the line at which memory is recalled.
-    asks=st.lists(st.tuples(st.integers(1, 3000), st.integers(0, 400), st.booleans()), max_size=25),
+    # One a second, within the calm time: so long a grant of the minimum lowers the line of recalls.
+    asks=st.lists(
+        st.tuples(st.integers(1, 3000), st.integers(0, 400), st.booleans()), max_size=int(LIMITS.calm)
+    ),
 )
 def test_no_grant_makes_the_next_sample_start_a_recall(free: int, asks: list[tuple[int, int, bool]]) -> None:
     machine, policy = Machine(free, 0, 0), PressurePolicy(LIMITS)
