@@ -177,6 +177,15 @@ async def test_a_conversation_crosses_as_turns_calls_and_results(
     assert (sampling.max_tokens, sampling.temperature, sampling.top_p, sampling.stop) == (50, 0.5, 0.9, ["x"])
 
 
+async def test_a_model_is_told_that_its_call_failed(client: httpx.AsyncClient, link: ScriptedLink) -> None:
+    call = {"type": "tool_use", "id": "toolu_1", "name": "weather", "input": {}}
+    result = {"type": "tool_result", "tool_use_id": "toolu_1", "content": "no such city", "is_error": True}
+    turns = [*USER, {"role": "assistant", "content": [call]}, {"role": "user", "content": [result]}]
+    await client.post("/v1/messages", json=body(messages=turns, tools=[TOOL]))
+    *_, last = link.scripted.last(Generate).prompt.messages
+    assert (last.role, last.content) == ("tool", "Error: no such city")
+
+
 async def test_tokens_are_counted_and_nothing_is_computed(
     client: httpx.AsyncClient, link: ScriptedLink
 ) -> None:
@@ -200,6 +209,8 @@ async def test_tokens_are_counted_and_nothing_is_computed(
         {"tools": [TOOL], "tool_choice": {"type": "tool"}},
         {"tools": [TOOL], "tool_choice": {"type": "tool", "name": "other"}},
         {"tools": [{"type": "web_search_20250305", "name": "web_search"}]},
+        {"tools": [{**TOOL, "input_examples": [{}]}]},
+        {"tools": [{**TOOL, "defer_loading": True}]},
     ],
 )
 async def test_what_cannot_be_done_is_refused_in_anthropics_form(

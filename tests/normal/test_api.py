@@ -131,6 +131,7 @@ async def test_every_answer_is_labelled(client: httpx.AsyncClient) -> None:
     ):
         assert response.headers["x-flexserve-protection"] == "scripted"
         assert response.headers["x-request-id"].startswith("req-")
+        assert response.headers["request-id"] == response.headers["x-request-id"]
         assert response.headers["date"].endswith("GMT")
 
 

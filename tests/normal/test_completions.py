@@ -15,6 +15,7 @@ from flexserve.normal.api.forms import ChatForm, CompletionForm
 from flexserve.normal.supervisor import WorldState
 from flexserve.normal.world import World
 from flexserve.protocol.answers import Choice, Delta, TokenLogprob
+from flexserve.protocol.prompts import InfillPrompt, TextPrompt
 from flexserve.protocol.requests import Cancel, Generate
 from flexserve.testing.scripted_link import ScriptedLink
 
@@ -217,7 +218,7 @@ async def test_a_wrong_parameter_is_named_in_a_400(
 @pytest.mark.parametrize(
     "more",
     [
-        {"suffix": "x"},
+        {"suffix": "x", "prompt": [1, 2]},
         {"best_of": 1, "n": 2},
         {"best_of": 2, "stream": True},
         {"prompt": []},
@@ -234,6 +235,16 @@ async def test_completions_refuse_what_they_cannot_do(
     response = await post(client, "/v1/completions", {"model": "tiny", "prompt": "x"} | more)
     assert response.status_code == 400
     assert response.json()["error"]["param"] == next(iter(more))
+
+
+async def test_a_suffix_makes_a_gap_of_each_prompt(client: httpx.AsyncClient, link: ScriptedLink) -> None:
+    body = {"model": "tiny", "prompt": ["def f(", "def g("], "suffix": "return x"}
+    answer = (await post(client, "/v1/completions", body)).json()
+    assert len(answer["choices"]) == 2
+    crossed = [message.prompt for message in link.scripted.every(Generate)]
+    assert crossed == [InfillPrompt("def f(", "return x"), InfillPrompt("def g(", "return x")]
+    await post(client, "/v1/completions", body | {"prompt": "x", "suffix": ""})
+    assert link.scripted.last(Generate).prompt == TextPrompt("x")
 
 
 async def test_harmless_values_of_unsupported_parameters_pass(client: httpx.AsyncClient) -> None:

@@ -43,7 +43,8 @@ LLAMA_SERVER = (
     *("speculative.ngram_min_hits", "reasoning_control", "reasoning_budget_message", "chat_parser"),
     *("reasoning_budget_start_tag", "reasoning_budget_end_tag", "reasoning_budget_end_tags"),
     *("multimodal_data", "image_data", "input_prefix", "input_suffix", "input_extra", "embd_normalize"),
-    *("add_generation_prompt", "response_format", "logprobs"),
+    *("add_generation_prompt", "response_format", "logprobs", "verbose", "sse_ping_interval", "echo"),
+    *("chat_format", "generation_prompt", "reasoning_budget_tokens", "continue_final_message"),
 )
 VLLM = (
     *("use_beam_search", "top_k", "min_p", "repetition_penalty", "length_penalty", "stop_token_ids"),
@@ -54,6 +55,9 @@ VLLM = (
     *("priority", "request_id", "return_tokens_as_token_ids", "return_token_ids", "cache_salt"),
     *("kv_transfer_params", "vllm_xargs", "guided_json", "guided_regex", "guided_choice"),
     *("guided_grammar", "guided_decoding_backend", "guided_whitespace_pattern", "include_reasoning"),
+    *("watermarking", "truncation_side", "logprob_token_ids", "session_id", "routed_experts_prompt_start"),
+    *("return_token_offsets", "return_prompt_text", "return_mm_kwargs", "ec_transfer_params"),
+    *("stream_interval", "return_token_strs"),
     *("media_io_kwargs", "prompt_embeds", "logits_processors", "thinking_token_budget"),
     *("repetition_detection", "best_of"),
     *("max_repetition_pattern_size", "min_repetition_pattern_size", "repetition_min_count"),
@@ -220,6 +224,7 @@ def test_every_field_that_a_vendors_own_client_sends_is_in_a_table(route: str, c
         ({"flexserve": {"reuze": False}}, "flexserve"),
         ({"messages": [{"role": "assistant", "content": "", "function_call": {"name": "f"}}]}, "messages[0]"),
         ({"messages": [{"role": "assistant", "content": "", "audio": {"id": "a"}}]}, "messages[0]"),
+        ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools[0]"),
     ],
 )
 async def test_a_part_of_a_field_is_not_ignored_in_silence(

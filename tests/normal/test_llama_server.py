@@ -90,6 +90,29 @@ async def test_vectors_come_in_its_own_form(client: httpx.AsyncClient) -> None:
         assert len(made["embedding"][0]) == 2
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/tokenize", {"content": "a"}),
+        ("/detokenize", {"tokens": [1]}),
+        ("/embedding", {"content": "a"}),
+        ("/rerank", {"query": "a", "documents": ["b"]}),
+        ("/completion", {"prompt": "a"}),
+        ("/infill", {"input_prefix": "a", "input_suffix": "b"}),
+        ("/apply-template", {"messages": USER}),
+    ],
+)
+async def test_a_field_that_nobody_knows_is_refused(
+    client: httpx.AsyncClient, path: str, body: dict[str, Any]
+) -> None:
+    assert (await client.post(path, json=body)).status_code == 200
+    assert (await client.post(path, json={**body, "store": True})).status_code == 200
+    for name in ("made_up", "audio"):
+        response = await client.post(path, json={**body, name: 1})
+        assert response.status_code == 400
+        assert name in response.json()["error"]["message"]
+
+
 async def test_how_a_model_is_served_is_said(client: httpx.AsyncClient) -> None:
     props = (await client.get("/props")).json()
     assert (props["total_slots"], props["model_alias"]) == (4, "tiny")

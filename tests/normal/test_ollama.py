@@ -64,13 +64,6 @@ async def test_a_body_is_json_whatever_its_type_is_said_to_be(client: httpx.Asyn
         assert response.json()["message"]["content"] == "Hello, world!"
 
 
-async def test_a_name_may_have_ollamas_usual_tag(client: httpx.AsyncClient, link: ScriptedLink) -> None:
-    assert (await client.post("/api/chat", json=chat("tiny:latest"))).status_code == 200
-    assert link.scripted.last(Generate).model == "tiny"
-    other = await client.post("/api/chat", json=chat("tiny:8b"))
-    assert other.status_code == 404
-
-
 async def test_a_call_comes_whole_with_its_arguments_as_an_object(client: httpx.AsyncClient) -> None:
     for stream in (True, False):
         response = await client.post("/api/chat", json=chat("caller", tools=[TOOL], stream=stream))
@@ -183,6 +176,10 @@ async def test_texts_become_vectors(client: httpx.AsyncClient) -> None:
     answer = (await client.post("/api/embed", json={"model": "tiny", "input": ["a", "ab"]})).json()
     assert [len(vector) for vector in answer["embeddings"]] == [2, 2]
     assert answer["prompt_eval_count"] == 7
+    for dimensions, length in ((1, 1), (0, 2)):
+        body = {"model": "tiny", "input": "a", "dimensions": dimensions}
+        cut = (await client.post("/api/embed", json=body)).json()
+        assert len(cut["embeddings"][0]) == length
     old = (await client.post("/api/embeddings", json={"model": "tiny", "prompt": "a"})).json()
     assert old["embedding"] == answer["embeddings"][0]
 

@@ -188,7 +188,7 @@ async def test_nothing_is_stored_and_a_request_that_counts_on_it_hears_so(client
         ({"conversation": "conv_1"}, "conversation"),
         ({"truncation": "auto"}, "truncation"),
         ({"input": []}, "input"),
-        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0]"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, None),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import struct
 from typing import Any
 
@@ -250,6 +251,16 @@ async def test_vectors_in_both_forms(client: httpx.AsyncClient) -> None:
     assert base64.b64decode(coded["data"][1]["embedding"]) == vector_of("seven..")
 
 
+async def test_vectors_may_be_cut_and_have_length_1_again(client: httpx.AsyncClient) -> None:
+    body = {"model": "tiny", "input": "seven.."}
+    (whole,) = (await client.post("/v1/embeddings", json={**body, "dimensions": 2})).json()["data"]
+    first, second = struct.unpack("<2f", vector_of("seven.."))
+    length = math.hypot(first, second)
+    assert whole["embedding"] == pytest.approx([first / length, second / length], abs=1e-6)
+    (cut,) = (await client.post("/v1/embeddings", json={**body, "dimensions": 1})).json()["data"]
+    assert cut["embedding"] == [math.copysign(1, first)]
+
+
 async def test_many_texts_go_in_parts_so_that_others_have_their_turn(
     client: httpx.AsyncClient, link: ScriptedLink
 ) -> None:
@@ -272,7 +283,8 @@ async def test_many_texts_go_in_parts_so_that_others_have_their_turn(
         ({"input": {"content": "no list"}}, "input"),
         ({"input": [[]]}, "input"),
         ({"input": ["x"] * 2049}, "input"),
-        ({"dimensions": 3}, "dimensions"),
+        ({"dimensions": 0}, "dimensions"),
+        ({"dimensions": 3}, "dimensions"),  # of vectors of two numbers
         ({"encoding_format": "hex"}, "encoding_format"),
     ],
 )

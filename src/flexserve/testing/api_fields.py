@@ -13,12 +13,19 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from flexserve.normal.api import anthropic, ollama_bodies, responses
+from flexserve.normal.api import anthropic, ollama_bodies, responses, schemas, tools
 from flexserve.normal.api.anthropic import ConversationRequest, MessagesRequest
 from flexserve.normal.api.embeddings import EmbeddingsRequest
-from flexserve.normal.api.fields import HARMLESS, REFUSED
-from flexserve.normal.api.llama_server import InfillRequest, NativeCompletion
+from flexserve.normal.api.fields import HARMLESS, REFUSED, names_of
+from flexserve.normal.api.llama_server import (
+    DetokenizeRequest,
+    InfillRequest,
+    NativeCompletion,
+    NativeEmbeddings,
+    TokenizeRequest,
+)
 from flexserve.normal.api.ollama_bodies import ChatBody, EmbedBody, GenerateBody
+from flexserve.normal.api.rerank import RerankRequest
 from flexserve.normal.api.responses import ResponsesRequest
 from flexserve.normal.api.schemas import ChatRequest, CompletionRequest, SamplingRequest
 from flexserve.protocol.sampling import Sampling
@@ -31,6 +38,10 @@ ROUTES: dict[str, type[BaseModel]] = {
 OTHERS: dict[str, type[BaseModel]] = {
     "/completion": NativeCompletion,
     "/infill": InfillRequest,
+    "/tokenize": TokenizeRequest,
+    "/detokenize": DetokenizeRequest,
+    "/embedding": NativeEmbeddings,
+    "/v1/rerank": RerankRequest,
     "/v1/messages": MessagesRequest,
     "/v1/messages/count_tokens": ConversationRequest,
     "/v1/responses": ResponsesRequest,
@@ -43,6 +54,32 @@ OWN: dict[str, tuple[Iterable[str], Iterable[str]]] = {
     "/v1/messages": (anthropic.UNSUPPORTED, anthropic.IGNORED),
     "/v1/responses": ([*responses.UNSUPPORTED, "previous_response_id"], ()),
     "/api": (ollama_bodies.UNSUPPORTED, ()),
+}
+# Of parts that have fields of their own: what a part is called, and where it is; what is read, and refused.
+ALL_OTHERS = ("all others",)
+PARTS: dict[tuple[str, str], tuple[type[BaseModel] | Iterable[str], Iterable[str]]] = {
+    ("message", "chat"): (schemas.Turn, schemas.NOT_IN_TURNS),
+    ("`tool_calls`", "chat"): (tools.MadeCall, ()),
+    ("`tools`: `function`", "chat"): (tools.Function, ()),
+    ("`response_format`: `json_schema`", "chat, completions"): (tools.NamedSchema, ()),
+    ("`stream_options`", "chat, completions"): (schemas.StreamOptions, ALL_OTHERS),
+    ("`flexserve`", "all"): (schemas.Extension, ALL_OTHERS),
+    ("message", "`/v1/messages`"): (anthropic.Turn, ()),
+    ("`tool_use`", "`/v1/messages`"): (anthropic.ToolUse, ()),
+    ("`tool_result`", "`/v1/messages`"): (anthropic.ToolResult, ()),
+    ("`tools`", "`/v1/messages`"): (anthropic.AnthropicTool, anthropic.NOT_IN_TOOLS),
+    ("`tool_choice`", "`/v1/messages`"): (anthropic.AnthropicChoice, ()),
+    ("`thinking`", "`/v1/messages`"): (anthropic.Thinking, ()),
+    ("`output_config`", "`/v1/messages`"): (anthropic.OutputConfig, ()),
+    ("`message`", "`/v1/responses`"): (responses.MessageItem, ()),
+    ("`function_call`", "`/v1/responses`"): (responses.CallItem, ()),
+    ("`function_call_output`", "`/v1/responses`"): (responses.OutputItem, ()),
+    ("`reasoning` in `input`", "`/v1/responses`"): (responses.ReasoningItem, ()),
+    ("`tools`", "`/v1/responses`"): (responses.FunctionTool, ()),
+    ("`text`", "`/v1/responses`"): (responses.TextOptions, ()),
+    ("`reasoning`", "`/v1/responses`"): (responses.Reasoning, ()),
+    ("message", "`/api/chat`"): (ollama_bodies.OllamaTurn, ()),
+    ("`options`", "`/api/…`"): (ollama_bodies.OPTIONS, ALL_OTHERS),
 }
 _HEAD = """\
 # The fields of requests
@@ -76,6 +113,16 @@ _IGNORED = """
 | field | whose | why no answer depends on it |
 |---|---|---|
 """
+_PARTS = """
+## Inside of fields
+
+Of parts of a request that have fields of their own, these are read. Others are ignored: clients send back
+what servers answered, with labels and notes of all makers in it. What would be lost of a message or a tool is
+refused by name, and so is whatever is unknown in `stream_options` and `flexserve`.
+
+| part | of | read | refused |
+|---|---|---|---|
+"""
 _OTHERS = """
 ## Other APIs
 
@@ -88,7 +135,8 @@ They take the same fields where they have them, by their own names, and refuse o
 
 def document() -> str:
     """Return docs/api-fields.md."""
-    return "".join([_HEAD, *_working(), _REFUSED, *_refused(), _IGNORED, *_ignored(), _OTHERS, *_of_others()])
+    openai = [_HEAD, *_working(), _REFUSED, *_refused(), _IGNORED, *_ignored()]
+    return "".join([*openai, _OTHERS, *_of_others(), _PARTS, *_parts()])
 
 
 def _working() -> Iterator[str]:
@@ -126,10 +174,23 @@ def _ignored() -> Iterator[str]:
 def _of_others() -> Iterator[str]:
     for route, model in OTHERS.items():
         shared = SamplingRequest.model_fields if issubclass(model, SamplingRequest) else {}
-        names = [name for name in model.model_fields if name not in shared]
+        fields = [*model.model_fields, *sorted(names_of(model) - model.model_fields.keys())]
+        names = [name for name in fields if name not in shared]
         only = "" if shared else "only these: "
         refused, ignored = next((own for path, own in OWN.items() if route.startswith(path)), ((), ()))
         yield f"| `{route}` | {only}{_code(names)} | {_code(refused)} | {_code(ignored)} |\n"
+
+
+def _parts() -> Iterator[str]:
+    for (part, where), (model, refused) in PARTS.items():
+        others = "all others" if refused is ALL_OTHERS else _code(refused)
+        yield f"| {part} | {where} | {_code(_names(model))} | {others} |\n"
+
+
+def _names(part: type[BaseModel] | Iterable[str]) -> Iterable[str]:
+    if not isinstance(part, type):
+        return part
+    return [field.alias or name for name, field in part.model_fields.items()]
 
 
 def _code(names: Iterable[str]) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Collection
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from fastapi import APIRouter, Request
 from pydantic import Field, StringConstraints, model_validator
@@ -18,7 +19,6 @@ from flexserve.normal.api.answering import (
 )
 from flexserve.normal.api.anthropic_form import MessageForm
 from flexserve.normal.api.errors import HttpError
-from flexserve.normal.api.fields import refuse_others
 from flexserve.normal.api.media import refuse_media
 from flexserve.normal.api.parts import Parts
 from flexserve.normal.api.prompts import Text
@@ -35,6 +35,7 @@ from flexserve.normal.api.tools import (
     Tool,
     compact,
     offered,
+    refuse_kinds,
     schema_of,
     schemas_of,
 )
@@ -51,6 +52,8 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "context_management": (None,),
     "output_format": (None,),
 }
+
+NOT_IN_TOOLS: dict[str, tuple[Any, ...]] = {"input_examples": (None, []), "defer_loading": (None, False)}
 
 # What changes no answer here: where and for whom Anthropic computes, and what it keeps.
 IGNORED = (
@@ -102,6 +105,10 @@ class ToolResult(Body):
     content: Text | Annotated[list[TextBlock], Field(max_length=MAX_MESSAGES)] | None = None
     is_error: bool | None = None
 
+    def said(self) -> str:
+        """Return it as the model is told: templates have no other place for a failure than the text."""
+        return f"Error: {_text(self.content)}" if self.is_error else _text(self.content)
+
 
 class Thought(Body):
     """What the model thought earlier. Its template decides whether the model sees it again."""
@@ -140,7 +147,7 @@ class Turn(Body):
         if isinstance(self.content, str):
             return [ChatMessage(self.role, self.content)]
         results = [
-            ChatMessage("tool", _text(block.content), tool_call_id=block.tool_use_id)
+            ChatMessage("tool", block.said(), tool_call_id=block.tool_use_id)
             for block in self.content
             if isinstance(block, ToolResult)
         ]
@@ -163,6 +170,14 @@ class AnthropicTool(Body):
     description: Annotated[str, StringConstraints(max_length=MAX_SCHEMA)] | None = None
     input_schema: dict[str, Any]
     type: Literal["custom"] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_the_clients(cls, tool: Any) -> Any:
+        if isinstance(tool, dict) and tool.get("type") is not None:
+            refuse_kinds(tool, "custom")
+        refuse_unsupported(tool, NOT_IN_TOOLS)
+        return tool
 
     def tool(self) -> Tool:
         """Return it as OpenAI's API has it."""
@@ -212,6 +227,8 @@ class Metadata(Body):
 class ConversationRequest(ModelRequest):
     """What both routes take: body of POST /v1/messages/count_tokens."""
 
+    others: ClassVar[Collection[str]] = (*UNSUPPORTED, *IGNORED)
+
     messages: Annotated[list[Turn], Field(min_length=1, max_length=MAX_MESSAGES)]
     system: Text | Annotated[list[TextBlock], Field(max_length=MAX_MESSAGES)] | None = None
     tools: Annotated[list[AnthropicTool], Field(max_length=MAX_TOOL_CALLS)] | None = None
@@ -224,7 +241,6 @@ class ConversationRequest(ModelRequest):
     def _refuse_unsupported(cls, body: Any) -> Any:
         refuse_media(body, "messages", "system")
         refuse_unsupported(body, UNSUPPORTED)
-        refuse_others(body, {*cls.model_fields, *UNSUPPORTED, *IGNORED})
         return body
 
     @model_validator(mode="after")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import array
 import base64
+import math
+import struct
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import msgspec
 from fastapi import APIRouter, Request
@@ -18,7 +20,6 @@ from flexserve.errors import CallerError, PeerError
 from flexserve.normal.answer import Answer
 from flexserve.normal.api.answering import json_response, model_of, unended, unless_gone
 from flexserve.normal.api.envelope import quota
-from flexserve.normal.api.fields import refuse_others
 from flexserve.normal.api.prompts import Prompts, entries_of, plain
 from flexserve.normal.api.schemas import ModelRequest
 from flexserve.normal.models_world import ModelsWorld
@@ -28,9 +29,13 @@ from flexserve.protocol.prompts import Entry
 from flexserve.protocol.requests import Terms
 
 _PART_TEXTS, _PART_SIZE = 16, 16 << 10  # texts, characters
+_NUMBER = 4  # bytes of a number of a vector
 MAX_VECTORS = 16 << 20  # bytes of float32 in one answer
 
 router = APIRouter(tags=["embeddings"])
+
+
+Dimensions = Annotated[int, Field(ge=1, le=1 << 20)]
 
 
 class EmbeddingsRequest(ModelRequest):
@@ -38,12 +43,9 @@ class EmbeddingsRequest(ModelRequest):
 
     input: Prompts = Field(description="text, tokens, or several of them")
     encoding_format: Literal["float", "base64"] | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_others(cls, body: Any) -> Any:
-        refuse_others(body, cls.model_fields)
-        return body
+    dimensions: Dimensions | None = Field(
+        None, description="vectors have their first so many numbers, and length 1 again"
+    )
 
     @field_validator("input", mode="before")
     @classmethod
@@ -70,12 +72,13 @@ async def embeddings(body: EmbeddingsRequest, request: Request) -> Response:
     made = await unless_gone(request, embed(request, model, body.texts(), body.terms(request.state.key)))
     if isinstance(made, Response):
         return made
+    vectors = shortened(made.vectors, body.dimensions)
     encode = _as_text if body.encoding_format == "base64" else as_numbers
     whole = {
         "object": "list",
         "data": [
             {"object": "embedding", "index": index, "embedding": encode(vector)}
-            for index, vector in enumerate(made.vectors)
+            for index, vector in enumerate(vectors)
         ],
         "model": model,
         "usage": {"prompt_tokens": made.tokens, "total_tokens": made.tokens},
@@ -118,6 +121,28 @@ async def embed(
             raise CallerError("The vectors are too many for one answer.", hint="Send fewer texts.")
     request.state.note.update(model=model, prompt_tokens=tokens)
     return Vectors(vectors, tokens)
+
+
+def shortened(vectors: Sequence[bytes], size: int | None) -> Sequence[bytes]:
+    """Return the first `size` numbers of each vector, scaled to length 1; all of them for None.
+
+    What they tell is little, but with models that were trained for it. Raises CallerError for vectors that
+    have fewer.
+    """
+    return vectors if size is None else [_shortened(vector, size) for vector in vectors]
+
+
+def _shortened(vector: bytes, size: int) -> bytes:
+    whole = len(vector) // _NUMBER
+    if size > whole:
+        raise CallerError(
+            f"The vectors of this model have {whole} numbers, dimensions asks for {size}.",
+            hint="Ask for less, or leave it out.",
+            code="too_many_dimensions",
+        )
+    numbers = struct.unpack(f"<{size}f", vector[: size * _NUMBER])
+    length = math.hypot(*numbers) or 1.0
+    return struct.pack(f"<{size}f", *(number / length for number in numbers))
 
 
 def _parts(texts: Sequence[Entry]) -> Iterator[list[Entry]]:

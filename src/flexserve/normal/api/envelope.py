@@ -195,6 +195,7 @@ class _Exchange:
             headers = MutableHeaders(scope=message)
             headers["Date"] = formatdate(usegmt=True)
             headers["X-Request-Id"] = self.id
+            headers["Request-Id"] = self.id  # as Anthropic calls it
             headers["X-FlexServe-Protection"] = self._protection
             if self.page is not None:
                 headers.update(granted(self.page))

@@ -22,7 +22,8 @@ from flexserve.errors import (
     UnknownModelError,
 )
 
-_PARAMS = {"model_not_named": "model"}  # whose absence or value an error is about, by its code
+# Whose absence or value an error is about, by its code.
+_PARAMS = {"model_not_named": "model", "too_many_dimensions": "dimensions"}
 _SHOULD = "Input should be "  # how pydantic begins
 _RETRY_SECONDS = 1  # a slot of the queue, or a restarted secure world, is seldom further away
 
@@ -177,7 +178,11 @@ def _what(error: RequestValidationError, first: Any) -> str:
 
 def from_http(error: HTTPException) -> HttpError:
     """Return the answer for what the framework itself refuses (unknown route, wrong method …)."""
-    return invalid(str(error.detail), status=error.status_code)
+    known = {
+        404: "There is no such route. GET /openapi.json lists them.",
+        405: "The route has other methods.",
+    }
+    return invalid(known.get(error.status_code, str(error.detail)), status=error.status_code)
 
 
 def _path(location: tuple[int | str, ...]) -> str | None:

@@ -12,6 +12,7 @@ import difflib
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from pydantic import AliasChoices, BaseModel
 from pydantic_core import PydanticCustomError
 
 
@@ -32,8 +33,9 @@ REFUSED: Mapping[str, Refused] = {
     # OpenAI
     "audio": Refused("OpenAI"),
     "best_of": Refused("OpenAI, vLLM", (1,), "Use /v1/completions"),
-    "dimensions": Refused("OpenAI, ollama", (), "Cut the vectors, and scale them to length 1"),
+    "dimensions": Refused("OpenAI, ollama", (), "Use /v1/embeddings"),
     "echo": Refused("OpenAI, vLLM", (False,)),
+    "encoding_format": Refused("OpenAI", ("float",), "Use /v1/embeddings"),
     "function_call": Refused("OpenAI", ("none", "auto"), _USE_TOOLS),
     "functions": Refused("OpenAI", ([],), _USE_TOOLS),
     "modalities": Refused("OpenAI", (["text"],)),
@@ -41,7 +43,7 @@ REFUSED: Mapping[str, Refused] = {
     "n": Refused("OpenAI", (1,), "Send several requests"),
     "prediction": Refused("OpenAI"),
     "reasoning_effort": Refused("OpenAI, llama-server"),
-    "suffix": Refused("OpenAI, ollama", ("",)),
+    "suffix": Refused("OpenAI, ollama", ("",), "Use /v1/completions"),
     "tool_choice": Refused("OpenAI", ("none", "auto"), "Use /v1/chat/completions"),
     "tools": Refused("OpenAI", ([],), "Use /v1/chat/completions"),
     "verbosity": Refused("OpenAI", ("medium",)),
@@ -94,7 +96,8 @@ REFUSED: Mapping[str, Refused] = {
     "cache_salt": Refused("vLLM", (), "Use `user`: KV is shared between requests of one user only"),
     "chat_template": Refused("vLLM"),
     "continue_final_message": Refused("vLLM", (False,), "Use /v1/chat/completions"),
-    "documents": Refused("vLLM", ([],)),
+    "documents": Refused("vLLM", ([],), "Use `chat_template_kwargs`"),
+    "ec_transfer_params": Refused("vLLM"),
     "guided_choice": Refused("vLLM", (), _USE_GRAMMAR),
     "guided_decoding_backend": Refused("vLLM"),
     "guided_grammar": Refused("vLLM", (), _USE_GRAMMAR),
@@ -105,6 +108,7 @@ REFUSED: Mapping[str, Refused] = {
     "include_stop_str_in_output": Refused("vLLM", (False,)),
     "kv_transfer_params": Refused("vLLM"),
     "length_penalty": Refused("vLLM", (1, 1.0)),
+    "logprob_token_ids": Refused("vLLM", (), "Use `top_logprobs`"),
     "logits_processors": Refused("vLLM", ([],)),
     "max_repetition_pattern_size": Refused("vLLM", (0,)),
     "media_io_kwargs": Refused("vLLM", ({},)),
@@ -115,16 +119,23 @@ REFUSED: Mapping[str, Refused] = {
     "prompt_logprobs": Refused("vLLM", (), "Use `echo` with `logprobs`, of /v1/completions"),
     "repetition_detection": Refused("vLLM"),
     "repetition_min_count": Refused("vLLM", (0,)),
+    "return_mm_kwargs": Refused("vLLM", (True,)),
+    "return_prompt_text": Refused("vLLM", (False,), "Use `verbose`"),
     "return_token_ids": Refused("vLLM", (False,)),
+    "return_token_offsets": Refused("vLLM", (False,)),
+    "return_token_strs": Refused("vLLM", (False,), "Use `with_pieces`"),
     "return_tokens_as_token_ids": Refused("vLLM", (False,)),
+    "routed_experts_prompt_start": Refused("vLLM", (0,)),
     "skip_special_tokens": Refused("vLLM", (True,)),
     "spaces_between_special_tokens": Refused("vLLM", (True,)),
     "structural_tag": Refused("vLLM", (), _USE_GRAMMAR),
     "structured_outputs": Refused("vLLM", (), _USE_GRAMMAR),
-    "thinking_token_budget": Refused("vLLM"),
+    "thinking_token_budget": Refused("vLLM", (-1,)),
     "truncate_prompt_tokens": Refused("vLLM"),
+    "truncation_side": Refused("vLLM"),
     "use_beam_search": Refused("vLLM", (False,)),
     "vllm_xargs": Refused("vLLM", ({},)),
+    "watermarking": Refused("vLLM", (False,)),
     # ollama
     "context": Refused("ollama", ([],), "Send the conversation"),
     "format": Refused("ollama", ("",), _USE_FORMAT),
@@ -175,6 +186,8 @@ HARMLESS: Mapping[str, Harmless] = {
     "sse_ping_interval": Harmless("llama-server", "a stream has its signs of life in any case"),
     "priority": Harmless("vLLM", "whose turn it is changes when an answer comes; see `flexserve.priority`"),
     "request_id": Harmless("vLLM", "answers have ids of the server's own"),
+    "session_id": Harmless("vLLM", "KV is found by the prompt's own tokens"),
+    "stream_interval": Harmless("vLLM", "how many tokens come in one piece of a stream"),
     **{
         name: Harmless("ollama", _HARDWARE)
         for name in (
@@ -189,6 +202,15 @@ HARMLESS: Mapping[str, Harmless] = {
         )
     },
 }
+
+
+def names_of(request: type[BaseModel]) -> set[str]:
+    """Return the names by which the fields of a request may be sent."""
+    names = set(request.model_fields)
+    for field in request.model_fields.values():
+        if isinstance(field.validation_alias, AliasChoices):
+            names.update(one for one in field.validation_alias.choices if isinstance(one, str))
+    return names
 
 
 def refuse_others(body: Any, known: Collection[str]) -> None:

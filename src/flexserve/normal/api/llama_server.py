@@ -27,6 +27,7 @@ from flexserve.normal.api.schemas import (
     MAX_ANSWERS,
     Body,
     ChatRequest,
+    ModelName,
     ModelRequest,
     SamplingRequest,
 )
@@ -243,7 +244,7 @@ async def detokenize(body: DetokenizeRequest, request: Request) -> Response:
 
 
 @router.get("/tokenizer_info")
-async def tokenizer_info(request: Request, model: str | None = None) -> Response:
+async def tokenizer_info(request: Request, model: ModelName | None = None) -> Response:
     """Say what begins and ends a text, and the template, as vLLM does: lm-eval asks for it."""
     world: ModelsWorld = request.app.state.world
     name = await model_of(world, model)
@@ -275,7 +276,7 @@ async def embeddings(body: NativeEmbeddings, request: Request) -> Response:
 
 
 @router.get("/props")
-async def props(request: Request, model: str | None = None) -> Response:
+async def props(request: Request, model: ModelName | None = None) -> Response:
     """Say how a model is served, and its own chat template."""
     world: ModelsWorld = request.app.state.world
     status = await status_of(world, model)
@@ -296,7 +297,7 @@ async def props(request: Request, model: str | None = None) -> Response:
 
 
 @router.get("/slots")
-async def slots(request: Request, model: str | None = None) -> Response:
+async def slots(request: Request, model: ModelName | None = None) -> Response:
     """Say how many requests a model can compute at once, and how many it does."""
     world: ModelsWorld = request.app.state.world
     status = await status_of(world, model)

@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 from flexserve.normal.api.answering import status_of
 from flexserve.normal.api.cards import card, card_list
+from flexserve.normal.api.schemas import ModelName
 
 router = APIRouter(tags=["models"])
 
@@ -19,6 +20,6 @@ async def list_models(request: Request) -> Response:
 
 
 @router.get("/v1/models/{name:path}")
-async def show_model(name: str, request: Request) -> Response:
+async def show_model(name: ModelName, request: Request) -> Response:
     """Show one model of the store, in the form of OpenAI's and Anthropic's APIs."""
     return JSONResponse(card(await status_of(request.app.state.world, name)))

@@ -25,7 +25,7 @@ from flexserve.normal.api.answering import (
     unless_gone,
 )
 from flexserve.normal.api.cards import capabilities_of, description_of, moment
-from flexserve.normal.api.embeddings import as_numbers, embed
+from flexserve.normal.api.embeddings import as_numbers, embed, shortened
 from flexserve.normal.api.ollama_bodies import (
     ChatBody,
     CopyBody,
@@ -162,7 +162,7 @@ async def embed_texts(body: EmbedBody, request: Request) -> Response:
         return made
     answer = {
         "model": model,
-        "embeddings": [as_numbers(vector) for vector in made.vectors],
+        "embeddings": [as_numbers(vector) for vector in shortened(made.vectors, body.dimensions or None)],
         "total_duration": int((time.monotonic() - began) * 1e9),
         "load_duration": 0,
         "prompt_eval_count": made.tokens,
@@ -185,7 +185,7 @@ async def pull(body: NameBody, request: Request) -> Response:
     if body.model not in names:
         raise CallerError(
             "There is no such model, and this server downloads none.",
-            hint="Download its GGUF and add it: flexserve add FILE --name NAME.",
+            hint="Whoever has the device does it: flexserve pull ollama:NAME, or add FILE --name NAME.",
             code="not_by_request",
         )
     done = {"status": "success"}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Collection
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AliasChoices, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from flexserve.normal.api.fields import HARMLESS, REFUSED, refuse_others
+from flexserve.normal.api.embeddings import Dimensions
+from flexserve.normal.api.fields import HARMLESS, REFUSED
 from flexserve.normal.api.media import refusal, refuse_media
 from flexserve.normal.api.prompts import Text
 from flexserve.normal.api.reasoning import ReasoningFields
@@ -19,20 +21,17 @@ from flexserve.protocol.bounds import MAX_MESSAGES, MAX_TEXTS, MAX_TOOL_CALLS, M
 from flexserve.protocol.prompts import ChatMessage, ChatPrompt, InfillPrompt, TextPrompt, ToolCall
 from flexserve.protocol.sampling import Sampling
 
-_TAG = ":latest"  # what ollama adds to names that say no other
-
 # Parameters not implemented, and the values with which they change nothing.
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "images": (None, []),
     "context": (None, []),
     "template": (None, ""),
-    "dimensions": (None, 0),
     "width": (None, 0),
     "height": (None, 0),
     "steps": (None, 0),
 }
 # The options, and those of older versions that change no answer: how it is computed is the server's affair.
-_OPTIONS = (
+OPTIONS = (
     *(
         "temperature",
         "top_k",
@@ -64,7 +63,7 @@ class Options(SamplingFields):
         for name, value in body.items() if isinstance(body, dict) else ():
             refused = REFUSED.get(name)
             asks_nothing = value is None or (refused is not None and value in refused.harmless)
-            if not asks_nothing and name not in (*_OPTIONS, *HARMLESS):
+            if not asks_nothing and name not in (*OPTIONS, *HARMLESS):
                 raise PydanticCustomError(
                     "unsupported",
                     "This server does not support option {option}. Leave it out.",
@@ -80,6 +79,8 @@ class Options(SamplingFields):
 class OllamaRequest(ModelRequest):
     """What all of ollama's requests to a model have in common."""
 
+    others: ClassVar[Collection[str]] = tuple(UNSUPPORTED)
+
     options: Options | None = None
     stream: bool | None = None
     shift: bool | None = None  # whether the answer goes on when the context is full
@@ -91,14 +92,8 @@ class OllamaRequest(ModelRequest):
         if isinstance(body, dict) and body.get("images"):
             raise refusal("Images", "images")
         refuse_unsupported(body, UNSUPPORTED)
-        refuse_others(body, {*cls.model_fields, *UNSUPPORTED})
-        if not isinstance(body, dict):
-            return body
-        body = dict(body)
-        if isinstance(body.get("model"), str):
-            body["model"] = body["model"].removesuffix(_TAG)
-        if str(body.get("keep_alive")).startswith("-"):
-            body["keep_alive"] = -1  # any negative duration means for ever
+        if isinstance(body, dict) and str(body.get("keep_alive")).startswith("-"):
+            return {**body, "keep_alive": -1}  # any negative duration means for ever
         return body
 
     @property
@@ -111,7 +106,7 @@ class _Answered(OllamaRequest):
     """What chats and completions have in common."""
 
     format: Literal["", "json"] | dict[str, Any] | None = None
-    think: bool | Literal["low", "medium", "high"] | None = None
+    think: bool | Literal["low", "medium", "high", "max"] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
 
@@ -214,6 +209,7 @@ class EmbedBody(OllamaRequest):
 
     input: Text | Annotated[list[Text], Field(max_length=MAX_TEXTS)]
     truncate: bool | None = None
+    dimensions: Dimensions | Literal[0] | None = None  # 0 is all
 
 
 class OldEmbedBody(OllamaRequest):
@@ -225,17 +221,9 @@ class OldEmbedBody(OllamaRequest):
 class NameBody(Body):
     """Body of routes that are about a model. Older clients call it `name`."""
 
-    model: ModelName
+    model: ModelName = Field(validation_alias=AliasChoices("model", "name"))
     verbose: bool | None = None
     stream: bool | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _translate(cls, body: Any) -> Any:
-        if not isinstance(body, dict):
-            return body
-        name = body.get("model", body.get("name"))
-        return {**body, "model": name.removesuffix(_TAG) if isinstance(name, str) else name}
 
 
 class CopyBody(Body):

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
+from pydantic import Field
 from starlette.responses import Response
 
 from flexserve.errors import FlexServeError
 from flexserve.normal.api.cards import card_list, description_of
 from flexserve.normal.api.errors import from_error
-from flexserve.normal.api.schemas import RecallRequest
+from flexserve.normal.api.schemas import Body
 from flexserve.normal.broker import OsView
 from flexserve.normal.set_aside import Blamed, SetAsideError, error_of
 from flexserve.normal.supervisor import WorldState
@@ -21,6 +22,13 @@ from flexserve.normal.world import World, WorldReport
 from flexserve.protocol.statuses import CHUNK_STATES, Failure, ModelStatus, NpuStatus
 
 router = APIRouter(tags=["operations"])
+
+
+class RecallRequest(Body):
+    """Body of POST /recall: bytes to take back (null: all that no running request uses)."""
+
+    bytes: Annotated[int, Field(ge=0, le=1 << 53)] | None = None
+    deadline_ms: Annotated[float, Field(ge=0, le=60_000)] = 2000
 
 
 @router.get("/v1/health", include_in_schema=False)

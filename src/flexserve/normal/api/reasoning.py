@@ -27,6 +27,7 @@ class ReasoningFields(BaseModel):
         None, description="Tokens of a thought, then its end is forced"
     )
     thinking_budget_tokens: Budget | None = Field(None, description="Another name of reasoning_budget_tokens")
+    thinking_token_budget: Budget | None = Field(None, description="vLLM's name of reasoning_budget_tokens")
     reasoning_format: Literal["none", "auto", "deepseek", "deepseek-legacy"] | None = Field(
         None, description="none: thoughts stay in the content; else they are reasoning_content"
     )
@@ -54,7 +55,7 @@ class ReasoningFields(BaseModel):
             if self.reasoning_effort == "none":
                 thinking = False
                 del values["reasoning_effort"]  # templates know words for how hard, none for not at all
-        budgets = (self.reasoning_budget_tokens, self.thinking_budget_tokens)
+        budgets = (self.reasoning_budget_tokens, self.thinking_budget_tokens, self.thinking_token_budget)
         budget = next((one for one in budgets if one is not None and one >= 0), None)
         return {
             "values": compact(values, "chat_template_kwargs") if values else None,

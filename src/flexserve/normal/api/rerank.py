@@ -13,7 +13,6 @@ from starlette.responses import Response
 from flexserve.errors import PeerError
 from flexserve.normal.api.answering import Json, json_response, model_of, unless_gone
 from flexserve.normal.api.embeddings import embed
-from flexserve.normal.api.fields import refuse_others
 from flexserve.normal.api.prompts import Text
 from flexserve.normal.api.schemas import ModelRequest
 from flexserve.protocol.bounds import MAX_TEXTS
@@ -32,12 +31,6 @@ class RerankRequest(ModelRequest):
     top_n: Annotated[int, Field(ge=1)] | None = Field(None, description="the best n only")
     return_documents: bool | None = Field(None, description="the documents are said, too")
     return_text: bool | None = Field(None, description="the texts are said, too")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_others(cls, body: Any) -> Any:
-        refuse_others(body, cls.model_fields)
-        return body
 
     @field_validator("documents", mode="before")
     @classmethod

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Collection
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import msgspec
 from fastapi import APIRouter, Request
@@ -11,7 +12,6 @@ from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
 from flexserve.normal.api.answering import GenerationRequest, Json, counted, model_of, respond
-from flexserve.normal.api.fields import refuse_others
 from flexserve.normal.api.media import refuse_media
 from flexserve.normal.api.pace import Pace
 from flexserve.normal.api.parts import Parts
@@ -30,6 +30,7 @@ from flexserve.normal.api.tools import (
     PlainFormat,
     Tool,
     offered,
+    refuse_kinds,
     schema_of,
     schemas_of,
 )
@@ -114,6 +115,11 @@ class FunctionTool(Body):
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _is_a_function(cls, tool: Any) -> Any:
+        return refuse_kinds(tool, "function")
+
     def tool(self) -> Tool:
         """Return it as the chat API has it."""
         given = self.model_dump(exclude_unset=True, exclude={"type"})
@@ -165,6 +171,8 @@ class ResponseStreamOptions(ExactBody):
 class ResponsesRequest(SamplingFields, ModelRequest):
     """Body of POST /v1/responses. It takes llama-server's fields of sampling, too."""
 
+    others: ClassVar[Collection[str]] = (*UNSUPPORTED, "previous_response_id")
+
     input: Text | Annotated[list[Item], Field(min_length=1, max_length=MAX_MESSAGES)]
     instructions: Text | None = None
     max_output_tokens: Tokens | None = None
@@ -186,7 +194,6 @@ class ResponsesRequest(SamplingFields, ModelRequest):
     def _refuse_unsupported(cls, body: Any) -> Any:
         refuse_media(body, "input")
         refuse_unsupported(body, UNSUPPORTED)
-        refuse_others(body, {*cls.model_fields, *UNSUPPORTED, "previous_response_id"})
         if isinstance(body, dict) and body.get("previous_response_id") is not None:
             raise PydanticCustomError(
                 "unsupported",

@@ -6,8 +6,8 @@ unless no answer depends on it (normal.api.fields).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import msgspec
 from pydantic import (
@@ -23,7 +23,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from flexserve.normal.api.fields import refuse_others
+from flexserve.normal.api.fields import names_of, refuse_others
 from flexserve.normal.api.keys import owner_of
 from flexserve.normal.api.media import refuse_media
 from flexserve.normal.api.pace import Pace
@@ -32,7 +32,7 @@ from flexserve.normal.api.reasoning import ReasoningFields
 from flexserve.normal.api.sampling_fields import SamplingFields, agreed
 from flexserve.normal.api.tools import Choice, Label, MadeCall, NamedChoice, Tools, offered
 from flexserve.protocol.bounds import MAX_MESSAGES, MAX_TOOL_CALLS, MAX_TOP_LOGPROBS
-from flexserve.protocol.prompts import ChatMessage, ChatPrompt, Prompt
+from flexserve.protocol.prompts import ChatMessage, ChatPrompt, InfillPrompt, Prompt, TextPrompt
 from flexserve.protocol.requests import Terms
 from flexserve.protocol.sampling import MAX_ANSWER_TOKENS, Sampling
 from flexserve.units import parse_duration
@@ -43,8 +43,18 @@ MAX_ANSWERS = 128  # of one request
 DEFAULT_COMPLETION_TOKENS = 16
 
 Tokens = Annotated[int, Field(ge=1, le=MAX_ANSWER_TOKENS)]
-ModelName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 _MAX_DURATION_TEXT = 32  # characters
+
+
+def _as_stored(name: str) -> str:
+    """Return the name that `flexserve pull` gives what ollama calls `name`: "llama", or "llama-1b".
+
+    No model of the store has a colon in its name.
+    """
+    return name.removesuffix(":latest").replace(":", "-")
+
+
+ModelName = Annotated[str, StringConstraints(min_length=1, max_length=128), AfterValidator(_as_stored)]
 
 
 class Body(BaseModel):
@@ -68,7 +78,7 @@ class TextPart(Body):
 
 
 # What OpenAI's and others' messages may have beside their text, and would be lost here.
-_NOT_IN_TURNS = ("audio", "function_call", "refusal")
+NOT_IN_TURNS = ("audio", "function_call", "refusal")
 
 
 class Turn(Body):
@@ -86,7 +96,7 @@ class Turn(Body):
     @model_validator(mode="before")
     @classmethod
     def _has_no_more(cls, turn: Any) -> Any:
-        for name in _NOT_IN_TURNS:
+        for name in NOT_IN_TURNS:
             if isinstance(turn, dict) and turn.get(name):
                 raise PydanticCustomError("turn", "A message's {name} is not supported", {"name": name})
         return turn
@@ -179,12 +189,23 @@ KeepAlive = Annotated[
 
 
 class ModelRequest(Body):
-    """What all requests to a model have in common. Without a name it is the only model's."""
+    """What all requests to a model have in common. Without a name it is the only model's.
+
+    `others` are names that a kind of request itself refuses or ignores.
+    """
+
+    others: ClassVar[Collection[str]] = ()
 
     model: ModelName | None = None
     keep_alive: KeepAlive | None = None
     flexserve: Extension | None = None
     user: Annotated[str, StringConstraints(max_length=1024)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_others(cls, body: Any) -> Any:
+        refuse_others(body, {*names_of(cls), *cls.others})
+        return body
 
     def terms(self, key: bytes) -> Terms:
         """Return the terms of a request that came with bearer `key`."""
@@ -218,9 +239,8 @@ class SamplingRequest(SamplingFields, ModelRequest):
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse_others(cls, body: Any) -> Any:
+    def _refuse_media(cls, body: Any) -> Any:
         refuse_media(body, "messages")
-        refuse_others(body, cls.model_fields)
         return body
 
     @model_validator(mode="after")
@@ -334,7 +354,9 @@ class CompletionRequest(SamplingRequest):
     prompt: Prompts = Field(description="text, tokens, or several of them")
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     echo: bool | None = Field(None, description="the prompt comes before the answer, with `logprobs` its own")
-
+    suffix: Text | None = Field(
+        None, description="text behind the gap that the answer fills, for a model that was trained to"
+    )
     best_of: Answers | None = Field(None, description="of so many answers, the `n` likeliest are sent")
 
     @model_validator(mode="after")
@@ -354,8 +376,9 @@ class CompletionRequest(SamplingRequest):
         return self.best_of or self.answers
 
     def prompts(self) -> list[Prompt]:
-        """Return the texts to continue."""
-        return prompts_of(self.prompt)
+        """Return the texts to continue, or the gaps. Raises PydanticCustomError for a gap between tokens."""
+        prompts = prompts_of(self.prompt)
+        return [_gap(prompt, self.suffix) for prompt in prompts] if self.suffix else prompts
 
     def limits(self) -> dict[str, int | None]:
         """Return the limit of the answer by the names that it has."""
@@ -369,8 +392,7 @@ class CompletionRequest(SamplingRequest):
         return super().sampling(logprobs=self.logprobs, echo=self.echo, **more)
 
 
-class RecallRequest(Body):
-    """Body of POST /recall: bytes to take back (null: all that no running request uses)."""
-
-    bytes: Annotated[int, Field(ge=0, le=1 << 53)] | None = None
-    deadline_ms: Annotated[float, Field(ge=0, le=60_000)] = 2000
+def _gap(prompt: Prompt, suffix: str) -> InfillPrompt:
+    if not isinstance(prompt, TextPrompt):
+        raise PydanticCustomError("order", "It needs a prompt in text", {"param": "suffix"})
+    return InfillPrompt(prompt.text, suffix)

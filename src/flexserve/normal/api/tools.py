@@ -16,6 +16,19 @@ Label = Annotated[str, StringConstraints(max_length=128)]
 _STRICT = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
 
 
+def refuse_kinds(tool: Any, known: str) -> Any:
+    """Return `tool`. Raises PydanticCustomError for one of another kind than `known`: a server's own."""
+    kind = tool.get("type", known) if isinstance(tool, dict) else known
+    if isinstance(kind, str) and kind != known:
+        raise PydanticCustomError(
+            "unsupported",
+            "Tools of type {kind} are not supported: this server carries out none. Describe a function "
+            "that your program carries out.",
+            {"kind": repr(kind[:64])},
+        )
+    return tool
+
+
 class Function(BaseModel):
     """What a tool is called, does and takes: `parameters` is a JSON schema."""
 
@@ -32,6 +45,11 @@ class Tool(BaseModel):
     model_config = _STRICT
     type: Literal["function"]
     function: Function
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_a_function(cls, tool: Any) -> Any:
+        return refuse_kinds(tool, "function")
 
 
 class _Name(BaseModel):
@@ -89,7 +107,9 @@ class JsonFormat(BaseModel):
     described: dict[str, Any] | None = Field(None, alias="schema")
 
 
-class _NamedSchema(BaseModel):
+class NamedSchema(BaseModel):
+    """A JSON schema, and what OpenAI says beside it. An answer follows it whatever `strict` says."""
+
     model_config = _STRICT
     name: Annotated[str, StringConstraints(max_length=64)] | None = None
     described: dict[str, Any] = Field(default_factory=dict, alias="schema")
@@ -101,7 +121,7 @@ class SchemaFormat(BaseModel):
 
     model_config = _STRICT
     type: Literal["json_schema"]
-    json_schema: _NamedSchema | None = None
+    json_schema: NamedSchema | None = None
     described: dict[str, Any] | None = Field(None, alias="schema")
 
     @model_validator(mode="after")
