@@ -20,7 +20,7 @@ $(STAMP): requirements-dev.lock pyproject.toml tools/setup.sh tools/llama.cmake
 packages: ## what the emulated machine is made with, from Debian: asks first; APT=yes or APT=no answers
 	@tools/packages.sh
 
-# make demo PLATFORM=trustzone SECURE_WORLD=inside: on the emulated machine.
+# make demo PLATFORM=trustzone: on the emulated machine; with SECURE_WORLD=host, models compute beside it.
 PLATFORM :=
 SECURE_WORLD :=
 demo: $(STAMP) ## see it work: seal, serve, press for memory, restore; PLATFORM=trustzone: on the emulated machine
@@ -98,7 +98,7 @@ $(CLIENTS): $(LIBRARIES)/requirements.txt $(LIBRARIES)/vercel/package-lock.json 
 
 test-trustzone: $(STAMP) packages ## test each API with servers on the emulated machine, inside of it and beside it, and measure it as the paper does
 	$(BIN)/pytest --platform trustzone-inside --timeout 1800 tests/conformance tests/clients
-	$(BIN)/pytest --platform trustzone --timeout 1800 tests/conformance tests/clients tests/bench/test_trustzone_bench.py
+	$(BIN)/pytest --platform trustzone-host --timeout 1800 tests/conformance tests/clients tests/bench/test_trustzone_bench.py
 	$(BIN)/pytest --slow-pages --timeout 1800 tests/e2e/test_pages.py -k trustzone
 
 trusted-app: $(STAMP) packages ## build the application of S-EL0 with its llama.cpp (some minutes, once), and test it under qemu-user

@@ -24,7 +24,7 @@ FETCHED = ("real", "libraries")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    platforms = ("linux", "trustzone", "trustzone-inside")
+    platforms = ("linux", "trustzone-inside", "trustzone-host")
     parser.addoption("--slow-pages", action="store_true", help="also what documents mark as slow, or root's")
     parser.addoption("--platform", choices=platforms, default="linux", help="of servers and benchmarks")
 

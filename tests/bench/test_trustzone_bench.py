@@ -1,6 +1,6 @@
-"""`flexserve bench paper --platform trustzone`, small, and how its figures are made.
+"""`flexserve bench paper --platform trustzone --secure-world host`, small, and how its figures are made.
 
-The machine is played; with `--platform trustzone`, as `make test-trustzone` has it, it is the emulated one.
+The machine is played; with `--platform trustzone-host`, as `make test-trustzone` has it, it is the emulated one.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def small() -> plan.Plan:
 def measured(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("trustzone")
     with pytest.MonkeyPatch.context() as patch:
-        if pytestconfig.getoption("platform") == "trustzone":
+        if pytestconfig.getoption("platform") == "trustzone-host":
             images_of(512 * MIB, 2)  # skips where no machine can be had
         else:
             play(patch)

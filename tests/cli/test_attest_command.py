@@ -14,6 +14,7 @@ from servers import Cli, ScriptedServer
 from flexserve import settings
 from flexserve.attestation import measurement
 from flexserve.attestation.policy import load_policy
+from flexserve.cli import attestation
 from flexserve.folders import config_folder
 from flexserve.trusted.store import DeviceKey, Store
 
@@ -157,3 +158,22 @@ class TestMeasure:
         assert load_policy(path).models == []
         assert cli("measure", "--policy", str(path), "--with-models").exit_code == 0
         assert [rule.sha256 for rule in load_policy(path).models] == [sealed]
+
+    def test_on_the_emulated_machine_it_is_of_what_computes_inside_unless_told_otherwise(
+        self, cli: Cli, monkeypatch: pytest.MonkeyPatch
+    ):
+        def inside() -> tuple[dict[str, bytes], dict[str, bytes]]:
+            return {"application": b"l" * 64}, {"application": b"a" * 64}
+
+        def beside(platform: str) -> tuple[dict[str, bytes], dict[str, bytes]]:
+            return {"world": platform.encode()}, {"engine": b"e" * 64}
+
+        monkeypatch.setattr(attestation, "_inside", inside)
+        monkeypatch.setattr(attestation, "_beside", beside)
+        machine = ("measure", "--json", "--platform", "trustzone")
+        assert set(json.loads(cli(*machine).stdout)["measurements"]) == {"application"}
+        host = json.loads(cli(*machine, "--secure-world", "host").stdout)
+        assert host["layers"] == {"world": b"trustzone".hex()}
+        assert json.loads(cli("measure", "--json").stdout)["layers"] == {"world": b"linux".hex()}
+        monkeypatch.setenv("FLEXSERVE_PLATFORM", "trustzone")
+        assert set(json.loads(cli("measure", "--json").stdout)["measurements"]) == {"application"}

@@ -213,7 +213,7 @@ def test_measurements_of_this_machine_may_use_plain_memory_whatever_is_configure
 
 
 @pytest.mark.parametrize(
-    "words", [("serve",), ("run", "tiny", "Hello"), ("chat", "tiny"), ("attack",)], ids=" ".join
+    "words", [("serve",), ("run", "tiny", "Hello"), ("chat", "tiny"), ("attack",), ("measure",)], ids=" ".join
 )
 def test_a_secure_world_inside_of_no_machine_is_the_callers_error(cli: Cli, words: tuple[str, ...]) -> None:
     refused = cli(*words, "--secure-world", "inside")
@@ -222,14 +222,24 @@ def test_a_secure_world_inside_of_no_machine_is_the_callers_error(cli: Cli, word
     assert "hint: Give --platform trustzone" in refused.stderr
 
 
+def test_models_compute_inside_of_the_machine_unless_somebody_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert settings.load(platform="trustzone").is_inside
+    assert not settings.load(platform="trustzone", secure_world="host").is_inside
+    monkeypatch.setenv("FLEXSERVE_SECURE_WORLD", "host")
+    assert not settings.load(platform="trustzone").is_inside
+    assert settings.load(platform="trustzone", secure_world="inside").is_inside
+
+
 def test_where_models_compute_on_the_machine_is_no_matter_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLEXSERVE_SECURE_WORLD", "inside")
-    assert settings.load(platform="linux").platform == "linux"
-    assert settings.load(platform="trustzone").secure_world == "inside"
+    assert not settings.load(platform="linux", npu=True).is_inside
 
 
 def test_an_npu_is_not_for_models_that_compute_inside() -> None:
-    inside = {"platform": "trustzone", "secure_world": "inside"}
-    assert settings.load(**inside, npu=False).npu is False
-    with pytest.raises(CallerError, match="--npu"):
-        settings.load(**inside, npu=True)
+    assert settings.load(platform="trustzone", npu=False).npu is False
+    assert settings.load(platform="trustzone", secure_world="host", npu=True).npu is True
+    with pytest.raises(CallerError, match="--npu") as refused:
+        settings.load(platform="trustzone", npu=True)
+    assert "--secure-world host" in refused.value.hint

@@ -114,6 +114,32 @@ def test_on_the_emulated_machine_its_parts_are_built_before_anything_is_shown(
     assert "FLEXSERVE_MEMORY" not in played.environment
 
 
+@pytest.mark.parametrize(
+    ("words", "machine"),
+    [
+        ([], None),
+        (["--platform", "trustzone"], "inside"),
+        (["--platform", "trustzone", "--secure-world", "host"], "host"),
+    ],
+)
+def test_models_compute_inside_of_the_machine_unless_somebody_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, words: list[str], machine: str | None
+) -> None:
+    asked: list[str | None] = []
+
+    class Noted(demo.Demo):
+        def __init__(self, folder: Path, console: Console, machine: str | None = None) -> None:
+            super().__init__(folder, console, machine)
+            asked.append(machine)
+
+        def run(self, model: Path) -> int:
+            return 0
+
+    monkeypatch.setattr(demo, "Demo", Noted)
+    assert demo.main(words) == 0
+    assert asked == [machine]
+
+
 def test_where_models_compute_on_the_machine_is_misuse_elsewhere(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -37,7 +37,7 @@ TEMPLATE = """{{ bos_token }}{% if tools %}<tools>{% for tool in tools %}{{ tool
 class Server:
     """A running server (in `group`) over a store in `folder`: its addresses, and clients of it.
 
-    `platform`: with "-inside" behind it, its models compute inside of the machine. `python`: what runs it.
+    `platform`: "linux"; or "trustzone-inside" or "trustzone-host", by where its models compute. `python`: what runs it.
     """
 
     def __init__(
@@ -51,11 +51,11 @@ class Server:
         self.store = Store(folder / "store", DeviceKey.load_or_create(folder / "device.key"))
         _fill(self.store, folder)
         self.unix = folder / "socket"
-        platform, _, inside = platform.partition("-")
+        platform, _, where = platform.partition("-")
         command = [python, "-m", "flexserve.cli", "serve", "--port", "0", "--socket", str(self.unix)]
         command += ["--models", str(folder / "store"), "--device-key", str(folder / "device.key")]
         command += ["--threads", "1", "--context", "512", "--log-level", "error", "--platform", platform]
-        machine = ["--guest-memory", "512M", "--no-npu", "--secure-world", inside or "host"]
+        machine = ["--guest-memory", "512M", "--no-npu", "--secure-world", where]
         command += ["--memory", _memory()] if platform == "linux" else machine
         command = group.command(command) if group else command
         environment = {**os.environ, "XDG_CONFIG_HOME": str(folder), "FLEXSERVE_API_KEY": KEY}

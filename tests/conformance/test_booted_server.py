@@ -1,4 +1,4 @@
-"""A server on the emulated machine: the least of what `--platform trustzone` runs all of this folder for."""
+"""A server on the emulated machine: the least of what `--platform trustzone-inside` runs all of this folder for."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def label_of(server: Server) -> str:
 
 def test_a_chat_is_the_same_in_a_stream_and_after_its_memory_was_taken(tmp_path: Path) -> None:
     images_of(512 * MIB, 2)
-    server = Server(tmp_path, platform="trustzone")
+    server = Server(tmp_path, platform="trustzone-host")
     assert label_of(server) == "trustzone-emulated"
     with server.openai() as client:
         answers = [_asked(client), _streamed(client)]
@@ -105,7 +105,7 @@ def test_inside_is_what_was_measured_and_a_model_that_was_added_meanwhile_is_att
     inside: Server, tmp_path: Path
 ) -> None:
     policy, added = tmp_path / "policy.toml", tmp_path / "added.gguf"
-    measure = ("measure", "--json", "--platform", "trustzone", "--secure-world", "inside")
+    measure = ("measure", "--json", "--platform", "trustzone")
     measured = run(*measure, "--policy", str(policy))
     assert measured.returncode == 0, measured.stderr
     policy.write_text(policy.read_text().replace('emulated = "refuse"', 'emulated = "allow"'))

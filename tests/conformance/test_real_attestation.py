@@ -28,9 +28,9 @@ def test_a_server_is_what_was_measured_and_refused_when_one_digest_is_another(
     server: Server, pytestconfig: pytest.Config, tmp_path: Path
 ):
     policy = tmp_path / "policy.toml"
-    platform, _, inside = pytestconfig.getoption("platform").partition("-")
-    measure = ("measure", "--json", "--platform", platform, "--secure-world", inside or "host")
-    measured = flexserve(*measure, "--policy", str(policy), folder=tmp_path)
+    platform, _, where = pytestconfig.getoption("platform").partition("-")
+    machine = ("--platform", platform, *(("--secure-world", where) if where else ()))
+    measured = flexserve("measure", "--json", *machine, "--policy", str(policy), folder=tmp_path)
     assert measured.returncode == 0, measured.stderr
     attest = ("attest", "--json", "--policy", str(policy), "--socket", str(server.unix))
     refused = flexserve(*attest, folder=tmp_path)
@@ -41,7 +41,7 @@ def test_a_server_is_what_was_measured_and_refused_when_one_digest_is_another(
     shown = json.loads(good.stdout)
     assert shown["measurements"] == json.loads(measured.stdout)["measurements"]
     assert shown["unchecked"] == ["root", "models"]
-    name = "application" if inside else "engine"
+    name = "application" if where == "inside" else "engine"
     digest = shown["measurements"][name]
     policy.write_text(policy.read_text().replace(digest, "0" * len(digest)))
     refused = flexserve(*attest, folder=tmp_path)

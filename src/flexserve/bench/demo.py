@@ -1,6 +1,6 @@
 """`make demo`: a sealed model answers, the OS takes its memory back, and it answers the same again.
 
-    python -m flexserve.bench.demo [MODEL.gguf] [--platform trustzone [--secure-world host|inside]]
+    python -m flexserve.bench.demo [MODEL.gguf] [--platform trustzone [--secure-world inside|host]]
 
 Every step is a command that could be typed, run on a store and a key that are made for this and
 removed afterwards. Exits with 0 if both answers are the same, 1 if not.
@@ -41,7 +41,7 @@ _WARNING = "bold yellow"
 class Demo:
     """The demo in one temporary folder. `environment` is all the configuration its commands see.
 
-    `machine`: "host" or "inside", where models compute on the emulated machine; none: they do on this one.
+    `machine`: "inside" or "host", where models compute on the emulated machine; none: they do on this one.
     """
 
     def __init__(self, folder: Path, console: Console, machine: str | None = None) -> None:
@@ -211,13 +211,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("model", type=Path, nargs="?", default=DEFAULT_MODEL, help="a GGUF file")
     parser.add_argument("--platform", choices=("linux", "trustzone"), default="linux", help="what it runs on")
     parser.add_argument(
-        "--secure-world", choices=("host", "inside"), help="on trustzone: where models compute [host]"
+        "--secure-world", choices=("inside", "host"), help="on trustzone: where models compute [inside]"
     )
     given = parser.parse_args(arguments)
     if given.platform == "linux" and given.secure_world is not None:
         parser.error("--secure-world is of --platform trustzone.")
     model: Path = given.model
-    machine = (given.secure_world or "host") if given.platform == "trustzone" else None
+    machine = (given.secure_world or "inside") if given.platform == "trustzone" else None
     console = Console(highlight=False, soft_wrap=True)
     if model == DEFAULT_MODEL and not model.is_file():
         console.print(

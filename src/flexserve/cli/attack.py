@@ -57,13 +57,13 @@ def _attacks(chosen: Settings) -> Callable[[Callable[[str], None]], Iterator[Att
         from flexserve.attacks import linux
 
         return linux.run
-    if chosen.secure_world == "host":
-        from flexserve.attacks import trustzone
+    if chosen.is_inside:
+        from flexserve.attacks.trustzone import inside
 
-        return trustzone.run
-    from flexserve.attacks.trustzone import inside
+        return inside.run
+    from flexserve.attacks import trustzone
 
-    return inside.run
+    return trustzone.run
 
 
 def _attacked(chosen: Settings) -> dict[str, str]:

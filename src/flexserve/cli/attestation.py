@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 
 from flexserve.cli import terminal
-from flexserve.cli.options import AsJson, Host, Port, UnixSocket
+from flexserve.cli.options import AsJson, Host, Platform, Port, SecureWorld, UnixSocket
 from flexserve.cli.server import client
 from flexserve.errors import CallerError
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from flexserve.attestation.policy import Policy
     from flexserve.emulator.build import Images
     from flexserve.normal.attested_server import AttestedServer
+    from flexserve.settings import Settings
 
 PolicyFile = Annotated[
     Path | None,
@@ -83,14 +84,8 @@ def attest(
 
 def measure(
     *,
-    platform: Annotated[
-        Literal["linux", "trustzone"],
-        typer.Option(help="trustzone: with the layers of the emulated machine, built if need be."),
-    ] = "linux",
-    secure_world: Annotated[
-        Literal["host", "inside"],
-        typer.Option(help="inside: of one whose models compute on the emulated machine's CPUs."),
-    ] = "host",
+    platform: Platform = None,
+    secure_world: SecureWorld = None,
     policy: Annotated[
         Path | None, typer.Option("--policy", metavar="FILE", help="Write a policy that asks for these.")
     ] = None,
@@ -101,18 +96,17 @@ def measure(
 ) -> None:
     """Measure what a secure world of this installation consists of: the good values for a policy.
 
+    On trustzone these are the layers of the emulated machine, too, which is built if need be.
     Two installations of one version have the same, wherever they lie. On another machine `engine` differs if
     its CPU is another one, since llama.cpp is built for it, and `python` if its Python is. Models are those
     of this store, by the SHA-256 of their GGUF.
     """
+    from flexserve import settings
     from flexserve.attestation.policy import ModelRule, Policy, write_policy
 
-    if secure_world == "inside" and platform != "trustzone":
-        raise CallerError(
-            "Models compute inside of the emulated machine only.", hint="Add --platform trustzone."
-        )
-    layers, measurements = _inside() if secure_world == "inside" else _beside(platform)
-    models = _models()
+    chosen = settings.load(platform=platform, secure_world=secure_world)
+    layers, measurements = _inside() if chosen.is_inside else _beside(chosen.platform)
+    models = _models(chosen)
     if policy is not None:
         good = Policy(
             layers={name: [digest.hex()] for name, digest in layers.items()},
@@ -166,12 +160,10 @@ def verification(found: AttestedServer) -> dict[str, Any]:
     }
 
 
-def _models() -> dict[str, str]:
+def _models(here: Settings) -> dict[str, str]:
     """Return the SHA-256 of each model's GGUF, by its name in this user's store."""
-    from flexserve import settings
     from flexserve.cli.models import open_store
 
-    here = settings.load()
     if not any((here.models / "models").glob("*.flex")):
         return {}  # and no store is made
     return {manifest.name: manifest.digest for manifest in open_store(here).list()}

@@ -42,7 +42,9 @@ def boot(
     from flexserve import settings
     from flexserve.errors import PeerError
 
-    chosen = settings.load(platform="trustzone", guest_memory=guest_memory, guest_cpus=guest_cpus, npu=npu)
+    chosen = settings.load(
+        platform="trustzone", secure_world="host", guest_memory=guest_memory, guest_cpus=guest_cpus, npu=npu
+    )
     with machine_for(chosen, silent=as_json) as machine, contextlib.suppress(KeyboardInterrupt):
         state = _state(machine)
         if as_json:
@@ -77,16 +79,16 @@ def core_for(settings: Settings) -> Iterator[SecureCore | None]:
     """
     if settings.platform == "linux":
         yield None
-    elif settings.secure_world == "host":
-        with machine_for(settings) as machine:
-            yield machine
-    else:
+    elif settings.is_inside:
         from flexserve.emulator.inner_core import InnerCore
 
         tell = _Teller()
         with InnerCore(_maker(settings, tell, inside=True)) as core:
             _tell_of_boot(core.machine, tell)
             yield core
+    else:
+        with machine_for(settings) as machine:
+            yield machine
 
 
 def _tell_of_boot(machine: Machine, tell: Progress) -> None:

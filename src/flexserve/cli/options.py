@@ -51,9 +51,10 @@ Platform = Annotated[
     typer.Option("--platform", help="linux: this machine [linux]. trustzone: an emulated Arm machine."),
 ]
 SecureWorld = Annotated[
-    Literal["host", "inside"] | None,
+    Literal["inside", "host"] | None,
     typer.Option(
-        "--secure-world", help="On trustzone: models compute beside the machine [host], or inside of it."
+        "--secure-world",
+        help="On trustzone. inside: models compute on the machine's CPUs [inside]. host: beside it, faster.",
     ),
 ]
 GuestMemory = Annotated[

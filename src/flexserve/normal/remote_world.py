@@ -273,7 +273,7 @@ class RemoteWorld:
         if isinstance(asked, Embed):
             raise CallerError(
                 "The secure world inside the machine makes no sealed vectors.",
-                hint="Start the server with `--secure-world host`, which does.",
+                hint="Ask a server with `--secure-world host`, which does.",
                 code="secure_world_inside",
             )
         if not isinstance(asked, Generate):

@@ -42,6 +42,6 @@ def cannot(what: str) -> CallerError:
     """Return the error for what the host's secure world can do, and this one cannot."""
     return CallerError(
         f"The secure world inside the machine cannot {what}.",
-        hint="Start the server with `--secure-world host`, which can.",
+        hint="Use `--secure-world host`, which can.",
         code="secure_world_inside",
     )
