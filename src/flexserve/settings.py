@@ -139,7 +139,7 @@ class Settings(BaseSettings):
     )
     secure_world: Literal["host", "inside"] = Field(
         "inside",
-        description="Where models compute. inside: on that machine's CPUs. host: in a process beside it, faster.",
+        description="Where models compute. inside: on that machine's CPUs. host: beside it, in a process.",
     )
     guest_memory: Annotated[int, BeforeValidator(_parse_guest_memory)] = Field(
         GIB, ge=_GUEST_LEAST, le=_GUEST_MOST, multiple_of=_GUEST_STEP, description="RAM of that machine."

@@ -1,6 +1,6 @@
 """`flexserve bench paper --platform trustzone --secure-world host`, small, and how its figures are made.
 
-The machine is played; with `--platform trustzone-host`, as `make test-trustzone` has it, it is the emulated one.
+The machine is played; with `--platform trustzone-host`, as in `make test-trustzone`, it is the emulated one.
 """
 
 from __future__ import annotations

@@ -37,7 +37,8 @@ TEMPLATE = """{{ bos_token }}{% if tools %}<tools>{% for tool in tools %}{{ tool
 class Server:
     """A running server (in `group`) over a store in `folder`: its addresses, and clients of it.
 
-    `platform`: "linux"; or "trustzone-inside" or "trustzone-host", by where its models compute. `python`: what runs it.
+    `platform`: "linux", or "trustzone-inside" or "trustzone-host", by where its models compute. `python`:
+    what runs it.
     """
 
     def __init__(

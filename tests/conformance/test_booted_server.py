@@ -1,4 +1,4 @@
-"""A server on the emulated machine: the least of what `--platform trustzone-inside` runs all of this folder for."""
+"""Servers on the emulated machine: the least of what `--platform trustzone-…` runs all of this folder for."""
 
 from __future__ import annotations
 

@@ -12,6 +12,8 @@ import pytest
 
 from flexserve.emulator import tools, trusted_app
 from flexserve.emulator.images import images_for
+from flexserve.emulator.packages import require_room
+from flexserve.errors import FlexServeError, InternalError, NormalWorldError
 
 
 def test_only_the_parts_that_are_built_leave_the_archive(tmp_path: Path) -> None:
@@ -91,13 +93,54 @@ def test_what_is_built_of_llama_cpp_is_not_announced(monkeypatch: pytest.MonkeyP
     assert said == []
 
 
-def test_all_missing_programs_are_named_with_the_command_that_brings_them(
+def refusal(*, inside: bool = True) -> FlexServeError:
+    """Return what keeps a machine from being made."""
+    with pytest.raises(FlexServeError) as refused:
+        images_for(ram_bytes=512 << 20, cpus=2, progress=lambda _what: None, inside=inside)
+    return refused.value
+
+
+def test_all_missing_programs_are_named_once_with_the_command_that_brings_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda _program: None)
-    with pytest.raises(tools.MissingToolError) as refused:
-        images_for(ram_bytes=512 << 20, cpus=2, progress=lambda _what: None, inside=True)
-    assert "aarch64-linux-gnu-g++" in refused.value.message
-    assert "qemu-system-aarch64" in refused.value.message
-    assert "apt-get install" in refused.value.hint
-    assert "g++-aarch64-linux-gnu" in refused.value.hint
+    refused = refusal()
+    assert isinstance(refused, tools.MissingToolError)
+    assert refused.message.count("aarch64-linux-gnu-gcc") == 1
+    assert "aarch64-linux-gnu-g++" in refused.message
+    assert "qemu-system-aarch64" in refused.message
+    assert "apt-get install" in refused.hint
+    assert "g++-aarch64-linux-gnu" in refused.hint
+
+
+def test_what_keeps_the_application_from_being_built_says_what_works_without_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _program: None)
+    assert "--secure-world host" in refusal().hint
+    without = refusal(inside=False)
+    assert "--secure-world" not in without.hint
+    assert "g++" not in without.message
+
+
+def test_sources_that_do_not_come_are_an_error_with_what_pip_said_and_not_what_it_was_asked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def run(*words: str | Path, **_options: object) -> str:
+        raise InternalError(f"`{' '.join(map(str, words))}` failed:\n  ERROR: nobody answers\n")
+
+    monkeypatch.setattr(tools, "run", run)
+    with pytest.raises(NormalWorldError) as refused:
+        trusted_app._fetch("llama.cpp", "llama-cpp-python==1", tmp_path / "out" / "llama.cpp", "/", ("",))
+    assert refused.value.message == "pip could not fetch llama.cpp's sources:\n  ERROR: nobody answers"
+    assert "network" in refused.value.hint
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_disk_that_is_too_full_is_an_error_before_anything_is_fetched(tmp_path: Path) -> None:
+    require_room(tmp_path, 4096, "a machine")
+    with pytest.raises(NormalWorldError) as refused:
+        require_room(tmp_path, 1 << 60, "a machine")
+    assert refused.value.code == "disk_full"
+    assert f"{tmp_path} has" in refused.value.message
+    assert "XDG_CACHE_HOME" in refused.value.hint

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from flexserve.emulator import build, tools, trusted_app
 from flexserve.emulator.build import Images, Options
 from flexserve.emulator.packages import Progress
+from flexserve.errors import FlexServeError
+
+_BESIDE = (
+    "With `--secure-world host` models compute beside the machine, and it needs neither llama.cpp nor a C++ "
+    "compiler for it."
+)
 
 
 def images_for(
@@ -15,12 +23,21 @@ def images_for(
     Raises as emulator.build.build and trusted_app.build.
     """
     cache = trusted_app.default_cache()
-    tools.require(*build.NEEDED, *(trusted_app.NEEDED if inside else ()))  # all that is missing at once
     return build.build(
         cache,
         ram_bytes=ram_bytes,
         cpus=cpus,
         progress=progress,
         options=Options(npu=npu),
-        application=trusted_app.build(cache, progress).application if inside else None,
+        application=_application(cache, progress) if inside else None,
     )
+
+
+def _application(cache: Path, progress: Progress) -> Path:
+    """Return the application, having built it. What keeps it from being built says what works without it."""
+    try:
+        tools.require(*build.NEEDED, *trusted_app.NEEDED)  # all that is missing at once
+        return trusted_app.build(cache, progress).application
+    except FlexServeError as error:
+        error.hint = f"{error.hint} {_BESIDE}".lstrip()
+        raise

@@ -24,12 +24,14 @@ from typing import TextIO
 
 from flexserve.emulator import tools
 from flexserve.errors import FlexServeError, NormalWorldError
+from flexserve.units import MIB, format_size
 
 Progress = Callable[[str], None]  # is told what begins, in a few words
 
 _META = "linux-image-cloud-arm64"  # depends on the current kernel
 _SERIES = "6.1."  # the kernel whose interfaces driver/ is written for
 _DOWNLOAD = 300.0  # seconds
+_ROOM = 600 * MIB  # on the disk: the lists of apt, packages, and what is in them
 _SOON, _POLL = 1.0, 0.05  # seconds
 _APT = """
 APT::Architecture "{host}";
@@ -82,7 +84,8 @@ class Kernel:
 def kernel(cache: Path, progress: Progress) -> Kernel:
     """Return the kernel that `cache` holds, fetched first when there is none.
 
-    Raises MissingToolError, or NoPackageError when this machine's apt sources do not have it.
+    Raises MissingToolError, NoPackageError when this machine's apt sources do not have it, NormalWorldError
+    when the disk is too full.
     """
     cache.mkdir(parents=True, exist_ok=True)
     with locked(cache / "packages.lock", progress):
@@ -104,6 +107,17 @@ def library(cache: Path, name: str, progress: Progress) -> Path:
             apt.update()
             _unpack(apt, [f"{name}:arm64"], target)
     return target
+
+
+def require_room(folder: Path, size: int, what: str) -> None:
+    """Raise NormalWorldError (code "disk_full") unless `folder`'s disk has `size` bytes for `what`."""
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise NormalWorldError(
+            f"Making {what} takes {format_size(size)} of disk, and {folder} has {format_size(free)} left.",
+            hint="Make room, or set XDG_CACHE_HOME to a folder on another disk.",
+            code="disk_full",
+        )
 
 
 @contextlib.contextmanager
@@ -145,6 +159,7 @@ def _natural(release: str) -> list[int]:
 def _fetch(cache: Path, progress: Progress) -> Kernel:
     tools.require("apt-get", "apt-cache", "dpkg", "dpkg-deb")
     apt = _Apt(cache / "apt")
+    require_room(cache, _ROOM, "the machine's Linux")
     progress("asking apt for the current kernel")
     apt.update()
     release = apt.current_release()

@@ -43,7 +43,7 @@ class MissingToolError(NormalWorldError):
 
 def require(*programs: str) -> None:
     """Raise MissingToolError, naming every missing one of `programs`, unless all are there."""
-    missing = [program for program in programs if shutil.which(program) is None]
+    missing = [program for program in dict.fromkeys(programs) if shutil.which(program) is None]
     if missing:
         packages = sorted({word for program in missing for word in PACKAGES[program].split()})
         raise MissingToolError(

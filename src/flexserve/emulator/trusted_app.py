@@ -25,6 +25,7 @@ from flexserve.emulator.build import sources_folder
 from flexserve.emulator.packages import Progress, locked
 from flexserve.errors import FlexServeError, InternalError, NormalWorldError
 from flexserve.folders import cache_folder
+from flexserve.units import MIB
 
 CROSS = "aarch64-linux-gnu-"
 CROSS_LIBRARIES = Path("/usr/aarch64-linux-gnu")
@@ -37,6 +38,7 @@ _CRYPTO = "nettle-dev"  # Debian's: AES-GCM with the CPU's instructions where it
 _NUMBERS = "libgmp-dev"  # Debian's: Nettle's elliptic curves compute with it
 _COMPILES = " -c "  # in each line of make's that compiles a part
 _TOLD = 10  # times that progress is told
+_ROOM = 600 * MIB  # on the disk, while sources are fetched and unpacked
 _HOURS = 2 * 3600.0  # seconds: on a machine that does much else, too
 
 
@@ -53,8 +55,8 @@ class Programs:
 def build(cache: Path, progress: Progress) -> Programs:
     """Return the programs, having built what is missing below `cache`.
 
-    Raises MissingToolError, NormalWorldError when llama.cpp's sources or a package cannot be fetched,
-    InternalError when a compiler fails.
+    Raises MissingToolError, NormalWorldError when the disk is too full or sources or a package cannot be
+    fetched, InternalError when a compiler fails.
     """
     tools.require(*NEEDED)
     packages.library(cache, _CRYPTO, progress)
@@ -64,11 +66,12 @@ def build(cache: Path, progress: Progress) -> Programs:
         llama = library / "llama.cpp"
         if not llama.is_dir():
             progress("fetching llama.cpp's sources")
-            _fetch(pin(), llama, _LLAMA, _PARTS)
+            packages.require_room(cache, _ROOM, "llama.cpp for the machine")
+            _fetch("llama.cpp", pin(), llama, _LLAMA, _PARTS)
         mlkem = _mlkem(cache)
         if not mlkem.is_dir():
             progress("fetching mlkem-native's sources")
-            _fetch(_mlkem_pin(), mlkem, _MLKEM, ("",))
+            _fetch("mlkem-native", _mlkem_pin(), mlkem, _MLKEM, ("",))
         if built(cache) is None:
             build_library(llama, library, progress)
             progress("building the trusted application")
@@ -194,20 +197,24 @@ def _make_words(llama: Path, library: Path, target: str, *settings: str) -> tupl
     )
 
 
-def _fetch(requirement: str, target: Path, place: str, parts: tuple[str, ...]) -> None:
-    """Have the `parts` of a source distribution that lie below `place` in `target`, whole or not at all."""
+def _fetch(what: str, requirement: str, target: Path, place: str, parts: tuple[str, ...]) -> None:
+    """Have the `parts` of `what`'s sources that lie below `place` in `target`, whole or not at all."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix="fetching-") as name:
         folder = Path(name)
         (folder / "pin").write_text(requirement)
-        pip = (sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps")
-        source = ("--require-hashes", "--no-binary", ":all:", "--no-build-isolation")
+        pip = (sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check")
+        source = ("--no-deps", "--require-hashes", "--no-binary", ":all:", "--no-build-isolation")
+        kept = ("--retries", "1", "--dest", folder, "--requirement", folder / "pin")
         try:
-            tools.run(*pip, *source, "--dest", folder, "--requirement", folder / "pin")
+            # It unpacks what it fetches, to look at it: here, where there is room, and which is removed.
+            tools.run(*pip, *source, *kept, env={**os.environ, "TMPDIR": str(folder)})
         except FlexServeError as error:
+            _, _, said = error.message.partition("\n")  # without the command
             raise NormalWorldError(
-                f"pip could not fetch {target.name}'s sources: {error.message}",
-                hint="See to the network and run this again.",
+                f"pip could not fetch {what}'s sources:\n{said.rstrip() or error.message}",
+                hint="See to the network and run this again; what is built already is kept.",
+                code="no_sources",
             ) from error
         whole = folder / "whole"
         with tarfile.open(next(folder.glob("*.tar.gz"))) as archive:
