@@ -23,6 +23,7 @@ from flexserve.protocol.sampling import Sampling
 class Parrot:
     """Answers with the number of turns it was told; its context holds `room` characters."""
 
+    is_server = False
     place = "here"
 
     def __init__(self, room: int = 1000) -> None:

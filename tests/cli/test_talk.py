@@ -49,6 +49,15 @@ def test_run_says_who_answers_only_when_asked(cli: Cli, server: ScriptedServer) 
     assert "answered by the server at http://127.0.0.1:" in cli("run", "tiny", "Hi?", "-v").stderr
 
 
+@pytest.mark.parametrize("words", [("run", "tiny", "Hi?"), ("chat", "tiny")])
+def test_what_is_for_a_secure_world_of_its_own_is_not_used_by_a_server_and_that_is_said(
+    cli: Cli, server: ScriptedServer, words: tuple[str, ...]
+) -> None:
+    said = cli(*words, "--platform", "trustzone", "--threads", "1", stdin="").stderr
+    assert "answers, as it was started (scripted); not used: --platform, --threads" in said
+    assert "not used" not in cli(*words, stdin="").stderr
+
+
 def test_run_passes_every_sampling_option(cli: Cli, server: ScriptedServer) -> None:
     options = ("--max-tokens", "3", "--temperature", "0", "--top-p", "0.5", "--seed", "9", "--stop", "a")
     assert cli("run", "tiny", "Hi?", *options, "--stop", "b").stdout == "Hello, world\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -90,27 +91,25 @@ def run(
 
     _refuse_file(model)
     sampling = _sampling(max_tokens, temperature, top_p, seed, stop)
-    chosen = settings.load(
-        host=host,
-        port=port,
-        unix_socket=unix_socket,
-        platform=platform,
-        secure_world=secure_world,
-        guest_memory=guest_memory,
-        guest_cpus=guest_cpus,
-        npu=npu,
-        memory=memory,
-        threads=threads,
-        context=context,
-        models=models,
-        device_key=device_key,
-    )
+    own: dict[str, object] = {
+        "platform": platform,
+        "secure_world": secure_world,
+        "guest_memory": guest_memory,
+        "guest_cpus": guest_cpus,
+        "npu": npu,
+        "memory": memory,
+        "threads": threads,
+        "context": context,
+        "models": models,
+        "device_key": device_key,
+    }
+    chosen = settings.load(host=host, port=port, unix_socket=unix_socket, **own)
     talks = prompt is None and not as_json and sys.stdin.isatty()
     messages = [] if talks else [ChatMessage("user", _prompt(prompt))]
     with responder(chosen, ctx.obj, named=_named(host, port, unix_socket)) as who:
         if talks:
             _known_model(who, model)
-        _introduce(who, verbose=verbose or talks, silent=as_json)
+        _introduce(who, own, verbose=verbose or talks, silent=as_json)
         _note_template(who, model)
         if talks:
             return Conversation(who, model, sampling, stats=stats).hold(messages_of_terminal())
@@ -157,33 +156,35 @@ def chat(
     if model is not None:
         _refuse_file(model)
     sampling = _sampling(max_tokens, temperature, top_p, seed, None)
-    chosen = settings.load(
-        host=host,
-        port=port,
-        unix_socket=unix_socket,
-        platform=platform,
-        secure_world=secure_world,
-        guest_memory=guest_memory,
-        guest_cpus=guest_cpus,
-        npu=npu,
-        memory=memory,
-        threads=threads,
-        context=context,
-        models=models,
-        device_key=device_key,
-    )
+    own: dict[str, object] = {
+        "platform": platform,
+        "secure_world": secure_world,
+        "guest_memory": guest_memory,
+        "guest_cpus": guest_cpus,
+        "npu": npu,
+        "memory": memory,
+        "threads": threads,
+        "context": context,
+        "models": models,
+        "device_key": device_key,
+    }
+    chosen = settings.load(host=host, port=port, unix_socket=unix_socket, **own)
     with responder(chosen, ctx.obj, named=_named(host, port, unix_socket)) as who:
         model = _known_model(who, model) if model else _only_model(who)
-        _introduce(who, verbose=True, silent=False)
+        _introduce(who, own, verbose=True, silent=False)
         _note_template(who, model)
         Conversation(who, model, sampling, stats=stats).hold(messages_of_terminal())
 
 
-def _introduce(who: Responder, *, verbose: bool, silent: bool) -> None:
+def _introduce(who: Responder, own: Mapping[str, object], *, verbose: bool, silent: bool) -> None:
+    """Say who answers. `own`: what was given for a secure world of this command's own, by name; None: not."""
     label = who.protection()
     if verbose and not silent:
         terminal.note(f"answered by {who.place}")
         terminal.note(f"protection: {label.name}: {label.summary}")
+    unused = [f"--{name.replace('_', '-')}" for name, given in own.items() if given is not None]
+    if unused and who.is_server and not silent:
+        terminal.note(f"{who.place} answers, as it was started ({label.name}); not used: {', '.join(unused)}")
     if not label.protected and not silent:
         terminal.warn(terminal.UNPROTECTED if label.name == "plain" else "model memory is UNPROTECTED.")
 

@@ -41,6 +41,8 @@ T = TypeVar("T")
 class Responder(Protocol):
     """Answers conversations."""
 
+    is_server: bool
+
     @property
     def place(self) -> str:
         """Where the answer is made, for people."""
@@ -60,6 +62,8 @@ class Responder(Protocol):
 
 class ServerResponder:
     """A running server."""
+
+    is_server = True
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -89,6 +93,7 @@ class ServerResponder:
 class PrivateWorld:
     """The two worlds, for as long as the context lasts. Every method blocks its caller."""
 
+    is_server = False
     place = "a secure world of this command's own"
 
     def __init__(
