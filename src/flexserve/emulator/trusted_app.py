@@ -59,6 +59,9 @@ def build(cache: Path, progress: Progress) -> Programs:
     fetched, InternalError when a compiler fails.
     """
     tools.require(*NEEDED)
+    ready = built(cache)
+    if ready is not None:
+        return ready  # whatever another checkout builds meanwhile
     packages.library(cache, _CRYPTO, progress)
     packages.library(cache, _NUMBERS, progress)
     with locked(cache / "trusted-app.lock", progress):
