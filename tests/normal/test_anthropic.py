@@ -96,6 +96,16 @@ async def test_a_thought_is_a_block_before_the_answer(client: httpx.AsyncClient)
     assert starts == ["thinking", "text"]
 
 
+async def test_a_thought_is_left_out_where_that_is_asked_for(client: httpx.AsyncClient) -> None:
+    hidden = {"thinking": {"type": "adaptive", "display": "omitted"}}
+    (text,) = (await client.post("/v1/messages", json=body("thinker", **hidden))).json()["content"]
+    assert text == {"type": "text", "text": "Yes."}
+    response = await client.post("/v1/messages", json=body("thinker", stream=True, **hidden))
+    assert "Hm." not in response.text
+    starts = [e["index"] for e in events(response) if e["type"] == "content_block_start"]
+    assert starts == [0]
+
+
 @pytest.mark.parametrize(
     ("thinking", "crossed"),
     [

@@ -188,6 +188,8 @@ async def test_nothing_is_stored_and_a_request_that_counts_on_it_hears_so(client
         ({"conversation": "conv_1"}, "conversation"),
         ({"truncation": "auto"}, "truncation"),
         ({"input": []}, "input"),
+        ({"reasoning": {"mode": "pro"}}, "mode"),
+        ({"reasoning": {"context": "all_turns"}}, "context"),
         ({"tools": [{"type": "web_search"}]}, "tools[0]"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, None),
     ],

@@ -77,7 +77,7 @@ PARTS: dict[tuple[str, str], tuple[type[BaseModel] | Iterable[str], Iterable[str
     ("`reasoning` in `input`", "`/v1/responses`"): (responses.ReasoningItem, ()),
     ("`tools`", "`/v1/responses`"): (responses.FunctionTool, ()),
     ("`text`", "`/v1/responses`"): (responses.TextOptions, ()),
-    ("`reasoning`", "`/v1/responses`"): (responses.Reasoning, ()),
+    ("`reasoning`", "`/v1/responses`"): (responses.Reasoning, responses.NOT_IN_REASONING),
     ("message", "`/api/chat`"): (ollama_bodies.OllamaTurn, ()),
     ("`options`", "`/api/…`"): (ollama_bodies.OPTIONS, ALL_OTHERS),
 }

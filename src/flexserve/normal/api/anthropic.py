@@ -205,10 +205,11 @@ class AnthropicChoice(Body):
 
 
 class Thinking(Body):
-    """Whether the model thinks before it answers, and for how many tokens at most."""
+    """Whether the model thinks before it answers, for how many tokens at most, and whether that is told."""
 
     type: Literal["enabled", "disabled", "adaptive"]
     budget_tokens: Budget | None = None
+    display: Literal["summarized", "omitted"] | None = None  # a thought comes whole, or not at all
 
 
 class OutputConfig(Body):
@@ -309,7 +310,8 @@ async def messages(body: MessagesRequest, request: Request) -> Response:
     """Answer a conversation, in Anthropic's form."""
     model = await model_of(request.app.state.world, body.model)
     parts = Parts(body.most_calls, schemas_of(body.offers))
-    form = MessageForm(model, body.stop_sequences or [], error_body, parts)
+    omits = body.thinking is not None and body.thinking.display == "omitted"
+    form = MessageForm(model, body.stop_sequences or [], error_body, parts, omits_thoughts=omits)
     terms = body.terms(request.state.key)
     asked = GenerationRequest(model, body.prompt(), body.sampling(), terms, stream=bool(body.stream))
     return await respond(request, asked, form)

@@ -17,10 +17,16 @@ class MessageForm(Form):
     """/v1/messages. `stops` are the request's stop sequences, of which the answer says which ended it."""
 
     def __init__(
-        self, model: str, stops: Sequence[str], failed: Callable[[HttpError], Json], parts: Parts
+        self,
+        model: str,
+        stops: Sequence[str],
+        failed: Callable[[HttpError], Json],
+        parts: Parts,
+        *,
+        omits_thoughts: bool = False,
     ) -> None:
         self._model, self._stops, self._failed = model, stops, failed
-        self._parts = parts
+        self._parts, self._omits_thoughts = parts, omits_thoughts
         self._blocks: list[Json] = []  # the last one may be open
         self._open = False
         self._arguments = ""  # of the call that is open
@@ -85,6 +91,8 @@ class MessageForm(Form):
                 events = self._in_block({"type": "text", "text": ""})
                 self._blocks[-1]["text"] += part.text
                 return [*events, self._more({"type": "text_delta", "text": part.text})]
+            case Thought() if self._omits_thoughts:
+                return []
             case Thought():
                 events = self._in_block({"type": "thinking", "thinking": "", "signature": ""})
                 self._blocks[-1]["thinking"] += part.text

@@ -54,6 +54,8 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "context_management": (None, []),
 }
 
+NOT_IN_REASONING: dict[str, tuple[Any, ...]] = {"context": (None, "auto"), "mode": (None, "standard")}
+
 _LOGPROBS = "message.output_text.logprobs"
 
 
@@ -160,6 +162,12 @@ class Reasoning(Body):
 
     effort: Effort | None = None
     summary: Literal["auto", "concise", "detailed"] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unsupported(cls, reasoning: Any) -> Any:
+        refuse_unsupported(reasoning, NOT_IN_REASONING)
+        return reasoning
 
 
 class ResponseStreamOptions(ExactBody):
