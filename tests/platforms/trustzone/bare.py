@@ -255,10 +255,9 @@ def bare(
     code = assembled((Path(__file__).parent / "bare.S").read_text(), folder)
     board = (abi.BOARD_MAGIC, BASE, RAM, 1, npus, len(code), 0, 0)
     struct.pack_into("<8Q", image, abi.BOARD_OFFSET, *board)
-    firmware, kernel, ram = folder / "fw.bin", folder / "bare.bin", folder / "ram"
+    firmware, kernel, ram = folder / "fw.bin", folder / "bare.bin", os.memfd_create("ram")
     firmware.write_bytes(firmware_with(bytes(image), secure_os, application) if secure_os else image)
     kernel.write_bytes(code)
-    ram.write_bytes(b"")
     os.truncate(ram, RAM)
     ours, theirs = socket.socketpair()
     console, consoles = socket.socketpair()
@@ -267,21 +266,21 @@ def bare(
         f"-smp cpus=1,maxcpus=2 -m {RAM // MIB}M "
         "-machine virt,secure=on,virtualization=on,gic-version=3,highmem=off,its=off,iommu=smmuv3,"
         "memory-backend=ram "
-        f"-object memory-backend-file,id=ram,share=on,size={RAM},mem-path={ram} -display none "
+        f"-object memory-backend-file,id=ram,share=on,size={RAM},mem-path=/proc/self/fd/{ram} -display none "
         f"-chardev socket,id=monitor,fd={consoles.fileno()} -monitor chardev:monitor "
         f"-bios {firmware} -device loader,file={kernel},addr={_KERNEL:#x},force-raw=on "
         f"-chardev socket,id=secure,fd={theirs.fileno()} -chardev file,id=console,path=/dev/stdout "
         "-serial chardev:console -serial chardev:secure"
     ).split()
-    with ours, theirs, console, consoles, ram.open("r+b") as file, contextlib.ExitStack() as stack:
-        memory = mmap.mmap(file.fileno(), RAM)
+    with ours, theirs, console, consoles, open(ram, "r+b"), contextlib.ExitStack() as stack:
+        memory = mmap.mmap(ram, RAM)
         device = Device(memory)
         stack.callback(device.end)
         process = subprocess.Popen(
             parent_death.command("qemu-system-aarch64", *words),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            pass_fds=(theirs.fileno(), consoles.fileno()),
+            pass_fds=(ram, theirs.fileno(), consoles.fileno()),
         )
         stack.callback(process.wait)
         stack.callback(process.kill)
