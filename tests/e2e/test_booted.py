@@ -87,10 +87,12 @@ def test_output_is_that_of_plain_llama_cpp_whatever_is_recalled(library: Library
         assert eventually(lambda: held(machine) <= DEFAULT_CHUNK)
 
 
-def test_a_program_that_fills_the_machine_gets_the_memory_of_idle_models(library: Library, machine: Machine):
-    source = library.file(HALF, "f16")
-    name, expected = library.add(source, "machine-half"), library.answer(source, PROMPTS[1], 3)
-    with world_on(library, machine) as world:
+def test_a_program_that_fills_the_machine_gets_the_memory_of_idle_models(
+    own_library: Library, machine: Machine
+):
+    source = own_library.file(HALF, "f16")  # its quarter of a GiB goes with the test
+    name, expected = own_library.add(source, "machine-half"), own_library.answer(source, PROMPTS[1], 3)
+    with world_on(own_library, machine) as world:
         assert world.generate(name, PROMPTS[1], 3).text == expected
         before = held(machine)
         assert before > RAM * 0.4

@@ -115,7 +115,7 @@ def bench_paper(
         Path | None, typer.Option(metavar="FILE", help="Draw the results, as PNG and as SVG.")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on after the last whole round of a run that was stopped.")
+        bool, typer.Option("--resume", help="Go on after the last whole round, if a run was stopped.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -325,12 +325,17 @@ class DrivenWorld:
             free = message.size if self.budget is None else max(0, self.budget - self.granted)
             size = min(message.size, free)
             self.granted += size
-        self._send(Grant(message.serial, size))
+        self._answer(Grant(message.serial, size))
 
     def _spare(self, message: WantSpare) -> None:
         with self._granting:
             free = message.size if self.budget is None else max(0, self.budget - self.granted)
-        self._send(Spare(message.serial, min(message.size, free)))
+        self._answer(Spare(message.serial, min(message.size, free)))
+
+    def _answer(self, message: Grant | Spare) -> None:
+        """Send what the world waits for, unless it or this end of the channel is gone meanwhile."""
+        with contextlib.suppress(OSError):
+            self._send(message)
 
     def _take(self, kind: type[M], wanted: Callable[[M], bool]) -> M:
         """Wait for the first message of `kind` that is `wanted` and return it."""

@@ -27,7 +27,7 @@ def measure(plan: Plan, folder: Path, say: Say, *, resume: bool = False) -> dict
     Everything is measured once on every measured_system before anything is measured again, so that whatever
     else the machine does meets all of them. What is known after each round is in `folder`/report.json, for
     who has to stop early. With `resume` the rounds of a run that was stopped, in `folder`/samples.json, are
-    not measured again. Raises CallerError where there are none of this plan, and FlexServeError when a world
+    not measured again. Raises CallerError where they are of another plan, and FlexServeError when a world
     cannot be had.
     """
     samples = Samples.of(plan, folder / "samples.json", resume=resume)

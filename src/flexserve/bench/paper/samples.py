@@ -116,13 +116,14 @@ class Samples:
 
     @classmethod
     def of(cls, plan: Plan, file: Path, *, resume: bool) -> Samples:
-        """Return none, or with `resume` those of `file`. Raises CallerError when they are another plan's."""
-        if not resume:
+        """Return none, or with `resume` those of `file`, if it is there.
+
+        Raises CallerError when they are another plan's.
+        """
+        if not resume or not file.exists():
             return cls(plan)
         try:
             found = msgspec.json.decode(file.read_bytes(), type=cls)
-        except FileNotFoundError:
-            raise CallerError("There is nothing to go on with.", hint="Leave --resume away.") from None
         except msgspec.MsgspecError:
             found = None
         if found is None or found.plan != plan:
