@@ -14,6 +14,7 @@ from played_application import TEMPLATE, answer_to
 from played_sealed import BEGIN, body
 
 from flexserve.errors import PeerError
+from flexserve.protocol import sealed_pace
 from flexserve.protocol.answers import Failed
 from flexserve.protocol.evidence import Attest, Attested
 from flexserve.protocol.framing import FrameDecoder
@@ -23,7 +24,7 @@ from flexserve.protocol.prompts import AskTemplate, ToTokens
 from flexserve.protocol.rendered import Told
 from flexserve.protocol.requests import Cancel, Convert, Warm
 from flexserve.protocol.sealed_messages import Sealed, SealedPart
-from flexserve.tee_client import files, sealed_sessions
+from flexserve.tee_client import files
 from flexserve.tee_client.messages import Ask
 from flexserve.tee_client.sealed_sessions import SealedSessions
 from flexserve.tee_client.witness import Witness
@@ -111,10 +112,10 @@ def test_a_sealed_request_is_answered_in_frames(sealed: SealedWorld) -> None:
 
 
 def test_frames_leave_by_tokens_and_time(sealed: SealedWorld, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sealed_sessions, "INTERVAL", 1e9)
+    monkeypatch.setattr(sealed_pace, "INTERVAL", 1e9)
     _, *frames = sealed.ask("hello>")
     assert [len(frame) - 1 for frame in frames] == [1, 7], "the first token leaves at once"
-    monkeypatch.setattr(sealed_sessions, "INTERVAL", 0.0)
+    monkeypatch.setattr(sealed_pace, "INTERVAL", 0.0)
     _, *frames = sealed.ask("and again>")
     assert [len(frame) - 1 for frame in frames] == [1] * 8 + [0]
 

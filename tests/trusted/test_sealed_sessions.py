@@ -12,16 +12,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flexserve.errors import CallerError
+from flexserve.errors import CallerError, PeerError
 from flexserve.protocol import sealed_answer
 from flexserve.protocol.answers import Delta, Embedded, Failed, Finished, Started, Timings, Usage
 from flexserve.protocol.messages import Query
 from flexserve.protocol.prompts import ChatMessage, ChatPrompt
 from flexserve.protocol.requests import Embed, Generate
 from flexserve.protocol.sampling import LogitBias, Sampling
-from flexserve.protocol.sealed_answer import LARGE, SMALL
+from flexserve.protocol.sealed_answer import LARGE, SMALL, TOKENS_OF_A_FRAME
 from flexserve.protocol.sealed_exchange import Exchange, named_secret, seal, sealed_secret
 from flexserve.protocol.sealed_messages import Sealed, SealedPart
+from flexserve.protocol.sealed_pace import INTERVAL
 from flexserve.protocol.sealed_request import Content, Opened, name_of
 from flexserve.protocol.statuses import Failure
 from flexserve.testing.sealing_key import FixedKey
@@ -30,7 +31,7 @@ from flexserve.trusted.sessions.next_secrets import LIFE, NextSecrets
 from flexserve.trusted.sessions.next_secrets import MOST as MOST_NEXT
 from flexserve.trusted.sessions.receipts import Receipts
 from flexserve.trusted.sessions.seen import MOST, WINDOW, SeenRequests
-from flexserve.trusted.sessions.session import BATCH, INTERVAL, Session
+from flexserve.trusted.sessions.session import Session
 from flexserve.trusted.sessions.sessions import Sessions
 
 NOW = 1_800_000_000_000
@@ -169,6 +170,13 @@ def test_an_answer_goes_without_a_receipt_that_cannot_be_signed(place):
         Delta,
         Finished,
     ]
+
+
+def test_two_requests_that_are_answered_have_two_numbers(place):
+    place.begin(place.exchange())
+    place.numbers = iter([1])
+    with pytest.raises(PeerError, match="one number"):
+        place.open(place.exchange().body)
 
 
 def test_answers_to_others_go_out_as_they_are(place):
@@ -318,7 +326,7 @@ def test_the_first_token_leaves_at_once_and_others_together():
 
 
 def test_a_batch_is_bounded_by_its_tokens_too():
-    seen = seen_outside(["x"] * (1 + 2 * BATCH), [0.5] + [0.0] * (2 * BATCH))
+    seen = seen_outside(["x"] * (1 + 2 * TOKENS_OF_A_FRAME), [0.5] + [0.0] * (2 * TOKENS_OF_A_FRAME))
     assert [size for _, size, _ in seen] == [32, SMALL, SMALL, SMALL, 4 * SMALL]
 
 

@@ -1,7 +1,7 @@
 """Sealed requests from their coming to their last frame, as the normal world sees them: it reads none.
 
 One that asks a model is opened when that is open, so it waits in the queue twice: to be opened, and for what
-it turned out to be. Frames leave as trusted/sessions has them leave: by tokens and time.
+it turned out to be. Frames leave as those of trusted/sessions: by tokens and time.
 """
 
 from __future__ import annotations
@@ -11,27 +11,25 @@ import dataclasses
 import functools
 import queue
 import threading
-import time
 from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
 
-from flexserve.errors import CallerError, FlexServeError, PeerError, QueueFullError
+from flexserve.errors import CallerError, FlexServeError, QueueFullError
 from flexserve.protocol.answers import Failed, Finished
 from flexserve.protocol.failures import failure_of, foreseen
 from flexserve.protocol.messages import Query, Status
 from flexserve.protocol.rendered import Told
 from flexserve.protocol.requests import Cancel, Convert, Warm
-from flexserve.protocol.sealed_answer import TOKENS_OF_A_FRAME
 from flexserve.protocol.sealed_messages import Sealed, SealedPart
+from flexserve.protocol.sealed_pace import Pace, Ticks
 from flexserve.protocol.sealed_request import header_of, refusal
 from flexserve.protocol.trusted_app import Ticket
 from flexserve.tee_client.messages import Finish, broken
 from flexserve.tee_client.sealed import SealedRequests, Unsealed
 from flexserve.tee_client.sealed_generation import Opening, SealedGenerate
 
-INTERVAL = 0.02  # seconds between two frames of a text, at least, unless TOKENS_OF_A_FRAME wait
 _PART = 1 << 20  # bytes of a message to the normal world, at most
 _MOST_QUESTIONS = 64  # that ask no model, and wait
 
@@ -56,20 +54,29 @@ class Policy(Protocol):
 
 @dataclasses.dataclass(slots=True, eq=False)
 class _Session:
-    """One sealed request. `lock` keeps its frames in their order; who has the link's turn never takes it."""
+    """One sealed request. `lock` keeps its frames in their order; who has the link's turn never takes it.
+
+    `leave` sends one of its frames.
+    """
 
     opening: Opening
+    leave: Callable[[_Session], None]
     unsealed: Unsealed | None = None  # from its opening on
     messages: list[msgspec.Struct] = dataclasses.field(default_factory=list)  # that answer a question
     last: bytes = b""  # the last frames of an answer that said all
-    tokens: int = 0  # that wait for a frame
-    left: float = float("-inf")  # when the last frame did
+    pace: Pace = dataclasses.field(default_factory=Pace)
     cancelled: bool = False
     lock: threading.RLock = dataclasses.field(default_factory=threading.RLock)
 
     @property
     def number(self) -> int:
         return self.opening.request
+
+    def tick(self) -> None:
+        """Have tokens leave that waited long enough."""
+        with self.lock, contextlib.suppress(FlexServeError):  # who ends it hears of that, too
+            if self.pace.is_due():
+                self.leave(self)
 
 
 class SealedSessions:
@@ -83,16 +90,13 @@ class SealedSessions:
     ) -> None:
         self._requests, self._admit, self._send = requests, admit, send
         self._policy: Policy
-        self._lock = threading.Lock()  # guards the next two
-        self._sessions: dict[int, _Session] = {}
-        self._refused: list[int] = []
-        self._begun = threading.Event()
+        self._ticks: Ticks[_Session] = Ticks(send)
         self._questions: queue.Queue[_Session] = queue.Queue(_MOST_QUESTIONS)
 
     def start(self, policy: Policy) -> None:
         """Have requests run by `policy`, and frames leave in time."""
         self._policy = policy
-        threading.Thread(target=self._tick, name="sealed-frames", daemon=True).start()
+        self._ticks.start()
         threading.Thread(target=self._answer_questions, name="sealed-questions", daemon=True).start()
 
     def open(self, message: Sealed) -> None:
@@ -100,13 +104,10 @@ class SealedSessions:
         try:
             model = header_of(message.body).model
         except CallerError:
-            self._refuse(message.request)
+            self._ticks.refuse(message.request)
             return
-        session = _Session(Opening(message.request, model, message.body))
-        with self._lock:
-            if message.request in self._sessions:
-                raise PeerError("Two requests have one number.", hint="Restart flexserve.")
-            self._sessions[message.request] = session
+        session = _Session(Opening(message.request, model, message.body), self._leave)
+        self._ticks.begin(session)
         if model:
             self._policy.submit(self._admit(session.opening, self._send))
             return
@@ -117,8 +118,7 @@ class SealedSessions:
 
     def cancel(self, number: int) -> None:
         """Break a request off that is between its two places in the queue. Policy does all else."""
-        with self._lock:
-            session = self._sessions.get(number)
+        session = self._ticks.find(number)
         if session is not None:
             session.cancelled = True
 
@@ -126,8 +126,7 @@ class SealedSessions:
         """Send what policy says; the end of a sealed request makes its last frames, or its next step."""
         session = None
         if isinstance(message, Finished | Failed):
-            with self._lock:
-                session = self._sessions.get(message.request)
+            session = self._ticks.find(message.request)
         if session is None:
             self._send(message)
         elif isinstance(message, Failed):
@@ -164,7 +163,6 @@ class SealedSessions:
             return
         if isinstance(asked, Convert | Warm):
             asked = msgspec.structs.replace(asked, request=number)
-        self._begun.set()
         self._policy.submit(self._admit(asked, session.messages.append))
         if session.cancelled:
             self._policy.obey(Cancel(number))
@@ -172,20 +170,19 @@ class SealedSessions:
     def heard(self, session: _Session, tokens: int, finish: Finish) -> None:
         """Take in that a step said so many tokens; have frames leave. The engine thread."""
         with session.lock:
-            session.tokens += tokens
             if finish is not Finish.NO:
-                session.tokens = 0
+                session.pace.leave()
                 assert session.unsealed is not None, "it was opened"
                 session.last = self._requests.finish(session.unsealed.session)
                 if not session.last:
                     raise broken("an answer that it ended has no end")
-            elif session.tokens >= TOKENS_OF_A_FRAME or (session.tokens and _is_due(session)):
+            elif session.pace.add(tokens):
                 self._leave(session)
 
     def _leave(self, session: _Session) -> None:
         """Send one frame, whatever waits: the number of frames depends on tokens and times alone."""
         assert session.unsealed is not None, "it was opened"
-        session.tokens, session.left = 0, time.monotonic()
+        session.pace.leave()
         self._send(SealedPart(session.number, self._requests.frame(session.unsealed.session)))
 
     # ---- its end ---------------------------------------------------------------------------------
@@ -210,9 +207,9 @@ class SealedSessions:
             opened = session.unsealed = session.opening.unsealed
             self._send(SealedPart(session.number, opened.begin))
         if opened is None:
-            self._forget(session)
+            self._ticks.end(session.number)
             if message.failure.code == refusal().code:
-                self._refuse(session.number)
+                self._ticks.refuse(session.number)
             else:
                 self._send(message)
             return
@@ -223,30 +220,20 @@ class SealedSessions:
             with session.lock:
                 self._send_last(session, self._requests.fail(opened.session, message.failure))
         except FlexServeError:  # the application has ended, or this answer has
-            self._forget(session)
+            self._ticks.end(session.number)
             self._send(message)
 
     def _send_last(self, session: _Session, data: bytes) -> None:
         """Send the last frames. Under its lock."""
-        self._forget(session)
-        session.tokens = 0
+        self._ticks.end(session.number)
+        session.pace.leave()
         if not data:
             self._send(Failed(session.number, failure_of(broken("a sealed answer has no end"))))
         for start in range(0, len(data), _PART):
             last = start + _PART >= len(data)
             self._send(SealedPart(session.number, data[start : start + _PART], last))
 
-    def _forget(self, session: _Session) -> None:
-        with self._lock:
-            self._sessions.pop(session.number, None)
-
-    def _refuse(self, number: int) -> None:
-        """Refuse a request with the next tick, so that the time does not tell how far it was opened."""
-        with self._lock:
-            self._refused.append(number)
-        self._begun.set()
-
-    # ---- threads of its own ----------------------------------------------------------------------
+    # ---- a thread of its own -----------------------------------------------------------------------
 
     def _answer_questions(self) -> None:
         """Open what asks no model, and answer it."""
@@ -257,26 +244,3 @@ class SealedSessions:
                 self._go_on(session)
             except FlexServeError as error:
                 self._fail(session, foreseen(error))
-
-    def tick(self) -> None:
-        """Have tokens leave that waited long enough, and refusals."""
-        with self._lock:
-            sessions = list(self._sessions.values())
-            refused, self._refused = self._refused, []
-            if not sessions:
-                self._begun.clear()
-        for number in refused:
-            self._send(Failed(number, failure_of(refusal())))
-        for session in sessions:
-            with session.lock, contextlib.suppress(FlexServeError):  # who ends it hears of that, too
-                if session.tokens and _is_due(session):
-                    self._leave(session)
-
-    def _tick(self) -> None:
-        while self._begun.wait():
-            time.sleep(INTERVAL)
-            self.tick()
-
-
-def _is_due(session: _Session) -> bool:
-    return time.monotonic() - session.left >= INTERVAL

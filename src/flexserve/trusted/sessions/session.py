@@ -16,18 +16,16 @@ from flexserve.protocol.messages import Query, Status
 from flexserve.protocol.requests import Convert, Embed, Generate, Warm
 from flexserve.protocol.sealed_answer import (
     SERVER_NONCE,
-    TOKENS_OF_A_FRAME,
     FrameSealer,
     Receipt,
     frame_size,
     hash_of,
 )
 from flexserve.protocol.sealed_messages import SealedPart
+from flexserve.protocol.sealed_pace import Pace
 from flexserve.protocol.sealed_request import Asked, Opened, header_of
 from flexserve.trusted.sessions.receipts import Receipts
 
-INTERVAL = 0.02  # seconds between two frames of a text, at least …
-BATCH = TOKENS_OF_A_FRAME  # … unless so many wait
 _PART = 1 << 20  # bytes of a message to the normal world, at most
 _OWNER = b"flexserve owner of sealed requests\0"
 
@@ -55,10 +53,9 @@ class Session:
         self.token_hash = header_of(body).token_hash
         self.digests = ("", "")  # of the model and what it adapts, from the start on
         self._answer = hashlib.sha256()
-        self._send, self._receipts, self._clock = send, receipts, clock
+        self._send, self._receipts = send, receipts
         self._lock = threading.Lock()  # guards what follows, and keeps frames in their order
-        self._tokens = 0  # that wait for a frame
-        self._left = float("-inf")  # when the last frame did
+        self._pace = Pace(clock)
         nonce = secrets.token_bytes(SERVER_NONCE)
         self._frames = FrameSealer(opened.secret, hash_of(body), nonce, frame_size(opened.asked))
         send(SealedPart(number, nonce))
@@ -85,33 +82,27 @@ class Session:
                         self._frames.add(encode(Receipt(self.number, signed)))
             self._frames.add(encode(message))
             match message:
-                case Delta():
-                    self._tokens += message.tokens
-                    if self._tokens >= BATCH or (self._tokens and self._is_due()):
-                        self._leave()
+                case Delta() if self._pace.add(message.tokens):
+                    self._leave()
                 case Embedded():
                     for data in self._frames.full():
                         self._send(SealedPart(self.number, data))
                 case Finished() | Failed() | Status():
                     self._end()
 
-    def tick(self) -> bool:
-        """Have tokens leave that waited for INTERVAL; return whether others wait."""
+    def tick(self) -> None:
+        """Have tokens leave that waited long enough."""
         with self._lock:
-            if self._tokens and self._is_due():
+            if self._pace.is_due():
                 self._leave()
-            return bool(self._tokens)
-
-    def _is_due(self) -> bool:
-        return self._clock() - self._left >= INTERVAL
 
     def _leave(self) -> None:
         """Send one frame, whatever waits: the number of frames depends on tokens and times alone."""
-        self._tokens, self._left = 0, self._clock()
+        self._pace.leave()
         self._send(SealedPart(self.number, self._frames.frame()))
 
     def _end(self) -> None:
-        self._tokens = 0
+        self._pace.leave()
         data = self._frames.end()
         for start in range(0, len(data), _PART):
             last = start + _PART >= len(data)

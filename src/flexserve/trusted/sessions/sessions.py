@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import msgspec
 
 from flexserve.errors import CallerError
 from flexserve.protocol.answers import Failed, Finished
-from flexserve.protocol.failures import failure_of
 from flexserve.protocol.messages import Status
 from flexserve.protocol.sealed_messages import Sealed
-from flexserve.protocol.sealed_request import NAME, Unseal, open_request, refusal
+from flexserve.protocol.sealed_pace import Ticks
+from flexserve.protocol.sealed_request import NAME, Unseal, open_request
 from flexserve.trusted.sessions.clock import Clock
 from flexserve.trusted.sessions.next_secrets import NextSecrets
 from flexserve.trusted.sessions.receipts import Receipts
 from flexserve.trusted.sessions.seen import SeenRequests
-from flexserve.trusted.sessions.session import INTERVAL, Send, Session
+from flexserve.trusted.sessions.session import Send, Session
 
 
 class Sessions:
@@ -29,36 +28,31 @@ class Sessions:
 
     def __init__(self, unseal: Unseal, send: Send, clock: Clock, receipts: Receipts | None) -> None:
         self._unseal, self._send, self._clock, self._receipts = unseal, send, clock, receipts
-        self._lock = threading.Lock()  # guards the next four
-        self._sessions: dict[int, Session] = {}
-        self._refused: list[int] = []
+        self._ticks: Ticks[Session] = Ticks(send)
+        self._lock = threading.Lock()  # guards the next two
         self._seen, self._next = SeenRequests(), NextSecrets()
-        self._begun = threading.Event()
 
     def start(self) -> None:
         """Have tokens leave in time that wait for others, and refusals."""
-        threading.Thread(target=self._tick, name="sealed-frames", daemon=True).start()
+        self._ticks.start()
 
     def open(self, message: Sealed) -> Session | None:
         """Return the session that answers a sealed request, begun; None: it is refused.
 
-        A refusal leaves with the next tick, so its time does not tell how far the request was opened.
+        A refusal leaves with the next tick, so its time does not tell how far the request was opened. Raises
+        PeerError for a number that another request has.
         """
-        self._begun.set()
+        self._ticks.expect()
         try:
             opened = open_request(message.body, self._secret)
             with self._lock:
                 self._seen.admit(opened.content, now := self._clock())
                 self._next.keep(opened.content.next, now)
         except CallerError:
-            with self._lock:
-                self._refused.append(message.request)
-            self._begun.set()
+            self._ticks.refuse(message.request)
             return None
         session = Session(message.request, opened, message.body, self._send, receipts=self._receipts)
-        with self._lock:
-            self._sessions[session.number] = session
-        self._begun.set()
+        self._ticks.begin(session)
         return session
 
     def _secret(self, sealed: bytes, info: bytes) -> bytes:
@@ -74,8 +68,7 @@ class Sessions:
             self._send(message)
             return
         number = message.serial if isinstance(message, Status) else message.request
-        with self._lock:
-            session = self._sessions.pop(number, None)
+        session = self._ticks.end(number)
         if session is None:
             self._send(message)
         else:
@@ -83,17 +76,4 @@ class Sessions:
 
     def tick(self) -> None:
         """Have tokens leave that waited long enough, and refusals."""
-        with self._lock:
-            sessions = list(self._sessions.values())
-            refused, self._refused = self._refused, []
-            if not sessions:
-                self._begun.clear()
-        for number in refused:
-            self._send(Failed(number, failure_of(refusal())))
-        for session in sessions:
-            session.tick()
-
-    def _tick(self) -> None:
-        while self._begun.wait():
-            time.sleep(INTERVAL)
-            self.tick()
+        self._ticks.tick()
