@@ -36,6 +36,8 @@ report counts what FOLDER has results of. PROGRAM is a llama-server of the same 
 - **Models**: random weights in the shapes that the tests need, with llama.cpp's own vocabularies.
 - **Words and counts**: where a test expects words of its model, or a number of tokens by a parameter, what
   llama-server says with the same model of ours is expected instead: to the letter, by the same seed.
+  (It keeps its weights as the file has them, `LLAMA_ARG_REPACK=0`: kernels for AMX, which FlexServe's
+  build leaves out, round otherwise.)
 - **Options**: what llama-server gets by its command line and FlexServe by the request (seed, temperature,
   length, whether to think) is put into requests that do not say it. A `model` that the request makes up is
   replaced by the name of the one that is served: FlexServe refuses a name that it does not know.
