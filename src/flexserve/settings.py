@@ -337,6 +337,13 @@ def load(**flags: object) -> Settings:
             hint="Leave --npu out, or give --secure-world host.",
             code="bad_setting",
         )
+    if chosen.is_inside and chosen.threads > chosen.guest_cpus:
+        raise CallerError(
+            f"{origin('threads', given)}: the machine has {chosen.guest_cpus} CPUs, and threads that "
+            "share one would wait for each other.",
+            hint=f"Give at most --threads {chosen.guest_cpus}, or more --guest-cpus, or --secure-world host.",
+            code="bad_setting",
+        )
     return chosen
 
 

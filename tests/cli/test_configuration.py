@@ -237,6 +237,14 @@ def test_where_models_compute_on_the_machine_is_no_matter_elsewhere(monkeypatch:
     assert not settings.load(platform="linux", npu=True).is_inside
 
 
+def test_more_threads_than_the_machine_has_cpus_are_refused_inside() -> None:
+    assert settings.load(platform="trustzone", threads=2).threads == 2
+    assert settings.load(platform="trustzone", threads=3, guest_cpus=4).threads == 3
+    assert settings.load(platform="trustzone", threads=8, secure_world="host").threads == 8
+    with pytest.raises(CallerError, match="--threads: the machine has 2 CPUs"):
+        settings.load(platform="trustzone", threads=3)
+
+
 def test_an_npu_is_not_for_models_that_compute_inside() -> None:
     assert settings.load(platform="trustzone", npu=False).npu is False
     assert settings.load(platform="trustzone", secure_world="host", npu=True).npu is True

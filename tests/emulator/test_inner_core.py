@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,6 +130,21 @@ def test_a_client_finds_the_ring_and_gets_nothing_else(core: InnerCore) -> None:
     assert not options.npu_driver
     assert options.identity == b"chain"
     assert options.threads == 1, "the guest's kernel and its programs have the other CPU"
+
+
+@pytest.mark.parametrize(
+    ("cpus", "cores", "threads"), [(1, 2, 1), (2, 8, 1), (4, 8, 3), (4, 2, 1), (2, 1, 1)]
+)
+def test_what_else_runs_has_a_core_in_the_machine_and_on_the_host(
+    monkeypatch: pytest.MonkeyPatch, cpus: int, cores: int, threads: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: set(range(cores)))
+    machine: Any = PlayedMachine()
+    machine.cpus = cpus
+    with InnerCore(lambda: machine) as core:
+        core.renew()
+        assert core.secure_options(SecureOptions(Path(), Path())).threads == threads
+        assert core.secure_options(SecureOptions(Path(), Path(), threads=2)).threads == 2
 
 
 def test_the_last_machine_ends_with_it() -> None:

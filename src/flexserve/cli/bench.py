@@ -128,8 +128,10 @@ def bench_paper(
     from flexserve.bench.paper.main import PaperOptions, run
     from flexserve.folders import cache_folder
 
-    machine = "trustzone" if platform == "trustzone" else "linux"
-    chosen = settings.load(platform=machine, memory=memory, threads=threads)
+    machine = {"platform": "trustzone", "secure_world": secure_world}
+    chosen = settings.load(
+        **(machine if platform == "trustzone" else {"platform": "linux"}), memory=memory, threads=threads
+    )
     if chosen.memory == "plain" and platform == "linux":
         terminal.warn(terminal.UNPROTECTED)
     options = PaperOptions(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import os
 import socket
 import sys
 import threading
@@ -100,6 +101,15 @@ class Bell:
         return f"the trusted application has ended: {said[-_LAST:]}"
 
 
+def _threads(cpus: int) -> int:
+    """Return how many threads compute on a machine of so many CPUs unless somebody says otherwise.
+
+    They wait for each other by spinning: what else runs, in the machine or on the host, has a core, or they
+    would wait for it.
+    """
+    return max(1, min(cpus, len(os.sched_getaffinity(0))) - 1)
+
+
 class InnerCore:
     """Machines, one after the other, made by `make`; a normal.guest.SecureCore.
 
@@ -143,8 +153,7 @@ class InnerCore:
         return msgspec.structs.replace(
             options,
             memory="trustzone",
-            # They wait for each other by spinning: what else runs has a CPU, or they would wait for it.
-            threads=options.threads or max(1, self.machine.cpus - 1),
+            threads=options.threads or _threads(self.machine.cpus),
             ram_fd=self.machine.ram_fd,
             doorbell_fd=self._bell.line.fileno(),
             ring_offset=RING - BASE,
