@@ -12,6 +12,7 @@ import pytest
 from servers import MODELS, Cli, ScriptedServer, Stranger, scripted_server
 
 from flexserve import folders
+from flexserve.emulator import images
 from flexserve.normal import main as normal_main
 from flexserve.normal.main import ServeOptions
 from flexserve.testing.script import Script
@@ -226,6 +227,19 @@ def test_a_time_that_is_none_is_named_by_its_flag(cli: Cli, served: list[ServeOp
     result = cli("serve", "--keep-alive", "soon")
     assert result.exit_code == 1
     assert "error: --keep-alive: Write it like 10m" in result.stderr
+
+
+def test_an_address_that_is_taken_is_said_before_a_machine_is_built(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(**_what: object) -> None:
+        pytest.fail("a machine was built")
+
+    monkeypatch.setattr(images, "images_for", build)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        result = cli("serve", "--platform", "trustzone", "--port", str(taken.getsockname()[1]))
+    assert result.exit_code == 1
+    assert "Cannot listen" in result.stderr
 
 
 def test_an_address_in_use_ends_serve_with_a_hint(cli: Cli) -> None:

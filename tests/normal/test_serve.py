@@ -16,7 +16,7 @@ import pytest
 from server_process import SCRIPT, Server, ask, until
 
 from flexserve.errors import CallerError
-from flexserve.normal.main import ServeOptions, listening, serve, tcp_socket
+from flexserve.normal.main import ServeOptions, check, listening, serve, tcp_socket
 from flexserve.protocol.launch import SecureOptions
 from flexserve.testing.script import Script
 
@@ -280,6 +280,17 @@ def test_a_stale_unix_socket_is_replaced_and_a_live_one_is_not(tmp_path: Path) -
     with listening(options), pytest.raises(CallerError, match="Cannot listen"), listening(options):
         pytest.fail("two servers on one socket")
     assert not path.exists()
+
+
+def test_an_address_is_looked_at_without_being_kept(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    options = ServeOptions(SECURE, host=None, unix_socket=path)
+    check(options)
+    assert not path.exists()
+    with listening(options), pytest.raises(CallerError, match="Cannot listen"):
+        check(options)
+    with pytest.raises(CallerError, match="no API keys"):
+        check(ServeOptions(SECURE, host="0.0.0.0", port=0))
 
 
 def test_a_file_in_the_sockets_place_is_left_alone(tmp_path: Path) -> None:

@@ -195,14 +195,13 @@ def serve(
     early = begin(ctx.obj, chosen.secure_options() if chosen.platform == "linux" else None)
     from flexserve.normal import main
 
+    options = dataclasses.replace(
+        _serve_options(chosen), early=early, reread=lambda: _serve_options(settings.load(**flags))
+    )
+    if chosen.platform == "trustzone":
+        main.check(options)  # before seconds or, the first time, minutes are spent on a machine
     with core_for(chosen) as core:
-        options = dataclasses.replace(
-            _serve_options(chosen),
-            core=core,
-            early=early,
-            reread=lambda: _serve_options(settings.load(**flags)),
-        )
-        status = main.serve(options)
+        status = main.serve(dataclasses.replace(options, core=core))
     raise typer.Exit(status)
 
 

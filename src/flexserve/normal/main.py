@@ -84,6 +84,12 @@ def serve(options: ServeOptions) -> int:
         return 128 + signal.SIGINT
 
 
+def check(options: ServeOptions) -> None:
+    """Raise what `serve` raises of its addresses, and of who would be let in; nothing is left of the look."""
+    with listening(options) as sockets:
+        _refuse_open_door(sockets, Keys(options.api_keys), insecure=options.insecure)
+
+
 async def _serve(options: ServeOptions) -> int:
     with listening(options) as sockets:
         admission = _admission_of(options, sockets)
