@@ -7,22 +7,22 @@
  *   grant AT PAGES     reads into fresh pages, which are handed over; says "first count" of each run of them, in
  *                      the order of what was read. All or none
  *   return FIRST PAGES gets back those of a range that were handed over and never used; says "pages"
- *   buffer             where user space's buffer lies: "page", "pages"
  *   read AT PAGES      reads into the buffer
  *   write AT PAGES     writes what is in the buffer
  *   flush              what was written stays, also when power goes
  *
- * AT and PAGES count pages, of the disk and of memory.
+ * AT and PAGES count pages, of the disk and of memory. The buffer is user space's: memory that the device tree sets
+ * aside, like the ring of messages, so it is in one place whenever this module is loaded.
  *
  * A disk that does not answer in time may still write to the pages that it was told of, at any later moment. So
  * they are not freed then; neither is what its answer would touch, nor is this module. It is told nothing more.
- * The buffer stays where it is, too, and nobody is told of it any more.
  */
 #include <linux/bio.h>
 #include <linux/blkdev.h>
 #include <linux/completion.h>
 #include <linux/mm.h>
 #include <linux/module.h>
+#include <linux/of_reserved_mem.h>
 #include <linux/slab.h>
 #include <linux/timekeeping.h>
 
@@ -32,8 +32,11 @@ static char *disk = "/dev/vda";
 module_param(disk, charp, 0644);
 MODULE_PARM_DESC(disk, "the disk that sealed weights are read from");
 
+static unsigned int disk_ms = FLEX_DISK_MS_DEFAULT;
+module_param(disk_ms, uint, 0644);
+MODULE_PARM_DESC(disk_ms, "how long the disk has for a command");
+
 #define MODE (FMODE_READ | FMODE_WRITE)
-#define BUFFER_PAGES (1UL << FLEX_DISK_BUFFER_ORDER)
 
 /* ---- moving ---- */
 
@@ -114,7 +117,7 @@ static int move(struct flexmem *fm, blk_opf_t how, u64 at, struct list_head *blo
 			add(transfer, block, PAGE_SIZE << page_private(block));
 	submit(transfer);
 	finish(transfer);
-	if (!wait_for_completion_timeout(&transfer->done, msecs_to_jiffies(FLEX_DISK_MS))) {
+	if (!wait_for_completion_timeout(&transfer->done, msecs_to_jiffies(READ_ONCE(disk_ms)))) {
 		fm->disk.silent = true;
 		__module_get(THIS_MODULE);
 		pr_err("flexmem: %s does not answer and is not used any more\n", disk);
@@ -216,10 +219,6 @@ static int prepare(struct flexmem *fm)
 {
 	struct block_device *device;
 
-	if (!fm->disk.buffer)
-		fm->disk.buffer = alloc_pages(GFP_KERNEL | __GFP_ZERO, FLEX_DISK_BUFFER_ORDER);
-	if (!fm->disk.buffer)
-		return -ENOMEM;
 	if (fm->disk.device)
 		return fm->disk.silent ? -EIO : 0;
 	device = blkdev_get_by_path(disk, MODE, NULL);
@@ -240,17 +239,15 @@ static ssize_t carry_out(struct flexmem *fm, const char *name, u64 at, unsigned 
 {
 	if (!strcmp(name, "return"))
 		return give_back(fm, at, pages, text, room);
-	if (!strcmp(name, "buffer"))
-		return scnprintf(text, room, "page %lu\npages %lu\n", page_to_pfn(fm->disk.buffer), BUFFER_PAGES);
 	if (!strcmp(name, "flush"))
 		return move(fm, REQ_OP_WRITE | REQ_PREFLUSH, 0, NULL, 0);
 	if (!pages || !has(fm, at, pages))
 		return -EINVAL;
 	if (!strcmp(name, "grant") && pages <= FLEX_CALL_PAGES_MAX)
 		return grant(fm, at, pages, text, room);
-	if (!strcmp(name, "read") && pages <= BUFFER_PAGES)
+	if (!strcmp(name, "read") && pages <= fm->disk.buffer_pages)
 		return move(fm, REQ_OP_READ | REQ_SYNC, at, NULL, pages);
-	if (!strcmp(name, "write") && pages <= BUFFER_PAGES)
+	if (!strcmp(name, "write") && pages <= fm->disk.buffer_pages)
 		return move(fm, REQ_OP_WRITE | REQ_SYNC, at, NULL, pages);
 	return -EINVAL;
 }
@@ -277,15 +274,19 @@ ssize_t flex_disk_command(struct flexmem *fm, const char *line, char *text, size
 	return said;
 }
 
-void flex_disk_init(struct flexmem *fm)
+void flex_disk_init(struct flexmem *fm, struct device_node *node)
 {
+	struct reserved_mem *memory = flex_area(node, "buffer");
+
 	mutex_init(&fm->disk.lock);
+	if (memory) {
+		fm->disk.buffer = pfn_to_page(PHYS_PFN(memory->base));
+		fm->disk.buffer_pages = memory->size / PAGE_SIZE;
+	}
 }
 
 void flex_disk_exit(struct flexmem *fm)
 {
 	if (fm->disk.device)
 		blkdev_put(fm->disk.device, MODE);
-	if (fm->disk.buffer)
-		__free_pages(fm->disk.buffer, FLEX_DISK_BUFFER_ORDER);
 }

@@ -93,6 +93,8 @@ struct flex_lending {
 };
 
 struct flexmem_ring_demand;
+struct reserved_mem;
+struct device_node;
 
 struct flex_ring {
 	u64 page; /* the number of the first one */
@@ -104,8 +106,9 @@ struct flex_ring {
 struct flex_disk {
 	struct mutex lock;
 	struct block_device *device; /* from the first command on */
-	struct page *buffer;	     /* likewise */
-	bool silent;		     /* it left something undone in its time */
+	struct page *buffer;	     /* NULL: the device tree sets none aside */
+	unsigned long buffer_pages;
+	bool silent; /* it left something undone in its time */
 };
 
 struct flexmem {
@@ -199,13 +202,15 @@ void flex_shrinker_exit(struct flexmem *fm);
 
 /* ---- ring.c ---- */
 
+/* Memory that the device tree sets aside under a name, or NULL. */
+struct reserved_mem *flex_area(struct device_node *node, const char *name);
 int flex_ring_init(struct flexmem *fm, struct device_node *node);
 /* Says there that so many pages are wanted within that time. */
 void flex_ring_demand(struct flexmem *fm, unsigned long pages, unsigned int ms);
 
 /* ---- disk.c ---- */
 
-void flex_disk_init(struct flexmem *fm);
+void flex_disk_init(struct flexmem *fm, struct device_node *node);
 void flex_disk_exit(struct flexmem *fm); /* while nobody commands it */
 
 /*

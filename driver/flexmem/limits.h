@@ -29,10 +29,11 @@
 
 /* ---- a disk (disk.c) ---- */
 
-/* 512 KiB, for what user space reads and writes: one block that a kernel that runs for long still has. */
-#define FLEX_DISK_BUFFER_ORDER 7
-/* How long a disk has for a command of 2 MiB at most. One that takes longer is not used any more. */
-#define FLEX_DISK_MS 5000
+/*
+ * How long a disk has for a command of 2 MiB at most, or to have what was written stay. One that takes longer is
+ * not used any more, so that is far more than one needs which shares its host with a build.
+ */
+#define FLEX_DISK_MS_DEFAULT 30000
 
 /* ---- the driver's end (debugfs.c) ---- */
 

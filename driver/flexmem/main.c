@@ -66,7 +66,7 @@ static int probe(struct platform_device *device)
 	if (error)
 		return error;
 	flex_ondemand_init(fm);
-	flex_disk_init(fm);
+	flex_disk_init(fm, device->dev.of_node);
 	error = flex_service_init(fm);
 	if (error)
 		goto no_service;

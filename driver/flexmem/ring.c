@@ -15,13 +15,20 @@
 #include "flexmem.h"
 #include "uapi/ring.h"
 
-int flex_ring_init(struct flexmem *fm, struct device_node *node)
+struct reserved_mem *flex_area(struct device_node *node, const char *name)
 {
-	int index = of_property_match_string(node, "memory-region-names", "ring");
+	int index = of_property_match_string(node, "memory-region-names", name);
 	struct device_node *area = index < 0 ? NULL : of_parse_phandle(node, "memory-region", index);
 	struct reserved_mem *memory = area ? of_reserved_mem_lookup(area) : NULL;
 
 	of_node_put(area);
+	return memory;
+}
+
+int flex_ring_init(struct flexmem *fm, struct device_node *node)
+{
+	struct reserved_mem *memory = flex_area(node, "ring");
+
 	if (!memory) {
 		pr_err("flexmem: the device tree has no ring of messages\n");
 		return -ENODEV;

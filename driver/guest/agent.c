@@ -17,12 +17,10 @@
  *   stop N                        kills it; {}
  *   run PROGRAM WORDS…            start, wait, job
  *   attack WORDS…                 what the attack module says (driver/flexattack)
- *   disk WORDS…                   what a disk was told to do, and what came of it (driver/flexmem/disk.c)
  *   poweroff                      no answer
  *
  * It is bounded in all it keeps: lines, words, jobs and what jobs say.
  */
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -149,36 +147,12 @@ static void unload(char **words)
 	say("{}");
 }
 
-/* ---- modules that are told something, and say what came of it ---- */
-
-static void tell(const char *file, char **words)
-{
-	char line[LINE], result[SAID];
-	int fd = open(file, O_RDWR | O_CLOEXEC);
-	ssize_t got;
-
-	if (fd < 0)
-		return fail_errno();
-	join(words, line, sizeof(line));
-	if (write(fd, line, strlen(line)) < 0 || (got = read(fd, result, sizeof(result) - 1)) < 0) {
-		fail_errno();
-	} else {
-		result[got] = 0;
-		say("{");
-		say_members(result);
-		say("}");
-	}
-	close(fd);
-}
-
 static void attack(char **words)
 {
-	tell("/dev/flexattack", words + 1);
-}
+	char text[LINE];
 
-static void disk(char **words)
-{
-	tell("/sys/kernel/debug/flexmem/disk", words + 1);
+	join(words + 1, text, sizeof(text));
+	tell("/dev/flexattack", text);
 }
 
 static void power_off(char **words)
@@ -196,7 +170,7 @@ static const struct {
 	{ "ping", ping },     { "meminfo", memory }, { "flexmem", driver }, { "flexnpu", driver },
 	{ "read", read_file }, { "write", write_file }, { "load", load },   { "unload", unload },
 	{ "start", start_job }, { "run", run_job },  { "job", ask_job },    { "stop", stop_job },
-	{ "attack", attack }, { "disk", disk }, { "poweroff", power_off },
+	{ "attack", attack }, { "poweroff", power_off },
 };
 
 static void reply(char *line)
@@ -207,66 +181,15 @@ static void reply(char *line)
 	for (char *next, *word = strtok_r(line, " \r", &next); word && count < WORDS;
 	     word = strtok_r(NULL, " \r", &next))
 		words[count++] = word;
-	begin_answer();
 	for (size_t i = 0; words[0] && i < sizeof(questions) / sizeof(*questions); i++)
 		if (!strcmp(words[0], questions[i].name)) {
 			questions[i].answer(words);
-			if (!answer_fits())
-				fail("the answer is too long");
 			return;
 		}
 	fail("unknown question");
 }
 
-/* ---- the port ---- */
-
-/* Ports are numbered as they come; only sysfs tells which is ours. */
-static int open_port(void)
-{
-	DIR *ports = opendir("/sys/class/virtio-ports");
-	struct dirent *entry;
-	int fd = -1;
-
-	while (ports && fd < 0 && (entry = readdir(ports))) {
-		char path[512], name[16];
-
-		snprintf(path, sizeof(path), "/sys/class/virtio-ports/%s/name", entry->d_name);
-		if (read_whole(path, name, sizeof(name)) < 0 || strcmp(name, "flex\n"))
-			continue;
-		snprintf(path, sizeof(path), "/dev/%s", entry->d_name);
-		fd = open(path, O_RDWR | O_CLOEXEC);
-	}
-	if (ports)
-		closedir(ports);
-	return fd;
-}
-
 int agent_main(void)
 {
-	char line[LINE];
-	size_t length = 0;
-	int port = -1;
-
-	write_whole("/proc/self/oom_score_adj", "-1000");
-	for (int tries = 0; port < 0 && tries < 500; tries++) { /* the port comes a while after its driver */
-		port = open_port();
-		if (port < 0)
-			usleep(10000);
-	}
-	if (port < 0)
-		return 1;
-	say("{\"ready\": true}");
-	while (!send_answer(port)) {
-		char c = 0;
-
-		for (length = 0; c != '\n';) {
-			if (read(port, &c, 1) != 1)
-				return 1; /* the host hung up */
-			if (length < sizeof(line) - 1 && c != '\n')
-				line[length++] = c;
-		}
-		line[length] = 0;
-		reply(line);
-	}
-	return 1;
+	return serve("flex", reply);
 }

@@ -1,11 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The agent in three parts: agent.c hears questions, answer.c says what comes of them, jobs.c runs programs. */
+/* The agent: port.c hears questions, agent.c answers, answer.c says what comes of it, jobs.c runs programs. */
 #ifndef AGENT_H
 #define AGENT_H
 
 #include <stdbool.h>
 
 enum { LINE = 4096, SAID = 8192 };
+
+/* port.c: says {"ready": true} over the port, then has each line that comes replied to, by what reply() says. */
+int serve(const char *port, void (*reply)(char *line)); /* returns when the host is gone: an exit status */
+void tell(const char *file, const char *line); /* writes it to a module's file, and says what that says then */
 
 /* answer.c: one answer at a time, a line of JSON. What does not fit in it is left out; answer_fits() says so. */
 void begin_answer(void);

@@ -25,6 +25,7 @@ int syscalls_main(int argc, char **argv);
 int btree_main(int argc, char **argv);
 int touch_main(int argc, char **argv);
 int npu_main(int argc, char **argv);
+int disk_main(int argc, char **argv);
 int trace_main(int argc, char **argv);
 int call_main(int argc, char **argv);
 int application_main(int argc, char **argv);

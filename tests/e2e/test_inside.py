@@ -16,9 +16,10 @@ from library import Library
 
 from flexserve.emulator import trusted_app
 from flexserve.emulator.device import Device
-from flexserve.emulator.devicetree import RING, RING_BYTES
+from flexserve.emulator.devicetree import BUFFER, BUFFER_BYTES, RING, RING_BYTES
 from flexserve.emulator.inner_core import InnerCore
 from flexserve.emulator.machine import Machine
+from flexserve.emulator.store_disk import StoreDisk
 from flexserve.errors import FlexServeError
 from flexserve.harness.worlds import DrivenWorld
 from flexserve.normal.world import World, running_world
@@ -45,8 +46,18 @@ def machines(library: Library) -> Iterator[InnerCore]:
         pytest.skip("the trusted application is not built of these sources: `make trusted-app`")
     images = images_of(RAM, 2, application=programs.application)
     device = Device(library.key, library.root)
-    with InnerCore(lambda: Machine(images, ram_bytes=RAM, device=device)) as core:
-        yield core
+    with StoreDisk(library.root) as disk:
+
+        def make() -> Machine:
+            return Machine(
+                images,
+                ram_bytes=RAM,
+                disks=[disk.made_ready(images.firmware.read_bytes())],
+                device=device,
+            )
+
+        with InnerCore(make) as core:
+            yield core
 
 
 @pytest.fixture(scope="module")
@@ -124,16 +135,18 @@ def test_it_answers_the_same_while_the_kernels_shrinker_recalls(
     assert conserved(core)
 
 
-def test_of_the_machines_memory_its_client_maps_messages_and_nothing_else(
+def test_of_the_machines_memory_its_client_maps_messages_the_disks_buffer_and_nothing_else(
     inner: DrivenWorld,
 ) -> None:
     process = Path(f"/proc/{inner.pid}")
     if os.geteuid() != 0:
         pytest.skip("the process hides from who is not root")
-    maps = [line for line in (process / "maps").read_text().splitlines() if "memfd:ram" in line]
-    assert len(maps) == 1
-    first, end = (int(number, 16) for number in maps[0].split()[0].split("-"))
-    assert (end - first, int(maps[0].split()[2], 16)) == (RING_BYTES, RING - BASE)
+    found = set[tuple[int, int]]()
+    for line in (process / "maps").read_text().splitlines():
+        if "memfd:ram" in line:
+            first, end = (int(number, 16) for number in line.split()[0].split("-"))
+            found.add((int(line.split()[2], 16), end - first))
+    assert found == {(RING - BASE, RING_BYTES), (BUFFER - BASE, BUFFER_BYTES)}
     assert not any("memfd:ram" in os.readlink(fd) for fd in (process / "fd").iterdir())
 
 

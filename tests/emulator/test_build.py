@@ -11,7 +11,7 @@ import pytest
 import flexserve
 from flexserve.emulator import build, packages, tools
 from flexserve.emulator.cpio import Archive
-from flexserve.emulator.devicetree import INITRD, RAM_BASE, RING_BYTES, Board
+from flexserve.emulator.devicetree import BUFFER, BUFFER_BYTES, INITRD, RAM_BASE, RING_BYTES, Board
 from flexserve.emulator.packages import Kernel
 from flexserve.emulator.tools import MissingToolError
 from flexserve.errors import InternalError, NormalWorldError
@@ -86,14 +86,15 @@ def test_a_contiguous_area_ends_below_the_monitor_and_is_flexmems() -> None:
     tree = source(contiguous=128 * MIB)
     start = RAM_BASE + GIB - HIDDEN_BYTES - 128 * MIB
     assert f"reg = <{start:#x} {128 * MIB:#x}>" in tree
-    assert "memory-region = <&ring>, <&contiguous>;" in tree
+    assert "memory-region = <&ring>, <&buffer>, <&contiguous>;" in tree
     assert "contiguous" not in source()
 
 
 def test_messages_with_the_secure_world_have_a_place_whatever_else_there_is() -> None:
     for tree in (source(), source(contiguous=128 * MIB), source(npu=True)):
         assert f"reg = <{RAM_BASE:#x} {RING_BYTES:#x}>" in tree
-        assert 'memory-region-names = "ring"' in tree
+        assert f"reg = <{BUFFER:#x} {BUFFER_BYTES:#x}>" in tree
+        assert 'memory-region-names = "ring", "buffer"' in tree
 
 
 def test_an_npus_registers_lie_in_the_monitors_memory() -> None:

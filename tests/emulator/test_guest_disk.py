@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from flexserve.emulator.guest_disk import GuestDisk
 from flexserve.emulator.machine import Machine
 from flexserve.errors import NormalWorldError
+from flexserve.platforms.trustzone.disk_image import SLOT, TAG, DiskImage, FileBlocks
 from flexserve.tee_client.disk import GuestBlocks
-from flexserve.tee_client.disk_image import SLOT, TAG, DiskImage, FileBlocks
-from flexserve.testing.machines import booted
+from flexserve.tee_client.guest_disk import GuestDisk
+from flexserve.testing.machines import booted, guest_disk
 from flexserve.units import MIB
 
 pytestmark = pytest.mark.vm
@@ -37,7 +37,7 @@ def machine(file: Path) -> Iterator[Machine]:
 
 @pytest.fixture
 def guest(machine: Machine) -> GuestDisk:
-    return GuestDisk(machine.agent, machine.ram_fd)
+    return guest_disk(machine)
 
 
 def test_what_is_written_is_on_the_disk_also_for_a_driver_that_was_loaded_again(
@@ -70,6 +70,7 @@ def test_pages_stay_the_guests_where_no_secure_world_is_to_get_them(
     "words",
     [
         ("nothing",),
+        ("buffer",),
         ("read",),
         ("read", "0", "0"),
         ("read", "0", "129"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,8 @@ class PlayedMachine:
         self.ended, self.gone = False, False
         self.agent = self
         self.booted_by: threading.Thread | None = None
+        self.disk_line, self.disk_end = socket.socketpair()
+        self.has_disk = True
 
     def ask(self, *words: str, seconds: float = 10.0) -> dict[str, Any]:
         del seconds
@@ -121,12 +124,13 @@ def test_the_next_client_gets_another_machine_started_by_a_thread_that_stays(
     assert core.memory().charged(0) == 2
 
 
-def test_a_client_finds_the_ring_and_gets_nothing_else(core: InnerCore) -> None:
+def test_a_client_finds_the_ring_and_the_disk_and_gets_nothing_else(core: InnerCore) -> None:
     core.renew()
     options = core.secure_options(SecureOptions(Path(), Path()))
     assert core.program == TEE_CLIENT
     assert (options.ring_offset, options.ring_bytes) == (0, 512 << 10)
-    assert options.fds == (0, core._bell.line.fileno())
+    assert (options.buffer_offset, options.buffer_bytes) == (512 << 10, 512 << 10)
+    assert options.fds == (0, core._bell.line.fileno(), core.machine.disk_line.fileno())
     assert not options.npu_driver
     assert options.identity == b"chain"
     assert options.threads == 1, "the guest's kernel and its programs have the other CPU"
@@ -145,6 +149,14 @@ def test_what_else_runs_has_a_core_in_the_machine_and_on_the_host(
         core.renew()
         assert core.secure_options(SecureOptions(Path(), Path())).threads == threads
         assert core.secure_options(SecureOptions(Path(), Path(), threads=2)).threads == 2
+
+
+def test_a_client_of_a_machine_without_a_disk_has_none(
+    core: InnerCore, machines: list[PlayedMachine]
+) -> None:
+    core.renew()
+    machines[0].has_disk = False
+    assert core.secure_options(SecureOptions(Path(), Path())).disk_fd == -1
 
 
 def test_the_last_machine_ends_with_it() -> None:

@@ -130,6 +130,7 @@ class PlayedApplication:
         self.asked: list[Ask] = []
         self.lies: dict[Ask, tuple[Status, bytes, tuple[int, ...]]] = {}  # what is answered instead
         self.damaged = False  # nothing that comes from the disk authenticates
+        self.damaged_kv = False  # no KV does
         self.secret = b""  # that it was told
         self.sealed = PlayedSealed()
         self._stepping = False
@@ -368,7 +369,7 @@ class PlayedApplication:
             case Ask.RESUME:
                 self._resuming, self._owner = arguments[1], (arguments[3], arguments[4])
             case Ask.RESUMED:
-                if self.damaged:
+                if self.damaged or self.damaged_kv:
                     return Status.DAMAGED, b"", ()
                 model.owners[self._resuming] = self._owner
                 model.cached[self._resuming] = unpacked(_hidden(payload[:-16]))

@@ -6,10 +6,10 @@ import threading
 from collections.abc import Mapping
 
 from flexserve.errors import NormalWorldError
+from flexserve.platforms.trustzone.disk_image import SLOT_PAGES
 from flexserve.platforms.trustzone.ram import PAGE
-from flexserve.tee_client.disk_image import SLOT_PAGES
 
-BUFFER, BUFFER_PAGES = 16, 128  # a page's number, how many
+BUFFER_PAGES = 128
 
 
 class MemoryBlocks:
@@ -56,16 +56,12 @@ class PlayedGuest:
 
     def __init__(self, blocks: MemoryBlocks) -> None:
         self.blocks = blocks
-        self.buffer = bytearray(BUFFER_PAGES * PAGE)
+        self.buffer = memoryview(bytearray(BUFFER_PAGES * PAGE))
         self.granted: dict[int, bytes] = {}  # by the first page; what was read to there
         self.memory_left = 1 << 30  # slots
         self.answers: Mapping[str, object] | None = None  # instead of the truth
         self._next = 1000
         self._one = threading.Lock()
-
-    def memory(self, page: int, pages: int) -> memoryview:
-        assert (page, pages) == (BUFFER, BUFFER_PAGES)
-        return memoryview(self.buffer)
 
     def disk(self, *words: str) -> Mapping[str, object]:
         name, *rest = words
@@ -74,8 +70,6 @@ class PlayedGuest:
             if self.answers is not None:
                 return self.answers
             match name:
-                case "buffer":
-                    return {"page": BUFFER, "pages": BUFFER_PAGES}
                 case "read":
                     data = self.blocks.read(*numbers)
                     self.buffer[: len(data)] = data

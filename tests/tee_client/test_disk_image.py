@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import struct
 from pathlib import Path
 
 import pytest
@@ -10,8 +13,8 @@ from hypothesis import strategies as st
 from played_disk import MemoryBlocks, PowerGoneError
 
 from flexserve.errors import CallerError, NormalWorldError, StoredDataError
+from flexserve.platforms.trustzone.disk_image import SLOT, TAG, DiskImage, FileBlocks, name_of
 from flexserve.platforms.trustzone.ram import PAGE
-from flexserve.tee_client.disk_image import SLOT, TAG, DiskImage, FileBlocks, name_of, prepare, sync
 
 SLOTS = 8
 OLD = [(b"old" * 1000, b"t" * TAG), (b"o", b"u" * TAG)]
@@ -93,53 +96,47 @@ def test_a_byte_that_was_altered_in_a_directory_or_an_index_is_noticed(at: int, 
     assert contents(DiskImage(blocks), "kv/a/1") == OLD
 
 
-def test_a_disk_has_the_files_of_the_store_and_nothing_of_models_that_are_gone(tmp_path: Path) -> None:
-    files = {name: tmp_path / f"{name}.flex" for name in ("a", "b")}
-    for name, path in files.items():
-        path.write_bytes(name.encode() * (SLOT + 5))
-    with FileBlocks.create(tmp_path / "disk", 20 * SLOT) as blocks:
-        image = DiskImage.create(blocks, 20 * SLOT)
-        sync(image, files, 64)
-        for kind in ("weights", "kv"):
-            for name in files:
-                image.put(name_of(kind, name, "x"), b"", NEW)
-        files["a"].write_bytes(b"another")
-        sync(image, files, 64)
-        assert [data for data, _ in contents(image, "file/a")] == [b"another"]
-        assert [len(data) for data, _ in contents(image, "file/b")] == [SLOT, 5]
-        assert set(image.objects()) == {"file/a", "file/b", "weights/b/x", "kv/b/x"}
-        del files["b"]
-        sync(image, files, 64)
-        assert set(image.objects()) == {"file/a"}
+def test_what_belongs_to_models_that_are_gone_is_removed_and_what_another_sealed() -> None:
+    blocks = MemoryBlocks(4 * SLOTS * SLOT // PAGE)
+    image = DiskImage.create(blocks, 4 * SLOTS * SLOT)
+    image.keep({"a", "b"}, 7)
+    for kind in ("weights", "kv"):
+        for model in ("a", "b"):
+            image.put(name_of(kind, model, "x"), b"", NEW)
+    image.keep({"b", "c"}, 7)
+    assert set(DiskImage(blocks).objects()) == {"weights/b/x", "kv/b/x"}
+    DiskImage(blocks).keep({"b"}, 8)
+    again = DiskImage(blocks)
+    assert (again.objects(), again.sealer) == ({}, 8)
 
 
-def test_a_disk_is_made_for_a_machine_and_made_anew_when_it_is_damaged(tmp_path: Path) -> None:
-    model, path = tmp_path / "a.flex", tmp_path / "disk"
-    model.write_bytes(b"sealed")
-    for harm in (b"", b"FLEXDISK"):
-        prepare(path, SLOTS * SLOT, {"a": model}, 64)
-        with FileBlocks(path) as blocks:
-            image = DiskImage(blocks)
-            assert contents(image, "file/a") == [(b"sealed", bytes(TAG))]
-            image.put("kv/a/1", b"", NEW)
-        prepare(path, SLOTS * SLOT, {"a": model}, 64)
-        with FileBlocks(path) as blocks:
-            assert set(DiskImage(blocks).objects()) == {"file/a", "kv/a/1"}
-        path.write_bytes(harm)
-    prepare(path, SLOTS * SLOT, {}, 64)
-    with FileBlocks(path) as blocks:
-        assert not DiskImage(blocks).objects()
-        assert path.stat().st_blocks * 512 < SLOT
-
-
-def test_what_is_there_already_is_not_written_again(tmp_path: Path) -> None:
-    path = tmp_path / "a.flex"
-    path.write_bytes(b"a" * 100)
-    blocks = MemoryBlocks(SLOTS * SLOT // PAGE)
-    image = DiskImage.create(blocks, SLOTS * SLOT)
-    sync(image, {"a": path}, 64)
+def test_where_nothing_is_to_be_removed_nothing_is_written() -> None:
+    blocks = blocks_with("kv/a/1", NEW)
+    image = DiskImage(blocks)
+    image.keep({"a"}, 3)
+    image.put("kv/a/1", b"", NEW)
     blocks.most_writes = 0
-    sync(image, {"a": path}, 64)
+    image.keep({"a", "b"}, 3)
+
+
+def test_a_directory_whose_objects_claim_one_slot_costs_no_more_than_the_slots_that_there_are() -> None:
+    blocks = blocks_with("kv/a/1", OLD)
+    image = DiskImage(blocks)
+    [found] = image.objects().values()
+    image._publish({f"kv/a/{number}": found for number in range(4000)})
+    assert list(DiskImage(blocks).objects()) == ["kv/a/0"]
+
+
+def test_an_index_that_names_a_slot_twice_is_none() -> None:
+    blocks = blocks_with("kv/a/1", OLD)
+    image = DiskImage(blocks)
+    first = image.objects()["kv/a/1"].pieces[0]
+    index = struct.pack("<II", 0, 2) + 2 * struct.pack(f"<II{TAG}s", first.slot, 1, b"")
+    stored = image.put("kv/a/2", b"", NEW)
+    blocks.write(stored.index * SLOT // PAGE, index)
+    digest = hashlib.sha256(index).digest()
+    image._publish({"kv/a/2": dataclasses.replace(stored, index_bytes=len(index), digest=digest)})
+    assert DiskImage(blocks).objects() == {}
 
 
 def test_a_file_that_ends_too_early_is_damaged(tmp_path: Path) -> None:

@@ -2,52 +2,63 @@
 
 from __future__ import annotations
 
-import types
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from inside_world import InsideWorld, Unanswered
 from played_application import CHUNK, KV, SCRATCH, WEIGHTS, PlayedApplication, answer_to
+from played_disk import MemoryBlocks
 
 from flexserve.errors import GrantRefusedError
+from flexserve.platforms.trustzone.disk_image import SLOT, SLOT_PAGES, TAG, DiskImage, StoredObject
 from flexserve.protocol.trusted_app import Kind
 from flexserve.tee_client.link import Link
-from flexserve.tee_client.messages import Ask, Reply, Status
+from flexserve.tee_client.messages import Ask, Reply
 from flexserve.testing.trustzone import eventually
 
+SLOTS = 32  # of the disk
+PROMPT = "a prompt that is longer than thirty-two tokens>"
 WHOLE = WEIGHTS + KV + SCRATCH  # chunks of a model that computes
 
 
 class PlayedDisk:
     """A disk whose guest hands over a page of its own for each chunk that it reads."""
 
-    def __init__(self, played: PlayedApplication, link: Link) -> None:
+    def __init__(self, played: PlayedApplication, link: Link, blocks: MemoryBlocks | None = None) -> None:
+        """`blocks`: what an earlier one left."""
         self._played, self._link = played, link
-        self.stored: dict[str, Any] = {}
-        self.image = types.SimpleNamespace(objects=self._objects, remove=self.stored.pop)
+        self.blocks = blocks or MemoryBlocks(SLOTS * SLOT_PAGES)
+        self.image = DiskImage(blocks) if blocks else DiskImage.create(self.blocks, SLOTS * SLOT)
         self.read = 0  # chunks
-
-    def _objects(self) -> Mapping[str, Any]:
-        return self.stored
 
     def seal(self, name: str, model: int, chunks: int) -> None:
         replies = [self._link.ask(Ask.SEAL, model, chunk) for chunk in range(chunks)]
         head = b"".join(value.to_bytes(8, "little") for value in replies[0].values[:4])
-        self.stored[name] = types.SimpleNamespace(head=head, pieces=[reply.payload for reply in replies])
+        self.image.put(name, head, ((reply.payload, bytes(TAG)) for reply in replies))
 
-    def load(self, stored: Any, model: int, chunks: Sequence[int]) -> Reply | None:
+    def load(self, stored: Any, model: int, chunk: int) -> Reply:
         played = self._played
-        for chunk in chunks:
-            if played.granted == played.memory:
-                raise GrantRefusedError("The guest has no memory.", missing=CHUNK)
-            played.granted += 1
-            played.unused += 1
-            self.read += 1
-            reply = self._link.ask(Ask.LOAD, model, chunk, payload=stored.pieces[chunk])
-            if reply.status is not Status.DONE:
-                return reply
-        return None
+        if played.granted == played.memory:
+            raise GrantRefusedError("The guest has no memory.", missing=CHUNK)
+        played.granted += 1
+        played.unused += 1
+        self.read += 1
+        return self._link.ask(Ask.LOAD, model, chunk, payload=self.image.read(stored.pieces[chunk]))
+
+
+def objects(world: InsideWorld, kind: str) -> list[StoredObject]:
+    """Return what the disk has of a kind."""
+    return [each for each in world.disk.image.objects().values() if each.name.startswith(f"{kind}/")]
+
+
+def sealed(world: InsideWorld) -> str:
+    """Have a conversation, and its KV sealed; return the answer."""
+    answered = world.say(PROMPT, owner="one")
+    world.app.grant(world.app.sealing_size("a", 0), 0)
+    world.app.seal("a", 0)
+    return answered
 
 
 @pytest.fixture
@@ -88,11 +99,67 @@ def test_ahead_of_need_only_what_is_granted_is_replaced(world: InsideWorld) -> N
 def test_what_the_disk_damaged_fails_a_request_and_is_made_anew(world: InsideWorld) -> None:
     world.say()
     world.recall()
-    [stored] = world.disk.stored.values()
-    stored.pieces[2] = bytes(len(stored.pieces[2]))
+    [stored] = objects(world, "weights")
+    world.disk.blocks.data[stored.pieces[2].slot * SLOT] ^= 1
     with pytest.raises(Unanswered) as refused:
         world.say()
     assert refused.value.blame == "stored_data"
-    assert world.disk.stored == {}
+    assert objects(world, "weights") == []
     assert world.say() == answer_to("hello>")
     assert world.played.held == world.played.granted
+
+
+def test_a_full_disk_fails_the_request_that_has_its_image_made(
+    make_world: Callable[..., InsideWorld],
+) -> None:
+    world = make_world(disk=PlayedDisk)
+    world.disk.image.put("weights/other", b"", ((b"x", bytes(TAG)) for _ in range(SLOTS - WEIGHTS - 1)))
+    with pytest.raises(Unanswered) as refused:
+        world.say()
+    assert refused.value.code == "disk_full"
+    world.disk.image.remove("weights/other")
+    assert world.say() == answer_to("hello>")
+
+
+def test_sealed_kv_is_taken_in_from_the_disk_after_a_recall(make_world: Callable[..., InsideWorld]) -> None:
+    world = make_world(disk=PlayedDisk)
+    sealed(world)
+    assert b"longer" not in world.disk.blocks.data
+    assert list((world.store / "kv").iterdir()) == []
+    world.recall()
+    world.say(PROMPT, owner="one")
+    assert world.started().cached_tokens > 32
+    assert world.app.kv_status().resumed == 1
+
+
+def test_kv_that_is_damaged_on_the_disk_is_computed_anew(make_world: Callable[..., InsideWorld]) -> None:
+    world = make_world(disk=PlayedDisk)
+    sealed(world)
+    world.recall()
+    world.played.damaged_kv = True
+    assert world.say(PROMPT, owner="one") == answer_to(PROMPT)
+    assert world.started().cached_tokens == 0
+    assert world.app.kv_status().damaged == 1
+    assert objects(world, "kv") == []
+
+
+def test_kv_that_an_earlier_process_had_sealed_is_on_the_disk(make_world: Callable[..., InsideWorld]) -> None:
+    before = make_world(disk=PlayedDisk)
+    answered = sealed(before)
+    before.end()
+    world = make_world(disk=functools.partial(PlayedDisk, blocks=before.disk.blocks))
+    assert world.app.opens_at_once("a")
+    world.say(f"{PROMPT}{answered} and>", owner="one")
+    assert world.started().cached_tokens == len(PROMPT) + len(answered)
+
+
+def test_what_does_not_fit_on_the_disk_is_not_sealed_and_nothing_fails(
+    make_world: Callable[..., InsideWorld],
+) -> None:
+    world = make_world(disk=PlayedDisk)
+    world.say()
+    free = world.disk.image.free() // SLOT
+    world.disk.image.put("weights/other", b"", ((b"x", bytes(TAG)) for _ in range(free - 1)))
+    assert sealed(world) == answer_to(PROMPT)
+    assert objects(world, "kv") == []
+    assert world.say(PROMPT) == answer_to(PROMPT)

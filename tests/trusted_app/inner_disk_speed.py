@@ -18,15 +18,14 @@ from inner_models import Opened
 from test_inner_on_a_machine import AtSEl0
 
 from flexserve.emulator import trusted_app
-from flexserve.emulator.guest_disk import GuestDisk
 from flexserve.harness.inner import Image, SealedFile
 from flexserve.harness.shapes import SHAPES
 from flexserve.harness.synth import write_synthetic
+from flexserve.platforms.trustzone.disk_image import SLOT, TAG, DiskImage, FileBlocks
 from flexserve.protocol.trusted_app import Kind
 from flexserve.tee_client.disk import Disk
-from flexserve.tee_client.disk_image import SLOT, TAG, DiskImage, FileBlocks
-from flexserve.tee_client.messages import Ask
-from flexserve.testing.machines import booted
+from flexserve.tee_client.messages import Ask, Status
+from flexserve.testing.machines import booted, guest_disk
 from flexserve.trusted.store.keys import DeviceKey
 from flexserve.trusted.store.sealing import seal_file
 from flexserve.units import MIB
@@ -55,13 +54,14 @@ def main(rounds: int, gguf: Path, folder: Path) -> None:
         app = AtSEl0(machine, threads=1)
         app.do(Ask.GRANT, HEAP)
         app.do(Ask.HEAP, HEAP, 1)
-        disk = Disk(GuestDisk(machine.agent, machine.ram_fd), app.link)
+        disk = Disk(guest_disk(machine), app.link)
         model = Opened(app, sealed)
         model.do(Ask.IMAGE, payload=image.salt)
         print(f"{len(image.chunks)} chunks, {sum(map(len, image.chunks)) / MIB:.1f} MiB", flush=True)
         for _ in range(rounds):
             began = time.perf_counter()
-            assert disk.load(disk.image.objects()["weights/it"], 0, range(model.chunks)) is None
+            weights = disk.image.objects()["weights/it"]
+            assert all(disk.load(weights, 0, chunk).status is Status.DONE for chunk in range(model.chunks))
             found.setdefault("disk", []).append(time.perf_counter() - began)
             _evict(model)
             began = time.perf_counter()

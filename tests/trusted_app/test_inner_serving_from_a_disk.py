@@ -11,14 +11,13 @@ from inner_application import MODEL, ROOT, Application
 from test_inner_on_a_machine import RAM, SAID
 from test_inner_serving import CHAT, Served
 
-from flexserve.emulator.guest_disk import GuestDisk
 from flexserve.emulator.machine import Machine
 from flexserve.emulator.trusted_app import Programs
+from flexserve.platforms.trustzone.disk_image import SLOT, DiskImage, FileBlocks
 from flexserve.platforms.trustzone.ram import BASE, PAGE
 from flexserve.tee_client.disk import Disk
-from flexserve.tee_client.disk_image import SLOT, DiskImage, FileBlocks
 from flexserve.tee_client.ring import Ring
-from flexserve.testing.machines import booted
+from flexserve.testing.machines import booted, guest_disk
 from flexserve.testing.trustzone import eventually
 from flexserve.trusted.sidecar import start_helper
 from flexserve.trusted.store import DeviceKey, Store
@@ -58,7 +57,7 @@ def test_after_a_recall_the_weights_come_by_dma_into_pages_that_the_guest_hands_
         DiskImage.create(blocks, DISK)
     with booted(RAM, disks=(image,), application=programs.application, secret=ROOT) as machine:
         application = Ungreeted(machine)
-        disk = Disk(GuestDisk(machine.agent, machine.ram_fd), application.link)
+        disk = Disk(guest_disk(machine), application.link)
         served = Served(application, store, renderer, disk=disk)
         before = served.ask(CHAT, most=MOST)
         served.recall()

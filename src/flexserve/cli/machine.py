@@ -16,6 +16,7 @@ from flexserve.units import format_size
 if TYPE_CHECKING:
     from flexserve.emulator.machine import Machine
     from flexserve.emulator.packages import Progress
+    from flexserve.emulator.store_disk import StoreDisk
     from flexserve.normal.guest import SecureCore
     from flexserve.settings import Settings
 
@@ -81,9 +82,10 @@ def core_for(settings: Settings) -> Iterator[SecureCore | None]:
         yield None
     elif settings.is_inside:
         from flexserve.emulator.inner_core import InnerCore
+        from flexserve.emulator.store_disk import StoreDisk
 
         tell = _Teller()
-        with InnerCore(_maker(settings, tell, inside=True)) as core:
+        with StoreDisk(settings.models) as disk, InnerCore(_maker(settings, tell, disk)) as core:
             _tell_of_boot(core.machine, tell)
             yield core
     else:
@@ -106,17 +108,25 @@ class _Teller:
             terminal.note(text)
 
 
-def _maker(settings: Settings, tell: Progress, *, inside: bool = False) -> Callable[[], Machine]:
-    """Build what is missing, and return what makes a machine that is not booted yet."""
+def _maker(settings: Settings, tell: Progress, disk: StoreDisk | None = None) -> Callable[[], Machine]:
+    """Build what is missing, and return what makes a machine that is not booted yet.
+
+    One that has a `disk` has a secure world inside.
+    """
     from flexserve.emulator.device import Device
     from flexserve.emulator.images import images_for
     from flexserve.emulator.machine import Machine
 
-    ram_bytes, cpus = settings.guest_memory, settings.guest_cpus
+    ram_bytes, cpus, inside = settings.guest_memory, settings.guest_cpus, disk is not None
     npu = settings.npu and not inside
     device = Device(settings.device_key, settings.models) if inside else None
     images = images_for(ram_bytes=ram_bytes, cpus=cpus, progress=tell, npu=npu, inside=inside)
-    return lambda: Machine(images, ram_bytes=ram_bytes, cpus=cpus, npu=npu, device=device)
+
+    def make() -> Machine:
+        disks = [disk.made_ready(images.firmware.read_bytes())] if disk is not None else []
+        return Machine(images, ram_bytes=ram_bytes, cpus=cpus, npu=npu, disks=disks, device=device)
+
+    return make
 
 
 def _state(machine: Machine) -> dict[str, Any]:

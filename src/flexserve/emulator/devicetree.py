@@ -22,6 +22,8 @@ INITRD = 0x4800_0000  # where the machine loads it
 # The ring of messages with the secure world lies below the kernel. 512 KiB in all are some long prompts each
 # way; the secure OS takes twice as much at most.
 RING, RING_BYTES = RAM_BASE, 512 * KIB
+# What the guest's disk reads and writes for a program goes through a buffer beside it.
+BUFFER, BUFFER_BYTES = RING + RING_BYTES, 512 * KIB
 # The kernel's own tests of its cryptography take a seventh of a boot.
 _BOOT = "console=ttyAMA0 loglevel=4 panic=-1 cryptomgr.notests"
 _FIRST_SHARED = 32  # interrupt numbers below are of one CPU each
@@ -46,7 +48,7 @@ class Board:
     def source(self) -> str:
         """Return the device tree's source."""
         carve = RAM_BASE + self.ram_bytes - HIDDEN_BYTES
-        areas = ("ring", *(["contiguous"] if self.contiguous else []))
+        areas = ("ring", "buffer", *(["contiguous"] if self.contiguous else []))
         return _TREE.format(
             bootargs=f"{_BOOT} {self.bootargs}".strip(),
             initrd=_cell(INITRD),
@@ -58,6 +60,8 @@ class Board:
             contiguous=self._area(carve),
             ring_at=f"{RING:x}",
             ring=f"{_cell(RING)} {_cell(RING_BYTES)}",
+            buffer_at=f"{BUFFER:x}",
+            buffer=f"{_cell(BUFFER)} {_cell(BUFFER_BYTES)}",
             areas=", ".join(f"<&{name}>" for name in areas),
             area_names=", ".join(f'"{name}"' for name in areas),
             doorbell=DOORBELL_INTID - _FIRST_SHARED,
@@ -162,6 +166,11 @@ _TREE = """/dts-v1/;
 		/* Messages with the secure world. */
 		ring: ring@{ring_at} {{
 			reg = <{ring}>;
+		}};
+
+		/* What the disk reads and writes for a program. */
+		buffer: buffer@{buffer_at} {{
+			reg = <{buffer}>;
 		}};
 {contiguous}
 	}};

@@ -11,7 +11,7 @@ _PATIENCE = 2.0  # seconds; an event loop may be waiting
 
 
 class Asked(Protocol):
-    """Who answers for the guest (emulator.agent.Agent)."""
+    """Who answers for the guest (platforms.trustzone.agent.Agent)."""
 
     def ask(self, *words: str, seconds: float) -> dict[str, Any]:
         """Return the answer to a question. Raises NormalWorldError when there is none, or a refusal."""

@@ -1,7 +1,8 @@
 """The secure core of a machine whose secure world is inside: its client is a process of the host.
 
-The client gets RAM, of which it maps the ring of messages only, and a line by which it has the driver told
-that it wrote there. What it says to the guest is said here: it asks the guest's agent nothing.
+The client gets RAM, of which it maps the ring of messages and the buffer of the guest's disk only, and a line
+by which it has the driver told that it wrote there. What it says to the guest is said here: it asks the
+guest's agent nothing. If the machine has a disk, it gets the line to who has that in the guest, too.
 
 A client that ended may have left half a message behind. So the next one gets a machine that was just booted,
 whose RAM was overwritten.
@@ -21,7 +22,7 @@ from typing import Any, Self
 
 import msgspec
 
-from flexserve.emulator.devicetree import RING, RING_BYTES
+from flexserve.emulator.devicetree import BUFFER, BUFFER_BYTES, RING, RING_BYTES
 from flexserve.emulator.guest_memory import GuestMemory
 from flexserve.emulator.machine import Machine
 from flexserve.errors import FlexServeError, NormalWorldError
@@ -158,6 +159,9 @@ class InnerCore:
             doorbell_fd=self._bell.line.fileno(),
             ring_offset=RING - BASE,
             ring_bytes=RING_BYTES,
+            disk_fd=self.machine.disk_line.fileno() if self.machine.has_disk else -1,
+            buffer_offset=BUFFER - BASE,
+            buffer_bytes=BUFFER_BYTES,
             firmware=self.machine.firmware.digest,
             firmware_authority=self.machine.firmware.authority,
             identity=self.machine.provisioned.identity if self.machine.provisioned is not None else b"",

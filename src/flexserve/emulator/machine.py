@@ -19,21 +19,21 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import msgspec
 
-from flexserve.emulator import boot_rom, npu, secure_os, tools
-from flexserve.emulator.agent import Agent
+from flexserve.emulator import boot_rom, disks, npu, secure_os, tools
 from flexserve.emulator.build import Images
 from flexserve.emulator.device import Device, Provisioned
 from flexserve.emulator.guest_memory import GuestMemory
 from flexserve.errors import CallerError, MachineGoneError, NormalWorldError
 from flexserve.platforms.linux import parent_death
 from flexserve.platforms.trustzone import abi
+from flexserve.platforms.trustzone.agent import Agent
 from flexserve.platforms.trustzone.mailbox import Mailbox
 from flexserve.platforms.trustzone.ram import BASE, PAGE, Ram
 from flexserve.protocol.launch import SECURE_WORLD, SecureOptions
@@ -63,12 +63,13 @@ class MonitorState:
 class Machine:
     """A machine of `ram_bytes` and `cpus`, from `__enter__` until `__exit__` or its own end.
 
-    With an `npu` it ends when that does. `disks` are files of whole pages, as /dev/vda and so on; they must
-    not grow or shrink while it runs. `devices` are more of QEMU's `-device`, for tests; `lines` are names of
-    character devices for them, of which `self.lines` has the other ends. With `resets` it starts again when
-    its OS resets it, instead of ending. An application at S-EL0 has a secret: `secret`, 32 bytes, or what
-    `device` hands on (then `provisioned` says more). `ram` is that of a machine that has ended, as it left
-    it: a descriptor, which stays the caller's.
+    With an `npu` it ends when that does. `disks` are files of whole pages, as /dev/vda and so on, or
+    descriptors of such; they must not grow or shrink while it runs. A program of the guest has the driver use
+    the first one, as `disk_line` commands. `devices` are more of QEMU's `-device`, for tests; `lines` are
+    names of character devices for them, of which `self.lines` has the other ends. With `resets` it starts
+    again when its OS resets it, instead of ending. An application at S-EL0 has a secret: `secret`, 32 bytes,
+    or what `device` hands on (then `provisioned` says more). `ram` is that of a machine that has ended, as it
+    left it: a descriptor, which stays the caller's.
     Start it from a thread that lives as long as it should: the kernel kills it with that thread.
     """
 
@@ -81,7 +82,7 @@ class Machine:
         ram_bytes: int = GIB,
         cpus: int = 2,
         npu: bool = False,
-        disks: Sequence[Path] = (),
+        disks: Sequence[Path | int] = (),
         devices: Sequence[str] = (),
         lines: Sequence[str] = (),
         resets: bool = False,
@@ -181,6 +182,16 @@ class Machine:
         return hashlib.sha256(self._images.npu_core.read_bytes()).digest()
 
     @property
+    def has_disk(self) -> bool:
+        """Whether it has a disk."""
+        return bool(self._disks)
+
+    @property
+    def disk_line(self) -> socket.socket:
+        """The line to the program of the guest that has its disk (driver/guest/disk.c)."""
+        return self.lines["disk"]
+
+    @property
     def secure_fds(self) -> tuple[int, int]:
         """RAM and the secure core's end of the secure UART."""
         return self.ram_fd, self.doorbell.fileno()
@@ -219,12 +230,12 @@ class Machine:
             self.provisioned = self._device.provision(self._images, firmware, self.firmware)
         with contextlib.ExitStack() as theirs:
             wires: dict[str, int] = {}
-            for name in ("secure", "agent", *self._more_lines):
+            for name in ("secure", "agent", *["disk"] * self.has_disk, *self._more_lines):
                 self.lines[name], end = self._pair()
                 wires[name] = theirs.enter_context(end).fileno()
-            disks = [theirs.enter_context(_opened(path)) for path in self._disks]
-            words = [_QEMU, *self._arguments(self.ram_fd, firmware, wires), *_disk_arguments(disks)]
-            fds = (self.ram_fd, firmware, *wires.values(), *disks)
+            files = [theirs.enter_context(disks.opened(disk)) for disk in self._disks]
+            words = [_QEMU, *self._arguments(self.ram_fd, firmware, wires), *disks.arguments(files)]
+            fds = (self.ram_fd, firmware, *wires.values(), *files)
             self._process, self._reader = self._started(words, fds)
         self.doorbell = self.lines["secure"]
         if self.has_npu:
@@ -232,6 +243,9 @@ class Machine:
         self.agent = Agent(self.lines["agent"])
         try:
             self.agent.wait_until_ready(_BOOT, alive=lambda: self.alive)
+            if self.has_disk:
+                self.agent.ask("start", "disk")
+                Agent(self.disk_line).wait_until_ready(_BOOT, alive=lambda: self.alive)
         except NormalWorldError as error:
             raise self._no_boot() from error
         self.boot_seconds = time.monotonic() - began
@@ -343,7 +357,9 @@ class Machine:
         words += ["-serial", "chardev:console", "-serial", "chardev:secure"]
         devices = [f"loader,file={path},addr={address:#x},force-raw=on" for path, address in self._loaded()]
         devices += ["virtio-serial-pci,iommu_platform=on,disable-legacy=on"]
-        devices += ["virtserialport,chardev=agent,name=flex", *self._devices]
+        devices += ["virtserialport,chardev=agent,name=flex"]
+        devices += ["virtserialport,chardev=disk,name=disk"] * self.has_disk
+        devices += self._devices
         for device in devices:
             words += ["-device", device]
         return words
@@ -368,32 +384,6 @@ class Machine:
             hint="`flexserve boot` builds its parts again.",
             code="no_boot",
         )
-
-
-@contextlib.contextmanager
-def _opened(disk: Path) -> Iterator[int]:
-    """Open a disk's file for the emulator. Raises NormalWorldError when that cannot be done."""
-    try:
-        fd = os.open(disk, os.O_RDWR | os.O_CLOEXEC)
-    except OSError as error:
-        raise NormalWorldError(
-            f"The machine's disk {disk} cannot be opened: {error.strerror}.",
-            hint="Delete it: it is made again from the store.",
-        ) from None
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
-def _disk_arguments(fds: Sequence[int]) -> list[str]:
-    """Return the words by which the emulator plays disks; each sits behind the SMMU as other devices do."""
-    words: list[str] = []
-    for number, fd in enumerate(fds):
-        file = f"file.driver=file,file.locking=off,file.filename=/proc/self/fd/{fd}"  # its owner may read it
-        words += ["-blockdev", f"driver=raw,node-name=disk{number},discard=unmap,{file}"]
-        words += ["-device", f"virtio-blk-pci,drive=disk{number},iommu_platform=on,disable-legacy=on"]
-    return words
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

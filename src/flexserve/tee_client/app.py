@@ -38,6 +38,7 @@ from flexserve.tee_client.embedding import Embedding
 from flexserve.tee_client.files import SealedFiles
 from flexserve.tee_client.generation import Generation, Send, known, prepared
 from flexserve.tee_client.images import DiskImages, FileImages
+from flexserve.tee_client.kept_kv import KvFiles, KvOnDisk
 from flexserve.tee_client.link import Link
 from flexserve.tee_client.loading import Loading
 from flexserve.tee_client.memory import Memory
@@ -75,16 +76,17 @@ class InsideApp:
     ) -> None:
         """Greet the application behind `link`, which computes with so many `threads`.
 
-        `disk`: of the guest's, for images of weights; None: they are in the store's folder.
+        `disk`: of the guest's, for images of weights and for KV; None: they are in the store's folder.
 
         Raises PeerError and MachineGoneError.
         """
         self._app = Application(link, threads)
         self._memory = Memory(self._app)
-        images = FileImages(self._app, files) if disk is None else DiskImages(disk, self._memory)
+        images = FileImages(self._app, files) if disk is None else DiskImages(disk, self._memory, files)
+        kept_kv = KvFiles(files.root) if disk is None else KvOnDisk(disk.image)
         self.sealed = SealedRequests(self._app)
         self._services = Services(
-            *(self._app, self._memory, self.sealed, files, images, renderer, limits, KvStatus())
+            *(self._app, self._memory, self.sealed, files, images, kept_kv, renderer, limits, KvStatus())
         )
         self._send = send
         self._open = OpenModels(self._services)

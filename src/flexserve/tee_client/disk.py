@@ -10,21 +10,17 @@ from __future__ import annotations
 
 import struct
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from typing import Protocol
 
 from flexserve.errors import GrantRefusedError, NormalWorldError, StoredDataError
+from flexserve.platforms.trustzone.disk_image import SLOT, SLOT_PAGES, TAG, DiskImage, Piece, StoredObject
 from flexserve.platforms.trustzone.ram import PAGE
-from flexserve.tee_client.disk_image import SLOT, SLOT_PAGES, TAG, DiskImage, Piece, StoredObject, damaged
 from flexserve.tee_client.link import Link
-from flexserve.tee_client.messages import KEPT_PART, Ask, Reply, Status, broken
+from flexserve.tee_client.messages import Ask, Reply, Status, broken
 
 _RUN = struct.Struct("<2Q")  # a page, how many
-_KV = struct.Struct("<Q32s")  # bytes of plaintext, salt
-_SEALED_PART = KEPT_PART + TAG
-_PARTS = SLOT // _SEALED_PART  # of KV in a piece
 _NO_MEMORY = "Cannot allocate memory"  # the guest's words
 
 Run = tuple[int, int]  # the number of a page, how many
@@ -33,23 +29,19 @@ Run = tuple[int, int]  # the number of a page, how many
 class Guest(Protocol):
     """The guest whose disk it is: what a program of its would do, with its driver's buffer mapped."""
 
+    buffer: memoryview
+
     def disk(self, *words: str) -> Mapping[str, object]:
         """Have the driver carry a command out (driver/flexmem/disk.c). Raises NormalWorldError."""
-
-    def memory(self, page: int, pages: int) -> memoryview:
-        """Return `pages` of its pages from the one with number `page` on."""
 
 
 class GuestBlocks:
     """The disk's blocks by way of the driver's buffer. Thread-safe."""
 
     def __init__(self, guest: Guest) -> None:
-        """Find the buffer. Raises NormalWorldError."""
         self._guest = guest
         self._using = threading.Lock()
-        answer = guest.disk("buffer")
-        self._pages = _number(answer, "pages")
-        self._buffer = guest.memory(_number(answer, "page"), self._pages)
+        self._pages = len(guest.buffer) // PAGE
 
     def read(self, page: int, pages: int) -> bytes:
         """Return pages, as Blocks has it."""
@@ -58,7 +50,7 @@ class GuestBlocks:
             for first in range(0, pages, self._pages):
                 count = min(self._pages, pages - first)
                 _commanded(self._guest, "read", page + first, count)
-                parts.append(self._buffer[: count * PAGE].tobytes())
+                parts.append(self._guest.buffer[: count * PAGE].tobytes())
         return b"".join(parts)
 
     def write(self, page: int, data: bytes) -> None:
@@ -67,7 +59,7 @@ class GuestBlocks:
         with self._using:
             for first in range(0, len(data), size):
                 part = data[first : first + size]
-                self._buffer[: len(part)] = part
+                self._guest.buffer[: len(part)] = part
                 _commanded(self._guest, "write", page + first // PAGE, -(-len(part) // PAGE))
 
     def flush(self) -> None:
@@ -76,14 +68,12 @@ class GuestBlocks:
 
 
 class Disk:
-    """The application's weights and KV on a disk of the guest's. Thread-safe."""
+    """The application's weights on a disk of the guest's. Thread-safe."""
 
     def __init__(self, guest: Guest, link: Link) -> None:
         """Read what the disk has. Raises StoredDataError, NormalWorldError."""
         self._guest, self._link = guest, link
         self.image = DiskImage(GuestBlocks(guest))
-
-    # ---- weights ----------------------------------------------------------------------------------
 
     def seal(self, name: str, model: int, chunks: int) -> StoredObject:
         """Have the application seal the weights of an open model, once; keep the image as an object.
@@ -102,35 +92,18 @@ class Disk:
             raise broken("it does not seal weights")
         return reply
 
-    def load(self, weights: StoredObject, model: int, chunks: Sequence[int]) -> Reply | None:
-        """Load chunks of an open model; return the first answer that is not DONE, after which none is loaded.
+    def load(self, weights: StoredObject, model: int, chunk: int) -> Reply:
+        """Load a chunk of an open model into pages of its own; return what the application answers.
 
-        While the application decrypts a chunk, the disk reads the next one. DAMAGED: what the disk had is not
-        what was sealed; that chunk is wiped, and its memory is unused. Raises GrantRefusedError when the
-        guest has no memory, StoredDataError for what its disk says, NormalWorldError.
+        DAMAGED: what the disk had is not what was sealed; it is wiped, and its memory is unused. Any other
+        answer but DONE: the guest has the pages back. Raises GrantRefusedError when the guest has no memory,
+        StoredDataError for what its disk says, NormalWorldError.
         """
-        with ThreadPoolExecutor(1, "disk") as reader:
-            coming = self._ahead(reader, weights, chunks[:1])
-            for place, chunk in enumerate(chunks):
-                assert coming is not None
-                runs = coming.result()
-                coming = self._ahead(reader, weights, chunks[place + 1 : place + 2])
-                reply = self._taken(weights.pieces[chunk], model, chunk, runs)
-                if reply.status is not Status.DONE:
-                    if coming is not None and coming.exception() is None:
-                        self._give_back(coming.result())
-                    return reply
-        return None
-
-    def _ahead(
-        self, reader: ThreadPoolExecutor, weights: StoredObject, chunks: Sequence[int]
-    ) -> Future[list[Run]] | None:
-        return reader.submit(self.grant, weights.pieces[chunks[0]]) if chunks else None
-
-    def _taken(self, piece: Piece, model: int, chunk: int, runs: Iterable[Run]) -> Reply:
+        piece = weights.pieces[chunk]
+        runs = self.grant(piece)
         pages = b"".join(_RUN.pack(*run) for run in runs)
         reply = self._link.ask(Ask.LOAD_PAGES, model, chunk, payload=piece.tag + pages)
-        if reply.status is Status.BAD:
+        if reply.status not in (Status.DONE, Status.DAMAGED):
             self._give_back(runs)
         return reply
 
@@ -150,50 +123,6 @@ class Disk:
         for first, count in runs:
             _commanded(self._guest, "return", first, count)
 
-    # ---- KV ---------------------------------------------------------------------------------------
-
-    def keep(self, name: str, model: int, sequence: int) -> Reply:
-        """Keep a sequence's KV as an object; return what the application answers. Raises as DiskImage.put."""
-        with self._link.turn():
-            reply = self._link.ask(Ask.KEEP, model, sequence)
-            if reply.status is Status.DONE:
-                size, salt = reply.values[0], reply.payload
-                self.image.put(name, _KV.pack(size, salt), self._kept(model, -(-size // KEPT_PART)))
-        return reply
-
-    def _kept(self, model: int, parts: int) -> Iterator[tuple[bytes, bytes]]:
-        for first in range(0, parts, _PARTS):
-            piece = b""
-            for number in range(first, min(first + _PARTS, parts)):
-                reply = self._link.ask(Ask.KEPT, model, number)
-                if reply.status is not Status.DONE:
-                    raise broken("it does not seal KV")
-                piece += reply.payload
-            yield piece, bytes(TAG)
-
-    def resume(self, name: str, model: int, sequence: int) -> Reply:
-        """Have a sequence go on from an object; return the answer that is not DONE, or the last one.
-
-        DAMAGED: it is not what was sealed. Raises StoredDataError when there is no such object, or it is none
-        of KV, and NormalWorldError.
-        """
-        stored = self.image.objects().get(name)
-        if stored is None or len(stored.head) != _KV.size:
-            raise damaged("it has no such KV, or a write of it was torn")
-        size, salt = _KV.unpack(stored.head)
-        with self._link.turn():
-            reply = self._link.ask(Ask.RESUME, model, sequence, size, payload=salt)
-            number = 0
-            for piece in stored.pieces:
-                data = self.image.read(piece)
-                for first in range(0, len(data), _SEALED_PART):
-                    if reply.status is not Status.DONE:
-                        return reply
-                    part = data[first : first + _SEALED_PART]
-                    reply = self._link.ask(Ask.RESUMED, model, number, payload=part)
-                    number += 1
-        return reply
-
 
 def _commanded(guest: Guest, name: str, *numbers: int) -> Mapping[str, object]:
     try:
@@ -207,7 +136,7 @@ def _commanded(guest: Guest, name: str, *numbers: int) -> Mapping[str, object]:
             ) from None
         raise StoredDataError(
             f"The machine's disk does not {name}: {error.message}",
-            hint="Look at the machine's console.",
+            hint="Look at the machine's console, and whether the host's disk has room.",
             code="disk_unreadable",
         ) from None
 

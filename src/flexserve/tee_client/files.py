@@ -5,15 +5,14 @@ Nothing here is verified: who has the key does that, and refuses what is not gen
     ROOT/models/NAME.flex                       as trusted/store has them
     ROOT/images/MODEL_ID-inside.block           the first block of such a file, as the application wants it
     ROOT/images/MODEL_ID-inside.img             weights, as the trusted application has them in memory
-    ROOT/kv/MODEL_ID-inside-RANDOM.kv           a conversation
+
+The last one is where there is no disk of the guest's. Then conversations are in files, too (kept_kv).
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
-import secrets
 import stat
 import struct
 import time
@@ -41,8 +40,6 @@ _MAGIC = b"FLEXINIM"
 _PRELUDE = struct.Struct(f"<8sI{SALT_SIZE}s")
 _LENGTH = struct.Struct("<I")
 _MOST_CHUNKS = 1 << 16
-_KV_MAGIC = b"FLEXINKV"
-KV_HEAD = 8 + SALT_SIZE + 16  # bytes
 _PATIENCE, _PAUSE = 10.0, 0.05  # seconds: for blocks to be made, and between two looks
 _READ_ONLY = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -125,7 +122,8 @@ class SealedFiles:
 
     def __init__(self, root: Path, want_models: Callable[[], None] = lambda: None) -> None:
         """`want_models` has blocks made for models that the application cannot open yet."""
-        self._models, self._images, self._kv = (root / name for name in ("models", "images", "kv"))
+        self.root = root
+        self._models, self._images = root / "models", root / "images"
         self.image_file: type[ImageFile] = ImageFile  # what an image is opened as
         self._want_models = want_models
 
@@ -213,12 +211,16 @@ class SealedFiles:
         os.close(fd)
         return None
 
+    def require_room(self, manifest: Manifest) -> None:
+        """Raise NormalWorldError when the host's disk has no room for an image of a model's weights."""
+        require_room(self._images, manifest.size, "Writing an image of weights")
+
     def write_image(self, manifest: Manifest, count: int, sealed: Iterator[tuple[bytes, bytes]]) -> None:
         """Write the image of a model's weights, whole or not at all. Raises NormalWorldError.
 
         `sealed` are its `count` chunks, each with the salt, which is that of all.
         """
-        require_room(self._images, manifest.size, "Writing an image of weights")
+        self.require_room(manifest)
         with disk_errors("Writing an image of weights"), NewFile(self._image(manifest)) as file:
             place, sizes, salt = _PRELUDE.size + _LENGTH.size * count, list[int](), b""
             for each, chunk in sealed:
@@ -237,53 +239,6 @@ class SealedFiles:
 
     def _image(self, manifest: Manifest) -> Path:
         return self._images / f"{manifest.model_id}-inside.img"
-
-    # ---- conversations ------------------------------------------------------------------------------
-
-    def write_kv(self, manifest: Manifest, head: bytes, parts: Iterator[bytes]) -> Path:
-        """Write a sealed conversation; return where. What is torn does not authenticate later.
-
-        `head`: KV_HEAD bytes that say how it is taken in again.
-        """
-        path = self._kv / f"{manifest.model_id}-inside-{secrets.token_hex(16)}.kv"
-        with disk_errors("Sealing KV"), NewFile(path) as file:
-            place = 0
-            for part in itertools.chain([_KV_MAGIC + head], parts):
-                write_all(file.fd, [memoryview(part)], place)
-                place += len(part)
-            file.publish_over(durable=False)
-        return path
-
-    def kv_heads(self, manifest: Manifest) -> list[tuple[Path, bytes]]:
-        """Return where a model's sealed conversations are, and the head of each, the newest first."""
-        found = []
-        for path in self._kv.glob(f"{manifest.model_id}-inside-*.kv"):
-            with contextlib.suppress(OSError):
-                fd = os.open(path, _READ_ONLY)
-                try:
-                    data, written = os.read(fd, len(_KV_MAGIC) + KV_HEAD), os.fstat(fd).st_mtime_ns
-                finally:
-                    os.close(fd)
-                if data.startswith(_KV_MAGIC) and len(data) == len(_KV_MAGIC) + KV_HEAD:
-                    found.append((written, path, data[len(_KV_MAGIC) :]))
-        return [(path, head) for _, path, head in sorted(found, reverse=True)]
-
-    def read_kv(self, path: Path, sizes: Sequence[int]) -> Iterator[bytes]:
-        """Yield the parts of a sealed conversation. Raises StoredDataError and NormalWorldError."""
-        with disk_errors("Reading sealed KV"):
-            fd = os.open(path, _READ_ONLY)
-        try:
-            place = len(_KV_MAGIC) + KV_HEAD
-            for size in sizes:
-                yield _read(fd, size, place, "sealed KV")
-                place += size
-        finally:
-            os.close(fd)
-
-    def forget_kv(self, path: Path) -> None:
-        """Remove a sealed conversation. Always safe."""
-        with contextlib.suppress(OSError):
-            path.unlink()
 
 
 def _read(fd: int, size: int, offset: int, what: str) -> bytes:

@@ -10,9 +10,9 @@ import struct
 from collections.abc import Iterator
 from typing import Protocol
 
+from flexserve.platforms.trustzone.disk_image import StoredObject, name_of
 from flexserve.tee_client.application import Application
 from flexserve.tee_client.disk import Disk
-from flexserve.tee_client.disk_image import StoredObject
 from flexserve.tee_client.files import ImageFile, SealedFiles
 from flexserve.tee_client.memory import Memory
 from flexserve.tee_client.messages import Ask, Reply, Status
@@ -105,8 +105,8 @@ class _InFile:
 class DiskImages:
     """On a disk of the guest's: chunks come by DMA into pages that the guest then hands over."""
 
-    def __init__(self, disk: Disk, memory: Memory) -> None:
-        self._disk, self._memory = disk, memory
+    def __init__(self, disk: Disk, memory: Memory, files: SealedFiles) -> None:
+        self._disk, self._memory, self._files = disk, memory, files
 
     def has(self, manifest: Manifest) -> bool:
         """As Images has it."""
@@ -121,6 +121,7 @@ class DiskImages:
 
     def make(self, manifest: Manifest, model: int, count: int) -> None:
         """As Images has it."""
+        self._files.require_room(manifest)  # the disk's file is in the store, and takes what is written to it
         self._disk.seal(_name(manifest), model, count)
 
     def drop(self, manifest: Manifest) -> None:
@@ -138,8 +139,8 @@ class _OnDisk:
         # The disk writes to pages that are the guest's. One that waits granted goes back for it.
         if not self._memory.give_back(self._memory.chunk) and not ask:
             return Reply(Status.REFUSED, (1, 0, 0, 0, 0), b"")
-        reply = self._disk.load(self._stored, model, [chunk]) or Reply(Status.DONE, (0,) * 5, b"")
-        if reply.status is not Status.BAD:
+        reply = self._disk.load(self._stored, model, chunk)
+        if reply.status in (Status.DONE, Status.DAMAGED):
             self._memory.adopted()  # loaded; or wiped, and unused
         return reply
 
@@ -148,4 +149,4 @@ class _OnDisk:
 
 
 def _name(manifest: Manifest) -> str:
-    return f"weights/{manifest.model_id}"
+    return name_of("weights", manifest.model_id)

@@ -22,8 +22,10 @@ from flexserve.protocol.ending import end, end_with_any_thread
 from flexserve.protocol.launch import SecureOptions
 from flexserve.tee_client.app import InsideApp
 from flexserve.tee_client.client import Client
+from flexserve.tee_client.disk import Disk
 from flexserve.tee_client.doorbell import Doorbell
 from flexserve.tee_client.files import SealedFiles
+from flexserve.tee_client.guest_disk import GuestDisk
 from flexserve.tee_client.link import Link
 from flexserve.tee_client.ring import Ring
 from flexserve.tee_client.witness import Witness
@@ -54,6 +56,7 @@ def prepare(
     own, renderer = OwnMemory(), Renderer(helper, _end_without_helper)
     ram = Ram(options.ram_fd)
     ring = ram.part(options.ring_offset, options.ring_bytes)
+    guest = _guest(options, ram)
     os.close(options.ram_fd)  # nothing else of it is ours to see
     Store.make_folders(options.store)
     not_alone = renderer.wait_until_ready()
@@ -66,8 +69,10 @@ def prepare(
     limits = ModelLimits(Limits.usual(options))
     wire = Ring(ring, _rest, bell.ring)
     files = SealedFiles(options.store, bell.want_models)
+    to_application = Link(wire)
+    disk = Disk(guest, to_application) if guest is not None else None
     app = (make_app or InsideApp)(
-        *(Link(wire), files, renderer, limits, channel.send), threads=options.threads
+        *(to_application, files, renderer, limits, channel.send), threads=options.threads, disk=disk
     )
     client = Client(
         *(channel, app, limits, options, Witness(app.sealed, files, options.identity, channel.send)),
@@ -79,6 +84,14 @@ def prepare(
     )
     channel.expect_hello()
     return client
+
+
+def _guest(options: SecureOptions, ram: Ram) -> GuestDisk | None:
+    """Return what has the machine's disk; None: it has none."""
+    if options.disk_fd < 0:
+        return None
+    buffer = ram.part(options.buffer_offset, options.buffer_bytes)
+    return GuestDisk(socket.socket(fileno=options.disk_fd), buffer, end)
 
 
 def serve(client: Client) -> int:

@@ -1,6 +1,6 @@
-"""Conversations that left memory: sealed by the application, in the store's folder, found by their tokens.
+"""Conversations that left memory: sealed by the application, kept on a disk, found by their tokens.
 
-Which tokens a file stands for is known here alone, in memory: they are what somebody said, so no file has
+Which tokens one stands for is known here alone, in memory: they are what somebody said, so no disk has
 them in clear. Of what an earlier process has sealed only the owner is known, as a digest. Such a stranger is
 taken in when its owner asks. How much of the prompt the application does not compute then tells what it is.
 """
@@ -11,7 +11,6 @@ import dataclasses
 import struct
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from flexserve.errors import FlexServeError
 from flexserve.tee_client.messages import KEPT_PART, Ask, Status, broken, numbers_of, pseudonym
@@ -32,7 +31,7 @@ _MOST_BYTES = 1 << 36  # of one conversation
 class SealedSequence:
     """One sealed conversation."""
 
-    path: Path
+    name: str  # where it is kept
     owner: str  # a pseudonym, as all owners here
     tokens: Sequence[int]
     size: int  # bytes of plaintext
@@ -45,7 +44,7 @@ class SealedKv:
 
     def __init__(self, services: Services, manifest: Manifest, number: int, quota: int) -> None:
         """`number`: of the open model; `quota`: bytes on disk, the newest are kept when it is reached."""
-        self.app, self._files, self.counters = services.app, services.files, services.counters
+        self.app, self._kept, self.counters = services.app, services.kept_kv, services.counters
         self._manifest, self._number, self._quota = manifest, number, quota
         self._entries: list[SealedSequence] = []  # the oldest first
         self._strangers = list(self._scan())  # the next one to be tried first
@@ -75,15 +74,15 @@ class SealedKv:
             elif stranger.tries + 1 < _TRIES:
                 self._strangers.append(dataclasses.replace(stranger, tries=stranger.tries + 1))
             else:
-                self._files.forget_kv(stranger.path)
+                self._kept.forget(stranger.name)
 
     def _scan(self) -> Iterator[SealedSequence]:
-        for place, (path, head) in enumerate(self._files.kv_heads(self._manifest)):
+        for place, (name, head) in enumerate(self._kept.heads(self._manifest)):
             size, salt, *whose = _HEAD.unpack(head)
             if place < _MOST_FILES and 0 < size <= _MOST_BYTES:
-                yield SealedSequence(path, pseudonym((whose[0], whose[1])), (), size, salt)
+                yield SealedSequence(name, pseudonym((whose[0], whose[1])), (), size, salt)
             else:
-                self._files.forget_kv(path)
+                self._kept.forget(name)
 
     def save(self, sequence: int, owner: str, tokens: Sequence[int]) -> bool:
         """Seal the KV of an idle sequence, which is that of `tokens`; return whether it was done.
@@ -97,12 +96,11 @@ class SealedKv:
         if not 0 < size <= _MOST_BYTES or len(salt) != SALT_SIZE:
             raise broken("what it says of sealed KV is none")
         try:
-            path = self._files.write_kv(
-                self._manifest, _HEAD.pack(size, salt, *numbers_of(owner)), self._parts(size)
-            )
+            head = _HEAD.pack(size, salt, *numbers_of(owner))
+            name = self._kept.write(self._manifest, head, self._parts(size))
         except FlexServeError:
             return False  # the disk is full
-        entry = SealedSequence(path, owner, tuple(tokens), size, salt)
+        entry = SealedSequence(name, owner, tuple(tokens), size, salt)
         for old in list(self._entries):
             is_known = UNTOLD not in old.tokens[:1]  # else nobody knows whether it is the same conversation
             if is_known and old.owner == owner and common_prefix(old.tokens, tokens) == len(old.tokens):
@@ -136,7 +134,7 @@ class SealedKv:
             return False
         taken = reply.status is Status.DONE
         try:
-            for number, part in enumerate(self._files.read_kv(entry.path, list(_lengths(entry.size)))):
+            for number, part in enumerate(self._kept.read(entry.name, list(_lengths(entry.size)))):
                 taken = taken and (
                     self.app.ask(Ask.RESUMED, self._number, number, payload=part).status is Status.DONE
                 )
@@ -156,7 +154,7 @@ class SealedKv:
         for kept in (self._entries, self._strangers):
             if entry in kept:
                 kept.remove(entry)
-        self._files.forget_kv(entry.path)
+        self._kept.forget(entry.name)
 
 
 def _lengths(size: int) -> Iterator[int]:

@@ -8,6 +8,7 @@ from flexserve.protocol.statuses import KvStatus
 from flexserve.tee_client.application import Application
 from flexserve.tee_client.files import SealedFiles
 from flexserve.tee_client.images import Images
+from flexserve.tee_client.kept_kv import KeptKv
 from flexserve.tee_client.memory import Memory
 from flexserve.tee_client.sealed import SealedRequests
 from flexserve.trusted.limits import ModelLimits
@@ -16,8 +17,9 @@ from flexserve.trusted.text.rendering.renderer import Renderer
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Services:
-    """One application and its memory, the store, images of weights, who renders templates, models' limits.
+    """One application and its memory, the store, who renders templates, models' limits.
 
+    `images`, `kept_kv`: where images of weights and sealed conversations are.
     `sealed`: what passes requests to it that it alone reads. `counters`: of KV.
     """
 
@@ -26,6 +28,7 @@ class Services:
     sealed: SealedRequests
     files: SealedFiles
     images: Images
+    kept_kv: KeptKv
     renderer: Renderer
     limits: ModelLimits
     counters: KvStatus

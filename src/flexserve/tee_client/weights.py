@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
 
-from flexserve.errors import GrantRefusedError, StoredDataError
+from flexserve.errors import FlexServeError, GrantRefusedError, StoredDataError
 from flexserve.protocol.trusted_app import Kind
 from flexserve.tee_client.files import SealedFile
 from flexserve.tee_client.images import Image
@@ -138,7 +139,8 @@ class Weights:
             self._granted(Ask.LOAD, lambda: image.load(self._number, chunk, ask=ask), ask=ask)
         except StoredDataError:
             self.damaged = True
-            self._images.drop(self._manifest)
+            with contextlib.suppress(FlexServeError):  # a disk that cannot be read may not be written, either
+                self._images.drop(self._manifest)
             raise
         with self._lock:
             if before == self._changes:

@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 
 from flexserve.emulator.build import Images, NoSourcesError, Options, build
+from flexserve.emulator.devicetree import BUFFER, BUFFER_BYTES
 from flexserve.emulator.machine import Machine
 from flexserve.emulator.packages import NoPackageError
 from flexserve.emulator.tools import MissingToolError, require
 from flexserve.folders import cache_folder
+from flexserve.platforms.trustzone.ram import BASE, Ram
+from flexserve.tee_client.guest_disk import GuestDisk
 from flexserve.units import MIB
 
 
@@ -46,7 +49,7 @@ def booted(
     cpus: int = 2,
     *,
     npu: bool = False,
-    disks: Sequence[Path] = (),
+    disks: Sequence[Path | int] = (),
     devices: Sequence[str] = (),
     options: Options | None = None,
     application: Path | None = None,
@@ -64,3 +67,9 @@ def booted(
         images, ram_bytes=ram_bytes, cpus=cpus, npu=npu, disks=disks, devices=devices, secret=secret
     ) as machine:
         yield machine
+
+
+def guest_disk(machine: Machine) -> GuestDisk:
+    """Return the disk of a machine, as a program of its guest uses it."""
+    buffer = Ram(machine.ram_fd).window(BUFFER - BASE, BUFFER_BYTES)
+    return GuestDisk(machine.disk_line, buffer, lambda _why: None)

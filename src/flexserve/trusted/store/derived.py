@@ -4,9 +4,10 @@ ROOT/images/MODEL_ID-FINGERPRINT.img
 ROOT/images/MODEL_ID-record.able
 ROOT/kv/MODEL_ID-RANDOM.kv
 
-A secure world inside a machine has others beside them, by flexserve.tee_client.files: MODEL_ID-inside.img
-and MODEL_ID-inside-RANDOM.kv; and MODEL_ID-inside.block (for_application). They go with their model, and are
-neither used nor stale here.
+A secure world inside a machine has others: MODEL_ID-inside.block (for_application), which goes with its
+model; and a disk with its images and KV, ROOT/images/inside.disk (flexserve.emulator.store_disk). Without a
+disk it has MODEL_ID-inside.img and MODEL_ID-inside-RANDOM.kv (flexserve.tee_client.files), which go with
+their model and are neither used nor stale here.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from flexserve.trusted.store.record import Record, read_record, write_record
 
 _IMAGE, _KV, _RECORD, _BLOCK = ".img", ".kv", ".able", ".block"
 _INSIDE = "-inside"
+INSIDE_DISK = "inside.disk"  # in ROOT/images
 
 
 class DerivedFiles:
@@ -79,8 +81,12 @@ class DerivedFiles:
         return [path for folder, kind in kinds for path in folder.glob(f"*{kind}")]
 
     def drop_all(self, *, images: bool, kv: bool) -> int:
-        """Remove all images, all sealed KV, or both; return the bytes of disk freed."""
-        kinds = [(self._images, _IMAGE), (self._images, _BLOCK)] * images + [(self._kv, _KV)] * kv
+        """Remove all images, all sealed KV, or both; return the bytes of disk freed.
+
+        A machine's disk goes with the images, its KV with it. A machine that runs has it until it ends.
+        """
+        kinds = [(self._images, _IMAGE), (self._images, _BLOCK), (self._images, INSIDE_DISK)] * images
+        kinds += [(self._kv, _KV)] * kv
         return sum(unlink(path) for folder, kind in kinds for path in folder.glob(f"*{kind}"))
 
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from flexserve.emulator.agent import Agent
 from flexserve.emulator.guest_memory import GuestMemory
 from flexserve.errors import NormalWorldError
+from flexserve.platforms.trustzone.agent import Agent
 from flexserve.units import MIB
 
 

@@ -1,4 +1,4 @@
-"""The sealed store as a disk of the machine has it: a directory at its front, then slots of 2 MiB.
+"""What a disk of the machine has for a secure world inside: a directory at its front, then slots of 2 MiB.
 
     the directory, twice (1 MiB each) │ slot 1 │ slot 2 │ …
 
@@ -9,18 +9,18 @@ the pages in which it is decrypted.
 An object and its index are written to free slots. After they are flushed, the copy of the directory that does
 not count is. Both copies say their generation and have a digest: the newest whole one counts. So whatever
 breaks off, the disk has the old objects or the new ones. Digests find torn writes, not lies: what a disk has
-is ciphertext, and who decrypts it authenticates it.
+is ciphertext, and who decrypts it authenticates it. A kernel that lies about it gets no more memory from who
+reads it than there are slots.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import os
 import struct
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -32,12 +32,13 @@ from flexserve.units import MIB, format_size
 SLOT = 2 * MIB  # bytes; a chunk of weights
 SLOT_PAGES = SLOT // PAGE
 TAG = 16  # bytes
+MOST_SLOTS = 1 << 20
 MOST_HEAD = 2048  # bytes of an object's own description
 _COPY_PAGES = SLOT_PAGES // 2
 _MAGIC, _VERSION = b"FLEXDISK", 1
 _HEADER = struct.Struct(
     "<8sIIIIQ"
-)  # magic, version, slots, objects, 0, generation; then a digest of all but that
+)  # magic, version, slots, objects, sealer, generation; then a digest of all but that
 _DIGEST = hashlib.sha256().digest_size
 _ENTRY = struct.Struct(
     f"<128sII{_DIGEST}s"
@@ -142,19 +143,19 @@ class DiskImage:
         found = [copy for copy in map(self._directory, range(2)) if copy is not None]
         if not found:
             raise damaged("neither copy of its directory is whole")
-        self._generation, self.slots, entries = max(found, key=lambda copy: copy[0])
+        self._generation, self.slots, self.sealer, entries = max(found, key=lambda copy: copy[0])
         self._objects = self._read_objects(entries)
 
     @classmethod
     def create(cls, blocks: Blocks, size: int) -> Self:
-        """Make a disk of `size` bytes that has no objects."""
+        """Make a disk of `size` bytes that has no objects, sealed by 0."""
         slots = size // SLOT
         if slots < 2:
             raise CallerError(
                 f"A disk of {format_size(size)} has no room.", hint=f"Give {format_size(2 * SLOT)}."
             )
-        blocks.write(_COPY_PAGES, _directory_bytes(slots, 1, {}))
-        blocks.write(0, _directory_bytes(slots, 2, {}))
+        blocks.write(_COPY_PAGES, _directory_bytes(slots, 0, 1, {}))
+        blocks.write(0, _directory_bytes(slots, 0, 2, {}))
         blocks.flush()
         return cls(blocks)
 
@@ -171,7 +172,7 @@ class DiskImage:
     def free(self) -> int:
         """Return the bytes that are free, the room for indexes included."""
         with self._lock:
-            return len(self._free_slots()) * SLOT
+            return (self.slots - 1 - len(self._used())) * SLOT
 
     # ---- writing ---------------------------------------------------------------------------------
 
@@ -210,57 +211,75 @@ class DiskImage:
             if len(rest) < len(self._objects):
                 self._publish(rest)
 
+    def keep(self, models: Collection[str], sealer: int) -> None:
+        """Remove what belongs to none of `models`, and all of it unless `sealer` (32 bits) sealed it."""
+        with self._lock:
+            kept = {name: each for name, each in self._objects.items() if _model_of(name) in models}
+            if sealer != self.sealer:
+                self.sealer, kept = sealer, {}
+            elif len(kept) == len(self._objects):
+                return
+            self._publish(kept)
+
     def _reserve(self, own: set[int]) -> int:
         """Return a slot that is free, which is then one of a writer's own."""
         with self._lock:
-            free = self._free_slots()
-            if not free:
+            used = self._used()
+            slot = next((slot for slot in range(1, self.slots) if slot not in used), None)
+            if slot is None:
                 raise _full()
-            own.add(free[0])
-            self._reserved.add(free[0])
-        return free[0]
+            own.add(slot)
+            self._reserved.add(slot)
+        return slot
 
-    def _free_slots(self) -> list[int]:
-        used = self._reserved.union(*(each.slots for each in self._objects.values()))
-        return [slot for slot in range(1, self.slots) if slot not in used]
+    def _used(self) -> set[int]:
+        return self._reserved.union(*(each.slots for each in self._objects.values()))
 
     def _publish(self, objects: dict[str, StoredObject]) -> None:
         if len(objects) > _MOST_OBJECTS:
             raise _full()
         generation = self._generation + 1
         self._blocks.flush()
-        self._blocks.write(generation % 2 * _COPY_PAGES, _directory_bytes(self.slots, generation, objects))
+        directory = _directory_bytes(self.slots, self.sealer, generation, objects)
+        self._blocks.write(generation % 2 * _COPY_PAGES, directory)
         self._blocks.flush()
         self._generation, self._objects = generation, objects
 
     # ---- the directory ----------------------------------------------------------------------------
 
-    def _directory(self, copy: int) -> tuple[int, int, bytes] | None:
-        """Return the generation, the slots and the entries of a copy; None if it is torn."""
+    def _directory(self, copy: int) -> tuple[int, int, int, bytes] | None:
+        """Return the generation, the slots, the sealer and the entries of a copy; None if it is torn."""
         head = self._blocks.read(copy * _COPY_PAGES, 1)
-        magic, version, slots, count, _, generation = _HEADER.unpack_from(head)
-        if magic != _MAGIC or version != _VERSION or count > _MOST_OBJECTS:
+        magic, version, slots, count, sealer, generation = _HEADER.unpack_from(head)
+        if magic != _MAGIC or version != _VERSION or count > _MOST_OBJECTS or slots > MOST_SLOTS:
             return None
         end = _HEADER.size + count * _ENTRY.size
         data = self._blocks.read(copy * _COPY_PAGES, -(-(end + _DIGEST) // PAGE))
         if hashlib.sha256(data[:end]).digest() != data[end : end + _DIGEST]:
             return None
-        return generation, slots, data[_HEADER.size : end]
+        return generation, slots, sealer, data[_HEADER.size : end]
 
     def _read_objects(self, entries: bytes) -> dict[str, StoredObject]:
-        objects = dict[str, StoredObject]()
+        """Return the objects whose index is whole, and whose slots no other one has."""
+        objects, used = dict[str, StoredObject](), set[int]()
         for name, slot, size, digest in _ENTRY.iter_unpack(entries):
-            if 0 < slot < self.slots and _INDEX.size <= size <= SLOT:
-                index = self._blocks.read(slot * SLOT_PAGES, -(-size // PAGE))[:size]
-                parsed = self._parsed(index) if hashlib.sha256(index).digest() == digest else None
-                if parsed is not None:
-                    label = name.rstrip(b"\0").decode(errors="replace")
-                    objects[label] = StoredObject(label, *parsed, slot, size, digest)
+            if not 0 < slot < self.slots or slot in used or not _INDEX.size <= size <= SLOT:
+                continue
+            index = self._blocks.read(slot * SLOT_PAGES, -(-size // PAGE))[:size]
+            parsed = self._parsed(index) if hashlib.sha256(index).digest() == digest else None
+            if parsed is not None:
+                label = name.rstrip(b"\0").decode(errors="replace")
+                found = StoredObject(label, *parsed, slot, size, digest)
+                if len(found.slots) == len(found.pieces) + 1 and used.isdisjoint(found.slots):
+                    objects[label] = found
+                    used |= found.slots
         return objects
 
     def _parsed(self, index: bytes) -> tuple[bytes, tuple[Piece, ...]] | None:
         head, count = _INDEX.unpack_from(index)
         pieces = index[_INDEX.size + head :]
+        if count >= self.slots:
+            return None
         found = tuple(Piece(*piece) for piece in _PIECE.iter_unpack(pieces[: count * _PIECE.size]))
         if len(pieces) != count * _PIECE.size or not all(
             0 < piece.slot < self.slots and 0 < piece.size <= SLOT for piece in found
@@ -274,55 +293,12 @@ def name_of(kind: str, model: str, *more: str) -> str:
     return "/".join([kind, model, *more])
 
 
-def sync(image: DiskImage, files: Mapping[str, Path], head_bytes: int) -> None:
-    """Have `image` hold the sealed `files` of the store's models, by their ids, as objects of kind "file".
-
-    What belongs to other models is removed, and to those whose file is another one: its first `head_bytes`
-    bytes, where its manifest is, tell. Raises OSError and what `put` raises; what was written by then stays.
-    """
-    heads = {name: _head(path, head_bytes) for name, path in files.items()}
-    held = image.objects()
-    there = {name for name, head in heads.items() if _has_head(held.get(name_of("file", name)), head)}
-    image.remove(*(name for name in held if _model_of(name) not in there))
-    for name in heads.keys() - there:
-        with files[name].open("rb") as file:
-            pieces = ((data, bytes(TAG)) for data in iter(functools.partial(file.read, SLOT), b""))
-            image.put(name_of("file", name), heads[name], pieces)
-
-
-def prepare(path: Path, size: int, files: Mapping[str, Path], head_bytes: int) -> None:
-    """Have the file at `path` be a disk with the store's `files` (`sync`), for a machine that is to start.
-
-    One that is damaged is made anew, of `size` bytes: what else it had is lost, and can be made again. Raises
-    OSError and NormalWorldError (code "disk_full").
-    """
-    try:
-        with FileBlocks(path) as blocks:
-            sync(DiskImage(blocks), files, head_bytes)
-            return
-    except FileNotFoundError:
-        pass
-    except StoredDataError:
-        path.unlink()
-    with FileBlocks.create(path, size) as blocks:
-        sync(DiskImage.create(blocks, size), files, head_bytes)
-
-
 def _model_of(name: str) -> str:
     return name.partition("/")[2].partition("/")[0]
 
 
-def _head(path: Path, size: int) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.sha256(file.read(size)).digest()
-
-
-def _has_head(stored: StoredObject | None, head: bytes) -> bool:
-    return stored is not None and stored.head == head
-
-
-def _directory_bytes(slots: int, generation: int, objects: Mapping[str, StoredObject]) -> bytes:
-    data = _HEADER.pack(_MAGIC, _VERSION, slots, len(objects), 0, generation)
+def _directory_bytes(slots: int, sealer: int, generation: int, objects: Mapping[str, StoredObject]) -> bytes:
+    data = _HEADER.pack(_MAGIC, _VERSION, slots, len(objects), sealer, generation)
     for name, each in objects.items():
         data += _ENTRY.pack(name.encode(), each.index, each.index_bytes, each.digest)
     return data + hashlib.sha256(data).digest()
@@ -330,12 +306,15 @@ def _directory_bytes(slots: int, generation: int, objects: Mapping[str, StoredOb
 
 def _full() -> NormalWorldError:
     return NormalWorldError(
-        "The machine's disk is full.", hint="Remove a model: flexserve rm MODEL.", code="disk_full"
+        "The machine's disk is full.",
+        hint="Remove models that are not used, then restart flexserve.",
+        code="disk_full",
     )
 
 
 def damaged(what: str) -> StoredDataError:
     """Return the error for a disk that is not as it was written."""
     return StoredDataError(
-        f"The machine's disk is damaged: {what}.", hint="Delete it: it is made again from the store."
+        f"The machine's disk is damaged: {what}.",
+        hint="Restart flexserve: what the disk had is made again.",
     )

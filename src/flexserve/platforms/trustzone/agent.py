@@ -46,7 +46,7 @@ class Agent:
             line = self._line(time.monotonic() + seconds)
         try:
             answer = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise _silent("it answers nonsense") from None
         if not isinstance(answer, dict):
             raise _silent("it answers nonsense")
