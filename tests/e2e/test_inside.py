@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import re
 import signal
@@ -12,14 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from inside_machines import ANSWER, QUESTION, TOKENS, client_of, conserved, held, machines
 from library import Library
 
-from flexserve.emulator import trusted_app
-from flexserve.emulator.device import Device
 from flexserve.emulator.devicetree import BUFFER, BUFFER_BYTES, RING, RING_BYTES
 from flexserve.emulator.inner_core import InnerCore
 from flexserve.emulator.machine import Machine
-from flexserve.emulator.store_disk import StoreDisk
 from flexserve.errors import FlexServeError
 from flexserve.harness.worlds import DrivenWorld
 from flexserve.normal.world import World, running_world
@@ -27,37 +24,9 @@ from flexserve.platforms.trustzone.ram import BASE
 from flexserve.protocol.answers import Delta
 from flexserve.protocol.prompts import ChatMessage, ChatPrompt
 from flexserve.protocol.sampling import Sampling
-from flexserve.testing.machines import images_of
 from flexserve.testing.trustzone import eventually
-from flexserve.units import MIB
 
 pytestmark = [pytest.mark.vm, pytest.mark.engine]
-
-RAM = 512 * MIB
-QUESTION = "What is Flex-Mem?"
-ANSWER = "Flex-Mem is recallable secure memory."
-TOKENS = 40
-
-
-@contextlib.contextmanager
-def machines(library: Library) -> Iterator[InnerCore]:
-    programs = trusted_app.built(trusted_app.default_cache())
-    if programs is None:
-        pytest.skip("the trusted application is not built of these sources: `make trusted-app`")
-    images = images_of(RAM, 2, application=programs.application)
-    device = Device(library.key, library.root)
-    with StoreDisk(library.root) as disk:
-
-        def make() -> Machine:
-            return Machine(
-                images,
-                ram_bytes=RAM,
-                disks=[disk.made_ready(images.firmware.read_bytes())],
-                device=device,
-            )
-
-        with InnerCore(make) as core:
-            yield core
 
 
 @pytest.fixture(scope="module")
@@ -74,28 +43,11 @@ def mortal(library: Library) -> Iterator[InnerCore]:
         yield core
 
 
-@contextlib.contextmanager
-def client_of(core: InnerCore, library: Library) -> Iterator[DrivenWorld]:
-    """A client of the application of a machine that was just booted."""
-    core.renew()
-    with DrivenWorld(core.secure_options(library.options()), program=(core.program,)) as world:
-        yield world
-
-
 @pytest.fixture(scope="module")
 def inner(core: InnerCore, library: Library) -> Iterator[DrivenWorld]:
     """One for all tests that leave it as they found it."""
     with client_of(core, library) as world:
         yield world
-
-
-def held(core: InnerCore) -> int:
-    """Return the bytes that the machine's kernel counts as handed over."""
-    return core.memory().charged(0)
-
-
-def conserved(core: InnerCore) -> bool:
-    return sum(core.machine.monitor().pages.values()) == RAM
 
 
 def test_it_answers_and_says_what_protects_it(inner: DrivenWorld, core: InnerCore, tiny: str) -> None:

@@ -59,6 +59,18 @@ def test_it_takes_of_the_host_what_was_written_and_has_it_at_the_next_start(mode
         assert contents(disk) == {kept}
 
 
+def test_what_models_take_of_it_is_counted(models: Store) -> None:
+    model = models.manifest("a").model_id
+    before = models.usage()["a"]
+    with StoreDisk(models.root) as disk:
+        contents(disk)
+        put(disk, name_of("weights", model), name_of("kv", model, "1"), name_of("kv", model, "2"))
+    after, other = models.usage()["a"], models.usage()["b"]
+    assert 5000 < after.images - before.images < 6000
+    assert 10_000 < after.kv - before.kv < 12_000
+    assert (other.images, other.kv) == (0, 0)
+
+
 def test_what_belongs_to_a_model_that_is_gone_goes_at_the_next_start(models: Store) -> None:
     ids = {name: models.manifest(name).model_id for name in ("a", "b")}
     with StoreDisk(models.root) as disk:

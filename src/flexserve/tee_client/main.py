@@ -1,9 +1,9 @@
 """The program of the trusted application's client: it serves in place of a secure world that is inside.
 
 Started by flexserve.normal.launcher, by the same contract as the secure world's program
-(flexserve.protocol.launch). It has no device key. Of the machine's RAM it maps the ring of messages, and
-closes the descriptor before it hears anybody. It enters the same sandbox as the secure world: prompts and
-answers of requests that are not sealed pass through it.
+(flexserve.protocol.launch). It has no device key. Of the machine's RAM it maps the ring of messages and the
+buffer of the guest's disk, and closes the descriptor before it hears anybody. It enters the same sandbox as
+the secure world: prompts and answers of requests that are not sealed pass through it.
 """
 
 from __future__ import annotations

@@ -12,9 +12,13 @@ their model and are neither used nor stale here.
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import hashlib
 from pathlib import Path
 
+from flexserve.errors import StoredDataError
+from flexserve.platforms.trustzone.disk_image import DiskImage, FileBlocks
 from flexserve.trusted.store.files import disk_errors, unlink
 from flexserve.trusted.store.keys import Device
 from flexserve.trusted.store.manifest import Manifest
@@ -74,6 +78,18 @@ class DerivedFiles:
     def usable_kv_paths(self, manifest: Manifest) -> list[Path]:
         """Return the sealed KV of a model that no secure world inside a machine sealed."""
         return [path for path in self.kv_paths(manifest) if not _is_inside(path)]
+
+    def on_inside_disk(self) -> collections.Counter[tuple[str, str]]:
+        """Return the bytes that the disk of a machine has: of "weights" and "kv", by the model's id."""
+        found = collections.Counter[tuple[str, str]]()
+        with (
+            contextlib.suppress(OSError, StoredDataError),
+            FileBlocks(self._images / INSIDE_DISK) as blocks,
+        ):
+            for name, each in DiskImage(blocks).objects().items():
+                kind, _, rest = name.partition("/")
+                found[kind, rest.partition("/")[0]] += each.index_bytes + sum(one.size for one in each.pieces)
+        return found
 
     def all(self) -> list[Path]:
         """Return the derived files of all models, and of models that are gone."""

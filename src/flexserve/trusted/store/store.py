@@ -266,14 +266,14 @@ class Store:
 
     def usage(self) -> dict[str, Usage]:
         """Return what each model takes, by name; images and KV of damaged models are counted nowhere."""
-        found = {
-            name: Usage(
-                sealed=on_disk(self._path(name)),
-                images=sum(map(on_disk, self.derived.images(entry))) if isinstance(entry, Manifest) else 0,
-                kv=sum(map(on_disk, self.derived.kv_paths(entry))) if isinstance(entry, Manifest) else 0,
-            )
-            for name, entry in self._scan()
-        }
+        inside = self.derived.on_inside_disk()
+        found = {}
+        for name, entry in self._scan():
+            images = kv = 0
+            if isinstance(entry, Manifest):
+                images = sum(map(on_disk, self.derived.images(entry))) + inside["weights", entry.model_id]
+                kv = sum(map(on_disk, self.derived.kv_paths(entry))) + inside["kv", entry.model_id]
+            found[name] = Usage(sealed=on_disk(self._path(name)), images=images, kv=kv)
         for name in self.unfinished():
             if part := on_disk(self._path(name).with_suffix(_PART)):
                 found[name] = msgspec.structs.replace(found.get(name, Usage()), unfinished=part)
