@@ -264,7 +264,11 @@ def usage(models: ModelsFolder = None, device_key: DeviceKeyFile = None, as_json
 def collect(
     *,
     images: Annotated[
-        bool, typer.Option("--images", help="Images too: the next start of each model makes its own again.")
+        bool,
+        typer.Option(
+            "--images",
+            help="Images too, and the disk of a machine: the next start of each model makes its own again.",
+        ),
     ] = False,
     kv: Annotated[
         bool, typer.Option("--kv", help="Sealed KV too: long conversations are computed again.")
