@@ -2,11 +2,13 @@
 
 On a quiet host, after `make trusted-app`. Emulated: it says how the emulator does. Two machines have the
 demo's model, or a synthetic one: a machine as the product has it, and one without a disk, to which the same
-weights go in messages. In turns, all memory is recalled, and the weights are brought in.
+weights go in messages. In turns, all memory is recalled, and the weights are brought in. CPU time of the
+emulator and of the client is said, too: beside other work of the host, only that says anything.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 import sys
 import tempfile
@@ -32,6 +34,7 @@ def main(rounds: int, gguf: Path, folder: Path) -> None:
     library.add(gguf, "it")
     ram = -(-(BESIDE + gguf.stat().st_size * 5 // 4) // (64 * MIB)) * 64 * MIB
     found = dict[str, list[float]](disk=[], messages=[])
+    spent = dict[str, list[float]](disk=[], messages=[])
     with (
         machines(library, ram=ram) as own,
         machines(library, ram=ram, with_disk=False) as other,
@@ -42,23 +45,38 @@ def main(rounds: int, gguf: Path, folder: Path) -> None:
             world.warm("it")  # an image is made
         for _ in range(rounds):
             for name, core, world in (("disk", own, by_disk), ("messages", other, by_messages)):
-                found[name].append(_brought_in(core, world))
-            print("  ".join(f"{name} {values[-1]:.2f} s" for name, values in found.items()), flush=True)
+                seconds, cpu = _brought_in(core, world)
+                found[name].append(seconds)
+                spent[name].append(cpu)
+            print(
+                *(f"{name} {found[name][-1]:.2f} s, CPU {spent[name][-1]:.2f} s" for name in found),
+                flush=True,
+            )
         print(own.machine.agent.ask("flexmem"))
-    for name, values in found.items():
-        print(f"{name}: median {statistics.median(values):.2f} s, {min(values):.2f} to {max(values):.2f}")
-    ratios = [slow / fast for fast, slow in zip(found["disk"], found["messages"], strict=True)]
-    print(f"messages/disk: median {statistics.median(ratios):.2f}")
+    for what, values in (("time", found), ("CPU", spent)):
+        for name, each in values.items():
+            print(
+                f"{what}, {name}: median {statistics.median(each):.2f} s, {min(each):.2f} to {max(each):.2f}"
+            )
+        ratios = [slow / fast for fast, slow in zip(values["disk"], values["messages"], strict=True)]
+        print(f"{what}, messages/disk: median {statistics.median(ratios):.2f}")
 
 
-def _brought_in(core: InnerCore, world: DrivenWorld) -> float:
-    """Have all memory recalled; return the seconds until the weights are there again."""
+def _brought_in(core: InnerCore, world: DrivenWorld) -> tuple[float, float]:
+    """Have all memory recalled; return the seconds until the weights are there again, of time and of CPU."""
     world.recall(None, 60_000)
     while core.machine.monitor().pages["RECALLING"]:
         time.sleep(0.05)
+    before = _cpu(core.machine.pid) + _cpu(world.pid)
     finished = world.warm("it")
     assert finished.timings.restored_bytes > 0
-    return finished.timings.restore / 1000
+    return finished.timings.restore / 1000, _cpu(core.machine.pid) + _cpu(world.pid) - before
+
+
+def _cpu(pid: int) -> float:
+    """Return the seconds of CPU that a process has had."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 if __name__ == "__main__":
