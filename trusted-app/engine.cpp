@@ -96,10 +96,10 @@ struct Hollow {
 }  // namespace
 
 std::unique_ptr<Model> Model::open(Engine &engine, const std::byte *metadata, size_t bytes, size_t file_bytes,
-                                   uint32_t context, uint32_t sequences) {
+                                   uint32_t context, uint32_t sequences, ggml_type kv) {
     std::unique_ptr<Model> model(new Model(engine));
     Hooks::Owner owner(engine, model.get());
-    if (!model->load(metadata, bytes, file_bytes) || !model->make_context(context, sequences)) return nullptr;
+    if (!model->load(metadata, bytes, file_bytes) || !model->make_context(context, sequences, kv)) return nullptr;
     return model;
 }
 
@@ -129,14 +129,15 @@ void Model::number_chunks() {
     }
 }
 
-bool Model::make_context(uint32_t context, uint32_t sequences) {
+bool Model::make_context(uint32_t context, uint32_t sequences, ggml_type kv) {
     sequences_ = sequences;
     context_tokens_ = std::min(context, static_cast<uint32_t>(llama_model_n_ctx_train(model_)));
     llama_context_params parameters = llama_context_default_params();
     parameters.n_ctx = context_tokens_ * sequences;
     parameters.n_batch = parameters.n_ubatch = std::max(std::min(batch_tokens, context_tokens_), sequences);
     parameters.n_seq_max = sequences;
-    parameters.n_outputs_max = std::max(sequences, std::min(most_outputs, context_tokens_));
+    parameters.n_outputs_max = outputs();
+    parameters.type_k = parameters.type_v = kv;  // one that is quantised takes flash attention, which llama.cpp chooses
     parameters.kv_unified = false;  // a stream for each sequence: the same logits as if it were alone
     return (context_ = new_context(parameters)) != nullptr;
 }
@@ -289,8 +290,7 @@ size_t Model::cut(uint32_t sequence, size_t keep, size_t has) {
     Hooks::Owner owner(engine_, this);
     llama_memory_t memory = llama_get_memory(context_);
     const auto id = static_cast<llama_seq_id>(sequence);
-    const bool goes_back =
-        llama_model_n_swa(model_) == 0 && !llama_model_is_recurrent(model_) && !llama_model_is_hybrid(model_);
+    const bool goes_back = llama_model_n_swa(model_) == 0 && !recurs();
     if ((keep == has || goes_back) && llama_memory_seq_rm(memory, id, static_cast<llama_pos>(keep), -1)) return keep;
     llama_memory_seq_rm(memory, id, -1, -1);
     return 0;

@@ -1,6 +1,7 @@
 // llama.cpp with all of its memory in Flex-Mem: models that are opened from their metadata, and compute what they have.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -15,7 +16,7 @@
 #include "llama.h"
 
 constexpr uint32_t batch_tokens = 512;  // that one graph takes in, at most
-constexpr uint32_t most_outputs = 16;   // logits that one graph makes, at most
+constexpr uint32_t most_outputs = 16;   // tokens that have their logits made by one graph, beside one of each sequence
 constexpr int most_threads = 8;
 constexpr double slice_time = 0.05;  // seconds: a recall waits for a slice at most
 
@@ -80,15 +81,16 @@ struct Chunk {
 class Model {
    public:
     // Open a model of `file_bytes` from its GGUF's first part, without its tensors' data. It has no memory then. `context`
-    // is in tokens, for each sequence. Null: llama.cpp cannot open it.
+    // is in tokens, for each sequence; `kv`: the type of its KV. Null: llama.cpp cannot open it.
     static std::unique_ptr<Model> open(Engine &engine, const std::byte *metadata, size_t bytes, size_t file_bytes,
-                                       uint32_t context, uint32_t sequences);
+                                       uint32_t context, uint32_t sequences, ggml_type kv);
     ~Model();
 
     const llama_model *llama() const { return model_; }
     const llama_vocab *vocabulary() const { return llama_model_get_vocab(model_); }
     uint32_t context_tokens() const { return context_tokens_; }
     uint32_t sequences() const { return sequences_; }
+    uint32_t outputs() const { return std::max(sequences_, std::min(most_outputs, context_tokens_)); }  // of a graph, at most
 
     // ---- weights ----
     const std::vector<Weight> &weights() const { return weights_; }
@@ -120,6 +122,7 @@ class Model {
     int decode(const llama_batch &batch);
     llama_context *context() const { return context_; }
     bool computes() const { return engine_.current_ == this; }  // a graph, now
+    bool recurs() const { return llama_model_is_recurrent(model_) || llama_model_is_hybrid(model_); }  // in some layers
     bool generates() const { return llama_get_memory(context_) != nullptr && !llama_model_has_encoder(model_); }
 
     // Pool what the model makes of a text, as it says itself, or the mean; or its rank, by a model that ranks. At most
@@ -140,7 +143,7 @@ class Model {
     friend struct Hooks;
     explicit Model(Engine &engine) : engine_(engine) {}
     bool load(const std::byte *metadata, size_t bytes, size_t file_bytes);
-    bool make_context(uint32_t context, uint32_t sequences);
+    bool make_context(uint32_t context, uint32_t sequences, ggml_type kv);
     llama_context *new_context(llama_context_params parameters);
     void number_chunks();
     Buffer *find(ggml_backend_buffer_t buffer);

@@ -1,6 +1,7 @@
 // Conversations on a model: prompts are taken in, and tokens are chosen, one for each step.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <vector>
@@ -23,19 +24,19 @@ struct Cached {
 
 // What one sequence of a model says.
 struct Generation {
+    uint32_t sequence = 0;
     std::vector<llama_token> tokens;  // of the prompt, and what was said
-    size_t prompt = 0;                // tokens of the prompt
     size_t computed = 0;              // tokens whose KV is there
-    size_t taken = 0;                 // tokens said that were given out
-    size_t most = 0;                  // tokens to say at most
+    size_t told = 0;                  // tokens that were given out, or are not to be
+    size_t said = 0, most = 0;        // tokens said, and to say at most
     Owner owner{};
     uint64_t session = 0;  // the sealed request that it answers; 0: none
     std::unique_ptr<Sampler> sampler;
-    std::vector<Score> scores;  // of tokens said, until they are given out
+    std::vector<Score> scores;  // of tokens that are to be given out
     Finish finished = Finish::no;
 
-    size_t said() const { return tokens.size() - prompt; }
     size_t pending() const { return tokens.size() - computed; }
+    size_t heard() const { return std::min(computed + 1, tokens.size()); }  // tokens that can be given out
 };
 
 class Generations {
@@ -44,31 +45,34 @@ class Generations {
     ~Generations();
     Generations(const Generations &) = delete;
 
-    bool has(uint32_t sequence) const { return running_.count(sequence) != 0; }
     bool empty() const { return running_.empty(); }
-    Generation &at(uint32_t sequence) { return running_.at(sequence); }
+    Generation *find(uint64_t sequence);  // null: it says nothing
 
-    Cached &cached(uint32_t sequence) { return cached_[sequence]; }
+    Cached &cached(uint64_t sequence) { return cached_[sequence]; }
     void forget_cached() { cached_.clear(); }  // their KV has gone
 
     // Begin to say up to `most` tokens, the likeliest ones, after a prompt that is shorter than the context. What the
     // sequence's KV has of the prompt stays, if it is this owner's.
-    void begin(uint32_t sequence, const Owner &owner, std::vector<llama_token> prompt, size_t most);
+    Generation &begin(uint32_t sequence, const Owner &owner, std::vector<llama_token> prompt, size_t most);
 
-    // Choose the tokens of a sequence that has said nothing yet as a payload says. False: it says nothing that is right.
-    bool choose_by(uint32_t sequence, std::string_view settings);
+    // Choose the tokens of one that has said nothing yet as a payload says. False: it says nothing that is right.
+    bool choose_by(Generation &generation, std::string_view settings) const;
 
     // Compute one graph, with at most `limit` tokens of each of these sequences, each of which is named once and goes on.
     // Then each of which nothing is pending says a token. What Model::decode answers.
     int step(const std::vector<uint32_t> &sequences, size_t limit);
 
-    void end(uint32_t sequence);  // its KV stays
+    // Have the tokens from `first` to before `end` go, and those behind computed anew, of one that has told all and that ended
+    // since the context is full. False: it is none such, or they are none of the tokens before the last one.
+    bool shift(Generation &generation, size_t first, size_t end) const;
+
+    void end(uint64_t sequence);  // its KV stays
 
    private:
-    void choose(Generation &generation, int32_t row);
+    void choose(Generation &generation, const float *logits);  // null: there are none
 
     Model &model_;
     llama_batch batch_;
-    std::map<uint32_t, Generation> running_;
-    std::map<uint32_t, Cached> cached_;
+    std::map<uint64_t, Generation> running_;
+    std::map<uint64_t, Cached> cached_;
 };

@@ -8,7 +8,7 @@
 #include <array>
 #include <cstdint>
 
-constexpr uint64_t protocol_version = 3;
+constexpr uint64_t protocol_version = 4;
 constexpr uint32_t most_payload = 16 << 20;  // bytes
 
 struct Request {
@@ -33,9 +33,9 @@ enum class Ask : uint32_t {
     pool = 4,         // → chunks granted and unused
     secret = 5,       // once, where no secure OS has it: the device's root secret; and the seed of the first key that clients seal to, or
                       // none
-    open = 6,         // model, bytes of the GGUF, context, sequences, bytes of its metadata; Sealed, and the chunks of the
-                      // .flex file that have the metadata, each with its tag
-                      // → chunks of weights, of KV, of scratch; weights; context
+    open = 6,         // model, bytes of the GGUF, context, sequences, bytes of its metadata; an Opening, and the chunks of the
+                      // .flex file that have the metadata, each with its tag. `unsupported`: llama.cpp cannot, or not with KV so
+                      // → chunks of weights, of KV, of scratch; 1: it recurs, in some layers at least; context
     close = 7,        // model
     write = 8,        // model, number; chunk of the .flex file with its tag, the next one
     seal = 9,         // model, chunk → the image's salt in four values; the chunk, sealed, with its tag
@@ -49,7 +49,8 @@ enum class Ask : uint32_t {
                       // KV has of them, if it is this owner's, is not computed again → tokens to compute
     step = 17,        // model, tokens of each sequence at most; sequences (u32 each) → a Progress for each
     said = 18,        // model, sequence → how many tokens were said since the last time; they, and for each of them
-                      // Sampling.logprobs Scores: its own, and the likeliest. Where fewer are left, they are of no token
+                      // Sampling.logprobs Scores: its own, and the likeliest. Where fewer are left, they are of no token. With
+                      // Sampling.prompt, those of the prompt are said before, as they are computed
     end = 19,         // model, sequence: it says no more; its KV stays
     keep = 20,        // model, sequence that says nothing: seal a copy of its KV → bytes; salt
     kept = 21,        // model, part of kept_part bytes, the next one → sealed, with its tag. With the last one the copy goes
@@ -61,6 +62,8 @@ enum class Ask : uint32_t {
                       // → how many. Outside the secure OS: 0
     sampling = 30,    // model, sequence that has begun and said nothing; a Sampling and its lists. Without it: the likeliest
     admit = 31,       // model, sequence; a bit for each token of the vocabulary: the next token is one of these. Once
+    shift = 33,       // model, sequence of which all is said, and which ended since the context is full; first, end: these of its
+                      // tokens go, those behind them are computed anew, and it goes on → tokens to compute
     embed = 32,       // model, 1: a rank, tokens of one graph at most; tokens of a text → what the model pools of it: floats
     attest = 40,      // milliseconds since 1970, the first of which counts, bytes of the nonce; nonce, measurements → a token
     know = 41,        // the first block of a .flex file of this device: its name and digest are in tokens from here on
@@ -73,8 +76,11 @@ enum class Ask : uint32_t {
                       // It has gone
     begin_sealed = 45,  // model, sequence, session → tokens to compute. What it says leaves by `frame` alone
     describe = 60,    // model; key of its metadata → the value as text, nothing where there is none or it is a list
-    words = 61,       // model, first → tokens in all, 1: one begins a sequence, which; a Word and its text for each token from
-                      // the first on, as many as one answer takes
+    words = 61,       // model, first → tokens in all; a Word and its text for each token from the first on, as many as one
+                      // answer takes
+    marks = 62,       // model → tokens (i32 each) that mark a text where it is cut: its begin, its end, what parts two; then those
+                      // around a gap: before what is before it, before what is behind it, before what fills it, before other
+                      // texts. -1: none does
 };
 
 // Samplers.
@@ -91,6 +97,7 @@ struct Sampling {
     uint32_t min_tokens = 0;      // before these, no token ends it
     uint32_t logprobs = 0;        // 0: none; otherwise one more than how many of the likeliest
     uint32_t after_samplers = 0;  // 1: of the tokens that the samplers left, as they left them
+    uint32_t prompt = 0;          // 1: the prompt's tokens are told, too, from the second one to be computed on; not if it is sealed
     uint32_t min_keep = 0, biases = 0;
     int32_t top_k = 0, repeat_last_n = 0, dry_allowed_length = 2, dry_penalty_last_n = 0;
     float temperature = 0, dynatemp_range = 0, dynatemp_exponent = 1, top_p = 1, min_p = 0, typical_p = 1, top_n_sigma = -1;
@@ -108,11 +115,12 @@ struct Score {
 
 constexpr uint32_t kept_part_bytes = 1 << 16;
 
-// What the manifest of a .flex file says of its sealing.
-struct Sealed {
-    uint8_t model[16];
-    uint8_t salt[32];
-    uint8_t wrapped_key[60];
+// What the manifest of a .flex file says of its sealing. And as what KV is kept: a ggml_type, of F16, Q8_0 and Q4_0.
+struct Opening {
+    std::array<uint8_t, 16> model;
+    std::array<uint8_t, 32> salt;
+    std::array<uint8_t, 60> wrapped_key;
+    uint32_t kv;
 };
 
 // A token, before its text.

@@ -135,7 +135,7 @@ bool Sampler::admit(const std::vector<std::byte> &bits) {
 
 void Sampler::tell(const float *logits, llama_token token, std::vector<Score> &target) const {
     if (settings_.logprobs == 0) return;
-    const bool is_of_all = settings_.after_samplers != 1;
+    const bool is_of_all = settings_.after_samplers != 1 || left_.empty();
     std::vector<llama_token_data> all = is_of_all ? decltype(left_){} : left_;
     for (llama_token each = 0; is_of_all && all.size() < endings_.size(); each++) all.push_back({each, logits[each], 0});
     const auto is_likelier = [](const auto &a, const auto &b) { return std::tie(b.logit, a.id) < std::tie(a.logit, b.id); };

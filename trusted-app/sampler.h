@@ -19,13 +19,15 @@ class Sampler {
     // Go on behind a token, of the prompt or of the answer.
     void accept(llama_token token) { llama_sampler_accept(chain_.get(), token); }
 
+    bool tells_prompt() const { return settings_.prompt == 1; }
+
     // Whether a token ends an answer.
     bool ends(llama_token token) const { return endings_[static_cast<size_t>(token)]; }
 
     // Have the next token be one of these: a bit for each of the vocabulary, the lowest first. False: they are not so many.
     bool admit(const std::vector<std::byte> &bits);
 
-    // Add what was asked for of the token that was chosen last: its log-probability, and the likeliest ones.
+    // Add what was asked for of the token that was chosen last, or of one of the prompt: its log-probability, and the likeliest ones.
     void tell(const float *logits, llama_token token, std::vector<Score> &target) const;
 
    private:

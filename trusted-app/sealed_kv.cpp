@@ -83,7 +83,7 @@ Status SealedKv::take_in() {
     uint32_t count = 0;
     if (bytes_ >= sizeof count) std::memcpy(&count, plain_->base(), sizeof count);
     const size_t head = (1 + size_t{count}) * sizeof count;
-    bool fits = count != 0 && count <= model_.context_tokens() && head < bytes_ && !generations_.has(sequence_) &&
+    bool fits = count != 0 && count <= model_.context_tokens() && head < bytes_ && generations_.find(sequence_) == nullptr &&
                 model_.committed(Kind::kv) == model_.size(Kind::kv);
     if (fits) {
         generations_.cached(sequence_) = {};

@@ -77,10 +77,9 @@ Status Service::begin_sealed(Open &open, Call call) {
     if (tokens == 0 || tokens >= open.model->context_tokens() || !open.model->generates()) return Status::bad;
     session.model_number = call.argument(0);
     session.sequence = static_cast<uint32_t>(call.argument(1));
-    open.generations->begin(session.sequence, session.owner, session.prompt, session.most);
-    Generation &generation = open.generations->at(session.sequence);
+    Generation &generation = open.generations->begin(session.sequence, session.owner, session.prompt, session.most);
     generation.session = session.number;
-    if (!session.sampling.empty() && !open.generations->choose_by(session.sequence, session.sampling)) {
+    if (!session.sampling.empty() && !open.generations->choose_by(generation, session.sampling)) {
         open.generations->end(session.sequence);
         return Status::bad;
     }
@@ -94,20 +93,19 @@ Status Service::begin_sealed(Open &open, Call call) {
 
 Generation *Service::hear(Session &session) {
     const auto found = models_.find(session.model_number);
-    if (!session.begun || found == models_.end() || !found->second.generations->has(session.sequence)) return nullptr;
-    Generation &generation = found->second.generations->at(session.sequence);
-    if (generation.session != session.number) return nullptr;  // another request has got the sequence
-    const size_t tokens = generation.said() - generation.taken;
+    if (!session.begun || found == models_.end()) return nullptr;
+    Generation *generation = found->second.generations->find(session.sequence);
+    if (generation == nullptr || generation->session != session.number) return nullptr;  // another request has the sequence
+    const size_t tokens = generation->tokens.size() - generation->told;
     std::string text;
-    for (; generation.taken < generation.said(); generation.taken++) {
-        const llama_token token = generation.tokens[generation.prompt + generation.taken];
-        text += piece(found->second.model->vocabulary(), token, false);
+    while (generation->told < generation->tokens.size()) {
+        text += piece(found->second.model->vocabulary(), generation->tokens[generation->told++], false);
     }
-    generation.scores.clear();
+    generation->scores.clear();
     session.text += text;
     session.answer.add(msgpack::message("Pieces", 2) + msgpack::text("data") + msgpack::bytes(text) +
                        msgpack::field("tokens", tokens));
-    return &generation;
+    return generation;
 }
 
 Status Service::finish(Session &session, Call call) {
@@ -116,7 +114,7 @@ Status Service::finish(Session &session, Call call) {
     const std::string answer(view(call.payload));
     if (whole) {
         using namespace msgpack;
-        const size_t said = generation->said();
+        const size_t said = generation->said;
         const std::string_view reason = generation->finished == Finish::stop ? "stop" : "length";
         session.answer.add(message("Receipt", 1) + text("signed") + bytes(sessions_->receipt(session, said, reason)));
         session.answer.add(message("Finished", 3) + text("reason") + text(reason) + text("usage") + map(3) +

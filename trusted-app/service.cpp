@@ -1,7 +1,6 @@
 #include "service.h"
 
 #include <algorithm>
-#include <cstddef>
 #include <cstring>
 #include <exception>
 #include <set>
@@ -13,7 +12,7 @@
 namespace {
 
 constexpr size_t most_models = 9;  // one more than policy keeps open: another one goes when it is there
-constexpr uint64_t most_sequences = 16;
+constexpr uint64_t most_sequences = 64;
 constexpr uint64_t most_context = 1 << 20;        // tokens
 constexpr uint64_t most_file = uint64_t{1} << 40;  // bytes
 constexpr size_t most_scores = 1 << 16;            // of a sequence, that nobody took
@@ -107,9 +106,7 @@ Status Service::carry_out(Call call) {
 
 Status Service::of_model(Open &open, Call call) {
     switch (static_cast<Ask>(call.request.kind)) {
-        case Ask::close:
-            models_.erase(call.argument(0));
-            return Status::done;
+        case Ask::close: models_.erase(call.argument(0)); return Status::done;
         case Ask::write: return write(open, call);
         case Ask::seal: return seal(*open.image, call);
         case Ask::image: return use(*open.image, call);
@@ -120,6 +117,7 @@ Status Service::of_model(Open &open, Call call) {
         case Ask::tokenise: return tokenise(*open.model, call);
         case Ask::detokenise: return detokenise(*open.model, call);
         case Ask::describe: describe(*open.model, call.payload, call.said); return Status::done;
+        case Ask::marks: marks(*open.model, call.said); return Status::done;
         case Ask::words: return words(*open.model, call.argument(1), call.said, call.values);
         case Ask::begin: return begin(open, call);
         case Ask::begin_sealed: return begin_sealed(open, call);
@@ -130,8 +128,9 @@ Status Service::of_model(Open &open, Call call) {
         case Ask::kept: return open.kv->kept(call.argument(1), call.said);
         case Ask::resume: return resume(open, call);
         case Ask::resumed: return open.kv->resumed(call.argument(1), call.payload);
-        case Ask::sampling:
-        case Ask::admit: return sampling(open, call);
+        case Ask::sampling: return sampling(open, call);
+        case Ask::admit: return admit(open, call);
+        case Ask::shift: return shift(open, call);
         case Ask::embed: return embed(open, call);
         default: return Status::bad;
     }
@@ -199,30 +198,26 @@ Status Service::secret(Call call) {
 Status Service::open(Call call) {
     const uint64_t file = call.argument(1), context = call.argument(2), sequences = call.argument(3);
     if (!root_ || models_.count(call.argument(0)) != 0 || models_.size() == most_models) return Status::bad;
-    if (file > most_file || call.payload.size() < sizeof(Sealed)) return Status::bad;
+    if (file > most_file || call.payload.size() < sizeof(Opening)) return Status::bad;
     if (context < 1 || context > most_context || sequences < 1 || sequences > most_sequences) return Status::bad;
-    Id id;
-    Salt salt;
-    std::array<uint8_t, wrapped_bytes> wrapped;
-    static_assert(sizeof(Sealed) == sizeof id + sizeof salt + sizeof wrapped);
-    const std::byte *sealed = call.payload.data();
-    std::memcpy(id.data(), sealed + offsetof(Sealed, model), sizeof id);
-    std::memcpy(salt.data(), sealed + offsetof(Sealed, salt), sizeof salt);
-    std::memcpy(wrapped.data(), sealed + offsetof(Sealed, wrapped_key), sizeof wrapped);
-    const std::optional<Key> key = unwrap(*root_, id, wrapped);
+    Opening opening;
+    std::memcpy(&opening, call.payload.data(), sizeof opening);
+    const auto type = static_cast<ggml_type>(opening.kv);
+    if (type != GGML_TYPE_F16 && type != GGML_TYPE_Q8_0 && type != GGML_TYPE_Q4_0) return Status::bad;
+    const std::optional<Key> key = unwrap(*root_, opening.model, opening.wrapped_key);
     if (!key) return Status::damaged;
-    auto image = std::make_unique<Image>(flexmem_, *key, salt, id, file);
-    Bytes metadata(call.payload.begin() + sizeof(Sealed), call.payload.end());
+    auto image = std::make_unique<Image>(flexmem_, *key, opening.salt, opening.model, file);
+    Bytes metadata(call.payload.begin() + sizeof opening, call.payload.end());
     const Status status = image->metadata(metadata, call.argument(4));
     if (status != Status::done) return status;
     auto model = Model::open(engine_, metadata.data(), metadata.size(), file, static_cast<uint32_t>(context),
-                             static_cast<uint32_t>(sequences));
+                             static_cast<uint32_t>(sequences), type);
     if (model == nullptr) return Status::unsupported;
     image->belong(*model, metadata);
     call.values[0] = model->chunks().size();
     call.values[1] = model->size(Kind::kv);
     call.values[2] = model->size(Kind::scratch);
-    call.values[3] = model->weights().size();
+    call.values[3] = model->recurs();
     call.values[4] = model->context_tokens();
     auto generations = std::make_unique<Generations>(*model);
     auto kv = std::make_unique<SealedKv>(flexmem_, *model, *generations, *image);
@@ -252,10 +247,8 @@ Status Service::load_pages(Image &image, Call call) {
 }
 
 Status Service::use(Image &image, Call call) {
-    Salt salt;
-    if (call.payload.size() != sizeof salt) return Status::bad;
-    std::memcpy(salt.data(), call.payload.data(), sizeof salt);
-    image.use(salt);
+    if (call.payload.size() != salt_bytes) return Status::bad;
+    image.use(taken<Salt>(std::string(view(call.payload))));
     return Status::done;
 }
 
@@ -293,22 +286,18 @@ Status Service::begin(Open &open, Call call) {
     if (is_of_sealed(owner(call.request))) return Status::bad;
     if (!model.generates()) return Status::unsupported;
     const auto sequence = static_cast<uint32_t>(call.argument(1));
-    open.generations->begin(sequence, owner(call.request), std::move(prompt), call.argument(2));
-    call.values[0] = open.generations->at(sequence).pending();
+    call.values[0] = open.generations->begin(sequence, owner(call.request), std::move(prompt), call.argument(2)).pending();
     return Status::done;
 }
 
 Status Service::step(Open &open, Call call) {
     std::vector<uint32_t> sequences;
     const uint64_t limit = call.argument(1);
-    if (!numbers(call.payload, sequences) || sequences.empty() || sequences.size() > most_outputs || limit < 1) {
-        return Status::bad;
-    }
+    if (!numbers(call.payload, sequences) || sequences.empty() || limit < 1) return Status::bad;
     if (std::set<uint32_t>(sequences.begin(), sequences.end()).size() != sequences.size()) return Status::bad;
     for (const uint32_t sequence : sequences) {
-        if (!open.generations->has(sequence)) return Status::bad;
-        const Generation &each = open.generations->at(sequence);
-        if (each.finished != Finish::no || each.scores.size() >= most_scores) return Status::bad;
+        const Generation *each = open.generations->find(sequence);
+        if (each == nullptr || each->finished != Finish::no || each->scores.size() >= most_scores) return Status::bad;
     }
     Model &model = *open.model;
     if (!model.prepare()) {
@@ -320,8 +309,8 @@ Status Service::step(Open &open, Call call) {
     stepping_ = false;
     std::vector<Progress> progress;
     for (const uint32_t sequence : sequences) {
-        const Generation &each = open.generations->at(sequence);
-        progress.push_back({sequence, static_cast<uint32_t>(each.pending()), static_cast<uint32_t>(each.said()),
+        const Generation &each = *open.generations->find(sequence);
+        progress.push_back({sequence, static_cast<uint32_t>(each.pending()), static_cast<uint32_t>(each.said),
                             static_cast<uint32_t>(each.finished)});
     }
     put(progress, call.said);
@@ -354,43 +343,51 @@ Status Service::embed(Open &open, Call call) {
 }
 
 Generation *Service::running(Open &open, Call call) {
-    const uint64_t sequence = call.argument(1);
-    if (sequence >= open.model->sequences() || !open.generations->has(static_cast<uint32_t>(sequence))) return nullptr;
-    Generation &generation = open.generations->at(static_cast<uint32_t>(sequence));
-    return generation.session == 0 ? &generation : nullptr;
+    Generation *generation = open.generations->find(call.argument(1));
+    return generation != nullptr && generation->session == 0 ? generation : nullptr;
 }
 
 Status Service::sampling(Open &open, Call call) {
-    const Generation *generation = running(open, call);
-    const bool admits = static_cast<Ask>(call.request.kind) == Ask::admit;
-    if (generation == nullptr || (!admits && generation->said() != 0)) return Status::bad;
-    const bool right = admits ? generation->sampler->admit(call.payload)
-                              : open.generations->choose_by(static_cast<uint32_t>(call.argument(1)), view(call.payload));
-    return right ? Status::done : Status::bad;
+    Generation *generation = running(open, call);
+    if (generation == nullptr || generation->said != 0) return Status::bad;
+    if (!open.generations->choose_by(*generation, view(call.payload))) return Status::bad;
+    if (generation->sampler->tells_prompt()) generation->told = generation->computed + 1;
+    return Status::done;
+}
+
+Status Service::admit(Open &open, Call call) {
+    Generation *generation = running(open, call);
+    return generation != nullptr && generation->sampler->admit(call.payload) ? Status::done : Status::bad;
 }
 
 Status Service::said(Open &open, Call call) {
     Generation *generation = running(open, call);
     if (generation == nullptr) return Status::bad;
-    const auto first = generation->tokens.begin() + static_cast<ptrdiff_t>(generation->prompt + generation->taken);
-    put(std::vector<llama_token>(first, generation->tokens.end()), call.said);
+    for (; generation->told < generation->heard(); call.values[0]++) {
+        put(std::array{generation->tokens[generation->told++]}, call.said);
+    }
     put(generation->scores, call.said);
-    call.values[0] = generation->said() - generation->taken;
-    generation->taken = generation->said();
     generation->scores.clear();
+    return Status::done;
+}
+
+Status Service::shift(Open &open, Call call) {
+    Generation *generation = running(open, call);
+    if (generation == nullptr || !open.generations->shift(*generation, call.argument(2), call.argument(3))) return Status::bad;
+    call.values[0] = generation->pending();
     return Status::done;
 }
 
 Status Service::end(Open &open, Call call) {
     if (call.argument(1) >= open.model->sequences()) return Status::bad;
-    open.generations->end(static_cast<uint32_t>(call.argument(1)));
+    open.generations->end(call.argument(1));
     return Status::done;
 }
 
 // ---- KV ---------------------------------------------------------------------------------------------------------
 
 bool Service::is_idle(Open &open, uint64_t sequence) const {
-    return sequence < open.model->sequences() && !open.generations->has(static_cast<uint32_t>(sequence));
+    return sequence < open.model->sequences() && open.generations->find(sequence) == nullptr;
 }
 
 Status Service::keep(Open &open, Call call) {
@@ -405,8 +402,7 @@ Status Service::keep(Open &open, Call call) {
 }
 
 Status Service::resume(Open &open, Call call) {
-    Salt salt;
-    if (!is_idle(open, call.argument(1)) || call.payload.size() != sizeof salt) return Status::bad;
-    std::memcpy(salt.data(), call.payload.data(), sizeof salt);
+    if (!is_idle(open, call.argument(1)) || call.payload.size() != salt_bytes) return Status::bad;
+    const auto salt = taken<Salt>(std::string(view(call.payload)));
     return open.kv->resume(static_cast<uint32_t>(call.argument(1)), call.argument(2), salt, owner(call.request));
 }

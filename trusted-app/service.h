@@ -63,6 +63,8 @@ class Service {
     static Status computed(int status, const Model &model, Call call);
     Status embed(Open &open, Call call);
     Status sampling(Open &open, Call call);
+    Status admit(Open &open, Call call);
+    Status shift(Open &open, Call call);
     Status said(Open &open, Call call);
     Status end(Open &open, Call call);
     Status keep(Open &open, Call call);

@@ -44,7 +44,15 @@ Status words(const Model &model, uint64_t first, std::vector<std::byte> &said, u
         put(text, said);
     }
     values[0] = count;
-    values[1] = llama_vocab_get_add_bos(vocabulary);
-    values[2] = static_cast<uint32_t>(llama_vocab_bos(vocabulary));
     return Status::done;
+}
+
+void marks(const Model &model, std::vector<std::byte> &said) {
+    const llama_vocab *vocabulary = model.vocabulary();
+    const llama_token end = llama_vocab_eos(vocabulary), parts = llama_vocab_sep(vocabulary);
+    put(std::array{llama_vocab_get_add_bos(vocabulary) ? llama_vocab_bos(vocabulary) : -1,
+                   llama_vocab_get_add_eos(vocabulary) ? (end < 0 ? parts : end) : -1,
+                   llama_vocab_get_add_sep(vocabulary) ? parts : -1, llama_vocab_fim_pre(vocabulary),
+                   llama_vocab_fim_suf(vocabulary), llama_vocab_fim_mid(vocabulary), llama_vocab_fim_sep(vocabulary)},
+        said);
 }

@@ -23,7 +23,7 @@ from flexserve.tee_client.files import SealedFiles
 from flexserve.tee_client.link import Link
 from flexserve.trusted.limits import Limits, ModelLimits
 from flexserve.trusted.text.rendering.renderer import Renderer
-from flexserve.trusted.text.tokenizer import Tokenizer
+from flexserve.trusted.text.tokenizer import Marks, Tokenizer
 
 PATIENCE = 20  # seconds
 
@@ -129,8 +129,7 @@ class ByteVocabulary(Tokenizer):
     """A token for each byte, and one that ends answers."""
 
     size = END + 1
-    begins = False
-    beginning = 0
+    marks = Marks()
     gap = None
 
     def encode(self, text: str, *, special: bool, start: bool = True) -> list[int]:

@@ -26,8 +26,10 @@ BATCH = 64  # tokens
 WEIGHTS, KV, SCRATCH = 4, 2, 1  # chunks of a model
 CONTEXT = 512  # tokens
 END = 256  # the token that ends an answer
+MARKS = (-1, -1, 10, 1, 2, 3, -1)  # between two texts is a line's end; bytes 1 to 3 are around gaps
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}>{% endfor %}"
 _CONTROL, _NORMAL = 8, 4
+_F16 = 1  # ggml's
 
 
 def answer_to(prompt: str) -> str:
@@ -88,16 +90,13 @@ class PlayedGeneration:
     """What a sequence says."""
 
     def __init__(self, prompt: list[int], done: int, most: int) -> None:
-        self.tokens, self.prompt, self.done, self.most = prompt, len(prompt), done, most
-        self.given, self.width, self.ends = 0, 0, {END}  # scores of a token, tokens that end the answer
+        self.tokens, self.done, self.most, self.said = prompt, done, most, 0
+        self.told = len(prompt)  # tokens that were given out, or are not to be
+        self.width, self.ends = 0, {END}  # scores of a token, tokens that end the answer
         text = answer_to(bytes(token for token in prompt if token < END).decode())
         self.answer = [*text.encode(), END]
         self.finished = Finish.NO
         self.admitted: set[int] = set()  # of the next tokens; none: any
-
-    @property
-    def said(self) -> int:
-        return len(self.tokens) - self.prompt
 
     def choose_by(self, payload: bytes) -> None:
         """Take in what a Sampling says of these."""
@@ -105,6 +104,8 @@ class PlayedGeneration:
         self.width, biases = values[WORDS.index("logprobs")], values[WORDS.index("biases")]
         pairs = SCORE.iter_unpack(payload[SETTINGS.size : SETTINGS.size + biases * SCORE.size])
         self.ends |= {token for token, bias in pairs if bias == math.inf}
+        if values[WORDS.index("prompt")]:
+            self.told = self.done + 1
 
     def choose(self) -> None:
         token = self.answer[self.said] if self.said < len(self.answer) else END
@@ -115,8 +116,23 @@ class PlayedGeneration:
             self.finished = Finish.STOP
             return
         self.tokens.append(token)
-        if self.said >= self.most:
+        self.said += 1
+        if self.said >= self.most or len(self.tokens) >= CONTEXT:
             self.finished = Finish.LENGTH
+
+    def tell(self) -> list[int]:
+        """Return the tokens that were computed, or said, since the last time."""
+        end = max(self.told, min(self.done + 1, len(self.tokens)))
+        told, self.told = self.tokens[self.told : end], end
+        return told
+
+    def shift(self, first: int, end: int) -> Status:
+        """Have tokens go, and those behind them computed anew."""
+        if self.finished is not Finish.LENGTH or not first < end < len(self.tokens) == self.told:
+            return Status.BAD
+        del self.tokens[first:end]
+        self.done, self.told, self.finished = first, len(self.tokens), Finish.NO
+        return Status.DONE
 
 
 class PlayedApplication:
@@ -129,9 +145,14 @@ class PlayedApplication:
         self.between_slices: Callable[[], None] = lambda: None
         self.asked: list[Ask] = []
         self.lies: dict[Ask, tuple[Status, bytes, tuple[int, ...]]] = {}  # what is answered instead
+        self.quantises = True  # KV
+        self.recurs = 0
         self.damaged = False  # nothing that comes from the disk authenticates
         self.damaged_kv = False  # no KV does
         self.secret = b""  # that it was told
+        self.metadata = {"tokenizer.chat_template": TEMPLATE, "tokenizer.ggml.eos_token_id": str(END)}
+        self.embedded: list[int] = []  # tokens of the last text that became a vector
+        self.kv = 0  # the type of the last model's
         self.sealed = PlayedSealed()
         self._stepping = False
         self._heard: queue.SimpleQueue[tuple[int, int, tuple[int, ...], bytes]] = queue.SimpleQueue()
@@ -178,7 +199,7 @@ class PlayedApplication:
         if kind in range(Ask.ATTEST, Ask.BEGIN_SEALED):
             return self.sealed.answer(kind, arguments, payload)
         if kind in {Ask.HELLO, Ask.GRANT, Ask.GIVE_BACK, Ask.POOL, Ask.OPEN, Ask.HEAP}:
-            return self._without_model(kind, arguments)
+            return self._without_model(kind, arguments, payload)
         model = self.models.get(arguments[0])
         if model is None:
             return Status.BAD, b"", ()
@@ -192,7 +213,9 @@ class PlayedApplication:
                 return found
         return Status.BAD, b"", ()
 
-    def _without_model(self, kind: Ask, arguments: Sequence[int]) -> tuple[Status, bytes, tuple[int, ...]]:
+    def _without_model(
+        self, kind: Ask, arguments: Sequence[int], payload: bytes = b""
+    ) -> tuple[Status, bytes, tuple[int, ...]]:
         match kind:
             case Ask.HELLO:
                 return Status.DONE, b"", (VERSION, CHUNK, BATCH, int(self.inside))
@@ -206,8 +229,11 @@ class PlayedApplication:
                 self.unused -= gone
                 return Status.DONE, b"", (gone,)
             case Ask.OPEN:
+                self.kv = struct.unpack_from("<I", payload, 108)[0]
+                if self.kv != _F16 and not self.quantises:
+                    return Status.UNSUPPORTED, b"", ()
                 self.models[arguments[0]] = PlayedModel(arguments[3])
-                return Status.DONE, b"", (WEIGHTS, KV, SCRATCH, 1, CONTEXT)
+                return Status.DONE, b"", (WEIGHTS, KV, SCRATCH, self.recurs, CONTEXT)
             case Ask.HEAP:
                 moved = min(arguments[0], self.unused if arguments[1] else self.heap)
                 self.heap += moved if arguments[1] else -moved
@@ -275,15 +301,13 @@ class PlayedApplication:
             case Ask.TOKENISE:
                 return Status.DONE, packed(list(payload)), ()
             case Ask.DESCRIBE:
-                known = {
-                    b"tokenizer.chat_template": TEMPLATE.encode(),
-                    b"tokenizer.ggml.eos_token_id": b"256",
-                }
-                return Status.DONE, known.get(payload, b""), ()
+                return Status.DONE, self.metadata.get(payload.decode(), "").encode(), ()
             case Ask.WORDS:
                 words = [struct.pack("<III", _NORMAL, 0, 1) + bytes([token]) for token in range(END)]
                 words.append(struct.pack("<III", _CONTROL, 1, 5) + b"<end>")
-                return Status.DONE, b"".join(words[arguments[1] :][:100]), (END + 1, 0, 0)
+                return Status.DONE, b"".join(words[arguments[1] :][:100]), (END + 1,)
+            case Ask.MARKS:
+                return Status.DONE, struct.pack("<7i", *MARKS), ()
         return None
 
     def _generations(
@@ -312,7 +336,7 @@ class PlayedApplication:
                 return self._step(model, arguments[1], unpacked(payload))
             case Ask.SAID:
                 it = model.running[arguments[1]]
-                said, it.given = it.tokens[it.prompt + it.given :], it.said
+                said = it.tell()
                 scores = [SCORE.pack(token, -0.25) * it.width for token in said]
                 return Status.DONE, packed(said) + b"".join(scores), (len(said),)
             case Ask.ADMIT:
@@ -322,10 +346,19 @@ class PlayedApplication:
             case Ask.EMBED:
                 if not all(model.ready):
                     return Status.MISSING, b"", (1,)
-                return Status.DONE, struct.pack("<2f", 3.0, 4.0), ()
+                self.embedded = unpacked(payload)
+                return (
+                    Status.DONE,
+                    struct.pack("<f", 0.5) if arguments[1] else struct.pack("<2f", 3.0, 4.0),
+                    (),
+                )
             case Ask.SAMPLING:
                 model.running[arguments[1]].choose_by(payload)
                 return Status.DONE, b"", ()
+            case Ask.SHIFT:
+                it = model.running[arguments[1]]
+                status = it.shift(*arguments[2:4])
+                return status, b"", (len(it.tokens) - it.done,)
             case Ask.END:
                 if (ended := model.running.pop(arguments[1], None)) is not None:
                     model.cached[arguments[1]] = ended.tokens[: ended.done]

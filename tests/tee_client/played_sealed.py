@@ -34,9 +34,7 @@ class PlayedSession:
     def text(self) -> bytes:
         if self.generation is None:
             return b""
-        said = self.generation.tokens[self.generation.prompt + self.given :]
-        self.given = self.generation.said
-        return bytes(said)
+        return bytes(self.generation.tell())
 
 
 class PlayedSealed:

@@ -8,7 +8,6 @@ import struct
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from inside_world import PATIENCE, InsideWorld, Unanswered
@@ -20,7 +19,6 @@ from flexserve.protocol.prompts import (
     AskTemplate,
     ChatMessage,
     ChatPrompt,
-    InfillPrompt,
     TextPrompt,
     ToText,
     ToTokens,
@@ -133,6 +131,23 @@ def test_policy_learns_which_sequence_a_request_computes_in(world: InsideWorld) 
     world.recall()
 
 
+@pytest.mark.parametrize("recurs", [0, 1])
+def test_policy_learns_whose_prompts_have_graphs_of_their_own(make_world: MakeWorld, recurs: int) -> None:
+    world = make_world()
+    world.played.recurs = recurs
+    world.warm()
+    request, ready = world.generation(), threading.Event()
+    world.app.admit(request)
+    world.app.prepare(request.request, lambda _error: ready.set())
+    assert ready.wait(PATIENCE)
+    begun = world.app.begin(request.request)
+    assert begun is not None
+    assert begun.apart == bool(recurs)
+    [went_on] = world.app.step("a", [request.request], 3)
+    assert went_on.apart == bool(recurs)
+    world.app.end(request.request)
+
+
 def test_texts_and_tokens_are_converted_without_weights(make_world: MakeWorld) -> None:
     world = make_world(memory=WEIGHTS)
     world.ask(Convert(world.number(), "a", ToTokens("abc", pieces=True)))
@@ -176,39 +191,14 @@ def test_texts_become_vectors_of_length_one(world: InsideWorld) -> None:
 # ---- what it cannot do ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("fields", "what"),
-    [({"echo": True, "logprobs": 1}, "probabilities of a prompt"), ({"rounding": 8}, "round the length")],
-)
-def test_what_a_request_asks_for_that_there_is_not_is_refused_by_name(
-    world: InsideWorld, fields: dict[str, Any], what: str
-) -> None:
-    with pytest.raises(Unanswered, match=what) as refused:
-        world.say(**fields)
+def test_what_a_request_asks_for_that_there_is_not_is_refused_by_name(world: InsideWorld) -> None:
+    with pytest.raises(Unanswered, match="round the length") as refused:
+        world.say(rounding=8)
     assert refused.value.code == "secure_world_inside"
     assert "--secure-world host" in refused.value.hint
 
 
-@pytest.mark.parametrize(
-    ("limits", "what"),
-    [
-        ({"limits": {"kv": "q8_0"}}, "keep KV in q8_0"),
-        ({"limits": {"shift": True}}, "context is full"),
-        ({"sequences": 17}, "more than 16"),
-    ],
-)
-def test_what_a_model_is_to_have_that_there_is_not_is_refused_by_name(
-    make_world: MakeWorld, limits: dict[str, Any], what: str
-) -> None:
-    with pytest.raises(Unanswered, match=what):
-        make_world(**limits).say()
-
-
-def test_ranks_gaps_and_guesses_are_refused_by_name(world: InsideWorld) -> None:
-    with pytest.raises(Unanswered, match="rank"):
-        world.ask(Embed(world.number(), "a", ["text"], query="what?"))
-    with pytest.raises(Unanswered, match="gaps"):
-        world.say(InfillPrompt("a", "b"))  # type: ignore[arg-type]
+def test_guesses_are_refused_by_name(world: InsideWorld) -> None:
     with pytest.raises(CallerError, match="guesses"):
         world.app.guess(1, "c", 4)
 

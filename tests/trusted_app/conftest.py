@@ -5,15 +5,18 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from inner_application import MODEL, ROOT, Application, Start, provide
 from inner_judge import Judge
-from inner_models import Opened
+from inner_models import Made, Opened
 
 from flexserve.emulator import trusted_app
 from flexserve.emulator.trusted_app import Programs
 from flexserve.harness.inner import Image, SealedFile
+from flexserve.testing.architectures.making import make_model
+from flexserve.testing.architectures.parameters import Parameters
 from flexserve.trusted.sidecar import start_helper
 from flexserve.trusted.store.keys import DeviceKey
 from flexserve.trusted.store.sealing import seal_file
@@ -104,6 +107,23 @@ def image(emulator: str, programs: Programs, sealed: SealedFile) -> Image:
         return model.seal()
     finally:
         app.end()
+
+
+@pytest.fixture
+def made(start: Start, tmp_path: Path) -> Made:
+    """Open a model of random weights, with them; its file is `tmp_path / "model.gguf"`."""
+
+    def opened(architecture: str, parameters: Parameters | None = None, **how: Any) -> Opened:
+        path, device = tmp_path / "model.gguf", DeviceKey(ROOT)
+        make_model(architecture, path, parameters=parameters, quantised=False)
+        seal_file(path, tmp_path / "model.flex", "model", device, lambda _done, _total: None)
+        app = start()
+        provide(app, chunks=256)
+        model = Opened(app, SealedFile.read(tmp_path / "model.flex", device), **how)
+        model.write()
+        return model
+
+    return opened
 
 
 @pytest.fixture(scope="module")

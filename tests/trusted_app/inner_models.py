@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from inner_application import Application
 
@@ -60,6 +60,21 @@ class Opened(OpenModel[Application]):
         self.begin(tokens, most=most, sampling=sampling)
         return self.rest().tokens
 
+    def say(self, sequence: int = 0, *, logprobs: int | None = None) -> Said:
+        """Return what a generation says until it is over, without ending it."""
+        tokens, scores = [], []
+        finished = Finish.NO
+        while finished is Finish.NO:
+            finished = self.step(sequence)[0].finished
+            more = said(self.do(Ask.SAID, sequence), logprobs)
+            tokens += more.tokens
+            scores += more.scores
+        return Said(tokens, scores)
+
+    def shift(self, first: int, end: int, *, sequence: int = 0) -> int:
+        """Have tokens go of a context that is full; return how many are to be computed anew."""
+        return self.do(Ask.SHIFT, sequence, first, end).values[0]
+
     def rest(self, sequence: int = 0, *, logprobs: int | None = None) -> Said:
         """Return what a generation says to its end."""
         while self.step(sequence)[0].finished is Finish.NO:
@@ -86,6 +101,9 @@ class Opened(OpenModel[Application]):
             if reply.status is not Status.DONE:
                 return reply.status
         return Status.DONE
+
+
+Made = Callable[..., Opened]  # of an architecture, with parameters of it, and with options of Opened
 
 
 def no_tokens(_text: str) -> list[int]:

@@ -24,7 +24,7 @@ from flexserve.harness.inner import Image, SealedFile
 from flexserve.platforms.trustzone import abi, layout
 from flexserve.protocol.sampling import Sampling
 from flexserve.protocol.trusted_app import Kind
-from flexserve.tee_client.messages import Ask, Status
+from flexserve.tee_client.messages import Ask, Status, packed
 from flexserve.tee_client.sampling import settings
 from flexserve.units import MIB
 
@@ -205,3 +205,37 @@ def test_at_s_el0_it_says_what_it_says_elsewhere_also_after_its_memory_was_recal
     machine.do(Ask.GRANT, back)
     model.load(image)
     assert model.answer(prompt, most=4) == elsewhere
+
+
+def test_at_s_el0_prompts_are_told_kv_is_quantised_and_contexts_shift_as_elsewhere(
+    machine: InnerMachine, sealed: SealedFile, loaded: Opened, image: Image
+) -> None:
+    prompt = loaded.tokenise(QUESTION)
+    telling = settings(Sampling(temperature=0, echo=True, logprobs=0, ignore_eos=True), no_tokens)
+    machine.do(Ask.GRANT, 50)
+    answers = []
+    for app in (machine, loaded.app):
+        model = Opened(app, sealed, number=1, context=len(prompt) + 4, kv="q8_0")
+        model.load(image)
+        model.begin(prompt, most=8, sampling=telling)
+        said = model.say(logprobs=0)
+        assert said.tokens[: len(prompt) - 1] == prompt[1:]
+        assert model.shift(2, 10) == len(prompt) + 4 - 10
+        answers.append((said, model.say(logprobs=0)))
+    for here, there in zip(*answers, strict=True):
+        assert here.tokens == there.tokens
+        scores = [[own.value for own, _ in each.scores] for each in (here, there)]
+        assert scores[0] == pytest.approx(scores[1], abs=1e-2)
+
+
+def test_at_s_el0_a_vector_that_the_heap_has_no_room_for_is_refused(
+    machine: InnerMachine, sealed: SealedFile, image: Image
+) -> None:
+    machine.do(Ask.GRANT, 60)
+    machine.do(Ask.HEAP, 2, 1)
+    model = Opened(machine, sealed, context=1024, sequences=32)  # its context takes most of the heap
+    model.load(image)
+    text = packed(model.tokenise(QUESTION))
+    assert machine.ask(Ask.EMBED, 0, 0, 512, payload=text).status is Status.FAILED
+    machine.do(Ask.HEAP, 8, 1)
+    assert machine.do(Ask.EMBED, 0, 0, 512, payload=text).payload

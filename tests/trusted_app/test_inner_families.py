@@ -2,47 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from inner_application import MODEL, QUESTION, ROOT, Start, provide
+from inner_application import MODEL, QUESTION, Start, provide
 from inner_judge import Judge
-from inner_models import Opened, no_tokens
+from inner_models import Made, Opened, no_tokens
 
 from flexserve.harness.inner import Image, SealedFile
 from flexserve.protocol.sampling import Sampling
 from flexserve.protocol.trusted_app import Kind
 from flexserve.tee_client.messages import Ask, Status, packed
 from flexserve.tee_client.sampling import settings
-from flexserve.testing.architectures.making import make_model
-from flexserve.testing.architectures.parameters import Parameters
 from flexserve.trusted.engine.sampler import log_probabilities
-from flexserve.trusted.store.keys import DeviceKey
-from flexserve.trusted.store.sealing import seal_file
 
 PROMPT = [5, 17, 40, 41, 42, 17, 40, 99, 100, 7, 8, 9]
 LONG = [(7 * each) % 150 + 3 for each in range(90)]
 MEAN, CLS, LAST, RANK = 1, 2, 3, 4
-Made = Callable[..., Opened]
-
-
-@pytest.fixture
-def made(start: Start, tmp_path: Path) -> Made:
-    """Open a model of random weights, with them."""
-
-    def opened(architecture: str, parameters: Parameters | None = None) -> Opened:
-        path, device = tmp_path / "model.gguf", DeviceKey(ROOT)
-        make_model(architecture, path, parameters=parameters, quantised=False)
-        seal_file(path, tmp_path / "model.flex", "model", device, lambda _done, _total: None)
-        app = start()
-        provide(app, chunks=256)
-        model = Opened(app, SealedFile.read(tmp_path / "model.flex", device))
-        model.write()
-        return model
-
-    return opened
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,11 @@ def test_nothing_is_done_before_the_first_word(start: Start) -> None:
         (Ask.RESUMED, (0, 0), bytes(100)),
         (Ask.LOAD_PAGES, (0, 0), bytes(16)),  # a tag, and no pages
         (Ask.WORDS, (0, 1 << 40), b""),
+        (Ask.MARKS, (7,), b""),
+        (Ask.SHIFT, (0, 0, 1, 2), b""),  # nothing began
+        (Ask.SHIFT, (0, 1 << 63, 1, 2), b""),
+        (Ask.SAMPLING, (0, (1 << 64) - 1), bytes(500)),
+        (Ask.ADMIT, (0, 1 << 32), bytes(40)),
         (Ask.DESCRIBE, (7,), b"general.name"),
     ],
 )

@@ -15,6 +15,7 @@ from typing import Generic, Protocol, TypeVar
 from flexserve.emulator.machine import Machine
 from flexserve.errors import PeerError
 from flexserve.platforms.trustzone.ram import BASE, PAGE, Ram
+from flexserve.protocol.model_options import KvType
 from flexserve.tee_client.link import Link
 from flexserve.tee_client.messages import (
     KEPT_PART,
@@ -23,6 +24,7 @@ from flexserve.tee_client.messages import (
     Progress,
     Reply,
     Status,
+    opening,
     packed,
     progress,
     unpacked,
@@ -118,10 +120,11 @@ class SealedFile:
         """Numbers of the chunks that have weights."""
         return range(self.manifest.metadata_bytes // CHUNK, self.manifest.chunks)
 
-    def opening(self) -> bytes:
+    def opening(self, kv: KvType = "f16") -> bytes:
         """Return the payload of OPEN."""
         manifest = self.manifest
-        sealed = manifest.id_bytes + bytes.fromhex(manifest.salt) + bytes.fromhex(manifest.wrapped_key)
+        salt, wrapped = bytes.fromhex(manifest.salt), bytes.fromhex(manifest.wrapped_key)
+        sealed = opening(manifest.id_bytes, salt, wrapped, kv)
         return sealed + b"".join(self.chunk(number) for number in range(-(-manifest.metadata_bytes // CHUNK)))
 
 
@@ -159,12 +162,19 @@ class OpenModel(Generic[_App]):
     """The memory of a model that is open in an application: none at first."""
 
     def __init__(
-        self, app: _App, file: SealedFile, *, number: int = 0, context: int = 1024, sequences: int = 1
+        self,
+        app: _App,
+        file: SealedFile,
+        *,
+        number: int = 0,
+        context: int = 1024,
+        sequences: int = 1,
+        kv: KvType = "f16",
     ) -> None:
         self.app, self.number, self.file = app, number, file
         sizes = (file.manifest.size, context, sequences, file.manifest.metadata_bytes)
-        reply = app.do(Ask.OPEN, number, *sizes, payload=file.opening())
-        self.chunks, self.kv_chunks, self.scratch_chunks, self.weights, self.context = reply.values
+        reply = app.do(Ask.OPEN, number, *sizes, payload=file.opening(kv))
+        self.chunks, self.kv_chunks, self.scratch_chunks, self.recurs, self.context = reply.values
 
     def do(self, kind: Ask, *arguments: int, payload: bytes = b"") -> Reply:
         """Ask for something of this model."""

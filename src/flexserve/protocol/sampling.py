@@ -100,6 +100,11 @@ class Sampling(Struct, frozen=True):
     after_samplers: bool = False
     echo: bool = False  # the prompt comes before the answer; with logprobs, those of its tokens
 
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether the probabilities of the prompt's tokens are asked for: all are computed then."""
+        return self.echo and self.logprobs is not None
+
     def __post_init__(self) -> None:
         """Raise ValueError for numbers that are none, and for what excludes each other."""
         values = (getattr(self, name) for name in self.__struct_fields__)

@@ -109,7 +109,7 @@ class InsideApp:
         return self._open.opens_at_once(model)
 
     def open(self, model: str) -> None:
-        require_open(self._services.files.manifest(model), self._services.limits.of(model))
+        require_open(self._services.files.manifest(model))
         with self._pulse.beating():
             self._open.open(model)
 
@@ -134,7 +134,7 @@ class InsideApp:
 
     def require(self, request: int) -> None:
         message = self._requests[request].message
-        require(message, self._services.limits.of(message.model))
+        require(message)
         abilities = self._open.abilities(message.model)
         if abilities is not None and isinstance(message, SealedGenerate):
             tasks.require_text(abilities)
@@ -204,7 +204,8 @@ class InsideApp:
                 raise
         it.uses.callback(generation.close)
         it.generation = generation
-        return Progress(request, generation.pending, sequence=slot.number)
+        apart = entry.abilities.recurrent
+        return Progress(request, generation.pending, sequence=slot.number, apart=apart)
 
     def guess(self, request: int, draft: str, count: int) -> int:
         del request, draft, count

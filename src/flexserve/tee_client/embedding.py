@@ -1,4 +1,4 @@
-"""One request for vectors of texts, from texts to vectors."""
+"""One request for vectors of texts, or for their ranks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flexserve.errors import CallerError, CancelledError, InternalError
 from flexserve.protocol.answers import Embedded, Finished, Started, Timings, Usage
@@ -51,8 +52,12 @@ class Embedding:
         self._loaded, self._waited = entry.weights.loaded, entry.weights.seconds
 
     def _tokens(self, text: str | list[int | str]) -> list[int]:
-        vocabulary = self._entry.vocabulary
-        return vocabulary.encode(text, special=False) if isinstance(text, str) else numbered(text, vocabulary)
+        vocabulary, query = self._entry.vocabulary, self._request.query
+        if not isinstance(text, str):
+            return numbered(text, vocabulary)
+        return (
+            vocabulary.encode(text, special=False) if query is None else vocabulary.encode_pair(query, text)
+        )
 
     def run(self) -> Finished:
         """Send Started and Embedded…; return the end, to be sent once the model is free again.
@@ -84,7 +89,7 @@ class Embedding:
         return Finished(self._request.request, "stop", Usage(self._count, 0), timings)
 
     def _vector(self, tokens: Sequence[int]) -> bytes:
-        """Return the vector of a text, of length 1, as bytes of a message."""
+        """Return the vector of a text, of length 1, or its rank, as bytes of a message."""
         entry, size = self._entry, self._entry.largest_text
         if not 0 < len(tokens) <= size:
             raise CallerError(
@@ -94,14 +99,23 @@ class Embedding:
                 hint="Split long texts, leave empty ones out, or give the model a longer context.",
                 code="context_length_exceeded",
             )
-        at_once = self._services.app.batch if entry.reads_whole else _PART
-        reply = steps.computed(
-            self._services, entry, Ask.EMBED, entry.number, 0, at_once, payload=packed(tokens)
-        )
+        ranks = self._request.query is not None
+        asked = (entry.number, int(ranks), self._services.app.batch if entry.reads_whole else _PART)
+        reply = steps.computed(self._services, entry, Ask.EMBED, *asked, payload=packed(tokens))
         if not 0 < len(reply.payload) <= 4 * _MOST_WIDTH or len(reply.payload) % 4:
             raise broken("a vector is none")
         vector = np.frombuffer(reply.payload, "<f4").astype(np.float64)
+        if ranks:
+            return _rank(vector)
         length = float(np.linalg.norm(vector))
         if not (np.isfinite(length) and length > 0):
             raise InternalError("The model made a vector that has no direction.")
         return (vector / length).astype("<f4").tobytes()
+
+
+def _rank(vector: NDArray[np.float64]) -> bytes:
+    if len(vector) != 1:
+        raise broken("a rank is none")
+    if not np.isfinite(vector[0]):
+        raise InternalError("The model's rank of a text is no number.")
+    return vector.astype("<f4").tobytes()

@@ -21,7 +21,8 @@ from pathlib import Path
 from types import TracebackType
 
 from flexserve.errors import FlexServeError, StoredDataError, UnknownModelError
-from flexserve.tee_client.messages import MOST_PAYLOAD
+from flexserve.protocol.model_options import KvType
+from flexserve.tee_client.messages import MOST_PAYLOAD, opening
 from flexserve.trusted.store.aead import SALT_SIZE, TAG_SIZE
 from flexserve.trusted.store.container import chunk_length, chunk_offset, file_size
 from flexserve.trusted.store.derived import block_name
@@ -51,14 +52,14 @@ class SealedFile:
         self._fd, self.manifest, self.blocks = fd, manifest, blocks
         self.block = blocks[0]
 
-    def opening(self) -> bytes:
+    def opening(self, kv: KvType) -> bytes:
         """Return what the application opens the model with: how it is sealed, and its metadata, sealed.
 
-        Raises StoredDataError when the metadata are more than one message has.
+        `kv`: as what it keeps KV. Raises StoredDataError when the metadata are more than one message has.
         """
         manifest = self.manifest
         wrapped = read_label(self.block).wrapped_key
-        sealed = manifest.id_bytes + bytes.fromhex(manifest.salt) + bytes.fromhex(wrapped)
+        sealed = opening(manifest.id_bytes, bytes.fromhex(manifest.salt), bytes.fromhex(wrapped), kv)
         count = -(-manifest.metadata_bytes // CHUNK)
         if len(sealed) + count * (CHUNK + TAG_SIZE) > MOST_PAYLOAD:
             raise bad("its metadata are longer than the secure world takes in")

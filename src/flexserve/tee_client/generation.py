@@ -28,6 +28,7 @@ from flexserve.tee_client.open_model import OpenModel
 from flexserve.tee_client.sampling import Said, Score, said, settings
 from flexserve.tee_client.services import Services
 from flexserve.trusted.kv.slots import Slot
+from flexserve.trusted.requests.context_shift import ContextShift, shift_of
 from flexserve.trusted.text import confining
 from flexserve.trusted.text.prompt import Prompt, tokenized
 from flexserve.trusted.text.rendering.renderer import Renderer
@@ -60,6 +61,9 @@ class Generation:
         self._size = len(self.tokens)
         self.pending = self._size  # tokens to compute before the next one can be chosen
         self._cached = self._count = self._told = 0
+        self._prompt_told = 0 if request.sampling.scores_prompt else self._size  # whose scores were told
+        self._shift = _shift_of(entry, request, self._size)
+        self._shifted = False
         self._limit = self._answer_limit()
         self._stream = TextStream(entry.vocabulary, prompt.shown)
         self._scanner = StopScanner(request.sampling.stop)
@@ -73,13 +77,15 @@ class Generation:
         self._received, self._began, self._send = received, began, send
         request, prompt = self.request, self._prompt
         vocabulary, where = self.entry.vocabulary, (self.entry.number, self.slot.number)
-        whose = request.owner if request.reuse else secrets.token_hex(16)  # else it is nobody's
+        whose = request.owner if reuses(request) else secrets.token_hex(16)  # else it is nobody's
         encode = functools.partial(vocabulary.encode, special=False, start=False)
         sampling = settings(request.sampling, encode, vocabulary.size)
         numbers = (max(1, self._limit), *owner_numbers(whose))
         reply = self._app.do(Ask.BEGIN, *where, *numbers, payload=packed(self.tokens))
         self.pending = reply.values[0]
-        if not 0 < self.pending <= self._size:
+        if not 0 < self.pending <= self._size or (
+            self._prompt_told < self._size and self.pending < self._size
+        ):
             raise broken("it computes what was not asked")
         self._app.do(Ask.SAMPLING, *where, payload=sampling)
         self._cached = self._told = self._size - self.pending
@@ -106,7 +112,11 @@ class Generation:
         self.pending = progress.pending
         if progress.finished is Finish.STUCK:
             raise CallerError("No token is left to come next.", hint="Forbid fewer tokens.")
-        reason = self._said() if progress.said > self._count or progress.finished is not Finish.NO else None
+        told = progress.said > self._count or self._prompt_told < self._size
+        reason = self._said() if told or progress.finished is not Finish.NO else None
+        if reason is None and progress.finished is Finish.LENGTH and self._shift is not None:
+            self._make_room(self._shift)
+            return None
         if reason is None and progress.finished is not Finish.NO:
             self._finish_text()
             reason = "stop" if progress.finished is Finish.STOP else "length"
@@ -117,26 +127,57 @@ class Generation:
         self._app.do(Ask.END, self.entry.number, self.slot.number)
         self.slot.tokens = self.tokens[: len(self.tokens) - self.pending]
         self.slot.sealed = False
-        self.entry.conversations.release(self.slot, keep=self.request.reuse)
+        self.entry.conversations.release(self.slot, keep=reuses(self.request))
 
     # ---- inside --------------------------------------------------------------------------------
 
     def _answer_limit(self) -> int:
         asked, room = self.request.sampling.max_tokens, self.entry.context - self._size
+        if self._shift is not None:
+            return self._shift.longest_answer if asked is None else asked
         return room if asked is None else min(asked, room)
 
     def _said(self) -> str | None:
         """Take in the tokens that were said; return why one of them was the last."""
         reply = self._app.do(Ask.SAID, self.entry.number, self.slot.number)
         heard = said(reply, self.request.sampling.logprobs)
-        for place, token in enumerate(heard.tokens):
+        of_prompt = self._say_prompt(heard)
+        for place, token in enumerate(heard.tokens[of_prompt:], of_prompt):
             if token >= self.entry.vocabulary.size:
                 raise broken("a token is none")
             if (reason := self._take(token, self._choices(heard, place))) is not None:
                 return reason
-        if not self._first:
+        if heard.tokens[of_prompt:] and not self._first:
             self._at_first()
         return None
+
+    def _say_prompt(self, heard: Said) -> int:
+        """Send the scores of the prompt's tokens that are told first; return how many tokens those are."""
+        if self._prompt_told == self._size:
+            return 0
+        choices = []
+        if not self._prompt_told:
+            first = self.tokens[0]
+            choices.append(Choice(TokenLogprob(self.entry.vocabulary.piece(first), None, first), []))
+            self._prompt_told = 1
+        tokens = self.tokens[self._prompt_told : min(self._size, self._prompt_told + len(heard.tokens))]
+        if tokens != heard.tokens[: len(tokens)]:
+            raise broken("it scores what was not asked")
+        choices += [choice for place in range(len(tokens)) for choice in self._choices(heard, place)]
+        self._prompt_told += len(tokens)
+        self._send(Delta(self.request.request, "", 0, choices))
+        return len(tokens)
+
+    def _make_room(self, shift: ContextShift) -> None:
+        """Go on without a part of what the full context holds; what is behind that is computed anew."""
+        self._shifted, self.slot.coming = True, ()  # nobody waits any more for the prompt's KV
+        size = len(self.tokens)
+        self.tokens, kept = shift.shift(self.tokens)
+        gone = kept + size - len(self.tokens)
+        reply = self._app.do(Ask.SHIFT, self.entry.number, self.slot.number, kept, gone)
+        self.pending = reply.values[0]
+        if not 0 < self.pending <= len(self.tokens):
+            raise broken("it computes what was not asked")
 
     def _choices(self, heard: Said, place: int) -> list[Choice]:
         """Return what is told of a token, where that was asked for."""
@@ -192,7 +233,7 @@ class Generation:
             restored_bytes=weights.loaded - self._loaded,
         )
         usage = Usage(self._size, self._count, self._cached)
-        return Finished(self.request.request, reason, usage, timings)
+        return Finished(self.request.request, reason, usage, timings, shifted=self._shifted)
 
 
 def prepared(request: Generate, entry: OpenModel, renderer: Renderer) -> Prepared:
@@ -211,7 +252,26 @@ def prepared(request: Generate, entry: OpenModel, renderer: Renderer) -> Prepare
 
 def known(request: Generate, tokens: Sequence[int]) -> Sequence[int]:
     """Return the prompt's tokens whose KV may be used again: the last one is always computed."""
-    return tokens[:-1] if request.reuse else []
+    return tokens[:-1] if reuses(request) else []
+
+
+def reuses(request: Generate) -> bool:
+    """Return whether KV of earlier requests is used, and that of this one is kept."""
+    return request.reuse and not request.sampling.scores_prompt
+
+
+def _shift_of(entry: OpenModel, request: Generate, prompt: int) -> ContextShift | None:
+    """Return how a full context is shifted; None: the answer ends there."""
+    sampling = request.sampling
+    if not (entry.limits.shift and sampling.shift):
+        return None
+    return shift_of(
+        entry.context,
+        prompt=prompt,
+        begun=entry.vocabulary.begins,
+        keep=sampling.n_keep,
+        discard=sampling.n_discard,
+    )
 
 
 def milliseconds(seconds: float) -> float:

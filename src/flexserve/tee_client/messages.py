@@ -6,17 +6,20 @@ import dataclasses
 import enum
 import hashlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from flexserve.errors import PeerError
+from flexserve.protocol.model_options import KvType
 
-VERSION = 3
+VERSION = 4
 MOST_PAYLOAD = 16 << 20  # bytes
 KEPT_PART = 1 << 16  # bytes of plaintext
 NUMBERS = 5
 HEADER = struct.Struct(f"<IIQ{NUMBERS}Q")  # of a request and of an answer
 _OF_SEALED = 1 << 63  # of the second number of an owner
+KV_TYPES: Mapping[KvType, int] = {"f16": 1, "q4_0": 2, "q8_0": 8}  # ggml's
+_OPENING = struct.Struct("<16s32s60sI")
 _PROGRESS = struct.Struct("<IIII")
 _WORD = struct.Struct("<III")
 
@@ -52,6 +55,7 @@ class Ask(enum.IntEnum):
     SAMPLING = 30
     ADMIT = 31
     EMBED = 32
+    SHIFT = 33
     ATTEST = 40
     KNOW = 41
     UNSEAL = 42
@@ -60,6 +64,7 @@ class Ask(enum.IntEnum):
     BEGIN_SEALED = 45
     DESCRIBE = 60
     WORDS = 61
+    MARKS = 62
 
 
 # What is answered between two slices of a step. All else is refused as busy then.
@@ -119,6 +124,11 @@ def request(kind: int, tag: int, arguments: Sequence[int], payload: bytes) -> by
     """Return a request as it is sent: a header, then its payload."""
     numbers = [*arguments, *[0] * (NUMBERS - len(arguments))]
     return HEADER.pack(kind, len(payload), tag, *numbers) + payload
+
+
+def opening(model: bytes, salt: bytes, wrapped_key: bytes, kv: KvType) -> bytes:
+    """Return what is before a model's metadata in the payload of `Ask.OPEN`; `kv`: as what KV is kept."""
+    return _OPENING.pack(model, salt, wrapped_key, KV_TYPES[kv])
 
 
 def progress(reply: Reply) -> list[Progress]:

@@ -13,18 +13,20 @@ from flexserve.protocol.trusted_app import Kind, ModelMemory
 from flexserve.tee_client.application import REFUSED_HINT
 from flexserve.tee_client.conversations import Conversations
 from flexserve.tee_client.files import SealedFile
-from flexserve.tee_client.messages import Ask, broken
+from flexserve.tee_client.messages import Ask, Status, broken
 from flexserve.tee_client.sealed_kv import SealedKv
 from flexserve.tee_client.services import Services
 from flexserve.tee_client.vocabulary import Vocabulary
 from flexserve.tee_client.weights import Weights
+from flexserve.trusted.limits import no_kv
 from flexserve.trusted.requests.tasks import ENCODERS, NO_TEXTS, NO_VECTORS
 from flexserve.trusted.text.chat_template import ChatTemplate
 from flexserve.units import MIB, format_size
 
-# Heap that opening a model takes: of any model, and for each byte of its metadata (llama.cpp's copy of them,
-# and its maps of the vocabulary).
-_HEAP, _HEAP_OF_METADATA = 8 * MIB, 18
+# Heap that opening a model takes: of any model; for each byte of its metadata (llama.cpp's copy of them, and
+# its maps of the vocabulary); and for each token that its KV has room for (where it is).
+_HEAP, _HEAP_OF_METADATA, _HEAP_OF_TOKEN = 8 * MIB, 18, 144
+_RANK = "4"  # llama.cpp's pooling by which a model ranks texts
 _MOST_CHUNKS = 1 << 16
 _MOST_CONTEXT = 1 << 20  # tokens
 
@@ -44,7 +46,7 @@ class OpenModel:
         self.last_used = time.monotonic()
         with services.sealed.opened(services.files, name) as file:
             self.manifest = file.manifest
-            self.heap = self._take_heap(_HEAP + _HEAP_OF_METADATA * self.manifest.metadata_bytes)
+            self.heap = self._take_heap(self._expected_heap())
             try:
                 self._open(file)
             except BaseException:
@@ -55,8 +57,12 @@ class OpenModel:
         services, manifest, limits = self._services, file.manifest, self.limits
         context = limits.context_of(manifest.context_length)
         sizes = (manifest.size, context, limits.sequences, manifest.metadata_bytes)
-        reply = services.app.do(Ask.OPEN, self.number, *sizes, payload=file.opening())
-        chunks, self._kv, self._scratch, _, self.context = reply.values
+        reply = services.app.ask(Ask.OPEN, self.number, *sizes, payload=file.opening(limits.kv))
+        if reply.status is Status.UNSUPPORTED and limits.kv != "f16":
+            raise no_kv(limits.kv)
+        if reply.status is not Status.DONE:
+            raise services.app.error(Ask.OPEN, reply)
+        chunks, self._kv, self._scratch, recurs, self.context = reply.values
         self._lacks = {Kind.KV: self._kv, Kind.SCRATCH: self._scratch}  # chunks
         self.weights = Weights(services, manifest, self.number, chunks)
         try:
@@ -65,7 +71,7 @@ class OpenModel:
             self.vocabulary = Vocabulary(services.app, self.number)
             own = self.vocabulary.described("tokenizer.chat_template")
             self.template = ChatTemplate(own, self.vocabulary, services.renderer)
-            self.abilities = self._abilities(template=bool(own))
+            self.abilities = self._abilities(template=bool(own), recurrent=recurs == 1)
             sealed = SealedKv(services, manifest, self.number, limits.sealed_kv)
             self.conversations = Conversations(sealed, limits.sequences, self.lock)
             self.weights.open_image(file)
@@ -74,21 +80,23 @@ class OpenModel:
             services.app.do(Ask.CLOSE, self.number)
             raise
 
-    def _abilities(self, *, template: bool) -> Abilities:
+    def _abilities(self, *, template: bool, recurrent: bool) -> Abilities:
         """Return what its metadata say that it can do; whoever tried knows better."""
         architecture = self.manifest.architecture
         causal = self.vocabulary.described(f"{architecture}.attention.causal") != "false"
+        ranks = self.vocabulary.described(f"{architecture}.pooling_type") == _RANK
         window = self.vocabulary.described(f"{architecture}.attention.sliding_window")
         encodes, usable = architecture in ENCODERS, architecture not in NO_TEXTS
         return Abilities(
             text=usable and causal and not encodes,
-            vectors=usable and architecture not in NO_VECTORS,
+            vectors=usable and architecture not in NO_VECTORS and not ranks,
             encoder=encodes,
             causal=causal,
             window=int(window[:9]) if window.isdecimal() else 0,
-            recurrent=False,
+            recurrent=recurrent,
             template=template,
             tools="none",
+            ranks=usable and ranks,
         )
 
     def close(self, seal_until: float) -> None:
@@ -112,6 +120,11 @@ class OpenModel:
         finally:
             if given:
                 self._services.memory.take_heap(given)
+
+    def _expected_heap(self) -> int:
+        manifest, limits = self.manifest, self.limits
+        tokens = limits.context_of(manifest.context_length) * limits.sequences
+        return _HEAP + _HEAP_OF_METADATA * manifest.metadata_bytes + _HEAP_OF_TOKEN * tokens
 
     def _take_heap(self, size: int) -> int:
         """Have so much heap, inside the secure OS; return the bytes. Raises GrantRefusedError."""
@@ -184,12 +197,12 @@ class OpenModel:
 
     @property
     def reads_whole(self) -> bool:
-        """Whether it takes a text that is to be a vector in by one graph."""
-        return self.abilities.encoder or not self.abilities.causal
+        """Whether it takes a text that is to be a vector, or to be ranked, in by one graph."""
+        return self.abilities.encoder or self.abilities.ranks or not self.abilities.causal
 
     @property
     def largest_text(self) -> int:
-        """Tokens of a text that is to be a vector, at most."""
+        """Tokens of a text that is to be a vector, or to be ranked, at most."""
         return min(self.context, self._services.app.batch) if self.reads_whole else self.context
 
     @property

@@ -27,7 +27,7 @@ from flexserve.trusted.text.chat_template import ChatTemplate
 from flexserve.trusted.text.contents import Parts, parts_of
 from flexserve.trusted.text.rendering.renderer import Renderer
 from flexserve.trusted.text.stops import StopScanner
-from flexserve.trusted.text.tokenizer import ADDED, Gap, Tokenizer
+from flexserve.trusted.text.tokenizer import ADDED, Gap, Marks, Tokenizer
 
 _MOST_SHAPES = 16
 
@@ -140,8 +140,7 @@ class _Names(Tokenizer):
     """Of a vocabulary, the tokens that templates mean by name. It cuts no texts."""
 
     size = 0
-    begins = False
-    beginning = 0
+    marks = Marks()
     gap: Gap | None = None
 
     def __init__(self, ends: Sequence[str], texts: Sequence[str], attributes: Sequence[int]) -> None:

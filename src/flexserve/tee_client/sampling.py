@@ -17,7 +17,7 @@ from flexserve.protocol.sampling import SamplerName, Sampling
 from flexserve.tee_client.messages import Reply, broken, unpacked
 
 # The members of the header's Sampling, in their order.
-WORDS = ("seed", "ignore_eos", "min_tokens", "logprobs", "after_samplers", "min_keep", "biases")
+WORDS = ("seed", "ignore_eos", "min_tokens", "logprobs", "after_samplers", "prompt", "min_keep", "biases")
 SIGNED = ("top_k", "repeat_last_n", "dry_allowed_length", "dry_penalty_last_n")
 FLOATS = (
     *("temperature", "dynatemp_range", "dynatemp_exponent", "top_p", "min_p", "typical_p", "top_n_sigma"),
@@ -85,6 +85,7 @@ def settings(sampling: Sampling, tokens: Callable[[str], Sequence[int]], vocabul
     values = {
         "seed": _SEEDS if sampling.seed is None else sampling.seed % _SEEDS,
         "logprobs": 0 if sampling.logprobs is None else sampling.logprobs + 1,
+        "prompt": sampling.scores_prompt,
         "biases": len(biases),
         "dynatemp_range": 0.0 if sampling.mirostat else sampling.dynatemp_range,
     }

@@ -30,6 +30,7 @@ class Asked(Protocol):
 class Running(Protocol):
     """A generation that has begun (generation.Generation, sealed_generation.SealedGeneration)."""
 
+    entry: OpenModel
     slot: Slot
     pending: int  # tokens to compute before the next one can be chosen
 
@@ -54,7 +55,7 @@ def step(
     try:
         for each in generations:
             each.bound()
-        sequences = packed([each.slot.number for each in generations])
+        sequences = packed(sorted(each.slot.number for each in generations))  # neighbours in one go
         reply = computed(services, entry, Ask.STEP, entry.number, limit, payload=sequences)
         found = {each.sequence: each for each in progress(reply)}
         if found.keys() != {each.slot.number for each in generations}:
@@ -70,7 +71,8 @@ def _advanced(generation: Running, brought: Progress) -> trusted_app.Progress:
         finished = generation.took(brought)
     except FlexServeError as error:
         return trusted_app.Progress(number, error=error)
-    return trusted_app.Progress(number, generation.pending, finished=finished)
+    apart = generation.entry.abilities.recurrent
+    return trusted_app.Progress(number, generation.pending, finished=finished, apart=apart)
 
 
 def computed(services: Services, entry: OpenModel, kind: Ask, *arguments: int, payload: bytes) -> Reply:

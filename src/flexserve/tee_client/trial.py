@@ -19,7 +19,7 @@ _TOKENS = 8  # of it
 
 
 def try_model(services: Services, entry: OpenModel) -> Abilities:
-    """Compute text and a vector with `entry`, as far as it may be able to; return what worked.
+    """Compute text and a vector, or a rank, with `entry`, as far as it may be able to; return what worked.
 
     Raises StoredDataError (code "model_unusable") when it can do neither, GrantRefusedError, and what
     restoring weights raises.
@@ -28,17 +28,19 @@ def try_model(services: Services, entry: OpenModel) -> Abilities:
     tokens = entry.vocabulary.encode(_TEXT, special=False)[:_TOKENS] or [0]
 
     def embed() -> None:
-        computed(services, entry, Ask.EMBED, entry.number, 0, services.app.batch, payload=packed(tokens))
+        asked = (entry.number, int(possible.ranks), services.app.batch)
+        computed(services, entry, Ask.EMBED, *asked, payload=packed(tokens))
 
     found = msgspec.structs.replace(
         possible,
         text=possible.text and _works(lambda: _say(services, entry, tokens)),
         vectors=possible.vectors and _works(embed),
+        ranks=possible.ranks and _works(embed),
         tools=_tools(entry),
     )
-    if not (found.text or found.vectors):
+    if not (found.text or found.vectors or found.ranks):
         raise StoredDataError(
-            f"llama.cpp makes neither text nor vectors with {entry.name} in the secure world.",
+            f"llama.cpp makes neither text nor vectors nor ranks with {entry.name} in the secure world.",
             hint="Use another model, or `--secure-world host`.",
             code="model_unusable",
         )

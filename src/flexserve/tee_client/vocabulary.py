@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from flexserve.tee_client.application import Application
 from flexserve.tee_client.messages import Ask, Word, broken, unpacked, words
-from flexserve.trusted.text.tokenizer import CONTROLS, Gap, Tokenizer
+from flexserve.trusted.text.tokenizer import CONTROLS, Gap, Marks, Tokenizer
 
 _MOST_TOKENS = 1 << 22
+_MARKS = 7  # around texts, and around gaps
 _NUMBERS = ("tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id")  # of metadata
 
 
@@ -14,9 +15,8 @@ class Vocabulary(Tokenizer):
     """The tokens of a model, with their texts; they are asked for once. Texts are cut by the application."""
 
     size = 0
-    begins = False
-    beginning = 0
-    gap: Gap | None = None  # it does not say which tokens those are
+    marks = Marks()
+    gap: Gap | None = None
 
     def __init__(self, app: Application, model: int) -> None:
         """`model`: the number of an open one. Raises PeerError."""
@@ -25,12 +25,18 @@ class Vocabulary(Tokenizer):
         self._words: list[Word] = []
         while not self._words or len(self._words) < self.size:
             reply = app.do(Ask.WORDS, model, len(self._words))
-            self.size, begins, self.beginning, *_ = reply.values
-            self.begins = begins == 1
+            self.size, *_ = reply.values
             more = words(reply.payload)
             if not more or self.size > _MOST_TOKENS or len(self._words) + len(more) > self.size:
                 raise broken("its vocabulary is none")
             self._words += more
+        marks = [token if token < self.size else None for token in unpacked(app.do(Ask.MARKS, model).payload)]
+        if len(marks) != _MARKS:
+            raise broken("its marks are none")
+        self.marks = Marks(*marks[:3])
+        prefix, suffix, middle, file = marks[3:]
+        if prefix is not None and suffix is not None and middle is not None:
+            self.gap = Gap(prefix, suffix, middle, file)
 
     def encode(self, text: str, *, special: bool, start: bool = True) -> list[int]:
         reply = self._app.do(Ask.TOKENISE, self._model, special, not start, payload=text.encode())

@@ -35,7 +35,7 @@ from flexserve.trusted.open_models import OpenModels, latest
 from flexserve.trusted.requests import decoding
 from flexserve.trusted.requests.conversion import convert, give
 from flexserve.trusted.requests.embedding import Embedding
-from flexserve.trusted.requests.generation import Generation, scores_prompt
+from flexserve.trusted.requests.generation import Generation
 from flexserve.trusted.requests.guesser import Guesser, require_same_words
 from flexserve.trusted.requests.request import Request
 from flexserve.trusted.requests.tasks import Message, require
@@ -400,4 +400,4 @@ def _use(message: Message) -> str | None:
 
 def _known(message: Generate, tokens: Sequence[int]) -> Sequence[int]:
     """Return the prompt's tokens whose KV may be used again: the last one is always computed."""
-    return tokens[:-1] if message.reuse and not scores_prompt(message.sampling) else []
+    return tokens[:-1] if message.reuse and not message.sampling.scores_prompt else []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+from flexserve.errors import CallerError
 from flexserve.protocol.launch import SecureOptions
 from flexserve.protocol.model_options import MAX_CONTEXT, KvType, ModelOptions
 from flexserve.protocol.statuses import Description
@@ -42,6 +43,15 @@ class Limits:
     def context_of(self, trained: int) -> int:
         """Return the context of a model that was trained for `trained` tokens (0: it does not say)."""
         return min(self.context, trained) if trained else self.context
+
+
+def no_kv(kv: KvType) -> CallerError:
+    """Return the error for a model whose KV llama.cpp cannot keep as `kv`."""
+    return CallerError(
+        f"llama.cpp cannot keep this model's KV as {kv}.",
+        hint="Have it kept as it is: flexserve set MODEL kv f16.",
+        code="kv_type_unsupported",
+    )
 
 
 class ModelLimits:

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flexserve.errors import (
-    CallerError,
     CancelledError,
     FlexServeError,
     GrantRefusedError,
@@ -25,6 +24,7 @@ from flexserve.trusted.engine.kv import KvCache
 from flexserve.trusted.engine.library import lib
 from flexserve.trusted.engine.model import Model
 from flexserve.trusted.engine.tensors import floats_at
+from flexserve.trusted.limits import no_kv
 from flexserve.trusted.memory.flexmem import REFUSED_HINT
 from flexserve.trusted.weights.job import RestoreStats
 from flexserve.trusted.weights.residency import Residency
@@ -361,8 +361,4 @@ class Context:
 def _no_context(kv_type: KvType) -> FlexServeError:
     if kv_type == "f16":
         return InternalError("llama.cpp could not make a context.", hint="Give the model a shorter context.")
-    return CallerError(
-        f"llama.cpp cannot keep this model's KV as {kv_type}.",
-        hint="Have it kept as it is: flexserve set MODEL kv f16.",
-        code="kv_type_unsupported",
-    )
+    return no_kv(kv_type)

@@ -5,14 +5,10 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
-import re
 
 from flexserve.trusted.engine.library import lib
 from flexserve.trusted.engine.model import Model
-from flexserve.trusted.text.tokenizer import Gap, Tokenizer
-
-_RANK_TEMPLATE = "tokenizer.chat_template.rerank"  # in the metadata of models that rank in words of their own
-_PLACE = re.compile(r"\{(query|document)\}")
+from flexserve.trusted.text.tokenizer import Gap, Marks, Tokenizer
 
 
 class Vocabulary(Tokenizer):
@@ -42,40 +38,23 @@ class Vocabulary(Tokenizer):
                 return list(array[:count])
             room = -count
 
-    def encode_pair(self, query: str, text: str) -> list[int]:
-        """Return the tokens by which a model that ranks is asked how well `text` answers `query`."""
-        template = self._metadata.get(_RANK_TEMPLATE)
-        if isinstance(template, str):
-            pieces = {"query": query, "document": text}
-            asked = _PLACE.sub(lambda place: pieces[place[1]], template)
-            return self.encode(asked, special=True, start=False)
-        begins, ends, parts = (
-            [int(token(self.address))] if adds(self.address) else []
+    @functools.cached_property
+    def marks(self) -> Marks:
+        begin, end, between = (
+            int(token(self.address)) if adds(self.address) else -1
             for token, adds in (
                 (lib.llama_vocab_bos, lib.llama_vocab_get_add_bos),
                 (self._text_end, lib.llama_vocab_get_add_eos),
                 (lib.llama_vocab_sep, lib.llama_vocab_get_add_sep),
             )
         )
-        asked_tokens = self._plain(query)
-        return [*begins, *asked_tokens, *ends, *parts, *self._plain(text), *ends]
+        return Marks(_there(begin), _there(end), _there(between))
 
     @staticmethod
     def _text_end(address: int) -> int:
         """Return the token behind a text: that which ends one, or else that which parts two."""
         end = int(lib.llama_vocab_eos(address))
         return end if end >= 0 else int(lib.llama_vocab_sep(address))
-
-    def _plain(self, text: str) -> list[int]:
-        return self.encode(text, special=False, start=False)
-
-    @property
-    def begins(self) -> bool:
-        return bool(lib.llama_vocab_get_add_bos(self.address))
-
-    @property
-    def beginning(self) -> int:
-        return int(lib.llama_vocab_bos(self.address))
 
     @functools.cached_property
     def size(self) -> int:
@@ -94,7 +73,7 @@ class Vocabulary(Tokenizer):
         )
         if min(prefix, suffix, middle) < 0:
             return None
-        return Gap(prefix, suffix, middle, file if file >= 0 else None)
+        return Gap(prefix, suffix, middle, _there(file))
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
         room = 64
@@ -116,3 +95,7 @@ class Vocabulary(Tokenizer):
 
     def metadata(self, key: str) -> object:
         return self._metadata.get(key)
+
+
+def _there(token: int) -> int | None:
+    return token if token >= 0 else None

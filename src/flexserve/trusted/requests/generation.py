@@ -120,7 +120,7 @@ class Generation:
     @property
     def scores(self) -> bool:
         """Whether the probabilities of the next tokens to compute are asked for: they are the prompt's."""
-        return scores_prompt(self._sampling) and self._said < self._prompt_size
+        return self._sampling.scores_prompt and self._said < self._prompt_size
 
     def span(self, limit: int) -> Span:
         """Return the next tokens to compute, at most `limit`."""
@@ -327,8 +327,3 @@ def _shift_of(entry: OpenModel, sampling: Sampling, prompt: int) -> ContextShift
         keep=sampling.n_keep,
         discard=sampling.n_discard,
     )
-
-
-def scores_prompt(sampling: Sampling) -> bool:
-    """Return whether the probabilities of the prompt's tokens are asked for: all are computed then."""
-    return sampling.echo and sampling.logprobs is not None

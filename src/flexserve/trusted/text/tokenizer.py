@@ -27,6 +27,19 @@ _MARKER = re.compile(r"<[|｜].*[|｜]>", re.DOTALL)  # of tokens that files do 
 _TAG = re.compile(r"[<\[{(]\S+[>\]})]")  # of tokens that may be structure: where a template writes them
 
 
+_RANK_TEMPLATE = "tokenizer.chat_template.rerank"  # in the metadata of models that rank in words of their own
+_PLACE = re.compile(r"\{(query|document)\}")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Marks:
+    """The tokens that come before a text, behind it, and between two; None: none does."""
+
+    begin: int | None = None
+    end: int | None = None
+    between: int | None = None
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Gap:
     """The tokens around a gap that a model fills; `file` comes before each other text of its project."""
@@ -53,13 +66,8 @@ class Tokenizer(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def begins(self) -> bool:
-        """Whether a token of its own begins a text."""
-
-    @property
-    @abc.abstractmethod
-    def beginning(self) -> int:
-        """The token that begins a text, where one does."""
+    def marks(self) -> Marks:
+        """The tokens that mark where texts begin and end."""
 
     @property
     @abc.abstractmethod
@@ -96,6 +104,24 @@ class Tokenizer(abc.ABC):
 
     # ---- what follows -----------------------------------------------------------------------------
 
+    @property
+    def begins(self) -> bool:
+        """Whether a token of its own begins a text."""
+        return self.marks.begin is not None
+
+    def encode_pair(self, query: str, text: str) -> list[int]:
+        """Return the tokens by which a model that ranks is asked how well `text` answers `query`."""
+        template = self.metadata(_RANK_TEMPLATE)
+        if isinstance(template, str):
+            pieces = {"query": query, "document": text}
+            asked = _PLACE.sub(lambda place: pieces[place[1]], template)
+            return self.encode(asked, special=True, start=False)
+        begins, ends, parts = (
+            [] if mark is None else [mark] for mark in (self.marks.begin, self.marks.end, self.marks.between)
+        )
+        query_tokens, tokens = (self.encode(each, special=False, start=False) for each in (query, text))
+        return [*begins, *query_tokens, *ends, *parts, *tokens, *ends]
+
     def encode_parts(self, parts: Sequence[tuple[str, bool]], *, start: bool) -> list[int]:
         """Return the tokens of a text in parts, each with whether control tokens in it are meant.
 
@@ -105,8 +131,8 @@ class Tokenizer(abc.ABC):
             (text, special), *_ = parts
             return self.encode(text, special=special, start=start)
         tokens: list[int] = []
-        if start and self.begins:
-            tokens.append(self.beginning)
+        if start and self.marks.begin is not None:
+            tokens.append(self.marks.begin)
         for number, (text, special) in enumerate(parts):
             # A marker that is no control token to llama.cpp is one to it also where none is meant.
             pieces = [text] if special or len(text) < 2 else [text[0], text[1:]]
