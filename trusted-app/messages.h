@@ -66,7 +66,7 @@ enum class Ask : uint32_t {
                       // tokens go, those behind them are computed anew, and it goes on → tokens to compute
     embed = 32,       // model, 1: a rank, tokens of one graph at most; tokens of a text → what the model pools of it: floats
     attest = 40,      // milliseconds since 1970, the first of which counts, bytes of the nonce; nonce, measurements → a token
-    know = 41,        // the first block of a .flex file of this device: its name and digest are in tokens from here on
+    know = 41,        // 1: not any more; the first block of a .flex file of this device: its digest is in tokens from here on
     unseal = 42,      // model; a sealed request. `damaged`: it cannot be opened, or is for another model
                       // → session, tokens of its prompt, tokens to say at most, owner (two values); the 32 bytes before
                       // the first frame of its answer, and what the normal world is told

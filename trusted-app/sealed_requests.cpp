@@ -32,7 +32,7 @@ Status Service::about_sealed(Call call) {
             put(sessions_->attest(call.argument(0), data.substr(0, bytes), data.substr(bytes)), call.said);
             return Status::done;
         }
-        case Ask::know: return sessions_->know(data) ? Status::done : Status::damaged;
+        case Ask::know: return sessions_->know(data, call.argument(0) == 1) ? Status::done : Status::damaged;
         case Ask::unseal: return unseal(call);
         case Ask::frame:
             if (found == opened_.end() || hear(*found->second) == nullptr) return Status::bad;
@@ -48,7 +48,9 @@ Status Service::unseal(Call call) {
     if (session == nullptr) return Status::damaged;
     if (session->most != 0) {
         const auto found = models_.find(call.argument(0));
-        if (found == models_.end() || !sessions_->is_named(found->second.image->id(), session->model)) return Status::damaged;
+        if (found == models_.end()) return Status::damaged;
+        session->gguf = sessions_->digest_of(found->second.image->id(), session->model);
+        if (session->gguf.empty()) return Status::damaged;
         const Model &model = *found->second.model;
         if (session->shape != Salt{} && session->shape != digest(shape(model))) return Status::damaged;
         session->id = found->second.image->id();

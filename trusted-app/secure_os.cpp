@@ -34,6 +34,15 @@ bool call(long number, Arguments... arguments) {
 // The monitor's mailbox, in which one command waits for its answer at a time.
 class Mailbox {
    public:
+    // Have the OS know of us, if it does not, and so keep protection on.
+    void attach() {
+        if (epoch_ != 0) return;
+        if (getrandom(&epoch_, sizeof epoch_, 0) != sizeof epoch_) abort();
+        epoch_ |= 1;
+        send(FLEX_COMMAND_ATTACH, epoch_, 0, 0);
+        await([&] { return attached_; });
+    }
+
     std::vector<Run> want(uint64_t pages, uint64_t minimum) {
         attach();
         const uint64_t serial = ++serial_;
@@ -70,14 +79,6 @@ class Mailbox {
     }
 
    private:
-    void attach() {
-        if (epoch_ != 0) return;
-        if (getrandom(&epoch_, sizeof epoch_, 0) != sizeof epoch_) abort();
-        epoch_ |= 1;
-        send(FLEX_COMMAND_ATTACH, epoch_, 0, 0);
-        await([&] { return attached_; });
-    }
-
     static void send(uint64_t command, uint64_t a, uint64_t b, uint64_t c) {
         if (!call(FLEX_SECURE_COMMAND, command, a, b, c)) abort();
     }
@@ -198,6 +199,8 @@ bool secret(std::array<uint8_t, 32> &target) { return inside() && syscall(FLEX_S
 
 bool isolated() {
     flex_secure_protection report;
+    // While nobody is attached the OS may switch it off, and then has to switch it on.
+    if (inside() && syscall(FLEX_SECURE_PROTECTION, &report) == FLEX_SECURE_OFF) mailbox.attach();
     return inside() && syscall(FLEX_SECURE_PROTECTION, &report) == FLEX_SECURE_ON;
 }
 

@@ -48,22 +48,23 @@ std::string Sessions::attest(uint64_t time, std::string_view nonce, std::string_
         {});
 }
 
-bool Sessions::know(std::string_view block) {
+bool Sessions::know(std::string_view block, bool gone) {
     if (block.size() != signed_block || block.substr(0, 8) != "FLEXSEAL" || !is_signed(root_, block)) return false;
-    models_[field(block, "model_id")] = {field(block, "name"), field(block, "digest")};
+    if (gone) models_.erase(field(block, "model_id"));
+    if (!gone) models_[field(block, "model_id")] = {field(block, "name"), field(block, "digest")};
     return true;
 }
 
-bool Sessions::is_named(const Id &model, const std::string &name) const {
+std::string Sessions::digest_of(const Id &model, const std::string &name) const {
     const auto found = models_.find(hex(view(model)));
-    return found != models_.end() && found->second.first == name;
+    return found != models_.end() && found->second.first == name ? found->second.second : "";
 }
 
 std::string Sessions::receipt(const Session &session, size_t tokens, std::string_view reason) {
     using namespace cbor;
     return identity_.sign(
         map(14) + text("profile") + text("urn:x-flexserve:receipt:1") + text("model") + text(session.model) + text("gguf") +
-            bytes(unhex(models_[hex(view(session.id))].second)) + text("base") + bytes({}) + text("request") +
+            bytes(unhex(session.gguf)) + text("base") + bytes({}) + text("request") +
             bytes(view(session.request)) + text("answer") + bytes(view(digest(session.text))) + text("token") + bytes(view(session.token)) + text("sampling") +
             text("{\"settings\":\"" + hex(session.sampling) + "\"}") + text("prompt_tokens") + number(session.prompt.size()) +
             text("answer_tokens") + number(tokens) + text("reason") + text(reason) + text("label") +

@@ -19,6 +19,7 @@ struct Session {
     std::vector<std::string> parts{};
     uint64_t number = 0, model_number = 0;
     Id id{};  // of the model
+    std::string gguf{};  // its digest
     std::vector<int32_t> prompt{};
     // From its beginning on:
     bool begun = false;
@@ -36,11 +37,11 @@ class Sessions {
     // normal world is believed once, and from then on it is counted here.
     std::string attest(uint64_t time, std::string_view nonce, std::string_view measurements);
 
-    // Believe what the first block of a .flex file says. False: this device did not sign it.
-    bool know(std::string_view block);
+    // Believe what the first block of a .flex file says, or forget it. False: this device did not sign it.
+    bool know(std::string_view block, bool gone);
 
-    // Whether a model, by the id of its sealing, has this name.
-    bool is_named(const Id &model, const std::string &name) const;
+    // The digest of a model, by the id of its sealing and its name, in hexadecimal. None: it is not known.
+    std::string digest_of(const Id &model, const std::string &name) const;
 
     // Null: whatever is wrong with it.
     std::unique_ptr<Session> open(std::string_view body);

@@ -38,11 +38,12 @@ class PlayedSession:
 
 
 class PlayedSealed:
-    """Its sessions. `foreign`: blocks that it does not believe."""
+    """Its sessions. `foreign`: blocks that it does not believe; `known`: those of models that tokens name."""
 
     def __init__(self) -> None:
         self.sessions: dict[int, PlayedSession] = {}
         self.foreign: set[bytes] = set()
+        self.known: set[bytes] = set()
         self._numbers = itertools.count(1)
 
     def answer(self, kind: Ask, arguments: Sequence[int], payload: bytes) -> Answer:
@@ -50,7 +51,10 @@ class PlayedSealed:
             case Ask.ATTEST:
                 return Status.DONE, b"token of " + payload, ()
             case Ask.KNOW:
-                return (Status.DAMAGED if payload in self.foreign else Status.DONE), b"", ()
+                if payload in self.foreign:
+                    return Status.DAMAGED, b"", ()
+                (self.known.discard if arguments[0] else self.known.add)(payload)
+                return Status.DONE, b"", ()
             case Ask.UNSEAL:
                 return self._unsealed(payload)
         session = self.sessions.get(arguments[0])

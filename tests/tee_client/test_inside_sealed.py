@@ -207,6 +207,13 @@ def test_a_request_is_broken_off_between_its_opening_and_its_run(sealed: SealedW
     assert b"cancelled" in last
 
 
+def test_an_answer_that_the_application_has_lost_is_cut_off(sealed: SealedWorld) -> None:
+    sealed.say()
+    sealed.played.between_slices = sealed.played.sealed.sessions.clear
+    sealed.open(body("hello>"))
+    assert list(sealed.parts())[-1] == b""
+
+
 def test_one_number_is_one_request(sealed: SealedWorld) -> None:
     with sealed.world.app._app.turn():  # nothing is opened meanwhile
         number = sealed.open(body("hello>"))
@@ -251,6 +258,25 @@ def test_it_says_who_it_is_and_tells_the_application_of_all_models(sealed: Seale
     said = sealed.sent.get(timeout=PATIENCE)
     assert said == Attested(7, [b"root", b"certificate"], b"token of " + bytes(32) + b"measured")
     assert sealed.played.asked.count(Ask.KNOW) == 2
+
+
+def test_a_model_that_was_removed_is_in_no_token_any_more(
+    sealed: SealedWorld, store: Path, tmp_path: Path
+) -> None:
+    requests, files = sealed.world.app.sealed, sealed.world.app._services.files
+    identity = msgspec.msgpack.encode([[b"certificate"], b"measured"])
+    witness = Witness(requests, files, identity, sealed.sent.put)
+
+    def named() -> set[bytes]:
+        witness.ask(Attest(1, bytes(32)))
+        sealed.sent.get(timeout=PATIENCE)
+        return set(sealed.played.sealed.known)
+
+    removed, both = store / "models/a.flex", named()
+    removed.rename(tmp_path / "a.flex")
+    assert named() == both - {(tmp_path / "a.flex").read_bytes()[:8192]}
+    (tmp_path / "a.flex").rename(removed)
+    assert named() == both
 
 
 def test_it_says_nothing_that_nobody_certified(sealed: SealedWorld) -> None:

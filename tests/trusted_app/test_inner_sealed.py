@@ -101,6 +101,26 @@ def test_a_block_that_the_device_did_not_sign_is_not_believed(client: Client, se
     assert not client.requests.know(block[:100])
 
 
+def test_a_model_that_is_forgotten_is_in_no_token_and_what_was_asked_of_it_has_its_receipt(
+    model: Opened, client: Client, sealed: SealedFile
+) -> None:
+    block = sealed.path.read_bytes()[:8192]
+    exchange, late = client.exchange(asked()), client.exchange(asked())
+    opened = client.requests.unseal(0, exchange.body)
+    model.app.do(Ask.KNOW, 1, payload=block)
+    try:
+        assert Client(model.app).verified.models == ()
+        with pytest.raises(CallerError):
+            client.requests.unseal(0, late.body)
+        messages = client.messages(exchange, *frames(model, client.requests, opened))
+        [receipt] = [message.signed for message in messages if isinstance(message, Receipt)]
+        kept = KeptReceipt(receipt, certified(), client.token, client.nonce.hex())
+        assert verify_receipt(kept, Policy(emulated="allow"))[0].gguf.hex() == sealed.manifest.digest
+    finally:
+        model.app.do(Ask.KNOW, payload=block)
+    assert Client(model.app).verified.models[0].digest == sealed.manifest.digest
+
+
 # ---- requests and answers ------------------------------------------------------------------------
 
 

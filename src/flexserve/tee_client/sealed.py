@@ -77,6 +77,16 @@ class SealedRequests:
         """
         return self._link.ask(Ask.KNOW, payload=block).status is Status.DONE
 
+    def forget_removed(self, files: SealedFiles) -> None:
+        """Have the application forget models that are in the store no more: no token names them from here on.
+
+        Raises NormalWorldError when the store cannot be listed.
+        """
+        known = set(self._known)  # before the look: what is added meanwhile is told, and stays
+        for number in known.difference(manifest.model_id for manifest in files.manifests()):
+            if (block := self._known.pop(number, None)) is not None:
+                self._link.ask(Ask.KNOW, 1, payload=block)
+
     def opened(self, files: SealedFiles, name: str) -> SealedFile:
         """Open a model's file, and tell the application of it, if it does not know it yet. Close the file.
 

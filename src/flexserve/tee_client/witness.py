@@ -45,6 +45,7 @@ class Witness:
                 hint="Start it by `flexserve serve`.",
                 code="not_certified",
             )
+        self._requests.forget_removed(self._files)
         for manifest in self._files.manifests():
             with contextlib.suppress(FlexServeError):  # those that it cannot open are in no token
                 self._requests.opened(self._files, manifest.name).close()
