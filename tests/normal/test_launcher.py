@@ -11,9 +11,9 @@ import msgspec
 import pytest
 
 from flexserve.errors import GrantRefusedError, NormalWorldError, PeerError
-from flexserve.normal.launcher import Launcher, secure_command
+from flexserve.normal.launcher import CUT_OFF, Launcher, secure_command
 from flexserve.normal.memory import MemoryBroker
-from flexserve.protocol.launch import SecureOptions
+from flexserve.protocol.launch import EXIT_CUT_OFF, SecureOptions
 from flexserve.protocol.prompts import TextPrompt
 from flexserve.protocol.sampling import Sampling
 from flexserve.protocol.statuses import Failure
@@ -122,6 +122,13 @@ async def test_a_garbled_reason_is_quoted_not_believed(broker: MemoryBroker, wor
 async def test_a_death_while_starting_quotes_the_last_words(broker: MemoryBroker) -> None:
     with pytest.raises(PeerError, match=r"status 9; its last words: the script says to die"):
         await launcher(Script(dies_at_start=True)).launch(broker)
+
+
+async def test_a_client_that_was_cut_off_says_so_by_its_status(broker: MemoryBroker) -> None:
+    program = f"import sys; print('the machine is gone'); sys.exit({EXIT_CUT_OFF})"
+    with pytest.raises(PeerError, match="cut off; its last words: the machine is gone") as caught:
+        await Launcher(lambda _: [sys.executable, "-I", "-c", program]).launch(broker)
+    assert caught.value.code == CUT_OFF
 
 
 async def test_a_program_that_cannot_be_run_is_a_clear_error(broker: MemoryBroker) -> None:

@@ -114,6 +114,20 @@ async def test_a_server_whose_operator_kills_its_world_again_and_again_still_ser
 
 
 @pytest.mark.anyio
+async def test_that_a_client_is_cut_off_while_a_model_computes_counts_as_a_kill(
+    memory: AdjustableMemory, until: Until
+) -> None:
+    launch = Launcher(scripted_command(Script(models={"cut": Behaviour(fault=Fault.CUT_OFF)}))).launch
+    async with supervised(launch, memory, drain=0) as world:
+        for number in range(1, 3):
+            assert world.set_aside == {}
+            with pytest.raises(PeerError):
+                await ask(world, "cut")
+            await until(lambda: world.restarts == number and world.state is WorldState.READY)  # noqa: B023
+        assert set(world.set_aside) == {"cut"}
+
+
+@pytest.mark.anyio
 async def test_a_model_whose_every_request_ends_in_a_kill_is_set_aside(
     memory: AdjustableMemory, until: Until
 ) -> None:

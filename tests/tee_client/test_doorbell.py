@@ -10,7 +10,7 @@ def test_it_rings_and_hears_why_nobody_answers_any_more() -> None:
     ours, theirs = socket.socketpair()
     reasons: queue.SimpleQueue[str] = queue.SimpleQueue()
     with ours:
-        bell = Doorbell(theirs, reasons.put)
+        bell = Doorbell(theirs, reasons.put, lambda: None)
         bell.ring()
         assert ours.recv(16) == b"\1"
         ours.sendall(b"the application has ended")
@@ -20,15 +20,15 @@ def test_it_rings_and_hears_why_nobody_answers_any_more() -> None:
 
 def test_a_line_that_breaks_off_is_the_machines_end() -> None:
     ours, theirs = socket.socketpair()
-    reasons: queue.SimpleQueue[str] = queue.SimpleQueue()
-    Doorbell(theirs, reasons.put)
+    ends: queue.SimpleQueue[str] = queue.SimpleQueue()
+    Doorbell(theirs, ends.put, lambda: ends.put("gone"))
     ours.close()
-    assert reasons.get(timeout=5) == "the machine is gone"
+    assert ends.get(timeout=5) == "gone"
 
 
 def test_who_does_not_listen_holds_nobody_up() -> None:
     ours, theirs = socket.socketpair()
     with ours:
-        bell = Doorbell(theirs, lambda _why: None)
+        bell = Doorbell(theirs, lambda _why: None, lambda: None)
         for _ in range(10_000):
             bell.ring()

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from played_application import PlayedWire, answer
 
-from flexserve.errors import PeerError
+from flexserve.errors import FlexServeError, PeerError
 from flexserve.tee_client.link import Link
 from flexserve.tee_client.messages import HEADER, MOST_PAYLOAD, Ask, Status
 
@@ -82,10 +82,12 @@ def _is_ours(link: Link) -> bool:
     ],
 )
 def test_an_answer_that_cannot_be_ends_the_link(said: bytes | None) -> None:
-    link = Link(PlayedWire(lambda *_: said))
+    reasons: list[FlexServeError] = []
+    link = Link(PlayedWire(lambda *_: said), reasons.append)
     for _ in range(2):
         with pytest.raises(PeerError):
             link.ask(Ask.POOL)
+    assert len(reasons) == 1
 
 
 def test_who_waits_hears_when_the_application_has_ended() -> None:

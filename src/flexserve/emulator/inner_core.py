@@ -36,7 +36,9 @@ _LAST = 500  # characters of the console, in the report of an end
 
 
 class Bell:
-    """Tells the driver when `line` says that something was said; says on it why nobody listens any more.
+    """Tells the driver when `line` says that something was said; says on it why the application has ended.
+
+    The line breaks off when the machine has ended, or is of no help any more.
 
     And has models made ready for the application that the store got meanwhile, when it says that.
     """
@@ -67,13 +69,11 @@ class Bell:
             try:
                 while not self._is_over():
                     pass
-                why = self._why()
-            except NormalWorldError as error:
-                why = error.message
+                self._ours.sendall(self._why().encode())
+            except NormalWorldError as error:  # that the machine is gone, the line's end says
+                sys.stderr.write(f"{error}\n")
             except OSError:
                 return
-            with contextlib.suppress(OSError):
-                self._ours.sendall(why.encode())
 
     def _is_over(self) -> bool:
         """Pass on what was said next; return, when nothing was for a while, whether the application ended."""

@@ -17,10 +17,11 @@ from flexserve.errors import FlexServeError, PeerError
 from flexserve.normal.channel import MemoryCounter, WorldChannel, open_channel
 from flexserve.normal.process import Command, Started, program_command, start
 from flexserve.protocol.failures import revive
-from flexserve.protocol.launch import EXIT_CANNOT_START, SECURE_WORLD, SecureOptions
+from flexserve.protocol.launch import EXIT_CANNOT_START, EXIT_CUT_OFF, SECURE_WORLD, SecureOptions
 from flexserve.protocol.statuses import Failure
 
 HANDSHAKE_TIMEOUT = 60.0  # seconds; loading the engine's libraries from a cold disk takes a few
+CUT_OFF = "cut_off"  # from a secure world inside: the machine has ended, or its kernel is in the way
 TERM_GRACE = 3.0  # seconds between a shutdown that was not heeded, SIGTERM and SIGKILL
 _MAX_LINE = 4096  # bytes kept of one line of the secure world's messages
 _MAX_TAIL = 20  # lines kept for the report of a death
@@ -116,6 +117,12 @@ class SecureProcess:
         if status == EXIT_CANNOT_START:
             with contextlib.suppress(msgspec.MsgspecError, PeerError, IndexError):
                 return revive(msgspec.json.decode(self._tail[-1], type=Failure))
+        if status == EXIT_CUT_OFF:
+            return PeerError(
+                f"The secure world was cut off; its last words: {last}.",
+                hint="See its messages above.",
+                code=CUT_OFF,
+            )
         how = f"was ended by {_signal_name(-status)}" if status < 0 else f"exited with status {status}"
         return PeerError(f"The secure world {how}; its last words: {last}.", hint="See its messages above.")
 

@@ -1,10 +1,11 @@
 """Models that secure worlds died of: set aside, so that their deaths cost the others nothing.
 
 A secure world says which model computes; what it was when it died is blamed. A crash is blame enough. A
-kill (SIGKILL) is not: it is an operator's, or the kernel's for want of memory, and nothing tells them apart
-but what comes after. A model that takes too much memory does so again, and is never answered for. So kills
-count only while they follow each other within `KILLS_WITHIN` without an answer of the model in between. Two
-of them set it aside if no other model had requests in flight; four if others had, which may be the reason.
+kill (SIGKILL) is not, nor is that a client was cut off from a secure world inside: it is an operator's, or
+a kernel's, and nothing tells them apart but what comes after. A model that takes too much memory does so
+again, and is never answered for. So kills count only while they follow each other within `KILLS_WITHIN`
+without an answer of the model in between. Two of them set it aside if no other model had requests in flight;
+four if others had, which may be the reason.
 
 A model set aside is asked for nothing until the server starts again, or until `flexserve verify` has tried it
 with success, which is known by its record being another one.

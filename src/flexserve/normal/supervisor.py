@@ -25,6 +25,7 @@ from flexserve.errors import FlexServeError, InternalError, MachineGoneError, Pe
 from flexserve.normal.answer import cancelled
 from flexserve.normal.broker import Broker
 from flexserve.normal.channel import MemoryCounter, WorldChannel
+from flexserve.normal.launcher import CUT_OFF
 from flexserve.normal.model_options import ModelChoices
 from flexserve.normal.set_aside import SetAside
 
@@ -209,7 +210,7 @@ class Supervisor:
             return False
         model = channel.computing
         self.set_aside.answered(channel.answered)
-        if _KILLED in reason.message:
+        if _KILLED in reason.message or reason.code == CUT_OFF:
             self.set_aside.killed(model, reason, alone=channel.busy <= {model})
         else:
             self.set_aside.crashed(model, reason)

@@ -25,10 +25,10 @@ def leave(status: int) -> NoReturn:
     os._exit(status)
 
 
-def end(why: str) -> NoReturn:
+def end(why: str, status: int = 1) -> NoReturn:
     """End the process with these last words."""
     sys.stderr.write(f"{why}\n")
-    leave(1)
+    leave(status)
 
 
 def end_with_any_thread() -> None:

@@ -22,6 +22,7 @@ SECURE_WORLD = "flexserve.secure_world.main"
 TEE_CLIENT = "flexserve.tee_client.main"  # in its place where the secure world is inside of the machine
 SOMETHING_SAID, NEW_MODELS = b"\1", b"\2"  # what that one tells whoever rings for it
 EXIT_CANNOT_START = 3
+EXIT_CUT_OFF = 4  # of a client of a secure world inside, to which it cannot speak any more
 
 LinuxMemory = Literal["secret", "plain"]
 Memory = Literal[LinuxMemory, "trustzone"]

@@ -15,16 +15,16 @@ _MOST = 4096  # bytes of a reason
 class Doorbell:
     """The client's end of emulator.inner_core.Bell. Thread-safe."""
 
-    def __init__(self, line: socket.socket, end: Callable[[str], None]) -> None:
-        """`end` is called, with the reason, when there is nobody any more who could answer."""
-        self._line, self._end = line, end
+    def __init__(self, line: socket.socket, end: Callable[[str], None], gone: Callable[[], None]) -> None:
+        """`end` is called with the reason when the application has ended, `gone` when the machine has."""
+        self._line, self._end, self._gone = line, end, gone
         threading.Thread(target=self._listen, name="doorbell", daemon=True).start()
 
     def ring(self) -> None:
         """Say that something was said. Always safe."""
         try:
             self._line.send(SOMETHING_SAID, socket.MSG_DONTWAIT)
-        except OSError:  # it rings still, or is gone, which `end` hears of
+        except OSError:  # it rings still, or is gone, which `gone` hears of
             return
 
     def want_models(self) -> None:
@@ -39,4 +39,7 @@ class Doorbell:
                 said += part
         except OSError:
             pass
-        self._end(said.decode(errors="replace") or "the machine is gone")
+        if said:
+            self._end(said.decode(errors="replace"))
+        else:
+            self._gone()

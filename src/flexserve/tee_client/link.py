@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -39,8 +40,9 @@ class Link:
     once, and all others one at a time, in the order in which they were asked.
     """
 
-    def __init__(self, wire: Wire) -> None:
-        self._wire = wire
+    def __init__(self, wire: Wire, broken: Callable[[FlexServeError], None] = lambda _why: None) -> None:
+        """`broken` is called, with the reason, when nothing is answered any more."""
+        self._wire, self._broken = wire, broken
         self._turns = Turns()
         self._writing = threading.Lock()
         self._changed = threading.Condition()  # guards what follows
@@ -125,3 +127,4 @@ class Link:
         with self._changed:
             self._end = self._end or error
             self._changed.notify_all()
+        self._broken(error)

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import msgspec
 
-from flexserve.errors import PeerError
+from flexserve.errors import FlexServeError, PeerError
 from flexserve.platforms.linux.own_memory import OwnMemory
 from flexserve.platforms.linux.sandbox import confine
 from flexserve.platforms.trustzone.ram import Ram
 from flexserve.protocol import link
 from flexserve.protocol.ending import end, end_with_any_thread
-from flexserve.protocol.launch import SecureOptions
+from flexserve.protocol.launch import EXIT_CUT_OFF, SecureOptions
 from flexserve.tee_client.app import InsideApp
 from flexserve.tee_client.client import Client
 from flexserve.tee_client.disk import Disk
@@ -65,11 +65,11 @@ def prepare(
         sandbox.lacking["processes of its helper's own"] = not_alone
     options = msgspec.structs.replace(options, store=Path())  # there it is now
     channel = link.Link(socket.socket(fileno=options.channel_fd))
-    bell = Doorbell(socket.socket(fileno=options.doorbell_fd), end)
+    bell = Doorbell(socket.socket(fileno=options.doorbell_fd), end, _end_without_machine)
     limits = ModelLimits(Limits.usual(options))
     wire = Ring(ring, _rest, bell.ring)
     files = SealedFiles(options.store, bell.want_models)
-    to_application = Link(wire)
+    to_application = Link(wire, _end_with_link)
     disk = Disk(guest, to_application) if guest is not None else None
     app = (make_app or InsideApp)(
         *(to_application, files, renderer, limits, channel.send), threads=options.threads, disk=disk
@@ -108,6 +108,14 @@ def serve(client: Client) -> int:
 def _rest() -> None:
     """Wait for an answer. If none will come any more, the doorbell ends this process."""
     time.sleep(_REST)
+
+
+def _end_without_machine() -> None:
+    end("the machine is gone", EXIT_CUT_OFF)
+
+
+def _end_with_link(why: FlexServeError) -> None:
+    end(str(why), EXIT_CUT_OFF)
 
 
 def _end_without_helper() -> None:

@@ -16,6 +16,7 @@ class Fault(enum.Enum):
     NONE = "none"
     FAIL = "fail"  # Failed: the stored data is bad
     DIE = "die"  # the process exits without a word
+    CUT_OFF = "cut_off"  # it exits as a client does that was cut off from its application
     GARBAGE = "garbage"  # bytes that are no frame
     OVERSIZED = "oversized"  # a frame that announces 4 GiB
     UNASKED = "unasked"  # a Delta for a request that was never made

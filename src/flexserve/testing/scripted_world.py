@@ -40,6 +40,7 @@ from flexserve.protocol.answers import (
 )
 from flexserve.protocol.evidence import Attest, Attested
 from flexserve.protocol.framing import FrameDecoder, encode
+from flexserve.protocol.launch import EXIT_CUT_OFF
 from flexserve.protocol.memory import Grant, NeedMemory, Recall, Recalled, Returned
 from flexserve.protocol.messages import (
     Computing,
@@ -302,6 +303,8 @@ class ScriptedWorld:
                 raise asyncio.CancelledError
             case Fault.DIE:
                 os._exit(7)
+            case Fault.CUT_OFF:
+                os._exit(EXIT_CUT_OFF)
             case Fault.GARBAGE:
                 self.say_bytes(b"\x05\x00\x00\x00\xc1\xc1\xc1\xc1\xc1")
             case Fault.OVERSIZED:
