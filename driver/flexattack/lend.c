@@ -26,7 +26,7 @@
 #include "flex_run.h"
 #include "flexattack.h"
 
-enum { GENERAL = 31, VECTOR_WORDS = 64, SYSTEMS = 15, SYSTEMS_ROOM = 30, STATES = 4 };
+enum { GENERAL = 31, VECTOR_WORDS = 64, SYSTEMS = 17, SYSTEMS_ROOM = 30, STATES = 4 };
 
 /* As registers.S has it. */
 struct image {
@@ -38,7 +38,7 @@ struct image {
 
 struct bank {
 	struct image in, out;
-	u64 saved[16], held[16];
+	u64 saved[32], held[32];
 };
 
 void call_with_bank(struct bank *bank);
@@ -101,7 +101,7 @@ static void roll(struct image *in, u64 *dice)
 {
 	static const u64 masks[SYSTEMS] = {
 		~0UL, ~0UL, ~0UL, ~0UL, 0xffffffff, 0xfffffffff001, 0xffffffffffff, 0xffffffff,
-		0xffffffffffff, 0xf0000000, 3, 0x3f3, 0xb000, 0xf, 0xfffffffff800,
+		0xffffffffffff, 0xf0000000, 3, 0x3f3, 0xb000, 0xf, 0xfffffffff800, ~0UL, 2, /* the timer's interrupt masked */
 	};
 
 	for (int i = 0; i < GENERAL; i++)

@@ -4,7 +4,7 @@
 
 #define OUT 1024
 #define SAVED 2048
-#define HELD 2176
+#define HELD 2304
 #define VECTORS 256
 #define STATUS 768
 #define SYSTEM 784
@@ -36,6 +36,8 @@
 	\do	mdscr_el1, 96
 	\do	pmuserenr_el0, 104
 	\do	vbar_el1, 112
+	\do	cntp_cval_el0, 120
+	\do	cntp_ctl_el0, 128
 	.endm
 
 	.macro	each_vector do

@@ -17,7 +17,7 @@ from pathlib import Path
 import flexserve
 from flexserve.attacks.attempt import Verdict, attempt
 from flexserve.attacks.trustzone import switching
-from flexserve.attacks.trustzone.inside import ciphertext, faults, lending, restarts
+from flexserve.attacks.trustzone.inside import ciphertext, faults, lending, messages, restarts
 from flexserve.attacks.trustzone.inside.restarts import Driven
 from flexserve.attacks.trustzone.inside.scene import Inside
 from flexserve.attacks.trustzone.scene import CPUS, RAM_BYTES
@@ -31,10 +31,10 @@ CACHE = trusted_app.default_cache()
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Mutant:
-    """Sources with one guard less: by file, what is replaced and by what."""
+    """Sources with one guard less: by file, what is replaced and by what; in turns, where it is several."""
 
     name: str
-    changes: dict[str, tuple[str, str]]
+    changes: dict[str, tuple[str, ...]]
     attack: Callable[[Inside], str] | Callable[[Driven], str]
 
 
@@ -42,6 +42,31 @@ MUTANTS = (
     Mutant(
         "vectors",  # EL3 leaves them as they are
         {"monitor/el3/world.c": ("\tvectors_load(&entered->vectors);\n", "")},
+        lending.lend_with_hostile_registers,
+    ),
+    Mutant(
+        "debug",  # EL3 lets the OS's breakpoints and watchpoints stop the secure world
+        {
+            "monitor/el3/world.c": (
+                *("REGISTER(mdscr_el1)", ""),
+                *("#define MDCR_SECURE 0x18640", "#define MDCR_SECURE 0x8640"),
+            )
+        },
+        lending.lend_with_hostile_registers,
+    ),
+    Mutant(
+        "registers",  # EL3 leaves those of EL0 that are the OS's, too
+        {"monitor/el3/world.c": ("REGISTER(tpidr_el0) REGISTER(tpidrro_el0)", "")},
+        lending.lend_with_hostile_registers,
+    ),
+    Mutant(
+        "timers",  # EL3 sets a timer of the OS's on the way to the secure world
+        {
+            "monitor/el3/world.c": (
+                '\twrite_register("cptr_el3", CPTR_SECURE);\n',
+                '\twrite_register("cptr_el3", CPTR_SECURE);\n\twrite_register("cntp_cval_el0", 0);\n',
+            )
+        },
         lending.lend_with_hostile_registers,
     ),
     Mutant(
@@ -82,6 +107,26 @@ MUTANTS = (
         switching.read_after_recall,
     ),
     Mutant(
+        "answers",  # an answer of the OS counts for whatever the application waits for
+        {"trusted-app/secure_os.cpp": ("                if (event[1] != serial_) break;\n", "")},
+        messages.answer_what_was_not_asked,
+    ),
+    Mutant(
+        "off",  # EL2 leaves what was SECURE as it is when the OS switches off
+        {
+            "monitor/core/monitor.c": (
+                "\t\t\tarch_scrub(layout.ram_base + page * FLEX_PAGE_BYTES, count);\n",
+                "\t\t\t;\n",
+            )
+        },
+        restarts.switch_off_in_the_midst,
+    ),
+    Mutant(
+        "secure RAM",  # EL3 leaves the secure world's own RAM as it is then
+        {"monitor/el3/world.c": ("\tscrub(SECURE_OS_RAM, SECURE_OS_RAM_END);\n", "")},
+        restarts.switch_off_in_the_midst,
+    ),
+    Mutant(
         "boot",  # EL3 leaves RAM as it is when the machine starts
         {"monitor/el3/scrub.c": ("\t\tscrub(at, kept[i].from);\n", "")},
         restarts.lose_power,
@@ -110,11 +155,13 @@ def _images(mutant: Mutant, sources: Path) -> Images:
     for part in PARTS:
         shutil.rmtree(sources / part, ignore_errors=True)
         shutil.copytree(SOURCES / part, sources / part, ignore=shutil.ignore_patterns("build"))
-    for name, (old, new) in mutant.changes.items():
+    for name, changes in mutant.changes.items():
         text = (sources / name).read_text()
-        if old not in text:
-            sys.exit(f"{name} has no {old!r} any more")
-        (sources / name).write_text(text.replace(old, new))
+        for old, new in zip(changes[::2], changes[1::2], strict=True):
+            if old not in text:
+                sys.exit(f"{name} has no {old!r} any more")
+            text = text.replace(old, new)
+        (sources / name).write_text(text)
     return build(
         CACHE,
         ram_bytes=RAM_BYTES,

@@ -69,7 +69,7 @@ class Machine:
     names of character devices for them, of which `self.lines` has the other ends. With `resets` it starts
     again when its OS resets it, instead of ending. An application at S-EL0 has a secret: `secret`, 32 bytes,
     or what `device` hands on (then `provisioned` says more). `ram` is that of a machine that has ended, as it
-    left it: a descriptor, which stays the caller's.
+    left it: a descriptor, which stays the caller's. `emulator`: a program that plays it, for tests.
     Start it from a thread that lives as long as it should: the kernel kills it with that thread.
     """
 
@@ -89,6 +89,7 @@ class Machine:
         secret: bytes = b"",
         device: Device | None = None,
         ram: int | None = None,
+        emulator: str = _QEMU,
     ) -> None:
         if not SMALLEST <= ram_bytes <= LARGEST or ram_bytes % STEP:
             raise CallerError(
@@ -102,7 +103,7 @@ class Machine:
         self._npu_status: int | None = None  # of its end, when it came by itself
         self._resets, self._secret, self._device = resets, secret, device
         self.provisioned: Provisioned | None = None
-        self._ram = ram
+        self._ram, self._emulator = ram, emulator
         self._more_lines, self.lines = lines, dict[str, socket.socket]()
         self._console: collections.deque[str] = collections.deque(maxlen=_CONSOLE)
         self._stack = contextlib.ExitStack()
@@ -222,7 +223,7 @@ class Machine:
 
     def _boot(self) -> None:
         began = time.monotonic()
-        tools.require(_QEMU)
+        tools.require(self._emulator)
         self.ram_fd = self._memory("ram", self.ram_bytes) if self._ram is None else self._kept(self._ram)
         firmware = self._memory("firmware", 0)
         os.write(firmware, self._patched_firmware())
@@ -234,7 +235,7 @@ class Machine:
                 self.lines[name], end = self._pair()
                 wires[name] = theirs.enter_context(end).fileno()
             files = [theirs.enter_context(disks.opened(disk)) for disk in self._disks]
-            words = [_QEMU, *self._arguments(self.ram_fd, firmware, wires), *disks.arguments(files)]
+            words = [self._emulator, *self._arguments(self.ram_fd, firmware, wires), *disks.arguments(files)]
             fds = (self.ram_fd, firmware, *wires.values(), *files)
             self._process, self._reader = self._started(words, fds)
         self.doorbell = self.lines["secure"]

@@ -16,6 +16,7 @@ _libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c
 _libc.process_vm_readv.restype = ctypes.c_ssize_t
 
 _PEEKDATA, _DETACH, _SEIZE, _INTERRUPT = 2, 17, 0x4206, 0x4207
+_PIDFD_GETFD = 438  # the system call
 _WALL = 0x40000000
 _PIECE = 4 << 20  # bytes read at a time
 _PAGE = 4096
@@ -42,6 +43,18 @@ def mappings(pid: int) -> list[Mapping]:
     with open(f"/proc/{pid}/maps") as lines:
         found = [_LINE.match(line) for line in lines]
     return [Mapping(int(m[1], 16), int(m[2], 16), m[3], m[4].strip()) for m in found if m]
+
+
+def descriptor(pid: int, number: int) -> int:
+    """Return a descriptor of ours for what is open in a process under a number. Raises OSError."""
+    process = os.pidfd_open(pid)
+    try:
+        ours: int = _libc.syscall(_PIDFD_GETFD, process, number, 0)
+    finally:
+        os.close(process)
+    if ours < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return ours
 
 
 def read_mem(pid: int, address: int, length: int) -> bytes:

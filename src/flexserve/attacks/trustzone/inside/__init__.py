@@ -16,7 +16,8 @@ from typing import TypeVar
 
 from flexserve.attacks.attempt import Attempt, Pointless, attempt
 from flexserve.attacks.trustzone import calls, devices, reach, switching
-from flexserve.attacks.trustzone.inside import ciphertext, faults, lending, messages, restarts
+from flexserve.attacks.trustzone.inside import ciphertext, ends, faults, lending, messages, restarts
+from flexserve.attacks.trustzone.inside.ends import Ended
 from flexserve.attacks.trustzone.inside.exposure import Exposed, dump_a_server
 from flexserve.attacks.trustzone.inside.restarts import Driven
 from flexserve.attacks.trustzone.inside.scene import Inside
@@ -26,7 +27,7 @@ from flexserve.emulator.machine import Machine
 from flexserve.errors import NormalWorldError
 from flexserve.harness.inner import NotDone
 
-S = TypeVar("S", Inside, Driven)
+S = TypeVar("S", Inside, Driven, Ended)
 
 
 def meanwhile(attack: Callable[[Inside], str]) -> Callable[[Inside], str]:
@@ -79,6 +80,7 @@ ATTACKS: tuple[Callable[[Inside], str], ...] = (
     messages.change_between_check_and_use,
     messages.change_sealed_kv_meanwhile,
     messages.write_behind_and_ahead,
+    messages.answer_what_was_not_asked,
     ciphertext.load_other_weights,
     ciphertext.seal_again,
     ciphertext.resume_other_conversations,
@@ -91,6 +93,9 @@ ATTACKS_LAST: tuple[Callable[[Inside], str], ...] = (faults.have_it_fault,)
 
 #: In this order, on a machine that ends and starts again.
 ATTACKS_ON_DRIVEN = restarts.ATTACKS
+
+#: On a server, whose machine or client ends in the midst of answers.
+ATTACKS_ON_SERVED = ends.ATTACKS
 
 
 def run(say: Callable[[str], None]) -> Iterator[Attempt]:
@@ -114,6 +119,10 @@ def run(say: Callable[[str], None]) -> Iterator[Attempt]:
     say("booting a machine that a server runs on")
     with _folder() as folder, Exposed.set(folder, "inside") as exposed:
         yield attempt(dump_a_server, exposed)
+    say("booting a machine of a server that is ended")
+    with _folder() as folder, Ended.set(parts, folder, seed=secrets.randbits(32)) as ended:
+        for attack_on_served in ATTACKS_ON_SERVED:
+            yield attempt(possible(attack_on_served), ended)
 
 
 @contextlib.contextmanager

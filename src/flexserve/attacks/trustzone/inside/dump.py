@@ -42,6 +42,20 @@ def in_ram(secret: bytes, ram_fd: int) -> bool:
         )
 
 
+def anywhere_in_ram(secret: bytes, ram_fd: int) -> bool:
+    """Whether it is in a guest's RAM at all, as somebody with a probe on its wires would see."""
+    ram = Ram(ram_fd)
+    with ram.window(0, ram.size) as memory:
+        return re.search(re.escape(secret), memory) is not None
+
+
+def states_of(ram_fd: int) -> bytes:
+    """Return the state of each page of a guest's RAM, by the monitor's table."""
+    ram = Ram(ram_fd)
+    with ram.window(states_offset(ram.size), ram.pages) as states:
+        return bytes(states)
+
+
 def in_files(secret: bytes, folders: Iterable[Path]) -> bool:
     """Whether a file below any of these folders has it."""
     return any(

@@ -20,12 +20,14 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Literal
 
+import msgspec
+
 from flexserve.attacks.attempt import Gained, Pointless
 from flexserve.attacks.target import MODEL, Target
 from flexserve.attacks.trustzone.inside.dump import in_files, in_process, in_ram
 from flexserve.attestation.policy import Policy
 from flexserve.attestation.verification import verify
-from flexserve.errors import FlexServeError
+from flexserve.errors import FlexServeError, PeerError
 from flexserve.harness.served import Served, own_environment
 from flexserve.normal.remote_server import RemoteServer
 from flexserve.protocol.answers import Delta, Failed
@@ -36,11 +38,13 @@ from flexserve.protocol.rendered import Rendered
 from flexserve.protocol.requests import Generate
 from flexserve.protocol.sampling import Sampling
 from flexserve.protocol.sealed_exchange import Exchange, sealed_secret
+from flexserve.tee_client.sampling import settings
 from flexserve.trusted.store.container import read_manifest
 from flexserve.trusted.store.keys import DeviceKey
 
 SecureWorld = Literal["host", "inside"]
 _TOKENS, _ENOUGH = 64, 16  # said; and bytes of an answer to know it by
+_LONG = Sampling(temperature=1, ignore_eos=True)
 _TRIES = 8  # to get one that is so long
 _EMULATOR = "qemu-system"  # begins the name of its process
 _RAM = "/memfd:ram "
@@ -74,13 +78,21 @@ class Exposed:
 
     @classmethod
     @contextlib.contextmanager
-    def set(cls, folder: Path, secure_world: SecureWorld) -> Iterator[Exposed]:
-        """Seal a model with a canary into `folder`, and serve it on a machine that boots for that."""
+    def set(
+        cls, folder: Path, secure_world: SecureWorld, *, programs: Path | None = None
+    ) -> Iterator[Exposed]:
+        """Seal a model with a canary into `folder`, and serve it on a machine that boots for that.
+
+        `programs`: a folder whose programs are found before all others.
+        """
         target = Target.make(folder)
         words = ["--models", str(target.root), "--device-key", str(target.key), "--platform", "trustzone"]
         words += ["--secure-world", secure_world, "--guest-memory", "512M", "--no-npu"]
         words += ["--threads", "1", "--context", "512", "--log-level", "error"]
-        with Served(own_environment(folder), folder / "log", words) as served:
+        environment = own_environment(folder)
+        if programs is not None:
+            environment["PATH"] = f"{programs}:{environment['PATH']}"
+        with Served(environment, folder / "log", words) as served:
             yield cls(target, served, secure_world)
 
     def processes(self) -> tuple[list[int], list[int]]:
@@ -96,6 +108,13 @@ class Exposed:
             found |= more
         emulators = sorted(pid for pid in found if names.get(pid, "").startswith(_EMULATOR))
         return sorted(found.difference(emulators)), emulators
+
+    def program(self, name: str) -> int:
+        """Return the process of the server that runs a module of this name. Raises Pointless without one."""
+        for pid in self.processes()[0]:
+            if name_of(pid) == name:
+                return pid
+        raise Pointless(f"the server has no {name}")
 
     @contextlib.contextmanager
     def ram(self) -> Iterator[int]:
@@ -131,16 +150,16 @@ class Exposed:
         server = RemoteServer(self.served.url)
         try:
             for _ in range(_TRIES):
-                question = await self._question(server)
+                question = await self.question(server)
                 async with server.sealed(question.exchange.body) as pieces:
-                    if not await self._listen(question, pieces):
+                    if not await self.listen(question, pieces):
                         continue
                     with self.stopped() as pids:
                         found = self._searched(question, pids)
-                    async for piece in pieces:
-                        question.wire += piece
-                        question.exchange.feed(piece)
-                question.exchange.end()
+                    with contextlib.suppress(PeerError):  # it stood still for longer than others wait for it
+                        async for piece in pieces:
+                            question.wire += piece
+                            question.exchange.feed(piece)
                 break
             else:
                 raise Pointless("no answer is long enough to be known by")
@@ -148,18 +167,19 @@ class Exposed:
             raise Pointless(f"the server did not answer: {error}") from error
         finally:
             await server.close()
-        for name, secret in self._secrets(question).items():
+        for name, secret in self.secrets(question).items():
             if any(each in question.wire for each in secret):
                 found[name].append("the wire")
         return found
 
-    async def _question(self, server: RemoteServer) -> Question:
+    async def question(self, server: RemoteServer, most: int = _TOKENS) -> Question:
+        """Make a sealed request for so many tokens, to who was verified just now."""
         nonce, words = secrets.token_bytes(32), f"Kanarivogel schweigt {secrets.token_hex(16)}"
         said = await server.attestation(nonce)
         public = verify(said.chain, said.token, nonce, Policy(emulated="allow")).sealing.public
-        asked: Rendered | Generate = Rendered(MODEL, (words,), b"", _TOKENS)
+        asked: Rendered | Generate = Rendered(MODEL, (words,), settings(_LONG, lambda _text: ()), most)
         if self.secure_world == "host":
-            asked = Generate(0, MODEL, TextPrompt(words), Sampling(max_tokens=_TOKENS, temperature=0))
+            asked = Generate(0, MODEL, TextPrompt(words), msgspec.structs.replace(_LONG, max_tokens=most))
         hashed, moment = hashlib.sha256(said.token).digest(), int(1000 * time.time())
         made = sealed_secret(MODEL, public, hashed)
         exchange = Exchange(asked, secrets.token_bytes(32), public, hashed, moment, secret=made)
@@ -167,8 +187,8 @@ class Exposed:
         return Question(words, exchange, made.secret, wire)
 
     @staticmethod
-    async def _listen(question: Question, pieces: AsyncIterator[bytes]) -> bool:
-        """Hear enough of an answer to know it by; return whether there was as much."""
+    async def listen(question: Question, pieces: AsyncIterator[bytes]) -> bool:
+        """Hear enough of an answer to know it by; return whether it can be known by that."""
         async for piece in pieces:
             question.wire += piece
             for message in question.exchange.feed(piece):
@@ -177,11 +197,12 @@ class Exposed:
                 if isinstance(message, Delta):
                     question.heard.append(message)
             text = question.answer[0]
-            if len(text) == _ENOUGH and len(set(text)) > _ENOUGH // 3 and text.isascii():
-                return True
+            if len(text) == _ENOUGH:
+                return len(set(text)) > _ENOUGH // 3 and text.isascii()
         return False
 
-    def _secrets(self, question: Question) -> dict[str, list[bytes]]:
+    def secrets(self, question: Question) -> dict[str, list[bytes]]:
+        """Return what must be found nowhere, each as one or more texts."""
         key = DeviceKey.load(self.target.key)
         manifest = read_manifest(self.target.root / f"models/{MODEL}.flex", key)
         content_key = key.unwrap(manifest.id_bytes, bytes.fromhex(manifest.wrapped_key))
@@ -197,8 +218,8 @@ class Exposed:
     def _searched(self, question: Question, pids: list[int]) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
         with self.ram() as ram:
-            for name, secret in self._secrets(question).items():
-                places = [_name_of(pid) for pid in pids if any(in_process(each, pid) for each in secret)]
+            for name, secret in self.secrets(question).items():
+                places = [name_of(pid) for pid in pids if any(in_process(each, pid) for each in secret)]
                 places += ["RAM"] * any(in_ram(each, ram) for each in secret)
                 places += ["storage"] * any(in_files(each, [self.target.root]) for each in secret)
                 found[name] = places
@@ -214,7 +235,7 @@ def dump_a_server(scene: Exposed) -> str:
     return f"no trace of {', '.join(found)}, but inside the machine"
 
 
-def _name_of(pid: int) -> str:
+def name_of(pid: int) -> str:
     """Return what a process is, for people: the module that it runs."""
     words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
     found = re.findall(r"flexserve\.([a-z_.]+)", words)

@@ -34,7 +34,7 @@ def lend_with_hostile_registers(scene: Inside) -> str:
     with scene.computing() as talk:
         made = scene.attack("run-registers", _ROUNDS, seed)
         before = talk.answers
-    _lent(made)
+        _lent(made)
     if made["altered"]:
         raise Gained(f"{made['altered']} registers had other values afterwards ({made['first']})")
     return f"EL3 puts all of them aside, each world's, {made['runs']} times; {before} right answers meanwhile"

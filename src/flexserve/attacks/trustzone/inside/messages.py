@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import secrets
 import struct
 import threading
 from collections.abc import Callable, Iterator
 
 from flexserve.attacks.attempt import Gained, Pointless
 from flexserve.attacks.trustzone.inside.scene import PROMPT, TOKENS, Inside
+from flexserve.attacks.trustzone.scene import until
+from flexserve.platforms.trustzone import abi
 from flexserve.platforms.trustzone.ram import PAGE
 from flexserve.tee_client.messages import HEADER, Ask, Reply, Status, packed, unpacked
 
 _ROUNDS, _FEW = 40, 8
 _KIND, _FIRST_ARGUMENT = 0, 16  # where in a request they are
-_NONSENSE = 0xFFFF_FFFF
+_NONSENSE, _NONE = 0xFFFF_FFFF, (1 << 64) - 1
+_MORE_CHUNKS, _PAGES = 2, 512  # chunks that are asked for, and pages of one
+_PAST = 4  # wishes and commands that the application made before anything was attacked, at least
 _REQUESTS_WRITTEN = 0  # where in the ring the normal world counts, in bytes
 
 
@@ -86,6 +91,25 @@ def write_behind_and_ahead(scene: Inside) -> str:
 
 
 # ---- requests ------------------------------------------------------------------------------------------
+
+
+def answer_what_was_not_asked(scene: Inside) -> str:
+    """Answer wishes for memory that are of any number, as the OS: past ones, coming ones, again and again."""
+    before = scene.app.do(Ask.POOL).values[0]
+    with _answering(scene) as said:
+        for _ in range(_FEW):
+            granted = scene.app.do(Ask.GRANT, _MORE_CHUNKS, _MORE_CHUNKS).values[0]
+            if granted != before + _MORE_CHUNKS:
+                raise Gained(
+                    f"it took {granted - before} chunks for {_MORE_CHUNKS}, by somebody else's answer"
+                )
+            if (back := scene.app.do(Ask.GIVE_BACK, _MORE_CHUNKS).values[0]) != _MORE_CHUNKS:
+                raise Gained(f"of {_MORE_CHUNKS} chunks it has {back}")
+    if not said.count:
+        raise Pointless("the monitor passed no answer on")
+    until(lambda: not scene.machine.monitor().pages["GRANTED"], "pages stay between the worlds")
+    scene.check_canary()
+    return f"an answer counts for the wish of its number, while that waits: {said.count} were for nothing"
 
 
 def _token(scene: Inside) -> Doubtful:
@@ -182,6 +206,28 @@ def _scribbling(memory: memoryview) -> Iterator[None]:
 
     with _beside(go_on, end):
         yield
+
+
+@dataclasses.dataclass(slots=True)
+class Said:
+    """How many answers the monitor passed on."""
+
+    count: int = 0
+
+
+@contextlib.contextmanager
+def _answering(scene: Inside) -> Iterator[Said]:
+    """Answer wishes of other numbers than the next ones, with any number of pages, all the time."""
+    end, said = threading.Event(), Said()
+    numbers = [*range(_PAST), *(1 << bit for bit in range(32, 64)), _NONE]
+
+    def go_on() -> None:
+        while not end.is_set():
+            pages = secrets.choice((0, 1, _PAGES * _MORE_CHUNKS, _NONE))
+            said.count += scene.call(abi.Call.ANSWER, secrets.choice(numbers), pages) == abi.Status.OK
+
+    with _beside(go_on, end):
+        yield said
 
 
 @contextlib.contextmanager

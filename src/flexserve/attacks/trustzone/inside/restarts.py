@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import os
 import random
-import re
 import secrets
 import signal
 import time
@@ -21,13 +20,13 @@ from flexserve.attacks.attempt import Gained, Pointless
 from flexserve.attacks.target import MODEL, Target
 from flexserve.attacks.trustzone.inside.client import Client
 from flexserve.attacks.trustzone.inside.driver import Driver
-from flexserve.attacks.trustzone.inside.dump import places
+from flexserve.attacks.trustzone.inside.dump import anywhere_in_ram, in_process, places
+from flexserve.attacks.trustzone.inside.hands import ResetButton
 from flexserve.attacks.trustzone.scene import CPUS, RAM_BYTES
 from flexserve.emulator.build import Images
 from flexserve.emulator.machine import Machine
 from flexserve.errors import NormalWorldError
 from flexserve.harness.inner import SealedFile
-from flexserve.platforms.trustzone.ram import Ram
 from flexserve.trusted.store.keys import DeviceKey
 
 # Words that nobody else says, and that no other process makes: the driver imports this module, too.
@@ -35,6 +34,7 @@ PROMPT = f"Kanarivogel singt {secrets.token_hex(16)}"
 _SYSTEM_OFF, _SYSTEM_RESET = 0x8400_0008, 0x8400_0009  # PSCI
 _BOOT, _GONE = 120.0, 30.0  # seconds
 _ENOUGH = 32  # bytes of an answer to know it by
+_MODELS_KEY = "the model's key"
 _MOMENT = 0.6  # seconds: somewhere in these it is ended
 
 
@@ -48,6 +48,7 @@ class Driven:
     folder: Path
     machine: Machine
     driver: Driver
+    button: ResetButton
     answer: str  # of PROMPT, as `ask` of the driver says it
     dice: random.Random
     _stack: contextlib.ExitStack
@@ -59,13 +60,14 @@ class Driven:
         target = Target.make(folder)
         file = SealedFile.read(target.root / f"models/{MODEL}.flex", DeviceKey.load(target.key))
         with contextlib.ExitStack() as stack:
-            machine = stack.enter_context(_machine(images, target))
+            button = stack.enter_context(ResetButton.made())
+            machine = stack.enter_context(_machine(images, target, button))
             driver = stack.enter_context(Driver(machine, file, folder / "kept"))
             driver.say("open")
             _, answer = driver.say(f"ask {PROMPT}").split()
             driver.say("keep")
             dice = random.Random(seed)  # noqa: S311  # of moments, not of secrets
-            yield cls(images, target, file, folder, machine, driver, answer, dice, stack)
+            yield cls(images, target, file, folder, machine, driver, button, answer, dice, stack)
 
     @property
     def forbidden(self) -> dict[str, bytes]:
@@ -73,7 +75,7 @@ class Driven:
         keys = {f"key {number}": key for number, key in enumerate(self.target.secrets())}
         manifest = self.file.manifest
         wrapped = bytes.fromhex(manifest.wrapped_key)
-        keys["the model's key"] = DeviceKey.load(self.target.key).unwrap(manifest.id_bytes, wrapped)
+        keys[_MODELS_KEY] = DeviceKey.load(self.target.key).unwrap(manifest.id_bytes, wrapped)
         return {"the weights": self.target.canary, **keys}
 
     def look(self, *, pid: int | None = None) -> None:
@@ -106,7 +108,7 @@ class Driven:
 
     def start_again(self, ram: int) -> None:
         """Have another machine with the RAM that one left."""
-        self.machine = self._stack.enter_context(_machine(self.images, self.target, ram=ram))
+        self.machine = self._stack.enter_context(_machine(self.images, self.target, self.button, ram=ram))
 
 
 def dump_everything(scene: Driven) -> str:
@@ -189,17 +191,22 @@ def lose_power(scene: Driven) -> str:
 
 
 def switch_off_in_the_midst(scene: Driven) -> str:
-    """Switch the machine off while it answers; look at what is in its RAM."""
-    if not _in_ram(scene):
-        raise Pointless("the weights are not in RAM to begin with")
+    """Switch the machine off while it answers; look at what is in its RAM, and in its secure RAM."""
+    key = scene.forbidden[_MODELS_KEY]
+    if not _in_ram(scene) or not in_process(key, scene.machine.pid):
+        raise Pointless("the weights are not in RAM to begin with, or their key is not in the secure one")
     scene.machine.agent.ask("load", "flexattack")
     scene.moment()
     with contextlib.suppress(NormalWorldError):
         scene.machine.agent.ask("attack", "smc", str(_SYSTEM_OFF), seconds=_GONE)
-    _await_end(scene.machine)
+    scene.button.await_end()
     if _in_ram(scene):
         raise Gained("the weights are in RAM when the machine is off")
-    return "EL3 ends the secure world on all CPUs, then EL2 overwrites what was SECURE, then it goes off"
+    if in_process(key, scene.machine.pid):
+        raise Gained("their key is in secure RAM when the machine is off")
+    scene.button.let_go()
+    _await_end(scene.machine)
+    return "EL3 ends the secure world and overwrites its RAM, EL2 what was SECURE, and then it goes off"
 
 
 ATTACKS = (
@@ -212,16 +219,21 @@ ATTACKS = (
 )
 
 
-def _machine(images: Images, target: Target, *, ram: int | None = None) -> Machine:
+def _machine(images: Images, target: Target, button: ResetButton, *, ram: int | None = None) -> Machine:
     return Machine(
-        images, ram_bytes=RAM_BYTES, cpus=CPUS, resets=True, secret=target.key.read_bytes(), ram=ram
+        images,
+        ram_bytes=RAM_BYTES,
+        cpus=CPUS,
+        resets=True,
+        secret=target.key.read_bytes(),
+        ram=ram,
+        emulator=str(button.emulator),
     )
 
 
 def _in_ram(scene: Driven) -> bool:
-    """Whether the weights are anywhere in RAM, as somebody with a probe on its wires would see."""
-    with Ram(scene.machine.ram_fd).window(0, scene.machine.ram_bytes) as view:
-        return re.search(re.escape(scene.target.canary), view) is not None
+    """Whether the weights are anywhere in RAM."""
+    return anywhere_in_ram(scene.target.canary, scene.machine.ram_fd)
 
 
 def _await_end(machine: Machine) -> None:

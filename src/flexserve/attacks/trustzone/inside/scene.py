@@ -19,7 +19,7 @@ from flexserve.attacks.target import MODEL, SHAPE, Target
 from flexserve.attacks.trustzone.scene import CPUS, DEVICES, LINE, RAM_BYTES, Attacked, until
 from flexserve.emulator.build import Images
 from flexserve.emulator.machine import Machine
-from flexserve.errors import FlexServeError
+from flexserve.errors import FlexServeError, NormalWorldError
 from flexserve.harness.inner import Application, Image, Model, NotDone, SealedFile, SealedKv
 from flexserve.harness.shapes import SHAPES
 from flexserve.harness.synth import write_synthetic
@@ -37,6 +37,7 @@ ALL = 1 << 12  # chunks: more than there are
 _CHUNK = 2 * MIB
 _MORE = 2  # answers until one was begun after now
 _LONG = 60.0  # seconds
+SAID = "/sys/kernel/debug/flexmem/said"
 
 
 @dataclasses.dataclass(slots=True)
@@ -66,16 +67,17 @@ class Inside(Attacked):
 
     @classmethod
     @contextlib.contextmanager
-    def set(cls, images: Images, folder: Path, *, resets: bool = False) -> Iterator[Inside]:
+    def set(cls, images: Images, folder: Path, *, resets: bool = False, cpus: int = CPUS) -> Iterator[Inside]:
         """Boot, load the attacker, and greet the application, which has nothing yet.
 
-        The model is sealed into `folder`. With `resets` the machine starts again after a reset.
+        The model is sealed into `folder`. With `resets` the machine starts again after a reset. Two
+        threads compute, on however many CPUs.
         """
         target = Target.make(folder)
         with Machine(
             images,
             ram_bytes=RAM_BYTES,
-            cpus=CPUS,
+            cpus=cpus,
             devices=DEVICES,
             lines=(LINE,),
             resets=resets,
@@ -92,6 +94,18 @@ class Inside(Attacked):
         app = Application.of(machine, threads=CPUS)
         mailbox = Mailbox(Ram(machine.ram_fd), machine.doorbell)
         return cls(machine, mailbox, target.canary, target, file, app)
+
+    def attack(self, *words: object, seconds: float = _LONG) -> dict[str, int]:
+        """As Attacked.attack. Then the driver lends all CPUs anew.
+
+        An attack that lends CPUs by itself leaves them with the secure world in its midst, or told that it is
+        idle until a moment of which the driver did not hear.
+        """
+        try:
+            return Attacked.attack(self, *words, seconds=seconds)
+        finally:
+            with contextlib.suppress(NormalWorldError):  # the machine is gone, which who asks next hears
+                self.machine.agent.ask("write", SAID, "1")
 
     # ---- the secure world ------------------------------------------------------------------------------
 
