@@ -8,7 +8,7 @@
 #include <array>
 #include <cstdint>
 
-constexpr uint64_t protocol_version = 4;
+constexpr uint64_t protocol_version = 5;
 constexpr uint32_t most_payload = 16 << 20;  // bytes
 
 struct Request {

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from flexserve.errors import PeerError
 from flexserve.protocol.model_options import KvType
 
-VERSION = 4
+VERSION = 5
 MOST_PAYLOAD = 16 << 20  # bytes
 KEPT_PART = 1 << 16  # bytes of plaintext
 NUMBERS = 5
