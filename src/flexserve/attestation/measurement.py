@@ -39,6 +39,7 @@ PROGRAMS = (  # of all processes of a secure world
     "flexserve.platforms.linux.companion",
     "flexserve.platforms.trustzone.measured_boot",
 )
+_PIECE = 1 << 16  # bytes that are read at a time: most files are smaller, and room for more takes time to get
 _COMPILED = "__pycache__"
 _NOTED = (".dist-info", ".egg-info")
 _NOT_IMPORTED = ("site-packages", "dist-packages", "config-")  # in the folder of Python's own library
@@ -66,11 +67,14 @@ def measure(roots: Sequence[str] | None = None, programs: Sequence[str] = PROGRA
     for files in (_mapped(tuple(paths)), *(_files_below(root) for root in paths)):
         digests: dict[str, dict[str, bytes]] = {part: {} for part in parts}
         for part, name, path in files:
-            with open(path, "rb") as file:
+            with open(path, "rb", buffering=0) as file:
                 changed = max(changed, os.fstat(file.fileno()).st_ctime)
                 if not name.endswith(".pth"):
-                    digests[part][name] = hashlib.file_digest(file, "sha256").digest()
-                elif running := _running_lines(file.read()):
+                    digest = hashlib.sha256()
+                    while data := file.read(_PIECE):
+                        digest.update(data)
+                    digests[part][name] = digest.digest()
+                elif running := _running_lines(file.readall()):
                     digests[part][name] = hashlib.sha256(running).digest()
         for part in (part for part in parts if digests[part]):
             parts[part].update(_digest_of(digests[part]))
@@ -103,10 +107,10 @@ def _files_below(root: str) -> Iterator[tuple[str, str, str]]:
         folders[:] = [
             name for name in folders if name != _COMPILED and not (ours and name.startswith(_NOT_IMPORTED))
         ]
+        part, inside = _place(folder, root, library)
         for name in files:
             if not folder.endswith(_NOTED) or _counts_among_notes(name):
-                path = os.path.join(folder, name)
-                yield (*_place(path, root, library), path)
+                yield part, inside + name, f"{folder}/{name}"
 
 
 def _counts_among_notes(name: str) -> bool:
@@ -114,12 +118,12 @@ def _counts_among_notes(name: str) -> bool:
     return name == "entry_points.txt" or name.endswith(tuple(all_suffixes()))
 
 
-def _place(path: str, root: str, library: str) -> tuple[str, str]:
-    """Return the part that a file belongs to, and its name in it."""
-    ours = os.path.relpath(path, _PACKAGE)
+def _place(folder: str, root: str, library: str) -> tuple[str, str]:
+    """Return the part that files of a folder belong to, and what their names in it begin with."""
+    ours = os.path.relpath(folder, _PACKAGE)
     if not ours.startswith(".."):
-        return "flexserve", ours
-    name = os.path.relpath(path, root)
+        return "flexserve", "" if ours == "." else f"{ours}/"
+    name = "" if folder == root else f"{os.path.relpath(folder, root)}/"
     if root.startswith(library) and "-packages" not in root:
         return "python", name
     return ("engine" if name.startswith("llama_cpp/") else "packages"), name

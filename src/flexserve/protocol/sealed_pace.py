@@ -26,8 +26,7 @@ class Pace:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._waiting = 0  # tokens
-        self._left = float("-inf")  # when the last frame did
+        self._waiting, self._left = 0, float("-inf")  # tokens; when the last frame left
 
     def add(self, tokens: int) -> bool:
         """Take in that so many more wait; return whether a frame is due."""
@@ -45,10 +44,6 @@ class Pace:
 
 class Paced(Protocol):
     """A sealed request that is answered."""
-
-    @property
-    def number(self) -> int:
-        """Which request it is."""
 
     def tick(self) -> None:
         """Have a frame leave, if one is due."""
@@ -78,10 +73,10 @@ class Ticks(Generic[P]):
         """Have the next tick come soon: a request came, and will be answered or refused."""
         self._wanted.set()
 
-    def begin(self, request: P) -> None:
-        """Add one who is answered. Raises PeerError when another has its number."""
+    def begin(self, number: int, request: P) -> None:
+        """Add one who is answered under this number. Raises PeerError when another is."""
         with self._lock:
-            if self._answered.setdefault(request.number, request) is not request:
+            if self._answered.setdefault(number, request) is not request:
                 raise PeerError("Two requests have one number.", hint="Restart flexserve.")
         self._wanted.set()
 

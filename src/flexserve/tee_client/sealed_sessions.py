@@ -107,7 +107,7 @@ class SealedSessions:
             self._ticks.refuse(message.request)
             return
         session = _Session(Opening(message.request, model, message.body), self._leave)
-        self._ticks.begin(session)
+        self._ticks.begin(session.number, session)
         if model:
             self._policy.submit(self._admit(session.opening, self._send))
             return

@@ -52,7 +52,7 @@ class Sessions:
             self._ticks.refuse(message.request)
             return None
         session = Session(message.request, opened, message.body, self._send, receipts=self._receipts)
-        self._ticks.begin(session)
+        self._ticks.begin(session.number, session)
         return session
 
     def _secret(self, sealed: bytes, info: bytes) -> bytes:
