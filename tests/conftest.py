@@ -46,6 +46,36 @@ settings.register_profile(
 )
 
 DEAREST_FIRST = ("vm", "engine", "proof")
+# Files that take a quarter of a minute of a core and more: one of them would run alone at the end.
+LONGEST_FIRST = (
+    "attacks/test_monitor_attacks.py",
+    "e2e/test_pages.py",
+    "bench/test_paper.py",
+    "conformance/test_openapi.py",
+    "trusted/test_grammar.py",
+    "e2e/test_npu_answers.py",
+    "platforms/trustzone/test_driver.py",
+    "platforms/trustzone/test_monitor_boot.py",
+    "e2e/test_identity.py",
+    "monitor/test_core.py",
+    "e2e/test_booted_npu.py",
+    "e2e/test_endurance.py",
+    "e2e/test_sessions.py",
+    "trusted/store/test_architecture.py",
+    "trusted/test_trace.py",
+    "harness/test_synth.py",
+    "normal/test_hostile_http.py",
+    "normal/test_serve.py",
+    "e2e/test_booted.py",
+    "secure_os/test_portable_core.py",
+    "cli/test_store_commands.py",
+    "cli/test_vendor_commands.py",
+    "cli/test_help.py",
+    "e2e/test_stateful.py",
+    "attacks/test_memory_attacks.py",
+    "e2e/test_store_damage.py",
+    "trusted/store/test_kill.py",
+)
 FETCHED = ("real", "libraries")
 
 
@@ -65,10 +95,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for mark in FETCHED:
         if mark not in config.option.markexpr:
             items[:] = [item for item in items if item.get_closest_marker(mark) is None]
-    items.sort(key=_rank)
+    items.sort(key=lambda item: (_length(item), _rank(item)))
     for item in items:
         if item.get_closest_marker("hypothesis"):
             item.add_marker("no_cover")
+
+
+def _length(item: pytest.Item) -> int:
+    """Return the place of an item's file in `LONGEST_FIRST`, or behind all of them."""
+    path = item.path.as_posix()
+    found = (place for place, name in enumerate(LONGEST_FIRST) if path.endswith(f"/tests/{name}"))
+    return next(found, len(LONGEST_FIRST))
 
 
 def _rank(item: pytest.Item) -> int:
