@@ -73,9 +73,9 @@ check-monitor check-secure-os: check-%:
 		then $(MAKE) --no-print-directory -C $* check; \
 		else echo "The tests of $*/ are left out: there is no gcc with sanitizers."; fi
 
-# These tests wait now and then: for machines that boot, for the disk and for clocks.
-JOBS ?= $(shell echo $$(($(shell nproc) + 1)))
-test: packages check ## check, then every other test, in JOBS processes (else one more than there are cores)
+# These tests wait now and then: for machines that boot, for servers that start and for clocks.
+JOBS ?= $(shell echo $$(($(shell nproc) + 2)))
+test: packages check ## check, then every other test, in JOBS processes (else two more than there are cores, at most 4)
 	$(BIN)/pytest $(UNITS:%=--ignore=%) --numprocesses=$(JOBS) --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 # What is others' and large is fetched when somebody asks for it: no other target needs it.
