@@ -17,7 +17,12 @@ PAGES = [
 ]
 _QUOTED = re.compile(r"`((?:[\w.-]+/)*[\w.*-]*)`")
 _MODULE = re.compile(r"\bflexserve(?:\.[a-z_0-9]+){2,}")  # with one dot, it may be a field of the API
-_LOCK = re.compile(r"(\w+)(?:: [\w.]+)? = threading\.(?:Lock|RLock|Condition)\(")
+_LOCK = re.compile(
+    r"(\w+)(?:: [\w.]+)? = (?:.*, )?(?:threading|asyncio)\.(?:Lock|RLock|Condition|Semaphore)\("
+)
+_LOCK_OF_DRIVER = re.compile(r"(?:spin_lock|mutex)_init\(&\w+->([\w.]+)\)")
+# What runs the product; tools take locks of their own.
+_LOCKING = ("normal", "platforms", "protocol", "secure_world", "serving", "tee_client", "trusted", "vendor")
 _FOLDERS = ("src", "tests", "monitor", "secure-os", "driver", "abi", "docs", "tools", "models")
 _ENDINGS = (".py", ".c", ".h")
 
@@ -79,13 +84,19 @@ def test_a_page_that_names_a_missing_file_is_noticed(tmp_path: Path) -> None:
     }
 
 
-def test_every_lock_of_the_secure_side_is_in_the_table_of_locks() -> None:
+def test_every_lock_is_in_the_tables_of_locks() -> None:
     lines = (ROOT / "docs" / "locking.md").read_text().splitlines()
     missing = [
         f"{path.relative_to(PACKAGE)}: {lock}"
-        for folder in ("platforms", "secure_world", "serving", "tee_client", "trusted")
+        for folder in _LOCKING
         for path in sorted((PACKAGE / folder).rglob("*.py"))
         for lock in _LOCK.findall(path.read_text())
         if not any(path.stem in line and lock in line for line in lines)
+    ]
+    missing += [
+        f"{path.relative_to(ROOT)}: {lock}"
+        for path in sorted((ROOT / "driver").glob("flex[mn]*/*.c"))
+        for lock in _LOCK_OF_DRIVER.findall(path.read_text())
+        if not any(path.parent.name in line and f"{lock}`" in line for line in lines)
     ]
     assert not missing, f"docs/locking.md lacks {', '.join(missing)}"
