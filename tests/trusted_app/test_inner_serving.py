@@ -30,6 +30,7 @@ from flexserve.trusted.limits import Limits, ModelLimits
 from flexserve.trusted.text.rendering.renderer import Renderer
 
 CHAT = ChatPrompt([ChatMessage("user", "What is Flex-Mem?")])
+USUAL = Limits(1024, 2, 1 << 30)
 PATIENCE = 120  # seconds, on a machine that does much else
 
 
@@ -41,19 +42,25 @@ class Answer:
     tokens: list[int]
     started: Started
     finished: Finished
+    logprobs: list[float | None]
 
 
 class Served:
     """The application with all of policy over it."""
 
     def __init__(
-        self, application: Application, store: Path, renderer: Renderer, *, disk: Disk | None = None
+        self,
+        application: Application,
+        store: Path,
+        renderer: Renderer,
+        *,
+        disk: Disk | None = None,
+        limits: Limits = USUAL,
     ) -> None:
         self._sent: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        limits = ModelLimits(Limits(1024, 2, 1 << 30))
         files = SealedFiles(store)
         self.app = InsideApp(
-            *(application.link, files, renderer, limits, self._sent.put), threads=1, disk=disk
+            *(application.link, files, renderer, ModelLimits(limits), self._sent.put), threads=1, disk=disk
         )
         application.ask(Ask.SECRET, payload=ROOT)  # which is refused at S-EL0: there is one
         self.models = ModelManager(self.app, idle=3600)
@@ -69,11 +76,11 @@ class Served:
         prompt: ChatPrompt | TextPrompt,
         most: int = 100,
         during: Callable[[], object] | None = None,
-        schema: str | None = None,
+        **how: Any,
     ) -> Answer:
-        """Ask; `during` is done when the first token is there."""
+        """Ask; `during` is done when the first token is there. `how`: fields of Sampling."""
         self._serial += 1
-        sampling = Sampling(temperature=0, max_tokens=most, schema=schema)
+        sampling = Sampling(temperature=0, max_tokens=most, **how)
         self.scheduler.submit(self.app.admit(Generate(self._serial, "tiny", prompt, sampling)))
         answer, answers = None, list[Any]()
         while not isinstance(answer, Finished):
@@ -89,6 +96,7 @@ class Served:
             [token for delta in deltas for token in delta.ids],
             next(each for each in answers if isinstance(each, Started)),
             answer,
+            [choice.token.logprob for delta in deltas for choice in delta.choices],
         )
 
     def seal(self) -> None:
@@ -160,3 +168,23 @@ def test_an_answer_keeps_to_a_schema(served: Served) -> None:
     schema = '{"type": "object", "properties": {"size": {"type": "integer"}}, "required": ["size"]}'
     answer = served.ask(CHAT, most=40, schema=schema)
     assert list(json.loads(answer.text)) == ["size"]
+
+
+def test_a_prompt_is_told_and_a_full_context_goes_on_with_kv_that_is_quantised(
+    emulator: str, programs: Programs, sealed_store: Path, renderer: Renderer
+) -> None:
+    application = Application([emulator, "-cpu", "cortex-a76", programs.application], hello=False)
+    limits = Limits(64, 20, 1 << 30, kv="q8_0", shift=True)
+    served = Served(application, sealed_store, renderer, limits=limits)
+    try:
+        answer = served.ask(TextPrompt(QUESTION), most=12, logprobs=0)
+        told = served.ask(TextPrompt(QUESTION + answer.text), most=0, logprobs=0, echo=True)
+        assert told.logprobs[0] is None
+        assert told.logprobs[-12:] == pytest.approx(answer.logprobs, abs=1e-3)
+        long = served.ask(TextPrompt(QUESTION), most=90, ignore_eos=True)
+        assert long.text.startswith(answer.text)
+        assert long.finished.shifted
+        assert long.finished.usage.completion_tokens == 90
+    finally:
+        served.scheduler.drain(5)
+        application.end()
