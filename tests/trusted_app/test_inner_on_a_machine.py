@@ -78,3 +78,7 @@ def test_the_ring_lasts_beyond_the_driver(machine: Machine) -> None:
     machine.agent.ask("load", "flexmem")
     assert app.do(Ask.GRANT, 2).values[0] == 2
     assert app.do(Ask.GIVE_BACK, 2).values[0] == 2
+
+
+def test_the_tick_of_the_guest_leaves_lent_cpus_alone_but_the_first_one(machine: Machine) -> None:
+    assert machine.agent.ask("read", "/sys/devices/system/cpu/nohz_full")["text"] == "1\n"

@@ -131,6 +131,17 @@ def sources_folder() -> Path:
     return folder
 
 
+def _tickless(options: Options, cpus: int) -> Options:
+    """Have the guest's tick interrupt no CPU but the first one while that runs a single thread.
+
+    A CPU that is lent to a secure world runs one; each tick would take it back, 250 times a second.
+    """
+    if cpus == 1:
+        return options
+    bootargs = f"nohz_full=1-{cpus - 1} {options.bootargs}".strip()
+    return dataclasses.replace(options, bootargs=bootargs)
+
+
 class _Build:
     """One look at every part."""
 
@@ -155,6 +166,8 @@ class _Build:
             firmware = self._firmware_inside(firmware, application)
         modules = {name: self._module(name, needed) for name, needed in _OUR_MODULES.items()}
         initrd = self._initrd(self._guest(), list(modules.values()), unprotected)
+        if application is not None or unprotected is not None:
+            options = _tickless(options, cpus)
         board = Board(ram_bytes, cpus, initrd.stat().st_size, **dataclasses.asdict(options))
         npu_core = self._npu_core(modules["flexnpu"])
         devicetree = self._devicetree(board)
