@@ -15,6 +15,10 @@ namespace {
 
 constexpr int first_slice = 16;  // nodes, while the pace of the graph is unknown
 
+using Seconds = std::chrono::duration<double>;
+
+Seconds now() { return std::chrono::steady_clock::now().time_since_epoch(); }
+
 size_t heap() { return mallinfo2().uordblks + mallinfo2().hblkhd; }  // bytes in use
 
 }  // namespace
@@ -39,18 +43,19 @@ bool Engine::prepare(size_t work) {
 
 ggml_status Engine::compute(ggml_cgraph *graph) {
     if (current_ == nullptr) return GGML_STATUS_FAILED;
+    if (current_->order_.empty()) current_->order_ = current_->reads(graph);
     for (int start = 0, stride = first_slice, end; start < graph->n_nodes; start = end) {
-        ggml_cgraph rest = ggml_graph_view(graph, start, graph->n_nodes);
-        if (start > 0 && !between_slices()) return GGML_STATUS_ABORTED;
-        current_->missing_ = current_->count_missing(&rest);
-        if (current_->missing_ != 0) return GGML_STATUS_ABORTED;
         end = std::min(start + stride, graph->n_nodes);
         ggml_cgraph slice = ggml_graph_view(graph, start, end);
-        const auto began = std::chrono::steady_clock::now();
+        const Seconds asked = now();
+        bool goes_on = between_slices(false);
+        while (goes_on && (current_->missing_ = current_->count_missing(&slice)) != 0) goes_on = between_slices(true);
+        if (!goes_on) return GGML_STATUS_ABORTED;
+        const Seconds began = now();
+        current_->waited_ += static_cast<uint64_t>(1e6 * (began - asked).count());
         const ggml_status status = compute_slice(&slice);
         if (status != GGML_STATUS_SUCCESS) return status;
-        const std::chrono::duration<double> took = std::chrono::steady_clock::now() - began;
-        const double next = (end - start) * slice_time / std::max(took.count(), 1e-6);
+        const double next = (end - start) * slice_time / std::max((now() - began).count(), 1e-6);
         stride = static_cast<int>(std::clamp(next, 1.0, static_cast<double>(graph->n_nodes)));
     }
     return GGML_STATUS_SUCCESS;
@@ -178,8 +183,8 @@ Buffer *Model::find(ggml_backend_buffer_t buffer) {
 void Model::reach(const Weight &weight, size_t &first, size_t &end) const {
     first = end = 0;
     for (const auto &each : buffers_) {
-        if (each->kind != Kind::weights || !each->region->contains(weight.tensor->data)) continue;
-        const auto offset = static_cast<size_t>(static_cast<std::byte *>(weight.tensor->data) - each->region->base());
+        const size_t offset = reinterpret_cast<size_t>(weight.tensor->data) - reinterpret_cast<size_t>(each->region->base());
+        if (each->kind != Kind::weights || offset >= each->region->chunks() * chunk_bytes) continue;  // too large, if before
         first = each->first + offset / chunk_bytes;
         end = each->first + (offset + weight.bytes + chunk_bytes - 1) / chunk_bytes;
     }
@@ -201,32 +206,33 @@ bool Model::evict(size_t chunk) {
     return engine_.flexmem.release(*chunks_[chunk].buffer->region, chunks_[chunk].index);
 }
 
-size_t Model::count_missing(const ggml_cgraph *graph) const {
-    std::vector<bool> needed(chunks_.size());
+std::vector<uint32_t> Model::reads(const ggml_cgraph *graph) const {
+    std::vector<bool> seen(chunks_.size());
+    std::vector<uint32_t> order;
     for (int node = 0; node < graph->n_nodes; node++) {
         for (const ggml_tensor *source : graph->nodes[node]->src) {
             if (source == nullptr || source->data == nullptr) continue;
             size_t first, end;
             reach({const_cast<ggml_tensor *>(source), ggml_nbytes(source), 0}, first, end);
-            for (size_t chunk = first; chunk < end; chunk++) needed[chunk] = true;
+            for (; first < end; first++) {
+                if (!seen[first]) order.push_back(static_cast<uint32_t>(first));
+                seen[first] = true;
+            }
         }
     }
-    size_t count = 0;
-    for (size_t chunk = 0; chunk < chunks_.size(); chunk++) count += needed[chunk] && !chunks_[chunk].ready;
-    return count;
+    return order;
+}
+
+size_t Model::count_missing(const ggml_cgraph *graph) const {
+    const std::vector<uint32_t> read = reads(graph);
+    return static_cast<size_t>(std::count_if(read.begin(), read.end(), [&](uint32_t each) { return !chunks_[each].ready; }));
 }
 
 // ---- memory -----------------------------------------------------------------------------------------------------
 
-size_t Model::size(Kind kind) const {
+size_t Model::sum(Kind kind, size_t (Region::*count)() const) const {
     size_t chunks = 0;
-    for (const auto &each : buffers_) chunks += each->kind == kind ? each->region->chunks() : 0;
-    return chunks;
-}
-
-size_t Model::committed(Kind kind) const {
-    size_t chunks = 0;
-    for (const auto &each : buffers_) chunks += each->kind == kind ? each->region->committed() : 0;
+    for (const auto &each : buffers_) chunks += each->kind == kind ? (*each->region.*count)() : 0;
     return chunks;
 }
 

@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "flexmem.h"
@@ -32,9 +33,9 @@ class Engine {
 
     FlexMem &flexmem;
 
-    // Called between two slices of a graph, of slice_time each or of one node. What it evicts is missed by the rest of the
-    // graph. False: the graph is to end.
-    std::function<bool()> between_slices;
+    // Called before each slice of a graph, of slice_time or of one node, and as long as weights that it reads are missing: then
+    // `waits`, and it waits until something has changed. False: the graph is to end.
+    std::function<bool(bool waits)> between_slices;
 
    private:
     friend class Model;
@@ -96,6 +97,9 @@ class Model {
     const std::vector<Weight> &weights() const { return weights_; }
     const std::vector<Chunk> &chunks() const { return chunks_; }
 
+    // The chunks in the order in which the model's first graph read them. None before it.
+    const std::vector<uint32_t> &order() const { return order_; }
+
     // The chunks [first, end) that a weight touches.
     void reach(const Weight &weight, size_t &first, size_t &end) const;
 
@@ -108,14 +112,15 @@ class Model {
     // Take the memory of a chunk. False: it has none.
     bool evict(size_t chunk);
 
-    // Chunks that the last refused graph read and that were not there.
+    // Chunks that the last graph that was ended waited for; and the microseconds for which graphs waited since this was called.
     size_t missing() const { return missing_; }
+    uint64_t waited() { return std::exchange(waited_, 0); }
 
     // ---- memory ----
-    size_t size(Kind kind) const;       // chunks that it can have
-    size_t committed(Kind kind) const;  // chunks that it has
-    bool prepare();                     // memory for scratch and KV; false: too little is granted
-    size_t release(Kind kind);          // all of a kind; for KV, its tokens are forgotten
+    size_t size(Kind kind) const { return sum(kind, &Region::chunks); }          // chunks that it can have
+    size_t committed(Kind kind) const { return sum(kind, &Region::committed); }  // chunks that it has
+    bool prepare();             // memory for scratch and KV; false: too little is granted
+    size_t release(Kind kind);  // all of a kind; for KV, its tokens are forgotten
 
     // ---- computing ----
     // Take in a batch. 0; 2: weights are missing, and the cache is as it was; negative: it failed.
@@ -147,15 +152,19 @@ class Model {
     llama_context *new_context(llama_context_params parameters);
     void number_chunks();
     Buffer *find(ggml_backend_buffer_t buffer);
+    std::vector<uint32_t> reads(const ggml_cgraph *graph) const;
     size_t count_missing(const ggml_cgraph *graph) const;
+    size_t sum(Kind kind, size_t (Region::*count)() const) const;
 
     Engine &engine_;
     enum class State { loading, making_context, ready } state_ = State::loading;
     std::vector<std::unique_ptr<Buffer>> buffers_;
     std::vector<Weight> weights_;
     std::vector<Chunk> chunks_;
+    std::vector<uint32_t> order_;
     llama_model *model_ = nullptr;
     llama_context *context_ = nullptr;
     uint32_t context_tokens_ = 0, sequences_ = 0;
     size_t missing_ = 0, context_heap_ = 1;  // bytes that a context takes of the heap
+    uint64_t waited_ = 0;
 };

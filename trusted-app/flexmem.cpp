@@ -91,22 +91,14 @@ void FlexMem::free(std::unique_ptr<Region> region) {
 }
 
 bool FlexMem::commit(Region &region, size_t first, size_t end) {
-    std::vector<size_t> done;
+    size_t missing = 0;
+    for (size_t chunk = first; chunk < end; chunk++) missing += !region.has(chunk);
+    if (missing > unused()) return false;
     for (size_t chunk = first; chunk < end; chunk++) {
         if (region.has(chunk)) continue;
-        if (!commit_one(region, chunk)) {
-            for (size_t each : done) release(region, each);
-            return false;
-        }
-        done.push_back(chunk);
+        if (!map(region, chunk, take())) abort();  // the monitor said that they are ours
+        if (secure_os::inside()) std::memset(region.at(chunk), 0, chunk_bytes);  // it holds what the OS had there
     }
-    return true;
-}
-
-bool FlexMem::commit_one(Region &region, size_t chunk) {
-    if (unused() == 0) return false;
-    if (!map(region, chunk, take())) abort();  // the monitor said that they are ours
-    if (secure_os::inside()) std::memset(region.at(chunk), 0, chunk_bytes);  // it holds what the OS had there
     return true;
 }
 

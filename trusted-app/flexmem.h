@@ -20,10 +20,6 @@ class Region {
     size_t chunks() const { return pages_.size(); }
     std::byte *at(size_t chunk) const { return base_ + chunk * chunk_bytes; }
     bool has(size_t chunk) const { return !pages_[chunk].empty(); }
-    bool contains(const void *address) const {
-        const auto *byte = static_cast<const std::byte *>(address);
-        return byte >= base_ && byte < base_ + chunks() * chunk_bytes;
-    }
     size_t committed() const;  // chunks with memory
 
    private:
@@ -53,8 +49,8 @@ class FlexMem {
     // Release a region's memory, and have its addresses for another one.
     void free(std::unique_ptr<Region> region);
 
-    // Put zeros behind the chunks from `first` to before `end` that have no memory. False: too little is granted, or what
-    // was granted is not secure; then all is as it was.
+    // Put zeros behind the chunks from `first` to before `end` that have no memory. False: too little is granted; then
+    // all is as it was.
     bool commit(Region &region, size_t first, size_t end);
 
     // Put these pages, as many as a chunk has, behind a chunk without memory, with what is in them. False: the OS has not
@@ -66,7 +62,6 @@ class FlexMem {
     size_t release_all(Region &region);  // chunks that went
 
    private:
-    bool commit_one(Region &region, size_t chunk);
     bool map(Region &region, size_t chunk, const std::vector<secure_os::Run> &runs);
     void put(secure_os::Run run);
     std::vector<secure_os::Run> take();  // pages of a chunk, of those that are unused

@@ -133,30 +133,30 @@ bool Image::is_absent(size_t number) const {
     return loading_ != nullptr && number < model_->chunks().size() && !model_->chunks()[number].loaded();
 }
 
-Status Image::load(size_t number, const Bytes &sealed) {
+Status Image::bring(size_t number, const Bytes &sealed) {
     if (!is_absent(number)) return Status::bad;
     const Chunk &chunk = model_->chunks()[number];
-    if (sealed.size() != chunk.bytes + tag_bytes) return Status::bad;
+    if (sealed.size() != chunk.bytes) return Status::bad;
     if (!flexmem_.commit(*chunk.buffer->region, chunk.index, chunk.index + 1)) return Status::refused;
     std::memcpy(chunk.address(), sealed.data(), chunk.bytes);
-    return decrypt(number, sealed.data() + chunk.bytes);
+    return Status::done;
 }
 
-Status Image::load_pages(size_t number, const std::byte *tag, const std::vector<secure_os::Run> &runs) {
+Status Image::bring_pages(size_t number, const std::vector<secure_os::Run> &runs) {
     if (!is_absent(number)) return Status::bad;
     const Chunk &chunk = model_->chunks()[number];
     if (!flexmem_.adopt(*chunk.buffer->region, chunk.index, runs)) return Status::bad;
     std::memset(chunk.address() + chunk.bytes, 0, chunk_bytes - chunk.bytes);  // what the OS had there
-    return decrypt(number, tag);
+    return Status::done;
 }
 
-// Decrypt a chunk where it lies. What is not genuine is zeros, and has no memory any more.
-Status Image::decrypt(size_t number, const std::byte *tag) {
+bool Image::decrypt(size_t number, const Tag &tag) const {
     const Chunk &chunk = model_->chunks()[number];
-    if (loading_->decrypt(0, number, model_->chunks().size(), chunk.address(), chunk.bytes, tag)) {
-        model_->set_ready(number, number + 1);
-        return Status::done;
-    }
-    flexmem_.release(*chunk.buffer->region, chunk.index);
-    return Status::damaged;
+    return loading_->decrypt(0, number, model_->chunks().size(), chunk.address(), chunk.bytes, tag.data());
+}
+
+Status Image::loaded(size_t number, bool genuine) {
+    if (!genuine) model_->evict(number);
+    model_->set_ready(number, number + 1);
+    return genuine ? Status::done : Status::damaged;
 }

@@ -38,8 +38,13 @@ class Image {
 
     // Load from the image with this salt from now on.
     void use(const Salt &salt);
-    Status load(size_t chunk, const Bytes &sealed);
-    Status load_pages(size_t chunk, const std::byte *tag, const std::vector<secure_os::Run> &runs);
+
+    // Put a sealed chunk, without its tag, where it belongs. When that is done, it is to be decrypted, for which any thread will do. Nothing uses
+    // the chunk before it is known whether it is genuine.
+    Status bring(size_t chunk, const Bytes &sealed);
+    Status bring_pages(size_t chunk, const std::vector<secure_os::Run> &runs);
+    bool decrypt(size_t chunk, const Tag &tag) const;  // whether it is genuine. If not, it is zeros
+    Status loaded(size_t chunk, bool genuine);         // what is not has no memory any more
 
     // A cipher for what depends on the layout of this model in memory.
     std::unique_ptr<ChunkCipher> cipher(const Salt &salt, const char *kind) const;
@@ -50,7 +55,6 @@ class Image {
         std::unique_ptr<Region> pieces;  // what is there of it already
     };
     bool is_absent(size_t chunk) const;
-    Status decrypt(size_t chunk, const std::byte *tag);
     bool decrypt_file_chunk(size_t number, std::byte *data, size_t bytes);
     bool prepare(size_t first, size_t end);
     void place(size_t first, size_t end, const std::byte *data);

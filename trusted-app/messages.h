@@ -1,14 +1,14 @@
 // The messages between the normal world and the trusted application. Both take the other for hostile.
 //
 // A request is a Request and `bytes` of payload; its answer, with the same tag, is an Answer and a payload. All numbers are
-// little-endian. Answers come in the order of requests, but for a step: between two slices of its graph, what was asked
-// meanwhile is answered, if it is about memory; if not, it is refused as `busy`.
+// little-endian. Answers come in the order of requests, but for two. A load is answered when it is decrypted. And between two
+// slices of a step's graph, what was asked meanwhile is answered, if it is about memory; if not, it is refused as `busy`.
 #pragma once
 
 #include <array>
 #include <cstdint>
 
-constexpr uint64_t protocol_version = 5;
+constexpr uint64_t protocol_version = 6;
 constexpr uint32_t most_payload = 16 << 20;  // bytes
 
 struct Request {
@@ -40,14 +40,15 @@ enum class Ask : uint32_t {
     write = 8,        // model, number; chunk of the .flex file with its tag, the next one
     seal = 9,         // model, chunk → the image's salt in four values; the chunk, sealed, with its tag
     image = 10,       // model; salt: chunks are loaded from this image from here on
-    load = 11,        // model, chunk; sealed, with its tag
+    load = 11,        // model, chunk; sealed, with its tag. Others are answered meanwhile
     evict = 12,       // model, kind, first chunk, end chunk (of weights; of other kinds all go) → chunks that went
     resident = 13,    // model → chunks of scratch, KV, weights; a byte for each chunk of weights, 1: it is whole
     tokenise = 14,    // model, 1: control tokens by name, 1: it does not begin a sequence; text → tokens (u32 each)
     detokenise = 15,  // model; tokens → text
     begin = 16,       // model, sequence, tokens to say at most, owner (two values); tokens of the prompt. What the sequence's
                       // KV has of them, if it is this owner's, is not computed again → tokens to compute
-    step = 17,        // model, tokens of each sequence at most; sequences (u32 each) → a Progress for each
+    step = 17,        // model, tokens of each sequence at most, 1: weights that it misses are being loaded; sequences (u32
+                      // each) → microseconds for which it stood waiting for them; a Progress for each
     said = 18,        // model, sequence → how many tokens were said since the last time; they, and for each of them
                       // Sampling.logprobs Scores: its own, and the likeliest. Where fewer are left, they are of no token. With
                       // Sampling.prompt, those of the prompt are said before, as they are computed
@@ -56,15 +57,18 @@ enum class Ask : uint32_t {
     kept = 21,        // model, part of kept_part bytes, the next one → sealed, with its tag. With the last one the copy goes
     resume = 22,      // model, sequence that says nothing, bytes of its KV, owner of the KV (two values); salt
     resumed = 23,     // model, part, the next one; sealed, with its tag. With the last one the sequence has that KV
-    load_pages = 24,  // model, chunk; its tag, then the pages that have it, sealed: pairs (u64 each) of the first one and how
+    load_pages = 24,  // as load; the chunk's tag, then the pages that have it, sealed: pairs (u64 each) of the first one and how
                       // many, 512 in all, which the OS has granted. They are its memory from here on
     heap = 25,        // chunks, 1: of the unused ones, at most, to be heap from here on; 0: of the heap, free ones, to be unused
                       // → how many. Outside the secure OS: 0
+    leave = 26,       // weights that the step under way misses are not loaded any more → 1: there is one
+    order = 27,       // model → its chunks of weights (u32 each) in the order in which its first graph reads them; none before it
     sampling = 30,    // model, sequence that has begun and said nothing; a Sampling and its lists. Without it: the likeliest
     admit = 31,       // model, sequence; a bit for each token of the vocabulary: the next token is one of these. Once
     shift = 33,       // model, sequence of which all is said, and which ended since the context is full; first, end: these of its
                       // tokens go, those behind them are computed anew, and it goes on → tokens to compute
-    embed = 32,       // model, 1: a rank, tokens of one graph at most; tokens of a text → what the model pools of it: floats
+    embed = 32,       // model, 1: a rank, tokens of one graph at most, 1 as a step has it; tokens of a text → microseconds as a step
+                      // has them; what the model pools of the text: floats
     attest = 40,      // milliseconds since 1970, the first of which counts, bytes of the nonce; nonce, measurements → a token
     know = 41,        // 1: not any more; the first block of a .flex file of this device: its digest is in tokens from here on
     unseal = 42,      // model; a sealed request. `damaged`: it cannot be opened, or is for another model
@@ -144,7 +148,7 @@ struct Asked {
 enum class Status : uint32_t {
     done = 0,
     refused = 1,      // memory is missing: values[0] chunks more, at least, have to be granted. Nothing was done
-    missing = 2,      // values[0] chunks of weights are missing. Nothing was done
+    missing = 2,      // values[0] chunks of weights, at least, did not come. Nothing was done
     bad = 3,          // the request is none, or not for now. Nothing was done
     unsupported = 4,  // llama.cpp cannot open this
     failed = 5,       // llama.cpp could not compute

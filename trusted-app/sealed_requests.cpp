@@ -60,9 +60,7 @@ Status Service::unseal(Call call) {
         }
     }
     session->number = ++last_session_;
-    call.values[0] = session->number;
-    call.values[1] = session->prompt.size();
-    call.values[2] = session->most;
+    call.answer({session->number, session->prompt.size(), session->most});
     std::memcpy(call.values + 3, session->owner.data(), sizeof session->owner);
     put(session->answer.nonce(), call.said);
     put(session->told, call.said);

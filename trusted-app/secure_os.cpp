@@ -131,11 +131,8 @@ bool inside() {
 }
 
 std::byte *reserve(size_t bytes) {
-    if (inside()) {
-        const long address = syscall(FLEX_SECURE_RESERVE, bytes);
-        return address == -1 ? nullptr : reinterpret_cast<std::byte *>(address);
-    }
-    void *range = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *range = inside() ? reinterpret_cast<void *>(syscall(FLEX_SECURE_RESERVE, bytes))  // -1 where there are none, both
+                           : mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     return range == MAP_FAILED ? nullptr : static_cast<std::byte *>(range);
 }
 

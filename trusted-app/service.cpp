@@ -5,11 +5,14 @@
 #include <exception>
 #include <set>
 #include <string_view>
+#include <thread>
 
 #include "secure_os.h"
 #include "vocabulary.h"
 
 namespace {
+
+using namespace std::chrono_literals;
 
 constexpr size_t most_models = 9;  // one more than policy keeps open: another one goes when it is there
 constexpr uint64_t most_sequences = 64;
@@ -19,7 +22,13 @@ constexpr size_t most_scores = 1 << 16;            // of a sequence, that nobody
 
 // What can be done between two slices of a graph.
 bool is_about_memory(Ask kind) {
-    return kind == Ask::grant || kind == Ask::give_back || kind == Ask::pool || kind == Ask::evict || kind == Ask::resident;
+    return kind == Ask::grant || kind == Ask::give_back || kind == Ask::pool || kind == Ask::evict ||
+           kind == Ask::resident || kind == Ask::order || kind == Ask::leave || kind == Ask::load || kind == Ask::load_pages;
+}
+
+// What would take memory or keys from the threads that decrypt.
+bool is_after_loads(Ask kind) {
+    return kind == Ask::evict || kind == Ask::close || kind == Ask::write || kind == Ask::image;
 }
 
 // Numbers of a payload. None: its length is not that of whole ones.
@@ -50,27 +59,49 @@ Owner owner(const Request &request) {
 Service::Service(Ring &ring) : ring_(ring), engine_(flexmem_) {
     Key root;
     if (secure_os::secret(root)) sessions_.emplace(*(root_ = root));
-    engine_.between_slices = [this] {
-        Bytes payload;
-        while (!alone_ && ring_.waiting()) alone_ = !answer_next(payload);
+    engine_.between_slices = [this](bool waits) {
+        if (waits && !waits_) return false;
+        while (do_next(waits || (!spares_ && !loads_.empty()))) waits = false;
         return !alone_;
     };
 }
 
 void Service::serve() {
-    Bytes payload;
-    while (!alone_ && answer_next(payload)) {
+    while (do_next(true)) {
     }
 }
 
-bool Service::answer_next(Bytes &payload) {
+bool Service::do_next(bool waits) {
+    do {
+        const bool loads = !loads_.empty(), asked = loads_.size() < most_loads && ring_.waiting();
+        if (loads && loads_.front().genuine.wait_for(waits && !asked ? 4ms : 0ms) != std::future_status::timeout) {
+            return answer_load();
+        }
+        if (asked || (waits && !loads)) return answer_next();
+    } while (waits);
+    return false;
+}
+
+bool Service::answer_load() {
+    Load load = std::move(loads_.front());
+    loads_.pop_front();
+    const Status status = load.image->loaded(load.chunk, load.genuine.get());
+    alone_ = !ring_.send({static_cast<uint32_t>(status), 0, load.tag, {}}, {});
+    return !alone_;
+}
+
+bool Service::answer_next() {
     Request request;
     Answer answer{};
-    Bytes said;
-    if (!ring_.receive(request, payload)) return false;
+    Bytes payload, said;
+    alone_ = !ring_.receive(request, payload);
+    const auto kind = static_cast<Ask>(request.kind);
+    while (!alone_ && is_after_loads(kind) && !loads_.empty()) answer_load();
+    if (alone_) return false;
     const bool stepping = stepping_;
     try {
         const Status status = carry_out({request, payload, said, answer.values});
+        if (status == Status::done && (kind == Ask::load || kind == Ask::load_pages)) return true;  // it has begun
         if (status == Status::refused) answer.values[0] = std::max<uint64_t>(answer.values[0], 1);
         answer.status = static_cast<uint32_t>(status);
     } catch (const std::exception &) {  // llama.cpp's, or no heap is left. What it says may quote what it was given
@@ -80,7 +111,8 @@ bool Service::answer_next(Bytes &payload) {
     }
     answer.tag = request.tag;
     answer.bytes = static_cast<uint32_t>(said.size());
-    return !alone_ && ring_.send(answer, said);
+    alone_ = alone_ || !ring_.send(answer, said);
+    return !alone_;
 }
 
 Status Service::carry_out(Call call) {
@@ -90,12 +122,13 @@ Status Service::carry_out(Call call) {
     if (kind >= Ask::attest && kind <= Ask::finish) return about_sealed(call);
     switch (kind) {
         case Ask::hello: return hello(call);
-        case Ask::grant: return grant(call);
         case Ask::give_back: call.values[0] = flexmem_.give_back(call.argument(0)); return Status::done;
         case Ask::heap:
             call.values[0] = call.argument(1) == 1 ? flexmem_.give_heap(call.argument(0)) : flexmem_.take_heap(call.argument(0));
             return Status::done;
+        case Ask::grant: flexmem_.grant(call.argument(0), call.argument(1)); [[fallthrough]];
         case Ask::pool: call.values[0] = flexmem_.unused(); return Status::done;
+        case Ask::leave: waits_ = false; call.values[0] = stepping_; return Status::done;
         case Ask::secret: return secret(call);
         case Ask::open: return open(call);
         default: break;
@@ -110,10 +143,11 @@ Status Service::of_model(Open &open, Call call) {
         case Ask::write: return write(open, call);
         case Ask::seal: return seal(*open.image, call);
         case Ask::image: return use(*open.image, call);
-        case Ask::load: return open.image->load(call.argument(1), call.payload);
-        case Ask::load_pages: return load_pages(*open.image, call);
+        case Ask::load:
+        case Ask::load_pages: return load(*open.image, call);
         case Ask::evict: return evict(open, call);
         case Ask::resident: return resident(*open.model, call);
+        case Ask::order: put(open.model->order(), call.said); return Status::done;
         case Ask::tokenise: return tokenise(*open.model, call);
         case Ask::detokenise: return detokenise(*open.model, call);
         case Ask::describe: describe(*open.model, call.payload, call.said); return Status::done;
@@ -139,11 +173,9 @@ Status Service::of_model(Open &open, Call call) {
 Status Service::hello(Call call) {
     if (greeted_ || call.argument(0) < 1 || call.argument(0) > most_threads) return Status::bad;
     engine_.use(static_cast<int>(call.argument(0)));
+    spares_ = call.argument(0) < std::thread::hardware_concurrency();
     greeted_ = true;
-    call.values[0] = protocol_version;
-    call.values[1] = chunk_bytes;
-    call.values[2] = batch_tokens;
-    call.values[3] = secure_os::inside();
+    call.answer({protocol_version, chunk_bytes, batch_tokens, secure_os::inside()});
     return Status::done;
 }
 
@@ -152,12 +184,6 @@ Status Service::hello(Call call) {
 Status Service::refused(size_t chunks, Call call) const {
     call.values[0] = chunks - std::min(chunks, flexmem_.unused());
     return Status::refused;
-}
-
-Status Service::grant(Call call) {
-    flexmem_.grant(call.argument(0), call.argument(1));
-    call.values[0] = flexmem_.unused();
-    return Status::done;
 }
 
 Status Service::evict(Open &open, Call call) {
@@ -214,11 +240,8 @@ Status Service::open(Call call) {
                              static_cast<uint32_t>(sequences), type);
     if (model == nullptr) return Status::unsupported;
     image->belong(*model, metadata);
-    call.values[0] = model->chunks().size();
-    call.values[1] = model->size(Kind::kv);
-    call.values[2] = model->size(Kind::scratch);
-    call.values[3] = model->recurs();
-    call.values[4] = model->context_tokens();
+    call.answer({model->chunks().size(), model->size(Kind::kv), model->size(Kind::scratch), model->recurs(),
+                 model->context_tokens()});
     auto generations = std::make_unique<Generations>(*model);
     auto kv = std::make_unique<SealedKv>(flexmem_, *model, *generations, *image);
     models_[call.argument(0)] = {std::move(image), std::move(model), std::move(generations), std::move(kv)};
@@ -238,12 +261,20 @@ Status Service::seal(Image &image, Call call) {
     return status;
 }
 
-Status Service::load_pages(Image &image, Call call) {
-    const size_t bytes = call.payload.size();
-    if (bytes < tag_bytes || (bytes - tag_bytes) % sizeof(secure_os::Run) != 0) return Status::bad;
-    std::vector<secure_os::Run> runs((bytes - tag_bytes) / sizeof(secure_os::Run));
-    std::copy(call.payload.begin() + tag_bytes, call.payload.end(), reinterpret_cast<std::byte *>(runs.data()));
-    return image.load_pages(call.argument(1), call.payload.data(), runs);
+Status Service::load(Image &image, Call call) {
+    if (call.payload.size() < tag_bytes) return Status::bad;
+    const size_t chunk = call.argument(1);
+    std::vector<secure_os::Run> runs;
+    Tag tag;
+    const bool whole = static_cast<Ask>(call.request.kind) == Ask::load;
+    const auto place = whole ? call.payload.end() - tag_bytes : call.payload.begin();
+    std::copy(place, place + tag_bytes, tag.begin());
+    call.payload.erase(place, place + tag_bytes);
+    if (!whole && !numbers(call.payload, runs)) return Status::bad;
+    const Status status = whole ? image.bring(chunk, call.payload) : image.bring_pages(chunk, runs);
+    if (status != Status::done) return status;
+    loads_.push_back({call.request.tag, &image, chunk, std::async([&image, chunk, tag] { return image.decrypt(chunk, tag); })});
+    return Status::done;
 }
 
 Status Service::use(Image &image, Call call) {
@@ -305,6 +336,7 @@ Status Service::step(Open &open, Call call) {
                            model.committed(Kind::scratch), call);
     }
     stepping_ = true;
+    waits_ = call.argument(2) == 1;
     const int status = open.generations->step(sequences, limit);
     stepping_ = false;
     std::vector<Progress> progress;
@@ -318,12 +350,12 @@ Status Service::step(Open &open, Call call) {
 }
 
 // What llama.cpp answers, as a status. Unless it is done, nothing is said.
-Status Service::computed(int status, const Model &model, Call call) {
+Status Service::computed(int status, Model &model, Call call) {
+    call.values[0] = status == 2 ? model.missing() : model.waited();
     if (status == 0) return Status::done;
     call.said.clear();
-    if (status == 2 && model.missing() == 0) return Status::refused;  // for the work area
-    if (status == 2) call.values[0] = model.missing();
-    return status == 2 ? Status::missing : Status::failed;
+    if (status != 2) return Status::failed;
+    return model.missing() == 0 ? Status::refused : Status::missing;  // for the work area
 }
 
 Status Service::embed(Open &open, Call call) {
@@ -335,6 +367,7 @@ Status Service::embed(Open &open, Call call) {
     std::vector<float> vector;
     size_t lacks = 0;
     stepping_ = true;
+    waits_ = call.argument(3) == 1;
     const int status = model.embed(text, at_once, call.argument(1) == 1, vector, lacks);
     stepping_ = false;
     if (status == 3) return refused(lacks, call);

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstddef>
+#include <deque>
+#include <future>
 #include <map>
 #include <memory>
 #include <optional>
@@ -15,6 +17,8 @@
 #include "ring.h"
 #include "sealed_kv.h"
 #include "sessions.h"
+
+constexpr size_t most_loads = 2;  // at once: so many CPUs decrypt
 
 class Service {
    public:
@@ -38,29 +42,42 @@ class Service {
         Bytes &said;
         uint64_t (&values)[5];
         uint64_t argument(size_t number) const { return request.arguments[number]; }
+        void answer(std::initializer_list<uint64_t> numbers) { std::copy(numbers.begin(), numbers.end(), values); }
     };
+
+    // A chunk of weights that another thread decrypts; its request is not answered yet.
+    struct Load {
+        uint64_t tag;
+        Image *image;
+        size_t chunk;
+        std::future<bool> genuine;
+    };
+
+    // Answer the oldest load, if it is over, or a request that has come, unless enough is being decrypted. If there is neither:
+    // wait for one; or return false.
+    bool do_next(bool waits);
 
     // Receive a request and answer it. Each number and length of it is checked here, once, in our own copy. False: there is
     // none any more.
-    bool answer_next(Bytes &payload);
+    bool answer_next();
+    bool answer_load();  // the oldest one
 
     Status carry_out(Call call);
     Status hello(Call call);
-    Status grant(Call call);
     Status secret(Call call);
     Status open(Call call);
     Status of_model(Open &open, Call call);
     Status write(Open &open, Call call);
     Status seal(Image &image, Call call);
     Status use(Image &image, Call call);
-    Status load_pages(Image &image, Call call);
+    Status load(Image &image, Call call);
     Status evict(Open &open, Call call);
     Status resident(const Model &model, Call call);
     Status tokenise(const Model &model, Call call);
     Status detokenise(const Model &model, Call call);
     Status begin(Open &open, Call call);
     Status step(Open &open, Call call);
-    static Status computed(int status, const Model &model, Call call);
+    static Status computed(int status, Model &model, Call call);
     Status embed(Open &open, Call call);
     Status sampling(Open &open, Call call);
     Status admit(Open &open, Call call);
@@ -83,7 +100,9 @@ class Service {
     FlexMem flexmem_;
     Engine engine_;
     std::map<uint64_t, Open> models_;
+    std::deque<Load> loads_;  // in the order in which they were asked for
     bool greeted_ = false, stepping_ = false, alone_ = false;
+    bool spares_ = false, waits_ = false;  // a CPU, while it computes; for weights that it misses, otherwise that ends it
     std::optional<Key> root_;
     std::optional<Sessions> sessions_;
     std::map<uint64_t, std::unique_ptr<Session>> opened_;  // by number

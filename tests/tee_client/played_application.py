@@ -18,7 +18,17 @@ from played_sealed import PlayedSealed
 
 from flexserve.errors import PeerError
 from flexserve.protocol.trusted_app import Kind
-from flexserve.tee_client.messages import HEADER, KEPT_PART, VERSION, Ask, Finish, Status, packed, unpacked
+from flexserve.tee_client.messages import (
+    ABOUT_MEMORY,
+    HEADER,
+    KEPT_PART,
+    VERSION,
+    Ask,
+    Finish,
+    Status,
+    packed,
+    unpacked,
+)
 from flexserve.tee_client.sampling import SCORE, SETTINGS, WORDS
 
 CHUNK = 4096  # bytes
@@ -153,8 +163,10 @@ class PlayedApplication:
         self.metadata = {"tokenizer.chat_template": TEMPLATE, "tokenizer.ggml.eos_token_id": str(END)}
         self.embedded: list[int] = []  # tokens of the last text that became a vector
         self.kv = 0  # the type of the last model's
+        self.order: list[int] = []  # in which graphs read chunks of weights
+        self.waited = 0  # microseconds for which each of them waits, as it says
         self.sealed = PlayedSealed()
-        self._stepping = False
+        self._stepping = self._waits = False
         self._heard: queue.SimpleQueue[tuple[int, int, tuple[int, ...], bytes]] = queue.SimpleQueue()
         self.wire = PlayedWire(self._hear)
         threading.Thread(target=self._serve, daemon=True).start()
@@ -190,9 +202,11 @@ class PlayedApplication:
     def _carry_out(
         self, kind: Ask, arguments: tuple[int, ...], payload: bytes
     ) -> tuple[Status, bytes, tuple[int, ...]]:
-        memory = {Ask.GRANT, Ask.GIVE_BACK, Ask.POOL, Ask.EVICT, Ask.RESIDENT}
-        if self._stepping and kind not in memory:
+        if self._stepping and kind not in ABOUT_MEMORY:
             return Status.BUSY, b"", ()
+        if kind is Ask.LEAVE:
+            self._waits = False
+            return Status.DONE, b"", (int(self._stepping),)
         if kind is Ask.SECRET:
             self.secret = payload
             return Status.DONE, b"", ()
@@ -272,6 +286,8 @@ class PlayedApplication:
                 model.ready[arguments[1]] = True
             case Ask.EVICT:
                 return self._evict(model, *arguments[1:4])
+            case Ask.ORDER:
+                return Status.DONE, packed(self.order), ()
             case Ask.RESIDENT:
                 return Status.DONE, bytes(model.ready), (model.scratch, model.kv, sum(model.ready))
             case _:
@@ -333,7 +349,7 @@ class PlayedApplication:
                 self.sealed.running(arguments[2], model.running[arguments[1]])
                 return answered
             case Ask.STEP:
-                return self._step(model, arguments[1], unpacked(payload))
+                return self._step(model, arguments[1], unpacked(payload), waits=arguments[2] == 1)
             case Ask.SAID:
                 it = model.running[arguments[1]]
                 said = it.tell()
@@ -344,6 +360,7 @@ class PlayedApplication:
                 model.running[arguments[1]].admitted = {n for n in range(END + 1) if bits >> n & 1}
                 return Status.DONE, b"", ()
             case Ask.EMBED:
+                self._compute(model, waits=arguments[3] == 1)
                 if not all(model.ready):
                     return Status.MISSING, b"", (1,)
                 self.embedded = unpacked(payload)
@@ -365,17 +382,22 @@ class PlayedApplication:
                 return Status.DONE, b"", ()
         return None
 
+    def _compute(self, model: PlayedModel, *, waits: bool) -> None:
+        self._stepping, self._waits = True, waits
+        self.between_slices()
+        self.answer_waiting()
+        while self._waits and not all(model.ready):
+            self._answer(*self._heard.get())
+        self._stepping = False
+
     def _step(
-        self, model: PlayedModel, limit: int, sequences: Sequence[int]
+        self, model: PlayedModel, limit: int, sequences: Sequence[int], *, waits: bool
     ) -> tuple[Status, bytes, tuple[int, ...]]:
         lacks = KV + SCRATCH - model.kv - model.scratch
         if not self._take(lacks):
             return Status.REFUSED, b"", (lacks - self.unused,)
         model.kv, model.scratch = KV, SCRATCH
-        self._stepping = True
-        self.between_slices()
-        self.answer_waiting()
-        self._stepping = False
+        self._compute(model, waits=waits)
         if not all(model.ready):
             return Status.MISSING, b"", (model.ready.count(False),)
         progress = b""
@@ -385,7 +407,7 @@ class PlayedApplication:
             if it.done == len(it.tokens):
                 it.choose()
             progress += struct.pack("<IIII", sequence, len(it.tokens) - it.done, it.said, it.finished)
-        return Status.DONE, progress, ()
+        return Status.DONE, progress, (self.waited,)
 
     def _kv(
         self, kind: Ask, model: PlayedModel, arguments: Sequence[int], payload: bytes

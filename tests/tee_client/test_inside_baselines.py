@@ -11,7 +11,7 @@ import pytest
 from inside_world import InsideWorld
 from played_application import CHUNK, WEIGHTS, answer_to
 
-from flexserve.bench.inside_baselines import BASELINES, ReadAhead, ReadFirst, maker
+from flexserve.bench.inside_baselines import BASELINES, ReadFirst, maker
 from flexserve.tee_client.files import ImageFile
 from flexserve.tee_client.messages import Ask
 
@@ -28,7 +28,7 @@ def image(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture(params=[ReadFirst, ReadAhead])
+@pytest.fixture(params=[ReadFirst, ImageFile])
 def reading(request: pytest.FixtureRequest, image: Path) -> Iterator[ImageFile]:
     file = request.param(os.open(image, os.O_RDONLY), b"salt", SIZES)
     yield file
@@ -86,19 +86,28 @@ def test_a_strawman_has_read_all_before_it_decrypts_anything(image: Path) -> Non
     file.close()
 
 
-def test_strawman_opt_reads_the_next_chunk_while_one_is_decrypted(
-    image: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_strawman_has_all_weights_before_it_computes(make_world: MakeWorld) -> None:
+    world = make_world(make_app=maker("strawman", lambda: ROOT))
+    world.say("hello>")
+    world.recall(None)
+    world.played.asked.clear()
+    world.say("again>")
+    asked = world.played.asked
+    assert asked[: asked.index(Ask.STEP)].count(Ask.LOAD) == WEIGHTS
+
+
+def test_strawman_opt_computes_before_all_weights_are_read(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, plain = threading.Event(), ImageFile.chunk
+    world = make_world(make_app=maker("strawman-opt", lambda: ROOT))
+    world.say("hello>")
+    world.recall(None)
+    computes, plain = threading.Event(), ImageFile.chunk
+    world.played.between_slices = computes.set
 
-    def watched(file: ImageFile, number: int) -> bytes:
-        data = plain(file, number)
-        if number == 1:
-            read.set()
-        return data
+    def late(file: ImageFile, number: int) -> bytes:
+        assert number != WEIGHTS - 1 or computes.wait(20)
+        return plain(file, number)
 
-    monkeypatch.setattr(ImageFile, "chunk", watched)
-    file = ReadAhead(os.open(image, os.O_RDONLY), b"salt", SIZES)
-    assert file.chunk(0) == b"aaaaa"
-    assert read.wait(20)
-    file.close()
+    monkeypatch.setattr(ImageFile, "chunk", late)
+    assert world.say("again>") == answer_to("again>")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import struct
+from collections.abc import Iterable
 
 import pytest
-from inner_application import QUESTION, Start, plain, provide
+from inner_application import QUESTION, Application, Start, plain, provide
 from inner_models import Opened, no_tokens
 
 from flexserve.emulator.trusted_app import Programs
 from flexserve.harness.inner import Image, SealedFile
 from flexserve.protocol.sampling import Sampling
 from flexserve.protocol.trusted_app import Kind
-from flexserve.tee_client.messages import Ask, Finish, Status, packed, unpacked
+from flexserve.tee_client.messages import Ask, Finish, Reply, Status, packed, unpacked
 from flexserve.tee_client.sampling import settings
 
 OTHER = "<|im_start|>user\nWhat is a granule?<|im_end|>\n<|im_start|>assistant\n"
@@ -232,3 +234,114 @@ def test_kv_in_use_stays(loaded: Opened) -> None:
     loaded.begin(loaded.tokenise(QUESTION))
     loaded.step(0)
     assert loaded.app.ask(Ask.EVICT, loaded.number, Kind.KV).status is Status.BAD
+
+
+# ---- weights that come while it computes ----------------------------------------------------------
+
+
+def begun(loaded: Opened) -> list[int]:
+    """Begin an answer whose weights are not there; return what it is."""
+    prompt = loaded.tokenise(QUESTION)
+    whole = loaded.answer(prompt, most=4)
+    loaded.do(Ask.EVICT, Kind.KV)
+    loaded.do(Ask.EVICT, Kind.WEIGHTS, 0, loaded.chunks)
+    loaded.begin(prompt, most=4)
+    return whole
+
+
+def waiting_step(loaded: Opened) -> int:
+    """Ask for a step that waits for weights; return its tag."""
+    return loaded.app.send(Ask.STEP, loaded.number, 512, 1, payload=packed([0]))
+
+
+def sent(loaded: Opened, image: Image, chunks: Iterable[int]) -> list[int]:
+    """Send chunks; return the tags."""
+    return [loaded.app.send(Ask.LOAD, loaded.number, each, payload=image.chunks[each]) for each in chunks]
+
+
+def received(app: Application, count: int) -> dict[int, Reply]:
+    """Return so many answers by their tags, in the order in which they came."""
+    return dict(app.receive() for _ in range(count))
+
+
+def test_a_graph_begins_without_weights_and_waits_for_each(loaded: Opened, image: Image) -> None:
+    whole, last = begun(loaded), loaded.chunks - 1
+    step = waiting_step(loaded)
+    early = received(loaded.app, len(sent(loaded, image, range(last))))
+    assert {reply.status for reply in early.values()} == {Status.DONE}
+    assert step not in early
+    assert loaded.app.do(Ask.POOL).values[0] > 0  # it answers meanwhile
+    sent(loaded, image, [last])
+    late = received(loaded.app, 2)
+    assert list(late)[-1] == step
+    assert late[step].values[0] > 0  # microseconds that it waited
+    while loaded.step(0)[0].finished is Finish.NO:
+        pass
+    assert unpacked(loaded.do(Ask.SAID, 0).payload) == whole
+
+
+def test_a_step_whose_weights_do_not_come_ends_and_can_be_repeated(loaded: Opened, image: Image) -> None:
+    whole, app = begun(loaded), loaded.app
+    assert app.do(Ask.LEAVE).values[0] == 0  # there is none yet: what is said too early counts for none
+    step = waiting_step(loaded)
+    received(app, len(sent(loaded, image, range(loaded.chunks - 1))))
+    leave = app.send(Ask.LEAVE)
+    ended = received(app, 2)
+    assert ended[leave].values[0] == 1
+    assert (ended[step].status, ended[step].values[0]) == (Status.MISSING, 1)
+    waiting_step(loaded)
+    sent(loaded, image, [loaded.chunks - 1])
+    assert {reply.status for reply in received(app, 2).values()} == {Status.DONE}
+    while loaded.step(0)[0].finished is Finish.NO:
+        pass
+    assert unpacked(loaded.do(Ask.SAID, 0).payload) == whole
+
+
+def test_what_goes_while_a_graph_runs_comes_again_and_what_is_damaged_is_waited_for(
+    loaded: Opened, image: Image
+) -> None:
+    whole, app, last = begun(loaded), loaded.app, loaded.chunks - 1
+    waiting_step(loaded)
+    received(app, len(sent(loaded, image, range(last))))
+    evict = app.send(Ask.EVICT, 0, Kind.WEIGHTS, 0, last)
+    damaged = app.send(Ask.LOAD, 0, last, payload=bytes(16) + image.chunks[last][16:])
+    answers = received(app, 2)
+    assert answers[evict].values[0] == last
+    assert answers[damaged].status is Status.DAMAGED
+    again = sent(loaded, image, range(loaded.chunks))
+    assert {reply.status for reply in received(app, len(again) + 1).values()} == {Status.DONE}
+    assert list(answers) == [evict, damaged]
+    while loaded.step(0)[0].finished is Finish.NO:
+        pass
+    assert unpacked(loaded.do(Ask.SAID, 0).payload) == whole
+
+
+def test_the_order_in_which_a_graph_reads_its_chunks_is_told_while_it_waits(
+    loaded: Opened, image: Image
+) -> None:
+    assert unpacked(loaded.do(Ask.ORDER).payload) == []
+    loaded.do(Ask.EVICT, Kind.WEIGHTS, 0, loaded.chunks)
+    loaded.begin(loaded.tokenise(QUESTION), most=1)
+    step = waiting_step(loaded)
+    order = unpacked(loaded.app.do(Ask.ORDER, loaded.number).payload)
+    assert sorted(order) == list(range(loaded.chunks))
+    sent(loaded, image, order)
+    assert received(loaded.app, loaded.chunks + 1)[step].status is Status.DONE
+
+
+def test_a_vector_waits_for_weights_too(loaded: Opened, image: Image) -> None:
+    text = loaded.tokenise(QUESTION)
+    whole = loaded.embed(text)
+    loaded.do(Ask.EVICT, Kind.WEIGHTS, 0, loaded.chunks)
+    embed = loaded.app.send(Ask.EMBED, loaded.number, 0, 512, 1, payload=packed(text))
+    sent(loaded, image, range(loaded.chunks))
+    found = received(loaded.app, loaded.chunks + 1)[embed]
+    assert struct.unpack(f"<{len(found.payload) // 4}f", found.payload) == tuple(whole)
+
+
+def test_who_closes_a_model_waits_for_what_is_being_decrypted(loaded: Opened, image: Image) -> None:
+    loaded.do(Ask.EVICT, Kind.WEIGHTS, 0, loaded.chunks)
+    loads = sent(loaded, image, range(2))
+    close = loaded.app.send(Ask.CLOSE, loaded.number)
+    assert list(received(loaded.app, 3)) == [*loads, close]
+    assert loaded.app.do(Ask.POOL).values[0] > 0

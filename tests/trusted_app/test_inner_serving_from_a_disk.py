@@ -69,6 +69,9 @@ def test_after_a_recall_the_weights_come_by_dma_into_pages_that_the_guest_hands_
         chunks = memory.size // served.app.chunk
         assert machine.agent.ask("flexmem")["disk_pages"] - read == chunks * SLOT // PAGE
         assert after.tokens == before.tokens
+        held = served.app.pool().resident
+        during = served.ask(CHAT, most=MOST, during=lambda: served.recall(held))
+        assert during.tokens == before.tokens
         assert machine.monitor().pages["SECURE"] == served.app.pool().resident
         assert sum(machine.monitor().pages.values()) == RAM
         served.scheduler.drain(5)

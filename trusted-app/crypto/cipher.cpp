@@ -126,25 +126,30 @@ ChunkCipher::ChunkCipher(const Key &model_key, const Salt &salt, std::string_vie
 
 ChunkCipher::~ChunkCipher() { explicit_bzero(&state_, sizeof state_); }
 
-void ChunkCipher::begin(uint32_t stream, uint64_t index, uint64_t total) {
+gcm_aes256_ctx ChunkCipher::begin(uint32_t stream, uint64_t index, uint64_t total) const {
+    gcm_aes256_ctx state = state_;
     const Place nonce{stream, index};
     const Binding binding{kind_, version_, model_, stream, index, total};
-    gcm_aes256_set_iv(&state_, sizeof nonce, reinterpret_cast<const uint8_t *>(&nonce));
-    gcm_aes256_update(&state_, sizeof binding, reinterpret_cast<const uint8_t *>(&binding));
+    gcm_aes256_set_iv(&state, sizeof nonce, reinterpret_cast<const uint8_t *>(&nonce));
+    gcm_aes256_update(&state, sizeof binding, reinterpret_cast<const uint8_t *>(&binding));
+    return state;
 }
 
-void ChunkCipher::encrypt(uint32_t stream, uint64_t index, uint64_t total, std::byte *data, size_t bytes, std::byte *tag) {
-    begin(stream, index, total);
-    gcm_aes256_encrypt(&state_, bytes, bytes_of(data), bytes_of(data));
-    gcm_aes256_digest(&state_, tag_bytes, bytes_of(tag));
+void ChunkCipher::encrypt(uint32_t stream, uint64_t index, uint64_t total, std::byte *data, size_t bytes,
+                          std::byte *tag) const {
+    gcm_aes256_ctx state = begin(stream, index, total);
+    gcm_aes256_encrypt(&state, bytes, bytes_of(data), bytes_of(data));
+    gcm_aes256_digest(&state, tag_bytes, bytes_of(tag));
+    explicit_bzero(&state, sizeof state);
 }
 
 bool ChunkCipher::decrypt(uint32_t stream, uint64_t index, uint64_t total, std::byte *data, size_t bytes,
-                          const std::byte *tag) {
+                          const std::byte *tag) const {
     std::array<uint8_t, tag_bytes> expected;
-    begin(stream, index, total);
-    gcm_aes256_decrypt(&state_, bytes, bytes_of(data), bytes_of(data));
-    gcm_aes256_digest(&state_, tag_bytes, expected.data());
+    gcm_aes256_ctx state = begin(stream, index, total);
+    gcm_aes256_decrypt(&state, bytes, bytes_of(data), bytes_of(data));
+    gcm_aes256_digest(&state, tag_bytes, expected.data());
+    explicit_bzero(&state, sizeof state);
     if (memeql_sec(expected.data(), tag, tag_bytes)) return true;
     explicit_bzero(data, bytes);
     return false;

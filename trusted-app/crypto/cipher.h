@@ -31,6 +31,7 @@ class Key : public std::array<uint8_t, key_bytes> {
 
 using Salt = std::array<uint8_t, salt_bytes>;
 using Id = std::array<uint8_t, id_bytes>;
+using Tag = std::array<std::byte, tag_bytes>;
 
 // The first bytes of some, which go then.
 template <typename Bytes>
@@ -75,13 +76,14 @@ class ChunkCipher {
     ChunkCipher(const ChunkCipher &) = delete;
 
     // Encrypt in place, and put the tag behind. Once for each place and salt.
-    void encrypt(uint32_t stream, uint64_t index, uint64_t total, std::byte *data, size_t bytes, std::byte *tag);
+    void encrypt(uint32_t stream, uint64_t index, uint64_t total, std::byte *data, size_t bytes, std::byte *tag) const;
 
-    // Decrypt in place. False: it is not what was encrypted at this place; it is zeros then.
-    bool decrypt(uint32_t stream, uint64_t index, uint64_t total, std::byte *data, size_t bytes, const std::byte *tag);
+    // Decrypt in place. False: it is not what was encrypted at this place; it is zeros then. Several threads may.
+    bool decrypt(uint32_t stream, uint64_t index, uint64_t total, std::byte *data, size_t bytes,
+                 const std::byte *tag) const;
 
    private:
-    void begin(uint32_t stream, uint64_t index, uint64_t total);
+    gcm_aes256_ctx begin(uint32_t stream, uint64_t index, uint64_t total) const;
 
     gcm_aes256_ctx state_;
     std::array<uint8_t, 16> kind_{};

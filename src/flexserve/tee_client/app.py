@@ -50,6 +50,7 @@ from flexserve.tee_client.request import Admitted, Request
 from flexserve.tee_client.sealed import SealedRequests
 from flexserve.tee_client.sealed_generation import Opening, SealedGenerate, SealedGeneration
 from flexserve.tee_client.services import Services
+from flexserve.tee_client.streaming import Streaming
 from flexserve.tee_client.trial import try_model
 from flexserve.trusted.limits import ModelLimits
 from flexserve.trusted.requests import tasks
@@ -62,6 +63,8 @@ _PATIENCE = 0.25  # part of a recall's time that it waits for a step under way, 
 
 class InsideApp:
     """A TrustedApp; see there for what its methods do. `send`: where answers go."""
+
+    overlaps = True  # a graph begins before all of its weights are there
 
     def __init__(
         self,
@@ -86,7 +89,9 @@ class InsideApp:
         kept_kv = KvFiles(files.root) if disk is None else KvOnDisk(disk.image)
         self.sealed = SealedRequests(self._app)
         self._services = Services(
-            *(self._app, self._memory, self.sealed, files, images, kept_kv, renderer, limits, KvStatus())
+            *(self._app, self._memory, self.sealed, files, images, kept_kv, renderer, limits, KvStatus()),
+            streaming=Streaming(self._app),
+            overlaps=self.overlaps,
         )
         self._send = send
         self._open = OpenModels(self._services)
@@ -94,6 +99,7 @@ class InsideApp:
         self._pulse = Pulse(self._app)
         self._lock = threading.Lock()
         self._requests: dict[int, Request] = {}
+        self._computing: Sequence[Request] = ()  # of the step under way
         self._preparation = ThreadPoolExecutor(_THREADS, thread_name_prefix="preparation")
         self.chunk, self.batch = self._app.chunk, self._app.batch
 
@@ -214,8 +220,12 @@ class InsideApp:
     def step(self, model: str, requests: Sequence[int], limit: int) -> Sequence[Progress]:
         generations = [self._generation(request) for request in requests]
         entry = self._open[model]
-        with self._memory.engaged(), entry.holding(), self._pulse.beating():
-            return steps.step(self._services, entry, generations, limit)
+        self._computing = [self._requests[request] for request in requests]
+        try:
+            with self._memory.engaged(), entry.holding(), self._pulse.beating():
+                return steps.step(self._services, entry, generations, limit)
+        finally:
+            self._computing = ()
 
     def resume(self, request: int) -> int:
         return self._generation(request).pending  # a step that breaks off leaves all as it was
@@ -239,12 +249,12 @@ class InsideApp:
                 )
                 return it.embedding.run()
             it.send(Started(request, 0))
-            loaded, seconds = entry.weights.loaded, entry.weights.seconds
+            loaded, waited = entry.weights.loaded, entry.weights.waited
             entry.weights.load()
             if isinstance(message, Warm):
                 timings = Timings(
                     queue=1000 * max(0.0, began - it.received),
-                    restore=1000 * (entry.weights.seconds - seconds),
+                    restore=1000 * (entry.weights.waited - waited),
                     restored_bytes=entry.weights.loaded - loaded,
                 )
                 return Finished(request, "stop", Usage(0, 0), timings)
@@ -259,8 +269,12 @@ class InsideApp:
     def stop(self, request: int) -> None:
         with self._lock:
             it = self._requests.get(request)
-        if it is not None:
-            it.stopped = True
+        if it is None:
+            return
+        it.stopped = True
+        computing = self._computing
+        if it in computing and all(each.stopped for each in computing):  # nobody waits for what it waits for
+            self._services.streaming.give_up(CancelledError("The request was cancelled."))
 
     def end(self, request: int) -> None:
         with self._lock:

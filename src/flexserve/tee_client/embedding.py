@@ -49,7 +49,8 @@ class Embedding:
             raise CallerError(f"The texts have {self._count} tokens together.", hint="Send fewer at once.")
         self._sent = 0  # vectors
         self._began = 0.0
-        self._loaded, self._waited = entry.weights.loaded, entry.weights.seconds
+        self._loaded, self._waited = entry.weights.loaded, entry.weights.waited
+        self._loading = entry.weights.seconds
 
     def _tokens(self, text: str | list[int | str]) -> list[int]:
         vocabulary, query = self._entry.vocabulary, self._request.query
@@ -77,11 +78,11 @@ class Embedding:
                     vectors.append(self._vector(tokens))
             self._send(Embedded(self._request.request, vectors))
             self._sent += len(vectors)
-        ended, waited = time.monotonic(), self._entry.weights.seconds - self._waited
+        ended, waited = time.monotonic(), self._entry.weights.waited - self._waited
         timings = Timings(
             queue=1000 * max(0.0, self._began - self._received),
             restore=1000 * waited,
-            load=1000 * waited,
+            load=1000 * (self._entry.weights.seconds - self._loading),
             prefill=1000 * max(0.0, ended - self._began - waited),
             ttft=1000 * max(0.0, ended - self._received),
             restored_bytes=self._entry.weights.loaded - self._loaded,

@@ -69,7 +69,8 @@ class Generation:
         self._scanner = StopScanner(request.sampling.stop)
         self._send: Send = lambda _message: None
         self._received = self._began = self._first = 0.0
-        self._loaded, self._waited = entry.weights.loaded, entry.weights.seconds
+        self._loaded, self._waited = entry.weights.loaded, entry.weights.waited
+        self._loading = entry.weights.seconds
         self._first_waited = 0.0
 
     def begin(self, received: float, began: float, send: Send) -> None:
@@ -212,7 +213,7 @@ class Generation:
 
     def _at_first(self) -> None:
         self._first = time.monotonic()
-        self._first_waited = self.entry.weights.seconds - self._waited
+        self._first_waited = self.entry.weights.waited - self._waited
 
     def _finish_text(self) -> None:
         text = self._scanner.feed(self._stream.finish()) + self._scanner.finish()
@@ -221,12 +222,12 @@ class Generation:
 
     def _finished(self, reason: str) -> Finished:
         ended, weights = time.monotonic(), self.entry.weights
-        waited = weights.seconds - self._waited
+        waited = weights.waited - self._waited
         first = self._first or ended
         timings = Timings(
             queue=milliseconds(self._began - self._received),
             restore=milliseconds(waited),
-            load=milliseconds(waited),
+            load=milliseconds(weights.seconds - self._loading),
             prefill=milliseconds(first - self._began - self._first_waited),
             decode=milliseconds(ended - first - (waited - self._first_waited)),
             ttft=milliseconds(first - self._received),

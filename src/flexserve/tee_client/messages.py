@@ -12,7 +12,7 @@ from typing import NamedTuple
 from flexserve.errors import PeerError
 from flexserve.protocol.model_options import KvType
 
-VERSION = 5
+VERSION = 6
 MOST_PAYLOAD = 16 << 20  # bytes
 KEPT_PART = 1 << 16  # bytes of plaintext
 NUMBERS = 5
@@ -52,6 +52,8 @@ class Ask(enum.IntEnum):
     RESUMED = 23
     LOAD_PAGES = 24
     HEAP = 25
+    LEAVE = 26
+    ORDER = 27
     SAMPLING = 30
     ADMIT = 31
     EMBED = 32
@@ -68,7 +70,12 @@ class Ask(enum.IntEnum):
 
 
 # What is answered between two slices of a step. All else is refused as busy then.
-ABOUT_MEMORY = frozenset({Ask.GRANT, Ask.GIVE_BACK, Ask.POOL, Ask.EVICT, Ask.RESIDENT})
+ABOUT_MEMORY = frozenset(
+    {
+        *(Ask.GRANT, Ask.GIVE_BACK, Ask.POOL, Ask.EVICT, Ask.RESIDENT),
+        *(Ask.LOAD, Ask.LOAD_PAGES, Ask.LEAVE, Ask.ORDER),
+    }
+)
 
 
 class Status(enum.IntEnum):

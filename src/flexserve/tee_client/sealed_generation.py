@@ -67,7 +67,8 @@ class SealedGeneration:
         self.pending = self._size = request.unsealed.tokens
         self._cached = self._said = 0
         self._received = self._began = self._first = 0.0
-        self._loaded, self._waited = entry.weights.loaded, entry.weights.seconds
+        self._loaded, self._waited = entry.weights.loaded, entry.weights.waited
+        self._loading = entry.weights.seconds
 
     def begin(self, received: float, began: float, _send: Send) -> None:
         """Begin it; `received`, `began`: when it came in, and left the queue (monotonic seconds)."""
@@ -104,11 +105,11 @@ class SealedGeneration:
     def _finished(self, reason: str) -> Finished:
         """Return the end for policy. What the client gets of it, the application says."""
         ended, weights = time.monotonic(), self.entry.weights
-        waited = weights.seconds - self._waited
+        waited = weights.waited - self._waited
         timings = Timings(
             queue=milliseconds(self._began - self._received),
             restore=milliseconds(waited),
-            load=milliseconds(waited),
+            load=milliseconds(weights.seconds - self._loading),
             prefill=milliseconds((self._first or ended) - self._began - waited),
             decode=milliseconds(ended - (self._first or ended)),
             ttft=milliseconds((self._first or ended) - self._received),

@@ -11,6 +11,7 @@ from flexserve.tee_client.images import Images
 from flexserve.tee_client.kept_kv import KeptKv
 from flexserve.tee_client.memory import Memory
 from flexserve.tee_client.sealed import SealedRequests
+from flexserve.tee_client.streaming import Streaming
 from flexserve.trusted.limits import ModelLimits
 from flexserve.trusted.text.rendering.renderer import Renderer
 
@@ -20,7 +21,8 @@ class Services:
     """One application and its memory, the store, who renders templates, models' limits.
 
     `images`, `kept_kv`: where images of weights and sealed conversations are.
-    `sealed`: what passes requests to it that it alone reads. `counters`: of KV.
+    `sealed`: what passes requests to it that it alone reads. `counters`: of KV. `overlaps`: a graph begins
+    before all of its weights are there.
     """
 
     app: Application
@@ -32,3 +34,5 @@ class Services:
     renderer: Renderer
     limits: ModelLimits
     counters: KvStatus
+    streaming: Streaming
+    overlaps: bool = True

@@ -17,6 +17,7 @@ from flexserve.trusted.kv.slots import Slot
 
 _PATIENCE = 5.0  # seconds for which a graph waits for memory that the OS took a moment ago
 _PAUSE = 0.05
+_STREAMS = 1  # the last argument of what computes: weights that it misses are being loaded
 
 
 class Asked(Protocol):
@@ -76,22 +77,27 @@ def _advanced(generation: Running, brought: Progress) -> trusted_app.Progress:
 
 
 def computed(services: Services, entry: OpenModel, kind: Ask, *arguments: int, payload: bytes) -> Reply:
-    """Ask for what computes with a model. What a recall takes meanwhile comes in again.
+    """Ask for what computes with a model, while its weights come in.
 
     Raises GrantRefusedError when the OS does not grant that for a while, StoredDataError, and InternalError.
     """
     deadline = time.monotonic() + _PATIENCE
     while True:
         try:
-            entry.weights.load()
-            reply = services.app.ask(kind, *arguments, payload=payload)
+            if not services.overlaps:
+                entry.weights.load()
+            with services.streaming.of(entry.weights):
+                reply = services.app.ask(kind, *arguments, _STREAMS, payload=payload)
             if reply.status is Status.DONE:
+                entry.weights.waited += reply.values[0] / 1e6
                 if kind is Ask.STEP:
                     entry.computed()
                 return reply
             error = services.app.error(kind, reply)
             if reply.status is Status.MISSING:
-                entry.weights.after_miss()
+                if services.streaming.error is not None:
+                    raise services.streaming.error
+                entry.weights.look()
             elif isinstance(error, GrantRefusedError):
                 _have(services, error)
             else:

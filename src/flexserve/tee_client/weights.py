@@ -13,7 +13,7 @@ from flexserve.errors import FlexServeError, GrantRefusedError, StoredDataError
 from flexserve.protocol.trusted_app import Kind
 from flexserve.tee_client.files import SealedFile
 from flexserve.tee_client.images import Image
-from flexserve.tee_client.messages import Ask, Reply, Status, broken
+from flexserve.tee_client.messages import Ask, Reply, Status, broken, unpacked
 from flexserve.tee_client.services import Services
 from flexserve.trusted.store.manifest import Manifest
 
@@ -23,7 +23,7 @@ _MOST_DOUBLED = 5
 
 
 class Weights:
-    """Chunks of weights, numbered in the order in which graphs read them. Any thread, but for `open_image`.
+    """Chunks of weights. Any thread, but for `open_image`.
 
     Sizes are bytes, in whole chunks. What is there is counted here; the application is asked only when it
     says otherwise.
@@ -34,14 +34,18 @@ class Weights:
         if count > _MOST_CHUNKS:
             raise broken("a model has more chunks than any")
         self._app, self._memory, self._images = services.app, services.memory, services.images
+        self._streaming = services.streaming
         self._manifest, self._number = manifest, number
         self.count, self.size = count, count * services.memory.chunk
         self._lock = threading.Lock()
         self._there = bytearray(count)
+        self._coming: set[int] = set()
+        self._order: Sequence[int] = ()  # in which graphs read them, once that is known
         self._changes = 0  # evictions so far: what is loaded meanwhile may have gone at once
         self._image: Image | None = None
         self.damaged = False  # its image is not what was sealed: the model has to be opened again
-        self.loaded, self.seconds = 0, 0.0  # bytes that were loaded so far, and how long that took
+        self.loaded, self.seconds = 0, 0.0  # bytes that were loaded so far, and the time of threads that took
+        self.waited = 0.0  # seconds for which computing stood waiting for them
 
     # ---- where they come from ----------------------------------------------------------------------
 
@@ -67,7 +71,7 @@ class Weights:
                 self._app.ask, Ask.WRITE, self._number, number, payload=file.chunk(number)
             )
             self._granted(Ask.WRITE, write)
-        self._look()
+        self.look()
         if not all(self._there):
             raise broken("weights that were written are not there")
 
@@ -95,8 +99,8 @@ class Weights:
             for there, run in itertools.groupby(bytes(self._there))
         ]
 
-    def _look(self) -> None:
-        """Ask what is there."""
+    def look(self) -> None:
+        """Ask what is there. Raises PeerError."""
         with self._lock:
             before = self._changes
         there = self._app.do(Ask.RESIDENT, self._number).payload
@@ -114,25 +118,54 @@ class Weights:
         Raises GrantRefusedError, what came before stays; StoredDataError for an image that is damaged, and
         which is removed: the model has to be opened again.
         """
-        for chunk in range(self.count):
-            if not self._there[chunk]:
-                self._load(chunk)
+        began = time.monotonic()
+        try:
+            self._streaming.load(self)
+        finally:
+            self.waited += time.monotonic() - began
+
+    def claim(self, count: int | None = None) -> int | None:
+        """Return the chunk that is read first of those that are missing and not on their way; None: none is.
+
+        Who asks has to load it. `count`: look at no more than so many.
+        """
+        with self._lock:
+            for chunk in itertools.islice(self._order or range(self.count), count):
+                if not self._there[chunk] and chunk not in self._coming:
+                    self._coming.add(chunk)
+                    return chunk
+        return None
+
+    def _learn_order(self) -> None:
+        """Ask in which order graphs read them: its first one tells, also while it waits for them."""
+        if self._order:
+            return
+        read = list(dict.fromkeys(unpacked(self._app.do(Ask.ORDER, self._number).payload)))
+        if read and max(read) >= self.count:
+            raise broken("it reads chunks that are none")
+        self._order = [*read, *sorted(set(range(self.count)) - set(read))] if read else ()
+
+    def load_claimed(self, chunk: int, *, ask: bool = True) -> None:
+        """Load a chunk that was claimed; `ask`: the OS for memory, too. Raises as `load`."""
+        try:
+            self._learn_order()
+            self._load(chunk, ask=ask)
+        finally:
+            with self._lock:
+                self._coming.remove(chunk)
+            self._streaming.notice()
 
     def load_next(self, count: int) -> bool:
-        """Bring in the first of the first `count` chunks that is not there; False: they are.
+        """Bring in the next of the first `count` chunks; False: they are there, or on their way.
 
         Raises as `load`, and asks the OS for nothing.
         """
-        chunk = self._there.find(0, 0, count)
-        if chunk >= 0:
-            self._load(chunk, ask=False)
-        return chunk >= 0
+        chunk = self.claim(count)
+        if chunk is not None:
+            self.load_claimed(chunk, ask=False)
+        return chunk is not None
 
-    def after_miss(self) -> None:
-        """Look again at what is there: a graph missed some."""
-        self._look()
-
-    def _load(self, chunk: int, *, ask: bool = True) -> None:
+    def _load(self, chunk: int, *, ask: bool) -> None:
         assert self._image is not None, "it has no image"
         image, began, before = self._image, time.monotonic(), self._changes
         try:
@@ -148,7 +181,7 @@ class Weights:
             self.loaded += self._memory.chunk
             self.seconds += time.monotonic() - began
         if before != self._changes:
-            self._look()
+            self.look()
 
     def _granted(self, kind: Ask, work: Callable[[], Reply], *, ask: bool = True) -> None:
         """Do what takes memory; what is not granted is asked of the OS. Raises GrantRefusedError."""
@@ -176,4 +209,5 @@ class Weights:
             went = self._memory.evict(self._number, Kind.WEIGHTS, first, self.count, keep=keep)
             if went:
                 self._there[first:] = bytes(self.count - first)
+        self._streaming.notice()
         return went
