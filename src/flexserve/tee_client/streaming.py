@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from flexserve.errors import FlexServeError
@@ -45,15 +46,16 @@ class Streaming:
         self._changed = threading.Condition()  # guards what follows
         self._weights: Chunks | None = None  # what is to be loaded
         self._error: FlexServeError | None = None  # why no more of it is
+        self._left = False  # the application is told, or was
         self._loading = 0  # threads
-        for _ in range(_TOGETHER):
+        for _ in range(_TOGETHER + 1):  # one is free to tell the application
             threading.Thread(target=self._work, name="streaming", daemon=True).start()
 
     @contextlib.contextmanager
     def of(self, weights: Chunks) -> Iterator[None]:
         """Load these inside the block. Belongs to one thread."""
         with self._changed:
-            self._weights, self._error = weights, None
+            self._weights, self._error, self._left = weights, None, False
             self._changed.notify_all()
         try:
             yield
@@ -81,28 +83,18 @@ class Streaming:
             self._changed.notify_all()
 
     def give_up(self, error: FlexServeError) -> None:
-        """Load nothing more in the present block, and have the graph end where it would wait.
-
-        Returns when the application has heard of it, or computes no more.
-        """
+        """Load nothing more in the present block; the graph ends where it would wait. Waits for nothing."""
         with self._changed:
             self._error = self._error or error
             self._changed.notify_all()
-        with contextlib.suppress(FlexServeError):  # who waits hears of it
-            while self._weights is not None and not self._app.do(Ask.LEAVE).values[0]:
-                with self._changed:
-                    self._changed.wait_for(lambda: self._weights is None, _PAUSE)
 
     # ---- in its threads ------------------------------------------------------------------------------
 
     def _work(self) -> None:
         while True:
-            weights, chunk = self._next()
+            job = self._next()
             try:
-                if chunk is None:
-                    weights.look()
-                else:
-                    weights.load_claimed(chunk)
+                job()
             except FlexServeError as error:
                 self.give_up(error)
             finally:
@@ -110,14 +102,31 @@ class Streaming:
                     self._loading -= 1
                     self._changed.notify_all()
 
-    def _next(self) -> tuple[Chunks, int | None]:
-        """Wait for a chunk that is to be loaded. None: for a while nothing was missing."""
+    def _next(self) -> Callable[[], None]:
+        """Wait for something to do."""
         with self._changed:
             while True:
-                weights, chunk = self._weights, None
-                if weights is not None and self._error is None:
-                    chunk = weights.claim()
-                late = chunk is None and not self._changed.wait(_LOOK if weights is not None else None)
-                if weights is not None and (chunk is not None or (late and weights is self._weights)):
+                weights = self._weights
+                job = self._job(weights) if weights is not None else None
+                if job is None:
+                    late = not self._changed.wait(_LOOK if weights is not None else None)
+                    if late and weights is not None and weights is self._weights and self._error is None:
+                        job = weights.look
+                if job is not None:
                     self._loading += 1
-                    return weights, chunk
+                    return job
+
+    def _job(self, weights: Chunks) -> Callable[[], None] | None:
+        if self._error is None:
+            chunk = weights.claim() if self._loading < _TOGETHER else None
+            return functools.partial(weights.load_claimed, chunk) if chunk is not None else None
+        if self._left:
+            return None
+        self._left = True
+        return self._leave
+
+    def _leave(self) -> None:
+        """Tell the application that nothing more comes, until it has heard of it or computes no more."""
+        while self._weights is not None and not self._app.do(Ask.LEAVE).values[0]:
+            with self._changed:
+                self._changed.wait_for(lambda: self._weights is None, _PAUSE)
