@@ -32,56 +32,37 @@ bool Ring::waiting() const {
 }
 
 bool Ring::receive(Request &request, std::vector<std::byte> &payload) {
-    if (!read(&request, sizeof request) || request.bytes > most_payload) return false;
+    if (!move(Way::in, &request, sizeof request) || request.bytes > most_payload) return false;
     payload.resize(request.bytes);
-    return read(payload.data(), payload.size());
+    return move(Way::in, payload.data(), payload.size());
 }
 
-bool Ring::send(const Answer &answer, const std::vector<std::byte> &payload) {
-    return write(&answer, sizeof answer) && write(payload.data(), payload.size());
+bool Ring::send(Answer answer, std::vector<std::byte> &payload) {
+    return move(Way::out, &answer, sizeof answer) && move(Way::out, payload.data(), payload.size());
 }
 
-bool Ring::read(void *data, size_t bytes) {
-    auto *target = static_cast<std::byte *>(data);
-    const std::byte *area = base_ + secure_os::page;
+bool Ring::move(Way way, void *data, size_t bytes) {
+    const bool in = way == Way::in;
+    auto *ours = static_cast<std::byte *>(data), *area = base_ + secure_os::page + (in ? 0 : area_);
+    uint32_t &done = in ? requests_read_ : answers_written_;
     uint64_t rest = patience;  // longer each time: who has nothing to do is not lent a CPU again and again
     while (bytes != 0) {
-        const uint32_t there = count(requests_written).load(std::memory_order_acquire) - requests_read_;
+        const uint32_t theirs = count(in ? requests_written : answers_read).load(std::memory_order_acquire);
+        const uint32_t there = in ? theirs - done : done - theirs, movable = in ? there : area_ - there;
         if (there > area_) return false;
-        if (there == 0) {
+        if (movable == 0) {
             secure_os::wait(rest);
-            rest = std::min(2 * rest, longest);
+            rest = in ? std::min(2 * rest, longest) : patience;
             continue;
         }
         rest = patience;
-        const uint32_t at = requests_read_ % area_;
-        const size_t moved = std::min<size_t>({bytes, there, area_ - at});
-        std::memcpy(target, area + at, moved);
-        target += moved;
+        const uint32_t at = done % area_;
+        const size_t moved = std::min<size_t>({bytes, movable, area_ - at});
+        std::memcpy(in ? ours : area + at, in ? area + at : ours, moved);
+        ours += moved;
         bytes -= moved;
-        requests_read_ += static_cast<uint32_t>(moved);
-        count(requests_read).store(requests_read_, std::memory_order_release);
-    }
-    return true;
-}
-
-bool Ring::write(const void *data, size_t bytes) {
-    const auto *source = static_cast<const std::byte *>(data);
-    std::byte *area = base_ + secure_os::page + area_;
-    while (bytes != 0) {
-        const uint32_t waiting = answers_written_ - count(answers_read).load(std::memory_order_acquire);
-        if (waiting > area_) return false;
-        if (waiting == area_) {
-            secure_os::wait(patience);
-            continue;
-        }
-        const uint32_t at = answers_written_ % area_;
-        const size_t moved = std::min<size_t>({bytes, area_ - waiting, area_ - at});
-        std::memcpy(area + at, source, moved);
-        source += moved;
-        bytes -= moved;
-        answers_written_ += static_cast<uint32_t>(moved);
-        count(answers_written).store(answers_written_, std::memory_order_release);
+        done += static_cast<uint32_t>(moved);
+        count(in ? requests_read : answers_written).store(done, std::memory_order_release);
     }
     return true;
 }

@@ -28,12 +28,12 @@ class Ring {
     bool receive(Request &request, std::vector<std::byte> &payload);
 
     // Answer it. False: the normal world's counts cannot be.
-    bool send(const Answer &answer, const std::vector<std::byte> &payload);
+    bool send(Answer answer, std::vector<std::byte> &payload);
 
    private:
     std::atomic<uint32_t> &count(size_t number) const;
-    bool read(void *target, size_t bytes);
-    bool write(const void *source, size_t bytes);
+    enum class Way { in, out };
+    bool move(Way way, void *data, size_t bytes);
 
     std::byte *base_;
     uint32_t area_ = 4096;  // bytes of each

@@ -86,7 +86,8 @@ bool Service::answer_load() {
     Load load = std::move(loads_.front());
     loads_.pop_front();
     const Status status = load.image->loaded(load.chunk, load.genuine.get());
-    alone_ = !ring_.send({static_cast<uint32_t>(status), 0, load.tag, {}}, {});
+    Bytes nothing;
+    alone_ = !ring_.send({static_cast<uint32_t>(status), 0, load.tag, {}}, nothing);
     return !alone_;
 }
 
