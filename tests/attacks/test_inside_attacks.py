@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,9 +17,7 @@ from flexserve.attacks.trustzone.inside import (
     ATTACKS_LAST,
     ATTACKS_ON_DRIVEN,
     ATTACKS_ON_PAGES,
-    ATTACKS_ON_SERVED,
 )
-from flexserve.attacks.trustzone.inside.ends import Ended
 from flexserve.attacks.trustzone.inside.exposure import Exposed, dump_a_server
 from flexserve.attacks.trustzone.inside.restarts import Driven
 from flexserve.attacks.trustzone.inside.scene import Inside
@@ -107,14 +104,6 @@ def test_nothing_leaks_when_the_driver_is_dumped_and_killed_and_the_machine_rese
         for attack in ATTACKS_ON_DRIVEN:
             made = attempt(attack, driven)
             assert made.verdict is Verdict.STOPPED, f"{made.name}: {made.detail}"
-
-
-@needs_root
-def test_nothing_leaks_when_a_server_is_ended_in_mid_answer_and_it_goes_on(parts: Images, tmp_path: Path):
-    with Ended.set(parts, tmp_path, seed=secrets.randbits(32)) as server:
-        for attack in ATTACKS_ON_SERVED:
-            made = attempt(attack, server)
-            assert made.verdict is Verdict.STOPPED, f"{made.name}, seed {server.seed}: {made.detail}"
 
 
 @needs_root

@@ -233,7 +233,7 @@ def test_at_s_el0_a_vector_that_the_heap_has_no_room_for_is_refused(
 ) -> None:
     machine.do(Ask.GRANT, 60)
     machine.do(Ask.HEAP, 2, 1)
-    model = Opened(machine, sealed, context=1024, sequences=32)  # its context takes most of the heap
+    model = Opened(machine, sealed, context=1024, sequences=64)  # its context takes most of the heap
     model.load(image)
     text = packed(model.tokenise(QUESTION))
     assert machine.ask(Ask.EMBED, 0, 0, 512, payload=text).status is Status.FAILED
