@@ -103,10 +103,13 @@ def test_a_client_is_told_that_its_application_has_ended_and_what_the_machine_sa
     assert said == "the trusted application has ended: secure world: the application faulted, class 24"
 
 
-def test_a_client_is_told_that_its_machine_is_gone(core: InnerCore, machines: list[PlayedMachine]) -> None:
+def test_the_line_of_a_client_whose_machine_is_gone_breaks_off_and_the_log_says_why(
+    core: InnerCore, machines: list[PlayedMachine], capsys: pytest.CaptureFixture[str]
+) -> None:
     line = line_of(core)
     machines[0].gone = True
-    assert b"the machine is gone" in b"".join(iter(lambda: line.recv(4096), b""))
+    assert b"".join(iter(lambda: line.recv(4096), b"")) == b""
+    assert "the machine is gone" in capsys.readouterr().err
 
 
 def test_the_next_client_gets_another_machine_started_by_a_thread_that_stays(
