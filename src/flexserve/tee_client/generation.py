@@ -120,7 +120,8 @@ class Generation:
             return None
         if reason is None and progress.finished is not Finish.NO:
             self._finish_text()
-            reason = "stop" if progress.finished is Finish.STOP else "length"
+            stops = progress.finished is Finish.STOP and self._limit  # else none was to come
+            reason = "stop" if stops else "length"
         return self._finished(reason) if reason is not None else None
 
     def close(self) -> None:
