@@ -114,7 +114,8 @@ class ToText(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="to_te
 class AskTemplate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="template"):
     """The model's own chat template is wanted as text; "" where it has none.
 
-    Two pieces are the names of the tokens that begin and end a text, empty where there is none.
+    The first two pieces are the names of the tokens that begin and end a text, empty where there is none.
+    Where clients render prompts, others follow (tee_client.rendering.shown_shape).
     """
 
 

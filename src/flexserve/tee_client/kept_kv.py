@@ -119,7 +119,9 @@ class KvOnDisk:
         for piece in stored.pieces:
             data, place = self._image.read(piece), 0
             while place < len(data):
-                size = next(rest)
+                size = next(rest, 0)
+                if not 0 < size <= len(data) - place:
+                    raise damaged("a conversation is cut where none was")
                 yield data[place : place + size]
                 place += size
 

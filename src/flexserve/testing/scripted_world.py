@@ -273,7 +273,7 @@ class ScriptedWorld:
             text = source.text
             pieces = [char.encode() for char in text] if source.pieces else []
         elif isinstance(source, AskTemplate):
-            text, pieces = TEMPLATE, [b"<s>", b""]
+            text, pieces = TEMPLATE, [b"<s>", b"", b"<tool>"]
         else:
             text = "".join(map(chr, source.tokens))
         tokens = [ord(char) for char in text]

@@ -251,7 +251,7 @@ async def tokenizer_info(request: Request, model: ModelName | None = None) -> Re
     converted = await unless_gone(request, world.convert(name, AskTemplate()))
     if isinstance(converted, Response):
         return converted
-    first, last = (piece.decode(errors="replace") or None for piece in converted.pieces)
+    first, last = (piece.decode(errors="replace") or None for piece in converted.pieces[:2])
     return json_response({"bos_token": first, "eos_token": last, "chat_template": converted.text or None})
 
 
