@@ -93,10 +93,14 @@ idle:
 	ask	PLAT_SMC_YIELD, #FLEX_RUN_IDLE, x2
 	b	next
 
-	/* Until another wish comes. A step that took longer than A ticks was not this CPU's alone. */
+	/* Until another wish comes. A step that took longer than A ticks was not this CPU's alone. It reads the
+	   counter rarely: QEMU locks all CPUs out for that. */
 busy:
 	mrs	x5, cntpct_el0
-1:	mrs	x6, cntpct_el0
+1:	mov	x3, #4000
+2:	subs	x3, x3, #1
+	b.ne	2b
+	mrs	x6, cntpct_el0
 	sub	x7, x6, x5
 	mov	x5, x6
 	ldp	x8, x9, [x20, #BEATS]
