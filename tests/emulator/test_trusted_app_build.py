@@ -68,6 +68,23 @@ def test_what_was_built_of_other_sources_does_not_count(compiler: dict[str, str]
     assert trusted_app.built(tmp_path) is None
 
 
+def test_who_runs_the_application_builds_no_programs_of_its_tests(
+    compiler: dict[str, str], tmp_path: Path
+) -> None:
+    trusted_app.record(tmp_path)
+    assert trusted_app.built(tmp_path) is not None
+    assert trusted_app.built(tmp_path, for_tests=True) is None
+    trusted_app.record(tmp_path, for_tests=True)
+    assert trusted_app.built(tmp_path) == trusted_app.built(tmp_path, for_tests=True) is not None
+
+
+def test_a_record_that_broke_off_counts_for_nothing(compiler: dict[str, str], tmp_path: Path) -> None:
+    trusted_app.record(tmp_path)
+    (record,) = tmp_path.rglob("inputs")
+    record.write_text("")
+    assert trusted_app.built(tmp_path) is None
+
+
 def test_how_far_llama_cpp_is_built_is_said_ten_times(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -35,7 +35,7 @@ def emulator() -> str:
 @pytest.fixture(scope="session")
 def programs() -> Programs:
     """What was built."""
-    found = trusted_app.built(trusted_app.default_cache())
+    found = trusted_app.built(trusted_app.default_cache(), for_tests=True)
     if found is None:
         pytest.skip("the trusted application is not built of these sources: `make trusted-app`")
     return found

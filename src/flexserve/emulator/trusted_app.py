@@ -39,12 +39,13 @@ _NUMBERS = "libgmp-dev"  # Debian's: Nettle's elliptic curves compute with it
 _COMPILES = " -c "  # in each line of make's that compiles a part
 _TOLD = 10  # times that progress is told
 _ROOM = 600 * MIB  # on the disk, while sources are fetched and unpacked
+_FOR_TESTS = "for-tests"  # behind the digest, where all programs are built
 _HOURS = 2 * 3600.0  # seconds: on a machine that does much else, too
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Programs:
-    """The application; for its tests, a plain user of the same llama.cpp, and two built otherwise."""
+    """The application. For its tests alone: a plain user of the same llama.cpp, and two built otherwise."""
 
     application: Path
     plain: Path
@@ -52,14 +53,14 @@ class Programs:
     checked: Path  # by a sanitizer: it needs the cross compiler's libraries (CROSS_LIBRARIES)
 
 
-def build(cache: Path, progress: Progress) -> Programs:
-    """Return the programs, having built what is missing below `cache`.
+def build(cache: Path, progress: Progress, *, for_tests: bool = False) -> Programs:
+    """Return the programs, having built what is missing below `cache`: the application, or all `for_tests`.
 
     Raises MissingToolError, NormalWorldError when the disk is too full or sources or a package cannot be
     fetched, InternalError when a compiler fails.
     """
     tools.require(*NEEDED)
-    ready = built(cache)
+    ready = built(cache, for_tests=for_tests)
     if ready is not None:
         return ready  # whatever another checkout builds meanwhile
     packages.library(cache, _CRYPTO, progress)
@@ -75,34 +76,38 @@ def build(cache: Path, progress: Progress) -> Programs:
         if not mlkem.is_dir():
             progress("fetching mlkem-native's sources")
             _fetch("mlkem-native", _mlkem_pin(), mlkem, _MLKEM, ("",))
-        if built(cache) is None:
+        if built(cache, for_tests=for_tests) is None:
             build_library(llama, library, progress)
             progress("building the trusted application")
             out = _stamp(cache).parent
-            shutil.rmtree(out, ignore_errors=True)
+            if built(cache) is None:
+                shutil.rmtree(out, ignore_errors=True)  # it is of other sources
             crypto = (
                 f"CRYPTO={_crypto(cache)}",
                 f"NUMBERS={cache / f'arm64-{_NUMBERS}' / 'usr'}",
                 f"MLKEM={mlkem}",
             )
-            _make(llama, library, "all", f"OUT={out}", *crypto)
-            record(cache)
+            target = "all" if for_tests else out / "trusted-app"
+            _make(llama, library, str(target), f"OUT={out}", *crypto)
+            record(cache, for_tests=for_tests)
         return _programs(cache)
 
 
-def built(cache: Path) -> Programs | None:
+def built(cache: Path, *, for_tests: bool = False) -> Programs | None:
     """Return the programs if they are built of what is here. Builds nothing."""
     stamp = _stamp(cache)
     if shutil.which(f"{CROSS}g++") is None or not stamp.exists():
         return None
-    return _programs(cache) if stamp.read_text() == _digest(cache) else None
+    said = stamp.read_text().split()  # nothing, where writing it broke off
+    current = said[:1] == [_digest(cache)] and (_FOR_TESTS in said or not for_tests)
+    return _programs(cache) if current else None
 
 
-def record(cache: Path) -> None:
+def record(cache: Path, *, for_tests: bool = False) -> None:
     """Record that the programs are built of what is here."""
     stamp = _stamp(cache)
     stamp.parent.mkdir(parents=True, exist_ok=True)
-    stamp.write_text(_digest(cache))
+    stamp.write_text(f"{_digest(cache)} {_FOR_TESTS if for_tests else ''}")
 
 
 def default_cache() -> Path:
@@ -241,8 +246,8 @@ def extract(
 
 
 def main() -> None:
-    """Build, and say where the application is."""
-    programs = build(default_cache(), lambda what: _say(sys.stderr, f"==> {what}"))
+    """Build all, what only tests need, too, and say where the application is."""
+    programs = build(default_cache(), lambda what: _say(sys.stderr, f"==> {what}"), for_tests=True)
     _say(sys.stdout, str(programs.application))
 
 
