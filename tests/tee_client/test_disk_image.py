@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from played_disk import MemoryBlocks, PowerGoneError
 
 from flexserve.errors import CallerError, NormalWorldError, StoredDataError
-from flexserve.platforms.trustzone.disk_image import SLOT, TAG, DiskImage, FileBlocks, name_of
+from flexserve.platforms.trustzone.disk_image import (
+    MOST_HEAD,
+    SLOT,
+    TAG,
+    DiskImage,
+    FileBlocks,
+    StoredObject,
+    name_of,
+)
 from flexserve.platforms.trustzone.ram import PAGE
 
 SLOTS = 8
@@ -127,16 +135,28 @@ def test_a_directory_whose_objects_claim_one_slot_costs_no_more_than_the_slots_t
     assert list(DiskImage(blocks).objects()) == ["kv/a/0"]
 
 
+def publish(image: DiskImage, blocks: MemoryBlocks, stored: StoredObject, index: bytes) -> None:
+    """Have the directory name an object of a hostile index."""
+    blocks.write(stored.index * SLOT // PAGE, index)
+    digest = hashlib.sha256(index).digest()
+    image._publish({stored.name: dataclasses.replace(stored, index_bytes=len(index), digest=digest)})
+
+
 def test_an_index_that_names_a_slot_twice_is_none() -> None:
     blocks = blocks_with("kv/a/1", OLD)
     image = DiskImage(blocks)
     first = image.objects()["kv/a/1"].pieces[0]
     index = struct.pack("<II", 0, 2) + 2 * struct.pack(f"<II{TAG}s", first.slot, 1, b"")
-    stored = image.put("kv/a/2", b"", NEW)
-    blocks.write(stored.index * SLOT // PAGE, index)
-    digest = hashlib.sha256(index).digest()
-    image._publish({"kv/a/2": dataclasses.replace(stored, index_bytes=len(index), digest=digest)})
+    publish(image, blocks, image.put("kv/a/2", b"", NEW), index)
     assert DiskImage(blocks).objects() == {}
+
+
+@pytest.mark.parametrize(("head", "whole"), [(MOST_HEAD, True), (MOST_HEAD + 1, False)])
+def test_an_object_that_says_more_of_itself_than_one_may_is_none(head: int, whole: bool) -> None:
+    blocks = blocks_with("kv/a/1", OLD)
+    image = DiskImage(blocks)
+    publish(image, blocks, image.put("kv/a/2", b"", NEW), struct.pack("<II", head, 0) + bytes(head))
+    assert (list(DiskImage(blocks).objects()) == ["kv/a/2"]) is whole
 
 
 def test_a_file_that_ends_too_early_is_damaged(tmp_path: Path) -> None:

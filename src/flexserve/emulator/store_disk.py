@@ -23,9 +23,8 @@ from flexserve.trusted.store.manifest import BLOCK_SIZE, read_label
 from flexserve.trusted.store.store import Store
 from flexserve.units import GIB
 
-SIZE = (
-    64 * GIB
-)  # a machine has 3 GiB of RAM at most: some twenty models that fill it, and their conversations
+# A machine has 3 GiB of RAM at most: some twenty models that fill it, and their conversations.
+SIZE = 64 * GIB
 
 
 class StoreDisk:

@@ -36,13 +36,11 @@ MOST_SLOTS = 1 << 20
 MOST_HEAD = 2048  # bytes of an object's own description
 _COPY_PAGES = SLOT_PAGES // 2
 _MAGIC, _VERSION = b"FLEXDISK", 1
-_HEADER = struct.Struct(
-    "<8sIIIIQ"
-)  # magic, version, slots, objects, sealer, generation; then a digest of all but that
+# Magic, version, slots, objects, sealer, generation; then a digest of all but that.
+_HEADER = struct.Struct("<8sIIIIQ")
 _DIGEST = hashlib.sha256().digest_size
-_ENTRY = struct.Struct(
-    f"<128sII{_DIGEST}s"
-)  # name, slot of the index, its bytes, its digest; last, one of all
+# Name, slot of the index, its bytes, its digest; last, one of all.
+_ENTRY = struct.Struct(f"<128sII{_DIGEST}s")
 _INDEX = struct.Struct("<II")  # bytes of the head, pieces; then the head, then pieces
 _PIECE = struct.Struct(f"<II{TAG}s")  # slot, bytes, tag
 _MOST_OBJECTS = (_COPY_PAGES * PAGE - _HEADER.size - _DIGEST) // _ENTRY.size
@@ -278,7 +276,7 @@ class DiskImage:
     def _parsed(self, index: bytes) -> tuple[bytes, tuple[Piece, ...]] | None:
         head, count = _INDEX.unpack_from(index)
         pieces = index[_INDEX.size + head :]
-        if count >= self.slots:
+        if count >= self.slots or head > MOST_HEAD:
             return None
         found = tuple(Piece(*piece) for piece in _PIECE.iter_unpack(pieces[: count * _PIECE.size]))
         if len(pieces) != count * _PIECE.size or not all(
