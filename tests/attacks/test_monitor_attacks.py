@@ -104,5 +104,5 @@ def test_no_kernel_has_a_model_say_something_else(attack: Callable[[Conversation
 @pytest.mark.skipif(os.geteuid() != 0, reason="to dump another process needs root")
 def test_a_dump_finds_the_weights_where_the_secure_world_is_a_process(talk: Conversation):
     talk.ask()
-    found = places({"the weights": talk.target.canary}, pid=talk.world.pid, machine=talk.machine)
+    found = places({"the weights": [talk.target.canary]}, pid=talk.world.pid, machine=talk.machine)
     assert found == {"the weights": ["the process"]}

@@ -110,16 +110,23 @@ def _ptrace(request: int, pid: int, address: int) -> None:
 
 
 def places_of(pattern: bytes, pid: int) -> list[tuple[Mapping, int]]:
-    """Search all that /proc/PID/mem shows; return the mapping and address of each occurrence."""
-    found: list[tuple[Mapping, int]] = []
+    """Search all that /proc/PID/mem shows; return the mapping and address of an occurrence in each piece."""
+    return [
+        (mapping, address + at)
+        for mapping, address, data in pieces_of(pid, overlap=len(pattern) - 1)
+        if (at := data.find(pattern)) >= 0
+    ]
+
+
+def pieces_of(pid: int, *, overlap: int) -> Iterator[tuple[Mapping, int, bytes]]:
+    """Yield all that /proc/PID/mem shows of a process: of which mapping, from which address on, and what.
+
+    A piece goes on with the first `overlap` bytes of the next. Raises OSError where nobody may look.
+    """
     for mapping in mappings(pid):
-        if "r" not in mapping.access or mapping.name in {"[vvar]", "[vsyscall]", "[vvar_vclock]"}:
-            continue
-        for address, data in _pieces(pid, mapping, len(pattern)):
-            at = data.find(pattern)
-            if at >= 0:
-                found.append((mapping, address + at))
-    return found
+        if "r" in mapping.access and mapping.name not in {"[vvar]", "[vsyscall]", "[vvar_vclock]"}:
+            for address, data in _pieces(pid, mapping, overlap):
+                yield mapping, address, data
 
 
 def _pieces(pid: int, mapping: Mapping, overlap: int) -> Iterator[tuple[int, bytes]]:

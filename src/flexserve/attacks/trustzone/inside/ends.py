@@ -24,7 +24,16 @@ import msgspec
 
 from flexserve.attacks.attempt import Gained, Pointless
 from flexserve.attacks.target import MODEL
-from flexserve.attacks.trustzone.inside.dump import anywhere_in_ram, in_files, in_process, in_ram, states_of
+from flexserve.attacks.trustzone.inside.dump import (
+    Search,
+    Secrets,
+    anywhere_in_ram,
+    by_secret,
+    in_files,
+    in_process,
+    in_ram,
+    states_of,
+)
 from flexserve.attacks.trustzone.inside.exposure import Exposed, Question, name_of
 from flexserve.attacks.trustzone.inside.hands import ResetButton, agent_of
 from flexserve.attacks.trustzone.scene import CPUS, RAM_BYTES
@@ -178,25 +187,22 @@ class Ended:
             raise Pointless(f"{len(emulators)} machines run")
         return emulators[0]
 
-    def search(self, question: Question, ram: int, found_in: Callable[[bytes, int], bool]) -> None:
+    def search(self, question: Question, ram: int, found_in: Search) -> None:
         """Raise Gained for a secret in RAM, as `found_in` looks, in the server's processes, or in a file."""
         pids, _ = self.exposed.processes()
         folder = self.exposed.target.root.parent
-        files = [self.exposed.target.root, folder / "config", folder / "data"]
-        log = (folder / "log").read_bytes()
-        for name, texts in self.exposed.secrets(question).items():
-            places = [name_of(pid) for pid in pids if any(in_process(each, pid) for each in texts)]
-            places += ["RAM"] * any(found_in(each, ram) for each in texts)
-            places += ["files"] * any(in_files(each, files) for each in texts)
-            places += ["the log"] * any(each in log for each in texts)
-            if places:
-                raise Gained(f"{name}: found in {', '.join(places)}")
-        if in_files(_KEPT[:32].encode(), files) or _KEPT[:32].encode() in log:
-            raise Gained("a prompt is in a file")
+        files = [self.exposed.target.root, *(folder / name for name in ("config", "data", "log"))]
+        secrets = self.exposed.secrets(question)
+        in_clear: Secrets = {"a prompt that was not sealed": [_KEPT[:32].encode()]}
+        places = [(name_of(pid), in_process(secrets, pid)) for pid in pids]
+        places += [("RAM", found_in(secrets, ram)), ("a file", in_files({**secrets, **in_clear}, files))]
+        for name, where in by_secret({**secrets, **in_clear}, places).items():
+            if where:
+                raise Gained(f"{name}: found in {', '.join(where)}")
 
     def start_with(self, question: Question, ram: int) -> None:
         """Start a machine with the RAM that one left; nothing may be there when its OS runs."""
-        if not anywhere_in_ram(self.exposed.target.canary, ram):
+        if not anywhere_in_ram({"the weights": [self.exposed.target.canary]}, ram):
             raise Pointless("the weights were not in RAM to begin with")
         secret = self.exposed.target.key.read_bytes()
         with (
@@ -210,9 +216,9 @@ class Ended:
 
         Keys of the device are not looked for: the firmware's image has one.
         """
-        for name, texts in self.exposed.secrets(question).items():
-            if name != "a key of the device" and any(in_process(each, self.emulator()) for each in texts):
-                raise Gained(f"{name}: found in the machine, which has ended")
+        found = in_process(self.exposed.secrets(question), self.emulator()) - {"a key of the device"}
+        if found:
+            raise Gained(f"{' and '.join(sorted(found))}: found in the machine, which has ended")
 
     def go_on(self) -> str:
         """See that it answers, and goes on from what was sealed; that memory is whole; return in words."""

@@ -24,7 +24,7 @@ import msgspec
 
 from flexserve.attacks.attempt import Gained, Pointless
 from flexserve.attacks.target import MODEL, Target
-from flexserve.attacks.trustzone.inside.dump import in_files, in_process, in_ram
+from flexserve.attacks.trustzone.inside.dump import by_secret, in_files, in_process, in_ram
 from flexserve.attestation.policy import Policy
 from flexserve.attestation.verification import verify
 from flexserve.errors import FlexServeError, PeerError
@@ -216,14 +216,11 @@ class Exposed:
         }
 
     def _searched(self, question: Question, pids: list[int]) -> dict[str, list[str]]:
-        found: dict[str, list[str]] = {}
+        secrets = self.secrets(question)
         with self.ram() as ram:
-            for name, secret in self.secrets(question).items():
-                places = [name_of(pid) for pid in pids if any(in_process(each, pid) for each in secret)]
-                places += ["RAM"] * any(in_ram(each, ram) for each in secret)
-                places += ["storage"] * any(in_files(each, [self.target.root]) for each in secret)
-                found[name] = places
-        return found
+            places = [(name_of(pid), in_process(secrets, pid)) for pid in pids]
+            places += [("RAM", in_ram(secrets, ram)), ("storage", in_files(secrets, [self.target.root]))]
+        return by_secret(secrets, places)
 
 
 def dump_a_server(scene: Exposed) -> str:

@@ -20,7 +20,7 @@ from flexserve.attacks.attempt import Gained, Pointless
 from flexserve.attacks.target import MODEL, Target
 from flexserve.attacks.trustzone.inside.client import Client
 from flexserve.attacks.trustzone.inside.driver import Driver
-from flexserve.attacks.trustzone.inside.dump import anywhere_in_ram, in_process, places
+from flexserve.attacks.trustzone.inside.dump import Secrets, anywhere_in_ram, in_process, places
 from flexserve.attacks.trustzone.inside.hands import ResetButton
 from flexserve.attacks.trustzone.scene import CPUS, RAM_BYTES
 from flexserve.emulator.build import Images
@@ -34,7 +34,6 @@ PROMPT = f"Kanarivogel singt {secrets.token_hex(16)}"
 _SYSTEM_OFF, _SYSTEM_RESET = 0x8400_0008, 0x8400_0009  # PSCI
 _BOOT, _GONE = 120.0, 30.0  # seconds
 _ENOUGH = 32  # bytes of an answer to know it by
-_MODELS_KEY = "the model's key"
 _MOMENT = 0.6  # seconds: somewhere in these it is ended
 
 
@@ -70,13 +69,27 @@ class Driven:
             yield cls(images, target, file, folder, machine, driver, button, answer, dice, stack)
 
     @property
-    def forbidden(self) -> dict[str, bytes]:
+    def forbidden(self) -> Secrets:
         """What may be found nowhere: weights and keys."""
-        keys = {f"key {number}": key for number, key in enumerate(self.target.secrets())}
+        return {**self._weights, "a key of the device": self.target.secrets(), **self._models_key}
+
+    @property
+    def _weights(self) -> Secrets:
+        return {"the weights": [self.target.canary]}
+
+    @property
+    def _models_key(self) -> Secrets:
         manifest = self.file.manifest
         wrapped = bytes.fromhex(manifest.wrapped_key)
-        keys[_MODELS_KEY] = DeviceKey.load(self.target.key).unwrap(manifest.id_bytes, wrapped)
-        return {"the weights": self.target.canary, **keys}
+        return {"the model's key": [DeviceKey.load(self.target.key).unwrap(manifest.id_bytes, wrapped)]}
+
+    def weights_in_ram(self) -> bool:
+        """Whether the weights are anywhere in RAM."""
+        return bool(anywhere_in_ram(self._weights, self.machine.ram_fd))
+
+    def key_in_machine(self) -> bool:
+        """Whether the model's key is in what plays the machine, which has its secure RAM, too."""
+        return bool(in_process(self._models_key, self.machine.pid))
 
     def look(self, *, pid: int | None = None) -> None:
         """Raise Gained when anything forbidden is in reach."""
@@ -115,7 +128,7 @@ def dump_everything(scene: Driven) -> str:
     """Dump the driver's process, all RAM that is not SECURE, and storage; look for weights and keys."""
     scene.driver.say(f"ask {PROMPT}")
     scene.look(pid=scene.driver.pid)
-    words = {"the prompt": PROMPT.encode(), "the answer": bytes.fromhex(scene.answer)[:_ENOUGH]}
+    words = {"the prompt": [PROMPT.encode()], "the answer": [bytes.fromhex(scene.answer)[:_ENOUGH]]}
     found = places(words, pid=scene.driver.pid, machine=scene.machine, folders=(scene.folder / "kept",))
     for name, where in found.items():
         if "storage" in where:
@@ -132,7 +145,7 @@ def dump_a_sealed_conversation(scene: Driven) -> str:
     answer = client.ask(words)
     if len(answer) < _ENOUGH // 2:
         raise Pointless("the answer is too short to be known by")
-    sealed = {"the prompt": words.encode(), "the answer": answer.encode()}
+    sealed = {"the prompt": [words.encode()], "the answer": [answer.encode()]}
     scene.look(pid=scene.driver.pid)
     found = places(
         sealed,
@@ -148,13 +161,13 @@ def dump_a_sealed_conversation(scene: Driven) -> str:
 
 def reset_in_the_midst(scene: Driven) -> str:
     """Reset the machine while it answers, and go on from what was kept."""
-    if not _in_ram(scene):
+    if not scene.weights_in_ram():
         raise Pointless("the weights are not in RAM to begin with")
     scene.moment()
     scene.machine.agent.ask("load", "flexattack")
     with contextlib.suppress(NormalWorldError):  # what comes is no answer, but a guest that is up again
         scene.machine.agent.ask("attack", "smc", str(_SYSTEM_RESET), seconds=_BOOT)
-    if _in_ram(scene):
+    if scene.weights_in_ram():
         raise Gained("the weights are in RAM after the reset")
     scene.restored()
     return "EL3 ends the secure world and overwrites RAM; what was sealed goes on, with the same words"
@@ -179,12 +192,12 @@ def lose_power(scene: Driven) -> str:
     try:
         os.kill(scene.machine.pid, signal.SIGKILL)
         _await_end(scene.machine)
-        if not _in_ram(scene):
+        if not scene.weights_in_ram():
             raise Pointless("the weights were not in RAM to begin with")
         scene.start_again(ram)
     finally:
         os.close(ram)
-    if _in_ram(scene):
+    if scene.weights_in_ram():
         raise Gained("the weights are in RAM when the OS runs again")
     scene.restored()
     return "EL3 overwrites all of RAM before the OS's first instruction; what was sealed goes on"
@@ -192,17 +205,16 @@ def lose_power(scene: Driven) -> str:
 
 def switch_off_in_the_midst(scene: Driven) -> str:
     """Switch the machine off while it answers; look at what is in its RAM, and in its secure RAM."""
-    key = scene.forbidden[_MODELS_KEY]
-    if not _in_ram(scene) or not in_process(key, scene.machine.pid):
+    if not scene.weights_in_ram() or not scene.key_in_machine():
         raise Pointless("the weights are not in RAM to begin with, or their key is not in the secure one")
     scene.machine.agent.ask("load", "flexattack")
     scene.moment()
     with contextlib.suppress(NormalWorldError):
         scene.machine.agent.ask("attack", "smc", str(_SYSTEM_OFF), seconds=_GONE)
     scene.button.await_end()
-    if _in_ram(scene):
+    if scene.weights_in_ram():
         raise Gained("the weights are in RAM when the machine is off")
-    if in_process(key, scene.machine.pid):
+    if scene.key_in_machine():
         raise Gained("their key is in secure RAM when the machine is off")
     scene.button.let_go()
     _await_end(scene.machine)
@@ -229,11 +241,6 @@ def _machine(images: Images, target: Target, button: ResetButton, *, ram: int | 
         ram=ram,
         emulator=str(button.emulator),
     )
-
-
-def _in_ram(scene: Driven) -> bool:
-    """Whether the weights are anywhere in RAM."""
-    return anywhere_in_ram(scene.target.canary, scene.machine.ram_fd)
 
 
 def _await_end(machine: Machine) -> None:

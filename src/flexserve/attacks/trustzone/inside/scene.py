@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import re
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from flexserve.attacks.attempt import Gained, Pointless
 from flexserve.attacks.target import MODEL, SHAPE, Target
+from flexserve.attacks.trustzone.inside.dump import places_in_ram
 from flexserve.attacks.trustzone.scene import CPUS, DEVICES, LINE, RAM_BYTES, Attacked, until
 from flexserve.emulator.build import Images
 from flexserve.emulator.machine import Machine
@@ -192,12 +192,9 @@ class Inside(Attacked):
         return first if whole else self._page
 
     def _found(self) -> int:
-        with Ram(self.machine.ram_fd).window(0, self.machine.ram_bytes) as view:
-            found = re.search(re.escape(self.canary), view)
-            at = found.start() if found else -1
-        if at < 0:
-            raise Pointless("the canary is not in RAM")
-        return BASE + at // PAGE * PAGE
+        for at in places_in_ram(self.canary, self.machine.ram_fd):
+            return BASE + at // PAGE * PAGE
+        raise Pointless("the canary is not in RAM")
 
     def _other_file(self) -> SealedFile:
         """Seal another model of the same shape."""
