@@ -55,6 +55,11 @@ def test_no_context_is_longer_than_the_trained_one_where_that_is_known() -> None
     assert USUAL.context_of(0) == 4096
 
 
+def test_a_model_whose_sequences_llama_cpp_mixes_has_one() -> None:
+    assert USUAL.sequences_of("llama") == 2
+    assert USUAL.sequences_of("plamo2") == 1
+
+
 def test_a_model_is_opened_again_with_its_options_once_it_is_idle(world: World) -> None:
     request = world.generate()
     world.begin(request)

@@ -371,7 +371,7 @@ class InsideApp:
     def sealing_size(self, model: str, sequence: int) -> int:
         del sequence
         entry = self._open[model]
-        return entry.largest_kv // entry.limits.sequences + self.chunk
+        return entry.largest_kv // entry.sequences + self.chunk
 
     def seal(self, model: str, sequence: int) -> None:
         del sequence  # the one used longest ago goes first

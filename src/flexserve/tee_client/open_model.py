@@ -46,6 +46,7 @@ class OpenModel:
         self.last_used = time.monotonic()
         with services.sealed.opened(services.files, name) as file:
             self.manifest = file.manifest
+            self.sequences = self.limits.sequences_of(self.manifest.architecture)
             self.heap = self._take_heap(self._expected_heap())
             try:
                 self._open(file)
@@ -56,7 +57,7 @@ class OpenModel:
     def _open(self, file: SealedFile) -> None:
         services, manifest, limits = self._services, file.manifest, self.limits
         context = limits.context_of(manifest.context_length)
-        sizes = (manifest.size, context, limits.sequences, manifest.metadata_bytes)
+        sizes = (manifest.size, context, self.sequences, manifest.metadata_bytes)
         reply = services.app.ask(Ask.OPEN, self.number, *sizes, payload=file.opening(limits.kv))
         if reply.status is Status.UNSUPPORTED and limits.kv != "f16":
             raise no_kv(limits.kv)
@@ -73,7 +74,7 @@ class OpenModel:
             self.template = ChatTemplate(own, self.vocabulary, services.renderer)
             self.abilities = self._abilities(template=bool(own), recurrent=recurs == 1)
             sealed = SealedKv(services, manifest, self.number, limits.sealed_kv)
-            self.conversations = Conversations(sealed, limits.sequences, self.lock)
+            self.conversations = Conversations(sealed, self.sequences, self.lock)
             self.weights.open_image(file)
         except BaseException:
             self.weights.close()
@@ -122,8 +123,8 @@ class OpenModel:
                 self._services.memory.take_heap(given)
 
     def _expected_heap(self) -> int:
-        manifest, limits = self.manifest, self.limits
-        tokens = limits.context_of(manifest.context_length) * limits.sequences
+        manifest = self.manifest
+        tokens = self.limits.context_of(manifest.context_length) * self.sequences
         return _HEAP + _HEAP_OF_METADATA * manifest.metadata_bytes + _HEAP_OF_TOKEN * tokens
 
     def _take_heap(self, size: int) -> int:

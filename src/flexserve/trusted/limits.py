@@ -12,6 +12,9 @@ from flexserve.protocol.statuses import Description
 from flexserve.trusted.store.manifest import Manifest
 
 _DEFAULT_CONTEXT = 4096  # tokens
+# Architectures of which llama.cpp writes the states of several sequences to the places of others, or behind
+# all of them; and then it ends the process.
+_ALONE = frozenset({"plamo2"})
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -19,7 +22,7 @@ class Limits:
     """What one model may have."""
 
     context: int  # tokens of a sequence; what a model was trained for bounds it, too
-    sequences: int  # generated at once
+    sequences: int  # generated at once, by a model that can do that
     sealed_kv: int  # bytes on disk
     kv: KvType = "f16"  # in which its KV is kept
     shift: bool = False  # an answer goes on when the context is full, without the older tokens
@@ -43,6 +46,10 @@ class Limits:
     def context_of(self, trained: int) -> int:
         """Return the context of a model that was trained for `trained` tokens (0: it does not say)."""
         return min(self.context, trained) if trained else self.context
+
+    def sequences_of(self, architecture: str) -> int:
+        """Return how many sequences a model of an architecture generates at once."""
+        return 1 if architecture in _ALONE else self.sequences
 
 
 def no_kv(kv: KvType) -> CallerError:
@@ -87,7 +94,7 @@ def described(manifest: Manifest, limits: Limits, draft: str) -> Description:
         quantization=manifest.quantization,
         trained_context=trained,
         context=limits.context_of(trained),
-        sequences=limits.sequences,
+        sequences=limits.sequences_of(manifest.architecture),
         adapter_of=manifest.adapts.name if manifest.adapts is not None else "",
         kv=limits.kv,
         shift=limits.shift,

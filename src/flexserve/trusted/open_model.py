@@ -84,7 +84,8 @@ class OpenModel:
             )
             # Last: when this fails there is only the model to close.
             self.context = Context(
-                *(self._model, services.residency, self.limits.context, self.limits.sequences),
+                *(self._model, services.residency, self.limits.context),
+                self.limits.sequences_of(self.manifest.architecture),
                 kv_type=self.limits.kv,
             )
         except BaseException:
