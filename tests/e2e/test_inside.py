@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conversations import MODEL
 from inside_machines import ANSWER, QUESTION, TOKENS, client_of, conserved, held, machines
 from library import Library
 
 from flexserve.emulator.devicetree import BUFFER, BUFFER_BYTES, RING, RING_BYTES
 from flexserve.emulator.inner_core import InnerCore
 from flexserve.emulator.machine import Machine
-from flexserve.errors import FlexServeError
+from flexserve.errors import FlexServeError, UnknownModelError
 from flexserve.harness.worlds import DrivenWorld
 from flexserve.normal.world import World, running_world
 from flexserve.platforms.trustzone.ram import BASE
@@ -86,6 +87,20 @@ def test_it_answers_the_same_while_the_kernels_shrinker_recalls(
     assert len(set(answers)) == 1
     assert not any("Out of memory" in line for line in core.machine.console())
     assert conserved(core)
+
+
+def test_a_model_that_is_removed_and_added_again_answers_on_the_same_machine(
+    inner: DrivenWorld, core: InnerCore, library: Library, tiny: str
+) -> None:
+    expected = inner.chat(tiny, QUESTION, TOKENS).text
+    machine = core.machine
+    for _ in range(2):
+        library.add(MODEL, "again")
+        assert inner.chat("again", QUESTION, TOKENS).text == expected
+        library.store.remove("again")
+        with pytest.raises(UnknownModelError):
+            inner.chat("again", QUESTION, TOKENS)
+    assert core.machine is machine
 
 
 def test_of_the_machines_memory_its_client_maps_messages_the_disks_buffer_and_nothing_else(

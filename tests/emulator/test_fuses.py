@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from flexserve.emulator import boot_rom, fuses, secure_os
+from flexserve.emulator import device as device_module
 from flexserve.emulator.device import Device
 from flexserve.emulator.handed_on import handed_on
 from flexserve.errors import CallerError, NormalWorldError
@@ -90,6 +91,13 @@ def test_why_it_cannot_be_done_is_said_as_by_any_other(images: Any, device: Devi
     with pytest.raises(CallerError) as error:
         device.provision(images, -1, started)
     assert error.value.code == "device_key_missing"
+
+
+def test_who_takes_too_long_is_given_up(images: Any, device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = expected(images, device)[1]
+    monkeypatch.setattr(device_module, "_PATIENCE", 0.001)
+    with pytest.raises(NormalWorldError, match="within"):
+        device.provision(images, -1, started)
 
 
 def provisioned(images: Any, device: Device, digest: bytes) -> Any:

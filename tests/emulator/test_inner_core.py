@@ -15,7 +15,14 @@ import pytest
 from flexserve.emulator import inner_core
 from flexserve.emulator.inner_core import InnerCore
 from flexserve.errors import NormalWorldError
-from flexserve.protocol.launch import NEW_MODELS, SOMETHING_SAID, TEE_CLIENT, SecureOptions
+from flexserve.protocol.launch import (
+    MODELS_NOT_READY,
+    MODELS_READY,
+    NEW_MODELS,
+    SOMETHING_SAID,
+    TEE_CLIENT,
+    SecureOptions,
+)
 
 
 class PlayedMachine:
@@ -26,7 +33,7 @@ class PlayedMachine:
         self.cpus, self.provisioned = 2, SimpleNamespace(identity=b"chain")
         self.provided = threading.Semaphore(0)
         self.said, self.closed = threading.Semaphore(0), False
-        self.ended, self.gone = False, False
+        self.ended, self.gone, self.refuses = False, False, False
         self.agent = self
         self.booted_by: threading.Thread | None = None
         self.disk_line, self.disk_end = socket.socketpair()
@@ -41,6 +48,8 @@ class PlayedMachine:
         return {"ended": int(self.ended), "total": 5, "available": 3, "free": 1, "flexmem": 2}
 
     def provide_models(self) -> None:
+        if self.refuses:
+            raise NormalWorldError("The firmware was replaced after it was started.")
         self.provided.release()
 
     def console(self) -> list[str]:
@@ -87,11 +96,26 @@ def test_what_the_client_says_it_said_the_driver_is_told(
 def test_models_that_the_store_got_meanwhile_are_made_ready_when_the_client_wants_them(
     core: InnerCore, machines: list[PlayedMachine]
 ) -> None:
-    line_of(core).send(NEW_MODELS)
-    assert machines[0].provided.acquire(timeout=5)
+    line = line_of(core)
+    line.send(NEW_MODELS)
+    assert line.recv(16) == MODELS_READY
+    assert machines[0].provided.acquire(blocking=False)
     line_of(core).send(SOMETHING_SAID)
     assert machines[1].said.acquire(timeout=5)
     assert not machines[1].provided.acquire(blocking=False)
+
+
+def test_a_client_is_told_when_models_cannot_be_made_ready_and_may_want_them_again(
+    core: InnerCore, machines: list[PlayedMachine], capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = line_of(core)
+    machines[0].refuses = True
+    line.send(NEW_MODELS * 2)
+    assert line.recv(1) + line.recv(1) == MODELS_NOT_READY * 2
+    assert "The firmware was replaced" in capsys.readouterr().err
+    machines[0].refuses = False
+    line.send(NEW_MODELS)
+    assert line.recv(16) == MODELS_READY
 
 
 def test_a_client_is_told_that_its_application_has_ended_and_what_the_machine_said(

@@ -13,7 +13,7 @@ from inside_world import PATIENCE, InsideWorld
 from played_application import TEMPLATE, answer_to
 from played_sealed import BEGIN, body
 
-from flexserve.errors import PeerError
+from flexserve.errors import NormalWorldError, PeerError
 from flexserve.protocol import sealed_pace
 from flexserve.protocol.answers import Failed
 from flexserve.protocol.evidence import Attest, Attested
@@ -24,7 +24,6 @@ from flexserve.protocol.prompts import AskTemplate, ToTokens
 from flexserve.protocol.rendered import Told
 from flexserve.protocol.requests import Cancel, Convert, Warm
 from flexserve.protocol.sealed_messages import Sealed, SealedPart
-from flexserve.tee_client import files
 from flexserve.tee_client.messages import Ask
 from flexserve.tee_client.sealed_sessions import SealedSessions
 from flexserve.tee_client.witness import Witness
@@ -224,9 +223,7 @@ def test_one_number_is_one_request(sealed: SealedWorld) -> None:
 # ---- models, and who it is -----------------------------------------------------------------------
 
 
-def test_a_model_of_another_key_waits_for_a_block_of_its_own(
-    store: Path, sealed: SealedWorld, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_of_another_key_waits_for_a_block_of_its_own(store: Path, sealed: SealedWorld) -> None:
     own = (store / "models/a.flex").read_bytes()[:8192]
     sealed.played.sealed.foreign.add(own)
     model = sealed.world.app._services.files.manifest("a").model_id
@@ -236,19 +233,41 @@ def test_a_model_of_another_key_waits_for_a_block_of_its_own(
         asked.append("models")
         (store / f"images/{model}-inside.block").write_bytes(own[:-64] + bytes(64))
 
-    sealed.world.app._services.files._want_models = provide
+    sealed.world.app._services.files._make_models_ready = provide
     assert sealed.say() == answer_to("hello>")
     assert asked == ["models"]
 
 
-def test_a_model_for_which_nobody_makes_a_block_is_refused(
-    store: Path, sealed: SealedWorld, monkeypatch: pytest.MonkeyPatch
+def test_a_model_for_which_nobody_makes_a_block_is_refused_and_not_asked_for_again(
+    store: Path, sealed: SealedWorld
 ) -> None:
-    monkeypatch.setattr(files, "_PATIENCE", 0.1)
+    asked: list[str] = []
+    sealed.world.app._services.files._make_models_ready = lambda: asked.append("models")
     sealed.played.sealed.foreign.add((store / "models/a.flex").read_bytes()[:8192])
     for _ in range(2):
         with pytest.raises(Refused, match="another device"):
             sealed.ask()
+    assert asked == ["models"]
+
+
+def test_a_model_whose_block_cannot_be_made_now_is_not_taken_for_a_damaged_one(
+    store: Path, sealed: SealedWorld
+) -> None:
+    own = (store / "models/a.flex").read_bytes()[:8192]
+    sealed.played.sealed.foreign.add(own)
+    model = sealed.world.app._services.files.manifest("a").model_id
+    fails = iter([True, False])
+
+    def provide() -> None:
+        if next(fails):
+            raise NormalWorldError("The host has too much to do.", hint="Try again.", code="models_not_ready")
+        (store / f"images/{model}-inside.block").write_bytes(own[:-64] + bytes(64))
+
+    sealed.world.app._services.files._make_models_ready = provide
+    with pytest.raises(Refused) as refused:
+        sealed.ask()
+    assert refused.value.code == "models_not_ready"
+    assert sealed.say() == answer_to("hello>")
 
 
 def test_it_says_who_it_is_and_tells_the_application_of_all_models(sealed: SealedWorld) -> None:

@@ -56,14 +56,20 @@ class Device:
 
 def _said_by(command: list[str], image: int) -> Provisioned:
     """Run the program, and return what it says."""
-    done = subprocess.run(
-        parent_death.command(*command),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        pass_fds=(image,) if image >= 0 else (),
-        timeout=_PATIENCE,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            parent_death.command(*command),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            pass_fds=(image,) if image >= 0 else (),
+            timeout=_PATIENCE,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise NormalWorldError(
+            f"The machine was not given its secret within {_PATIENCE:.0f} seconds.",
+            hint="Start it again while the host has less to do.",
+        ) from None
     last = done.stderr.splitlines()[-1:]
     if done.returncode == 0:
         return msgspec.msgpack.decode(done.stdout, type=Provisioned)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import os
+import queue
 import socket
 import sys
 import threading
@@ -27,7 +28,7 @@ from flexserve.emulator.guest_memory import GuestMemory
 from flexserve.emulator.machine import Machine
 from flexserve.errors import FlexServeError, NormalWorldError
 from flexserve.platforms.trustzone.ram import BASE
-from flexserve.protocol.launch import NEW_MODELS, TEE_CLIENT, SecureOptions
+from flexserve.protocol.launch import MODELS_NOT_READY, MODELS_READY, NEW_MODELS, TEE_CLIENT, SecureOptions
 
 _SAID = "/sys/kernel/debug/flexmem/said"
 _LOOK = 0.5  # seconds between two looks whether the application lives, while its client says nothing
@@ -40,17 +41,17 @@ class Bell:
 
     The line breaks off when the machine has ended, or is of no help any more.
 
-    And has models made ready for the application that the store got meanwhile, when it says that.
+    And has models made ready for the application that the store got meanwhile, when it says that; and says
+    on it when that was done, or failed.
     """
 
     def __init__(self, machine: Machine) -> None:
         self.line, self._ours = socket.socketpair()
         self._machine = machine
-        self._wanted = threading.Event()
+        self._wanted = queue.SimpleQueue[int]()  # how often models were; 0: this ends
         self._ours.settimeout(_LOOK)
         self._thread = threading.Thread(target=self._listen, name="inner-bell", daemon=True)
         self._thread.start()
-        self._ended = False
         self._provider = threading.Thread(target=self._provide_models, name="inner-models", daemon=True)
         self._provider.start()
 
@@ -59,8 +60,7 @@ class Bell:
         with contextlib.suppress(OSError):
             self.line.shutdown(socket.SHUT_RDWR)
         self._thread.join()
-        self._ended = True
-        self._wanted.set()
+        self._wanted.put(0)
         self._provider.join()
         self.line.close()
 
@@ -84,18 +84,21 @@ class Bell:
             return agent.ask("flexmem").get("ended") == 1
         if not said:
             raise BrokenPipeError
-        if NEW_MODELS in said:
-            self._wanted.set()
+        if wanted := said.count(NEW_MODELS):
+            self._wanted.put(wanted)
         agent.ask("write", _SAID, "1")
         return False
 
     def _provide_models(self) -> None:
-        while self._wanted.wait() and not self._ended:
-            self._wanted.clear()
+        while wanted := self._wanted.get():
+            answer = MODELS_READY
             try:
                 self._machine.provide_models()
-            except FlexServeError as error:  # the client waits in vain, and says so
+            except FlexServeError as error:
                 sys.stderr.write(f"{error}\n")
+                answer = MODELS_NOT_READY
+            with contextlib.suppress(OSError):  # the client has ended
+                self._ours.sendall(wanted * answer)
 
     def _why(self) -> str:
         said = " | ".join(line for line in self._machine.console() if line.strip())

@@ -20,7 +20,8 @@ from flexserve.units import GIB
 
 SECURE_WORLD = "flexserve.secure_world.main"
 TEE_CLIENT = "flexserve.tee_client.main"  # in its place where the secure world is inside of the machine
-SOMETHING_SAID, NEW_MODELS = b"\1", b"\2"  # what that one tells whoever rings for it
+SOMETHING_SAID, NEW_MODELS = b"\1", b"\2"  # what that one tells whoever rings for it …
+MODELS_READY, MODELS_NOT_READY = b"\2", b"\3"  # … and is told for each NEW_MODELS, once it was tried
 EXIT_CANNOT_START = 3
 EXIT_CUT_OFF = 4  # of a client of a secure world inside, to which it cannot speak any more
 

@@ -7,9 +7,12 @@ import socket
 import threading
 from collections.abc import Callable
 
-from flexserve.protocol.launch import NEW_MODELS, SOMETHING_SAID
+from flexserve.errors import NormalWorldError
+from flexserve.protocol.launch import MODELS_NOT_READY, MODELS_READY, NEW_MODELS, SOMETHING_SAID
 
 _MOST = 4096  # bytes of a reason
+_PATIENCE = 150.0  # seconds: who makes models ready gives up sooner
+_ANSWERS = MODELS_READY + MODELS_NOT_READY
 
 
 class Doorbell:
@@ -18,6 +21,10 @@ class Doorbell:
     def __init__(self, line: socket.socket, end: Callable[[str], None], gone: Callable[[], None]) -> None:
         """`end` is called with the reason when the application has ended, `gone` when the machine has."""
         self._line, self._end, self._gone = line, end, gone
+        self._changed = threading.Condition()  # guards what follows
+        self._wanted = 0  # how often models were
+        self._answers = bytearray()  # to that, one byte to each
+        self._over = False  # nobody answers any more
         threading.Thread(target=self._listen, name="doorbell", daemon=True).start()
 
     def ring(self) -> None:
@@ -27,18 +34,36 @@ class Doorbell:
         except OSError:  # it rings still, or is gone, which `gone` hears of
             return
 
-    def want_models(self) -> None:
-        """Say that the store has models that the application cannot open yet. Always safe."""
-        with contextlib.suppress(OSError):
-            self._line.send(NEW_MODELS)
+    def make_models_ready(self) -> None:
+        """Have models made ready that the store got meanwhile, as far as they can be, and wait for that.
+
+        Raises NormalWorldError when it fails, or takes minutes.
+        """
+        with self._changed:
+            number, self._wanted = self._wanted, self._wanted + 1
+            with contextlib.suppress(OSError):  # it is gone, which `gone` hears of
+                self._line.send(NEW_MODELS)
+            self._changed.wait_for(lambda: self._over or len(self._answers) > number, _PATIENCE)
+            if self._answers[number : number + 1] != MODELS_READY:
+                raise NormalWorldError(
+                    "The machine did not make the store's new models ready for its secure world.",
+                    hint="Try again. If that does not help, restart flexserve: its log says why.",
+                    code="models_not_ready",
+                )
 
     def _listen(self) -> None:
         said = b""
         try:
             while len(said) < _MOST and (part := self._line.recv(_MOST)):
-                said += part
+                said += part.translate(None, _ANSWERS)
+                with self._changed:
+                    self._answers += bytes(byte for byte in part if byte in _ANSWERS)
+                    self._changed.notify_all()
         except OSError:
             pass
+        with self._changed:
+            self._over = True
+            self._changed.notify_all()
         if said:
             self._end(said.decode(errors="replace"))
         else:

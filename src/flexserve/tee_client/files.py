@@ -15,7 +15,6 @@ import contextlib
 import os
 import stat
 import struct
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -41,7 +40,6 @@ _MAGIC = b"FLEXINIM"
 _PRELUDE = struct.Struct(f"<8sI{SALT_SIZE}s")
 _LENGTH = struct.Struct("<I")
 _MOST_CHUNKS = 1 << 16
-_PATIENCE, _PAUSE = 10.0, 0.05  # seconds: for blocks to be made, and between two looks
 _READ_ONLY = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -121,12 +119,12 @@ class ImageFile:
 class SealedFiles:
     """The files of one store. Any thread: all state is files."""
 
-    def __init__(self, root: Path, want_models: Callable[[], None] = lambda: None) -> None:
-        """`want_models` has blocks made for models that the application cannot open yet."""
+    def __init__(self, root: Path, make_models_ready: Callable[[], None] = lambda: None) -> None:
+        """`make_models_ready` has blocks made for models that the application cannot open yet."""
         self.root = root
         self._models, self._images = root / "models", root / "images"
         self.image_file: type[ImageFile] = ImageFile  # what an image is opened as
-        self._want_models = want_models
+        self._make_models_ready = make_models_ready
 
     # ---- models -----------------------------------------------------------------------------------
 
@@ -178,15 +176,10 @@ class SealedFiles:
     def other_block(self, refused: SealedFile) -> bool:
         """Have a block made for a model whose one the application refused; return whether there is another.
 
-        Takes seconds at most.
+        Raises NormalWorldError when nobody can make one now.
         """
-        self._want_models()
-        deadline = time.monotonic() + _PATIENCE
-        while time.monotonic() < deadline:
-            if self._block(refused.manifest) not in (None, *refused.blocks):
-                return True
-            time.sleep(_PAUSE)
-        return False
+        self._make_models_ready()
+        return self._block(refused.manifest) not in (None, *refused.blocks)
 
     # ---- images -----------------------------------------------------------------------------------
 

@@ -68,7 +68,7 @@ def prepare(
     bell = Doorbell(socket.socket(fileno=options.doorbell_fd), end, _end_without_machine)
     limits = ModelLimits(Limits.usual(options))
     wire = Ring(ring, _rest, bell.ring)
-    files = SealedFiles(options.store, bell.want_models)
+    files = SealedFiles(options.store, bell.make_models_ready)
     to_application = Link(wire, _end_with_link)
     disk = Disk(guest, to_application) if guest is not None else None
     app = (make_app or InsideApp)(

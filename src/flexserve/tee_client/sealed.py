@@ -90,7 +90,8 @@ class SealedRequests:
     def opened(self, files: SealedFiles, name: str) -> SealedFile:
         """Open a model's file, and tell the application of it, if it does not know it yet. Close the file.
 
-        Raises as SealedFiles.open; StoredDataError for a model that was sealed for another device.
+        Raises as SealedFiles.open; StoredDataError for a model that was sealed for another device;
+        NormalWorldError when it cannot be made ready for the application now.
         """
         file = files.open(name)
         try:
