@@ -116,7 +116,7 @@ MUTANTS = (
         {
             "monitor/core/monitor.c": (
                 "\t\t\tarch_scrub(layout.ram_base + page * FLEX_PAGE_BYTES, count);\n",
-                "\t\t\t;\n",
+                "\t\t\t(void)count;\n",
             )
         },
         restarts.switch_off_in_the_midst,

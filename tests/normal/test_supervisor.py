@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
-from flexserve.errors import CancelledError, InternalError, MachineGoneError, PeerError
+from flexserve.errors import CancelledError, FlexServeError, InternalError, MachineGoneError, PeerError
 from flexserve.normal import supervisor as supervisor_module
 from flexserve.normal.channel import MemoryCounter
-from flexserve.normal.launcher import Launcher
-from flexserve.normal.supervisor import WorldState
+from flexserve.normal.launcher import CUT_OFF, Launcher
+from flexserve.normal.memory import MemoryBroker
+from flexserve.normal.model_options import ModelChoices
+from flexserve.normal.supervisor import Supervisor, WorldState
 from flexserve.normal.world import World, supervised
 from flexserve.protocol.answers import Finished
 from flexserve.protocol.prompts import TextPrompt
@@ -53,6 +56,42 @@ async def test_a_world_that_breaks_the_protocol_is_replaced(world: World, until:
         await ask(world, model)
     await until(lambda: world.restarts == 1 and world.state is WorldState.READY)
     assert isinstance((await ask(world, "tiny"))[-1], Finished)
+
+
+class Dying:
+    """A world whose channel has closed; its process ends by itself after a while, and says why."""
+
+    pid = 1
+
+    def __init__(self, seconds: float) -> None:
+        self.channel: Any = self
+        self.closed, self.error = asyncio.Event(), PeerError("it went away")
+        self.closed.set()
+        self._seconds, self._killed = seconds, asyncio.Event()
+
+    async def wait(self) -> FlexServeError:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._seconds):
+                await self._killed.wait()
+                return PeerError("It was ended by SIGKILL.")
+        return PeerError("It was cut off.", code=CUT_OFF)
+
+    async def stop(self, *, drain: float) -> None:
+        del drain
+
+    def kill(self) -> None:
+        self._killed.set()
+
+    async def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("seconds", "reason"), [(1.0, "It was cut off."), (60.0, "it went away")])
+async def test_a_process_that_takes_its_time_to_end_is_heard_out(
+    link: ScriptedLink, memory: AdjustableMemory, seconds: float, reason: str
+) -> None:
+    supervisor = Supervisor(link.launch, MemoryBroker(memory), ModelChoices())
+    assert (await supervisor._outlive(Dying(seconds))).message == reason
 
 
 async def test_while_it_is_down_requests_get_a_clear_error(

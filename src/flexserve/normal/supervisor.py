@@ -34,7 +34,9 @@ MAX_SHORT_LIVES = 5  # deaths in a row before that age, after which restarting i
 _FIRST_WAIT = 0.25  # seconds before the second restart in a row; doubles up to …
 _LONGEST_WAIT = 8.0
 _KILLED = "SIGKILL"
-_LAST_BREATH = 0.5  # seconds a process may take to die after its channel closed
+# How long a process may take to die after its channel closed: counted, and not as one time, for this process
+# may have been stopped, or have had no core, and hears that time has passed before it hears of an end.
+_BREATHS, _BREATH = 10, 0.5  # seconds each
 
 _log = structlog.get_logger(__name__)
 
@@ -184,9 +186,10 @@ class Supervisor:
         closed = asyncio.ensure_future(world.channel.closed.wait())
         try:
             await asyncio.wait({ended, closed}, return_when=asyncio.FIRST_COMPLETED)
-            await asyncio.wait({ended}, timeout=_LAST_BREATH)
-            if ended.done():
-                return ended.result()
+            for _ in range(_BREATHS):
+                await asyncio.wait({ended}, timeout=_BREATH)
+                if ended.done():
+                    return ended.result()
             world.kill()  # alive, but it broke the protocol: what it says means nothing any more
             await ended
             return world.channel.error or ended.result()
