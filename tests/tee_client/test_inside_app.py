@@ -32,6 +32,7 @@ from flexserve.tee_client.files import SealedFiles
 from flexserve.tee_client.link import Link
 from flexserve.tee_client.messages import Ask, Status
 from flexserve.testing.trustzone import eventually
+from flexserve.trusted import limits
 from flexserve.trusted.limits import Limits, ModelLimits
 from flexserve.trusted.text.rendering.renderer import Renderer
 
@@ -99,6 +100,22 @@ def test_requests_at_once_are_answered_each_with_its_own(world: InsideWorld) -> 
     for number, request in enumerate(requests):
         said = (it.text for it in answers if isinstance(it, Delta) and it.request == request.request)
         assert "".join(said) == answer_to(f"prompt {number}>")
+
+
+def test_a_model_whose_sequences_llama_cpp_mixes_is_opened_with_one_and_requests_wait_for_it(
+    world: InsideWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "_ALONE", {world.app._services.files.manifest("a").architecture})
+    requests = [world.generation(f"prompt {number}>") for number in range(3)]
+    for request in requests:
+        world.submit(request)
+    for _ in requests:
+        world.ended()
+    [model] = world.played.models.values()
+    assert len(model.cached) == 1
+    about = next(stored.description for stored in world.app.stored() if stored.name == "a")
+    assert about is not None
+    assert about.sequences == 1
 
 
 def test_policy_learns_which_sequence_a_request_computes_in(world: InsideWorld) -> None:
