@@ -7,14 +7,13 @@ process renders the templates of unsealed requests. Weights, keys and KV it has 
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
-from flexserve.errors import CancelledError, FlexServeError, PeerError
+from flexserve.errors import CancelledError, FlexServeError
 from flexserve.protocol.answers import Finished, Started, Timings, Usage
 from flexserve.protocol.failures import foreseen
 from flexserve.protocol.prompts import AskTemplate
@@ -55,6 +54,7 @@ from flexserve.tee_client.trial import try_model
 from flexserve.trusted.limits import ModelLimits
 from flexserve.trusted.requests import tasks
 from flexserve.trusted.requests.conversion import convert, give
+from flexserve.trusted.requests.registry import Registry
 from flexserve.trusted.text.rendering.renderer import Renderer
 
 _THREADS = 4  # that prepare requests: most of them wait for the helper, or for their turn on the link
@@ -97,8 +97,7 @@ class InsideApp:
         self._open = OpenModels(self._services)
         self._loading = Loading(self._memory)
         self._pulse = Pulse(self._app)
-        self._lock = threading.Lock()
-        self._requests: dict[int, Request] = {}
+        self._requests = Registry[Request]()
         self._computing: Sequence[Request] = ()  # of the step under way
         self._preparation = ThreadPoolExecutor(_THREADS, thread_name_prefix="preparation")
         self.chunk, self.batch = self._app.chunk, self._app.batch
@@ -129,13 +128,10 @@ class InsideApp:
         """Take a request in; return what policy may know of it. Any thread.
 
         `send`: where its answer goes, up to its end, if not where all do. Raises PeerError for a number that
-        another request has: it would be answered in that one's place.
+        another request has.
         """
         request = Request(message, time.monotonic(), send or self._send)
-        with self._lock:
-            if message.request in self._requests:
-                raise PeerError("Two requests have one number.", hint="Restart flexserve.")
-            self._requests[message.request] = request
+        self._requests.admit(message.request, request)
         return request.ticket
 
     def require(self, request: int) -> None:
@@ -267,8 +263,7 @@ class InsideApp:
         return generation
 
     def stop(self, request: int) -> None:
-        with self._lock:
-            it = self._requests.get(request)
+        it = self._requests.get(request)
         if it is None:
             return
         it.stopped = True
@@ -277,8 +272,7 @@ class InsideApp:
             self._services.streaming.give_up(CancelledError("The request was cancelled."))
 
     def end(self, request: int) -> None:
-        with self._lock:
-            it = self._requests.pop(request, None)
+        it = self._requests.end(request)
         self._memory.unreserve()
         if it is not None:
             with contextlib.suppress(FlexServeError):  # an application that has ended holds nothing any more

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
-from flexserve.errors import CancelledError, FlexServeError, PeerError
+from flexserve.errors import CancelledError, FlexServeError
 from flexserve.protocol.answers import Converted, Finished, Started, Timings, Usage
 from flexserve.protocol.failures import foreseen
 from flexserve.protocol.requests import Convert, Embed, Generate, Warm
@@ -37,6 +37,7 @@ from flexserve.trusted.requests.conversion import convert, give
 from flexserve.trusted.requests.embedding import Embedding
 from flexserve.trusted.requests.generation import Generation
 from flexserve.trusted.requests.guesser import Guesser, require_same_words
+from flexserve.trusted.requests.registry import Registry
 from flexserve.trusted.requests.request import Request
 from flexserve.trusted.requests.tasks import Message, require
 from flexserve.trusted.requests.trial import try_model
@@ -59,8 +60,7 @@ class LlamaApp:
         self._preparation = Preparation(services.renderer)
         self._clock = steady_clock()  # of licences
         self._open = OpenModels(services)
-        self._lock = threading.Lock()
-        self._requests: dict[int, Request] = {}
+        self._requests = Registry[Request]()
         self._computing: frozenset[int] = frozenset()  # requests of the graph that computes
         self._sealing = threading.Lock()  # held while idle KV is sealed in a quiet moment
         self._reserved: contextlib.ExitStack | None = None  # from a grant to what it is for
@@ -97,13 +97,10 @@ class LlamaApp:
         """Take a request in; return what policy may know of it. Any thread.
 
         `send`: where its answer goes, up to its end, if not where all do. Raises PeerError for a number that
-        another request has: it would be answered in that one's place.
+        another request has.
         """
         request = Request(message, time.monotonic(), send or self._send)
-        with self._lock:
-            if message.request in self._requests:
-                raise PeerError("Two requests have one number.", hint="Restart flexserve.")
-            self._requests[message.request] = request
+        self._requests.admit(message.request, request)
         return request.ticket
 
     def require(self, request: int) -> None:
@@ -248,14 +245,12 @@ class LlamaApp:
             self._unreserve()
 
     def stop(self, request: int) -> None:
-        with self._lock:
-            it = self._requests.get(request)
+        it = self._requests.get(request)
         if it is not None:
             it.stop()
 
     def end(self, request: int) -> None:
-        with self._lock:
-            it = self._requests.pop(request, None)
+        it = self._requests.end(request)
         self._unreserve()
         if it is not None:
             it.uses.close()
