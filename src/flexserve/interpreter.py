@@ -13,13 +13,13 @@ What is imported before `load_from_sources` is compiled at each start. So this m
 
 from __future__ import annotations
 
+import _frozen_importlib_external as machinery  # importlib.machinery imports sources besides
 import hashlib
 import marshal
 import os
 import pwd
 import stat
 import sys
-from importlib import machinery
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

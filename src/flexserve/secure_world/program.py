@@ -31,7 +31,7 @@ from flexserve.units import MIB
 
 _PROBE = 256 * MIB  # of locked memory: less would not run any model worth serving
 # What libraries import when they first need it, and could not in the sandbox.
-_IMPORTED_LATER = ("encodings.ascii", "encodings.latin_1", "encodings.unicode_escape", "numpy.ma")
+_IMPORTED_LATER = ("encodings.ascii", "encodings.latin_1", "encodings.unicode_escape")
 # What only a world on the emulated machine needs.
 _MACHINE = (
     "flexserve.platforms.trustzone.flexnpu",

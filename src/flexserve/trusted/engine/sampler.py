@@ -8,9 +8,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.ctypeslib import (
-    as_array,
-)  # numpy itself would import it when it is first asked for, in the sandbox
 from numpy.typing import NDArray
 
 from flexserve.errors import CallerError
@@ -157,7 +154,9 @@ class Candidates:
 
     def left(self) -> list[tuple[int, float]]:
         """Return the tokens that a sampler chain left, with their log-probabilities, likeliest first."""
-        left = as_array(self.array.data, (self.array.size,))
+        first, size = ctypes.addressof(self.array.data.contents), self.array.size
+        # numpy.ctypeslib can do it, but takes long to import.
+        left = np.frombuffer((lib.llama_token_data * size).from_address(first), _TOKEN_DATA)
         scores = left["logit"].astype(np.float64)
         scores -= scores.max() + np.log(np.exp(scores - scores.max()).sum())
         order = np.argsort(-scores, kind="stable")
@@ -181,7 +180,7 @@ def _tokens(tokens: Sequence[int], size: int) -> NDArray[np.intp]:
     """Return `tokens`, each once. Raises CallerError for one that the model does not have."""
     if any(token >= size for token in tokens):
         raise CallerError("The model has no token of that number.", hint=f"It has {size} tokens, from 0 on.")
-    return np.unique(np.array(tokens, np.intp))
+    return np.array(sorted(set(tokens)), np.intp)
 
 
 def _biases(

@@ -307,7 +307,7 @@ class FlexMem:
             self._table.check()
             behind = np.concatenate([np.empty(0, np.int32), *self._pages.values()])
             behind = behind[behind != _NO_PAGE]
-            assert len(np.unique(behind)) == len(behind), "a page is behind two chunks"
+            assert len(set(behind.tolist())) == len(behind), "a page is behind two chunks"
             free = {PageState.NORMAL: len(self._normal), PageState.GRANTED: len(self._granted)}
             for state in PageState:
                 counted = free.get(state, 0) + int(np.count_nonzero(self._table.are(state, behind)))

@@ -18,6 +18,7 @@ import functools
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import msgspec
@@ -29,7 +30,7 @@ from flexserve.trusted.text.markers import Markers, Span
 from flexserve.trusted.text.tokenizer import Tokenizer
 
 # Characters for private use, in the order in which they are tried.
-_PLACEHOLDERS = (*range(0x100000, 0x10FFFE), *range(0xF0000, 0xFFFFE))
+_PLACEHOLDERS = (range(0x100000, 0x10FFFE), range(0xF0000, 0xFFFFE))
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')  # of JSON
 _TRUSTED = ("system", "developer", "assistant")  # roles whose turns may hold the template's own tags
 
@@ -141,7 +142,7 @@ class Contents:
         if char not in self._places:
             if self._free is None:
                 used = set(msgspec.json.encode(self._prompt).decode(errors="replace"))
-                self._free = (chr(code) for code in _PLACEHOLDERS if chr(code) not in used)
+                self._free = (char for char in map(chr, chain(*_PLACEHOLDERS)) if char not in used)
             try:
                 self._places[char] = next(self._free)
             except StopIteration:

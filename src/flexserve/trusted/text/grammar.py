@@ -10,11 +10,11 @@ from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
-from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from numpy.typing import NDArray
 
 from flexserve.errors import CallerError
 from flexserve.protocol.schema import refuse
+from flexserve.trusted.text.guidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from flexserve.trusted.text.rendering.compiling import LIMITS, reason
 
 # Tokens that most strings admit are looked up apart from the rest: a tenth of a millisecond instead of

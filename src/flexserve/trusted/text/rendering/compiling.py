@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from flexserve.trusted.text.guidance import LLMatcher, LLParserLimits, LLTokenizer
 
 # Steps of lexer and parser are counted, not timed: the same schema fails or passes everywhere.
 LIMITS = LLParserLimits(
