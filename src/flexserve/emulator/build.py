@@ -32,7 +32,8 @@ _FOREIGN_MODULES = (  # the agent's port, disks, a disk for workloads
     *("virtio_pci", "virtio_console"),
     *("virtio_blk", "loop"),
 )
-_OUR_MODULES = {  # and those that each one uses; flexattack only for tests, and only loaded by them
+# Our modules, and those that each one uses, which come first; flexattack only for tests, and only loaded by them.
+_OUR_MODULES = {
     "flexmem": (),
     "flexnpu": ("flexmem",),
     "flexattack": (),
@@ -219,25 +220,26 @@ class _Build:
 
     def _module(self, name: str, needed: tuple[str, ...]) -> Path:
         def make(target: Path) -> None:
-            folder = self._copied("abi", "driver") / "driver"
-            for part in (*needed, name):
-                symbols = " ".join(
-                    str(folder / other / "Module.symvers") for other in needed if other != part
-                )
-                self._make_module(folder / part, symbols)
-            tools.run(f"{_CROSS}strip", "--strip-debug", folder / name / f"{name}.ko", "-o", target)
+            folder = self._copied("abi", "driver") / "driver" / name
+            self._make_module(folder, [self._symbols(other) for other in needed])
+            shutil.copyfile(folder / "Module.symvers", self._symbols(name))
+            tools.run(f"{_CROSS}strip", "--strip-debug", folder / f"{name}.ko", "-o", target)
 
         files = self._files("abi", *(f"driver/{part}" for part in (*needed, name)))
         return self._made(f"{name}.ko", f"the module {name}", [self._kernel.release, *files], make)
 
-    def _make_module(self, folder: Path, symbols: str) -> None:
+    def _symbols(self, module: str) -> Path:
+        """Return the file that tells what a module exports, left by its own build."""
+        return self._out / f"{module}.symvers"
+
+    def _make_module(self, folder: Path, symbols: list[Path]) -> None:
         """Compile a module. `symbols` are the files that tell what other modules export."""
         tools.run(
             "make",
             "-C",
             self._kernel.headers,
             f"M={folder}",
-            f"KBUILD_EXTRA_SYMBOLS={symbols}",
+            f"KBUILD_EXTRA_SYMBOLS={' '.join(map(str, symbols))}",
             f"-j{os.cpu_count()}",
             "ARCH=arm64",
             f"CROSS_COMPILE={_CROSS}",
