@@ -32,7 +32,7 @@ _FOREIGN_MODULES = (  # the agent's port, disks, a disk for workloads
     *("virtio_pci", "virtio_console"),
     *("virtio_blk", "loop"),
 )
-# Our modules, and those that each one uses, which come first; flexattack only for tests, and only loaded by them.
+# Our modules, and those that each one uses, which come first; tests alone load flexattack.
 _OUR_MODULES = {
     "flexmem": (),
     "flexnpu": ("flexmem",),
