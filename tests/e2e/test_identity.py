@@ -106,6 +106,6 @@ def test_two_models_in_turn_do_not_disturb_each_other_during_recalls(library: Li
     for shape, quant in (("small-phi3", "q4_0"), ("small-moe", "q8_0")):
         source = library.file(shape, quant)
         pairs.append((library.add(source, f"turn-{shape}"), library.answer(source, PROMPTS[2], 4)))
-    with recalls_every_few_milliseconds(world, MIB, seed=7):
+    with recalls_every_few_milliseconds(world, RECALLED, seed=7):
         for name, expected in pairs * 3:
             assert world.generate(name, PROMPTS[2], 4).text == expected

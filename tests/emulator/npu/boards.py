@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
+import os
 import random
 import struct
 from collections.abc import Callable, Iterable, Sequence
@@ -30,8 +32,11 @@ class Board:
     """RAM with a device on it. Physical pages are handed out by `page` and `pages`, in a scattered order."""
 
     def __init__(self, seed: int = 0, device: type[Device] = Device) -> None:
-        self.memory = memoryview(mmap.mmap(-1, RAM))
-        self._longs = np.frombuffer(self.memory, np.int64)
+        self._ram = os.fdopen(
+            os.memfd_create("ram"), "r+b", buffering=0
+        )  # looked at when the device is closed
+        self._ram.truncate(RAM)
+        self.memory = memoryview(mmap.mmap(self._ram.fileno(), RAM))
         self.window_at, self.control_at = layout.npu_window_offset(RAM), layout.npu_control_offset(RAM)
         self.device = device(self.memory, BASE, threads=2)
         free = np.arange(BASE + PAGE, BASE + 2 * MIB, PAGE)
@@ -136,16 +141,29 @@ class Board:
             for page, at, part, _ in self._pieces(iova, pages, size)
         )
 
-    def snapshot(self) -> np.ndarray:
-        """All of RAM as it is."""
-        return self._longs.copy()
+    def snapshot(self) -> dict[int, bytes]:
+        """All of RAM as it is, but for pages that nobody touched yet: these are zeros."""
+        found, at = {}, 0
+        while (start := self._next(at, os.SEEK_DATA)) < RAM:
+            at = self._next(start, os.SEEK_HOLE)
+            found |= {BASE + page: bytes(self.memory[page : page + PAGE]) for page in range(start, at, PAGE)}
+        return found
 
-    def changed(self, before: np.ndarray) -> set[int]:
+    def _next(self, at: int, what: int) -> int:
+        """Where, from `at` on, RAM has data, or a hole, next."""
+        try:
+            return self._ram.seek(at, what)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            return RAM
+
+    def changed(self, before: dict[int, bytes]) -> set[int]:
         """The pages that are not as in a snapshot, but for registers and the control page."""
-        differ = (self._longs != before).reshape(-1, PAGE // 8).any(axis=1)
-        differ[self.window_at // PAGE : self.window_at // PAGE + 16] = False
-        differ[self.control_at // PAGE] = False
-        return {BASE + page * PAGE for page in np.flatnonzero(differ).tolist()}
+        now, zeros = self.snapshot(), bytes(PAGE)
+        differ = {page for page in now if now[page] != before.get(page, zeros)}
+        registers = range(BASE + self.window_at, BASE + self.window_at + 16 * PAGE, PAGE)
+        return differ - {*registers, BASE + self.control_at}
 
     @staticmethod
     def _pieces(iova: int, pages: Sequence[int], size: int) -> Iterable[tuple[int, int, int, int]]:
