@@ -20,7 +20,7 @@ from flexserve.units import MIB
 pytestmark = pytest.mark.engine
 
 TOKENS = 16
-RECALLED = MIB // 2  # bytes at a time at most: where more goes than loading brings, no answer comes to its end
+RECALLED = MIB // 2  # bytes at a time at most: where more goes than loading brings, no answer ends
 SMALL = sorted(name for name in SHAPES if name.startswith("small-"))
 PAIRS = list(itertools.product(SMALL, ["q4_0", "q4_k_m", "q8_0", "f16"]))
 
