@@ -13,6 +13,7 @@ from played_application import CHUNK, KV, SCRATCH, WEIGHTS, answer_to
 from flexserve.protocol.trusted_app import Kind
 from flexserve.tee_client.files import ImageFile
 from flexserve.tee_client.messages import Ask
+from flexserve.testing.trustzone import eventually
 
 MakeWorld = Callable[..., InsideWorld]
 SAID = answer_to("again>")
@@ -64,6 +65,44 @@ def test_chunks_come_in_the_order_in_which_graphs_read_them(emptied: InsideWorld
     assert emptied.say("again>") == SAID
     assert sorted(read[:2]) == [1, 3]
     assert sorted(read) == list(range(WEIGHTS))
+
+
+def test_what_graphs_read_last_goes_first(emptied: InsideWorld) -> None:
+    emptied.played.order = [3, 1]
+    emptied.say("again>")
+    assert emptied.app.evict("a", Kind.WEIGHTS, 2 * CHUNK, keep=False) == 2 * CHUNK
+    [model] = emptied.played.models.values()
+    assert model.ready == [False, True, False, True]
+    assert emptied.app.chunks("a") == [(0, 1), (2, 1), (0, 1), (2, 1)]
+    assert emptied.app.evict("a", Kind.WEIGHTS, 1, keep=False) == CHUNK
+    assert model.ready == [False, False, False, True]
+
+
+def test_a_chunk_that_comes_after_its_place_was_given_up_goes_and_comes_again_in_its_turn(
+    emptied: InsideWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, after = ImageFile.chunk, list[int]()
+    [model] = emptied.played.models.values()
+    given_up = threading.Event()
+
+    def evicting(file: ImageFile, number: int) -> bytes:
+        """While chunk 2 is read, the others are there; then it and those beside it are given up."""
+        if given_up.is_set():
+            after.append(number)
+        elif number == 2:
+            assert eventually(lambda: model.ready == [True, True, False, True])
+            until = time.monotonic() + 20
+            went = emptied.app.evict("a", Kind.WEIGHTS, 2 * CHUNK, keep=False, until=until)
+            assert went == 2 * CHUNK
+            given_up.set()
+        return plain(file, number)
+
+    monkeypatch.setattr(ImageFile, "chunk", evicting)
+    emptied.warm()
+    assert after[0] == 1
+    assert sorted(after) == [1, 2, 3]
+    assert model.ready == [True] * WEIGHTS
+    assert emptied.played.held == emptied.played.granted
 
 
 @pytest.mark.parametrize("order", [[WEIGHTS], [1 << 31, 0]])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from flexserve.protocol.trusted_app import Kind, Pool
 from flexserve.tee_client.application import Application
@@ -67,18 +67,22 @@ class Memory:
         with self._lock:
             self._held += 1
 
-    def evict(self, model: int, kind: Kind, first: int = 0, end: int = 0, *, keep: bool) -> int:
+    def evict(
+        self, model: int, kind: Kind, parts: Sequence[range] = (range(0),), *, keep: bool
+    ) -> int:
         """Have a model's chunks go; return the bytes. With `keep` they stay granted.
 
-        0 where it uses what was to go.
+        `parts`: of weights, those that go; of another kind all do. 0 where it uses what was to go.
         """
+        went = 0
         with self._lock:
-            reply = self._app.ask(Ask.EVICT, model, kind, first, end)
-            if reply.status is Status.BAD:
-                return 0
-            if reply.status is not Status.DONE:
-                raise self._app.error(Ask.EVICT, reply)
-            went = min(reply.values[0], _ALL)
+            for part in parts:
+                reply = self._app.ask(Ask.EVICT, model, kind, part.start, part.stop)
+                if reply.status is Status.BAD:
+                    break
+                if reply.status is not Status.DONE:
+                    raise self._app.error(Ask.EVICT, reply)
+                went += min(reply.values[0], _ALL)
             return (went if keep else self._give_back(went)) * self.chunk
 
     def give_heap(self, size: int) -> int:

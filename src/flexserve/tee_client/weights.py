@@ -14,6 +14,7 @@ from flexserve.protocol.trusted_app import Kind
 from flexserve.tee_client.files import SealedFile
 from flexserve.tee_client.images import Image
 from flexserve.tee_client.messages import Ask, Reply, Status, broken, unpacked
+from flexserve.tee_client.ordered_chunks import OrderedChunks
 from flexserve.tee_client.services import Services
 from flexserve.trusted.store.manifest import Manifest
 
@@ -38,10 +39,8 @@ class Weights:
         self._manifest, self._number = manifest, number
         self.count, self.size = count, count * services.memory.chunk
         self._lock = threading.Lock()
-        self._there = bytearray(count)
-        self._coming: set[int] = set()
-        self._order: Sequence[int] = ()  # in which graphs read them, once that is known
-        self._changes = 0  # evictions so far: what is loaded meanwhile may have gone at once
+        self._chunks = OrderedChunks(count)
+        self._changes = 0  # evictions so far: what is looked at meanwhile may be gone
         self._image: Image | None = None
         self.damaged = False  # its image is not what was sealed: the model has to be opened again
         self.loaded, self.seconds = 0, 0.0  # bytes that were loaded so far, and the time of threads that took
@@ -72,7 +71,7 @@ class Weights:
             )
             self._granted(Ask.WRITE, write)
         self.look()
-        if not all(self._there):
+        if not self.whole:
             raise broken("weights that were written are not there")
 
     def close(self) -> None:
@@ -85,19 +84,16 @@ class Weights:
     @property
     def resident(self) -> int:
         """Bytes that are in memory."""
-        return sum(self._there) * self._memory.chunk
+        return self._chunks.resident * self._memory.chunk
 
     @property
     def whole(self) -> bool:
         """Whether all of them are in memory."""
-        return all(self._there)
+        return self._chunks.resident == self.count
 
     def states(self) -> Sequence[tuple[int, int]]:
         """Return the states of the chunks, in their order, as pairs of a state and a count."""
-        return [
-            (_RESIDENT if there else _ABSENT, len(list(run)))
-            for there, run in itertools.groupby(bytes(self._there))
-        ]
+        return [(_RESIDENT if there else _ABSENT, count) for there, count in self._chunks.states()]
 
     def look(self) -> None:
         """Ask what is there. Raises PeerError."""
@@ -108,7 +104,7 @@ class Weights:
             raise broken("what it says of a model's chunks is none")
         with self._lock:
             if before == self._changes:
-                self._there[:] = bytes(each == 1 for each in there)
+                self._chunks.found([each == 1 for each in there])
 
     # ---- loading and eviction ----------------------------------------------------------------------
 
@@ -130,29 +126,30 @@ class Weights:
         Who asks has to load it. `count`: look at no more than so many.
         """
         with self._lock:
-            for chunk in itertools.islice(self._order or range(self.count), count):
-                if not self._there[chunk] and chunk not in self._coming:
-                    self._coming.add(chunk)
-                    return chunk
-        return None
+            return self._chunks.claim(count)
 
     def _learn_order(self) -> None:
         """Ask in which order graphs read them: its first one tells, also while it waits for them."""
-        if self._order:
+        if self._chunks.known:
             return
-        read = list(dict.fromkeys(unpacked(self._app.do(Ask.ORDER, self._number).payload)))
-        if read and max(read) >= self.count:
-            raise broken("it reads chunks that are none")
-        self._order = [*read, *sorted(set(range(self.count)) - set(read))] if read else ()
+        read = unpacked(self._app.do(Ask.ORDER, self._number).payload)
+        with self._lock:
+            try:
+                if read:
+                    self._chunks.learn(read)
+            except ValueError:
+                raise broken("it reads chunks that are none") from None
 
     def load_claimed(self, chunk: int, *, ask: bool = True) -> None:
         """Load a chunk that was claimed; `ask`: the OS for memory, too. Raises as `load`."""
         try:
             self._learn_order()
             self._load(chunk, ask=ask)
-        finally:
+        except BaseException:
             with self._lock:
-                self._coming.remove(chunk)
+                self._chunks.failed(chunk)
+            raise
+        finally:
             self._streaming.notice()
 
     def load_next(self, count: int) -> bool:
@@ -167,7 +164,7 @@ class Weights:
 
     def _load(self, chunk: int, *, ask: bool) -> None:
         assert self._image is not None, "it has no image"
-        image, began, before = self._image, time.monotonic(), self._changes
+        image, began = self._image, time.monotonic()
         try:
             self._granted(Ask.LOAD, lambda: image.load(self._number, chunk, ask=ask), ask=ask)
         except StoredDataError:
@@ -176,12 +173,11 @@ class Weights:
                 self._images.drop(self._manifest)
             raise
         with self._lock:
-            if before == self._changes:
-                self._there[chunk] = 1
+            if not self._chunks.came(chunk):
+                self._changes += 1
+                self._memory.evict(self._number, Kind.WEIGHTS, [range(chunk, chunk + 1)], keep=False)
             self.loaded += self._memory.chunk
             self.seconds += time.monotonic() - began
-        if before != self._changes:
-            self.look()
 
     def _granted(self, kind: Ask, work: Callable[[], Reply], *, ask: bool = True) -> None:
         """Do what takes memory; what is not granted is asked of the OS. Raises GrantRefusedError."""
@@ -198,16 +194,13 @@ class Weights:
                 raise error
 
     def evict(self, size: int, *, keep: bool) -> int:
-        """Give about `size` bytes up, from the end of their order; return the bytes. `keep`: stay granted."""
+        """Give about `size` bytes up, those first that graphs read last; return the bytes. `keep`: stay granted."""
+        self._learn_order()
         with self._lock:
-            count = self._memory.chunks(min(size, self.size))
-            first = self.count
-            while count > 0 and first > 0:
-                first -= 1
-                count -= self._there[first]
             self._changes += 1
-            went = self._memory.evict(self._number, Kind.WEIGHTS, first, self.count, keep=keep)
-            if went:
-                self._there[first:] = bytes(self.count - first)
+            parts = self._chunks.give_up(self._memory.chunks(min(size, self.size)))
+            went = self._memory.evict(self._number, Kind.WEIGHTS, parts, keep=keep)
+        if not went:
+            self.look()  # none of them were there, or it did not do it
         self._streaming.notice()
         return went
