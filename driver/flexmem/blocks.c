@@ -20,8 +20,8 @@ bool flex_blocks_allocating(struct flexmem *fm)
 	return READ_ONCE(fm->allocating) == current;
 }
 
-/* Pages that a grant may take now: an OS decides, and keeps some for itself. */
-static unsigned long spare(void)
+/* An OS decides, and keeps some for itself. */
+unsigned long flex_blocks_spare(void)
 {
 	long reserve = totalram_pages() * min(reserve_percent, 100U) / 100;
 
@@ -47,7 +47,7 @@ static unsigned long alloc_any(unsigned long pages, struct list_head *blocks)
 	unsigned int order = FLEX_ORDER_MAX;
 	unsigned long got = 0;
 
-	pages = min(pages, spare());
+	pages = min(pages, flex_blocks_spare());
 	while (got < pages) {
 		struct page *block = NULL;
 
@@ -62,7 +62,7 @@ static unsigned long alloc_any(unsigned long pages, struct list_head *blocks)
 		}
 		if (!order && !(got % FLEX_CALL_PAGES_MAX)) {
 			cond_resched();
-			pages = min(pages, got + spare()); /* others allocate, too */
+			pages = min(pages, got + flex_blocks_spare()); /* others allocate, too */
 		}
 	}
 	return got;

@@ -7,6 +7,7 @@
  *   grant AT PAGES     reads into fresh pages, which are handed over; says "first count" of each run of them, in
  *                      the order of what was read. All or none
  *   return FIRST PAGES gets back those of a range that were handed over and never used; says "pages"
+ *   room               says how many "pages" could be handed over now
  *   read AT PAGES      reads into the buffer
  *   write AT PAGES     writes what is in the buffer
  *   flush              what was written stays, also when power goes
@@ -180,18 +181,30 @@ static int hand_over(struct flexmem *fm, struct list_head *blocks, unsigned long
 	return error;
 }
 
+static bool allocate(struct flexmem *fm, unsigned long pages, struct list_head *blocks)
+{
+	bool enough;
+
+	mutex_lock(&fm->service.lock);
+	enough = flex_blocks_alloc(fm, pages, blocks) == pages;
+	mutex_unlock(&fm->service.lock);
+	if (!enough)
+		flex_blocks_free(blocks);
+	return enough;
+}
+
 static ssize_t grant(struct flexmem *fm, u64 at, unsigned long pages, char *text, size_t room)
 {
 	ssize_t length = 0;
 	LIST_HEAD(blocks);
-	int error = 0;
+	int error;
 
-	mutex_lock(&fm->service.lock);
-	if (flex_blocks_alloc(fm, pages, &blocks) < pages)
-		error = -ENOMEM;
-	mutex_unlock(&fm->service.lock);
-	if (!error)
-		error = move(fm, REQ_OP_READ | REQ_SYNC, at, &blocks, pages);
+	if (!allocate(fm, pages, &blocks)) {
+		flex_service_reap(fm, pages); /* the secure world may have given some back for this */
+		if (!allocate(fm, pages, &blocks))
+			return -ENOMEM;
+	}
+	error = move(fm, REQ_OP_READ | REQ_SYNC, at, &blocks, pages);
 	if (error == -ETIMEDOUT)
 		return error; /* they are the disk's */
 	if (!error) {
@@ -210,6 +223,13 @@ static ssize_t give_back(struct flexmem *fm, u64 first, unsigned long pages, cha
 	came = first >> (BITS_PER_LONG - PAGE_SHIFT) ? 0 : flex_pool_return(fm, PFN_PHYS(first), pages);
 	mutex_unlock(&fm->service.lock);
 	return scnprintf(text, room, "pages %lu\n", came);
+}
+
+static ssize_t say_room(struct flexmem *fm, char *text, size_t room)
+{
+	unsigned long pages = READ_ONCE(fm->service.closing) ? 0 : flex_blocks_spare();
+
+	return scnprintf(text, room, "pages %lu\n", pages);
 }
 
 /* ---- commands ---- */
@@ -239,6 +259,8 @@ static ssize_t carry_out(struct flexmem *fm, const char *name, u64 at, unsigned 
 {
 	if (!strcmp(name, "return"))
 		return give_back(fm, at, pages, text, room);
+	if (!strcmp(name, "room"))
+		return say_room(fm, text, room);
 	if (!strcmp(name, "flush"))
 		return move(fm, REQ_OP_WRITE | REQ_PREFLUSH, 0, NULL, 0);
 	if (!pages || !has(fm, at, pages))

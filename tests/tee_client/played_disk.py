@@ -80,6 +80,8 @@ class PlayedGuest:
                     self.blocks.flush()
                 case "grant":
                     return self._grant(*numbers)
+                case "room":
+                    return {"pages": self.memory_left * SLOT_PAGES}
                 case "return":
                     self.granted.pop(numbers[0])
             return {}

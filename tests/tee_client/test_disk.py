@@ -122,6 +122,17 @@ def test_a_guest_that_answers_nonsense_is_blamed(
         disk.load(weights, 0, 0)
 
 
+def test_a_guest_says_what_it_could_hand_over(disk: Disk, guest: PlayedGuest) -> None:
+    guest.memory_left = 3
+    assert disk.room() == 3 * SLOT
+    guest.memory_left = 0
+    assert disk.room() == 0
+    for lie in ({}, {"pages": -1}, {"pages": 1 << 40}, {"pages": "1"}):
+        guest.answers = lie
+        with pytest.raises(NormalWorldError):
+            disk.room()
+
+
 def test_an_application_that_stops_in_the_midst_of_sealing_leaves_the_object_that_was_there(
     disk: Disk, guest: PlayedGuest, app: PlayedApp
 ) -> None:

@@ -38,6 +38,9 @@ class PlayedDisk:
         head = b"".join(value.to_bytes(8, "little") for value in replies[0].values[:4])
         self.image.put(name, head, ((reply.payload, bytes(TAG)) for reply in replies))
 
+    def room(self) -> int:
+        return (self._played.memory - self._played.granted) * CHUNK
+
     def load(self, stored: Any, model: int, chunk: int) -> Reply:
         played = self._played
         if played.granted == played.memory:
@@ -77,6 +80,24 @@ def test_weights_are_sealed_to_the_disk_and_come_back_from_it(world: InsideWorld
     assert world.disk.read == WEIGHTS
     assert world.played.held == world.played.granted == WHOLE
     assert world.app.pool().resident == WHOLE * CHUNK
+
+
+def test_nothing_is_granted_for_weights_that_bring_pages_and_nothing_goes_back_for_them(
+    world: InsideWorld,
+) -> None:
+    world.say()
+    world.recall()
+    granted, grant = list[int](), world.played._without_model
+
+    def watched(kind: Ask, arguments: Any, payload: bytes = b"") -> Any:
+        granted.extend(arguments[:1] if kind is Ask.GRANT else ())
+        return grant(kind, arguments, payload)
+
+    world.played._without_model = watched  # type: ignore[method-assign]
+    world.played.asked.clear()
+    assert world.say() == answer_to("hello>")
+    assert sum(granted) == KV + SCRATCH
+    assert Ask.GIVE_BACK not in world.played.asked
 
 
 def test_an_idle_model_makes_way_for_pages_of_the_disk(world: InsideWorld) -> None:

@@ -225,6 +225,12 @@ class TrustedApp(Protocol):
         loaded ahead of need until the next step or run.
         """
 
+    def grant_missing(self, model: str) -> int:
+        """As `grant`, for what `missing` says of `model`; return how much of it there is memory for.
+
+        Where weights come in pages of the OS's own they are not granted before: what it says it has counts.
+        """
+
     def evict(
         self,
         model: str,

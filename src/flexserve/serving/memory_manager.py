@@ -103,7 +103,7 @@ class MemoryManager:
         """
         missing = self._app.missing(model)
         if missing.size:
-            have = self._app.grant(missing.size, missing.minimum)
+            have = self._app.grant_missing(model)
             self.make_way(model, (missing.size if whole else missing.needed) - have)
 
     def with_memory(self, model: str, work: Callable[[], R]) -> R:

@@ -308,6 +308,15 @@ class InsideApp:
         self._memory.reserve()
         return self._memory.grant(size, minimum)
 
+    def grant_missing(self, model: str) -> int:
+        entry = self._open.get(model)
+        if entry is None:
+            return 0
+        weights = entry.weights.size - entry.weights.resident
+        room = min(weights, self._services.images.room()) if weights else 0
+        rest = weights - room + entry.lacks
+        return room + self.grant(rest, rest)
+
     def evict(
         self,
         model: str,

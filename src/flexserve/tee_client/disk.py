@@ -21,6 +21,7 @@ from flexserve.tee_client.link import Link
 from flexserve.tee_client.messages import Ask, Reply, Status, broken
 
 _RUN = struct.Struct("<2Q")  # a page, how many
+_MOST = 1 << 40  # pages
 _NO_MEMORY = "Cannot allocate memory"  # the guest's words
 
 Run = tuple[int, int]  # the number of a page, how many
@@ -92,6 +93,13 @@ class Disk:
             raise broken("it does not seal weights")
         return reply
 
+    def room(self) -> int:
+        """Return the bytes that the guest could hand over now. Raises as `load`."""
+        pages = _commanded(self._guest, "room").get("pages")
+        if not isinstance(pages, int) or not 0 <= pages < _MOST:
+            raise _nonsense()
+        return pages * PAGE
+
     def load(self, weights: StoredObject, model: int, chunk: int) -> Reply:
         """Load a chunk of an open model into pages of its own; return what the application answers.
 
@@ -143,7 +151,7 @@ def _commanded(guest: Guest, name: str, *numbers: int) -> Mapping[str, object]:
 
 def _number(answer: Mapping[str, object], name: str) -> int:
     value = answer.get(name)
-    if not isinstance(value, int) or not 0 < value < 1 << 40:
+    if not isinstance(value, int) or not 0 < value < _MOST:
         raise _nonsense()
     return value
 

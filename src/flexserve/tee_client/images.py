@@ -10,6 +10,7 @@ import struct
 from collections.abc import Iterator
 from typing import Protocol
 
+from flexserve.errors import GrantRefusedError
 from flexserve.platforms.trustzone.disk_image import StoredObject, name_of
 from flexserve.tee_client.application import Application
 from flexserve.tee_client.disk import Disk
@@ -53,6 +54,9 @@ class Images(Protocol):
     def open(self, manifest: Manifest) -> Image | None:
         """Return the image of a model; None: there is none that could be one."""
 
+    def room(self) -> int:
+        """Return the bytes of weights for which the OS has pages that come with them: none are granted before."""
+
     def make(self, manifest: Manifest, model: int, count: int) -> None:
         """Have the application seal the `count` chunks of an open model, and keep them as its image."""
 
@@ -74,6 +78,10 @@ class FileImages:
         """As Images has it."""
         file = self._files.open_image(manifest)
         return _InFile(self._app, file) if file is not None else None
+
+    def room(self) -> int:
+        """As Images has it."""
+        return 0
 
     def make(self, manifest: Manifest, model: int, count: int) -> None:
         """As Images has it."""
@@ -119,6 +127,10 @@ class DiskImages:
             return None
         return _OnDisk(self._disk, self._memory, stored)
 
+    def room(self) -> int:
+        """As Images has it."""
+        return self._disk.room()
+
     def make(self, manifest: Manifest, model: int, count: int) -> None:
         """As Images has it."""
         self._files.require_room(manifest)  # the disk's file is in the store, and takes what is written to it
@@ -136,10 +148,15 @@ class _OnDisk:
         self.salt, self.count = stored.head, len(stored.pieces)
 
     def load(self, model: int, chunk: int, *, ask: bool) -> Reply:
-        # The disk writes to pages that are the guest's. One that waits granted goes back for it.
-        if not self._memory.give_back(self._memory.chunk) and not ask:
+        # The disk writes to pages that are the guest's. Where it has none, those that wait granted go back.
+        if not ask and not self._memory.give_back(self._memory.chunk):
             return Reply(Status.REFUSED, (1, 0, 0, 0, 0), b"")
-        reply = self._disk.load(self._stored, model, chunk)
+        try:
+            reply = self._disk.load(self._stored, model, chunk)
+        except GrantRefusedError:
+            if not (ask and self._memory.give_back(self._memory.chunk)):
+                raise
+            reply = self._disk.load(self._stored, model, chunk)
         if reply.status in (Status.DONE, Status.DAMAGED):
             self._memory.adopted()  # loaded; or wiped, and unused
         return reply

@@ -310,6 +310,11 @@ class FakeApp:
         self.granted += max(0, min(size - self.granted, self.limit - self.used - self.granted))
         return self.granted
 
+    def grant_missing(self, model: str) -> int:
+        """Grant it up to the limit."""
+        missing = self.missing(model)
+        return self.grant(missing.size, missing.minimum)
+
     def evict(
         self,
         model: str,

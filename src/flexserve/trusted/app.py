@@ -299,6 +299,10 @@ class LlamaApp:
             self._reserved.enter_context(self._residency.expecting())
         return self._flexmem.grant(size, minimum)
 
+    def grant_missing(self, model: str) -> int:
+        missing = self.missing(model)
+        return self.grant(missing.size, missing.minimum)
+
     def _unreserve(self) -> None:
         """Let others have what was granted and is not in use."""
         if self._reserved is not None:
