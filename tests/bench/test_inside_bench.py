@@ -71,6 +71,8 @@ class PlayedSystem:
         decode = (tokens - 1) * (1.1 if self.system is System.FLEXSERVE else 1.0)
         if not self.system.keeps:
             self.recall(None)
+        if self.system is System.FLEXSERVE:  # memory comes with what is read
+            restore += self.allocated - before
         timings = Timings(ttft=1000 * ttft, restore=1000 * restore, decode=1000 * decode)
         return Finished(1, "length", Usage(8, tokens), timings)
 

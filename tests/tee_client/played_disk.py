@@ -1,15 +1,21 @@
-"""A disk of a guest that is played in Python: the guest may be out of memory, the disk may lie."""
+"""Disks of a guest that are played in Python: the guest may be out of memory, a disk may lie."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from typing import Any
 
-from flexserve.errors import NormalWorldError
-from flexserve.platforms.trustzone.disk_image import SLOT_PAGES
+from played_application import CHUNK, PlayedApplication
+
+from flexserve.errors import GrantRefusedError, NormalWorldError
+from flexserve.platforms.trustzone.disk_image import SLOT, SLOT_PAGES, TAG, DiskImage
 from flexserve.platforms.trustzone.ram import PAGE
+from flexserve.tee_client.link import Link
+from flexserve.tee_client.messages import Ask, Reply
 
 BUFFER_PAGES = 128
+SLOTS = 32  # of a PlayedDisk
 
 
 class MemoryBlocks:
@@ -98,3 +104,32 @@ class PlayedGuest:
         self.granted[first] = self.blocks.read(page, half)
         self.granted[first + pages] = self.blocks.read(page + half, half)
         return {str(first): half, str(first + pages): half}
+
+
+class PlayedDisk:
+    """A disk whose guest hands over a page of its own for each chunk that it reads."""
+
+    def __init__(self, played: PlayedApplication, link: Link, blocks: MemoryBlocks | None = None) -> None:
+        """`blocks`: what an earlier one left."""
+        self._played, self._link = played, link
+        self.blocks = blocks or MemoryBlocks(SLOTS * SLOT_PAGES)
+        self.image = DiskImage(blocks) if blocks else DiskImage.create(self.blocks, SLOTS * SLOT)
+        self.read = 0  # chunks
+
+    def seal(self, name: str, model: int, chunks: int) -> None:
+        replies = [self._link.ask(Ask.SEAL, model, chunk) for chunk in range(chunks)]
+        head = b"".join(value.to_bytes(8, "little") for value in replies[0].values[:4])
+        self.image.put(name, head, ((reply.payload[:-TAG], reply.payload[-TAG:]) for reply in replies))
+
+    def room(self) -> int:
+        return (self._played.memory - self._played.granted) * CHUNK
+
+    def load(self, stored: Any, model: int, chunk: int) -> Reply:
+        played = self._played
+        if played.granted == played.memory:
+            raise GrantRefusedError("The guest has no memory.", missing=CHUNK)
+        played.granted += 1
+        played.unused += 1
+        self.read += 1
+        piece = stored.pieces[chunk]
+        return self._link.ask(Ask.LOAD, model, chunk, payload=self.image.read(piece) + piece.tag)

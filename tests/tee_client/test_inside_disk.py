@@ -8,47 +8,16 @@ from typing import Any
 
 import pytest
 from inside_world import InsideWorld, Unanswered
-from played_application import CHUNK, KV, SCRATCH, WEIGHTS, PlayedApplication, answer_to
-from played_disk import MemoryBlocks
+from played_application import CHUNK, KV, SCRATCH, WEIGHTS, answer_to
+from played_disk import SLOTS, PlayedDisk
 
-from flexserve.errors import GrantRefusedError
-from flexserve.platforms.trustzone.disk_image import SLOT, SLOT_PAGES, TAG, DiskImage, StoredObject
+from flexserve.platforms.trustzone.disk_image import SLOT, TAG, StoredObject
 from flexserve.protocol.trusted_app import Kind
-from flexserve.tee_client.link import Link
-from flexserve.tee_client.messages import Ask, Reply
+from flexserve.tee_client.messages import Ask
 from flexserve.testing.trustzone import eventually
 
-SLOTS = 32  # of the disk
 PROMPT = "a prompt that is longer than thirty-two tokens>"
 WHOLE = WEIGHTS + KV + SCRATCH  # chunks of a model that computes
-
-
-class PlayedDisk:
-    """A disk whose guest hands over a page of its own for each chunk that it reads."""
-
-    def __init__(self, played: PlayedApplication, link: Link, blocks: MemoryBlocks | None = None) -> None:
-        """`blocks`: what an earlier one left."""
-        self._played, self._link = played, link
-        self.blocks = blocks or MemoryBlocks(SLOTS * SLOT_PAGES)
-        self.image = DiskImage(blocks) if blocks else DiskImage.create(self.blocks, SLOTS * SLOT)
-        self.read = 0  # chunks
-
-    def seal(self, name: str, model: int, chunks: int) -> None:
-        replies = [self._link.ask(Ask.SEAL, model, chunk) for chunk in range(chunks)]
-        head = b"".join(value.to_bytes(8, "little") for value in replies[0].values[:4])
-        self.image.put(name, head, ((reply.payload, bytes(TAG)) for reply in replies))
-
-    def room(self) -> int:
-        return (self._played.memory - self._played.granted) * CHUNK
-
-    def load(self, stored: Any, model: int, chunk: int) -> Reply:
-        played = self._played
-        if played.granted == played.memory:
-            raise GrantRefusedError("The guest has no memory.", missing=CHUNK)
-        played.granted += 1
-        played.unused += 1
-        self.read += 1
-        return self._link.ask(Ask.LOAD, model, chunk, payload=self.image.read(stored.pieces[chunk]))
 
 
 def objects(world: InsideWorld, kind: str) -> list[StoredObject]:

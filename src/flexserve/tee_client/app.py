@@ -36,7 +36,7 @@ from flexserve.tee_client.disk import Disk
 from flexserve.tee_client.embedding import Embedding
 from flexserve.tee_client.files import SealedFiles
 from flexserve.tee_client.generation import Generation, Send, known, prepared
-from flexserve.tee_client.images import DiskImages, FileImages
+from flexserve.tee_client.images import DiskImages, FileImages, Images
 from flexserve.tee_client.kept_kv import KvFiles, KvOnDisk
 from flexserve.tee_client.link import Link
 from flexserve.tee_client.loading import Loading
@@ -85,7 +85,7 @@ class InsideApp:
         """
         self._app = Application(link, threads)
         self._memory = Memory(self._app)
-        images = FileImages(self._app, files) if disk is None else DiskImages(disk, self._memory, files)
+        images = self._images(files, disk)
         kept_kv = KvFiles(files.root) if disk is None else KvOnDisk(disk.image)
         self.sealed = SealedRequests(self._app)
         self._services = Services(
@@ -101,6 +101,9 @@ class InsideApp:
         self._computing: Sequence[Request] = ()  # of the step under way
         self._preparation = ThreadPoolExecutor(_THREADS, thread_name_prefix="preparation")
         self.chunk, self.batch = self._app.chunk, self._app.batch
+
+    def _images(self, files: SealedFiles, disk: Disk | None) -> Images:
+        return FileImages(self._app, files) if disk is None else DiskImages(disk, self._memory, files)
 
     # ---- models ----------------------------------------------------------------------------------
 
@@ -299,10 +302,7 @@ class InsideApp:
 
     def missing(self, model: str) -> Missing:
         entry = self._open.get(model)
-        if entry is None:
-            return Missing(0, 0, 0)
-        size = entry.weights.size - entry.weights.resident + entry.lacks
-        return Missing(size, size, size)  # a graph is begun with all weights, with KV and with scratch
+        return entry.missing if entry is not None else Missing(0, 0, 0)
 
     def grant(self, size: int, minimum: int) -> int:
         self._memory.reserve()
@@ -310,11 +310,8 @@ class InsideApp:
 
     def grant_missing(self, model: str) -> int:
         entry = self._open.get(model)
-        if entry is None:
-            return 0
-        weights = entry.weights.size - entry.weights.resident
-        room = min(weights, self._services.images.room()) if weights else 0
-        rest = weights - room + entry.lacks
+        room = entry.room() if entry is not None else 0
+        rest = self.missing(model).size - room
         return room + self.grant(rest, rest)
 
     def evict(

@@ -123,7 +123,6 @@ class SealedFiles:
         """`make_models_ready` has blocks made for models that the application cannot open yet."""
         self.root = root
         self._models, self._images = root / "models", root / "images"
-        self.image_file: type[ImageFile] = ImageFile  # what an image is opened as
         self._make_models_ready = make_models_ready
 
     # ---- models -----------------------------------------------------------------------------------
@@ -199,7 +198,7 @@ class SealedFiles:
                 table = _read(fd, _LENGTH.size * count, _PRELUDE.size, "an image of weights")
                 sizes = [size for (size,) in _LENGTH.iter_unpack(table)]
                 if all(size <= MOST_PAYLOAD for size in sizes):
-                    return self.image_file(fd, salt, sizes)
+                    return ImageFile(fd, salt, sizes)
         except FlexServeError:
             pass
         os.close(fd)

@@ -55,7 +55,7 @@ class Images(Protocol):
         """Return the image of a model; None: there is none that could be one."""
 
     def room(self) -> int:
-        """Return the bytes of weights for which the OS has pages that come with them: none are granted before."""
+        """Return for how many bytes of weights the OS has pages that come with them, and are not granted."""
 
     def make(self, manifest: Manifest, model: int, count: int) -> None:
         """Have the application seal the `count` chunks of an open model, and keep them as its image."""
@@ -125,6 +125,9 @@ class DiskImages:
         stored = self._disk.image.objects().get(_name(manifest))
         if stored is None or len(stored.head) != SALT_SIZE:
             return None
+        return self._image(stored)
+
+    def _image(self, stored: StoredObject) -> Image:
         return _OnDisk(self._disk, self._memory, stored)
 
     def room(self) -> int:

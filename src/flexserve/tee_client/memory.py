@@ -67,9 +67,7 @@ class Memory:
         with self._lock:
             self._held += 1
 
-    def evict(
-        self, model: int, kind: Kind, parts: Sequence[range] = (range(0),), *, keep: bool
-    ) -> int:
+    def evict(self, model: int, kind: Kind, parts: Sequence[range] = (range(0),), *, keep: bool) -> int:
         """Have a model's chunks go; return the bytes. With `keep` they stay granted.
 
         `parts`: of weights, those that go; of another kind all do. 0 where it uses what was to go.

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from flexserve.errors import GrantRefusedError
 from flexserve.protocol.statuses import Abilities
-from flexserve.protocol.trusted_app import Kind, ModelMemory
+from flexserve.protocol.trusted_app import Kind, Missing, ModelMemory
 from flexserve.tee_client.application import REFUSED_HINT
 from flexserve.tee_client.conversations import Conversations
 from flexserve.tee_client.files import SealedFile
@@ -210,6 +210,17 @@ class OpenModel:
     def lacks(self) -> int:
         """Bytes of KV and scratch that it has not, as far as is known, and needs to compute."""
         return sum(self._lacks.values()) * self._services.memory.chunk
+
+    @property
+    def missing(self) -> Missing:
+        """Weights, KV and scratch that it lacks: it computes with all of them."""
+        size = self.weights.size - self.weights.resident + self.lacks
+        return Missing(size, size, size)
+
+    def room(self) -> int:
+        """Return for how many bytes of the weights that it lacks nothing is granted before they come."""
+        lacks = self.weights.size - self.weights.resident
+        return min(lacks, self._services.images.room()) if lacks else 0
 
     def computed(self) -> None:
         """Record that it computed: it has KV and scratch."""

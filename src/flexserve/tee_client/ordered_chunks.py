@@ -9,15 +9,15 @@ from collections.abc import Iterable, Iterator, Sequence
 class OrderedChunks:
     """Which chunks are in memory, or on their way. Whoever calls holds a lock.
 
-    They come in from the front of the order, and are given up from its end: all behind some place go at once.
-    So those that are there, or on their way and wanted, are the first ones of the order, and the next graph
-    waits for none of them. It is otherwise only where a load failed, or the order became known, or the
-    application said something else, while chunks were there: then what is missing before others comes first.
+    They come in from the front of the order. They are given up from its end: all behind some place at once.
+    So those that are there, or on their way and wanted, are the first ones of the order. It is otherwise only
+    after a load failed, or the order became known, or the application said something else, while others were
+    there. Then what is missing before them comes first.
     """
 
     def __init__(self, count: int) -> None:
-        """There are `count` chunks, none of them in memory; their order is that of their numbers."""
-        self.known = False  # the order in which graphs read them
+        """There are `count` chunks, none in memory; their order is that of their numbers."""
+        self.known = False  # in which order graphs read them
         self._order: Sequence[int] = range(count)
         self._there = bytearray(count)
         self._coming: dict[int, bool] = {}  # chunks on their way; whether they are wanted still
@@ -75,9 +75,10 @@ class OrderedChunks:
     # ---- going -------------------------------------------------------------------------------------
 
     def give_up(self, count: int) -> list[range]:
-        """Give up the place behind which `count` of them are there, all if there are fewer, and what is behind.
+        """Give up `count` of those that are there, all if there are fewer, and their places in the order.
 
-        Return all chunks behind it, in runs of their numbers. Of those on their way none is wanted any more.
+        Return what is behind the first of these places, in runs of numbers. Of what is on its way there,
+        nothing is wanted any more.
         """
         place = len(self._order)
         while count > 0 and place > 0:

@@ -194,7 +194,7 @@ class Weights:
                 raise error
 
     def evict(self, size: int, *, keep: bool) -> int:
-        """Give about `size` bytes up, those first that graphs read last; return the bytes. `keep`: stay granted."""
+        """Give about `size` bytes up, what graphs read last first; return the bytes. `keep`: stay granted."""
         self._learn_order()
         with self._lock:
             self._changes += 1

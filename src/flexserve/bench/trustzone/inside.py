@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,10 +23,11 @@ from flexserve.bench.trustzone import inside_report
 from flexserve.bench.trustzone.inside_plan import InsidePlan
 from flexserve.bench.trustzone.measured_machine import MeasuredMachine, Say
 from flexserve.bench.trustzone.requests import STRAWMEN, Requests, Standing
-from flexserve.emulator import trusted_app
+from flexserve.emulator import store_disk, trusted_app
 from flexserve.emulator.build import Options, build
 from flexserve.emulator.inner_core import InnerCore
 from flexserve.emulator.machine import Machine
+from flexserve.platforms.trustzone.disk_image import DiskImage, FileBlocks
 from flexserve.protocol.answers import Timings
 from flexserve.protocol.launch import TEE_CLIENT
 
@@ -52,9 +54,11 @@ class InsideRequests(Requests):
             speeds = self.decode.setdefault(subject.shape, {each: [] for each in COMPARED})
             speeds[measured_system.system].append(steps / finished.timings.decode * 1000)
 
-    def _request(self, timings: Timings, allocating: float) -> Request:
+    def _request(self, system: System, timings: Timings, allocating: float) -> Request:
         """Return a request and its parts, which are its time to first token."""
         ttft, restore = timings.ttft / 1000, timings.restore / 1000
+        if system is System.FLEXSERVE:  # the disk's pages are allocated while it waits for weights
+            restore = max(0.0, restore - allocating)
         compute = max(0.0, ttft - allocating - restore)
         return Request(ttft, {"allocate": allocating, "restore": restore, "compute": compute})
 
@@ -81,10 +85,10 @@ def decoding(found: dict[str, dict[System, list[float]]]) -> dict[str, Any]:
     return {"speed_over_nw_base": mean, "cells": cells}
 
 
-def standing(plan: InsidePlan, models: Models, say: Say) -> Callable[[System], Standing]:
+def standing(plan: InsidePlan, models: Models, disk: Path, say: Say) -> Callable[[System], Standing]:
     """Return what has a system run on a machine that was just booted. Builds what is missing, first.
 
-    Raises as trusted_app.build.
+    `disk`: the file of each machine's disk. Raises as trusted_app.build.
     """
     cache = trusted_app.default_cache()
     application = trusted_app.build(cache, say).application
@@ -104,7 +108,7 @@ def standing(plan: InsidePlan, models: Models, say: Say) -> Callable[[System], S
         secret = models.key.read_bytes()
 
         def make() -> Machine:
-            return Machine(images, ram_bytes=plan.ram_bytes, cpus=plan.cpus, secret=secret)
+            return Machine(images, ram_bytes=plan.ram_bytes, cpus=plan.cpus, disks=[disk], secret=secret)
 
         with InnerCore(make) as core:
             core.renew()
@@ -138,8 +142,19 @@ def measure(plan: InsidePlan, folder: Path, say: Say) -> dict[str, Any]:
         Subject(shape, *models.make(shape, paper.quant, paper.lengths, paper.threads))
         for shape in paper.shapes
     ]
-    requests = InsideRequests(plan, standing(plan, models, say), say)
-    return measured_rounds(plan, requests, subjects, lambda found: keep(found, file, say))
+    with empty_disk(folder) as disk:
+        requests = InsideRequests(plan, standing(plan, models, disk, say), say)
+        return measured_rounds(plan, requests, subjects, lambda found: keep(found, file, say))
+
+
+@contextlib.contextmanager
+def empty_disk(folder: Path) -> Iterator[Path]:
+    """Have the file of a disk in `folder`, for all systems: who opens a model first has its image sealed."""
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        disk = Path(place) / "inside.disk"
+        with FileBlocks.create(disk, store_disk.SIZE) as blocks:
+            DiskImage.create(blocks, store_disk.SIZE)
+        yield disk
 
 
 def measured_rounds(

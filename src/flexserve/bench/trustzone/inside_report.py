@@ -124,10 +124,13 @@ def _reading(cells: Sequence[dict[str, Any]]) -> list[str]:
         f"Of Strawman's time to first token, {share['compute']:.0%} is the prompt's computation, which the "
         "emulated CPU does for every system alike (the paper's board has an NPU), "
         f"{share['restore']:.0%} is loading and decrypting, and {share['allocate']:.1%} is getting memory.",
-        "Strawman-OPT reads a chunk while it decrypts another one. No system here computes before all "
-        "weights are there. So no part of the pipeline is behind compute, and FlexServe with nothing kept "
-        "does what Strawman does, in other memory. --platform linux measures what hides behind compute.",
-        "Ciphertext comes from the host's page cache, in messages.",
+        "FlexServe, Strawman-OPT and NW-Base compute while weights come in; Strawman has all of them first. "
+        "One CPU decrypts then, as the other one computes. --platform linux measures what hides behind "
+        "compute with more cores.",
+        "Ciphertext comes from the guest's disk, which is a file of the host, in its page cache. The disk "
+        "reads FlexServe's into the pages in which it is decrypted. The others' is read to a buffer of the "
+        "guest's kernel, in four commands a chunk, and copied: the strawmen's memory is the secure world's "
+        "before anything is read.",
         "NW-Base is the same application as a process of the guest: UNPROTECTED. It decrypts the same sealed "
         "image, which unprotected weights would not need. With all weights kept, it decrypts nothing.",
         "Each interrupt of the guest switches worlds, and QEMU then forgets its translations. Silicon does "

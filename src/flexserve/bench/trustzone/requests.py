@@ -72,11 +72,11 @@ class Requests:
         """Ask for one token."""
         before = measured.allocating()
         finished = measured_system.ask(subject.model, subject.prompts[length], 1)
-        return self._request(finished.timings, measured.allocating() - before)
+        return self._request(measured_system.system, finished.timings, measured.allocating() - before)
 
-    def _request(self, timings: Timings, allocating: float) -> Request:
+    def _request(self, system: System, timings: Timings, allocating: float) -> Request:
         """Return what a request took; `allocating`: seconds that the driver took for its memory."""
-        del allocating  # the secure world of the host counts it by itself
+        del system, allocating  # the secure world of the host counts it by itself
         return Request.of(timings, self._plan.threads)
 
     def _run(
@@ -96,7 +96,8 @@ class Requests:
             hint = subjects[coming].model if workflow.hints and coming is not None else None
             prompt = subjects[place].prompts[length]
             finished = measured_system.ask(subjects[place].model, prompt, tokens, hint)
-            request = self._request(finished.timings, measured.allocating() - before)
+            allocating = measured.allocating() - before
+            request = self._request(measured_system.system, finished.timings, allocating)
             parts.append(request.parts | {"decode": finished.timings.decode / 1000})
         seconds = time.monotonic() - began
         return Request(seconds, {name: sum(call[name] for call in parts) for name in parts[0]})
