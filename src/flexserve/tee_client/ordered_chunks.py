@@ -23,7 +23,7 @@ class OrderedChunks:
         self._coming: dict[int, bool] = {}  # chunks on their way; whether they are wanted still
 
     def learn(self, read: Iterable[int]) -> None:
-        """Take in the order in which graphs read chunks; others follow. Raises ValueError if some are none."""
+        """Take in the order in which graphs read chunks; others follow. Raises ValueError if one is none."""
         order = list(dict.fromkeys(read))
         if not set(order) <= set(range(len(self._there))):
             raise ValueError("these are no chunks of the model")
