@@ -18,7 +18,7 @@ INSIDE := $(addprefix core/,flex_calls.c kernel.c mailbox.c threads.c)
 interleavings: $(HOST)/interleavings ## every interleaving of who lends CPUs and who waits inside: no wake-up is lost (seconds)
 	@$< $(CASE)
 
-$(HOST)/interleavings: tests/interleavings/lending.c $(UNITS) $(wildcard core/*.h arch/*.h arch/fake_host/*.h tests/*.h)
+$(HOST)/interleavings: tests/interleavings/lending.c $(wildcard tests/interleavings/*.c) $(UNITS) $(wildcard core/*.h arch/*.h arch/fake_host/*.h tests/*.h)
 	@mkdir -p $(@D)
 	@echo "  CC   $@"
 	@gcc -std=gnu11 -g -O2 -Wall -Wextra -Werror -I. -I../monitor -I../abi $< $(filter-out $(INSIDE),$(wildcard core/*.c)) \
