@@ -5,8 +5,8 @@ from __future__ import annotations
 import struct
 
 import pytest
-from played_application import PlayedWire, answer
 from played_disk import MemoryBlocks, PlayedGuest
+from played_wire import PlayedWire, answer
 
 from flexserve.errors import GrantRefusedError, NormalWorldError, PeerError
 from flexserve.platforms.trustzone.disk_image import SLOT, TAG, DiskImage

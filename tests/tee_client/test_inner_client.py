@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from played_application import PlayedWire
+from played_wire import PlayedWire
 
 from flexserve.platforms.trustzone.ram import PAGE
 from flexserve.protocol import framing

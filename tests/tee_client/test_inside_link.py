@@ -6,7 +6,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from played_application import PlayedWire, answer
+from played_wire import PlayedWire, answer
 
 from flexserve.errors import FlexServeError, PeerError
 from flexserve.tee_client.link import Link
