@@ -119,6 +119,25 @@ def test_weights_come_from_the_disk_and_no_file_of_the_host_has_them(scene: Scen
     assert conserved(scene.core)
 
 
+def test_an_idle_model_makes_way_for_pages_that_the_disk_reads_to(tmp_path: Path) -> None:
+    library = Library(tmp_path)
+    for model in ("one", "other"):
+        library.add(MODEL, model)
+    with machines(library) as core, client_of(core, library) as world:
+        for model in ("one", "other"):
+            assert world.chat(model, QUESTION, TOKENS).text.startswith(ANSWER)
+        world.recall(None)
+        assert world.chat("one", QUESTION, TOKENS).text.startswith(ANSWER)
+        memory = core.machine.agent.ask("meminfo")  # from now on all but a few chunks are its own
+        reserve = 100 * memory["available"] // memory["total"]
+        core.machine.agent.ask("write", "/sys/module/flexmem/parameters/reserve_percent", str(reserve))
+        for model in ("other", "one", "other"):
+            assert world.chat(model, QUESTION, TOKENS).text.startswith(ANSWER)
+        found = {each.name: each.resident / each.weights for each in world.status().models}
+        assert found["one"] < found["other"] == 1
+        assert conserved(core)
+
+
 def test_kv_goes_to_the_disk_and_the_next_machine_goes_on_from_it(scene: Scene) -> None:
     said = scene.converse()
     assert eventually(lambda: scene.world.status().kv.sealed > 0, within=60)

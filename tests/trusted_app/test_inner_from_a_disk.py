@@ -137,6 +137,7 @@ def test_weights_are_decrypted_in_the_pages_that_the_disk_read_to(scene: Scene, 
         read = scene.counters()["disk_pages"] - before["disk_pages"]
         assert read == model.chunks * SLOT // PAGE
         assert scene.counters()["wants"] == before["wants"]  # nothing was granted but what was read to
+        assert 0 < scene.disk.room() < RAM
         assert model.answer(prompt, most=MOST) == loaded.answer(prompt, most=MOST)
 
 

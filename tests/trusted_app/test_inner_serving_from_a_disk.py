@@ -64,10 +64,13 @@ def test_after_a_recall_the_weights_come_by_dma_into_pages_that_the_guest_hands_
         [memory] = served.app.memory()
         assert memory.weights == 0
         assert eventually(lambda: machine.monitor().pages["SECURE"] == served.app.pool().resident)
-        read = machine.agent.ask("flexmem")["disk_pages"]
+        recalled = machine.agent.ask("flexmem")
         after = served.ask(CHAT, most=MOST)
-        chunks = memory.size // served.app.chunk
-        assert machine.agent.ask("flexmem")["disk_pages"] - read == chunks * SLOT // PAGE
+        read = machine.agent.ask("flexmem")
+        pages = memory.size // served.app.chunk * SLOT // PAGE
+        assert read["disk_pages"] - recalled["disk_pages"] == pages
+        assert read["granted"] - recalled["granted"] == read["wanted"] - recalled["wanted"] + pages
+        assert read["taken"] == recalled["taken"]  # nothing had to go back for them
         assert after.tokens == before.tokens
         held = served.app.pool().resident
         during = served.ask(CHAT, most=MOST, during=lambda: served.recall(held))
