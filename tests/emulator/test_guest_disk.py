@@ -10,6 +10,7 @@ import pytest
 from flexserve.emulator.machine import Machine
 from flexserve.errors import NormalWorldError
 from flexserve.platforms.trustzone.disk_image import SLOT, TAG, DiskImage, FileBlocks
+from flexserve.platforms.trustzone.ram import PAGE
 from flexserve.tee_client.disk import GuestBlocks
 from flexserve.tee_client.guest_disk import GuestDisk
 from flexserve.testing.machines import booted, guest_disk
@@ -64,6 +65,20 @@ def test_pages_stay_the_guests_where_no_secure_world_is_to_get_them(
     assert refused.value.code == "guest_refused"
     assert machine.agent.ask("flexmem")["held"] == 0
     assert guest.disk("return", "262144", "512") == {"pages": 0}
+
+
+def test_there_is_room_for_what_the_kernel_does_not_keep_for_itself(
+    machine: Machine, guest: GuestDisk
+) -> None:
+    reserve = "/sys/module/flexmem/parameters/reserve_percent"
+    usual = int(machine.agent.ask("read", reserve)["text"])
+    available = machine.agent.ask("meminfo")["available"]
+    assert available // 2 < guest.disk("room")["pages"] * PAGE < available
+    machine.agent.ask("write", reserve, "100")
+    assert guest.disk("room") == {"pages": 0}
+    with pytest.raises(NormalWorldError, match="Cannot allocate memory"):
+        guest.disk("grant", "512", "512")
+    machine.agent.ask("write", reserve, str(usual))
 
 
 @pytest.mark.parametrize(
