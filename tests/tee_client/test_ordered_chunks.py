@@ -56,7 +56,11 @@ class Order(RuleBasedStateMachine):
         chunk = data.draw(st.sampled_from(sorted(self.coming)))
         wanted = self.coming.pop(chunk)
         assert self.chunks.came(chunk) == wanted
-        self.there |= {chunk} if wanted else set()
+        if wanted:
+            self.there.add(chunk)
+        elif chunk in self.there:  # as the application was found to say, before it went
+            self.there.remove(chunk)
+            self.disorder = self.behind_a_gap()
 
     @rule(count=st.integers(0, COUNT))
     def give_up(self, count: int) -> None:
