@@ -115,6 +115,7 @@ class PlayedDisk:
         self.blocks = blocks or MemoryBlocks(SLOTS * SLOT_PAGES)
         self.image = DiskImage(blocks) if blocks else DiskImage.create(self.blocks, SLOTS * SLOT)
         self.read = 0  # chunks
+        self.refusals: dict[int, int] = {}  # of a chunk: how often the guest has memory, but not for it
 
     def seal(self, name: str, model: int, chunks: int) -> None:
         replies = [self._link.ask(Ask.SEAL, model, chunk) for chunk in range(chunks)]
@@ -126,7 +127,8 @@ class PlayedDisk:
 
     def load(self, stored: Any, model: int, chunk: int) -> Reply:
         played = self._played
-        if played.granted == played.memory:
+        self.refusals[chunk] = self.refusals.get(chunk, 0) - 1
+        if played.granted == played.memory or self.refusals[chunk] >= 0:
             raise GrantRefusedError("The guest has no memory.", missing=CHUNK)
         played.granted += 1
         played.unused += 1

@@ -69,6 +69,21 @@ def test_nothing_is_granted_for_weights_that_bring_pages_and_nothing_goes_back_f
     assert Ask.GIVE_BACK not in world.played.asked
 
 
+def test_what_goes_back_for_a_chunk_and_is_taken_by_another_one_is_followed_by_more(
+    world: InsideWorld,
+) -> None:
+    world.say()
+    world.app.evict("a", Kind.WEIGHTS, 1 << 30, keep=True)
+    assert world.disk.room() == 0
+    world.disk.refusals = {0: 2}
+    world.played.asked.clear()
+    world.warm()
+    assert world.disk.read == WEIGHTS
+    assert world.played.asked.count(Ask.GIVE_BACK) >= 2
+    assert Ask.EVICT not in world.played.asked  # nothing had to make way
+    assert world.played.held == world.played.granted
+
+
 def test_an_idle_model_makes_way_for_pages_of_the_disk(world: InsideWorld) -> None:
     for model in ("a", "c", "a", "c"):
         assert world.say(model=model) == answer_to("hello>")

@@ -154,15 +154,16 @@ class _OnDisk:
         # The disk writes to pages that are the guest's. Where it has none, those that wait granted go back.
         if not ask and not self._memory.give_back(self._memory.chunk):
             return Reply(Status.REFUSED, (1, 0, 0, 0, 0), b"")
-        try:
-            reply = self._disk.load(self._stored, model, chunk)
-        except GrantRefusedError:
-            if not (ask and self._memory.give_back(self._memory.chunk)):
-                raise
-            reply = self._disk.load(self._stored, model, chunk)
-        if reply.status in (Status.DONE, Status.DAMAGED):
-            self._memory.adopted()  # loaded; or wiped, and unused
-        return reply
+        while True:
+            try:
+                reply = self._disk.load(self._stored, model, chunk)
+            except GrantRefusedError:  # what another thread gave back may have been taken by a third one
+                if not (ask and self._memory.give_back(self._memory.chunk)):
+                    raise
+                continue
+            if reply.status in (Status.DONE, Status.DAMAGED):
+                self._memory.adopted()  # loaded; or wiped, and unused
+            return reply
 
     def close(self) -> None:
         pass
