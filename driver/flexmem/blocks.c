@@ -21,13 +21,18 @@ bool flex_blocks_allocating(struct flexmem *fm)
 }
 
 /* An OS decides, and keeps some for itself. */
-unsigned long flex_blocks_spare(void)
+long flex_blocks_spare(void)
 {
 	long reserve = totalram_pages() * min(reserve_percent, 100U) / 100;
 
 	/* Free pages of the CMA area are for what can be moved. */
 	reserve += global_zone_page_state(NR_FREE_CMA_PAGES);
-	return max(si_mem_available() - reserve, 0L);
+	return si_mem_available() - reserve;
+}
+
+static unsigned long allowed(unsigned long pages)
+{
+	return min_t(unsigned long, pages, max(flex_blocks_spare(), 0L));
 }
 
 /*
@@ -47,7 +52,7 @@ static unsigned long alloc_any(unsigned long pages, struct list_head *blocks)
 	unsigned int order = FLEX_ORDER_MAX;
 	unsigned long got = 0;
 
-	pages = min(pages, flex_blocks_spare());
+	pages = allowed(pages);
 	while (got < pages) {
 		struct page *block = NULL;
 
@@ -62,7 +67,7 @@ static unsigned long alloc_any(unsigned long pages, struct list_head *blocks)
 		}
 		if (!order && !(got % FLEX_CALL_PAGES_MAX)) {
 			cond_resched();
-			pages = min(pages, got + flex_blocks_spare()); /* others allocate, too */
+			pages = got + allowed(pages - got); /* others allocate, too */
 		}
 	}
 	return got;

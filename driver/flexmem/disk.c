@@ -7,7 +7,7 @@
  *   grant AT PAGES     reads into fresh pages, which are handed over; says "first count" of each run of them, in
  *                      the order of what was read. All or none
  *   return FIRST PAGES gets back those of a range that were handed over and never used; says "pages"
- *   room               says how many "pages" could be handed over now
+ *   room               says how many "pages" could be handed over now; less than 0: how many have to come back first
  *   read AT PAGES      reads into the buffer
  *   write AT PAGES     writes what is in the buffer
  *   flush              what was written stays, also when power goes
@@ -227,9 +227,9 @@ static ssize_t give_back(struct flexmem *fm, u64 first, unsigned long pages, cha
 
 static ssize_t say_room(struct flexmem *fm, char *text, size_t room)
 {
-	unsigned long pages = READ_ONCE(fm->service.closing) ? 0 : flex_blocks_spare();
+	long pages = flex_blocks_spare();
 
-	return scnprintf(text, room, "pages %lu\n", pages);
+	return scnprintf(text, room, "pages %ld\n", READ_ONCE(fm->service.closing) ? min(pages, 0L) : pages);
 }
 
 /* ---- commands ---- */

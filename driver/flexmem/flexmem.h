@@ -133,7 +133,7 @@ int flex_call_patiently(struct flexmem *fm, enum flex_call call, u64 a, u64 b);
 /* ---- blocks.c: under service.lock, but for the last one ---- */
 
 /* Adds blocks of together at most `pages` pages to `blocks`, by address; returns how many pages. May sleep. */
-unsigned long flex_blocks_spare(void); /* pages that may be handed over now */
+long flex_blocks_spare(void); /* pages that may be handed over now; less than 0: this kernel lacks them itself */
 unsigned long flex_blocks_alloc(struct flexmem *fm, unsigned long pages, struct list_head *blocks);
 void flex_blocks_free(struct list_head *blocks); /* any context that may free pages; no lock */
 bool flex_blocks_allocating(struct flexmem *fm); /* whether the caller is inside flex_blocks_alloc() */

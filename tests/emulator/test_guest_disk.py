@@ -75,7 +75,7 @@ def test_there_is_room_for_what_the_kernel_does_not_keep_for_itself(
     available = machine.agent.ask("meminfo")["available"]
     assert available // 2 < guest.disk("room")["pages"] * PAGE < available
     machine.agent.ask("write", reserve, "100")
-    assert guest.disk("room") == {"pages": 0}
+    assert guest.disk("room")["pages"] < 0
     with pytest.raises(NormalWorldError, match="Cannot allocate memory"):
         guest.disk("grant", "512", "512")
     machine.agent.ask("write", reserve, str(usual))

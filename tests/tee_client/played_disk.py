@@ -128,7 +128,7 @@ class PlayedDisk:
     def load(self, stored: Any, model: int, chunk: int) -> Reply:
         played = self._played
         self.refusals[chunk] = self.refusals.get(chunk, 0) - 1
-        if played.granted == played.memory or self.refusals[chunk] >= 0:
+        if played.granted >= played.memory or self.refusals[chunk] >= 0:
             raise GrantRefusedError("The guest has no memory.", missing=CHUNK)
         played.granted += 1
         played.unused += 1

@@ -127,7 +127,9 @@ def test_a_guest_says_what_it_could_hand_over(disk: Disk, guest: PlayedGuest) ->
     assert disk.room() == 3 * SLOT
     guest.memory_left = 0
     assert disk.room() == 0
-    for lie in ({}, {"pages": -1}, {"pages": 1 << 40}, {"pages": "1"}):
+    guest.memory_left = -2
+    assert disk.room() == -2 * SLOT
+    for lie in ({}, {"pages": -1 << 40}, {"pages": 1 << 40}, {"pages": "1"}):
         guest.answers = lie
         with pytest.raises(NormalWorldError):
             disk.room()

@@ -84,6 +84,22 @@ def test_what_goes_back_for_a_chunk_and_is_taken_by_another_one_is_followed_by_m
     assert world.played.held == world.played.granted
 
 
+def test_for_an_os_that_lacks_memory_itself_more_makes_way_than_a_model_needs(
+    make_world: Callable[..., InsideWorld],
+) -> None:
+    world = make_world(memory=2 * WHOLE, disk=PlayedDisk)
+    for model in ("c", "a"):
+        world.say(model=model)
+    for kind, chunks in ((Kind.SCRATCH, SCRATCH), (Kind.KV, KV), (Kind.WEIGHTS, 2)):
+        assert world.app.evict("c", kind, chunks * CHUNK, keep=False) == chunks * CHUNK
+    world.app.return_unused()
+    world.played.memory = world.played.granted - 1
+    world.played.asked.clear()
+    assert world.say(model="c") == answer_to("hello>")
+    assert Ask.LEAVE not in world.played.asked  # nothing that it needed was refused
+    assert world.played.held == world.played.granted == world.played.memory
+
+
 def test_an_idle_model_makes_way_for_pages_of_the_disk(world: InsideWorld) -> None:
     for model in ("a", "c", "a", "c"):
         assert world.say(model=model) == answer_to("hello>")

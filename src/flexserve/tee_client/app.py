@@ -311,7 +311,7 @@ class InsideApp:
     def grant_missing(self, model: str) -> int:
         entry = self._open.get(model)
         room = entry.room() if entry is not None else 0
-        rest = self.missing(model).size - room
+        rest = self.missing(model).size - max(room, 0)
         return room + self.grant(rest, rest)
 
     def evict(

@@ -94,9 +94,9 @@ class Disk:
         return reply
 
     def room(self) -> int:
-        """Return the bytes that the guest could hand over now. Raises as `load`."""
+        """Return the bytes that the guest could hand over; less than 0: it lacks them. Raises as `load`."""
         pages = _commanded(self._guest, "room").get("pages")
-        if not isinstance(pages, int) or not 0 <= pages < _MOST:
+        if not isinstance(pages, int) or not -_MOST < pages < _MOST:
             raise _nonsense()
         return pages * PAGE
 

@@ -55,7 +55,10 @@ class Images(Protocol):
         """Return the image of a model; None: there is none that could be one."""
 
     def room(self) -> int:
-        """Return for how many bytes of weights the OS has pages that come with them, and are not granted."""
+        """Return for how many bytes of weights the OS has pages that come with them, and are not granted.
+
+        Less than 0: it wants so many back before it has any.
+        """
 
     def make(self, manifest: Manifest, model: int, count: int) -> None:
         """Have the application seal the `count` chunks of an open model, and keep them as its image."""

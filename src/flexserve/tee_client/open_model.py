@@ -218,7 +218,10 @@ class OpenModel:
         return Missing(size, size, size)
 
     def room(self) -> int:
-        """Return for how many bytes of the weights that it lacks nothing is granted before they come."""
+        """Return for how many bytes of the weights that it lacks nothing is granted before they come.
+
+        Less than 0: so much more has to make way.
+        """
         lacks = self.weights.size - self.weights.resident
         return min(lacks, self._services.images.room()) if lacks else 0
 
