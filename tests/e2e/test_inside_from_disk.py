@@ -133,7 +133,8 @@ def test_an_idle_model_makes_way_for_pages_that_the_disk_reads_to(tmp_path: Path
         agent = core.machine.agent
         # Its kernel keeps all but 1 to 2 % from now on, which is less than the weights are.
         memory, said = agent.ask("meminfo"), agent.ask("read", "/proc/meminfo")["text"]
-        for_others = int(re.search(r"CmaFree: *(\d+)", said)[1]) * 1024  # what can be moved
+        free = re.search(r"CmaFree: *(\d+)", said)
+        for_others = int(free[1]) * 1024 if free else 0  # what can be moved
         reserve = 100 * (memory["available"] - for_others) // memory["total"] - 1
         agent.ask("write", "/sys/module/flexmem/parameters/reserve_percent", str(reserve))
         for model in ("other", "one", "other"):
