@@ -1,23 +1,27 @@
 """Are the attacks on a secure world inside able to succeed? `python tests/attacks/inside_mutants.py [NAME…]`.
 
-After `make trusted-app`. Each mutant takes one guard away, in a copy of the sources; then the attack that it
-stops must succeed, and with all guards it must not (test_inside_attacks.py). A minute for each.
+As root, after `make trusted-app`. Each mutant takes one guard away, in a copy of the sources; then the attack
+that it stops must succeed, and with all guards it must not (test_inside_attacks.py, test_inside_ends.py). A
+minute for each, three for those on a server, which builds its machine from the copy by itself.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import flexserve
 from flexserve.attacks.attempt import Verdict, attempt
 from flexserve.attacks.trustzone import switching
-from flexserve.attacks.trustzone.inside import ciphertext, faults, lending, messages, restarts
+from flexserve.attacks.trustzone.inside import ciphertext, ends, faults, lending, messages, restarts
+from flexserve.attacks.trustzone.inside.ends import Ended
 from flexserve.attacks.trustzone.inside.restarts import Driven
 from flexserve.attacks.trustzone.inside.scene import Inside
 from flexserve.attacks.trustzone.scene import CPUS, RAM_BYTES
@@ -25,18 +29,29 @@ from flexserve.emulator import tools, trusted_app
 from flexserve.emulator.build import Images, build
 
 SOURCES = Path(flexserve.__file__).parents[2]
-PARTS = ("abi", "monitor", "secure-os", "driver", "trusted-app")
+PARTS = ("abi", "monitor", "secure-os", "driver", "trusted-app", "src")
 CACHE = trusted_app.default_cache()
+Changes = dict[str, tuple[str, ...]]  # by file, what is replaced and by what; in turns, where it is several
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Mutant:
-    """Sources with one guard less: by file, what is replaced and by what; in turns, where it is several."""
+    """Sources with one guard less."""
 
     name: str
-    changes: dict[str, tuple[str, ...]]
-    attack: Callable[[Inside], str] | Callable[[Driven], str]
+    changes: Changes
+    attack: Callable[[Inside], str] | Callable[[Driven], str] | Callable[[Ended], str]
 
+
+# EL2 leaves what was SECURE as it is when the OS switches off …
+OFF: Changes = {
+    "monitor/core/monitor.c": (
+        "\t\t\tarch_scrub(layout.ram_base + page * FLEX_PAGE_BYTES, count);\n",
+        "\t\t\t(void)count;\n",
+    )
+}
+# … and EL3 the secure world's own RAM.
+SECURE_RAM: Changes = {"monitor/el3/world.c": ("\tscrub(SECURE_OS_RAM, SECURE_OS_RAM_END);\n", "")}
 
 MUTANTS = (
     Mutant(
@@ -111,21 +126,10 @@ MUTANTS = (
         {"trusted-app/secure_os.cpp": ("                if (event[1] != serial_) break;\n", "")},
         messages.answer_what_was_not_asked,
     ),
-    Mutant(
-        "off",  # EL2 leaves what was SECURE as it is when the OS switches off
-        {
-            "monitor/core/monitor.c": (
-                "\t\t\tarch_scrub(layout.ram_base + page * FLEX_PAGE_BYTES, count);\n",
-                "\t\t\t(void)count;\n",
-            )
-        },
-        restarts.switch_off_in_the_midst,
-    ),
-    Mutant(
-        "secure RAM",  # EL3 leaves the secure world's own RAM as it is then
-        {"monitor/el3/world.c": ("\tscrub(SECURE_OS_RAM, SECURE_OS_RAM_END);\n", "")},
-        restarts.switch_off_in_the_midst,
-    ),
+    Mutant("off", OFF, restarts.switch_off_in_the_midst),
+    Mutant("off, served", OFF, ends.switch_off_by_the_kernel),
+    Mutant("secure RAM", SECURE_RAM, restarts.switch_off_in_the_midst),
+    Mutant("secure RAM, served", SECURE_RAM, ends.reset_by_the_kernel),
     Mutant(
         "boot",  # EL3 leaves RAM as it is when the machine starts
         {"monitor/el3/scrub.c": ("\t\tscrub(at, kept[i].from);\n", "")},
@@ -143,7 +147,7 @@ def main(names: list[str]) -> int:
             for mutant in MUTANTS:
                 if names and mutant.name not in names:
                     continue
-                made = _made(mutant, _images(mutant, sources), Path(folder) / mutant.name)
+                made = _made(mutant, _images(mutant, sources), sources, Path(folder) / mutant.name)
                 alive += made is not Verdict.SUCCEEDED
         finally:
             built = hashlib.sha256(str(sources.resolve()).encode()).hexdigest()[:12]
@@ -154,7 +158,8 @@ def main(names: list[str]) -> int:
 def _images(mutant: Mutant, sources: Path) -> Images:
     for part in PARTS:
         shutil.rmtree(sources / part, ignore_errors=True)
-        shutil.copytree(SOURCES / part, sources / part, ignore=shutil.ignore_patterns("build"))
+        shutil.copytree(SOURCES / part, sources / part, ignore=shutil.ignore_patterns("build", "__pycache__"))
+    shutil.copy(SOURCES / "requirements.lock", sources)
     for name, changes in mutant.changes.items():
         text = (sources / name).read_text()
         for old, new in zip(changes[::2], changes[1::2], strict=True):
@@ -186,16 +191,22 @@ def _application(sources: Path) -> Path:
     return sources / "out/trusted-app"
 
 
-def _made(mutant: Mutant, images: Images, folder: Path) -> Verdict:
+def _made(mutant: Mutant, images: Images, sources: Path, folder: Path) -> Verdict:
     folder.mkdir()
     if mutant.attack in restarts.ATTACKS:
         with Driven.set(images, folder, seed=1) as driven:
             made = attempt(mutant.attack, driven)  # type: ignore[arg-type]
+    elif mutant.attack in ends.ATTACKS:
+        with (
+            mock.patch.dict(os.environ, PYTHONPATH=str(sources / "src")),
+            Ended.set(images, folder, seed=1) as ended,
+        ):
+            made = attempt(mutant.attack, ended)  # type: ignore[arg-type]
     else:
         with Inside.set(images, folder) as scene:
             scene.hold()
             made = attempt(mutant.attack, scene)  # type: ignore[arg-type]
-    sys.stdout.write(f"{mutant.name:10} {made.verdict.value:10} {made.name}: {made.detail}\n")
+    sys.stdout.write(f"{mutant.name:18} {made.verdict.value:10} {made.name}: {made.detail}\n")
     sys.stdout.flush()
     return made.verdict
 
