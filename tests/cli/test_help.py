@@ -46,11 +46,14 @@ def test_help_lists_every_command_with_a_whole_sentence(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_help_of_each_command_has_an_example_of_it(cli: Cli, command: str) -> None:
+def test_the_help_of_each_command_has_an_example_of_it_names_for_values_and_words_for_ranges(
+    cli: Cli, command: str
+) -> None:
     result = cli(*command.split(), "--help")
     assert result.exit_code == 0
     example = result.stdout.partition("Example: ")[2]
     assert f"flexserve {command}" in " ".join(example.split())
+    assert not re.search(r"<[a-z]|<=|>=|\{|\b(int|float|str) range", result.stdout), result.stdout
 
 
 def test_a_value_that_is_no_choice_is_told_the_choices_in_plain_words(cli: Cli) -> None:
@@ -67,12 +70,6 @@ def test_the_first_of_two_words_is_told_which_second_ones_there_are(cli: Cli, wo
     told = " ".join(result.stderr.replace("│", " ").split())
     assert f"Which {words[0]} command? There are: " in told
     assert all(command in told for command in COMMANDS if command.startswith(f"{words[0]} "))
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_has_names_for_values_and_words_for_ranges(cli: Cli, command: str) -> None:
-    text = cli(*command.split(), "--help").stdout
-    assert not re.search(r"<[a-z]|<=|>=|\{|\b(int|float|str) range", text), text
 
 
 @pytest.mark.parametrize("command", sorted({*COMMANDS} - {*UNTIL_CTRL_C}))

@@ -1,13 +1,18 @@
-"""Anthropic's own client is the judge: what it cannot read, or reads otherwise than meant, is our mistake."""
+"""Anthropic's own client is the judge: what it cannot read, or reads otherwise than meant, is our mistake.
+
+It takes two seconds to import: by the tests that need it, not by each process that collects tests.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import anthropic
 import pytest
 from real_server import KEY, Server
+
+if TYPE_CHECKING:
+    import anthropic
 
 pytestmark = pytest.mark.engine
 
@@ -28,6 +33,8 @@ TOOLS: list[Any] = [
 
 @pytest.fixture(scope="module")
 def client(server: Server) -> Iterator[anthropic.Anthropic]:
+    import anthropic
+
     with anthropic.Anthropic(base_url=server.url, api_key=KEY, max_retries=0) as client:
         yield client
 
@@ -103,6 +110,8 @@ def test_models_are_listed_and_found(client: anthropic.Anthropic) -> None:
 
 
 def test_errors_are_of_the_clients_own_types(client: anthropic.Anthropic, server: Server) -> None:
+    import anthropic
+
     with pytest.raises(anthropic.NotFoundError):
         client.messages.create(model="absent", max_tokens=4, messages=QUESTION)
     with pytest.raises(anthropic.BadRequestError) as caught:
