@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer.testing
 from servers import MODELS, Cli, ScriptedServer, scripted_server, silent_port
 from typer.testing import CliRunner, Result
 
@@ -13,6 +15,9 @@ from flexserve.cli.app import app
 from flexserve.harness.shapes import Shape
 from flexserve.harness.synth import write_synthetic
 from flexserve.normal import journal
+
+# Each invocation would make all commands anew, of the same functions: it takes ten times as long as the rest.
+typer.testing._get_command = functools.cache(typer.testing._get_command)
 
 
 @pytest.fixture(autouse=True)
