@@ -130,7 +130,7 @@ def _reading(cells: Sequence[dict[str, Any]]) -> list[str]:
         "Ciphertext comes from the guest's disk, which is a file of the host, in its page cache. The disk "
         "reads FlexServe's into the pages in which it is decrypted. The others' is read to a buffer of the "
         "guest's kernel, in four commands a chunk, and copied: the strawmen's memory is the secure world's "
-        "before anything is read.",
+        "before anything is read. So NW-Base with nothing kept is slower than a program that reads a file.",
         "NW-Base is the same application as a process of the guest: UNPROTECTED. It decrypts the same sealed "
         "image, which unprotected weights would not need. With all weights kept, it decrypts nothing.",
         "Each interrupt of the guest switches worlds, and QEMU then forgets its translations. Silicon does "
