@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,10 +23,23 @@ LISTED = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def first_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `sealed` copies into each home, once a test had it made."""
+    return tmp_path_factory.mktemp("first")
+
+
 @pytest.fixture
-def sealed(cli: Cli, gguf: Path, home: Path) -> Path:
-    """The file of the sealed model "small"."""
-    assert cli("add", str(gguf), "--name", "small").exit_code == 0
+def sealed(cli: Cli, gguf: Path, home: Path, first_home: Path) -> Path:
+    """The file of the sealed model "small", in a store of the test's own."""
+    key_and_store = (Path("config/flexserve"), Path("data/flexserve"))
+    if not any(first_home.iterdir()):
+        assert cli("add", str(gguf), "--name", "small").exit_code == 0
+        for each in key_and_store:
+            shutil.copytree(home / each, first_home / each)
+    else:
+        for each in key_and_store:
+            shutil.copytree(first_home / each, home / each)
     return home / "data/flexserve/models/models/small.flex"
 
 
