@@ -107,11 +107,24 @@ def test_an_idle_model_makes_way_for_pages_of_the_disk(world: InsideWorld) -> No
     assert world.played.held == world.played.granted <= WHOLE
 
 
-def test_ahead_of_need_only_what_is_granted_is_replaced(world: InsideWorld) -> None:
+def test_ahead_of_need_weights_come_as_far_as_the_guest_has_memory_to_spare(world: InsideWorld) -> None:
+    world.app.open("a")
+    world.app.evict("a", Kind.WEIGHTS, 1 << 30, keep=False)
+    world.app.return_unused()
+    world.played.memory = world.played.granted + 2
+    world.app.load("a", None)
+    assert eventually(lambda: world.app.memory()[0].weights == 2 * CHUNK and not world.app.loading)
+    world.played.memory += 1 << 20
+    world.app.load("a", None)
+    assert eventually(lambda: world.app.memory()[0].whole and not world.app.loading)
+
+
+def test_ahead_of_need_what_is_granted_is_used_first(world: InsideWorld) -> None:
     world.app.open("a")
     world.app.evict("a", Kind.WEIGHTS, 1 << 30, keep=True)
     world.app.return_unused()
     world.app.grant(2 * CHUNK, 0)
+    world.played.memory = world.played.granted
     world.app.load("a", None)
     assert eventually(lambda: world.app.memory()[0].weights == 2 * CHUNK and not world.app.loading)
     assert world.played.granted == 2

@@ -155,7 +155,9 @@ class _OnDisk:
 
     def load(self, model: int, chunk: int, *, ask: bool) -> Reply:
         # The disk writes to pages that are the guest's. Where it has none, those that wait granted go back.
-        if not ask and not self._memory.give_back(self._memory.chunk):
+        # Ahead of need they go first, and nobody makes way for more than the guest has to spare.
+        chunk_bytes = self._memory.chunk
+        if not ask and not self._memory.give_back(chunk_bytes) and self._disk.room() < chunk_bytes:
             return Reply(Status.REFUSED, (1, 0, 0, 0, 0), b"")
         while True:
             try:

@@ -27,7 +27,7 @@ class Loading:
         return thread is not None and thread.is_alive() and not self._ended.is_set()
 
     def begin(self, weights: Weights, count: int) -> None:
-        """Bring in the first `count` chunks, as far as granted memory allows; what was under way ends."""
+        """Bring in the first `count` chunks, as far as there is memory; what was under way ends."""
         with self._lock:
             self._ended.set()
             self._ended = threading.Event()
