@@ -45,12 +45,17 @@ def add(settings: Settings, chosen: Chosen, *, as_json: bool) -> None:
     models = store.root / "models"
     _require_trust(chosen, block, on_device.trusted_vendor(models, block.manifest.name, device))
 
+    evidence: dict[bytes, Evidence] = {}  # by its nonce; once is enough, as it takes a second
+
     def attest(nonce: bytes) -> Evidence:
-        return _evidence(settings, nonce, server=chosen.server)
+        evidence[nonce] = _evidence(settings, nonce, server=chosen.server)
+        return evidence[nonce]
 
     signed = on_device.licence_of(chosen.licence, block, attest)
-    nonce = secrets.token_bytes(_NONCE_SIZE)
-    key = on_device.key_of(attest(nonce), nonce)
+    if not evidence:
+        attest(secrets.token_bytes(_NONCE_SIZE))
+    nonce, said = evidence.popitem()
+    key = on_device.key_of(said, nonce)
     on_device.checked_licence(signed, block, key, int(time.time()))
     with terminal.progress(f"adding {chosen.file.name}", silent=as_json) as progress:
         new = on_device.adopt(models, chosen.file, block, signed, device=device, progress=progress)
