@@ -50,8 +50,16 @@ OFF: Changes = {
         "\t\t\t(void)count;\n",
     )
 }
-# … and EL3 the secure world's own RAM.
+# … EL3 the secure world's own RAM …
 SECURE_RAM: Changes = {"monitor/el3/world.c": ("\tscrub(SECURE_OS_RAM, SECURE_OS_RAM_END);\n", "")}
+# … and what lies in front of what was loaded when the machine starts, but for its first MiB: QEMU leaves the
+# description of a device tree there, and the ring of messages has to begin with zeros.
+BOOT: Changes = {
+    "monitor/el3/scrub.c": (
+        "\t\tscrub(at, kept[i].from);\n",
+        "\t\tscrub(at, i == 0 ? at + (1 << 20) : at);\n",
+    )
+}
 
 MUTANTS = (
     Mutant(
@@ -130,11 +138,8 @@ MUTANTS = (
     Mutant("off, served", OFF, ends.switch_off_by_the_kernel),
     Mutant("secure RAM", SECURE_RAM, restarts.switch_off_in_the_midst),
     Mutant("secure RAM, served", SECURE_RAM, ends.reset_by_the_kernel),
-    Mutant(
-        "boot",  # EL3 leaves RAM as it is when the machine starts
-        {"monitor/el3/scrub.c": ("\t\tscrub(at, kept[i].from);\n", "")},
-        restarts.lose_power,
-    ),
+    Mutant("boot", BOOT, restarts.lose_power),
+    Mutant("boot, served", BOOT, ends.press_reset),
 )
 
 
