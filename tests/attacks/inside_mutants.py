@@ -103,10 +103,8 @@ MUTANTS = (
             "secure-os/core/flexmem.c": (
                 "\tif (asked && is_protected()",
                 "\tif (!asked && is_protected()",
-            ),
-            "secure-os/arch/aarch64/arch.c": (
-                'dc zva, %0" ::"r"(at) : "memory");\n}\n\nvoid arch_flush',
-                'nop" ::"r"(at) : "memory");\n}\n\nvoid arch_flush',
+                "\t\t\tarch_scrub(page * PAGE);\n\tif",
+                "\t\t\t(void)page;\n\tif",
             ),
         },
         faults.have_it_fault,
