@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import tempfile
@@ -81,6 +82,15 @@ LONGEST_FIRST = (
     "normal/test_serve.py",
 )
 FETCHED = ("real", "libraries")
+
+gc.disable()  # while tests are imported and collected: that leaves many objects and hardly any garbage
+
+
+def pytest_collection_finish() -> None:
+    """Have the garbage collector look only at what the tests make: what was collected lives to the end."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
