@@ -130,10 +130,11 @@ struct flexmem {
 /* Makes a call again for as long as it is BUSY, sleeping in between, for about FLEX_PATIENCE_MS. */
 int flex_call_patiently(struct flexmem *fm, enum flex_call call, u64 a, u64 b);
 
-/* ---- blocks.c: under service.lock, but for the last one ---- */
+/* ---- blocks.c: under service.lock, but for the first one and the last one ---- */
+
+long flex_blocks_spare(void); /* pages that may be handed over now; less than 0: this kernel lacks them itself */
 
 /* Adds blocks of together at most `pages` pages to `blocks`, by address; returns how many pages. May sleep. */
-long flex_blocks_spare(void); /* pages that may be handed over now; less than 0: this kernel lacks them itself */
 unsigned long flex_blocks_alloc(struct flexmem *fm, unsigned long pages, struct list_head *blocks);
 void flex_blocks_free(struct list_head *blocks); /* any context that may free pages; no lock */
 bool flex_blocks_allocating(struct flexmem *fm); /* whether the caller is inside flex_blocks_alloc() */
