@@ -7,20 +7,21 @@ minute for each, three for those on a server, which builds its machine from the 
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
+import mutants_of_data
+import mutants_of_worlds
+from inside_mutant import Mutant
+
 import flexserve
 from flexserve.attacks.attempt import Verdict, attempt
-from flexserve.attacks.trustzone import switching
-from flexserve.attacks.trustzone.inside import ciphertext, ends, faults, lending, messages, restarts
+from flexserve.attacks.trustzone.inside import ends, restarts
 from flexserve.attacks.trustzone.inside.ends import Ended
 from flexserve.attacks.trustzone.inside.restarts import Driven
 from flexserve.attacks.trustzone.inside.scene import Inside
@@ -31,114 +32,8 @@ from flexserve.emulator.build import Images, build
 SOURCES = Path(flexserve.__file__).parents[2]
 PARTS = ("abi", "monitor", "secure-os", "driver", "trusted-app", "src")
 CACHE = trusted_app.default_cache()
-Changes = dict[str, tuple[str, ...]]  # by file, what is replaced and by what; in turns, where it is several
 
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Mutant:
-    """Sources with one guard less."""
-
-    name: str
-    changes: Changes
-    attack: Callable[[Inside], str] | Callable[[Driven], str] | Callable[[Ended], str]
-
-
-# EL2 leaves what was SECURE as it is when the OS switches off …
-OFF: Changes = {
-    "monitor/core/monitor.c": (
-        "\t\t\tarch_scrub(layout.ram_base + page * FLEX_PAGE_BYTES, count);\n",
-        "\t\t\t(void)count;\n",
-    )
-}
-# … EL3 the secure world's own RAM …
-SECURE_RAM: Changes = {"monitor/el3/world.c": ("\tscrub(SECURE_OS_RAM, SECURE_OS_RAM_END);\n", "")}
-# … and what lies in front of what was loaded when the machine starts, but for its first MiB: QEMU leaves the
-# description of a device tree there, and the ring of messages has to begin with zeros.
-BOOT: Changes = {
-    "monitor/el3/scrub.c": (
-        "\t\tscrub(at, kept[i].from);\n",
-        "\t\tscrub(at, i == 0 ? at + (1 << 20) : at);\n",
-    )
-}
-
-MUTANTS = (
-    Mutant(
-        "vectors",  # EL3 leaves them as they are
-        {"monitor/el3/world.c": ("\tvectors_load(&entered->vectors);\n", "")},
-        lending.lend_with_hostile_registers,
-    ),
-    Mutant(
-        "debug",  # EL3 lets the OS's breakpoints and watchpoints stop the secure world
-        {
-            "monitor/el3/world.c": (
-                *("REGISTER(mdscr_el1)", ""),
-                *("#define MDCR_SECURE 0x18640", "#define MDCR_SECURE 0x8640"),
-            )
-        },
-        lending.lend_with_hostile_registers,
-    ),
-    Mutant(
-        "registers",  # EL3 leaves those of EL0 that are the OS's, too
-        {"monitor/el3/world.c": ("REGISTER(tpidr_el0) REGISTER(tpidrro_el0)", "")},
-        lending.lend_with_hostile_registers,
-    ),
-    Mutant(
-        "timers",  # EL3 sets a timer of the OS's on the way to the secure world
-        {
-            "monitor/el3/world.c": (
-                '\twrite_register("cptr_el3", CPTR_SECURE);\n',
-                '\twrite_register("cptr_el3", CPTR_SECURE);\n\twrite_register("cntp_cval_el0", 0);\n',
-            )
-        },
-        lending.lend_with_hostile_registers,
-    ),
-    Mutant(
-        "counters",  # EL3 has events of the secure world counted
-        {"monitor/el3/world.c": ("#define MDCR_SECURE 0x18640", "#define MDCR_SECURE 0x38640")},
-        lending.count_what_it_does,
-    ),
-    Mutant(
-        "end",  # the secure OS does not overwrite what it had, and the OS may not have it back before we look
-        {
-            "secure-os/core/flexmem.c": (
-                "\tif (asked && is_protected()",
-                "\tif (!asked && is_protected()",
-                "\t\t\tarch_scrub(page * PAGE);\n\tif",
-                "\t\t\t(void)page;\n\tif",
-            ),
-        },
-        faults.have_it_fault,
-    ),
-    Mutant(
-        "tags",  # what was decrypted passes for genuine
-        {
-            "trusted-app/crypto/cipher.cpp": (
-                "    if (memeql_sec(expected.data(), tag, tag_bytes)) return true;",
-                "    if (memeql_sec(expected.data(), tag, tag_bytes) || bytes != 0) return true;",
-            )
-        },
-        ciphertext.load_other_weights,
-    ),
-    Mutant(
-        "taken",  # the monitor does not overwrite what goes back, nor does the application
-        {
-            "monitor/core/calls.c": ("\tarch_scrub(call->a[0], range.count);\n", ""),
-            "trusted-app/secure_os.cpp": ("    std::memset(address, 0, count * page);\n", ""),
-        },
-        switching.read_after_recall,
-    ),
-    Mutant(
-        "answers",  # an answer of the OS counts for whatever the application waits for
-        {"trusted-app/secure_os.cpp": ("                if (event[1] != serial_) break;\n", "")},
-        messages.answer_what_was_not_asked,
-    ),
-    Mutant("off", OFF, restarts.switch_off_in_the_midst),
-    Mutant("off, served", OFF, ends.switch_off_by_the_kernel),
-    Mutant("secure RAM", SECURE_RAM, restarts.switch_off_in_the_midst),
-    Mutant("secure RAM, served", SECURE_RAM, ends.reset_by_the_kernel),
-    Mutant("boot", BOOT, restarts.lose_power),
-    Mutant("boot, served", BOOT, ends.press_reset),
-)
+MUTANTS = (*mutants_of_worlds.MUTANTS, *mutants_of_data.MUTANTS)
 
 
 def main(names: list[str]) -> int:
