@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -193,6 +194,43 @@ def test_another_checkout_leaves_the_parts_alone(parts: build._Build, tmp_path: 
     assert make(parts) == 0
 
 
+def test_who_makes_parts_of_one_checkout_keeps_no_other_checkout_waiting(tmp_path: Path) -> None:
+    said: list[str] = []
+    made = threading.Event()
+
+    def make_other() -> None:
+        with build.making(tmp_path / "other", tmp_path / "cache", said.append):
+            made.set()
+
+    with build.making(tmp_path / "one", tmp_path / "cache", said.append):
+        other = threading.Thread(target=make_other)
+        other.start()
+        assert made.wait(60)
+    other.join()
+    assert said == []
+
+
+def test_who_makes_parts_of_one_checkout_keeps_who_makes_the_same_waiting(tmp_path: Path) -> None:
+    said: list[str] = []
+    waits, made = threading.Event(), threading.Event()
+
+    def tell(what: str) -> None:
+        said.append(what)
+        waits.set()
+
+    def make_same() -> None:
+        with build.making(tmp_path / "one", tmp_path / "cache", tell):
+            made.set()
+
+    with build.making(tmp_path / "one", tmp_path / "cache", said.append):
+        same = threading.Thread(target=make_same)
+        same.start()
+        assert waits.wait(60)
+        assert not made.is_set()
+    same.join()
+    assert said == ["waiting for another command, which builds the same"]
+
+
 def test_the_copy_of_the_sources_has_no_products(parts: build._Build) -> None:
     (parts._sources / "driver/guest/build/main.o").write_text("product")
     copy = parts._copied("driver")
@@ -237,7 +275,10 @@ def test_the_newest_kernel_of_the_cache_is_used_without_asking_apt(
     for release in ("6.1.0-9-cloud-arm64", "6.1.0-40-cloud-arm64"):
         (tmp_path / f"linux-{release}").mkdir()
     (tmp_path / "unpacking-xyz").mkdir()
-    assert packages.kernel(tmp_path, lambda _: None).release == "6.1.0-40-cloud-arm64"
+    said: list[str] = []
+    with packages.locked(tmp_path / "packages.lock", said.append):  # of who fetches others meanwhile
+        assert packages.kernel(tmp_path, said.append).release == "6.1.0-40-cloud-arm64"
+    assert said == []
 
 
 SHOWN = {

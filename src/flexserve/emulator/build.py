@@ -8,13 +8,14 @@ is about to boot is not replaced by another.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import flexserve
@@ -106,7 +107,7 @@ def build(
     cache = cache.absolute()
     try:
         kernel = packages.kernel(cache, progress)
-        with packages.locked(cache / "build.lock", progress):
+        with making(sources, cache, progress):
             return _Build(cache, sources, kernel, progress).images(
                 ram_bytes, cpus, options or Options(), application, unprotected
             )
@@ -116,6 +117,20 @@ def build(
             hint="Make room there, or set XDG_CACHE_HOME to a folder that can be written to.",
             code="no_cache",
         ) from error
+
+
+def made_of(sources: Path, cache: Path) -> Path:
+    """Return the folder below `cache` of what is made of a checkout's `sources`, which need not exist yet."""
+    return cache / "build" / hashlib.sha256(str(sources.resolve()).encode()).hexdigest()[:12]
+
+
+@contextlib.contextmanager
+def making(sources: Path, cache: Path, progress: Progress) -> Iterator[None]:
+    """Be who makes what is made of `sources`. Other commands wait for it; those of other checkouts do not."""
+    folder = made_of(sources, cache)
+    folder.mkdir(parents=True, exist_ok=True)
+    with packages.locked(folder / "lock", progress):
+        yield
 
 
 def sources_folder() -> Path:
@@ -147,7 +162,7 @@ class _Build:
     """One look at every part."""
 
     def __init__(self, cache: Path, sources: Path, kernel: Kernel, progress: Progress) -> None:
-        self._out = cache / "build" / hashlib.sha256(str(sources.resolve()).encode()).hexdigest()[:12]
+        self._out = made_of(sources, cache)
         self._tree = self._out / "tree"  # the sources, as they are compiled
         self._firmware_key = cache / "firmware.key"
         self._sources, self._kernel, self._progress = sources, kernel, progress

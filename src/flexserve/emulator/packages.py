@@ -88,6 +88,9 @@ def kernel(cache: Path, progress: Progress) -> Kernel:
     when the disk is too full.
     """
     cache.mkdir(parents=True, exist_ok=True)
+    held = _held(cache)
+    if held is not None:
+        return held  # whatever another command fetches meanwhile
     with locked(cache / "packages.lock", progress):
         return _held(cache) or _fetch(cache, progress)
 
@@ -99,6 +102,8 @@ def library(cache: Path, name: str, progress: Progress) -> Path:
     """
     cache.mkdir(parents=True, exist_ok=True)
     target = cache / f"arm64-{name}"
+    if target.is_dir():
+        return target
     with locked(cache / "packages.lock", progress):
         if not target.is_dir():
             tools.require("apt-get", "dpkg", "dpkg-deb")

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TextIO
 
 from flexserve.emulator import packages, tools
-from flexserve.emulator.build import sources_folder
+from flexserve.emulator.build import made_of, making, sources_folder
 from flexserve.emulator.packages import Progress, locked
 from flexserve.errors import FlexServeError, InternalError, NormalWorldError
 from flexserve.folders import cache_folder
@@ -65,19 +65,19 @@ def build(cache: Path, progress: Progress, *, for_tests: bool = False) -> Progra
         return ready  # whatever another checkout builds meanwhile
     packages.library(cache, _CRYPTO, progress)
     packages.library(cache, _NUMBERS, progress)
-    with locked(cache / "trusted-app.lock", progress):
-        library = _library(cache)
-        llama = library / "llama.cpp"
+    library, mlkem = _library(cache), _mlkem(cache)
+    llama = library / "llama.cpp"
+    with locked(cache / "trusted-app.lock", progress):  # of what all checkouts use
         if not llama.is_dir():
             progress("fetching llama.cpp's sources")
             packages.require_room(cache, _ROOM, "llama.cpp for the machine")
             _fetch("llama.cpp", pin(), llama, _LLAMA, _PARTS)
-        mlkem = _mlkem(cache)
         if not mlkem.is_dir():
             progress("fetching mlkem-native's sources")
             _fetch("mlkem-native", _mlkem_pin(), mlkem, _MLKEM, ("",))
+        build_library(llama, library, progress)
+    with making(sources_folder(), cache, progress):
         if built(cache, for_tests=for_tests) is None:
-            build_library(llama, library, progress)
             progress("building the trusted application")
             out = _stamp(cache).parent
             if built(cache) is None:
@@ -90,7 +90,7 @@ def build(cache: Path, progress: Progress, *, for_tests: bool = False) -> Progra
             target = "all" if for_tests else out / "trusted-app"
             _make(llama, library, str(target), f"OUT={out}", *crypto)
             record(cache, for_tests=for_tests)
-        return _programs(cache)
+    return _programs(cache)
 
 
 def built(cache: Path, *, for_tests: bool = False) -> Programs | None:
@@ -151,8 +151,7 @@ def _crypto(cache: Path) -> Path:
 
 
 def _stamp(cache: Path) -> Path:
-    checkout = hashlib.sha256(str(sources_folder().resolve()).encode()).hexdigest()[:12]
-    return cache / "build" / checkout / "trusted-app" / "inputs"
+    return made_of(sources_folder(), cache) / "trusted-app" / "inputs"
 
 
 def _programs(cache: Path) -> Programs:
