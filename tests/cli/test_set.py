@@ -49,6 +49,12 @@ def test_what_was_set_of_a_model_goes_with_it(cli: Cli, gguf: Path) -> None:
     assert Pins(chosen.pins).names == ("other",)
 
 
+def test_a_server_lets_a_model_go_that_is_removed(cli: Cli, gguf: Path, server: ScriptedServer) -> None:
+    assert cli("add", str(gguf), "--name", "tiny").exit_code == 0
+    assert cli("rm", "tiny", "--yes").exit_code == 0
+    assert [(asked.model, asked.keep_alive) for asked in server.converted] == [("tiny", 0)]
+
+
 def test_a_model_that_is_removed_elsewhere_keeps_what_is_set_here(
     cli: Cli, gguf: Path, tmp_path: Path
 ) -> None:

@@ -67,7 +67,8 @@ def set_option(
 def forget(model: str) -> None:
     """Drop the options and the pin of a model that is removed, at the configured server or for the next one.
 
-    Another model that gets its name later is served as usual.
+    Another model that gets its name later is served as usual. A server that has it in memory lets it go, as
+    soon as no request uses it.
     """
     import contextlib
 
@@ -89,6 +90,11 @@ def forget(model: str) -> None:
         with contextlib.suppress(FlexServeError), client(None, None, None) as server:
             server.set_pins(others)
         pins.replace(others)
+    if not chosen.address().is_silent():
+        with contextlib.suppress(FlexServeError), client(None, None, None) as server:
+            states = {state.name: state for state in server.states().models}
+            if model in states and states[model].resident + states[model].kv + states[model].scratch:
+                server.let_go(model)
 
 
 def _value(option: str, value: str) -> Any:

@@ -45,17 +45,17 @@ def add(settings: Settings, chosen: Chosen, *, as_json: bool) -> None:
     models = store.root / "models"
     _require_trust(chosen, block, on_device.trusted_vendor(models, block.manifest.name, device))
 
-    evidence: dict[bytes, Evidence] = {}  # by its nonce; once is enough, as it takes a second
+    key = b""  # of licences for this device
 
     def attest(nonce: bytes) -> Evidence:
-        evidence[nonce] = _evidence(settings, nonce, server=chosen.server)
-        return evidence[nonce]
+        nonlocal key
+        said = _evidence(settings, nonce, server=chosen.server)
+        key = on_device.key_of(said, nonce)
+        return said
 
     signed = on_device.licence_of(chosen.licence, block, attest)
-    if not evidence:
+    if not key:  # no key server has asked: it is a file
         attest(secrets.token_bytes(_NONCE_SIZE))
-    nonce, said = evidence.popitem()
-    key = on_device.key_of(said, nonce)
     on_device.checked_licence(signed, block, key, int(time.time()))
     with terminal.progress(f"adding {chosen.file.name}", silent=as_json) as progress:
         new = on_device.adopt(models, chosen.file, block, signed, device=device, progress=progress)
