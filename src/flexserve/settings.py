@@ -37,6 +37,7 @@ _MAX_SIZE_TEXT = 32  # characters of a size
 _GUEST_LEAST, _GUEST_MOST, _GUEST_STEP = 256 * MIB, 3 * GIB, 2 * MIB  # RAM that the monitor can manage
 _YEAR = 365 * 86400.0
 _NAME, _MAX_NAME = re.compile(r"[A-Za-z0-9.:_-]+"), 253  # of a host; colons are of IPv6 addresses
+_OF_MACHINE = ("guest_memory", "guest_cpus", "npu")  # settings of the emulated one
 _SECRETS = frozenset({"api_key", "api_keys"})
 
 
@@ -328,6 +329,15 @@ def load(**flags: object) -> Settings:
             f"--secure-world: models compute inside of the emulated machine only, and the platform is linux "
             f"({origin('platform', given)}).",
             hint="Give --platform trustzone, or leave --secure-world out.",
+            code="bad_setting",
+        )
+    of_machine = [name for name in _OF_MACHINE if name in given]
+    if chosen.platform == "linux" and of_machine:
+        option = f"--{of_machine[0].replace('_', '-')}"
+        raise CallerError(
+            f"{option}: that is of the emulated machine, and the platform is linux "
+            f"({origin('platform', given)}).",
+            hint=f"Give --platform trustzone, or leave {option} out.",
             code="bad_setting",
         )
     if chosen.is_inside and given.get("npu"):

@@ -79,6 +79,14 @@ def test_a_refusal_names_the_field_in_json_too(cli: Cli, policy: Path, lines: st
     assert f"{field}: expected" in error["message"]
 
 
+def test_a_policy_of_another_platform_is_said_to_be_one(cli: Cli, policy: Path):
+    policy.write_text(f'{ALLOWED}[layers]\nel2 = ["00"]\nel3 = ["00"]\n')
+    result = cli("attest", "--policy", str(policy))
+    assert result.exit_code == 1
+    assert "layer el2: expected to be in the chain, found no such layer" in result.stderr
+    assert "--platform" in result.stderr
+
+
 def test_the_policy_beside_the_configuration_counts_unless_another_is_named(cli: Cli):
     config_folder().mkdir(parents=True, exist_ok=True)
     usual = config_folder() / "policy.toml"

@@ -234,7 +234,22 @@ def test_models_compute_inside_of_the_machine_unless_somebody_says_otherwise(
 
 def test_where_models_compute_on_the_machine_is_no_matter_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLEXSERVE_SECURE_WORLD", "inside")
-    assert not settings.load(platform="linux", npu=True).is_inside
+    monkeypatch.setenv("FLEXSERVE_GUEST_MEMORY", "2G")
+    assert not settings.load(platform="linux", threads=64).is_inside
+
+
+@pytest.mark.parametrize(
+    "words", [("--guest-memory", "2G"), ("--guest-cpus", "4"), ("--npu",), ("--no-npu",)], ids=" ".join
+)
+@pytest.mark.parametrize("command", [("serve",), ("run", "tiny", "Hello"), ("chat", "tiny")], ids=" ".join)
+def test_what_is_of_the_machine_is_refused_where_there_is_none(
+    cli: Cli, command: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    refused = cli(*command, *words)
+    option = words[0].replace("--no-", "--")
+    assert refused.exit_code == 1
+    assert f"error: {option}: that is of the emulated machine, and the platform is linux" in refused.stderr
+    assert "hint: Give --platform trustzone" in refused.stderr
 
 
 def test_more_threads_than_the_machine_has_cpus_are_refused_inside() -> None:

@@ -38,6 +38,14 @@ def test_options_are_set_on_a_server_shown_and_set_back(cli: Cli, server: Script
     assert "shift    off\n" in cli("set", "tiny", "shift", "off").stdout
 
 
+def test_a_server_on_which_no_model_guesses_says_so(cli: Cli, server: ScriptedServer) -> None:
+    done = cli("set", "tiny", "draft", "slow")
+    assert "draft    slow\n" in done.stdout
+    assert "no smaller model guesses on this server" in done.stderr
+    assert "--secure-world host" in done.stderr
+    assert cli("set", "tiny", *NO_DRAFT).stderr == ""
+
+
 def test_what_was_set_of_a_model_goes_with_it(cli: Cli, gguf: Path) -> None:
     for name in ("small", "other"):
         assert cli("add", str(gguf), "--name", name).exit_code == 0

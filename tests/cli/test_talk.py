@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from servers import MODELS, Cli, ScriptedServer, Stranger, scripted_server
 
-from flexserve.cli import terminal
+from flexserve.cli import terminal, worlds
 from flexserve.normal import world
 from flexserve.protocol.prompts import ChatPrompt
 from flexserve.protocol.sampling import Sampling
@@ -32,6 +32,24 @@ def turns(server: ScriptedServer) -> list[list[tuple[str, str]]]:
     """Return the conversations that reached the secure world, as roles and texts."""
     prompts = [message.prompt for message in server.asked if isinstance(message.prompt, ChatPrompt)]
     return [[(turn.role, turn.content) for turn in prompt.messages] for prompt in prompts]
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (("run", "nosuch", "Hi"), "There is no model named 'nosuch'"),
+        (("chat", "nosuch"), "There is no model named 'nosuch'"),
+        (("chat",), "There is no model yet"),
+    ],
+)
+def test_no_machine_is_booted_for_a_model_that_is_not_there(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], error: str
+) -> None:
+    monkeypatch.setattr(worlds, "core_for", lambda _settings: pytest.fail("a machine is booted"))
+    refused = cli(*words, "--platform", "trustzone")
+    assert refused.exit_code == 1
+    assert f"error: {error}" in refused.stderr
+    assert "hint: Get one with `flexserve pull`" in refused.stderr
 
 
 # ---- run

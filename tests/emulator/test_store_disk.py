@@ -80,6 +80,23 @@ def test_what_belongs_to_a_model_that_is_gone_goes_at_the_next_start(models: Sto
         assert contents(disk) == {name_of("weights", ids["b"])}
 
 
+def test_the_host_has_the_room_of_what_is_gone_after_the_next_start(models: Store) -> None:
+    kept, gone = (name_of("weights", models.manifest(name).model_id) for name in ("a", "b"))
+    with StoreDisk(models.root) as disk:
+        contents(disk)
+        with FileBlocks(Path(f"/proc/self/fd/{disk.fd}")) as blocks:
+            for name in (kept, gone):
+                DiskImage(blocks).put(name, b"", [(os.urandom(SLOT), bytes(TAG))] * 4)
+        assert on_disk(file_of(models)) > 8 * SLOT
+        models.remove("b")
+        assert contents(disk) == {kept}
+        assert 4 * SLOT < on_disk(file_of(models)) < 6 * SLOT
+        with FileBlocks(Path(f"/proc/self/fd/{disk.fd}")) as blocks:
+            [piece, *_] = DiskImage(blocks).objects()[kept].pieces
+            assert any(DiskImage(blocks).read(piece))
+    assert file_of(models).stat().st_size == SIZE
+
+
 def test_what_the_application_of_another_firmware_sealed_goes(models: Store) -> None:
     with StoreDisk(models.root) as disk:
         contents(disk)

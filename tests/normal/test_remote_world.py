@@ -47,11 +47,16 @@ class Relay(RemoteServer):
         self.bodies: list[bytes] = []
         self.asked = 0
         self.refuses = 0  # so many requests, as one whose key is gone
+        self.silent = False
 
     async def attestation(self, nonce: bytes) -> Attestation:
         self.asked += 1
         said = await self._world.attest(nonce)
         return Attestation(said.chain, said.token)
+
+    async def check(self) -> None:
+        if self.silent:
+            raise PeerError("No server answers.", code="server_unreachable")
 
     @contextlib.asynccontextmanager
     async def sealed(self, body: bytes) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -233,6 +238,14 @@ async def test_what_was_verified_is_shown(connected: httpx.AsyncClient):
     assert (shown["verified"], shown["hardware"]) == (True, "script")
     assert (await connected.get("/health")).json()["status"] == "ok"
     assert (await connected.get("/receipts/req-unknown")).json()["error"]["code"] == "receipt_not_found"
+
+
+async def test_it_is_well_only_while_the_server_is(connected: httpx.AsyncClient, relay: Relay):
+    assert (await connected.get("/health")).json()["status"] == "ok"
+    relay.silent = True
+    refused = await connected.get("/health")
+    assert refused.status_code == 503
+    assert refused.json()["error"]["code"] == "server_unreachable"
 
 
 async def test_a_client_that_goes_away_ends_its_request(remote: RemoteWorld, relay: Relay):

@@ -6,12 +6,14 @@ import contextlib
 import struct
 import time
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
 from flexserve.errors import CallerError
+from flexserve.normal import connect
 from flexserve.normal.remote_server import Attestation, RemoteServer
 from flexserve.normal.remote_world import Evidence, RemoteWorld, Trust
 from flexserve.platforms.ports import Protection
@@ -167,6 +169,26 @@ async def test_a_stop_string_ends_an_answer_here(remote: RemoteWorld):
     assert text(messages) == "Gr"
     assert isinstance(messages[-1], Finished)
     assert messages[-1].reason == "stop"
+
+
+@pytest.mark.parametrize("stop", [[], ["."]])
+async def test_times_of_an_answer_are_those_of_who_asked(remote: RemoteWorld, stop: list[str]):
+    messages = await answered(remote, TextPrompt("Which?"), stop=stop)
+    assert isinstance(messages[-1], Finished)
+    timings = messages[-1].timings
+    assert timings.ttft > 0
+    assert timings.decode > 0
+
+
+async def test_rounded_answers_are_refused_at_once_where_nobody_rounds(
+    server: Inside, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(connect, "RemoteServer", lambda _url, _key: server)
+    monkeypatch.setattr(connect, "Verifier", lambda *_: trust)
+    options = connect.ConnectOptions("http://inside.example", tmp_path / "roots", port=0, rounding=64)
+    with pytest.raises(CallerError, match="round the length") as refused:
+        await connect._connect(options)
+    assert "--secure-world host" in refused.value.hint
 
 
 async def test_a_text_to_convert_is_not_told_to_the_server(remote: RemoteWorld, server: Inside):

@@ -269,6 +269,19 @@ def test_an_os_that_has_no_memory_is_told_of_and_nothing_is_lost(
     assert world.played.held == world.played.granted == WHOLE
 
 
+def test_a_model_that_the_machine_has_no_room_for_is_refused_before_it_is_written(
+    make_world: MakeWorld,
+) -> None:
+    world = make_world(memory=WEIGHTS - 1)
+    with pytest.raises(Unanswered, match="used first") as refused:
+        world.say()
+    assert refused.value.code == "memory_refused"
+    assert "--guest-memory" in refused.value.hint
+    assert Ask.WRITE not in world.played.asked
+    world.played.memory = WHOLE
+    assert world.say() == answer_to("hello>")
+
+
 def test_memory_that_the_os_took_for_a_moment_breaks_no_answer_off(make_world: MakeWorld) -> None:
     world = make_world(memory=WHOLE)
 

@@ -19,7 +19,14 @@ from flexserve.attestation.token_reader import read_token
 from flexserve.errors import PeerError
 
 _SKEW = 60  # seconds that two clocks may differ
-_HINT = "Do not send it anything; if the change is known to you, correct the policy."
+_HINT = (
+    "Do not send it anything. If you know of the change, as of an update there, have another policy written "
+    "by `flexserve measure --policy FILE` on a machine that you trust."
+)
+_OF_ANOTHER_KIND = (
+    "The policy is of another kind of secure world. If the server may have this one, have `flexserve measure "
+    "--policy FILE` write a policy of it: with the server's --platform, and its --secure-world."
+)
 
 
 class AttestationRefusedError(PeerError):
@@ -99,12 +106,13 @@ def verify(
     unchecked = [] if policy.roots else ["root"]
     for name, layer in layers:
         unchecked += _check(f"layer {name}", policy.layers.get(name), layer.code.hex())
-    for name in policy.layers.keys() - {name for name, _ in layers}:
-        raise AttestationRefusedError(f"layer {name}", "to be in the chain", "no such layer")
+    for name in sorted(policy.layers.keys() - {name for name, _ in layers}):
+        found = f"no such layer in that of {said.hardware}: {', '.join(name for name, _ in layers)}"
+        raise AttestationRefusedError(f"layer {name}", "to be in the chain", found, _OF_ANOTHER_KIND)
     for name, digest in said.measurements.items():
         unchecked += _check(f"measurement {name}", policy.measurements.get(name), digest.hex())
     _require("world digest", world_digest(said.measurements).hex(), layers[-1][1].code.hex())
-    for name in policy.measurements.keys() - said.measurements.keys():
+    for name in sorted(policy.measurements.keys() - said.measurements.keys()):
         raise AttestationRefusedError(f"measurement {name}", "to be in the token", "none")
     unchecked += _check_models(said, policy)
     if _numbers(said.version) < _numbers(policy.minimum_version):

@@ -121,12 +121,12 @@ def measure(
         }
         terminal.show_json({**shown, "models": models})
         return
-    for name, digest in measurements.items():
-        terminal.say(f"{name:14} {digest.hex()}")
-    for name, digest in layers.items():
-        terminal.say(f"{f'layer {name}':14} {digest.hex()}")
-    for name, sha256 in models.items():
-        terminal.say(f"{f'model {name}':14} {sha256}")
+    rows = {name: digest.hex() for name, digest in measurements.items()}
+    rows |= {f"layer {name}": digest.hex() for name, digest in layers.items()}
+    rows |= {f"model {name}": sha256 for name, sha256 in models.items()}
+    width = max(14, *map(len, rows))
+    for name, value in rows.items():
+        terminal.say(f"{name:{width}} {value}")
 
 
 def policy_of(path: Path | None, signer: Path | None = None) -> Policy:

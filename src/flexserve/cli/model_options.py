@@ -14,6 +14,8 @@ from flexserve.errors import CallerError, UnknownModelError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from flexserve.normal.client import Client
+    from flexserve.normal.reports import ModelState
     from flexserve.protocol.model_options import ModelOptions
 
 _DEFAULT = "default"
@@ -134,15 +136,17 @@ def _apply(
 
     try:
         with client(host, port, unix_socket) as server:
-            states = {state.name: state for state in server.states().models}
-            if model not in states:
-                raise _unknown(model)
-            if (draft := change.get("draft")) is not None and draft not in states:
-                raise _unknown(draft)
-            options = states[model].options
+            options = _state(server, model).options
+            if change.get("draft") is not None:
+                _state(server, change["draft"])
             if change:
                 options = msgspec.structs.replace(options, **change)
                 server.set_options(model, options)
+            if change.get("draft") is not None and not _state(server, model).draft:
+                terminal.note(
+                    "no smaller model guesses on this server, whose models compute inside of the machine; "
+                    "one with `--secure-world host` has it guess"
+                )
             return options
     except NoServerError:
         from flexserve.cli.models import open_store
@@ -162,5 +166,9 @@ def _apply(
         return choices.of(model)
 
 
-def _unknown(model: str) -> UnknownModelError:
-    return UnknownModelError(f"There is no model {model!r}.", hint="`flexserve list` shows them.")
+def _state(server: Client, model: str) -> ModelState:
+    """Return what a server says of a model. Raises UnknownModelError."""
+    for state in server.states().models:
+        if state.name == model:
+            return state
+    raise UnknownModelError(f"There is no model {model!r}.", hint="`flexserve list` shows them.")

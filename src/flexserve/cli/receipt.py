@@ -54,7 +54,8 @@ def verify(
     if answer is not None:
         shown["answer"] += " (is that of the file)"
     for name, value in shown.items():
-        terminal.say(f"{name.replace('_', ' '):<14} {value}")
+        if value != "":  # "base" is, where no adapter changed the model
+            terminal.say(f"{name.replace('_', ' '):<14} {value}")
     terminal.say("The receipt is good.")
 
 

@@ -29,7 +29,7 @@ from flexserve.cli.options import (
     Threads,
     UnixSocket,
 )
-from flexserve.errors import CallerError, UnknownModelError
+from flexserve.errors import CallerError
 
 if TYPE_CHECKING:
     from flexserve.cli.worlds import Responder
@@ -106,7 +106,7 @@ def run(
     chosen = settings.load(host=host, port=port, unix_socket=unix_socket, **own)
     talks = prompt is None and not as_json and sys.stdin.isatty()
     messages = [] if talks else [ChatMessage("user", _prompt(prompt))]
-    with responder(chosen, ctx.obj, named=_named(host, port, unix_socket)) as who:
+    with responder(chosen, ctx.obj, model, named=_named(host, port, unix_socket)) as who:
         if talks:
             _known_model(who, model)
         _introduce(who, own, verbose=verbose or talks, silent=as_json)
@@ -169,7 +169,7 @@ def chat(
         "device_key": device_key,
     }
     chosen = settings.load(host=host, port=port, unix_socket=unix_socket, **own)
-    with responder(chosen, ctx.obj, named=_named(host, port, unix_socket)) as who:
+    with responder(chosen, ctx.obj, model, named=_named(host, port, unix_socket)) as who:
         model = _known_model(who, model) if model else _only_model(who)
         _introduce(who, own, verbose=True, silent=False)
         _note_template(who, model)
@@ -200,25 +200,21 @@ def _named(host: Host, port: Port, unix_socket: UnixSocket) -> bool:
 
 
 def _known_model(who: Responder, model: str) -> str:
-    names = who.models()
-    if model not in names:
-        shown = f"There are: {', '.join(names[:10])}." if names else "Get one with `flexserve pull`."
-        raise UnknownModelError(f"There is no model named {model[:64]!r}.", hint=shown)
+    from flexserve.cli.worlds import require_known
+
+    require_known(model, who.models())
     return model
 
 
 def _only_model(who: Responder) -> str:
+    from flexserve.cli.worlds import require_known
+
     names = who.models()
-    match names:
-        case [name]:
-            return name
-        case []:
-            raise CallerError(
-                "There is no model yet.", hint="Get one with `flexserve pull`, or `flexserve add FILE.gguf`."
-            )
-        case _:
-            shown = ", ".join(names[:10])
-            raise CallerError("There are several models.", hint=f"Name one: flexserve chat MODEL ({shown}).")
+    require_known(None, names)
+    if len(names) > 1:
+        shown = ", ".join(names[:10])
+        raise CallerError("There are several models.", hint=f"Name one: flexserve chat MODEL ({shown}).")
+    return names[0]
 
 
 def _refuse_file(model: str) -> None:

@@ -11,12 +11,12 @@ import asyncio
 import concurrent.futures
 import contextlib
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from flexserve.cli.machine import core_for
-from flexserve.errors import InternalError
+from flexserve.errors import CallerError, InternalError, UnknownModelError
 from flexserve.normal.address import NoServerError
 from flexserve.normal.api.parts import Part, Parts, Said, Thought
 from flexserve.normal.reports import Answer, Ending, Protection
@@ -227,12 +227,16 @@ def _pieces(parts: list[Part]) -> Iterator[str | Thought]:
 
 
 @contextlib.contextmanager
-def responder(settings: Settings, early: EarlyWorld | None, *, named: bool = False) -> Iterator[Responder]:
+def responder(
+    settings: Settings, early: EarlyWorld | None, model: str | None, *, named: bool = False
+) -> Iterator[Responder]:
     """Yield the configured server if one answers, else worlds started for this block.
 
+    `model`: what is to be asked; None: the only one that there is.
     `early`: a secure world that waits for its options; ended here when none is needed.
     `named`: somebody said which server, so no other place will do: raises NoServerError when none answers.
-    Raises PeerError when something that is no FlexServe server listens there: it gets no prompt.
+    Raises PeerError when something that is no FlexServe server listens there: it gets no prompt;
+    UnknownModelError where a machine would be booted for a model that the store does not have.
     """
     address = settings.address()
     if named or not address.is_silent():
@@ -249,11 +253,25 @@ def responder(settings: Settings, early: EarlyWorld | None, *, named: bool = Fal
                 begin(early, None)
                 yield server
                 return
+    if settings.platform == "trustzone":  # before seconds or, the first time, minutes are spent on a machine
+        stored = sorted(path.stem for path in (settings.models / "models").glob("*.flex"))
+        require_known(model, stored)
     with core_for(settings) as core:
         options = settings.secure_options()
         early = begin(early, options if core is None else None)
         with PrivateWorld(options, core, early, model_options=settings.model_options) as world:
             yield world
+
+
+def require_known(model: str | None, names: Sequence[str]) -> None:
+    """Raise CallerError unless `model` is one of `names`; None: unless there is any."""
+    if not names and model is None:
+        raise CallerError(
+            "There is no model yet.", hint="Get one with `flexserve pull`, or `flexserve add FILE.gguf`."
+        )
+    if model is not None and model not in names:
+        shown = f"There are: {', '.join(names[:10])}." if names else "Get one with `flexserve pull`."
+        raise UnknownModelError(f"There is no model named {model[:64]!r}.", hint=shown)
 
 
 def begin(early: EarlyWorld | None, options: SecureOptions | None) -> EarlyWorld | None:

@@ -7,6 +7,7 @@ and conversations. All of it can be made again. The file is sparse: it takes of 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import hashlib
 import os
@@ -16,7 +17,7 @@ from types import TracebackType
 from typing import Self
 
 from flexserve.errors import FlexServeError, StoredDataError
-from flexserve.platforms.trustzone.disk_image import DiskImage, FileBlocks
+from flexserve.platforms.trustzone.disk_image import SLOT, DiskImage, FileBlocks
 from flexserve.trusted.store.derived import INSIDE_DISK
 from flexserve.trusted.store.files import PRIVATE_FILE, disk_errors, give_to_owner_of
 from flexserve.trusted.store.manifest import BLOCK_SIZE, read_label
@@ -25,6 +26,10 @@ from flexserve.units import GIB
 
 # A machine has 3 GiB of RAM at most: some twenty models that fill it, and their conversations.
 SIZE = 64 * GIB
+
+_PUNCH_HOLE = 1 | 2  # FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 
 
 class StoreDisk:
@@ -77,12 +82,15 @@ class StoreDisk:
         """Have it be a disk for a machine that is about to start with `firmware`; return its descriptor.
 
         What belongs to models that are gone is removed. So is everything that another firmware's application
-        sealed, and a disk that is damaged: none of it can be used any more. Raises NormalWorldError.
+        sealed, and a disk that is damaged: none of it can be used any more. The host has its room again.
+        Raises NormalWorldError.
         """
         file = Path(f"/proc/self/fd/{self.fd}")
         with disk_errors("Making the machine's disk ready"), FileBlocks(file) as blocks:
             image = self._image(blocks)
             image.keep(self._model_ids(), int.from_bytes(hashlib.sha256(firmware).digest()[:4]))
+            for slots in image.unused():
+                _give_room_back(self.fd, slots.start * SLOT, len(slots) * SLOT)
         return self.fd
 
     def _image(self, blocks: FileBlocks) -> DiskImage:
@@ -99,3 +107,8 @@ class StoreDisk:
             with contextlib.suppress(OSError, FlexServeError), path.open("rb") as file:
                 found.add(read_label(file.read(BLOCK_SIZE)).model_id)
         return found
+
+
+def _give_room_back(file: int, offset: int, size: int) -> None:
+    """Let the host's disk have a part of a file, where its file system can do that: it reads as zeros."""
+    _libc.fallocate(file, _PUNCH_HOLE, offset, size)

@@ -347,7 +347,8 @@ def _decode(data: bytes, kind: type[T]) -> T:
 def _not_ours() -> PeerError:
     return PeerError(
         "What listens there does not answer as FlexServe does.",
-        hint="Choose the server's own address with --host, --port or --unix-socket.",
+        hint="Choose the server's own address with --host, --port or --unix-socket. `flexserve connect` "
+        "answers for models only, not for their memory.",
         code="not_flexserve",
     )
 

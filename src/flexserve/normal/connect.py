@@ -30,6 +30,7 @@ from flexserve.normal.receipts import Receipts
 from flexserve.normal.remote_server import RemoteServer
 from flexserve.normal.remote_world import Evidence, RemoteWorld, Rendering, Trust
 from flexserve.platforms.ports import Protection
+from flexserve.protocol.rendered import cannot_seal
 
 PORT = 7078
 INSIDE = "application"  # the last layer of a secure world inside the machine, which renders no prompts
@@ -111,6 +112,8 @@ async def _connect(options: ConnectOptions) -> int:
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(world.close)
         trust = await world.trust()
+        if not trust.renders and options.rounding != 1:
+            raise cannot_seal("round the length of an answer")
         sock = stack.enter_context(tcp_socket(options.host, options.port))
         app = create_app(world, Admission(keys=Keys(options.api_keys)), facades=(*FOR_MODELS, verification))
         app.state.receipts = receipts

@@ -25,6 +25,7 @@ from flexserve.normal.kept_connections import (
 )
 
 _ANSWER_SECONDS = 90.0  # the first attestation reads all that a world consists of
+_HEALTH_SECONDS = 10.0
 _MAX_ATTESTATION, _MAX_ERROR = 1 << 22, 1 << 16  # bytes
 _BY_STATUS: dict[int, type[FlexServeError]] = {404: UnknownModelError, 429: QueueFullError}
 
@@ -64,6 +65,16 @@ class RemoteServer:
             return msgspec.json.decode(content, type=Attestation)
         except msgspec.MsgspecError:
             raise PeerError("The server attests in no known form.", hint="Is it a FlexServe?") from None
+
+    async def check(self) -> None:
+        """Return if the server says that it can serve now. Raises as `attestation`."""
+        with _network(self.url):
+            async with self._connections.ask(
+                "GET", "/v1/health", self._headers, seconds=_HEALTH_SECONDS
+            ) as answer:
+                said = await _beginning(answer, _MAX_ERROR)
+                if answer.status != 200:
+                    raise _refused(answer.status, said)
 
     @contextlib.asynccontextmanager
     async def sealed(self, body: bytes) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -114,8 +125,9 @@ def _refused(status: int, content: bytes) -> FlexServeError:
     """Return the server's error as ours."""
     try:
         said = json.loads(content)["error"]
-        message, code = str(said["message"])[:2000], str(said["code"])[:64]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        message, code = "", ""
+        message, code, hint = str(said["message"])[:2000], str(said["code"])[:64], str(said.get("hint", ""))
+        message = message.removesuffix(hint).rstrip()  # which ends with it
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        message = code = hint = ""
     kind = _BY_STATUS.get(status) or (PeerError if status >= 500 else CallerError)
-    return kind(f"The server says ({status}): {message or 'nothing.'}", code=code or None)
+    return kind(f"The server says ({status}): {message or 'nothing.'}", hint=hint[:2000], code=code or None)

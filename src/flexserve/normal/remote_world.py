@@ -24,7 +24,7 @@ from flexserve.platforms.ports import Protection
 from flexserve.protocol.answers import Converted
 from flexserve.protocol.messages import Query, Status
 from flexserve.protocol.prompts import AskTemplate, Entry, Prompt, Source, ToTokens
-from flexserve.protocol.rendered import Rendered, passed
+from flexserve.protocol.rendered import Rendered, cannot_seal, passed
 from flexserve.protocol.requests import Convert, Embed, Generate, Terms, Warm
 from flexserve.protocol.sampling import Sampling
 from flexserve.protocol.sealed_answer import Receipt
@@ -125,6 +125,11 @@ class RemoteWorld:
                 self._trust = self._verify(said.chain, said.token, nonce)
                 self._next, self._ahead, self._shapes = [], {}, {}
             return self._trust
+
+    async def check(self) -> None:
+        """Return if requests can be answered now, by the server's word. Raises as `trust`."""
+        await self.trust()
+        await self._server.check()
 
     @property
     def protection(self) -> Protection:
@@ -271,11 +276,7 @@ class RemoteWorld:
     async def _rendered(self, asked: Asked) -> tuple[Rendered, RenderedPrompt | None]:
         """Return what is asked as a secure world takes it that renders no prompt. Raises CallerError."""
         if isinstance(asked, Embed):
-            raise CallerError(
-                "The secure world inside the machine makes no sealed vectors.",
-                hint="Ask a server with `--secure-world host`, which does.",
-                code="secure_world_inside",
-            )
+            raise cannot_seal("make vectors")
         if not isinstance(asked, Generate):
             return passed(asked), None
         if asked.model not in self._shapes:

@@ -84,6 +84,15 @@ def shape_of(template: str, added: Sequence[str]) -> bytes:
     return hashlib.sha256("\0".join((template, *added)).encode()).digest()
 
 
+def cannot_seal(what: str) -> CallerError:
+    """Return the error for what no secure world inside a machine does in sealed requests."""
+    return CallerError(
+        f"The secure world inside the machine cannot {what} in sealed requests.",
+        hint="Leave that out, or ask a server that was started with `--secure-world host`.",
+        code="secure_world_inside",
+    )
+
+
 def passed(asked: Query | Warm | Convert) -> Rendered:
     """Return a question that the normal world reads and answers: only its answer is sealed.
 

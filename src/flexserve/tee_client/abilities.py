@@ -25,6 +25,6 @@ def cannot(what: str) -> CallerError:
     """Return the error for what the host's secure world can do, and this one cannot."""
     return CallerError(
         f"The secure world inside the machine cannot {what}.",
-        hint="Use `--secure-world host`, which can.",
+        hint="Start the server, or the command, with `--secure-world host`: that one can.",
         code="secure_world_inside",
     )

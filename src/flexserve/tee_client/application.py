@@ -12,7 +12,7 @@ from flexserve.tee_client.messages import VERSION, Ask, Reply, Status, broken
 _CHUNKS = range(1 << 12, (1 << 30) + 1)  # bytes that one may have
 _BATCHES = range(1, (1 << 16) + 1)  # tokens
 _MOST_MISSING = 1 << 20  # chunks: more, no machine has
-REFUSED_HINT = "Close other programs, use a smaller model, or try again later."
+REFUSED_HINT = "Give the machine more memory (`--guest-memory`), use a smaller model, or try again later."
 
 
 class Application:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,9 +19,8 @@ from flexserve.errors import PeerError
 from flexserve.protocol.answers import Converted, Delta, Finished, Started, Timings, Usage
 from flexserve.protocol.notation import Mark, Notation
 from flexserve.protocol.prompts import ChatPrompt, TextPrompt
-from flexserve.protocol.rendered import MOST, Rendered, Told, shape_of
+from flexserve.protocol.rendered import MOST, Rendered, Told, cannot_seal, shape_of
 from flexserve.protocol.requests import Generate
-from flexserve.tee_client.abilities import cannot
 from flexserve.tee_client.sampling import settings
 from flexserve.tee_client.vocabulary import Vocabulary
 from flexserve.trusted.text.chat_template import ChatTemplate
@@ -45,6 +45,7 @@ class Prompt:
         self._notation, self._begun = notation, begun
         self._scanner = StopScanner(stops)
         self._usage = Usage(0, 0)
+        self._began, self._first = time.monotonic(), 0.0
         self.ended = False  # by a stop string: whatever comes is of no interest any more
 
     def take(self, message: Any) -> list[Any]:
@@ -54,15 +55,25 @@ class Prompt:
                 self._usage = Usage(message.prompt_tokens, 0, message.cached_tokens)
                 return [msgspec.structs.replace(message, notation=self._notation, begun=self._begun)]
             case Delta():
+                self._first = self._first or time.monotonic()
                 said = self._usage.completion_tokens + message.tokens
                 self._usage = msgspec.structs.replace(self._usage, completion_tokens=said)
                 text = self._scanner.feed(message.text)
                 self.ended = self._scanner.stopped
                 shown = msgspec.structs.replace(message, text=text, stop=self._scanner.found)
-                return [shown, Finished(0, "stop", self._usage, Timings())] if self.ended else [shown]
-            case Finished() if rest := self._scanner.finish():
-                return [Delta(0, rest, 0), message]
+                end = [self._timed(Finished(0, "stop", self._usage, Timings()))] if self.ended else []
+                return [shown, *end]
+            case Finished():
+                rest = self._scanner.finish()
+                return [*([Delta(0, rest, 0)] if rest else []), self._timed(message)]
         return [message]
+
+    def _timed(self, message: Finished) -> Finished:
+        """Return the end of the answer with times as they were here: the application tells none."""
+        now = time.monotonic()
+        first = self._first or now
+        timings = Timings(ttft=1000 * (first - self._began), decode=1000 * (now - first))
+        return msgspec.structs.replace(message, timings=timings)
 
 
 def shown_shape(vocabulary: Vocabulary) -> Converted:
@@ -107,11 +118,11 @@ class PromptRenderer:
             text, parts = parts_of(asked.prompt, template, names)
             notation, begun = template.notation, template.begun(text)
             if template.shown:
-                raise cannot("seal answers of models that mark calls and thoughts by control tokens")
+                raise cannot_seal("answer by models that mark calls and thoughts by control tokens")
         elif isinstance(asked.prompt, TextPrompt):
             parts = Parts([(asked.prompt.text, True)], start=True)
         else:
-            raise cannot("seal prompts of tokens, or gaps")
+            raise cannot_seal("take prompts of tokens, or fill gaps,")
         sampling = asked.sampling
         seed = secrets.randbits(32) if sampling.seed is None else sampling.seed
         rendered = Rendered(
@@ -150,7 +161,7 @@ class _Names(Tokenizer):
 
     def encode(self, text: str, *, special: bool, start: bool = True) -> list[int]:
         del text, special, start
-        raise cannot("cut a text into tokens")
+        raise cannot_seal("cut a text into tokens")
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
         del special
@@ -177,15 +188,15 @@ def _require(asked: Generate) -> None:
     """Raise CallerError for what a sealed request inside the machine cannot ask."""
     sampling, prompt = asked.sampling, asked.prompt
     if sampling.schema is not None or sampling.grammar is not None:
-        raise cannot("confine sealed answers to a schema or a grammar")
+        raise cannot_seal("confine answers to a schema or a grammar")
     if sampling.logprobs is not None or sampling.echo:
-        raise cannot("seal probabilities, or a prompt before its answer")
+        raise cannot_seal("tell probabilities, or a prompt before its answer,")
     if any(isinstance(one.token, str) for one in sampling.logit_bias):
-        raise cannot("change the scores of texts, in sealed requests: name tokens")
+        raise cannot_seal("change the scores of texts (of tokens, it can)")
     if asked.rounding != 1:
-        raise cannot("round the length of an answer")
+        raise cannot_seal("round the length of an answer")
     if isinstance(prompt, ChatPrompt) and (prompt.must_call or prompt.thought_tokens is not None):
-        raise cannot("have a tool called, or a thought ended, in sealed requests")
+        raise cannot_seal("have a tool called, or a thought ended,")
 
 
 def _alternating(parts: Sequence[tuple[str, bool]]) -> tuple[str, ...]:
@@ -203,4 +214,4 @@ def _alternating(parts: Sequence[tuple[str, bool]]) -> tuple[str, ...]:
 
 def _no_texts(text: str) -> Sequence[int]:
     del text
-    raise cannot("cut a text into tokens")
+    raise cannot_seal("cut a text into tokens")

@@ -11,12 +11,14 @@ from collections.abc import Callable, Sequence
 
 from flexserve.errors import FlexServeError, GrantRefusedError, StoredDataError
 from flexserve.protocol.trusted_app import Kind
+from flexserve.tee_client.application import REFUSED_HINT
 from flexserve.tee_client.files import SealedFile
 from flexserve.tee_client.images import Image
 from flexserve.tee_client.messages import Ask, Reply, Status, broken, unpacked
 from flexserve.tee_client.ordered_chunks import OrderedChunks
 from flexserve.tee_client.services import Services
 from flexserve.trusted.store.manifest import Manifest
+from flexserve.units import format_size
 
 _ABSENT, _RESIDENT = 0, 2  # places in CHUNK_STATES
 _MOST_CHUNKS = 1 << 16
@@ -64,7 +66,14 @@ class Weights:
         self._app.do(Ask.IMAGE, self._number, payload=image.salt)
 
     def _write(self, file: SealedFile) -> None:
-        self._memory.grant(self.size)
+        granted = self._memory.grant(self.size)
+        if granted < self.size:  # writing takes minutes, and would end in the same error
+            raise GrantRefusedError(
+                f"When {self._manifest.name} is used first all of its weights have to be in memory: "
+                f"{format_size(self.size)}. The OS of the machine grants {format_size(granted)}.",
+                hint=REFUSED_HINT,
+                missing=self.size - granted,
+            )
         for number in file.data:
             write = functools.partial(
                 self._app.ask, Ask.WRITE, self._number, number, payload=file.chunk(number)

@@ -20,7 +20,9 @@ router = APIRouter(tags=["verification"])
 @router.get("/health")
 async def health(request: Request) -> Response:
     """Say whether requests can be served now: 200, or the reason why not."""
-    trust = await _remote(request).trust()
+    remote = _remote(request)
+    await remote.check()
+    trust = await remote.trust()
     return JSONResponse(
         {"status": "ok", "protection": dataclasses.asdict(trust.protection), "engine": trust.engine}
     )

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import os
 import struct
 import threading
@@ -171,6 +172,12 @@ class DiskImage:
         """Return the bytes that are free, the room for indexes included."""
         with self._lock:
             return (self.slots - 1 - len(self._used())) * SLOT
+
+    def unused(self) -> list[range]:
+        """Return the runs of slots that no object has and nobody writes to."""
+        with self._lock:
+            used = sorted({0, *self._used(), self.slots})  # the first one has the directory
+        return [range(one + 1, next_one) for one, next_one in itertools.pairwise(used) if one + 1 < next_one]
 
     # ---- writing ---------------------------------------------------------------------------------
 
