@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from flexserve.emulator.packages import Kernel
 from flexserve.emulator.tools import MissingToolError
 from flexserve.errors import InternalError, NormalWorldError
 from flexserve.platforms.trustzone.abi import HIDDEN_BYTES, NPU_WINDOW_BYTES, NPU_WINDOW_OFFSET
+from flexserve.testing.processes import ends
+from flexserve.testing.trustzone import eventually
 from flexserve.units import GIB, MIB
 
 
@@ -183,6 +186,24 @@ def test_a_maker_that_fails_leaves_what_was_there_to_be_made_again(parts: build.
         parts._made("part", "a part", parts._files("driver/guest"), fail)
     assert (parts._out / "part").read_bytes() == b"made"
     assert make(parts) == 1
+
+
+def test_what_a_killed_process_left_half_made_is_gone_when_something_is_made(parts: build._Build) -> None:
+    (parts._out / "making-killed").mkdir()
+    (parts._out / "making-killed" / "part").write_bytes(b"half")
+    assert make(parts) == 1
+    assert [path.name for path in parts._out.iterdir() if path.is_dir()] == []
+
+
+def test_what_compiles_ends_with_a_process_that_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "Makefile").write_text("all:\n\t@sh -c 'echo $$$$ > pid; exec sleep 300'\n")
+    program = "import sys; from flexserve.emulator import build; build._make('-C', sys.argv[1])"
+    builder = subprocess.Popen([sys.executable, "-c", program, tmp_path])
+    pid = tmp_path / "pid"
+    assert eventually(lambda: pid.exists() and pid.read_text() != "", within=60)
+    builder.kill()
+    builder.wait()
+    assert ends(int(pid.read_text()))
 
 
 def test_another_checkout_leaves_the_parts_alone(parts: build._Build, tmp_path: Path) -> None:

@@ -59,8 +59,27 @@ class PlayedMachine:
         self.booted_by = threading.current_thread()
         return self
 
+    def give_up(self) -> None:
+        pass
+
     def __exit__(self, *_: object) -> None:
         self.closed = True
+
+
+class SlowMachine(PlayedMachine):
+    """One that does not come up before it is given up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.boots, self.given_up = threading.Event(), threading.Event()
+
+    def __enter__(self) -> Self:
+        self.boots.set()
+        assert self.given_up.wait(60)
+        raise NormalWorldError("The machine did not boot.")
+
+    def give_up(self) -> None:
+        self.given_up.set()
 
 
 @pytest.fixture
@@ -192,3 +211,25 @@ def test_the_last_machine_ends_with_it() -> None:
         core.renew()
         assert not machine.closed
     assert machine.closed
+
+
+def test_a_machine_that_still_boots_at_the_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inner_core, "_LOOK", 0.01)
+    first, slow = PlayedMachine(), SlowMachine()
+    made: Iterator[Any] = iter((first, slow))
+    refused: list[NormalWorldError] = []
+
+    def renew(core: InnerCore) -> None:
+        try:
+            core.renew()
+        except NormalWorldError as error:
+            refused.append(error)
+
+    with InnerCore(lambda: next(made)) as core:
+        core.renew()  # the first client has the first machine
+        renewing = threading.Thread(target=renew, args=(core,))
+        renewing.start()
+        assert slow.boots.wait(60)
+    renewing.join(60)
+    assert first.closed
+    assert [error.message for error in refused] == ["The machine did not boot."]

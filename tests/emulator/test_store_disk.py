@@ -122,6 +122,7 @@ def test_a_second_machine_has_an_empty_one_that_is_gone_with_it(models: Store) -
         contents(first)
         put(first, kept)
         with StoreDisk(models.root) as second:
+            assert (first.is_kept, second.is_kept) == (True, False)
             assert contents(second) == set()
             put(second, kept)
         assert [path.name for path in (models.root / "images").iterdir()] == ["inside.disk"]

@@ -152,7 +152,10 @@ def test_policy_learns_whose_prompts_have_graphs_of_their_own(make_world: MakeWo
 
 
 def test_texts_and_tokens_are_converted_without_weights(make_world: MakeWorld) -> None:
-    world = make_world(memory=WEIGHTS)
+    world = make_world(memory=WHOLE)
+    world.warm()
+    world.recall()
+    world.played.memory = 0
     world.ask(Convert(world.number(), "a", ToTokens("abc", pieces=True)))
     assert (world.converted().tokens, world.converted().pieces) == ([97, 98, 99], [b"a", b"b", b"c"])
     world.ask(Convert(world.number(), "a", ToText([97, 98])))
@@ -272,8 +275,8 @@ def test_an_os_that_has_no_memory_is_told_of_and_nothing_is_lost(
 def test_a_model_that_the_machine_has_no_room_for_is_refused_before_it_is_written(
     make_world: MakeWorld,
 ) -> None:
-    world = make_world(memory=WEIGHTS - 1)
-    with pytest.raises(Unanswered, match="used first") as refused:
+    world = make_world(memory=WHOLE - 1)
+    with pytest.raises(Unanswered, match="at its first use") as refused:
         world.say()
     assert refused.value.code == "memory_refused"
     assert "--guest-memory" in refused.value.hint

@@ -87,6 +87,8 @@ def core_for(settings: Settings) -> Iterator[SecureCore | None]:
         tell = _Teller()
         with StoreDisk(settings.models) as disk, InnerCore(_maker(settings, tell, disk)) as core:
             _tell_of_boot(core.machine, tell)
+            if not disk.is_kept:
+                tell("another machine has the disk of these models: this one makes each ready for itself")
             yield core
     else:
         with machine_for(settings) as machine:

@@ -14,7 +14,6 @@ import hashlib
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -45,6 +44,7 @@ _GUEST_FLAGS = (
 )
 _NPU_CORE = ".npu_core"  # the section of flexnpu that the secure world uses, too
 _NPU_CORE_MOST = 4096  # bytes
+_LONGEST = 600.0  # seconds that make may take, on a machine that does much else, too
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -198,7 +198,7 @@ class _Build:
     def _firmware(self) -> Path:
         def make(target: Path) -> None:
             tree = self._copied("abi", "monitor")
-            tools.run("make", "-C", tree / "monitor", "fw", f"CROSS_COMPILE={_CROSS}")
+            _make("-C", tree / "monitor", "fw", f"CROSS_COMPILE={_CROSS}")
             shutil.copyfile(tree / "monitor/build/fw.bin", target)
 
         return self._made("fw.bin", "the monitor", self._files("abi", "monitor"), make, self._sign)
@@ -206,7 +206,7 @@ class _Build:
     def _secure_os(self) -> Path:
         def make(target: Path) -> None:
             tree = self._copied("abi", "monitor", "secure-os")
-            tools.run("make", "-C", tree / "secure-os", "image", f"CROSS_COMPILE={_CROSS}")
+            _make("-C", tree / "secure-os", "image", f"CROSS_COMPILE={_CROSS}")
             shutil.copyfile(tree / "secure-os/build/secure_os.bin", target)
 
         files = self._files("abi", "monitor", "secure-os")
@@ -228,7 +228,7 @@ class _Build:
     def _el2(self) -> Path:
         def make(target: Path) -> None:
             tree = self._copied("abi", "monitor")
-            tools.run("make", "-C", tree / "monitor", "build/fw/el2.bin", f"CROSS_COMPILE={_CROSS}")
+            _make("-C", tree / "monitor", "build/fw/el2.bin", f"CROSS_COMPILE={_CROSS}")
             shutil.copyfile(tree / "monitor/build/fw/el2.bin", target)
 
         return self._made("el2.bin", "EL2 of the monitor", self._files("abi", "monitor"), make)
@@ -249,8 +249,7 @@ class _Build:
 
     def _make_module(self, folder: Path, symbols: list[Path]) -> None:
         """Compile a module. `symbols` are the files that tell what other modules export."""
-        tools.run(
-            "make",
+        _make(
             "-C",
             self._kernel.headers,
             f"M={folder}",
@@ -337,8 +336,8 @@ class _Build:
             return target
         self._progress(f"building {what}")
         stamp.unlink(missing_ok=True)
-        with tempfile.TemporaryDirectory(dir=self._out, prefix="making-") as folder:
-            fresh = Path(folder) / name
+        with packages.passing_folder(self._out, "making-") as folder:
+            fresh = folder / name
             make(fresh)
             os.replace(fresh, target)
         finish(target)
@@ -371,6 +370,11 @@ class _Build:
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, copy)
         return self._tree
+
+
+def _make(*words: str | Path) -> None:
+    """Run make, which ends with this process, however that ends."""
+    tools.follow("make", *words, heard=lambda _line: None, seconds=_LONGEST)
 
 
 # ---- modules of the stock kernel -----------------------------------------------------------------

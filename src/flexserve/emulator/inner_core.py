@@ -128,6 +128,7 @@ class InnerCore:
         self._starter = concurrent.futures.ThreadPoolExecutor(1, "inner-core")
         self._life = contextlib.ExitStack()  # of the present machine and its bell
         self._used = False
+        self._booting: Machine | None = None
         self.machine: Machine
         self._bell: Bell
 
@@ -136,15 +137,25 @@ class InnerCore:
         try:
             self._starter.submit(self._boot).result()
         except BaseException:
-            self._starter.shutdown()
+            self._end()
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._starter.submit(self._life.close).result()
+        self._end()
+
+    def _end(self) -> None:
+        """End the machine, also one that is still booting."""
+        ended = self._starter.submit(self._close)
+        while not ended.done():
+            booting = self._booting
+            if booting is not None:
+                booting.give_up()
+            concurrent.futures.wait([ended], _LOOK)
         self._starter.shutdown()
+        ended.result()
 
     def renew(self) -> None:
         """Have a machine whose application nobody has spoken to yet. Raises NormalWorldError."""
@@ -181,11 +192,17 @@ class InnerCore:
         """Ask the agent of the present machine's guest."""
         return self.machine.agent.ask(*words, seconds=seconds)
 
+    def _close(self) -> None:
+        self._life.close()  # of the machine that is present when this runs
+
     def _boot(self) -> None:
-        self._life.close()
-        machine = self._make()
-        with contextlib.ExitStack() as life:
-            self.machine = life.enter_context(machine)
-            self._bell = Bell(self.machine)
-            life.callback(self._bell.close)
-            self._life = life.pop_all()
+        self._close()
+        self._booting = machine = self._make()
+        try:
+            with contextlib.ExitStack() as life:
+                self.machine = life.enter_context(machine)
+                self._bell = Bell(self.machine)
+                life.callback(self._bell.close)
+                self._life = life.pop_all()
+        finally:
+            self._booting = None

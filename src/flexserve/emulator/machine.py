@@ -112,6 +112,7 @@ class Machine:
         self.firmware: boot_rom.StartedFirmware
         self.agent: Agent
         self.boot_seconds = 0.0
+        self._given_up = False  # nobody wants it to come up any more
         self._process: subprocess.Popen[bytes]
         self._reader: threading.Thread  # of the console
 
@@ -128,6 +129,10 @@ class Machine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
+
+    def give_up(self) -> None:
+        """Have `__enter__` raise soon, if it still boots. Any thread."""
+        self._given_up = True
 
     @property
     def alive(self) -> bool:
@@ -243,13 +248,16 @@ class Machine:
             self._start_npu()
         self.agent = Agent(self.lines["agent"])
         try:
-            self.agent.wait_until_ready(_BOOT, alive=lambda: self.alive)
+            self.agent.wait_until_ready(_BOOT, alive=self._comes_up)
             if self.has_disk:
                 self.agent.ask("start", "disk")
-                Agent(self.disk_line).wait_until_ready(_BOOT, alive=lambda: self.alive)
+                Agent(self.disk_line).wait_until_ready(_BOOT, alive=self._comes_up)
         except NormalWorldError as error:
             raise self._no_boot() from error
         self.boot_seconds = time.monotonic() - began
+
+    def _comes_up(self) -> bool:
+        return self.alive and not self._given_up
 
     def _memory(self, name: str, size: int) -> int:
         fd = os.memfd_create(name, os.MFD_CLOEXEC)

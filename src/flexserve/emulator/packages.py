@@ -126,6 +126,19 @@ def require_room(folder: Path, size: int, what: str) -> None:
 
 
 @contextlib.contextmanager
+def passing_folder(folder: Path, prefix: str) -> Iterator[Path]:
+    """Yield a folder in `folder` that is gone after the block.
+
+    Of those with the same `prefix`, which processes that were killed have left, none stays. So who makes one
+    holds a lock.
+    """
+    for left in folder.glob(f"{prefix}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=prefix) as name:
+        yield Path(name)
+
+
+@contextlib.contextmanager
 def locked(path: Path, progress: Progress) -> Iterator[None]:
     """Keep other processes that want the same lock waiting. It ends with the process, too.
 
@@ -180,8 +193,8 @@ def _unpack(
 ) -> None:
     """Download packages, and have what is in them in `target`, changed by `settle` before that appears."""
     files = apt.download(names)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix="unpacking-") as name:
-        whole = Path(name) / "whole"
+    with passing_folder(target.parent, "unpacking-") as folder:
+        whole = folder / "whole"
         for file in files:
             tools.run("dpkg-deb", "--extract", file, whole)
         settle(whole)

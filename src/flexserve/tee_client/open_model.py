@@ -75,7 +75,7 @@ class OpenModel:
             self.abilities = self._abilities(template=bool(own), recurrent=recurs == 1)
             sealed = SealedKv(services, manifest, self.number, limits.sealed_kv)
             self.conversations = Conversations(sealed, self.sequences, self.lock)
-            self.weights.open_image(file)
+            self.weights.open_image(file, self.lacks)
         except BaseException:
             self.weights.close()
             services.app.do(Ask.CLOSE, self.number)

@@ -50,14 +50,15 @@ class Weights:
 
     # ---- where they come from ----------------------------------------------------------------------
 
-    def open_image(self, file: SealedFile) -> None:
+    def open_image(self, file: SealedFile, beside: int) -> None:
         """Have an image of them; make it from the model's file where there is none.
 
-        They are in memory then. Raises GrantRefusedError, StoredDataError and NormalWorldError.
+        They are in memory then, and `beside` bytes more are granted, which computing takes. Raises
+        GrantRefusedError, StoredDataError and NormalWorldError.
         """
         image = self._images.open(file.manifest)
         if image is None or image.count != self.count:
-            self._write(file)
+            self._write(file, beside)
             self._images.make(file.manifest, self._number, self.count)
             image = self._images.open(file.manifest)
         if image is None or image.count != self.count:
@@ -65,14 +66,15 @@ class Weights:
         self._image = image
         self._app.do(Ask.IMAGE, self._number, payload=image.salt)
 
-    def _write(self, file: SealedFile) -> None:
-        granted = self._memory.grant(self.size)
-        if granted < self.size:  # writing takes minutes, and would end in the same error
+    def _write(self, file: SealedFile, beside: int) -> None:
+        granted, needed = self._memory.grant(self.size + beside), self.size + beside
+        if granted < needed:  # writing takes minutes, and computing would end in the same error
             raise GrantRefusedError(
-                f"When {self._manifest.name} is used first all of its weights have to be in memory: "
-                f"{format_size(self.size)}. The OS of the machine grants {format_size(granted)}.",
+                f"{self._manifest.name} takes {format_size(needed)} of memory at its first use: "
+                f"{format_size(self.size)} for its weights, {format_size(beside)} to compute. The OS of the "
+                f"machine grants {format_size(granted)}.",
                 hint=REFUSED_HINT,
-                missing=self.size - granted,
+                missing=needed - granted,
             )
         for number in file.data:
             write = functools.partial(
