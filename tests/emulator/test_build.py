@@ -141,16 +141,26 @@ def parts(tmp_path: Path) -> build._Build:
     return build._Build(cache, sources, Kernel("6.1.0-1-cloud-arm64", tmp_path), progress=lambda _: None)
 
 
-def make(parts: build._Build) -> int:
-    """Return how often a part is made that depends on driver/guest."""
+def make(parts: build._Build, finished: list[Path] | None = None) -> int:
+    """Return how often a part is made that depends on driver/guest; add it to `finished` when it is new."""
     made: list[Path] = []
 
     def maker(target: Path) -> None:
         made.append(target)
         target.write_bytes(b"made")
+        target.with_name("part.table").write_bytes(b"table")
 
-    parts._made("part", "a part", parts._files("driver/guest"), maker)
+    finish = (finished if finished is not None else []).append
+    files = parts._files("driver/guest")
+    assert parts._made("part", "a part", files, maker, finish, beside=("part.table",)).read_bytes() == b"made"
     return len(made)
+
+
+def other_checkout(parts: build._Build, folder: Path, source: str) -> build._Build:
+    """Return the parts of a checkout in `folder` with a source of its own, in the same cache."""
+    (folder / "driver/guest").mkdir(parents=True)
+    (folder / "driver/guest/main.c").write_text(source)
+    return build._Build(parts._out.parents[1], folder, parts._kernel, lambda _: None)
 
 
 def test_a_part_is_made_once(parts: build._Build) -> None:
@@ -208,11 +218,45 @@ def test_what_compiles_ends_with_a_process_that_is_killed(tmp_path: Path) -> Non
 
 def test_another_checkout_leaves_the_parts_alone(parts: build._Build, tmp_path: Path) -> None:
     make(parts)
-    other = tmp_path / "other"
-    (other / "driver/guest").mkdir(parents=True)
-    (other / "driver/guest/main.c").write_text("two")
-    assert make(build._Build(tmp_path / "cache", other, parts._kernel, lambda _: None)) == 1
+    assert make(other_checkout(parts, tmp_path / "other", "two")) == 1
     assert make(parts) == 0
+
+
+def test_what_another_checkout_made_of_the_same_is_not_made_again(
+    parts: build._Build, tmp_path: Path
+) -> None:
+    make(parts)
+    same = other_checkout(parts, tmp_path / "same", "one")
+    finished: list[Path] = []
+    assert [make(same, finished), make(same, finished)] == [0, 0]
+    assert finished == [same._out / "part"]
+    assert (same._out / "part.table").read_bytes() == b"table"
+    assert sorted(path.name for path in same._out.iterdir()) == ["part", "part.inputs", "part.table"]
+
+
+@pytest.mark.parametrize("lost", ["part", "part.table", "part.inputs"])
+def test_what_another_checkout_has_in_part_only_is_made(
+    parts: build._Build, tmp_path: Path, lost: str
+) -> None:
+    make(parts)
+    (parts._out / lost).unlink()
+    assert make(other_checkout(parts, tmp_path / "same", "one")) == 1
+
+
+def test_what_another_checkout_replaces_while_it_is_copied_is_made(
+    parts: build._Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(parts)
+    copy = shutil.copy
+
+    def copy_while_it_is_made_again(source: Path, target: Path) -> None:
+        if source.parent == parts._out:
+            (parts._out / "part.inputs").write_text("others")
+            source.write_bytes(b"another")
+        copy(source, target)
+
+    monkeypatch.setattr(shutil, "copy", copy_while_it_is_made_again)
+    assert make(other_checkout(parts, tmp_path / "same", "one")) == 1
 
 
 def test_who_makes_parts_of_one_checkout_keeps_no_other_checkout_waiting(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 Each part is made again only when something that it is made of changed (by content, not by time). The
 sources are folders of the project's checkout, copied into the cache before anything is compiled, so
 that the checkout stays clean. Each checkout has a place of its own there: what one has just built and
-is about to boot is not replaced by another.
+is about to boot is not replaced by another. What another one has made of the same is copied.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import contextlib
 import dataclasses
 import hashlib
 import os
-import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import flexserve
 from flexserve.emulator import boot_rom, packages, secure_os, tools
 from flexserve.emulator.cpio import Archive
 from flexserve.emulator.devicetree import Board
+from flexserve.emulator.kernel_modules import with_dependencies
 from flexserve.emulator.packages import Kernel, Progress
 from flexserve.errors import InternalError, NormalWorldError
 
@@ -236,16 +236,13 @@ class _Build:
     def _module(self, name: str, needed: tuple[str, ...]) -> Path:
         def make(target: Path) -> None:
             folder = self._copied("abi", "driver") / "driver" / name
-            self._make_module(folder, [self._symbols(other) for other in needed])
-            shutil.copyfile(folder / "Module.symvers", self._symbols(name))
+            self._make_module(folder, [self._out / _symbols(other) for other in needed])
+            shutil.copyfile(folder / "Module.symvers", target.with_name(_symbols(name)))
             tools.run(f"{_CROSS}strip", "--strip-debug", folder / f"{name}.ko", "-o", target)
 
         files = self._files("abi", *(f"driver/{part}" for part in (*needed, name)))
-        return self._made(f"{name}.ko", f"the module {name}", [self._kernel.release, *files], make)
-
-    def _symbols(self, module: str) -> Path:
-        """Return the file that tells what a module exports, left by its own build."""
-        return self._out / f"{module}.symvers"
+        inputs = [self._kernel.release, *files]
+        return self._made(f"{name}.ko", f"the module {name}", inputs, make, beside=(_symbols(name),))
 
     def _make_module(self, folder: Path, symbols: list[Path]) -> None:
         """Compile a module. `symbols` are the files that tell what other modules export."""
@@ -284,7 +281,7 @@ class _Build:
         return self._made("guest", "the guest's programs", files, make)
 
     def _initrd(self, guest: Path, modules: list[Path], unprotected: Path | None) -> Path:
-        foreign = _with_dependencies(self._kernel.modules, _FOREIGN_MODULES)
+        foreign = with_dependencies(self._kernel.modules, _FOREIGN_MODULES)
         programs = [unprotected] if unprotected is not None else []
 
         def make(target: Path) -> None:
@@ -325,24 +322,44 @@ class _Build:
         inputs: Iterable[Path | str],
         make: Callable[[Path], None],
         finish: Callable[[Path], None] = lambda _made: None,
+        *,
+        beside: Sequence[str] = (),
     ) -> Path:
         """Return the file `name`, made by `make` unless it was made of the same `inputs` already.
 
-        `finish` is called with a fresh one in its place.
+        `make` leaves files `beside` it, too. `finish` is called with a fresh one in its place.
         """
         target, stamp = self._out / name, self._out / f"{name}.inputs"
         digest = self._digest(inputs)
         if target.exists() and stamp.exists() and stamp.read_text() == digest:
             return target
-        self._progress(f"building {what}")
         stamp.unlink(missing_ok=True)
         with packages.passing_folder(self._out, "making-") as folder:
-            fresh = folder / name
-            make(fresh)
-            os.replace(fresh, target)
+            fresh, names = folder / name, (*beside, name)
+            if not self._copied_from_another_checkout(names, stamp.name, digest, folder):
+                self._progress(f"building {what}")
+                make(fresh)
+            for each in names:
+                os.replace(folder / each, self._out / each)
         finish(target)
         stamp.write_text(digest)
         return target
+
+    def _copied_from_another_checkout(
+        self, names: Sequence[str], stamp: str, digest: str, folder: Path
+    ) -> bool:
+        """Copy files into `folder` that another checkout made of the same inputs; return whether there are.
+
+        It may be making others at this moment: then its stamp is gone, or another one, when they are copied.
+        """
+        for other in self._out.parent.glob(f"*/{stamp}"):
+            with contextlib.suppress(FileNotFoundError):
+                if other.read_text() == digest:
+                    for name in names:
+                        shutil.copy(other.with_name(name), folder)
+                    if other.read_text() == digest:
+                        return True
+        return False
 
     def _digest(self, inputs: Iterable[Path | str]) -> str:
         digest = hashlib.sha256()
@@ -377,33 +394,6 @@ def _make(*words: str | Path) -> None:
     tools.follow("make", *words, heard=lambda _line: None, seconds=_LONGEST)
 
 
-# ---- modules of the stock kernel -----------------------------------------------------------------
-
-
-def _with_dependencies(folder: Path, names: Iterable[str]) -> list[Path]:
-    """Return the files of modules and of what they depend on, in an order in which they load."""
-    files = {path.stem.replace("-", "_"): path for path in folder.rglob("*.ko")}
-    builtin = {
-        Path(line).stem.replace("-", "_") for line in (folder / "modules.builtin").read_text().splitlines()
-    }
-    ordered: dict[str, Path] = {}
-
-    def add(name: str) -> None:
-        if name in ordered or name in builtin:
-            return
-        if name not in files:
-            raise InternalError(f"This kernel has no module {name}.", hint="Report this.")
-        for needed in _depends(files[name].read_bytes()):
-            add(needed)
-        ordered[name] = files[name]
-
-    for name in names:
-        add(name)
-    return list(ordered.values())
-
-
-def _depends(module: bytes) -> list[str]:
-    """Return what a module's own description says it needs loaded before."""
-    found = re.search(rb"\0depends=([^\0]*)\0", module)
-    words = found[1].decode() if found else ""
-    return [name.replace("-", "_") for name in words.split(",") if name]
+def _symbols(module: str) -> str:
+    """Return the name of the file that tells what a module exports, left by its own build."""
+    return f"{module}.symvers"
