@@ -29,7 +29,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, gguf: Path) -> Iterator[Hub]:
 
 def no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the try of what was sealed, which `flexserve add` has tests of."""
-    monkeypatch.setattr("flexserve.cli.models.try_model", lambda *_arguments: "")
+    monkeypatch.setattr("flexserve.cli.trial.try_model", lambda *_arguments: "")
 
 
 @pytest.mark.engine

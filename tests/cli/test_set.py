@@ -9,7 +9,7 @@ import pytest
 from servers import Cli, ScriptedServer
 
 from flexserve import settings
-from flexserve.cli import models
+from flexserve.cli import trial
 from flexserve.normal.model_options import ModelChoices
 from flexserve.normal.pins import Pins
 from flexserve.protocol.model_options import ModelOptions
@@ -109,7 +109,7 @@ def test_an_option_without_a_value_is_a_usage_error(cli: Cli) -> None:
 def test_without_a_server_options_are_written_down_for_the_next_one(
     cli: Cli, gguf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models, "try_model", lambda *_: "")
+    monkeypatch.setattr(trial, "try_model", lambda *_: "")
     assert cli("add", str(gguf), "--name", "small").exit_code == 0
     assert cli("set", "small", "context", "model").exit_code == 0
     assert "trained for" in cli("set", "small", "context", "32k").stderr

@@ -218,7 +218,7 @@ def test_another_store_and_key_can_be_named(cli: Cli, gguf: Path, tmp_path: Path
 def test_du_shows_what_each_model_takes_and_gc_frees_what_can_be_made_again(
     cli: Cli, gguf: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flexserve.cli.models.try_model", lambda *_arguments: "")
+    monkeypatch.setattr("flexserve.cli.trial.try_model", lambda *_arguments: "")
     assert cli("add", str(gguf), "--name", "small").exit_code == 0
     store = next(home.rglob("small.flex")).parent.parent
     model_id = json.loads(cli("show", "small", "--json").stdout)["model_id"]

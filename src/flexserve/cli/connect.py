@@ -52,8 +52,11 @@ def connect(
     X-Request-Id that is. FLEXSERVE_API_KEY is the key that the server wants, if it wants one.
     """
     from flexserve import settings
-    from flexserve.normal import connect as connecting
+    from flexserve.normal.imports import importing
     from flexserve.normal.key_file import read_keys
+
+    with importing():
+        from flexserve.normal import connect as connecting
 
     if receipts is not None and not receipts.is_dir():
         raise CallerError(f"{receipts} is no folder.", hint="Make it first.")

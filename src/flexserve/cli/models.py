@@ -13,7 +13,6 @@ import typer
 from flexserve.cli import about_models, terminal, vendor_models
 from flexserve.cli.options import AsJson, DeviceKeyFile, ModelName, ModelsFolder
 from flexserve.cli.statuses import Status
-from flexserve.cli.trial import try_model
 from flexserve.errors import CallerError, FlexServeError, UnknownModelError
 from flexserve.units import format_size
 
@@ -99,6 +98,8 @@ def finish_adding(
 
     One that was `pulled` stays when the user ends the try: it took long to come.
     """
+    from flexserve.cli.trial import try_model
+
     try:
         untried = try_model(settings, store, manifest.name)
     except BaseException as error:
@@ -313,6 +314,8 @@ def _settings(models: Path | None, device_key: Path | None) -> Settings:
 
 
 def _verify(settings: Settings, store: Store, name: str, *, as_json: bool) -> dict[str, Any]:
+    from flexserve.cli.trial import try_model
+
     began = time.monotonic()
     result: dict[str, Any] = {"name": name, "ok": True, "error": None}
     try:

@@ -193,7 +193,10 @@ def serve(
     if chosen.memory == "plain":
         terminal.warn(terminal.UNPROTECTED)
     early = begin(ctx.obj, chosen.secure_options() if chosen.platform == "linux" else None)
-    from flexserve.normal import main
+    from flexserve.normal.imports import importing
+
+    with importing():
+        from flexserve.normal import main
 
     options = dataclasses.replace(
         _serve_options(chosen), early=early, reread=lambda: _serve_options(settings.load(**flags))

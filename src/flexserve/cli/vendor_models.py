@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import secrets
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flexserve.cli import terminal, trial
+from flexserve.cli import terminal
 from flexserve.errors import CallerError, FlexServeError
 
 if TYPE_CHECKING:
@@ -34,7 +33,10 @@ class Chosen:
 
 def add(settings: Settings, chosen: Chosen, *, as_json: bool) -> None:
     """Bring a vendor's file and its licence into the store, and have a secure world open and try it."""
+    import secrets
+
     from flexserve.cli.models import describe, open_device
+    from flexserve.cli.trial import try_model
     from flexserve.trusted.store import Store
     from flexserve.vendor import device as on_device
     from flexserve.vendor.content import read_content
@@ -62,7 +64,7 @@ def add(settings: Settings, chosen: Chosen, *, as_json: bool) -> None:
     untried = "the running server has it"
     if not chosen.server:
         try:
-            untried = trial.try_model(settings, store, block.manifest.name)
+            untried = try_model(settings, store, block.manifest.name)
         except FlexServeError:
             if new:
                 store.remove(block.manifest.name)
@@ -133,6 +135,7 @@ def _require_trust(chosen: Chosen, block: Block, trusted: str | None) -> None:
 
 
 def _evidence(settings: Settings, nonce: bytes, *, server: bool) -> Evidence:
+    from flexserve.cli import trial
     from flexserve.vendor.licensing import Evidence
 
     if server:
