@@ -49,6 +49,7 @@ PIECES = 64  # of an answer that the classifier looks at one by one
 _PROMPT = 32  # tokens
 _TOKENS = range(300, 500)  # that prompts consist of: each has three digits, so all prompts are equally long
 _NAME = "model"
+_TREES = 300  # of the classifier
 _PATIENCE = 300.0  # seconds
 _NORMAL = 1.959964  # standard deviations that 95 % of a normal distribution lie within
 
@@ -84,8 +85,8 @@ class Accuracy:
         return middle - half, middle + half
 
 
-def told_apart(traces: Sequence[Trace], questions: Sequence[int]) -> Accuracy:
-    """Return how well a classifier tells `questions` by their traces. Raises CallerError: no scikit-learn."""
+def told_apart(traces: Sequence[Trace], questions: Sequence[int], trees: int = _TREES) -> Accuracy:
+    """Return how well `trees` tell `questions` by their traces. Raises CallerError: no scikit-learn."""
     try:
         from sklearn.ensemble import RandomForestClassifier
         from sklearn.model_selection import StratifiedKFold, cross_val_predict
@@ -95,7 +96,7 @@ def told_apart(traces: Sequence[Trace], questions: Sequence[int]) -> Accuracy:
             hint="Install it with `pip install 'flexserve[bench]'`.",
             code="extra_missing",
         ) from None
-    forest = RandomForestClassifier(n_estimators=300, random_state=0)
+    forest = RandomForestClassifier(n_estimators=trees, random_state=0)
     folds = StratifiedKFold(5, shuffle=True, random_state=0)
     guesses = cross_val_predict(forest, [trace.features() for trace in traces], list(questions), cv=folds)
     right = sum(int(guess) == question for guess, question in zip(guesses, questions, strict=True))

@@ -241,7 +241,7 @@ class _Build:
             tools.run(f"{_CROSS}strip", "--strip-debug", folder / f"{name}.ko", "-o", target)
 
         files = self._files("abi", *(f"driver/{part}" for part in (*needed, name)))
-        inputs = [self._kernel.release, *files]
+        inputs: list[Path | str] = [self._kernel.release, *files]
         return self._made(f"{name}.ko", f"the module {name}", inputs, make, beside=(_symbols(name),))
 
     def _make_module(self, folder: Path, symbols: list[Path]) -> None:
