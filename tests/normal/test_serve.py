@@ -190,9 +190,7 @@ def test_ctrl_c_lets_a_running_stream_finish_and_exits_with_zero(server: Server)
 def test_while_it_drains_health_says_so_and_new_requests_are_503_with_the_time_to_retry(
     server: Server,
 ) -> None:
-    with httpx.Client(
-        base_url=server.url
-    ) as client:  # takes long on a busy host
+    with httpx.Client(base_url=server.url) as client:  # takes long on a busy host
         stream = iter(server.openai().chat.completions.create(model="steady", messages=ask(), stream=True))
         next(stream)
         server.process.send_signal(signal.SIGTERM)
