@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import shutil
 from pathlib import Path
 
 import pytest
-from vendors import DAY, NOW, Vendor, opened, put, quiet, verified
+from vendors import DAY, NOW, Vendor, evidence, opened, put, quiet, verified
 
 from flexserve.errors import CallerError, FlexServeError, StoredDataError
 from flexserve.testing.licensed_device import LicensedDevice
@@ -14,6 +16,7 @@ from flexserve.trusted.store import DeviceKey, Store
 from flexserve.trusted.store.aead import TAG_SIZE
 from flexserve.trusted.store.manifest import BLOCK_SIZE, CHUNK
 from flexserve.vendor.content import check_content, read_content
+from flexserve.vendor.device import key_of
 
 
 def refusal(device: LicensedDevice, name: str = "model") -> FlexServeError:
@@ -323,3 +326,16 @@ def test_the_device_key_alone_opens_no_vendors_model_and_lists_it(
     assert licence.root == verified(device).root
     with pytest.raises(CallerError, match="Only a secure world opens"):
         store.open("model")
+
+
+def test_a_secure_world_that_opens_no_vendors_model_is_told_apart_on_its_own_device(
+    device: LicensedDevice, monkeypatch: pytest.MonkeyPatch
+):
+    nonce = bytes(32)
+    said = evidence(device, nonce)
+    assert key_of(said, nonce) == hashlib.sha256(verified(device).licences).digest()
+    without = dataclasses.replace(verified(device), licences=b"")  # as of a world inside of the machine
+    monkeypatch.setattr("flexserve.vendor.device.verify", lambda *_: without)
+    with pytest.raises(CallerError, match="opens no vendor's model") as refused:
+        key_of(said, nonce)
+    assert "--secure-world host" in refused.value.hint

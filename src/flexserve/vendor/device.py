@@ -191,8 +191,18 @@ def _copy(file: Path, target: Path, block: Block, *, replace: bool) -> None:
 
 
 def key_of(said: Evidence, nonce: bytes) -> bytes:
-    """Return the SHA-256 of the key of licences in what this device's own secure world says."""
-    return hashlib.sha256(verify(said.chain, said.token, nonce, Policy(emulated="allow")).licences).digest()
+    """Return the SHA-256 of the key of licences in what this device's own secure world says.
+
+    Raises CallerError for one that opens no vendors' models, PeerError for one that proves nothing.
+    """
+    key = verify(said.chain, said.token, nonce, Policy(emulated="allow")).licences
+    if not key:
+        raise CallerError(
+            "The server's secure world, inside of the emulated machine, opens no vendor's model.",
+            hint="Start the server with `--secure-world host`, and add the model then.",
+            code="secure_world_inside",
+        )
+    return hashlib.sha256(key).digest()
 
 
 def _read(path: Path) -> bytes:
