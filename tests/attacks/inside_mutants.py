@@ -21,7 +21,7 @@ from inside_mutant import Mutant
 
 import flexserve
 from flexserve.attacks.attempt import Verdict, attempt
-from flexserve.attacks.trustzone.inside import ends, restarts
+from flexserve.attacks.trustzone.inside import ATTACKS_BEFORE, ends, restarts
 from flexserve.attacks.trustzone.inside.ends import Ended
 from flexserve.attacks.trustzone.inside.restarts import Driven
 from flexserve.attacks.trustzone.inside.scene import Inside
@@ -54,10 +54,11 @@ def main(names: list[str]) -> int:
 
 
 def _images(mutant: Mutant, sources: Path) -> Images:
+    ignored = shutil.ignore_patterns("build", "__pycache__")
     for part in PARTS:
-        shutil.rmtree(sources / part, ignore_errors=True)
-        shutil.copytree(SOURCES / part, sources / part, ignore=shutil.ignore_patterns("build", "__pycache__"))
-    shutil.copy(SOURCES / "requirements.lock", sources)
+        copied = SOURCES / part, sources / part
+        shutil.copytree(*copied, ignore=ignored, copy_function=_renew, dirs_exist_ok=True)
+    _renew(SOURCES / "requirements.lock", sources / "requirements.lock")
     for name, changes in mutant.changes.items():
         text = (sources / name).read_text()
         for old, new in zip(changes[::2], changes[1::2], strict=True):
@@ -70,23 +71,36 @@ def _images(mutant: Mutant, sources: Path) -> Images:
         ram_bytes=RAM_BYTES,
         cpus=CPUS,
         progress=lambda _what: None,
-        application=_application(sources),
+        application=_application(mutant, sources),
         sources=sources,
     )
 
 
-def _application(sources: Path) -> Path:
-    """Build the application of these sources, with the libraries that are built."""
+def _renew(source: str | Path, target: str | Path) -> None:
+    """Copy a file unless it is there: what the last mutant changed gets a new time, so it is built again."""
+    content = Path(source).read_bytes()
+    if not Path(target).exists() or Path(target).read_bytes() != content:
+        Path(target).write_bytes(content)
+        shutil.copymode(source, target)
+
+
+def _application(mutant: Mutant, sources: Path) -> Path:
+    """Build the application of these sources, with the libraries that are built, unless it is as it was."""
+    built = trusted_app.built(CACHE)
+    if built is not None and not any(name.startswith(("trusted-app/", "abi/")) for name in mutant.changes):
+        return built.application
     llama, mlkem = (
         max((path.parent for path in CACHE.glob(pattern)), key=lambda it: it.stat().st_mtime)
         for pattern in ("llama-*/libllama.a", "mlkem-*/cbmc.h")
     )
+    program = sources / "out/trusted-app"
     tools.run(
-        *("make", "-C", str(sources / "trusted-app"), "all", f"OUT={sources / 'out'}", f"LIBRARY={llama}"),
+        *("make", "-C", str(sources / "trusted-app"), f"-j{os.cpu_count()}", str(program)),
+        *(f"OUT={program.parent}", f"LIBRARY={llama}"),
         *(f"LLAMA={llama / 'llama.cpp'}", f"MLKEM={mlkem}", f"CROSS_COMPILE={trusted_app.CROSS}"),
         *(f"CRYPTO={CACHE / 'arm64-nettle-dev/usr'}", f"NUMBERS={CACHE / 'arm64-libgmp-dev/usr'}"),
     )
-    return sources / "out/trusted-app"
+    return program
 
 
 def _made(mutant: Mutant, images: Images, sources: Path, folder: Path) -> Verdict:
@@ -102,7 +116,8 @@ def _made(mutant: Mutant, images: Images, sources: Path, folder: Path) -> Verdic
             made = attempt(mutant.attack, ended)  # type: ignore[arg-type]
     else:
         with Inside.set(images, folder) as scene:
-            scene.hold()
+            if mutant.attack not in ATTACKS_BEFORE:
+                scene.hold()
             made = attempt(mutant.attack, scene)  # type: ignore[arg-type]
     sys.stdout.write(f"{mutant.name:18} {made.verdict.value:10} {made.name}: {made.detail}\n")
     sys.stdout.flush()
