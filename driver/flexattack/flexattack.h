@@ -4,7 +4,7 @@
  * nothing; an attack that kills its thread (an oops) is one more thing that can happen.
  *
  *   main.c   /dev/flexattack: a write is an attack, the read after it the lines "name value" that came
- *            of it; mmap maps any physical page into a program
+ *            of it; mmap maps any physical page into a program. `on CPU` before an attack: made there
  *   window.c ways to any physical address
  *   reach.c  reading, writing and executing there
  *   calls.c  SMC and HVC with any registers; what calls cost

@@ -7,7 +7,8 @@
  * and "first" which (x0 is 0, q0 100, FPCR 200, SP_EL0 300), -1: none. `careless`: as if three had not been put back.
  * `run-storm MS SEED`: on each CPU, RUN with a timer that interrupts after a random while, as short as it can be.
  * `run-nested ROUNDS`: RUN on all CPUs at once, each behind an interrupt of whatever runs there, other RUNs included.
- * `starve CPU MS`: keeps a CPU to itself; "ns".
+ * `starve CPU MS SEED`: keeps a CPU to itself, but for RUNs that are as short as they can be, each followed by KEPT_MS
+ * without one.
  * `count ROUNDS`: cycles that the PMU's counter of events counts: "own" in a loop of ours, "lent" while CPUs are lent,
  * each of a million.
  *
@@ -177,6 +178,17 @@ void run_registers(struct attack *attack)
 	tell(attack, "first", first);
 }
 
+/* RUN for a random while: from one that is over on the way in, up to a quarter of a millisecond. */
+static void run_a_while(struct runs *runs, u64 *dice)
+{
+	u64 most = 64UL << random(dice) % 9;
+	unsigned long flags;
+
+	local_irq_save(flags);
+	run_for(runs, random(dice) % most);
+	local_irq_restore(flags);
+}
+
 /* ---- interrupted all the time ---- */
 
 struct storming {
@@ -187,14 +199,9 @@ struct storming {
 static int storm(void *data)
 {
 	struct storming *storming = data;
-	unsigned long flags;
-	u64 most;
 
 	while (!kthread_should_stop()) {
-		most = 1UL << random(&storming->dice) % 15; /* up to a quarter of a millisecond */
-		local_irq_save(flags);
-		run_for(&storming->runs, random(&storming->dice) % most);
-		local_irq_restore(flags);
+		run_a_while(&storming->runs, &storming->dice);
 		cond_resched();
 	}
 	return 0;
@@ -277,14 +284,25 @@ void run_nested(struct attack *attack)
 
 /* ---- a CPU for ourselves ---- */
 
+enum { KEPT_MS = 6 };
+
+struct keeping {
+	struct runs runs;
+	u64 dice, ms;
+};
+
+/* The secure world has moments, at whose end it may be anywhere, and stands there each time. */
 static int keep_cpu(void *data)
 {
-	u64 end = ktime_get_ns() + *(u64 *)data * NSEC_PER_MSEC;
+	struct keeping *keeping = data;
+	u64 end = ktime_get_ns() + keeping->ms * NSEC_PER_MSEC;
 
-	preempt_disable();
-	while (ktime_get_ns() < end)
-		cpu_relax();
-	preempt_enable();
+	while (ktime_get_ns() < end) {
+		run_a_while(&keeping->runs, &keeping->dice);
+		preempt_disable();
+		mdelay(KEPT_MS);
+		preempt_enable();
+	}
 	while (!kthread_should_stop())
 		schedule_timeout_interruptible(1);
 	return 0;
@@ -292,21 +310,21 @@ static int keep_cpu(void *data)
 
 void starve(struct attack *attack)
 {
-	u64 ms = clamp_t(u64, word(attack, 2), 1, 10000), began = ktime_get_ns();
+	struct keeping keeping = { .dice = word(attack, 3) | 1, .ms = clamp_t(u64, word(attack, 2), 1, 10000) };
 	unsigned int cpu = word(attack, 1);
 	struct task_struct *task;
 
 	attack->error = -EINVAL;
 	if (cpu >= nr_cpu_ids || !cpu_online(cpu))
 		return;
-	task = start_on(keep_cpu, &ms, cpu);
+	task = start_on(keep_cpu, &keeping, cpu);
 	if (!task)
 		return;
 	attack->error = 0;
 	sched_set_fifo(task);
-	msleep(ms);
+	msleep(keeping.ms);
 	kthread_stop(task);
-	tell(attack, "ns", ktime_get_ns() - began);
+	tell_runs(attack, &keeping.runs);
 }
 
 /* ---- the PMU ---- */

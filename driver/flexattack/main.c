@@ -116,9 +116,20 @@ static const struct {
 
 static DEFINE_MUTEX(one_at_a_time);
 
+/* `on CPU WORDS…`: the others, made there. */
+static int go_there(struct attack *attack)
+{
+	int error = set_cpus_allowed_ptr(current, cpumask_of(min_t(u64, word(attack, 1), nr_cpu_ids - 1)));
+
+	memmove(attack->words, attack->words + 2, (ATTACK_WORDS - 2) * sizeof(*attack->words));
+	return error;
+}
+
 static void make(struct attack *attack)
 {
 	attack->error = -EINVAL;
+	if (attack->words[0] && !strcmp(attack->words[0], "on") && go_there(attack))
+		return;
 	for (int i = 0; attack->words[0] && i < ARRAY_SIZE(attacks); i++)
 		if (!strcmp(attack->words[0], attacks[i].name)) {
 			attack->error = 0;
@@ -151,6 +162,7 @@ static ssize_t device_write(struct file *file, const char __user *text, size_t s
 	for (int i = 0; i < ATTACK_WORDS && rest; i++)
 		attack->words[i] = strsep(&rest, " \n");
 	make(attack);
+	set_cpus_allowed_ptr(current, cpu_possible_mask);
 	error = attack->error;
 	mutex_unlock(&one_at_a_time);
 	kfree(line);

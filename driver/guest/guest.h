@@ -27,7 +27,6 @@ int touch_main(int argc, char **argv);
 int npu_main(int argc, char **argv);
 int disk_main(int argc, char **argv);
 int trace_main(int argc, char **argv);
-int call_main(int argc, char **argv);
 int application_main(int argc, char **argv);
 
 /* small.c: small files, whole. Both return -1 with errno. */

@@ -11,8 +11,8 @@ static const struct {
 } programs[] = {
 	{ "hog", hog_main },	       { "churn", churn_main }, { "memory", memory_main },
 	{ "syscalls", syscalls_main }, { "btree", btree_main }, { "touch", touch_main },
-	{ "npu", npu_main },	       { "disk", disk_main },
-	{ "trace", trace_main },	       { "call", call_main },	{ "application", application_main },
+	{ "npu", npu_main },	       { "disk", disk_main },	{ "trace", trace_main },
+	{ "application", application_main },
 };
 
 int main(int argc, char **argv)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from inside_mutant import Changes, Mutant
 
-from flexserve.attacks.trustzone.inside import ends, faults, lending, restarts
+from flexserve.attacks.trustzone import calls, reach, switching
+from flexserve.attacks.trustzone.inside import ends, faults, lending, protection, restarts
 
 # EL2 leaves what was SECURE as it is when the OS switches off …
 OFF: Changes = {
@@ -21,6 +22,33 @@ BOOT: Changes = {
     "monitor/el3/scrub.c": (
         "\t\tscrub(at, kept[i].from);\n",
         "\t\tscrub(at, i == 0 ? at + (1 << 20) : at);\n",
+    )
+}
+# The monitor does not look at the state that a page has before it changes it …
+STATES: Changes = {
+    "monitor/core/pages.c": ('\t\tif (*at != from)\n\t\t\tarch_panic("illegal move of a page");\n', "")
+}
+# … when the OS grants it, or …
+GRANT: Changes = {
+    **STATES,
+    "monitor/core/calls.c": (
+        "\tif (!pages_may(FLEX_MOVE_GRANT, range))\n\t\treturn FLEX_STATUS_DENIED;\n",
+        "",
+    ),
+}
+# … takes it.
+TAKE: Changes = {
+    **STATES,
+    "monitor/core/calls.c": (
+        "\tif (!pages_may(FLEX_MOVE_SCRUBBED, range))\n\t\treturn FLEX_STATUS_DENIED;\n",
+        "",
+    ),
+}
+# EL3 tells who is interrupted what RUN was given, but of RUNs that are the driver's.
+HEARD: Changes = {
+    "monitor/el3/world.c": (
+        "\tif (yielded[cpu])\n\t\ttell_run",
+        "\tif (yielded[cpu] || frame->x[2] == 0)\n\t\ttell_run",
     )
 }
 
@@ -78,4 +106,49 @@ MUTANTS = (
     Mutant("secure RAM, served", SECURE_RAM, ends.reset_by_the_kernel),
     Mutant("boot", BOOT, restarts.lose_power),
     Mutant("boot, served", BOOT, ends.press_reset),
+    Mutant("grant", GRANT, calls.grant_what_is_not_its_own),
+    Mutant("grant, at random", GRANT, calls.call_at_random),
+    Mutant("take", TAKE, calls.take_what_is_not_offered),
+    Mutant(
+        "hidden",  # EL2 has the SMMU among what the OS may reach
+        {
+            "monitor/arch/aarch64/el2.c": (
+                "\t{ 0x09000000, 0x00001000 }, /* UART */\n",
+                "\t{ 0x09000000, 0x00001000 }, { 0x09050000, 0x00020000 },\n",
+            )
+        },
+        reach.reach_hidden,
+    ),
+    Mutant(
+        "CPUs",  # EL3 leaves a CPU that comes on without Stage-2
+        {
+            "monitor/el3/power.c": (
+                "\tmodes_apply();\n",
+                '\tmodes_apply();\n\twrite_register("hcr_el2", read_register("hcr_el2") & ~HCR_STAGE2);\n',
+            )
+        },
+        switching.turn_cpus_off_and_on,
+    ),
+    Mutant(
+        "power",  # EL3 has the secure world begin anew on a CPU that comes on
+        {"monitor/el3/power.c": ("\tmodes_apply();\n", "\tmodes_apply();\n\tworld_boot();\n")},
+        lending.manage_power_meanwhile,
+    ),
+    Mutant(
+        "entries",  # EL3 starts a CPU in hidden memory
+        {"monitor/el3/power.c": ("ram_bytes - FLEX_HIDDEN_BYTES && entry", "ram_bytes && entry")},
+        lending.manage_power_meanwhile,
+    ),
+    Mutant("heard", HEARD, lending.lend_from_all_cpus),
+    Mutant("heard, starved", HEARD, lending.starve_cores),
+    Mutant(
+        "believed",  # the secure OS takes a mailbox for the monitor's while protection is off
+        {
+            "secure-os/core/flexmem.c": (
+                "\treturn now.state;\n",
+                "\treturn now.state == FLEX_SECURE_OFF ? FLEX_SECURE_ON : now.state;\n",
+            )
+        },
+        protection.toggle_protection,
+    ),
 )

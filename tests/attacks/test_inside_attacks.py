@@ -58,22 +58,22 @@ class Unprotected(Inside):
         return self.own()
 
 
-@pytest.mark.parametrize(
-    "attack",
-    [
-        reach.read_as_kernel,
-        reach.write_as_kernel,
-        reach.execute_as_kernel,
-        reach.map_into_program,
-        reach.trace_program,
-        reach.overwrite_lines,
-        reach.translate_through_it,
-        devices.copy_by_device,
-        devices.lend_buffers_to_virtio,
-        devices.move_registers,
-    ],
-    ids=lambda attack: attack.__name__,
+ON_WHAT_NOTHING_PROTECTS: tuple[Callable[[Inside], str], ...] = (
+    reach.read_as_kernel,
+    reach.write_as_kernel,
+    reach.execute_as_kernel,
+    reach.map_into_program,
+    reach.trace_program,
+    reach.overwrite_lines,
+    reach.translate_through_it,
+    devices.copy_by_device,
+    devices.lend_buffers_to_virtio,
+    devices.move_registers,
+    devices.configure_devices,
 )
+
+
+@pytest.mark.parametrize("attack", ON_WHAT_NOTHING_PROTECTS, ids=lambda attack: attack.__name__)
 def test_the_attack_succeeds_where_nothing_protects(attack: Callable[[Inside], str], scene: Inside):
     fields = {field.name: getattr(scene, field.name) for field in dataclasses.fields(scene)}
     made = attempt(attack, Unprotected(**fields))

@@ -16,7 +16,15 @@ from typing import TypeVar
 
 from flexserve.attacks.attempt import Attempt, Pointless, attempt
 from flexserve.attacks.trustzone import calls, devices, reach, switching
-from flexserve.attacks.trustzone.inside import ciphertext, ends, faults, lending, messages, restarts
+from flexserve.attacks.trustzone.inside import (
+    ciphertext,
+    ends,
+    faults,
+    lending,
+    messages,
+    protection,
+    restarts,
+)
 from flexserve.attacks.trustzone.inside.ends import Ended
 from flexserve.attacks.trustzone.inside.exposure import Exposed, dump_a_server
 from flexserve.attacks.trustzone.inside.restarts import Driven
@@ -42,7 +50,7 @@ def meanwhile(attack: Callable[[Inside], str]) -> Callable[[Inside], str]:
 
 
 #: While the application holds nothing: protection may go off.
-ATTACKS_BEFORE: tuple[Callable[[Inside], str], ...] = (lending.toggle_protection,)
+ATTACKS_BEFORE: tuple[Callable[[Inside], str], ...] = (protection.toggle_protection,)
 
 #: On memory that it has, while it computes in that.
 ATTACKS_ON_PAGES: tuple[Callable[[Inside], str], ...] = tuple(
@@ -71,10 +79,7 @@ ATTACKS_ON_PAGES: tuple[Callable[[Inside], str], ...] = tuple(
 ATTACKS: tuple[Callable[[Inside], str], ...] = (
     lending.lend_with_hostile_registers,
     lending.lend_from_all_cpus,
-    lending.lend_in_an_interrupt,
-    lending.lend_from_a_program,
-    lending.starve_a_core,
-    lending.keep_all_cpus,
+    lending.starve_cores,
     lending.count_what_it_does,
     lending.manage_power_meanwhile,
     messages.change_between_check_and_use,

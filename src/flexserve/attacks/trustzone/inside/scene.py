@@ -19,7 +19,7 @@ from flexserve.attacks.trustzone.inside.dump import places_in_ram
 from flexserve.attacks.trustzone.scene import CPUS, DEVICES, LINE, RAM_BYTES, Attacked, until
 from flexserve.emulator.build import Images
 from flexserve.emulator.machine import Machine
-from flexserve.errors import FlexServeError, NormalWorldError
+from flexserve.errors import FlexServeError, NormalWorldError, PeerError
 from flexserve.harness.inner import Application, Image, Model, NotDone, SealedFile, SealedKv
 from flexserve.harness.shapes import SHAPES
 from flexserve.harness.synth import write_synthetic
@@ -219,7 +219,7 @@ class Inside(Attacked):
     def computing(self) -> Iterator[Talk]:
         """Have the model answer over and over meanwhile, at least twice.
 
-        Raises Gained when it said something else, and what the link raises when it ended.
+        Raises Gained when it said something else, or does not answer any more; and what ends the machine.
         """
         end = threading.Event()
         failures: list[FlexServeError] = []
@@ -231,6 +231,8 @@ class Inside(Attacked):
                     talk.answers += 1
             except (Gained, NotDone) as error:
                 talk.wrong = str(error)
+            except PeerError as error:
+                talk.wrong = f"it does not go on: {error.message}"
             except FlexServeError as error:
                 failures.append(error)
 
