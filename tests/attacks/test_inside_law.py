@@ -55,5 +55,5 @@ def test_each_attack_can_succeed() -> None:
     attacks = {attack.__name__ for attack in ATTACKS}
     mutants = (*mutants_of_worlds.MUTANTS, *mutants_of_data.MUTANTS)
     shown = {mutant.attack.__name__ for mutant in mutants} | CONTROLS.keys()
-    assert attacks - shown == MISSING
+    assert attacks - shown <= MISSING
     assert shown <= attacks
