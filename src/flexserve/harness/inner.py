@@ -242,9 +242,9 @@ class Model(OpenModel[Application]):
         self.begin(tokens, sequence=sequence, most=most)
         return self.finish(sequence)
 
-    def resume(self, kv: SealedKv, sequence: int = 0) -> Status:
-        """Have a sequence go on from it; return how it went."""
-        reply = self.app.ask(Ask.RESUME, self.number, sequence, kv.size, payload=kv.salt)
+    def resume(self, kv: SealedKv, sequence: int = 0, owner: tuple[int, int] = (0, 0)) -> Status:
+        """Have a sequence go on from it, which is said to be of `owner`; return how it went."""
+        reply = self.app.ask(Ask.RESUME, self.number, sequence, kv.size, *owner, payload=kv.salt)
         for number, part in enumerate(kv.parts):
             if reply.status is Status.DONE:
                 reply = self.app.ask(Ask.RESUMED, self.number, number, payload=part)

@@ -11,11 +11,13 @@ from flexserve.attacks.trustzone.scene import demand, until
 from flexserve.harness.inner import WEIGHTS, SealedKv
 from flexserve.platforms.trustzone import abi
 from flexserve.platforms.trustzone.ram import BASE, PAGE
-from flexserve.tee_client.messages import Ask, Status
+from flexserve.tee_client.messages import KEPT_PART, Ask, Status
 
 _TAG = 16  # bytes
 _PAGES = 512  # of a chunk
 _RUN_LENGTHS = (0, 1, 513, 1 << 40)
+_LONG, _WHOLE = 100, 2  # tokens of a conversation whose KV has more parts than these, which are whole
+_NOBODY, _SOMEBODY = (0, 0), (1, 0)  # owners of KV
 
 
 def load_other_weights(scene: Inside) -> str:
@@ -75,36 +77,46 @@ def seal_again(scene: Inside) -> str:
 
 
 def resume_other_conversations(scene: Inside) -> str:
-    """Have a conversation go on from KV of another opening, cut off, mixed, altered, or none."""
+    """Have a conversation go on from KV of another opening or owner, cut off, mixed, altered, or none."""
     model = scene.opened
-    scene.answer()
+    prompt = (scene.prompt * _LONG)[:_LONG]
+    model.do(Ask.EVICT, 1, 0, 0)
+    expected = model.answer(prompt, most=TOKENS)
     kept, ((_, other), (_, foreign)) = model.keep(), scene.others
+    if len(kept.parts) <= _WHOLE:
+        raise Pointless(f"the conversation has {len(kept.parts)} parts: no two of them can change places")
     if model.resume(kept, 1) is not Status.DONE:
         raise Pointless("what was kept is refused, too")
-    if (to_compute := model.begin(scene.prompt, sequence=1, most=TOKENS)) != 1:
+    if (to_compute := model.begin(prompt, sequence=1, most=TOKENS)) != 1:
         raise Pointless(f"what was kept is not used: {to_compute} tokens to compute")
-    if model.finish(1) != scene.expected:
+    if model.finish(1) != expected:
         raise Gained("it goes on with other words")
-    first = kept.parts[0]
+    first, second, *_, last = kept.parts
     wrong = {
         "with another salt": SealedKv(kept.size, secrets.token_bytes(32), kept.parts),
         "longer than it is": SealedKv(kept.size + 1, kept.salt, kept.parts),
-        "altered": SealedKv(kept.size, kept.salt, [bytes((first[0] ^ 1,)) + first[1:], *kept.parts[1:]]),
+        "cut off": SealedKv(_WHOLE * KEPT_PART, kept.salt, kept.parts[:_WHOLE]),
+        "altered": SealedKv(
+            kept.size,
+            kept.salt,
+            [*kept.parts[:-1], last[: -_TAG - 1] + bytes((last[-_TAG - 1] ^ 1,)) + last[-_TAG:]],
+        ),
         "of another model": foreign,
-        "mixed with another": SealedKv(kept.size, kept.salt, [other.parts[0], *kept.parts[1:]]),
-        "in another order": SealedKv(kept.size, kept.salt, [*kept.parts[1:], first]),
+        "mixed with another": SealedKv(other.size, kept.salt, other.parts),
+        "in another order": SealedKv(kept.size, kept.salt, [second, first, *kept.parts[_WHOLE:]]),
         "made up": SealedKv(64, kept.salt, [secrets.token_bytes(64 + _TAG)]),
     }
-    if len(kept.parts) == 1:
-        del wrong["in another order"]
-    for name, kv in wrong.items():
-        status = model.resume(kv, 1)
-        if status is Status.DONE:
-            raise Gained(f"it took KV that is {name}")
-        if model.answer(scene.prompt, most=TOKENS, sequence=1) != scene.expected:
+    tries = [(name, kv, _NOBODY) for name, kv in wrong.items()]
+    for name, kv, owner in [*tries, ("of another owner", kept, _SOMEBODY)]:
+        status = model.resume(kv, 1, owner)
+        if status in (Status.DONE, Status.UNSUPPORTED):  # it fits, or it does not: it passed for genuine
+            raise Gained(f"it took KV that is {name} ({status.name})")
+        if status not in (Status.DAMAGED, Status.BAD):
+            raise Pointless(f"KV that is {name} is answered {status.name}")
+        if model.answer(prompt, most=TOKENS, sequence=1) != expected:
             raise Gained(f"after KV that is {name} it says something else")
     scene.check_canary()
-    return f"{len(wrong)} kinds of it: each part is bound to model, layout, salt, place and length"
+    return f"{len(tries) + 1} kinds of it: each part is bound to model, layout, salt, owner, place and length"
 
 
 def lie_as_a_disk(scene: Inside) -> str:

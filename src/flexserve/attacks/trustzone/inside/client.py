@@ -28,20 +28,24 @@ class Client:
 
     def ask(self, words: str) -> str:
         """Return the answer to a sealed request. Raises FlexServeError when it cannot be believed."""
+        exchange = self.request(words)
+        wire = bytes.fromhex(self._driver.say(f"sealed {exchange.body.hex()}"))
+        said = list(exchange.feed(wire))
+        exchange.end()
+        return "".join(message.text for message in said if isinstance(message, Delta))
+
+    def request(self, words: str) -> Exchange:
+        """Return a sealed request that was not sent yet. Raises FlexServeError for who cannot be believed."""
         nonce = secrets.token_bytes(32)
         token = bytes.fromhex(self._driver.say(f"attest {nonce.hex()}"))
         verified = verify(self._chain, token, nonce, Policy(emulated="allow"))
-        exchange = Exchange(
+        return Exchange(
             Rendered(MODEL, (words,), b"", _TOKENS),
             secrets.token_bytes(32),
             verified.sealing.public,
             hashlib.sha256(token).digest(),
             int(1000 * time.time()),
         )
-        wire = bytes.fromhex(self._driver.say(f"sealed {exchange.body.hex()}"))
-        said = list(exchange.feed(wire))
-        exchange.end()
-        return "".join(message.text for message in said if isinstance(message, Delta))
 
 
 def _certified(root: bytes) -> list[bytes]:

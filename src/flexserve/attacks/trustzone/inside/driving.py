@@ -8,6 +8,7 @@ It reads lines and answers each with one, "done …" or "failed …":
     keep            seals the conversation
     attest NONCE    a token with these bytes, in hexadecimal
     sealed BODY     the answer to a sealed request, both in hexadecimal
+    spy BODY TEXT   how it answers who wants words of a sealed request in other ways; TEXT: a guess of them
     go on TEXT      "going", then asks for ever
 """
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import cbor2
@@ -83,6 +85,25 @@ class Session:
         self._model.do(Ask.END, 1)
         return b"".join(said).hex()
 
+    def spy(self, asked: str) -> str:
+        """Begin a sealed request. Ask for its tokens; take its KV; as its owner, guess at its prompt.
+
+        Return by what each of these is called how it was answered.
+        """
+        body, _, guess = asked.partition(" ")
+        model, app = self._model, self._app
+        opened = self._sealed.unseal(model.number, bytes.fromhex(body))
+        self._sealed.begin(model.number, 1, opened.session)
+        model.step(1)
+        said = app.ask(Ask.SAID, model.number, 1).status
+        self._sealed.finish(opened.session)
+        model.do(Ask.END, 1)
+        resumed = model.resume(model.keep(1), 1)
+        tokens = packed(model.tokenise(guess))
+        begun = app.ask(Ask.BEGIN, model.number, 1, 1, *opened.owner, payload=tokens).status
+        model.do(Ask.END, 1)
+        return f"tokens:{said.name} KV:{resumed.name} guess:{begun.name}"
+
     def keep(self) -> str:
         """Seal the conversation."""
         kept = msgspec.msgpack.encode(self._model.keep())
@@ -91,21 +112,15 @@ class Session:
 
 
 def _serve(session: Session, line: str) -> str:
-    word, _, text = line.rstrip("\n").partition(" ")
-    match word:
-        case "open":
-            return session.open()
-        case "restore":
-            return session.restore()
-        case "ask":
-            return session.ask(text)
-        case "keep":
-            return session.keep()
-        case "attest":
-            return session.attest(text)
-        case "sealed":
-            return session.sealed(text)
-    raise ValueError(f"no such line: {word!r}")
+    word, *text = line.rstrip("\n").split(" ", 1)
+    served: dict[str, Callable[..., str]] = {
+        each.__name__: each
+        for each in (
+            *(session.open, session.restore, session.ask, session.keep),
+            *(session.attest, session.sealed, session.spy),
+        )
+    }
+    return served[word](*text)
 
 
 def _say(text: str) -> None:

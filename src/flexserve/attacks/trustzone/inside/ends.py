@@ -131,7 +131,9 @@ class Ended:
                 if answer.status_code != 503 or time.monotonic() > deadline:
                     raise Pointless(f"the server does not answer any more: {answer.text[:200]}")
                 time.sleep(0.2)  # it boots another machine, and says so
-            http.post(f"{url}/recall", json={"bytes": None, "deadline_ms": 60_000}).raise_for_status()
+            recalled = http.post(f"{url}/recall", json={"bytes": None, "deadline_ms": 60_000})
+            if recalled.is_error:
+                raise Pointless(f"the server does not give its memory back: {recalled.text[:200]}")
         return said.choices[0].text, said.usage.prompt_tokens_details.cached_tokens
 
     async def in_the_midst(self, end: Callable[[Question], None]) -> None:

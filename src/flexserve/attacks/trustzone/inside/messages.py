@@ -7,6 +7,7 @@ import dataclasses
 import secrets
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 from flexserve.attacks.attempt import Gained, Pointless
@@ -15,13 +16,17 @@ from flexserve.attacks.trustzone.scene import until
 from flexserve.platforms.trustzone import abi
 from flexserve.platforms.trustzone.ram import PAGE
 from flexserve.tee_client.messages import HEADER, Ask, Reply, Status, packed, unpacked
+from flexserve.tee_client.ring import ANSWERS_WRITTEN, REQUESTS_READ, REQUESTS_WRITTEN
 
 _ROUNDS, _FEW = 40, 8
 _KIND, _FIRST_ARGUMENT = 0, 16  # where in a request they are
 _NONSENSE, _NONE = 0xFFFF_FFFF, (1 << 64) - 1
 _MORE_CHUNKS, _PAGES = 2, 512  # chunks that are asked for, and pages of one
 _PAST = 4  # wishes and commands that the application made before anything was attacked, at least
-_REQUESTS_WRITTEN = 0  # where in the ring the normal world counts, in bytes
+_STRIDE = 64  # bytes of the ring from one count to the next
+_UNSEEN = 0.3  # seconds; the application looks for requests more often than this
+_ALTERED = 32  # bytes of a sealed part
+_LARGER = 0x40  # a bit of the exponents of numbers: what has another one is far from what it was
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -59,13 +64,12 @@ def change_sealed_kv_meanwhile(scene: Inside) -> str:
     scene.answer()
     kept = model.keep()
     part = kept.parts[0]
-    place = HEADER.size + len(part) // 2
-    other = bytes((part[len(part) // 2] ^ 1,))
-    right = refused = rounds = 0
-    while rounds < _FEW or (rounds < _ROUNDS and not (right and refused)):
-        rounds += 1
+    first = len(part) * 9 // 16  # behind all keys: values of the first layer, of the prompt's first tokens
+    other = bytes(byte ^ _LARGER for byte in part[first : first + _ALTERED])
+    right = refused = 0
+    for _ in range(_ROUNDS):
         model.do(Ask.RESUME, 1, kept.size, payload=kept.salt)
-        arguments = (model.number, 0)
+        arguments, place = (model.number, 0), HEADER.size + first
         doubtful = Doubtful(Ask.RESUMED, arguments, part, place, other, Status.DAMAGED, lambda _reply: True)
         if not _made(scene, doubtful):
             refused += 1
@@ -81,11 +85,14 @@ def change_sealed_kv_meanwhile(scene: Inside) -> str:
 
 
 def write_behind_and_ahead(scene: Inside) -> str:
-    """Overwrite, all the time, what of the ring was read already and what is not written yet."""
+    """Overwrite what of the ring was read, what is not written yet, and the count of what was read."""
     with _scribbling(scene.app.memory):
         for _ in range(_ROUNDS):
             if unpacked(scene.opened.do(Ask.TOKENISE, 0, payload=PROMPT.encode()).payload) != scene.prompt:
                 raise Gained("it read what was not said")
+    for _ in range(_FEW):
+        scene.app.do(Ask.POOL)
+        _turn_back(scene.app.memory, HEADER.size)
     scene.check_canary()
     return "its own counts are where the OS cannot write: it reads what was said, once, and nothing else"
 
@@ -166,8 +173,20 @@ def _area(memory: memoryview) -> int:
     return 1 << ((len(memory) - PAGE) // 2).bit_length() - 1
 
 
-def _written(memory: memoryview) -> int:
-    return int.from_bytes(memory[_REQUESTS_WRITTEN : _REQUESTS_WRITTEN + 4], "little")
+def _count(memory: memoryview, number: int) -> memoryview:
+    return memory[_STRIDE * number : _STRIDE * number + 4].cast("I")
+
+
+def _turn_back(memory: memoryview, size: int) -> None:
+    """Say that the application has not read its last request, of `size` bytes. Raises Gained when it does."""
+    read, answered = _count(memory, REQUESTS_READ), _count(memory, ANSWERS_WRITTEN)
+    right, said, deadline = read[0], answered[0], time.monotonic() + _UNSEEN
+    read[0] = (right - size) % (1 << 32)
+    while time.monotonic() < deadline:
+        if answered[0] != said:
+            raise Gained("it did again what was asked once")
+        time.sleep(_UNSEEN / 100)
+    read[0] = right
 
 
 @contextlib.contextmanager
@@ -176,7 +195,7 @@ def _alternating(memory: memoryview, doubtful: Doubtful) -> Iterator[None]:
     numbers = (*doubtful.arguments, *[0] * (5 - len(doubtful.arguments)))
     request = HEADER.pack(doubtful.kind, len(doubtful.payload), 0, *numbers) + doubtful.payload
     one = request[doubtful.place : doubtful.place + len(doubtful.other)]
-    at = PAGE + (_written(memory) + doubtful.place) % _area(memory)
+    at = PAGE + (_count(memory, REQUESTS_WRITTEN)[0] + doubtful.place) % _area(memory)
     first, end = memory[at : at + len(one)], threading.Event()
     if len(first) < len(one) or at + len(one) > PAGE + _area(memory):
         yield  # it lies at the ring's end: once it comes as it is
@@ -199,7 +218,7 @@ def _scribbling(memory: memoryview) -> Iterator[None]:
 
     def go_on() -> None:
         while not end.is_set():
-            written = _written(memory)
+            written = _count(memory, REQUESTS_WRITTEN)[0]
             for eighth in range(2, 7):  # a request of this attack has far less than that
                 at = PAGE + (written + eighth * area // 8) % area // PAGE * PAGE
                 memory[at : at + PAGE] = noise

@@ -159,6 +159,17 @@ def dump_a_sealed_conversation(scene: Driven) -> str:
     return "its words are in the clear at S-EL0 only, and at the client"
 
 
+def ask_for_sealed_words(scene: Driven) -> str:
+    """Ask the application itself for words of a sealed request: its tokens, its KV, and as its owner."""
+    words = f"Kanarivogel schweigt {secrets.token_hex(16)}"
+    body = Client(scene.driver, scene.target.key.read_bytes()).request(words).body
+    for each in scene.driver.say(f"spy {body.hex()} {words}").split():
+        name, _, status = each.partition(":")
+        if status not in ("BAD", "DAMAGED"):
+            raise Gained(f"{name}: {status}")
+    return "its tokens leave sealed only, its KV is sealed for its owner, and the OS cannot ask as that"
+
+
 def reset_in_the_midst(scene: Driven) -> str:
     """Reset the machine while it answers, and go on from what was kept."""
     if not scene.weights_in_ram():
@@ -224,6 +235,7 @@ def switch_off_in_the_midst(scene: Driven) -> str:
 ATTACKS = (
     dump_everything,
     dump_a_sealed_conversation,
+    ask_for_sealed_words,
     reset_in_the_midst,
     kill_the_driver,
     lose_power,
