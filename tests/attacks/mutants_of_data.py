@@ -160,20 +160,12 @@ MUTANTS = (
         {"trusted-app/secure_os.cpp": ("                if (event[1] != serial_) break;\n", "")},
         messages.answer_what_was_not_asked,
     ),
-    Mutant(
-        "ends",  # the client does not end at an answer that cannot be, by its link, nor by who asked
-        {
-            "src/flexserve/tee_client/program.py": (
-                *("Link(wire, _end_with_link)", "Link(wire)"),
-                *("    end_with_any_thread()\n", ""),
-            )
-        },
-        ends.answer_in_its_place,
-    ),
+    Mutant("image, dumped", IMAGE, restarts.dump_everything),
     Mutant("image, driven", IMAGE, restarts.kill_the_driver),
     Mutant("image, served", IMAGE, ends.kill_the_client),
     Mutant("request, driven", REQUEST, restarts.dump_a_sealed_conversation),
     Mutant("request, served", REQUEST, ends.kill_the_client),
+    Mutant("request, forged", REQUEST, ends.answer_in_its_place),
     Mutant(
         "tokens",  # of a sealed request are told as all others are
         {
