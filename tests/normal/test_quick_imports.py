@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from flexserve.normal.imports import _hidden, importing
+from flexserve.normal.imports import hidden, importing
 
 PROGRAM = """
 import gc, sys
@@ -32,14 +32,20 @@ def test_a_server_is_imported_without_what_draws_and_without_old_forms() -> None
     assert done.returncode == 0
 
 
+def test_a_client_is_imported_without_the_command_line_of_its_library() -> None:
+    program = "import sys, flexserve.normal.client; print({'click', 'rich', 'pygments'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stdout == "set()\n"
+
+
 def test_what_is_hidden_is_not_found_and_afterwards_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     import colorsys
 
-    with _hidden("colorsys"), pytest.raises(ImportError):
+    with hidden("colorsys"), pytest.raises(ImportError):
         import colorsys
     assert sys.modules["colorsys"] is colorsys
     monkeypatch.delitem(sys.modules, "colorsys")
-    with _hidden("colorsys"):
+    with hidden("colorsys"):
         pass
     assert "colorsys" not in sys.modules
 

@@ -13,7 +13,6 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
 import httpcore
-import httpx
 import msgspec
 
 from flexserve.errors import (
@@ -24,6 +23,7 @@ from flexserve.errors import (
     rebuild,
 )
 from flexserve.normal.address import CONNECT_TIMEOUT, Address, NoServerError
+from flexserve.normal.imports import hidden
 from flexserve.normal.peers import check_server
 from flexserve.normal.reports import (
     Answer,
@@ -45,6 +45,9 @@ from flexserve.protocol.answers import Timings, Usage
 from flexserve.protocol.model_options import ModelOptions
 from flexserve.protocol.prompts import ChatMessage
 from flexserve.protocol.sampling import Sampling
+
+with hidden("click"):  # where it finds that, httpx has a command line, which is half of its import
+    import httpx
 
 SILENCE_TIMEOUT = 60.0  # seconds; a server that is at work on an answer pings every 5
 MAX_BODY = 16 << 20  # bytes of an answer in one piece

@@ -13,7 +13,7 @@ def importing() -> Iterator[None]:
     """Inside, import a program that serves HTTP. For programs: modules are hidden from all of the process."""
     gc.disable()  # imports leave many objects that live to the end, and hardly any garbage
     try:
-        with _hidden(
+        with hidden(
             "rich"
         ):  # by it structlog draws tracebacks with the values of variables, which no log has
             import structlog  # noqa: F401
@@ -26,7 +26,7 @@ def importing() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _hidden(name: str) -> Iterator[None]:
+def hidden(name: str) -> Iterator[None]:
     """Have nothing that is imported inside find the package `name`."""
     found = sys.modules.get(name)
     sys.modules[name] = None  # type: ignore[assignment]  # as `import` has it: raise ImportError
