@@ -7,6 +7,7 @@ three of its values, keys, tensors or bytes are not what they were.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import random
 import struct
@@ -54,7 +55,7 @@ class Draft:
 
     def copy(self) -> Draft:
         """Return another draft that shares no list with this one."""
-        return Draft(list(self.pairs), [dataclasses.replace(tensor) for tensor in self.tensors])
+        return Draft(list(self.pairs), [Tensor(each.name, each.kind, each.shape) for each in self.tensors])
 
     def encode(self) -> tuple[bytes, int]:
         """Return the header's bytes, up to the tensor data, and the size of the whole file."""
@@ -262,6 +263,7 @@ def _architecture(draft: Draft) -> str:
     return next((str(v) for key, (_, v) in draft.pairs if key == "general.architecture"), "llama")
 
 
+@functools.lru_cache(1 << 16)  # nearly all that is written is a text of a few sound headers
 def _text(value: str) -> bytes:
     data = value.encode("utf-8", "surrogateescape")
     return struct.pack("<Q", len(data)) + data
