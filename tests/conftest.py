@@ -6,6 +6,8 @@ import gc
 import os
 import signal
 import tempfile
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from hypothesis import Phase, settings
@@ -82,13 +84,16 @@ LONGEST_FIRST = (
     "normal/test_serve.py",
 )
 FETCHED = ("real", "libraries")
+COVERED = ("policy", "serving", "trusted")  # whose own tests count for their coverage
 
 gc.disable()  # while tests are imported and collected: that leaves many objects and hardly any garbage
 
 
 def pytest_collection_finish() -> None:
-    """Have the garbage collector look only at what the tests make: what was collected lives to the end."""
-    gc.collect()
+    """Have the garbage collector look only at what the tests make: what was collected lives to the end.
+
+    With what little garbage there is: looking for it takes as long as a dozen of tests.
+    """
     gc.freeze()
     gc.enable()
 
@@ -104,14 +109,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Begin with what takes longest, so that no process that runs tests ends long after the others.
 
     Tests of what has to be fetched run for those only who ask for them by their mark. Properties count for no
-    coverage: to be traced would double their time, and each branch is to have a test by example, too.
+    coverage: to be traced would double their time, and each branch is to have a test by example, too. Nor do
+    tests of other packages.
     """
     for mark in FETCHED:
         if mark not in config.option.markexpr:
             items[:] = [item for item in items if item.get_closest_marker(mark) is None]
     items.sort(key=lambda item: (_length(item), _rank(item)))
     for item in items:
-        if item.get_closest_marker("hypothesis"):
+        if item.get_closest_marker("hypothesis") or not _is_below(item, COVERED):
             item.add_marker("no_cover")
 
 
@@ -120,6 +126,11 @@ def _length(item: pytest.Item) -> int:
     path = item.path.as_posix()
     found = (place for place, name in enumerate(LONGEST_FIRST) if path.endswith(f"/tests/{name}"))
     return next(found, len(LONGEST_FIRST))
+
+
+def _is_below(item: pytest.Item, folders: Sequence[str]) -> bool:
+    """Return whether an item's file is in one of `folders` of the tests."""
+    return any(Path(__file__).parent / folder in item.path.parents for folder in folders)
 
 
 def _rank(item: pytest.Item) -> int:
