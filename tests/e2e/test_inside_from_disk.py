@@ -123,24 +123,26 @@ def test_weights_come_from_the_disk_and_no_file_of_the_host_has_them(scene: Scen
 
 def test_an_idle_model_makes_way_for_pages_that_the_disk_reads_to(tmp_path: Path) -> None:
     library, ram = Library(tmp_path), 384 * MIB
-    for model in ("one", "other"):
+    for model in ("one", "another", "last"):
         library.add(MODEL, model)
     with machines(library, ram=ram) as core, client_of(core, library) as world:
-        for model in ("one", "other"):
+        for model in ("one", "another", "last"):
             assert world.chat(model, QUESTION, TOKENS).text.startswith(ANSWER)
         world.recall(None)
-        assert world.chat("one", QUESTION, TOKENS).text.startswith(ANSWER)
+        for model in ("one", "another"):
+            assert world.chat(model, QUESTION, TOKENS).text.startswith(ANSWER)
         agent = core.machine.agent
-        # Its kernel keeps all but 1 to 2 % from now on, which is less than the weights are.
+        # Its kernel keeps all but 1 to 2 % from now on, which is less than the weights are. What it has
+        # varies by as much, so the two that are idle have more than the last one needs.
         memory, said = agent.ask("meminfo"), agent.ask("read", "/proc/meminfo")["text"]
         free = re.search(r"CmaFree: *(\d+)", said)
         for_others = int(free[1]) * 1024 if free else 0  # what can be moved
         reserve = 100 * (memory["available"] - for_others) // memory["total"] - 1
         agent.ask("write", "/sys/module/flexmem/parameters/reserve_percent", str(reserve))
-        for model in ("other", "one", "other"):
+        for model in ("last", "one", "last"):
             assert world.chat(model, QUESTION, TOKENS).text.startswith(ANSWER)
         found = {each.name: each.resident / each.weights for each in world.status().models}
-        assert found["one"] < found["other"] == 1
+        assert min(found["one"], found["another"]) < found["last"] == 1
         assert sum(core.machine.monitor().pages.values()) == ram
 
 
