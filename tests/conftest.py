@@ -40,6 +40,9 @@ def _has_room(folder: str) -> bool:
 if "TMPDIR" not in os.environ and _has_room(IN_MEMORY):
     os.environ["TMPDIR"] = tempfile.tempdir = IN_MEMORY
 
+# Threads that multiply matrices wait for each other by spinning, and this machine's cores run other tests.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 # No test asserts a duration; on a busy machine, the first of a test's examples takes seconds.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
