@@ -25,6 +25,9 @@ pytestmark = pytest.mark.engine
 
 SHAPE, QUANT = "small-llama", "q8_0"
 PROMPT, TOKENS = PROMPTS[1], 6
+# Prompts are cut and batched as requests come, and numbers are rounded otherwise in other batches. After
+# these, with weights of f16, each of 24 tokens leads by 0.12 at least, and that changes by 0.01 at most.
+STEADY = ("wurafo lo kane.", "lo Zi.", "pi Zi mera Zi dolo.")
 PRELUDE = struct.Struct("<8sIQ32s16s")  # of an image: magic, version, length of the index, salt, tag
 
 
@@ -160,9 +163,9 @@ def test_an_image_that_was_removed_while_it_is_in_use_is_no_damage(library: Libr
 def test_streams_go_on_over_damage_that_is_found_in_the_middle_of_them(
     library: Library, world: DrivenWorld, healthy: str
 ):
-    source, other = library.file(SLOW, QUANT), library.file("small-qwen2", QUANT)
+    source, other = library.file(SLOW, "f16"), library.file("small-qwen2", QUANT)
     name = library.add(source, "damaged-meanwhile")
-    expected = [library.answer(source, prompt, 48) for prompt in PROMPTS]
+    expected = [library.answer(source, prompt, 24) for prompt in STEADY]
     world.warm(name)
     said: list[str] = []
 
@@ -172,7 +175,7 @@ def test_streams_go_on_over_damage_that_is_found_in_the_middle_of_them(
             flip_a_byte_of_the_last_chunk(image_of(library, name))
             world.recall(1 << 40)  # a number: weights in use are not spared
 
-    numbers = [world.submit(name, TextPrompt(prompt), 48) for prompt in PROMPTS]
+    numbers = [world.submit(name, TextPrompt(prompt), 24) for prompt in STEADY]
     beside = world.submit(healthy, TextPrompt(PROMPT), TOKENS)
     texts = [world.result(numbers[0], damage_after_two).text]
     texts += [world.result(number).text for number in numbers[1:]]
