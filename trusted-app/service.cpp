@@ -251,7 +251,7 @@ Status Service::open(Call call) {
 
 Status Service::write(Open &open, Call call) {
     const Status status = open.image->write(call.argument(1), call.payload);
-    explicit_bzero(call.payload.data(), call.payload.size());
+    if (!call.payload.empty()) explicit_bzero(call.payload.data(), call.payload.size());
     return status;
 }
 

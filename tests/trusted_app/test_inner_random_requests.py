@@ -6,7 +6,7 @@ import struct
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from inner_application import QUESTION, Application, checked, provide
 from inner_models import Opened, no_tokens
@@ -82,6 +82,7 @@ def beset(emulator: str, programs: Programs, sealed: SealedFile, image: Image) -
 
 @settings(max_examples=120, deadline=None)
 @given(requests=REQUESTS)
+@example(requests=[(Ask.WRITE, 0, [0], b"")])
 def test_it_answers_whatever_is_asked(
     beset: Opened, requests: list[tuple[int, int, list[int], bytes]]
 ) -> None:
