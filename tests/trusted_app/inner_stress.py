@@ -41,7 +41,7 @@ def fill_registers(scene: Inside, dice: random.Random) -> None:
 
 
 def keep_a_cpu(scene: Inside, dice: random.Random) -> None:
-    scene.attack("starve", dice.randrange(scene.machine.cpus), dice.randint(10, 500))
+    scene.attack("starve", dice.randrange(scene.machine.cpus), dice.randint(10, 500), dice.getrandbits(31))
 
 
 def switch_a_cpu(scene: Inside, dice: random.Random) -> None:
