@@ -87,7 +87,7 @@ LONGEST_FIRST = (
     "normal/test_serve.py",
 )
 FETCHED = ("real", "libraries")
-COVERED = ("policy", "serving", "trusted")  # whose own tests count for their coverage
+COVERED = ("policy", "serving", "trusted")  # as in the Makefile: their own tests count for their coverage
 
 gc.disable()  # while tests are imported and collected: that leaves many objects and hardly any garbage
 

@@ -13,9 +13,8 @@ def importing() -> Iterator[None]:
     """Inside, import a program that serves HTTP. For programs: modules are hidden from all of the process."""
     gc.disable()  # imports leave many objects that live to the end, and hardly any garbage
     try:
-        with hidden(
-            "rich"
-        ):  # by it structlog draws tracebacks with the values of variables, which no log has
+        # By rich, structlog draws tracebacks with the values of variables, which no log has.
+        with hidden("rich"):
             import structlog  # noqa: F401
         # FastAPI asks of each annotation whether it is a model of pydantic's first version. None is.
         sys.modules.setdefault("pydantic.v1", None)  # type: ignore[arg-type]

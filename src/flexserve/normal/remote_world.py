@@ -126,10 +126,11 @@ class RemoteWorld:
                 self._next, self._ahead, self._shapes = [], {}, {}
             return self._trust
 
-    async def check(self) -> None:
-        """Return if requests can be answered now, by the server's word. Raises as `trust`."""
-        await self.trust()
+    async def check(self) -> Trust:
+        """As `trust`, if requests can be answered now, by the server's word."""
+        trust = await self.trust()
         await self._server.check()
+        return trust
 
     @property
     def protection(self) -> Protection:

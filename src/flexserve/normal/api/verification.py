@@ -20,9 +20,7 @@ router = APIRouter(tags=["verification"])
 @router.get("/health")
 async def health(request: Request) -> Response:
     """Say whether requests can be served now: 200, or the reason why not."""
-    remote = _remote(request)
-    await remote.check()
-    trust = await remote.trust()
+    trust = await _remote(request).check()
     return JSONResponse(
         {"status": "ok", "protection": dataclasses.asdict(trust.protection), "engine": trust.engine}
     )
